@@ -1,0 +1,66 @@
+"""What an upscaler is: a pure function from a base to a full-matrix image, plus what identifies it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.resample import Operator
+
+
+@dataclass(frozen=True)
+class UpscaleTask:
+    """One image to upscale.
+
+    ``base``: float32, shape (operator.low_rows, operator.low_columns), in the grey levels of the original
+    (0 .. 2**bits_stored - 1). ``minimum`` and ``maximum``: the original's own extreme values, in grey levels.
+    ``seed``: keys every random draw; ``steps``: sampling steps, ignored by upscalers that do not sample.
+    """
+
+    base: NDArray[np.float32]
+    operator: Operator
+    minimum: int
+    maximum: int
+    seed: int
+    steps: int
+
+
+class Upscaler(Protocol):
+    """The contract every upscaler keeps; ``tests/test_upscalers.py`` holds each one to it.
+
+    The same task on the same numerics gives bit-identical pixels, whatever ran before or beside it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name in config.yaml and in every rendition, for example ``bicubic``."""
+
+    @property
+    def method(self) -> str:
+        """Term for Lossy Image Compression Method (0028,2114): at most 16 characters, one per family."""
+
+    @property
+    def generative(self) -> bool:
+        """True when pixels may hold content that a model drew: sets Synthetic Data (0008,001C)."""
+
+    @property
+    def consistent(self) -> bool:
+        """True when D of the result already equals the base, so that the engine need not project."""
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights, hex; for an upscaler without weights, of its definition."""
+
+    @property
+    def steps(self) -> int:
+        """Sampling steps this upscaler would use for a new rendition; 0 when it does not sample."""
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        """What can change a grey level without changing the model: device, dtype, versions, kernels."""
+
+    def upscale(self, task: UpscaleTask) -> NDArray[np.float32]:
+        """The full-matrix image, float32, shape (operator.rows, operator.columns), in grey levels."""
