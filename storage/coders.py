@@ -1,0 +1,86 @@
+"""The coders: uint16 samples to bytes and back. One small class each, alike in shape.
+
+``png16`` is the paper's (16-bit grayscale PNG); ``jpegls`` and ``jpegxl`` are lossless at distance 0; ``jpegxl``
+is lossy at a positive Butteraugli distance. The bytes are plain files of their format, without a wrapper.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import PayloadError
+from storage.records import Rung
+
+Samples = NDArray[np.uint16]
+
+
+class Coder(Protocol):
+    """Integers to bytes. ``decode(encode(x))`` has the shape of x, and equals x where ``distance`` is 0."""
+
+    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
+        """Code uint16 samples of shape (rows, columns)."""
+
+    def decode(self, data: bytes) -> Samples:
+        """The samples. May raise any error of its library on damaged bytes."""
+
+
+class Png16:
+    """16-bit grayscale PNG, as in arXiv 2310.05299. ``effort`` is the deflate level."""
+
+    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
+        _lossless_only("png16", distance)
+        return bytes(imagecodecs.png_encode(samples, level=effort))
+
+    def decode(self, data: bytes) -> Samples:
+        return np.asarray(imagecodecs.png_decode(data))
+
+
+class JpegLs:
+    """JPEG-LS (ISO/IEC 14495-1), lossless. ``effort`` has no effect."""
+
+    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
+        _lossless_only("jpegls", distance)
+        return bytes(imagecodecs.jpegls_encode(samples, level=0))
+
+    def decode(self, data: bytes) -> Samples:
+        return np.asarray(imagecodecs.jpegls_decode(data))
+
+
+class JpegXl:
+    """JPEG XL (ISO/IEC 18181), lossless modular at distance 0, VarDCT above."""
+
+    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
+        if distance == 0:
+            return bytes(imagecodecs.jpegxl_encode(samples, lossless=True, effort=effort))
+        return bytes(imagecodecs.jpegxl_encode(samples, distance=distance, effort=effort))
+
+    def decode(self, data: bytes) -> Samples:
+        return np.asarray(imagecodecs.jpegxl_decode(data))
+
+
+CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
+
+
+def encode(samples: Samples, rung: Rung) -> bytes:
+    """Code base samples as the rung says."""
+    return CODERS[rung.coder].encode(samples, distance=rung.distance, effort=rung.effort)
+
+
+def decode(data: bytes, rung: Rung, shape: tuple[int, int]) -> Samples:
+    """Decode base samples and check that they are what the payload says. Raises PayloadError."""
+    try:
+        samples = CODERS[rung.coder].decode(data)
+    except Exception as error:  # noqa: BLE001 - coders raise many kinds on damaged bytes
+        raise PayloadError(f"{rung.coder} codestream cannot be decoded: {error}") from error
+    if samples.shape != shape or samples.dtype != np.uint16:
+        raise PayloadError(f"{rung.coder} codestream holds {samples.dtype} {samples.shape}, not uint16 {shape}")
+    return samples
+
+
+def _lossless_only(name: str, distance: float) -> None:
+    if distance:
+        raise ValueError(f"coder {name} is lossless; distance must be 0, not {distance:g}")

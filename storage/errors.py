@@ -1,0 +1,80 @@
+"""Every error the archive raises on purpose.
+
+LatentPacsError
+├── DataSetError            a peer's data set cannot be accepted
+│   ├── Unparseable         not DICOM, or truncated before its pixels
+│   ├── MissingUid          no SOP Class, SOP Instance, Study or Series Instance UID
+│   └── InvalidUid          a UID that PS3.5 section 9.1 does not allow
+├── PixelError              parses, but the pixels cannot be turned into integers
+├── PayloadError            a base or rendition that is damaged or of an unknown version
+├── ObjectMissing           the object store does not hold that digest
+├── ObjectDamaged           the bytes under a digest do not have that digest
+├── StoreFull               disk, quota or database full: nothing was stored
+├── Duplicate               same SOP Instance UID, other content: the first one is kept
+├── NotReconstructable      an image that may only be returned bit-exact
+├── RenditionMismatch       the reconstruction is not the one that was verified
+├── WorkerDied              the worker process ended while it worked on a request
+└── ConfigError             config.yaml: what is wrong, and where
+"""
+
+from __future__ import annotations
+
+
+class LatentPacsError(Exception):
+    """Root of the tree above."""
+
+
+class DataSetError(LatentPacsError):
+    """A data set from a peer that is refused; nothing of it stays here."""
+
+
+class Unparseable(DataSetError):
+    """Not a DICOM data set, or truncated outside its pixel data."""
+
+
+class MissingUid(DataSetError):
+    """A UID that identifies the instance is absent or empty."""
+
+
+class InvalidUid(DataSetError):
+    """A UID outside PS3.5 section 9.1: digits and dots, at most 64 characters."""
+
+
+class PixelError(LatentPacsError):
+    """The data set parses, but its pixels are short, odd or undecodable."""
+
+
+class PayloadError(LatentPacsError):
+    """A base or rendition whose bytes are damaged, or of a version this release does not read."""
+
+
+class ObjectMissing(LatentPacsError):
+    """No object of that digest in the store."""
+
+
+class ObjectDamaged(LatentPacsError):
+    """An object whose bytes do not hash to its name."""
+
+
+class StoreFull(LatentPacsError):
+    """No room for the bytes or for the row; nothing was stored."""
+
+
+class Duplicate(LatentPacsError):
+    """The SOP Instance UID is held already, with other content; the newcomer went to quarantine."""
+
+
+class NotReconstructable(LatentPacsError):
+    """The image is outside the allow-list or failed the gate; only its original can be served."""
+
+
+class RenditionMismatch(LatentPacsError):
+    """The pixels just made are not those that were verified; they must not leave."""
+
+
+class WorkerDied(LatentPacsError):
+    """The worker process ended in the middle of a request."""
+
+
+class ConfigError(LatentPacsError):
+    """config.yaml cannot be used; the message names the key and the nearest valid one."""

@@ -1,0 +1,351 @@
+"""What is held: instances coming in, their work, their renditions, and the counts for ``status``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Table, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage.index.connection import connect, migrate, writing
+from storage.index.tables import instance, patient, quarantine, rendition, series, study
+from storage.levels import columns_of
+from storage.records import (
+    Claim,
+    HoldingCounts,
+    InstanceState,
+    NewInstance,
+    NewRendition,
+    Quarantined,
+    StoredInstance,
+    StoredRendition,
+)
+
+
+class Added(Enum):
+    """What became of a new instance."""
+
+    NEW = "new"
+    SAME_BYTES = "same bytes"
+    HELD = "held"
+    """The UID is held with other bytes; whether the content is the same is for the caller to find out."""
+
+
+class Index:
+    """The index on one database. Safe to share between threads and processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @classmethod
+    def open(cls, url: str) -> Index:
+        """Connect, and bring the schema up to date."""
+        engine = connect(url)
+        migrate(engine)
+        return cls(engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # --- coming in ---
+
+    def add(self, new: NewInstance) -> Added:
+        """Commit an instance with its study, series and patient. On return the row is durable."""
+        with writing(self.engine) as connection:
+            held = connection.execute(
+                select(instance.c.original_digest).where(instance.c.sop_instance_uid == new.sop_instance_uid)
+            ).scalar()
+            if held is not None:
+                return Added.SAME_BYTES if held == new.original_digest else Added.HELD
+            connection.execute(insert(instance).values(_instance_row(connection, new)))
+        return Added.NEW
+
+    def quarantine(self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str) -> None:
+        """Note an object that arrived under a UID already held; the same object twice is one row."""
+        with writing(self.engine) as connection:
+            known = connection.execute(select(quarantine.c.key).where(quarantine.c.digest == digest)).scalar()
+            if known is None:
+                connection.execute(
+                    insert(quarantine).values(
+                        digest=digest,
+                        sop_instance_uid=sop_instance_uid,
+                        calling_aet=calling_aet,
+                        reason=reason,
+                        arrived_at=_now(),
+                    )
+                )
+
+    def quarantined(self) -> list[Quarantined]:
+        """Everything in quarantine, oldest first."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(select(quarantine).order_by(quarantine.c.key))
+            return [
+                Quarantined(row.digest, row.sop_instance_uid, row.calling_aet, row.reason, row.arrived_at)
+                for row in rows
+            ]
+
+    # --- looking up ---
+
+    def by_uid(self, uid: str) -> StoredInstance | None:
+        """The instance of an original or derived SOP Instance UID."""
+        with self.engine.connect() as connection:
+            key = connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid == uid)).scalar()
+            if key is None:
+                key = connection.execute(
+                    select(rendition.c.instance_key).where(rendition.c.derived_uid == uid)
+                ).scalar()
+        return None if key is None else self.by_key(key)
+
+    def by_key(self, key: int) -> StoredInstance | None:
+        """The instance row of that key, with its current rendition."""
+        found = self.by_keys([key])
+        return found[0] if found else None
+
+    def by_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
+        """The instance rows of those keys, in their order."""
+        query = (
+            select(
+                instance,
+                series.c.series_instance_uid,
+                study.c.study_instance_uid,
+                patient.c.patient_id,
+            )
+            .join(series, instance.c.series_key == series.c.key)
+            .join(study, series.c.study_key == study.c.key)
+            .join(patient, study.c.patient_key == patient.c.key)
+        )
+        with self.engine.connect() as connection:
+            rows = {row.key: row for row in connection.execute(query.where(instance.c.key.in_(keys)))}
+            wanted = [row.rendition_key for row in rows.values() if row.rendition_key is not None]
+            found = connection.execute(select(rendition).where(rendition.c.key.in_(wanted)))
+            renditions = {row.key: _stored_rendition(row) for row in found}
+        return [
+            _stored_instance(rows[key], renditions.get(rows[key].rendition_key)) for key in keys if key in rows
+        ]
+
+    def rendition(self, derived_uid: str) -> StoredRendition | None:
+        """A rendition by its derived UID, current or not."""
+        with self.engine.connect() as connection:
+            row = connection.execute(select(rendition).where(rendition.c.derived_uid == derived_uid)).first()
+        return None if row is None else _stored_rendition(row)
+
+    def states(self, uids: Sequence[str]) -> dict[str, InstanceState]:
+        """State per original SOP Instance UID, for those that are held."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                select(instance.c.sop_instance_uid, instance.c.state).where(instance.c.sop_instance_uid.in_(uids))
+            )
+            return {row.sop_instance_uid: InstanceState(row.state) for row in rows}
+
+    # --- the archivist's work ---
+
+    def claim(self, owner: str, lease_seconds: float) -> Claim | None:
+        """Take the oldest instance that nobody works on; None when there is none."""
+        now = time.time()
+        free = or_(instance.c.lease_until.is_(None), instance.c.lease_until < now)
+        with self.engine.connect() as connection:  # most looks find nothing: do not take the write lock for them
+            if connection.execute(select(_oldest(free))).scalar() is None:
+                return None
+        with writing(self.engine) as connection:
+            row = connection.execute(
+                update(instance)
+                .where(instance.c.key == _oldest(free), free)
+                .values(lease_owner=owner, lease_until=now + lease_seconds, attempts=instance.c.attempts + 1)
+                .returning(
+                    instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.attempts
+                )
+            ).first()
+        return None if row is None else Claim(*row, owner=owner)
+
+    def renew(self, claim: Claim, lease_seconds: float) -> bool:
+        """Extend a lease; False when it was lost."""
+        with writing(self.engine) as connection:
+            return _touch(connection, claim, lease_until=time.time() + lease_seconds)
+
+    def release(self, claim: Claim, *, forgive: bool = False) -> bool:
+        """Give the instance back undone; ``forgive`` takes the attempt back too (a shutdown is no failure)."""
+        with writing(self.engine) as connection:
+            attempts = claim.attempts - 1 if forgive else claim.attempts
+            return _touch(connection, claim, lease_owner=None, lease_until=None, attempts=attempts)
+
+    def finish(self, claim: Claim, state: InstanceState, reason: str) -> bool:
+        """Bring an instance to rest without a rendition; False when the lease was lost."""
+        with writing(self.engine) as connection:
+            return _touch(connection, claim, state=state, reason=reason, lease_owner=None, lease_until=None)
+
+    def finish_with(self, claim: Claim, state: InstanceState, new: NewRendition) -> bool:
+        """Commit a rendition and make it the instance's current one; False when the lease was lost."""
+        with writing(self.engine) as connection:
+            held = connection.execute(
+                select(rendition.c.key).where(rendition.c.derived_uid == new.derived_uid)
+            ).scalar()
+            if held is None:
+                row = _rendition_row(claim.key, new)
+                held = connection.execute(insert(rendition).values(row).returning(rendition.c.key)).scalar_one()
+            return _touch(
+                connection,
+                claim,
+                state=state,
+                reason="",
+                rendition_key=held,
+                lease_owner=None,
+                lease_until=None,
+            )
+
+    def retry_failed(self) -> int:
+        """Put every FAILED instance back to work; how many there were."""
+        with writing(self.engine) as connection:
+            result = connection.execute(
+                update(instance)
+                .where(instance.c.state == InstanceState.FAILED)
+                .values(state=InstanceState.RECEIVED, reason="", attempts=0, lease_owner=None, lease_until=None)
+            )
+            return int(result.rowcount)
+
+    # --- counting ---
+
+    def counts(self) -> HoldingCounts:
+        """Counts and bytes for ``latent-pacs status``. An object used by two rows is counted once."""
+        reconstructable = instance.c.rendition_key.is_not(None)
+        with self.engine.connect() as connection:
+
+            def total(query: Any) -> int:
+                return int(connection.execute(query).scalar() or 0)
+
+            by_state = {
+                row.state: row.n
+                for row in connection.execute(
+                    select(instance.c.state, func.count().label("n")).group_by(instance.c.state)
+                )
+            }
+            payloads = total(
+                select(func.sum(rendition.c.base_bytes + rendition.c.rendition_bytes)).join(
+                    instance, instance.c.rendition_key == rendition.c.key
+                )
+            )
+            exact_only = total(select(func.sum(instance.c.original_bytes)).where(~reconstructable))
+            return HoldingCounts(
+                by_state={state.value: by_state.get(state.value, 0) for state in InstanceState},
+                bytes_by_kind={
+                    "original": _distinct_bytes(connection, instance.c.original_digest, instance.c.original_bytes),
+                    "base": _distinct_bytes(connection, rendition.c.base_digest, rendition.c.base_bytes),
+                    "rendition": _distinct_bytes(
+                        connection, rendition.c.rendition_digest, rendition.c.rendition_bytes
+                    ),
+                },
+                backlog=by_state.get(InstanceState.RECEIVED.value, 0),
+                quarantined=total(select(func.count()).select_from(quarantine)),
+                reconstructable_pixel_bytes=total(select(func.sum(instance.c.pixel_bytes)).where(reconstructable)),
+                reconstructable_payload_bytes=payloads,
+                all_pixel_bytes=total(select(func.sum(_raw_bytes()))),
+                all_hot_bytes=payloads + exact_only,
+            )
+
+
+def _raw_bytes() -> Any:
+    """Uncompressed size of an instance: its pixels, or its file where it has none."""
+    from sqlalchemy import case
+
+    return case((instance.c.pixel_bytes > 0, instance.c.pixel_bytes), else_=instance.c.original_bytes)
+
+
+def _distinct_bytes(connection: Connection, digest: Any, size: Any) -> int:
+    once = select(func.max(size).label("bytes")).group_by(digest).subquery()
+    return int(connection.execute(select(func.sum(once.c.bytes))).scalar() or 0)
+
+
+def _oldest(free: Any) -> Any:
+    return (
+        select(instance.c.key)
+        .where(instance.c.state == InstanceState.RECEIVED, free)
+        .order_by(instance.c.attempts, instance.c.key)
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
+    result = connection.execute(
+        update(instance)
+        .where(instance.c.key == claim.key, instance.c.lease_owner == claim.owner)
+        .values(**values)
+    )
+    return bool(result.rowcount)
+
+
+def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
+    columns = columns_of(new.levels)
+    patient_key = _key_of(connection, patient, "identity", columns["patient"])
+    study_key = _key_of(connection, study, "study_instance_uid", {**columns["study"], "patient_key": patient_key})
+    series_key = _key_of(connection, series, "series_instance_uid", {**columns["series"], "study_key": study_key})
+    return {
+        **columns["instance"],
+        "series_key": series_key,
+        "sop_instance_uid": new.sop_instance_uid,
+        "sop_class_uid": new.sop_class_uid,
+        "transfer_syntax_uid": new.transfer_syntax_uid,
+        "original_digest": new.original_digest,
+        "original_bytes": new.original_bytes,
+        "pixel_bytes": new.pixel_bytes,
+        "pixel_warning": new.pixel_warning,
+        "calling_aet": new.calling_aet,
+        "received_at": _now(),
+        "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
+        "reason": new.pixel_warning,
+        "attempts": 0,
+    }
+
+
+def _key_of(connection: Connection, table: Table, unique: str, row: dict[str, Any]) -> int:
+    """The key of the row with that unique value, inserted where it is new; the first one to arrive stands."""
+    found = select(table.c.key).where(table.c[unique] == row[unique])
+    key = connection.execute(found).scalar()
+    if key is not None:
+        return int(key)
+    try:
+        with connection.begin_nested():
+            return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())
+    except IntegrityError:  # another process inserted it in between (not possible on SQLite)
+        return int(connection.execute(found).scalar_one())
+
+
+def _rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
+    return {
+        "instance_key": instance_key,
+        "derived_uid": new.derived_uid,
+        "base_digest": new.base_digest,
+        "base_bytes": new.base_bytes,
+        "rendition_digest": new.rendition_digest,
+        "rendition_bytes": new.rendition_bytes,
+        "rung": new.rung,
+        "upscaler": new.upscaler,
+        "weights_digest": new.weights_digest,
+        "output_digest": new.output_digest,
+        "psnr_db": new.verdict.psnr_db,
+        "fsim_mean": new.verdict.fsim_mean,
+        "fsim_p5": new.verdict.fsim_p5,
+        "gated": int(new.verdict.gated),
+        "tried": [asdict(outcome) for outcome in new.tried],
+        "seconds": new.seconds,
+        "verified_at": _now(),
+    }
+
+
+def _stored_rendition(row: Row[Any]) -> StoredRendition:
+    names = StoredRendition.__dataclass_fields__
+    return StoredRendition(**{name: getattr(row, name) for name in names})
+
+
+def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:
+    names = [name for name in StoredInstance.__dataclass_fields__ if name not in ("rendition", "state")]
+    fields = {name: getattr(row, name) for name in names}
+    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)

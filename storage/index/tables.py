@@ -1,0 +1,128 @@
+"""The tables of the index, as SQLAlchemy Core. ``storage/migrations`` creates exactly these.
+
+patient ─< study ─< series ─< instance ─< rendition. Each level carries the columns that queries narrow by and,
+in ``attributes``, its attributes in the DICOM JSON model, from which C-FIND matches exactly and answers.
+Key columns hold values as SQL compares them: person names casefolded, dates and times as DICOM writes them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Key = Integer().with_variant(BigInteger, "postgresql")
+
+patient = Table(
+    "patient",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("identity", String(160), nullable=False, unique=True),
+    Column("patient_id", String(64), nullable=False, index=True),
+    Column("name", String(200), nullable=False, index=True),
+    Column("birth_date", String(8), nullable=False),
+    Column("sex", String(16), nullable=False),
+    Column("attributes", JSON, nullable=False),
+)
+
+study = Table(
+    "study",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("patient_key", ForeignKey("patient.key"), nullable=False, index=True),
+    Column("study_instance_uid", String(64), nullable=False, unique=True),
+    Column("study_date", String(8), nullable=False),
+    Column("study_time", String(16), nullable=False),
+    Column("accession_number", String(64), nullable=False, index=True),
+    Column("study_id", String(64), nullable=False),
+    Column("attributes", JSON, nullable=False),
+    Index("ix_study_date_time", "study_date", "study_time"),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("study_key", ForeignKey("study.key"), nullable=False, index=True),
+    Column("series_instance_uid", String(64), nullable=False, unique=True),
+    Column("modality", String(16), nullable=False),
+    Column("attributes", JSON, nullable=False),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("series_key", ForeignKey("series.key"), nullable=False, index=True),
+    Column("sop_instance_uid", String(64), nullable=False, unique=True),
+    Column("sop_class_uid", String(64), nullable=False),
+    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("attributes", JSON, nullable=False),
+    Column("original_digest", String(64), nullable=False, index=True),
+    Column("original_bytes", BigInteger, nullable=False),
+    Column("pixel_bytes", BigInteger, nullable=False),
+    Column("pixel_warning", Text, nullable=False),
+    Column("calling_aet", String(16), nullable=False),
+    Column("received_at", DateTime, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("rendition_key", Key, nullable=True),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(100), nullable=True),
+    Column("lease_until", Float, nullable=True),
+    Index("ix_instance_state", "state", "key"),
+)
+
+rendition = Table(
+    "rendition",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
+    Column("derived_uid", String(64), nullable=False, unique=True),
+    Column("base_digest", String(64), nullable=False),
+    Column("base_bytes", BigInteger, nullable=False),
+    Column("rendition_digest", String(64), nullable=False),
+    Column("rendition_bytes", BigInteger, nullable=False),
+    Column("rung", String(64), nullable=False),
+    Column("upscaler", String(32), nullable=False),
+    Column("weights_digest", String(64), nullable=False),
+    Column("output_digest", String(64), nullable=False),
+    Column("psnr_db", Float, nullable=False),
+    Column("fsim_mean", Float, nullable=False),
+    Column("fsim_p5", Float, nullable=False),
+    Column("gated", Integer, nullable=False),
+    Column("tried", JSON, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("verified_at", DateTime, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("sop_instance_uid", String(64), nullable=False, index=True),
+    Column("calling_aet", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("arrived_at", DateTime, nullable=False),
+)

@@ -1,0 +1,125 @@
+"""The content-addressed store: a folder of files named by the SHA-256 of their bytes.
+
+``objects/ab/abcdef...`` holds an object; ``spool/`` holds what is still arriving and is emptied at start. A file
+appears under its final name only complete and on disk: write, fsync, link, fsync the folder. Writing an object
+that is there already is not an error and writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class ObjectStore:
+    """Objects below ``root``. ``min_free``: bytes that must stay free on the file system."""
+
+    def __init__(self, root: Path, *, min_free: int = 0) -> None:
+        self.root = root
+        self.spool = root / "spool"
+        self._objects = root / "objects"
+        self._min_free = min_free
+        self._objects.mkdir(parents=True, exist_ok=True)
+        self.spool.mkdir(exist_ok=True)
+
+    def sweep_spool(self) -> None:
+        """Remove what a killed process left half received. Only the process that owns the store may call it."""
+        for entry in self.spool.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+    def check_room(self, coming: int = 0) -> None:
+        """Raises StoreFull when ``coming`` more bytes would leave less than ``min_free``."""
+        free = shutil.disk_usage(self.root).free
+        if free - coming < self._min_free:
+            raise StoreFull(f"{free} bytes free below {self.root}, {self._min_free} must stay free")
+
+    def adopt(self, file: Path) -> str:
+        """Take a spooled file (same file system) into the store and return its digest, hex.
+
+        On return the bytes are durable under their final name. The spooled name is gone.
+        """
+        with file.open("rb") as opened, full_disk_is_store_full():
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            final = self.path(digest)
+            if final.exists():
+                file.unlink()
+                return digest
+            os.fsync(opened.fileno())
+            self._make_folder(final.parent)
+            file.replace(final)
+            _fsync_folder(final.parent)
+        return digest
+
+    def put(self, data: bytes) -> str:
+        """Store bytes and return their digest, hex."""
+        with full_disk_is_store_full():
+            handle, name = tempfile.mkstemp(dir=self.spool)
+            with os.fdopen(handle, "wb") as out:
+                out.write(data)
+        return self.adopt(Path(name))
+
+    def path(self, digest: str) -> Path:
+        """Where the object of that digest is, or would be."""
+        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+            raise ObjectMissing(f"{digest!r} is no SHA-256 digest")
+        return self._objects / digest[:2] / digest
+
+    def held(self, digest: str) -> Path:
+        """The file of an object. Raises ObjectMissing."""
+        path = self.path(digest)
+        if not path.is_file():
+            raise ObjectMissing(f"object {digest} is not in {self._objects}")
+        return path
+
+    def read(self, digest: str) -> bytes:
+        """The bytes of an object, checked against its name. Raises ObjectMissing, ObjectDamaged."""
+        data = self.held(digest).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ObjectDamaged(f"object {digest} does not have that digest any more")
+        return data
+
+    def delete(self, digest: str) -> None:
+        """Remove an object; absent is fine."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[str]:
+        """Every digest in the store, in order."""
+        for folder in sorted(self._objects.iterdir()):
+            yield from sorted(entry.name for entry in folder.iterdir())
+
+    def _make_folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            _fsync_folder(self._objects)
+
+
+@contextmanager
+def full_disk_is_store_full() -> Iterator[None]:
+    """Turns the operating system's ways to say "no room" into StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFull(f"no room for the object: {error.strerror}") from error
+        raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,215 @@
+"""The words of the archive as frozen dataclasses: what passes between storage and node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+DicomJson = dict[str, Any]
+"""Attributes in the DICOM JSON model (PS3.18 Annex F): ``{"00100010": {"vr": "PN", "Value": [...]}}``."""
+
+
+class InstanceState(StrEnum):
+    """Where one instance is in its life. Only RECEIVED is work to do; all others are at rest."""
+
+    RECEIVED = "received"
+    """Original durable, nothing decided yet. Served bit-exact."""
+    VERIFIED = "verified"
+    """A rendition passed the gate against this very original."""
+    MEASURED = "measured"
+    """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
+    EXACT = "exact"
+    """Not eligible, or no rung passed: bit-exact for ever. ``reason`` says why."""
+    FAILED = "failed"
+    """The archivist could not finish (``reason`` says why). Served bit-exact; ``latent-pacs retry``."""
+
+
+class ObjectKind(StrEnum):
+    """The kinds of object in the content-addressed store (DESIGN decision 1)."""
+
+    ORIGINAL = "original"
+    BASE = "base"
+    RENDITION = "rendition"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step of the ladder: how a base is made.
+
+    ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL
+    Butteraugli distance, 0 for a lossless base. ``effort``: coder effort. ``sample_bits``: base samples are
+    scaled by a power of two so that the full range of the image takes this many bits (0: unscaled).
+    """
+
+    scale: int
+    coder: str
+    distance: float = 0.0
+    effort: int = 7
+    sample_bits: int = 0
+
+    def __str__(self) -> str:
+        lossy = f" d{self.distance:g}" if self.distance else ""
+        return f"x{self.scale} {self.coder}{lossy}"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The attributes of one instance at the four levels of the Query/Retrieve model (PS3.4 C.6)."""
+
+    patient: DicomJson
+    study: DicomJson
+    series: DicomJson
+    instance: DicomJson
+
+
+@dataclass(frozen=True)
+class NewInstance:
+    """Everything ingest knows when it commits an instance."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    levels: Levels
+    original_digest: str
+    original_bytes: int
+    pixel_bytes: int
+    """Rows x columns x samples x frames x allocated bytes: what the pixels take uncompressed; 0 without pixels."""
+    calling_aet: str
+    pixel_warning: str = ""
+    """Why the pixels cannot be trusted (short, odd, undecodable); empty when they are sound."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of one reconstruction against its own original.
+
+    ``psnr_db``: over breast tiles, peak = the display window's width. ``fsim_mean`` and ``fsim_p5``: over 256 x 256
+    tiles with breast in them. ``figures``: every further measure by name. ``failures``: one sentence per
+    threshold missed; empty means passed.
+    """
+
+    psnr_db: float
+    fsim_mean: float
+    fsim_p5: float
+    tiles: int
+    figures: dict[str, float] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    gated: bool = True
+
+    @property
+    def passed(self) -> bool:
+        return self.gated and not self.failures
+
+
+@dataclass(frozen=True)
+class RungOutcome:
+    """One rung tried on one image, kept for ``instance show``: its size, its verdict, its seconds."""
+
+    rung: str
+    payload_bytes: int
+    verdict: Verdict
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NewRendition:
+    """A rendition about to be committed, beside the base that it belongs to."""
+
+    derived_uid: str
+    base_digest: str
+    base_bytes: int
+    rendition_digest: str
+    rendition_bytes: int
+    rung: str
+    upscaler: str
+    weights_digest: str
+    output_digest: str
+    verdict: Verdict
+    tried: tuple[RungOutcome, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StoredRendition:
+    """A rendition row."""
+
+    derived_uid: str
+    base_digest: str
+    base_bytes: int
+    rendition_digest: str
+    rendition_bytes: int
+    rung: str
+    upscaler: str
+    weights_digest: str
+    output_digest: str
+    psnr_db: float
+    fsim_mean: float
+    fsim_p5: float
+    seconds: float
+    verified_at: datetime
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.base_bytes + self.rendition_bytes
+
+
+@dataclass(frozen=True)
+class StoredInstance:
+    """An instance row, with its current rendition where it has one."""
+
+    key: int
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    patient_id: str
+    transfer_syntax_uid: str
+    original_digest: str
+    original_bytes: int
+    pixel_bytes: int
+    state: InstanceState
+    reason: str
+    received_at: datetime
+    calling_aet: str
+    rendition: StoredRendition | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on one instance until the lease runs out."""
+
+    key: int
+    sop_instance_uid: str
+    original_digest: str
+    attempts: int
+    owner: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An object that arrived under a UID already held, with other content."""
+
+    digest: str
+    sop_instance_uid: str
+    calling_aet: str
+    reason: str
+    arrived_at: datetime
+
+
+@dataclass(frozen=True)
+class HoldingCounts:
+    """What ``latent-pacs status`` prints. Bytes are of objects on disk; pixel bytes are uncompressed."""
+
+    by_state: dict[str, int]
+    bytes_by_kind: dict[str, int]
+    backlog: int
+    quarantined: int
+    reconstructable_pixel_bytes: int
+    reconstructable_payload_bytes: int
+    all_pixel_bytes: int
+    all_hot_bytes: int
+    """Payload bytes of reconstructable images plus original bytes of everything that is only held exact."""
