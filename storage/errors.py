@@ -13,6 +13,7 @@ LatentPacsError
 ├── Duplicate               same SOP Instance UID, other content: the first one is kept
 ├── NotReconstructable      an image that may only be returned bit-exact
 ├── RenditionMismatch       the reconstruction is not the one that was verified
+├── ModelMissing            weights that a rendition needs are not installed
 ├── WorkerDied              the worker process ended while it worked on a request
 └── ConfigError             config.yaml: what is wrong, and where
 """
@@ -70,6 +71,10 @@ class NotReconstructable(LatentPacsError):
 
 class RenditionMismatch(LatentPacsError):
     """The pixels just made are not those that were verified; they must not leave."""
+
+
+class ModelMissing(LatentPacsError):
+    """The upscaler or the very weights that made a rendition are not installed."""
 
 
 class WorkerDied(LatentPacsError):

@@ -38,7 +38,8 @@ class Base:
     """Downsampled, coded pixels and the header of one image.
 
     ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its extreme stored values
-    outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None.
+    outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
+    ``padding_value``: the one of them that the padded pixels of ``padding_mask`` have.
     ``exponent``: coded samples are grey levels times 2**exponent. ``quantisation_rms``: root mean square of decoded
     base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values.
     """
@@ -50,6 +51,7 @@ class Base:
     minimum: int
     maximum: int
     padding: tuple[int, int] | None
+    padding_value: int
     exponent: int
     quantisation_rms: float
     original_digest: str
@@ -134,6 +136,7 @@ def encode_base(base: Base) -> bytes:
         "minimum": base.minimum,
         "maximum": base.maximum,
         "padding": list(base.padding) if base.padding else None,
+        "padding_value": base.padding_value,
         "exponent": base.exponent,
         "quantisation_rms": base.quantisation_rms,
         "original_digest": base.original_digest,
@@ -164,6 +167,7 @@ def decode_base(data: bytes) -> Base:
             minimum=meta["minimum"],
             maximum=meta["maximum"],
             padding=(meta["padding"][0], meta["padding"][1]) if meta["padding"] else None,
+            padding_value=meta["padding_value"],
             exponent=meta["exponent"],
             quantisation_rms=meta["quantisation_rms"],
             original_digest=meta["original_digest"],

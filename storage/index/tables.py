@@ -1,8 +1,9 @@
 """The tables of the index, as SQLAlchemy Core. ``storage/migrations`` creates exactly these.
 
-patient ─< study ─< series ─< instance ─< rendition. Each level carries the columns that queries narrow by and,
-in ``attributes``, its attributes in the DICOM JSON model, from which C-FIND matches exactly and answers.
-Key columns hold values as SQL compares them: person names casefolded, dates and times as DICOM writes them.
+patient ─< study ─< series ─< instance ─< rendition. Each level carries the columns that queries narrow by
+and, in ``attributes``, its attributes in the DICOM JSON model, from which C-FIND matches exactly and answers.
+Key columns hold values as SQL compares them: person names folded (storage.levels.fold_name), times filled up
+to HHMMSS.FFFFFF, everything else as DICOM writes it; all are compared by code point, on every database.
 """
 
 from __future__ import annotations
@@ -31,17 +32,23 @@ metadata = MetaData(
     }
 )
 
+
+def _text(width: int) -> String:
+    """Text compared by code point, as ranges and prefixes need it; PostgreSQL would compare by locale."""
+    return String(width).with_variant(String(width, collation="C"), "postgresql")
+
+
 Key = Integer().with_variant(BigInteger, "postgresql")
 
 patient = Table(
     "patient",
     metadata,
     Column("key", Key, primary_key=True),
-    Column("identity", String(160), nullable=False, unique=True),
-    Column("patient_id", String(64), nullable=False, index=True),
-    Column("name", String(200), nullable=False, index=True),
-    Column("birth_date", String(8), nullable=False),
-    Column("sex", String(16), nullable=False),
+    Column("identity", _text(160), nullable=False, unique=True),
+    Column("patient_id", _text(64), nullable=False, index=True),
+    Column("name", _text(200), nullable=False, index=True),
+    Column("birth_date", _text(8), nullable=False, index=True),
+    Column("sex", _text(16), nullable=False),
     Column("attributes", JSON, nullable=False),
 )
 
@@ -50,11 +57,11 @@ study = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("patient_key", ForeignKey("patient.key"), nullable=False, index=True),
-    Column("study_instance_uid", String(64), nullable=False, unique=True),
-    Column("study_date", String(8), nullable=False),
-    Column("study_time", String(16), nullable=False),
-    Column("accession_number", String(64), nullable=False, index=True),
-    Column("study_id", String(64), nullable=False),
+    Column("study_instance_uid", _text(64), nullable=False, unique=True),
+    Column("study_date", _text(8), nullable=False),
+    Column("study_time", _text(16), nullable=False),
+    Column("accession_number", _text(64), nullable=False, index=True),
+    Column("study_id", _text(64), nullable=False),
     Column("attributes", JSON, nullable=False),
     Index("ix_study_date_time", "study_date", "study_time"),
 )
@@ -64,8 +71,8 @@ series = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("study_key", ForeignKey("study.key"), nullable=False, index=True),
-    Column("series_instance_uid", String(64), nullable=False, unique=True),
-    Column("modality", String(16), nullable=False),
+    Column("series_instance_uid", _text(64), nullable=False, unique=True),
+    Column("modality", _text(16), nullable=False),
     Column("attributes", JSON, nullable=False),
 )
 
@@ -74,9 +81,10 @@ instance = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("series_key", ForeignKey("series.key"), nullable=False, index=True),
-    Column("sop_instance_uid", String(64), nullable=False, unique=True),
-    Column("sop_class_uid", String(64), nullable=False),
-    Column("transfer_syntax_uid", String(64), nullable=False),
+    Column("sop_instance_uid", _text(64), nullable=False, unique=True),
+    Column("sop_class_uid", _text(64), nullable=False),
+    Column("transfer_syntax_uid", _text(64), nullable=False),
+    Column("instance_number", Integer, nullable=True),
     Column("attributes", JSON, nullable=False),
     Column("original_digest", String(64), nullable=False, index=True),
     Column("original_bytes", BigInteger, nullable=False),
@@ -98,7 +106,7 @@ rendition = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
-    Column("derived_uid", String(64), nullable=False, unique=True),
+    Column("derived_uid", _text(64), nullable=False, unique=True),
     Column("base_digest", String(64), nullable=False),
     Column("base_bytes", BigInteger, nullable=False),
     Column("rendition_digest", String(64), nullable=False),

@@ -1,0 +1,264 @@
+"""config.yaml as frozen, strict settings. Every key has its default here; config.yaml explains each.
+
+An unknown key is an error that names the nearest valid one. The only user of YAML.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from storage.errors import ConfigError
+from storage.records import Rung
+
+FLOOR_FSIM_MEAN, FLOOR_FSIM_P5 = 0.93, 0.90
+"""The floor of profile ``balanced``: config.yaml may raise these, never lower them."""
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def _bytes(value: object) -> object:
+    """``2GB`` and the like as a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", value.upper())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{value!r} is no size; write a number with B, KB, MB, GB or TB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _ae_title(value: str) -> str:
+    value = value.strip(" ")
+    if not 1 <= len(value) <= 16 or "\\" in value or not value.isascii() or not value.isprintable():
+        raise ValueError(f"{value!r} is no AE title: 1 to 16 printable ASCII characters, no backslash (PS3.5 6.2)")
+    return value
+
+
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class RenditionPolicy(StrEnum):
+    """Which encoding of a reconstructable image a peer gets (DICOM_RULES, Renditions)."""
+
+    ORIGINAL = "original"
+    """Bit-exact while held, else that sub-operation fails."""
+    RECONSTRUCTED = "reconstructed"
+    """The reconstruction; images without one are sent bit-exact."""
+    AUTO = "auto"
+    """Bit-exact while held, else the reconstruction."""
+
+
+class Profile(StrEnum):
+    """How the archivist treats the gate."""
+
+    BALANCED = "balanced"
+    """Gate with the floor of the design; what does not pass stays exact."""
+    PAPER = "paper"
+    """arXiv 2310.05299 as published: measured, not gated; originals of such images are never purged."""
+
+
+Verb = Literal["echo", "store", "find", "move", "get"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class NodeSettings(_Section):
+    ae_title: AeTitle = "LATENTPACS"
+    host: str = "0.0.0.0"
+    port: Port = 11112
+    require_called_ae_title: bool = False
+    max_associations: int = Field(default=100, ge=1)
+    max_pdu: int = Field(default=1048576, ge=0)
+    network_timeout: float = Field(default=120.0, gt=0)
+    dimse_timeout: float = Field(default=60.0, gt=0)
+    keep_alive: float = Field(default=10.0, gt=0)
+    drain: float = Field(default=60.0, ge=0)
+
+
+class Peer(_Section):
+    ae_title: AeTitle
+    host: str = ""
+    port: Port = 0
+    allow: tuple[Verb, ...] = ("echo",)
+    rendition: RenditionPolicy = RenditionPolicy.ORIGINAL
+
+    @property
+    def reachable(self) -> bool:
+        """True when images can be moved to this peer."""
+        return bool(self.host and self.port)
+
+
+class UnknownPeers(_Section):
+    allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+
+
+class StorageSettings(_Section):
+    root: Path = Path("latent-pacs-data")
+    database: str = ""
+    min_free: Size = 10**9
+    duplicates: Literal["keep"] = "keep"
+
+    @property
+    def database_url(self) -> str:
+        """The configured URL, or SQLite beside the objects."""
+        return self.database or f"sqlite:///{self.root / 'index.sqlite'}"
+
+
+class RungSettings(_Section):
+    scale: Literal[1, 2, 4]
+    coder: Literal["jpegxl", "jpegls", "png16"]
+    distance: float = Field(default=0.0, ge=0, le=25)
+    effort: int = Field(default=7, ge=1, le=9)
+    sample_bits: int = Field(default=0, ge=0, le=16)
+
+    @model_validator(mode="after")
+    def _lossy_is_jpegxl(self) -> RungSettings:
+        if self.distance and self.coder != "jpegxl":
+            raise ValueError(f"coder {self.coder} is lossless: leave distance out")
+        return self
+
+    def rung(self) -> Rung:
+        return Rung(**self.model_dump())
+
+
+def _jpegxl(scale: Literal[1, 2, 4], distance: float) -> RungSettings:
+    return RungSettings(scale=scale, coder="jpegxl", distance=distance, sample_bits=12)
+
+
+_LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
+    Profile.BALANCED: (
+        _jpegxl(4, 0.3),
+        _jpegxl(2, 1.2),
+        _jpegxl(2, 0.6),
+        _jpegxl(2, 0.3),
+        _jpegxl(2, 0.1),
+        _jpegxl(1, 1.0),
+    ),
+    Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
+}
+
+
+class CodecSettings(_Section):
+    profile: Profile = Profile.BALANCED
+    ladder: tuple[RungSettings, ...] = ()
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The configured ladder, or the profile's own."""
+        return tuple(step.rung() for step in self.ladder or _LADDERS[self.profile])
+
+
+class GateSettings(_Section):
+    fsim_mean: float = Field(default=FLOOR_FSIM_MEAN, ge=FLOOR_FSIM_MEAN, le=1.0)
+    fsim_p5: float = Field(default=FLOOR_FSIM_P5, ge=FLOOR_FSIM_P5, le=1.0)
+    psnr_db: float = Field(default=28.42, ge=0.0, le=200.0)
+
+
+class EligibleClass(_Section):
+    sop_class: str
+    modality: str = ""
+
+
+class EligibilitySettings(_Section):
+    classes: tuple[EligibleClass, ...] = (EligibleClass(sop_class="1.2.840.10008.5.1.4.1.1.1.2"),)
+
+
+class SdX2Settings(_Section):
+    weights: str = "stabilityai/sd-x2-latent-upscaler"
+    steps: int = Field(default=20, ge=1, le=1000)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    tile: int = Field(default=256, ge=64, multiple_of=32)
+    overlap: int = Field(default=32, ge=0)
+
+
+class ReconstructSettings(_Section):
+    upscaler: Literal["bicubic", "sd_x2"] = "bicubic"
+    device: str = "auto"
+    threads: int = Field(default=0, ge=0)
+    cache: Size = 2 * 10**9
+    sd_x2: SdX2Settings = SdX2Settings()
+
+
+class ArchivistSettings(_Section):
+    enabled: bool = True
+    poll: float = Field(default=1.0, gt=0)
+    lease: float = Field(default=900.0, gt=0)
+    attempts: int = Field(default=3, ge=1)
+
+
+class Settings(_Section):
+    """The whole of config.yaml."""
+
+    node: NodeSettings = NodeSettings()
+    peers: tuple[Peer, ...] = ()
+    unknown_peers: UnknownPeers = UnknownPeers()
+    storage: StorageSettings = StorageSettings()
+    codec: CodecSettings = CodecSettings()
+    gate: GateSettings = GateSettings()
+    eligibility: EligibilitySettings = EligibilitySettings()
+    reconstruct: ReconstructSettings = ReconstructSettings()
+    archivist: ArchivistSettings = ArchivistSettings()
+
+    @model_validator(mode="after")
+    def _titles_are_unique(self) -> Settings:
+        titles = [peer.ae_title for peer in self.peers]
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        if twice:
+            raise ValueError(f"peers: AE title {twice[0]} appears more than once")
+        return self
+
+    def peer(self, ae_title: str) -> Peer | None:
+        """The configured peer of that AE title."""
+        return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)
+
+
+def load(path: Path) -> Settings:
+    """Read and check config.yaml. Raises ConfigError that names file, key and what would be right."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; pass --config FILE") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    return parse(raw or {}, str(path))
+
+
+def parse(raw: Any, source: str) -> Settings:
+    """Settings from plain data. Raises ConfigError."""
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: the top level must be a mapping of sections")
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail) for detail in error.errors())
+        raise ConfigError(f"{source}: {problems}") from error
+
+
+def _problem(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "settings"
+    if detail["type"] != "extra_forbidden":
+        return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(str(detail["loc"][-1]), _keys_at(detail["loc"][:-1]), n=1, cutoff=0.0)
+    return f"{where}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """Valid keys of the section at ``location``, found by walking the models' annotations."""
+    model: Any = Settings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
+        model = annotation if isinstance(annotation, type) and not inner else inner[0]
+    return list(model.model_fields)

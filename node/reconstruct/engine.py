@@ -1,0 +1,181 @@
+"""The engine: an original to a base, and a base to the pixels that leave.
+
+``make_base`` downsamples and codes; ``reconstruct`` decodes, upscales, projects onto the base, rounds, clips and
+restores padding. Both are pure functions of their arguments: same base, same upscaler, same numerics give the
+same pixels, whatever ran before or beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.reconstruct.upscalers.protocol import Upscaler, UpscaleTask
+from storage import coders
+from storage.dicomfile import HeaderBytes, PixelShape, pixel_digest
+from storage.errors import NotReconstructable
+from storage.payload import Base, pack_mask
+from storage.records import Rung
+from storage.resample import Operator
+
+Pixels = NDArray[np.uint16]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Original:
+    """One decoded original: its stored values (uint16, rows x columns), its padding, its header."""
+
+    pixels: Pixels
+    padding: tuple[int, int] | None
+    padding_value: int
+    padding_pixels: Mask | None
+    bits_stored: int
+    digest: str
+    pixel_digest: str
+    pixel_vr: str
+    header_bytes: HeaderBytes
+
+    @classmethod
+    def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Original:
+        """Raises NotReconstructable where the pixels themselves rule a reconstruction out."""
+        bits_stored = PixelShape.of(header).bits_stored
+        if int(pixels.max()) >> bits_stored:
+            raise NotReconstructable(f"pixels have bits set above Bits Stored {bits_stored}")
+        padding = padding_range(header)
+        mask, value = None, 0
+        if padding is not None:
+            inside = (pixels >= padding[0]) & (pixels <= padding[1])
+            values = np.unique(pixels[inside])
+            if inside.all() or len(values) > 1:
+                raise NotReconstructable("pixel padding is the whole image, or has several values")
+            mask, value = (inside, int(values[0])) if len(values) else (None, 0)
+        return cls(
+            pixels=pixels,
+            padding=padding,
+            padding_value=value,
+            padding_pixels=mask,
+            bits_stored=bits_stored,
+            digest=digest,
+            pixel_digest=pixel_digest(pixels),
+            pixel_vr=pixel_vr,
+            header_bytes=header_bytes,
+        )
+
+
+def padding_range(header: Dataset) -> tuple[int, int] | None:
+    """Stored values that mean padding: Pixel Padding Value, to Pixel Padding Range Limit where given."""
+    try:
+        value = header.get("PixelPaddingValue")
+        if value is None or value == "":
+            return None
+        limit = header.get("PixelPaddingRangeLimit")
+        ends = sorted((int(value), int(value if limit in (None, "") else limit)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return ends[0], ends[1]
+
+
+def make_base(original: Original, rung: Rung) -> Base:
+    """Downsample and code one original as ``rung`` says."""
+    filled, low, high = _without_padding(original)
+    operator = Operator(*original.pixels.shape, rung.scale)
+    exponent = rung.sample_bits - original.bits_stored if rung.sample_bits else 0
+    factor = np.float32(2.0**exponent)
+    ideal = operator.down(filled)
+    top = (1 << original.bits_stored) - 1
+    samples = np.clip(np.rint(ideal * factor), 0, min(top * float(factor), 65535.0)).astype(np.uint16)
+    coded = coders.encode(samples, rung)
+    decoded = coders.decode(coded, rung, samples.shape).astype(np.float32) / factor
+    return Base(
+        rung=rung,
+        rows=operator.rows,
+        columns=operator.columns,
+        bits_stored=original.bits_stored,
+        minimum=low,
+        maximum=high,
+        padding=original.padding,
+        padding_value=original.padding_value,
+        exponent=exponent,
+        quantisation_rms=float(np.sqrt(np.mean(np.square(decoded - ideal, dtype=np.float64)))),
+        original_digest=original.digest,
+        pixel_digest=original.pixel_digest,
+        pixel_vr=original.pixel_vr,
+        header=original.header_bytes,
+        coded=coded,
+        padding_mask=b"" if original.padding_pixels is None else pack_mask(original.padding_pixels),
+    )
+
+
+def reconstruct(base: Base, upscaler: Upscaler, *, seed: int, steps: int) -> Pixels:
+    """The full-matrix pixels of a base: uint16, shape (base.rows, base.columns), bits above Bits Stored clear."""
+    samples = base.samples()
+    task = UpscaleTask(samples, base.operator, base.minimum, base.maximum, seed, steps)
+    image = upscaler.upscale(task)
+    if not upscaler.consistent:
+        image = base.operator.project(image, samples)
+    return _finish(image, base)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How far D of a reconstruction is from its base, in grey levels, where nothing was clipped or padded."""
+
+    maximum: float
+    rms: float
+
+
+def consistency(pixels: Pixels, base: Base) -> Consistency:
+    """DESIGN decision 4, measured: clipped and padded pixels and what their operator support touches left out."""
+    fixed = (pixels <= base.minimum) | (pixels >= base.maximum)
+    if base.padding is not None:
+        fixed |= (pixels >= base.padding[0] - 1) & (pixels <= base.padding[1] + 1)
+    touched = np.abs(base.operator.down(fixed)) > 1e-5
+    difference = (base.operator.down(pixels) - base.samples())[~touched]
+    if difference.size == 0:
+        return Consistency(0.0, 0.0)
+    return Consistency(float(np.abs(difference).max()), float(np.sqrt(np.mean(np.square(difference)))))
+
+
+def _finish(image: NDArray[np.float32], base: Base) -> Pixels:
+    import torch
+
+    # torch rounds half to even as numpy does, with both cores and without float64 temporaries
+    values = torch.from_numpy(image).round_().clamp_(base.minimum, base.maximum)
+    pixels: Pixels = values.to(torch.int32).to(torch.uint16).numpy()
+    if base.padding is None:
+        return pixels
+    return _restore_padding(pixels, base)
+
+
+def _restore_padding(pixels: Pixels, base: Base) -> Pixels:
+    """Padding where the original had it, with the original's value, and nowhere else (PS3.3 C.7.5.1.1.2)."""
+    assert base.padding is not None
+    low, high = base.padding
+    top = (1 << base.bits_stored) - 1
+    mask = base.padding_pixels()
+    accidental = (pixels >= low) & (pixels <= high)
+    if accidental.any():
+        pixels[accidental] = high + 1 if high < top else max(low - 1, 0)
+    if mask is not None:
+        pixels[mask] = base.padding_value
+    return pixels
+
+
+def _without_padding(original: Original) -> tuple[Pixels, int, int]:
+    """Pixels with padding replaced by the typical value beside it, and the extreme values outside padding.
+
+    An abrupt step to the padding value would ring through the operator into the breast.
+    """
+    pixels, mask = original.pixels, original.padding_pixels
+    if mask is None:
+        return pixels, int(pixels.min()), int(pixels.max())
+    from scipy.ndimage import binary_dilation
+
+    outside = pixels[~mask]
+    rim = binary_dilation(mask) & ~mask
+    fill = np.median(pixels[rim]).astype(np.uint16)
+    return np.where(mask, fill, pixels), int(outside.min()), int(outside.max())

@@ -1,0 +1,115 @@
+"""The worker pool: requests by priority, each worker in a process of its own, a dead worker replaced.
+
+Torch is imported only in the workers, so a reconstruction never holds the interpreter lock that associations need.
+Viewers go before the archivist. The interface is two calls, so that another engine can stand behind it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import queue
+import threading
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from enum import IntEnum
+from typing import Any
+
+from node.config import ReconstructSettings
+from node.reconstruct import worker
+from node.reconstruct.worker import Answer, Request
+from storage.errors import WorkerDied
+
+
+class Priority(IntEnum):
+    """Smaller goes first."""
+
+    VIEWER = 0
+    ARCHIVIST = 1
+    STOP = 2
+
+
+class WorkerPool:
+    """``size`` worker processes behind one priority queue. Processes start with the first request."""
+
+    def __init__(self, settings: ReconstructSettings, *, size: int = 1, name: str = "worker") -> None:
+        self._settings = settings
+        self._queue: queue.PriorityQueue[tuple[int, int, Request | None, Future[Answer]]] = queue.PriorityQueue()
+        self._order = itertools.count()
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True) for number in range(size)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request, priority: Priority) -> Future[Answer]:
+        """Queue a request. Its future raises what the worker raised, or WorkerDied."""
+        if self._closing.is_set():
+            raise WorkerDied("the worker pool is closed")
+        future: Future[Answer] = Future()
+        self._queue.put((priority, next(self._order), request, future))
+        return future
+
+    def close(self) -> None:
+        """End the workers. A request in progress is abandoned; queued ones are cancelled."""
+        self._closing.set()
+        for _ in self._threads:
+            self._queue.put((-1, next(self._order), None, Future()))
+        for thread in self._threads:
+            thread.join()
+        while not self._queue.empty():
+            self._queue.get_nowait()[3].cancel()
+
+    def _serve(self) -> None:
+        executor: ProcessPoolExecutor | None = None
+        while True:
+            _, _, request, future = self._queue.get()
+            if request is None:
+                break
+            if not future.set_running_or_notify_cancel():
+                continue
+            executor = executor or self._new_executor()
+            if not self._carry_out(executor, request, future):
+                _kill(executor)
+                executor = None
+        if executor is not None:
+            _kill(executor)
+
+    def _carry_out(self, executor: ProcessPoolExecutor, request: Request, future: Future[Answer]) -> bool:
+        """False when the worker is gone or must go."""
+        try:
+            inner = executor.submit(worker.answer, request)
+            while True:
+                try:
+                    future.set_result(inner.result(timeout=0.2))
+                    return True
+                except TimeoutError:
+                    if inner.done():  # the worker itself raised TimeoutError
+                        raise
+                    if self._closing.is_set():
+                        future.set_exception(WorkerDied("the node is stopping"))
+                        return False
+        except (BrokenProcessPool, CancelledError) as error:
+            future.set_exception(WorkerDied(f"the worker process ended while it worked on {request!r}"))
+            del error
+            return False
+        except BaseException as error:  # noqa: BLE001 - whatever the worker raised belongs to whoever asked
+            future.set_exception(error)
+            return True
+
+    def _new_executor(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=worker.start,
+            initargs=(self._settings,),
+        )
+
+
+def _kill(executor: ProcessPoolExecutor) -> None:
+    processes: dict[int, Any] = dict(getattr(executor, "_processes", None) or {})
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in processes.values():
+        process.kill()
+        process.join()
