@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from storage.errors import ConfigError
 from storage.records import Rung
@@ -151,6 +159,11 @@ _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
 class CodecSettings(_Section):
     profile: Profile = Profile.BALANCED
     ladder: tuple[RungSettings, ...] = ()
+
+    @property
+    def gated(self) -> bool:
+        """False where reconstructions are only measured."""
+        return self.profile is not Profile.PAPER
 
     @property
     def rungs(self) -> tuple[Rung, ...]:

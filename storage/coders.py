@@ -74,7 +74,7 @@ def decode(data: bytes, rung: Rung, shape: tuple[int, int]) -> Samples:
     """Decode base samples and check that they are what the payload says. Raises PayloadError."""
     try:
         samples = CODERS[rung.coder].decode(data)
-    except Exception as error:  # noqa: BLE001 - coders raise many kinds on damaged bytes
+    except Exception as error:
         raise PayloadError(f"{rung.coder} codestream cannot be decoded: {error}") from error
     if samples.shape != shape or samples.dtype != np.uint16:
         raise PayloadError(f"{rung.coder} codestream holds {samples.dtype} {samples.shape}, not uint16 {shape}")

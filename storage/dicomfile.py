@@ -244,7 +244,7 @@ class _Walk:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """pydicom warns about odd values; a peer's odd values are not ours to print."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -253,10 +253,10 @@ def _quiet() -> Iterator[None]:
 
 def parse(data: bytes, syntax: UID) -> Dataset:
     """Parse an encoded data set (already inflated). Raises Unparseable."""
-    with _quiet():
+    with quiet():
         try:
             return read_dataset(io.BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian)
-        except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on hostile bytes
+        except Exception as error:
             raise Unparseable(f"data set cannot be parsed: {error}") from error
 
 
@@ -283,7 +283,7 @@ class PixelShape:
             except (TypeError, ValueError, OverflowError, AttributeError, KeyError, NotImplementedError):
                 return default
 
-        with _quiet():
+        with quiet():
             return cls(
                 rows=number("Rows"),
                 columns=number("Columns"),
@@ -354,14 +354,14 @@ def decode_frame(path: Path) -> NDArray[Any]:
     """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError."""
     from pydicom.pixels import pixel_array
 
-    with _quiet():
+    with quiet():
         try:
             return pixel_array(path, index=0, raw=True)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         try:
             return _decode_with_imagecodecs(path)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             raise PixelError(f"codestream cannot be decoded: {reason}") from error
 
 
@@ -426,7 +426,7 @@ def encode(dataset: Dataset, syntax: UID) -> bytes:
     out = DicomBytesIO()
     out.is_implicit_VR = syntax.is_implicit_VR
     out.is_little_endian = syntax.is_little_endian
-    with _quiet():
+    with quiet():
         write_dataset(out, dataset)
     return out.getvalue()
 
@@ -438,13 +438,13 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
     """
     from pydicom import dcmread
 
-    with _quiet():
+    with quiet():
         dataset = dcmread(source)
         meta = dataset.file_meta
         if meta.TransferSyntaxUID.is_compressed and meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
             try:
                 dataset.decompress(as_rgb=False)
-            except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
+            except Exception as error:
                 raise PixelError(f"codestream cannot be decoded: {str(error).splitlines()[0]}") from error
         elif not meta.TransferSyntaxUID.is_little_endian:
             _swap_to_little_endian(dataset)

@@ -33,9 +33,7 @@ def codecs_of(dataset: Dataset, inherited: Sequence[str] = ("ascii",)) -> Sequen
         return inherited
 
 
-def values_of(
-    dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *, single: bool = False
-) -> list[Any]:
+def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *, single: bool = False) -> list[Any]:
     """The values of one element: ``str`` for every VR of text, numbers for the binary ones.
 
     ``single``: the attribute has one value: a backslash is no delimiter. May raise on hostile content.
@@ -97,7 +95,9 @@ def _converted(element: DataElement | RawDataElement, vr: str) -> list[Any]:
     values = [value] if one else list(value)
     if vr in _BINARY:
         return values
-    return [_unpadded(str(getattr(each, "original_string", "") or each), vr) for each in values]
+    if vr in {"DS", "IS"}:
+        values = [getattr(each, "original_string", each) for each in values]
+    return [_unpadded(str(each), vr) for each in values]
 
 
 def _unpadded(text: str, vr: str) -> str:
@@ -135,9 +135,9 @@ def checked(value: Any, vr: str, longest: int | None = None) -> Any:
     return _person_name(text) if vr == "PN" else text
 
 
-def _person_name(text: str) -> dict[str, str]:
+def _person_name(text: str) -> dict[str, str] | None:
     groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("="), strict=False)
-    return {group: name.strip() for group, name in groups if name.strip()}
+    return {group: name.strip() for group, name in groups if name.strip()} or None
 
 
 def _integer(value: str) -> int:
@@ -171,7 +171,5 @@ _PATTERNS = {
         "UI": r"[0-9.]{1,64}",
     }.items()
 }
-_NUMBERS: dict[str, Callable[[Any], int | float]] = {"IS": _integer, "DS": _decimal} | dict.fromkeys(
-    _BINARY, _finite
-)
+_NUMBERS: dict[str, Callable[[Any], int | float]] = {"IS": _integer, "DS": _decimal} | dict.fromkeys(_BINARY, _finite)
 _LONGEST = {"LT": 10240, "UT": 10240, "ST": 4096}

@@ -4,6 +4,7 @@ LatentPacsError
 ├── DataSetError            a peer's data set cannot be accepted
 │   ├── Unparseable         not DICOM, or truncated before its pixels
 │   ├── MissingUid          no SOP Class, SOP Instance, Study or Series Instance UID
+│   ├── ClassMismatch       the data set is not what the command announced
 │   └── InvalidUid          a UID that PS3.5 section 9.1 does not allow
 ├── PixelError              parses, but the pixels cannot be turned into integers
 ├── PayloadError            a base or rendition that is damaged or of an unknown version
@@ -39,6 +40,10 @@ class MissingUid(DataSetError):
 
 class InvalidUid(DataSetError):
     """A UID outside PS3.5 section 9.1: digits and dots, at most 64 characters."""
+
+
+class ClassMismatch(DataSetError):
+    """SOP Class or Instance UID of the data set differ from the command's Affected UIDs."""
 
 
 class PixelError(LatentPacsError):

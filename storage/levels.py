@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,6 +19,16 @@ from pydicom.tag import BaseTag
 
 from storage.elements import BadValueError, checked, codecs_of, items_of, values_of
 from storage.records import DicomJson, Levels
+
+
+class Level(StrEnum):
+    """Query/Retrieve Level (0008,0052), from the top down."""
+
+    PATIENT = "PATIENT"
+    STUDY = "STUDY"
+    SERIES = "SERIES"
+    IMAGE = "IMAGE"
+
 
 # --- the supported keys (the conformance statement is generated from these) ---
 
@@ -285,11 +296,31 @@ IMAGE_KEYS = _keys(
                 "IssuerOfAccessionNumberSequence": _ISSUER,
             },
         ),
-        "VerifyingObserverSequence": _keys(
-            "VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime"
-        ),
+        "VerifyingObserverSequence": _keys("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime"),
     },
 )
+
+KEYS = {
+    Level.PATIENT: PATIENT_KEYS,
+    Level.STUDY: STUDY_KEYS,
+    Level.SERIES: SERIES_KEYS,
+    Level.IMAGE: IMAGE_KEYS,
+}
+
+COMPUTED_KEYS = {
+    Level.PATIENT: _keys(
+        "NumberOfPatientRelatedStudies", "NumberOfPatientRelatedSeries", "NumberOfPatientRelatedInstances"
+    ),
+    Level.STUDY: _keys(
+        "NumberOfStudyRelatedSeries",
+        "NumberOfStudyRelatedInstances",
+        "ModalitiesInStudy",
+        "SOPClassesInStudy",
+    ),
+    Level.SERIES: _keys("NumberOfSeriesRelatedInstances"),
+    Level.IMAGE: (),
+}
+"""Keys that no instance holds: the index computes them when they are asked for (PS3.4 C.3.4)."""
 
 # --- an instance's attributes, per level ---
 
@@ -328,6 +359,8 @@ def _values(dataset: Dataset, key: Key, codecs: Sequence[str]) -> list[Any]:
     values = values_of(dataset, key.tag, key.vr, codecs, single=key.single)
     if key.keyword == "PatientName" and any(len(fold_name(value)) > NAME_WIDTH for value in values):
         raise BadValueError("PN")
+    if key.single and len(values) > 1:
+        raise BadValueError("more than one value")
     longest = _INDEXED.get(key.keyword)
     return [None if value == "" else checked(value, key.vr, longest) for value in values]
 

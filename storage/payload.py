@@ -107,7 +107,13 @@ class Rendition:
 
 
 def derived_uid(
-    original_uid: str, base_digest: str, upscaler: str, weights_digest: str, steps: int, seed: int, extra: str = ""
+    original_uid: str,
+    base_digest: str,
+    upscaler: str,
+    weights_digest: str,
+    steps: int,
+    seed: int,
+    extra: str = "",
 ) -> str:
     """The SOP Instance UID of a reconstruction: a function of everything that decides its pixels (PS3.5 B.2).
 

@@ -131,7 +131,7 @@ def _own_window(header: Dataset) -> Window | None:
 def _first(value: object) -> float | None:
     if value in (None, ""):
         return None
-    if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") and not isinstance(value, str):
+    if isinstance(value, (list, tuple)) or (hasattr(value, "__iter__") and not isinstance(value, str)):
         values = list(value)  # type: ignore[call-overload]
         return float(values[0]) if values else None
     return float(value)  # type: ignore[arg-type]

@@ -112,8 +112,7 @@ def _windows(starts: tuple[int, ...], tile: int, overlap: int) -> list[Float]:
         total[start : start + tile] += window
     # Two flanks add up to 1 by themselves; where the last tiles crowd, three may meet.
     return [
-        (window / total[start : start + tile]).astype(np.float32)
-        for start, window in zip(starts, windows, strict=True)
+        (window / total[start : start + tile]).astype(np.float32) for start, window in zip(starts, windows, strict=True)
     ]
 
 

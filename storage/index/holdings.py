@@ -124,9 +124,7 @@ class Index:
             wanted = [row.rendition_key for row in rows.values() if row.rendition_key is not None]
             found = connection.execute(select(rendition).where(rendition.c.key.in_(wanted)))
             renditions = {row.key: _stored_rendition(row) for row in found}
-        return [
-            _stored_instance(rows[key], renditions.get(rows[key].rendition_key)) for key in keys if key in rows
-        ]
+        return [_stored_instance(rows[key], renditions.get(rows[key].rendition_key)) for key in keys if key in rows]
 
     def rendition(self, derived_uid: str) -> StoredRendition | None:
         """A rendition by its derived UID, current or not."""
@@ -157,7 +155,10 @@ class Index:
                 .where(instance.c.key == _oldest(free), free)
                 .values(lease_owner=owner, lease_until=now + lease_seconds, attempts=instance.c.attempts + 1)
                 .returning(
-                    instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.attempts
+                    instance.c.key,
+                    instance.c.sop_instance_uid,
+                    instance.c.original_digest,
+                    instance.c.attempts,
                 )
             ).first()
         return None if row is None else Claim(*row, owner=owner)
@@ -234,9 +235,7 @@ class Index:
                 bytes_by_kind={
                     "original": _distinct_bytes(connection, instance.c.original_digest, instance.c.original_bytes),
                     "base": _distinct_bytes(connection, rendition.c.base_digest, rendition.c.base_bytes),
-                    "rendition": _distinct_bytes(
-                        connection, rendition.c.rendition_digest, rendition.c.rendition_bytes
-                    ),
+                    "rendition": _distinct_bytes(connection, rendition.c.rendition_digest, rendition.c.rendition_bytes),
                 },
                 backlog=by_state.get(InstanceState.RECEIVED.value, 0),
                 quarantined=total(select(func.count()).select_from(quarantine)),
@@ -271,9 +270,7 @@ def _oldest(free: Any) -> Any:
 
 def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
     result = connection.execute(
-        update(instance)
-        .where(instance.c.key == claim.key, instance.c.lease_owner == claim.owner)
-        .values(**values)
+        update(instance).where(instance.c.key == claim.key, instance.c.lease_owner == claim.owner).values(**values)
     )
     return bool(result.rowcount)
 

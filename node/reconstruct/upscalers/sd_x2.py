@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from node.reconstruct.numerics import cpu_numerics
 from node.reconstruct.tiles import TilePlan, blend
 from node.reconstruct.upscalers.protocol import UpscaleTask
-from storage.errors import LatentPacsError
+from storage.errors import ConfigError, LatentPacsError
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +91,7 @@ class SdX2:
         if dtype != "auto" and dtype not in _DTYPES:
             raise ValueError(f"sd_x2: dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}")
         if tile < 2 * _TILE_UNIT or tile % _TILE_UNIT:
-            raise ValueError(
-                f"sd_x2: tile {tile} is not a multiple of {_TILE_UNIT}, at least {2 * _TILE_UNIT}"
-            )
+            raise ValueError(f"sd_x2: tile {tile} is not a multiple of {_TILE_UNIT}, at least {2 * _TILE_UNIT}")
         if not 0 < overlap <= tile // 2:
             raise ValueError(f"sd_x2: overlap {overlap} is outside 1 .. {tile // 2}, half a tile")
         if steps < 1:
@@ -177,23 +175,20 @@ class SdX2:
         doubled = blend(plan.scaled(2), self._tiles(plan, canvas, noise, steps))
         return np.clip(doubled[: rows * 2, : columns * 2], -1, 1)
 
-    def _tiles(
-        self, plan: TilePlan, canvas: torch.Tensor, noise: torch.Tensor, steps: int
-    ) -> Iterator[Float]:
+    def _tiles(self, plan: TilePlan, canvas: torch.Tensor, noise: torch.Tensor, steps: int) -> Iterator[Float]:
         """The doubled tiles in plan order; the last batch is filled up with copies of its last tile."""
         import torch
 
-        def cut(field: torch.Tensor, scale: int, unit: int, corners: list[tuple[int, int]]) -> torch.Tensor:
-            size = plan.tile * scale // unit
-            starts = [(top * scale // unit, left * scale // unit) for top, left in corners]
-            return torch.stack([field[:, top : top + size, left : left + size] for top, left in starts])
-
+        tile, stride = plan.tile, self._network.stride
+        side = tile * 2 // stride
         positions = plan.positions
         for first in range(0, len(positions), self._batch):
             wanted = positions[first : first + self._batch]
             batch = wanted + wanted[-1:] * (self._batch - len(wanted))
-            pixels, field = cut(canvas, 1, 1, batch), cut(noise, 2, self._network.stride, batch)
-            doubled = self._network.double(pixels, field, steps)
+            pixels = [canvas[:, top : top + tile, left : left + tile] for top, left in batch]
+            corners = [(top * 2 // stride, left * 2 // stride) for top, left in batch]
+            latents = [noise[:, top : top + side, left : left + side] for top, left in corners]
+            doubled = self._network.double(torch.stack(pixels), torch.stack(latents), steps)
             yield from doubled[: len(wanted)].numpy()
 
     @cached_property
@@ -212,7 +207,10 @@ class SdX2:
 
         if self._device_name == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self._device_name)
+        device = torch.device(self._device_name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("reconstruct.sd_x2.device is cuda, and torch finds no CUDA device; use auto or cpu")
+        return device
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -243,9 +241,9 @@ class _Network:
         with _quiet(), torch.no_grad():
             # Guidance 0 means the empty prompt, always: embed it once and let the text encoder go.
             embedding, _, pooled, _ = pipeline.encode_prompt("", "cpu", do_classifier_free_guidance=False)
-        pipeline.text_encoder = pipeline.tokenizer = None
-        pipeline.vae.to(device)
-        pipeline.unet.to(device, dtype)
+            pipeline.text_encoder = pipeline.tokenizer = None
+            pipeline.vae.to(device)
+            pipeline.unet.to(device, dtype)
         self._pipeline = pipeline
         self._device = device
         self._embedding = embedding.to(device, dtype)
@@ -313,8 +311,8 @@ def find_weights(source: str) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """The weight files diffusers loads from ``folder``; ``WeightsNotFound`` where the model is incomplete."""
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise _not_found(f"{folder} has no readable model_index.json") from error
     if index.get("_class_name") != PIPELINE:
         raise _not_found(f"{folder} holds a {index.get('_class_name')}, not a {PIPELINE}")
@@ -340,11 +338,10 @@ def _load(folder: Path) -> Any:
 
     try:
         with _quiet():
-            pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(
-                str(folder), local_files_only=True
-            )
+            pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _not_found(f"{folder} cannot be loaded ({error})") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _not_found(f"{folder} cannot be loaded ({reason})") from error
     for component in _WEIGHTS:
         getattr(pipeline, component).float().eval()
     return pipeline
@@ -352,7 +349,7 @@ def _load(folder: Path) -> Any:
 
 def _not_found(reason: str) -> WeightsNotFound:
     return WeightsNotFound(
-        f"sd_x2 has no weights: {reason}; run `hf download {MODEL} --local-dir FOLDER` (2.4 GB) and set "
+        f"sd_x2 has no weights: {reason}; run `hf download {MODEL} --local-dir FOLDER` and set "
         "reconstruct.sd_x2.weights in config.yaml to that folder"
     )
 
@@ -363,9 +360,7 @@ def _quiet() -> Iterator[None]:
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers  # its switch for bars is the hub's as well
 
-    before = [
-        (each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in (diffusers, transformers)
-    ]
+    before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in (diffusers, transformers)]
     try:
         for library, _, _ in before:
             library.set_verbosity_error()

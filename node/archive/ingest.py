@@ -1,0 +1,155 @@
+"""Ingest: a spooled data set becomes a durable original and an index row, or is refused and leaves nothing.
+
+Bytes first, row second, success last. What a sender is told is decided here as an outcome or an error; the DICOM
+status for it is in node/dimse/status.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.uid import UID
+
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import CheckRequest
+from storage.content import same_content
+from storage.dicomfile import (
+    DataSetFile,
+    PixelShape,
+    integer_pixels,
+    native_pixel_warning,
+    opened,
+    pixel_digest,
+)
+from storage.errors import ClassMismatch, Duplicate, InvalidUid, MissingUid, PixelError, WorkerDied
+from storage.index import Index
+from storage.index.holdings import Added
+from storage.levels import levels_of
+from storage.objects import ObjectStore
+from storage.records import NewInstance
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a data set that was accepted. ``warning`` says why its pixels are not trusted."""
+
+    sop_instance_uid: str
+    new: bool
+    warning: str = ""
+
+
+class Ingest:
+    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` wakes the archivist."""
+
+    def __init__(self, index: Index, store: ObjectStore, decoders: WorkerPool, arrived: Callable[[], None]) -> None:
+        self._index, self._store, self._decoders, self._arrived = index, store, decoders, arrived
+
+    def receive(self, spooled: Path, *, sop_class: str, sop_instance: str, calling_aet: str) -> Receipt:
+        """Take a spooled Part 10 file in; on return it is durable and indexed, and the spooled name is gone.
+
+        ``sop_class`` and ``sop_instance`` are the command's Affected UIDs. Raises DataSetError, ClassMismatch,
+        Duplicate (the newcomer is in quarantine) or StoreFull.
+        """
+        self._store.check_room()
+        check_uid("Affected SOP Instance UID", sop_instance)
+        new = self._examine(spooled, sop_class, sop_instance, calling_aet)
+        own = self._index.rendition(new.sop_instance_uid)
+        if own is not None:
+            return self._own_reconstruction(spooled, new, own.output_digest)
+        digest = self._store.adopt(spooled)
+        new = NewInstance(**{**new.__dict__, "original_digest": digest})
+        added = self._index.add(new)
+        if added is Added.HELD:
+            self._settle_duplicate(new)
+        if added is Added.NEW:
+            self._arrived()
+        return Receipt(new.sop_instance_uid, added is Added.NEW, new.pixel_warning)
+
+    def _examine(self, spooled: Path, sop_class: str, sop_instance: str, calling_aet: str) -> NewInstance:
+        with opened(spooled) as file:
+            header = file.header()
+            uids = {name: _required_uid(header, name) for name in _IDENTITY}
+            if uids["SOPClassUID"] != sop_class or uids["SOPInstanceUID"] != sop_instance:
+                raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
+            shape = PixelShape.of(header)
+            warning = native_pixel_warning(file, shape) or self._codestream_warning(file, spooled)
+            return NewInstance(
+                sop_instance_uid=uids["SOPInstanceUID"],
+                sop_class_uid=uids["SOPClassUID"],
+                study_instance_uid=uids["StudyInstanceUID"],
+                series_instance_uid=uids["SeriesInstanceUID"],
+                transfer_syntax_uid=str(file.transfer_syntax),
+                levels=levels_of(header),
+                original_digest="",
+                original_bytes=spooled.stat().st_size,
+                pixel_bytes=shape.native_bytes if file.layout.has_pixels else 0,
+                calling_aet=calling_aet,
+                pixel_warning=warning,
+            )
+
+    def _codestream_warning(self, file: DataSetFile, spooled: Path) -> str:
+        if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
+            return ""
+        try:
+            return str(self._decoders.submit(CheckRequest(spooled), Priority.VIEWER).result())
+        except WorkerDied:
+            return "codestream cannot be decoded: the decoder crashed on it"
+
+    def _own_reconstruction(self, spooled: Path, new: NewInstance, output_digest: str) -> Receipt:
+        """A reconstruction of ours that comes back is known already; one with other pixels is an impostor."""
+        try:
+            same = pixel_digest(integer_pixels(spooled)) == output_digest
+        except PixelError:
+            same = False
+        if same:
+            spooled.unlink()
+            return Receipt(new.sop_instance_uid, False)
+        digest = self._store.adopt(spooled)
+        reason = "carries the UID of a reconstruction of this archive, with other pixels"
+        self._index.quarantine(digest, new.sop_instance_uid, new.calling_aet, reason)
+        raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _settle_duplicate(self, new: NewInstance) -> None:
+        held = self._index.by_uid(new.sop_instance_uid)
+        assert held is not None
+        if same_content(self._store.held(held.original_digest), self._store.path(new.original_digest)):
+            self._store.delete(new.original_digest)
+            return
+        reason = "another data set is held under this SOP Instance UID"
+        self._index.quarantine(new.original_digest, new.sop_instance_uid, new.calling_aet, reason)
+        raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
+
+
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+DECODABLE = {
+    "1.2.840.10008.1.2.5",
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70, 80, 81, 90, 91, 110, 111, 112, 201, 202, 203)),
+}
+"""Encapsulated transfer syntaxes (PS3.5 section 8.2) that this archive can decode, so that it can tell a damaged
+codestream from one it does not know."""
+
+
+def check_uid(name: str, value: str) -> None:
+    """Raises InvalidUid unless PS3.5 section 9.1 allows the value."""
+    if len(value) > 64 or not _UID.fullmatch(value):
+        raise InvalidUid(f"{name} is no valid UID: {value[:70]!r}")
+
+
+def _required_uid(header: Dataset, name: str) -> str:
+    try:
+        value = header.get(name)
+    except Exception as error:
+        raise InvalidUid(f"{name} cannot be read: {error}") from error
+    if value is None or str(value).strip("\0 ") == "":
+        raise MissingUid(f"data set has no {name}")
+    if not isinstance(value, (str, UID)):
+        raise InvalidUid(f"{name} has more than one value")
+    check_uid(name, str(value))
+    return str(value)

@@ -1,0 +1,115 @@
+"""Which images may be reconstructed: an allow-list. Everything else is stored and returned bit-exact.
+
+Judged from the header alone; what only the pixels can tell (stray bits, several padding values) is the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydicom import Dataset
+
+from node.config import EligibilitySettings
+from storage.dicomfile import DataSetFile, PixelShape
+
+MIN_SIDE = 256
+PRIVATE_CREATOR = "LATENT_PACS 1"
+"""Creator of the private block that every reconstruction carries (node/archive/derive.py)."""
+
+_LOSSY_SYNTAXES = {
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.93",
+    "1.2.840.10008.1.2.4.111",
+    "1.2.840.10008.1.2.4.112",
+    "1.2.840.10008.1.2.4.203",
+}
+
+_SPECIAL_VIEWS = {
+    "399163009": "magnification view",
+    "R-102D6": "magnification view",
+    "399055006": "spot compression view",
+    "R-102D7": "spot compression view",
+    "127457009": "specimen",
+    "G-8310": "specimen",
+}
+"""Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT as older devices write it)."""
+
+_MAX_MAGNIFICATION = 1.2
+"""Estimated Radiographic Magnification Factor of a contact view is about 1.0 to 1.1; magnified ones are 1.5 and up."""
+
+
+def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> str:
+    """Why this object may only be kept bit-exact; empty when it may be reconstructed."""
+    if not _class_allowed(header, settings):
+        return f"SOP class {header.get('SOPClassUID', '')} is not in eligibility.classes"
+    return next(_objections(file, header), "")
+
+
+def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
+    sop_class, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
+    return any(allowed.sop_class == sop_class and allowed.modality in ("", modality) for allowed in settings.classes)
+
+
+def _objections(file: DataSetFile, header: Dataset) -> Iterator[str]:
+    if not file.layout.has_pixels or "PixelData" not in _pixel_keyword(file):
+        yield "no pixel data"
+    yield from _shape_objections(PixelShape.of(header), header)
+    if str(file.transfer_syntax) in _LOSSY_SYNTAXES or header.get("LossyImageCompression") == "01":
+        yield "already lossy"
+    if not file.transfer_syntax.is_little_endian:
+        yield "big endian"
+    if any(tag in header for tag in (0xFFFAFFFA, 0x4FFE0001)):
+        yield "digitally signed"
+    if (0x0099, 0x0010) in header and header[0x0099, 0x0010].value == PRIVATE_CREATOR:
+        yield "a reconstruction of this archive"
+    if header.get("BurnedInAnnotation") == "YES":
+        yield "burned-in annotation"
+    if header.get("QualityControlImage") == "YES" or header.get("QualityControlSubject") == "YES":
+        yield "quality control image"
+    if header.get("PresentationIntentType") == "FOR PROCESSING":
+        yield "for processing"
+    yield from _view_objections(header)
+
+
+def _pixel_keyword(file: DataSetFile) -> str:
+    tag = bytes(file.data[file.layout.pixel_start : file.layout.pixel_start + 4])
+    return "PixelData" if tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") else "other"
+
+
+def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[str]:
+    if "NumberOfFrames" in header and (shape.frames != 1 or header.get("NumberOfFrames") not in (None, "", 1)):
+        yield "multi-frame"
+    if shape.samples != 1 or shape.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        yield f"photometric interpretation {shape.photometric or 'missing'}"
+    if shape.bits_allocated != 16 or not 8 <= shape.bits_stored <= 16:
+        yield f"{shape.bits_allocated} bits allocated, {shape.bits_stored} stored"
+    if shape.high_bit != shape.bits_stored - 1:
+        yield f"high bit {shape.high_bit} with {shape.bits_stored} bits stored"
+    if shape.signed:
+        yield "signed pixels"
+    if min(shape.rows, shape.columns) < MIN_SIDE:
+        yield f"{shape.rows} x {shape.columns} is smaller than {MIN_SIDE} pixels a side"
+
+
+def _view_objections(header: Dataset) -> Iterator[str]:
+    for code in _view_codes(header):
+        if code in _SPECIAL_VIEWS:
+            yield _SPECIAL_VIEWS[code]
+    if "SpecimenDescriptionSequence" in header:
+        yield "specimen"
+    try:
+        magnification = float(header.get("EstimatedRadiographicMagnificationFactor") or 1.0)
+    except (TypeError, ValueError):
+        magnification = 1.0
+    if magnification > _MAX_MAGNIFICATION:
+        yield f"magnified {magnification:g} times"
+
+
+def _view_codes(header: Dataset) -> Iterator[str]:
+    for view in header.get("ViewCodeSequence") or []:
+        yield str(view.get("CodeValue", ""))
+        for modifier in view.get("ViewModifierCodeSequence") or []:
+            yield str(modifier.get("CodeValue", ""))

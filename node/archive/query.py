@@ -1,0 +1,389 @@
+"""C-FIND: from an identifier to its answers (PS3.4 C.4.1).
+
+SQL narrows (storage.index.search), ``matching`` decides, and the answer holds what was asked for: the keys of
+the request, the unique keys of the levels above, where and how soon to retrieve. Choices of ours, for the
+conformance statement:
+
+- Keys of levels above the level of the query match and are returned, also without relational negotiation.
+- Keys that are not supported do not restrict. They come back with zero length, since many SCUs expect every
+  key that they asked for; C.2.2.1.3 would leave them out. ``has_unsupported_keys`` is for status FF01.
+- Values are returned as stored, text in UTF-8 where it is not ASCII. Timezone Offset From UTC never matches.
+- One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees the derived UID and lossy,
+  derived nature of an image that has a rendition, and finds it by either UID; others see the original.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydicom import DataElement, Dataset
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import empty_value_for_VR
+from pydicom.tag import BaseTag
+from pydicom.valuerep import format_number_as_ds
+
+from node.archive.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
+from node.archive.matching import (
+    WILDCARD_VRS,
+    Condition,
+    Span,
+    condition,
+    has_wildcard,
+    is_universal,
+    name_groups,
+    span,
+)
+from node.config import RenditionPolicy
+from storage.elements import BadValueError, codecs_of, items_of, values_of
+from storage.index.search import Candidate, Indexed, Narrow, Search, candidates
+from storage.levels import COMPUTED_KEYS, KEYS, Key, Level, fill_time
+from storage.records import DicomJson
+
+__all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
+
+
+def find(
+    index: Indexed,
+    identifier: Dataset,
+    root: Root,
+    *,
+    policy: RenditionPolicy,
+    retrieve_ae_title: str,
+    relational: bool = False,
+    combined_datetime: bool = False,
+) -> Iterator[Dataset]:
+    """The answers to a query, as a stream. Raises IdentifierError before the first one."""
+    query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
+    derived = query.level is Level.IMAGE and policy is RenditionPolicy.RECONSTRUCTED
+    found = candidates(index.engine, query.search(derived=derived))
+    return (
+        query.answer(attributes, retrieve_ae_title) for attributes in map(_as_seen, found) if query.matches(attributes)
+    )
+
+
+def has_unsupported_keys(identifier: Dataset, root: Root) -> bool:
+    """Whether a key of the request is not supported: its answers go out with status FF01 (C.4.1.1.4)."""
+    query = _parsed(identifier, root, relational=True, combined_datetime=False)
+    return bool(query.unsupported)
+
+
+# --- the request ---
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A key of the request. ``matches`` is None for universal matching, ``items`` for a whole sequence."""
+
+    key: Key
+    level: Level
+    values: tuple[Any, ...] = ()
+    matches: Condition | None = None
+    items: tuple[Asked, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """A request understood."""
+
+    level: Level
+    levels: tuple[Level, ...]
+    asked: tuple[Asked, ...]
+    unsupported: tuple[DataElement, ...]
+    uids: tuple[str, ...]
+    combined: tuple[Callable[[DicomJson], bool], ...]
+
+    def search(self, *, derived: bool) -> Search:
+        """What SQL can do for it."""
+        computed = {key.keyword for keys in COMPUTED_KEYS.values() for key in keys}
+        return Search(
+            level=self.level,
+            wants=frozenset(self.levels) | {asked.level for asked in self.asked},
+            narrows=tuple(narrow for asked in self.asked if asked.matches for narrow in _narrows(asked)),
+            uids=self.uids,
+            derived=derived,
+            computed=frozenset(asked.key.keyword for asked in self.asked) & computed,
+        )
+
+    def matches(self, attributes: DicomJson) -> bool:
+        """Every key holds (C.2.2.2)."""
+        return _all_match(self.asked, attributes) and all(holds(attributes) for holds in self.combined)
+
+    def answer(self, attributes: DicomJson, retrieve_ae_title: str) -> Dataset:
+        """The response identifier (C.4.1.1.3.2)."""
+        answer = _dataset(self.asked, attributes)
+        for element in self.unsupported:
+            answer.add(element)
+        for level in self.levels[:-1]:
+            answer.add(_element(UNIQUE[level], _stored(attributes, UNIQUE[level])))
+        told = [*(one.key for one in self.asked), *map(UNIQUE.__getitem__, self.levels)]
+        if not all(_is_ascii(attributes.get(key.json_tag)) for key in told):
+            answer.add_new(0x00080005, "CS", "ISO_IR 192")
+        answer.add_new(0x00080052, "CS", str(self.level))
+        answer.add_new(0x00080054, "AE", retrieve_ae_title)
+        answer.add_new(0x00080056, "CS", "ONLINE")
+        return answer
+
+
+def _parsed(identifier: Dataset, root: Root, *, relational: bool, combined_datetime: bool) -> Query:
+    level = level_of(identifier, root)
+    keys_above(identifier, root, level, relational=relational)
+    codecs = codecs_of(identifier)
+    supported = _SUPPORTED[level]
+    asked: list[Asked] = []
+    unsupported: list[DataElement] = []
+    uids: tuple[str, ...] = ()
+    for tag in list(identifier.keys()):
+        if tag in _NO_KEYS or tag.element == 0 or tag.is_private:
+            continue
+        if tag not in supported:
+            unsupported.append(_empty_as_asked(identifier, tag))
+            continue
+        one = _asked(identifier, *supported[tag], codecs)
+        if tag == UNIQUE[Level.IMAGE].tag:  # SQL matches it, since it may name a rendition
+            uids, one = (
+                tuple(key_values(identifier, one.key)) if one.values else (),
+                Asked(one.key, one.level),
+            )
+        asked.append(one)
+    combined, asked = _combined(asked) if combined_datetime else ([], asked)
+    return Query(
+        level=level,
+        levels=root.levels[: root.levels.index(level) + 1],
+        asked=tuple(asked),
+        unsupported=tuple(unsupported),
+        uids=uids,
+        combined=tuple(combined),
+    )
+
+
+_SUPPORTED: dict[Level, dict[BaseTag, tuple[Key, Level]]] = {
+    level: {
+        key.tag: (key, upper)
+        for upper in list(Level)[: list(Level).index(level) + 1]
+        for key in (*KEYS[upper], *COMPUTED_KEYS[upper])
+    }
+    for level in Level
+}
+"""Per level of a query: the keys of that level and of those above."""
+
+_NO_KEYS = frozenset(
+    {
+        0x00080005,  # Specific Character Set
+        0x00080052,  # Query/Retrieve Level
+        0x00080053,  # Query/Retrieve View
+        0x00080054,  # Retrieve AE Title
+        0x00080056,  # Instance Availability
+        0x00080201,  # Timezone Offset From UTC
+    }
+)
+
+
+def _asked(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str]) -> Asked:
+    try:
+        if key.vr == "SQ":
+            return _asked_sequence(items_of(identifier, key.tag, codecs), key, level, codecs)
+        # Modality CT\MR is common, so CS keys are lists; in other text of VM 1 a backslash is no delimiter
+        values = values_of(identifier, key.tag, key.vr, codecs, single=key.single and key.vr != "CS")
+        if is_universal(values):
+            return Asked(key, level)
+        if len(values) > MOST_UIDS or any(len(value) > _LONGEST for value in values if isinstance(value, str)):
+            raise IdentifierError(f"{key.keyword}: too long")
+        return Asked(key, level, tuple(value for value in values if value != ""), condition(key.vr, values))
+    except IdentifierError:
+        raise
+    except BadValueError as error:
+        raise IdentifierError(f"{key.keyword}: not a value or range of {key.vr}") from error
+    except Exception as error:
+        raise IdentifierError(f"{key.keyword} cannot be read") from error
+
+
+def _asked_sequence(items: list[Dataset], key: Key, level: Level, codecs: Sequence[str]) -> Asked:
+    """A sequence key: one item with keys, or none for the whole sequence (C.2.2.2.6)."""
+    if len(items) > 1:
+        raise IdentifierError(f"{key.keyword}: a sequence key has one item")
+    if not items or len(items[0]) == 0:
+        return Asked(key, level)
+    codecs = codecs_of(items[0], codecs)
+    inner = tuple(_asked(items[0], one, level, codecs) for one in key.items if one.tag in items[0])
+    if all(one.matches is None for one in inner):
+        return Asked(key, level, items=inner)
+    return Asked(key, level, matches=lambda stored: any(_all_match(inner, item) for item in stored), items=inner)
+
+
+_LONGEST = 10_240
+
+
+def _empty_as_asked(identifier: Dataset, tag: BaseTag) -> DataElement:
+    element: Any = identifier.get_item(tag)
+    vr = element.VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
+    return DataElement(tag, vr[:2], empty_value_for_VR(vr[:2]), validation_mode=IGNORE)
+
+
+def _combined(asked: list[Asked]) -> tuple[list[Callable[[DicomJson], bool]], list[Asked]]:
+    """Date and time ranges of the same form as one range of moments (C.2.2.2.5.4), in place of their own."""
+    by_keyword = {one.key.keyword: one for one in asked}
+    conditions: list[Callable[[DicomJson], bool]] = []
+    for date in [one for one in asked if one.key.vr == "DA" and one.values]:
+        time = by_keyword.get(date.key.keyword.removesuffix("Date") + "Time")
+        if time is None or not time.values:
+            continue
+        days, hours = span("DA", date.values[0]), span("TM", time.values[0])
+        same_form = (bool(days.low), bool(days.high)) == (bool(hours.low), bool(hours.high))
+        if days.is_range and hours.is_range and same_form:
+            conditions.append(_moments(date.key, time.key, Span(days.low + hours.low, days.high + hours.high)))
+            by_keyword[date.key.keyword] = replace(date, matches=None)  # its values still narrow
+            by_keyword[time.key.keyword] = replace(time, matches=None, values=())
+    return conditions, list(by_keyword.values())
+
+
+def _moments(date: Key, time: Key, span: Span) -> Callable[[DicomJson], bool]:
+    def holds(attributes: DicomJson) -> bool:
+        days, hours = _stored(attributes, date), _stored(attributes, time)
+        return bool(days) and span.holds(days[0] + (fill_time(hours[0]) if hours else ""))
+
+    return holds
+
+
+# --- what SQL can do ---
+
+_COLUMNS = {
+    "PatientID": "patient.patient_id",
+    "PatientName": "patient.name",
+    "PatientBirthDate": "patient.birth_date",
+    "PatientSex": "patient.sex",
+    "StudyInstanceUID": "study.study_instance_uid",
+    "StudyDate": "study.study_date",
+    "StudyTime": "study.study_time",
+    "AccessionNumber": "study.accession_number",
+    "StudyID": "study.study_id",
+    "ModalitiesInStudy": "series.modality",
+    "SOPClassesInStudy": "instance.sop_class_uid",
+    "SeriesInstanceUID": "series.series_instance_uid",
+    "Modality": "series.modality",
+    "SOPClassUID": "instance.sop_class_uid",
+}
+
+
+def _narrows(asked: Asked) -> Iterator[Narrow]:
+    """A condition that every match meets, where a column knows one."""
+    column = _COLUMNS.get(asked.key.keyword)
+    if column is None or not asked.values:
+        return
+    if asked.key.vr in {"DA", "TM"}:
+        covered = span(asked.key.vr, asked.values[0])
+        yield Narrow(column, low=covered.low, high=covered.high)
+    elif asked.key.vr == "PN":
+        yield from _narrows_name(column, asked.values[0])
+    elif asked.key.vr not in WILDCARD_VRS or not any(map(has_wildcard, asked.values)):
+        yield Narrow(column, any_of=asked.values)
+    elif len(asked.values) == 1:
+        yield _narrow_wildcard(column, asked.values[0])
+
+
+def _narrows_name(column: str, key: str) -> Iterator[Narrow]:
+    """The column holds all groups, folded, the alphabetic one first."""
+    groups = [(group, text) for group, text in name_groups(key) if text.strip("*")]
+    if [group for group, _ in groups] != ["Alphabetic"]:
+        yield Narrow(column, wildcard="*" + "*".join(text.replace("^", "*") for _, text in groups) + "*")
+    elif has_wildcard(groups[0][1]):
+        # a trailing delimiter may be left out, so none is asked for
+        yield _narrow_wildcard(column, groups[0][1].replace("^", "*") + "*", start=groups[0][1])
+    else:
+        yield Narrow(column, low=groups[0][1], high=groups[0][1] + "=\U0010ffff")
+
+
+def _narrow_wildcard(column: str, pattern: str, *, start: str | None = None) -> Narrow:
+    prefix = re.split(r"[*?]", start or pattern, maxsplit=1)[0]
+    prefix = prefix.rstrip("^") if start else prefix
+    is_prefix = bool(prefix) and not pattern[len(prefix) :].strip("*")
+    return Narrow(column, prefix=prefix, wildcard="" if is_prefix else pattern)
+
+
+# --- matching and answering ---
+
+
+def _as_seen(candidate: Candidate) -> DicomJson:
+    """The attributes as this peer sees them: those of the rendition, where one stands for the image.
+
+    What derivation changes and the index does not hold is unknown here: zero length (node.archive.derive).
+    """
+    if candidate.derived_uid is None:
+        return candidate.attributes
+    seen = {tag: element for tag, element in candidate.attributes.items() if tag not in _NOT_OF_THE_ORIGINAL}
+    image_type = seen.get("00080008", {}).get("Value", ["", "PRIMARY"])
+    seen["00080008"] = {"vr": "CS", "Value": ["DERIVED", *image_type[1:]]}
+    seen["00080018"] = {"vr": "UI", "Value": [candidate.derived_uid]}
+    seen["00282110"] = {"vr": "CS", "Value": ["01"]}
+    return seen
+
+
+_NOT_OF_THE_ORIGINAL = {
+    "0008001C",  # Synthetic Data
+    "00082111",  # Derivation Description
+    "00089215",  # Derivation Code Sequence
+    "00282112",  # Lossy Image Compression Ratio
+    "00282114",  # Lossy Image Compression Method
+}
+
+
+def _stored(attributes: DicomJson, key: Key) -> list[Any]:
+    values: list[Any] = attributes.get(key.json_tag, {}).get("Value", [])
+    return values
+
+
+def _all_match(asked: Sequence[Asked], attributes: DicomJson) -> bool:
+    return all(one.matches is None or one.matches(_stored(attributes, one.key)) for one in asked)
+
+
+def _dataset(asked: Sequence[Asked], attributes: DicomJson) -> Dataset:
+    """The asked keys with their stored values; absent ones with zero length."""
+    answer = Dataset()
+    for one in asked:
+        values = _stored(attributes, one.key)
+        if one.key.vr == "SQ" and one.items is not None:
+            items = [_dataset(one.items, item) for item in values if _all_match(one.items, item)]
+            answer.add(DataElement(one.key.tag, "SQ", items if one.items else []))
+        else:
+            answer.add(_element(one.key, values))
+    return answer
+
+
+def _element(key: Key, values: list[Any]) -> DataElement:
+    if key.vr == "SQ":
+        return DataElement(key.tag, "SQ", [_whole_item(key, item) for item in values])
+    if not values:
+        return DataElement(key.tag, key.vr, empty_value_for_VR(key.vr))
+    written = [_written(key.vr, value) for value in values]
+    return DataElement(key.tag, key.vr, written[0] if len(written) == 1 else written, validation_mode=IGNORE)
+
+
+def _whole_item(sequence: Key, item: DicomJson) -> Dataset:
+    whole = Dataset()
+    for key in sequence.items:
+        if key.json_tag in item:
+            whole.add(_element(key, _stored(item, key)))
+    return whole
+
+
+def _written(vr: str, value: Any) -> Any:
+    """A value of the DICOM JSON model as pydicom writes it."""
+    if value is None:
+        return ""
+    if vr == "PN":
+        return "=".join(value.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
+    if vr == "DS":
+        text = str(value)
+        return text if len(text) <= 16 else format_number_as_ds(value)
+    return str(value) if vr == "IS" else value
+
+
+def _is_ascii(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii()
+    if isinstance(value, dict):
+        return all(map(_is_ascii, value.values()))
+    return not isinstance(value, list) or all(map(_is_ascii, value))

@@ -1,0 +1,68 @@
+"""The rendered cache: reconstructed objects as files, bounded in bytes, least recently used out first.
+
+Only a convenience: everything in it can be made again. A reader gets a hard link of its own, so that an entry may be
+dropped while it is being sent.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+
+class RenderedCache:
+    """Files below ``root``, at most ``budget`` bytes; 0 keeps nothing."""
+
+    def __init__(self, root: Path, budget: int) -> None:
+        self._root, self._budget = root, budget
+        self._links = root / "sending"
+        self._lock = threading.Lock()
+        self._links.mkdir(parents=True, exist_ok=True)
+        for leftover in (*self._links.iterdir(), *root.glob("*.making")):
+            leftover.unlink(missing_ok=True)
+
+    def blank(self) -> Path:
+        """A new empty file to render into."""
+        handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
+        os.close(handle)
+        return Path(name)
+
+    def link(self, key: str) -> Path | None:
+        """A link to the entry for one reader, who unlinks it; None where there is no entry."""
+        entry = self._root / f"{key}.dcm"
+        link = self._new_link()
+        try:
+            os.link(entry, link)
+            os.utime(entry)
+        except FileNotFoundError:
+            link.unlink(missing_ok=True)
+            return None
+        return link
+
+    def keep(self, key: str, made: Path) -> Path:
+        """Take a finished file in (its name is gone) and return a link to it for one reader."""
+        link = self._new_link()
+        os.link(made, link)
+        with self._lock:
+            made.replace(self._root / f"{key}.dcm")
+            self._evict()
+        return link
+
+    def _new_link(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self._links)
+        os.close(handle)
+        Path(name).unlink()
+        return Path(name)
+
+    def _evict(self) -> None:
+        entries = sorted(
+            ((entry.stat().st_mtime_ns, entry.stat().st_size, entry) for entry in self._root.glob("*.dcm")),
+            reverse=True,
+        )
+        used = 0
+        for _, size, entry in entries:
+            used += size
+            if used > self._budget:
+                entry.unlink(missing_ok=True)

@@ -1,0 +1,194 @@
+"""Retrieve: which object a peer gets for an instance, as a file ready to be sent.
+
+One image at a time, prepared on a small pool of threads so that the association can keep its requester informed
+while an image is being made. What leaves under a verified UID are the verified pixels, or it does not leave.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from node.archive.derive import derived_header
+from node.archive.rendered import RenderedCache
+from node.config import RenditionPolicy
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import ReconstructRequest, read_pair
+from storage.dicomfile import transcode, write_header_for_pixels
+from storage.errors import (
+    ModelMissing,
+    NotReconstructable,
+    ObjectDamaged,
+    ObjectMissing,
+    PayloadError,
+    RenditionMismatch,
+    WorkerDied,
+)
+from storage.index import Index
+from storage.objects import ObjectStore
+from storage.records import StoredInstance, StoredRendition
+
+LOGGER = logging.getLogger(__name__)
+
+_AHEAD = 2
+"""Images prepared ahead of the one being sent."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one peer gets of one instance: the original, or a rendition with the original to fall back on."""
+
+    instance: StoredInstance
+    rendition: StoredRendition | None
+
+    @property
+    def sop_class_uid(self) -> str:
+        return self.instance.sop_class_uid
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """The UID under which the peer knows it, for the failed list too."""
+        return self.rendition.derived_uid if self.rendition else self.instance.sop_instance_uid
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        return str(ExplicitVRLittleEndian) if self.rendition else self.instance.transfer_syntax_uid
+
+
+@dataclass(frozen=True)
+class Sendable:
+    """A Part 10 file to send. ``own``: made for this sending, and removed by ``close``."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    own: bool = False
+
+    def close(self) -> None:
+        if self.own:
+            self.path.unlink(missing_ok=True)
+
+
+def choose(instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str] = frozenset()) -> Choice:
+    """The encoding of an instance that a peer of that policy gets; ``asked``: UIDs it named at IMAGE level."""
+    rendition = instance.rendition
+    if rendition is None or policy is RenditionPolicy.ORIGINAL:
+        return Choice(instance, None)
+    if policy is RenditionPolicy.AUTO and rendition.derived_uid not in asked:
+        return Choice(instance, None)
+    return Choice(instance, rendition)
+
+
+class Retrieve:
+    """Makes choices into files. ``threads`` bounds how many images are prepared at once."""
+
+    def __init__(
+        self, index: Index, store: ObjectStore, pool: WorkerPool, cache: RenderedCache, *, threads: int = 4
+    ) -> None:
+        self._index, self._store, self._pool, self._cache = index, store, pool, cache
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
+        self._making: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def choices(self, keys: list[int], policy: RenditionPolicy, asked: frozenset[str] = frozenset()) -> list[Choice]:
+        """What a peer gets for those instance keys, in their order."""
+        return [
+            choose(instance, policy, asked)
+            for start in range(0, len(keys), 500)
+            for instance in self._index.by_keys(keys[start : start + 500])
+        ]
+
+    def prepare(self, choices: list[Choice]) -> Iterator[tuple[Choice, Future[Sendable]]]:
+        """Each choice with the future of its file, at most a few images ahead of the reader.
+
+        A future raises LatentPacsError where the image cannot be sent.
+        """
+        ahead: list[tuple[Choice, Future[Sendable]]] = []
+        try:
+            for choice in choices:
+                ahead.append((choice, self._threads.submit(self.make, choice)))
+                if len(ahead) > _AHEAD:
+                    yield ahead.pop(0)
+            while ahead:
+                yield ahead.pop(0)
+        finally:
+            for _, future in ahead:
+                future.cancel()
+                future.add_done_callback(_discard)
+
+    def make(self, choice: Choice) -> Sendable:
+        """The file for one choice; where the rendition cannot be made as verified, the original in its stead."""
+        if choice.rendition is None:
+            return self._original(choice.instance)
+        try:
+            return self._reconstruction(choice.instance, choice.rendition)
+        except (
+            ModelMissing,
+            NotReconstructable,
+            ObjectDamaged,
+            ObjectMissing,
+            PayloadError,
+            RenditionMismatch,
+        ) as error:
+            LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, error)
+        except WorkerDied as error:
+            LOGGER.error("rendition %s not made, original sent: %s", choice.sop_instance_uid, error)
+        return self._original(choice.instance)
+
+    def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
+        """The same object in a native little-endian transfer syntax. Raises PixelError."""
+        target = self._cache.blank()
+        try:
+            transcode(sendable.path, target, syntax)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        sendable.close()
+        return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax), own=True)
+
+    def _original(self, instance: StoredInstance) -> Sendable:
+        path = self._store.held(instance.original_digest)
+        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
+
+    def _reconstruction(self, instance: StoredInstance, rendition: StoredRendition) -> Sendable:
+        with self._lock:
+            making = self._making.setdefault(rendition.rendition_digest, threading.Lock())
+        with making:  # two peers that want the same image wait for one reconstruction
+            link = self._cache.link(rendition.rendition_digest)
+            if link is None:
+                link = self._cache.keep(rendition.rendition_digest, self._render(rendition))
+        with self._lock:
+            self._making.pop(rendition.rendition_digest, None)
+        return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
+
+    def _render(self, rendition: StoredRendition) -> Path:
+        base_path = self._store.held(rendition.base_digest)
+        rendition_path = self._store.held(rendition.rendition_digest)
+        base, made = read_pair(base_path, rendition_path)
+        target = self._cache.blank()
+        try:
+            with target.open("wb") as out:
+                header = derived_header(base, made, rendition.payload_bytes)
+                write_header_for_pixels(out, header, base.rows * base.columns * 2)
+            request = ReconstructRequest(base_path, rendition_path, target)
+            self._pool.submit(request, Priority.VIEWER).result()
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return target
+
+
+def _discard(future: Future[Sendable]) -> None:
+    """A prepared file that nobody will send any more."""
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()

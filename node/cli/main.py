@@ -1,0 +1,97 @@
+"""``latent-pacs``: the verbs. ``latent-pacs --help`` lists them; every one has ``--help`` of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from storage.errors import LatentPacsError
+
+app = typer.Typer(
+    name="latent-pacs",
+    help="A DICOM archive that keeps a tiny, measured payload per mammogram and gives the full-matrix image back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.", metavar="FILE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+DEFAULT_CONFIG = Path("config.yaml")
+
+
+@app.command()
+def serve(
+    config: ConfigOption = DEFAULT_CONFIG,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every association.")] = False,
+) -> None:
+    """Run the node until SIGTERM or Ctrl-C; what is in flight is finished first."""
+    from node.cli.serving import serve_until_stopped
+
+    serve_until_stopped(config, verbose=verbose)
+
+
+@app.command()
+def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Counts by state, bytes by kind, the backlog, and the compression ratio. Works while the node runs."""
+    from node.cli.status import print_status
+
+    print_status(config, as_json=as_json)
+
+
+@app.command()
+def retry(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Put images that the archivist gave up on (state failed) back to work."""
+    from node.cli.status import open_index
+
+    with open_index(config) as index:
+        count = index.retry_failed()
+    print_json({"retried": count}) if as_json else Console().print(f"{count} instances are back in the backlog")
+
+
+@app.command()
+def demo(
+    dicom: Annotated[
+        Path | None,
+        typer.Option("--dicom", help="A folder of your own DICOM files instead of the demo study.", metavar="FOLDER"),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the table to FILE as JSON too.", metavar="FILE")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where the side-by-side PNGs go.", metavar="FOLDER")] = Path(
+        "demo-out"
+    ),
+) -> None:
+    """Start a node in a temporary folder, store a study, retrieve it by C-MOVE and C-GET, and show the figures."""
+    from node.cli.demo import run_demo
+
+    if not run_demo(dicom, json_file, out):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version(as_json: JsonOption = False) -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    number = installed("latent-pacs")
+    print_json({"version": number}) if as_json else Console().print(f"latent-pacs {number}")
+
+
+def print_json(value: object) -> None:
+    """JSON on standard output, for programs."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def run() -> None:
+    """The console script: errors of ours are one line on standard error and exit code 2."""
+    try:
+        app()
+    except LatentPacsError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]latent-pacs:[/] {error}", highlight=False)
+        sys.exit(2)

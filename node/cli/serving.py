@@ -1,0 +1,36 @@
+"""``latent-pacs serve``: the node in the foreground, stopped by a signal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+from node.config import load
+
+LOGGER = logging.getLogger("latent_pacs")
+
+
+def serve_until_stopped(config: Path, *, verbose: bool) -> None:
+    """Run a node as ``config`` says until SIGTERM or SIGINT."""
+    settings = load(config)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("pynetdicom").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        LOGGER.info("%s: finishing what is in flight", signal.Signals(number).name)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    from node.app import Node
+
+    with Node(settings) as node:
+        LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.port)
+        while not stopping.wait(timeout=3600):
+            pass
+    LOGGER.info("stopped")

@@ -1,0 +1,88 @@
+"""``latent-pacs status``: what is held, what it weighs, what is left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from node.config import load
+from storage.errors import ConfigError
+from storage.index import Index
+from storage.records import HoldingCounts
+
+
+@contextmanager
+def open_index(config: Path) -> Iterator[Index]:
+    """The index of a configuration, which must exist already. Raises ConfigError."""
+    settings = load(config)
+    url = settings.storage.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no index at {url}; has a node run with {config} yet?")
+    index = Index.open(url)
+    try:
+        yield index
+    finally:
+        index.close()
+
+
+def print_status(config: Path, *, as_json: bool) -> None:
+    """Print counts, as text or JSON."""
+    with open_index(config) as index:
+        counts = index.counts()
+    report = status_report(counts)
+    if as_json:
+        from node.cli.main import print_json
+
+        print_json(report)
+        return
+    console = Console()
+    console.print(_states(counts))
+    console.print(_bytes(counts))
+    console.print(f"backlog: {counts.backlog}   quarantined: {counts.quarantined}")
+    console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
+    console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
+
+
+def status_report(counts: HoldingCounts) -> dict[str, Any]:
+    """The counts with both ratios; a ratio is None where there is nothing to divide."""
+    return {
+        **dataclasses.asdict(counts),
+        "ratio_reconstructable": _ratio(counts.reconstructable_pixel_bytes, counts.reconstructable_payload_bytes),
+        "ratio_everything": _ratio(counts.all_pixel_bytes, counts.all_hot_bytes),
+    }
+
+
+def size_text(size: int) -> str:
+    """A size for people: 1.2 MB."""
+    value, units = float(size), ["B", "KB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _states(counts: HoldingCounts) -> Table:
+    table = Table("state", "instances", title="instances")
+    for state, count in counts.by_state.items():
+        table.add_row(state, str(count))
+    return table
+
+
+def _bytes(counts: HoldingCounts) -> Table:
+    table = Table("kind", "bytes", "", title="objects")
+    for kind, size in counts.bytes_by_kind.items():
+        table.add_row(kind, str(size), size_text(size))
+    return table
+
+
+def _ratio(whole: int, part: int) -> float | None:
+    return whole / part if part else None
+
+
+def _ratio_text(ratio: float | None) -> str:
+    return "none yet" if ratio is None else f"{ratio:.1f} : 1"

@@ -1,0 +1,172 @@
+"""The other side of the door: a modality that stores, and a viewer that finds, moves and gets. For demo and tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID, ExplicitVRLittleEndian
+from pynetdicom import AE, build_role, evt
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from node.dimse import wire
+from storage.dicomfile import opened
+from storage.errors import LatentPacsError
+
+
+class PeerRefused(LatentPacsError):
+    """The other node did not accept the association, or answered with a failure."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a node listens, and as whom it is called."""
+
+    host: str
+    port: int
+    ae_title: str
+
+
+@dataclass
+class Receiver:
+    """A Storage SCP on a free port that writes what it receives, verbatim, below ``folder``."""
+
+    folder: Path
+    ae_title: str = "VIEWER"
+    received: dict[str, Path] = field(default_factory=dict)
+
+    def __enter__(self) -> Receiver:
+        from node.dimse.server import STORAGE_CLASSES, TRANSFER_SYNTAXES
+
+        entity = AE(self.ae_title)
+        entity.maximum_pdu_size = 0
+        for sop_class in STORAGE_CLASSES:
+            entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
+        self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def handlers(self) -> list[Any]:
+        return [(evt.EVT_C_STORE, self._store)]
+
+    def _store(self, event: Any) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        path = self.folder / f"{len(self.received):04d}.dcm"
+        path.write_bytes(event.encoded_dataset())
+        self.received[uid] = path
+        return 0x0000
+
+
+def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[Path, int, float], None]) -> None:
+    """C-STORE files as their bytes are; ``each`` hears of (file, status, seconds). Raises PeerRefused."""
+    wire.install()
+    entity = AE(calling)
+    entity.maximum_pdu_size = 0
+    contexts = {}
+    for path in files:
+        with opened(path) as file:
+            sop_class = str(file.header().SOPClassUID)
+            contexts[sop_class, str(file.transfer_syntax)] = build_context(UID(sop_class), file.transfer_syntax)
+    assoc = entity.associate(to.host, to.port, contexts=list(contexts.values()), ae_title=to.ae_title)
+    if not assoc.is_established:
+        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    try:
+        for path in files:
+            began = time.monotonic()
+            status = assoc.send_c_store(path)
+            each(path, int(status.get("Status", 0xC000)), time.monotonic() - began)
+    finally:
+        assoc.release()
+
+
+def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
+    """C-FIND, Study Root. Raises PeerRefused."""
+    entity = AE(calling)
+    entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title)
+    if not assoc.is_established:
+        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    try:
+        found = []
+        for status, answer in assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
+            if int(status.get("Status", 0xC000)) in (0xFF00, 0xFF01) and answer is not None:
+                found.append(answer)
+            elif int(status.get("Status", 0xC000)) != 0:
+                raise PeerRefused(f"C-FIND ended with status 0x{int(status.get('Status', 0xC000)):04X}")
+        return found
+    finally:
+        assoc.release()
+
+
+def move(identifier: Dataset, to: Address, *, calling: str, destination: str) -> Dataset:
+    """C-MOVE, Study Root; the final response's status data set. Raises PeerRefused."""
+    entity = AE(calling)
+    entity.dimse_timeout = 600
+    entity.add_requested_context(StudyRootQueryRetrieveInformationModelMove)
+    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title)
+    if not assoc.is_established:
+        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    try:
+        return _last(assoc.send_c_move(identifier, destination, StudyRootQueryRetrieveInformationModelMove))
+    finally:
+        assoc.release()
+
+
+def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence[str], receiver: Receiver) -> Dataset:
+    """C-GET, Study Root, into ``receiver``; the final response's status data set. Raises PeerRefused."""
+    entity = AE(calling)
+    entity.dimse_timeout = 600
+    entity.maximum_pdu_size = 0
+    entity.add_requested_context(StudyRootQueryRetrieveInformationModelGet)
+    for sop_class in sop_classes:
+        entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
+    roles = [build_role(sop_class, scp_role=True) for sop_class in sop_classes]
+    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, ext_neg=roles, evt_handlers=receiver.handlers())
+    if not assoc.is_established:
+        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    try:
+        return _last(assoc.send_c_get(identifier, StudyRootQueryRetrieveInformationModelGet))
+    finally:
+        assoc.release()
+
+
+def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
+    """An identifier at the deepest level given (Study Root)."""
+    identifier = Dataset()
+    identifier.StudyInstanceUID = study
+    identifier.QueryRetrieveLevel = "IMAGE" if image or series else "STUDY"
+    if series:
+        identifier.SeriesInstanceUID = series
+        identifier.SOPInstanceUID = image
+    return identifier
+
+
+def read(path: Path) -> Dataset:
+    """A received file."""
+    return dcmread(path)
+
+
+def _last(responses: Any) -> Dataset:
+    final = Dataset()
+    for status, _ in responses:
+        if "Status" in status:
+            final = status
+    return final

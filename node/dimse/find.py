@@ -1,0 +1,43 @@
+"""C-FIND: from an event to one query, and from its answers to statuses (PS3.4 C.4.1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from pydicom import Dataset
+from pynetdicom.events import Event
+
+from node.archive.query import IdentifierError, Root, has_unsupported_keys
+from node.dimse.models import ROOTS
+from node.dimse.peers import Peers
+from node.dimse.status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, response
+
+LOGGER = logging.getLogger(__name__)
+
+PENDING_WITHOUT_SOME_KEYS = 0xFF01
+"""An optional key of the request is not supported (PS3.4 C.4.1.1.4)."""
+
+Search = Callable[[Dataset, Root, str], Iterator[Dataset]]
+"""Identifier, information model, calling AE title: ``node.archive.query.find`` as that peer sees it."""
+
+
+def handle_find(event: Event, *, search: Search, peers: Peers) -> Iterator[tuple[int | Dataset, Dataset | None]]:
+    """Answer a C-FIND: pending with each match, then success, cancelled, or an error."""
+    caller = peers.calling(event)
+    if not peers.may(caller, "find"):
+        yield response(NOT_AUTHORIZED, f"{caller} may not query here"), None
+        return
+    try:
+        identifier, root = event.identifier, ROOTS[event.context.abstract_syntax]
+        unsupported = has_unsupported_keys(identifier, root)
+        for answer in search(identifier, root, caller):
+            if event.is_cancelled:  # reading clears it: once per match
+                yield CANCELLED, None
+                return
+            yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer
+    except IdentifierError as error:
+        yield of_error(error, QUERY_ERRORS), None
+    except Exception as error:
+        LOGGER.exception("C-FIND failed")
+        yield of_error(error, QUERY_ERRORS), None

@@ -1,0 +1,34 @@
+"""Who calls, and what that AE title may do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from node.config import Peer, RenditionPolicy, Settings, Verb
+
+
+class Peers:
+    """The peers of config.yaml. An AE title that is not there gets ``unknown_peers``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def calling(self, event: Any) -> str:
+        """The calling AE title of an event's association."""
+        return str(event.assoc.requestor.ae_title).strip()
+
+    def may(self, ae_title: str, verb: Verb) -> bool:
+        """True when that AE title may use that verb."""
+        peer = self._settings.peer(ae_title)
+        allowed: tuple[str, ...] = self._settings.unknown_peers.allow if peer is None else peer.allow
+        return verb in allowed
+
+    def rendition(self, ae_title: str) -> RenditionPolicy:
+        """Which encoding that AE title gets."""
+        peer = self._settings.peer(ae_title)
+        return RenditionPolicy.ORIGINAL if peer is None else peer.rendition
+
+    def destination(self, ae_title: str) -> Peer | None:
+        """The peer to move to, where it is known and has an address."""
+        peer = self._settings.peer(ae_title)
+        return peer if peer is not None and peer.reachable else None

@@ -1,0 +1,201 @@
+"""C-MOVE and C-GET (PS3.4 C.4.2, C.4.3): the same walk over the same images, over two kinds of association.
+
+The counts are truthful: an image is completed when its receiver said so, and failed with its UID otherwise. While an
+image is being made the requester gets pending responses; a cancel is honoured before the next image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydicom import Dataset
+
+from node.archive.identifier import UNIQUE, IdentifierError, key_values, level_of
+from node.archive.retrieve import Choice, Retrieve, Sendable
+from node.archive.selection import select
+from node.config import Peer
+from node.dimse.models import ROOTS
+from node.dimse.peers import Peers
+from node.dimse.sender import Channel, Destination, DestinationUnavailable
+from node.dimse.status import (
+    ALL_SUBOPERATIONS_FAILED,
+    CANCELLED,
+    DESTINATION_UNKNOWN,
+    NOT_AUTHORIZED,
+    PENDING,
+    QUERY_ERRORS,
+    SUBOPERATIONS_FAILED,
+    SUCCESS,
+    of_error,
+)
+from node.dimse.wire import ArchiveEntity, Report
+from storage.index import Index
+from storage.levels import Level
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """Counts of sub-operations as they happen."""
+
+    remaining: int
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+    failed_uids: list[str] = field(default_factory=list)
+
+    def count(self, choice: Choice, status: int | None) -> None:
+        """``status``: what the receiver answered to C-STORE, None where it answered nothing."""
+        self.remaining -= 1
+        if status == SUCCESS:
+            self.completed += 1
+        elif status is not None and (status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)):
+            self.warning += 1
+        else:
+            self.failed += 1
+            self.failed_uids.append(choice.sop_instance_uid)
+
+    def report(self, status: int, *, comment: str = "") -> Report:
+        shows_remaining = status in (PENDING, CANCELLED)
+        uids = () if status in (PENDING, SUCCESS) else tuple(self.failed_uids)
+        return Report(
+            status,
+            self.remaining if shows_remaining else None,
+            self.completed,
+            self.failed,
+            self.warning,
+            uids,
+            comment,
+        )
+
+    def final(self) -> Report:
+        if self.failed and not self.completed and not self.warning:
+            return self.report(ALL_SUBOPERATIONS_FAILED)
+        return self.report(SUBOPERATIONS_FAILED if self.failed or self.warning else SUCCESS)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the retrieve handlers work with."""
+
+    index: Index
+    retrieve: Retrieve
+    peers: Peers
+    keep_alive: float
+
+
+def handle_get(event: Any, services: Services) -> Iterator[Report]:
+    """C-GET: images go back over the requester's own association, as far as it took the SCP role for them."""
+    caller = services.peers.calling(event)
+    if not services.peers.may(caller, "get"):
+        yield Report(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
+        return
+    try:
+        choices = _choices(event, services, caller)
+    except IdentifierError as error:
+        yield _refusal(error)
+        return
+    channel = Channel(event.assoc)
+    yield from _send(event, services, choices, lambda _: channel)
+
+
+def handle_move(event: Any, services: Services, entity: ArchiveEntity) -> Iterator[Report]:
+    """C-MOVE: images go to a configured peer over an association of our own, in that peer's rendition."""
+    caller = services.peers.calling(event)
+    if not services.peers.may(caller, "move"):
+        yield Report(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
+        return
+    title = str(event.move_destination).strip()
+    peer = services.peers.destination(title)
+    if peer is None:
+        yield Report(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
+        return
+    try:
+        choices = _choices(event, services, peer.ae_title)
+    except IdentifierError as error:
+        yield _refusal(error)
+        return
+    yield from _send_to(event, services, choices, entity, peer)
+
+
+def _send_to(
+    event: Any, services: Services, choices: list[Choice], entity: ArchiveEntity, peer: Peer
+) -> Iterator[Report]:
+    caller, message_id = services.peers.calling(event), int(event.request.MessageID)
+    with Destination(entity, peer, choices, originator=caller, originator_id=message_id) as destination:
+        yield from _send(event, services, choices, destination.channel)
+
+
+def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
+    """What the receiver gets for the request's identifier. Raises IdentifierError."""
+    try:
+        identifier = event.identifier
+    except Exception as error:  # pydicom raises many kinds on hostile bytes
+        raise IdentifierError(f"identifier cannot be parsed: {error}") from error
+    root = ROOTS[str(event.context.abstract_syntax)]
+    keys = list(select(services.index, identifier, root))
+    asked: frozenset[str] = frozenset()
+    if level_of(identifier, root) is Level.IMAGE:
+        asked = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
+    return services.retrieve.choices(keys, services.peers.rendition(receiver), asked)
+
+
+def _refusal(error: IdentifierError) -> Report:
+    status: Dataset = of_error(error, QUERY_ERRORS)
+    return Report(int(status.Status), comment=str(error))
+
+
+def _send(
+    event: Any, services: Services, choices: list[Choice], channel: Callable[[Choice], Channel]
+) -> Iterator[Report]:
+    tally = Tally(len(choices))
+    for choice, future in services.retrieve.prepare(choices):
+        if event.is_cancelled:  # clears itself when read: this is the only place that reads it
+            _release(future)
+            tally.failed_uids = []
+            yield tally.report(CANCELLED)
+            return
+        yield from _while_making(future, tally, services.keep_alive)
+        if not event.assoc.is_established:
+            _release(future)
+            return
+        tally.count(choice, _send_one(services.retrieve, choice, future, channel))
+        if tally.remaining:
+            yield tally.report(PENDING)
+    yield tally.final()
+
+
+def _while_making(future: Future[Sendable], tally: Tally, keep_alive: float) -> Iterator[Report]:
+    """A pending response each time the image has not been finished within the keep-alive time."""
+    while True:
+        try:
+            future.exception(timeout=keep_alive)
+            return
+        except TimeoutError:
+            yield tally.report(PENDING)
+
+
+def _send_one(
+    retrieve: Retrieve, choice: Choice, future: Future[Sendable], channel: Callable[[Choice], Channel]
+) -> int | None:
+    try:
+        sendable = future.result()
+    except Exception as error:  # noqa: BLE001 - one image that cannot be made is one failed sub-operation
+        LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, error)
+        return None
+    try:
+        return channel(choice).send(sendable, retrieve)
+    except DestinationUnavailable as error:
+        LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, error)
+        return None
+    finally:
+        sendable.close()
+
+
+def _release(future: Future[Sendable]) -> None:
+    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

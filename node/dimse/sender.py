@@ -1,0 +1,175 @@
+"""C-STORE as a sender: to a move destination, or back over the association of a C-GET.
+
+A file goes out as its bytes are where the receiver took its transfer syntax, else decompressed into explicit or
+implicit little endian.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+
+from node.archive.retrieve import Choice, Retrieve, Sendable
+from node.config import Peer
+from node.dimse.wire import ArchiveEntity
+from storage.errors import LatentPacsError
+
+LOGGER = logging.getLogger(__name__)
+
+_MAX_CONTEXTS = 128
+_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+
+class DestinationUnavailable(LatentPacsError):
+    """The destination refused the association, dropped it, or took no suitable presentation context."""
+
+
+class Channel:
+    """One established association on which images can be sent with C-STORE."""
+
+    def __init__(self, assoc: Association, *, originator: str = "", originator_id: int = 0) -> None:
+        self._assoc, self._originator, self._originator_id = assoc, originator, originator_id
+        self._message_id = 0
+
+    @property
+    def usable(self) -> bool:
+        return bool(self._assoc.is_established)
+
+    def send(self, sendable: Sendable, retrieve: Retrieve) -> int | None:
+        """Send one file; the receiver's status, or None where it answered nothing.
+
+        Raises DestinationUnavailable where no context fits. The caller closes ``sendable``.
+        """
+        syntax = self._syntax_for(sendable)
+        if syntax == sendable.transfer_syntax_uid:
+            return self._store(sendable)
+        converted = retrieve.as_syntax(sendable, syntax)
+        try:
+            return self._store(converted)
+        finally:
+            converted.close()
+
+    def _syntax_for(self, sendable: Sendable) -> UID:
+        taken = {
+            str(context.transfer_syntax[0])
+            for context in self._assoc.accepted_contexts
+            if context.abstract_syntax == sendable.sop_class_uid and context.as_scu
+        }
+        for syntax in (UID(sendable.transfer_syntax_uid), *_NATIVE):
+            if str(syntax) in taken:
+                return syntax
+        raise DestinationUnavailable(
+            f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
+            f"{sendable.transfer_syntax_uid} or little endian"
+        )
+
+    def _store(self, sendable: Sendable) -> int | None:
+        if not self.usable:
+            raise DestinationUnavailable("the association has ended")
+        self._message_id = self._message_id % 65535 + 1
+        options: dict[str, Any] = {}
+        if self._originator:
+            options = {"originator_aet": self._originator, "originator_id": self._originator_id}
+        try:
+            status = self._assoc.send_c_store(sendable.path, msg_id=self._message_id, **options)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise DestinationUnavailable(str(error)) from error
+        return int(status.Status) if "Status" in status else None
+
+
+class Destination:
+    """A move destination: an association is opened at the first image, and again where contexts run out."""
+
+    def __init__(
+        self,
+        entity: ArchiveEntity,
+        peer: Peer,
+        choices: Sequence[Choice],
+        *,
+        originator: str,
+        originator_id: int,
+    ) -> None:
+        self._entity, self._peer = entity, peer
+        self._originator, self._originator_id = originator, originator_id
+        self._batches = _batches(choices)
+        self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
+        self._open: tuple[int, Channel, Association] | None = None
+        self._refused: str | None = None
+
+    def __enter__(self) -> Destination:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def channel(self, choice: Choice) -> Channel:
+        """The association for one of the choices. Raises DestinationUnavailable."""
+        number = self._batch_of[id(choice)]
+        if self._open is not None and self._open[0] == number and self._open[1].usable:
+            return self._open[1]
+        if self._refused is not None:
+            raise DestinationUnavailable(self._refused)
+        self._close()
+        assoc = self._associate(self._batches[number])
+        channel = Channel(assoc, originator=self._originator, originator_id=self._originator_id)
+        self._open = (number, channel, assoc)
+        return channel
+
+    def _associate(self, batch: Sequence[Choice]) -> Association:
+        peer = self._peer
+        assoc = self._entity.associate(peer.host, peer.port, contexts=contexts_for(batch), ae_title=peer.ae_title)
+        if not assoc.is_established:
+            # asked once: a destination that is down would cost a timeout for every further image
+            self._refused = f"{peer.ae_title} at {peer.host}:{peer.port} did not accept an association"
+            raise DestinationUnavailable(self._refused)
+        return assoc
+
+    def _close(self) -> None:
+        if self._open is not None:
+            assoc = self._open[2]
+            if assoc.is_established:
+                assoc.release()
+            self._open = None
+
+
+def contexts_for(choices: Sequence[Choice]) -> list[PresentationContext]:
+    """One context per SOP class and transfer syntax that these images can go out in."""
+    wanted = dict.fromkeys(pair for choice in choices for pair in _wanted(choice))
+    return [build_context(UID(sop_class), UID(syntax)) for sop_class, syntax in wanted]
+
+
+def _wanted(choice: Choice) -> list[tuple[str, str]]:
+    """(SOP class, transfer syntax): as the file is, as its fall-back is, and little endian.
+
+    A context each, so that the receiver cannot choose one syntax for files that come in several.
+    """
+    syntaxes = dict.fromkeys(
+        [
+            choice.transfer_syntax_uid,
+            choice.instance.transfer_syntax_uid,
+            *(str(syntax) for syntax in _NATIVE),
+        ]
+    )
+    return [(choice.sop_class_uid, syntax) for syntax in syntaxes]
+
+
+def _batches(choices: Sequence[Choice]) -> list[list[Choice]]:
+    """Runs of choices whose contexts fit one association (PS3.8 7.1.1.13: at most 128)."""
+    batches: list[list[Choice]] = [[]]
+    wanted: set[tuple[str, str]] = set()
+    for choice in choices:
+        with_this = wanted.union(_wanted(choice))
+        if len(with_this) > _MAX_CONTEXTS:
+            batches.append([])
+            with_this = set(_wanted(choice))
+        wanted = with_this
+        batches[-1].append(choice)
+    return batches

@@ -1,0 +1,180 @@
+"""The server: presentation contexts, the handler table, start, and a stop that finishes what is in flight."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom.uid import AllTransferSyntaxes
+from pynetdicom import AllStoragePresentationContexts, evt
+from pynetdicom.sop_class import Verification
+
+from node.archive.ingest import Ingest
+from node.config import NodeSettings
+from node.dimse import wire
+from node.dimse.find import Search, handle_find
+from node.dimse.models import ROOTS
+from node.dimse.peers import Peers
+from node.dimse.retrieve import Services, handle_get, handle_move
+from node.dimse.status import NOT_AUTHORIZED, SUCCESS
+from node.dimse.store import handle_store
+
+LOGGER = logging.getLogger(__name__)
+
+_QUIET_SECONDS = 1.0
+"""An association without an operation for this long is idle, and may be ended at a stop."""
+
+STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
+TRANSFER_SYNTAXES = tuple(str(syntax) for syntax in AllTransferSyntaxes)
+"""Every transfer syntax that pydicom knows is accepted and kept verbatim."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """What the handlers call."""
+
+    ingest: Ingest
+    search: Search
+    services: Services
+    peers: Peers
+
+
+class Server:
+    """Listens for associations until stopped. ``port`` is known after ``start`` (0 in config.yaml: any free one)."""
+
+    def __init__(self, settings: NodeSettings, door: Door, spool: Path) -> None:
+        wire.install()
+        self._settings, self._door = settings, door
+        self.entity = _entity(settings, spool)
+        self._in_flight = _InFlight()
+        self._listener: Any = None
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.server_address[1])
+
+    def start(self) -> None:
+        """Start listening. Raises OSError where the port is taken."""
+        address = (self._settings.host, self._settings.port)
+        self._listener = self.entity.start_server(address, block=False, evt_handlers=self._handlers())
+
+    def stop(self) -> None:
+        """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest."""
+        if self._listener is None:
+            return
+        self._listener.shutdown()
+        deadline = time.monotonic() + self._settings.drain
+        while time.monotonic() < deadline and self._busy():
+            time.sleep(0.05)
+        self.entity.shutdown()
+        self._listener.server_close()
+        self._listener = None
+
+    def _busy(self) -> bool:
+        """True while an association works: an operation runs or has just run, or a data set is arriving."""
+        return any(
+            self._in_flight.busy(assoc) or any(wire.association_spool(assoc).glob("*"))
+            for assoc in self.entity.active_associations
+        )
+
+    def _handlers(self) -> list[Any]:
+        door, flight = self._door, self._in_flight
+        services = door.services
+        return [
+            (evt.EVT_C_ECHO, functools.partial(_handle_echo, peers=door.peers)),
+            (
+                evt.EVT_C_STORE,
+                flight.call(functools.partial(handle_store, ingest=door.ingest, peers=door.peers)),
+            ),
+            (
+                evt.EVT_C_FIND,
+                flight.walk(functools.partial(handle_find, search=door.search, peers=door.peers)),
+            ),
+            (evt.EVT_C_GET, flight.walk(functools.partial(handle_get, services=services))),
+            (
+                evt.EVT_C_MOVE,
+                flight.walk(functools.partial(handle_move, services=services, entity=self.entity)),
+            ),
+            (evt.EVT_CONN_CLOSE, self._closed),
+        ]
+
+    def _closed(self, event: Any) -> None:
+        wire.remove_association_spool(event.assoc)
+        self._in_flight.forget(event.assoc)
+
+
+def _handle_echo(event: Any, peers: Peers) -> int:
+    return SUCCESS if peers.may(peers.calling(event), "echo") else NOT_AUTHORIZED
+
+
+def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
+    entity = wire.ArchiveEntity(settings.ae_title, spool)
+    entity.require_called_aet = settings.require_called_ae_title
+    entity.maximum_associations = settings.max_associations
+    entity.maximum_pdu_size = settings.max_pdu
+    entity.network_timeout = settings.network_timeout
+    entity.dimse_timeout = settings.dimse_timeout
+    entity.acse_timeout = min(30.0, settings.network_timeout)
+    entity.add_supported_context(Verification)
+    for model in ROOTS:
+        entity.add_supported_context(model)
+    for sop_class in STORAGE_CLASSES:
+        # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
+        entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
+    return entity
+
+
+class _InFlight:
+    """Which associations are working, and when each last did."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[int, int] = {}
+        self._last: dict[int, float] = {}
+
+    def call(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A handler that returns its status, noted while it runs."""
+
+        def noted(event: Any) -> Any:
+            with self._working(event.assoc):
+                return handler(event)
+
+        return noted
+
+    def walk(self, handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+        """A handler that yields its responses, noted from the first to the last."""
+
+        def noted(event: Any) -> Iterator[Any]:
+            with self._working(event.assoc):
+                yield from handler(event)
+
+        return noted
+
+    def busy(self, assoc: Any) -> bool:
+        with self._lock:
+            recent = time.monotonic() - self._last.get(id(assoc), -1e9) < _QUIET_SECONDS
+            return recent or self._running.get(id(assoc), 0) > 0
+
+    def forget(self, assoc: Any) -> None:
+        with self._lock:
+            self._running.pop(id(assoc), None)
+            self._last.pop(id(assoc), None)
+
+    @contextmanager
+    def _working(self, assoc: Any) -> Iterator[None]:
+        key = id(assoc)
+        with self._lock:
+            self._running[key] = self._running.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[key] = self._running.get(key, 1) - 1
+                self._last[key] = time.monotonic()

@@ -1,0 +1,70 @@
+"""Every outcome as a DIMSE status (PS3.7 Annex C, PS3.4 Annexes B and C): one table for all handlers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydicom import Dataset
+
+from node.archive.query import IdentifierError
+from storage.errors import (
+    ClassMismatch,
+    Duplicate,
+    InvalidUid,
+    LatentPacsError,
+    MissingUid,
+    StoreFull,
+    Unparseable,
+)
+
+SUCCESS = 0x0000
+PENDING = 0xFF00
+CANCELLED = 0xFE00
+NOT_AUTHORIZED = 0x0124
+PIXELS_NOT_SOUND = 0xB007
+SUBOPERATIONS_FAILED = 0xB000
+ALL_SUBOPERATIONS_FAILED = 0xA702
+DESTINATION_UNKNOWN = 0xA801
+UNABLE_TO_PROCESS = 0xC000
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A status with the reason for it, as docs/CONFORMANCE.md lists it."""
+
+    code: int
+    means: str
+
+
+STORE_ERRORS: dict[type[Exception], Meaning] = {
+    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
+    ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
+    InvalidUid: Meaning(0x0117, "Invalid SOP instance: a UID that PS3.5 9.1 does not allow"),
+    MissingUid: Meaning(0xC001, "SOP Class, SOP Instance, Study or Series Instance UID missing"),
+    Unparseable: Meaning(0xC002, "Data set cannot be parsed, or is truncated"),
+    Duplicate: Meaning(0xC003, "Held under this UID with other content; the newcomer is quarantined"),
+}
+
+QUERY_ERRORS: dict[type[Exception], Meaning] = {
+    IdentifierError: Meaning(0xA900, "Identifier does not match the SOP class"),
+}
+
+OTHER_ERROR = Meaning(UNABLE_TO_PROCESS, "Unable to process; the node's log says why")
+
+
+def response(code: int, comment: str = "") -> Dataset:
+    """A status data set; Error Comment (0000,0902) is LO, 64 characters."""
+    status = Dataset()
+    status.Status = code
+    if comment:
+        status.ErrorComment = "".join(char if char.isprintable() else " " for char in comment)[:64].replace("\\", "/")
+    return status
+
+
+def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset:
+    """The status for an error; unexpected ones say nothing of our inside."""
+    for kind, meaning in table.items():
+        if isinstance(error, kind):
+            return response(meaning.code, str(error))
+    comment = str(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
+    return response(OTHER_ERROR.code, comment)

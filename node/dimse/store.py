@@ -1,0 +1,39 @@
+"""C-STORE (PS3.4 Annex B): a spooled data set goes to ingest; the answer is sent when it is durable."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pydicom import Dataset
+
+from node.archive.ingest import Ingest
+from node.dimse.peers import Peers
+from node.dimse.status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, of_error, response
+from storage.errors import LatentPacsError
+
+LOGGER = logging.getLogger(__name__)
+
+
+def handle_store(event: Any, ingest: Ingest, peers: Peers) -> Dataset:
+    """One C-STORE request to one ingest call to one status."""
+    caller = peers.calling(event)
+    if not peers.may(caller, "store"):
+        return response(NOT_AUTHORIZED, f"{caller} may not store here")
+    event.request._dataset_file.flush()
+    try:
+        receipt = ingest.receive(
+            event.dataset_path,
+            sop_class=str(event.request.AffectedSOPClassUID),
+            sop_instance=str(event.request.AffectedSOPInstanceUID),
+            calling_aet=caller,
+        )
+    except LatentPacsError as error:
+        LOGGER.warning("refused an object from %s: %s", caller, error)
+        return of_error(error, STORE_ERRORS)
+    except Exception as error:
+        LOGGER.exception("store from %s failed", caller)
+        return of_error(error, STORE_ERRORS)
+    if receipt.warning:
+        return response(PIXELS_NOT_SOUND, receipt.warning)
+    return response(SUCCESS)

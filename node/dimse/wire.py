@@ -1,0 +1,153 @@
+"""What pynetdicom 3.0 does not offer in its documented interface, kept in this one file.
+
+1. Its C-GET and C-MOVE services re-encode every data set, turn a failed image into success, and cannot send a pending
+   response while an image is being made. Here a handler returns an iterator of ``Report`` and sends its own
+   sub-operations; ``install`` puts that behind the two services for our entity, and leaves every other AE alone.
+2. A received data set is spooled to the system's temporary folder and left there when a peer dies. Here each
+   association spools into a folder of its own on the store's file system, which goes with the association.
+3. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
+
+Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pynetdicom import AE, _config, dimse_messages, evt
+from pynetdicom.dimse_primitives import C_GET, C_MOVE
+from pynetdicom.dsutils import encode
+from pynetdicom.service_class import QueryRetrieveServiceClass
+
+LOGGER = logging.getLogger(__name__)
+
+
+class ArchiveEntity(AE):  # type: ignore[misc]
+    """Our application entity: an AE with a spool folder on the store's file system."""
+
+    def __init__(self, ae_title: str, spool: Path) -> None:
+        super().__init__(ae_title)
+        self.spool = spool
+
+
+@dataclass(frozen=True)
+class Report:
+    """One C-GET or C-MOVE response: a status and the counts of sub-operations (PS3.7 9.1.3.1, 9.1.4.1)."""
+
+    status: int
+    remaining: int | None = None
+    completed: int = 0
+    failed: int = 0
+    warning: int = 0
+    failed_uids: tuple[str, ...] = ()
+    comment: str = ""
+
+
+def install() -> None:
+    """Put our services in place, once per process. Other AEs in this process keep pynetdicom's own."""
+    _config.LOG_HANDLER_LEVEL = "none"
+    for switch in ("LOG_REQUEST_IDENTIFIERS", "LOG_RESPONSE_IDENTIFIERS"):
+        setattr(_config, switch, False)  # identifiers are patient data
+    _config.STORE_SEND_CHUNKED_DATASET = True  # a path is sent as its bytes are
+    if getattr(QueryRetrieveServiceClass, "_latent_pacs", False):
+        return
+    QueryRetrieveServiceClass._latent_pacs = True
+    for name, event in (("_get_scp", evt.EVT_C_GET), ("_move_scp", evt.EVT_C_MOVE)):
+        setattr(QueryRetrieveServiceClass, name, _service(event, getattr(QueryRetrieveServiceClass, name)))
+    dimse_messages.DIMSEMessage.decode_msg = _spooling(dimse_messages.DIMSEMessage.decode_msg)
+    dimse_messages.NamedTemporaryFile = _spool_file
+    dimse_messages._config = _SpoolingConfig()
+
+
+# --- 1. retrieve services -------------------------------------------------------------------------------------
+
+
+def _service(event: Any, original: Callable[..., None]) -> Callable[..., None]:
+    def serve(self: Any, request: Any, context: Any) -> None:
+        if not isinstance(self.assoc.ae, ArchiveEntity):
+            original(self, request, context)
+            return
+        attributes = {"request": request, "context": context.as_tuple, "_is_cancelled": self.is_cancelled}
+        try:
+            reports: Iterator[Report] = evt.trigger(self.assoc, event, attributes)
+            for report in reports:
+                if not self.assoc.is_established:
+                    return
+                self.dimse.send_msg(_message(request, report, context), context.context_id)
+        except Exception:
+            LOGGER.exception("retrieve failed")
+            failure = Report(0xC000, comment="internal error, see the node's log")
+            self.dimse.send_msg(_message(request, failure, context), context.context_id)
+
+    return serve
+
+
+def _message(request: Any, report: Report, context: Any) -> Any:
+    message = C_MOVE() if isinstance(request, C_MOVE) else C_GET()
+    message.MessageIDBeingRespondedTo = request.MessageID
+    message.AffectedSOPClassUID = request.AffectedSOPClassUID
+    message.Status = report.status
+    if report.remaining is not None:
+        message.NumberOfRemainingSuboperations = report.remaining
+    message.NumberOfCompletedSuboperations = report.completed
+    message.NumberOfFailedSuboperations = report.failed
+    message.NumberOfWarningSuboperations = report.warning
+    if report.comment:
+        message.ErrorComment = report.comment[:64]
+    if report.failed_uids:
+        identifier = Dataset()
+        identifier.FailedSOPInstanceUIDList = list(report.failed_uids)
+        syntax = context.transfer_syntax[0]
+        encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+        message.Identifier = BytesIO(encoded or b"")
+    return message
+
+
+# --- 2. spooling ----------------------------------------------------------------------------------------------
+
+_current = threading.local()
+
+
+def association_spool(assoc: Any) -> Path:
+    """The folder that an association's arriving data sets lie in."""
+    return Path(assoc.ae.spool) / f"association-{id(assoc)}"
+
+
+def remove_association_spool(assoc: Any) -> None:
+    """Whatever an association left half received goes with it."""
+    shutil.rmtree(association_spool(assoc), ignore_errors=True)
+
+
+def _spooling(original: Callable[..., bool]) -> Callable[..., bool]:
+    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
+        ours = assoc is not None and isinstance(assoc.ae, ArchiveEntity) and assoc.is_acceptor
+        _current.spool = association_spool(assoc) if ours else None
+        return original(self, primitive, assoc)
+
+    return decode_msg
+
+
+class _SpoolingConfig:
+    """pynetdicom's settings as its message decoder sees them: spooling is on for our associations only."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "STORE_RECV_CHUNKED_DATASET":
+            return getattr(_current, "spool", None) is not None
+        return getattr(_config, name)
+
+
+def _spool_file(**options: Any) -> Any:
+    spool: Path | None = getattr(_current, "spool", None)
+    if spool is None:
+        return tempfile.NamedTemporaryFile(**options)
+    spool.mkdir(parents=True, exist_ok=True)
+    return tempfile.NamedTemporaryFile(**options, dir=spool)

@@ -1,0 +1,327 @@
+"""Candidates for a query (PS3.4 C.4.1): SQL narrows by columns, page by page, to a superset of the matches.
+
+A page is one short read transaction and starts where the one before ended (keyset), so that a query costs the
+same memory whatever it finds. Pages follow an index: that of the column that narrows best, the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, select, tuple_, union
+
+from storage.index.tables import instance, patient, rendition, series, study
+from storage.levels import COMPUTED_KEYS, Key, Level
+from storage.records import DicomJson, InstanceState
+
+PAGE = 500
+
+
+class Indexed(Protocol):
+    """What holds the rows: storage.index.Index."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """What SQL asks of one column, written ``table.column``; everything that is set holds.
+
+    ``low`` and ``high`` are inclusive. ``wildcard`` is a DICOM pattern of ``*`` and ``?``. On a table below
+    the level searched it means: one such row exists.
+    """
+
+    column: str
+    any_of: tuple[str, ...] = ()
+    prefix: str = ""
+    low: str = ""
+    high: str = ""
+    wildcard: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A query as far as SQL understands it.
+
+    ``uids``: SOP Instance UIDs at IMAGE level; with ``derived`` they may be of reconstructions and candidates
+    tell the one that stands for them. ``wants``: the levels whose attributes the answers need.
+    """
+
+    level: Level
+    wants: frozenset[Level]
+    narrows: tuple[Narrow, ...] = ()
+    uids: tuple[str, ...] = ()
+    derived: bool = False
+    computed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One entity with the attributes of its own level and of those above; ``derived_uid`` where asked for."""
+
+    attributes: DicomJson
+    derived_uid: str | None = None
+
+
+def candidates(engine: Engine, search: Search) -> Iterator[Candidate]:
+    """Every entity that may match, in a fixed order, in bounded memory."""
+    order = _order(search)
+    last: Sequence[Any] | None = None
+    while True:
+        with engine.connect() as connection:
+            rows = connection.execute(_page(search, order, last)).all()
+            found = _with_attributes(connection, search, [row._mapping for row in rows])
+        yield from found
+        if len(rows) < PAGE:
+            return
+        last = rows[-1][: len(order)]
+
+
+def instance_keys(engine: Engine, search: Search) -> Iterator[int]:
+    """The keys of the instances below everything that ``search`` finds: by series, instance number, key."""
+    top = Search(Level.SERIES, frozenset(), search.narrows)
+    wanted = _instances_of_uids(search.uids, derived=True) if search.uids else None
+    order = (instance.c.instance_number.nulls_last(), instance.c.key)
+    with engine.connect() as connection:
+        found = _joined(top, [series.c.key]).order_by(series.c.key)
+        if wanted is not None:
+            holders = select(instance.c.series_key).where(instance.c.key.in_(wanted))
+            found = found.where(series.c.key.in_(holders))
+        series_keys = [row.SERIES_key for row in connection.execute(found)]
+    for key in series_keys:
+        query = select(instance.c.key).where(instance.c.series_key == key).order_by(*order)
+        if wanted is not None:
+            query = query.where(instance.c.key.in_(wanted))
+        with engine.connect() as connection:
+            keys = connection.execute(query).scalars().all()
+        yield from keys
+
+
+# --- a page of keys ---
+
+_CHAIN: dict[Level, Table] = {
+    Level.PATIENT: patient,
+    Level.STUDY: study,
+    Level.SERIES: series,
+    Level.IMAGE: instance,
+}
+_PARENT = {
+    Level.STUDY: study.c.patient_key,
+    Level.SERIES: series.c.study_key,
+    Level.IMAGE: instance.c.series_key,
+}
+_LEVELS = list(Level)
+_TABLE_LEVEL = {table.name: level for level, table in _CHAIN.items()}
+
+
+def _page(search: Search, order: Sequence[Any], last: Sequence[Any] | None) -> Select[Any]:
+    query = _joined(search, order).order_by(*order).limit(PAGE)
+    if last is None:
+        return query
+    if len(order) == 1:
+        return query.where(order[0] > last[0])
+    # The first condition follows from the second: it makes the index start where the page before ended.
+    return query.where(order[0] >= last[0], tuple_(*order) > tuple_(*last))
+
+
+def _joined(search: Search, order: Sequence[Any]) -> Select[Any]:
+    """The order columns, and the keys of an entity and of what it belongs to (``PATIENT_key`` ...)."""
+    own = _LEVELS.index(search.level)
+    needed = [own, *(_depth(_column(narrow)) for narrow in search.narrows), *map(_depth, order)]
+    # a key stands in the row below as well: the topmost wanted level need not be joined for its key
+    top = min(needed + [_LEVELS.index(level) + 1 for level in search.wants])
+    source: Any = _CHAIN[_LEVELS[top]]
+    for upper, lower in pairwise(_LEVELS[top : own + 1]):
+        source = source.join(_CHAIN[lower], _PARENT[lower] == _CHAIN[upper].c.key)
+    keys = [_CHAIN[level].c.key.label(f"{level}_key") for level in _LEVELS[top : own + 1]]
+    if top:
+        keys.append(_PARENT[_LEVELS[top]].label(f"{_LEVELS[top - 1]}_key"))
+    driver = str(order[0])
+    conditions = [_condition(search.level, narrow, driver) for narrow in search.narrows]
+    if search.level is Level.IMAGE and search.uids:
+        conditions.append(instance.c.key.in_(_instances_of_uids(search.uids, derived=search.derived)))
+    leading = [column.label(f"order_{place}") for place, column in enumerate(order)]
+    return select(*leading, *keys).select_from(source).where(*conditions)
+
+
+def _depth(column: Any) -> int:
+    return _LEVELS.index(_TABLE_LEVEL[column.table.name])
+
+
+def _instances_of_uids(uids: Sequence[str], *, derived: bool) -> Select[Any] | Any:
+    """The keys of the instances with those UIDs, be they original or, with ``derived``, of any rendition."""
+    original = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
+    if not derived:
+        return original
+    return union(original, select(rendition.c.instance_key).where(rendition.c.derived_uid.in_(uids)))
+
+
+# --- which index leads ---
+
+
+def _order(search: Search) -> list[Any]:
+    """The columns that pages follow: the driver's, then the keys from its table down to the level."""
+    own = _CHAIN[search.level].c.key
+    driver = min(filter(_leads, search.narrows), key=_rank, default=None)
+    if driver is None or any(narrow.any_of for narrow in search.narrows if narrow.column in _SELECTIVE):
+        return [own]
+    column = _column(driver)
+    time = [study.c.study_time] if column is study.c.study_date else []
+    down = _LEVELS[_depth(column) : _LEVELS.index(search.level) + 1]
+    return [column, *time, *(_CHAIN[level].c.key for level in down)] if down else [own]
+
+
+_SELECTIVE = {
+    "patient.patient_id",
+    "study.study_instance_uid",
+    "study.accession_number",
+    "series.series_instance_uid",
+}
+_ORDERED = {
+    "patient.name",
+    "patient.patient_id",
+    "patient.birth_date",
+    "study.study_date",
+    "study.accession_number",
+}
+
+
+def _leads(narrow: Narrow) -> bool:
+    return narrow.column in _ORDERED and not narrow.any_of
+
+
+def _rank(narrow: Narrow) -> int:
+    """How well a range narrows, as far as one can tell without statistics: the smaller the better."""
+    if narrow.low and narrow.low == narrow.high:
+        return 0
+    if narrow.low.isdigit() and narrow.high.isdigit() and int(narrow.high) - int(narrow.low) <= 100:
+        return 1  # some 30 days, as dates go
+    if len(narrow.prefix or narrow.low) >= 3 and not narrow.column.endswith("_date"):
+        return 2
+    return 3 if narrow.prefix or narrow.low or narrow.high else 4
+
+
+# --- conditions ---
+
+
+def _column(narrow: Narrow) -> Any:
+    table, _, name = narrow.column.partition(".")
+    return _CHAIN[_TABLE_LEVEL[table]].c[name]
+
+
+def _condition(level: Level, narrow: Narrow, driver: str) -> ColumnElement[bool]:
+    column = _column(narrow)
+    below = _LEVELS[_LEVELS.index(level) + 1 : _depth(column) + 1]
+    if below:
+        rows = select(1).where(_PARENT[below[0]] == _CHAIN[level].c.key, _holds(column, narrow))
+        joins = [_PARENT[lower] == _CHAIN[upper].c.key for upper, lower in pairwise(below)]
+        return rows.where(*joins).correlate(_CHAIN[level]).exists()
+    if _leads(narrow) and narrow.column != driver:
+        column = column.concat("")  # keeps a second index from leading: then every page would be sorted anew
+    return _holds(column, narrow)
+
+
+def _holds(column: Any, narrow: Narrow) -> ColumnElement[bool]:
+    holds: list[Any] = []
+    if narrow.any_of:
+        one = len(narrow.any_of) == 1
+        holds.append(column == narrow.any_of[0] if one else column.in_(narrow.any_of))
+    if narrow.prefix:
+        holds += [column >= narrow.prefix, column < _successor(narrow.prefix)]
+    if narrow.low:
+        holds.append(column >= narrow.low)
+    if narrow.high:
+        holds.append(column <= narrow.high)
+    if narrow.wildcard:
+        holds.append(column.like(_like(narrow.wildcard), escape="!"))
+    return and_(True, *holds)
+
+
+def _successor(prefix: str) -> str:
+    """The first text after everything that starts with ``prefix``, by code point."""
+    head, last = prefix[:-1], ord(prefix[-1])
+    if last == 0x10FFFF:
+        return _successor(head) if head else "\U0010ffff" * 4
+    return head + chr(0xE000 if last == 0xD7FF else last + 1)
+
+
+def _like(wildcard: str) -> str:
+    for special in "!%_":
+        wildcard = wildcard.replace(special, f"!{special}")
+    return wildcard.replace("*", "%").replace("?", "_")
+
+
+# --- from keys to candidates ---
+
+
+def _with_attributes(connection: Connection, search: Search, rows: Sequence[Any]) -> list[Candidate]:
+    if not rows:
+        return []
+    keys = {level: {row.get(f"{level}_key") for row in rows} for level in _LEVELS}
+    known = [(level, _attributes(connection, _CHAIN[level], keys[level])) for level in search.wants]
+    for level in _LEVELS:
+        for key in COMPUTED_KEYS[level]:
+            if key.keyword in search.computed:
+                known.append((level, _computed(connection, level, key, keys[level])))
+    uids = _derived_uids(connection, keys[Level.IMAGE]) if search.derived else {}
+    found = []
+    for row in rows:
+        attributes: DicomJson = {}
+        for level, of_key in known:
+            attributes.update(of_key.get(row[f"{level}_key"], {}))
+        found.append(Candidate(attributes, uids.get(row.get("IMAGE_key", 0))))
+    return found
+
+
+def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> dict[int, DicomJson]:
+    rows = connection.execute(select(table.c.key, table.c.attributes).where(table.c.key.in_(keys)))
+    return {row.key: row.attributes for row in rows}
+
+
+def _derived_uids(connection: Connection, keys: Iterable[int]) -> dict[int, str]:
+    """Per instance the UID of the rendition that stands for it; instances without one are absent."""
+    query = (
+        select(instance.c.key, rendition.c.derived_uid)
+        .join(rendition, instance.c.rendition_key == rendition.c.key)
+        .where(
+            instance.c.key.in_(keys),
+            instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
+        )
+    )
+    return {row.key: row.derived_uid for row in connection.execute(query)}
+
+
+# --- computed keys (PS3.4 C.3.4) ---
+
+_COMPUTED_FROM: dict[str, tuple[Level, Any]] = {
+    "NumberOfPatientRelatedStudies": (Level.STUDY, None),
+    "NumberOfPatientRelatedSeries": (Level.SERIES, None),
+    "NumberOfPatientRelatedInstances": (Level.IMAGE, None),
+    "NumberOfStudyRelatedSeries": (Level.SERIES, None),
+    "NumberOfStudyRelatedInstances": (Level.IMAGE, None),
+    "NumberOfSeriesRelatedInstances": (Level.IMAGE, None),
+    "ModalitiesInStudy": (Level.SERIES, series.c.modality),
+    "SOPClassesInStudy": (Level.IMAGE, instance.c.sop_class_uid),
+}
+"""Which rows below are counted, or which of their columns is listed."""
+
+
+def _computed(connection: Connection, level: Level, key: Key, keys: Iterable[int]) -> dict[int, DicomJson]:
+    counted, column = _COMPUTED_FROM[key.keyword]
+    down = _LEVELS[_LEVELS.index(level) + 1 : _LEVELS.index(counted) + 1]
+    source: Any = _CHAIN[down[0]]
+    for upper, lower in pairwise(down):
+        source = source.join(_CHAIN[lower], _PARENT[lower] == _CHAIN[upper].c.key)
+    owner = _PARENT[down[0]].label("owner")
+    if column is None:
+        query = select(owner, func.count().label("value")).group_by(owner)
+    else:
+        query = select(owner, column.label("value")).where(column != "").distinct().order_by(owner, column)
+    values: dict[int, list[Any]] = {}
+    for row in connection.execute(query.select_from(source).where(_PARENT[down[0]].in_(keys))):
+        values.setdefault(row.owner, []).append(row.value)
+    return {owner: {key.json_tag: {"vr": key.vr, "Value": found}} for owner, found in values.items()}
