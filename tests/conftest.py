@@ -1,0 +1,122 @@
+"""Shared fixtures: a node in a temporary folder, and the tools that some tests need.
+
+Where a tool is missing its tests are skipped, and the summary says which; with LATENT_PACS_NO_SKIPS=1 (as CI runs)
+a missing tool is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.app import Node
+from node.config import Settings, parse
+from node.dimse.client import Address, Receiver
+from storage.records import InstanceState, StoredInstance
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+def need(*tools: str) -> None:
+    """Skip the test where a program is missing, or fail it where skipping is forbidden."""
+    missing = [tool for tool in tools if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]
+    if missing:
+        unavailable(f"{', '.join(missing)} not installed (Debian: dcmtk, orthanc, dicom3tools)")
+
+
+def unavailable(why: str) -> None:
+    """Skip for a reason, or fail where skipping is forbidden."""
+    if os.environ.get("LATENT_PACS_NO_SKIPS") == "1":
+        pytest.fail(f"skipping is forbidden here: {why}")
+    pytest.skip(why)
+
+
+def wait_for(condition: Callable[[], Any], *, timeout: float = 60.0, what: str = "") -> Any:
+    """Wait until a condition holds, and return its value."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout:g} s: {what or condition}")
+
+
+def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings:
+    """Settings for a test node: any free port, four peers, scanned film eligible; ``changes`` by section."""
+    peers = [{"ae_title": "MODALITY", "allow": ["echo", "store"]}]
+    for title, rendition in (("VIEWER", "reconstructed"), ("EXACTVIEW", "original"), ("AUTOVIEW", "auto")):
+        peers.append(
+            {
+                "ae_title": title,
+                "host": "127.0.0.1",
+                "port": receiver_port,
+                "allow": ["echo", "find", "move", "get"],
+                "rendition": rendition,
+            }
+        )
+    raw: dict[str, Any] = {
+        "node": {"host": "127.0.0.1", "port": 0, "drain": 10},
+        "peers": peers,
+        "storage": {"root": str(root), "min_free": 0},
+        "archivist": {"poll": 0.1},
+        "reconstruct": {"threads": 1},
+        "eligibility": {
+            "classes": [
+                {"sop_class": "1.2.840.10008.5.1.4.1.1.1.2"},
+                {"sop_class": SECONDARY_CAPTURE, "modality": "MG"},
+            ]
+        },
+    }
+    for section, values in changes.items():
+        raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
+    return parse(raw, "test settings")
+
+
+class Archive:
+    """A running node with a receiver for its moves, and short ways to ask it things."""
+
+    def __init__(self, node: Node, receiver: Receiver) -> None:
+        self.node, self.receiver = node, receiver
+
+    @property
+    def address(self) -> Address:
+        return Address("127.0.0.1", self.node.server.port, self.node.settings.node.ae_title)
+
+    def settled(self, uid: str, *, timeout: float = 60.0) -> StoredInstance:
+        """The instance, once the archivist is done with it."""
+
+        def at_rest() -> StoredInstance | None:
+            held = self.node.index.by_uid(uid)
+            return held if held is not None and held.state is not InstanceState.RECEIVED else None
+
+        found: StoredInstance = wait_for(at_rest, timeout=timeout, what=f"{uid} at rest")
+        return found
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    folder = tmp_path / "received"
+    folder.mkdir()
+    with Receiver(folder) as listening:
+        yield listening
+
+
+@pytest.fixture
+def archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
+    """A node with an empty store, its archivist working."""
+    with Node(settings_for(tmp_path / "archive", receiver.port)) as node:
+        yield Archive(node, receiver)
+
+
+@pytest.fixture
+def quiet_archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
+    """A node whose archivist is switched off: everything stays as it was received."""
+    with Node(settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False})) as node:
+        yield Archive(node, receiver)
