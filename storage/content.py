@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from pydicom import Dataset
-from pydicom.pixels import pixel_array
+from pydicom.pixels.utils import pixel_array
 
 from storage.dicomfile import PixelShape, opened, quiet
 from storage.errors import PixelError

@@ -14,10 +14,10 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,10 +113,8 @@ def opened(path: Path) -> Iterator[DataSetFile]:
             data.release()
             view.release()
             # numpy views handed out by native_value may outlive this block: then the mapping closes with them
-            try:
+            with suppress(BufferError):
                 mapped.close()
-            except BufferError:
-                pass
 
 
 def _data_set_start(file: IO[bytes]) -> tuple[int, UID]:
@@ -352,7 +350,7 @@ def integer_pixels(path: Path) -> NDArray[np.uint16]:
 
 def decode_frame(path: Path) -> NDArray[Any]:
     """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     with quiet():
         try:
@@ -367,25 +365,28 @@ def decode_frame(path: Path) -> NDArray[Any]:
 
 def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
     """What pydicom's plug-ins leave out: 12-bit JPEG, and JPEG XL (PS3.5 section 8.2)."""
+    from collections.abc import Callable
+
     import imagecodecs
     from pydicom.encaps import get_frame
 
     with opened(path) as file:
         frames = PixelShape.of(file.header()).frames
         codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=frames)
-        decode = {
+        decoders: dict[str, Callable[[bytes], Any]] = {
             "1.2.840.10008.1.2.4.50": imagecodecs.jpeg_decode,
             "1.2.840.10008.1.2.4.51": imagecodecs.jpeg_decode,
             "1.2.840.10008.1.2.4.110": imagecodecs.jpegxl_decode,
             "1.2.840.10008.1.2.4.111": imagecodecs.jpegxl_decode,
             "1.2.840.10008.1.2.4.112": imagecodecs.jpegxl_decode,
-        }[str(file.transfer_syntax)]
+        }
+        decode = decoders[str(file.transfer_syntax)]
     return np.asarray(decode(codestream))
 
 
 def pixel_digest(pixels: NDArray[np.uint16]) -> str:
     """SHA-256, hex, of the pixels as little-endian uint16 in row order."""
-    return hashlib.sha256(np.ascontiguousarray(pixels, dtype="<u2")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(pixels, dtype="<u2").data).hexdigest()
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -406,7 +407,9 @@ def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
 def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
     """Preamble, prefix and file meta information."""
     out.write(b"\x00" * 128 + b"DICM")
-    write_file_meta_info(out, meta)
+    from pydicom.filebase import DicomIO
+
+    write_file_meta_info(cast(DicomIO, out), meta)
 
 
 def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> None:

@@ -141,7 +141,7 @@ def _person_name(text: str) -> dict[str, str] | None:
 
 
 def _integer(value: str) -> int:
-    if len(value) > 12 or not -(2**31) <= int(value) < 2**31:
+    if not _INTEGER.fullmatch(value) or not -(2**31) <= int(value) < 2**31:
         raise BadValueError("IS")
     return int(value)
 
@@ -158,6 +158,7 @@ def _finite(value: int | float) -> int | float:
     return value
 
 
+_INTEGER = re.compile(r"[+-]?\d{1,12}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([Ee][+-]?\d{1,3})?", re.ASCII)
 _DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 _TIME = r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?"

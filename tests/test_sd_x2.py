@@ -56,9 +56,7 @@ def picture(rows: int, columns: int) -> np.ndarray:
     return 0.5 + 0.25 * np.sin(2 * np.pi * (y + 3) / 61) + 0.25 * np.cos(2 * np.pi * (x + y / 3) / 47)
 
 
-def task(
-    rows: int, columns: int, scale: int = 2, *, seed: int = 7, low: int = 40, high: int = 60000
-) -> UpscaleTask:
+def task(rows: int, columns: int, scale: int = 2, *, seed: int = 7, low: int = 40, high: int = 60000) -> UpscaleTask:
     operator = Operator(rows, columns, scale)
     base = operator.down(picture(rows, columns) * (high - low) + low)
     return UpscaleTask(base, operator, low, high, seed, steps=2)
@@ -259,9 +257,7 @@ def test_the_second_doubling_draws_its_own_noise_from_the_same_seed() -> None:
 
 
 def test_another_seed_is_another_image(upscaler: SdX2) -> None:
-    assert not np.array_equal(
-        upscaler.upscale(task(128, 128, seed=1)), upscaler.upscale(task(128, 128, seed=2))
-    )
+    assert not np.array_equal(upscaler.upscale(task(128, 128, seed=1)), upscaler.upscale(task(128, 128, seed=2)))
 
 
 def test_more_steps_are_another_image(upscaler: SdX2) -> None:
@@ -363,9 +359,7 @@ def test_nothing_is_printed_and_the_libraries_keep_their_settings(
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
-    before = [
-        (library.get_verbosity(), library.is_progress_bar_enabled()) for library in (diffusers, transformers)
-    ]
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in (diffusers, transformers)]
     upscaler = SdX2(str(model), device="cpu", tile=64, overlap=16)
     upscaler.upscale(task(64, 64))
     assert capfd.readouterr() == ("", "")
@@ -455,9 +449,7 @@ def test_a_file_cut_short_is_an_error_that_says_what_to_do(copy: Path, part: str
 
 def test_another_model_is_not_taken_for_it(copy: Path) -> None:
     index = copy / "model_index.json"
-    index.write_text(
-        index.read_text().replace("StableDiffusionLatentUpscalePipeline", "StableDiffusionPipeline")
-    )
+    index.write_text(index.read_text().replace("StableDiffusionLatentUpscalePipeline", "StableDiffusionPipeline"))
     with pytest.raises(WeightsNotFound, match="holds a StableDiffusionPipeline") as caught:
         _ = SdX2(str(copy)).weights_digest
     assert_it_says_what_to_do(caught.value)
@@ -472,17 +464,13 @@ def test_the_hub_is_not_asked_when_the_environment_says_offline(tmp_path: Path) 
         "    print(error)\n"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert_it_says_what_to_do(WeightsNotFound(done.stdout.removesuffix("\n")))
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize("failure", ["ConnectionError", "HTTPError", "RuntimeError"])
-def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, failure: str
-) -> None:
+def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
     import huggingface_hub
 
     def unreachable(*_: Any, **__: Any) -> None:

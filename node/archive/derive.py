@@ -146,7 +146,7 @@ def _pixel_range(header: Dataset, base: Base) -> None:
 
 
 def _drop_group_lengths(header: Dataset) -> None:
-    for tag in [tag for tag in header.keys() if tag.element == 0 and tag.group > 2]:
+    for tag in [element.tag for element in header if element.tag.element == 0]:
         del header[tag]
 
 

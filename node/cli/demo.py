@@ -14,7 +14,15 @@ from rich.table import Table
 
 from node.app import Node
 from node.cli.status import size_text
-from node.config import EligibilitySettings, EligibleClass, NodeSettings, Peer, Settings, StorageSettings
+from node.config import (
+    EligibilitySettings,
+    EligibleClass,
+    NodeSettings,
+    Peer,
+    RenditionPolicy,
+    Settings,
+    StorageSettings,
+)
 from node.dimse import client
 from node.dimse.client import Address, Receiver
 from storage.dicomfile import integer_pixels, opened, pixel_digest
@@ -54,6 +62,8 @@ class Row:
 def run_demo(dicom: Path | None, json_file: Path | None, out: Path) -> bool:
     """Run it; True when every image came back by both ways with the right pixels."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a table in a log file is not cut to 80 columns
     files = _dicom_files(dicom) if dicom else _demo_study()
     with (
         tempfile.TemporaryDirectory(prefix="latent-pacs-demo-") as folder,
@@ -114,7 +124,7 @@ def _settings(root: Path, receiver_port: int) -> Settings:
                 host="127.0.0.1",
                 port=receiver_port,
                 allow=("echo", "find", "move", "get"),
-                rendition="reconstructed",
+                rendition=RenditionPolicy.RECONSTRUCTED,
             ),
         ),
         storage=StorageSettings(root=root),
@@ -232,13 +242,15 @@ def _pictures(pairs: list[tuple[Path, Path, str]], out: Path) -> list[Path]:
 
 
 def _table(rows: list[Row]) -> Table:
-    headings = ["image", "raw", "payload", "ratio", "rung", "PSNR dB", "FSIM mean", "FSIM p5"]
-    table = Table(*headings, "store s", "verify s", "move s", "get s", title="the study, measured")
+    headings = ["image", "raw", "payload", "ratio", "rung", "PSNR dB", "FSIM mean/p5", "s: store verify move get"]
+    table = Table(title="the study, measured")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
     for number, row in enumerate(rows, start=1):
-        figures = [_figure(row.psnr_db, 1), _figure(row.fsim_mean, 3), _figure(row.fsim_p5, 3)]
-        seconds = [_figure(value, 2) for value in (row.store_s, row.verify_s, row.move_s, row.get_s)]
-        sizes = [size_text(row.raw_bytes), size_text(row.payload_bytes), _figure(row.ratio, 1)]
-        table.add_row(str(number), *sizes, row.rung, *figures, *seconds)
+        fsim = f"{_figure(row.fsim_mean, 3)} {_figure(row.fsim_p5, 3)}"
+        seconds = " ".join(f"{_figure(value, 2):>5}" for value in (row.store_s, row.verify_s, row.move_s, row.get_s))
+        sizes = [size_text(row.raw_bytes), size_text(row.payload_bytes), _figure(row.ratio, 0)]
+        table.add_row(str(number), *sizes, row.rung.replace("jpegxl ", ""), _figure(row.psnr_db, 1), fsim, seconds)
     return table
 
 

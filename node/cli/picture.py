@@ -17,7 +17,7 @@ _DETAIL = 448
 
 
 def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
-    """Whole images above, a full-resolution detail below; differences are magnified, and the caption says how much."""
+    """Whole images above, a full-resolution detail at its own window below; the difference is magnified, and its title says how much."""
     with opened(original) as file:
         header = file.header()
     first, second = integer_pixels(original), integer_pixels(copy)
@@ -26,21 +26,26 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
     inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
     difference = second.astype(np.int32) - first
     reach = max(float(np.percentile(np.abs(difference), 99.9)), 1.0)
-    panels = [
-        ("original", _grey(first, window, inverted)),
-        ("reconstruction, not for primary interpretation", _grey(second, window, inverted)),
-        (f"difference, full scale ±{reach:.0f} grey levels", _grey(difference, Window(-reach, reach), False)),
+    titles = [
+        "original",
+        "reconstruction, not for primary use",
+        f"difference, ±{100 * reach / window.width:.1f} % of the window",
     ]
-    row, column = _detail_corner(mask, first.shape)
-    details = [(title, panel[row : row + _DETAIL, column : column + _DETAIL]) for title, panel in panels]
-    top = [_scaled(panel, _HEIGHT) for _, panel in panels]
-    width = max(image.width for image in top)
-    bottom = [_scaled(panel, width) for _, panel in details]
-    return _sheet([title for title, _ in panels], top, bottom, width, derived_uid)
+    magnified = Window(-reach, reach)
+
+    def panels(view: tuple[slice, slice], seen: Window, height: int) -> list[Image.Image]:
+        shown = [_grey(first[view], seen, inverted), _grey(second[view], seen, inverted)]
+        return [_scaled(panel, height) for panel in (*shown, _grey(difference[view], magnified, False))]
+
+    top = panels((slice(None), slice(None)), window, _HEIGHT)
+    view = _detail(mask, first)
+    own = Window(*(float(value) for value in np.percentile(first[view], [0.5, 99.5])))
+    bottom = panels(view, own if own.width >= 1 else window, top[0].width)
+    return _sheet(titles, top, bottom, derived_uid)
 
 
-def _sheet(titles: list[str], top: list[Image.Image], bottom: list[Image.Image], width: int, uid: str) -> Image.Image:
-    gap = 8
+def _sheet(titles: list[str], top: list[Image.Image], bottom: list[Image.Image], uid: str) -> Image.Image:
+    gap, width = 8, top[0].width
     height = _CAPTION + _HEIGHT + gap + max(image.height for image in bottom) + _CAPTION
     sheet = Image.new("L", (len(top) * (width + gap) - gap, height), 24)
     draw = ImageDraw.Draw(sheet)
@@ -64,8 +69,13 @@ def _scaled(panel: NDArray[np.uint8], height: int) -> Image.Image:
     return image.resize((round(image.width * height / image.height), height), Image.Resampling.LANCZOS)
 
 
-def _detail_corner(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> tuple[int, int]:
-    """Where to cut the detail: around the centre of the breast."""
-    rows, columns = np.nonzero(mask)
-    row, column = int(rows.mean() * 16) - _DETAIL // 2, int(columns.mean() * 16) - _DETAIL // 2
-    return max(0, min(row, shape[0] - _DETAIL)), max(0, min(column, shape[1] - _DETAIL))
+def _detail(mask: NDArray[np.bool_], pixels: NDArray[np.uint16]) -> tuple[slice, slice]:
+    """Where to cut the detail: the square, all breast, in which most happens."""
+    best, corner = -1.0, (0, 0)
+    for row in range(0, max(pixels.shape[0] - _DETAIL, 0) + 1, 64):
+        for column in range(0, max(pixels.shape[1] - _DETAIL, 0) + 1, 64):
+            inside = mask[row // 16 : (row + _DETAIL) // 16, column // 16 : (column + _DETAIL) // 16]
+            busy = float(pixels[row : row + _DETAIL : 8, column : column + _DETAIL : 8].std()) * inside.mean() ** 8
+            if busy > best:
+                best, corner = busy, (row, column)
+    return slice(corner[0], corner[0] + _DETAIL), slice(corner[1], corner[1] + _DETAIL)

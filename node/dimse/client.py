@@ -13,15 +13,14 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
-from pynetdicom.sop_class import (
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
-)
 
+from node.archive.identifier import Root
 from node.dimse import wire
+from node.dimse.models import FIND, GET, MOVE, query_retrieve
 from storage.dicomfile import opened
 from storage.errors import LatentPacsError
+
+_FIND, _MOVE, _GET = (query_retrieve(Root.STUDY, service) for service in (FIND, MOVE, GET))
 
 
 class PeerRefused(LatentPacsError):
@@ -52,7 +51,7 @@ class Receiver:
         entity.maximum_pdu_size = 0
         for sop_class in STORAGE_CLASSES:
             entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES))
-        self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers())
+        self._server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers())
         return self
 
     def __exit__(
@@ -100,13 +99,13 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
 def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
     """C-FIND, Study Root. Raises PeerRefused."""
     entity = AE(calling)
-    entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+    entity.add_requested_context(_FIND)
     assoc = entity.associate(to.host, to.port, ae_title=to.ae_title)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
     try:
         found = []
-        for status, answer in assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
+        for status, answer in assoc.send_c_find(identifier, _FIND):
             if int(status.get("Status", 0xC000)) in (0xFF00, 0xFF01) and answer is not None:
                 found.append(answer)
             elif int(status.get("Status", 0xC000)) != 0:
@@ -120,12 +119,12 @@ def move(identifier: Dataset, to: Address, *, calling: str, destination: str) ->
     """C-MOVE, Study Root; the final response's status data set. Raises PeerRefused."""
     entity = AE(calling)
     entity.dimse_timeout = 600
-    entity.add_requested_context(StudyRootQueryRetrieveInformationModelMove)
+    entity.add_requested_context(_MOVE)
     assoc = entity.associate(to.host, to.port, ae_title=to.ae_title)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
     try:
-        return _last(assoc.send_c_move(identifier, destination, StudyRootQueryRetrieveInformationModelMove))
+        return _last(assoc.send_c_move(identifier, destination, _MOVE))
     finally:
         assoc.release()
 
@@ -135,15 +134,15 @@ def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence
     entity = AE(calling)
     entity.dimse_timeout = 600
     entity.maximum_pdu_size = 0
-    entity.add_requested_context(StudyRootQueryRetrieveInformationModelGet)
+    entity.add_requested_context(_GET)
     for sop_class in sop_classes:
         entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
-    roles = [build_role(sop_class, scp_role=True) for sop_class in sop_classes]
+    roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in sop_classes]
     assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, ext_neg=roles, evt_handlers=receiver.handlers())
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
     try:
-        return _last(assoc.send_c_get(identifier, StudyRootQueryRetrieveInformationModelGet))
+        return _last(assoc.send_c_get(identifier, _GET))
     finally:
         assoc.release()
 

@@ -1,30 +1,23 @@
-"""The Query/Retrieve SOP classes offered, and the information model of each (PS3.4 C.6)."""
+"""The service classes offered beside storage, by SOP class UID (PS3.4 A.4, C.6, PS3.6 Annex A)."""
 
 from __future__ import annotations
 
-from pynetdicom.sop_class import (
-    PatientRootQueryRetrieveInformationModelFind,
-    PatientRootQueryRetrieveInformationModelGet,
-    PatientRootQueryRetrieveInformationModelMove,
-    PatientStudyOnlyQueryRetrieveInformationModelFind,
-    PatientStudyOnlyQueryRetrieveInformationModelGet,
-    PatientStudyOnlyQueryRetrieveInformationModelMove,
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
-)
-
 from node.archive.identifier import Root
 
-ROOTS: dict[str, Root] = {
-    PatientRootQueryRetrieveInformationModelFind: Root.PATIENT,
-    PatientRootQueryRetrieveInformationModelMove: Root.PATIENT,
-    PatientRootQueryRetrieveInformationModelGet: Root.PATIENT,
-    StudyRootQueryRetrieveInformationModelFind: Root.STUDY,
-    StudyRootQueryRetrieveInformationModelMove: Root.STUDY,
-    StudyRootQueryRetrieveInformationModelGet: Root.STUDY,
-    PatientStudyOnlyQueryRetrieveInformationModelFind: Root.PATIENT_STUDY,
-    PatientStudyOnlyQueryRetrieveInformationModelMove: Root.PATIENT_STUDY,
-    PatientStudyOnlyQueryRetrieveInformationModelGet: Root.PATIENT_STUDY,
+VERIFICATION = "1.2.840.10008.1.1"
+
+FIND, MOVE, GET = 1, 2, 3
+_BRANCHES = {
+    Root.PATIENT: "1.2.840.10008.5.1.4.1.2.1",
+    Root.STUDY: "1.2.840.10008.5.1.4.1.2.2",
+    Root.PATIENT_STUDY: "1.2.840.10008.5.1.4.1.2.3",  # retired
 }
+
+
+def query_retrieve(root: Root, service: int) -> str:
+    """The SOP class UID of FIND, MOVE or GET in an information model."""
+    return f"{_BRANCHES[root]}.{service}"
+
+
+ROOTS = {query_retrieve(root, service): root for root in _BRANCHES for service in (FIND, MOVE, GET)}
 """SOP class UID to information model; the keys are what the server offers."""

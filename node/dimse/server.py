@@ -14,13 +14,12 @@ from typing import Any
 
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AllStoragePresentationContexts, evt
-from pynetdicom.sop_class import Verification
 
 from node.archive.ingest import Ingest
 from node.config import NodeSettings
 from node.dimse import wire
 from node.dimse.find import Search, handle_find
-from node.dimse.models import ROOTS
+from node.dimse.models import ROOTS, VERIFICATION
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services, handle_get, handle_move
 from node.dimse.status import NOT_AUTHORIZED, SUCCESS
@@ -122,7 +121,7 @@ def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
     entity.network_timeout = settings.network_timeout
     entity.dimse_timeout = settings.dimse_timeout
     entity.acse_timeout = min(30.0, settings.network_timeout)
-    entity.add_supported_context(Verification)
+    entity.add_supported_context(VERIFICATION)
     for model in ROOTS:
         entity.add_supported_context(model)
     for sop_class in STORAGE_CLASSES:

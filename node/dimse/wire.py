@@ -16,7 +16,7 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +31,7 @@ from pynetdicom.service_class import QueryRetrieveServiceClass
 LOGGER = logging.getLogger(__name__)
 
 
-class ArchiveEntity(AE):  # type: ignore[misc]
+class ArchiveEntity(AE):
     """Our application entity: an AE with a spool folder on the store's file system."""
 
     def __init__(self, ae_title: str, spool: Path) -> None:
@@ -58,14 +58,14 @@ def install() -> None:
     for switch in ("LOG_REQUEST_IDENTIFIERS", "LOG_RESPONSE_IDENTIFIERS"):
         setattr(_config, switch, False)  # identifiers are patient data
     _config.STORE_SEND_CHUNKED_DATASET = True  # a path is sent as its bytes are
-    if getattr(QueryRetrieveServiceClass, "_latent_pacs", False):
+    decoder: Any = dimse_messages
+    if isinstance(decoder._config, _SpoolingConfig):
         return
-    QueryRetrieveServiceClass._latent_pacs = True
     for name, event in (("_get_scp", evt.EVT_C_GET), ("_move_scp", evt.EVT_C_MOVE)):
         setattr(QueryRetrieveServiceClass, name, _service(event, getattr(QueryRetrieveServiceClass, name)))
-    dimse_messages.DIMSEMessage.decode_msg = _spooling(dimse_messages.DIMSEMessage.decode_msg)
-    dimse_messages.NamedTemporaryFile = _spool_file
-    dimse_messages._config = _SpoolingConfig()
+    decoder.DIMSEMessage.decode_msg = _spooling(decoder.DIMSEMessage.decode_msg)
+    decoder.NamedTemporaryFile = _spool_file
+    decoder._config = _SpoolingConfig()
 
 
 # --- 1. retrieve services -------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def _service(event: Any, original: Callable[..., None]) -> Callable[..., None]:
             return
         attributes = {"request": request, "context": context.as_tuple, "_is_cancelled": self.is_cancelled}
         try:
-            reports: Iterator[Report] = evt.trigger(self.assoc, event, attributes)
+            reports: Any = evt.trigger(self.assoc, event, attributes)
             for report in reports:
                 if not self.assoc.is_established:
                     return
@@ -92,7 +92,7 @@ def _service(event: Any, original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _message(request: Any, report: Report, context: Any) -> Any:
-    message = C_MOVE() if isinstance(request, C_MOVE) else C_GET()
+    message: Any = C_MOVE() if isinstance(request, C_MOVE) else C_GET()
     message.MessageIDBeingRespondedTo = request.MessageID
     message.AffectedSOPClassUID = request.AffectedSOPClassUID
     message.Status = report.status

@@ -69,7 +69,8 @@ def _phase_congruency(grey: torch.Tensor) -> torch.Tensor:
     tau = torch.sqrt(noise_power * (bank.sum_squares + 2 * bank.sum_products))
     threshold = (tau * math.sqrt(math.pi / 2) + 2.0 * torch.sqrt((2 - math.pi / 2) * tau**2)) / 1.7
     kept = torch.clamp(energy - threshold[:, None, None], min=0)
-    return (kept.sum(dim=0) + _EPS) / (amplitude.sum(dim=(0, 1)) + _EPS)
+    congruency: torch.Tensor = (kept.sum(dim=0) + _EPS) / (amplitude.sum(dim=(0, 1)) + _EPS)
+    return congruency
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,8 @@ def _block_means(values: NDArray[np.generic]) -> NDArray[np.float32]:
     pad = ((0, -rows % _BLOCK), (0, -columns % _BLOCK))
     padded = np.pad(values, pad, mode="edge") if any(p[1] for p in pad) else values
     shape = (padded.shape[0] // _BLOCK, _BLOCK, padded.shape[1] // _BLOCK, _BLOCK)
-    return padded.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
+    means: NDArray[np.float32] = padded.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
+    return means
 
 
 def breast_tiles(mask: Mask, rows: int, columns: int) -> list[tuple[int, int]]:
@@ -128,10 +130,11 @@ def _own_window(header: Dataset) -> Window | None:
     return Window(ends[0], ends[1])
 
 
-def _first(value: object) -> float | None:
-    if value in (None, ""):
+def _first(value: Any) -> float | None:
+    """The first of one or several values; None where there is none. Raises ValueError or TypeError."""
+    if value is None or value == "":
         return None
-    if isinstance(value, (list, tuple)) or (hasattr(value, "__iter__") and not isinstance(value, str)):
-        values = list(value)  # type: ignore[call-overload]
+    if hasattr(value, "__iter__") and not isinstance(value, str):
+        values = list(value)
         return float(values[0]) if values else None
-    return float(value)  # type: ignore[arg-type]
+    return float(value)

@@ -82,7 +82,7 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 def make_base(original: Original, rung: Rung) -> Base:
     """Downsample and code one original as ``rung`` says."""
     filled, low, high = _without_padding(original)
-    operator = Operator(*original.pixels.shape, rung.scale)
+    operator = Operator(original.pixels.shape[0], original.pixels.shape[1], rung.scale)
     exponent = rung.sample_bits - original.bits_stored if rung.sample_bits else 0
     factor = np.float32(2.0**exponent)
     ideal = operator.down(filled)

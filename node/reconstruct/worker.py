@@ -187,7 +187,7 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
             f"{rendition.output_digest} with numerics {rendition.numerics}; now {upscaler.numerics}"
         )
     with request.target.open("ab") as out:
-        out.write(np.ascontiguousarray(pixels, dtype="<u2"))
+        out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
     return digest
 
 

@@ -161,7 +161,7 @@ class Index:
                     instance.c.attempts,
                 )
             ).first()
-        return None if row is None else Claim(*row, owner=owner)
+        return None if row is None else Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner)
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Extend a lease; False when it was lost."""

@@ -1,0 +1,47 @@
+# make install   an environment in .venv with the command latent-pacs in it
+# make demo      the whole road on a real study; DICOM=folder takes your own files
+# make test      lint, types, tests; SLOW=1 runs the slow ones too
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CONSTRAINTS ?=
+
+.PHONY: install demo test lint types clean
+
+install: .venv/installed
+demo-install: .venv/installed-demo
+test-install: .venv/installed-test
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("latent-pacs needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+
+# pip installs torch and torchvision in one go, so that they come as a matching pair
+.venv/installed: .venv/bin/python pyproject.toml
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e .
+	@touch $@
+
+.venv/installed-demo: .venv/installed
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo]'
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,test]'
+	@touch $@
+
+demo: .venv/installed-demo
+	$(BIN)/latent-pacs demo $(if $(DICOM),--dicom '$(DICOM)') $(if $(JSON),--json '$(JSON)')
+
+lint: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest $(if $(SLOW),-m 'not gpu') $(PYTEST_ARGS)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
