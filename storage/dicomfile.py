@@ -307,7 +307,7 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
     """Why the pixels cannot be trusted, as far as bytes and bits tell without a decoder; empty when sound."""
     layout = file.layout
     if not layout.has_pixels:
-        return ""
+        return "an image with no pixel data" if _promises_pixels(file, shape) else ""
     if layout.truncated:
         return "pixel data ends before its announced length"
     if not (shape.rows and shape.columns and shape.bits_allocated):
@@ -328,6 +328,11 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
         if used >> (shape.high_bit + 1):
             return f"pixels have bits set above High Bit {shape.high_bit}"
     return ""
+
+
+def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
+    """Rows, columns and bits without pixels, and no address to get them from (Pixel Data Provider URL)."""
+    return bool(shape.rows and shape.columns and shape.bits_stored) and 0x00287FE0 not in file.header()
 
 
 def integer_pixels(path: Path) -> NDArray[np.uint16]:

@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "node.app": {"storage", "node.config", "node.reconstruct", "node.archive", "node.dimse"},
     "node.cli": {"storage", "node.config", "node.fidelity", "node.dimse", "node.app", "node.cli"},
 }
+ROOMS = list(MAY_IMPORT)
 ONLY_IN = {
     "pynetdicom": "node/dimse/",
-    "sqlalchemy": "storage/index/",
+    "sqlalchemy": ("storage/index/", "storage/migrations/"),
     "alembic": ("storage/index/", "storage/migrations/"),
     "diffusers": "node/reconstruct/",
     "yaml": "node/config.py",

@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR
 from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pynetdicom.dsutils import decode, encode
-from sqlalchemy import Engine, create_engine, insert, select, text
+from sqlalchemy import Engine, create_engine, event, insert, select, text
 
 from node.archive.identifier import MOST_UIDS, IdentifierError, Root
 from node.archive.matching import condition, wildcard
@@ -205,7 +208,8 @@ class Archive:
 def header(**attributes: Any) -> Dataset:
     dataset = Dataset()
     for keyword, value in attributes.items():
-        setattr(dataset, keyword, value)
+        tag = Tag(keyword)
+        dataset.add(DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE))
     return dataset
 
 
@@ -445,11 +449,11 @@ def test_studies_found(archive: Archive, keys: dict[str, Any], found: set[str]) 
     assert len(answers) == len(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_sql_never_loses_a_match(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """The same query with and without its narrowing finds the same."""
-    texts = st.text("aäB^=*?山_%1", max_size=6)
+    texts = st.text("aäB^=*?山_%1", max_size=6).filter(lambda text: text.count("=") < 3)
     rows = data.draw(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=8))
     keys = data.draw(st.tuples(texts, texts, texts))
     engine = create_engine("sqlite://")
@@ -603,9 +607,7 @@ def test_only_matching_items_come_back(archive: Archive) -> None:
 def test_an_identifier_that_does_not_fit(
     archive: Archive, level: str, root: Root, keys: dict[str, Any], says: str
 ) -> None:
-    identifier = header(QueryRetrieveLevel=level)
-    for keyword, value in keys.items():
-        identifier.add_new(keyword, "UI" if keyword.endswith("UID") else "LT", value)
+    identifier = header(QueryRetrieveLevel=level, **keys)
     with pytest.raises(IdentifierError, match=says) as error:
         find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
     assert len(str(error.value)) <= 64
@@ -729,7 +731,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
         patients.append({"key": number + 1, **columns["patient"]})
         for which in range(2):
             dataset.StudyInstanceUID = f"1.{number}.{which}"
-            dataset.StudyDate, dataset.StudyTime = f"2024{1 + number % 12:02}{1 + number % 28:02}", "10"
+            dataset.StudyDate, dataset.StudyTime = f"2024{1 + number % 12:02}{1 + number % 25:02}", "10"
             studies.append({"patient_key": number + 1, **columns_of(levels_of(dataset))["study"]})
     with engine.begin() as connection:
         connection.execute(insert(patient), patients)
@@ -743,19 +745,28 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     [
         ({}, 20_000, 41),
         ({"PatientName": "NAME*"}, 20_000, 41),
-        ({"PatientName": "*5"}, 2_000, 5),
+        ({"PatientName": "*5"}, 2_000, 41),
         ({"StudyDate": "20240101-20241231"}, 20_000, 41),
-        ({"StudyDate": "20240115"}, 238 * 2, 1),
+        ({"StudyDate": "20240403"}, 68, 1),
         ({"PatientID": "P0*", "StudyDate": ""}, 20_000, 41),
         ({"PatientName": "NAME42*"}, 200, 1),
     ],
 )
 def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int, limit_pages: int) -> None:
     identifier = header(QueryRetrieveLevel="STUDY", StudyInstanceUID="", **keys)
-    query = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False)
-    found = [c.attributes["0020000D"]["Value"][0] for c in search.candidates(crowd.engine, query.search(derived=False))]
+    pages = 0
+
+    def count_pages(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        nonlocal pages
+        pages += "LIMIT" in statement
+
+    event.listen(crowd.engine, "before_cursor_execute", count_pages)
+    try:
+        found = uids(list(find(crowd, identifier, Root.STUDY, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")))
+    finally:
+        event.remove(crowd.engine, "before_cursor_execute", count_pages)
     assert len(found) == len(set(found)) == count
-    assert -(-len(found) // search.PAGE) <= limit_pages
+    assert pages <= limit_pages
 
 
 @pytest.mark.parametrize("keys", [{"PatientName": "NAME*"}, {"StudyDate": "20240101-20241231"}, {}])
@@ -787,12 +798,14 @@ def test_a_long_answer_takes_no_more_memory_than_a_short_one(crowd: Archive) -> 
     try:
         peaks = []
         for number, _ in enumerate(answers(), start=1):
-            if number % 5_000 == 0:
+            if number == 12_000:
+                break
+            if number % 3_000 == 0:
                 peaks.append(tracemalloc.get_traced_memory()[1])
                 tracemalloc.reset_peak()
     finally:
         tracemalloc.stop()
-    assert len(peaks) == 4
+    assert len(peaks) == 3
     assert max(peaks[1:]) < peaks[0] * 1.2 + 500_000
 
 
@@ -819,12 +832,29 @@ class FakeEvent:
         return self._left == -1  # once, as pynetdicom's
 
 
+class FakePeers:
+    """Peers of which only VIEWER may query."""
+
+    def calling(self, event: FakeEvent) -> str:
+        return str(event.assoc.requestor.ae_title)
+
+    def may(self, ae_title: str, verb: str) -> bool:
+        return (ae_title, verb) == ("VIEWER", "find")
+
+
 def handled(event: FakeEvent, archive: Archive) -> list[tuple[Any, Dataset | None]]:
     def search(identifier: Dataset, root: Root, calling: str) -> Iterator[Dataset]:
         assert calling == "VIEWER"
         return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
-    return list(handle_find(event, search=search))  # type: ignore[arg-type]
+    return list(handle_find(event, search=search, peers=FakePeers()))  # type: ignore[arg-type]
+
+
+def test_the_handler_refuses_a_stranger(archive: Archive) -> None:
+    event = FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""))
+    event.assoc.requestor.ae_title = "STRANGER"
+    [(status, dataset)] = handled(event, archive)
+    assert (status.Status, dataset) == (0x0124, None)
 
 
 def test_the_handler_answers_pending(archive: Archive) -> None:

@@ -68,7 +68,7 @@ def find(
 def has_unsupported_keys(identifier: Dataset, root: Root) -> bool:
     """Whether a key of the request is not supported: its answers go out with status FF01 (C.4.1.1.4)."""
     query = _parsed(identifier, root, relational=True, combined_datetime=False)
-    return bool(query.unsupported)
+    return bool(query.unsupported) or any(one.partial for one in query.asked)
 
 
 # --- the request ---
@@ -76,13 +76,17 @@ def has_unsupported_keys(identifier: Dataset, root: Root) -> bool:
 
 @dataclass(frozen=True)
 class Asked:
-    """A key of the request. ``matches`` is None for universal matching, ``items`` for a whole sequence."""
+    """A key of the request. ``matches`` is None for universal matching, ``items`` for a whole sequence.
+
+    ``partial``: an item asks for something that is not supported.
+    """
 
     key: Key
     level: Level
     values: tuple[Any, ...] = ()
     matches: Condition | None = None
     items: tuple[Asked, ...] | None = None
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,9 @@ def _asked(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str]) -
     try:
         if key.vr == "SQ":
             return _asked_sequence(items_of(identifier, key.tag, codecs), key, level, codecs)
-        # Modality CT\MR is common, so CS keys are lists; in other text of VM 1 a backslash is no delimiter
-        values = values_of(identifier, key.tag, key.vr, codecs, single=key.single and key.vr != "CS")
+        # UIDs may be lists, and codes often are (MG\CT); in other text of VM 1 a backslash is no delimiter
+        single = key.single and key.vr not in {"CS", "UI"}
+        values = values_of(identifier, key.tag, key.vr, codecs, single=single)
         if is_universal(values):
             return Asked(key, level)
         if len(values) > MOST_UIDS or any(len(value) > _LONGEST for value in values if isinstance(value, str)):
@@ -209,9 +214,14 @@ def _asked_sequence(items: list[Dataset], key: Key, level: Level, codecs: Sequen
         return Asked(key, level)
     codecs = codecs_of(items[0], codecs)
     inner = tuple(_asked(items[0], one, level, codecs) for one in key.items if one.tag in items[0])
+    partial = len(inner) < len(items[0]) or any(one.partial for one in inner)
     if all(one.matches is None for one in inner):
-        return Asked(key, level, items=inner)
-    return Asked(key, level, matches=lambda stored: any(_all_match(inner, item) for item in stored), items=inner)
+        return Asked(key, level, items=inner, partial=partial)
+
+    def matches(stored: Sequence[Any]) -> bool:
+        return any(_all_match(inner, item) for item in stored)
+
+    return Asked(key, level, matches=matches, items=inner, partial=partial)
 
 
 _LONGEST = 10_240

@@ -17,7 +17,10 @@ _DETAIL = 448
 
 
 def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
-    """Whole images above, a full-resolution detail at its own window below; the difference is magnified, and its title says how much."""
+    """Whole images above, a full-resolution detail at its own window below.
+
+    The difference is magnified, and its title says how much.
+    """
     with opened(original) as file:
         header = file.header()
     first, second = integer_pixels(original), integer_pixels(copy)

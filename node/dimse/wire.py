@@ -124,6 +124,9 @@ def association_spool(assoc: Any) -> Path:
 
 def remove_association_spool(assoc: Any) -> None:
     """Whatever an association left half received goes with it."""
+    half = getattr(getattr(assoc.dimse, "message", None), "_data_set_file", None)
+    if half is not None:
+        half.close()
     shutil.rmtree(association_spool(assoc), ignore_errors=True)
 
 
