@@ -181,8 +181,8 @@ def fill(engine: Engine, instances: int, console: Console) -> None:
             for table, row in rows_of(template, number):
                 rows[table].append(row)
         with engine.begin() as connection:
-            for table in (patient, study, series, instance):
-                connection.execute(insert(table), rows[table.name])
+            for filled in (patient, study, series, instance):
+                connection.execute(insert(filled), rows[filled.name])
 
 
 def rows_of(template: Dataset, number: int) -> Iterator[tuple[str, dict[str, Any]]]:

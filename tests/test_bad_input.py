@@ -17,7 +17,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
-from storage.dicomfile import encode
+from storage.dicomfile import encode, file_meta
 from storage.records import InstanceState
 from tests.conftest import Archive, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
@@ -196,6 +196,7 @@ def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: Sender, t
 def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: Sender, tmp_path: Path, syntax: str) -> None:
     ds = sample()
     if syntax == RLELossless:
+        ds.file_meta = file_meta(MAMMOGRAPHY, ds.SOPInstanceUID, ExplicitVRLittleEndian)
         ds.compress(RLELossless, generate_instance_uid=False)
         frame = bytes(ds.PixelData)
     else:

@@ -15,7 +15,7 @@ conformance statement:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,9 +59,11 @@ def find(
     """The answers to a query, as a stream. Raises IdentifierError before the first one."""
     query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
     derived = query.level is Level.IMAGE and policy is RenditionPolicy.RECONSTRUCTED
-    found = candidates(index.engine, query.search(derived=derived))
+    found = candidates(index.engine, query.search(derived=derived), lambda one: query.matches(_as_seen(one)))
     return (
-        query.answer(attributes, retrieve_ae_title) for attributes in map(_as_seen, found) if query.matches(attributes)
+        query.answer(attributes, retrieve_ae_title)
+        for attributes in map(_as_seen, found)
+        if query.matches_computed(attributes)
     )
 
 
@@ -102,19 +104,23 @@ class Query:
 
     def search(self, *, derived: bool) -> Search:
         """What SQL can do for it."""
-        computed = {key.keyword for keys in COMPUTED_KEYS.values() for key in keys}
         return Search(
             level=self.level,
             wants=frozenset(self.levels) | {asked.level for asked in self.asked},
             narrows=tuple(narrow for asked in self.asked if asked.matches for narrow in _narrows(asked)),
             uids=self.uids,
             derived=derived,
-            computed=frozenset(asked.key.keyword for asked in self.asked) & computed,
+            computed=frozenset(asked.key.keyword for asked in self.asked) & _COMPUTED,
         )
 
     def matches(self, attributes: DicomJson) -> bool:
-        """Every key holds (C.2.2.2)."""
-        return _all_match(self.asked, attributes) and all(holds(attributes) for holds in self.combined)
+        """Every key holds (C.2.2.2), as far as instances hold it."""
+        stored = (one for one in self.asked if one.key.keyword not in _COMPUTED)
+        return _all_match(stored, attributes) and all(holds(attributes) for holds in self.combined)
+
+    def matches_computed(self, attributes: DicomJson) -> bool:
+        """The other keys hold too, such as Modalities in Study."""
+        return _all_match((one for one in self.asked if one.key.keyword in _COMPUTED), attributes)
 
     def answer(self, attributes: DicomJson, retrieve_ae_title: str) -> Dataset:
         """The response identifier (C.4.1.1.3.2)."""
@@ -173,6 +179,8 @@ _SUPPORTED: dict[Level, dict[BaseTag, tuple[Key, Level]]] = {
     for level in Level
 }
 """Per level of a query: the keys of that level and of those above."""
+
+_COMPUTED = frozenset(key.keyword for keys in COMPUTED_KEYS.values() for key in keys)
 
 _NO_KEYS = frozenset(
     {
@@ -345,7 +353,7 @@ def _stored(attributes: DicomJson, key: Key) -> list[Any]:
     return values
 
 
-def _all_match(asked: Sequence[Asked], attributes: DicomJson) -> bool:
+def _all_match(asked: Iterable[Asked], attributes: DicomJson) -> bool:
     return all(one.matches is None or one.matches(_stored(attributes, one.key)) for one in asked)
 
 

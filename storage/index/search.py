@@ -6,7 +6,7 @@ same memory whatever it finds. Pages follow an index: that of the column that na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -67,14 +67,19 @@ class Candidate:
     derived_uid: str | None = None
 
 
-def candidates(engine: Engine, search: Search) -> Iterator[Candidate]:
-    """Every entity that may match, in a fixed order, in bounded memory."""
+def candidates(
+    engine: Engine, search: Search, may_match: Callable[[Candidate], bool] = lambda _: True
+) -> Iterator[Candidate]:
+    """Every entity that may match, in a fixed order, in bounded memory.
+
+    ``may_match`` sees a candidate without its computed keys, which are then computed only where it says yes.
+    """
     order = _order(search)
     last: Sequence[Any] | None = None
     while True:
         with engine.connect() as connection:
             rows = connection.execute(_page(search, order, last)).all()
-            found = _with_attributes(connection, search, [row._mapping for row in rows])
+            found = _with_attributes(connection, search, [row._mapping for row in rows], may_match)
         yield from found
         if len(rows) < PAGE:
             return
@@ -258,23 +263,29 @@ def _like(wildcard: str) -> str:
 # --- from keys to candidates ---
 
 
-def _with_attributes(connection: Connection, search: Search, rows: Sequence[Any]) -> list[Candidate]:
-    if not rows:
-        return []
-    keys = {level: {row.get(f"{level}_key") for row in rows} for level in _LEVELS}
-    known = [(level, _attributes(connection, _CHAIN[level], keys[level])) for level in search.wants]
-    for level in _LEVELS:
-        for key in COMPUTED_KEYS[level]:
-            if key.keyword in search.computed:
-                known.append((level, _computed(connection, level, key, keys[level])))
-    uids = _derived_uids(connection, keys[Level.IMAGE]) if search.derived else {}
+def _with_attributes(
+    connection: Connection, search: Search, rows: Sequence[Any], may_match: Callable[[Candidate], bool]
+) -> list[Candidate]:
+    stored = {
+        level: _attributes(connection, _CHAIN[level], {row[f"{level}_key"] for row in rows})
+        for level in (search.wants if rows else ())
+    }
+    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows]) if search.derived else {}
     found = []
     for row in rows:
         attributes: DicomJson = {}
-        for level, of_key in known:
+        for level, of_key in stored.items():
             attributes.update(of_key.get(row[f"{level}_key"], {}))
-        found.append(Candidate(attributes, uids.get(row.get("IMAGE_key", 0))))
-    return found
+        candidate = Candidate(attributes, uids.get(row.get("IMAGE_key", 0)))
+        if may_match(candidate):
+            found.append((row, candidate))
+    for level in _LEVELS if found else ():
+        for key in COMPUTED_KEYS[level]:
+            if key.keyword in search.computed:
+                values = _computed(connection, level, key, {row[f"{level}_key"] for row, _ in found})
+                for row, candidate in found:
+                    candidate.attributes.update(values.get(row[f"{level}_key"], {}))
+    return [candidate for _, candidate in found]
 
 
 def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> dict[int, DicomJson]:
