@@ -1,6 +1,7 @@
 """Sameness of content: a digest over the data set's elements and pixels, not over its bytes.
 
 A study sent twice often differs in transfer syntax, sequence lengths or group lengths and is the same study.
+What cannot be compared counts as different: the newcomer of two that are the same is thrown away.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag
 
-from storage.dicomfile import PixelShape, opened, quiet
+from storage.dicomfile import DataSetFile, PixelShape, decode_frame, opened, quiet
 from storage.errors import PixelError
 
-_BULK = {"PixelData", "FloatPixelData", "DoubleFloatPixelData"}
+_TRAILING_PADDING = 0xFFFCFFFC
 
 
 def content_digest(path: Path) -> str:
@@ -25,18 +30,16 @@ def content_digest(path: Path) -> str:
     """
     with opened(path) as file:
         header = file.header()
-        digest = hashlib.sha256(_canonical(header))
+        shape = PixelShape.of(header)
+        with quiet():
+            elements = _elements(header)
+        digest = hashlib.sha256(json.dumps(elements, sort_keys=True).encode())
         if not file.layout.has_pixels:
             return digest.hexdigest()
         if not file.layout.encapsulated:
-            native = PixelShape.of(header).native_bytes
-            digest.update(bytes(file.native_value()[:native]))
+            digest.update(_native_pixels(file, shape))
             return digest.hexdigest()
-    with quiet():
-        try:
-            digest.update(pixel_array(path, raw=True).tobytes())
-        except Exception as error:
-            raise PixelError(f"codestream cannot be decoded: {error}") from error
+    digest.update(_decoded_pixels(path, shape))
     return digest.hexdigest()
 
 
@@ -48,10 +51,42 @@ def same_content(one: Path, other: Path) -> bool:
         return False
 
 
-def _canonical(header: Dataset) -> bytes:
+def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
+    """The pixels without the byte that makes their length even; the whole value where the header is at odds."""
+    value = bytes(file.native_value())
+    return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
+
+
+def _decoded_pixels(path: Path, shape: PixelShape) -> bytes:
+    if shape.frames == 1:
+        return decode_frame(path).tobytes()
     with quiet():
-        kept = Dataset()
-        for element in header:
-            if element.tag.element != 0 and element.tag != 0xFFFCFFFC and element.keyword not in _BULK:
-                kept.add(element)
-        return json.dumps(kept.to_json_dict(suppress_invalid_tags=True), sort_keys=True).encode()
+        try:
+            return bytes(pixel_array(path, raw=True).tobytes())
+        except Exception as error:
+            raise PixelError(f"codestream cannot be decoded: {error}") from error
+
+
+def _elements(dataset: Dataset) -> list[Any]:
+    tags = [tag for tag in sorted(dataset.keys()) if tag.element != 0 and tag != _TRAILING_PADDING]
+    return [[int(tag), _value(dataset, tag)] for tag in tags]
+
+
+def _value(dataset: Dataset, tag: BaseTag) -> Any:
+    """A value as the DICOM JSON model has it; as its bytes where pydicom would guess, lose something or fail."""
+    raw = dataset.get_item(tag)
+    try:
+        element = dataset[tag]
+        if element.VR == "SQ":
+            return [_elements(item) for item in element.value]
+        value = element.to_json_dict(None, 0)
+        if _has_one_vr(tag) and "\ufffd" not in json.dumps(value, ensure_ascii=False):
+            return value
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        pass
+    return raw.value.hex() if isinstance(raw, RawDataElement) and raw.value else str(raw)
+
+
+def _has_one_vr(tag: BaseTag) -> bool:
+    """Whether an element is of the same VR in implicit and explicit encodings (PS3.5 section 7.1.3)."""
+    return not tag.is_private and dictionary_has_tag(tag) and " or " not in dictionary_VR(tag)

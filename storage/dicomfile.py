@@ -21,12 +21,14 @@ from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import Dataset, config
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from storage.elements import values_of
 from storage.errors import PixelError, Unparseable
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
@@ -119,12 +121,15 @@ def opened(path: Path) -> Iterator[DataSetFile]:
 
 def _data_set_start(file: IO[bytes]) -> tuple[int, UID]:
     prefix = file.read(144)
-    if prefix[128:132] != b"DICM" or prefix[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+    if len(prefix) < 144 or prefix[128:132] != b"DICM" or prefix[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
         raise Unparseable("no DICOM file meta information at the start of the file (PS3.10 section 7.1)")
     start = 144 + int(struct.unpack("<I", prefix[140:144])[0])
+    if start > file.seek(0, io.SEEK_END):
+        raise Unparseable("file ends inside its file meta information")
     file.seek(132)
     meta = parse(file.read(min(start - 132, _MAX_META)), ExplicitVRLittleEndian)
-    syntax = UID(str(meta.get("TransferSyntaxUID", "")))
+    named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
+    syntax = UID(named[0] if named else "", validation_mode=config.IGNORE)
     if not syntax.is_transfer_syntax:
         raise Unparseable(f"file meta information names no known transfer syntax: {syntax!r}")
     return start, syntax
@@ -277,9 +282,15 @@ class PixelShape:
         def number(keyword: str, default: int = 0) -> int:
             try:
                 value = header.get(keyword)
-                return default if value in (None, "") else int(value)
-            except (TypeError, ValueError, OverflowError, AttributeError, KeyError, NotImplementedError):
+                return default if value in (None, "") else max(int(value), 0)
+            except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
                 return default
+
+        def text(keyword: str) -> str:
+            try:
+                return str(header.get(keyword) or "")
+            except Exception:  # noqa: BLE001
+                return ""
 
         with quiet():
             return cls(
@@ -291,7 +302,7 @@ class PixelShape:
                 bits_stored=number("BitsStored"),
                 high_bit=number("HighBit"),
                 signed=number("PixelRepresentation") == 1,
-                photometric=str(header.get("PhotometricInterpretation", "") or ""),
+                photometric=text("PhotometricInterpretation"),
             )
 
     @property
@@ -338,19 +349,26 @@ def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
 def integer_pixels(path: Path) -> NDArray[np.uint16]:
     """The stored values of a single-frame, 16-bit, monochrome image: uint16, shape (rows, columns), no rescale.
 
-    Raises PixelError where the pixels are short, odd or undecodable.
+    Raises PixelError where there are none, or they are of another kind, short, odd or undecodable.
     """
     with opened(path) as file:
         shape = PixelShape.of(file.header())
+        if not file.layout.has_pixels:
+            raise PixelError("no pixel data")
         warning = native_pixel_warning(file, shape)
         if warning:
             raise PixelError(warning)
+        if (shape.bits_allocated, shape.samples) != (16, 1):
+            raise PixelError(f"pixels of {shape.samples} x {shape.bits_allocated} bits, not of 1 x 16")
         if not file.layout.encapsulated:
             order = "<u2" if file.transfer_syntax.is_little_endian else ">u2"
             count = shape.rows * shape.columns
             flat = np.frombuffer(file.native_value(), dtype=order, count=count)
             return flat.astype(np.uint16).reshape(shape.rows, shape.columns)
-    return np.ascontiguousarray(decode_frame(path), dtype=np.uint16)
+    frame = decode_frame(path)
+    if frame.shape != (shape.rows, shape.columns):
+        raise PixelError(f"codestream holds {frame.shape}, the header says {(shape.rows, shape.columns)}")
+    return np.ascontiguousarray(frame, dtype=np.uint16)
 
 
 def decode_frame(path: Path) -> NDArray[Any]:
@@ -442,30 +460,46 @@ def encode(dataset: Dataset, syntax: UID) -> bytes:
 def transcode(source: Path, target: Path, syntax: UID) -> None:
     """Write ``source`` to ``target`` in a native little-endian transfer syntax, pixels decompressed.
 
-    Raises PixelError where the pixels cannot be decoded.
+    Raises PixelError where the pixels cannot be decoded, Unparseable where an element cannot be encoded anew.
     """
     from pydicom import dcmread
 
+    with opened(source) as file:
+        encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
     with quiet():
-        dataset = dcmread(source)
-        meta = dataset.file_meta
-        if meta.TransferSyntaxUID.is_compressed and meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian:
-            try:
-                dataset.decompress(as_rgb=False)
-            except Exception as error:
-                raise PixelError(f"codestream cannot be decoded: {str(error).splitlines()[0]}") from error
-        elif not meta.TransferSyntaxUID.is_little_endian:
-            _swap_to_little_endian(dataset)
-        body = encode(dataset, syntax)
+        try:
+            dataset = dcmread(source)
+            if encapsulated:
+                _decompress(dataset, source)
+            elif not little:
+                _swap_to_little_endian(dataset)
+            body = encode(dataset, syntax)
+            meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
+        except PixelError:
+            raise
+        except Exception as error:
+            raise Unparseable(f"data set cannot be encoded in {syntax.name}: {error}") from error
         with target.open("wb") as out:
-            write_preamble(out, file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax))
+            write_preamble(out, meta)
             out.write(body)
 
 
+def _decompress(dataset: Dataset, source: Path) -> None:
+    """Native pixels in place of encapsulated ones. Raises PixelError."""
+    try:
+        dataset.decompress(as_rgb=False, generate_instance_uid=False)
+    except Exception as error:
+        shape = PixelShape.of(dataset)
+        if (shape.samples, shape.frames, shape.bits_allocated) != (1, 1, 16):
+            raise PixelError(f"codestream cannot be decoded: {error}") from error
+        pixels = integer_pixels(source)  # decodes what pydicom leaves out
+        dataset.add_new(0x7FE00010, "OW", pixels.astype("<u2").tobytes())
+
+
 def _swap_to_little_endian(dataset: Dataset) -> None:
-    """OW values are words in the data set's byte order (PS3.5 section 7.3); pydicom leaves them as bytes."""
+    """The values of these VRs are words in the data set's byte order (PS3.5 section 7.3); pydicom keeps them."""
+    widths = {"OW": 2, "OB or OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
     for element in dataset.iterall():
-        if element.VR in ("OW", "OB or OW") and isinstance(element.value, bytes):
-            is_bytes = element.tag == 0x7FE00010 and dataset.get("BitsAllocated", 16) <= 8 and element.VR == "OB"
-            if not is_bytes and len(element.value) % 2 == 0:
-                element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+        width = widths.get(element.VR)
+        if width and isinstance(element.value, bytes) and len(element.value) % width == 0:
+            element.value = np.frombuffer(element.value, f">u{width}").astype(f"<u{width}").tobytes()

@@ -22,8 +22,10 @@ from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
+from pynetdicom import AE, evt
 from pynetdicom.dsutils import decode, encode
 from sqlalchemy import Engine, create_engine, event, insert, select, text
+from sqlalchemy.dialects import postgresql
 
 from node.archive.identifier import MOST_UIDS, IdentifierError, Root
 from node.archive.matching import condition, wildcard
@@ -519,6 +521,32 @@ def test_an_answer_holds_what_was_asked_and_nothing_else(archive: Archive) -> No
     assert returned.PatientName == "Müller^Anna=山田^花"
 
 
+def test_hostile_values_come_back_without_a_warning(engine: Engine) -> None:
+    """pydicom warns of values that do not fit their VR; an answer must not (warnings are errors here)."""
+    add(
+        engine,
+        header(
+            PatientID="P\\1",
+            PatientName="A=B=C",
+            StudyInstanceUID="1.02.3",
+            SeriesInstanceUID="1",
+            SOPInstanceUID="1",
+            SOPClassUID=MG,
+            AccessionNumber="longer than sixteen characters",
+            StudyDescription="x" * 500,
+            PatientSex="female, as far as we know"[:16],
+            PatientWeight="0.12345678901234",
+            PatientSize="-1.234567890E-10",
+            Modality="mammo?",
+        ),
+    )
+    keys = ("AccessionNumber", "StudyDescription", "PatientSex", "PatientWeight", "PatientSize", "PatientName")
+    [answer] = ask(Archive(engine), "STUDY", StudyInstanceUID="", PatientID="P\\1", **dict.fromkeys(keys, ""))
+    assert len(answer.StudyDescription) == 500
+    assert float(answer.PatientSize) == -1.234567890e-10
+    assert str(answer.PatientName) == "A=B=C"
+
+
 def test_ascii_answers_name_no_character_set(archive: Archive) -> None:
     [answer] = ask(archive, "STUDY", StudyInstanceUID="3.1", PatientName="", PatientID="")
     assert "SpecificCharacterSet" not in answer
@@ -785,6 +813,22 @@ def test_a_page_needs_no_sorting(crowd: Archive, keys: dict[str, str]) -> None:
     assert "SCAN" not in plan, plan
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"PatientName": "MÜ*", "StudyDate": "20240101-", "ModalitiesInStudy": "M*"},
+        {"PatientID": "1", "StudyTime": "10", "SOPClassesInStudy": MG},
+        {"StudyInstanceUID": ["1", "2"]},
+    ],
+)
+def test_postgresql_takes_the_same_statements(keys: dict[str, Any]) -> None:
+    identifier = header(QueryRetrieveLevel="STUDY", **keys)
+    what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(derived=False)
+    order = search._order(what)
+    statement = search._page(what, order, ["x" if column.type.python_type is str else 1 for column in order])
+    assert "ORDER BY" in str(statement.compile(dialect=postgresql.dialect()))
+
+
 def test_a_long_answer_takes_no_more_memory_than_a_short_one(crowd: Archive) -> None:
     identifier = header(QueryRetrieveLevel="STUDY", StudyInstanceUID="", PatientName="", StudyDate="20240101-20241231")
 
@@ -881,3 +925,43 @@ def test_the_handler_keeps_its_inside_to_itself(archive: Archive, caplog: pytest
     assert (status.Status & 0xF000, dataset) == (0xC000, None)
     assert "secret" not in status.ErrorComment
     assert "secret path" in caplog.text
+
+
+def test_over_an_association(archive: Archive, crowd: Archive) -> None:
+    """pynetdicom's own events: pending answers, an error with its comment, and a cancel that is heard."""
+    model = "1.2.840.10008.5.1.4.1.2.2.1"
+    held = archive
+
+    def search(identifier: Dataset, root: Root, _calling: str) -> Iterator[Dataset]:
+        return find(held, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
+
+    def handle(event: evt.Event) -> Iterator[Any]:
+        yield from handle_find(event, search=search, peers=FakePeers())  # type: ignore[arg-type]
+
+    node = AE("PACS")
+    node.add_supported_context(model)
+    server = node.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, handle)])
+    assert server is not None
+    scu = AE("VIEWER")
+    scu.add_requested_context(model)
+    try:
+        assoc = scu.associate(*server.socket.getsockname()[:2])  # type: ignore[union-attr]
+        asked = header(
+            SpecificCharacterSet="ISO_IR 100", QueryRetrieveLevel="STUDY", PatientName="MÜLLER*", StudyInstanceUID=""
+        )
+        responses = list(assoc.send_c_find(asked, model))
+        assert [status.Status for status, _ in responses] == [0xFF00, 0x0000]
+        assert responses[0][1].PatientName == "Müller^Anna=山田^花"
+        [(status, _)] = assoc.send_c_find(header(QueryRetrieveLevel="IMAGE", SOPInstanceUID=""), model)
+        assert (status.Status, status.ErrorComment) == (0xA900, "StudyInstanceUID: one value needed at IMAGE level")
+        held = crowd
+        statuses = []
+        for status, _ in assoc.send_c_find(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""), model, msg_id=7):
+            if not statuses:
+                assoc.send_c_cancel(7, assoc.accepted_contexts[0].context_id)
+            statuses.append(status.Status)
+        assert statuses[-1] == 0xFE00
+        assert len(statuses) < 20_000
+        assoc.release()
+    finally:
+        server.shutdown()

@@ -79,7 +79,11 @@ def measure(
         fsim_mean=float(np.mean(scores)),
         fsim_p5=float(np.percentile(scores, 5)),
         tiles=len(scores),
-        figures={"rmse": math.sqrt(error), "window_width": reference.window.width},
+        figures={
+            "rmse": math.sqrt(error),
+            "window_width": reference.window.width,
+            "fsim_worst_tile": float(np.min(scores)),
+        },
         gated=thresholds is not None,
     )
     return verdict if thresholds is None else _judged(verdict, thresholds)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, select, tuple_, union
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, literal, select, tuple_, union
 
 from storage.index.tables import instance, patient, rendition, series, study
 from storage.levels import COMPUTED_KEYS, Key, Level
@@ -130,7 +130,8 @@ def _page(search: Search, order: Sequence[Any], last: Sequence[Any] | None) -> S
     if len(order) == 1:
         return query.where(order[0] > last[0])
     # The first condition follows from the second: it makes the index start where the page before ended.
-    return query.where(order[0] >= last[0], tuple_(*order) > tuple_(*last))
+    ended = [literal(value, column.type) for value, column in zip(last, order, strict=True)]
+    return query.where(order[0] >= ended[0], tuple_(*order) > tuple_(*ended))
 
 
 def _joined(search: Search, order: Sequence[Any]) -> Select[Any]:

@@ -1,0 +1,124 @@
+"""FSIM against piq, regions, and the gate: what it measures and what it lets through."""
+
+from __future__ import annotations
+
+import numpy as np
+import piq
+import pytest
+import torch
+from pydicom import Dataset
+
+from node.fidelity.fsim import features, similarity
+from node.fidelity.gate import EXACT_PSNR_DB, Reference, Thresholds, measure
+from node.fidelity.regions import breast_mask, breast_tiles, display_window
+from tests.samples import breast, mammogram
+
+FLOOR = Thresholds(0.93, 0.90, 28.42)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_fsim_equals_piq(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 258, 258), 3, 1)[0, 0] if seed % 2 else torch.rand(256, 256)
+    y = (x * (0.7 + 0.1 * seed) + 0.04 * seed * torch.randn(256, 256)).clamp(0, 1)
+    theirs = float(piq.fsim(x[None, None], y[None, None], data_range=1.0, chromatic=False))
+    assert similarity(features(x), features(y)) == pytest.approx(theirs, abs=2e-6)
+
+
+def test_fsim_of_flat_tiles() -> None:
+    flat = torch.full((256, 256), 0.3)
+    assert similarity(features(flat), features(flat)) == pytest.approx(1.0)
+
+
+def test_breast_is_found_in_either_polarity() -> None:
+    pixels = breast(640, 512)
+    pixels[:60, 400:480] = 4095  # a lead marker is bright and no breast
+    mask = breast_mask(pixels, "MONOCHROME2")
+    truth = breast(640, 512) > 0
+    blocks = truth.reshape(40, 16, 32, 16).mean(axis=(1, 3)) > 0.5
+    assert (mask & blocks).sum() / blocks.sum() > 0.97
+    assert mask.sum() < 1.3 * blocks.sum()
+    assert not mask[:3, 26:29].any()
+    inverted = breast_mask((4095 - pixels).astype(np.uint16), "MONOCHROME1")
+    assert (inverted == mask).mean() > 0.98
+
+
+def test_what_cannot_be_segmented_is_measured_everywhere() -> None:
+    assert breast_mask(np.full((512, 512), 77, np.uint16), "MONOCHROME2").all()
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (640, 512), (641, 700), (257, 999)])
+def test_tiles_cover_every_pixel_of_the_breast(shape: tuple[int, int]) -> None:
+    mask = np.ones((-(-shape[0] // 16), -(-shape[1] // 16)), dtype=bool)
+    covered = np.zeros(shape, dtype=bool)
+    for row, column in breast_tiles(mask, *shape):
+        assert row + 256 <= shape[0]
+        assert column + 256 <= shape[1]
+        covered[row : row + 256, column : column + 256] = True
+    assert covered.all()
+
+
+def test_display_window() -> None:
+    pixels = breast()
+    mask = breast_mask(pixels, "MONOCHROME2")
+    own = display_window(mammogram(WindowCenter=[1000, 5], WindowWidth=[200, 1]), pixels, mask)
+    assert (own.low, own.high) == (900, 1100)
+    scaled = display_window(
+        mammogram(WindowCenter=1000, WindowWidth=200, RescaleSlope=2, RescaleIntercept=-100), pixels, mask
+    )
+    assert (scaled.low, scaled.high) == (500, 600)
+    none = display_window(mammogram(WindowCenter=None, WindowWidth=None), pixels, mask)
+    assert 0 <= none.low < none.high <= 4095
+
+
+def reference() -> Reference:
+    return Reference(breast(), mammogram())
+
+
+def test_identical_passes() -> None:
+    verdict = measure(reference(), breast(), FLOOR)
+    assert verdict.passed
+    assert verdict.psnr_db == EXACT_PSNR_DB
+    assert verdict.fsim_mean == pytest.approx(1.0)
+
+
+def test_each_threshold_is_named_when_missed() -> None:
+    blurred = torch.nn.functional.avg_pool2d(torch.from_numpy(breast().astype(np.float32))[None], 9, 1, 4)[0]
+    verdict = measure(reference(), blurred.numpy().astype(np.uint16), FLOOR)
+    assert not verdict.passed
+    assert any("FSIM mean" in failure for failure in verdict.failures)
+    assert any("5th percentile" in failure for failure in verdict.failures)
+    shifted = np.clip(breast().astype(int) + 400, 0, 4095).astype(np.uint16)
+    missed = measure(reference(), shifted, FLOOR).failures
+    assert any("PSNR" in failure for failure in missed)
+
+
+def test_one_ruined_corner_shows_in_the_percentile() -> None:
+    """A mean over many tiles forgives a few; the 5th percentile does not."""
+    pixels = breast(1536, 1280)
+    ruined = pixels.copy()
+    ruined[512:768, 0:512] = ruined[512:768, 0:512].mean()
+    verdict = measure(Reference(pixels, mammogram(pixels)), ruined, Thresholds(0.9, 0.99, 0))
+    assert verdict.fsim_mean > 0.9
+    assert verdict.fsim_p5 < 0.99
+    assert len(verdict.failures) == 1
+
+
+def test_air_is_not_measured() -> None:
+    pixels = breast(1536, 1280)
+    changed = pixels.copy()
+    changed[:200, 1100:] = 900
+    verdict = measure(Reference(pixels, mammogram(pixels)), changed, FLOOR)
+    assert verdict.psnr_db == EXACT_PSNR_DB
+
+
+def test_without_thresholds_nothing_passes() -> None:
+    verdict = measure(reference(), breast(), None)
+    assert not verdict.gated
+    assert not verdict.passed
+    assert verdict.failures == ()
+
+
+def test_empty_header_is_measurable() -> None:
+    assert Reference(breast(), Dataset()).tiles
