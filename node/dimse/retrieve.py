@@ -101,7 +101,7 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
         yield _refusal(error)
         return
     channel = Channel(event.assoc)
-    yield from _send(event, services, choices, lambda _: channel)
+    yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable)
 
 
 def handle_move(event: Any, services: Services, entity: ArchiveEntity) -> Iterator[Report]:
@@ -128,7 +128,7 @@ def _send_to(
 ) -> Iterator[Report]:
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(entity, peer, choices, originator=caller, originator_id=message_id) as destination:
-        yield from _send(event, services, choices, destination.channel)
+        yield from _send(event, services, choices, destination.channel, lambda: not event.assoc.is_established)
 
 
 def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
@@ -151,7 +151,11 @@ def _refusal(error: IdentifierError) -> Report:
 
 
 def _send(
-    event: Any, services: Services, choices: list[Choice], channel: Callable[[Choice], Channel]
+    event: Any,
+    services: Services,
+    choices: list[Choice],
+    channel: Callable[[Choice], Channel],
+    requester_gone: Callable[[], bool],
 ) -> Iterator[Report]:
     tally = Tally(len(choices))
     for choice, future in services.retrieve.prepare(choices):
@@ -161,7 +165,7 @@ def _send(
             yield tally.report(CANCELLED)
             return
         yield from _while_making(future, tally, services.keep_alive)
-        if not event.assoc.is_established:
+        if requester_gone():
             _release(future)
             return
         tally.count(choice, _send_one(services.retrieve, choice, future, channel))

@@ -36,10 +36,13 @@ class Channel:
     def __init__(self, assoc: Association, *, originator: str = "", originator_id: int = 0) -> None:
         self._assoc, self._originator, self._originator_id = assoc, originator, originator_id
         self._message_id = 0
+        self._unanswered = False
 
     @property
     def usable(self) -> bool:
-        return bool(self._assoc.is_established)
+        """False from the first C-STORE without an answer: pynetdicom itself sees that a peer aborted only later,
+        and would wait a whole DIMSE timeout for the answer to the next one."""
+        return not self._unanswered and bool(self._assoc.is_established)
 
     def send(self, sendable: Sendable, retrieve: Retrieve) -> int | None:
         """Send one file; the receiver's status, or None where it answered nothing.
@@ -80,7 +83,8 @@ class Channel:
             status = self._assoc.send_c_store(sendable.path, msg_id=self._message_id, **options)
         except (ValueError, RuntimeError, OSError) as error:
             raise DestinationUnavailable(str(error)) from error
-        return int(status.Status) if "Status" in status else None
+        self._unanswered = "Status" not in status
+        return None if self._unanswered else int(status.Status)
 
 
 class Destination:

@@ -67,36 +67,44 @@ class WorkerPool:
             _, _, request, future = self._queue.get()
             if request is None:
                 break
-            if not future.set_running_or_notify_cancel():
-                continue
-            executor = executor or self._new_executor()
-            if not self._carry_out(executor, request, future):
-                _kill(executor)
-                executor = None
+            if future.set_running_or_notify_cancel():
+                executor = self._carry_out(executor, request, future)
         if executor is not None:
             _kill(executor)
 
-    def _carry_out(self, executor: ProcessPoolExecutor, request: Request, future: Future[Answer]) -> bool:
-        """False when the worker is gone or must go."""
-        try:
-            inner = executor.submit(worker.answer, request)
-            while True:
-                try:
-                    future.set_result(inner.result(timeout=0.2))
-                    return True
-                except TimeoutError:
-                    if inner.done():  # the worker itself raised TimeoutError
-                        raise
-                    if self._closing.is_set():
-                        future.set_exception(WorkerDied("the node is stopping"))
-                        return False
-        except (BrokenProcessPool, CancelledError) as error:
-            future.set_exception(WorkerDied(f"the worker process ended while it worked on {request!r}"))
-            del error
-            return False
-        except BaseException as error:  # noqa: BLE001 - whatever the worker raised belongs to whoever asked
-            future.set_exception(error)
-            return True
+    def _carry_out(
+        self, executor: ProcessPoolExecutor | None, request: Request, future: Future[Answer]
+    ) -> ProcessPoolExecutor | None:
+        """Settle the future; the executor to go on with. A worker that died is replaced, and asked once more.
+
+        It may have died of the request before; a request that ends two workers is given up.
+        """
+        for attempt in (1, 2):
+            executor = executor or self._new_executor()
+            try:
+                future.set_result(self._ask(executor, request))
+                return executor
+            except (BrokenProcessPool, CancelledError, WorkerDied):
+                _kill(executor)
+                executor = None
+                if self._closing.is_set() or attempt == 2:
+                    future.set_exception(WorkerDied(f"the worker process ended while it worked on {request!r}"))
+                    return None
+            except BaseException as error:  # noqa: BLE001 - whatever the worker raised belongs to whoever asked
+                future.set_exception(error)
+                return executor
+        return None
+
+    def _ask(self, executor: ProcessPoolExecutor, request: Request) -> Answer:
+        inner = executor.submit(worker.answer, request)
+        while True:
+            try:
+                return inner.result(timeout=0.2)
+            except TimeoutError:
+                if inner.done():  # the worker itself raised TimeoutError
+                    raise
+                if self._closing.is_set():
+                    raise WorkerDied("the node is stopping") from None
 
     def _new_executor(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
