@@ -13,7 +13,6 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
-from pydicom.dataelem import RawDataElement
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
@@ -30,9 +29,9 @@ def content_digest(path: Path) -> str:
     """
     with opened(path) as file:
         header = file.header()
-        shape = PixelShape.of(header)
         with quiet():
             elements = _elements(header)
+        shape = PixelShape.of(header)
         digest = hashlib.sha256(json.dumps(elements, sort_keys=True).encode())
         if not file.layout.has_pixels:
             return digest.hexdigest()
@@ -74,7 +73,7 @@ def _elements(dataset: Dataset) -> list[Any]:
 
 def _value(dataset: Dataset, tag: BaseTag) -> Any:
     """A value as the DICOM JSON model has it; as its bytes where pydicom would guess, lose something or fail."""
-    raw = dataset.get_item(tag)
+    raw: Any = dataset.get_item(tag, keep_deferred=True)
     try:
         element = dataset[tag]
         if element.VR == "SQ":
@@ -84,7 +83,8 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
             return value
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
         pass
-    return raw.value.hex() if isinstance(raw, RawDataElement) and raw.value else str(raw)
+    data = b"" if raw.value is None else raw.value
+    return data.hex() if isinstance(data, bytes) else str(data)
 
 
 def _has_one_vr(tag: BaseTag) -> bool:

@@ -67,9 +67,13 @@ class ObjectStore:
         """Store bytes and return their digest, hex."""
         with full_disk_is_store_full():
             handle, name = tempfile.mkstemp(dir=self.spool)
-            with os.fdopen(handle, "wb") as out:
-                out.write(data)
-        return self.adopt(Path(name))
+            spooled = Path(name)
+            try:
+                with os.fdopen(handle, "wb") as out:
+                    out.write(data)
+                return self.adopt(spooled)
+            finally:
+                spooled.unlink(missing_ok=True)
 
     def path(self, digest: str) -> Path:
         """Where the object of that digest is, or would be."""

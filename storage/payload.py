@@ -297,5 +297,5 @@ class _shape_errors:  # noqa: N801 - reads as a statement: with _shape_errors("b
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, IndexError, struct.error, zlib.error)):
+        if isinstance(error, (KeyError, TypeError, ValueError, IndexError, OverflowError, struct.error, zlib.error)):
             raise PayloadError(f"{self.what} is malformed: {error!r}") from error

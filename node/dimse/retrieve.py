@@ -50,7 +50,7 @@ class Tally:
     failed_uids: list[str] = field(default_factory=list)
 
     def count(self, choice: Choice, status: int | None) -> None:
-        """``status``: what the receiver answered to C-STORE, None where it answered nothing."""
+        """``status``: what the receiver answered to C-STORE, None where it was not sent or not answered."""
         self.remaining -= 1
         if status == SUCCESS:
             self.completed += 1

@@ -44,10 +44,10 @@ class Channel:
         and would wait a whole DIMSE timeout for the answer to the next one."""
         return not self._unanswered and bool(self._assoc.is_established)
 
-    def send(self, sendable: Sendable, retrieve: Retrieve) -> int | None:
-        """Send one file; the receiver's status, or None where it answered nothing.
+    def send(self, sendable: Sendable, retrieve: Retrieve) -> int:
+        """Send one file; the receiver's status.
 
-        Raises DestinationUnavailable where no context fits. The caller closes ``sendable``.
+        Raises DestinationUnavailable where no context fits or no answer came. The caller closes ``sendable``.
         """
         syntax = self._syntax_for(sendable)
         if syntax == sendable.transfer_syntax_uid:
@@ -72,7 +72,7 @@ class Channel:
             f"{sendable.transfer_syntax_uid} or little endian"
         )
 
-    def _store(self, sendable: Sendable) -> int | None:
+    def _store(self, sendable: Sendable) -> int:
         if not self.usable:
             raise DestinationUnavailable("the association has ended")
         self._message_id = self._message_id % 65535 + 1
@@ -83,8 +83,10 @@ class Channel:
             status = self._assoc.send_c_store(sendable.path, msg_id=self._message_id, **options)
         except (ValueError, RuntimeError, OSError) as error:
             raise DestinationUnavailable(str(error)) from error
-        self._unanswered = "Status" not in status
-        return None if self._unanswered else int(status.Status)
+        if "Status" not in status:
+            self._unanswered = True
+            raise DestinationUnavailable("receiver aborted the association, or did not answer in time")
+        return int(status.Status)
 
 
 class Destination:

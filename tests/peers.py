@@ -1,0 +1,396 @@
+"""Peers that are not ours: DCMTK's command-line tools, Orthanc with a configuration of its own, and a cut wire.
+
+Neither DCMTK's storescp nor Orthanc can be bound to one address; they listen on free ports while a test runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset, dcmread
+
+from node.dimse.client import Address
+from tests.conftest import need, unavailable, wait_for
+
+_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
+
+
+# --- ports ---
+
+
+def free_port() -> int:
+    """A port that nothing listens on, outside the range from which the system hands ports to outgoing connections."""
+    for port in random.sample(range(20000, 32000), 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise AssertionError("no free port between 20000 and 32000")
+
+
+@contextmanager
+def dead_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that refuses connections: it is taken, but nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+# --- DCMTK ---
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A tool that has ended: its exit code, and what it printed (with -d, every DIMSE message)."""
+
+    code: int
+    output: str
+
+    @property
+    def status(self) -> int:
+        """The last DIMSE status that the tool received."""
+        return int(_last(r"DIMSE Status +: 0x([0-9a-f]{4})", self.output), 16)
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(status, 16) for status in re.findall(r"DIMSE Status +: 0x([0-9a-f]{4})", self.output)]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Completed, failed and warning sub-operations of the last response."""
+        completed, failed, warning = (
+            int(_last(rf"{kind} Suboperations +: (\d+)", self.output)) for kind in ("Completed", "Failed", "Warning")
+        )
+        return completed, failed, warning
+
+    @property
+    def failed_uids(self) -> set[str]:
+        """Failed SOP Instance UID List (0008,0058) of the last response that had one."""
+        return set(_last(r"\(0008,0058\) UI \[([0-9.\\]+)\]", self.output).split("\\"))
+
+    @property
+    def comment(self) -> str:
+        return _last(r"\(0000,0902\) LO \[(.*?)\]", self.output).strip()
+
+
+def run(tool: str, *arguments: object, timeout: float = 60) -> Ran:
+    """Run a command-line tool to its end."""
+    need(tool)
+    done = subprocess.run(
+        [tool, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+
+@contextmanager
+def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A tool that runs inside the block; killed at its end."""
+    need(str(command[0]))
+    process = subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def echoscu(to: Address, *, calling: str) -> Ran:
+    return run("echoscu", "-d", "-aet", calling, "-aec", to.ae_title, to.host, to.port)
+
+
+def storescu(files: Sequence[Path], to: Address, *options: object, calling: str = "MODALITY") -> Ran:
+    return run("storescu", "-d", "-aet", calling, "-aec", to.ae_title, *options, to.host, to.port, *files)
+
+
+def findscu(
+    to: Address, folder: Path, root: str, level: str, *keys: str, calling: str, check: bool = True
+) -> tuple[Ran, list[Dataset]]:
+    """C-FIND with ``root`` -P, -S or -O; the answers, as findscu wrote them to files in ``folder``."""
+    folder.mkdir(exist_ok=True)
+    ran = run(
+        *("findscu", "-d", root, "-aet", calling, "-aec", to.ae_title, "-X", "-od", folder),
+        *_keys(level, keys),
+        *(to.host, to.port),
+    )
+    answers = []
+    for path in sorted(folder.glob("rsp*.dcm")):
+        answers.append(dcmread(path))
+        path.unlink()
+    if check:
+        assert (ran.code, ran.status) == (0, 0), ran.output
+    return ran, answers
+
+
+def movescu(to: Address, root: str, level: str, *keys: str, calling: str, destination: str = "") -> Ran:
+    """C-MOVE to a peer of ours; ``destination``: where not to the caller itself."""
+    return run(
+        *("movescu", "-d", "-dhl", root, "-aet", calling, "-aem", destination or calling, "-aec", to.ae_title),
+        *_keys(level, keys),
+        *(to.host, to.port),
+    )
+
+
+def getscu(to: Address, folder: Path, root: str, level: str, *keys: str, calling: str, options: str = "+B") -> Ran:
+    """C-GET into ``folder``; +B writes data sets as they were received."""
+    folder.mkdir(exist_ok=True)
+    return run(*getscu_command(to, folder, root, level, *keys, calling=calling, options=options))
+
+
+def getscu_command(
+    to: Address, folder: Path, root: str, level: str, *keys: str, calling: str, options: str = "+B"
+) -> list[Any]:
+    return [
+        *("getscu", "-d", root, *options.split(), "-aet", calling, "-aec", to.ae_title, "-od", folder),
+        *_keys(level, keys),
+        *(to.host, to.port),
+    ]
+
+
+def _keys(level: str, keys: Sequence[str]) -> list[str]:
+    return list(itertools.chain(*(("-k", key) for key in (f"QueryRetrieveLevel={level}", *keys))))
+
+
+@dataclass
+class StoreScp:
+    """DCMTK's storescp while it runs, and the folder that it writes to."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.iterdir())
+
+    def only(self) -> Path:
+        """The one file that was received."""
+        files = self.files()
+        assert len(files) == 1, f"received {[file.name for file in files]}"
+        return files[0]
+
+
+@contextmanager
+def storescp(folder: Path, port: int, *options: object) -> Iterator[StoreScp]:
+    """DCMTK's storescp on a port, in its bit-preserving mode unless ``options`` say otherwise."""
+    need("storescp")
+    folder.mkdir(exist_ok=True)
+    log = folder.with_suffix(".log")
+    mode = () if "-B" in options else ("+B",)
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["storescp", "-d", "-dhl", "-od", str(folder), *mode, *map(str, options), str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_for(lambda: process.poll() is not None or listens(port), timeout=20, what="storescp listens")
+        assert process.poll() is None, log.read_text(errors="replace")
+        yield StoreScp(folder, process, log)
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+
+
+def listens(port: int) -> bool:
+    """True when a TCP connection to the port is accepted."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
+
+
+def data_set_bytes(path: Path) -> bytes:
+    """The bytes of a Part 10 file after its file meta information (PS3.10 section 7.1)."""
+    raw = path.read_bytes()
+    assert raw[128:140] == b"DICM\x02\x00\x00\x00UL\x04\x00", path
+    return raw[144 + struct.unpack("<I", raw[140:144])[0] :]
+
+
+def _last(pattern: str, text: str) -> str:
+    found = re.findall(pattern, text)
+    assert found, f"nothing like {pattern} in:\n{text}"
+    return str(found[-1])
+
+
+# --- a wire that is cut ---
+
+
+@dataclass
+class CutWire:
+    """A TCP relay to ``port`` that stops carrying bytes in one direction after ``limit`` of them.
+
+    ``upstream``: the direction that is limited is the one to the server. ``stalled`` is set when the limit is
+    reached; both sides stay connected until ``cut``.
+    """
+
+    port: int
+    limit: int
+    upstream: bool = True
+    stalled: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> CutWire:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cut()
+        for thread in self._threads:
+            thread.join(timeout=30)
+
+    @property
+    def listening(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    def cut(self) -> None:
+        """End the connection on both sides at once, as when a cable is pulled and the peers notice."""
+        for one in (self._listener, *self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            client, _ = self._listener.accept()
+            server = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+            self._sockets += [client, server]
+            for source, sink, limited in ((client, server, self.upstream), (server, client, not self.upstream)):
+                carry = threading.Thread(target=self._carry, args=(source, sink, limited), daemon=True)
+                self._threads.append(carry)
+                carry.start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, limited: bool) -> None:
+        left = self.limit if limited else 1 << 62
+        with suppress(OSError):
+            while left and (data := source.recv(min(left, 65536))):
+                sink.sendall(data)
+                left -= len(data)
+        if not left:
+            self.stalled.set()
+
+
+# --- Orthanc ---
+
+
+class Orthanc:
+    """An Orthanc of its own: temporary storage, REST for this machine only, no plugins."""
+
+    ae_title = "ORTHANC"
+
+    def __init__(self, folder: Path, **configuration: Any) -> None:
+        self.http_port, self.dicom_port = free_port(), free_port()
+        self._folder = folder
+        self._configuration = {
+            "Name": "latent-pacs tests",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "HttpPort": self.http_port,
+            "DicomPort": self.dicom_port,
+            "DicomAet": self.ae_title,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "Plugins": [],
+            "StableAge": 1,
+            "DicomScuTimeout": 60,
+            **configuration,
+        }
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def __enter__(self) -> Orthanc:
+        program = shutil.which("Orthanc", path=_PATH)
+        if program is None:
+            unavailable("Orthanc not installed (Debian: orthanc)")
+        config, self.log = self._folder / "orthanc.json", self._folder / "orthanc.log"
+        config.write_text(json.dumps(self._configuration))
+        with self.log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [str(program), str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+            )
+        try:
+            wait_for(lambda: self._process.poll() is not None or self._answers(), timeout=60, what="Orthanc started")
+            assert self._process.poll() is None, self.log.read_text(errors="replace")
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+
+    def know(self, name: str, address: Address) -> None:
+        """Add or replace a modality that Orthanc can talk to."""
+        self.call("PUT", f"/modalities/{name}", {"AET": address.ae_title, "Host": address.host, "Port": address.port})
+
+    def get(self, path: str) -> Any:
+        return self.call("GET", path)
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.call("POST", path, body)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """One REST request; JSON comes back as data, anything else as bytes. Raises OrthancError."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)
+        try:
+            with self._opener.open(request, timeout=120) as answer:
+                content: bytes = answer.read()
+                is_json = answer.headers.get_content_type() == "application/json"
+        except urllib.error.HTTPError as error:
+            with error:
+                raise OrthancError(error.code, error.read().decode("utf-8", "replace")) from None
+        return json.loads(content) if is_json else content
+
+    def instances(self) -> dict[str, str]:
+        """SOP Instance UID to Orthanc's own identifier, of all that it holds."""
+        found = self.get("/instances?expand")
+        return {one["MainDicomTags"]["SOPInstanceUID"]: one["ID"] for one in found}
+
+    def file(self, uid: str) -> bytes:
+        """The DICOM file of an instance, as Orthanc stored it."""
+        content: bytes = self.get(f"/instances/{self.instances()[uid]}/file")
+        return content
+
+    def clear(self) -> None:
+        for patient in self.get("/patients"):
+            self.call("DELETE", f"/patients/{patient}")
+
+    def _answers(self) -> bool:
+        with suppress(OSError, OrthancError):
+            self.get("/system")
+            return listens(self.dicom_port)
+        return False
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait(timeout=30)
+
+
+class OrthancError(Exception):
+    """Orthanc answered a REST request with an error."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"HTTP {code}: {text}")
+        self.code, self.text = code, text
