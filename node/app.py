@@ -22,6 +22,7 @@ from node.dimse.peers import Peers
 from node.dimse.retrieve import Services
 from node.dimse.server import Door, Server
 from node.reconstruct.pool import WorkerPool
+from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.objects import ObjectStore
@@ -34,6 +35,7 @@ class Node:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        accept_odd_values()
         self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()

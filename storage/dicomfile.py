@@ -246,6 +246,18 @@ class _Walk:
 # --- values ---------------------------------------------------------------------------------------------------
 
 
+def accept_odd_values() -> None:
+    """Tell pydicom, for this process, neither to warn of nor to refuse a peer's odd values.
+
+    Called once per process at its start: warning filters are not safe between threads, and what pydicom would print
+    is patient data.
+    """
+    from pydicom import config
+
+    config.settings.reading_validation_mode = config.IGNORE
+    config.settings.writing_validation_mode = config.IGNORE
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """pydicom warns about odd values; a peer's odd values are not ours to print."""

@@ -116,8 +116,11 @@ def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(timeout=30)
 
 
-def echoscu(to: Address, *, calling: str) -> Ran:
-    return run("echoscu", "-d", "-aet", calling, "-aec", to.ae_title, to.host, to.port)
+def echoscu(to: Address, *, calling: str) -> int:
+    """C-ECHO; the status."""
+    ran = run("echoscu", "-v", "-aet", calling, "-aec", to.ae_title, to.host, to.port)
+    answer = _last(r"Received Echo Response \((?:Unknown Status: )?(.+)\)", ran.output)
+    return 0 if answer == "Success" else int(answer, 16)
 
 
 def storescu(files: Sequence[Path], to: Address, *options: object, calling: str = "MODALITY") -> Ran:

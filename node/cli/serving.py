@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +20,8 @@ def serve_until_stopped(config: Path, *, verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("pynetdicom").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what pydicom says of odd values is patient data
+    warnings.simplefilter("ignore")
     stopping = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from node.config import ReconstructSettings
 from node.reconstruct.upscalers.catalogue import Catalogue
-from storage.dicomfile import decode_frame, integer_pixels, opened, pixel_digest
+from storage.dicomfile import accept_odd_values, decode_frame, integer_pixels, opened, pixel_digest
 from storage.errors import PixelError, RenditionMismatch
 from storage.payload import (
     Base,
@@ -87,6 +87,7 @@ def start(settings: ReconstructSettings) -> None:
     """Process initialiser: runs once in each worker, before its first request."""
     global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
     _catalogue = Catalogue(settings)
+    accept_odd_values()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.nice(5)  # associations come first
     threading.Thread(target=_end_with_parent, daemon=True).start()
