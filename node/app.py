@@ -44,7 +44,7 @@ class Node:
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
         self.archivist = Archivist(self.index, self.store, self.pool, settings)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
-        self.retrieve = Retrieve(self.index, self.store, self.pool, cache)
+        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache)
         peers = Peers(settings)
         door = Door(
             ingest=Ingest(self.index, self.store, self.decoders, self.archivist.wake),

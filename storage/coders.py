@@ -67,7 +67,7 @@ CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": Jpeg
 
 def encode(samples: Samples, rung: Rung) -> bytes:
     """Code base samples as the rung says."""
-    return CODERS[rung.coder].encode(samples, distance=rung.distance, effort=rung.effort)
+    return CODERS[rung.coder].encode(np.ascontiguousarray(samples), distance=rung.distance, effort=rung.effort)
 
 
 def decode(data: bytes, rung: Rung, shape: tuple[int, int]) -> Samples:

@@ -9,15 +9,26 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
-from storage.dicomfile import encode, file_meta
+from node.dimse import client
+from node.dimse.client import Receiver
+from storage.dicomfile import encode, file_meta, opened
 from storage.records import InstanceState
 from tests.conftest import Archive, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
@@ -28,7 +39,7 @@ class Sender:
 
     def __init__(self, archive: Archive, calling: str = "MODALITY") -> None:
         entity = AE(calling)
-        for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless):
+        for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless):
             entity.add_requested_context(MAMMOGRAPHY, syntax)
         self.assoc: Association = entity.associate("127.0.0.1", archive.address.port)
         assert self.assoc.is_established
@@ -200,9 +211,6 @@ def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: Sender, 
         ds.compress(RLELossless, generate_instance_uid=False)
         frame = bytes(ds.PixelData)
     else:
-        import imagecodecs
-        from pydicom.encaps import encapsulate
-
         frame = encapsulate([bytes(imagecodecs.jpeg2k_encode(breast(300, 280), codecformat="j2k", reversible=True))])
         ds.PixelData = frame
     ds["PixelData"].VR = "OB"
@@ -217,6 +225,36 @@ def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: Sender, 
     body = encode(ds, ExplicitVRLittleEndian)
     status = sender.send(body, sop_instance=ds.SOPInstanceUID, syntax=syntax)
     kept_with_warning(quiet_archive, body, ds.SOPInstanceUID, status, tmp_path)
+
+
+def test_a_codestream_that_crashes_its_decoder(quiet_archive: Archive, sender: Sender, tmp_path: Path) -> None:
+    """GDCM aborts its process on a JPEG-LS codestream of another size: that process is not the node's."""
+    ds = sample()
+    ds.PixelData = encapsulate([bytes(imagecodecs.jpegls_encode(breast(150, 280)))])
+    ds["PixelData"].VR = "OB"
+    ds["PixelData"].is_undefined_length = True
+    body = encode(ds, ExplicitVRLittleEndian)
+    status = sender.send(body, sop_instance=ds.SOPInstanceUID, syntax=JPEGLSLossless)
+    kept_with_warning(quiet_archive, body, ds.SOPInstanceUID, status, tmp_path)
+    receiver = Receiver(tmp_path)  # takes explicit little endian only: it would have to be decoded
+    final = client.get(
+        client.image_identifier(ds.StudyInstanceUID),
+        quiet_archive.address,
+        calling="EXACTVIEW",
+        sop_classes=[MAMMOGRAPHY],
+        receiver=receiver,
+    )
+    assert final.Status == 0xA702
+    assert (final.NumberOfFailedSuboperations, receiver.received) == (1, {})
+    moved = client.move(
+        client.image_identifier(ds.StudyInstanceUID),
+        quiet_archive.address,
+        calling="EXACTVIEW",
+        destination="EXACTVIEW",
+    )
+    assert moved.Status == 0x0000  # and as it is, it goes out
+    with opened(quiet_archive.receiver.received[ds.SOPInstanceUID]) as file:
+        assert bytes(file.data) == body
 
 
 def test_full_disk_is_out_of_resources(quiet_archive: Archive, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,8 +290,6 @@ def test_unknown_peers_store_and_nothing_else(quiet_archive: Archive, tmp_path: 
     ds = sample()
     assert stranger.send(encode(ds, ExplicitVRLittleEndian), sop_instance=ds.SOPInstanceUID).Status == 0x0000
     stranger.assoc.release()
-    from node.dimse import client
-
     identifier = client.image_identifier(ds.StudyInstanceUID)
     with pytest.raises(client.PeerRefused, match="0x0124"):
         client.find(identifier, quiet_archive.address, calling="STRANGER")

@@ -64,9 +64,12 @@ from tests.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
 NATIVE = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
-NAMED = lambda syntax: syntax.name if isinstance(syntax, UID) else None  # noqa: E731 - ids of parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+
+
+def named(parameter: Any) -> str | None:
+    return parameter.name if isinstance(parameter, UID) else None
 
 
 def read(path: Path) -> Dataset:
@@ -239,7 +242,7 @@ SHAPE = {0x00280002: 1, 0x00280010: 2, 0x00280011: 4, 0x00280100: 16, 0x00280101
 CRAFTED = [(syntax, False) for syntax in NATIVE] + [(RLELossless, True)]
 
 
-@pytest.mark.parametrize(("syntax", "encapsulated"), CRAFTED, ids=NAMED)
+@pytest.mark.parametrize(("syntax", "encapsulated"), CRAFTED, ids=named)
 def test_the_walk_finds_the_pixels_among_nested_sequences(syntax: UID, encapsulated: bool) -> None:
     parts = parts_of(syntax, encapsulated=encapsulated)
     body = b"".join(data for _, data in parts)
@@ -256,7 +259,7 @@ def test_the_walk_finds_the_pixels_among_nested_sequences(syntax: UID, encapsula
     assert [int(each.tag) for each in header] == [tag for tag, _ in parts if tag != 0x7FE00010]
 
 
-@pytest.mark.parametrize(("syntax", "encapsulated"), CRAFTED, ids=NAMED)
+@pytest.mark.parametrize(("syntax", "encapsulated"), CRAFTED, ids=named)
 def test_a_data_set_cut_anywhere_is_refused_or_marked_or_ends_between_elements(syntax: UID, encapsulated: bool) -> None:
     parts = parts_of(syntax, encapsulated=encapsulated)
     tags, lengths = [tag for tag, _ in parts], [len(data) for _, data in parts]
@@ -293,7 +296,7 @@ def test_a_data_set_cut_anywhere_is_refused_or_marked_or_ends_between_elements(s
     assert outcomes["refused"] > 250
 
 
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian], ids=NAMED)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian], ids=named)
 def test_a_file_cut_anywhere_is_refused_or_marked_or_ends_between_elements(syntax: UID, tmp_path: Path) -> None:
     deflated = syntax == DeflatedExplicitVRLittleEndian
     parts = parts_of(ExplicitVRLittleEndian)
@@ -511,7 +514,7 @@ LOSSLESS = [RLELossless, JPEG2000Lossless, JPEGLSLossless, JPEGLosslessSV1, HTJ2
 
 
 @pytest.mark.parametrize("bits", [12, 16])
-@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, *LOSSLESS], ids=NAMED)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, *LOSSLESS], ids=named)
 def test_integer_pixels_are_those_that_went_in(syntax: UID, bits: int, tmp_path: Path) -> None:
     pixels = breast(75, 52, bits=bits)
     pixels[0, :2] = 0, (1 << bits) - 1
@@ -567,7 +570,7 @@ def warning_of(path: Path) -> str:
         return native_pixel_warning(file, PixelShape.of(file.header()))
 
 
-@pytest.mark.parametrize("syntax", NATIVE, ids=NAMED)
+@pytest.mark.parametrize("syntax", NATIVE, ids=named)
 @pytest.mark.parametrize(
     ("high_bit", "top", "warning"),
     [
@@ -648,7 +651,7 @@ def test_pixel_shape_takes_what_it_can_read() -> None:
 # --- codestreams ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("syntax", LOSSLESS, ids=NAMED)
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=named)
 def test_a_damaged_codestream_is_a_pixel_error(syntax: UID, tmp_path: Path) -> None:
     path = compressed(breast(75, 52), syntax, tmp_path / "x.dcm")
     with opened(path) as file:
@@ -677,7 +680,8 @@ def test_a_jpeg_ls_codestream_of_another_size_does_not_end_the_process(tmp_path:
     encapsulate_in(ds, bytes(imagecodecs.jpegls_encode(breast(24, 30))))
     path = write(ds, tmp_path / "x.dcm", JPEGLSLossless)
     code = (
-        "import sys; from pathlib import Path; from storage.dicomfile import decode_frame\n"
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "from pathlib import Path; from storage.dicomfile import decode_frame\n"
         "from storage.errors import PixelError\n"
         "try: decode_frame(Path(sys.argv[1]))\n"
         "except PixelError: pass\n"
@@ -695,8 +699,8 @@ def test_decode_frame_takes_the_first_of_several(tmp_path: Path) -> None:
     assert not np.array_equal(frames[0], frames[1])
 
 
-@pytest.mark.parametrize("target", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=NAMED)
-@pytest.mark.parametrize("source", [*NATIVE, *LOSSLESS], ids=NAMED)
+@pytest.mark.parametrize("target", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=named)
+@pytest.mark.parametrize("source", [*NATIVE, *LOSSLESS], ids=named)
 def test_transcoding_keeps_every_element_and_pixel(source: UID, target: UID, tmp_path: Path) -> None:
     pixels = breast(75, 52)
     if source in LOSSLESS:

@@ -15,15 +15,12 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import CheckRequest
-from storage.content import same_content
+from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import (
     DataSetFile,
     PixelShape,
-    integer_pixels,
     native_pixel_warning,
     opened,
-    pixel_digest,
 )
 from storage.errors import ClassMismatch, Duplicate, InvalidUid, MissingUid, PixelError, WorkerDied
 from storage.index import Index
@@ -104,8 +101,8 @@ class Ingest:
     def _own_reconstruction(self, spooled: Path, new: NewInstance, output_digest: str) -> Receipt:
         """A reconstruction of ours that comes back is known already; one with other pixels is an impostor."""
         try:
-            same = pixel_digest(integer_pixels(spooled)) == output_digest
-        except PixelError:
+            same = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result() == output_digest
+        except (PixelError, WorkerDied):
             same = False
         if same:
             spooled.unlink()
@@ -118,7 +115,12 @@ class Ingest:
     def _settle_duplicate(self, new: NewInstance) -> None:
         held = self._index.by_uid(new.sop_instance_uid)
         assert held is not None
-        if same_content(self._store.held(held.original_digest), self._store.path(new.original_digest)):
+        request = CompareRequest(self._store.held(held.original_digest), self._store.path(new.original_digest))
+        try:
+            same = self._decoders.submit(request, Priority.VIEWER).result() == "same"
+        except WorkerDied:
+            same = False
+        if same:
             self._store.delete(new.original_digest)
             return
         reason = "another data set is held under this SOP Instance UID"

@@ -19,8 +19,8 @@ from node.archive.derive import derived_header
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
 from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import ReconstructRequest, read_pair
-from storage.dicomfile import transcode, write_header_for_pixels
+from node.reconstruct.worker import ReconstructRequest, TranscodeRequest, read_pair
+from storage.dicomfile import write_header_for_pixels
 from storage.errors import (
     ModelMissing,
     NotReconstructable,
@@ -90,9 +90,17 @@ class Retrieve:
     """Makes choices into files. ``threads`` bounds how many images are prepared at once."""
 
     def __init__(
-        self, index: Index, store: ObjectStore, pool: WorkerPool, cache: RenderedCache, *, threads: int = 4
+        self,
+        index: Index,
+        store: ObjectStore,
+        pool: WorkerPool,
+        decoders: WorkerPool,
+        cache: RenderedCache,
+        *,
+        threads: int = 4,
     ) -> None:
-        self._index, self._store, self._pool, self._cache = index, store, pool, cache
+        self._index, self._store, self._cache = index, store, cache
+        self._pool, self._decoders = pool, decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
         self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -146,10 +154,11 @@ class Retrieve:
         return self._original(choice.instance)
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
-        """The same object in a native little-endian transfer syntax. Raises PixelError."""
+        """The same object in a native little-endian transfer syntax. Raises PixelError or WorkerDied."""
         target = self._cache.blank()
         try:
-            transcode(sendable.path, target, syntax)
+            request = TranscodeRequest(sendable.path, target, str(syntax))
+            self._decoders.submit(request, Priority.VIEWER).result()
         except BaseException:
             target.unlink(missing_ok=True)
             raise

@@ -20,7 +20,7 @@ from node.archive.selection import select
 from node.config import Peer
 from node.dimse.models import ROOTS
 from node.dimse.peers import Peers
-from node.dimse.sender import Channel, Destination, DestinationUnavailable
+from node.dimse.sender import Channel, Destination
 from node.dimse.status import (
     ALL_SUBOPERATIONS_FAILED,
     CANCELLED,
@@ -33,6 +33,7 @@ from node.dimse.status import (
     of_error,
 )
 from node.dimse.wire import ArchiveEntity, Report
+from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.levels import Level
 
@@ -194,7 +195,7 @@ def _send_one(
         return None
     try:
         return channel(choice).send(sendable, retrieve)
-    except DestinationUnavailable as error:
+    except (LatentPacsError, OSError) as error:
         LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, error)
         return None
     finally:

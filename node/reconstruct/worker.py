@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pydicom.uid import UID
 
 from node.config import ReconstructSettings
 from node.reconstruct.upscalers.catalogue import Catalogue
-from storage.dicomfile import accept_odd_values, decode_frame, integer_pixels, opened, pixel_digest
+from storage.content import same_content
+from storage.dicomfile import accept_odd_values, decode_frame, integer_pixels, opened, pixel_digest, transcode
 from storage.errors import PixelError, RenditionMismatch
 from storage.payload import (
     Base,
@@ -77,7 +79,35 @@ class CheckRequest:
     original: Path
 
 
-Request = EncodeRequest | ReconstructRequest | CheckRequest
+@dataclass(frozen=True)
+class DigestRequest:
+    """SHA-256 of a single-frame image's stored values, decoded."""
+
+    original: Path
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Whether two files hold the same elements and pixels; the answer is ``same`` or ``different``."""
+
+    one: Path
+    other: Path
+
+
+@dataclass(frozen=True)
+class TranscodeRequest:
+    """Write ``source`` to ``target`` in a native little-endian transfer syntax."""
+
+    source: Path
+    target: Path
+    transfer_syntax_uid: str
+
+
+DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest
+"""Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
+written in C may end its process on a hostile codestream."""
+
+Request = EncodeRequest | ReconstructRequest | DecodeRequest
 Answer = EncodeResult | str
 
 _catalogue: Catalogue | None = None
@@ -102,7 +132,19 @@ def answer(request: Request) -> Answer:
         return encode_and_verify(request, _catalogue)
     if isinstance(request, ReconstructRequest):
         return reconstruct_to_file(request, _catalogue)
-    return check_codestream(request)
+    return decode(request)
+
+
+def decode(request: DecodeRequest) -> str:
+    """Carry out what only needs a decoder."""
+    if isinstance(request, CheckRequest):
+        return check_codestream(request)
+    if isinstance(request, DigestRequest):
+        return pixel_digest(integer_pixels(request.original))
+    if isinstance(request, CompareRequest):
+        return "same" if same_content(request.one, request.other) else "different"
+    transcode(request.source, request.target, UID(request.transfer_syntax_uid))
+    return ""
 
 
 def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:

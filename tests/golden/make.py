@@ -1,0 +1,107 @@
+"""Makes the golden files: one base and one rendition in the format that this release writes.
+
+Run it only for a new format version, under new names: ``python -m tests.golden.make``. The files that are here stay
+as they are, since every release must read what any release before it wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from storage import coders
+from storage.dicomfile import opened, pixel_digest
+from storage.payload import (
+    VERSION,
+    Base,
+    Rendition,
+    derived_uid,
+    encode_base,
+    encode_rendition,
+    pack_mask,
+    seed_of,
+)
+from storage.records import Rung, RungOutcome, Verdict
+from storage.resample import Operator
+from tests.samples import breast, mammogram, write
+
+FOLDER = Path(__file__).parent
+ROWS, COLUMNS = 300, 280
+ORIGINAL_UID = "2.25.313131313131313131313131313131313131313"
+WEIGHTS = hashlib.sha256(b"weights").hexdigest()
+
+
+def golden_base() -> Base:
+    """A base of synthetic pixels: x2, 16-bit PNG, with padding outside the breast and an element after the pixels."""
+    pixels = breast(ROWS, COLUMNS, seed=1)
+    padded = pixels == 0
+    rung = Rung(2, "png16", distance=0.0, effort=9, sample_bits=16)
+    exponent = 16 - 12
+    ideal = Operator(ROWS, COLUMNS, rung.scale).down(pixels)
+    samples = np.clip(np.rint(ideal * 2.0**exponent), 0, 65535).astype(np.uint16)
+    ds = mammogram(
+        pixels,
+        SOPInstanceUID=ORIGINAL_UID,
+        StudyInstanceUID="2.25.1",
+        SeriesInstanceUID="2.25.2",
+        PixelPaddingValue=0,
+    )
+    ds.add_new(0xFFFCFFFC, "OB", b"golden\0\0")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(ds, Path(folder) / "golden.dcm")
+        original_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with opened(path) as file:
+            header, pixel_vr = file.header_bytes(), file.layout.pixel_vr
+    return Base(
+        rung=rung,
+        rows=ROWS,
+        columns=COLUMNS,
+        bits_stored=12,
+        minimum=int(pixels[~padded].min()),
+        maximum=int(pixels.max()),
+        padding=(0, 0),
+        padding_value=0,
+        exponent=exponent,
+        quantisation_rms=float(np.sqrt(np.mean((samples / 2.0**exponent - ideal) ** 2))),
+        original_digest=original_digest,
+        pixel_digest=pixel_digest(pixels),
+        pixel_vr=pixel_vr,
+        header=header,
+        coded=coders.encode(samples, rung),
+        padding_mask=pack_mask(padded),
+    )
+
+
+def golden_rendition(base: bytes) -> Rendition:
+    """A rendition of that base with something in every field; the figures are made up."""
+    digest = hashlib.sha256(base).hexdigest()
+    missed = Verdict(31.5, 0.91, 0.87, 4, {"rmse": 40.25}, ("tile FSIM mean 0.91 is below 0.93",))
+    passed = Verdict(38.25, 0.96875, 0.9375, 4, {"rmse": 12.5, "window_width": 4096.0})
+    seed = seed_of(digest)
+    return Rendition(
+        base_digest=digest,
+        original_uid=ORIGINAL_UID,
+        derived_uid=derived_uid(ORIGINAL_UID, digest, "sd_x2", WEIGHTS, 10, seed),
+        upscaler="sd_x2",
+        method="ISO_15444_1",
+        generative=True,
+        weights_digest=WEIGHTS,
+        numerics={"device": "cpu", "dtype": "float32", "torch": "2.0"},
+        steps=10,
+        seed=seed,
+        output_digest=hashlib.sha256(b"output").hexdigest(),
+        verdict=passed,
+        tried=(RungOutcome("x4 png16", 9_000, missed, 1.5), RungOutcome("x2 png16", len(base), passed, 2.25)),
+        alpha=b"alpha of each tile",
+        patches=b"patches",
+        extra={"note": "golden"},
+    )
+
+
+if __name__ == "__main__":
+    data = encode_base(golden_base())
+    (FOLDER / f"base-v{VERSION}.lpacs").write_bytes(data)
+    (FOLDER / f"rendition-v{VERSION}.lpacs").write_bytes(encode_rendition(golden_rendition(data)))
