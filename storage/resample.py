@@ -135,4 +135,4 @@ def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
 def _tensor(image: NDArray[Any]) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None]
+    return torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]

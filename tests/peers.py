@@ -84,6 +84,11 @@ class Ran:
         return set(_last(r"\(0008,0058\) UI \[([0-9.\\]+)\]", self.output).split("\\"))
 
     @property
+    def said(self) -> str:
+        """What it printed, without the presentation contexts and bytes of -d: for the message of an assertion."""
+        return "\n".join(line for line in self.output.splitlines() if not line.startswith("D:  "))
+
+    @property
     def comment(self) -> str:
         return _last(r"\(0000,0902\) LO \[(.*?)\]", self.output).strip()
 
@@ -142,7 +147,7 @@ def findscu(
         answers.append(dcmread(path))
         path.unlink()
     if check:
-        assert (ran.code, ran.status) == (0, 0), ran.output
+        assert (ran.code, ran.status) == (0, 0), ran.said
     return ran, answers
 
 

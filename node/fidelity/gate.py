@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,18 +62,18 @@ def measure(
     reference: Reference,
     candidate: Pixels,
     thresholds: Thresholds | None,
-    progress: Callable[[float], None] | None = None,
 ) -> Verdict:
     """Measure ``candidate`` (uint16, the original's shape) against ``reference``.
 
     Without thresholds the verdict is a measurement only: ``gated`` is False and it never counts as passed.
     """
-    scores, squares = [], 0.0
-    for number, tile in enumerate(reference.tiles):
-        scores.append(similarity(reference.features(tile), reference.candidate(candidate, tile)))
-        squares += _squared_error(reference.pixels, candidate, tile)
-        if progress is not None:
-            progress((number + 1) / len(reference.tiles))
+
+    def one(tile: tuple[int, int]) -> tuple[float, float]:
+        score = similarity(reference.features(tile), reference.candidate(candidate, tile))
+        return score, _squared_error(reference.pixels, candidate, tile)
+
+    measured = _on_all_cores(one, reference.tiles)
+    scores, squares = [score for score, _ in measured], sum(square for _, square in measured)
     error = squares / (len(scores) * TILE * TILE)
     verdict = Verdict(
         psnr_db=_psnr(error, reference.window.width),
@@ -87,6 +88,21 @@ def measure(
         gated=thresholds is not None,
     )
     return verdict if thresholds is None else _judged(verdict, thresholds)
+
+
+def _on_all_cores(
+    one: Callable[[tuple[int, int]], tuple[float, float]], tiles: list[tuple[int, int]]
+) -> list[tuple[float, float]]:
+    """``one`` for every tile, in order. A tile per thread, each with torch on one core: a tile's operations are too
+    small to share between cores, and threads that wait for each other lose badly on a busy machine."""
+    import torch
+
+    cores = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            return list(threads.map(one, tiles))
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _judged(verdict: Verdict, thresholds: Thresholds) -> Verdict:
