@@ -191,7 +191,13 @@ class SdX2Settings(_Section):
     steps: int = Field(default=20, ge=1, le=1000)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     tile: int = Field(default=256, ge=64, multiple_of=32)
-    overlap: int = Field(default=32, ge=0)
+    overlap: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _tiles_overlap_by_half_at_most(self) -> SdX2Settings:
+        if self.overlap > self.tile // 2:
+            raise ValueError(f"overlap {self.overlap} is more than half a tile of {self.tile}")
+        return self
 
 
 class ReconstructSettings(_Section):

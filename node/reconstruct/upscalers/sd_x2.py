@@ -209,7 +209,7 @@ class SdX2:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         device = torch.device(self._device_name)
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("reconstruct.sd_x2.device is cuda, and torch finds no CUDA device; use auto or cpu")
+            raise ConfigError("reconstruct.device is cuda, and torch finds no CUDA device; use auto or cpu")
         return device
 
     @property
@@ -285,7 +285,7 @@ class _Network:
         if not bool(torch.isfinite(grey).all()):
             raise NotFinite(
                 f"sd_x2 returned values that are not finite in {self._embedding.dtype}; "
-                "set reconstruct.sd_x2.dtype to fp32 in config.yaml"
+                "set reconstruct.sd_x2.dtype to float32 in config.yaml"
             )
         return grey
 
