@@ -17,7 +17,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
 from storage.dicomfile import DataSetFile, PixelShape, decode_frame, opened, quiet
-from storage.errors import PixelError
+from storage.errors import PixelError, Unparseable
 
 _TRAILING_PADDING = 0xFFFCFFFC
 
@@ -46,7 +46,7 @@ def same_content(one: Path, other: Path) -> bool:
     """True when both hold the same elements and pixels; False also where that cannot be established."""
     try:
         return content_digest(one) == content_digest(other)
-    except PixelError:
+    except (PixelError, Unparseable):
         return False
 
 
