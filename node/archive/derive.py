@@ -7,6 +7,7 @@ from which source, with a private block that proves it. Everything the modality 
 from __future__ import annotations
 
 from copy import deepcopy
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from pydicom import Dataset
@@ -41,8 +42,8 @@ _NOT_DERIVED = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 """Digital signatures, their MAC parameters, and trailing padding: true of the original's bytes only."""
 
 
-def derived_header(base: Base, rendition: Rendition, payload_bytes: int) -> Dataset:
-    """The header, without pixel data, of what ``rendition`` makes of ``base``."""
+def derived_header(base: Base, rendition: Rendition, payload_bytes: int, verified_at: datetime) -> Dataset:
+    """The header, without pixel data, of what ``rendition`` makes of ``base``; ``verified_at`` is in UTC."""
     with quiet():
         header = base.header.dataset()
         ratio = base.rows * base.columns * 2 / payload_bytes
@@ -50,9 +51,9 @@ def derived_header(base: Base, rendition: Rendition, payload_bytes: int) -> Data
         _declare_lossy(header, rendition, ratio)
         _describe(header, base, rendition, ratio)
         _point_to_source(header, rendition)
-        _credit_equipment(header)
+        _credit_equipment(header, verified_at)
         _private_block(header, base, rendition)
-        _pixel_range(header, base)
+        _pixel_range(header, rendition)
         for tag in _NOT_DERIVED:
             if tag in header:
                 del header[tag]
@@ -102,12 +103,13 @@ def _point_to_source(header: Dataset, rendition: Rendition) -> None:
     header.SourceImageSequence = Sequence([*(header.get("SourceImageSequence") or []), item])
 
 
-def _credit_equipment(header: Dataset) -> None:
+def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = Sequence([_code("109100", "DCM", "Synthesizing Equipment")])
     item.Manufacturer = "Latent PACS"
     item.ManufacturerModelName = "latent-pacs"
     item.SoftwareVersions = _product_version()
+    item.ContributionDateTime = verified_at.strftime("%Y%m%d%H%M%S.%f") + "+0000"
     header.ContributingEquipmentSequence = Sequence([*(header.get("ContributingEquipmentSequence") or []), item])
 
 
@@ -134,15 +136,11 @@ def _private_block(header: Dataset, base: Base, rendition: Rendition) -> None:
         block.add_new(offset, vr, values[offset])
 
 
-def _pixel_range(header: Dataset, base: Base) -> None:
-    """Extremes are stated only where the source stated them; reconstruction clips to the original's own."""
-    for keyword, value in (
-        ("SmallestImagePixelValue", base.minimum),
-        ("LargestImagePixelValue", base.maximum),
-    ):
+def _pixel_range(header: Dataset, rendition: Rendition) -> None:
+    """The reconstruction's own extremes, stated only where the source stated its own."""
+    for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
-            element = header[keyword]
-            element.value = value
+            header[keyword].value = rendition.extra[name]
 
 
 def _drop_group_lengths(header: Dataset) -> None:

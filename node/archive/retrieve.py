@@ -187,7 +187,7 @@ class Retrieve:
         target = self._cache.blank()
         try:
             with target.open("wb") as out:
-                header = derived_header(base, made, rendition.payload_bytes)
+                header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at)
                 write_header_for_pixels(out, header, base.rows * base.columns * 2)
             request = ReconstructRequest(base_path, rendition_path, target)
             self._pool.submit(request, Priority.VIEWER).result()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from node.config import ReconstructSettings
@@ -198,6 +199,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
             output_digest=pixel_digest(output),
             verdict=verdict,
             tried=tuple(tried),
+            extra=_extremes(output, original.padding_pixels),
         )
         return EncodeResult(
             tried=tuple(tried),
@@ -211,6 +213,12 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
             rendition=encode_rendition(rendition),
         )
     return EncodeResult(tried=tuple(tried))
+
+
+def _extremes(pixels: NDArray[np.uint16], padding: NDArray[np.bool_] | None) -> dict[str, int]:
+    """Smallest and largest pixel value outside padding, for the derived header."""
+    shown = pixels if padding is None else pixels[~padding]
+    return {"minimum": int(shown.min()), "maximum": int(shown.max())}
 
 
 def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> str:
