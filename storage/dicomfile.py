@@ -38,7 +38,7 @@ PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 _UNDEFINED = 0xFFFFFFFF
 _MAX_DEPTH = 64
-_MAX_INFLATED = 1 << 32
+_MAX_INFLATED = 1 << 30
 _MAX_META = 1 << 20
 
 Bytes = bytes | memoryview | mmap.mmap
@@ -142,7 +142,7 @@ def _inflate(data: memoryview) -> bytes:
     except zlib.error as error:
         raise Unparseable(f"deflated data set cannot be inflated: {error}") from error
     if not engine.eof:
-        raise Unparseable("deflated data set is truncated or larger than 4 GiB")
+        raise Unparseable("deflated data set is truncated or larger than 1 GiB")
     return inflated
 
 
@@ -389,34 +389,32 @@ def decode_frame(path: Path) -> NDArray[Any]:
 
     with quiet():
         try:
-            return pixel_array(path, index=0, raw=True)
-        except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        try:
-            return _decode_with_imagecodecs(path)
+            frame = _decoded_by_imagecodecs(path)
+            return pixel_array(path, index=0, raw=True) if frame is None else frame
         except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PixelError(f"codestream cannot be decoded: {reason}") from error
 
 
-def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
-    """What pydicom's plug-ins leave out: 12-bit JPEG, and JPEG XL (PS3.5 section 8.2)."""
-    from collections.abc import Callable
-
+def _decoded_by_imagecodecs(path: Path) -> NDArray[Any] | None:
+    """JPEG-LS, for which pydicom would use GDCM, which aborts the process or crops where sizes differ; and 12-bit
+    JPEG, which its plug-ins leave out. None for everything else."""
     import imagecodecs
     from pydicom.encaps import get_frame
 
     with opened(path) as file:
-        frames = PixelShape.of(file.header()).frames
-        codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=frames)
-        decoders: dict[str, Callable[[bytes], Any]] = {
-            "1.2.840.10008.1.2.4.50": imagecodecs.jpeg_decode,
-            "1.2.840.10008.1.2.4.51": imagecodecs.jpeg_decode,
-            "1.2.840.10008.1.2.4.110": imagecodecs.jpegxl_decode,
-            "1.2.840.10008.1.2.4.111": imagecodecs.jpegxl_decode,
-            "1.2.840.10008.1.2.4.112": imagecodecs.jpegxl_decode,
-        }
-        decode = decoders[str(file.transfer_syntax)]
-    return np.asarray(decode(codestream))
+        shape = PixelShape.of(file.header())
+        syntax = str(file.transfer_syntax)
+        if syntax in ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"):
+            decode = imagecodecs.jpegls_decode
+        elif syntax == "1.2.840.10008.1.2.4.51" and shape.bits_allocated == 16:
+            decode = imagecodecs.jpeg_decode
+        else:
+            return None
+        frame = np.asarray(decode(get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)))
+        if frame.shape[:2] != (shape.rows, shape.columns):
+            raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
+    return frame
 
 
 def pixel_digest(pixels: NDArray[np.uint16]) -> str:

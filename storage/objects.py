@@ -54,7 +54,7 @@ class ObjectStore:
         with file.open("rb") as opened, full_disk_is_store_full():
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             final = self.path(digest)
-            if final.exists():
+            if final.exists() and _hashes_to(final, digest):
                 file.unlink()
                 return digest
             os.fsync(opened.fileno())
@@ -119,6 +119,12 @@ def full_disk_is_store_full() -> Iterator[None]:
         if error.errno in _FULL:
             raise StoreFull(f"no room for the object: {error.strerror}") from error
         raise
+
+
+def _hashes_to(path: Path, digest: str) -> bool:
+    """Whether what lies there is whole: a copy that was damaged since is replaced by the newcomer."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == digest
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -113,11 +113,16 @@ def _keys(x: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def _band(size: int, low: int) -> NDArray[np.float64]:
-    """M = D U along one axis in LAPACK band storage, shape (2k+1, low)."""
-    product = (axis_matrix(size, low) @ axis_matrix(low, size)).tocoo()
-    k = int(np.abs(product.row - product.col).max())
+    """M = D U along one axis in LAPACK band storage, shape (2k+1, low).
+
+    Read off torch's own resizes of the unit vectors: torch computes its taps in float32, and at sizes that are no
+    multiple of the scale the exact ones (``axis_matrix``) would be off by a visible part of a grey level.
+    """
+    product = _resize(_resize(np.eye(low, dtype=np.float32), size, low), low, low)
+    row, column = np.nonzero(product)
+    k = int(np.abs(row - column).max())
     band = np.zeros((2 * k + 1, low))
-    band[k + product.row - product.col, product.col] = product.data
+    band[k + row - column, column] = product[row, column]
     return band
 
 

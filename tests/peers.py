@@ -348,9 +348,13 @@ class Orthanc:
     def __exit__(self, *_: object) -> None:
         self._kill()
 
-    def know(self, name: str, address: Address) -> None:
-        """Add or replace a modality that Orthanc can talk to."""
-        self.call("PUT", f"/modalities/{name}", {"AET": address.ae_title, "Host": address.host, "Port": address.port})
+    def know(self, name: str, address: Address, *, calling: str) -> None:
+        """Add or replace a modality that Orthanc talks to, under the AE title ``calling``."""
+        self.call(
+            "PUT",
+            f"/modalities/{name}",
+            {"AET": address.ae_title, "Host": address.host, "Port": address.port, "LocalAet": calling},
+        )
 
     def get(self, path: str) -> Any:
         return self.call("GET", path)

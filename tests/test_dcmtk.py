@@ -83,6 +83,16 @@ def node(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Archiv
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    """A node without an archivist, for tests of what lies in spool, store and index; each looks at its own images."""
+    folder = tmp_path_factory.mktemp("quiet")
+    (folder / "received").mkdir()
+    settings = settings_for(folder / "archive", peers=_peers(1, 1), archivist={"enabled": False})
+    with Receiver(folder / "received") as receiver, Node(settings) as running_node:
+        yield Archive(running_node, receiver)
+
+
 def _peers(port: int, dead: int) -> list[dict[str, Any]]:
     peers: list[dict[str, Any]] = [
         {"ae_title": "MODALITY", "allow": ["echo", "store"]},
@@ -186,23 +196,23 @@ def test_echo_by_a_peer_without_rights(node: Archive) -> None:
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian], ids=["explicit", "implicit"])
-def test_stored_image_is_durable_before_the_answer(quiet_archive: Archive, tmp_path: Path, syntax: UID) -> None:
+def test_stored_image_is_durable_before_the_answer(quiet: Archive, tmp_path: Path, syntax: UID) -> None:
     ds = small()
     file = samples.write(ds, tmp_path / "image.dcm", syntax)
-    ran = storescu([file], quiet_archive.address)
+    ran = storescu([file], quiet.address)
     assert (ran.code, ran.statuses) == (0, [0x0000]), ran.said
     # an index of its own, as after a restart
-    index = Index.open(quiet_archive.node.settings.storage.database_url)
+    index = Index.open(quiet.node.settings.storage.database_url)
     try:
         held = index.by_uid(ds.SOPInstanceUID)
     finally:
         index.close()
     assert held is not None
     assert held.transfer_syntax_uid == syntax
-    kept = quiet_archive.node.store.held(held.original_digest)
+    kept = quiet.node.store.held(held.original_digest)
     assert hashlib.sha256(kept.read_bytes()).hexdigest() == held.original_digest
     assert data_set_bytes(kept) == data_set_bytes(file)
-    wait_for(lambda: _spooled(quiet_archive) == [], what="spool empty")
+    wait_for(lambda: _spooled(quiet) == [], what="spool empty")
 
 
 PROFILE = """
@@ -245,21 +255,21 @@ def profile(tmp_path: Path) -> Path:
     return path
 
 
-def test_several_syntaxes_in_one_association(quiet_archive: Archive, tmp_path: Path, profile: Path) -> None:
+def test_several_syntaxes_in_one_association(node: Archive, tmp_path: Path, profile: Path) -> None:
     native = {ExplicitVRLittleEndian: "e", ImplicitVRLittleEndian: "i", ExplicitVRBigEndian: "b"}
     files = [
         *(samples.write(_swapped(small(), syntax), tmp_path / name, syntax) for syntax, name in native.items()),
         *(pydicom_file(name) for name in ("SC_rgb_jpeg_gdcm.dcm", "MR_small_RLE.dcm")),
     ]
-    ran = storescu(files, quiet_archive.address, "-xf", profile, "Several")
+    ran = storescu(files, node.address, "-xf", profile, "Several")
     assert (ran.code, ran.statuses) == (0, [0x0000] * len(files)), ran.said
     assert ran.output.count("Requesting Association") == 1
     for file in files:
         sent = dcmread(file)
-        held = quiet_archive.node.index.by_uid(sent.SOPInstanceUID)
+        held = node.node.index.by_uid(sent.SOPInstanceUID)
         assert held is not None
         assert held.transfer_syntax_uid == sent.file_meta.TransferSyntaxUID
-        kept = dcmread(quiet_archive.node.store.held(held.original_digest))
+        kept = dcmread(node.node.store.held(held.original_digest))
         assert kept.PixelData == sent.PixelData, file.name
 
 
@@ -420,6 +430,21 @@ def test_find_without_the_right_gets_no_answer(
     assert answers == []
 
 
+def test_a_series_uid_in_two_studies_hides_no_image(quiet: Archive, tmp_path: Path) -> None:
+    """As after a study was split without new series UIDs: each image is found under the study that it names."""
+    series = generate_uid()
+    images = [small(SeriesInstanceUID=series) for _ in range(2)]
+    files = [samples.write(ds, tmp_path / f"{number}.dcm") for number, ds in enumerate(images)]
+    assert storescu(files, quiet.address).statuses == [0x0000, 0x0000]
+    for ds in images:
+        _, answers = findscu(
+            *(quiet.address, tmp_path / "answers", "-S", "IMAGE", f"StudyInstanceUID={ds.StudyInstanceUID}"),
+            *(f"SeriesInstanceUID={series}", "SOPInstanceUID"),
+            calling="EXACTVIEW",
+        )
+        assert [answer.SOPInstanceUID for answer in answers] == [ds.SOPInstanceUID]
+
+
 # --- move and get ---
 
 REQUESTS = [
@@ -500,10 +525,6 @@ def test_get_by_an_original_peer(
     assert data_set_bytes(got) == data_set_bytes(implicit_image.file)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="of the syntaxes proposed in one context the node takes implicit VR: server.TRANSFER_SYNTAXES has it first",
-)
 def test_get_of_an_explicit_original(node: Archive, image: Stored, tmp_path: Path) -> None:
     """getscu proposes explicit VR, big endian and implicit VR in one presentation context, in that order."""
     keys = image.keys("STUDY", "", "S")
@@ -517,7 +538,7 @@ def test_get_of_an_explicit_original(node: Archive, image: Stored, tmp_path: Pat
 
 COMPRESSED = {
     "JPEG Lossless": "SC_rgb_jpeg_gdcm.dcm",
-    "JPEG 2000 lossless": "MR_small_jp2klossless.dcm",
+    "JPEG 2000 lossless": "GDCMJ2K_TextGBR.dcm",
     "RLE, multi-frame": "rtdose_rle.dcm",
     "deflated": "image_dfl.dcm",
     "big endian": "ExplVR_BigEnd.dcm",
@@ -558,7 +579,7 @@ def test_move_of_other_syntaxes_is_verbatim(
 def test_move_to_a_peer_that_takes_only_implicit(
     node: Archive, compressed: dict[str, Path], port: int, tmp_path: Path, name: str
 ) -> None:
-    """Decompressed, and every element and pixel the same."""
+    """Decompressed, and every element and pixel the same; reversible colour is RGB again (PS3.5 section 8.2.4)."""
     sent = dcmread(compressed[name])
     with storescp(tmp_path / "scp", port, "+xi") as scp:
         ran = movescu(node.address, "-S", "STUDY", f"StudyInstanceUID={sent.StudyInstanceUID}", calling="EXACTVIEW")
@@ -566,6 +587,8 @@ def test_move_to_a_peer_that_takes_only_implicit(
         got = dcmread(scp.only())
     assert got.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
     assert np.array_equal(got.pixel_array, sent.pixel_array)
+    if sent.PhotometricInterpretation == "YBR_RCT":
+        sent.PhotometricInterpretation = "RGB"
     assert _texts(got) == _texts(sent)
 
 
@@ -678,7 +701,7 @@ def test_move_to_a_destination_that_takes_one_class(
 
 
 def test_get_that_dies_in_the_middle(node: Archive, study: dict[str, Path], tmp_path: Path) -> None:
-    """The requester is killed after the first image; the node gives up at once and serves the next."""
+    """The requester is killed while an image is on its way; the node gives up at once and serves the next."""
     with CutWire(node.address.port, 10_000, upstream=False) as cut:
         through = Address("127.0.0.1", cut.listening, node.address.ae_title)
         command = getscu_command(
@@ -703,40 +726,37 @@ def _spooled(archive: Archive) -> list[Path]:
     return [path for path in archive.node.store.spool.rglob("*") if path.is_file()]
 
 
-def test_sender_that_dies_in_the_middle_leaves_nothing(quiet_archive: Archive, tmp_path: Path) -> None:
+def test_sender_that_dies_in_the_middle_leaves_nothing(quiet: Archive, tmp_path: Path) -> None:
     whole, half = small(), samples.mammogram(samples.breast(400, 300))
     files = [samples.write(whole, tmp_path / "1.dcm"), samples.write(half, tmp_path / "2.dcm")]
+    before = set(quiet.node.store.digests())
     limit = files[0].stat().st_size + 100_000
-    with CutWire(quiet_archive.address.port, limit) as cut:
+    with CutWire(quiet.address.port, limit) as cut:
         with running("storescu", "-R", "-aet", "MODALITY", "127.0.0.1", cut.listening, *files) as process:
             assert cut.stalled.wait(60)
-            wait_for(lambda: _spooled(quiet_archive), what="half an image in the spool")
+            wait_for(lambda: _spooled(quiet), what="half an image in the spool")
             process.kill()
         cut.cut()
-        wait_for(lambda: not _spooled(quiet_archive), what="spool empty")
-    held = quiet_archive.node.index.by_uid(whole.SOPInstanceUID)
+        wait_for(lambda: not _spooled(quiet), what="spool empty")
+    held = quiet.node.index.by_uid(whole.SOPInstanceUID)
     assert held is not None
-    assert quiet_archive.node.index.by_uid(half.SOPInstanceUID) is None
-    assert list(quiet_archive.node.store.digests()) == [held.original_digest]
-    assert storescu(files, quiet_archive.address).statuses == [0x0000, 0x0000]
+    assert quiet.node.index.by_uid(half.SOPInstanceUID) is None
+    assert set(quiet.node.store.digests()) == before | {held.original_digest}
+    assert storescu(files, quiet.address).statuses == [0x0000, 0x0000]
 
 
-def test_sender_that_aborts_after_its_image_has_it_stored(quiet_archive: Archive, tmp_path: Path) -> None:
+def test_sender_that_aborts_after_its_image_has_it_stored(quiet: Archive, tmp_path: Path) -> None:
     """What was answered with success stays, whatever happens to the association."""
     ds = small()
-    ran = storescu([samples.write(ds, tmp_path / "image.dcm")], quiet_archive.address, "--abort")
+    ran = storescu([samples.write(ds, tmp_path / "image.dcm")], quiet.address, "--abort")
     assert ran.statuses == [0x0000]
     assert "Aborting Association" in ran.said
-    held = quiet_archive.node.index.by_uid(ds.SOPInstanceUID)
+    held = quiet.node.index.by_uid(ds.SOPInstanceUID)
     assert held is not None
-    wait_for(lambda: not _spooled(quiet_archive), what="spool empty")
-    assert list(quiet_archive.node.store.digests()) == [held.original_digest]
+    wait_for(lambda: not _spooled(quiet), what="spool empty")
+    assert quiet.node.store.held(held.original_digest)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="pynetdicom's idle timer runs on while a handler works: past node.network_timeout the requester is aborted",
-)
 def test_move_longer_than_the_network_timeout_ends_in_peace(tmp_path: Path, receiver: Receiver) -> None:
     """An association on which we work is not idle: it is still there after the final response."""
     settings = settings_for(
@@ -874,10 +894,10 @@ def _associated(calling: str, address: Address, contexts: list[Any], **options: 
 
 
 @pytest.mark.filterwarnings("ignore:Expected .*plicit VR:UserWarning")
-def test_pydicom_files_come_back_byte_for_byte(quiet_archive: Archive, tmp_path: Path) -> None:
+def test_pydicom_files_come_back_byte_for_byte(quiet: Archive, tmp_path: Path) -> None:
     files = _waves()[0]
     assert len(files) > 100
-    _round_trip(quiet_archive, files, tmp_path / "back")
+    _round_trip(quiet, files, tmp_path / "back")
 
 
 @pytest.mark.slow
@@ -894,7 +914,7 @@ def test_pydicom_files_of_the_same_uid_come_back_byte_for_byte(tmp_path: Path) -
             _round_trip(Archive(single, receiver), files, folder / "back")
 
 
-def test_pydicom_files_that_are_refused(quiet_archive: Archive, tmp_path: Path) -> None:
+def test_pydicom_files_that_are_refused(quiet: Archive, tmp_path: Path) -> None:
     """What cannot be parsed to its end, or does not say where it belongs, is refused and leaves nothing."""
     wire.install()  # send_c_store sends the file's bytes as they are
     files, pairs = {}, set()
@@ -904,9 +924,10 @@ def test_pydicom_files_that_are_refused(quiet_archive: Archive, tmp_path: Path) 
         file = TestFile(pydicom_file(name), sop_class, "", "", uid, ds.file_meta.TransferSyntaxUID)
         files[name] = file.as_sent(tmp_path)
         pairs.add((sop_class, file.syntax))
-    assoc = _associated("MODALITY", quiet_archive.address, [build_context(*pair) for pair in pairs])
+    before = set(quiet.node.store.digests())
+    assoc = _associated("MODALITY", quiet.address, [build_context(*pair) for pair in pairs])
     answered = {name: int(assoc.send_c_store(file).Status) for name, file in files.items()}
     assoc.release()
     assert answered == REFUSED
-    assert list(quiet_archive.node.store.digests()) == []
-    wait_for(lambda: not _spooled(quiet_archive), what="spool empty")
+    assert set(quiet.node.store.digests()) == before
+    wait_for(lambda: not _spooled(quiet), what="spool empty")

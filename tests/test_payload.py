@@ -360,6 +360,13 @@ def test_content_that_makes_no_sense_is_a_payload_error(data: bytes) -> None:
         decode_base(data)
 
 
+@pytest.mark.parametrize("announced", [len(b"header") - 1, len(b"header") + 1])
+def test_a_section_that_inflates_to_another_length_is_a_payload_error(announced: int) -> None:
+    header = section(b"header", zlib.compress(b"header"), encoding=1, length=announced)
+    with pytest.raises(PayloadError, match=f"section header has 6 bytes, not {announced}"):
+        decode_base(container(section(b"meta", META), header, PIXELS))
+
+
 @settings(max_examples=100, deadline=None)
 @given(content=st.binary(max_size=120), kind=st.sampled_from([b"B", b"R"]))
 def test_random_content_is_a_payload_error(content: bytes, kind: bytes) -> None:

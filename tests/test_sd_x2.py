@@ -137,7 +137,7 @@ def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], m
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert SdX2("nowhere").numerics["device"] == "cpu"
-    with pytest.raises(ConfigError, match=r"reconstruct\.sd_x2\.device"):
+    with pytest.raises(ConfigError, match=r"reconstruct\.device"):
         _ = SdX2("nowhere", device="cuda").numerics
 
 

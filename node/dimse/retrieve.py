@@ -14,7 +14,7 @@ from typing import Any
 
 from pydicom import Dataset
 
-from node.archive.identifier import UNIQUE, IdentifierError, key_values, level_of
+from node.archive.identifier import UNIQUE, IdentifierError, Root, key_values, level_of
 from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.archive.selection import select
 from node.config import Peer
@@ -138,12 +138,20 @@ def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
         identifier = event.identifier
     except Exception as error:  # pydicom raises many kinds on hostile bytes
         raise IdentifierError(f"identifier cannot be parsed: {error}") from error
-    root = ROOTS[str(event.context.abstract_syntax)]
+    root = _root(event, identifier)
     keys = list(select(services.index, identifier, root))
     asked: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         asked = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
     return services.retrieve.choices(keys, services.peers.rendition(receiver), asked)
+
+
+def _root(event: Any, identifier: Dataset) -> Root:
+    """The information model; Orthanc asks for patients in the Study Root model, and is understood."""
+    root = ROOTS[str(event.context.abstract_syntax)]
+    if root is Root.STUDY and str(identifier.get("QueryRetrieveLevel", "")).strip() == Level.PATIENT:
+        return Root.PATIENT
+    return root
 
 
 def _refusal(error: IdentifierError) -> Report:

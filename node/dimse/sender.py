@@ -151,6 +151,7 @@ class Destination:
             # asked once: a destination that is down would cost a timeout for every further image
             self._refused = f"{peer.ae_title} at {peer.host}:{peer.port} did not accept an association"
             raise DestinationUnavailable(self._refused)
+        assoc.network_timeout = None  # it is idle while an image is being made, and that is no fault
         return assoc
 
     def _close(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AllStoragePresentationContexts, evt
 
 from node.archive.ingest import Ingest
@@ -31,8 +31,11 @@ _QUIET_SECONDS = 1.0
 """An association without an operation for this long is idle, and may be ended at a stop."""
 
 STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
-TRANSFER_SYNTAXES = tuple(str(syntax) for syntax in AllTransferSyntaxes)
-"""Every transfer syntax that pydicom knows is accepted and kept verbatim."""
+TRANSFER_SYNTAXES = tuple(
+    dict.fromkeys(str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes))
+)
+"""Every transfer syntax that pydicom knows is accepted and kept verbatim. Where one presentation context proposes
+several, the first of these that it has is taken: explicit VR loses nothing, and every peer can encode it."""
 
 
 @dataclass(frozen=True)
@@ -177,3 +180,4 @@ class _InFlight:
             with self._lock:
                 self._running[key] = self._running.get(key, 1) - 1
                 self._last[key] = time.monotonic()
+            wire.not_idle(assoc)

@@ -5,7 +5,8 @@
    sub-operations; ``install`` puts that behind the two services for our entity, and leaves every other AE alone.
 2. A received data set is spooled to the system's temporary folder and left there when a peer dies. Here each
    association spools into a folder of its own on the store's file system, which goes with the association.
-3. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
+3. An association on which a handler works for longer than the network timeout is ended when it is done.
+4. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
 
 Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
 """
@@ -120,6 +121,11 @@ _current = threading.local()
 def association_spool(assoc: Any) -> Path:
     """The folder that an association's arriving data sets lie in."""
     return Path(assoc.ae.spool) / f"association-{id(assoc)}"
+
+
+def not_idle(assoc: Any) -> None:
+    """Start an association's idle time anew: pynetdicom counts the time a handler works as idle."""
+    assoc.dul._idle_timer.restart()
 
 
 def remove_association_spool(assoc: Any) -> None:

@@ -182,6 +182,8 @@ class Index:
     def finish_with(self, claim: Claim, state: InstanceState, new: NewRendition) -> bool:
         """Commit a rendition and make it the instance's current one; False when the lease was lost."""
         with writing(self.engine) as connection:
+            if connection.execute(select(instance.c.key).where(*_owned(claim))).scalar() is None:
+                return False
             held = connection.execute(
                 select(rendition.c.key).where(rendition.c.derived_uid == new.derived_uid)
             ).scalar()
@@ -211,7 +213,7 @@ class Index:
     # --- counting ---
 
     def counts(self) -> HoldingCounts:
-        """Counts and bytes for ``latent-pacs status``. An object used by two rows is counted once."""
+        """Counts and bytes for ``latent-pacs status``. In bytes by kind an object used by two rows counts once."""
         reconstructable = instance.c.rendition_key.is_not(None)
         with self.engine.connect() as connection:
 
@@ -268,18 +270,27 @@ def _oldest(free: Any) -> Any:
     )
 
 
-def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
-    result = connection.execute(
-        update(instance).where(instance.c.key == claim.key, instance.c.lease_owner == claim.owner).values(**values)
+def _owned(claim: Claim) -> tuple[Any, ...]:
+    """The instance of a claim, as long as the claim is the latest one on it."""
+    return (
+        instance.c.key == claim.key,
+        instance.c.lease_owner == claim.owner,
+        instance.c.attempts == claim.attempts,
     )
+
+
+def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
+    result = connection.execute(update(instance).where(*_owned(claim)).values(**values))
     return bool(result.rowcount)
 
 
 def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     columns = columns_of(new.levels)
-    patient_key = _key_of(connection, patient, "identity", columns["patient"])
-    study_key = _key_of(connection, study, "study_instance_uid", {**columns["study"], "patient_key": patient_key})
-    series_key = _key_of(connection, series, "series_instance_uid", {**columns["series"], "study_key": study_key})
+    patient_key = _key_of(connection, patient, columns["patient"], "identity")
+    study_key = _key_of(connection, study, {**columns["study"], "patient_key": patient_key}, "study_instance_uid")
+    in_study = {**columns["series"], "study_key": study_key}
+    # a Series Instance UID that comes back in another study is a fault of its sender, and hides no image here
+    series_key = _key_of(connection, series, in_study, "study_key", "series_instance_uid")
     return {
         **columns["instance"],
         "series_key": series_key,
@@ -298,9 +309,9 @@ def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     }
 
 
-def _key_of(connection: Connection, table: Table, unique: str, row: dict[str, Any]) -> int:
-    """The key of the row with that unique value, inserted where it is new; the first one to arrive stands."""
-    found = select(table.c.key).where(table.c[unique] == row[unique])
+def _key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: str) -> int:
+    """The key of the row with those unique values, inserted where it is new; the first one to arrive stands."""
+    found = select(table.c.key).where(*(table.c[name] == row[name] for name in unique))
     key = connection.execute(found).scalar()
     if key is not None:
         return int(key)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 metadata = MetaData(
@@ -71,9 +72,10 @@ series = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("study_key", ForeignKey("study.key"), nullable=False, index=True),
-    Column("series_instance_uid", _text(64), nullable=False, unique=True),
+    Column("series_instance_uid", _text(64), nullable=False, index=True),
     Column("modality", _text(16), nullable=False),
     Column("attributes", JSON, nullable=False),
+    UniqueConstraint("study_key", "series_instance_uid"),
 )
 
 instance = Table(

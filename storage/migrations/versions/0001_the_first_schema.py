@@ -115,9 +115,10 @@ def upgrade() -> None:
         sa.Column("attributes", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(["study_key"], ["study.key"], name=op.f("fk_series_study_key")),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_series")),
-        sa.UniqueConstraint("series_instance_uid", name=op.f("uq_series_series_instance_uid")),
+        sa.UniqueConstraint("study_key", "series_instance_uid", name=op.f("uq_series_study_key")),
     )
     with op.batch_alter_table("series", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_series_series_instance_uid"), ["series_instance_uid"], unique=False)
         batch_op.create_index(batch_op.f("ix_series_study_key"), ["study_key"], unique=False)
 
     op.create_table(
@@ -207,6 +208,7 @@ def downgrade() -> None:
     op.drop_table("instance")
     with op.batch_alter_table("series", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_series_study_key"))
+        batch_op.drop_index(batch_op.f("ix_series_series_instance_uid"))
 
     op.drop_table("series")
     with op.batch_alter_table("study", schema=None) as batch_op:
