@@ -383,37 +383,46 @@ def integer_pixels(path: Path) -> NDArray[np.uint16]:
     return np.ascontiguousarray(frame, dtype=np.uint16)
 
 
+_NOT_BY_GDCM = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
+"""JPEG-LS: pydicom would use GDCM, which aborts the process, or crops, where header and codestream differ in size."""
+
+_SECOND_CHANCE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+"""JPEG of 12 bits, and in files of mixed encoding: pydicom's plug-ins leave these out."""
+
+
 def decode_frame(path: Path) -> NDArray[Any]:
     """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError."""
     from pydicom.pixels.utils import pixel_array
 
+    with opened(path) as file:
+        syntax = str(file.transfer_syntax)
     with quiet():
         try:
-            frame = _decoded_by_imagecodecs(path)
-            return pixel_array(path, index=0, raw=True) if frame is None else frame
-        except Exception as error:
+            if syntax in _NOT_BY_GDCM:
+                return _decode_with_imagecodecs(path)
+            return pixel_array(path, index=0, raw=True)
+        except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PixelError(f"codestream cannot be decoded: {reason}") from error
+            failure = PixelError(f"codestream cannot be decoded: {reason}")
+        if syntax not in _SECOND_CHANCE:
+            raise failure
+        try:
+            return _decode_with_imagecodecs(path)
+        except Exception as error:
+            raise failure from error
 
 
-def _decoded_by_imagecodecs(path: Path) -> NDArray[Any] | None:
-    """JPEG-LS, for which pydicom would use GDCM, which aborts the process or crops where sizes differ; and 12-bit
-    JPEG, which its plug-ins leave out. None for everything else."""
+def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
     import imagecodecs
     from pydicom.encaps import get_frame
 
     with opened(path) as file:
         shape = PixelShape.of(file.header())
-        syntax = str(file.transfer_syntax)
-        if syntax in ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"):
-            decode = imagecodecs.jpegls_decode
-        elif syntax == "1.2.840.10008.1.2.4.51" and shape.bits_allocated == 16:
-            decode = imagecodecs.jpeg_decode
-        else:
-            return None
-        frame = np.asarray(decode(get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)))
-        if frame.shape[:2] != (shape.rows, shape.columns):
-            raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
+        codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)
+        is_jpegls = str(file.transfer_syntax) in _NOT_BY_GDCM
+    frame = np.asarray(imagecodecs.jpegls_decode(codestream) if is_jpegls else imagecodecs.jpeg_decode(codestream))
+    if frame.shape[:2] != (shape.rows, shape.columns):
+        raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
     return frame
 
 

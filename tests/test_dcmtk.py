@@ -516,22 +516,26 @@ def test_get_by_a_reconstructed_peer(
 
 @all_requests
 def test_get_by_an_original_peer(
-    node: Archive, implicit_image: Stored, tmp_path: Path, root: str, level: str, which: str
+    node: Archive, image: Stored, tmp_path: Path, root: str, level: str, which: str
 ) -> None:
-    keys = implicit_image.keys(level, which, root)
+    """getscu proposes explicit VR, big endian and implicit VR in one presentation context: explicit is taken."""
+    keys = image.keys(level, which, root)
     ran = getscu(node.address, tmp_path / "got", MODEL[root], level, *keys, calling="EXACTVIEW")
     assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.said
     (got,) = (tmp_path / "got").iterdir()
-    assert data_set_bytes(got) == data_set_bytes(implicit_image.file)
-
-
-def test_get_of_an_explicit_original(node: Archive, image: Stored, tmp_path: Path) -> None:
-    """getscu proposes explicit VR, big endian and implicit VR in one presentation context, in that order."""
-    keys = image.keys("STUDY", "", "S")
-    ran = getscu(node.address, tmp_path / "got", "-S", "STUDY", *keys, calling="EXACTVIEW")
-    assert ran.status == 0x0000, ran.said
-    (got,) = (tmp_path / "got").iterdir()
     assert data_set_bytes(got) == data_set_bytes(image.file)
+
+
+def test_get_of_an_implicit_original(node: Archive, implicit_image: Stored, tmp_path: Path) -> None:
+    """It comes in explicit VR, with every element and pixel the same."""
+    keys = implicit_image.keys("STUDY", "", "S")
+    ran = getscu(node.address, tmp_path / "got", "-S", "STUDY", *keys, calling="EXACTVIEW")
+    assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (1, 0, 0)), ran.said
+    (file,) = (tmp_path / "got").iterdir()
+    got, sent = dcmread(file), dcmread(implicit_image.file)
+    assert got.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert _texts(got) == _texts(sent)
+    assert got.PixelData == sent.PixelData
 
 
 # --- compressed originals ---
@@ -798,12 +802,13 @@ REFUSED = {
 """One cut off inside an element, and those that lack a UID to file them under."""
 
 ODD_PIXELS = {
-    "JPEG2000-embedded-sequence-delimiter.dcm",
-    "MR_small_padded.dcm",
-    "MR_truncated.dcm",
-    "badVR.dcm",
+    "JPEG2000-embedded-sequence-delimiter.dcm",  # the codestream cannot be decoded
+    "MR_small_padded.dcm",  # too long
+    "MR_truncated.dcm",  # cut off
+    "SC_rgb_jpeg.dcm",  # implicit VR under a JPEG transfer syntax
+    "badVR.dcm",  # too long
 }
-"""Kept verbatim, with a warning (B007): a codestream that cannot be decoded, pixel data that is too long or cut off."""
+"""Kept verbatim, with a warning (B007)."""
 
 
 def pydicom_file(name: str) -> Path:
