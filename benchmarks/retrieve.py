@@ -27,8 +27,9 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from node.reconstruct.engine import Original, make_base, reconstruct
 from node.reconstruct.upscalers.bicubic import Bicubic
-from storage.dicomfile import HeaderBytes, encode, integer_pixels
+from storage.dicomfile import HeaderBytes, encode
 from storage.payload import decode_base, encode_base
+from storage.pixels import integer_pixels
 from storage.records import Rung
 from tests.samples import breast, mammogram
 

@@ -16,8 +16,9 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
-from storage.dicomfile import DataSetFile, PixelShape, decode_frame, opened, quiet
+from storage.dicomfile import DataSetFile, opened, quiet
 from storage.errors import PixelError, Unparseable
+from storage.pixels import PixelShape, decode_frame
 
 _TRAILING_PADDING = 0xFFFCFFFC
 

@@ -805,7 +805,6 @@ ODD_PIXELS = {
     "JPEG2000-embedded-sequence-delimiter.dcm",  # the codestream cannot be decoded
     "MR_small_padded.dcm",  # too long
     "MR_truncated.dcm",  # cut off
-    "SC_rgb_jpeg.dcm",  # implicit VR under a JPEG transfer syntax
     "badVR.dcm",  # too long
 }
 """Kept verbatim, with a warning (B007)."""

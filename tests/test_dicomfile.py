@@ -46,20 +46,15 @@ from pydicom.uid import (
 from storage.dicomfile import (
     HeaderBytes,
     Layout,
-    PixelShape,
-    decode_frame,
     encode,
     file_meta,
-    integer_pixels,
-    native_pixel_warning,
     opened,
-    pixel_digest,
     scan,
-    transcode,
     write_header_for_pixels,
     write_preamble,
 )
 from storage.errors import LatentPacsError, PixelError, Unparseable
+from storage.pixels import PixelShape, decode_frame, integer_pixels, native_pixel_warning, pixel_digest, transcode
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
@@ -682,7 +677,7 @@ def test_a_jpeg_ls_codestream_of_another_size_does_not_end_the_process(tmp_path:
     path = write(ds, tmp_path / "x.dcm", JPEGLSLossless)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
-        "from pathlib import Path; from storage.dicomfile import decode_frame\n"
+        "from pathlib import Path; from storage.pixels import decode_frame\n"
         "from storage.errors import PixelError\n"
         "try: decode_frame(Path(sys.argv[1]))\n"
         "except PixelError: pass\n"

@@ -11,8 +11,9 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicomfile import integer_pixels, opened, pixel_digest
+from storage.dicomfile import opened
 from storage.payload import decode_base, decode_rendition
+from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState
 from tests.conftest import Archive
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write

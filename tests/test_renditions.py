@@ -15,8 +15,8 @@ from node.app import Node
 from node.archive.rendered import RenderedCache
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicomfile import integer_pixels, pixel_digest
 from storage.payload import decode_base, decode_rendition
+from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState
 from tests import tiny_sd
 from tests.conftest import Archive, settings_for

@@ -16,17 +16,13 @@ from pydicom.uid import UID
 
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
-from storage.dicomfile import (
-    DataSetFile,
-    PixelShape,
-    native_pixel_warning,
-    opened,
-)
+from storage.dicomfile import DataSetFile, opened
 from storage.errors import ClassMismatch, Duplicate, InvalidUid, MissingUid, PixelError, WorkerDied
 from storage.index import Index
 from storage.index.holdings import Added
 from storage.levels import levels_of
 from storage.objects import ObjectStore
+from storage.pixels import PixelShape, native_pixel_warning
 from storage.records import NewInstance
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pydicom import Dataset
 
 from node.config import EligibilitySettings
-from storage.dicomfile import DataSetFile, PixelShape
+from storage.dicomfile import DataSetFile
+from storage.pixels import PixelShape
 
 MIN_SIDE = 256
 PRIVATE_CREATOR = "LATENT_PACS 1"

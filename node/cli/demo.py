@@ -25,8 +25,9 @@ from node.config import (
 )
 from node.dimse import client
 from node.dimse.client import Address, Receiver
-from storage.dicomfile import integer_pixels, opened, pixel_digest
+from storage.dicomfile import opened
 from storage.errors import ConfigError, DataSetError
+from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState, StoredInstance
 
 CREDIT = "Demo images: CBIS-DDSM (Sawyer-Lee et al., The Cancer Imaging Archive), CC BY 3.0"

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from node.fidelity.regions import Window, breast_mask, display_window
-from storage.dicomfile import integer_pixels, opened
+from storage.dicomfile import opened
+from storage.pixels import integer_pixels
 
 _HEIGHT = 900
 _CAPTION = 60

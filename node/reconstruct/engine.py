@@ -15,9 +15,10 @@ from pydicom import Dataset
 
 from node.reconstruct.upscalers.protocol import Upscaler, UpscaleTask
 from storage import coders
-from storage.dicomfile import HeaderBytes, PixelShape, pixel_digest
+from storage.dicomfile import HeaderBytes
 from storage.errors import NotReconstructable
 from storage.payload import Base, pack_mask
+from storage.pixels import PixelShape, pixel_digest
 from storage.records import Rung
 from storage.resample import Operator
 

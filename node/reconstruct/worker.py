@@ -20,7 +20,7 @@ from pydicom.uid import UID
 from node.config import ReconstructSettings
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
-from storage.dicomfile import accept_odd_values, decode_frame, integer_pixels, opened, pixel_digest, transcode
+from storage.dicomfile import accept_odd_values, opened
 from storage.errors import PixelError, RenditionMismatch
 from storage.payload import (
     Base,
@@ -32,6 +32,7 @@ from storage.payload import (
     encode_rendition,
     seed_of,
 )
+from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
 from storage.records import Rung, RungOutcome, Verdict
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from storage import coders
-from storage.dicomfile import opened, pixel_digest
+from storage.dicomfile import opened
 from storage.payload import (
     VERSION,
     Base,
@@ -24,6 +24,7 @@ from storage.payload import (
     pack_mask,
     seed_of,
 )
+from storage.pixels import pixel_digest
 from storage.records import Rung, RungOutcome, Verdict
 from storage.resample import Operator
 from tests.samples import breast, mammogram, write

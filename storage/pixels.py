@@ -1,0 +1,224 @@
+"""Pixels as integers: what the header says of them, whether they can be trusted, and how to decode them.
+
+Decoders are run on a peer's bytes only in worker processes (node/reconstruct/worker.py), since one written in C may
+end its process on a hostile codestream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from storage.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
+from storage.errors import PixelError, Unparseable
+
+
+@dataclass(frozen=True)
+class PixelShape:
+    """The Image Pixel module's numbers (PS3.3 C.7.6.3), as far as they are there and readable."""
+
+    rows: int
+    columns: int
+    samples: int
+    frames: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    photometric: str
+
+    @classmethod
+    def of(cls, header: Dataset) -> PixelShape:
+        def number(keyword: str, default: int = 0) -> int:
+            try:
+                value = header.get(keyword)
+                return default if value in (None, "") else max(int(value), 0)
+            except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+                return default
+
+        def text(keyword: str) -> str:
+            try:
+                return str(header.get(keyword) or "")
+            except Exception:  # noqa: BLE001
+                return ""
+
+        with quiet():
+            return cls(
+                rows=number("Rows"),
+                columns=number("Columns"),
+                samples=number("SamplesPerPixel", 1),
+                frames=max(number("NumberOfFrames", 1), 1),
+                bits_allocated=number("BitsAllocated"),
+                bits_stored=number("BitsStored"),
+                high_bit=number("HighBit"),
+                signed=number("PixelRepresentation") == 1,
+                photometric=text("PhotometricInterpretation"),
+            )
+
+    @property
+    def native_bytes(self) -> int:
+        """Bytes of the uncompressed value, before padding to an even length (PS3.5 section 8)."""
+        bits = self.rows * self.columns * self.samples * self.frames * self.bits_allocated
+        if self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+            bits = bits * 2 // 3
+        return (bits + 7) // 8
+
+
+def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
+    """Why the pixels cannot be trusted, as far as bytes and bits tell without a decoder; empty when sound."""
+    layout = file.layout
+    if not layout.has_pixels:
+        return "an image with no pixel data" if _promises_pixels(file, shape) else ""
+    if layout.truncated:
+        return "pixel data ends before its announced length"
+    if not (shape.rows and shape.columns and shape.bits_allocated):
+        return "pixel data without rows, columns or bits allocated"
+    if layout.encapsulated:
+        return ""
+    if file.transfer_syntax.is_compressed and file.transfer_syntax != DeflatedExplicitVRLittleEndian:
+        return "native pixel data in a transfer syntax for encapsulated pixel data"
+    have, need = layout.value_end - layout.value_start, shape.native_bytes
+    if have < need:
+        return f"pixel data is short: {have} bytes for {need}"
+    if have > need + 1:
+        return f"pixel data is too long: {have} bytes for {need}"
+    if shape.bits_allocated == 16 and not shape.signed and shape.high_bit < 15:
+        order = "<u2" if file.transfer_syntax.is_little_endian else ">u2"
+        values = np.frombuffer(file.native_value()[: need // 2 * 2], dtype=order)
+        used = int(np.bitwise_or.reduce(values)) if values.size else 0
+        if used >> (shape.high_bit + 1):
+            return f"pixels have bits set above High Bit {shape.high_bit}"
+    return ""
+
+
+def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
+    """Rows, columns and bits without pixels, and no address to get them from (Pixel Data Provider URL)."""
+    return bool(shape.rows and shape.columns and shape.bits_stored) and 0x00287FE0 not in file.header()
+
+
+def integer_pixels(path: Path) -> NDArray[np.uint16]:
+    """The stored values of a single-frame, 16-bit, monochrome image: uint16, shape (rows, columns), no rescale.
+
+    Raises PixelError where there are none, or they are of another kind, short, odd or undecodable.
+    """
+    with opened(path) as file:
+        shape = PixelShape.of(file.header())
+        if not file.layout.has_pixels:
+            raise PixelError("no pixel data")
+        warning = native_pixel_warning(file, shape)
+        if warning:
+            raise PixelError(warning)
+        if (shape.bits_allocated, shape.samples) != (16, 1):
+            raise PixelError(f"pixels of {shape.samples} x {shape.bits_allocated} bits, not of 1 x 16")
+        if not file.layout.encapsulated:
+            order = "<u2" if file.transfer_syntax.is_little_endian else ">u2"
+            count = shape.rows * shape.columns
+            flat = np.frombuffer(file.native_value(), dtype=order, count=count)
+            return flat.astype(np.uint16).reshape(shape.rows, shape.columns)
+    frame = decode_frame(path)
+    if frame.shape != (shape.rows, shape.columns):
+        raise PixelError(f"codestream holds {frame.shape}, the header says {(shape.rows, shape.columns)}")
+    return np.ascontiguousarray(frame, dtype=np.uint16)
+
+
+_NOT_BY_GDCM = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
+"""JPEG-LS: pydicom would use GDCM, which aborts the process, or crops, where header and codestream differ in size."""
+
+_SECOND_CHANCE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+"""JPEG of 12 bits, and in files of mixed encoding: pydicom's plug-ins leave these out."""
+
+
+def decode_frame(path: Path) -> NDArray[Any]:
+    """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError."""
+    from pydicom.pixels.utils import pixel_array
+
+    with opened(path) as file:
+        syntax = str(file.transfer_syntax)
+    with quiet():
+        try:
+            if syntax in _NOT_BY_GDCM:
+                return _decode_with_imagecodecs(path)
+            return pixel_array(path, index=0, raw=True)
+        except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            failure = PixelError(f"codestream cannot be decoded: {reason}")
+        if syntax not in _SECOND_CHANCE:
+            raise failure
+        try:
+            return _decode_with_imagecodecs(path)
+        except Exception as error:
+            raise failure from error
+
+
+def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
+    import imagecodecs
+    from pydicom.encaps import get_frame
+
+    with opened(path) as file:
+        shape = PixelShape.of(file.header())
+        codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)
+        is_jpegls = str(file.transfer_syntax) in _NOT_BY_GDCM
+    frame = np.asarray(imagecodecs.jpegls_decode(codestream) if is_jpegls else imagecodecs.jpeg_decode(codestream))
+    if frame.shape[:2] != (shape.rows, shape.columns):
+        raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
+    return frame
+
+
+def pixel_digest(pixels: NDArray[np.uint16]) -> str:
+    """SHA-256, hex, of the pixels as little-endian uint16 in row order."""
+    return hashlib.sha256(np.ascontiguousarray(pixels, dtype="<u2").data).hexdigest()
+
+
+def transcode(source: Path, target: Path, syntax: UID) -> None:
+    """Write ``source`` to ``target`` in a native little-endian transfer syntax, pixels decompressed.
+
+    Raises PixelError where the pixels cannot be decoded, Unparseable where an element cannot be encoded anew.
+    """
+    from pydicom import dcmread
+
+    with opened(source) as file:
+        encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
+    with quiet():
+        try:
+            dataset = dcmread(source)
+            if encapsulated:
+                _decompress(dataset, source)
+            elif not little:
+                _swap_to_little_endian(dataset)
+            body = encode(dataset, syntax)
+            meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
+        except PixelError:
+            raise
+        except Exception as error:
+            raise Unparseable(f"data set cannot be encoded in {syntax.name}: {error}") from error
+        with target.open("wb") as out:
+            write_preamble(out, meta)
+            out.write(body)
+
+
+def _decompress(dataset: Dataset, source: Path) -> None:
+    """Native pixels in place of encapsulated ones. Raises PixelError."""
+    try:
+        dataset.decompress(as_rgb=False, generate_instance_uid=False)
+    except Exception as error:
+        shape = PixelShape.of(dataset)
+        if (shape.samples, shape.frames, shape.bits_allocated) != (1, 1, 16):
+            raise PixelError(f"codestream cannot be decoded: {error}") from error
+        pixels = integer_pixels(source)  # decodes what pydicom leaves out
+        dataset.add_new(0x7FE00010, "OW", pixels.astype("<u2").tobytes())
+
+
+def _swap_to_little_endian(dataset: Dataset) -> None:
+    """The values of these VRs are words in the data set's byte order (PS3.5 section 7.3); pydicom keeps them."""
+    widths = {"OW": 2, "OB or OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
+    for element in dataset.iterall():
+        width = widths.get(element.VR)
+        if width and isinstance(element.value, bytes) and len(element.value) % width == 0:
+            element.value = np.frombuffer(element.value, f">u{width}").astype(f"<u{width}").tobytes()
