@@ -17,7 +17,6 @@ from pynetdicom.presentation import build_context
 from node.archive.identifier import Root
 from node.dimse import wire
 from node.dimse.models import FIND, GET, MOVE, query_retrieve
-from node.dimse.sender import send_at_once
 from storage.dicomfile import opened
 from storage.errors import LatentPacsError
 
@@ -88,7 +87,7 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
     assoc = entity.associate(to.host, to.port, contexts=list(contexts.values()), ae_title=to.ae_title)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
-    send_at_once(assoc)
+    wire.send_at_once(assoc)
     try:
         for path in files:
             began = time.monotonic()

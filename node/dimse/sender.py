@@ -7,9 +7,7 @@ implicit little endian.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +17,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer
-from node.dimse.wire import ArchiveEntity
+from node.dimse.wire import ArchiveEntity, send_at_once
 from storage.errors import LatentPacsError
 
 LOGGER = logging.getLogger(__name__)
@@ -90,18 +88,6 @@ class Channel:
             self._unanswered = True
             raise DestinationUnavailable("receiver aborted the association, or did not answer in time")
         return int(status.Status)
-
-
-def send_at_once(assoc: Association) -> None:
-    """Switch Nagle's algorithm off for an established association (TCP_NODELAY).
-
-    A C-STORE is a command and then a data set; with the delayed acknowledgement of most systems the second would wait
-    40 ms for the first to be confirmed, for every image.
-    """
-    connection = assoc.dul.socket.socket if assoc.dul.socket else None
-    if connection is not None:
-        with suppress(OSError):  # closed meanwhile: the next send says so
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Destination:

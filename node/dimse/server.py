@@ -24,6 +24,7 @@ from node.dimse.peers import Peers
 from node.dimse.retrieve import Services, handle_get, handle_move
 from node.dimse.status import NOT_AUTHORIZED, SUCCESS
 from node.dimse.store import handle_store
+from storage.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 LOGGER = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ def _handle_echo(event: Any, peers: Peers) -> int:
 
 def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
     entity = wire.ArchiveEntity(settings.ae_title, spool)
+    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
     entity.maximum_associations = settings.max_associations
     entity.maximum_pdu_size = settings.max_pdu
