@@ -48,6 +48,19 @@ def wait_for(condition: Callable[[], Any], *, timeout: float = 60.0, what: str =
     raise AssertionError(f"not within {timeout:g} s: {what or condition}")
 
 
+def spooled(spool: Path) -> list[Path]:
+    """The files in a spool folder; its folders come and go while we look (os.walk minds that, rglob does not)."""
+    return [Path(folder) / name for folder, _, names in os.walk(spool) for name in names]
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where it has gone meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings:
     """Settings for a test node: any free port, four peers, scanned film eligible; ``changes`` by section."""
     peers = [{"ae_title": "MODALITY", "allow": ["echo", "store"]}]

@@ -30,7 +30,7 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from storage.dicomfile import encode, file_meta, opened
 from storage.records import InstanceState
-from tests.conftest import Archive, wait_for
+from tests.conftest import Archive, size_of, spooled, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
 
@@ -76,7 +76,7 @@ def nothing_left(archive: Archive) -> None:
     node = archive.node
     assert list(node.store.digests()) == []
     assert sum(node.index.counts().by_state.values()) == 0
-    wait_for(lambda: not [path for path in node.store.spool.rglob("*") if path.is_file()], what="an empty spool")
+    wait_for(lambda: not spooled(node.store.spool), what="an empty spool")
 
 
 def sample(**changes: Any) -> Dataset:
@@ -164,7 +164,7 @@ def test_abort_in_the_middle(quiet_archive: Archive) -> None:
     for piece in pieces[: len(pieces) // 2]:
         sender.assoc.dul.send_pdu(piece)
     spool = quiet_archive.node.store.spool
-    wait_for(lambda: any(path.stat().st_size > 100_000 for path in spool.rglob("*.dcm")), what="spooled bytes")
+    wait_for(lambda: any(size_of(path) > 100_000 for path in spooled(spool)), what="spooled bytes")
     sock = sender.assoc.dul.socket
     assert sock is not None
     sock.socket.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]

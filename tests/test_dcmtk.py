@@ -37,7 +37,7 @@ from node.dimse.client import Address, Receiver, image_identifier, store
 from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests import samples
-from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, wait_for
+from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for
 from tests.peers import (
     CutWire,
     Ran,
@@ -727,7 +727,7 @@ def test_get_that_dies_in_the_middle(node: Archive, study: dict[str, Path], tmp_
 
 
 def _spooled(archive: Archive) -> list[Path]:
-    return [path for path in archive.node.store.spool.rglob("*") if path.is_file()]
+    return spooled(archive.node.store.spool)
 
 
 def test_sender_that_dies_in_the_middle_leaves_nothing(quiet: Archive, tmp_path: Path) -> None:

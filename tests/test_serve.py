@@ -27,7 +27,7 @@ from storage.dicomfile import encode
 from storage.index import Index
 from storage.objects import ObjectStore
 from storage.records import InstanceState
-from tests.conftest import wait_for
+from tests.conftest import size_of, spooled, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]
@@ -119,7 +119,7 @@ def test_sigterm_finishes_what_is_in_flight(served: Served, tmp_path: Path) -> N
     for piece in pieces[: len(pieces) // 2]:
         assoc.dul.send_pdu(piece)
     spool = served.root / "spool"
-    wait_for(lambda: any(path.stat().st_size > 100_000 for path in spool.rglob("*.dcm")), what="spooled bytes")
+    wait_for(lambda: any(size_of(path) > 100_000 for path in spooled(spool)), what="spooled bytes")
     served.signal(signal.SIGTERM)
     wait_for(lambda: b"SIGTERM" in Path(served.log.name).read_bytes(), what="the signal in the log")
     for piece in pieces[len(pieces) // 2 :]:
@@ -183,7 +183,7 @@ def test_killed_at_any_point_and_resumed(served: Served, tmp_path: Path) -> None
     index.close()
     served.signal(signal.SIGTERM)
     assert served.ended() == 0
-    assert not [path for path in (served.root / "spool").rglob("*") if path.is_file()]
+    assert not spooled(served.root / "spool")
 
 
 def test_workers_end_with_a_killed_node(served: Served, tmp_path: Path) -> None:

@@ -82,10 +82,7 @@ class Server:
 
     def _busy(self) -> bool:
         """True while an association works: an operation runs or has just run, or a data set is arriving."""
-        return any(
-            self._in_flight.busy(assoc) or any(wire.association_spool(assoc).glob("*"))
-            for assoc in self.entity.active_associations
-        )
+        return any(self._in_flight.busy(assoc) or wire.is_receiving(assoc) for assoc in self.entity.active_associations)
 
     def _handlers(self) -> list[Any]:
         door, flight = self._door, self._in_flight

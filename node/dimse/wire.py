@@ -15,6 +15,7 @@ Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 import tempfile
@@ -124,6 +125,15 @@ _current = threading.local()
 def association_spool(assoc: Any) -> Path:
     """The folder that an association's arriving data sets lie in."""
     return Path(assoc.ae.spool) / f"association-{id(assoc)}"
+
+
+def is_receiving(assoc: Any) -> bool:
+    """True while a data set of that association is arriving, or is with its handler."""
+    try:
+        with os.scandir(association_spool(assoc)) as entries:
+            return any(True for _ in entries)
+    except FileNotFoundError:
+        return False
 
 
 def not_idle(assoc: Any) -> None:
