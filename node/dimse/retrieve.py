@@ -24,6 +24,7 @@ from node.dimse.sender import Channel, Destination
 from node.dimse.status import (
     ALL_SUBOPERATIONS_FAILED,
     CANCELLED,
+    CANNOT_COUNT,
     DESTINATION_UNKNOWN,
     NOT_AUTHORIZED,
     PENDING,
@@ -38,6 +39,9 @@ from storage.index import Index
 from storage.levels import Level
 
 LOGGER = logging.getLogger(__name__)
+
+MOST_SUBOPERATIONS = 65535
+"""The counts in a response are of VR US (PS3.7 E.1)."""
 
 
 @dataclass
@@ -166,11 +170,13 @@ def _send(
     channel: Callable[[Choice], Channel],
     requester_gone: Callable[[], bool],
 ) -> Iterator[Report]:
+    if len(choices) > MOST_SUBOPERATIONS:
+        yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
+        return
     tally = Tally(len(choices))
     for choice, future in services.retrieve.prepare(choices):
         if event.is_cancelled:  # clears itself when read: this is the only place that reads it
             _release(future)
-            tally.failed_uids = []
             yield tally.report(CANCELLED)
             return
         yield from _while_making(future, tally, services.keep_alive)
