@@ -26,14 +26,6 @@ class InstanceState(StrEnum):
     """The archivist could not finish (``reason`` says why). Served bit-exact; ``latent-pacs retry``."""
 
 
-class ObjectKind(StrEnum):
-    """The kinds of object in the content-addressed store (DESIGN decision 1)."""
-
-    ORIGINAL = "original"
-    BASE = "base"
-    RENDITION = "rendition"
-
-
 @dataclass(frozen=True)
 class Rung:
     """One step of the ladder: how a base is made.

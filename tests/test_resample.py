@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from storage.resample import OPERATOR, Operator, axis_matrix
+from storage.resample import OPERATOR, Operator
+from tests.exact_operator import axis_matrix
 from tests.samples import breast
 
 TOP = 4095
