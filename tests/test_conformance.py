@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from node.archive.derive import PRIVATE_ATTRIBUTES, PRIVATE_GROUP
-from node.archive.policy import PRIVATE_CREATOR
+from node.archive.derive import PRIVATE_ATTRIBUTES
+from node.archive.policy import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.config import ReconstructSettings
 from node.dimse.models import ROOTS, VERIFICATION
 from node.dimse.status import OTHER_ERROR, QUERY_ERRORS, STORE_ERRORS

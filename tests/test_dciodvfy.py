@@ -25,8 +25,8 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, gen
 from pydicom.valuerep import DT
 
 from node.app import Node
-from node.archive.derive import PRIVATE_ATTRIBUTES, PRIVATE_GROUP
-from node.archive.policy import PRIVATE_CREATOR
+from node.archive.derive import PRIVATE_ATTRIBUTES
+from node.archive.policy import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.dimse.client import Receiver, get, image_identifier, store
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests import samples

@@ -22,6 +22,7 @@ from storage.dicomfile import opened
 from storage.errors import LatentPacsError, NotReconstructable, PixelError, WorkerDied
 from storage.index import Index
 from storage.objects import ObjectStore
+from storage.payload import Rendition
 from storage.records import Claim, InstanceState, NewRendition
 
 LOGGER = logging.getLogger(__name__)
@@ -80,10 +81,10 @@ class Archivist:
             self._index.finish(claim, InstanceState.EXACT, reason)
             return
         result = self._encode(claim)
-        if not result.base:
+        if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
             return
-        self._keep(claim, result)
+        self._keep(claim, result, result.made)
 
     def _encode(self, claim: Claim) -> EncodeResult:
         gate, codec = self._settings.gate, self._settings.codec
@@ -117,25 +118,24 @@ class Archivist:
                 self._index.renew(claim, self._settings.archivist.lease)
                 renewal = time.monotonic() + self._settings.archivist.lease / 3
 
-    def _keep(self, claim: Claim, result: EncodeResult) -> None:
-        assert result.verdict is not None
+    def _keep(self, claim: Claim, result: EncodeResult, made: Rendition) -> None:
         base_digest = self._store.put(result.base)
         rendition_digest = self._store.put(result.rendition)
         new = NewRendition(
-            derived_uid=result.derived_uid,
+            derived_uid=made.derived_uid,
             base_digest=base_digest,
             base_bytes=len(result.base),
             rendition_digest=rendition_digest,
             rendition_bytes=len(result.rendition),
-            rung=result.rung,
-            upscaler=result.upscaler,
-            weights_digest=result.weights_digest,
-            output_digest=result.output_digest,
-            verdict=result.verdict,
-            tried=result.tried,
-            seconds=sum(outcome.seconds for outcome in result.tried),
+            rung=made.tried[-1].rung,
+            upscaler=made.upscaler,
+            weights_digest=made.weights_digest,
+            output_digest=made.output_digest,
+            verdict=made.verdict,
+            tried=made.tried,
+            seconds=sum(outcome.seconds for outcome in made.tried),
         )
-        state = InstanceState.VERIFIED if result.verdict.passed else InstanceState.MEASURED
+        state = InstanceState.VERIFIED if made.verdict.passed else InstanceState.MEASURED
         self._index.finish_with(claim, state, new)
 
     def _give_back(self, claim: Claim, error: Exception) -> None:

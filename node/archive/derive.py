@@ -15,11 +15,10 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from pydicom.valuerep import DSfloat
 
-from node.archive.policy import PRIVATE_CREATOR
+from node.archive.policy import PRIVATE_CREATOR, PRIVATE_GROUP
 from storage.dicomfile import quiet
 from storage.payload import Base, Rendition
 
-PRIVATE_GROUP = 0x0099
 PRIVATE_ATTRIBUTES = {
     0x01: ("LO", "Codec: rung of the base"),
     0x02: ("LO", "Upscaler"),

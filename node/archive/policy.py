@@ -14,6 +14,7 @@ from storage.dicomfile import DataSetFile
 from storage.pixels import PixelShape
 
 MIN_SIDE = 256
+PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
 """Creator of the private block that every reconstruction carries (node/archive/derive.py)."""
 
@@ -53,7 +54,7 @@ def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
 
 
 def _objections(file: DataSetFile, header: Dataset) -> Iterator[str]:
-    if not file.layout.has_pixels or "PixelData" not in _pixel_keyword(file):
+    if not _is_pixel_data(file):
         yield "no pixel data"
     yield from _shape_objections(PixelShape.of(header), header)
     if str(file.transfer_syntax) in _LOSSY_SYNTAXES or header.get("LossyImageCompression") == "01":
@@ -62,7 +63,7 @@ def _objections(file: DataSetFile, header: Dataset) -> Iterator[str]:
         yield "big endian"
     if any(tag in header for tag in (0xFFFAFFFA, 0x4FFE0001)):
         yield "digitally signed"
-    if (0x0099, 0x0010) in header and header[0x0099, 0x0010].value == PRIVATE_CREATOR:
+    if PRIVATE_CREATOR in header.private_creators(PRIVATE_GROUP):
         yield "a reconstruction of this archive"
     if header.get("BurnedInAnnotation") == "YES":
         yield "burned-in annotation"
@@ -73,9 +74,10 @@ def _objections(file: DataSetFile, header: Dataset) -> Iterator[str]:
     yield from _view_objections(header)
 
 
-def _pixel_keyword(file: DataSetFile) -> str:
+def _is_pixel_data(file: DataSetFile) -> bool:
+    """Pixel Data (7FE0,0010) rather than one of the float forms, in either byte order."""
     tag = bytes(file.data[file.layout.pixel_start : file.layout.pixel_start + 4])
-    return "PixelData" if tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10") else "other"
+    return file.layout.has_pixels and tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
 
 def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[str]:

@@ -132,7 +132,7 @@ class Retrieve:
         finally:
             for _, future in ahead:
                 future.cancel()
-                future.add_done_callback(_discard)
+                discard(future)
 
     def make(self, choice: Choice) -> Sendable:
         """The file for one choice; where the rendition cannot be made as verified, the original in its stead."""
@@ -197,7 +197,6 @@ class Retrieve:
         return target
 
 
-def _discard(future: Future[Sendable]) -> None:
-    """A prepared file that nobody will send any more."""
-    if not future.cancelled() and future.exception() is None:
-        future.result().close()
+def discard(future: Future[Sendable]) -> None:
+    """Let go of a file that nobody will send any more, now or when it is made."""
+    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

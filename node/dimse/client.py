@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 from pydicom import Dataset, dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
+from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from node.archive.identifier import Root
@@ -84,36 +86,27 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
         with opened(path) as file:
             sop_class = str(file.header().SOPClassUID)
             contexts[sop_class, str(file.transfer_syntax)] = build_context(UID(sop_class), file.transfer_syntax)
-    assoc = entity.associate(to.host, to.port, contexts=list(contexts.values()), ae_title=to.ae_title)
-    if not assoc.is_established:
-        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
-    wire.send_at_once(assoc)
-    try:
+    with _associated(entity, to, contexts=list(contexts.values())) as assoc:
+        wire.send_at_once(assoc)
         for path in files:
             began = time.monotonic()
             status = assoc.send_c_store(path)
             each(path, int(status.get("Status", 0xC000)), time.monotonic() - began)
-    finally:
-        assoc.release()
 
 
 def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
     """C-FIND, Study Root. Raises PeerRefused."""
     entity = AE(calling)
     entity.add_requested_context(_FIND)
-    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title)
-    if not assoc.is_established:
-        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
-    try:
-        found = []
+    found = []
+    with _associated(entity, to) as assoc:
         for status, answer in assoc.send_c_find(identifier, _FIND):
-            if int(status.get("Status", 0xC000)) in (0xFF00, 0xFF01) and answer is not None:
+            code = int(status.get("Status", 0xC000))
+            if code in (0xFF00, 0xFF01) and answer is not None:
                 found.append(answer)
-            elif int(status.get("Status", 0xC000)) != 0:
-                raise PeerRefused(f"C-FIND ended with status 0x{int(status.get('Status', 0xC000)):04X}")
-        return found
-    finally:
-        assoc.release()
+            elif code != 0:
+                raise PeerRefused(f"C-FIND ended with status 0x{code:04X}")
+    return found
 
 
 def move(identifier: Dataset, to: Address, *, calling: str, destination: str) -> Dataset:
@@ -121,13 +114,8 @@ def move(identifier: Dataset, to: Address, *, calling: str, destination: str) ->
     entity = AE(calling)
     entity.dimse_timeout = 600
     entity.add_requested_context(_MOVE)
-    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title)
-    if not assoc.is_established:
-        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
-    try:
+    with _associated(entity, to) as assoc:
         return _last(assoc.send_c_move(identifier, destination, _MOVE))
-    finally:
-        assoc.release()
 
 
 def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence[str], receiver: Receiver) -> Dataset:
@@ -139,13 +127,8 @@ def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence
     for sop_class in sop_classes:
         entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
     roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in sop_classes]
-    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, ext_neg=roles, evt_handlers=receiver.handlers())
-    if not assoc.is_established:
-        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
-    try:
+    with _associated(entity, to, ext_neg=roles, evt_handlers=receiver.handlers()) as assoc:
         return _last(assoc.send_c_get(identifier, _GET))
-    finally:
-        assoc.release()
 
 
 def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
@@ -162,6 +145,18 @@ def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
 def read(path: Path) -> Dataset:
     """A received file."""
     return dcmread(path)
+
+
+@contextmanager
+def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association]:
+    """An association that is released at the end. Raises PeerRefused."""
+    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, **options)
+    if not assoc.is_established:
+        raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    try:
+        yield assoc
+    finally:
+        assoc.release()
 
 
 def _last(responses: Any) -> Dataset:

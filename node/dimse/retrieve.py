@@ -15,7 +15,7 @@ from typing import Any
 from pydicom import Dataset
 
 from node.archive.identifier import UNIQUE, IdentifierError, Root, key_values, level_of
-from node.archive.retrieve import Choice, Retrieve, Sendable
+from node.archive.retrieve import Choice, Retrieve, Sendable, discard
 from node.archive.selection import select
 from node.config import Peer
 from node.dimse.models import ROOTS
@@ -176,12 +176,12 @@ def _send(
     tally = Tally(len(choices))
     for choice, future in services.retrieve.prepare(choices):
         if event.is_cancelled:  # clears itself when read: this is the only place that reads it
-            _release(future)
+            discard(future)
             yield tally.report(CANCELLED)
             return
         yield from _while_making(future, tally, services.keep_alive)
         if requester_gone():
-            _release(future)
+            discard(future)
             return
         tally.count(choice, _send_one(services.retrieve, choice, future, channel))
         if tally.remaining:
@@ -214,7 +214,3 @@ def _send_one(
         return None
     finally:
         sendable.close()
-
-
-def _release(future: Future[Sendable]) -> None:
-    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

@@ -6,6 +6,7 @@ index. A crash in a decoder or in torch ends this process only.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -21,7 +22,7 @@ from node.config import ReconstructSettings
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
 from storage.dicomfile import accept_odd_values, opened
-from storage.errors import PixelError, RenditionMismatch
+from storage.errors import PayloadError, PixelError, RenditionMismatch
 from storage.payload import (
     Base,
     Rendition,
@@ -33,7 +34,7 @@ from storage.payload import (
     seed_of,
 )
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
-from storage.records import Rung, RungOutcome, Verdict
+from storage.records import Rung, RungOutcome
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,10 @@ class EncodeRequest:
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """The rung that was taken, as object bytes; or no bytes, and what each rung missed."""
+    """What each rung came to, and, where one was taken, its rendition and both as object bytes."""
 
     tried: tuple[RungOutcome, ...]
-    rung: str = ""
-    derived_uid: str = ""
-    upscaler: str = ""
-    weights_digest: str = ""
-    output_digest: str = ""
-    verdict: Verdict | None = None
+    made: Rendition | None = None
     base: bytes = b""
     rendition: bytes = b""
 
@@ -202,17 +198,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
             tried=tuple(tried),
             extra=_extremes(output, original.padding_pixels),
         )
-        return EncodeResult(
-            tried=tuple(tried),
-            rung=str(rung),
-            derived_uid=rendition.derived_uid,
-            upscaler=name,
-            weights_digest=weights,
-            output_digest=rendition.output_digest,
-            verdict=verdict,
-            base=data,
-            rendition=encode_rendition(rendition),
-        )
+        return EncodeResult(tuple(tried), rendition, data, encode_rendition(rendition))
     return EncodeResult(tried=tuple(tried))
 
 
@@ -248,8 +234,6 @@ def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:
     data = base_path.read_bytes()
     rendition = decode_rendition(rendition_path.read_bytes())
     if rendition.base_digest != _sha256(data):
-        from storage.errors import PayloadError
-
         raise PayloadError(f"rendition {rendition_path.name} belongs to base {rendition.base_digest}")
     return decode_base(data), rendition
 
@@ -264,8 +248,6 @@ def check_codestream(request: CheckRequest) -> str:
 
 
 def _sha256(data: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
 
 
