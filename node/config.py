@@ -200,11 +200,20 @@ class SdX2Settings(_Section):
         return self
 
 
+class MammoSettings(_Section):
+    weights: str = ""
+    older: tuple[str, ...] = ()
+    steps: int = Field(default=2, ge=2, le=100)
+    tile: int = Field(default=768, ge=64, multiple_of=64)
+
+
 class ReconstructSettings(_Section):
-    upscaler: Literal["bicubic", "sd_x2"] = "bicubic"
+    upscaler: Literal["mammo", "bicubic", "sd_x2"] = "mammo"
+    detail: float = Field(default=0.0, ge=0, le=1)
     device: str = "auto"
     threads: int = Field(default=0, ge=0)
     cache: Size = 2 * 10**9
+    mammo: MammoSettings = MammoSettings()
     sd_x2: SdX2Settings = SdX2Settings()
 
 

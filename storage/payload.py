@@ -84,7 +84,8 @@ class Base:
 class Rendition:
     """What one model made of one base, how, and how good it was measured to be.
 
-    ``alpha`` and ``patches`` are room for the encoder's per-tile weights and exact patches; empty means none.
+    ``guide``: what the encoder tells the decoder of the image (node/reconstruct/guide.py); ``patches`` is room for
+    exact patches. Empty means none.
     """
 
     base_digest: str
@@ -101,7 +102,7 @@ class Rendition:
     verdict: Verdict
     tried: tuple[RungOutcome, ...] = ()
     postprocessing: str = POSTPROCESSING
-    alpha: bytes = b""
+    guide: bytes = b""
     patches: bytes = b""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -117,7 +118,7 @@ def derived_uid(
 ) -> str:
     """The SOP Instance UID of a reconstruction: a function of everything that decides its pixels (PS3.5 B.2).
 
-    ``extra`` is the digest of alpha and patches; empty where a rendition has none.
+    ``extra`` is the digest of guide and patches; empty where a rendition has none.
     """
     parts = [original_uid, base_digest, upscaler, weights_digest, str(steps), str(seed), POSTPROCESSING]
     name = "|".join([*parts, extra] if extra else parts)
@@ -191,9 +192,9 @@ def decode_base(data: bytes) -> Base:
 
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
-    del meta["alpha"], meta["patches"]
-    sections = {"meta": _json(meta), "alpha": rendition.alpha, "patches": rendition.patches}
-    return _pack(b"R", sections, stored={"alpha", "patches"})
+    del meta["guide"], meta["patches"]
+    sections = {"meta": _json(meta), "guide": rendition.guide, "patches": rendition.patches}
+    return _pack(b"R", sections, stored={"guide", "patches"})
 
 
 def decode_rendition(data: bytes) -> Rendition:
@@ -205,7 +206,7 @@ def decode_rendition(data: bytes) -> Rendition:
         meta["tried"] = tuple(
             RungOutcome(**{**outcome, "verdict": _verdict(outcome["verdict"])}) for outcome in meta["tried"]
         )
-        return Rendition(**meta, alpha=sections.get("alpha", b""), patches=sections.get("patches", b""))
+        return Rendition(**meta, guide=sections.get("guide", b""), patches=sections.get("patches", b""))
 
 
 def _verdict(fields: dict[str, Any]) -> Verdict:

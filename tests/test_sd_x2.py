@@ -29,8 +29,11 @@ from node.reconstruct.upscalers.sd_x2 import (
     weight_files,
 )
 from storage.errors import ConfigError, LatentPacsError
+from storage.records import Rung
 from storage.resample import Operator
 from tests import tiny_sd
+
+RUNG = Rung(2, "png16")
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +62,7 @@ def picture(rows: int, columns: int) -> np.ndarray:
 def task(rows: int, columns: int, scale: int = 2, *, seed: int = 7, low: int = 40, high: int = 60000) -> UpscaleTask:
     operator = Operator(rows, columns, scale)
     base = operator.down(picture(rows, columns) * (high - low) + low)
-    return UpscaleTask(base, operator, low, high, seed, steps=2)
+    return UpscaleTask(base, operator, low, high, seed, steps=2, rung=RUNG)
 
 
 class Doubler:
@@ -151,7 +154,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_result_has_exactly_the_size_and_range_of_the_original(
     upscaler: SdX2, rows: int, columns: int, scale: int
 ) -> None:
-    image = upscaler.upscale(task(rows, columns, scale))
+    image = upscaler.upscale(task(rows, columns, scale)).image
     assert image.shape == (rows, columns)
     assert image.dtype == np.float32
     assert image.min() >= 40
@@ -175,13 +178,13 @@ def test_one_tile_is_what_the_pipeline_of_the_paper_returns(model: Path, upscale
         )
         decoded = pipeline.vae.decode(drawn.images / pipeline.vae.config.scaling_factor).sample.mean(dim=1)[0]
     expected = (decoded.clamp(-1, 1).numpy() + 1) / 2 * (60000 - 40) + 40
-    np.testing.assert_allclose(upscaler.upscale(job), expected, atol=1.0)
+    np.testing.assert_allclose(upscaler.upscale(job).image, expected, atol=1.0)
 
 
 def test_grey_levels_are_mapped_by_the_range_of_the_image_and_survive_it() -> None:
     network = Doubler()
     job = task(200, 256, high=65535)
-    image = with_network(network).upscale(job)
+    image = with_network(network).upscale(job).image
     np.testing.assert_allclose(image, twice(job.base), atol=0.02)
     whole = (job.base - 40) / (65535 - 40) * 2 - 1
     first = network.calls[0][0][0, 0].numpy()
@@ -190,28 +193,28 @@ def test_grey_levels_are_mapped_by_the_range_of_the_image_and_survive_it() -> No
 
 def test_a_single_grey_level_of_sixteen_bits_is_seen_and_answered(upscaler: SdX2) -> None:
     job = task(128, 128, high=65535)
-    brighter = UpscaleTask(job.base + np.float32(1), job.operator, 40, 65535, job.seed, job.steps)
-    one, other = upscaler.upscale(job), upscaler.upscale(brighter)
+    brighter = UpscaleTask(job.base + np.float32(1), job.operator, 40, 65535, job.seed, job.steps, rung=RUNG)
+    one, other = upscaler.upscale(job).image, upscaler.upscale(brighter).image
     assert len(np.unique(one)) > 4096
     assert 0 < np.abs(one - other).max() < 64
 
 
 def test_the_same_picture_at_twelve_and_sixteen_bits_gives_the_same_picture(upscaler: SdX2) -> None:
     job = task(128, 128, low=0, high=4095)
-    finer = UpscaleTask(job.base * 16, job.operator, 0, 4095 * 16, job.seed, job.steps)
-    np.testing.assert_allclose(upscaler.upscale(job), upscaler.upscale(finer) / 16, atol=0.05)
+    finer = UpscaleTask(job.base * 16, job.operator, 0, 4095 * 16, job.seed, job.steps, rung=RUNG)
+    np.testing.assert_allclose(upscaler.upscale(job).image, upscaler.upscale(finer).image / 16, atol=0.05)
 
 
 def test_an_image_of_one_grey_level_stays_that() -> None:
     operator = Operator(30, 50, 2)
-    flat = UpscaleTask(np.full((15, 25), 812.0, np.float32), operator, 812, 812, seed=1, steps=2)
-    assert (SdX2("nowhere").upscale(flat) == 812).all()
+    flat = UpscaleTask(np.full((15, 25), 812.0, np.float32), operator, 812, 812, seed=1, steps=2, rung=RUNG)
+    assert (SdX2("nowhere").upscale(flat).image == 812).all()
 
 
 @pytest.mark.parametrize(("rows", "columns", "scale"), [(127, 201, 2), (257, 189, 4)])
 def test_sizes_that_are_no_multiple_of_the_scale_are_not_shifted(rows: int, columns: int, scale: int) -> None:
     truth = picture(rows, columns) * (60000 - 40) + 40
-    image = with_network(Doubler("bicubic")).upscale(task(rows, columns, scale))
+    image = with_network(Doubler("bicubic")).upscale(task(rows, columns, scale)).image
     # A crop instead of U misses the far corner by 4200 and 6500 grey levels.
     assert np.abs(image - truth)[-20:-8, -20:-8].max() < 900
     assert np.abs(image - truth)[8:20, 8:20].max() < 900
@@ -226,9 +229,9 @@ def test_a_task_it_cannot_do_is_refused(upscaler: SdX2, change: dict[str, int], 
     operator = Operator(**({"rows": 128, "columns": 128, "scale": 2} | change))
     base = operator.down(picture(128, 128)) if "scale" in change else job.base
     with pytest.raises(ValueError, match=message):
-        upscaler.upscale(UpscaleTask(base, operator, 0, 1, 7, 2))
+        upscaler.upscale(UpscaleTask(base, operator, 0, 1, 7, 2, rung=RUNG))
     with pytest.raises(ValueError, match="0 steps"):
-        upscaler.upscale(UpscaleTask(job.base, job.operator, 0, 1, 7, 0))
+        upscaler.upscale(UpscaleTask(job.base, job.operator, 0, 1, 7, 0, rung=RUNG))
 
 
 # Noise and tiles
@@ -257,13 +260,15 @@ def test_the_second_doubling_draws_its_own_noise_from_the_same_seed() -> None:
 
 
 def test_another_seed_is_another_image(upscaler: SdX2) -> None:
-    assert not np.array_equal(upscaler.upscale(task(128, 128, seed=1)), upscaler.upscale(task(128, 128, seed=2)))
+    assert not np.array_equal(
+        upscaler.upscale(task(128, 128, seed=1)).image, upscaler.upscale(task(128, 128, seed=2))
+    )
 
 
 def test_more_steps_are_another_image(upscaler: SdX2) -> None:
     job = task(128, 128)
-    more = UpscaleTask(job.base, job.operator, job.minimum, job.maximum, job.seed, steps=3)
-    assert not np.array_equal(upscaler.upscale(job), upscaler.upscale(more))
+    more = UpscaleTask(job.base, job.operator, job.minimum, job.maximum, job.seed, steps=3, rung=RUNG)
+    assert not np.array_equal(upscaler.upscale(job).image, upscaler.upscale(more).image)
 
 
 # The same task, the same pixels
@@ -271,20 +276,20 @@ def test_more_steps_are_another_image(upscaler: SdX2) -> None:
 
 def test_what_was_done_before_leaves_no_trace(model: Path, upscaler: SdX2) -> None:
     job = task(200, 170)
-    first = upscaler.upscale(job)
-    assert np.array_equal(upscaler.upscale(job), first)
+    first = upscaler.upscale(job).image
+    assert np.array_equal(upscaler.upscale(job).image, first)
     upscaler.upscale(task(77, 300, scale=4, seed=99))
     torch.manual_seed(12345)
-    assert np.array_equal(upscaler.upscale(job), first)
+    assert np.array_equal(upscaler.upscale(job).image, first)
     fresh = SdX2(str(model), device="cpu", tile=64, overlap=16)
-    assert np.array_equal(fresh.upscale(job), first)
+    assert np.array_equal(fresh.upscale(job).image, first)
 
 
 def test_a_busy_machine_gives_the_same_pixels(upscaler: SdX2) -> None:
     job = task(200, 170)
-    first = upscaler.upscale(job)
+    first = upscaler.upscale(job).image
     with busy(threads=3):
-        assert all(np.array_equal(upscaler.upscale(job), first) for _ in range(3))
+        assert all(np.array_equal(upscaler.upscale(job).image, first) for _ in range(3))
 
 
 @contextmanager
@@ -313,14 +318,14 @@ def test_every_batch_has_the_full_shape_and_the_tiles_keep_their_places(
 ) -> None:
     """As on CUDA. Another batch shape may round otherwise: it is a constant, and in the numerics."""
     job = task(128, 300)
-    alone = upscaler.upscale(job)
+    alone = upscaler.upscale(job).image
     monkeypatch.setitem(sd_x2._BATCH, "cpu", batch)
     assert upscaler.numerics["batch"] == str(batch)
-    together = upscaler.upscale(job)
-    assert np.array_equal(upscaler.upscale(job), together)
+    together = upscaler.upscale(job).image
+    assert np.array_equal(upscaler.upscale(job).image, together)
     np.testing.assert_allclose(together, alone, atol=2.0)
     network = Doubler()
-    image = with_network(network).upscale(job)
+    image = with_network(network).upscale(job).image
     assert {len(pixels) for pixels, _ in network.calls} == {batch}
     np.testing.assert_allclose(image, twice(job.base), atol=0.02)
 
@@ -329,9 +334,9 @@ def test_bfloat16_runs_and_says_so(model: Path, upscaler: SdX2) -> None:
     job = task(128, 128)
     half = SdX2(str(model), device="cpu", dtype="bf16", tile=64, overlap=16)
     assert half.numerics["dtype"] == "bfloat16"
-    image = half.upscale(job)
-    assert np.array_equal(half.upscale(job), image)
-    assert 0 < np.abs(image - upscaler.upscale(job)).mean() < 600
+    image = half.upscale(job).image
+    assert np.array_equal(half.upscale(job).image, image)
+    assert 0 < np.abs(image - upscaler.upscale(job).image).mean() < 600
 
 
 @pytest.mark.gpu
@@ -340,9 +345,9 @@ def test_on_cuda_the_pixels_repeat(model: Path) -> None:
     upscaler = SdX2(str(model), tile=64, overlap=16)
     assert upscaler.numerics["device"] == "cuda"
     assert upscaler.numerics["dtype"] == "float16"
-    first = upscaler.upscale(job)
-    assert np.array_equal(upscaler.upscale(job), first)
-    exact = SdX2(str(model), device="cpu", tile=64, overlap=16).upscale(job)
+    first = upscaler.upscale(job).image
+    assert np.array_equal(upscaler.upscale(job).image, first)
+    exact = SdX2(str(model), device="cpu", tile=64, overlap=16).upscale(job).image
     assert np.abs(first - exact).mean() < 100
 
 
@@ -497,4 +502,4 @@ def test_a_model_in_the_cache_of_the_hub_is_found_offline(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = SdX2(MODEL, device="cpu", tile=64, overlap=16)
     assert found.weights_digest == upscaler.weights_digest
-    assert np.array_equal(found.upscale(task(64, 64)), upscaler.upscale(task(64, 64)))
+    assert np.array_equal(found.upscale(task(64, 64)).image, upscaler.upscale(task(64, 64)).image)

@@ -68,13 +68,8 @@ def measure(
     Without thresholds the verdict is a measurement only: ``gated`` is False and it never counts as passed.
     """
 
-    def one(tile: tuple[int, int]) -> tuple[float, float]:
-        score = similarity(reference.features(tile), reference.candidate(candidate, tile))
-        return score, _squared_error(reference.pixels, candidate, tile)
-
-    measured = _on_all_cores(one, reference.tiles)
-    scores, squares = [score for score, _ in measured], sum(square for _, square in measured)
-    error = squares / (len(scores) * TILE * TILE)
+    scores, squares = tile_scores(reference, candidate)
+    error = sum(squares) / (len(scores) * TILE * TILE)
     verdict = Verdict(
         psnr_db=_psnr(error, reference.window.width),
         fsim_mean=float(np.mean(scores)),
@@ -88,6 +83,17 @@ def measure(
         gated=thresholds is not None,
     )
     return verdict if thresholds is None else _judged(verdict, thresholds)
+
+
+def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], list[float]]:
+    """FSIM and the sum of squared errors (grey levels squared) of each tile of ``reference.tiles``."""
+
+    def one(tile: tuple[int, int]) -> tuple[float, float]:
+        score = similarity(reference.features(tile), reference.candidate(candidate, tile))
+        return score, _squared_error(reference.pixels, candidate, tile)
+
+    measured = _on_all_cores(one, reference.tiles)
+    return [score for score, _ in measured], [square for _, square in measured]
 
 
 def _on_all_cores(

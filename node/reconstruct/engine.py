@@ -1,8 +1,9 @@
 """The engine: an original to a base, and a base to the pixels that leave.
 
-``make_base`` downsamples and codes; ``reconstruct`` decodes, upscales, projects onto the base, rounds, clips and
-restores padding. Both are pure functions of their arguments: same base, same upscaler, same numerics give the
-same pixels, whatever ran before or beside them.
+``make_base`` downsamples and codes; ``reconstruct`` decodes, upscales (``draw``), weighs what the upscaler drew by the
+guide, projects onto the base, rounds, clips and restores padding (``finish``). All are pure functions of their
+arguments: same base, same guide, same upscaler, same numerics give the same pixels, whatever ran before or beside
+them. The encoder's side of the guide is guiding.py.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from node.reconstruct.upscalers.protocol import Upscaler, UpscaleTask
+from node.reconstruct.guide import ALPHA_ONE, AMPLITUDE_ONE, WEIGHT_TILE, Guide, Map, spread
+from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.dicomfile import HeaderBytes
-from storage.errors import NotReconstructable
+from storage.errors import NotReconstructable, PayloadError
 from storage.payload import Base, pack_mask
 from storage.pixels import PixelShape, pixel_digest
 from storage.records import Rung
@@ -24,6 +26,10 @@ from storage.resample import Operator
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
+Float = NDArray[np.float32]
+
+_WITHIN = 0.9
+"""Share of the quantisation RMS that a reconstruction may use up before it is rounded."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +117,85 @@ def make_base(original: Original, rung: Rung) -> Base:
     )
 
 
-def reconstruct(base: Base, upscaler: Upscaler, *, seed: int, steps: int) -> Pixels:
-    """The full-matrix pixels of a base: uint16, shape (base.rows, base.columns), bits above Bits Stored clear."""
+def reconstruct(base: Base, upscaler: Upscaler, *, seed: int, steps: int, guide: Guide | None = None) -> Pixels:
+    """The full-matrix pixels of a base: uint16, shape (base.rows, base.columns), bits above Bits Stored clear.
+
+    Raises PayloadError where the guide belongs to an image of another size.
+    """
+    if guide is not None and (guide.rows, guide.columns) != (base.rows, base.columns):
+        raise PayloadError(f"guide is for {guide.rows} x {guide.columns}, the base for {base.rows} x {base.columns}")
+    levels = None if guide is None else guide.levels
+    return finish(draw(base, upscaler, seed=seed, steps=steps, levels=levels), guide)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What an upscaler made of a base, before anything is weighed. ``samples``: the decoded base, float32.
+
+    ``image``: the consistent base at full size, float32; for a draft without a guide, what the upscaler drew.
+    """
+
+    base: Base
+    samples: Float
+    image: Float
+    drawn: Upscaled
+    consistent: bool
+
+
+def draw(base: Base, upscaler: Upscaler, *, seed: int, steps: int, levels: Map | None = None) -> Draft:
+    """Decode and upscale. ``levels``: the guide's, for upscalers that take one."""
     samples = base.samples()
-    task = UpscaleTask(samples, base.operator, base.minimum, base.maximum, seed, steps)
-    image = upscaler.upscale(task)
-    if not upscaler.consistent:
-        image = base.operator.project(image, samples)
-    return _finish(image, base)
+    task = UpscaleTask(
+        samples, base.operator, base.minimum, base.maximum, seed, steps, base.rung, base.quantisation_rms, levels
+    )
+    drawn = upscaler.upscale(task)
+    image = drawn.image if levels is None else base.operator.lift(samples)
+    return Draft(base, samples, image, drawn, upscaler.consistent)
+
+
+def finish(draft: Draft, guide: Guide | None = None) -> Pixels:
+    """Weigh a draft by the guide (without one, take the upscaler's image as it is), project, round, clip, pad."""
+    base = draft.base
+    if guide is None:
+        image = draft.image
+        if not draft.consistent:
+            image = base.operator.project(image, draft.samples)
+        return _rounded(image, base)
+    image = weighed(draft, guide)
+    # a texture that was weighed tile by tile is in the null space of D no longer
+    if not draft.consistent or draft.drawn.texture is not None:
+        image = _projected(image, base, draft.samples)
+    return _rounded(image, base)
+
+
+def weighed(draft: Draft, guide: Guide) -> Float:
+    """``base + alpha (image - base) + amplitude texture``, float32, full size."""
+    rows, columns = draft.image.shape
+    image = draft.drawn.image - draft.image
+    image *= spread(guide.alpha.astype(np.float32) / ALPHA_ONE, WEIGHT_TILE, rows, columns)
+    image += draft.image
+    if draft.drawn.texture is not None and guide.amplitude.any():
+        amplitude = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
+        image += amplitude * draft.drawn.texture
+    return image
+
+
+def _projected(image: Float, base: Base, samples: Float) -> Float:
+    """``image`` moved so that D of it is as near to a lossy base as the base is to the truth, and no nearer.
+
+    A lossy base is wrong by its recorded quantisation RMS; within that a reconstruction may know better. A lossless
+    one is met exactly.
+    """
+    residual = samples - base.operator.down(image)
+    rms = float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))
+    lossless = base.rung.distance == 0
+    damping = 1.0 if lossless else max(0.0, 1.0 - _WITHIN * base.quantisation_rms / max(rms, 1e-9))
+    if damping == 0.0:
+        return image
+    lifted = base.operator.lift(residual)
+    lifted *= np.float32(damping)
+    lifted += image
+    return lifted
 
 
 @dataclass(frozen=True)
@@ -141,7 +218,7 @@ def consistency(pixels: Pixels, base: Base) -> Consistency:
     return Consistency(float(np.abs(difference).max()), float(np.sqrt(np.mean(np.square(difference)))))
 
 
-def _finish(image: NDArray[np.float32], base: Base) -> Pixels:
+def _rounded(image: Float, base: Base) -> Pixels:
     import torch
 
     # torch rounds half to even as numpy does, with both cores and without float64 temporaries

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,10 @@ from storage.payload import (
 )
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
 from storage.records import Rung, RungOutcome
+
+if TYPE_CHECKING:
+    from node.fidelity.gate import Reference
+    from node.reconstruct.upscalers.protocol import Upscaler
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     Raises NotReconstructable or PixelError where the pixels rule it out.
     """
     from node.fidelity.gate import Reference, Thresholds, measure
-    from node.reconstruct.engine import Original, consistency, make_base, reconstruct
+    from node.reconstruct.engine import Original, consistency, make_base
 
     pixels = integer_pixels(request.original)
     with opened(request.original) as file:
@@ -168,7 +173,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
         data = encode_base(base)
         digest = _sha256(data)
         seed = seed_of(digest)
-        output = reconstruct(base, upscaler, seed=seed, steps=upscaler.steps)
+        guide, output = _first_reconstruction(reference, base, upscaler, seed)
         verdict = measure(reference, output, thresholds)
         away = consistency(output, base)
         figures = {
@@ -185,7 +190,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
         rendition = Rendition(
             base_digest=digest,
             original_uid=request.original_uid,
-            derived_uid=derived_uid(request.original_uid, digest, name, weights, upscaler.steps, seed),
+            derived_uid=derived_uid(request.original_uid, digest, name, weights, upscaler.steps, seed, _extra(guide)),
             upscaler=name,
             method=upscaler.method,
             generative=upscaler.generative,
@@ -196,10 +201,29 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
             output_digest=pixel_digest(output),
             verdict=verdict,
             tried=tuple(tried),
+            guide=guide,
             extra=_extremes(output, original.padding_pixels),
         )
         return EncodeResult(tuple(tried), rendition, data, encode_rendition(rendition))
     return EncodeResult(tried=tuple(tried))
+
+
+def _first_reconstruction(
+    reference: Reference, base: Base, upscaler: Upscaler, seed: int
+) -> tuple[bytes, NDArray[np.uint16]]:
+    """The guide's bytes, empty for an upscaler that takes none, and the pixels."""
+    from node.reconstruct.engine import reconstruct
+    from node.reconstruct.guide import encode_guide
+    from node.reconstruct.guiding import guided
+
+    if not upscaler.guided:
+        return b"", reconstruct(base, upscaler, seed=seed, steps=upscaler.steps)
+    guide, pixels = guided(reference, base, upscaler, seed=seed, steps=upscaler.steps, detail=upscaler.detail)
+    return encode_guide(guide), pixels
+
+
+def _extra(guide: bytes) -> str:
+    return _sha256(guide) if guide else ""
 
 
 def _extremes(pixels: NDArray[np.uint16], padding: NDArray[np.bool_] | None) -> dict[str, int]:
@@ -214,10 +238,12 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
     Raises RenditionMismatch, and leaves the target alone, where they are not the pixels that were verified.
     """
     from node.reconstruct.engine import reconstruct
+    from node.reconstruct.guide import decode_guide
 
     base, rendition = read_pair(request.base, request.rendition)
     upscaler = catalogue.for_rendition(rendition)
-    pixels = reconstruct(base, upscaler, seed=rendition.seed, steps=rendition.steps)
+    guide = decode_guide(rendition.guide) if rendition.guide else None
+    pixels = reconstruct(base, upscaler, seed=rendition.seed, steps=rendition.steps, guide=guide)
     digest = pixel_digest(pixels)
     if digest != rendition.output_digest:
         raise RenditionMismatch(

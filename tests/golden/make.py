@@ -96,7 +96,7 @@ def golden_rendition(base: bytes) -> Rendition:
         output_digest=hashlib.sha256(b"output").hexdigest(),
         verdict=passed,
         tried=(RungOutcome("x4 png16", 9_000, missed, 1.5), RungOutcome("x2 png16", len(base), passed, 2.25)),
-        alpha=b"alpha of each tile",
+        guide=b"guide of each tile",
         patches=b"patches",
         extra={"note": "golden"},
     )

@@ -1,4 +1,7 @@
-"""``bicubic``: the honest baseline, bicubic upsampling made exactly consistent with its base."""
+"""``bicubic``: the honest baseline, bicubic upsampling made exactly consistent with its base.
+
+With ``detail`` it also gives the cheapest texture there is: white noise in the null space of D.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from node.reconstruct.guide import share_map, unit_map
+from node.reconstruct.noise import noise_rows
 from node.reconstruct.numerics import cpu_numerics
-from node.reconstruct.upscalers.protocol import UpscaleTask
+from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask, hidden_from_base
 from storage.resample import OPERATOR
 
 
@@ -17,14 +22,28 @@ class Bicubic:
 
     name = "bicubic"
     method = "BICUBIC_UP_1"
-    generative = False
     consistent = True
-    steps = 0
     weights_digest = hashlib.sha256(f"bicubic lift, {OPERATOR}".encode()).hexdigest()
+
+    def __init__(self, detail: float = 0.0) -> None:
+        self.detail = detail
+        self.generative = self.guided = detail > 0
+        self.steps = int(detail > 0)
 
     @property
     def numerics(self) -> dict[str, str]:
         return cpu_numerics()
 
-    def upscale(self, task: UpscaleTask) -> NDArray[np.float32]:
-        return task.operator.lift(task.base)
+    def upscale(self, task: UpscaleTask) -> Upscaled:
+        image = task.operator.lift(task.base)
+        return Upscaled(image, self._texture(task) if task.levels is not None and task.steps else None)
+
+    def _texture(self, task: UpscaleTask) -> NDArray[np.float32]:
+        """Noise of unit variance without what D would see of it, times the guide's standard deviation."""
+        assert task.levels is not None
+        operator = task.operator
+        strength = unit_map(task.levels, operator.rows, operator.columns)
+        strength *= share_map(task.levels, operator.rows, operator.columns)
+        noise = noise_rows(task.seed, range(operator.rows), operator.columns)
+        noise *= strength
+        return hidden_from_base(noise, operator, strength)

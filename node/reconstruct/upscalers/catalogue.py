@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from node.config import ReconstructSettings
 from node.reconstruct.upscalers.protocol import Upscaler
 from storage.errors import ModelMissing
@@ -17,39 +19,66 @@ class Catalogue:
 
     def configured(self) -> Upscaler:
         """The upscaler for new renditions."""
-        return self._get(self._settings.upscaler, {})
+        name = self._settings.upscaler
+        return self._get(name, {}, self._sources(name)[0])
 
     def for_rendition(self, rendition: Rendition) -> Upscaler:
         """The upscaler that made a rendition, with the numerics it was verified with.
 
         Raises ModelMissing where these very weights are not installed any more.
         """
-        upscaler = self._get(rendition.upscaler, rendition.numerics)
-        if upscaler.weights_digest != rendition.weights_digest:
-            raise ModelMissing(
-                f"{rendition.upscaler} weights {rendition.weights_digest} are not installed "
-                f"(installed: {upscaler.weights_digest}); restore them, or serve the original"
-            )
-        return upscaler
+        installed, broken = [], []
+        for source in self._sources(rendition.upscaler):
+            try:
+                upscaler = self._get(rendition.upscaler, rendition.numerics, source)
+                if upscaler.weights_digest == rendition.weights_digest:
+                    return upscaler
+                installed.append(upscaler.weights_digest)
+            except ModelMissing as error:
+                broken.append(str(error))
+        raise ModelMissing(
+            f"{rendition.upscaler} weights {rendition.weights_digest} are not installed "
+            f"(installed: {', '.join(installed + broken)}); restore them, or serve the original"
+        )
 
-    def _get(self, name: str, numerics: dict[str, str]) -> Upscaler:
-        key = (name, *(numerics.get(part, "") for part in ("device", "dtype", "tile", "overlap")))
+    def _sources(self, name: str) -> list[str]:
+        """Where weights of that upscaler may lie, the ones for new renditions first."""
+        if name == "mammo":
+            from node.reconstruct.upscalers.mammo import SHIPPED
+
+            own = self._settings.mammo
+            return list(dict.fromkeys([own.weights or str(SHIPPED), *own.older, str(SHIPPED)]))
+        return [self._settings.sd_x2.weights if name == "sd_x2" else ""]
+
+    def _get(self, name: str, numerics: dict[str, str], source: str) -> Upscaler:
+        key = (name, source, *(numerics.get(part, "") for part in ("device", "dtype", "tile", "overlap")))
         if key not in self._built:
-            self._built[key] = self._build(name, numerics)
+            self._built[key] = self._build(name, numerics, source)
         return self._built[key]
 
-    def _build(self, name: str, numerics: dict[str, str]) -> Upscaler:
+    def _build(self, name: str, numerics: dict[str, str], source: str) -> Upscaler:
+        device = numerics.get("device", self._settings.device)
+        if name == "mammo":
+            from node.reconstruct.upscalers.mammo import Mammo
+
+            return Mammo(
+                Path(source),
+                device=device,
+                detail=self._settings.detail,
+                steps=self._settings.mammo.steps,
+                tile=int(numerics.get("tile", self._settings.mammo.tile)),
+            )
         if name == "bicubic":
             from node.reconstruct.upscalers.bicubic import Bicubic
 
-            return Bicubic()
+            return Bicubic(self._settings.detail)
         if name == "sd_x2":
             from node.reconstruct.upscalers.sd_x2 import SdX2
 
             own = self._settings.sd_x2
             return SdX2(
-                own.weights,
-                device=numerics.get("device", self._settings.device),
+                source,
+                device=device,
                 dtype=numerics.get("dtype", own.dtype),
                 steps=own.steps,
                 tile=int(numerics.get("tile", own.tile)),

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.records import Rung
 from storage.resample import Operator
 
 
@@ -18,6 +19,8 @@ class UpscaleTask:
     ``base``: float32, shape (operator.low_rows, operator.low_columns), in the grey levels of the original
     (0 .. 2**bits_stored - 1). ``minimum`` and ``maximum``: the original's own extreme values, in grey levels.
     ``seed``: keys every random draw; ``steps``: sampling steps, ignored by upscalers that do not sample.
+    ``rung`` and ``quantisation_rms`` (grey levels): how the base was made. ``levels``: the guide's map of how
+    strong the missing detail is, uint8 per 64-pixel tile (guide.py); None where there is no guide.
     """
 
     base: NDArray[np.float32]
@@ -26,6 +29,20 @@ class UpscaleTask:
     maximum: int
     seed: int
     steps: int
+    rung: Rung
+    quantisation_rms: float = 0.0
+    levels: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """What an upscaler made of a task: float32, shape (operator.rows, operator.columns), in grey levels.
+
+    ``texture``: detail of the right strength that may be added to ``image``, or None.
+    """
+
+    image: NDArray[np.float32]
+    texture: NDArray[np.float32] | None = None
 
 
 class Upscaler(Protocol):
@@ -47,6 +64,10 @@ class Upscaler(Protocol):
         """True when pixels may hold content that a model drew: sets Synthetic Data (0008,001C)."""
 
     @property
+    def guided(self) -> bool:
+        """True when the encoder writes a guide for it, and the engine weighs what it made by that guide."""
+
+    @property
     def consistent(self) -> bool:
         """True when D of the result already equals the base, so that the engine need not project."""
 
@@ -59,8 +80,23 @@ class Upscaler(Protocol):
         """Sampling steps this upscaler would use for a new rendition; 0 when it does not sample."""
 
     @property
+    def detail(self) -> float:
+        """How much texture a new rendition gets, 0 to 1; 0 where it has none to give."""
+
+    @property
     def numerics(self) -> dict[str, str]:
         """What can change a grey level without changing the model: device, dtype, versions, kernels."""
 
-    def upscale(self, task: UpscaleTask) -> NDArray[np.float32]:
-        """The full-matrix image, float32, shape (operator.rows, operator.columns), in grey levels."""
+    def upscale(self, task: UpscaleTask) -> Upscaled:
+        """The full-matrix image."""
+
+
+def hidden_from_base(
+    texture: NDArray[np.float32], operator: Operator, strength: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """``texture`` without what D would see of it, scaled to the energy that ``strength`` (grey levels) stands for."""
+    texture = texture - operator.lift(operator.down(texture))
+    energy = float(np.square(texture, dtype=np.float64).sum())
+    wanted = float(np.square(strength, dtype=np.float64).sum())
+    texture *= np.float32(np.sqrt(wanted / energy) if energy > 0 else 0.0)
+    return texture

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from node.reconstruct.numerics import cpu_numerics
 from node.reconstruct.tiles import TilePlan, blend
-from node.reconstruct.upscalers.protocol import UpscaleTask
+from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
 from storage.errors import ConfigError, LatentPacsError
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ class SdX2:
     name = "sd_x2"
     method = "LDM_UPSCALE_1"
     generative = True
+    guided = False  # the paper's model as it was published
+    detail = 0.0
     consistent = False  # the autoencoder alone moves every pixel: the engine projects
 
     def __init__(
@@ -135,7 +137,7 @@ class SdX2:
             found["threads"] = str(torch.get_num_threads())
         return found
 
-    def upscale(self, task: UpscaleTask) -> Float:
+    def upscale(self, task: UpscaleTask) -> Upscaled:
         """See Protocol. All randomness is the noise of the whole image, from ``task.seed``, on the CPU."""
         import torch
 
@@ -148,7 +150,7 @@ class SdX2:
             raise ValueError(f"sd_x2: {task.steps} steps; it takes one at least")
         low, span = np.float32(task.minimum), np.float32(task.maximum - task.minimum)
         if span <= 0:
-            return np.full((operator.rows, operator.columns), low, dtype=np.float32)
+            return Upscaled(np.full((operator.rows, operator.columns), low, dtype=np.float32))
         generator = torch.Generator("cpu").manual_seed(task.seed)
         # One range for the image, never one per tile: tiles must agree on what a grey level means.
         image = (task.base - low) * (2 / span) - 1
@@ -158,7 +160,7 @@ class SdX2:
         # and a crop would shift the far border by up to scale - 1 pixels. U resamples; else it returns its
         # input.
         image = np.clip(operator.up(image), -1, 1)
-        return np.asarray((image + 1) * (span / 2) + low, dtype=np.float32)
+        return Upscaled(np.asarray((image + 1) * (span / 2) + low, dtype=np.float32))
 
     def _double(self, image: Float, steps: int, generator: torch.Generator) -> Float:
         """``image`` in [-1, 1], float32 (rows, columns), at twice the size."""

@@ -1,0 +1,151 @@
+"""The guide: what the encoder, who has the original, tells the decoder about it. Some hundred bytes an image.
+
+``levels`` says how strong the detail is that the base lacks, per 64-pixel tile: a network is told it, texture is
+scaled by it. ``alpha`` says per 256-pixel tile how far to follow the network, ``amplitude`` how much texture to add.
+All three are small maps of integers; between tile centres their values are interpolated, so that no tile shows.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import PayloadError
+
+Float = NDArray[np.float32]
+Map = NDArray[np.uint8]
+
+LEVEL_TILE = 64
+"""Side of a tile of ``levels``, in pixels of the full image."""
+WEIGHT_TILE = 256
+"""Side of a tile of ``alpha`` and ``amplitude``."""
+ALPHA_ONE = 12
+"""The value of ``alpha`` that means 1; the largest, 15, means 1.25."""
+AMPLITUDE_ONE = 10
+"""The value of ``amplitude`` that means 1; the largest, 15, means 1.5."""
+
+_QUIETEST = 0.25
+_PER_OCTAVE = 3.0
+_TOP_LEVEL = 63
+_HEADER = struct.Struct("<BHH")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Guide:
+    """Three maps of one image of ``rows`` x ``columns`` pixels; see the module.
+
+    ``levels``: uint8, one per 64-pixel tile; 0 means leave the base as it is, k means a standard deviation of
+    ``0.25 * 2 ** ((k - 1) / 3)`` grey levels. ``alpha`` and ``amplitude``: uint8 0..15, one per 256-pixel tile.
+    """
+
+    rows: int
+    columns: int
+    levels: Map
+    alpha: Map
+    amplitude: Map
+
+    @classmethod
+    def neutral(cls, rows: int, columns: int, levels: Map) -> Guide:
+        """Follow the network everywhere, with all of its texture."""
+        shape = grid(rows, columns, WEIGHT_TILE)
+        ones = np.ones(shape, dtype=np.uint8)
+        return cls(rows, columns, levels, ones * ALPHA_ONE, ones * AMPLITUDE_ONE)
+
+
+def grid(rows: int, columns: int, tile: int) -> tuple[int, int]:
+    """How many tiles cover ``rows`` x ``columns``."""
+    return -(-rows // tile), -(-columns // tile)
+
+
+def measure_levels(residual: Float, inside: NDArray[np.bool_]) -> Map:
+    """Levels of a residual (original minus base, float32, full size), 0 where ``inside`` (per tile) is False."""
+    variance = tile_means(np.square(residual), LEVEL_TILE)
+    deviation = np.sqrt(variance)
+    steps = np.rint(_PER_OCTAVE * np.log2(np.maximum(deviation, 1e-9) / _QUIETEST)) + 1
+    levels: Map = np.clip(steps, 0, _TOP_LEVEL).astype(np.uint8)
+    levels[~inside] = 0
+    return levels
+
+
+def deviations(levels: Map) -> Float:
+    """Standard deviation in grey levels per tile: float32; 0 where the level is 0."""
+    value = np.exp2((levels.astype(np.float32) - 1) / np.float32(_PER_OCTAVE)) * np.float32(_QUIETEST)
+    return np.where(levels > 0, value, np.float32(0)).astype(np.float32)
+
+
+def tile_means(values: Float, tile: int) -> Float:
+    """Means over tiles from the top left; the last ones cover what is left. float32, shape ``grid``."""
+    row_starts = np.arange(0, values.shape[0], tile)
+    column_starts = np.arange(0, values.shape[1], tile)
+    sums = np.add.reduceat(np.add.reduceat(values, row_starts, axis=0), column_starts, axis=1, dtype=np.float64)
+    heights = np.diff(np.append(row_starts, values.shape[0]))
+    widths = np.diff(np.append(column_starts, values.shape[1]))
+    return np.asarray(sums / (heights[:, None] * widths), dtype=np.float32)
+
+
+def spread(tiles: NDArray[np.generic], tile: int, rows: int, columns: int) -> Float:
+    """A value per tile as a smooth map: bilinear between tile centres, float32, shape (rows, columns)."""
+    import torch
+
+    small = torch.from_numpy(np.ascontiguousarray(tiles, dtype=np.float32))[None, None]
+    size = (small.shape[-2] * tile, small.shape[-1] * tile)
+    full = torch.nn.functional.interpolate(small, size=size, mode="bilinear", align_corners=False)
+    return full[0, 0, :rows, :columns].numpy()
+
+
+def unit_map(levels: Map, rows: int, columns: int) -> Float:
+    """Standard deviation at every pixel, float32; quiet tiles take their loudest neighbour's, else 1."""
+    from scipy.ndimage import grey_dilation
+
+    logs = np.log2(np.maximum(deviations(levels), 2.0**-10))
+    filled = np.where(levels > 0, logs, grey_dilation(logs, size=(3, 3), mode="nearest"))
+    filled = np.where(filled > -10, filled, 0.0)
+    return np.exp2(spread(filled, LEVEL_TILE, rows, columns))
+
+
+def share_map(levels: Map, rows: int, columns: int) -> Float:
+    """1 inside tiles with a level, fading to 0 half a tile into those without; float32."""
+    return spread(levels > 0, LEVEL_TILE, rows, columns)
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------
+
+
+def encode_guide(guide: Guide) -> bytes:
+    """A guide as bytes: format, size, then each map as differences to its left neighbour, deflated."""
+    maps = [_differences(part) for part in (guide.levels, guide.alpha, guide.amplitude)]
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = deflate.compress(b"".join(maps)) + deflate.flush()
+    return _HEADER.pack(_FORMAT, guide.rows, guide.columns) + body
+
+
+def decode_guide(data: bytes) -> Guide:
+    """The inverse of ``encode_guide``. Raises PayloadError."""
+    try:
+        form, rows, columns = _HEADER.unpack_from(data)
+        if form != _FORMAT:
+            raise PayloadError(f"guide has format {form}; this release reads {_FORMAT}")
+        shapes = [grid(rows, columns, LEVEL_TILE), *[grid(rows, columns, WEIGHT_TILE)] * 2]
+        sizes = [height * width for height, width in shapes]
+        raw = zlib.decompressobj(-15).decompress(data[_HEADER.size :], sum(sizes) + 1)
+    except (struct.error, zlib.error) as error:
+        raise PayloadError(f"guide is malformed: {error}") from error
+    if len(raw) != sum(sizes) or not sizes[0]:
+        raise PayloadError(f"guide holds {len(raw)} values, not {sum(sizes)}")
+    parts = np.split(np.frombuffer(raw, np.uint8), np.cumsum(sizes)[:-1])
+    levels, alpha, amplitude = (
+        np.add.accumulate(part.reshape(shape), axis=1, dtype=np.uint8)
+        for part, shape in zip(parts, shapes, strict=True)
+    )
+    if levels.max() > _TOP_LEVEL or max(alpha.max(), amplitude.max()) > 15:
+        raise PayloadError("guide has values out of range")
+    return Guide(rows, columns, levels, alpha, amplitude)
+
+
+def _differences(values: Map) -> bytes:
+    return np.diff(values, axis=1, prepend=np.uint8(0)).astype(np.uint8).tobytes()
