@@ -205,3 +205,12 @@ class HoldingCounts:
     all_pixel_bytes: int
     all_hot_bytes: int
     """Payload bytes of reconstructable images plus original bytes of everything that is only held exact."""
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """How many renditions one model has made."""
+
+    upscaler: str
+    weights_digest: str
+    renditions: int

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "node.archive": {"storage", "node.config", "node.reconstruct", "node.archive"},
     "node.dimse": {"storage", "node.config", "node.archive", "node.dimse"},
     "node.app": {"storage", "node.config", "node.reconstruct", "node.archive", "node.dimse"},
-    "node.cli": {"storage", "node.config", "node.fidelity", "node.dimse", "node.app", "node.cli"},
+    "node.cli": {"storage", "node.config", "node.fidelity", "node.reconstruct", "node.dimse", "node.app", "node.cli"},
 }
 ROOMS = list(MAY_IMPORT)
 ONLY_IN = {

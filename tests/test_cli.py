@@ -57,7 +57,11 @@ def test_errors_of_ours_are_one_line(tmp_path: Path) -> None:
 
 def test_status_while_the_node_runs(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    raw = {"node": {"host": "127.0.0.1", "port": 0}, "storage": {"root": str(tmp_path / "a"), "min_free": 0}}
+    raw = {
+        "node": {"host": "127.0.0.1", "port": 0},
+        "storage": {"root": str(tmp_path / "a"), "min_free": 0},
+        "reconstruct": {"upscaler": "bicubic"},
+    }
     config.write_text(yaml.safe_dump(raw))
     with Node(load(config)) as node:
         archive = Archive(node, None)  # type: ignore[arg-type]
@@ -120,7 +124,7 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
     assert (first["rows"], first["columns"], first["raw_bytes"]) == (640, 512, 655360)
     assert first["ratio"] == pytest.approx(first["raw_bytes"] / first["payload_bytes"], abs=0.01)
     assert first["fsim_mean"] >= 0.93
-    assert first["rendition"] == "bicubic"
+    assert first["rendition"] == "mammo"
     assert (second["derived_uid"], second["rendition"], second["rung"]) == (None, "original", "exact")
     (picture,) = out.glob("*.png")
     assert str(picture) in done.stdout

@@ -47,7 +47,7 @@ def test_private_attributes() -> None:
     assert {int(offset, 16): (vr, what) for offset, vr, what in listed} == PRIVATE_ATTRIBUTES
 
 
-@pytest.mark.parametrize("name", ["bicubic", "sd_x2"])
+@pytest.mark.parametrize("name", ["mammo", "bicubic", "sd_x2"])
 def test_method_terms_are_declared(name: str) -> None:
     settings = ReconstructSettings.model_validate({"upscaler": name})
     assert Catalogue(settings).configured().method in section("What a reconstruction says about itself")

@@ -260,9 +260,7 @@ def test_the_second_doubling_draws_its_own_noise_from_the_same_seed() -> None:
 
 
 def test_another_seed_is_another_image(upscaler: SdX2) -> None:
-    assert not np.array_equal(
-        upscaler.upscale(task(128, 128, seed=1)).image, upscaler.upscale(task(128, 128, seed=2))
-    )
+    assert not np.array_equal(upscaler.upscale(task(128, 128, seed=1)).image, upscaler.upscale(task(128, 128, seed=2)))
 
 
 def test_more_steps_are_another_image(upscaler: SdX2) -> None:

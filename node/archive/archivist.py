@@ -16,8 +16,9 @@ from concurrent.futures import Future
 
 from node.archive.policy import why_exact
 from node.config import Settings
+from node.reconstruct.encoding import EncodeRequest, EncodeResult
 from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer, EncodeRequest, EncodeResult
+from node.reconstruct.worker import Answer
 from storage.dicomfile import opened
 from storage.errors import LatentPacsError, NotReconstructable, PixelError, WorkerDied
 from storage.index import Index

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from node.cli.models import models
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from storage.errors import LatentPacsError
 
 app = typer.Typer(
@@ -19,10 +20,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.", metavar="FILE")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
-DEFAULT_CONFIG = Path("config.yaml")
 
 
 @app.command()
@@ -74,6 +71,9 @@ def demo(
         raise typer.Exit(1)
 
 
+app.add_typer(models, name="model")
+
+
 @app.command()
 def version(as_json: JsonOption = False) -> None:
     """Print the version."""
@@ -81,11 +81,6 @@ def version(as_json: JsonOption = False) -> None:
 
     number = installed("latent-pacs")
     print_json({"version": number}) if as_json else Console().print(f"latent-pacs {number}")
-
-
-def print_json(value: object) -> None:
-    """JSON on standard output, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def run() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from node.cli.options import print_json
 from node.config import load
 from storage.errors import ConfigError
 from storage.index import Index
@@ -37,8 +38,6 @@ def print_status(config: Path, *, as_json: bool) -> None:
         counts = index.counts()
     report = status_report(counts)
     if as_json:
-        from node.cli.main import print_json
-
         print_json(report)
         return
     console = Console()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from node.reconstruct.guide import ALPHA_ONE, AMPLITUDE_ONE, WEIGHT_TILE, Guide, Map, spread
+from node.reconstruct.guide import ALPHA_ONE, AMPLITUDE_ONE, DAMPING_ONE, WEIGHT_TILE, Guide, Map, spread
 from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.dicomfile import HeaderBytes
@@ -161,6 +161,8 @@ def finish(draft: Draft, guide: Guide | None = None) -> Pixels:
         if not draft.consistent:
             image = base.operator.project(image, draft.samples)
         return _rounded(image, base)
+    if not any(weights.any() for weights in (guide.alpha, guide.damping, guide.amplitude)):
+        return _rounded(draft.image.copy(), base)
     image = weighed(draft, guide)
     # a texture that was weighed tile by tile is in the null space of D no longer
     if not draft.consistent or draft.drawn.texture is not None:
@@ -169,14 +171,19 @@ def finish(draft: Draft, guide: Guide | None = None) -> Pixels:
 
 
 def weighed(draft: Draft, guide: Guide) -> Float:
-    """``base + alpha (image - base) + amplitude texture``, float32, full size."""
-    rows, columns = draft.image.shape
+    """base + alpha (drawn - base) + damping (plain bicubic - base) + amplitude texture: float32, full size."""
+
+    def map_of(weights: Map, one: int) -> Float:
+        return spread(weights.astype(np.float32) / one, WEIGHT_TILE, *draft.image.shape)
+
     image = draft.drawn.image - draft.image
-    image *= spread(guide.alpha.astype(np.float32) / ALPHA_ONE, WEIGHT_TILE, rows, columns)
+    image *= map_of(guide.alpha, ALPHA_ONE)
     image += draft.image
+    if guide.damping.any():
+        plain = draft.base.operator.up(draft.samples) - draft.image
+        image += map_of(guide.damping, DAMPING_ONE) * plain
     if draft.drawn.texture is not None and guide.amplitude.any():
-        amplitude = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
-        image += amplitude * draft.drawn.texture
+        image += map_of(guide.amplitude, AMPLITUDE_ONE) * draft.drawn.texture
     return image
 
 

@@ -7,17 +7,19 @@ raises tile FSIM, within a budget of PSNR.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, tile_scores
+from node.fidelity.spectrum import closer_in_every_band, power_spectrum
 from node.reconstruct.engine import Draft, Pixels, draw, finish
 from node.reconstruct.guide import (
     ALPHA_ONE,
     AMPLITUDE_ONE,
+    DAMPING_ONE,
     LEVEL_TILE,
     WEIGHT_TILE,
     Guide,
@@ -33,6 +35,12 @@ Float = NDArray[np.float32]
 
 PSNR_BUDGET_DB = 1.4
 """How much PSNR texture may cost, below the image without texture."""
+_ROUNDS = 2
+"""How often tiles that got worse are let go of before the whole image is."""
+_TOLERATED = 1.01
+"""A tile counts as worse above this; what single tiles lose below it, the image has gained elsewhere."""
+_EXTRA = 3
+"""Steps of strength that may be added for the noise spectrum."""
 _AMPLITUDES = (1, 2, 4, 6, 8)
 """Strengths tried on each tile, in units of 1 / AMPLITUDE_ONE: the least, so that the noise spectrum never stays as it
 was, to as much as the budget allows anywhere."""
@@ -46,16 +54,9 @@ def guided(
     image = base.operator.lift(base.samples())
     levels = measure_levels(truth - image, tiles_with_breast(reference))
     draft = draw(base, upscaler, seed=seed, steps=steps, levels=levels)
-    guide = Guide.neutral(base.rows, base.columns, levels)
-    guide = replace(guide, alpha=_alpha(draft, truth, guide), amplitude=np.zeros_like(guide.amplitude))
-    pixels = finish(draft, guide)
-    plain = replace(guide, alpha=np.zeros_like(guide.alpha))
-    unhelped = finish(draft, plain)
-    if _error(truth, pixels) > _error(truth, unhelped):
-        guide, pixels = plain, unhelped
+    guide, pixels = _never_worse(draft, truth, _followed(draft, truth, levels))
     if detail > 0 and draft.drawn.texture is not None:
-        guide = replace(guide, amplitude=_amplitude(reference, draft, guide, pixels, detail))
-        pixels = finish(draft, guide)
+        return _textured(reference, draft, guide, pixels, detail)
     return guide, pixels
 
 
@@ -70,50 +71,115 @@ def tiles_with_breast(reference: Reference) -> NDArray[np.bool_]:
     return np.asarray(padded.reshape(shape[0], blocks, shape[1], blocks).any(axis=(1, 3)), dtype=bool)
 
 
-def _alpha(draft: Draft, truth: Float, guide: Guide) -> Map:
-    """Per tile the share of the network's change that leaves the least squared error, in steps of 1/12."""
-    change = draft.drawn.image - draft.image
+def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixels]:
+    """``guide`` without the tiles that the network makes worse, and the pixels it gives.
+
+    Between tiles alpha is interpolated, so a tile can suffer from its neighbour: both are then left alone.
+    """
+    from scipy.ndimage import binary_dilation
+
+    nothing = replace(guide, alpha=np.zeros_like(guide.alpha), damping=np.zeros_like(guide.damping))
+    unhelped = finish(draft, nothing)
+    before = tile_means(np.square(truth - unhelped), WEIGHT_TILE)
+    for _ in range(_ROUNDS):
+        pixels = finish(draft, guide)
+        worse = tile_means(np.square(truth - pixels), WEIGHT_TILE) > _TOLERATED * before
+        if not worse.any():
+            break
+        left = ~np.asarray(binary_dilation(worse, np.ones((3, 3), dtype=bool)))
+        guide = replace(guide, alpha=guide.alpha * left, damping=guide.damping * left)
+    pixels = finish(draft, guide)
+    if _error(truth, pixels) <= _error(truth, unhelped):
+        return guide, pixels
+    return nothing, unhelped
+
+
+def _followed(draft: Draft, truth: Float, levels: Map) -> Guide:
+    """Per tile alpha and damping that together leave the least squared error, rounded to their steps.
+
+    A lossless base is met exactly, so that damping would be undone by the projection: there it is 0.
+    """
     missing = truth - draft.image
-    agreement = tile_means(change * missing, WEIGHT_TILE)
-    energy = tile_means(np.square(change), WEIGHT_TILE)
-    best = np.divide(agreement, energy, out=np.zeros_like(energy), where=energy > 0)
-    return np.asarray(np.clip(np.rint(best * ALPHA_ONE), 0, 15), dtype=np.uint8)
+    change = draft.drawn.image - draft.image
+    plain = draft.base.operator.up(draft.samples) - draft.image
+    if draft.base.rung.distance == 0:
+        plain[:] = 0
+
+    def dot(one: Float, other: Float) -> NDArray[np.float64]:
+        return tile_means(one * other, WEIGHT_TILE).astype(np.float64)
+
+    a, b, c = dot(change, change), dot(change, plain), dot(plain, plain)
+    d, e = dot(change, missing), dot(plain, missing)
+    alone = _ratio(d, a)
+    determinant = a * c - b * b
+    solvable = determinant > 1e-6 * a * c
+    damping = np.where(solvable, _ratio(a * e - b * d, determinant), 0.0)
+    damping = np.rint(np.clip(damping, 0, 1) * DAMPING_ONE)
+    alpha = np.where(damping > 0, _ratio(d - b * damping / DAMPING_ONE, a), alone)
+    alpha = np.clip(np.rint(alpha * ALPHA_ONE), 0, 15)
+    zeros = np.zeros(alpha.shape, dtype=np.uint8)
+    return Guide(truth.shape[0], truth.shape[1], levels, alpha.astype(np.uint8), damping.astype(np.uint8), zeros)
 
 
-@dataclass(frozen=True)
-class _Trial:
-    strength: int
-    scores: NDArray[np.float64]
-    errors: NDArray[np.float64]
+def _ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(one, other, out=np.zeros_like(one), where=other > 0)
 
 
-def _amplitude(reference: Reference, draft: Draft, guide: Guide, still: Pixels, detail: float) -> Map:
-    """Per tile the strength with the highest FSIM, weakened alike where the PSNR budget is overdrawn."""
-    trials = [_tried(reference, draft, guide, 0, still)]
-    for strength in _AMPLITUDES:
-        scaled = max(1, round(strength * detail))
-        if scaled > trials[-1].strength:
-            trials.append(_tried(reference, draft, guide, scaled, None))
-    scores = np.stack([trial.scores for trial in trials[1:]])
-    best = scores.argmax(axis=0)
-    strengths = np.array([trial.strength for trial in trials[1:]], dtype=np.float64)[best]
-    quiet = trials[0].errors
-    spent = np.stack([trial.errors for trial in trials[1:]])[best, np.arange(len(best))] - quiet
-    allowed = (10 ** (PSNR_BUDGET_DB / 10) - 1) * quiet.sum()
-    if spent.sum() > allowed:  # the error of texture grows with the square of its strength
-        strengths *= np.sqrt(allowed / spent.sum())
-    chosen = np.maximum(np.floor(strengths + 1e-6), 1).astype(np.uint8)
+def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, detail: float) -> tuple[Guide, Pixels]:
+    """``guide`` with the amplitudes that raise tile FSIM most, and as much more as the noise spectrum asks for.
+
+    The spectrum is to be closer to the original's than the consistent base's is, in every band; but FSIM and PSNR
+    come first: where more texture would cost them what the base had, it stays.
+    """
+    allowed = sum(tile_scores(reference, still)[1]) * 10 ** (PSNR_BUDGET_DB / 10)
+    strengths = _best_strengths(reference, draft, guide, detail, allowed)
+    plain = finish(draft, Guide.nothing(guide.rows, guide.columns))
+    least = _mean_and_p5(tile_scores(reference, plain)[0])
+    truth, before = (power_spectrum(pixels, reference.mask) for pixels in (reference.pixels, plain))
+    scale = draft.base.rung.scale
+    chosen: tuple[Guide, Pixels] | None = None
+    for more in range(_EXTRA + 1):
+        candidate = replace(guide, amplitude=_on_weight_tiles(reference, guide, np.minimum(strengths + more, 15)))
+        pixels = finish(draft, candidate)
+        scores, errors = tile_scores(reference, pixels)
+        if chosen is not None and (sum(errors) > allowed or (_mean_and_p5(scores) < least).any()):
+            break
+        chosen = (candidate, pixels)
+        if closer_in_every_band(power_spectrum(pixels, reference.mask), before, truth, scale):
+            break
+    assert chosen is not None
+    return chosen
+
+
+def _best_strengths(
+    reference: Reference, draft: Draft, guide: Guide, detail: float, allowed: float
+) -> NDArray[np.float64]:
+    """Per tile of the gate the strength with the highest FSIM, all weakened alike where that costs too much PSNR."""
+    tried = sorted({max(1, round(strength * detail)) for strength in _AMPLITUDES})
+    scores, errors = [], []
+    for strength in tried:
+        pixels = finish(draft, replace(guide, amplitude=np.full_like(guide.amplitude, strength)))
+        score, error = tile_scores(reference, pixels)
+        scores.append(score)
+        errors.append(error)
+    best = np.argmax(scores, axis=0)
+    strengths = np.array(tried, dtype=np.float64)[best]
+    quiet = allowed / 10 ** (PSNR_BUDGET_DB / 10)
+    spent = float(np.array(errors)[best, np.arange(len(best))].sum()) - quiet
+    if spent > allowed - quiet:  # the error of texture grows with the square of its strength
+        strengths *= np.sqrt((allowed - quiet) / spent)
+    return np.asarray(np.maximum(np.floor(strengths + 1e-6), 1))
+
+
+def _on_weight_tiles(reference: Reference, guide: Guide, strengths: NDArray[np.float64]) -> Map:
     amplitude = np.zeros_like(guide.amplitude)
-    for (row, column), strength in zip(reference.tiles, chosen, strict=True):
-        amplitude[_weight_tile(row, amplitude.shape[0]), _weight_tile(column, amplitude.shape[1])] = strength
+    for (row, column), strength in zip(reference.tiles, strengths, strict=True):
+        amplitude[_weight_tile(row, amplitude.shape[0]), _weight_tile(column, amplitude.shape[1])] = int(strength)
     return amplitude
 
 
-def _tried(reference: Reference, draft: Draft, guide: Guide, strength: int, pixels: Pixels | None) -> _Trial:
-    if pixels is None:
-        pixels = finish(draft, replace(guide, amplitude=np.full_like(guide.amplitude, strength)))
-    scores, errors = tile_scores(reference, pixels)
-    return _Trial(strength, np.array(scores), np.array(errors))
+def _mean_and_p5(scores: list[float]) -> NDArray[np.float64]:
+    return np.array([np.mean(scores), np.percentile(scores, 5)])
 
 
 def _weight_tile(start: int, count: int) -> int:

@@ -10,60 +10,25 @@ import hashlib
 import os
 import signal
 import threading
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from node.config import ReconstructSettings
+from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
-from storage.dicomfile import accept_odd_values, opened
+from storage.dicomfile import accept_odd_values
 from storage.errors import PayloadError, PixelError, RenditionMismatch
 from storage.payload import (
     Base,
     Rendition,
     decode_base,
     decode_rendition,
-    derived_uid,
-    encode_base,
-    encode_rendition,
-    seed_of,
 )
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
-from storage.records import Rung, RungOutcome
-
-if TYPE_CHECKING:
-    from node.fidelity.gate import Reference
-    from node.reconstruct.upscalers.protocol import Upscaler
-
-
-@dataclass(frozen=True)
-class EncodeRequest:
-    """Encode an original down the ladder, verifying each rung. Without thresholds the first rung is measured."""
-
-    original: Path
-    original_digest: str
-    original_uid: str
-    ladder: tuple[Rung, ...]
-    fsim_mean: float
-    fsim_p5: float
-    psnr_db: float
-    gated: bool
-
-
-@dataclass(frozen=True)
-class EncodeResult:
-    """What each rung came to, and, where one was taken, its rendition and both as object bytes."""
-
-    tried: tuple[RungOutcome, ...]
-    made: Rendition | None = None
-    base: bytes = b""
-    rendition: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -148,88 +113,6 @@ def decode(request: DecodeRequest) -> str:
         return "same" if same_content(request.one, request.other) else "different"
     transcode(request.source, request.target, UID(request.transfer_syntax_uid))
     return ""
-
-
-def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
-    """Take the first rung whose reconstruction passes the gate against this very original.
-
-    Raises NotReconstructable or PixelError where the pixels rule it out.
-    """
-    from node.fidelity.gate import Reference, Thresholds, measure
-    from node.reconstruct.engine import Original, consistency, make_base
-
-    pixels = integer_pixels(request.original)
-    with opened(request.original) as file:
-        header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
-    header = header_bytes.dataset()
-    original = Original.of(pixels, header, header_bytes, request.original_digest, pixel_vr)
-    reference = Reference(pixels, header, original.padding_pixels)
-    thresholds = Thresholds(request.fsim_mean, request.fsim_p5, request.psnr_db) if request.gated else None
-    upscaler = catalogue.configured()
-    tried: list[RungOutcome] = []
-    for rung in request.ladder:
-        began = time.monotonic()
-        base = make_base(original, rung)
-        data = encode_base(base)
-        digest = _sha256(data)
-        seed = seed_of(digest)
-        guide, output = _first_reconstruction(reference, base, upscaler, seed)
-        verdict = measure(reference, output, thresholds)
-        away = consistency(output, base)
-        figures = {
-            **verdict.figures,
-            "consistency_max": away.maximum,
-            "consistency_rms": away.rms,
-            "quantisation_rms": base.quantisation_rms,
-        }
-        verdict = replace(verdict, figures=figures)
-        tried.append(RungOutcome(str(rung), len(data), verdict, time.monotonic() - began))
-        if verdict.gated and not verdict.passed:
-            continue
-        name, weights = upscaler.name, upscaler.weights_digest
-        rendition = Rendition(
-            base_digest=digest,
-            original_uid=request.original_uid,
-            derived_uid=derived_uid(request.original_uid, digest, name, weights, upscaler.steps, seed, _extra(guide)),
-            upscaler=name,
-            method=upscaler.method,
-            generative=upscaler.generative,
-            weights_digest=weights,
-            numerics=upscaler.numerics,
-            steps=upscaler.steps,
-            seed=seed,
-            output_digest=pixel_digest(output),
-            verdict=verdict,
-            tried=tuple(tried),
-            guide=guide,
-            extra=_extremes(output, original.padding_pixels),
-        )
-        return EncodeResult(tuple(tried), rendition, data, encode_rendition(rendition))
-    return EncodeResult(tried=tuple(tried))
-
-
-def _first_reconstruction(
-    reference: Reference, base: Base, upscaler: Upscaler, seed: int
-) -> tuple[bytes, NDArray[np.uint16]]:
-    """The guide's bytes, empty for an upscaler that takes none, and the pixels."""
-    from node.reconstruct.engine import reconstruct
-    from node.reconstruct.guide import encode_guide
-    from node.reconstruct.guiding import guided
-
-    if not upscaler.guided:
-        return b"", reconstruct(base, upscaler, seed=seed, steps=upscaler.steps)
-    guide, pixels = guided(reference, base, upscaler, seed=seed, steps=upscaler.steps, detail=upscaler.detail)
-    return encode_guide(guide), pixels
-
-
-def _extra(guide: bytes) -> str:
-    return _sha256(guide) if guide else ""
-
-
-def _extremes(pixels: NDArray[np.uint16], padding: NDArray[np.bool_] | None) -> dict[str, int]:
-    """Smallest and largest pixel value outside padding, for the derived header."""
-    shown = pixels if padding is None else pixels[~padding]
-    return {"minimum": int(shown.min()), "maximum": int(shown.max())}
 
 
 def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Table, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, Row, Table, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.index.connection import connect, migrate, writing
@@ -19,6 +19,7 @@ from storage.records import (
     Claim,
     HoldingCounts,
     InstanceState,
+    ModelUse,
     NewInstance,
     NewRendition,
     Quarantined,
@@ -211,6 +212,23 @@ class Index:
             return int(result.rowcount)
 
     # --- counting ---
+
+    def reconstructable_originals(self) -> list[str]:
+        """Digests of the originals that a reconstruction was tried of, whether one passed or not, oldest first."""
+        tried = or_(
+            instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
+            and_(instance.c.state == InstanceState.EXACT, instance.c.reason.startswith("no rung passed")),
+        )
+        with self.engine.connect() as connection:
+            query = select(instance.c.original_digest).where(tried).order_by(instance.c.key)
+            return list(dict.fromkeys(connection.execute(query).scalars()))
+
+    def models(self) -> list[ModelUse]:
+        """Every model that renditions were made with, and how many."""
+        columns = (rendition.c.upscaler, rendition.c.weights_digest)
+        query = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+        with self.engine.connect() as connection:
+            return [ModelUse(*row) for row in connection.execute(query)]
 
     def counts(self) -> HoldingCounts:
         """Counts and bytes for ``latent-pacs status``. In bytes by kind an object used by two rows counts once."""

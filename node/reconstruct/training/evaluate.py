@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.gate import Reference, measure
+from node.fidelity.spectrum import band_edges, closer_in_every_band, power_spectrum, relative_power
 from node.reconstruct.engine import Original, Pixels, make_base, reconstruct
 from node.reconstruct.guide import decode_guide, encode_guide
 from node.reconstruct.guiding import guided
+from node.reconstruct.network import STRIDE, to_latent, to_pixels
 from node.reconstruct.training.baseline import DampedBicubic, damping_at
 from node.reconstruct.training.pictures import Picture
 from node.reconstruct.upscalers.bicubic import Bicubic
@@ -31,9 +32,7 @@ RUNGS = tuple(
     Rung(scale=scale, coder="jpegxl", distance=distance, effort=7, sample_bits=12)
     for scale, distance in ((2, 0.1), (2, 0.6), (2, 1.2), (4, 0.6))
 )
-BANDS = 6
 _BLOCK = 16
-_SPECTRUM_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,42 @@ def original_of(picture: Picture) -> Original:
     )
 
 
+def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Figures by rung, pooled over the breast pixels (errors) and averaged over images (FSIM, PSNR).
+
+    Digital images alone, where there are any: film is smoother, and would flatter a model.
+    """
+    digital = [result for result in results if not result["film"]] or list(results)
+    rows = []
+    for rung in RUNGS:
+        group = [result for result in digital if (result["scale"], result["distance"]) == (rung.scale, rung.distance)]
+        if not group:
+            continue
+        weights = [result["base_mse"] * result["breast_pixels"] for result in group]
+        row: dict[str, Any] = {"rung": f"x{rung.scale} d{rung.distance:g}", "images": len(group)}
+        for key in ("mse_ratio", "ablation_mse_ratio"):
+            if key in group[0]:
+                row[key] = round(float(np.average([result[key] for result in group], weights=weights)), 5)
+        row["worst_mse_ratio"] = max(result["mse_ratio"] for result in group)
+        for arm in ("base", "model", "model_detail", "bicubic_detail"):
+            row[arm] = {
+                figure: round(float(np.mean([result[arm][figure] for result in group])), 5) for figure in group[0][arm]
+            }
+        row["closer_in_every_band"] = all(result["spectrum"]["closer_in_every_band"] for result in group)
+        row["seconds"] = round(float(np.mean([result["seconds"] for result in group])), 2)
+        rows.append(row)
+    return rows
+
+
+def latent_ceiling(pixels: Pixels) -> float:
+    """The largest error, in grey levels, that the latent itself makes of an image: there and back without a network."""
+    import torch
+
+    rows, columns = (size // STRIDE * STRIDE for size in pixels.shape)
+    image = torch.from_numpy(pixels[:rows, :columns].astype(np.float32))[None, None]
+    return float((to_pixels(to_latent(image)) - image).abs().max())
+
+
 def _unguided(reference: Reference, inside: NDArray[np.bool_], base: Base, upscaler: Upscaler) -> Arm:
     began = time.monotonic()
     pixels = reconstruct(base, upscaler, seed=0, steps=0)
@@ -116,41 +151,16 @@ def _guided(reference: Reference, inside: NDArray[np.bool_], base: Base, upscale
 def _measured(reference: Reference, inside: NDArray[np.bool_], pixels: Pixels, guide_bytes: int, seconds: float) -> Arm:
     difference = reference.pixels.astype(np.float32) - pixels
     error = float(np.square(difference[inside], dtype=np.float64).sum())
-    return Arm(measure(reference, pixels, None), error, spectrum(pixels, inside), guide_bytes, seconds)
-
-
-def spectrum(pixels: Pixels, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Power by radial frequency, in 64 bands from 0 to half a cycle per pixel, over tiles wholly inside the breast.
-
-    Grey levels squared; Hann window, mean removed (IEC 62220-1 without its detrending by a plane).
-    """
-    window = np.outer(np.hanning(_SPECTRUM_TILE), np.hanning(_SPECTRUM_TILE)).astype(np.float32)
-    frequency = np.hypot(np.fft.fftfreq(_SPECTRUM_TILE)[:, None], np.fft.rfftfreq(_SPECTRUM_TILE))
-    band = np.minimum((frequency * 128).astype(int), 64)
-    power = np.zeros(65)
-    for top in range(0, pixels.shape[0] - _SPECTRUM_TILE + 1, _SPECTRUM_TILE):
-        for left in range(0, pixels.shape[1] - _SPECTRUM_TILE + 1, _SPECTRUM_TILE):
-            here = (slice(top, top + _SPECTRUM_TILE), slice(left, left + _SPECTRUM_TILE))
-            if inside[here].all():
-                tile = pixels[here].astype(np.float32)
-                transformed = np.abs(np.fft.rfft2((tile - tile.mean()) * window)) ** 2
-                power += np.bincount(band.ravel(), transformed.ravel(), minlength=65)
-    return power[:64]
+    return Arm(measure(reference, pixels, None), error, power_spectrum(pixels, reference.mask), guide_bytes, seconds)
 
 
 def _spectra(arms: dict[str, Arm], truth: NDArray[np.float64], scale: int) -> dict[str, Any]:
     """Power relative to the original's in bands from half the payload's Nyquist frequency up."""
-    edges = np.linspace(32 // scale, 64, BANDS + 1).round().astype(int)
-
-    def ratios(power: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.array([power[a:b].sum() / max(truth[a:b].sum(), 1e-9) for a, b in itertools.pairwise(edges)])
-
-    shown = {name: ratios(arm.spectrum) for name, arm in arms.items() if name in ("base", "model", "model_detail")}
-    away = {name: np.abs(np.log(np.maximum(values, 1e-9))) for name, values in shown.items()}
+    shown = {name: arm.spectrum for name, arm in arms.items() if name in ("base", "model", "model_detail")}
     return {
-        "cycles_per_pixel": [round(float(edge) / 128, 4) for edge in edges],
-        **{name: [round(float(value), 4) for value in values] for name, values in shown.items()},
-        "closer_in_every_band": bool((away["model_detail"] < away["base"]).all()),
+        "cycles_per_pixel": [round(float(edge) / 128, 4) for edge in band_edges(scale)],
+        **{name: np.round(relative_power(power, truth, scale), 4).tolist() for name, power in shown.items()},
+        "closer_in_every_band": closer_in_every_band(shown["model_detail"], shown["base"], truth, scale),
     }
 
 
@@ -168,10 +178,11 @@ def _result(
         "bpp": round(8 * (len(base.coded) + model.guide_bytes) / area, 5),
         "guide_share": round(model.guide_bytes / (len(base.coded) + model.guide_bytes), 5),
         **{name: arm.as_json() for name, arm in arms.items()},
+        "latent_ceiling_max_error": latent_ceiling(picture.pixels),
         "mse_ratio": round(model.squared_error / arms["base"].squared_error, 5),
         "breast_pixels": int(inside.sum()),
         "base_mse": round(arms["base"].squared_error / int(inside.sum()), 4),
-        "spectrum": _spectra(arms, spectrum(picture.pixels, inside), base.rung.scale),
+        "spectrum": _spectra(arms, power_spectrum(picture.pixels, reference.mask), base.rung.scale),
         "seconds": round(model.seconds, 3),
         "detail_seconds": round(arms["model_detail"].seconds, 3),
     }

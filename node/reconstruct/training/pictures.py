@@ -106,12 +106,23 @@ def _raster(path: Path) -> tuple[Pixels, int, Dataset] | None:
         return _halved(values), _HALVED_BITS, header
     if values.min() < 0 or values.max() > 65535 or values.max() == 0:
         return None
-    pixels = values.astype(np.uint16)
-    # 12 significant bits are often stored times 16, so that viewers of 16-bit PNG show them; white may be 65535
-    union = int(np.bitwise_or.reduce(pixels[pixels < pixels.max()], axis=None, initial=0))
-    spare = max((union & -union).bit_length() - 1, 0)
-    pixels >>= np.uint16(spare)
+    pixels = _significant(values.astype(np.uint16))
     return pixels, max(8, int(pixels.max()).bit_length()), header
+
+
+def _significant(pixels: Pixels) -> Pixels:
+    """The values themselves where 12 bits, say, were stretched to 16 so that viewers of PNG show them.
+
+    Either times 16 (white may be 65535 all the same), or times 65535 / 4095, rounded one way or another.
+    """
+    grey = np.unique(pixels)
+    for bits in range(8, 16):
+        top = (1 << bits) - 1
+        stretched = np.rint(grey * (top / 65535)) * (65535 / top)
+        if np.abs(stretched - grey).max() < 1:
+            return np.asarray(np.rint(pixels * np.float32(top / 65535)), dtype=np.uint16)
+    union = int(np.bitwise_or.reduce(pixels[pixels < pixels.max()], axis=None, initial=0))
+    return pixels >> np.uint16(max((union & -union).bit_length() - 1, 0))
 
 
 def _halved(values: NDArray[np.uint8]) -> Pixels:

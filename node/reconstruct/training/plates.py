@@ -29,6 +29,7 @@ BITS = 12
 _TOP = float((1 << BITS) - 1)
 _BLOCK = 16
 _LOUDEST = 6.0
+_FILM = 0.4
 _SCALES = ((1, 0.12), (2, 0.53), (4, 0.35))
 _DISTANCES = {1: (0.5, 4.0), 2: (0.07, 2.0), 4: (0.07, 1.5)}
 
@@ -48,7 +49,7 @@ class Plate:
 def make_plate(pictures: Sequence[Picture], seed: int, number: int) -> Plate:
     """Plate ``number``."""
     random = np.random.default_rng((seed, 1, number))
-    weights = np.array([picture.pixels.size**0.5 for picture in pictures])
+    weights = np.array([picture.pixels.size**0.5 * (_FILM if picture.film else 1.0) for picture in pictures])
     picture = pictures[int(random.choice(len(pictures), p=weights / weights.sum()))]
     pixels, inside = _cut(picture, random)
     pixels, inside = _turned(_varied(pixels, random), inside, random)
@@ -129,25 +130,41 @@ def _cut(picture: Picture, random: np.random.Generator) -> tuple[Float, NDArray[
 
 
 def _varied(pixels: Float, random: np.random.Generator) -> Float:
-    """Another detector, another vendor's processing: gain, gamma, blur, sharpening, noise."""
-    from scipy.ndimage import gaussian_filter
-
+    """Another detector, another vendor's processing: gain, gamma, noise, blur, sharpening."""
     shown = np.clip(pixels / _TOP, 0, 1) ** np.float32(random.uniform(0.75, 1.35)) * np.float32(random.uniform(0.4, 1))
     varied = shown * np.float32(_TOP)
+    noisy, early = random.random() < 0.5, random.random() < 0.5
+    if noisy and early:
+        varied = _with_noise(varied, random)
+    varied = _processed(varied, random)
+    if noisy and not early:
+        varied = _with_noise(varied, random)
+    return np.asarray(np.clip(varied, 0, _TOP), dtype=np.float32)
+
+
+def _processed(pixels: Float, random: np.random.Generator) -> Float:
+    """Blurred, or with its detail weaker or stronger as a vendor's processing makes it, or as it is."""
+    from scipy.ndimage import gaussian_filter
+
     kind = random.random()
     if kind < 0.2:
-        varied = gaussian_filter(varied, random.uniform(0.4, 1.0))
-    elif kind < 0.55:  # detail stronger or weaker, as a vendor's processing makes it
-        coarse = gaussian_filter(varied, random.uniform(0.7, 1.6))
-        varied = coarse + (varied - coarse) * np.float32(random.uniform(0.25, 1.6))
-    if random.random() < 0.35:
-        noise = random.standard_normal(varied.shape, dtype=np.float32)
-        if random.random() < 0.5:
-            noise = gaussian_filter(noise, random.uniform(0.4, 0.8))
-            noise /= noise.std()
-        strength = np.float32(2 ** random.uniform(0, 5.5)) * np.sqrt(np.maximum(varied, 0) / np.float32(_TOP))
-        varied = varied + noise * strength
-    return np.asarray(np.clip(varied, 0, _TOP), dtype=np.float32)
+        return np.asarray(gaussian_filter(pixels, random.uniform(0.4, 1.0)), dtype=np.float32)
+    if kind < 0.55:
+        coarse = gaussian_filter(pixels, random.uniform(0.7, 1.6))
+        return np.asarray(coarse + (pixels - coarse) * np.float32(random.uniform(0.25, 1.8)), dtype=np.float32)
+    return pixels
+
+
+def _with_noise(pixels: Float, random: np.random.Generator) -> Float:
+    """Quantum noise, white or as wide as a scintillator makes it, up to the loudest we have seen (std 150 of 4095)."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = random.standard_normal(pixels.shape, dtype=np.float32)
+    if random.random() < 0.5:
+        noise = gaussian_filter(noise, random.uniform(0.4, 0.8))
+        noise /= noise.std()
+    strength = np.float32(2 ** random.uniform(0, 7.2)) * np.sqrt(np.maximum(pixels, 0) / np.float32(_TOP))
+    return pixels + noise * strength
 
 
 def _turned(pixels: Float, inside: NDArray[np.bool_], random: np.random.Generator) -> tuple[Float, NDArray[np.bool_]]:

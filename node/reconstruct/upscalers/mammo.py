@@ -32,6 +32,8 @@ Float = NDArray[np.float32]
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "mammo"
 """The model that comes with this release."""
+SHIPPED_ABLATION = SHIPPED.with_name("mammo-regression")
+"""A plain regression network of the same size, trained alike: what evaluations compare with."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CELLS = LEVEL_TILE // 4
 _FILES = ("config.json", WEIGHTS, "scheduler_config.json")

@@ -1,0 +1,123 @@
+"""What ``latent-pacs model fine-tune`` and ``model list`` need of an archive: its originals and its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from node.cli.status import open_index
+from node.config import Settings, load
+from node.reconstruct.training.pictures import Picture, read_pictures
+from node.reconstruct.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
+from storage.errors import ConfigError, ModelMissing
+from storage.objects import ObjectStore
+
+Watch = Callable[[Any], None]
+
+_FINE_RATE = 2e-4
+
+
+def held_pictures(settings: Settings, config: Path, data: list[Path] | None) -> list[Picture]:
+    """The mammograms to adapt to: ``data``, or the held originals that a reconstruction was tried of."""
+    if data:
+        return read_pictures(data)
+    store = ObjectStore(settings.storage.root)
+    with open_index(config) as index:
+        digests = index.reconstructable_originals()
+    held = [store.path(digest) for digest in digests if store.path(digest).is_file()]
+    if not held:
+        raise ConfigError(f"the archive of {config} holds no originals to learn from; name some with --data")
+    return read_pictures(held)
+
+
+def fine_tune_mammo(
+    pictures: list[Picture],
+    settings: Settings,
+    out: Path,
+    *,
+    minutes: float,
+    seed: int,
+    resume: bool,
+    device: str,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Go on training the configured ``mammo``, gently, into ``out``."""
+    from node.reconstruct.training.trainer import Plan, train
+
+    network = load_network(Path(settings.reconstruct.mammo.weights or SHIPPED))
+    plan = Plan(steps=1, seed=seed, rate=_FINE_RATE)
+    train(pictures, plan, out, minutes=minutes, resume=resume, start_from=network, device=device, watch=watch)
+    return {"use": f"reconstruct.mammo.weights: {out}", "digest": Mammo(out).weights_digest}
+
+
+def fine_tune_sd_decoder(
+    pictures: list[Picture],
+    settings: Settings,
+    out: Path,
+    *,
+    minutes: float,
+    seed: int,
+    resume: bool,
+    device: str,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Adapt the decoder of ``sd_x2``'s autoencoder (the paper's second open question) into ``out``."""
+    from node.reconstruct.training.sd_decoder import DecoderPlan, fine_tune_decoder
+
+    source = settings.reconstruct.sd_x2.weights
+    plan = DecoderPlan(steps=1, seed=seed)
+    result = fine_tune_decoder(pictures, source, out, plan, minutes=minutes, resume=resume, device=device, watch=watch)
+    return {
+        "use": f"reconstruct.sd_x2.weights: {out}",
+        "autoencoder_psnr_db_before": round(result.before_db, 3),
+        "autoencoder_psnr_db_after": round(result.after_db, 3),
+        "on_a_picture_kept_out": result.held_out,
+    }
+
+
+def known_models(config: Path) -> list[dict[str, Any]]:
+    """Installed models of ``mammo``, and every model that renditions of this archive were made with."""
+    settings = load(config) if config.is_file() else Settings()
+    own = settings.reconstruct.mammo
+    roles: dict[str, str] = {own.weights or str(SHIPPED): "for new renditions"}
+    for folder in own.older:
+        roles.setdefault(folder, "kept for older renditions")
+    roles.setdefault(str(SHIPPED), "shipped")
+    used = _used(config)
+    rows = [_installed(Path(folder), role, used) for folder, role in roles.items()]
+    installed = {row["digest"] for row in rows}
+    for (upscaler, digest), count in used.items():
+        if digest not in installed:
+            role = "in use" if upscaler != "mammo" else "NOT INSTALLED: its images are served as originals"
+            rows.append(
+                {
+                    "upscaler": upscaler,
+                    "digest": digest,
+                    "bytes": 0,
+                    "renditions": count,
+                    "role": role,
+                    "folder": "",
+                }
+            )
+    return rows
+
+
+def _installed(folder: Path, role: str, used: dict[tuple[str, str], int]) -> dict[str, Any]:
+    row = {"upscaler": "mammo", "digest": "", "bytes": 0, "renditions": 0, "role": role, "folder": str(folder)}
+    try:
+        digest = Mammo(folder).weights_digest
+    except ModelMissing as error:
+        return row | {"role": f"{role}; UNUSABLE: {error}"}
+    size = (folder / WEIGHTS).stat().st_size
+    return row | {"digest": digest, "bytes": size, "renditions": used.get(("mammo", digest), 0)}
+
+
+def _used(config: Path) -> dict[tuple[str, str], int]:
+    if not config.is_file():
+        return {}
+    try:
+        with open_index(config) as index:
+            return {(use.upscaler, use.weights_digest): use.renditions for use in index.models()}
+    except ConfigError:  # no node has run yet
+        return {}
