@@ -203,7 +203,7 @@ class SdX2Settings(_Section):
 class MammoSettings(_Section):
     weights: str = ""
     older: tuple[str, ...] = ()
-    steps: int = Field(default=2, ge=2, le=100)
+    steps: int = Field(default=3, ge=2, le=100)
     tile: int = Field(default=768, ge=64, multiple_of=64)
 
 

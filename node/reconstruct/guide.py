@@ -1,8 +1,9 @@
 """The guide: what the encoder, who has the original, tells the decoder about it. Some hundred bytes an image.
 
 ``levels`` says how strong the detail is that the base lacks, per 64-pixel tile: a network is told it, texture is
-scaled by it. Per 256-pixel tile ``alpha`` says how far to follow the network, ``damping`` how far to go from consistent
-back to plain bicubic, which trusts a lossy base less, and ``amplitude`` how much texture to add. All are small maps of
+scaled by it. Per 256-pixel tile ``corrections`` say how far to follow the network, how far to go from consistent back
+to plain bicubic, which trusts a lossy base less, and how much to raise or lower two bands of the base's own detail (as
+an adaptive loop filter does in video coding); ``amplitude`` says how much texture to add. All are small maps of
 integers; between tile centres their values are interpolated, so that no tile shows.
 """
 
@@ -23,11 +24,13 @@ Map = NDArray[np.uint8]
 LEVEL_TILE = 64
 """Side of a tile of ``levels``, in pixels of the full image."""
 WEIGHT_TILE = 256
-"""Side of a tile of ``alpha``, ``damping`` and ``amplitude``."""
-ALPHA_ONE = 12
-"""The value of ``alpha`` that means 1; the largest, 15, means 1.25."""
-DAMPING_ONE = 15
-"""The value of ``damping`` that means 1: plain bicubic."""
+"""Side of a tile of ``corrections`` and ``amplitude``."""
+CORRECTIONS = ("network", "plain", "fine", "coarse")
+"""What is weighed, each as a difference to the consistent base: what the network made of it, plain bicubic, and the
+base's own detail at about 3 and about 6 pixels."""
+NETWORK, PLAIN, FINE, COARSE = range(4)
+CORRECTION_ONE = 32
+"""The value of a correction that means 1; values are -64..64."""
 AMPLITUDE_ONE = 10
 """The value of ``amplitude`` that means 1; the largest, 15, means 1.5."""
 
@@ -40,32 +43,34 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Guide:
-    """Four maps of one image of ``rows`` x ``columns`` pixels; see the module.
+    """The maps of one image of ``rows`` x ``columns`` pixels; see the module.
 
     ``levels``: uint8, one per 64-pixel tile; 0 means leave the base as it is, k means a standard deviation of
-    ``0.25 * 2 ** ((k - 1) / 3)`` grey levels. The others: uint8 0..15, one per 256-pixel tile.
+    ``0.25 * 2 ** ((k - 1) / 3)`` grey levels. ``corrections``: int8 -64..64, four per 256-pixel tile, shape (4, tiles
+    down, tiles across). ``amplitude``: uint8 0..15, one per 256-pixel tile.
     """
 
     rows: int
     columns: int
     levels: Map
-    alpha: Map
-    damping: Map
+    corrections: NDArray[np.int8]
     amplitude: Map
 
     @classmethod
     def neutral(cls, rows: int, columns: int, levels: Map) -> Guide:
         """Follow the network everywhere, with all of its texture."""
         shape = grid(rows, columns, WEIGHT_TILE)
-        ones = np.ones(shape, dtype=np.uint8)
-        return cls(rows, columns, levels, ones * ALPHA_ONE, ones * 0, ones * AMPLITUDE_ONE)
+        corrections = np.zeros((len(CORRECTIONS), *shape), dtype=np.int8)
+        corrections[NETWORK] = CORRECTION_ONE
+        return cls(rows, columns, levels, corrections, np.full(shape, AMPLITUDE_ONE, dtype=np.uint8))
 
     @classmethod
     def nothing(cls, rows: int, columns: int) -> Guide:
         """Leave the consistent base as it is."""
         levels = np.zeros(grid(rows, columns, LEVEL_TILE), dtype=np.uint8)
-        weights = np.zeros(grid(rows, columns, WEIGHT_TILE), dtype=np.uint8)
-        return cls(rows, columns, levels, weights, weights, weights)
+        shape = grid(rows, columns, WEIGHT_TILE)
+        corrections = np.zeros((len(CORRECTIONS), *shape), dtype=np.int8)
+        return cls(rows, columns, levels, corrections, np.zeros(shape, dtype=np.uint8))
 
 
 def grid(rows: int, columns: int, tile: int) -> tuple[int, int]:
@@ -129,7 +134,7 @@ def share_map(levels: Map, rows: int, columns: int) -> Float:
 
 def encode_guide(guide: Guide) -> bytes:
     """A guide as bytes: format, size, then each map as differences to its left neighbour, deflated."""
-    maps = [_differences(part) for part in (guide.levels, guide.alpha, guide.damping, guide.amplitude)]
+    maps = [_differences(part) for part in (guide.levels, *guide.corrections.view(np.uint8), guide.amplitude)]
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = deflate.compress(b"".join(maps)) + deflate.flush()
     return _HEADER.pack(_FORMAT, guide.rows, guide.columns) + body
@@ -141,7 +146,7 @@ def decode_guide(data: bytes) -> Guide:
         form, rows, columns = _HEADER.unpack_from(data)
         if form != _FORMAT:
             raise PayloadError(f"guide has format {form}; this release reads {_FORMAT}")
-        shapes = [grid(rows, columns, LEVEL_TILE), *[grid(rows, columns, WEIGHT_TILE)] * 3]
+        shapes = [grid(rows, columns, LEVEL_TILE), *[grid(rows, columns, WEIGHT_TILE)] * (len(CORRECTIONS) + 1)]
         sizes = [height * width for height, width in shapes]
         raw = zlib.decompressobj(-15).decompress(data[_HEADER.size :], sum(sizes) + 1)
     except (struct.error, zlib.error) as error:
@@ -149,13 +154,14 @@ def decode_guide(data: bytes) -> Guide:
     if len(raw) != sum(sizes) or not sizes[0]:
         raise PayloadError(f"guide holds {len(raw)} values, not {sum(sizes)}")
     parts = np.split(np.frombuffer(raw, np.uint8), np.cumsum(sizes)[:-1])
-    levels, *weights = (
+    levels, *weights, amplitude = (
         np.add.accumulate(part.reshape(shape), axis=1, dtype=np.uint8)
         for part, shape in zip(parts, shapes, strict=True)
     )
-    if levels.max() > _TOP_LEVEL or any(part.max() > 15 for part in weights):
+    corrections = np.stack(weights).view(np.int8)
+    if levels.max() > _TOP_LEVEL or amplitude.max() > 15 or np.abs(corrections.astype(int)).max() > 2 * CORRECTION_ONE:
         raise PayloadError("guide has values out of range")
-    return Guide(rows, columns, levels, *weights)
+    return Guide(rows, columns, levels, corrections, amplitude)
 
 
 def _differences(values: Map) -> bytes:

@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, tile_scores
 from node.fidelity.spectrum import closer_in_every_band, power_spectrum
-from node.reconstruct.engine import Draft, Pixels, draw, finish
+from node.reconstruct.engine import Draft, Pixels, correction, draw, finish
 from node.reconstruct.guide import (
-    ALPHA_ONE,
     AMPLITUDE_ONE,
-    DAMPING_ONE,
+    CORRECTION_ONE,
+    CORRECTIONS,
     LEVEL_TILE,
     WEIGHT_TILE,
     Guide,
     Map,
     grid,
     measure_levels,
+    share_map,
     tile_means,
 )
 from node.reconstruct.upscalers.protocol import Upscaler
@@ -37,11 +38,13 @@ PSNR_BUDGET_DB = 1.4
 """How much PSNR texture may cost, below the image without texture."""
 _ROUNDS = 2
 """How often tiles that got worse are let go of before the whole image is."""
+_RIDGE = 1e-3
+"""Of the least squares, relative: corrections that are alike must not be set against each other."""
 _TOLERATED = 1.01
 """A tile counts as worse above this; what single tiles lose below it, the image has gained elsewhere."""
 _EXTRA = 3
 """Steps of strength that may be added for the noise spectrum."""
-_AMPLITUDES = (1, 2, 4, 6, 8)
+_AMPLITUDES = (1, 3, 5, 7)
 """Strengths tried on each tile, in units of 1 / AMPLITUDE_ONE: the least, so that the noise spectrum never stays as it
 was, to as much as the budget allows anywhere."""
 
@@ -78,7 +81,7 @@ def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixel
     """
     from scipy.ndimage import binary_dilation
 
-    nothing = replace(guide, alpha=np.zeros_like(guide.alpha), damping=np.zeros_like(guide.damping))
+    nothing = replace(guide, corrections=np.zeros_like(guide.corrections))
     unhelped = finish(draft, nothing)
     before = tile_means(np.square(truth - unhelped), WEIGHT_TILE)
     for _ in range(_ROUNDS):
@@ -87,7 +90,7 @@ def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixel
         if not worse.any():
             break
         left = ~np.asarray(binary_dilation(worse, np.ones((3, 3), dtype=bool)))
-        guide = replace(guide, alpha=guide.alpha * left, damping=guide.damping * left)
+        guide = replace(guide, corrections=guide.corrections * left)
     pixels = finish(draft, guide)
     if _error(truth, pixels) <= _error(truth, unhelped):
         return guide, pixels
@@ -95,80 +98,83 @@ def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixel
 
 
 def _followed(draft: Draft, truth: Float, levels: Map) -> Guide:
-    """Per tile alpha and damping that together leave the least squared error, rounded to their steps.
+    """Per tile the corrections that together leave the least squared error, rounded to their steps.
 
-    A lossless base is met exactly, so that damping would be undone by the projection: there it is 0.
+    A lossless base is met exactly: the projection undoes what is not the network's, so that stays 0 there.
     """
+    count = 1 if draft.base.rung.distance == 0 else len(CORRECTIONS)
+    changes = [correction(draft, number) for number in range(count)]
     missing = truth - draft.image
-    change = draft.drawn.image - draft.image
-    plain = draft.base.operator.up(draft.samples) - draft.image
-    if draft.base.rung.distance == 0:
-        plain[:] = 0
 
     def dot(one: Float, other: Float) -> NDArray[np.float64]:
         return tile_means(one * other, WEIGHT_TILE).astype(np.float64)
 
-    a, b, c = dot(change, change), dot(change, plain), dot(plain, plain)
-    d, e = dot(change, missing), dot(plain, missing)
-    alone = _ratio(d, a)
-    determinant = a * c - b * b
-    solvable = determinant > 1e-6 * a * c
-    damping = np.where(solvable, _ratio(a * e - b * d, determinant), 0.0)
-    damping = np.rint(np.clip(damping, 0, 1) * DAMPING_ONE)
-    alpha = np.where(damping > 0, _ratio(d - b * damping / DAMPING_ONE, a), alone)
-    alpha = np.clip(np.rint(alpha * ALPHA_ONE), 0, 15)
-    zeros = np.zeros(alpha.shape, dtype=np.uint8)
-    return Guide(truth.shape[0], truth.shape[1], levels, alpha.astype(np.uint8), damping.astype(np.uint8), zeros)
-
-
-def _ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(one, other, out=np.zeros_like(one), where=other > 0)
+    rows, columns = grid(draft.base.rows, draft.base.columns, WEIGHT_TILE)
+    normal = np.zeros((rows, columns, count, count))
+    wanted = np.stack([dot(change, missing) for change in changes], axis=-1)
+    for i in range(count):
+        for j in range(i + 1):
+            normal[..., i, j] = normal[..., j, i] = dot(changes[i], changes[j])
+    diagonal = np.einsum("...ii->...i", normal)
+    diagonal += _RIDGE * diagonal + 1e-6
+    best = np.linalg.solve(normal, wanted[..., None])[..., 0]
+    corrections = np.zeros((len(CORRECTIONS), rows, columns), dtype=np.int8)
+    limit = 2 * CORRECTION_ONE
+    corrections[:count] = np.clip(np.rint(best * CORRECTION_ONE), -limit, limit).transpose(2, 0, 1)
+    inside = tile_means(share_map(levels, *truth.shape), WEIGHT_TILE) > 0
+    nothing = np.zeros((rows, columns), dtype=np.uint8)
+    return Guide(draft.base.rows, draft.base.columns, levels, corrections * inside, nothing)
 
 
 def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, detail: float) -> tuple[Guide, Pixels]:
-    """``guide`` with the amplitudes that raise tile FSIM most, and as much more as the noise spectrum asks for.
+    """``guide`` with texture: per tile the strength with the highest FSIM, on the corrected or on the consistent base.
 
-    The spectrum is to be closer to the original's than the consistent base's is, in every band; but FSIM and PSNR
-    come first: where more texture would cost them what the base had, it stays.
+    FSIM likes what is rough, so corrections are left out where that raises it. And the noise spectrum is to be closer
+    to the original's than the consistent base's is, in every band: else all corrections go, and then strength is added
+    as long as it costs neither FSIM nor more PSNR than allowed.
     """
     allowed = sum(tile_scores(reference, still)[1]) * 10 ** (PSNR_BUDGET_DB / 10)
-    strengths = _best_strengths(reference, draft, guide, detail, allowed)
-    plain = finish(draft, Guide.nothing(guide.rows, guide.columns))
+    bare = replace(guide, corrections=np.zeros_like(guide.corrections))
+    plain = finish(draft, bare)
     least = _mean_and_p5(tile_scores(reference, plain)[0])
     truth, before = (power_spectrum(pixels, reference.mask) for pixels in (reference.pixels, plain))
-    scale = draft.base.rung.scale
+    corrected, strengths = _best_strengths(reference, draft, (guide, bare), detail, allowed)
+    kept = _on_weight_tiles(reference, guide, corrected) > 0
+    mixed = replace(guide, corrections=guide.corrections * kept)
     chosen: tuple[Guide, Pixels] | None = None
     for more in range(_EXTRA + 1):
-        candidate = replace(guide, amplitude=_on_weight_tiles(reference, guide, np.minimum(strengths + more, 15)))
+        amplitude = _on_weight_tiles(reference, guide, np.minimum(strengths + max(more - 1, 0), 15))
+        candidate = replace(bare if more else mixed, amplitude=amplitude)
         pixels = finish(draft, candidate)
         scores, errors = tile_scores(reference, pixels)
         if chosen is not None and (sum(errors) > allowed or (_mean_and_p5(scores) < least).any()):
             break
         chosen = (candidate, pixels)
-        if closer_in_every_band(power_spectrum(pixels, reference.mask), before, truth, scale):
+        if closer_in_every_band(power_spectrum(pixels, reference.mask), before, truth, draft.base.rung.scale):
             break
     assert chosen is not None
     return chosen
 
 
 def _best_strengths(
-    reference: Reference, draft: Draft, guide: Guide, detail: float, allowed: float
-) -> NDArray[np.float64]:
-    """Per tile of the gate the strength with the highest FSIM, all weakened alike where that costs too much PSNR."""
-    tried = sorted({max(1, round(strength * detail)) for strength in _AMPLITUDES})
+    reference: Reference, draft: Draft, bases: tuple[Guide, Guide], detail: float, allowed: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Per tile of the gate whether to correct (1 or 0), and the strength, all weakened where PSNR is overdrawn."""
+    tried = [(which, max(1, round(each * detail))) for which in (1, 0) for each in _AMPLITUDES]
     scores, errors = [], []
-    for strength in tried:
+    for which, strength in tried:
+        guide = bases[1 - which]
         pixels = finish(draft, replace(guide, amplitude=np.full_like(guide.amplitude, strength)))
         score, error = tile_scores(reference, pixels)
         scores.append(score)
         errors.append(error)
     best = np.argmax(scores, axis=0)
-    strengths = np.array(tried, dtype=np.float64)[best]
+    corrected, strengths = np.array(tried, dtype=np.float64)[best].T
     quiet = allowed / 10 ** (PSNR_BUDGET_DB / 10)
     spent = float(np.array(errors)[best, np.arange(len(best))].sum()) - quiet
     if spent > allowed - quiet:  # the error of texture grows with the square of its strength
-        strengths *= np.sqrt((allowed - quiet) / spent)
-    return np.asarray(np.maximum(np.floor(strengths + 1e-6), 1))
+        strengths = strengths * np.sqrt((allowed - quiet) / spent)
+    return corrected, np.maximum(np.floor(strengths + 1e-6), 1)
 
 
 def _on_weight_tiles(reference: Reference, guide: Guide, strengths: NDArray[np.float64]) -> Map:

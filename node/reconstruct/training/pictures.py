@@ -14,7 +14,7 @@ from node.fidelity.fsim import TILE
 from node.fidelity.regions import Mask, breast_mask
 from storage.dicomfile import opened
 from storage.errors import DataSetError, LatentPacsError, PixelError
-from storage.pixels import integer_pixels
+from storage.pixels import PixelShape, integer_pixels
 
 Pixels = NDArray[np.uint16]
 
@@ -86,9 +86,10 @@ def _dicom(path: Path) -> tuple[Pixels, int, Dataset] | None:
         pixels = integer_pixels(path)
     except (DataSetError, PixelError, OSError, ValueError):
         return None
-    if pixels.ndim != 2 or pixels.dtype != np.uint16:
+    bits = PixelShape.of(header).bits_stored
+    if pixels.ndim != 2 or pixels.dtype != np.uint16 or not bits or int(pixels.max()) >> bits:
         return None
-    return pixels, int(header.get("BitsStored", 16)), header
+    return pixels, bits, header
 
 
 def _raster(path: Path) -> tuple[Pixels, int, Dataset] | None:
@@ -98,7 +99,7 @@ def _raster(path: Path) -> tuple[Pixels, int, Dataset] | None:
         with Image.open(path) as image:
             grey = image if image.mode in ("I;16", "I;16B", "I", "L") else image.convert("L")
             values = np.asarray(grey)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     header = Dataset()
     header.PhotometricInterpretation = "MONOCHROME2"
@@ -116,7 +117,7 @@ def _significant(pixels: Pixels) -> Pixels:
     Either times 16 (white may be 65535 all the same), or times 65535 / 4095, rounded one way or another.
     """
     grey = np.unique(pixels)
-    for bits in range(8, 16):
+    for bits in range(8, 15):  # at 15, nearly anything looks stretched
         top = (1 << bits) - 1
         stretched = np.rint(grey * (top / 65535)) * (65535 / top)
         if np.abs(stretched - grey).max() < 1:

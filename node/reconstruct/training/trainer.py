@@ -20,7 +20,7 @@ from node.reconstruct.training.baseline import fit_damping
 from node.reconstruct.training.pictures import Picture
 from node.reconstruct.training.plates import Plate, crops, make_plate
 from node.reconstruct.upscalers.mammo import save_network
-from storage.errors import LatentPacsError
+from storage.errors import ConfigError, LatentPacsError
 
 CHECKPOINT = "checkpoint.pt"
 _GATHERED = 64
@@ -108,8 +108,14 @@ def train(
         if minutes is not None and finished:
             run.plan_for(minutes)
         run.advance(min(run.plan.steps, stop_after or run.plan.steps))
+    except TrainingFailed:
+        raise  # the last checkpoint is good, this state is not
+    except BaseException:
+        run.save()
+        raise
     finally:
         run.close()
+    run.save()
     model: MammoNetwork = state.average.to("cpu", memory_format=torch.contiguous_format)
     model.register_to_config(damping=fit_damping(pictures, plan.seed))
     save_network(model, folder)
@@ -142,11 +148,11 @@ class _Run:
         first = self._state.step
         self.plan = replace(self.plan, steps=first + _UNKNOWN)
         self.advance(first + 2)
-        clock = time.monotonic()
-        self.advance(first + 2 + _TIMED)
-        each = (time.monotonic() - clock) / _TIMED
-        left = self._began + minutes * 60 - time.monotonic()
-        self.plan = replace(self.plan, steps=self._state.step + max(int(left / max(each, 1e-6)), 1))
+        clock, timed_from = time.monotonic(), self._state.step
+        self.advance(timed_from + _TIMED)
+        each = (time.monotonic() - clock) / max(self._state.step - timed_from, 1)
+        left = max(self._end - time.monotonic(), 0.0)
+        self.plan = replace(self.plan, steps=self._state.step + int(left / max(each, 1e-6)))
 
     def advance(self, until: int) -> None:
         """Steps until ``until``, or until time is up."""
@@ -159,12 +165,14 @@ class _Run:
             seconds = time.monotonic() - self._began
             self._watch(Progress(state.step, self.plan.steps, float(np.mean(state.losses)), seconds))
             if time.monotonic() - self._saved > _SAVE_EVERY:
-                _save(state, self.plan, self._folder)
-                self._saved = time.monotonic()
+                self.save()
+
+    def save(self) -> None:
+        _save(self._state, self.plan, self._folder)
+        self._saved = time.monotonic()
 
     def close(self) -> None:
         self._deck.close()
-        _save(self._state, self.plan, self._folder)
 
 
 class Deck:
@@ -231,17 +239,22 @@ def _fresh(plan: Plan, start_from: MammoNetwork | None) -> _State:
     torch.manual_seed(plan.seed)
     network = MammoNetwork(width=plan.width, blocks=plan.blocks)
     if start_from is not None:
-        network = MammoNetwork.from_config(start_from.config)
+        network = MammoNetwork(**_size(start_from))
         network.load_state_dict(start_from.state_dict())
-    average = MammoNetwork.from_config(network.config)
+    average = MammoNetwork(**_size(network))
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
     return _State(network, average.requires_grad_(False), optimiser)
 
 
+def _size(network: MammoNetwork) -> dict[str, Any]:
+    return {name: network.config[name] for name in ("width", "blocks", "embedding")}
+
+
 def _save(state: _State, plan: Plan, folder: Path) -> None:
     content = {
         "plan": json.dumps(asdict(plan)),
+        "size": _size(state.network),
         "step": state.step,
         "losses": state.losses,
         "network": state.network.state_dict(),
@@ -259,7 +272,7 @@ def _restore(state: _State, path: Path) -> Plan:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = json.loads(content["plan"])
         plan = Plan(**{**found, "blocks": tuple(found["blocks"])})
-        fresh = _fresh(plan, None)
+        fresh = _fresh(plan, MammoNetwork(**content["size"]))
         for name in ("network", "average", "optimiser"):
             getattr(fresh, name).load_state_dict(content[name])
         state.network, state.average, state.optimiser = fresh.network, fresh.average, fresh.optimiser
@@ -272,7 +285,13 @@ def _restore(state: _State, path: Path) -> Plan:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); use auto or cpu") from error
+    return device
 
 
 def _move(state: _State, where: torch.device) -> None:

@@ -57,7 +57,7 @@ class Mammo:
     consistent = False
 
     def __init__(
-        self, folder: Path = SHIPPED, *, device: str = "auto", detail: float = 0.0, steps: int = 2, tile: int = 768
+        self, folder: Path = SHIPPED, *, device: str = "auto", detail: float = 0.0, steps: int = 3, tile: int = 768
     ) -> None:
         if tile < LEVEL_TILE or tile % LEVEL_TILE:
             raise ValueError(f"mammo: tile {tile} is not a multiple of {LEVEL_TILE}")

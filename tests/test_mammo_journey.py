@@ -1,0 +1,67 @@
+"""``mammo`` through the whole node: store, verify, retrieve; texture; a model that is gone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from node.app import Node
+from node.dimse import client
+from node.dimse.client import Receiver
+from node.reconstruct.guide import decode_guide
+from node.reconstruct.upscalers.mammo import SHIPPED, Mammo
+from storage.payload import decode_rendition
+from storage.pixels import integer_pixels, pixel_digest
+from storage.records import InstanceState
+from tests.conftest import Archive, settings_for
+from tests.samples import breast, mammogram, write
+
+RUNGS = [{"scale": 2, "coder": "jpegxl", "distance": 0.1, "sample_bits": 12}]
+
+
+def test_default_model_there_and_back_and_gone(
+    tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Verified with the shipped weights and sent as the verified pixels, synthetic and named; once that model is not
+    installed any more, the log names its digest and the original is sent in its stead."""
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
+    config = folder / "config.json"
+    config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be
+    digest = Mammo(folder).weights_digest
+    reconstruct = {"upscaler": "mammo", "cache": 0, "device": "cpu", "mammo": {"weights": str(folder)}}
+    ds = mammogram(breast(420, 380))
+    identifier = client.image_identifier(ds.StudyInstanceUID)
+    settings = settings_for(tmp_path / "a", receiver.port, reconstruct=reconstruct, codec={"ladder": RUNGS})
+    with Node(settings) as node:
+        archive = Archive(node, receiver)
+        file = write(ds, tmp_path / "one.dcm")
+        client.store([file], archive.address, calling="MODALITY", each=lambda *_: None)
+        held = archive.settled(ds.SOPInstanceUID, timeout=180)
+        assert held.state is InstanceState.VERIFIED, held.reason
+        assert held.rendition is not None
+        made = decode_rendition(node.store.read(held.rendition.rendition_digest))
+        assert (made.upscaler, made.steps, made.weights_digest) == ("mammo", 1, digest)
+        guide = decode_guide(made.guide)
+        assert (guide.rows, guide.columns) == (420, 380)
+        assert not guide.amplitude.any()
+        assert client.move(identifier, archive.address, calling="VIEWER", destination="VIEWER").Status == 0x0000
+        path = receiver.received[held.rendition.derived_uid]
+        assert pixel_digest(integer_pixels(path)) == made.output_digest
+        copy = dcmread(path)
+        assert copy[0x0008, 0x001C].value == "YES"
+        assert copy.LossyImageCompressionMethod == "LDM_MAMMO_1"
+        assert copy[0x0099, 0x1002].value == "mammo"
+
+    config.write_text(config.read_text() + "\n")
+    receiver.received.clear()
+    with Node(settings) as node:
+        archive = Archive(node, receiver)
+        final = client.move(identifier, archive.address, calling="VIEWER", destination="VIEWER")
+        assert final.Status == 0x0000
+    assert digest in caplog.text
+    assert np.array_equal(integer_pixels(receiver.received[ds.SOPInstanceUID]), integer_pixels(file))
+    assert held.rendition.derived_uid not in receiver.received
