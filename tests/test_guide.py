@@ -202,7 +202,7 @@ class Wild:
 
 
 @given(seed=st.integers(0, 10_000), rung=st.sampled_from(RUNGS), detail=st.sampled_from([0.0, 0.5, 1.0]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_whatever_the_upscaler_says_the_result_is_never_worse_than_the_consistent_base(
     seed: int, rung: Rung, detail: float
 ) -> None:

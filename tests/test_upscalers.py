@@ -129,13 +129,13 @@ def test_texture_is_hidden_from_the_base_and_of_the_strength_asked_for(fresh: Ca
 def test_the_engine_makes_any_of_them_consistent(fresh: Callable[[], Upscaler], rung: Rung) -> None:
     """Within a grey level of a lossless base, within its own quantisation RMS of a lossy one (DESIGN, decision 4)."""
     upscaler = fresh()
-    original = original_of(breast(520, 600))
+    original = original_of(breast(300, 280))
     base = make_base(original, rung)
     guide = None
     if upscaler.guided:
         reference = Reference(original.pixels, Dataset())
         guide, made = guided(reference, base, upscaler, seed=5, steps=upscaler.steps, detail=upscaler.detail)
-        assert guide.corrections.any() or rung.distance == 0 or upscaler.detail > 0
+        assert guide.levels.any()
         assert guide.amplitude.any() == (upscaler.detail > 0)
     pixels = reconstruct(base, upscaler, seed=5, steps=upscaler.steps, guide=guide)
     if guide is not None:

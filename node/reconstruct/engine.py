@@ -173,11 +173,15 @@ def finish(draft: Draft, guide: Guide | None = None) -> Pixels:
         return _rounded(image, base)
     if not guide.corrections.any() and not guide.amplitude.any():
         return _rounded(draft.image.copy(), base)
-    image = weighed(draft, guide)
-    # a texture that was weighed tile by tile is in the null space of D no longer
-    if not draft.consistent or draft.drawn.texture is not None:
-        image = _projected(image, base, draft.samples)
-    return _rounded(image, base)
+    return settled(draft, weighed(draft, guide))
+
+
+def settled(draft: Draft, image: Float) -> Pixels:
+    """A weighed image made as consistent as its base deserves, and into pixels; ``image`` may be written to.
+
+    Corrections and texture that were weighed tile by tile are not in the null space of D any more.
+    """
+    return _rounded(_projected(image, draft.base, draft.samples), draft.base)
 
 
 def weighed(draft: Draft, guide: Guide) -> Float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, tile_scores
 from node.fidelity.spectrum import closer_in_every_band, power_spectrum
-from node.reconstruct.engine import Draft, Pixels, correction, draw, finish
+from node.reconstruct.engine import Draft, Pixels, correction, draw, finish, settled, weighed
 from node.reconstruct.guide import (
     AMPLITUDE_ONE,
     CORRECTION_ONE,
@@ -44,7 +44,7 @@ _TOLERATED = 1.01
 """A tile counts as worse above this; what single tiles lose below it, the image has gained elsewhere."""
 _EXTRA = 3
 """Steps of strength that may be added for the noise spectrum."""
-_AMPLITUDES = (1, 3, 5, 7)
+_AMPLITUDES = (1, 4, 7)
 """Strengths tried on each tile, in units of 1 / AMPLITUDE_ONE: the least, so that the noise spectrum never stays as it
 was, to as much as the budget allows anywhere."""
 
@@ -162,10 +162,13 @@ def _best_strengths(
     """Per tile of the gate whether to correct (1 or 0), and the strength, all weakened where PSNR is overdrawn."""
     tried = [(which, max(1, round(each * detail))) for which in (1, 0) for each in _AMPLITUDES]
     scores, errors = [], []
+    texture = draft.drawn.texture
+    assert texture is not None
+    still = [weighed(draft, guide) for guide in bases]
     for which, strength in tried:
-        guide = bases[1 - which]
-        pixels = finish(draft, replace(guide, amplitude=np.full_like(guide.amplitude, strength)))
-        score, error = tile_scores(reference, pixels)
+        score, error = tile_scores(
+            reference, settled(draft, still[1 - which] + np.float32(strength / AMPLITUDE_ONE) * texture)
+        )
         scores.append(score)
         errors.append(error)
     best = np.argmax(scores, axis=0)
