@@ -84,14 +84,14 @@ def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixel
     nothing = replace(guide, corrections=np.zeros_like(guide.corrections))
     unhelped = finish(draft, nothing)
     before = tile_means(np.square(truth - unhelped), WEIGHT_TILE)
+    pixels = finish(draft, guide)
     for _ in range(_ROUNDS):
-        pixels = finish(draft, guide)
         worse = tile_means(np.square(truth - pixels), WEIGHT_TILE) > _TOLERATED * before
         if not worse.any():
             break
         left = ~np.asarray(binary_dilation(worse, np.ones((3, 3), dtype=bool)))
         guide = replace(guide, corrections=guide.corrections * left)
-    pixels = finish(draft, guide)
+        pixels = finish(draft, guide)
     if _error(truth, pixels) <= _error(truth, unhelped):
         return guide, pixels
     return nothing, unhelped

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from storage.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cpu_numerics() -> dict[str, str]:
@@ -19,3 +25,15 @@ def cpu_numerics() -> dict[str, str]:
         "scipy": version("scipy"),
         "imagecodecs": version("imagecodecs"),
     }
+
+
+def device_of(name: str) -> torch.device:
+    """The device that ``reconstruct.device`` names; ``auto`` is CUDA where there is one. Raises ConfigError."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("reconstruct.device is cuda, and torch finds no CUDA device; use auto or cpu")
+    return device

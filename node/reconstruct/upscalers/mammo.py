@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from node.reconstruct.guide import LEVEL_TILE
 from node.reconstruct.noise import noise_rows
-from node.reconstruct.numerics import cpu_numerics
+from node.reconstruct.numerics import cpu_numerics, device_of
 from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask, hidden_from_base
-from storage.errors import ConfigError, ModelMissing
+from storage.errors import ModelMissing
 
 if TYPE_CHECKING:
     import torch
@@ -175,14 +175,7 @@ class Mammo:
 
     @cached_property
     def _device(self) -> torch.device:
-        import torch
-
-        if self._device_name == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self._device_name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("reconstruct.device is cuda, and torch finds no CUDA device; use auto or cpu")
-        return device
+        return device_of(self._device_name)
 
 
 class _Plan:

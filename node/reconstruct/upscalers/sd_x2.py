@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.reconstruct.numerics import cpu_numerics
+from node.reconstruct.numerics import cpu_numerics, device_of
 from node.reconstruct.tiles import TilePlan, blend
 from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
-from storage.errors import ConfigError, LatentPacsError
+from storage.errors import LatentPacsError
 
 if TYPE_CHECKING:
     import torch
@@ -205,14 +205,7 @@ class SdX2:
 
     @cached_property
     def _device(self) -> torch.device:
-        import torch
-
-        if self._device_name == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(self._device_name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("reconstruct.device is cuda, and torch finds no CUDA device; use auto or cpu")
-        return device
+        return device_of(self._device_name)
 
     @property
     def _dtype(self) -> torch.dtype:
