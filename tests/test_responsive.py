@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_ECHO
 from pynetdicom.sop_class import Verification
 
 from node.app import Node
-from node.dimse import client
+from node.dimse import client, wire
 from node.dimse.client import Receiver
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import CheckRequest, ReconstructRequest
@@ -42,6 +43,7 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
     entity.add_requested_context(Verification)
     assoc = entity.associate("127.0.0.1", archive.address.port)
     assert assoc.is_established
+    wire.keep_answers(assoc)
     slowest, stop = [0.0], threading.Event()
 
     def echo() -> None:
@@ -62,6 +64,23 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
         echoing.join()
         assoc.release()
     assert slowest[0] < 0.5
+
+
+def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:
+    """pynetdicom's reactor thread, running free, does not take the answer from a requestor's association."""
+    entity = AE("VIEWER")
+    entity.add_requested_context(Verification)
+    assoc = entity.associate("127.0.0.1", archive.address.port)
+    wire.keep_answers(assoc)
+    request = C_ECHO()
+    request.MessageID, request.AffectedSOPClassUID = 1, Verification
+    assoc.dimse.send_msg(request, assoc.accepted_contexts[0].context_id)  # without the pause that send_c_echo makes
+    wait_for(lambda: not assoc.dimse.msg_queue.empty(), timeout=10)
+    time.sleep(0.1)  # a hundred rounds of the reactor
+    answer: Any = assoc.dimse.get_msg(block=True)[1]
+    assert answer is not None
+    assert answer.Status == 0x0000
+    assoc.release()
 
 
 class SlowPool(WorkerPool):

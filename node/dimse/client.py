@@ -153,6 +153,7 @@ def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association
     assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, **options)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    wire.keep_answers(assoc)
     try:
         yield assoc
     finally:

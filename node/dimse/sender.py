@@ -17,7 +17,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer
-from node.dimse.wire import ArchiveEntity, send_at_once
+from node.dimse.wire import ArchiveEntity, keep_answers, send_at_once
 from storage.errors import LatentPacsError
 
 LOGGER = logging.getLogger(__name__)
@@ -137,6 +137,7 @@ class Destination:
             # asked once: a destination that is down would cost a timeout for every further image
             self._refused = f"{peer.ae_title} at {peer.host}:{peer.port} did not accept an association"
             raise DestinationUnavailable(self._refused)
+        keep_answers(assoc)
         assoc.network_timeout = None  # it is idle while an image is being made, and that is no fault
         return assoc
 

@@ -8,6 +8,7 @@
 3. An association on which a handler works for longer than the network timeout is ended when it is done.
 4. Small messages wait for each other (Nagle's algorithm).
 5. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
+6. A requestor's own reactor thread can take the answer that a ``send_*`` method waits for.
 
 Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
 """
@@ -151,6 +152,18 @@ def send_at_once(assoc: Any) -> None:
     if connection is not None:
         with suppress(OSError):  # closed meanwhile: the next send says so
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def keep_answers(assoc: Any) -> None:
+    """Leave every message of an association we opened to the ``send_*`` method that waits for it.
+
+    The reactor thread polls for requests, which nobody sends to a requestor, and the hand-over between the two has a
+    gap: on a loaded machine it took an answer, and the sender waited until its DIMSE timeout.
+    """
+    if not assoc.is_requestor:
+        return  # there the reactor thread is the one that sends
+    take = assoc.dimse.get_msg
+    assoc.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
 
 
 def remove_association_spool(assoc: Any) -> None:
