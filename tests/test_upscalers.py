@@ -136,7 +136,7 @@ def test_the_engine_makes_any_of_them_consistent(fresh: Callable[[], Upscaler], 
         reference = Reference(original.pixels, Dataset())
         guide, made = guided(reference, base, upscaler, seed=5, steps=upscaler.steps, detail=upscaler.detail)
         assert guide.levels.any()
-        assert guide.amplitude.any() == (upscaler.detail > 0)
+        assert upscaler.detail > 0 or not guide.amplitude.any()
     pixels = reconstruct(base, upscaler, seed=5, steps=upscaler.steps, guide=guide)
     if guide is not None:
         assert np.array_equal(pixels, made)

@@ -8,6 +8,7 @@ them. The encoder's side of the guide is guiding.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,10 +140,31 @@ def reconstruct(base: Base, upscaler: Upscaler, *, seed: int, steps: int, guide:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """A base decoded and lifted, for whoever draws from it more than once.
+
+    ``samples``: float32, low resolution. ``image``: the consistent base, float32, full size. Both in grey levels.
+    """
+
+    samples: Float
+    image: Float
+
+    @classmethod
+    def of(cls, base: Base) -> Decoded:
+        samples = base.samples()
+        return cls(samples, base.operator.lift(samples))
+
+    def pixels(self, base: Base) -> Pixels:
+        """The consistent base itself as pixels: what a guide that follows nothing gives."""
+        return _rounded(self.image.copy(), base)
+
+
+@dataclass(frozen=True)
 class Draft:
     """What an upscaler made of a base, before anything is weighed. ``samples``: the decoded base, float32.
 
     ``image``: the consistent base at full size, float32; for a draft without a guide, what the upscaler drew.
+    ``changes``: the corrections, where the encoder has worked them out to weigh them more than once.
     """
 
     base: Base
@@ -150,16 +172,36 @@ class Draft:
     image: Float
     drawn: Upscaled
     consistent: bool
+    changes: tuple[Float, ...] = ()
 
 
-def draw(base: Base, upscaler: Upscaler, *, seed: int, steps: int, levels: Map | None = None) -> Draft:
-    """Decode and upscale. ``levels``: the guide's, for upscalers that take one."""
-    samples = base.samples()
+def draw(
+    base: Base,
+    upscaler: Upscaler,
+    *,
+    seed: int,
+    steps: int,
+    levels: Map | None = None,
+    decoded: Decoded | None = None,
+) -> Draft:
+    """Upscale. ``levels``: the guide's, for upscalers that take one; ``decoded``: of this base, where at hand."""
+    if decoded is None and levels is not None:
+        decoded = Decoded.of(base)
+    samples = base.samples() if decoded is None else decoded.samples
     task = UpscaleTask(
-        samples, base.operator, base.minimum, base.maximum, seed, steps, base.rung, base.quantisation_rms, levels
+        samples,
+        base.operator,
+        base.minimum,
+        base.maximum,
+        seed,
+        steps,
+        base.rung,
+        base.quantisation_rms,
+        levels,
+        None if decoded is None else decoded.image,
     )
     drawn = upscaler.upscale(task)
-    image = drawn.image if levels is None else base.operator.lift(samples)
+    image = drawn.image if decoded is None or levels is None else decoded.image
     return Draft(base, samples, image, drawn, upscaler.consistent)
 
 
@@ -188,25 +230,29 @@ def weighed(draft: Draft, guide: Guide) -> Float:
     """The consistent base plus its weighed corrections plus amplitude times texture: float32, full size."""
     rows, columns = draft.image.shape
     image = draft.image.copy()
-    for number, weights in enumerate(guide.corrections):
-        if weights.any():
-            change = correction(draft, number)
-            change *= spread(weights.astype(np.float32) / CORRECTION_ONE, WEIGHT_TILE, rows, columns)
-            image += change
+    wanted = [number for number, weights in enumerate(guide.corrections) if weights.any()]
+    for number, change in zip(wanted, corrections(draft, wanted), strict=True):
+        weights = guide.corrections[number].astype(np.float32) / CORRECTION_ONE
+        image += change * spread(weights, WEIGHT_TILE, rows, columns)
     if draft.drawn.texture is not None and guide.amplitude.any():
         strength = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
         image += strength * draft.drawn.texture
     return image
 
 
-def correction(draft: Draft, number: int) -> Float:
-    """One of ``guide.CORRECTIONS`` of a draft, a fresh array: float32, full size, in grey levels."""
-    if number == NETWORK:
-        return draft.drawn.image - draft.image
-    if number == PLAIN:
-        return draft.base.operator.up(draft.samples) - draft.image
-    once = _blurred(draft.image)
-    return draft.image - once if number == FINE else once - _blurred(_blurred(once))
+def corrections(draft: Draft, numbers: Iterable[int]) -> Iterator[Float]:
+    """Some of ``guide.CORRECTIONS`` of a draft, one at a time: float32, full size, in grey levels."""
+    once: Float | None = None
+    for number in numbers:
+        if draft.changes:
+            yield draft.changes[number]
+        elif number == NETWORK:
+            yield draft.drawn.image - draft.image
+        elif number == PLAIN:
+            yield draft.base.operator.up(draft.samples) - draft.image
+        else:
+            once = _blurred(draft.image) if once is None else once
+            yield draft.image - once if number == FINE else once - _blurred(_blurred(once))
 
 
 def _blurred(image: Float) -> Float:

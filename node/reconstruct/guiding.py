@@ -7,7 +7,7 @@ raises tile FSIM, within a budget of PSNR.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, tile_scores
 from node.fidelity.spectrum import closer_in_every_band, power_spectrum
-from node.reconstruct.engine import Draft, Pixels, correction, draw, finish, settled, weighed
+from node.reconstruct.engine import Decoded, Draft, Pixels, corrections, draw, finish, settled, weighed
 from node.reconstruct.guide import (
     AMPLITUDE_ONE,
     CORRECTION_ONE,
@@ -44,20 +44,29 @@ _TOLERATED = 1.01
 """A tile counts as worse above this; what single tiles lose below it, the image has gained elsewhere."""
 _EXTRA = 3
 """Steps of strength that may be added for the noise spectrum."""
-_AMPLITUDES = (1, 4, 7)
-"""Strengths tried on each tile, in units of 1 / AMPLITUDE_ONE: the least, so that the noise spectrum never stays as it
-was, to as much as the budget allows anywhere."""
+_AMPLITUDES = (2, 6)
+"""Strengths tried on each tile, in units of 1 / AMPLITUDE_ONE; every one costs a measurement of the whole image."""
 
 
 def guided(
-    reference: Reference, base: Base, upscaler: Upscaler, *, seed: int, steps: int, detail: float
+    reference: Reference,
+    base: Base,
+    upscaler: Upscaler,
+    *,
+    seed: int,
+    steps: int,
+    detail: float,
+    decoded: Decoded | None = None,
 ) -> tuple[Guide, Pixels]:
-    """The guide for ``reference`` (the original) and the pixels it leads to."""
+    """The guide for ``reference`` (the original) and the pixels it leads to. ``decoded``: the base, where at hand."""
     truth = reference.pixels.astype(np.float32)
-    image = base.operator.lift(base.samples())
-    levels = measure_levels(truth - image, tiles_with_breast(reference))
-    draft = draw(base, upscaler, seed=seed, steps=steps, levels=levels)
-    guide, pixels = _never_worse(draft, truth, _followed(draft, truth, levels))
+    decoded = decoded or Decoded.of(base)
+    levels = measure_levels(truth - decoded.image, tiles_with_breast(reference))
+    draft = draw(base, upscaler, seed=seed, steps=steps, levels=levels, decoded=decoded)
+    # A lossless base is met exactly: the projection undoes what is not the network's.
+    count = 1 if base.rung.distance == 0 else len(CORRECTIONS)
+    draft = replace(draft, changes=tuple(corrections(draft, range(count))))
+    guide, pixels = _never_worse(draft, truth, _followed(draft, truth, levels), decoded.pixels(base))
     if detail > 0 and draft.drawn.texture is not None:
         return _textured(reference, draft, guide, pixels, detail)
     return guide, pixels
@@ -74,15 +83,13 @@ def tiles_with_breast(reference: Reference) -> NDArray[np.bool_]:
     return np.asarray(padded.reshape(shape[0], blocks, shape[1], blocks).any(axis=(1, 3)), dtype=bool)
 
 
-def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixels]:
-    """``guide`` without the tiles that the network makes worse, and the pixels it gives.
+def _never_worse(draft: Draft, truth: Float, guide: Guide, unhelped: Pixels) -> tuple[Guide, Pixels]:
+    """``guide`` without the tiles that it makes worse than ``unhelped``, the consistent base; and the pixels it gives.
 
-    Between tiles alpha is interpolated, so a tile can suffer from its neighbour: both are then left alone.
+    Between tiles weights are interpolated, so a tile can suffer from its neighbour: both are then left alone.
     """
     from scipy.ndimage import binary_dilation
 
-    nothing = replace(guide, corrections=np.zeros_like(guide.corrections))
-    unhelped = finish(draft, nothing)
     before = tile_means(np.square(truth - unhelped), WEIGHT_TILE)
     pixels = finish(draft, guide)
     for _ in range(_ROUNDS):
@@ -94,16 +101,12 @@ def _never_worse(draft: Draft, truth: Float, guide: Guide) -> tuple[Guide, Pixel
         pixels = finish(draft, guide)
     if _error(truth, pixels) <= _error(truth, unhelped):
         return guide, pixels
-    return nothing, unhelped
+    return replace(guide, corrections=np.zeros_like(guide.corrections)), unhelped
 
 
 def _followed(draft: Draft, truth: Float, levels: Map) -> Guide:
-    """Per tile the corrections that together leave the least squared error, rounded to their steps.
-
-    A lossless base is met exactly: the projection undoes what is not the network's, so that stays 0 there.
-    """
-    count = 1 if draft.base.rung.distance == 0 else len(CORRECTIONS)
-    changes = [correction(draft, number) for number in range(count)]
+    """Per tile the corrections that together leave the least squared error, rounded to their steps."""
+    changes, count = draft.changes, len(draft.changes)
     missing = truth - draft.image
 
     def dot(one: Float, other: Float) -> NDArray[np.float64]:
@@ -131,35 +134,55 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
 
     FSIM likes what is rough, so corrections are left out where that raises it. And the noise spectrum is to be closer
     to the original's than the consistent base's is, in every band: else all corrections go, and then strength is added
-    as long as it costs neither FSIM nor more PSNR than allowed.
+    as long as it costs no more PSNR than allowed. FSIM never falls below the consistent base's: rather than that, only
+    tiles that gain get texture, or none.
     """
     allowed = sum(tile_scores(reference, still)[1]) * 10 ** (PSNR_BUDGET_DB / 10)
     bare = replace(guide, corrections=np.zeros_like(guide.corrections))
     plain = finish(draft, bare)
-    least = _mean_and_p5(tile_scores(reference, plain)[0])
+    scores, _ = tile_scores(reference, plain)
+    least = _mean_and_p5(scores)
     truth, before = (power_spectrum(pixels, reference.mask) for pixels in (reference.pixels, plain))
-    corrected, strengths = _best_strengths(reference, draft, (guide, bare), detail, allowed)
-    kept = _on_weight_tiles(reference, guide, corrected) > 0
+    choice = _best_strengths(reference, draft, (guide, bare), detail, allowed)
+    kept = _on_weight_tiles(reference, guide, choice.corrected) > 0
     mixed = replace(guide, corrections=guide.corrections * kept)
     chosen: tuple[Guide, Pixels] | None = None
     for more in range(_EXTRA + 1):
-        amplitude = _on_weight_tiles(reference, guide, np.minimum(strengths + max(more - 1, 0), 15))
+        amplitude = _on_weight_tiles(reference, guide, np.minimum(choice.strengths + max(more - 1, 0), 15))
         candidate = replace(bare if more else mixed, amplitude=amplitude)
         pixels = finish(draft, candidate)
-        scores, errors = tile_scores(reference, pixels)
-        if chosen is not None and (sum(errors) > allowed or (_mean_and_p5(scores) < least).any()):
+        if not _acceptable(tile_scores(reference, pixels), allowed, least):
             break
         chosen = (candidate, pixels)
         if closer_in_every_band(power_spectrum(pixels, reference.mask), before, truth, draft.base.rung.scale):
             break
-    assert chosen is not None
-    return chosen
+    if chosen is not None:
+        return chosen
+    helped = np.where(choice.scores > np.array(scores), choice.strengths, 0.0)
+    candidate = replace(bare, amplitude=_on_weight_tiles(reference, guide, helped))
+    pixels = finish(draft, candidate)
+    return (candidate, pixels) if _acceptable(tile_scores(reference, pixels), allowed, least) else (bare, plain)
+
+
+def _acceptable(measured: tuple[list[float], list[float]], allowed: float, least: NDArray[np.float64]) -> bool:
+    """No more error than allowed, and neither figure of tile FSIM below the consistent base's."""
+    scores, errors = measured
+    return sum(errors) <= allowed and bool((_mean_and_p5(scores) >= least).all())
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Per tile of the gate: whether to correct (1 or 0), the strength of texture, and the FSIM it had when tried."""
+
+    corrected: NDArray[np.float64]
+    strengths: NDArray[np.float64]
+    scores: NDArray[np.float64]
 
 
 def _best_strengths(
     reference: Reference, draft: Draft, bases: tuple[Guide, Guide], detail: float, allowed: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Per tile of the gate whether to correct (1 or 0), and the strength, all weakened where PSNR is overdrawn."""
+) -> _Choice:
+    """The best of each tile, all weakened where PSNR is overdrawn."""
     tried = [(which, max(1, round(each * detail))) for which in (1, 0) for each in _AMPLITUDES]
     scores, errors = [], []
     texture = draft.drawn.texture
@@ -177,7 +200,7 @@ def _best_strengths(
     spent = float(np.array(errors)[best, np.arange(len(best))].sum()) - quiet
     if spent > allowed - quiet:  # the error of texture grows with the square of its strength
         strengths = strengths * np.sqrt((allowed - quiet) / spent)
-    return corrected, np.maximum(np.floor(strengths + 1e-6), 1)
+    return _Choice(corrected, np.maximum(np.floor(strengths + 1e-6), 1), np.max(scores, axis=0))
 
 
 def _on_weight_tiles(reference: Reference, guide: Guide, strengths: NDArray[np.float64]) -> Map:

@@ -35,7 +35,7 @@ class Bicubic:
         return cpu_numerics()
 
     def upscale(self, task: UpscaleTask) -> Upscaled:
-        image = task.operator.lift(task.base)
+        image = task.consistent_base()
         return Upscaled(image, self._texture(task) if task.levels is not None and task.steps else None)
 
     def _texture(self, task: UpscaleTask) -> NDArray[np.float32]:

@@ -101,7 +101,7 @@ class Mammo:
 
         if task.levels is None:
             raise ValueError("mammo needs the levels that the encoder measured")
-        image = task.operator.lift(task.base)
+        image = task.consistent_base()
         if not task.levels.any():
             return Upscaled(image)
         seen = scene(image, task.levels, task.quantisation_rms, task.rung)

@@ -20,7 +20,8 @@ class UpscaleTask:
     (0 .. 2**bits_stored - 1). ``minimum`` and ``maximum``: the original's own extreme values, in grey levels.
     ``seed``: keys every random draw; ``steps``: sampling steps, ignored by upscalers that do not sample.
     ``rung`` and ``quantisation_rms`` (grey levels): how the base was made. ``levels``: the guide's map of how
-    strong the missing detail is, uint8 per 64-pixel tile (guide.py); None where there is no guide.
+    strong the missing detail is, uint8 per 64-pixel tile (guide.py); None where there is no guide. ``lifted``: the
+    consistent base at full size where it was made already; not to be written to.
     """
 
     base: NDArray[np.float32]
@@ -32,6 +33,11 @@ class UpscaleTask:
     rung: Rung
     quantisation_rms: float = 0.0
     levels: NDArray[np.uint8] | None = None
+    lifted: NDArray[np.float32] | None = None
+
+    def consistent_base(self) -> NDArray[np.float32]:
+        """``operator.lift(base)``, an array to write to: float32, full size."""
+        return self.operator.lift(self.base) if self.lifted is None else self.lifted.copy()
 
 
 @dataclass(frozen=True)

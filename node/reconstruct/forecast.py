@@ -1,0 +1,80 @@
+"""A forecast of what a rung will come to: the same coder, operator and gate on a sample of the image's tiles.
+
+The sample is one small picture, a mosaic of tiles of the gate with what surrounds them, so that coding and measuring
+it takes a fraction of the time that the image takes. What is forecast decides only which rungs are tried; what is
+served is always measured on the whole image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from node.fidelity.fsim import TILE
+from node.fidelity.gate import Reference, measure
+from node.reconstruct.engine import Decoded, Original, Pixels, make_base
+from storage.records import Rung, Verdict
+
+if TYPE_CHECKING:
+    from node.fidelity.regions import Mask
+
+TILES = 12
+"""Tiles in a sample; images with fewer are sampled whole."""
+_HALO = 64
+"""Pixels around each: the support of the operator's inverse at scale 4 is 49."""
+_SIDE = TILE + 2 * _HALO
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the consistent base of a rung measures on the sample, and the bytes that a whole base will take."""
+
+    verdict: Verdict
+    payload_bytes: int
+
+
+class Sample:
+    """A sample of one original. ``filled``: its pixels without padding, as they are coded."""
+
+    def __init__(self, original: Original, filled: Pixels, reference: Reference) -> None:
+        chosen = _spread_over(reference.tiles)
+        side = math.ceil(math.sqrt(len(chosen)))
+        shape = (-(-len(chosen) // side) * _SIDE, side * _SIDE)
+        pixels = np.zeros(shape, dtype=np.uint16)
+        around = np.pad(filled, _HALO, mode="edge")
+        tiles = []
+        for number, (row, column) in enumerate(chosen):
+            top, left = number // side * _SIDE, number % side * _SIDE
+            pixels[top : top + _SIDE, left : left + _SIDE] = around[row : row + _SIDE, column : column + _SIDE]
+            tiles.append((top + _HALO, left + _HALO))
+        self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None)
+        self._reference = _SampleReference(reference, pixels, tiles)
+        self._share = len(chosen) * _SIDE * _SIDE / (len(reference.tiles) * TILE * TILE)
+        self._made: dict[Rung, Forecast] = {}
+
+    def forecast(self, rung: Rung) -> Forecast:
+        """The forecast of a rung, made at first use."""
+        if rung not in self._made:
+            base = make_base(self._original, rung)
+            verdict = measure(self._reference, Decoded.of(base).pixels(base), None)
+            self._made[rung] = Forecast(verdict, round(len(base.coded) / self._share))
+        return self._made[rung]
+
+
+class _SampleReference(Reference):
+    """The sample as the gate sees it: its tiles, through the window of the whole image."""
+
+    def __init__(self, whole: Reference, pixels: Pixels, tiles: list[tuple[int, int]]) -> None:
+        mask: Mask = np.ones((pixels.shape[0] // 16, pixels.shape[1] // 16), dtype=bool)
+        self.pixels, self.mask, self.window, self.tiles = pixels, mask, whole.window, tiles
+        self._features = {}
+        self._truths = {}
+
+
+def _spread_over(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """At most ``TILES`` of them, from all over the breast."""
+    numbers = np.unique(np.linspace(0, len(tiles) - 1, min(TILES, len(tiles))).round().astype(int))
+    return [tiles[number] for number in numbers]
