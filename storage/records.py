@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -95,6 +96,32 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.gated and not self.failures
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a reconstruction must keep to; config.yaml says of each where its value comes from.
+
+    The first three are of the image, all others of each tile, and by default let everything through. Errors are
+    absolute, in units of local noise, or of the display window's width where it says so.
+    """
+
+    fsim_mean: float
+    fsim_p5: float
+    psnr_db: float
+    fsim_worst: float = 0.0
+    error_p999: float = math.inf
+    error_max: float = math.inf
+    shift: float = math.inf
+    """Of a tile's mean, in window widths."""
+    outside: float = math.inf
+    """Greatest error out of the breast, in window widths."""
+    speck: float = math.inf
+    """Strength from which a bright speck of the original must be kept."""
+    speck_kept: float = 0.5
+    """Share of its contrast below which it counts as lost."""
+    speck_new: float = math.inf
+    """Strength from which a speck counts as invented, where the original is less than half as strong."""
 
 
 @dataclass(frozen=True)

@@ -1,137 +1,167 @@
 """The gate: measures a reconstruction against its own original and says pass or why not.
 
-``Reference`` holds what is computed once per original; ``measure`` is called once per candidate. Thresholds come
-from config.yaml; the floor of profile ``balanced`` (tile FSIM mean 0.93, 5th percentile 0.90) may only rise.
+``Reference`` holds what is computed once per original; ``measure`` is called once per candidate, or ``survey`` and then
+``judge`` where it matters which tiles fail. Thresholds come from config.yaml; the floor of profile ``balanced`` (tile
+FSIM mean 0.93, 5th percentile 0.90, PSNR 28.42 dB) may only rise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
-from node.fidelity.fsim import TILE, Features, features, similarity
-from node.fidelity.regions import Mask, Pixels, Window, breast_mask, breast_tiles, display_window
-from storage.records import Verdict
+from node.fidelity.fsim import TILE, similarity
+from node.fidelity.reference import Reference, cut
+from node.fidelity.regions import Pixels
+from node.fidelity.survey import PATCH, Box, Survey, on_all_cores, resurvey, survey
+from storage.records import Thresholds, Verdict
+
+__all__ = ["Box", "Reference", "Survey", "Thresholds", "failing", "judge", "measure", "mends", "resurvey", "survey"]
 
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
 
-
-@dataclass(frozen=True)
-class Thresholds:
-    """The least a reconstruction must reach; see ``gate:`` in config.yaml for where each value comes from."""
-
-    fsim_mean: float
-    fsim_p5: float
-    psnr_db: float
+Tiles = NDArray[np.bool_]
 
 
-class Reference:
-    """One original, ready to be compared with: its breast tiles, window and features."""
-
-    def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
-        self.pixels = pixels
-        self.mask = breast_mask(pixels, str(header.get("PhotometricInterpretation", "")), padding)
-        self.window: Window = display_window(header, pixels, self.mask)
-        self.tiles = breast_tiles(self.mask, *pixels.shape)
-        self._features: dict[tuple[int, int], Features] = {}
-
-    def features(self, tile: tuple[int, int]) -> Features:
-        """The original's features at a tile, computed at first use."""
-        if tile not in self._features:
-            self._features[tile] = self._shown(self.pixels, tile)
-        return self._features[tile]
-
-    def candidate(self, pixels: Pixels, tile: tuple[int, int]) -> Features:
-        """A candidate's features at a tile, seen through the original's window."""
-        return self._shown(pixels, tile)
-
-    def _shown(self, pixels: Pixels, tile: tuple[int, int]) -> Features:
-        import torch
-
-        return features(torch.from_numpy(self.window.show(_cut(pixels, tile))))
-
-
-def measure(
-    reference: Reference,
-    candidate: Pixels,
-    thresholds: Thresholds | None,
-) -> Verdict:
+def measure(reference: Reference, candidate: Pixels, thresholds: Thresholds | None) -> Verdict:
     """Measure ``candidate`` (uint16, the original's shape) against ``reference``.
 
     Without thresholds the verdict is a measurement only: ``gated`` is False and it never counts as passed.
     """
+    return judge(survey(reference, candidate), thresholds)
 
-    scores, squares = tile_scores(reference, candidate)
-    error = sum(squares) / (len(scores) * TILE * TILE)
+
+def judge(measured: Survey, thresholds: Thresholds | None, patched: Tiles | None = None) -> Verdict:
+    """What the gate says of a survey. ``patched``: tiles that are stored exactly, bool, one per tile."""
+    if patched is not None:
+        measured = measured.with_exact(patched)
+    fsim, squares = measured.fsim[measured.breast], measured.squares[measured.breast]
+    error = float(squares.sum()) / (len(squares) * TILE * TILE)
+    lost, new = (_lost(measured, thresholds), _invented(measured, thresholds)) if thresholds else (None, None)
     verdict = Verdict(
-        psnr_db=_psnr(error, reference.window.width),
-        fsim_mean=float(np.mean(scores)),
-        fsim_p5=float(np.percentile(scores, 5)),
-        tiles=len(scores),
+        psnr_db=_psnr(error, measured.window_width),
+        fsim_mean=float(np.mean(fsim)),
+        fsim_p5=float(np.percentile(fsim, 5)),
+        tiles=len(fsim),
         figures={
             "rmse": math.sqrt(error),
-            "window_width": reference.window.width,
-            "fsim_worst_tile": float(np.min(scores)),
+            "window_width": measured.window_width,
+            "fsim_worst_tile": float(np.min(fsim)),
+            "error_p999": float(measured.error_p999.max()),
+            "error_max": float(measured.error_max.max()),
+            "shift": float(np.abs(measured.shift).max()),
+            "outside": float(measured.outside_max.max()),
+            **({} if lost is None else {"specks_lost": float(lost.sum())}),
+            **({} if new is None else {"specks_invented": float(new.sum())}),
         },
         gated=thresholds is not None,
     )
-    return verdict if thresholds is None else _judged(verdict, thresholds)
+    return verdict if thresholds is None else _judged(verdict, measured, thresholds)
+
+
+def failing(measured: Survey, thresholds: Thresholds) -> dict[int, tuple[str, ...]]:
+    """Tiles (by their number in the survey) that miss a threshold of a tile, each with its reasons."""
+    missed: dict[int, list[str]] = {}
+    for name, values, limit, worse in _tile_checks(measured, thresholds):
+        for tile in np.flatnonzero(values < limit if worse == "below" else values > limit):
+            missed.setdefault(int(tile), []).append(f"{name} {values[tile]:.4g} is {worse} {limit:g}")
+    return {tile: tuple(missed[tile]) for tile in sorted(missed)}
+
+
+def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
+    """What to store exactly so that every tile passes: squares of 32 pixels around single places (specks, greatest
+    errors, marks out of the breast), and whole tiles where the fault is everywhere in them. Boxes may overlap."""
+    whole = (
+        (measured.fsim < thresholds.fsim_worst)
+        | (measured.error_p999 > thresholds.error_p999)
+        | (np.abs(measured.shift) > thresholds.shift)
+    )
+    boxes = [measured.box(int(tile)) for tile in np.flatnonzero(whole)]
+    squares = (measured.worst_error > thresholds.error_max) | (measured.outside > thresholds.outside)
+    for lines, hit in (
+        (measured.kept, _lost(measured, thresholds)),
+        (measured.new, _invented(measured, thresholds)),
+    ):
+        _mark(squares, measured.corners, lines[hit])
+    squares[whole] = False
+    for tile, row, column in np.argwhere(squares):
+        top, left = measured.corners[tile]
+        boxes.append(Box(int(top + row * PATCH), int(left + column * PATCH), PATCH, PATCH))
+    return boxes
 
 
 def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], list[float]]:
-    """FSIM and the sum of squared errors (grey levels squared) of each tile of ``reference.tiles``."""
+    """FSIM and the sum of squared errors (grey levels squared) of each tile of ``reference.tiles``, and no more."""
 
     def one(tile: tuple[int, int]) -> tuple[float, float]:
+        difference = cut(candidate, tile).astype(np.float64) - cut(reference.pixels, tile)
         score = similarity(reference.features(tile), reference.candidate(candidate, tile))
-        return score, _squared_error(reference.pixels, candidate, tile)
+        return score, float(np.square(difference).sum())
 
-    measured = _on_all_cores(one, reference.tiles)
+    measured = on_all_cores(one, reference.tiles)
     return [score for score, _ in measured], [square for _, square in measured]
 
 
-def _on_all_cores(
-    one: Callable[[tuple[int, int]], tuple[float, float]], tiles: list[tuple[int, int]]
-) -> list[tuple[float, float]]:
-    """``one`` for every tile, in order. A tile per thread, each with torch on one core: a tile's operations are too
-    small to share between cores, and threads that wait for each other lose badly on a busy machine."""
-    import torch
-
-    cores = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            return list(threads.map(one, tiles))
-    finally:
-        torch.set_num_threads(cores)
+_SUPPORT = 8
+"""Pixels around a speck's middle that are stored exactly with it."""
 
 
-def _judged(verdict: Verdict, thresholds: Thresholds) -> Verdict:
+def _mark(squares: NDArray[np.bool_], corners: NDArray[np.int64], specks: NDArray[np.float64]) -> None:
+    """Mark the squares of its tile that a speck, its rim included, lies on."""
+    for row, column, *_, tile in specks:
+        place = np.array([row, column]) - corners[int(tile)]
+        (top, left), (bottom, right) = (
+            np.clip((place + by) // PATCH, 0, TILE // PATCH - 1) for by in (-_SUPPORT, _SUPPORT)
+        )
+        squares[int(tile), int(top) : int(bottom) + 1, int(left) : int(right) + 1] = True
+
+
+def _lost(measured: Survey, thresholds: Thresholds) -> Tiles:
+    """Which specks of the original are lost."""
+    return np.asarray((measured.kept[:, 2] >= thresholds.speck) & (measured.kept[:, 3] < thresholds.speck_kept))
+
+
+def _invented(measured: Survey, thresholds: Thresholds) -> Tiles:
+    """Which specks of the candidate are new: well above what counts, with nothing like it in the original."""
+    strength, before = measured.new[:, 2], measured.new[:, 3]
+    return np.asarray((strength >= thresholds.speck_new) & (before < strength / 2))
+
+
+def _tile_checks(measured: Survey, thresholds: Thresholds) -> Iterator[tuple[str, NDArray[np.float64], float, str]]:
+    """Name, figure per tile, limit, and on which side of the limit a figure fails."""
+
+    def count(lines: NDArray[np.float64], hit: Tiles) -> NDArray[np.float64]:
+        return np.bincount(lines[hit, 4].astype(int), minlength=len(measured)).astype(np.float64)
+
+    yield "tile FSIM", measured.fsim, thresholds.fsim_worst, "below"
+    yield "99.9th percentile of error over noise", measured.error_p999, thresholds.error_p999, "above"
+    yield "greatest error over noise", measured.error_max, thresholds.error_max, "above"
+    yield "shift of the mean in window widths", np.abs(measured.shift), thresholds.shift, "above"
+    yield "greatest error out of the breast in window widths", measured.outside_max, thresholds.outside, "above"
+    yield "number of specks lost", count(measured.kept, _lost(measured, thresholds)), 0, "above"
+    yield "number of specks invented", count(measured.new, _invented(measured, thresholds)), 0, "above"
+
+
+def _judged(verdict: Verdict, measured: Survey, thresholds: Thresholds) -> Verdict:
     checks = [
         ("tile FSIM mean", verdict.fsim_mean, thresholds.fsim_mean),
         ("tile FSIM 5th percentile", verdict.fsim_p5, thresholds.fsim_p5),
         ("PSNR in dB", verdict.psnr_db, thresholds.psnr_db),
     ]
-    missed = tuple(f"{name} {value:.4g} is below {least:g}" for name, value, least in checks if value < least)
-    return Verdict(**{**verdict.__dict__, "failures": missed})
+    missed = [f"{name} {value:.4g} is below {least:g}" for name, value, least in checks if value < least]
+    for name, values, limit, worse in _tile_checks(measured, thresholds):
+        bad = values < limit if worse == "below" else values > limit
+        if bad.any():
+            worst = values.min() if worse == "below" else values.max()
+            missed.append(f"{name} is {worse} {limit:g} in {int(bad.sum())} tiles, at worst {worst:.4g}")
+    return Verdict(**{**verdict.__dict__, "failures": tuple(missed)})
 
 
 def _psnr(mean_squared_error: float, peak: float) -> float:
     if mean_squared_error == 0:
         return EXACT_PSNR_DB
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)
-
-
-def _squared_error(original: Pixels, candidate: Pixels, tile: tuple[int, int]) -> float:
-    difference = _cut(original, tile).astype(np.float64) - _cut(candidate, tile)
-    return float(np.square(difference).sum())
-
-
-def _cut(pixels: Pixels, tile: tuple[int, int]) -> NDArray[np.uint16]:
-    row, column = tile
-    return pixels[row : row + TILE, column : column + TILE]

@@ -88,13 +88,17 @@ def breast_tiles(mask: Mask, rows: int, columns: int) -> list[tuple[int, int]]:
     Tiles lie on a grid from the top left; the last ones are moved inward so that no pixel is left out.
     """
     tiles = []
-    for row in _starts(rows):
-        for column in _starts(columns):
-            top, left = row // _BLOCK, column // _BLOCK
-            bottom, right = -(-(row + TILE) // _BLOCK), -(-(column + TILE) // _BLOCK)
-            if mask[top:bottom, left:right].any():
-                tiles.append((row, column))
+    for row, column in all_tiles(rows, columns):
+        top, left = row // _BLOCK, column // _BLOCK
+        bottom, right = -(-(row + TILE) // _BLOCK), -(-(column + TILE) // _BLOCK)
+        if mask[top:bottom, left:right].any():
+            tiles.append((row, column))
     return tiles
+
+
+def all_tiles(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Top-left corners (row, column) of all tiles of an image, row by row."""
+    return [(row, column) for row in _starts(rows) for column in _starts(columns)]
 
 
 def _starts(size: int) -> list[int]:

@@ -1,0 +1,75 @@
+"""One original, ready to be compared with: its breast, tiles and window, and what is computed of it once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.fidelity.fsim import TILE, Features, features
+from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, display_window
+from node.fidelity.specks import BLOCK, HALO, Truth, truth_of
+
+if TYPE_CHECKING:
+    Tile = tuple[int, int]
+
+
+class Reference:
+    """``mask``: the breast per block of 16 pixels. ``tiles``: top left corners of tiles with breast; ``all_tiles``:
+    of all tiles, on a grid from the top left, the last ones moved inward so that no pixel is left out."""
+
+    def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
+        photometric = str(header.get("PhotometricInterpretation", ""))
+        self.pixels = pixels
+        self.mask = breast_mask(pixels, photometric, padding)
+        self.window: Window = display_window(header, pixels, self.mask)
+        self.tiles = breast_tiles(self.mask, *pixels.shape)
+        self.all_tiles = all_tiles(*pixels.shape)
+        self._sign = np.float32(-1 if photometric == "MONOCHROME1" else 1)
+        self._features: dict[Tile, Features] = {}
+        self._truths: dict[Tile, Truth] = {}
+
+    def features(self, tile: Tile) -> Features:
+        """The original's features at a tile, computed at first use."""
+        if tile not in self._features:
+            self._features[tile] = self.candidate(self.pixels, tile)
+        return self._features[tile]
+
+    def candidate(self, pixels: Pixels, tile: Tile) -> Features:
+        """A candidate's features at a tile, seen through the original's window."""
+        import torch
+
+        return features(torch.from_numpy(self.window.show(cut(pixels, tile))))
+
+    def truth(self, tile: Tile) -> Truth:
+        """The original's noise and specks at a tile, computed at first use."""
+        if tile not in self._truths:
+            self._truths[tile] = truth_of(self.bright(self.pixels, tile), self.blocks(tile))
+        return self._truths[tile]
+
+    def bright(self, pixels: Pixels, tile: Tile) -> NDArray[np.float32]:
+        """A tile with a halo, dense tissue bright, the image's border repeated: float32."""
+        row, column = tile
+        rows, columns = pixels.shape
+        top, left = max(row - HALO, 0), max(column - HALO, 0)
+        inner = pixels[top : row + TILE + HALO, left : column + TILE + HALO].astype(np.float32) * self._sign
+        pad = (
+            (HALO - (row - top), HALO - min(HALO, rows - row - TILE)),
+            (HALO - (column - left), HALO - min(HALO, columns - column - TILE)),
+        )
+        return np.pad(inner, pad, mode="edge")
+
+    def blocks(self, tile: Tile) -> NDArray[np.bool_]:
+        """Which blocks of 16 pixels of a tile hold breast: bool (16, 16). Those of a tile that was moved inward are
+        not the mask's: one counts as breast where its first pixel does."""
+        row, column = tile
+        down, across = (np.arange(start, start + TILE, BLOCK) // BLOCK for start in (row, column))
+        return np.asarray(self.mask[np.ix_(down, across)])
+
+
+def cut(pixels: Pixels, tile: tuple[int, int]) -> Pixels:
+    """The pixels of a tile."""
+    row, column = tile
+    return pixels[row : row + TILE, column : column + TILE]

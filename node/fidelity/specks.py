@@ -1,0 +1,164 @@
+"""Bright specks of 2 to 8 pixels, as microcalcifications are: where they stand out of the local noise, and how much.
+
+Four difference-of-Gaussian filters, each matched to a size of speck, are compared with the noise that the same filter
+passes nearby, so that a strength of 5 means five times what noise does here, whatever the size, the grain or the dose.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.fidelity.fsim import TILE
+
+if TYPE_CHECKING:
+    import torch
+
+Float = NDArray[np.float32]
+
+SIGMAS = (0.7, 1.1, 1.8, 2.9, 4.6, 7.0)
+"""Gaussians, in pixels; a filter is one less the next but one: specks of about 2, 3, 5 and 8 pixels across."""
+FILTERS = len(SIGMAS) - 2
+HALO = 32
+"""Pixels around a tile that its filters see."""
+FAINTEST = 4.0
+"""Specks below this strength are not listed: noise alone has dozens of them in every tile."""
+BLOCK, CELL = 16, 64
+"""Noise is the median over blocks of 16 pixels in a cell of 64 pixels, so that neither specks nor edges are noise."""
+
+_GRAIN = 2
+"""The Gaussian below which everything counts as grain when errors are compared with noise."""
+_MAD = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
+_QUANTISATION = 1 / math.sqrt(12)  # standard deviation of rounding to whole grey levels
+
+
+class Found(NamedTuple):
+    """Specks of one tile: row and column in the tile, filter, strength; one array each."""
+
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    filters: NDArray[np.intp]
+    strengths: Float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What one tile of an original is measured against.
+
+    ``grain``: noise per cell of 64 pixels in grey levels, float32 (4, 4). ``noise``: the same of each filter, float32
+    (4, 4, 4); infinite where there is no breast. ``specks`` and their ``responses`` in grey levels. ``strongest``: the
+    greatest strength within 2 pixels, float16 (256, 256).
+    """
+
+    grain: Float
+    noise: Float
+    specks: Found
+    responses: Float
+    strongest: NDArray[np.float16]
+
+
+def truth_of(image: Float, blocks: NDArray[np.bool_]) -> Truth:
+    """``image``: the tile with a halo, bright as dense tissue is. ``blocks``: breast, bool (16, 16)."""
+    filtered, grain = _filtered(image)
+    noise = np.stack([_noise(one, blocks, floor) for one, floor in zip(filtered, _floors(), strict=True)])
+    strength = _strength(filtered, noise)
+    found = _peaks(strength, FAINTEST)
+    return Truth(
+        grain=_noise(grain, blocks, _QUANTISATION),
+        noise=noise,
+        specks=found,
+        responses=filtered[found.filters, found.rows, found.columns],
+        strongest=_dilated(strength.max(axis=0)).astype(np.float16),
+    )
+
+
+def kept_and_new(image: Float, truth: Truth, faintest: float) -> tuple[Float, Found, Float]:
+    """Of a candidate's tile: the share of its response that each speck of ``truth`` has kept, the specks of at least
+    ``faintest`` in it, and how strong the original is at most where those are."""
+    filtered, _ = _filtered(image)
+    specks = truth.specks
+    kept = filtered[specks.filters, specks.rows, specks.columns] / truth.responses
+    found = _peaks(_strength(filtered, truth.noise), faintest)
+    return kept, found, truth.strongest[found.rows, found.columns].astype(np.float32)
+
+
+def _filtered(image: Float) -> tuple[Float, Float]:
+    """Each filter's response, float32 (4, 256, 256), and the grain: what is finer than a Gaussian of 1.8 pixels."""
+    import torch
+
+    smooth, last = [], 0.0
+    now = torch.from_numpy(image)[None, None]
+    for sigma in SIGMAS:
+        now = _blurred(now, math.sqrt(sigma**2 - last**2))
+        smooth.append(now[0, 0, HALO:-HALO, HALO:-HALO])
+        last = sigma
+    responses = torch.stack([smooth[i] - smooth[i + 2] for i in range(FILTERS)])
+    grain = image[HALO:-HALO, HALO:-HALO] - smooth[_GRAIN].numpy()
+    return responses.numpy(), grain
+
+
+def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    """A Gaussian blur of equal size; what comes in from beyond the halo's border stays in the halo."""
+    import torch
+
+    kernel = torch.tensor(gaussian(sigma), dtype=torch.float32)
+    reach = len(kernel) // 2
+    down = torch.nn.functional.conv2d(image, kernel[None, None, :, None], padding=(reach, 0))
+    return torch.nn.functional.conv2d(down, kernel[None, None, None, :], padding=(0, reach))
+
+
+@lru_cache(maxsize=len(SIGMAS))
+def gaussian(sigma: float) -> tuple[float, ...]:
+    """A sampled Gaussian out to three sigma, its sum one."""
+    reach = math.ceil(3 * sigma)
+    values = [math.exp(-(x * x) / (2 * sigma * sigma)) for x in range(-reach, reach + 1)]
+    return tuple(value / sum(values) for value in values)
+
+
+@lru_cache(maxsize=1)
+def _floors() -> tuple[float, ...]:
+    """What each filter passes of the noise of rounding to whole grey levels."""
+    point = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
+    point[len(point) // 2, len(point) // 2] = 1
+    return tuple(_QUANTISATION * float(np.sqrt(np.square(one).sum())) for one in _filtered(point)[0])
+
+
+def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:
+    """Standard deviation of noise per cell, from the medians of its blocks with breast; infinite without any."""
+    count, per_cell = TILE // BLOCK, CELL // BLOCK
+    sampled = np.abs(values[::2, ::2]).reshape(count, BLOCK // 2, count, BLOCK // 2).transpose(0, 2, 1, 3)
+    medians = np.median(sampled.reshape(count, count, -1), axis=2)
+    medians = np.where(blocks, medians, np.nan)
+    cells = medians.reshape(count // per_cell, per_cell, count // per_cell, per_cell).transpose(0, 2, 1, 3)
+    flat = cells.reshape(count // per_cell, count // per_cell, -1)
+    some = ~np.isnan(flat).all(axis=2)
+    noise = np.full(some.shape, np.inf, dtype=np.float32)
+    noise[some] = np.maximum(np.nanmedian(flat[some], axis=1) * _MAD, floor)
+    return noise
+
+
+def _strength(filtered: Float, noise: Float) -> Float:
+    """Responses over the noise of their cell."""
+    cells = TILE // CELL
+    shape = (len(filtered), cells, CELL, cells, CELL)
+    over: Float = filtered.reshape(shape) / noise[:, :, None, :, None]
+    return over.reshape(filtered.shape)
+
+
+def _peaks(strength: Float, faintest: float) -> Found:
+    """Places that no other within 2 pixels exceeds, in the filter that is strongest there."""
+    strongest = strength.max(axis=0)
+    rows, columns = np.nonzero((strongest >= faintest) & (strongest == _dilated(strongest)))
+    return Found(rows, columns, strength[:, rows, columns].argmax(axis=0), strongest[rows, columns])
+
+
+def _dilated(values: Float) -> Float:
+    import torch
+
+    pooled: Float = torch.nn.functional.max_pool2d(torch.from_numpy(values)[None], 5, 1, 2)[0].numpy()
+    return pooled
