@@ -143,14 +143,14 @@ def _jpegxl(scale: Literal[1, 2, 4], distance: float) -> RungSettings:
     return RungSettings(scale=scale, coder="jpegxl", distance=distance, sample_bits=12)
 
 
+_DISTANCES_2 = (1.2, 1.0, 0.85, 0.75, 0.67, 0.6, 0.54, 0.48, 0.43, 0.38, 0.34, 0.3, 0.26, 0.22, 0.18, 0.14, 0.1)
+_DISTANCES_1 = (3.0, 2.6, 2.3, 2.1, 1.9, 1.75, 1.6, 1.45, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6)
+
 _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
     Profile.BALANCED: (
         _jpegxl(4, 0.3),
-        _jpegxl(2, 1.2),
-        _jpegxl(2, 0.6),
-        _jpegxl(2, 0.3),
-        _jpegxl(2, 0.1),
-        _jpegxl(1, 1.0),
+        *(_jpegxl(2, distance) for distance in _DISTANCES_2),
+        *(_jpegxl(1, distance) for distance in _DISTANCES_1),
     ),
     Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
 }

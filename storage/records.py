@@ -126,12 +126,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class RungOutcome:
-    """One rung tried on one image, kept for ``instance show``: its size, its verdict, its seconds."""
+    """One rung tried on one image, kept for ``instance show``: its size, its verdict, its seconds.
+
+    ``forecast``: it was not tried on the whole image; size and figures were forecast from a sample of its tiles.
+    """
 
     rung: str
     payload_bytes: int
     verdict: Verdict
     seconds: float
+    forecast: bool = False
 
 
 @dataclass(frozen=True)

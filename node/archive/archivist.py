@@ -24,7 +24,7 @@ from storage.errors import LatentPacsError, NotReconstructable, PixelError, Work
 from storage.index import Index
 from storage.objects import ObjectStore
 from storage.payload import Rendition
-from storage.records import Claim, InstanceState, NewRendition
+from storage.records import Claim, InstanceState, NewRendition, Thresholds
 
 LOGGER = logging.getLogger(__name__)
 
@@ -94,10 +94,7 @@ class Archivist:
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
             ladder=codec.rungs,
-            fsim_mean=gate.fsim_mean,
-            fsim_p5=gate.fsim_p5,
-            psnr_db=gate.psnr_db,
-            gated=codec.gated,
+            thresholds=Thresholds(gate.fsim_mean, gate.fsim_p5, gate.psnr_db) if codec.gated else None,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
         assert isinstance(answer, EncodeResult)

@@ -43,7 +43,7 @@ def judge(measured: Survey, thresholds: Thresholds | None, patched: Tiles | None
     error = float(squares.sum()) / (len(squares) * TILE * TILE)
     lost, new = (_lost(measured, thresholds), _invented(measured, thresholds)) if thresholds else (None, None)
     verdict = Verdict(
-        psnr_db=_psnr(error, measured.window_width),
+        psnr_db=psnr(error, measured.window_width),
         fsim_mean=float(np.mean(fsim)),
         fsim_p5=float(np.percentile(fsim, 5)),
         tiles=len(fsim),
@@ -161,7 +161,8 @@ def _judged(verdict: Verdict, measured: Survey, thresholds: Thresholds) -> Verdi
     return Verdict(**{**verdict.__dict__, "failures": tuple(missed)})
 
 
-def _psnr(mean_squared_error: float, peak: float) -> float:
+def psnr(mean_squared_error: float, peak: float) -> float:
+    """In dB; ``peak`` is the display window's width, in the grey levels of the error."""
     if mean_squared_error == 0:
         return EXACT_PSNR_DB
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)

@@ -6,22 +6,24 @@ searched by bisection over the forecasts. Every attempt corrects them: the sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from node.fidelity.gate import Thresholds
-from node.reconstruct.forecast import Forecast
-from storage.records import Rung, Verdict
+from node.reconstruct.forecast import Figures, Forecast
+from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
 MAX_PASSING = 2
 """Passing attempts after which no smaller one is looked for."""
 _WORTH_TRYING = 0.97
 """A rung is tried after another has passed where its forecast is below this share of that one's bytes."""
-_DOUBT = (0.015, 0.03, 1.0)
+_DOUBT = Figures(0.015, 0.03, 1.0)
 """How far below the gate (mean and 5th percentile of tile FSIM, PSNR in dB) the forecast of the finest rung of a
 flight must be for the flight to be given up unseen."""
 
-Figures = tuple[float, float, float]
+_REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
+"""How much texture may raise the figures of the consistent base."""
+_NOTHING = Figures(0.0, 0.0, 0.0)
+_NAMES = ("tile FSIM mean", "tile FSIM 5th percentile", "PSNR in dB")
 
 
 @dataclass
@@ -40,17 +42,19 @@ class _Flight:
 
 @dataclass
 class Climb:
-    """The search over one ladder. ``forecast`` is asked for few rungs; ``reach``: what may be added to its figures."""
+    """The search over one ladder. ``forecast`` is asked for few rungs; ``textured``: texture may raise its figures."""
 
     ladder: Sequence[Rung]
     forecast: Callable[[Rung], Forecast]
     thresholds: Thresholds
-    reach: Figures = (0.0, 0.0, 0.0)
+    textured: bool = False
     _flights: list[_Flight] = field(init=False)
-    _off: Figures = (0.0, 0.0, 0.0)
+    _off: Figures = _NOTHING
     _bytes_off: float = 1.0
     _smallest: int | None = None
     _passed: int = 0
+    _asked: dict[Rung, Forecast] = field(default_factory=dict)
+    _tried: set[Rung] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         flights: dict[tuple[object, ...], list[Rung]] = {}
@@ -68,11 +72,12 @@ class Climb:
 
     def heard(self, rung: Rung, verdict: Verdict, payload_bytes: int, *, passed: bool) -> None:
         """What an attempt came to: the forecasts are corrected, and what it rules out is closed."""
+        self._tried.add(rung)
         flight = next(flight for flight in self._flights if rung in flight.rungs)
-        made = self.forecast(rung)
+        made = self._forecast(rung)
         measured = _figures(verdict)
-        off = tuple(now - then for now, then in zip(measured, _figures(made.verdict), strict=True))
-        self._off = flight.off = (off[0], off[1], off[2])
+        off = tuple(now - then for now, then in zip(measured, made.figures, strict=True))
+        self._off = flight.off = Figures(*off)
         self._bytes_off = payload_bytes / max(made.payload_bytes, 1)
         number = flight.rungs.index(rung)
         if passed:
@@ -81,6 +86,29 @@ class Climb:
             self._smallest = min(payload_bytes, self._smallest or payload_bytes)
         else:
             flight.low = number + 1
+
+    def forecasts(self) -> tuple[RungOutcome, ...]:
+        """Outcomes of the rungs that were forecast and never tried, as the forecasts stand now."""
+        outcomes = []
+        for flight in self._flights:
+            for rung in flight.rungs:
+                if rung in self._asked and rung not in self._tried:
+                    outcomes.append(self._outcome(flight, rung))
+        return tuple(outcomes)
+
+    def _outcome(self, flight: _Flight, rung: Rung) -> RungOutcome:
+        made = self._asked[rung]
+        mean, p5, psnr = (now + off for now, off in zip(made.figures, flight.off or self._off, strict=True))
+        named = zip(_NAMES, (mean, p5, psnr), _least(self.thresholds), strict=True)
+        missed = tuple(f"{name} would be {value:.4g}, below {least:g}" for name, value, least in named if value < least)
+        size = round(made.payload_bytes * self._bytes_off)
+        why = missed or (f"would take about {size} bytes",)
+        return RungOutcome(str(rung), size, Verdict(psnr, mean, p5, 0, failures=why), 0.0, forecast=True)
+
+    def _forecast(self, rung: Rung) -> Forecast:
+        if rung not in self._asked:
+            self._asked[rung] = self.forecast(rung)
+        return self._asked[rung]
 
     def _offer(self, flight: _Flight) -> tuple[float, Rung] | None:
         """The coarsest open rung of a flight that is expected to pass, after its bytes."""
@@ -95,15 +123,20 @@ class Climb:
             if flight.high < len(flight.rungs) or not self._expected(flight, flight.rungs[low], _DOUBT):
                 return None
         rung = flight.rungs[low]
-        return self.forecast(rung).payload_bytes * self._bytes_off, rung
+        return self._forecast(rung).payload_bytes * self._bytes_off, rung
 
-    def _expected(self, flight: _Flight, rung: Rung, doubt: Iterable[float] = (0.0, 0.0, 0.0)) -> bool:
+    def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""
-        figures = _figures(self.forecast(rung).verdict)
-        least = (self.thresholds.fsim_mean, self.thresholds.fsim_p5, self.thresholds.psnr_db)
-        parts = zip(figures, flight.off or self._off, self.reach, doubt, least, strict=True)
+        figures = self._forecast(rung).figures
+        reach = _REACH_OF_TEXTURE if self.textured else _NOTHING
+        least = _least(self.thresholds)
+        parts = zip(figures, flight.off or self._off, reach, doubt, least, strict=True)
         return all(figure + off + reach + spare >= floor for figure, off, reach, spare, floor in parts)
 
 
+def _least(thresholds: Thresholds) -> Figures:
+    return Figures(thresholds.fsim_mean, thresholds.fsim_p5, thresholds.psnr_db)
+
+
 def _figures(verdict: Verdict) -> Figures:
-    return verdict.fsim_mean, verdict.fsim_p5, verdict.psnr_db
+    return Figures(verdict.fsim_mean, verdict.fsim_p5, verdict.psnr_db)

@@ -1,4 +1,8 @@
-"""An original down the ladder: code, reconstruct, measure against the original; the first rung that passes is taken."""
+"""An original down the ladder: code, reconstruct, measure against the original; the smallest that passes is taken.
+
+The search works on the base alone, made consistent and equalised, which costs no network: a posterior mean hardly moves
+what the gate measures. Only the rung that is taken is given to the upscaler, and its image is served where it passes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +19,36 @@ from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.dicomfile import opened
 from storage.payload import Base, Rendition, derived_uid, encode_base, encode_rendition, seed_of
 from storage.pixels import integer_pixels, pixel_digest
-from storage.records import Rung, RungOutcome, Verdict
+from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
 if TYPE_CHECKING:
-    from node.fidelity.gate import Reference, Thresholds
+    from node.fidelity.gate import Reference
+    from node.reconstruct.engine import Decoded, Original
+    from node.reconstruct.guide import Guide
+    from node.reconstruct.mending import Mended
     from node.reconstruct.upscalers.protocol import Upscaler
 
 Pixels = NDArray[np.uint16]
 
-_REACH = 0.02
+_DEARER = 1.03
+"""What the upscaler's image may cost in bytes, guide and its own patches included, against the consistent base's."""
 
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """Encode an original down the ladder, verifying each rung. Without thresholds the first rung is measured."""
+    """Encode an original down the ladder, verifying each rung. Without thresholds the first rung is measured.
+
+    ``patch_share``: the part of the tiles with breast that exact patches may cover; ``regions`` (row, column, height,
+    width, in pixels) are patched whatever the gate says of them.
+    """
 
     original: Path
     original_digest: str
     original_uid: str
     ladder: tuple[Rung, ...]
-    fsim_mean: float
-    fsim_p5: float
-    psnr_db: float
-    gated: bool
+    thresholds: Thresholds | None
+    patch_share: float = 0.0
+    regions: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,110 +62,244 @@ class EncodeResult:
 
 
 def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
-    """Take the first rung whose reconstruction passes the gate against this very original.
+    """Take the rung with the smallest payload whose reconstruction passes the gate against this very original.
 
     Raises NotReconstructable or PixelError where the pixels rule it out.
     """
-    from node.fidelity.gate import Reference, Thresholds
-    from node.reconstruct.engine import Original, make_base
+    subject = _Subject.of(request, catalogue.configured())
+    search = _search(subject)
+    failed: list[RungOutcome] = []
+    best: _Attempt | None = None
+    while (rung := search.next()) is not None:
+        attempt = subject.attempt(rung)
+        passed = not attempt.verdict.gated or attempt.verdict.passed
+        search.heard(rung, attempt.bare, attempt.payload_bytes, passed=passed)
+        if not passed or (best is not None and best.payload_bytes <= attempt.payload_bytes):
+            failed.append(attempt.outcome)
+            continue
+        if best is not None:
+            failed.append(best.outcome)
+        best = attempt
+    forecast = search.forecasts()
+    if best is None:
+        return EncodeResult(tried=(*forecast, *failed))
+    return subject.result(subject.followed(best), (*forecast, *failed))
 
-    pixels = integer_pixels(request.original)
-    with opened(request.original) as file:
-        header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
-    header = header_bytes.dataset()
-    original = Original.of(pixels, header, header_bytes, request.original_digest, pixel_vr)
-    reference = Reference(pixels, header, original.padding_pixels)
-    thresholds = Thresholds(request.fsim_mean, request.fsim_p5, request.psnr_db) if request.gated else None
-    upscaler = catalogue.configured()
-    tried: list[RungOutcome] = []
-    for rung in request.ladder:
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One rung of one image, measured. ``bare``: the verdict without exact patches."""
+
+    base: Base
+    data: bytes
+    digest: str
+    decoded: Decoded | None
+    guide: bytes
+    patches: bytes
+    output: Pixels
+    verdict: Verdict
+    bare: Verdict
+    seconds: float
+
+    @property
+    def payload_bytes(self) -> int:
+        return len(self.data) + len(self.guide) + len(self.patches)
+
+    @property
+    def outcome(self) -> RungOutcome:
+        return RungOutcome(str(self.base.rung), self.payload_bytes, self.verdict, self.seconds)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """The image at hand, decoded once, and what is asked of it."""
+
+    request: EncodeRequest
+    original: Original
+    reference: Reference
+    upscaler: Upscaler
+
+    @classmethod
+    def of(cls, request: EncodeRequest, upscaler: Upscaler) -> _Subject:
+        from node.fidelity.gate import Reference
+        from node.reconstruct.engine import Original
+
+        pixels = integer_pixels(request.original)
+        with opened(request.original) as file:
+            header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
+        header = header_bytes.dataset()
+        original = Original.of(pixels, header, header_bytes, request.original_digest, pixel_vr)
+        return cls(request, original, Reference(pixels, header, original.padding_pixels), upscaler)
+
+    @property
+    def searches_bare(self) -> bool:
+        """Whether rungs are tried with the base alone, equalised, and the upscaler is asked at the end."""
+        return self.upscaler.guided and self.upscaler.detail == 0 and self.request.thresholds is not None
+
+    def attempt(self, rung: Rung) -> _Attempt:
+        """Code, reconstruct, mend and measure one rung."""
+        from node.reconstruct.engine import Decoded, draw, finish, make_base
+        from node.reconstruct.guide import encode_guide
+        from node.reconstruct.guiding import equalised, raised, weight_tiles_with_breast
+
         began = time.monotonic()
-        base = make_base(original, rung)
+        base = make_base(self.original, rung)
         data = encode_base(base)
         digest = _sha256(data)
-        seed = seed_of(digest)
-        guide, output, verdict = _attempt(reference, base, upscaler, seed, thresholds)
-        tried.append(RungOutcome(str(rung), len(data), verdict, time.monotonic() - began))
-        if verdict.gated and not verdict.passed:
-            continue
-        name, weights = upscaler.name, upscaler.weights_digest
+        upscaler, decoded = self.upscaler, None
+        if not upscaler.guided:
+            output = finish(draw(base, upscaler, seed=seed_of(digest), steps=upscaler.steps))
+            return self._measured(base, data, digest, decoded, b"", output, began)
+        decoded = Decoded.of(base)
+        if self.searches_bare:
+            guide = equalised(base, weight_tiles_with_breast(self.reference))
+            output = raised(base, decoded, guide)
+        else:
+            guide, output = self._guided(base, digest, decoded)
+        return self._measured(base, data, digest, decoded, encode_guide(guide), output, began)
+
+    def followed(self, best: _Attempt) -> _Attempt:
+        """``best`` as the upscaler makes it, where that passes too, is as near the original and costs no more: first
+        with all corrections for the least error, then with the network's beside the equalisation."""
+        if not self.searches_bare:
+            return best
+        from node.reconstruct.engine import reconstruct
+        from node.reconstruct.guide import encode_guide
+        from node.reconstruct.guiding import equalised, weight_tiles_with_breast
+
+        base, seed, began = best.base, seed_of(best.digest), time.monotonic() - best.seconds
+        guide, output = self._guided(base, best.digest, best.decoded)
+        for which in range(2):
+            if which:
+                guide = equalised(base, weight_tiles_with_breast(self.reference), guide)
+                output = reconstruct(base, self.upscaler, seed=seed, steps=self.upscaler.steps, guide=guide)
+            told = encode_guide(guide)
+            made = self._measured(base, best.data, best.digest, None, told, output, began)
+            better = made.verdict.passed and made.verdict.psnr_db >= best.verdict.psnr_db
+            if better and made.payload_bytes <= _DEARER * best.payload_bytes + len(told):
+                return made
+        return replace(best, seconds=made.seconds)
+
+    def result(self, taken: _Attempt, before: tuple[RungOutcome, ...]) -> EncodeResult:
+        """The rendition of the rung that was taken."""
+        upscaler, request, seed = self.upscaler, self.request, seed_of(taken.digest)
+        name, weights, steps = upscaler.name, upscaler.weights_digest, upscaler.steps
+        told = _told(taken.guide, taken.patches)
+        tried = (*before, taken.outcome)
         rendition = Rendition(
-            base_digest=digest,
+            base_digest=taken.digest,
             original_uid=request.original_uid,
-            derived_uid=derived_uid(request.original_uid, digest, name, weights, upscaler.steps, seed, _extra(guide)),
+            derived_uid=derived_uid(request.original_uid, taken.digest, name, weights, steps, seed, told),
             upscaler=name,
             method=upscaler.method,
             generative=upscaler.generative,
             weights_digest=weights,
             numerics=upscaler.numerics,
-            steps=upscaler.steps,
+            steps=steps,
             seed=seed,
-            output_digest=pixel_digest(output),
-            verdict=verdict,
-            tried=tuple(tried),
-            guide=guide,
-            extra=_extremes(output, original.padding_pixels),
+            output_digest=pixel_digest(taken.output),
+            verdict=taken.verdict,
+            tried=tried,
+            guide=taken.guide,
+            patches=taken.patches,
+            extra=_extremes(taken.output, self.original.padding_pixels),
         )
-        return EncodeResult(tuple(tried), rendition, data, encode_rendition(rendition))
-    return EncodeResult(tried=tuple(tried))
+        return EncodeResult(tried, rendition, taken.data, encode_rendition(rendition))
+
+    def _guided(self, base: Base, digest: str, decoded: Decoded | None) -> tuple[Guide, Pixels]:
+        from node.reconstruct.guiding import guided
+
+        upscaler = self.upscaler
+        return guided(
+            self.reference,
+            base,
+            upscaler,
+            seed=seed_of(digest),
+            steps=upscaler.steps,
+            detail=upscaler.detail,
+            decoded=decoded,
+        )
+
+    def _measured(
+        self, base: Base, data: bytes, digest: str, decoded: Decoded | None, guide: bytes, output: Pixels, began: float
+    ) -> _Attempt:
+        from node.fidelity.gate import Box
+        from node.reconstruct.mending import mended
+        from node.reconstruct.patches import encode_patches
+
+        regions = [Box(*region) for region in self.request.regions]
+        made = mended(self.reference, output, self.request.thresholds, self.request.patch_share, regions)
+        patches = b"" if made.patches is None else encode_patches(made.patches)
+        verdict = _with_figures(made, output, base, patches)
+        seconds = time.monotonic() - began
+        return _Attempt(base, data, digest, decoded, guide, patches, made.pixels, verdict, made.bare, seconds)
 
 
-def _attempt(
-    reference: Reference, base: Base, upscaler: Upscaler, seed: int, thresholds: Thresholds | None
-) -> tuple[bytes, Pixels, Verdict]:
-    """The guide's bytes (empty for an upscaler that takes none), the pixels, and what the gate says of them.
-
-    A posterior mean is measured after the consistent base itself. Where that is so far below the gate that no mean
-    makes up for it, the network is not asked; where it passes and the mean does not (tile FSIM likes what is rough),
-    it is what will be served: a guide that follows the network nowhere.
-    """
-    from node.reconstruct.engine import reconstruct
-    from node.reconstruct.guide import Guide, encode_guide
-    from node.reconstruct.guiding import guided
-
-    if not upscaler.guided:
-        output = reconstruct(base, upscaler, seed=seed, steps=upscaler.steps)
-        return b"", output, _verdict(reference, base, output, thresholds)
-    plain: tuple[bytes, Pixels, Verdict] | None = None
-    if thresholds is not None and upscaler.detail == 0:
-        alone = Guide.nothing(base.rows, base.columns)
-        output = reconstruct(base, upscaler, seed=seed, steps=upscaler.steps, guide=alone)
-        plain = (encode_guide(alone), output, _verdict(reference, base, output, thresholds))
-        if _out_of_reach(plain[2], thresholds):
-            return plain
-    guide, output = guided(reference, base, upscaler, seed=seed, steps=upscaler.steps, detail=upscaler.detail)
-    verdict = _verdict(reference, base, output, thresholds)
-    if plain is not None and plain[2].passed and not verdict.passed:
-        return plain
-    return encode_guide(guide), output, verdict
+# --- the order in which rungs are tried -----------------------------------------------------------------------
 
 
-def _out_of_reach(verdict: Verdict, thresholds: Thresholds) -> bool:
-    """A posterior mean moves tile FSIM by less than 0.01 and PSNR by tenths of a decibel; texture could do more."""
-    return (
-        verdict.fsim_mean < thresholds.fsim_mean - _REACH
-        or verdict.fsim_p5 < thresholds.fsim_p5 - 2 * _REACH
-        or verdict.psnr_db < thresholds.psnr_db - 50 * _REACH
-    )
+class _Search(Protocol):
+    """Which rung to try next, given what those before came to."""
+
+    def next(self) -> Rung | None: ...
+
+    def heard(self, rung: Rung, verdict: Verdict, payload_bytes: int, *, passed: bool) -> None: ...
+
+    def forecasts(self) -> tuple[RungOutcome, ...]:
+        """Outcomes of rungs that were forecast and never tried."""
 
 
-def _verdict(reference: Reference, base: Base, output: Pixels, thresholds: Thresholds | None) -> Verdict:
-    """What the gate says, and how consistent the output is with its base."""
-    from node.fidelity.gate import measure
+def _search(subject: _Subject) -> _Search:
+    """By forecast, smallest payload first; in the ladder's order where the forecast (of the consistent base) says
+    nothing about what the upscaler will make of it, or where nothing is gated."""
+    request, upscaler = subject.request, subject.upscaler
+    if request.thresholds is None:
+        return _InOrder(request.ladder[:1])
+    if not (upscaler.guided or upscaler.consistent) or len(request.ladder) < 3:
+        return _InOrder(request.ladder)
+    from node.reconstruct.climb import Climb
+    from node.reconstruct.forecast import Sample
+
+    sample = Sample(subject.original, subject.reference, equalised=subject.searches_bare)
+    return Climb(request.ladder, sample.forecast, request.thresholds, textured=upscaler.detail > 0)
+
+
+class _InOrder:
+    """The ladder as it is, up to the first rung that passes."""
+
+    def __init__(self, ladder: tuple[Rung, ...]) -> None:
+        self._left = list(ladder)
+
+    def next(self) -> Rung | None:
+        return self._left.pop(0) if self._left else None
+
+    def heard(self, rung: Rung, verdict: Verdict, payload_bytes: int, *, passed: bool) -> None:
+        if passed:
+            self._left.clear()
+
+    def forecasts(self) -> tuple[RungOutcome, ...]:
+        return ()
+
+
+def _with_figures(made: Mended, output: Pixels, base: Base, patches: bytes) -> Verdict:
+    """What the gate says, and how consistent the output, before it was patched, is with its base."""
     from node.reconstruct.engine import consistency
 
-    verdict = measure(reference, output, thresholds)
     away = consistency(output, base)
     figures = {
-        **verdict.figures,
+        **made.verdict.figures,
         "consistency_max": away.maximum,
         "consistency_rms": away.rms,
         "quantisation_rms": base.quantisation_rms,
+        "patch_bytes": float(len(patches)),
     }
-    return replace(verdict, figures=figures)
+    return replace(made.verdict, figures=figures)
 
 
-def _extra(guide: bytes) -> str:
+def _told(guide: bytes, patches: bytes) -> str:
+    """Digest of what the encoder adds to a base; empty where it adds nothing."""
+    if patches:
+        return _sha256(f"{_sha256(guide)} {_sha256(patches)}".encode())
     return _sha256(guide) if guide else ""
 
 

@@ -1,9 +1,9 @@
 """The engine: an original to a base, and a base to the pixels that leave.
 
 ``make_base`` downsamples and codes; ``reconstruct`` decodes, upscales (``draw``), weighs what the upscaler drew by the
-guide, projects onto the base, rounds, clips and restores padding (``finish``). All are pure functions of their
-arguments: same base, same guide, same upscaler, same numerics give the same pixels, whatever ran before or beside
-them. The encoder's side of the guide is guiding.py.
+guide, projects onto the base, rounds, clips, restores padding (``finish``) and pastes exact patches. All are pure
+functions of their arguments: same base, same guide, same upscaler, same numerics give the same pixels, whatever ran
+before or beside them. The encoder's side of the guide is guiding.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from node.reconstruct.guide import (
     Map,
     spread,
 )
+from node.reconstruct.patches import Patches, pasted
 from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.dicomfile import HeaderBytes
@@ -99,7 +100,7 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 def make_base(original: Original, rung: Rung) -> Base:
     """Downsample and code one original as ``rung`` says."""
-    filled, low, high = _without_padding(original)
+    filled, low, high = without_padding(original)
     operator = Operator(original.pixels.shape[0], original.pixels.shape[1], rung.scale)
     exponent = rung.sample_bits - original.bits_stored if rung.sample_bits else 0
     factor = np.float32(2.0**exponent)
@@ -128,15 +129,18 @@ def make_base(original: Original, rung: Rung) -> Base:
     )
 
 
-def reconstruct(base: Base, upscaler: Upscaler, *, seed: int, steps: int, guide: Guide | None = None) -> Pixels:
+def reconstruct(
+    base: Base, upscaler: Upscaler, *, seed: int, steps: int, guide: Guide | None = None, patches: Patches | None = None
+) -> Pixels:
     """The full-matrix pixels of a base: uint16, shape (base.rows, base.columns), bits above Bits Stored clear.
 
-    Raises PayloadError where the guide belongs to an image of another size.
+    Raises PayloadError where the guide or the patches belong to an image of another size.
     """
     if guide is not None and (guide.rows, guide.columns) != (base.rows, base.columns):
         raise PayloadError(f"guide is for {guide.rows} x {guide.columns}, the base for {base.rows} x {base.columns}")
     levels = None if guide is None else guide.levels
-    return finish(draw(base, upscaler, seed=seed, steps=steps, levels=levels), guide)
+    pixels = finish(draw(base, upscaler, seed=seed, steps=steps, levels=levels), guide)
+    return pixels if patches is None else pasted(pixels, patches)
 
 
 @dataclass(frozen=True)
@@ -334,7 +338,7 @@ def _restore_padding(pixels: Pixels, base: Base) -> Pixels:
     return pixels
 
 
-def _without_padding(original: Original) -> tuple[Pixels, int, int]:
+def without_padding(original: Original) -> tuple[Pixels, int, int]:
     """Pixels with padding replaced by the typical value beside it, and the extreme values outside padding.
 
     An abrupt step to the padding value would ring through the operator into the breast.

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Reference, measure
-from node.reconstruct.engine import Decoded, Original, Pixels, make_base
-from storage.records import Rung, Verdict
+from node.fidelity.gate import Reference, psnr, tile_scores
+from node.reconstruct.engine import Decoded, Original, Pixels, make_base, without_padding
+from node.reconstruct.guide import WEIGHT_TILE, grid
+from node.reconstruct.guiding import equalised, raised
+from storage.records import Rung
 
 if TYPE_CHECKING:
     from node.fidelity.regions import Mask
@@ -28,23 +30,32 @@ _HALO = 64
 _SIDE = TILE + 2 * _HALO
 
 
+class Figures(NamedTuple):
+    """What the gate asks of a whole image."""
+
+    fsim_mean: float
+    fsim_p5: float
+    psnr_db: float
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What the consistent base of a rung measures on the sample, and the bytes that a whole base will take."""
 
-    verdict: Verdict
+    figures: Figures
     payload_bytes: int
 
 
 class Sample:
-    """A sample of one original. ``filled``: its pixels without padding, as they are coded."""
+    """A sample of one original. ``equalised``: whether the encoder will raise the base's fine detail."""
 
-    def __init__(self, original: Original, filled: Pixels, reference: Reference) -> None:
+    def __init__(self, original: Original, reference: Reference, *, equalised: bool) -> None:
+        self._equalised = equalised
         chosen = _spread_over(reference.tiles)
         side = math.ceil(math.sqrt(len(chosen)))
         shape = (-(-len(chosen) // side) * _SIDE, side * _SIDE)
         pixels = np.zeros(shape, dtype=np.uint16)
-        around = np.pad(filled, _HALO, mode="edge")
+        around = np.pad(without_padding(original)[0], _HALO, mode="edge")
         tiles = []
         for number, (row, column) in enumerate(chosen):
             top, left = number // side * _SIDE, number % side * _SIDE
@@ -59,8 +70,18 @@ class Sample:
         """The forecast of a rung, made at first use."""
         if rung not in self._made:
             base = make_base(self._original, rung)
-            verdict = measure(self._reference, Decoded.of(base).pixels(base), None)
-            self._made[rung] = Forecast(verdict, round(len(base.coded) / self._share))
+            decoded = Decoded.of(base)
+            if self._equalised:
+                guide = equalised(base, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
+                pixels = raised(base, decoded, guide)
+            else:
+                pixels = decoded.pixels(base)
+            scores, squares = tile_scores(self._reference, pixels)
+            error = sum(squares) / (len(squares) * TILE * TILE)
+            figures = Figures(
+                float(np.mean(scores)), float(np.percentile(scores, 5)), psnr(error, self._reference.window.width)
+            )
+            self._made[rung] = Forecast(figures, round(len(base.coded) / self._share))
         return self._made[rung]
 
 
@@ -70,6 +91,7 @@ class _SampleReference(Reference):
     def __init__(self, whole: Reference, pixels: Pixels, tiles: list[tuple[int, int]]) -> None:
         mask: Mask = np.ones((pixels.shape[0] // 16, pixels.shape[1] // 16), dtype=bool)
         self.pixels, self.mask, self.window, self.tiles = pixels, mask, whole.window, tiles
+        self.all_tiles = tiles
         self._features = {}
         self._truths = {}
 

@@ -18,9 +18,12 @@ from node.fidelity.spectrum import closer_in_every_band, power_spectrum
 from node.reconstruct.engine import Decoded, Draft, Pixels, corrections, draw, finish, settled, weighed
 from node.reconstruct.guide import (
     AMPLITUDE_ONE,
+    COARSE,
     CORRECTION_ONE,
     CORRECTIONS,
+    FINE,
     LEVEL_TILE,
+    NETWORK,
     WEIGHT_TILE,
     Guide,
     Map,
@@ -29,13 +32,15 @@ from node.reconstruct.guide import (
     share_map,
     tile_means,
 )
-from node.reconstruct.upscalers.protocol import Upscaler
+from node.reconstruct.upscalers.protocol import Upscaled, Upscaler
 from storage.payload import Base
 
 Float = NDArray[np.float32]
 
 PSNR_BUDGET_DB = 1.4
 """How much PSNR texture may cost, below the image without texture."""
+RAISED_FINE, RAISED_COARSE = 10, 3
+"""Steps of 1 / CORRECTION_ONE by which ``equalised`` raises the two bands; more gains little and costs more PSNR."""
 _ROUNDS = 2
 """How often tiles that got worse are let go of before the whole image is."""
 _RIDGE = 1e-3
@@ -70,6 +75,32 @@ def guided(
     if detail > 0 and draft.drawn.texture is not None:
         return _textured(reference, draft, guide, pixels, detail)
     return guide, pixels
+
+
+def equalised(base: Base, inside: NDArray[np.bool_], network: Guide | None = None) -> Guide:
+    """The guide that raises the base's own fine detail by fixed shares, where ``inside`` (per tile of the guide).
+
+    Quantisation damps what is fine; raising what is left of it raises tile FSIM at the price of 0.05 to 0.15 dB.
+    ``network``: a guide whose share of the network is kept beside it.
+    """
+    guide = network or Guide.nothing(base.rows, base.columns)
+    corrections = np.zeros_like(guide.corrections)
+    corrections[NETWORK] = guide.corrections[NETWORK]
+    if base.rung.distance > 0:
+        corrections[FINE], corrections[COARSE] = RAISED_FINE * inside, RAISED_COARSE * inside
+    return replace(guide, corrections=corrections)
+
+
+def raised(base: Base, decoded: Decoded, guide: Guide) -> Pixels:
+    """The pixels that a guide without network and texture gives."""
+    return finish(Draft(base, decoded.samples, decoded.image, Upscaled(decoded.image), consistent=True), guide)
+
+
+def weight_tiles_with_breast(reference: Reference) -> NDArray[np.bool_]:
+    """Which tiles of ``corrections`` hold breast: bool, shape of the map."""
+    inside = tiles_with_breast(reference)
+    starts = [np.arange(0, size, WEIGHT_TILE // LEVEL_TILE) for size in inside.shape]
+    return np.asarray(np.logical_or.reduceat(np.logical_or.reduceat(inside, starts[0], axis=0), starts[1], axis=1))
 
 
 def tiles_with_breast(reference: Reference) -> NDArray[np.bool_]:

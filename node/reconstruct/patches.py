@@ -1,0 +1,129 @@
+"""Exact patches: squares of the original that a rendition carries losslessly and pastes into what it reconstructs.
+
+What the gate finds lost or invented (a clip, a cluster of calcifications, a lead marker) is so served bit-exact, and
+the rest of the image still pays. Patches are cells of 32 pixels on a grid from the image's top left. For coding, the
+cells of each square of 256 pixels are laid out in rows of eight, in their order: a whole square keeps its shape.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage import coders
+from storage.errors import LatentPacsError, PayloadError
+from storage.payload import pack_mask, unpack_mask
+from storage.records import Rung
+
+Pixels = NDArray[np.uint16]
+Cells = NDArray[np.bool_]
+"""Which cells of an image are patched: bool, shape ``cell_grid``."""
+
+CELL = 32
+_ACROSS = 8
+_CODER = Rung(1, "jpegxl", distance=0.0, effort=7)
+_HEADER = struct.Struct("<BHHI")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches of one image of ``rows`` x ``columns`` pixels. ``strip``: their pixels as they are coded, uint16,
+    256 pixels wide; cells at the image's border are filled up by repeating it."""
+
+    rows: int
+    columns: int
+    cells: Cells
+    strip: Pixels
+
+
+def cell_grid(rows: int, columns: int) -> tuple[int, int]:
+    """How many cells cover ``rows`` x ``columns`` pixels."""
+    return -(-rows // CELL), -(-columns // CELL)
+
+
+def cells_under(boxes: Iterable[tuple[int, int, int, int]], rows: int, columns: int) -> Cells:
+    """The cells that boxes (row, column, height, width) touch."""
+    cells: Cells = np.zeros(cell_grid(rows, columns), dtype=bool)
+    for row, column, height, width in boxes:
+        cells[row // CELL : -(-(row + height) // CELL), column // CELL : -(-(column + width) // CELL)] = True
+    return cells
+
+
+def cut(original: Pixels, cells: Cells) -> Patches:
+    """The patches of an original (uint16, rows x columns)."""
+    rows, columns = original.shape
+    places = _layout(cells)
+    height = CELL * (1 + max((top for _, (top, _) in places), default=-1))
+    strip: Pixels = np.zeros((height, _ACROSS * CELL), dtype=np.uint16)
+    for (down, across), (top, left) in places:
+        part = original[down * CELL : (down + 1) * CELL, across * CELL : (across + 1) * CELL]
+        missing = ((0, CELL - part.shape[0]), (0, CELL - part.shape[1]))
+        strip[top * CELL : (top + 1) * CELL, left * CELL : (left + 1) * CELL] = np.pad(part, missing, mode="edge")
+    return Patches(rows, columns, cells, strip)
+
+
+def pasted(pixels: Pixels, patches: Patches) -> Pixels:
+    """``pixels`` with the patches in place, a fresh array. Raises PayloadError where the image has another size."""
+    if pixels.shape != (patches.rows, patches.columns):
+        raise PayloadError(f"patches are of {patches.rows} x {patches.columns} pixels, the image has {pixels.shape}")
+    whole = pixels.copy()
+    for (down, across), (top, left) in _layout(patches.cells):
+        place = whole[down * CELL : (down + 1) * CELL, across * CELL : (across + 1) * CELL]
+        part = patches.strip[top * CELL : (top + 1) * CELL, left * CELL : (left + 1) * CELL]
+        place[:] = part[: place.shape[0], : place.shape[1]]
+    return whole
+
+
+def patched_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Which pixels are patched: bool, shape (rows, columns)."""
+    return np.asarray(np.kron(cells, np.ones((CELL, CELL), dtype=bool))[:rows, :columns])
+
+
+def _layout(cells: Cells) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Each patched cell (down, across) and its place in the strip (down, across), both in cells."""
+    return list(_laid_out(cells))
+
+
+def _laid_out(cells: Cells) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    top = 0
+    for down in range(0, cells.shape[0], _ACROSS):
+        for across in range(0, cells.shape[1], _ACROSS):
+            found = np.argwhere(cells[down : down + _ACROSS, across : across + _ACROSS])
+            for number, (row, column) in enumerate(found):
+                yield (down + int(row), across + int(column)), (top + number // _ACROSS, number % _ACROSS)
+            top += -(-len(found) // _ACROSS)
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------
+
+
+def encode_patches(patches: Patches) -> bytes:
+    """Patches as bytes: format, size and length of the mask, the mask of cells, then the strip as lossless JPEG XL."""
+    mask = pack_mask(patches.cells)
+    header = _HEADER.pack(_FORMAT, patches.rows, patches.columns, len(mask))
+    return header + mask + coders.encode(patches.strip, _CODER)
+
+
+def decode_patches(data: bytes) -> Patches:
+    """The inverse of ``encode_patches``. Raises PayloadError."""
+    try:
+        form, rows, columns, size = _HEADER.unpack_from(data)
+    except struct.error as error:
+        raise PayloadError(f"patches are malformed: {error}") from error
+    if form != _FORMAT:
+        raise PayloadError(f"patches have format {form}; this release reads {_FORMAT}")
+    cells = unpack_mask(data[_HEADER.size : _HEADER.size + size], *cell_grid(rows, columns))
+    places = _layout(cells)
+    if not places:
+        raise PayloadError("patches are malformed: no cell is marked")
+    shape = (CELL * (1 + max(top for _, (top, _) in places)), _ACROSS * CELL)
+    try:
+        strip = coders.decode(data[_HEADER.size + size :], _CODER, shape)
+    except LatentPacsError as error:
+        raise PayloadError(f"patches cannot be decoded: {error}") from error
+    return Patches(rows, columns, cells, strip)
