@@ -9,22 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 
-if TYPE_CHECKING:
-    import torch
-
 Float = NDArray[np.float32]
 
 SIGMAS = (0.7, 1.1, 1.8, 2.9, 4.6, 7.0)
 """Gaussians, in pixels; a filter is one less the next but one: specks of about 2, 3, 5 and 8 pixels across."""
 FILTERS = len(SIGMAS) - 2
-HALO = 32
+HALO = 24
 """Pixels around a tile that its filters see."""
 FAINTEST = 4.0
 """Specks below this strength are not listed: noise alone has dozens of them in every tile."""
@@ -91,33 +88,17 @@ def _filtered(image: Float) -> tuple[Float, Float]:
     """Each filter's response, float32 (4, 256, 256), and the grain: what is finer than a Gaussian of 1.8 pixels."""
     import torch
 
-    smooth, last = [], 0.0
-    now = torch.from_numpy(image)[None, None]
-    for sigma in SIGMAS:
-        now = _blurred(now, math.sqrt(sigma**2 - last**2))
-        smooth.append(now[0, 0, HALO:-HALO, HALO:-HALO])
-        last = sigma
-    responses = torch.stack([smooth[i] - smooth[i + 2] for i in range(FILTERS)])
-    grain = image[HALO:-HALO, HALO:-HALO] - smooth[_GRAIN].numpy()
-    return responses.numpy(), grain
+    blurs = torch.from_numpy(_gaussians())  # torch keeps to the one thread that a tile has
+    smooth = torch.matmul(torch.matmul(blurs, torch.from_numpy(image)), blurs.transpose(1, 2)).numpy()
+    return smooth[:FILTERS] - smooth[2:], image[HALO:-HALO, HALO:-HALO] - smooth[_GRAIN]
 
 
-def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A Gaussian blur of equal size; what comes in from beyond the halo's border stays in the halo."""
-    import torch
-
-    kernel = torch.tensor(gaussian(sigma), dtype=torch.float32)
-    reach = len(kernel) // 2
-    down = torch.nn.functional.conv2d(image, kernel[None, None, :, None], padding=(reach, 0))
-    return torch.nn.functional.conv2d(down, kernel[None, None, None, :], padding=(0, reach))
-
-
-@lru_cache(maxsize=len(SIGMAS))
-def gaussian(sigma: float) -> tuple[float, ...]:
-    """A sampled Gaussian out to three sigma, its sum one."""
-    reach = math.ceil(3 * sigma)
-    values = [math.exp(-(x * x) / (2 * sigma * sigma)) for x in range(-reach, reach + 1)]
-    return tuple(value / sum(values) for value in values)
+@lru_cache(maxsize=1)
+def _gaussians() -> Float:
+    """Blurs along one axis as band matrices, from a tile with its halo to the tile: shape (6, 256, 256 + 2 HALO)."""
+    away = np.arange(TILE + 2 * HALO)[None] - np.arange(TILE)[:, None] - HALO
+    weights = np.where(np.abs(away) <= HALO, np.exp(-((away / np.array(SIGMAS)[:, None, None]) ** 2) / 2), 0.0)
+    return np.asarray(weights / weights.sum(axis=2, keepdims=True), dtype=np.float32)
 
 
 @lru_cache(maxsize=1)
@@ -158,7 +139,8 @@ def _peaks(strength: Float, faintest: float) -> Found:
 
 
 def _dilated(values: Float) -> Float:
-    import torch
-
-    pooled: Float = torch.nn.functional.max_pool2d(torch.from_numpy(values)[None], 5, 1, 2)[0].numpy()
+    """The maximum of 5 x 5 pixels, those of the tile."""
+    padded = np.pad(values, 2, constant_values=-np.inf)
+    rows = np.maximum.reduce([padded[i : i + TILE] for i in range(5)])
+    pooled: Float = np.maximum.reduce([rows[:, i : i + TILE] for i in range(5)])
     return pooled
