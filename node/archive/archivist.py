@@ -88,15 +88,15 @@ class Archivist:
         self._keep(claim, result, result.made)
 
     def _encode(self, claim: Claim) -> EncodeResult:
-        gate, codec = self._settings.gate, self._settings.codec
+        limits, codec = self._settings.thresholds, self._settings.codec
         request = EncodeRequest(
             original=self._store.path(claim.original_digest),
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
             ladder=codec.rungs,
-            fsim_mean=gate.fsim_mean,
-            fsim_p5=gate.fsim_p5,
-            psnr_db=gate.psnr_db,
+            fsim_mean=limits.fsim_mean,
+            fsim_p5=limits.fsim_p5,
+            psnr_db=limits.psnr_db,
             gated=codec.gated,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE, similarity
 from node.fidelity.reference import Reference, cut
 from node.fidelity.regions import Pixels
-from node.fidelity.specks import BLOCK, CELL, HALO, kept_and_new
+from node.fidelity.specks import BLOCK, HALO, kept_and_new
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Survey:
     Tiles lie on a grid of 256 pixels; the last ones are moved inward, so they overlap. ``breast``: bool, tiles with
     breast in them; only these have the figures ``fsim``, ``squares`` (sum of squared errors), ``error_p999`` (of the
     absolute error over local noise), ``shift`` (of the mean, in window widths); others have those of no error.
-    Local noise: standard deviation per cell of 64 pixels of what is finer than a Gaussian of 1.8 pixels, by medians,
+    Local noise: standard deviation of what is finer than a Gaussian of 1.8 pixels, per block of 16 pixels by medians,
     at least that of rounding to grey levels. ``worst_error`` (over local noise, in the breast) and ``outside`` (over
     the window's width, out of it) are maxima per square of 32 pixels: float32, shape (n, 8, 8).
     ``kept``: one line per speck of the original, (m, 5): row, column, strength, share of its contrast kept, tile.
@@ -182,7 +182,7 @@ def _figures(reference: Reference, candidate: Pixels, tile: tuple[int, int], ins
         return TileFigures(1.0, 0.0, 0.0, 0.0, _NOTHING, _per_square(size) / width, _NO_LINES, _NO_LINES)
     breast = reference.blocks(tile).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
     truth = reference.truth(tile)
-    noisy = size * (1 / truth.grain).repeat(CELL, axis=0).repeat(CELL, axis=1)
+    noisy = size * (1 / truth.grain).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
     outside = np.where(breast, np.float32(0), size) / width
     exact = not size.any()
     kept, new = _specks(reference, candidate, tile)
