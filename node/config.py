@@ -188,9 +188,10 @@ class GateLimits(_Section):
     error_max: float = Field(default=10.0, gt=0)
     shift: float = Field(default=0.005, gt=0)
     outside: float = Field(default=0.10, gt=0)
-    speck: float = Field(default=7.0, ge=4.0)
-    speck_kept: float = Field(default=0.95, ge=0.0, le=1.0)
-    speck_new: float = Field(default=7.0, ge=5.0)
+    speck: float = Field(default=6.0, ge=4.0)
+    speck_near: float = Field(default=4.0, ge=4.0)
+    speck_kept: float = Field(default=1.0, ge=0.0, le=1.0)
+    speck_new: float = Field(default=6.0, ge=5.0)
 
 
 class StrictLimits(GateLimits):

@@ -24,6 +24,8 @@ __all__ = ["Box", "Reference", "Survey", "Thresholds", "failing", "judge", "meas
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
 
+CLUSTER = 50.0
+"""Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
 _RIM = 8
 """Pixels around a speck's middle that are stored exactly with it."""
 
@@ -115,8 +117,16 @@ def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], l
 
 
 def _lost(measured: Survey, thresholds: Thresholds) -> Tiles:
-    """Which specks of the original are lost."""
-    return np.asarray((measured.kept[:, 2] >= thresholds.speck) & (measured.kept[:, 3] < thresholds.speck_kept))
+    """Which specks of the original are lost; of a cluster, weaker ones count too."""
+    places, strength, share = measured.kept[:, :2], measured.kept[:, 2], measured.kept[:, 3]
+    counts = strength >= thresholds.speck
+    weak = np.flatnonzero((strength >= thresholds.speck_near) & ~counts)
+    if len(weak) and counts.any():
+        from scipy.spatial import KDTree
+
+        near = KDTree(places[counts]).query_ball_point(places[weak], CLUSTER, return_length=True)
+        counts[weak] = near >= 2
+    return np.asarray(counts & (share < thresholds.speck_kept))
 
 
 def _invented(measured: Survey, thresholds: Thresholds) -> Tiles:
