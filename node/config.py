@@ -23,9 +23,9 @@ from pydantic import (
 )
 
 from storage.errors import ConfigError
-from storage.records import Rung
+from storage.records import Rung, Thresholds
 
-FLOOR_FSIM_MEAN, FLOOR_FSIM_P5 = 0.93, 0.90
+FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB = 0.93, 0.90, 28.42
 """The floor of profile ``balanced``: config.yaml may raise these, never lower them."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -69,6 +69,10 @@ class Profile(StrEnum):
 
     BALANCED = "balanced"
     """Gate with the floor of the design; what does not pass stays exact."""
+    STRICT = "strict"
+    """A gate that lets less through, for more bytes."""
+    US_MQSA = "us-mqsa"
+    """The gate of ``strict``; originals are never purged (US rules for mammography)."""
     PAPER = "paper"
     """arXiv 2310.05299 as published: measured, not gated; originals of such images are never purged."""
 
@@ -152,6 +156,8 @@ _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
         *(_jpegxl(2, distance) for distance in _DISTANCES_2),
         *(_jpegxl(1, distance) for distance in _DISTANCES_1),
     ),
+    Profile.STRICT: (_jpegxl(2, 0.1), _jpegxl(1, 0.5), _jpegxl(1, 0.3)),
+    Profile.US_MQSA: (_jpegxl(2, 0.1), _jpegxl(1, 0.5), _jpegxl(1, 0.3)),
     Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
 }
 
@@ -171,10 +177,38 @@ class CodecSettings(_Section):
         return tuple(step.rung() for step in self.ladder or _LADDERS[self.profile])
 
 
-class GateSettings(_Section):
+class GateLimits(_Section):
+    """Thresholds of profile ``balanced``; storage.records.Thresholds says what each means."""
+
     fsim_mean: float = Field(default=FLOOR_FSIM_MEAN, ge=FLOOR_FSIM_MEAN, le=1.0)
     fsim_p5: float = Field(default=FLOOR_FSIM_P5, ge=FLOOR_FSIM_P5, le=1.0)
-    psnr_db: float = Field(default=28.42, ge=0.0, le=200.0)
+    psnr_db: float = Field(default=FLOOR_PSNR_DB, ge=FLOOR_PSNR_DB, le=200.0)
+    fsim_worst: float = Field(default=0.80, ge=0.0, le=1.0)
+    error_p999: float = Field(default=6.0, gt=0)
+    error_max: float = Field(default=10.0, gt=0)
+    shift: float = Field(default=0.005, gt=0)
+    outside: float = Field(default=0.10, gt=0)
+    speck: float = Field(default=6.0, ge=4.0)
+    speck_near: float = Field(default=4.0, ge=4.0)
+    speck_kept: float = Field(default=1.0, ge=0.0, le=1.0)
+    speck_new: float = Field(default=6.0, ge=5.0)
+
+
+class StrictLimits(GateLimits):
+    """Thresholds of profiles ``strict`` and ``us-mqsa``; the floor of ``balanced`` holds here too."""
+
+    fsim_mean: float = Field(default=0.95, ge=FLOOR_FSIM_MEAN, le=1.0)
+    fsim_p5: float = Field(default=0.92, ge=FLOOR_FSIM_P5, le=1.0)
+
+
+class PatchSettings(_Section):
+    share: float = Field(default=0.25, ge=0.0, le=1.0)
+
+
+class GateSettings(_Section):
+    balanced: GateLimits = GateLimits()
+    strict: StrictLimits = StrictLimits()
+    patches: PatchSettings = PatchSettings()
 
 
 class EligibleClass(_Section):
@@ -244,6 +278,12 @@ class Settings(_Section):
         if twice:
             raise ValueError(f"peers: AE title {twice[0]} appears more than once")
         return self
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What the gate asks of a reconstruction, by the profile; ``paper`` is held against ``balanced``, ungated."""
+        strict = self.codec.profile in (Profile.STRICT, Profile.US_MQSA)
+        return Thresholds(**(self.gate.strict if strict else self.gate.balanced).model_dump())
 
     def peer(self, ae_title: str) -> Peer | None:
         """The configured peer of that AE title."""

@@ -117,9 +117,11 @@ class Thresholds:
     outside: float = math.inf
     """Greatest error out of the breast, in window widths."""
     speck: float = math.inf
-    """Strength from which a bright speck of the original must be kept."""
+    """Strength (contrast over what noise does to the same filter) from which a bright speck must be kept."""
+    speck_near: float = math.inf
+    """The same for specks in a cluster: near two others of strength ``speck``."""
     speck_kept: float = 0.5
-    """Share of its contrast below which it counts as lost."""
+    """Share of its contrast below which a speck counts as lost."""
     speck_new: float = math.inf
     """Strength from which a speck counts as invented, where the original is less than half as strong."""
 

@@ -24,7 +24,7 @@ from storage.errors import LatentPacsError, NotReconstructable, PixelError, Work
 from storage.index import Index
 from storage.objects import ObjectStore
 from storage.payload import Rendition
-from storage.records import Claim, InstanceState, NewRendition, Thresholds
+from storage.records import Claim, InstanceState, NewRendition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -88,13 +88,14 @@ class Archivist:
         self._keep(claim, result, result.made)
 
     def _encode(self, claim: Claim) -> EncodeResult:
-        gate, codec = self._settings.gate, self._settings.codec
+        codec = self._settings.codec
         request = EncodeRequest(
             original=self._store.path(claim.original_digest),
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
             ladder=codec.rungs,
-            thresholds=Thresholds(gate.fsim_mean, gate.fsim_p5, gate.psnr_db) if codec.gated else None,
+            thresholds=self._settings.thresholds if codec.gated else None,
+            patch_share=self._settings.gate.patches.share,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
         assert isinstance(answer, EncodeResult)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 TILE = 256
@@ -56,21 +57,30 @@ def _gradient(grey: torch.Tensor) -> torch.Tensor:
 
 def _phase_congruency(grey: torch.Tensor) -> torch.Tensor:
     bank = _filters()
-    response = torch.fft.ifft2(torch.fft.fft2(grey) * bank.filters)  # (orientations, scales, 256, 256)
-    even, odd = response.real, response.imag
-    amplitude = response.abs()
-    sum_even, sum_odd = even.sum(dim=1, keepdim=True), odd.sum(dim=1, keepdim=True)
-    strength = torch.sqrt(sum_even**2 + sum_odd**2) + _EPS
-    mean_even, mean_odd = sum_even / strength, sum_odd / strength
-    energy = (even * mean_even + odd * mean_odd - (even * mean_odd - odd * mean_even).abs()).sum(dim=1)
-    # noise estimate: the finest scale's median power per orientation (Kovesi), then its Rayleigh threshold
-    median = torch.median((amplitude[:, 0] ** 2).flatten(1), dim=1).values
-    noise_power = (-median / math.log(0.5)) / bank.finest_power
-    tau = torch.sqrt(noise_power * (bank.sum_squares + 2 * bank.sum_products))
-    threshold = (tau * math.sqrt(math.pi / 2) + 2.0 * torch.sqrt((2 - math.pi / 2) * tau**2)) / 1.7
-    kept = torch.clamp(energy - threshold[:, None, None], min=0)
-    congruency: torch.Tensor = (kept.sum(dim=0) + _EPS) / (amplitude.sum(dim=(0, 1)) + _EPS)
-    return congruency
+    spectrum = torch.fft.fft2(grey)
+    kept, total = torch.zeros(TILE, TILE), torch.zeros(TILE, TILE)
+    for orientation in range(_ORIENTATIONS):  # one at a time stays in the processor's cache
+        response = torch.fft.ifft2(spectrum * bank.filters[orientation])  # (scales, 256, 256)
+        even, odd = response.real.contiguous(), response.imag.contiguous()
+        amplitude = torch.addcmul(even * even, odd, odd).sqrt_()
+        sum_even, sum_odd = even.sum(dim=0), odd.sum(dim=0)
+        strength = torch.addcmul(sum_even * sum_even, sum_odd, sum_odd).sqrt_() + _EPS
+        mean_even, mean_odd = sum_even / strength, sum_odd / strength
+        across = torch.addcmul(even * mean_odd, odd, mean_even, value=-1).abs_().sum(dim=0)
+        energy = sum_even * mean_even + sum_odd * mean_odd - across
+        kept += torch.clamp(energy - _noise_threshold(amplitude[0], orientation), min=0)
+        total += amplitude.sum(dim=0)
+    return (kept + _EPS) / (total + _EPS)
+
+
+def _noise_threshold(finest: torch.Tensor, orientation: int) -> float:
+    """From the finest scale's median power (Kovesi), by its Rayleigh distribution."""
+    bank = _filters()
+    lower = np.partition(finest.numpy().ravel(), (TILE * TILE - 1) // 2)[(TILE * TILE - 1) // 2]
+    noise_power = -(float(lower) ** 2) / math.log(0.5) / float(bank.finest_power[orientation])
+    spread = float(bank.sum_squares[orientation] + 2 * bank.sum_products[orientation])
+    tau = math.sqrt(noise_power * spread)
+    return (tau * math.sqrt(math.pi / 2) + 2.0 * math.sqrt((2 - math.pi / 2) * tau**2)) / 1.7
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ __all__ = ["Box", "Reference", "Survey", "Thresholds", "failing", "judge", "meas
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
 
+CLUSTER = 50.0
+"""Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
+_RIM = 8
+"""Pixels around a speck's middle that are stored exactly with it."""
+
 Tiles = NDArray[np.bool_]
 
 
@@ -73,8 +78,8 @@ def failing(measured: Survey, thresholds: Thresholds) -> dict[int, tuple[str, ..
 
 
 def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
-    """What to store exactly so that every tile passes: squares of 32 pixels around single places (specks, greatest
-    errors, marks out of the breast), and whole tiles where the fault is everywhere in them. Boxes may overlap."""
+    """What to store exactly so that every tile passes: 17 pixels around a speck, squares of 32 pixels where
+    single errors are too great, and whole tiles where the fault is everywhere in them. Boxes may overlap."""
     whole = (
         (measured.fsim < thresholds.fsim_worst)
         | (measured.error_p999 > thresholds.error_p999)
@@ -82,15 +87,20 @@ def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
     )
     boxes = [measured.box(int(tile)) for tile in np.flatnonzero(whole)]
     squares = (measured.worst_error > thresholds.error_max) | (measured.outside > thresholds.outside)
-    for lines, hit in (
-        (measured.kept, _lost(measured, thresholds)),
-        (measured.new, _invented(measured, thresholds)),
-    ):
-        _mark(squares, measured.corners, lines[hit])
     squares[whole] = False
     for tile, row, column in np.argwhere(squares):
         top, left = measured.corners[tile]
         boxes.append(Box(int(top + row * PATCH), int(left + column * PATCH), PATCH, PATCH))
+    specks = (
+        measured.kept[_lost(measured, thresholds)],
+        measured.new[_invented(measured, thresholds)],
+    )
+    height, width = (int(size) + TILE for size in measured.corners.max(axis=0))
+    for row, column, *_, tile in np.concatenate(specks):
+        if not whole[int(tile)]:
+            top, left = max(int(row) - _RIM, 0), max(int(column) - _RIM, 0)
+            bottom, right = min(int(row) + _RIM + 1, height), min(int(column) + _RIM + 1, width)
+            boxes.append(Box(top, left, bottom - top, right - left))
     return boxes
 
 
@@ -106,23 +116,17 @@ def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], l
     return [score for score, _ in measured], [square for _, square in measured]
 
 
-_SUPPORT = 8
-"""Pixels around a speck's middle that are stored exactly with it."""
-
-
-def _mark(squares: NDArray[np.bool_], corners: NDArray[np.int64], specks: NDArray[np.float64]) -> None:
-    """Mark the squares of its tile that a speck, its rim included, lies on."""
-    for row, column, *_, tile in specks:
-        place = np.array([row, column]) - corners[int(tile)]
-        (top, left), (bottom, right) = (
-            np.clip((place + by) // PATCH, 0, TILE // PATCH - 1) for by in (-_SUPPORT, _SUPPORT)
-        )
-        squares[int(tile), int(top) : int(bottom) + 1, int(left) : int(right) + 1] = True
-
-
 def _lost(measured: Survey, thresholds: Thresholds) -> Tiles:
-    """Which specks of the original are lost."""
-    return np.asarray((measured.kept[:, 2] >= thresholds.speck) & (measured.kept[:, 3] < thresholds.speck_kept))
+    """Which specks of the original are lost; of a cluster, weaker ones count too."""
+    places, strength, share = measured.kept[:, :2], measured.kept[:, 2], measured.kept[:, 3]
+    counts = strength >= thresholds.speck
+    weak = np.flatnonzero((strength >= thresholds.speck_near) & ~counts)
+    if len(weak) and counts.any():
+        from scipy.spatial import KDTree
+
+        near = KDTree(places[counts]).query_ball_point(places[weak], CLUSTER, return_length=True)
+        counts[weak] = near >= 2
+    return np.asarray(counts & (share < thresholds.speck_kept))
 
 
 def _invented(measured: Survey, thresholds: Thresholds) -> Tiles:
