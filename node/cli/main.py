@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from node.cli.gate import gates
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from storage.errors import LatentPacsError
@@ -72,6 +73,7 @@ def demo(
 
 
 app.add_typer(models, name="model")
+app.add_typer(gates, name="gate")
 
 
 @app.command()

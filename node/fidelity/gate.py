@@ -27,7 +27,7 @@ EXACT_PSNR_DB = 200.0
 CLUSTER = 50.0
 """Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
 _RIM = 8
-"""Pixels around a speck's middle that are stored exactly with it."""
+"""Pixels to each side of a speck's middle that are stored exactly with it."""
 
 Tiles = NDArray[np.bool_]
 
@@ -78,25 +78,19 @@ def failing(measured: Survey, thresholds: Thresholds) -> dict[int, tuple[str, ..
 
 
 def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
-    """What to store exactly so that every tile passes: 17 pixels around a speck, squares of 32 pixels where
-    single errors are too great, and whole tiles where the fault is everywhere in them. Boxes may overlap."""
-    whole = (
-        (measured.fsim < thresholds.fsim_worst)
-        | (measured.error_p999 > thresholds.error_p999)
-        | (np.abs(measured.shift) > thresholds.shift)
-    )
+    """What to store exactly so that every tile passes: 17 pixels around a speck, squares of 32 pixels where single
+    errors are too great, and whole tiles where the fault is everywhere in them. Boxes may overlap."""
+    whole = (measured.fsim < thresholds.fsim_worst) | (np.abs(measured.shift) > thresholds.shift)
     boxes = [measured.box(int(tile)) for tile in np.flatnonzero(whole)]
-    squares = (measured.worst_error > thresholds.error_max) | (measured.outside > thresholds.outside)
+    allowed = np.where(measured.error_p999 > thresholds.error_p999, thresholds.error_p999, thresholds.error_max)
+    squares = (measured.worst_error > allowed[:, None, None]) | (measured.outside > thresholds.outside)
     squares[whole] = False
     for tile, row, column in np.argwhere(squares):
         top, left = measured.corners[tile]
         boxes.append(Box(int(top + row * PATCH), int(left + column * PATCH), PATCH, PATCH))
-    specks = (
-        measured.kept[_lost(measured, thresholds)],
-        measured.new[_invented(measured, thresholds)],
-    )
+    lost, new = measured.kept[_lost(measured, thresholds)], measured.new[_invented(measured, thresholds)]
     height, width = (int(size) + TILE for size in measured.corners.max(axis=0))
-    for row, column, *_, tile in np.concatenate(specks):
+    for row, column, *_, tile in np.concatenate([lost, new]):
         if not whole[int(tile)]:
             top, left = max(int(row) - _RIM, 0), max(int(column) - _RIM, 0)
             bottom, right = min(int(row) + _RIM + 1, height), min(int(column) + _RIM + 1, width)

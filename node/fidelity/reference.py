@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     Tile = tuple[int, int]
 
 
+_DISPLAYED = 256
+"""Grey levels of a display: noise is at least that of rounding to these, or to the stored ones where they are fewer."""
+
+
 class Reference:
     """``mask``: the breast per block of 16 pixels. ``tiles``: top left corners of tiles with breast; ``all_tiles``:
     of all tiles, on a grid from the top left, the last ones moved inward so that no pixel is left out."""
@@ -28,6 +32,7 @@ class Reference:
         self.tiles = breast_tiles(self.mask, *pixels.shape)
         self.all_tiles = all_tiles(*pixels.shape)
         self._sign = np.float32(-1 if photometric == "MONOCHROME1" else 1)
+        self._step = max(self.window.width / _DISPLAYED, 1.0)
         self._features: dict[Tile, Features] = {}
         self._truths: dict[Tile, Truth] = {}
 
@@ -46,7 +51,7 @@ class Reference:
     def truth(self, tile: Tile) -> Truth:
         """The original's noise and specks at a tile, computed at first use."""
         if tile not in self._truths:
-            self._truths[tile] = truth_of(self.bright(self.pixels, tile), self.blocks(tile))
+            self._truths[tile] = truth_of(self.bright(self.pixels, tile), self.blocks(tile), self._step)
         return self._truths[tile]
 
     def bright(self, pixels: Pixels, tile: Tile) -> NDArray[np.float32]:

@@ -35,8 +35,10 @@ _REACH = np.array([2, 3, 4, 6])
 """How far from a speck's middle each filter's response has dropped, in pixels."""
 _GRAIN = 2
 """The Gaussian below which everything counts as grain when errors are compared with noise."""
+_FLAT = 1.5
+"""Times the noise of rounding: below it there is no grain to compare errors with, as in air and where white is clipped."""
 _MAD = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
-_QUANTISATION = 1 / math.sqrt(12)  # standard deviation of rounding to whole grey levels
+_QUANTISATION = 1 / math.sqrt(12)  # standard deviation of rounding to steps of 1
 
 
 class Found(NamedTuple):
@@ -52,8 +54,8 @@ class Found(NamedTuple):
 class Truth:
     """What one tile of an original is measured against.
 
-    ``grain``: noise per block of 16 pixels in grey levels, float32 (16, 16). ``noise``: the same of each filter,
-    float32 (4, 16, 16); infinite where there is no breast. ``specks`` and their ``responses`` in grey levels.
+    ``grain``: noise per block of 16 pixels in grey levels, float32 (16, 16); infinite where there is no breast or no
+    grain. ``noise``: the same of each filter, float32 (4, 16, 16); infinite where there is no breast. ``specks`` and their ``responses`` in grey levels.
     ``strongest``: the greatest strength within 2 pixels, float16 (256, 256).
     """
 
@@ -64,14 +66,18 @@ class Truth:
     strongest: NDArray[np.float16]
 
 
-def truth_of(image: Float, blocks: NDArray[np.bool_]) -> Truth:
-    """``image``: the tile with a halo, bright as dense tissue is. ``blocks``: breast, bool (16, 16)."""
-    filtered, grain = _filtered(image)
-    noise = np.stack([_noise(one, blocks, floor) for one, floor in zip(filtered, _floors(), strict=True)])
+def truth_of(image: Float, blocks: NDArray[np.bool_], step: float) -> Truth:
+    """``image``: the tile with a halo, bright as dense tissue is. ``blocks``: breast, bool (16, 16).
+
+    ``step``: grey levels that count as rounding, so that flat air beside the skin is not free of all noise.
+    """
+    filtered, rough = _filtered(image)
+    grain = _noise(rough, blocks, step * _QUANTISATION)
+    noise = np.stack([_noise(one, blocks, step * floor) for one, floor in zip(filtered, _floors(), strict=True)])
     strength = _strength(filtered, noise)
     found = _peaks(strength, FAINTEST)
     return Truth(
-        grain=_noise(grain, blocks, _QUANTISATION),
+        grain=np.where(grain > _FLAT * step * _QUANTISATION, grain, np.float32(np.inf)),
         noise=noise,
         specks=found,
         responses=filtered[found.filters, found.rows, found.columns],
@@ -108,7 +114,7 @@ def _gaussians() -> Float:
 
 @lru_cache(maxsize=1)
 def _floors() -> tuple[float, ...]:
-    """What each filter passes of the noise of rounding to whole grey levels."""
+    """What each filter passes of the noise of rounding to steps of 1."""
     point = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
     point[len(point) // 2, len(point) // 2] = 1
     return tuple(_QUANTISATION * float(np.sqrt(np.square(one).sum())) for one in _filtered(point)[0])
@@ -117,8 +123,8 @@ def _floors() -> tuple[float, ...]:
 def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:
     """Standard deviation of noise per block: the lower median of the 3 x 3 blocks' own, of those with breast."""
     count = TILE // BLOCK
-    sampled = np.abs(values[::2, ::2]).reshape(count, BLOCK // 2, count, BLOCK // 2).transpose(0, 2, 1, 3)
-    own = np.median(sampled.reshape(count, count, -1), axis=2)
+    sizes = np.abs(values).reshape(count, BLOCK, count, BLOCK).transpose(0, 2, 1, 3)
+    own = np.median(sizes.reshape(count, count, -1), axis=2)
     padded = np.pad(np.where(blocks, own, np.nan), 1, constant_values=np.nan)
     around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(count, count, 9), axis=2)
     some = (~np.isnan(around)).sum(axis=2)

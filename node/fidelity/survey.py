@@ -63,8 +63,9 @@ class Survey:
     breast in them; only these have the figures ``fsim``, ``squares`` (sum of squared errors), ``error_p999`` (of the
     absolute error over local noise), ``shift`` (of the mean, in window widths); others have those of no error.
     Local noise: standard deviation of what is finer than a Gaussian of 1.8 pixels, per block of 16 pixels by medians,
-    at least that of rounding to grey levels. ``worst_error`` (over local noise, in the breast) and ``outside`` (over
-    the window's width, out of it) are maxima per square of 32 pixels: float32, shape (n, 8, 8).
+    at least that of rounding to the 256 steps of a display. ``worst_error`` (over local noise, in the breast) and
+    ``outside`` (over the window's width; out of the breast, and in blocks of it without noise, such as air beside the
+    skin) are maxima per square of 32 pixels: float32, shape (n, 8, 8).
     ``kept``: one line per speck of the original, (m, 5): row, column, strength, share of its contrast kept, tile.
     ``new``: one line per speck of the candidate: row, column, strength, the original's strength there, tile.
     Specks belong to the one tile on whose place in the grid they lie.
@@ -180,9 +181,9 @@ def _figures(reference: Reference, candidate: Pixels, tile: tuple[int, int], ins
     size, width = np.abs(error), np.float32(reference.window.width)
     if not inside:
         return TileFigures(1.0, 0.0, 0.0, 0.0, _NOTHING, _per_square(size) / width, _NO_LINES, _NO_LINES)
-    breast = reference.blocks(tile).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-    truth = reference.truth(tile)
-    noisy = size * (1 / truth.grain).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+    grain = reference.truth(tile).grain.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+    breast = np.isfinite(grain)
+    noisy = size / grain
     outside = np.where(breast, np.float32(0), size) / width
     exact = not size.any()
     kept, new = _specks(reference, candidate, tile)
@@ -191,7 +192,7 @@ def _figures(reference: Reference, candidate: Pixels, tile: tuple[int, int], ins
         squares=float(np.square(error, dtype=np.float64).sum()),
         error_p999=_p999(noisy[breast]),
         shift=float(error.mean(dtype=np.float64)) / float(width),
-        worst_error=_per_square(np.where(breast, noisy, np.float32(0))),
+        worst_error=_per_square(noisy),
         outside=_per_square(outside),
         kept=kept,
         new=new,
