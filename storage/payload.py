@@ -84,8 +84,8 @@ class Base:
 class Rendition:
     """What one model made of one base, how, and how good it was measured to be.
 
-    ``guide``: what the encoder tells the decoder of the image (node/reconstruct/guide.py); ``patches`` is room for
-    exact patches. Empty means none.
+    ``guide``, ``points`` and ``patches``: what the encoder tells the decoder of the image (the modules of these names
+    in node/reconstruct). Empty means none.
     """
 
     base_digest: str
@@ -103,6 +103,7 @@ class Rendition:
     tried: tuple[RungOutcome, ...] = ()
     postprocessing: str = POSTPROCESSING
     guide: bytes = b""
+    points: bytes = b""
     patches: bytes = b""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -118,7 +119,7 @@ def derived_uid(
 ) -> str:
     """The SOP Instance UID of a reconstruction: a function of everything that decides its pixels (PS3.5 B.2).
 
-    ``extra`` is the digest of guide and patches; empty where a rendition has none.
+    ``extra`` is the digest of guide, points and patches; empty where a rendition has none.
     """
     parts = [original_uid, base_digest, upscaler, weights_digest, str(steps), str(seed), POSTPROCESSING]
     name = "|".join([*parts, extra] if extra else parts)
@@ -192,9 +193,8 @@ def decode_base(data: bytes) -> Base:
 
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
-    del meta["guide"], meta["patches"]
-    sections = {"meta": _json(meta), "guide": rendition.guide, "patches": rendition.patches}
-    return _pack(b"R", sections, stored={"guide", "patches"})
+    parts = {name: meta.pop(name) for name in ("guide", "points", "patches")}
+    return _pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
 
 
 def decode_rendition(data: bytes) -> Rendition:
@@ -206,7 +206,8 @@ def decode_rendition(data: bytes) -> Rendition:
         meta["tried"] = tuple(
             RungOutcome(**{**outcome, "verdict": _verdict(outcome["verdict"])}) for outcome in meta["tried"]
         )
-        return Rendition(**meta, guide=sections.get("guide", b""), patches=sections.get("patches", b""))
+        meta |= {name: sections.get(name, b"") for name in ("guide", "points", "patches")}
+        return Rendition(**meta)
 
 
 def _verdict(fields: dict[str, Any]) -> Verdict:

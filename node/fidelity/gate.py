@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,18 @@ _RIM = 8
 """Pixels to each side of a speck's middle that are stored exactly with it."""
 
 Tiles = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Spots:
+    """``lost`` and ``invented``: lines of ``Survey.kept`` and ``Survey.new``; ``wrong``: where errors are too great."""
+
+    lost: NDArray[np.float64]
+    invented: NDArray[np.float64]
+    wrong: list[Box]
+
+    def __len__(self) -> int:
+        return len(self.lost) + len(self.invented) + len(self.wrong)
 
 
 def measure(reference: Reference, candidate: Pixels, thresholds: Thresholds | None) -> Verdict:
@@ -82,8 +95,7 @@ def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
     errors are too great, and whole tiles where the fault is everywhere in them. Boxes may overlap."""
     whole = (measured.fsim < thresholds.fsim_worst) | (np.abs(measured.shift) > thresholds.shift)
     boxes = [measured.box(int(tile)) for tile in np.flatnonzero(whole)]
-    allowed = np.where(measured.error_p999 > thresholds.error_p999, thresholds.error_p999, thresholds.error_max)
-    squares = (measured.worst_error > allowed[:, None, None]) | (measured.outside > thresholds.outside)
+    squares = _too_wrong(measured, thresholds) | (measured.outside > thresholds.outside)
     squares[whole] = False
     for tile, row, column in np.argwhere(squares):
         top, left = measured.corners[tile]
@@ -98,6 +110,17 @@ def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
     return boxes
 
 
+def spots(measured: Survey, thresholds: Thresholds) -> Spots:
+    """Single places in the breast that miss a threshold, for an encoder that can mend each by itself."""
+    squares = np.argwhere(_too_wrong(measured, thresholds))
+    corners = measured.corners[squares[:, 0]] + squares[:, 1:] * PATCH
+    return Spots(
+        lost=measured.kept[_lost(measured, thresholds)],
+        invented=measured.new[_invented(measured, thresholds)],
+        wrong=[Box(int(row), int(column), PATCH, PATCH) for row, column in corners],
+    )
+
+
 def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], list[float]]:
     """FSIM and the sum of squared errors (grey levels squared) of each tile of ``reference.tiles``, and no more."""
 
@@ -108,6 +131,12 @@ def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], l
 
     measured = on_all_cores(one, reference.tiles)
     return [score for score, _ in measured], [square for _, square in measured]
+
+
+def _too_wrong(measured: Survey, thresholds: Thresholds) -> NDArray[np.bool_]:
+    """Squares of tiles whose greatest error over noise is too great: bool, the shape of ``worst_error``."""
+    allowed = np.where(measured.error_p999 > thresholds.error_p999, thresholds.error_p999, thresholds.error_max)
+    return np.asarray(measured.worst_error > allowed[:, None, None])
 
 
 def _lost(measured: Survey, thresholds: Thresholds) -> Tiles:

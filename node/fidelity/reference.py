@@ -36,6 +36,11 @@ class Reference:
         self._features: dict[Tile, Features] = {}
         self._truths: dict[Tile, Truth] = {}
 
+    @property
+    def inverted(self) -> bool:
+        """Whether dense tissue is dark in stored values (MONOCHROME1)."""
+        return bool(self._sign < 0)
+
     def features(self, tile: Tile) -> Features:
         """The original's features at a tile, computed at first use."""
         if tile not in self._features:

@@ -84,6 +84,9 @@ class Climb:
             flight.high = number
             self._passed += 1
             self._smallest = min(payload_bytes, self._smallest or payload_bytes)
+        elif all(now >= least for now, least in zip(measured, _least(self.thresholds), strict=True)):
+            # single places fail, and rungs beside this one would fail in them too
+            flight.low = number + max(1, (flight.high - number) // 2)
         else:
             flight.low = number + 1
 

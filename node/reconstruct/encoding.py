@@ -95,6 +95,7 @@ class _Attempt:
     digest: str
     decoded: Decoded | None
     guide: bytes
+    points: bytes
     patches: bytes
     output: Pixels
     verdict: Verdict
@@ -103,7 +104,7 @@ class _Attempt:
 
     @property
     def payload_bytes(self) -> int:
-        return len(self.data) + len(self.guide) + len(self.patches)
+        return len(self.data) + len(self.guide) + len(self.points) + len(self.patches)
 
     @property
     def outcome(self) -> RungOutcome:
@@ -184,7 +185,7 @@ class _Subject:
         """The rendition of the rung that was taken."""
         upscaler, request, seed = self.upscaler, self.request, seed_of(taken.digest)
         name, weights, steps = upscaler.name, upscaler.weights_digest, upscaler.steps
-        told = _told(taken.guide, taken.patches)
+        told = _told(taken.guide, taken.points, taken.patches)
         tried = (*before, taken.outcome)
         rendition = Rendition(
             base_digest=taken.digest,
@@ -201,6 +202,7 @@ class _Subject:
             verdict=taken.verdict,
             tried=tried,
             guide=taken.guide,
+            points=taken.points,
             patches=taken.patches,
             extra=_extremes(taken.output, self.original.padding_pixels),
         )
@@ -226,13 +228,16 @@ class _Subject:
         from node.fidelity.gate import Box
         from node.reconstruct.mending import mended
         from node.reconstruct.patches import encode_patches
+        from node.reconstruct.points import encode_points
 
         regions = [Box(*region) for region in self.request.regions]
-        made = mended(self.reference, output, self.request.thresholds, self.request.patch_share, regions)
+        request = self.request
+        made = mended(self.reference, base, output, request.thresholds, request.patch_share, regions)
+        points = b"" if made.points is None else encode_points(made.points)
         patches = b"" if made.patches is None else encode_patches(made.patches)
         verdict = _with_figures(made, output, base, patches)
         seconds = time.monotonic() - began
-        return _Attempt(base, data, digest, decoded, guide, patches, made.pixels, verdict, made.bare, seconds)
+        return _Attempt(base, data, digest, decoded, guide, points, patches, made.pixels, verdict, made.bare, seconds)
 
 
 # --- the order in which rungs are tried -----------------------------------------------------------------------
@@ -296,11 +301,11 @@ def _with_figures(made: Mended, output: Pixels, base: Base, patches: bytes) -> V
     return replace(made.verdict, figures=figures)
 
 
-def _told(guide: bytes, patches: bytes) -> str:
-    """Digest of what the encoder adds to a base; empty where it adds nothing."""
-    if patches:
-        return _sha256(f"{_sha256(guide)} {_sha256(patches)}".encode())
-    return _sha256(guide) if guide else ""
+def _told(*parts: bytes) -> str:
+    """Digest of what the encoder adds to a base (guide, points, patches); empty where it adds nothing."""
+    if any(parts[1:]):
+        return _sha256(" ".join(_sha256(part) for part in parts).encode())
+    return _sha256(parts[0]) if parts[0] else ""
 
 
 def _extremes(pixels: Pixels, padding: NDArray[np.bool_] | None) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """The engine: an original to a base, and a base to the pixels that leave.
 
 ``make_base`` downsamples and codes; ``reconstruct`` decodes, upscales (``draw``), weighs what the upscaler drew by the
-guide, projects onto the base, rounds, clips, restores padding (``finish``) and pastes exact patches. All are pure
+guide, projects onto the base, rounds, clips, restores padding (``finish``), adds points and
+pastes exact patches. All are pure
 functions of their arguments: same base, same guide, same upscaler, same numerics give the same pixels, whatever ran
 before or beside them. The encoder's side of the guide is guiding.py.
 """
@@ -27,6 +28,7 @@ from node.reconstruct.guide import (
     spread,
 )
 from node.reconstruct.patches import Patches, pasted
+from node.reconstruct.points import Points
 from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.dicomfile import HeaderBytes
@@ -130,17 +132,33 @@ def make_base(original: Original, rung: Rung) -> Base:
 
 
 def reconstruct(
-    base: Base, upscaler: Upscaler, *, seed: int, steps: int, guide: Guide | None = None, patches: Patches | None = None
+    base: Base,
+    upscaler: Upscaler,
+    *,
+    seed: int,
+    steps: int,
+    guide: Guide | None = None,
+    points: Points | None = None,
+    patches: Patches | None = None,
 ) -> Pixels:
     """The full-matrix pixels of a base: uint16, shape (base.rows, base.columns), bits above Bits Stored clear.
 
-    Raises PayloadError where the guide or the patches belong to an image of another size.
+    Raises PayloadError where guide, points or patches belong to an image of another size.
     """
     if guide is not None and (guide.rows, guide.columns) != (base.rows, base.columns):
         raise PayloadError(f"guide is for {guide.rows} x {guide.columns}, the base for {base.rows} x {base.columns}")
     levels = None if guide is None else guide.levels
     pixels = finish(draw(base, upscaler, seed=seed, steps=steps, levels=levels), guide)
+    if points is not None:
+        pixels = spotted(pixels, base, points)
     return pixels if patches is None else pasted(pixels, patches)
+
+
+def spotted(pixels: Pixels, base: Base, points: Points) -> Pixels:
+    """``pixels`` with points added: rounded and clipped anew, padding left as it is."""
+    if (points.rows, points.columns) != (base.rows, base.columns):
+        raise PayloadError(f"points are of {points.rows} x {points.columns} pixels, the base of another size")
+    return _rounded(pixels.astype(np.float32) + points.field(), base)
 
 
 @dataclass(frozen=True)

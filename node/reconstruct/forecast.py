@@ -92,6 +92,7 @@ class _SampleReference(Reference):
         mask: Mask = np.ones((pixels.shape[0] // 16, pixels.shape[1] // 16), dtype=bool)
         self.pixels, self.mask, self.window, self.tiles = pixels, mask, whole.window, tiles
         self.all_tiles = tiles
+        self._sign = whole._sign
         self._features = {}
         self._truths = {}
 

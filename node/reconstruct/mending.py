@@ -1,4 +1,4 @@
-"""The encoder's side of exact patches: what the gate finds wrong in single places is stored as it was.
+"""What the gate finds wrong in single places is mended: by points where a spot restores it, else by exact patches.
 
 Nothing is mended where the image as a whole misses the gate: the next rung is cheaper than many patches.
 """
@@ -12,12 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Box, Reference, Thresholds, judge, mends, resurvey, survey
+from node.fidelity.gate import Box, Reference, Survey, Thresholds, judge, mends, resurvey, spots, survey
+from node.reconstruct.engine import spotted
 from node.reconstruct.patches import CELL, Cells, Patches, cells_under, cut, pasted
+from node.reconstruct.points import REACH, Point, Points
+from node.reconstruct.spotting import spots_for
+from storage.payload import Base
 from storage.records import Verdict
 
 Pixels = NDArray[np.uint16]
 
+_SPOT_ROUNDS = 4
 _ROUNDS = 4
 """Pasting changes what the gate sees beside a patch, so it looks again this often."""
 _RIM = 2
@@ -26,45 +31,74 @@ _RIM = 2
 
 @dataclass(frozen=True)
 class Mended:
-    """An image after mending. ``bare``: the verdict before; ``patches`` is None where nothing was stored exactly."""
+    """An image after mending. ``bare``: the verdict before; no ``points`` or ``patches``: None."""
 
     pixels: Pixels
     verdict: Verdict
     bare: Verdict
+    points: Points | None = None
     patches: Patches | None = None
 
 
 def mended(
-    reference: Reference, output: Pixels, thresholds: Thresholds | None, share: float, regions: Sequence[Box] = ()
+    reference: Reference,
+    base: Base,
+    output: Pixels,
+    thresholds: Thresholds | None,
+    share: float,
+    regions: Sequence[Box] = (),
 ) -> Mended:
-    """``output`` with exact patches on what misses the gate and on ``regions``; they may cover ``share`` of the
-    tiles with breast. Where they cannot mend it, the verdict says so."""
+    """``output`` with points and exact patches on what misses the gate, and patches on ``regions``; besides those they
+    may cover ``share`` of the tiles with breast. Where that cannot mend it, the verdict says so."""
     found = survey(reference, output)
     bare = judge(found, thresholds)
     if thresholds is None or judge(found, _of_the_image(thresholds)).failures:
         return Mended(output, bare, bare)
+    output, points, found = _spotted(reference, base, output, thresholds, found)
     rows, columns = output.shape
-    boxes = [*mends(found, thresholds), *regions]
-    cells = cells_under(boxes, rows, columns)
+    cells = cells_under([*mends(found, thresholds), *regions], rows, columns)
     room = share * len(reference.tiles) * (TILE // CELL) ** 2 + cells_under(regions, rows, columns).sum()
-    pixels, patches = output, None
+    pixels, patches, fresh = output, None, cells
     for _ in range(_ROUNDS):
         if cells.sum() > room:
             return Mended(output, _too_much(bare, float(cells.sum() / room * share), share), bare)
-        if patches is not None and not (cells & ~patches.cells).any():
+        if not fresh.any():
             break
-        if not cells.any():
-            break
-        fresh = cells if patches is None else cells & ~patches.cells
         patches = cut(reference.pixels, cells)
         pixels = pasted(output, patches)
         found = resurvey(found, reference, pixels, _boxes(fresh, rows, columns))
-        cells = cells | cells_under(mends(found, thresholds), rows, columns) | _seams(reference, output, cells)
-    verdict = judge(found, thresholds)
-    if patches is not None:
-        covered = float(patches.cells.sum()) * CELL * CELL / (len(reference.tiles) * TILE * TILE)
-        verdict = replace(verdict, figures={**verdict.figures, "patch_share": covered})
-    return Mended(pixels, verdict, bare, patches)
+        wanted = cells_under(mends(found, thresholds), rows, columns) | _seams(reference, output, cells)
+        fresh, cells = wanted & ~cells, cells | wanted
+    return Mended(pixels, _counted(judge(found, thresholds), reference, points, patches), bare, points, patches)
+
+
+def _spotted(
+    reference: Reference, base: Base, output: Pixels, thresholds: Thresholds, found: Survey
+) -> tuple[Pixels, Points | None, Survey]:
+    """``output`` with the points that mend it, and the survey brought up to date."""
+    rows, columns = output.shape
+    points, pixels = Points(rows, columns, ()), output
+    for _ in range(_SPOT_ROUNDS):
+        wanted = spots(found, thresholds)
+        more = spots_for(reference, pixels, wanted) if len(wanted) else []
+        if not more:
+            break
+        points = Points(rows, columns, tuple(sorted((*points.spots, *more))))
+        pixels = spotted(output, base, points)
+        found = resurvey(found, reference, pixels, [Box(*_around(point)) for point in more])
+    return pixels, points if points.spots else None, found
+
+
+def _around(point: Point) -> tuple[int, int, int, int]:
+    return max(point.row - REACH, 0), max(point.column - REACH, 0), 2 * REACH + 1, 2 * REACH + 1
+
+
+def _counted(verdict: Verdict, reference: Reference, points: Points | None, patches: Patches | None) -> Verdict:
+    """With how much was mended among the figures."""
+    area = len(reference.tiles) * TILE * TILE
+    covered = 0.0 if patches is None else float(patches.cells.sum()) * CELL * CELL / area
+    figures = {"patch_share": covered, "points": 0.0 if points is None else float(len(points.spots))}
+    return replace(verdict, figures={**verdict.figures, **figures})
 
 
 def _of_the_image(thresholds: Thresholds) -> Thresholds:

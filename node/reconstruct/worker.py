@@ -123,12 +123,16 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
     from node.reconstruct.engine import reconstruct
     from node.reconstruct.guide import decode_guide
     from node.reconstruct.patches import decode_patches
+    from node.reconstruct.points import decode_points
 
     base, rendition = read_pair(request.base, request.rendition)
     upscaler = catalogue.for_rendition(rendition)
     guide = decode_guide(rendition.guide) if rendition.guide else None
+    points = decode_points(rendition.points) if rendition.points else None
     patches = decode_patches(rendition.patches) if rendition.patches else None
-    pixels = reconstruct(base, upscaler, seed=rendition.seed, steps=rendition.steps, guide=guide, patches=patches)
+    pixels = reconstruct(
+        base, upscaler, seed=rendition.seed, steps=rendition.steps, guide=guide, points=points, patches=patches
+    )
     digest = pixel_digest(pixels)
     if digest != rendition.output_digest:
         raise RenditionMismatch(
