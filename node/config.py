@@ -199,10 +199,18 @@ class StrictLimits(GateLimits):
 
     fsim_mean: float = Field(default=0.95, ge=FLOOR_FSIM_MEAN, le=1.0)
     fsim_p5: float = Field(default=0.92, ge=FLOOR_FSIM_P5, le=1.0)
+    psnr_db: float = Field(default=30.0, ge=FLOOR_PSNR_DB, le=200.0)
+    fsim_worst: float = Field(default=0.88, ge=0.0, le=1.0)
+    error_p999: float = Field(default=6.0, gt=0)
+    error_max: float = Field(default=12.0, gt=0)
+    shift: float = Field(default=0.001, gt=0)
+    outside: float = Field(default=0.03, gt=0)
+    speck: float = Field(default=5.0, ge=4.0)
+    speck_new: float = Field(default=5.0, ge=5.0)
 
 
 class PatchSettings(_Section):
-    share: float = Field(default=0.25, ge=0.0, le=1.0)
+    share: float = Field(default=0.15, ge=0.0, le=1.0)
 
 
 class GateSettings(_Section):

@@ -126,7 +126,8 @@ def _proposed(fair: Sequence[Measured]) -> dict[str, float]:
     proposed = {}
     for name in _PROPOSED:
         least = name in _LEAST_IS_WORST
-        value = float(np.percentile(figures[name], _SHARE if least else 100 - _SHARE))
+        share, side = (_SHARE, "lower") if least else (100 - _SHARE, "higher")
+        value = float(np.percentile(figures[name], share, method=side))  # type: ignore[call-overload]
         step = 10.0 ** (math.floor(math.log10(value)) - 1) if value > 0 else 1e-3
         rounded = math.floor(value / step) * step if least else math.ceil(value / step) * step
         proposed[name] = float(f"{max(rounded, step):.3g}")

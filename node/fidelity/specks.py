@@ -36,7 +36,7 @@ _REACH = np.array([2, 3, 4, 6])
 _GRAIN = 2
 """The Gaussian below which everything counts as grain when errors are compared with noise."""
 _FLAT = 1.5
-"""Times the noise of rounding: below it there is no grain to compare errors with, as in air and where white is clipped."""
+"""Times the noise of rounding: below it there is no grain to compare errors with, as in air and in clipped white."""
 _MAD = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
 _QUANTISATION = 1 / math.sqrt(12)  # standard deviation of rounding to steps of 1
 
@@ -55,8 +55,8 @@ class Truth:
     """What one tile of an original is measured against.
 
     ``grain``: noise per block of 16 pixels in grey levels, float32 (16, 16); infinite where there is no breast or no
-    grain. ``noise``: the same of each filter, float32 (4, 16, 16); infinite where there is no breast. ``specks`` and their ``responses`` in grey levels.
-    ``strongest``: the greatest strength within 2 pixels, float16 (256, 256).
+    grain. ``noise``: the same of each filter, float32 (4, 16, 16); infinite where there is no breast. ``specks`` and
+    their ``responses`` in grey levels. ``strongest``: the greatest strength within 2 pixels, float16 (256, 256).
     """
 
     grain: Float

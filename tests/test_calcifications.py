@@ -1,0 +1,116 @@
+"""benchmarks/calcifications.py: what it plants, how it scores, and that the gate sees what it planted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from scipy.ndimage import gaussian_filter
+
+from benchmarks.calcifications import (
+    KEPT,
+    NOISES,
+    Planted,
+    box_strength,
+    contrast,
+    invented,
+    kept_of,
+    local_noise,
+    peaks,
+    plant,
+    run,
+)
+from node.fidelity.gate import Reference, mends, survey
+from node.fidelity.regions import breast_mask
+from node.reconstruct.training.pictures import Picture
+from storage.records import Thresholds
+
+
+def picture(rows: int = 800, columns: int = 700) -> Picture:
+    """Smooth tissue with the blurred noise of a detector."""
+    random = np.random.default_rng(2)
+    y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)
+    inside = ((y - rows / 2) / (rows * 0.46)) ** 2 + (x / (columns * 0.9)) ** 2 < 1
+    image = 1500 + 200 * np.sin(y / 90) * np.cos(x / 70)
+    image += 30 * gaussian_filter(random.standard_normal((rows, columns)), 0.7)
+    pixels = np.where(inside, image, 0).astype(np.uint16)
+    header = Dataset()
+    header.PhotometricInterpretation = "MONOCHROME2"
+    return Picture("test", pixels, 12, header, False, breast_mask(pixels, "MONOCHROME2"))
+
+
+@pytest.fixture(scope="module")
+def planted() -> Planted:
+    return plant(picture(), 4, np.random.default_rng(1))
+
+
+def test_planting(planted: Planted) -> None:
+    clean = planted.picture.pixels
+    assert len(planted.clusters) == 4
+    for cluster in planted.clusters:
+        assert 5 <= len(cluster) <= 12
+        for speck in cluster:
+            assert NOISES[0] <= speck.noises <= NOISES[1]
+            place = np.s_[speck.row - 34 : speck.row + 35, speck.column - 34 : speck.column + 35]
+            added = float(planted.pixels[speck.row, speck.column]) - float(clean[speck.row, speck.column])
+            noise = local_noise(clean[place].astype(np.float32))
+            assert added == pytest.approx(speck.noises * noise, rel=0.2, abs=2)  # specks before it are in its noise
+    again = plant(picture(), 4, np.random.default_rng(1))
+    assert np.array_equal(again.pixels, planted.pixels)
+
+
+def test_scores(planted: Planted) -> None:
+    clean = planted.picture.pixels
+    for cluster in planted.clusters:
+        assert kept_of(planted.pixels, planted.pixels, cluster) == 1.0
+        assert kept_of(planted.pixels, clean, cluster) < 0.3
+        half = ((planted.pixels.astype(int) + clean) // 2).astype(np.uint16)
+        assert 0.4 < kept_of(planted.pixels, half, cluster) < 0.7
+        assert all(contrast(planted.pixels, speck) > contrast(clean, speck) for speck in cluster)
+
+
+def test_the_other_detector(planted: Planted) -> None:
+    clean = planted.picture.pixels
+    before, after = box_strength(clean), box_strength(planted.pixels)
+    found = np.argwhere(invented(before, after))
+    assert len(found) >= 5
+    specks = np.array([(speck.row, speck.column) for cluster in planted.clusters for speck in cluster])
+    inside = [place for place in found if np.abs(place - np.array(clean.shape) / 2).max() < 250]
+    assert all(np.hypot(*(specks - place).T).min() < 6 for place in inside)
+    assert not invented(after, after).any()
+    assert peaks(after, 6.0).sum() > peaks(before, 6.0).sum()
+
+
+def test_the_gate_reports_and_mends_what_smoothing_loses(planted: Planted) -> None:
+    """Every cluster is among the boxes that the gate wants exact, and keeps its contrast once they are."""
+    reference = Reference(planted.pixels, planted.picture.header)
+    smooth = np.where(planted.pixels > 0, gaussian_filter(planted.pixels.astype(np.float32), 1.5), 0).astype(np.uint16)
+    limits = Thresholds(0, 0, 0, speck=5.0, speck_near=4.0, speck_kept=1.0)
+    mended = smooth.copy()
+    for row, column, height, width in mends(survey(reference, smooth), limits):
+        box = np.s_[row : row + height, column : column + width]
+        mended[box] = planted.pixels[box]
+    for cluster in planted.clusters:
+        assert kept_of(planted.pixels, smooth, cluster) < KEPT - 0.1
+        assert kept_of(planted.pixels, mended, cluster) > kept_of(planted.pixels, smooth, cluster) + 0.1
+    gone = survey(reference, planted.picture.pixels)
+    lost = gone.kept[(gone.kept[:, 2] >= 5.0) & (gone.kept[:, 3] < 0.5)]
+    for cluster in planted.clusters:
+        bright = [speck for speck in cluster if speck.noises >= 8.0]
+        found = [np.hypot(lost[:, 0] - speck.row, lost[:, 1] - speck.column).min() <= 3 for speck in bright]
+        assert sum(found) >= 0.7 * len(bright)
+
+
+@pytest.mark.slow
+def test_through_a_node(planted: Planted, tmp_path: Path) -> None:
+    """Stored and retrieved: an image that stays exact keeps everything, and the report adds up."""
+    report = run([replace(planted, clusters=planted.clusters[:2])], profile="balanced", upscaler="bicubic")
+    assert report["planted"] == 2
+    assert 0 <= report["kept"] <= 2
+    assert report["images"][0]["hot_bytes"] > 0
+    if report["images"][0]["rung"] == "exact":
+        assert report["bit_exact"] == 2
+        assert report["invented"] == 0
