@@ -18,6 +18,7 @@ ROOMS = [
     "node.reconstruct",
     "node.archive",
     "node.dimse",
+    "node.jobs",
     "node.app",
     "node.cli",
 ]
@@ -28,8 +29,18 @@ MAY_IMPORT = {
     "node.reconstruct": {"storage", "node.config", "node.fidelity", "node.reconstruct"},
     "node.archive": {"storage", "node.config", "node.reconstruct", "node.archive"},
     "node.dimse": {"storage", "node.config", "node.archive", "node.dimse"},
-    "node.app": {"storage", "node.config", "node.reconstruct", "node.archive", "node.dimse"},
-    "node.cli": {"storage", "node.config", "node.fidelity", "node.reconstruct", "node.dimse", "node.app", "node.cli"},
+    "node.jobs": {"storage", "node.config", "node.archive", "node.jobs"},
+    "node.app": {"storage", "node.config", "node.reconstruct", "node.archive", "node.dimse", "node.jobs"},
+    "node.cli": {
+        "storage",
+        "node.config",
+        "node.fidelity",
+        "node.reconstruct",
+        "node.dimse",
+        "node.jobs",
+        "node.app",
+        "node.cli",
+    },
 }
 ROOMS = list(MAY_IMPORT)
 ONLY_IN = {
