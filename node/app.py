@@ -6,8 +6,9 @@ import fcntl
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from pydicom import Dataset
 
@@ -17,14 +18,20 @@ from node.archive.ingest import Ingest
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retrieve import Retrieve
-from node.config import RenditionPolicy, Settings
+from node.config import RenditionPolicy, Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services
 from node.dimse.server import Door, Server
+from node.jobs.mending import Mending
+from node.jobs.runner import Runner
+from node.jobs.schedule import Planned, Schedule
+from node.jobs.scrub import Scrub, ScrubPlan
 from node.reconstruct.pool import WorkerPool
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.index.jobs import JobRows
+from storage.index.upkeep import HOT, Upkeep
 from storage.objects import ObjectStore
 
 LOGGER = logging.getLogger(__name__)
@@ -53,6 +60,8 @@ class Node:
             peers=peers,
         )
         self.server = Server(settings.node, door, self.store.spool)
+        runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
+        self.schedule = Schedule(plan_jobs(settings, self.index, self.store), runner, settings.jobs.poll)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
     def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
@@ -69,11 +78,13 @@ class Node:
             raise ConfigError(f"node.port {node.port} on {node.host} cannot be used: {error.strerror}") from error
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
+        self.schedule.start()
         LOGGER.info("%s listens on %s:%s", node.ae_title, node.host, self.server.port)
 
     def stop(self) -> None:
         """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""
         self.archivist.stop()
+        self.schedule.stop()
         self.server.stop()
         self.retrieve.close()
         self.pool.close()
@@ -91,6 +102,22 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Planned]:
+    """Every job there is, with its times from config.yaml."""
+    jobs = settings.jobs
+    return [
+        Planned(make_scrub(settings, index, store), jobs.scrub.schedule),
+    ]
+
+
+def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:
+    """The integrity scrub; ``plan`` overrides what config.yaml says of it (fields of ScrubPlan)."""
+    scrub, upkeep, stores = settings.jobs.scrub, Upkeep(index.engine), {HOT: store}
+    timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
+    mending = Mending(index, upkeep, stores)
+    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan))
 
 
 def _lock_root(store: ObjectStore) -> IO[bytes]:
