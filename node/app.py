@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
@@ -108,7 +110,7 @@ def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Plan
     """Every job there is, with its times from config.yaml."""
     jobs = settings.jobs
     return [
-        Planned(make_scrub(settings, index, store), jobs.scrub.schedule),
+        Planned(make_scrub(settings, index, store), jobs.scrub.when, jobs.scrub.schedule),
     ]
 
 
@@ -120,12 +122,26 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan))
 
 
+def runs_here(root: Path) -> bool:
+    """Whether a node runs on this storage root."""
+    try:
+        with (root / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
 def _lock_root(store: ObjectStore) -> IO[bytes]:
     """One node per storage root: the spool and the rendered cache belong to one process."""
     lock = (store.root / "lock").open("wb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(f"storage.root {store.root} is in use by another node") from None
-    return lock
+    for wait in (0.1, 0.0):  # a command that looks whether a node runs holds it for a moment
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            time.sleep(wait)
+    lock.close()
+    raise ConfigError(f"storage.root {store.root} is in use by another node")

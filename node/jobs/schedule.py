@@ -32,6 +32,8 @@ class Planned:
     """A job and when it runs; None: on request only."""
 
     job: Job
+    text: str
+    """``when`` as config.yaml has it."""
     when: When | None
 
 
