@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import yaml
 from typer.testing import CliRunner
 
 from node.app import Node
+from node.cli.jobs import jobs as jobs_app
 from node.cli.main import app
 from node.config import When, load, parse, parse_when
+from node.jobs import schedule as schedule_module
 from node.jobs.job import FunctionJob
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule, following, latest
@@ -123,14 +126,24 @@ def overdue(rows: JobRows, index: Index) -> None:
     ],
 )
 def test_scheduled_times(text: str, now: str, before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
+    monkeypatch.setattr(schedule_module, "CronTrigger", partial(schedule_module.CronTrigger, timezone=UTC))
     when = parse_when(text)
     moment, expected_before, expected_after = (
         datetime.fromisoformat(one).replace(tzinfo=UTC) for one in (now, before, after)
     )
     assert latest(when, moment) == expected_before
     assert following(when, moment) == expected_after
+
+
+def test_every_command_has_help_and_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = [one.name or one.callback.__name__ for one in jobs_app.registered_commands if one.callback]
+    assert names == ["list", "run", "pause", "resume", "cancel", "history"]
+    for one, name in zip(jobs_app.registered_commands, names, strict=True):
+        assert one.callback is not None
+        assert one.callback.__doc__
+        assert "--json" in CliRunner().invoke(app, ["jobs", name, "--help"]).output
+        assert f"latent-pacs jobs {name}" in readme
 
 
 def test_the_times_of_a_year_have_no_gap_longer_than_said() -> None:
@@ -328,6 +341,7 @@ COMPETITOR = """
 import sys, time
 from pathlib import Path
 from node.jobs.job import FunctionJob
+from node.jobs import schedule as schedule_module
 from node.jobs.runner import Runner
 from storage.index import Index
 from storage.index.jobs import Cause, JobRows
@@ -375,6 +389,7 @@ def test_processes_that_compete_run_each_time_once(rows: JobRows, tmp_path: Path
 VICTIM = """
 import sys, time
 from node.jobs.job import FunctionJob
+from node.jobs import schedule as schedule_module
 from node.jobs.runner import Runner
 from storage.index import Index
 from storage.index.jobs import Cause, JobRows

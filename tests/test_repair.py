@@ -42,7 +42,8 @@ def scrubbed(archive: Archive) -> dict[str, Any]:
 
 def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dict[str, Path]]:
     archive.receiver.received.clear()
-    identifier = client.image_identifier(ds.StudyInstanceUID, ds.SeriesInstanceUID, uid)
+    names = (ds.StudyInstanceUID, ds.SeriesInstanceUID, uid) if uid else (ds.StudyInstanceUID,)
+    identifier = client.image_identifier(*names)
     final = client.move(identifier, archive.address, calling="VIEWER", destination=title)
     return final.Status, dict(archive.receiver.received)
 
@@ -133,8 +134,11 @@ def test_a_lost_original(archive: Archive, tmp_path: Path) -> None:
     assert scrubbed(archive)["flagged"] == 1
     status, received = moved(archive, ds, ds.SOPInstanceUID, "VIEWER")
     assert (status, list(received)) == (0x0000, [rendition_of(instance).derived_uid])
-    status, received = moved(archive, ds, ds.SOPInstanceUID, "EXACTVIEW")
-    assert (status, received) == (0xA702, {})
+    for title in ("EXACTVIEW", "AUTOVIEW"):
+        status, received = moved(archive, ds, ds.SOPInstanceUID, title)
+        assert (status, received) == (0xA702, {})
+    status, received = moved(archive, ds, "", "AUTOVIEW")
+    assert (status, list(received)) == (0x0000, [rendition_of(instance).derived_uid])
     client.store([tmp_path / f"{ds.SOPInstanceUID}.dcm"], archive.address, calling="MODALITY", each=lambda *_: None)
     assert scrubbed(archive)["clean"], "sent again, and whole"
     status, received = moved(archive, ds, ds.SOPInstanceUID, "EXACTVIEW")

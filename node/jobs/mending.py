@@ -18,7 +18,7 @@ from storage.index import Index
 from storage.index.upkeep import Damage, NewDamage, Promise, Upkeep
 from storage.inspection import Condition, Look, examine, recover, set_aside
 from storage.objects import ObjectStore
-from storage.records import InstanceState, StoredInstance
+from storage.records import ORIGINAL_LOST, InstanceState, StoredInstance
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Mending:
             action,
         )
         self._upkeep.note(found)
-        what = f"scrub: {promise.kind} {look.condition}"
+        what = f"{ORIGINAL_LOST if promise.kind == 'original' else 'scrub: ' + promise.kind} {look.condition}"
         if action == "queued" and promise.instance_key is not None:
             self._upkeep.send_back(promise.instance_key, f"{what}; made again from the original")
         elif state is not None:
@@ -102,19 +102,21 @@ class Mending:
         """What to do, and the state that the instance comes to, None where it stays."""
         if instance is None or look.condition is Condition.UNREADABLE:
             return "reported", None
-        current = instance.rendition
+        current, needs = instance.rendition, self._upkeep.promises_for(instance.key)
         if promise.kind == "original":
-            if current is None or not self._whole(current.base_digest, current.rendition_digest):
+            if current is None or not self._whole(needs, current.base_digest, current.rendition_digest):
                 return "lost", InstanceState.FAILED
             return "flagged", self._upkeep.state_with(current.derived_uid)
         if current is None or promise.digest not in (current.base_digest, current.rendition_digest):
             return "reported", None
-        if self._whole(instance.original_digest):
+        if self._whole(needs, *(one.digest for one in needs if one.kind == "original")):
             return "queued", None
         return "lost", InstanceState.FAILED
 
-    def _whole(self, *digests: str) -> bool:
-        return all(any(examine(store, digest).whole for store in self._stores.values()) for digest in digests)
+    def _whole(self, needs: list[Promise], *digests: str) -> bool:
+        """Whether those of an instance's objects are promised and whole; none at all are not."""
+        found = [one for one in needs if one.digest in digests]
+        return bool(found) and all(examine(self._stores[one.store], one.digest).whole for one in found)
 
     def _finding(self, promise: Promise, look: Look, action: str, instance: StoredInstance | None = None) -> Finding:
         if instance is None and promise.instance_key is not None:

@@ -1,17 +1,17 @@
 """What the index promises to hold, what a scrub found of it, and what that makes of the instances.
 
 ``promises`` is the one place that says which objects have to be there: whatever new kind of object a row comes to
-point to is added to its query, and is scrubbed, and no orphan, from then on.
+point to becomes a line in ``_SOURCES``, and is scrubbed, and no orphan, from then on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Engine, Row, Select, func, insert, literal, null, or_, select, union_all, update
+from sqlalchemy import Engine, Integer, Row, Select, func, insert, literal, or_, select, union_all, update
 
 from storage.index.connection import writing
 from storage.index.tables import damage, instance, quarantine, rendition
@@ -71,18 +71,22 @@ class Upkeep:
 
     def promises(self, low: str, high: str) -> list[Promise]:
         """Every promise of a digest in ``low`` <= digest < ``high``, by digest."""
-        query = union_all(*(_promised(*one).where(one[2] >= low, one[2] < high) for one in _PROMISED))
-        with self._engine.connect() as connection:
-            rows = connection.execute(query.order_by("digest", "kind"))
-            return [Promise(row.digest, row.kind, row.store, row.instance_key) for row in rows]
+        return self._promises(lambda source: source.select(source.digest >= low, source.digest < high))
+
+    def promises_for(self, instance_key: int) -> list[Promise]:
+        """What one instance needs."""
+        return self._promises(lambda source: source.select(source.instance_key == instance_key))
 
     def count(self, low: str, high: str) -> int:
         """How many promises there are in that range."""
-        parts = [
-            select(func.count()).where(one[2] >= low, one[2] < high, *one[4]).scalar_subquery() for one in _PROMISED
-        ]
+        found = union_all(*(one.select(one.digest >= low, one.digest < high) for one in _SOURCES)).subquery()
         with self._engine.connect() as connection:
-            return sum(connection.execute(select(*parts)).one())
+            return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
+
+    def _promises(self, of: Callable[[_Source], Select[Any]]) -> list[Promise]:
+        query = union_all(*map(of, _SOURCES)).order_by("digest", "kind")
+        with self._engine.connect() as connection:
+            return [Promise(row.digest, row.kind, row.store, row.instance_key) for row in connection.execute(query)]
 
     # --- what was found ---
 
@@ -177,22 +181,34 @@ class Upkeep:
             connection.execute(update(instance).where(instance.c.rendition_key == key).values(rendition_key=None))
 
 
-_PROMISED: Sequence[tuple[str, str, Any, Any, tuple[Any, ...]]] = (
-    ("original", HOT, instance.c.original_digest, instance.c.key, ()),
-    ("base", HOT, rendition.c.base_digest, rendition.c.instance_key, (rendition.c.withdrawn == "",)),
-    ("rendition", HOT, rendition.c.rendition_digest, rendition.c.instance_key, (rendition.c.withdrawn == "",)),
-    ("quarantined", HOT, quarantine.c.digest, null(), ()),
+@dataclass(frozen=True)
+class _Source:
+    """Which column promises objects of a kind: its digest, the store they are in, whose they are, which rows count."""
+
+    kind: str
+    digest: Any
+    store: Any
+    instance_key: Any
+    rows: tuple[Any, ...] = ()
+
+    def select(self, *where: Any) -> Select[Any]:
+        return select(
+            self.digest.label("digest"),
+            literal(self.kind).label("kind"),
+            self.store.label("store"),
+            self.instance_key.label("instance_key"),
+        ).where(*self.rows, *where)
+
+
+_IN_USE = (rendition.c.withdrawn == "",)
+
+_SOURCES = (
+    _Source("original", instance.c.original_digest, literal(HOT), instance.c.key),
+    _Source("base", rendition.c.base_digest, literal(HOT), rendition.c.instance_key, _IN_USE),
+    _Source("rendition", rendition.c.rendition_digest, literal(HOT), rendition.c.instance_key, _IN_USE),
+    _Source("quarantined", quarantine.c.digest, literal(HOT), literal(None, Integer)),
 )
-"""Kind, store, the column that has the digest, the one that has the instance, and which rows count."""
-
-
-def _promised(kind: str, store: str, digest: Any, instance_key: Any, rows: tuple[Any, ...]) -> Select[Any]:
-    return select(
-        digest.label("digest"),
-        literal(kind).label("kind"),
-        literal(store).label("store"),
-        instance_key.label("instance_key"),
-    ).where(*rows)
+"""Every promise there is: a new kind of object, or another store, is a line here."""
 
 
 def _open(found: NewDamage) -> tuple[Any, ...]:
