@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pydicom import Dataset
 
 from node.archive.archivist import Archivist
 from node.archive.identifier import Root
-from node.archive.ingest import Ingest
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
-from node.archive.retrieve import Retrieve
 from node.config import RenditionPolicy, Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services
@@ -28,6 +26,7 @@ from node.jobs.mending import Mending
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule
 from node.jobs.scrub import Scrub, ScrubPlan
+from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reconstruct.pool import WorkerPool
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
@@ -35,6 +34,9 @@ from storage.index import Index
 from storage.index.jobs import JobRows
 from storage.index.upkeep import HOT, Upkeep
 from storage.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from node.metrics.exposition import Exposition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -49,14 +51,15 @@ class Node:
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()
         self.index = Index.open(settings.storage.database_url)
-        self.pool = WorkerPool(settings.reconstruct, name="reconstruct")
+        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
         self.archivist = Archivist(self.index, self.store, self.pool, settings)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
-        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache)
+        self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache)
         peers = Peers(settings)
+        ingest = MeasuredIngest(self.index, self.store, self.decoders, self.archivist.wake)
         door = Door(
-            ingest=Ingest(self.index, self.store, self.decoders, self.archivist.wake),
+            ingest=ingest,
             search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
             services=Services(self.index, self.retrieve, peers, settings.node.keep_alive),
             peers=peers,
@@ -64,6 +67,7 @@ class Node:
         self.server = Server(settings.node, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
         self.schedule = Schedule(plan_jobs(settings, self.index, self.store), runner, settings.jobs.poll)
+        self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
     def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
@@ -74,7 +78,12 @@ class Node:
         """Listen, and begin with the backlog. Raises ConfigError where the port cannot be had."""
         node = self.settings.node
         try:
+            if self._exposition is not None:
+                self._exposition.start()
             self.server.start()
+        except ConfigError:
+            self.stop()
+            raise
         except OSError as error:
             self.stop()
             raise ConfigError(f"node.port {node.port} on {node.host} cannot be used: {error.strerror}") from error
@@ -88,6 +97,8 @@ class Node:
         self.archivist.stop()
         self.schedule.stop()
         self.server.stop()
+        if self._exposition is not None:
+            self._exposition.stop()
         self.retrieve.close()
         self.pool.close()
         self.decoders.close()
@@ -104,6 +115,19 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _exposition(
+    settings: Settings, index: Index, ingest: MeasuredIngest, retrieve: MeasuredRetrieve, pool: MeasuredPool
+) -> Exposition | None:
+    """The metrics page, told by the services how long their work takes; None where it is off."""
+    if not settings.metrics.port:
+        return None
+    from node.metrics.exposition import Exposition
+
+    page = Exposition(settings.metrics, index)
+    ingest.observe, retrieve.observe, pool.observe = page.ingest, page.retrieve, page.work
+    return page
 
 
 def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Planned]:

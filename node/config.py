@@ -306,6 +306,15 @@ class JobsSettings(_Section):
     scrub: ScrubSettings = ScrubSettings()
 
 
+class MetricsSettings(_Section):
+    port: Port = 0
+    host: str = "127.0.0.1"
+
+
+class LogSettings(_Section):
+    format: Literal["text", "json"] = "text"
+
+
 class Settings(_Section):
     """The whole of config.yaml."""
 
@@ -319,6 +328,8 @@ class Settings(_Section):
     reconstruct: ReconstructSettings = ReconstructSettings()
     archivist: ArchivistSettings = ArchivistSettings()
     jobs: JobsSettings = JobsSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _titles_are_unique(self) -> Settings:

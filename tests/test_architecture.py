@@ -19,6 +19,7 @@ ROOMS = [
     "node.archive",
     "node.dimse",
     "node.jobs",
+    "node.metrics",
     "node.app",
     "node.cli",
 ]
@@ -30,7 +31,16 @@ MAY_IMPORT = {
     "node.archive": {"storage", "node.config", "node.reconstruct", "node.archive"},
     "node.dimse": {"storage", "node.config", "node.archive", "node.dimse"},
     "node.jobs": {"storage", "node.config", "node.archive", "node.jobs"},
-    "node.app": {"storage", "node.config", "node.reconstruct", "node.archive", "node.dimse", "node.jobs"},
+    "node.metrics": {"storage", "node.config", "node.reconstruct", "node.archive", "node.metrics"},
+    "node.app": {
+        "storage",
+        "node.config",
+        "node.reconstruct",
+        "node.archive",
+        "node.dimse",
+        "node.jobs",
+        "node.metrics",
+    },
     "node.cli": {
         "storage",
         "node.config",
@@ -50,6 +60,7 @@ ONLY_IN = {
     "diffusers": "node/reconstruct/",
     "yaml": "node/config.py",
     "apscheduler": "node/jobs/schedule.py",
+    "prometheus_client": "node/metrics/exposition.py",
     "typer": "node/cli/",
 }
 
