@@ -20,6 +20,7 @@ from node.dimse.client import Receiver
 from node.jobs.runner import Runner
 from node.jobs.scrub import Extent
 from node.metrics import exposition
+from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index.jobs import Cause, JobRows
 from tests.conftest import Archive, settings_for
@@ -101,6 +102,7 @@ def test_json_lines_keep_foreign_errors_to_themselves() -> None:
 @pytest.mark.parametrize("how", ["text", "json"])
 def test_no_patient_in_the_log(tmp_path: Path, how: str) -> None:
     """Stored well and badly, queried by name, retrieved: the log of the node, verbose, names nobody."""
+    accept_odd_values()
     served = Served(tmp_path)
     raw = yaml.safe_load(served.config.read_text())
     raw |= {"log": {"format": how}, "reconstruct": {"upscaler": "bicubic"}}
