@@ -1,6 +1,7 @@
 """How ``serve`` logs: lines for people, or JSON lines for programs; no patient data in either.
 
-What pydicom and pynetdicom say of values and identifiers is patient data, and never comes through.
+What pydicom says of values is patient data, and never comes through; pynetdicom is told to keep identifiers to
+itself in node/dimse/wire.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from storage.errors import LatentPacsError
 _QUIET = {
     "alembic": logging.WARNING,
     "pydicom": logging.CRITICAL,  # what it says of odd values
-    "pynetdicom.service_class": logging.WARNING,  # the identifiers of queries
 }
 
 
