@@ -131,7 +131,11 @@ def _exposition(
 
 
 def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Planned]:
-    """Every job there is, with its times from config.yaml."""
+    """Every job there is, with its times from config.yaml.
+
+    A new one is a section of JobsSettings in node/config.py, the same in config.yaml, and a line here; a function
+    becomes a job by FunctionJob (node/jobs/job.py).
+    """
     jobs = settings.jobs
     return [
         Planned(make_scrub(settings, index, store), jobs.scrub.when, jobs.scrub.schedule),

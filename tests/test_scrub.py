@@ -225,6 +225,19 @@ def test_nothing_left_of_an_image_and_back_again(held: Holdings, first: str) -> 
     assert scrubbed(held)["clean"]
 
 
+def test_everything_of_an_image_back_at_once(held: Holdings) -> None:
+    three = (held.originals[0], held.bases[0], held.renditions[0])
+    for digest in three:
+        held.store.path(digest).unlink()
+    for _ in range(2):
+        assert scrubbed(held)["lost"] == 3
+        assert held.of(1).state is InstanceState.FAILED
+    for digest in three:
+        held.restore(digest)
+    assert scrubbed(held)["clean"]
+    assert (held.of(1).state, held.of(1).reason) == (InstanceState.VERIFIED, "")
+
+
 def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holdings) -> None:
     upkeep = Upkeep(held.index.engine)
     upkeep.send_back(1, "test")

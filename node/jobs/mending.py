@@ -55,15 +55,15 @@ class Mending:
 
     def check_again(self) -> list[Finding]:
         """What earlier scrubs found: closed where it is whole by now, settled once more where it is not."""
-        still = []
-        for known in self._upkeep.open_damage():
+        still: list[tuple[Damage, Look]] = []
+        for known in reversed(self._upkeep.open_damage()):  # newest first: what it set on its instance is undone first
             look = examine(self._stores[known.store], known.digest)
             if look.whole:
                 self._upkeep.close(known.key, "whole again")
             elif not self._promised(known):
                 self._upkeep.close(known.key, "nothing needs it any more")
             else:
-                still.append((known, look))
+                still.insert(0, (known, look))
         found = []
         for known, look in still:
             found += self.settle([Promise(known.digest, known.kind, known.store, known.instance_key)], look)
