@@ -460,6 +460,24 @@ def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
         held.index.close()
 
 
+def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
+    """SIGTERM to the command: it ends between two objects, says so, and gives its lease back."""
+    held = filled(tmp_path, 40)
+    config, rows = tmp_path / "config.yaml", JobRows(held.index.engine)
+    config.write_text(yaml.safe_dump({"storage": {"root": str(tmp_path)}}))
+    with held.store.path(sorted(held.objects)[0]).open("wb") as out:
+        out.truncate(2_000_000_000)
+    code = "import sys; from node.cli.main import run; sys.argv[0] = 'latent-pacs'; run()"
+    process = spawn(code, "scrub", "--full", "-c", str(config))
+    wait_for(rows.history, what="a run")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 3
+    (ended,) = rows.history()
+    assert (ended.state, ended.report["finished"]) == (RunState.INTERRUPTED, False)
+    assert not rows.all()[0].running
+    held.index.close()
+
+
 def test_the_commands_on_a_running_node_and_without_one(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     raw = {
