@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from storage.payload import decode_rendition, encode_rendition
 from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import Archive
-from tests.samples import mammogram, write
+from tests.samples import breast, mammogram, write
 from tests.test_cli import run as command
 from tests.test_scrub import Watched
 
@@ -73,6 +74,26 @@ def test_the_same_bytes_are_made_again(archive: Archive, tmp_path: Path) -> None
         assert pixel_digest(integer_pixels(received[was.derived_uid])) == was.output_digest
         report = scrubbed(archive)
         assert (report["clean"], report["orphans"]) == (True, 0)
+
+
+def test_no_false_alarm_while_images_arrive(archive: Archive, tmp_path: Path) -> None:
+    """Scrubbed over and over while images are stored, encoded and sent: nothing is damaged, nothing an orphan."""
+    images = [mammogram(breast(300, 280, seed=number)) for number in range(2)]
+    files = [write(ds, tmp_path / f"{number}.dcm") for number, ds in enumerate(images)]
+    node, statuses = archive.node, list[int]()
+    sending = threading.Thread(
+        target=client.store,
+        args=(files, archive.address),
+        kwargs={"calling": "MODALITY", "each": lambda _, status, __: statuses.append(status)},
+    )
+    sending.start()
+    busy = True
+    while busy:
+        busy = len(statuses) < 2 or node.index.counts().backlog > 0
+        report = scrubbed(archive)
+        assert (report["clean"], report["orphans"], report["foreign"]) == (True, 0, 0)
+    sending.join()
+    assert report["checked"] == len(list(node.store.digests())) > 2
 
 
 def test_another_version_of_a_library_makes_another_object_of_the_same_pixels(archive: Archive, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -63,25 +64,36 @@ class Tally:
     orphan_bytes: int = 0
     orphans_removed: int = 0
     foreign: int = 0
+    actions: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     orphan_list: list[str] = field(default_factory=list)
 
+    def found(self, findings: list[Finding]) -> None:
+        """Count them all, and keep the first ones."""
+        self.actions.update(one.action for one in findings)
+        self.findings += findings[: _REPORTED - len(self.findings)]
+
+    def orphan(self, entry: Listed) -> None:
+        self.orphans += 1
+        self.orphan_bytes += entry.bytes
+        if len(self.orphan_list) < _REPORTED:
+            self.orphan_list.append(entry.digest)
+
     def report(self, extent: Extent, *, finished: bool) -> dict[str, JSON]:
-        actions = [found.action for found in self.findings]
         return {
             "extent": extent.value,
             "finished": finished,
-            "clean": not any(action != "recovered" for action in actions),
+            "clean": self.actions.total() == self.actions["recovered"],
             "checked": self.checked,
             "bytes": self.bytes_read,
-            "damaged": len(actions),
-            **{action: actions.count(action) for action in ("recovered", "queued", "flagged", "lost", "reported")},
+            "damaged": self.actions.total(),
+            **{action: self.actions[action] for action in ("recovered", "queued", "flagged", "lost", "reported")},
             "orphans": self.orphans,
             "orphan_bytes": self.orphan_bytes,
             "orphans_removed": self.orphans_removed,
             "foreign": self.foreign,
-            "findings": [asdict(found) for found in self.findings[:_REPORTED]],
-            "orphan_list": list(self.orphan_list[:_REPORTED]),
+            "findings": [asdict(one) for one in self.findings],
+            "orphan_list": list(self.orphan_list),
         }
 
 
@@ -101,10 +113,11 @@ class Scrub:
         """Walk, and report. Raises ObjectMissing, having changed nothing, where a store is not there at all."""
         self._refuse_an_empty_store()
         tally, salt = Tally(), secrets.token_bytes(16)
-        tally.findings += self._mending.check_again()
+        again = self._mending.check_again()
+        tally.found(again)
         low, high, began = self._range()
         total = self._upkeep.count(low, high)
-        known = {found.digest for found in tally.findings}
+        known = {found.digest for found in again}
         visited, remembered = 0, time.monotonic()
         for digest, promises, listed in self._walk(low, high):
             if run.cancelled:
@@ -113,7 +126,7 @@ class Scrub:
             visited += len(promises)
             if self._drawn(digest, salt) and digest not in known:
                 self._visit(digest, promises, listed, tally)
-            run.progress(visited, total, f"{len(tally.findings)} damaged")
+            run.progress(visited, total, f"{tally.actions.total()} damaged")
             if time.monotonic() > remembered + _REMEMBER_EVERY:
                 self._remember(digest, began)
                 remembered = time.monotonic()
@@ -145,7 +158,7 @@ class Scrub:
             tally.bytes_read += look.bytes_read
             if not look.whole:
                 still = [one for one in group if one in self._upkeep.promises(digest, digest + "0")]
-                tally.findings += self._mending.settle(still, look) if still else []
+                tally.found(self._mending.settle(still, look) if still else [])
         promised_in = {one.store for one in promises}
         for name, entry in listed.items():
             if name not in promised_in:
@@ -161,9 +174,7 @@ class Scrub:
             return
         if any(one.store == store for one in self._upkeep.promises(entry.digest, entry.digest + "0")):
             return
-        tally.orphans += 1
-        tally.orphan_bytes += entry.bytes
-        tally.orphan_list.append(entry.digest)
+        tally.orphan(entry)
         if self._plan.remove_orphans and remove_orphan(self._stores[store], entry.digest, older_than=newest):
             tally.orphans_removed += 1
 
