@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +42,61 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+_DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAY = 86400.0
+
+
+def _seconds(value: object) -> object:
+    """``30d`` and the like as a number of seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+    if match is None:
+        raise ValueError(f"{value!r} is no time span; write a number with s, m, h or d")
+    return float(match[1]) * _DURATIONS[match[2]]
+
+
+@dataclass(frozen=True)
+class When:
+    """When a job runs: at a time of day, on some or all days of the week, or every so many seconds."""
+
+    days: tuple[str, ...] = ()
+    hour: int = 0
+    minute: int = 0
+    every: float = 0.0
+
+    @property
+    def gap(self) -> float:
+        """The longest time between two runs, in seconds."""
+        if self.every:
+            return self.every
+        places = sorted(_DAYS.index(day) for day in self.days or _DAYS)
+        return _DAY * max(
+            (after - before) % 7 or 7 for before, after in zip(places, [*places[1:], places[0]], strict=True)
+        )
+
+
+def parse_when(text: str) -> When:
+    """``daily 02:30``, ``mon,thu 02:30``, ``every 6h``. Raises ValueError."""
+    word, _, rest = text.strip().lower().partition(" ")
+    if word == "every":
+        seconds = _seconds(rest)
+        if not isinstance(seconds, float) or seconds < 60:
+            raise ValueError(f"{text!r}: the shortest interval is 1m")
+        return When(every=seconds)
+    days = () if word == "daily" else tuple(word.split(","))
+    match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", rest.strip())
+    if match is None or not set(days) <= set(_DAYS):
+        raise ValueError(f"{text!r} is no schedule; write daily 02:30, or mon,thu 02:30, or every 6h")
+    return When(days, int(match[1]), int(match[2]))
+
+
+def _schedule(value: str) -> str:
+    parse_when(value)
+    return value
+
+
 def _ae_title(value: str) -> str:
     value = value.strip(" ")
     if not 1 <= len(value) <= 16 or "\\" in value or not value.isascii() or not value.isprintable():
@@ -50,6 +106,8 @@ def _ae_title(value: str) -> str:
 
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Span = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+ScheduleText = Annotated[str, AfterValidator(_schedule)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -266,6 +324,39 @@ class ArchivistSettings(_Section):
     attempts: int = Field(default=3, ge=1)
 
 
+class JobSettings(_Section):
+    """What every job has."""
+
+    enabled: bool = True
+    when: ScheduleText
+
+    @property
+    def schedule(self) -> When | None:
+        """When it runs by itself; None where it only runs on request."""
+        return parse_when(self.when) if self.enabled else None
+
+
+class ScrubSettings(JobSettings):
+    when: ScheduleText = "daily 02:30"
+    period: Span = 30 * _DAY
+    orphan_grace: Span = _DAY
+
+
+class JobsSettings(_Section):
+    lease: float = Field(default=60.0, ge=1)
+    poll: float = Field(default=2.0, gt=0)
+    scrub: ScrubSettings = ScrubSettings()
+
+
+class MetricsSettings(_Section):
+    port: Port = 0
+    host: str = "127.0.0.1"
+
+
+class LogSettings(_Section):
+    format: Literal["text", "json"] = "text"
+
+
 class Settings(_Section):
     """The whole of config.yaml."""
 
@@ -278,6 +369,9 @@ class Settings(_Section):
     eligibility: EligibilitySettings = EligibilitySettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
     archivist: ArchivistSettings = ArchivistSettings()
+    jobs: JobsSettings = JobsSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _titles_are_unique(self) -> Settings:

@@ -15,6 +15,7 @@ LatentPacsError
 ├── NotReconstructable      an image that may only be returned bit-exact
 ├── RenditionMismatch       the reconstruction is not the one that was verified
 ├── ModelMissing            weights that a rendition needs are not installed
+├── JobRefused              a job that does not exist, or that is running already
 ├── WorkerDied              the worker process ended while it worked on a request
 └── ConfigError             config.yaml: what is wrong, and where
 """
@@ -84,6 +85,10 @@ class ModelMissing(LatentPacsError):
 
 class WorkerDied(LatentPacsError):
     """The worker process ended in the middle of a request."""
+
+
+class JobRefused(LatentPacsError):
+    """No job of that name, or it is running already."""
 
 
 class ConfigError(LatentPacsError):

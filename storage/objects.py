@@ -54,7 +54,7 @@ class ObjectStore:
         with file.open("rb") as opened, full_disk_is_store_full():
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             final = self.path(digest)
-            if final.exists() and _hashes_to(final, digest):
+            if final.exists() and _hashes_to(final, digest) and _renew(final):
                 file.unlink()
                 return digest
             os.fsync(opened.fileno())
@@ -123,8 +123,20 @@ def full_disk_is_store_full() -> Iterator[None]:
 
 def _hashes_to(path: Path, digest: str) -> bool:
     """Whether what lies there is whole: a copy that was damaged since is replaced by the newcomer."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest() == digest
+    try:
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == digest
+    except FileNotFoundError:  # a scrub moved it aside since
+        return False
+
+
+def _renew(path: Path) -> bool:
+    """Make an object that is taken once more look new, so that nobody removes it as an orphan; False if it has gone."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -202,6 +202,15 @@ class StoredInstance:
     calling_aet: str
     rendition: StoredRendition | None
 
+    @property
+    def original_lost(self) -> bool:
+        """A scrub found the original damaged or missing; what is left is the rendition."""
+        return self.reason.startswith(ORIGINAL_LOST)
+
+
+ORIGINAL_LOST = "scrub: original"
+"""How the reason of an instance begins whose original a scrub found damaged or missing."""
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -18,6 +18,8 @@ ROOMS = [
     "node.reconstruct",
     "node.archive",
     "node.dimse",
+    "node.jobs",
+    "node.metrics",
     "node.app",
     "node.cli",
 ]
@@ -28,8 +30,27 @@ MAY_IMPORT = {
     "node.reconstruct": {"storage", "node.config", "node.fidelity", "node.reconstruct"},
     "node.archive": {"storage", "node.config", "node.reconstruct", "node.archive"},
     "node.dimse": {"storage", "node.config", "node.archive", "node.dimse"},
-    "node.app": {"storage", "node.config", "node.reconstruct", "node.archive", "node.dimse"},
-    "node.cli": {"storage", "node.config", "node.fidelity", "node.reconstruct", "node.dimse", "node.app", "node.cli"},
+    "node.jobs": {"storage", "node.config", "node.archive", "node.jobs"},
+    "node.metrics": {"storage", "node.config", "node.reconstruct", "node.archive", "node.metrics"},
+    "node.app": {
+        "storage",
+        "node.config",
+        "node.reconstruct",
+        "node.archive",
+        "node.dimse",
+        "node.jobs",
+        "node.metrics",
+    },
+    "node.cli": {
+        "storage",
+        "node.config",
+        "node.fidelity",
+        "node.reconstruct",
+        "node.dimse",
+        "node.jobs",
+        "node.app",
+        "node.cli",
+    },
 }
 ROOMS = list(MAY_IMPORT)
 ONLY_IN = {
@@ -39,6 +60,7 @@ ONLY_IN = {
     "diffusers": "node/reconstruct/",
     "yaml": "node/config.py",
     "apscheduler": "node/jobs/schedule.py",
+    "prometheus_client": "node/metrics/exposition.py",
     "typer": "node/cli/",
 }
 

@@ -58,14 +58,17 @@ def test_put_bytes_are_held_under_their_digest(store: ObjectStore, data: bytes) 
 
 
 def test_storing_twice_keeps_one_object_and_writes_nothing(store: ObjectStore) -> None:
+    """Only its time is renewed, so that nobody takes it for an old orphan before its row is there."""
     assert store.put(DATA) == DIGEST
+    os.utime(store.held(DIGEST), (1e9, 1e9))
     before = store.held(DIGEST).stat()
     assert store.put(DATA) == DIGEST
     file = spooled(store)
     assert store.adopt(file) == DIGEST
     assert not file.exists()
     after = store.held(DIGEST).stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert before.st_ino == after.st_ino
+    assert after.st_mtime > before.st_mtime
     assert list(store.digests()) == [DIGEST]
 
 

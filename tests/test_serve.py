@@ -64,8 +64,9 @@ class Served:
     def address(self) -> Address:
         return Address("127.0.0.1", self.port, "LATENTPACS")
 
-    def start(self) -> None:
-        self.process = subprocess.Popen([*COMMAND, "serve", "-c", str(self.config)], stderr=self.log)
+    def start(self, *, verbose: bool = False) -> None:
+        flags = ["--verbose"] if verbose else []
+        self.process = subprocess.Popen([*COMMAND, "serve", "-c", str(self.config), *flags], stderr=self.log)
 
         def listening() -> bool:
             assert self.process is not None

@@ -13,8 +13,10 @@ import threading
 import time
 import uuid
 from concurrent.futures import Future
+from functools import partial
 
 from node.archive.policy import why_exact
+from node.archive.remake import remake
 from node.config import Settings
 from node.reconstruct.encoding import EncodeRequest, EncodeResult
 from node.reconstruct.pool import Priority, WorkerPool
@@ -24,7 +26,7 @@ from storage.errors import LatentPacsError, NotReconstructable, PixelError, Work
 from storage.index import Index
 from storage.objects import ObjectStore
 from storage.payload import Rendition
-from storage.records import Claim, InstanceState, NewRendition
+from storage.records import Claim, InstanceState, NewRendition, Rung
 
 LOGGER = logging.getLogger(__name__)
 
@@ -81,20 +83,22 @@ class Archivist:
         if reason:
             self._index.finish(claim, InstanceState.EXACT, reason)
             return
-        result = self._encode(claim)
+        codec = self._settings.codec
+        if remake(claim, self._index, self._store, codec, partial(self._encode, claim)):
+            return
+        result = self._encode(claim, codec.rungs, codec.gated)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
             return
         self._keep(claim, result, result.made)
 
-    def _encode(self, claim: Claim) -> EncodeResult:
-        codec = self._settings.codec
+    def _encode(self, claim: Claim, ladder: tuple[Rung, ...], gated: bool) -> EncodeResult:
         request = EncodeRequest(
             original=self._store.path(claim.original_digest),
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
-            ladder=codec.rungs,
-            thresholds=self._settings.thresholds if codec.gated else None,
+            ladder=ladder,
+            thresholds=self._settings.thresholds if gated else None,
             patch_share=self._settings.gate.patches.share,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))

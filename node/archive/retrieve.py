@@ -81,7 +81,9 @@ def choose(instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[s
     rendition = instance.rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
-    if policy is RenditionPolicy.AUTO and rendition.derived_uid not in asked:
+    # who names a lost original itself hears that it is gone
+    prefers_original = not instance.original_lost or instance.sop_instance_uid in asked
+    if policy is RenditionPolicy.AUTO and rendition.derived_uid not in asked and prefers_original:
         return Choice(instance, None)
     return Choice(instance, rendition)
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.progress import bar
 
 models = typer.Typer(help="Train, evaluate, fine-tune and list upscaling models.", no_args_is_help=True)
 
@@ -117,7 +118,7 @@ def evaluate(
         pictures = read_pictures([*data, *(more or [])])
     compared = ablation or (SHIPPED_ABLATION if model is None and SHIPPED_ABLATION.is_dir() else None)
     results = []
-    with _bar(console, "images x rungs") as progress:
+    with bar(console, "images x rungs") as progress:
         task = progress.add_task("evaluating", total=len(pictures) * len(RUNGS), note="")
         for result in results_of(pictures, model or SHIPPED, steps=steps, ablation=compared, device=device):
             results.append(result)
@@ -157,21 +158,8 @@ class _Watch:
 
 @contextmanager
 def _training(console: Console) -> Iterator[_Watch]:
-    with _bar(console, "steps") as progress:
+    with bar(console, "steps") as progress:
         yield _Watch(progress)
-
-
-def _bar(console: Console, unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _report(out: Path, last: Any, *, as_json: bool, **extra: Any) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import warnings
 from pathlib import Path
 from types import FrameType
 
+from node.cli.logs import configure
 from node.config import load
 
 LOGGER = logging.getLogger("latent_pacs")
@@ -17,11 +17,7 @@ LOGGER = logging.getLogger("latent_pacs")
 def serve_until_stopped(config: Path, *, verbose: bool) -> None:
     """Run a node as ``config`` says until SIGTERM or SIGINT."""
     settings = load(config)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("pynetdicom").setLevel(logging.INFO if verbose else logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what pydicom says of odd values is patient data
-    warnings.simplefilter("ignore")
+    configure(settings.log, verbose=verbose)
     stopping = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -181,22 +181,25 @@ class Index:
             return _touch(connection, claim, state=state, reason=reason, lease_owner=None, lease_until=None)
 
     def finish_with(self, claim: Claim, state: InstanceState, new: NewRendition) -> bool:
-        """Commit a rendition and make it the instance's current one; False when the lease was lost."""
+        """Commit a rendition and make it the instance's current one; False when the lease was lost.
+
+        A derived UID stands for one image for ever: where it was issued for other pixels, the instance stays exact.
+        """
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(*_owned(claim))).scalar() is None:
                 return False
-            held = connection.execute(
-                select(rendition.c.key).where(rendition.c.derived_uid == new.derived_uid)
-            ).scalar()
-            if held is None:
-                row = _rendition_row(claim.key, new)
-                held = connection.execute(insert(rendition).values(row).returning(rendition.c.key)).scalar_one()
+            key = _rendition_key(connection, claim, new)
+            if key is None:
+                reason = f"{new.derived_uid} was issued for other pixels than can be made of it now"
+                return _touch(
+                    connection, claim, state=InstanceState.EXACT, reason=reason, lease_owner=None, lease_until=None
+                )
             return _touch(
                 connection,
                 claim,
                 state=state,
                 reason="",
-                rendition_key=held,
+                rendition_key=key,
                 lease_owner=None,
                 lease_until=None,
             )
@@ -338,6 +341,21 @@ def _key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: 
             return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())
     except IntegrityError:  # another process inserted it in between (not possible on SQLite)
         return int(connection.execute(found).scalar_one())
+
+
+def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> int | None:
+    """The row of a rendition, inserted where it is new. One made again keeps its row and points to the new objects;
+    None where its UID stands for other pixels already."""
+    known = select(rendition.c.key, rendition.c.output_digest).where(rendition.c.derived_uid == new.derived_uid)
+    row = connection.execute(known).first()
+    if row is None:
+        fresh = insert(rendition).values(_rendition_row(claim.key, new))
+        return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
+    if row.output_digest != new.output_digest:
+        return None
+    objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}
+    connection.execute(update(rendition).where(rendition.c.key == row.key).values(objects))
+    return int(row.key)
 
 
 def _rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -109,9 +110,9 @@ rendition = Table(
     Column("key", Key, primary_key=True),
     Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
     Column("derived_uid", _text(64), nullable=False, unique=True),
-    Column("base_digest", String(64), nullable=False),
+    Column("base_digest", String(64), nullable=False, index=True),
     Column("base_bytes", BigInteger, nullable=False),
-    Column("rendition_digest", String(64), nullable=False),
+    Column("rendition_digest", String(64), nullable=False, index=True),
     Column("rendition_bytes", BigInteger, nullable=False),
     Column("rung", String(64), nullable=False),
     Column("upscaler", String(32), nullable=False),
@@ -124,6 +125,8 @@ rendition = Table(
     Column("tried", JSON, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("verified_at", DateTime, nullable=False),
+    # why it stands for its image no more; its UID keeps leading to the image, and its objects are not promised
+    Column("withdrawn", Text, nullable=False, default="", server_default=text("''")),
 )
 
 quarantine = Table(
@@ -135,4 +138,59 @@ quarantine = Table(
     Column("calling_aet", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("arrived_at", DateTime, nullable=False),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("paused", Integer, nullable=False),
+    Column("requested_at", Float, nullable=True),
+    # the newest scheduled time that was dealt with; what is due after it has yet to run
+    Column("due_at", Float, nullable=False),
+    Column("lease_owner", String(100), nullable=True),
+    Column("lease_until", Float, nullable=True),
+    Column("run_key", Key, nullable=True),
+    # what the job itself wants to know at its next run, a scrub's place for instance
+    Column("memory", JSON, nullable=False),
+)
+
+job_run = Table(
+    "job_run",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("job", String(32), nullable=False),
+    Column("owner", String(100), nullable=False),
+    Column("cause", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float, nullable=True),
+    Column("done", BigInteger, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("cancel", Integer, nullable=False),
+    Column("report", JSON, nullable=False),
+    Column("error", Text, nullable=False),
+    Index("ix_job_run_job", "job", "key"),
+)
+
+damage = Table(
+    "damage",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("store", String(16), nullable=False),
+    Column("instance_key", Key, nullable=True),
+    Column("condition", String(16), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("moved_to", Text, nullable=False),
+    Column("found_at", Float, nullable=False),
+    Column("action", String(16), nullable=False),
+    # what the instance said before and after, so that it can say it again once the object is whole
+    Column("former_state", String(16), nullable=False),
+    Column("former_reason", Text, nullable=False),
+    Column("set_reason", Text, nullable=False),
+    Column("closed_at", Float, nullable=True),
+    Column("outcome", Text, nullable=False),
 )

@@ -1,0 +1,96 @@
+"""A base or rendition that was lost is made again from its original: as it was, bit for bit, wherever that works.
+
+A derived UID is a promise of pixels. So the rung of the lost base is tried first, alone. JPEG XL and zlib give the
+same bytes again under the same versions, and the digest says whether they did. A rendition's bytes hold what was
+measured when it was made, seconds too; those come from its row, and so it may come out bit for bit as well. Where
+only its bytes differ, because a library's version is recorded in it, its pixels still must not: then the row takes
+the new object under the same UID. Where even the base comes out otherwise, the rendition is withdrawn: its UID keeps
+leading to the image, and the image goes down today's ladder like a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from node.config import CodecSettings, Profile
+from node.reconstruct.encoding import EncodeResult
+from storage.errors import ObjectDamaged, ObjectMissing
+from storage.index import Index
+from storage.index.upkeep import Upkeep
+from storage.objects import ObjectStore
+from storage.payload import Rendition, encode_rendition
+from storage.records import Claim, NewRendition, Rung, RungOutcome, StoredRendition
+
+LOGGER = logging.getLogger(__name__)
+
+Encode = Callable[[tuple[Rung, ...], bool], EncodeResult]
+"""What the ladder makes of the claimed original; the second argument: whether the gate decides."""
+
+
+def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings, encode: Encode) -> bool:
+    """Whether the claimed instance is at rest with the rendition it had; False for one that never had any."""
+    held = index.by_key(claim.key)
+    lost = held.rendition if held is not None else None
+    if lost is None:
+        return False
+    upkeep = Upkeep(index.engine)
+    state = upkeep.state_with(lost.derived_uid)
+    if _intact(store, lost.base_digest) and _intact(store, lost.rendition_digest):
+        index.finish(claim, state, "")
+        return True
+    for rung, gated in _attempts(codec, lost.rung):
+        result = encode((rung,), gated)
+        if result.made is None or hashlib.sha256(result.base).hexdigest() != lost.base_digest:
+            continue
+        store.put(result.base)
+        if _intact(store, lost.rendition_digest):
+            index.finish(claim, state, "")
+            return True
+        if (result.made.derived_uid, result.made.output_digest) == (lost.derived_uid, lost.output_digest):
+            new = _as_it_was(lost, result.made, upkeep.tried(lost.derived_uid), store)
+            index.finish_with(claim, state, new)
+            return True
+    LOGGER.warning("rendition %s cannot be made again; its image is encoded anew", lost.derived_uid)
+    upkeep.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
+    return False
+
+
+def _as_it_was(
+    lost: StoredRendition, made: Rendition, tried: tuple[RungOutcome, ...], store: ObjectStore
+) -> NewRendition:
+    """The rendition with the figures of its row, stored."""
+    verdict = tried[-1].verdict
+    data = encode_rendition(replace(made, tried=tried, verdict=verdict))
+    return NewRendition(
+        derived_uid=lost.derived_uid,
+        base_digest=lost.base_digest,
+        base_bytes=lost.base_bytes,
+        rendition_digest=store.put(data),
+        rendition_bytes=len(data),
+        rung=lost.rung,
+        upscaler=lost.upscaler,
+        weights_digest=lost.weights_digest,
+        output_digest=lost.output_digest,
+        verdict=verdict,
+        tried=tried,
+        seconds=lost.seconds,
+    )
+
+
+def _attempts(codec: CodecSettings, name: str) -> list[tuple[Rung, bool]]:
+    """Rungs of that name, of today's ladder and of those that come with the profiles; with today's gate and without:
+    it passed the gate of its day, and its figures stay those."""
+    known = [*codec.rungs, *(rung for profile in Profile for rung in CodecSettings(profile=profile).rungs)]
+    rungs = [rung for rung in dict.fromkeys(known) if str(rung) == name]
+    return [(rung, gated) for rung in rungs for gated in dict.fromkeys((codec.gated, False))]
+
+
+def _intact(store: ObjectStore, digest: str) -> bool:
+    try:
+        store.read(digest)
+    except (ObjectMissing, ObjectDamaged):
+        return False
+    return True

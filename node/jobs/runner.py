@@ -1,0 +1,118 @@
+"""One run of one job: the lease taken, kept alive while the job works, and given back with what came of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from node.jobs.job import Job
+from storage.errors import LatentPacsError
+from storage.index.jobs import Cause, JobRows, JobRun, RunState, Ticket
+
+LOGGER = logging.getLogger(__name__)
+
+_LONGEST_BEAT = 2.0
+"""Seconds: how old the progress that others see may be, and how long a cancellation takes to be seen."""
+
+Watch = Callable[[int, int, str], None]
+
+
+class Runner:
+    """Runs jobs in the calling thread, under leases of ``lease`` seconds in the name of this process."""
+
+    def __init__(self, rows: JobRows, lease: float) -> None:
+        self.rows = rows
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._lease = lease
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Runs in progress end at their next look at ``cancelled``, as interrupted."""
+        self._stopping.set()
+
+    def run(self, job: Job, cause: Cause, *, due: float = 0.0, watch: Watch | None = None) -> JobRun | None:
+        """Run the job to its end; None where the run is somebody else's, or not due any more.
+
+        ``watch`` sees the progress too. Raises JobRefused where a command finds the job running.
+        """
+        ticket = self.rows.begin(job.name, self.owner, self._lease, cause, due=due)
+        if ticket is None:
+            return None
+        LOGGER.info("job %s begins (%s)", job.name, cause)
+        work = _Work(self.rows, ticket, self._lease, self._stopping, watch)
+        state, report, error = RunState.DONE, {}, ""
+        with work:
+            try:
+                report = dict(job.run(work))
+            except Exception as failure:
+                known = isinstance(failure, LatentPacsError)
+                LOGGER.error("job %s: %s", job.name, failure, exc_info=not known)
+                state, error = RunState.FAILED, f"{type(failure).__name__}: {failure}"
+        if state is RunState.DONE:
+            state = work.outcome
+        if self.rows.end(ticket, state, report, error, done=work.done, total=work.total, text=work.text):
+            LOGGER.info("job %s: %s", job.name, state)
+        else:
+            LOGGER.error("job %s lost its lease while it worked; its run does not count", job.name)
+        return self.rows.run(ticket.run_key)
+
+
+class _Work:
+    """A run in progress. A thread of its own says that it lives: a job may be busy with one step for long."""
+
+    def __init__(
+        self, rows: JobRows, ticket: Ticket, lease: float, stopping: threading.Event, watch: Watch | None
+    ) -> None:
+        self.done, self.total, self.text = 0, 0, ""
+        self._rows, self._ticket, self._lease = rows, ticket, lease
+        self._stopping, self._watch = stopping, watch
+        self._ended = threading.Event()
+        self._cancelled = self._lost = False
+        self._alive_until = time.monotonic() + lease
+        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{ticket.job}", daemon=True)
+
+    def __enter__(self) -> _Work:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        self.done, self.total, self.text = done, total, text
+        if self._watch is not None:
+            self._watch(done, total, text)
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled or self._stopping.is_set() or self._out_of_lease()
+
+    @property
+    def outcome(self) -> RunState:
+        """What a run that came back without an error was."""
+        if self._cancelled:
+            return RunState.CANCELLED
+        return RunState.INTERRUPTED if self._stopping.is_set() else RunState.DONE
+
+    def _out_of_lease(self) -> bool:
+        """Whether another node may have taken the job over, because the index could not be told that we live."""
+        return self._lost or time.monotonic() > self._alive_until
+
+    def _keep_alive(self) -> None:
+        while not self._ended.wait(min(self._lease / 3, _LONGEST_BEAT)):
+            now = time.monotonic()
+            try:
+                pulse = self._rows.beat(self._ticket, self._lease, self.done, self.total, self.text)
+            except Exception:
+                LOGGER.exception("job %s cannot reach the index", self._ticket.job)
+                continue
+            self._lost = self._lost or not pulse.held
+            self._cancelled = self._cancelled or (pulse.held and pulse.cancelled)
+            self._alive_until = now + self._lease

@@ -1,0 +1,121 @@
+"""The page that Prometheus scrapes. Counts of what is held come from the index, so every node of a group shows them.
+
+No label and no value comes from a patient's data.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+
+from node.config import MetricsSettings
+from node.metrics.measured import Observe
+from storage.errors import ConfigError
+from storage.index import Index
+from storage.index.figures import Figures, figures
+from storage.index.jobs import JobRows, StoredJob
+
+FRESH = 15.0
+"""Seconds: counting everything takes a while in a large archive, however often it is scraped."""
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+
+class Exposition:
+    """Metrics of one node, served on ``metrics.port`` from ``start`` to ``stop``."""
+
+    def __init__(self, settings: MetricsSettings, index: Index) -> None:
+        self._settings = settings
+        self._registry = CollectorRegistry()
+        self._registry.register(_Counted(index))
+        self.ingest = self._timer("ingest", "C-STORE: from the last byte until it is durable and indexed", "outcome")
+        self.retrieve = self._timer("retrieve", "Making one image ready to be sent", "outcome")
+        self.work = self._timer("work", "Requests to the worker processes, with their wait in the queue", "request")
+        self._server: Any = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Raises ConfigError where the port cannot be had."""
+        port, host = self._settings.port, self._settings.host
+        try:
+            self._server, self._thread = start_http_server(port, host, registry=self._registry)
+        except OSError as error:
+            raise ConfigError(f"metrics.port {port} on {host} cannot be used: {error.strerror}") from error
+
+    def stop(self) -> None:
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = self._thread = None
+
+    def _timer(self, name: str, text: str, label: str) -> Observe:
+        histogram = Histogram(f"latent_pacs_{name}_seconds", text, [label], buckets=_SECONDS, registry=self._registry)
+
+        def observe(outcome: str, seconds: float) -> None:
+            histogram.labels(outcome).observe(seconds)
+
+        return observe
+
+
+class _Counted:
+    """Gauges read from the index when they are asked for, at most every ``FRESH`` seconds."""
+
+    def __init__(self, index: Index) -> None:
+        self._index, self._lock = index, threading.Lock()
+        self._read_at, self._gauges = -FRESH, list[Any]()
+
+    def describe(self) -> Iterator[Any]:
+        """Nothing: the registry would otherwise count everything once to learn the names."""
+        return iter(())
+
+    def collect(self) -> Iterator[Any]:
+        with self._lock:
+            if time.monotonic() >= self._read_at + FRESH:
+                held, counted = figures(self._index), JobRows(self._index.engine).all()
+                self._gauges = [*_holdings(held), *_jobs(counted)]
+                self._read_at = time.monotonic()
+            return iter(self._gauges)
+
+
+def _holdings(held: Figures) -> Iterator[Any]:
+    counts = held.counts
+    yield _gauge("instances", "Instances held, by state", {"state": counts.by_state})
+    yield _gauge("bytes", "Bytes of objects on disk, by kind", {"kind": counts.bytes_by_kind})
+    yield _plain("backlog", "Instances that the archivist has yet to take to rest", counts.backlog)
+    yield _plain("quarantined", "Objects in quarantine", counts.quarantined)
+    yield _plain("gate_failures", "Images of which no rung passed the gate", held.gate_failures)
+    yield _plain("damage_open", "Damaged or missing objects that are not whole again", held.damage)
+
+
+def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
+    ran = {row.name: row.last for row in rows if row.last is not None}
+    ended = {name: run.ended_at for name, run in ran.items() if run.ended_at is not None}
+    yield _gauge("job_running", "1 while a run is in progress", {"job": {row.name: int(row.running) for row in rows}})
+    yield _gauge("job_paused", "1 while a job is paused", {"job": {row.name: int(row.paused) for row in rows}})
+    yield _gauge("job_done", "How far the latest run is", {"job": {name: run.done for name, run in ran.items()}})
+    yield _gauge("job_total", "Of how much", {"job": {name: run.total for name, run in ran.items()}})
+    yield _gauge("job_ended_timestamp_seconds", "When the latest run ended", {"job": ended})
+    good = {name: int(run.state == "done") for name, run in ran.items() if name in ended}
+    yield _gauge("job_succeeded", "1 where the latest run was done, 0 where it failed or was cut off", {"job": good})
+    report = ran["scrub"].report if "scrub" in ran else {}
+    for name, text in (("checked", "Objects read by the latest scrub"), ("damaged", "Objects it found damaged")):
+        if name in report:
+            yield _plain(f"scrub_{name}", text, report[name])
+
+
+def _gauge(name: str, text: str, values: dict[str, dict[str, Any]]) -> Any:
+    ((label, of_label),) = values.items()
+    family = GaugeMetricFamily(f"latent_pacs_{name}", text, labels=[label])
+    for key, value in of_label.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _plain(name: str, text: str, value: float) -> Any:
+    return GaugeMetricFamily(f"latent_pacs_{name}", text, value=value)
