@@ -208,14 +208,18 @@ def _jpegxl(scale: Literal[1, 2, 4], distance: float) -> RungSettings:
 _DISTANCES_2 = (1.2, 1.0, 0.85, 0.75, 0.67, 0.6, 0.54, 0.48, 0.43, 0.38, 0.34, 0.3, 0.26, 0.22, 0.18, 0.14, 0.1)
 _DISTANCES_1 = (3.0, 2.6, 2.3, 2.1, 1.9, 1.75, 1.6, 1.45, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6)
 
+_STRICT = (
+    *(_jpegxl(2, distance) for distance in (0.3, 0.22, 0.16, 0.1)),
+    *(_jpegxl(1, distance) for distance in (1.2, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
+)
 _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
     Profile.BALANCED: (
         _jpegxl(4, 0.3),
         *(_jpegxl(2, distance) for distance in _DISTANCES_2),
         *(_jpegxl(1, distance) for distance in _DISTANCES_1),
     ),
-    Profile.STRICT: (_jpegxl(2, 0.1), _jpegxl(1, 0.5), _jpegxl(1, 0.3)),
-    Profile.US_MQSA: (_jpegxl(2, 0.1), _jpegxl(1, 0.5), _jpegxl(1, 0.3)),
+    Profile.STRICT: _STRICT,
+    Profile.US_MQSA: _STRICT,
     Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
 }
 
@@ -245,10 +249,10 @@ class GateLimits(_Section):
     error_p999: float = Field(default=10.0, gt=0)
     error_max: float = Field(default=20.0, gt=0)
     shift: float = Field(default=0.002, gt=0)
-    outside: float = Field(default=0.05, gt=0)
-    speck: float = Field(default=6.0, ge=4.0)
+    outside: float = Field(default=0.10, gt=0)
+    speck: float = Field(default=5.0, ge=4.0)
     speck_near: float = Field(default=4.0, ge=4.0)
-    speck_kept: float = Field(default=1.0, ge=0.0, le=1.0)
+    speck_kept: float = Field(default=0.95, ge=0.0, le=1.0)
     speck_new: float = Field(default=6.0, ge=5.0)
 
 
@@ -263,7 +267,7 @@ class StrictLimits(GateLimits):
     error_max: float = Field(default=12.0, gt=0)
     shift: float = Field(default=0.001, gt=0)
     outside: float = Field(default=0.03, gt=0)
-    speck: float = Field(default=5.0, ge=4.0)
+    speck_kept: float = Field(default=1.0, ge=0.0, le=1.0)
     speck_new: float = Field(default=5.0, ge=5.0)
 
 

@@ -75,11 +75,12 @@ def mended(
 def _spotted(
     reference: Reference, base: Base, output: Pixels, thresholds: Thresholds, found: Survey
 ) -> tuple[Pixels, Points | None, Survey]:
-    """``output`` with the points that mend it, and the survey brought up to date."""
+    """``output`` with the points that mend it, and the survey brought up to date. A point costs next to nothing, so
+    every speck that lost any contrast gets one, whatever share of it the gate would let go."""
     rows, columns = output.shape
     points, pixels = Points(rows, columns, ()), output
     for _ in range(_SPOT_ROUNDS):
-        wanted = spots(found, thresholds)
+        wanted = spots(found, replace(thresholds, speck_kept=1.0))
         more = spots_for(reference, pixels, wanted) if len(wanted) else []
         if not more:
             break
