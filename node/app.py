@@ -51,8 +51,9 @@ class Node:
             search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
             services=Services(self.index, self.retrieve, peers, settings.node.keep_alive),
             peers=peers,
+            check_room=self.store.check_room,
         )
-        self.server = Server(settings.node, door, self.store.spool)
+        self.server = Server(settings, door, self.store.spool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
     def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
@@ -66,10 +67,11 @@ class Node:
             self.server.start()
         except OSError as error:
             self.stop()
-            raise ConfigError(f"node.port {node.port} on {node.host} cannot be used: {error.strerror}") from error
+            ports = f"node.port {node.port} or tls.port {self.settings.tls.port} on {node.host}"
+            raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
-        LOGGER.info("%s listens on %s:%s", node.ae_title, node.host, self.server.port)
+        LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
 
     def stop(self) -> None:
         """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""

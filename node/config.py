@@ -6,6 +6,7 @@ An unknown key is an error that names the nearest valid one. The only user of YA
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -48,7 +49,16 @@ def _ae_title(value: str) -> str:
     return value
 
 
+def _network(value: object) -> object:
+    """An address or network of IPv4 or IPv6; bits beyond the mask are an error, since they hide a slip."""
+    try:
+        return ipaddress.ip_network(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no network, write 10.1.2.0/24 or 10.1.2.3: {error}") from error
+
+
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -73,7 +83,7 @@ class Profile(StrEnum):
     """arXiv 2310.05299 as published: measured, not gated; originals of such images are never purged."""
 
 
-Verb = Literal["echo", "store", "find", "move", "get"]
+Verb = Literal["echo", "store", "find", "move", "get", "commit"]
 
 
 class _Section(BaseModel):
@@ -86,11 +96,39 @@ class NodeSettings(_Section):
     port: Port = 11112
     require_called_ae_title: bool = False
     max_associations: int = Field(default=100, ge=1)
+    max_associations_per_peer: int = Field(default=50, ge=1)
+    max_association_time: float = Field(default=86400.0, ge=0)
     max_pdu: int = Field(default=1048576, ge=0)
+    max_instance: Size = 4 * 10**9
     network_timeout: float = Field(default=120.0, gt=0)
     dimse_timeout: float = Field(default=60.0, gt=0)
     keep_alive: float = Field(default=10.0, gt=0)
     drain: float = Field(default=60.0, ge=0)
+
+
+class TlsSettings(_Section):
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    port: Port = 2762
+    only: bool = False
+    clients: Literal["required", "optional"] = "required"
+    minimum: Annotated[Literal["1.2", "1.3"], BeforeValidator(str)] = "1.2"
+
+    @property
+    def listens(self) -> bool:
+        """True where peers can call over TLS."""
+        return bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> TlsSettings:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: name both PEM files, or neither")
+        if self.listens and self.clients == "required" and not self.ca:
+            raise ValueError("clients: required needs ca, a PEM file of the authorities that sign your peers")
+        if self.only and not self.listens:
+            raise ValueError("only: true needs certificate and key")
+        return self
 
 
 class Peer(_Section):
@@ -99,6 +137,10 @@ class Peer(_Section):
     port: Port = 0
     allow: tuple[Verb, ...] = ("echo",)
     rendition: RenditionPolicy = RenditionPolicy.ORIGINAL
+    networks: tuple[Network, ...] = Field(default=(), alias="from")
+    tls: bool = False
+    tls_name: str = ""
+    max_associations: int | None = Field(default=None, ge=1)
 
     @property
     def reachable(self) -> bool:
@@ -228,6 +270,7 @@ class Settings(_Section):
     """The whole of config.yaml."""
 
     node: NodeSettings = NodeSettings()
+    tls: TlsSettings = TlsSettings()
     peers: tuple[Peer, ...] = ()
     unknown_peers: UnknownPeers = UnknownPeers()
     storage: StorageSettings = StorageSettings()
@@ -243,6 +286,13 @@ class Settings(_Section):
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
             raise ValueError(f"peers: AE title {twice[0]} appears more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_peers_can_call(self) -> Settings:
+        deaf = [peer.ae_title for peer in self.peers if peer.tls and not peer.reachable and not self.tls.listens]
+        if deaf:
+            raise ValueError(f"peers: {deaf[0]} has tls: true, but there is no tls.certificate to take its calls with")
         return self
 
     def peer(self, ae_title: str) -> Peer | None:
@@ -289,4 +339,4 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation
         inner = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
         model = annotation if isinstance(annotation, type) and not inner else inner[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

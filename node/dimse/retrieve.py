@@ -19,6 +19,7 @@ from node.archive.retrieve import Choice, Retrieve, Sendable, discard
 from node.archive.selection import select
 from node.config import Peer
 from node.dimse.models import ROOTS
+from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
 from node.dimse.sender import Channel, Destination
 from node.dimse.status import (
@@ -33,7 +34,7 @@ from node.dimse.status import (
     SUCCESS,
     of_error,
 )
-from node.dimse.wire import ArchiveEntity, Report
+from node.dimse.wire import Report
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.levels import Level
@@ -109,7 +110,7 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
     yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable)
 
 
-def handle_move(event: Any, services: Services, entity: ArchiveEntity) -> Iterator[Report]:
+def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[Report]:
     """C-MOVE: images go to a configured peer over an association of our own, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
@@ -125,14 +126,12 @@ def handle_move(event: Any, services: Services, entity: ArchiveEntity) -> Iterat
     except IdentifierError as error:
         yield _refusal(error)
         return
-    yield from _send_to(event, services, choices, entity, peer)
+    yield from _send_to(event, services, choices, outgoing, peer)
 
 
-def _send_to(
-    event: Any, services: Services, choices: list[Choice], entity: ArchiveEntity, peer: Peer
-) -> Iterator[Report]:
+def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Outgoing, peer: Peer) -> Iterator[Report]:
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
-    with Destination(entity, peer, choices, originator=caller, originator_id=message_id) as destination:
+    with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         yield from _send(event, services, choices, destination.channel, lambda: not event.assoc.is_established)
 
 

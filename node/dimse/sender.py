@@ -17,17 +17,13 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer
-from node.dimse.wire import ArchiveEntity, keep_answers, send_at_once
-from storage.errors import LatentPacsError
+from node.dimse.outgoing import DestinationUnavailable, Outgoing
+from node.dimse.wire import send_at_once
 
 LOGGER = logging.getLogger(__name__)
 
 _MAX_CONTEXTS = 128
 _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-
-
-class DestinationUnavailable(LatentPacsError):
-    """The destination refused the association, dropped it, or took no suitable presentation context."""
 
 
 class Channel:
@@ -95,14 +91,14 @@ class Destination:
 
     def __init__(
         self,
-        entity: ArchiveEntity,
+        outgoing: Outgoing,
         peer: Peer,
         choices: Sequence[Choice],
         *,
         originator: str,
         originator_id: int,
     ) -> None:
-        self._entity, self._peer = entity, peer
+        self._outgoing, self._peer = outgoing, peer
         self._originator, self._originator_id = originator, originator_id
         self._batches = _batches(choices)
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
@@ -131,13 +127,12 @@ class Destination:
         return channel
 
     def _associate(self, batch: Sequence[Choice]) -> Association:
-        peer = self._peer
-        assoc = self._entity.associate(peer.host, peer.port, contexts=contexts_for(batch), ae_title=peer.ae_title)
-        if not assoc.is_established:
+        try:
+            assoc = self._outgoing.associate(self._peer, contexts_for(batch))
+        except DestinationUnavailable as error:
             # asked once: a destination that is down would cost a timeout for every further image
-            self._refused = f"{peer.ae_title} at {peer.host}:{peer.port} did not accept an association"
-            raise DestinationUnavailable(self._refused)
-        keep_answers(assoc)
+            self._refused = str(error)
+            raise
         assoc.network_timeout = None  # it is idle while an image is being made, and that is no fault
         return assoc
 

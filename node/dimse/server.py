@@ -16,14 +16,19 @@ from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRL
 from pynetdicom import AllStoragePresentationContexts, evt
 
 from node.archive.ingest import Ingest
-from node.config import NodeSettings
+from node.config import NodeSettings, Settings
 from node.dimse import wire
+from node.dimse.admission import Admission
 from node.dimse.find import Search, handle_find
+from node.dimse.listener import Listener
 from node.dimse.models import ROOTS, VERIFICATION
+from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services, handle_get, handle_move
+from node.dimse.spool import Allowance
 from node.dimse.status import NOT_AUTHORIZED, SUCCESS
 from node.dimse.store import handle_store
+from node.dimse.tls import server_context
 from storage.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 LOGGER = logging.getLogger(__name__)
@@ -47,38 +52,80 @@ class Door:
     search: Search
     services: Services
     peers: Peers
+    check_room: Callable[[], None]
 
 
 class Server:
-    """Listens for associations until stopped. ``port`` is known after ``start`` (0 in config.yaml: any free one)."""
+    """Listens for associations until stopped. Ports are known after ``start`` (0 in config.yaml: any free one).
 
-    def __init__(self, settings: NodeSettings, door: Door, spool: Path) -> None:
+    Raises ConfigError where a file for TLS cannot be used.
+    """
+
+    def __init__(self, settings: Settings, door: Door, spool: Path) -> None:
         wire.install()
-        self._settings, self._door = settings, door
-        self.entity = _entity(settings, spool)
+        self._settings, self._door = settings.node, door
+        self._tls = settings.tls
+        self._tls_context = server_context(settings.tls) if settings.tls.listens else None
+        self.entity = _entity(settings.node, spool, self._allowance)
+        self._outgoing = Outgoing(self.entity, settings)
+        self._admission = Admission(settings)
         self._in_flight = _InFlight()
-        self._listener: Any = None
+        self._listeners: list[Listener] = []
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._end_overdue, name="association watch", daemon=True)
 
     @property
     def port(self) -> int:
-        return int(self._listener.server_address[1])
+        """Where it listens without TLS."""
+        return next(listener.port for listener in self._listeners if listener.tls is None)
+
+    @property
+    def tls_port(self) -> int:
+        """Where it listens for TLS."""
+        return next(listener.port for listener in self._listeners if listener.tls is not None)
+
+    @property
+    def ports(self) -> str:
+        """All of them, for people."""
+        return " and ".join(f"{one.port} (TLS)" if one.tls else str(one.port) for one in self._listeners)
 
     def start(self) -> None:
-        """Start listening. Raises OSError where the port is taken."""
-        address = (self._settings.host, self._settings.port)
-        self._listener = self.entity.start_server(address, block=False, evt_handlers=self._handlers())
+        """Start listening. Raises OSError where a port is taken."""
+        host, handlers = self._settings.host, self._handlers()
+        if not self._tls.only:
+            self._listeners.append(Listener(self.entity, (host, self._settings.port), handlers))
+        if self._tls_context is not None:
+            self._listeners.append(Listener(self.entity, (host, self._tls.port), handlers, self._tls_context))
+        for listener in self._listeners:
+            listener.start()
+        self._watch.start()
 
     def stop(self) -> None:
         """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest."""
-        if self._listener is None:
+        self._stopping.set()
+        listeners, self._listeners = self._listeners, []
+        if not self._watch.is_alive():
+            for listener in listeners:  # never started, since another port was taken
+                listener.server_close()
             return
-        self._listener.shutdown()
+        for listener in listeners:
+            listener.shutdown()
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and self._busy():
             time.sleep(0.05)
         self.entity.shutdown()
-        self._listener.server_close()
-        self._listener = None
+        self._watch.join()
+
+    def _allowance(self, assoc: Any) -> Allowance:
+        may_store = self._door.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        return Allowance(self._settings.max_instance if may_store else 0, self._door.check_room)
+
+    def _end_overdue(self) -> None:
+        while not self._stopping.wait(timeout=0.5):
+            for assoc in self._admission.overdue():
+                LOGGER.warning("association of %s ended: open for too long", assoc.requestor.ae_title)
+                # blocks until the peer has gone or a timer has run out
+                threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
     def _busy(self) -> bool:
         """True while an association works: an operation runs or has just run, or a data set is arriving."""
@@ -100,8 +147,9 @@ class Server:
             (evt.EVT_C_GET, flight.walk(functools.partial(handle_get, services=services))),
             (
                 evt.EVT_C_MOVE,
-                flight.walk(functools.partial(handle_move, services=services, entity=self.entity)),
+                flight.walk(functools.partial(handle_move, services=services, outgoing=self._outgoing)),
             ),
+            (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 
@@ -114,8 +162,8 @@ def _handle_echo(event: Any, peers: Peers) -> int:
     return SUCCESS if peers.may(peers.calling(event), "echo") else NOT_AUTHORIZED
 
 
-def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
-    entity = wire.ArchiveEntity(settings.ae_title, spool)
+def _entity(settings: NodeSettings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:
+    entity = wire.ArchiveEntity(settings.ae_title, spool, allowance)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
@@ -123,7 +171,7 @@ def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
     entity.maximum_pdu_size = settings.max_pdu
     entity.network_timeout = settings.network_timeout
     entity.dimse_timeout = settings.dimse_timeout
-    entity.acse_timeout = min(30.0, settings.network_timeout)
+    entity.acse_timeout = entity.connection_timeout = min(30.0, settings.network_timeout)
     entity.add_supported_context(VERIFICATION)
     for model in ROOTS:
         entity.add_supported_context(model)

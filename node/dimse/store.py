@@ -20,8 +20,11 @@ def handle_store(event: Any, ingest: Ingest, peers: Peers) -> Dataset:
     caller = peers.calling(event)
     if not peers.may(caller, "store"):
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
-    event.request._dataset_file.flush()
+    arrived = event.request._dataset_file
+    arrived.flush()
     try:
+        if arrived.refused is not None:
+            raise arrived.refused
         receipt = ingest.receive(
             event.dataset_path,
             sop_class=str(event.request.AffectedSOPClassUID),

@@ -9,6 +9,8 @@
 4. Small messages wait for each other (Nagle's algorithm).
 5. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
 6. A requestor's own reactor thread can take the answer that a ``send_*`` method waits for.
+7. A command set or identifier is collected in memory however long it is, and an error while a message is decoded
+   leaves the association half dead.
 
 Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
 """
@@ -34,15 +36,27 @@ from pynetdicom.dimse_primitives import C_GET, C_MOVE
 from pynetdicom.dsutils import encode
 from pynetdicom.service_class import QueryRetrieveServiceClass
 
+from node.dimse.listener import BoundedSocket
+from node.dimse.spool import Allowance, SpoolFile
+
 LOGGER = logging.getLogger(__name__)
 
 
 class ArchiveEntity(AE):
-    """Our application entity: an AE with a spool folder on the store's file system."""
+    """Our application entity: an AE with a spool folder on the store's file system.
 
-    def __init__(self, ae_title: str, spool: Path) -> None:
+    ``allowance``: what an association may bring.
+    """
+
+    def __init__(self, ae_title: str, spool: Path, allowance: Callable[[Any], Allowance]) -> None:
         super().__init__(ae_title)
-        self.spool = spool
+        self.spool, self.allowance = spool, allowance
+
+    def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> BoundedSocket:
+        """For the associations that we open: as those of callers, bounded."""
+        made = BoundedSocket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
 
 
 @dataclass(frozen=True)
@@ -176,9 +190,17 @@ def remove_association_spool(assoc: Any) -> None:
 
 def _spooling(original: Callable[..., bool]) -> Callable[..., bool]:
     def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        ours = assoc is not None and isinstance(assoc.ae, ArchiveEntity) and assoc.is_acceptor
-        _current.spool = association_spool(assoc) if ours else None
-        return original(self, primitive, assoc)
+        if assoc is None or not isinstance(assoc.ae, ArchiveEntity):
+            _current.association = None
+            return original(self, primitive, assoc)
+        _current.association = assoc if assoc.is_acceptor else None
+        try:
+            _check_size(self, primitive)
+            return original(self, primitive, assoc)
+        except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
+            LOGGER.error("message of %s cannot be decoded: %s", assoc.requestor.ae_title, type(error).__name__)
+            assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
+            return False
 
     return decode_msg
 
@@ -188,13 +210,29 @@ class _SpoolingConfig:
 
     def __getattr__(self, name: str) -> Any:
         if name == "STORE_RECV_CHUNKED_DATASET":
-            return getattr(_current, "spool", None) is not None
+            return getattr(_current, "association", None) is not None
         return getattr(_config, name)
 
 
 def _spool_file(**options: Any) -> Any:
-    spool: Path | None = getattr(_current, "spool", None)
-    if spool is None:
+    assoc = getattr(_current, "association", None)
+    if assoc is None:
         return tempfile.NamedTemporaryFile(**options)
+    spool = association_spool(assoc)
     spool.mkdir(parents=True, exist_ok=True)
-    return tempfile.NamedTemporaryFile(**options, dir=spool)
+    return SpoolFile(spool, assoc.ae.allowance(assoc))
+
+
+_MOST_COMMAND, _MOST_IDENTIFIER = 2**16, 2**24
+"""Bytes of a command set, and of a data set that is collected in memory: 65535 references take 10 MB."""
+
+
+def _check_size(message: Any, primitive: Any) -> None:
+    """Raises ValueError where a message that is collected in memory becomes larger than any real one."""
+    fragments = [data for _, data in primitive.presentation_data_value_list]
+    command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
+    identifier = message.data_set.tell()
+    if not message._data_set_file and not any(data[0] & 1 for data in fragments):
+        identifier += sum(map(len, fragments))  # beside a command it may belong to a file yet to be opened
+    if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
+        raise ValueError("command set or identifier too large")
