@@ -1,4 +1,4 @@
-"""Taking connections, where pynetdicom 3.0 would let one caller stop or fill us; undocumented interfaces, as in wire.py.
+"""Taking connections where pynetdicom 3.0 would let one caller stop or fill us; undocumented, as is wire.py.
 
 1. Its TLS handshake runs in the thread that accepts: one silent caller would lock out all others. Here it has a thread
    of its own and a time limit.

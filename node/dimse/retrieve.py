@@ -32,6 +32,7 @@ from node.dimse.status import (
     QUERY_ERRORS,
     SUBOPERATIONS_FAILED,
     SUCCESS,
+    for_log,
     of_error,
 )
 from node.dimse.wire import Report
@@ -204,12 +205,12 @@ def _send_one(
     try:
         sendable = future.result()
     except Exception as error:  # noqa: BLE001 - one image that cannot be made is one failed sub-operation
-        LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, error)
+        LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     try:
         return channel(choice).send(sendable, retrieve)
     except (LatentPacsError, OSError) as error:
-        LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, error)
+        LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     finally:
         sendable.close()

@@ -9,6 +9,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,4 +79,6 @@ class SpoolFile:
 
     def _refuse(self, error: LatentPacsError) -> None:
         self.refused = error
-        os.ftruncate(self._out.fileno(), 0)
+        with suppress(OSError):  # what was buffered may have no room either
+            self._out.close()
+        os.truncate(self.name, 0)

@@ -9,6 +9,7 @@ from pydicom import Dataset
 from node.archive.query import IdentifierError
 from storage.errors import (
     ClassMismatch,
+    DataSetError,
     Duplicate,
     InstanceTooLarge,
     InvalidUid,
@@ -71,3 +72,9 @@ def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset
             return response(meaning.code, str(error))
     comment = str(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
     return response(OTHER_ERROR.code, comment)
+
+
+def for_log(error: Exception) -> str:
+    """What our log may say of an error. One of a data set may quote its values, and any value may name a patient;
+    the peer, whose values they are, gets the whole sentence as Error Comment."""
+    return type(error).__name__ if isinstance(error, DataSetError) else str(error)

@@ -9,7 +9,7 @@ from pydicom import Dataset
 
 from node.archive.ingest import Ingest
 from node.dimse.peers import Peers
-from node.dimse.status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, of_error, response
+from node.dimse.status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, for_log, of_error, response
 from storage.errors import LatentPacsError
 
 LOGGER = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def handle_store(event: Any, ingest: Ingest, peers: Peers) -> Dataset:
             calling_aet=caller,
         )
     except LatentPacsError as error:
-        LOGGER.warning("refused an object from %s: %s", caller, error)
+        LOGGER.warning("refused an object from %s: %s", caller, for_log(error))
         return of_error(error, STORE_ERRORS)
     except Exception as error:
         LOGGER.exception("store from %s failed", caller)

@@ -1,4 +1,4 @@
-"""TLS by the BCP 195 RFC 8996, 9325 Secure Transport Connection Profile (PS3.15 B.12): what we show, ask for and speak."""
+"""TLS by the BCP 195 RFC 8996, 9325 profile (PS3.15 B.12): what we show, ask for and speak."""
 
 from __future__ import annotations
 
