@@ -93,7 +93,7 @@ def test_a_caller_that_cannot_be_judged_is_rejected(tmp_path: Path, monkeypatch:
 
 def test_associations_at_once(tmp_path: Path) -> None:
     peers = [{"ae_title": "BUSY", "allow": ["echo"], "max_associations": 2}, {"ae_title": "OTHER", "allow": ["echo"]}]
-    settings = {"peers": peers, "node": {"max_associations_per_peer": 1, "max_associations": 4}}
+    settings = {"peers": peers, "node": {"max_associations_per_peer": 1}}
     with node(tmp_path, **settings) as running:
         first = [associate(running, "BUSY"), associate(running, "BUSY")]
         assert all(assoc.is_established for assoc in first)
@@ -239,7 +239,8 @@ def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             assert ended(fifth)
         for connection in idle:
             connection.close()
-        wait_for(lambda: echoes(running, "MODALITY"), what="places are free again")
+        wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
+        assert echoes(running, "MODALITY")
 
 
 def test_an_idle_association_is_ended(tmp_path: Path) -> None:
