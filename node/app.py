@@ -12,6 +12,7 @@ from typing import IO
 from pydicom import Dataset
 
 from node.archive.archivist import Archivist
+from node.archive.commitment import Committer
 from node.archive.identifier import Root
 from node.archive.ingest import Ingest
 from node.archive.query import find
@@ -25,6 +26,7 @@ from node.reconstruct.pool import WorkerPool
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.index.commitments import Commitments
 from storage.objects import ObjectStore
 
 LOGGER = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Node:
         self.archivist = Archivist(self.index, self.store, self.pool, settings)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache)
+        self.commitments = Commitments(self.index.engine)
         peers = Peers(settings)
         door = Door(
             ingest=Ingest(self.index, self.store, self.decoders, self.archivist.wake),
@@ -52,6 +55,8 @@ class Node:
             services=Services(self.index, self.retrieve, peers, settings.node.keep_alive),
             peers=peers,
             check_room=self.store.check_room,
+            commitments=self.commitments,
+            committer=Committer(self.index, self.commitments, self.store, settings.commitment),
         )
         self.server = Server(settings, door, self.store.spool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")

@@ -42,6 +42,19 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _duration(value: object) -> object:
+    """``365d`` and the like as a number of seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value)
+    if match is None:
+        raise ValueError(f"{value!r} is no duration; write a number with s, m, h or d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 def _ae_title(value: str) -> str:
     value = value.strip(" ")
     if not 1 <= len(value) <= 16 or "\\" in value or not value.isascii() or not value.isprintable():
@@ -59,6 +72,7 @@ def _network(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -150,6 +164,22 @@ class Peer(_Section):
 
 class UnknownPeers(_Section):
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+
+
+class CommitmentSettings(_Section):
+    pin_for: Duration | Literal["forever", "refuse"] = 365 * 86400.0
+    retry: Duration = 60.0
+    give_up: Duration = 7 * 86400.0
+
+    @property
+    def offered(self) -> bool:
+        """False where storage commitment is not negotiated."""
+        return self.pin_for != "refuse"
+
+    @property
+    def pin_seconds(self) -> float | None:
+        """How long a committed original is kept from a purge; None for ever."""
+        return self.pin_for if isinstance(self.pin_for, float) else None
 
 
 class StorageSettings(_Section):
@@ -273,6 +303,7 @@ class Settings(_Section):
     tls: TlsSettings = TlsSettings()
     peers: tuple[Peer, ...] = ()
     unknown_peers: UnknownPeers = UnknownPeers()
+    commitment: CommitmentSettings = CommitmentSettings()
     storage: StorageSettings = StorageSettings()
     codec: CodecSettings = CodecSettings()
     gate: GateSettings = GateSettings()

@@ -1,10 +1,14 @@
-"""The service classes offered beside storage, by SOP class UID (PS3.4 A.4, C.6, PS3.6 Annex A)."""
+"""The service classes offered beside storage, by SOP class UID (PS3.4 A.4, C.6, J.3, PS3.6 Annex A)."""
 
 from __future__ import annotations
 
 from node.archive.identifier import Root
 
 VERIFICATION = "1.2.840.10008.1.1"
+
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+"""The well-known SOP instance (PS3.4 J.3.5)."""
 
 FIND, MOVE, GET = 1, 2, 3
 _BRANCHES = {

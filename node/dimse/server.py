@@ -15,13 +15,15 @@ from typing import Any
 from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AllStoragePresentationContexts, evt
 
+from node.archive.commitment import Committer
 from node.archive.ingest import Ingest
-from node.config import NodeSettings, Settings
+from node.config import Settings
 from node.dimse import wire
 from node.dimse.admission import Admission
+from node.dimse.commitment import Notifier, handle_action
 from node.dimse.find import Search, handle_find
 from node.dimse.listener import Listener
-from node.dimse.models import ROOTS, VERIFICATION
+from node.dimse.models import ROOTS, STORAGE_COMMITMENT, VERIFICATION
 from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services, handle_get, handle_move
@@ -30,6 +32,7 @@ from node.dimse.status import NOT_AUTHORIZED, SUCCESS
 from node.dimse.store import handle_store
 from node.dimse.tls import server_context
 from storage.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from storage.index.commitments import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ class Door:
     services: Services
     peers: Peers
     check_room: Callable[[], None]
+    commitments: Commitments
+    committer: Committer
 
 
 class Server:
@@ -66,8 +71,10 @@ class Server:
         self._settings, self._door = settings.node, door
         self._tls = settings.tls
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
-        self.entity = _entity(settings.node, spool, self._allowance)
+        self.entity = _entity(settings, spool, self._allowance)
         self._outgoing = Outgoing(self.entity, settings)
+        self._notifier = Notifier(settings, door.commitments, door.committer, self._outgoing)
+        self.entity.after_action = self._notifier.answered
         self._admission = Admission(settings)
         self._in_flight = _InFlight()
         self._listeners: list[Listener] = []
@@ -98,6 +105,7 @@ class Server:
             self._listeners.append(Listener(self.entity, (host, self._tls.port), handlers, self._tls_context))
         for listener in self._listeners:
             listener.start()
+        self._notifier.start()
         self._watch.start()
 
     def stop(self) -> None:
@@ -113,6 +121,7 @@ class Server:
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and self._busy():
             time.sleep(0.05)
+        self._notifier.stop()
         self.entity.shutdown()
         self._watch.join()
 
@@ -149,6 +158,10 @@ class Server:
                 evt.EVT_C_MOVE,
                 flight.walk(functools.partial(handle_move, services=services, outgoing=self._outgoing)),
             ),
+            (
+                evt.EVT_N_ACTION,
+                flight.call(functools.partial(handle_action, notifier=self._notifier, peers=door.peers)),
+            ),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
@@ -162,7 +175,8 @@ def _handle_echo(event: Any, peers: Peers) -> int:
     return SUCCESS if peers.may(peers.calling(event), "echo") else NOT_AUTHORIZED
 
 
-def _entity(settings: NodeSettings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:
+def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:
+    settings = of.node
     entity = wire.ArchiveEntity(settings.ae_title, spool, allowance)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -173,6 +187,8 @@ def _entity(settings: NodeSettings, spool: Path, allowance: Callable[[Any], Allo
     entity.dimse_timeout = settings.dimse_timeout
     entity.acse_timeout = entity.connection_timeout = min(30.0, settings.network_timeout)
     entity.add_supported_context(VERIFICATION)
+    if of.commitment.offered:
+        entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=False)
     for model in ROOTS:
         entity.add_supported_context(model)
     for sop_class in STORAGE_CLASSES:

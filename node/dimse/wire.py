@@ -11,6 +11,8 @@
 6. A requestor's own reactor thread can take the answer that a ``send_*`` method waits for.
 7. A command set or identifier is collected in memory however long it is, and an error while a message is decoded
    leaves the association half dead.
+8. A handler cannot do anything after its response, and a report on the same association loses a request that comes
+   meanwhile.
 
 Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
 """
@@ -19,10 +21,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,10 +35,12 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, _config, dimse_messages, evt
-from pynetdicom.dimse_primitives import C_GET, C_MOVE
+from pynetdicom.dimse_primitives import C_GET, C_MOVE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 from pynetdicom.service_class import QueryRetrieveServiceClass
+from pynetdicom.service_class_n import StorageCommitmentServiceClass
 
 from node.dimse.listener import BoundedSocket
 from node.dimse.spool import Allowance, SpoolFile
@@ -45,12 +51,14 @@ LOGGER = logging.getLogger(__name__)
 class ArchiveEntity(AE):
     """Our application entity: an AE with a spool folder on the store's file system.
 
-    ``allowance``: what an association may bring.
+    ``allowance``: what an association may bring. ``after_action``: called with an association when the response to an
+    N-ACTION has been sent on it, in its own thread.
     """
 
     def __init__(self, ae_title: str, spool: Path, allowance: Callable[[Any], Allowance]) -> None:
         super().__init__(ae_title)
         self.spool, self.allowance = spool, allowance
+        self.after_action: Callable[[Any], None] = lambda assoc: None
 
     def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> BoundedSocket:
         """For the associations that we open: as those of callers, bounded."""
@@ -83,6 +91,8 @@ def install() -> None:
         return
     for name, event in (("_get_scp", evt.EVT_C_GET), ("_move_scp", evt.EVT_C_MOVE)):
         setattr(QueryRetrieveServiceClass, name, _service(event, getattr(QueryRetrieveServiceClass, name)))
+    commit: Any = StorageCommitmentServiceClass
+    commit.SCP = _following(commit.SCP)
     decoder.DIMSEMessage.decode_msg = _spooling(decoder.DIMSEMessage.decode_msg)
     decoder.NamedTemporaryFile = _spool_file
     decoder._config = _SpoolingConfig()
@@ -130,6 +140,55 @@ def _message(request: Any, report: Report, context: Any) -> Any:
         encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
         message.Identifier = BytesIO(encoded or b"")
     return message
+
+
+# --- 8. what follows an N-ACTION --------------------------------------------------------------------------------
+
+
+def _following(original: Callable[..., None]) -> Callable[..., None]:
+    def serve(self: Any, request: Any, context: Any) -> None:
+        original(self, request, context)
+        if isinstance(self.assoc.ae, ArchiveEntity):
+            self.assoc.ae.after_action(self.assoc)
+
+    return serve
+
+
+def report_event(assoc: Any, event_type: int, sop_class: str, sop_instance: str, information: Dataset) -> int | None:
+    """N-EVENT-REPORT on an association that a peer opened, from that association's own thread; the peer's status.
+
+    None where it did not answer, or wants to release. Requests that come meanwhile stay in line.
+    """
+    context = next(one for one in assoc.accepted_contexts if one.abstract_syntax == sop_class)
+    syntax = context.transfer_syntax[0]
+    message: Any = N_EVENT_REPORT()
+    message.MessageID = 1
+    message.AffectedSOPClassUID, message.AffectedSOPInstanceUID = UID(sop_class), UID(sop_instance)
+    message.EventTypeID = event_type
+    encoded = encode(information, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+    message.EventInformation = BytesIO(encoded or b"")
+    assoc.dimse.send_msg(message, context.context_id)
+    waiting: list[Any] = []
+    status = _awaited(assoc, waiting)
+    arrived = assoc.dimse.msg_queue
+    with arrived.mutex:
+        arrived.queue.extendleft(reversed(waiting))
+    return status
+
+
+def _awaited(assoc: Any, waiting: list[Any]) -> int | None:
+    deadline = time.monotonic() + (assoc.dimse_timeout or 60)
+    while time.monotonic() < deadline and assoc.dul.is_alive():
+        try:
+            entry = assoc.dimse.msg_queue.get(timeout=0.1)
+        except queue.Empty:
+            if assoc.dul.peek_next_pdu() is not None:  # a release or an abort
+                return None
+            continue
+        if isinstance(entry[1], N_EVENT_REPORT) and entry[1].MessageIDBeingRespondedTo is not None:
+            return int(entry[1].Status or 0)
+        waiting.append(entry)
+    return None
 
 
 # --- 2. spooling ----------------------------------------------------------------------------------------------
