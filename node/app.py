@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import IO
 from pydicom import Dataset
 
 from node.archive.archivist import Archivist
-from node.archive.commitment import Committer
+from node.archive.commitment import Committer, original_fault
 from node.archive.identifier import Root
 from node.archive.ingest import Ingest
 from node.archive.query import find
@@ -48,6 +49,7 @@ class Node:
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache)
         self.commitments = Commitments(self.index.engine)
+        fault = functools.partial(original_fault, self.store)
         peers = Peers(settings)
         door = Door(
             ingest=Ingest(self.index, self.store, self.decoders, self.archivist.wake),
@@ -56,7 +58,7 @@ class Node:
             peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
-            committer=Committer(self.index, self.commitments, self.store, settings.commitment),
+            committer=Committer(self.index, self.commitments, fault, settings.commitment),
         )
         self.server = Server(settings, door, self.store.spool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")

@@ -70,6 +70,13 @@ def _network(value: object) -> object:
         raise ValueError(f"{value!r} is no network, write 10.1.2.0/24 or 10.1.2.3: {error}") from error
 
 
+def _uid(value: str) -> str:
+    if len(value) > 64 or not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", value):
+        raise ValueError(f"{value!r} is no UID (PS3.5 9.1)")
+    return value
+
+
+Uid = Annotated[str, AfterValidator(_uid)]
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
@@ -100,6 +107,9 @@ class Profile(StrEnum):
 Verb = Literal["echo", "store", "find", "move", "get", "commit"]
 
 
+WireSyntax = Literal["original", "htj2k", "jpegls", "jpeg2000", "jpegxl", "rle", "explicit", "implicit"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
@@ -117,6 +127,7 @@ class NodeSettings(_Section):
     network_timeout: float = Field(default=120.0, gt=0)
     dimse_timeout: float = Field(default=60.0, gt=0)
     keep_alive: float = Field(default=10.0, gt=0)
+    storage_classes: tuple[Uid, ...] = ()
     drain: float = Field(default=60.0, ge=0)
 
 
@@ -155,6 +166,7 @@ class Peer(_Section):
     tls: bool = False
     tls_name: str = ""
     max_associations: int | None = Field(default=None, ge=1)
+    transfer_syntaxes: tuple[WireSyntax, ...] = ()
 
     @property
     def reachable(self) -> bool:

@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from storage.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
+from storage.encapsulate import JPEG_XL, decoded_jpeg_xl, encapsulated
 from storage.errors import PixelError, Unparseable
 
 
@@ -177,21 +178,23 @@ def pixel_digest(pixels: NDArray[np.uint16]) -> str:
 
 
 def transcode(source: Path, target: Path, syntax: UID) -> None:
-    """Write ``source`` to ``target`` in a native little-endian transfer syntax, pixels decompressed.
+    """Write ``source`` to ``target`` in another transfer syntax: native little endian, or one of ``encapsulate``.
 
-    Raises PixelError where the pixels cannot be decoded, Unparseable where an element cannot be encoded anew.
+    Raises PixelError where the pixels cannot be decoded or encoded, Unparseable where an element cannot be written.
     """
     from pydicom import dcmread
 
     with opened(source) as file:
-        encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
+        is_encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
     with quiet():
         try:
             dataset = dcmread(source)
-            if encapsulated:
+            if is_encapsulated:
                 _decompress(dataset, source)
             elif not little:
                 _swap_to_little_endian(dataset)
+            if syntax.is_encapsulated:
+                encapsulated(dataset, str(syntax))
             body = encode(dataset, syntax)
             meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
         except PixelError:
@@ -205,6 +208,10 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
 
 def _decompress(dataset: Dataset, source: Path) -> None:
     """Native pixels in place of encapsulated ones. Raises PixelError."""
+    if dataset.file_meta.TransferSyntaxUID in JPEG_XL:
+        frames = decoded_jpeg_xl(dataset.PixelData, PixelShape.of(dataset).frames)
+        dataset.add_new(0x7FE00010, "OW", b"".join(frame.astype(f"<u{frame.itemsize}").tobytes() for frame in frames))
+        return
     try:
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
     except Exception as error:

@@ -315,7 +315,7 @@ def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
             key = commitments.ask(generate_uid(), "TEST", [Reference(*of(ds))], due=time.time() + 1000)
             asked = commitments.claim("test", 60, key=key)
             assert asked is not None
-            assert Committer(running.index, commitments, running.store, settings).judge(asked)[0].reason == 0
+            assert Committer(running.index, commitments, lambda held: "", settings).judge(asked)[0].reason == 0
             assert commitments.pinned(held.key)
             wait_for(lambda pinned=pinned: commitments.pinned(held.key) == pinned, what="the pin is over, or not")
 
@@ -331,7 +331,7 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         asked = commitments.claim("test", 60, key=key)
         assert asked is not None
         assert commitments.claim("other", 60, key=key) is None, "one at a time"
-        committer = Committer(running.index, commitments, running.store, running.settings.commitment)
+        committer = Committer(running.index, commitments, lambda held: "", running.settings.commitment)
         held = running.index.by_uid(str(ds.SOPInstanceUID))
         assert held is not None
         judged = committer._judge_one(asked.references[0], False, set())

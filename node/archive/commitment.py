@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from enum import IntEnum
 
 from node.config import CommitmentSettings
@@ -34,12 +35,16 @@ COMMITTED = 0
 
 
 class Committer:
-    """Judges requests. ``commitments`` holds them, ``store`` the originals."""
+    """Judges requests. ``fault``: why an instance's original is not here or not whole, empty where it is."""
 
     def __init__(
-        self, index: Index, commitments: Commitments, store: ObjectStore, settings: CommitmentSettings
+        self,
+        index: Index,
+        commitments: Commitments,
+        fault: Callable[[StoredInstance], str],
+        settings: CommitmentSettings,
     ) -> None:
-        self._index, self._commitments, self._store = index, commitments, store
+        self._index, self._commitments, self._fault = index, commitments, fault
         self._settings = settings
 
     def judge(self, asked: Asked) -> tuple[Judged, ...]:
@@ -70,12 +75,17 @@ class Committer:
             return "it is a reconstruction"
         if uid in contested:
             return "another data set with this UID is in quarantine, and either may be meant"
-        try:
-            with self._store.held(held.original_digest).open("rb") as original:
-                whole = hashlib.file_digest(original, "sha256").hexdigest() == held.original_digest
-        except (ObjectMissing, OSError) as error:
-            return f"its original cannot be read: {error}"
-        return "" if whole else "its original is damaged"
+        return self._fault(held)
+
+
+def original_fault(store: ObjectStore, held: StoredInstance) -> str:
+    """Why the original of an instance is not here or not whole, read again from the disk; empty where it is."""
+    try:
+        with store.held(held.original_digest).open("rb") as original:
+            whole = hashlib.file_digest(original, "sha256").hexdigest() == held.original_digest
+    except (ObjectMissing, OSError) as error:
+        return f"its original cannot be read: {error}"
+    return "" if whole else "its original is damaged"
 
 
 def _failed(one: Reference, reason: FailureReason) -> Judged:

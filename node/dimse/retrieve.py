@@ -107,7 +107,7 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
     except IdentifierError as error:
         yield _refusal(error)
         return
-    channel = Channel(event.assoc)
+    channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable)
 
 

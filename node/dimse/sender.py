@@ -1,7 +1,7 @@
 """C-STORE as a sender: to a move destination, or back over the association of a C-GET.
 
-A file goes out as its bytes are where the receiver took its transfer syntax, else decompressed into explicit or
-implicit little endian.
+A file goes out in the best transfer syntax that the receiver took, by its peer entry in config.yaml: as its
+bytes are where that is the one, else encoded anew by a worker, without loss.
 """
 
 from __future__ import annotations
@@ -11,26 +11,35 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.retrieve import Choice, Retrieve, Sendable
-from node.config import Peer
+from node.config import Peer, WireSyntax
+from node.dimse.models import in_order
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.wire import send_at_once
+from storage.errors import LatentPacsError, PixelError, Unparseable, WorkerDied
 
 LOGGER = logging.getLogger(__name__)
 
 _MAX_CONTEXTS = 128
-_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 
 class Channel:
     """One established association on which images can be sent with C-STORE."""
 
-    def __init__(self, assoc: Association, *, originator: str = "", originator_id: int = 0) -> None:
+    def __init__(
+        self,
+        assoc: Association,
+        *,
+        prefers: tuple[WireSyntax, ...] = (),
+        originator: str = "",
+        originator_id: int = 0,
+    ) -> None:
         self._assoc, self._originator, self._originator_id = assoc, originator, originator_id
+        self._prefers = prefers
         self._message_id = 0
         self._unanswered = False
         send_at_once(assoc)
@@ -46,28 +55,31 @@ class Channel:
 
         Raises DestinationUnavailable where no context fits or no answer came. The caller closes ``sendable``.
         """
-        syntax = self._syntax_for(sendable)
-        if syntax == sendable.transfer_syntax_uid:
-            return self._store(sendable)
-        converted = retrieve.as_syntax(sendable, syntax)
-        try:
-            return self._store(converted)
-        finally:
-            converted.close()
+        failure: LatentPacsError | None = None
+        for syntax in self._syntaxes_for(sendable):
+            if syntax == sendable.transfer_syntax_uid:
+                return self._store(sendable)
+            try:
+                converted = retrieve.as_syntax(sendable, UID(syntax))
+            except (PixelError, Unparseable, WorkerDied) as error:
+                failure = error  # pixels that this encoding does not fit
+                continue
+            try:
+                return self._store(converted)
+            finally:
+                converted.close()
+        raise failure or DestinationUnavailable(
+            f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
+            f"{sendable.transfer_syntax_uid} or little endian"
+        )
 
-    def _syntax_for(self, sendable: Sendable) -> UID:
+    def _syntaxes_for(self, sendable: Sendable) -> list[str]:
         taken = {
             str(context.transfer_syntax[0])
             for context in self._assoc.accepted_contexts
             if context.abstract_syntax == sendable.sop_class_uid and context.as_scu
         }
-        for syntax in (UID(sendable.transfer_syntax_uid), *_NATIVE):
-            if str(syntax) in taken:
-                return syntax
-        raise DestinationUnavailable(
-            f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
-            f"{sendable.transfer_syntax_uid} or little endian"
-        )
+        return [syntax for syntax in in_order(self._prefers, sendable.transfer_syntax_uid) if syntax in taken]
 
     def _store(self, sendable: Sendable) -> int:
         if not self.usable:
@@ -100,7 +112,7 @@ class Destination:
     ) -> None:
         self._outgoing, self._peer = outgoing, peer
         self._originator, self._originator_id = originator, originator_id
-        self._batches = _batches(choices)
+        self._batches = _batches(choices, peer.transfer_syntaxes)
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
         self._open: tuple[int, Channel, Association] | None = None
         self._refused: str | None = None
@@ -122,13 +134,18 @@ class Destination:
             raise DestinationUnavailable(self._refused)
         self._close()
         assoc = self._associate(self._batches[number])
-        channel = Channel(assoc, originator=self._originator, originator_id=self._originator_id)
+        channel = Channel(
+            assoc,
+            prefers=self._peer.transfer_syntaxes,
+            originator=self._originator,
+            originator_id=self._originator_id,
+        )
         self._open = (number, channel, assoc)
         return channel
 
     def _associate(self, batch: Sequence[Choice]) -> Association:
         try:
-            assoc = self._outgoing.associate(self._peer, contexts_for(batch))
+            assoc = self._outgoing.associate(self._peer, contexts_for(batch, self._peer.transfer_syntaxes))
         except DestinationUnavailable as error:
             # asked once: a destination that is down would cost a timeout for every further image
             self._refused = str(error)
@@ -144,36 +161,31 @@ class Destination:
             self._open = None
 
 
-def contexts_for(choices: Sequence[Choice]) -> list[PresentationContext]:
+def contexts_for(choices: Sequence[Choice], prefers: tuple[WireSyntax, ...] = ()) -> list[PresentationContext]:
     """One context per SOP class and transfer syntax that these images can go out in."""
-    wanted = dict.fromkeys(pair for choice in choices for pair in _wanted(choice))
+    wanted = dict.fromkeys(pair for choice in choices for pair in _wanted(choice, prefers))
     return [build_context(UID(sop_class), UID(syntax)) for sop_class, syntax in wanted]
 
 
-def _wanted(choice: Choice) -> list[tuple[str, str]]:
-    """(SOP class, transfer syntax): as the file is, as its fall-back is, and little endian.
+def _wanted(choice: Choice, prefers: tuple[WireSyntax, ...]) -> list[tuple[str, str]]:
+    """(SOP class, transfer syntax): as the peer prefers, as the file is, as its fall-back is, and little endian.
 
     A context each, so that the receiver cannot choose one syntax for files that come in several.
     """
-    syntaxes = dict.fromkeys(
-        [
-            choice.transfer_syntax_uid,
-            choice.instance.transfer_syntax_uid,
-            *(str(syntax) for syntax in _NATIVE),
-        ]
-    )
+    held = (choice.transfer_syntax_uid, choice.instance.transfer_syntax_uid)
+    syntaxes = dict.fromkeys(syntax for original in held for syntax in in_order(prefers, original))
     return [(choice.sop_class_uid, syntax) for syntax in syntaxes]
 
 
-def _batches(choices: Sequence[Choice]) -> list[list[Choice]]:
+def _batches(choices: Sequence[Choice], prefers: tuple[WireSyntax, ...]) -> list[list[Choice]]:
     """Runs of choices whose contexts fit one association (PS3.8 7.1.1.13: at most 128)."""
     batches: list[list[Choice]] = [[]]
     wanted: set[tuple[str, str]] = set()
     for choice in choices:
-        with_this = wanted.union(_wanted(choice))
+        with_this = wanted.union(_wanted(choice, prefers))
         if len(with_this) > _MAX_CONTEXTS:
             batches.append([])
-            with_this = set(_wanted(choice))
+            with_this = set(_wanted(choice, prefers))
         wanted = with_this
         batches[-1].append(choice)
     return batches

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AllStoragePresentationContexts, evt
+from pynetdicom import evt
+from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.commitment import Committer
 from node.archive.ingest import Ingest
@@ -23,7 +23,7 @@ from node.dimse.admission import Admission
 from node.dimse.commitment import Notifier, handle_action
 from node.dimse.find import Search, handle_find
 from node.dimse.listener import Listener
-from node.dimse.models import ROOTS, STORAGE_COMMITMENT, VERIFICATION
+from node.dimse.models import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
 from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services, handle_get, handle_move
@@ -38,13 +38,6 @@ LOGGER = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 1.0
 """An association without an operation for this long is idle, and may be ended at a stop."""
-
-STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
-TRANSFER_SYNTAXES = tuple(
-    dict.fromkeys(str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes))
-)
-"""Every transfer syntax that pydicom knows is accepted and kept verbatim. Where one presentation context proposes
-several, the first of these that it has is taken: explicit VR loses nothing, and every peer can encode it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class Server:
 
     def __init__(self, settings: Settings, door: Door, spool: Path) -> None:
         wire.install()
-        self._settings, self._door = settings.node, door
+        self._settings, self._door, self._peer = settings.node, door, settings.peer
         self._tls = settings.tls
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
@@ -125,6 +118,19 @@ class Server:
         self.entity.shutdown()
         self._watch.join()
 
+    def _prefer(self, event: Any) -> None:
+        """Where the caller wants to get images (it proposes to be their SCP), its preferred syntaxes come first."""
+        assoc = event.assoc
+        peer = self._peer(str(assoc.requestor.primitive.calling_ae_title))
+        if peer is None or not peer.transfer_syntaxes or not assoc.is_acceptor or assoc.is_rejected:
+            return
+        order = tuple(dict.fromkeys((*in_order(peer.transfer_syntaxes, TRANSFER_SYNTAXES[0]), *TRANSFER_SYNTAXES)))
+        gets = {str(uid) for uid, role in assoc.requestor.role_selection.items() if role.scp_role}
+        offered = assoc.acceptor.supported_contexts
+        assoc.acceptor.supported_contexts = [
+            _reordered(context, order) if str(context.abstract_syntax) in gets else context for context in offered
+        ]
+
     def _allowance(self, assoc: Any) -> Allowance:
         may_store = self._door.peers.may(str(assoc.requestor.ae_title).strip(), "store")
         return Allowance(self._settings.max_instance if may_store else 0, self._door.check_room)
@@ -163,6 +169,7 @@ class Server:
                 flight.call(functools.partial(handle_action, notifier=self._notifier, peers=door.peers)),
             ),
             (evt.EVT_REQUESTED, self._admission.requested),
+            (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 
@@ -191,10 +198,18 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
         entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=False)
     for model in ROOTS:
         entity.add_supported_context(model)
-    for sop_class in STORAGE_CLASSES:
+    wire.know_storage_classes(settings.storage_classes)
+    for sop_class in dict.fromkeys((*STORAGE_CLASSES, *settings.storage_classes)):
         # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
         entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
     return entity
+
+
+def _reordered(context: PresentationContext, order: tuple[str, ...]) -> PresentationContext:
+    assert context.abstract_syntax is not None
+    made = build_context(context.abstract_syntax, list(order))
+    made.scu_role, made.scp_role = context.scu_role, context.scp_role
+    return made
 
 
 class _InFlight:

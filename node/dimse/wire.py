@@ -27,7 +27,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -39,8 +39,9 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dimse_primitives import C_GET, C_MOVE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
-from pynetdicom.service_class import QueryRetrieveServiceClass
+from pynetdicom.service_class import QueryRetrieveServiceClass, StorageServiceClass
 from pynetdicom.service_class_n import StorageCommitmentServiceClass
+from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.dimse.listener import BoundedSocket
 from node.dimse.spool import Allowance, SpoolFile
@@ -96,6 +97,13 @@ def install() -> None:
     decoder.DIMSEMessage.decode_msg = _spooling(decoder.DIMSEMessage.decode_msg)
     decoder.NamedTemporaryFile = _spool_file
     decoder._config = _SpoolingConfig()
+
+
+def know_storage_classes(uids: Iterable[str]) -> None:
+    """Serve C-STORE for these SOP classes too, in this process; pynetdicom aborts where it does not know one."""
+    for uid in uids:
+        if uid_to_service_class(uid) is not StorageServiceClass:
+            register_uid(uid, f"Configured_{uid.replace('.', '_')}", StorageServiceClass)
 
 
 # --- 1. retrieve services -------------------------------------------------------------------------------------
