@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 from pynetdicom import AE, build_role, evt
 
 from node.app import Node
+from node.archive.retrieve import Retrieve
 from node.config import parse
 from node.dimse.client import Address, image_identifier, move, store
 from node.dimse.models import STORAGE_CLASSES, TRANSFER_SYNTAXES, WIRE_SYNTAXES, in_order
@@ -301,6 +303,35 @@ def test_jpeg_xl_is_taken_and_comes_back_decoded(tmp_path: Path) -> None:
         )
         assert final.Status == 0
         assert dcmread(destination.only()).PixelData == ds.PixelData
+
+
+def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding takes as long as the requester needs to see three pending responses."""
+    ds = samples.mammogram(samples.breast(200, 180))
+    path, port, patience = samples.write(ds, tmp_path / "image.dcm"), free_port(), threading.Event()
+    entity = AE("MODALITY")
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.2.2.2")
+    original = Retrieve.as_syntax
+
+    def slow(*arguments: Any) -> Any:
+        assert patience.wait(timeout=60)
+        return original(*arguments)
+
+    monkeypatch.setattr(Retrieve, "as_syntax", slow)
+    with node(tmp_path, port, node={"keep_alive": 0.1}) as running, storescp(tmp_path / "got", port, "+xa"):
+        assert send(running, path) == 0
+        assoc = entity.associate("127.0.0.1", running.server.port)
+        statuses = []
+        for status, _ in assoc.send_c_move(
+            image_identifier(ds.StudyInstanceUID), "JPEGLS", "1.2.840.10008.5.1.4.1.2.2.2"
+        ):
+            statuses.append(status.Status)
+            if len(statuses) == 3:
+                patience.set()
+        assoc.release()
+    assert statuses[-1] == 0
+    assert set(statuses[:-1]) == {0xFF00}
+    assert len(statuses) >= 4
 
 
 def test_the_order() -> None:

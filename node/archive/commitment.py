@@ -33,6 +33,9 @@ class FailureReason(IntEnum):
 
 COMMITTED = 0
 
+LEASE = 300.0
+"""Seconds that a request is one node's; renewed while its originals are read."""
+
 
 class Committer:
     """Judges requests. ``fault``: why an instance's original is not here or not whole, empty where it is."""
@@ -52,7 +55,12 @@ class Committer:
         if asked.report is not None:
             return asked.report
         contested = self._commitments.contested([one.sop_instance_uid for one in asked.references])
-        report = [self._judge_one(one, asked.duplicate, contested) for one in asked.references]
+        report, renewed = [], time.monotonic()
+        for one in asked.references:
+            report.append(self._judge_one(one, asked.duplicate, contested))
+            if time.monotonic() - renewed > LEASE / 4:
+                self._commitments.renew(asked, LEASE)
+                renewed = time.monotonic()
         seconds = self._settings.pin_seconds
         return self._commitments.judge(asked, report, until=None if seconds is None else time.time() + seconds)
 

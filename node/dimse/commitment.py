@@ -22,7 +22,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import build_role
 from pynetdicom.presentation import build_context
 
-from node.archive.commitment import Committer
+from node.archive.commitment import LEASE, Committer
 from node.archive.ingest import check_uid
 from node.config import Settings
 from node.dimse import wire
@@ -41,7 +41,6 @@ REQUEST_STORAGE_COMMITMENT = 1
 ALL_COMMITTED, FAILURES_EXIST = 1, 2
 """Event Type ID (PS3.4 J.3.3)."""
 
-_LEASE = 3600.0
 _LONGEST_WAIT = 3600.0
 _AFTER_A_CRASH = 5.0
 """A request whose response never left is worked on this many seconds after it came."""
@@ -135,7 +134,7 @@ class Notifier:
             if peer is not None and peer.reachable:
                 self._ready.put(key)
             else:
-                self._work(self._commitments.claim(self._owner, _LEASE, key=key), assoc)
+                self._work(self._commitments.claim(self._owner, LEASE, key=key), assoc)
 
     def _run(self) -> None:
         poll = min(self._settings.commitment.retry, 5.0)
@@ -144,7 +143,7 @@ class Notifier:
                 key = self._ready.get(timeout=poll)
                 if key is None:
                     return
-                self._work(self._commitments.claim(self._owner, _LEASE, key=key))
+                self._work(self._commitments.claim(self._owner, LEASE, key=key))
             except queue.Empty:
                 self._work_on_what_is_due()
             except Exception:
@@ -152,7 +151,7 @@ class Notifier:
 
     def _work_on_what_is_due(self) -> None:
         while not self._stopping.is_set():
-            asked = self._commitments.claim(self._owner, _LEASE)
+            asked = self._commitments.claim(self._owner, LEASE)
             if asked is None:
                 return
             self._work(asked)

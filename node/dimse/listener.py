@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import threading
 import time
@@ -137,11 +136,9 @@ class Listener(ThreadedAssociationServer):
         """Counts a TLS handshake while it lasts."""
         return _Count(self)
 
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        try:
-            super().shutdown_request(request)
-        except ValueError:  # an SSLSocket that is closed already
-            LOGGER.debug("connection was closed already")
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """socketserver would print it."""
+        LOGGER.exception("connection from %s failed", client_address[0])
 
     def count(self, by: int) -> None:
         with self._lock:

@@ -6,7 +6,9 @@ image is being made the requester gets pending responses; a cancel is honoured b
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -183,7 +185,9 @@ def _send(
         if requester_gone():
             discard(future)
             return
-        tally.count(choice, _send_one(services.retrieve, choice, future, channel))
+        fitting = _aside(functools.partial(_fitted, services.retrieve, choice, future, channel))
+        yield from _while_making(fitting, tally, services.keep_alive)
+        tally.count(choice, _send_one(choice, fitting, channel))
         if tally.remaining:
             yield tally.report(PENDING)
     yield tally.final()
@@ -196,19 +200,47 @@ def _while_making(future: Future[Sendable], tally: Tally, keep_alive: float) -> 
             future.exception(timeout=keep_alive)
             return
         except TimeoutError:
-            yield tally.report(PENDING)
+            try:
+                yield tally.report(PENDING)
+            except GeneratorExit:  # the requester has gone
+                discard(future)
+                raise
 
 
-def _send_one(
-    retrieve: Retrieve, choice: Choice, future: Future[Sendable], channel: Callable[[Choice], Channel]
-) -> int | None:
+def _aside(work: Callable[[], Sendable]) -> Future[Sendable]:
+    """Work in a thread of its own, so that this one can keep the requester informed."""
+    future: Future[Sendable] = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name="fitting", daemon=True).start()
+    return future
+
+
+def _fitted(
+    retrieve: Retrieve, choice: Choice, made: Future[Sendable], channel: Callable[[Choice], Channel]
+) -> Sendable:
+    """The image as this receiver takes it, its association open. Both may take long."""
+    sendable = made.result()
     try:
-        sendable = future.result()
+        return channel(choice).fitted(sendable, retrieve)
+    except BaseException:
+        sendable.close()
+        raise
+
+
+def _send_one(choice: Choice, fitting: Future[Sendable], channel: Callable[[Choice], Channel]) -> int | None:
+    try:
+        sendable = fitting.result()
     except Exception as error:  # noqa: BLE001 - one image that cannot be made is one failed sub-operation
         LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     try:
-        return channel(choice).send(sendable, retrieve)
+        return channel(choice).store(sendable)
     except (LatentPacsError, OSError) as error:
         LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, for_log(error))
         return None

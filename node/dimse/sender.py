@@ -7,6 +7,7 @@ bytes are where that is the one, else encoded anew by a worker, without loss.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -50,24 +51,20 @@ class Channel:
         and would wait a whole DIMSE timeout for the answer to the next one."""
         return not self._unanswered and bool(self._assoc.is_established)
 
-    def send(self, sendable: Sendable, retrieve: Retrieve) -> int:
-        """Send one file; the receiver's status.
+    def fitted(self, sendable: Sendable, retrieve: Retrieve) -> Sendable:
+        """The file in the best transfer syntax that the receiver took; ``sendable`` itself where it is that already.
 
-        Raises DestinationUnavailable where no context fits or no answer came. The caller closes ``sendable``.
+        May take long. Raises DestinationUnavailable where no context fits, else why no encoding does. The caller closes
+        what comes back, and ``sendable`` where nothing does.
         """
         failure: LatentPacsError | None = None
         for syntax in self._syntaxes_for(sendable):
             if syntax == sendable.transfer_syntax_uid:
-                return self._store(sendable)
+                return sendable
             try:
-                converted = retrieve.as_syntax(sendable, UID(syntax))
+                return retrieve.as_syntax(sendable, UID(syntax))
             except (PixelError, Unparseable, WorkerDied) as error:
                 failure = error  # pixels that this encoding does not fit
-                continue
-            try:
-                return self._store(converted)
-            finally:
-                converted.close()
         raise failure or DestinationUnavailable(
             f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
             f"{sendable.transfer_syntax_uid} or little endian"
@@ -81,7 +78,8 @@ class Channel:
         }
         return [syntax for syntax in in_order(self._prefers, sendable.transfer_syntax_uid) if syntax in taken]
 
-    def _store(self, sendable: Sendable) -> int:
+    def store(self, sendable: Sendable) -> int:
+        """Send a fitted file; the receiver's status. Raises DestinationUnavailable where no answer came."""
         if not self.usable:
             raise DestinationUnavailable("the association has ended")
         self._message_id = self._message_id % 65535 + 1
@@ -116,6 +114,7 @@ class Destination:
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
         self._open: tuple[int, Channel, Association] | None = None
         self._refused: str | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Destination:
         return self
@@ -123,11 +122,16 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        with self._lock:
+            self._refused = "the request has ended"
+            self._close()
 
     def channel(self, choice: Choice) -> Channel:
-        """The association for one of the choices. Raises DestinationUnavailable."""
-        number = self._batch_of[id(choice)]
+        """The association for one of the choices. Raises DestinationUnavailable. May be called in another thread."""
+        with self._lock:
+            return self._channel(self._batch_of[id(choice)])
+
+    def _channel(self, number: int) -> Channel:
         if self._open is not None and self._open[0] == number and self._open[1].usable:
             return self._open[1]
         if self._refused is not None:

@@ -117,6 +117,12 @@ class Commitments:
             ).first()
         return None if row is None else _asked(row, owner)
 
+    def renew(self, asked: Asked, lease_seconds: float) -> None:
+        """Extend the lease of a claimed request."""
+        with writing(self._engine) as connection:
+            until = time.time() + lease_seconds
+            connection.execute(update(commitment).where(*_owned(asked)).values(lease_until=until))
+
     def judge(self, asked: Asked, report: Sequence[Judged], *, until: float | None) -> tuple[Judged, ...]:
         """Fix the report and pin what it commits until that time (None: for ever); the report as it then is.
 
