@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import gc
+import queue
 import re
+import select
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, build_role, evt
 
 from node.app import Node
 from node.config import Peer, TlsSettings, parse
 from node.dimse.client import Address, image_identifier, move
+from node.dimse.listener import BoundedSocket
+from node.dimse.models import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from node.dimse.tls import CIPHERS, client_context, server_context
 from storage.errors import ConfigError
 from tests import samples
 from tests.certificates import Authority, Signed
-from tests.conftest import need, settings_for
+from tests.conftest import need, settings_for, wait_for
 from tests.peers import Orthanc, OrthancError, free_port, run, storescp
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
@@ -70,9 +77,10 @@ class Secured:
 def secured(made: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     viewer_port, orthanc_port, ask = free_port(), free_port(), ["echo", "find", "move", "get"]
     local = {"host": "127.0.0.1", "tls": True}
+    named = {**local, "tls_name": "viewer.test"}
     peers = [
         {"ae_title": "MODALITY", "allow": ["echo", "store"], "tls": True, "tls_name": "modality.test"},
-        {"ae_title": "VIEWER", "allow": ask, "port": viewer_port, "tls_name": "viewer.test", **local},
+        {"ae_title": "VIEWER", "allow": [*ask, "store", "commit"], "port": viewer_port, **named},
         {"ae_title": "WRONGNAME", "allow": ask, "port": viewer_port, "tls_name": "elsewhere.test", **local},
         {"ae_title": "ORTHANC", "allow": [*ask, "store"], "port": orthanc_port, "tls_name": "viewer.test", **local},
         {"ae_title": "PLAIN", "allow": ["echo", "move"]},
@@ -216,6 +224,75 @@ def test_a_silent_caller_locks_nobody_out(made: Certificates, secured: Secured) 
     ):
         talks_nonsense.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert echo(made, made.modality, secured.tls, calling="MODALITY") == 0
+
+
+def test_a_session_ticket_is_no_pdu(made: Certificates) -> None:
+    """TLS 1.3: after the handshake the server sends tickets, and the client's socket is readable without any data."""
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(made.node.certificate, made.node.key)
+    calling = ssl.create_default_context(cafile=str(made.ca))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wrapped: list[ssl.SSLSocket] = []
+        shaking = threading.Thread(target=lambda: wrapped.append(serving.wrap_socket(theirs, server_side=True)))
+        shaking.start()
+        client = calling.wrap_socket(ours, server_hostname="localhost")
+        shaking.join()
+        assert client.version() == "TLSv1.3"
+        ends = SimpleNamespace(maximum_length=0)
+        dul = SimpleNamespace(event_queue=queue.Queue())
+        entity = SimpleNamespace(network_timeout=10)
+        assoc: Any = SimpleNamespace(dul=dul, ae=entity, is_acceptor=True, is_established=True, acceptor=ends)
+        bounded = BoundedSocket(assoc, client_socket=client)
+        assert select.select([client], [], [], 10)[0], "tickets have arrived"
+        assert not bounded.ready
+        wrapped[0].sendall(b"PDUPDU")
+        wait_for(lambda: bounded.ready, what="a PDU has begun")
+        assert bounded.ready
+        assert bounded.recv(4) == b"PDUP"
+        assert bounded.recv(2) == b"DU"
+        wrapped[0].close()
+        wait_for(lambda: bounded.ready, what="the end of the connection")
+        assert bounded.recv(6) == b""
+        client.close()
+
+
+def test_a_commitment_is_reported_over_tls(made: Certificates, secured: Secured, tmp_path: Path) -> None:
+    file, _ = image(tmp_path / "image.dcm")
+    context = ssl.create_default_context(cafile=str(made.ca))
+    context.load_cert_chain(made.viewer.certificate, made.viewer.key)
+    listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    listening.load_cert_chain(made.viewer.certificate, made.viewer.key)
+    listening.load_verify_locations(made.ca)
+    listening.verify_mode = ssl.CERT_REQUIRED
+    heard: queue.Queue[int] = queue.Queue()
+
+    def report(event: Any) -> tuple[int, None]:
+        heard.put(event.event_type)
+        return 0, None
+
+    entity = AE("VIEWER")
+    entity.add_requested_context(STORAGE_COMMITMENT)
+    entity.add_requested_context(samples.MAMMOGRAPHY, ExplicitVRLittleEndian)
+    entity.add_supported_context(STORAGE_COMMITMENT, scu_role=False, scp_role=True)
+    server: Any = entity.start_server(
+        ("127.0.0.1", secured.viewer_port),
+        block=False,
+        ssl_context=listening,
+        evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)],
+    )
+    assoc = entity.associate(secured.tls.host, secured.tls.port, tls_args=(context, "localhost"))
+    assert assoc.is_established
+    assert assoc.send_c_store(dcmread(file)).Status == 0
+    information, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID = samples.MAMMOGRAPHY
+    item.ReferencedSOPInstanceUID = dcmread(file).SOPInstanceUID
+    information.TransactionUID, information.ReferencedSOPSequence = generate_uid(), [item]
+    status, _ = assoc.send_n_action(information, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE)
+    assoc.release()
+    assert status.Status == 0
+    assert heard.get(timeout=30) == 1
+    server.shutdown()
 
 
 def test_orthanc_over_tls_both_ways(made: Certificates, secured: Secured, tmp_path: Path) -> None:
