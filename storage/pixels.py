@@ -144,7 +144,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
         syntax = str(file.transfer_syntax)
     with quiet():
         try:
-            if syntax in _NOT_BY_GDCM:
+            if syntax in _NOT_BY_GDCM or syntax in JPEG_XL:
                 return _decode_with_imagecodecs(path)
             return pixel_array(path, index=0, raw=True)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
@@ -165,8 +165,9 @@ def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
     with opened(path) as file:
         shape = PixelShape.of(file.header())
         codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)
-        is_jpegls = str(file.transfer_syntax) in _NOT_BY_GDCM
-    frame = np.asarray(imagecodecs.jpegls_decode(codestream) if is_jpegls else imagecodecs.jpeg_decode(codestream))
+        syntax = str(file.transfer_syntax)
+    decoder = imagecodecs.jpegls_decode if syntax in _NOT_BY_GDCM else imagecodecs.jpeg_decode
+    frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
     if frame.shape[:2] != (shape.rows, shape.columns):
         raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
     return frame

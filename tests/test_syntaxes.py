@@ -26,8 +26,9 @@ from storage.dicomfile import accept_odd_values, encode, file_meta, write_preamb
 from storage.encapsulate import JPEG_XL_LOSSLESS
 from storage.errors import ConfigError, PixelError
 from storage.pixels import transcode
+from storage.records import InstanceState
 from tests import samples
-from tests.conftest import settings_for
+from tests.conftest import settings_for, wait_for
 from tests.peers import data_set_bytes, free_port, run, storescp
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
@@ -332,6 +333,29 @@ def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, mon
     assert statuses[-1] == 0
     assert set(statuses[:-1]) == {0xFF00}
     assert len(statuses) >= 4
+
+
+def test_a_damaged_jpeg_xl_is_kept_with_a_warning_and_a_sound_one_is_reconstructed(tmp_path: Path) -> None:
+    ds = samples.mammogram(samples.breast(320, 288))
+    sound = tmp_path / "sound.dcm"
+    transcode(samples.write(ds, tmp_path / "native.dcm"), sound, UID(JPEG_XL_LOSSLESS))
+    damaged = tmp_path / "damaged.dcm"
+    other = dcmread(sound)
+    other.SOPInstanceUID = "1.2.3.4"
+    with damaged.open("wb") as out:
+        body = encode(other, ExplicitVRLittleEndian)
+        at = body.index(b"\xe0\x7f\x10\x00") + 80
+        write_preamble(out, file_meta(other.SOPClassUID, other.SOPInstanceUID, JPEG_XL_LOSSLESS))
+        out.write(body[:at] + bytes(200) + body[at + 200 :])
+    with node(tmp_path, archivist={"enabled": True, "poll": 0.1}) as running:
+        assert [send(running, path) for path in (sound, damaged)] == [0x0000, 0xB007]
+
+        def at_rest() -> Any:
+            held = running.index.by_uid(str(ds.SOPInstanceUID))
+            return held if held is not None and held.state is not InstanceState.RECEIVED else None
+
+        held = wait_for(at_rest, what="at rest")
+        assert held.state is InstanceState.VERIFIED, held.reason
 
 
 def test_the_order() -> None:
