@@ -332,6 +332,18 @@ def test_tls_only_listens_nowhere_else(made: Certificates, tmp_path: Path) -> No
     gc.collect()
 
 
+def test_a_taken_tls_port_is_said_and_leaves_nothing_open(made: Certificates, tmp_path: Path) -> None:
+    plain = free_port()
+    tls = {"certificate": str(made.node.certificate), "key": str(made.node.key), "clients": "optional"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = settings_for(tmp_path / "archive", tls={**tls, "port": taken.getsockname()[1]}, node={"port": plain})
+        node = Node(settings)
+        with pytest.raises(ConfigError, match=r"tls\.port"):
+            node.start()
+    with socket.create_server(("127.0.0.1", plain)):
+        pass
+
+
 def _echo_association(port: int, context: ssl.SSLContext) -> Any:
     entity = AE("MODALITY")
     entity.add_requested_context("1.2.840.10008.1.1")

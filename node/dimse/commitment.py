@@ -110,17 +110,17 @@ class Notifier:
         self._unanswered: dict[Any, list[int]] = {}
         self._ready: queue.Queue[int | None] = queue.Queue()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="commitment")
+        self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the report in hand; the others are rows, and go on at the next start."""
+        """Finish the report in hand, if its peer answers in time; all are rows, and go on at the next start."""
         self._stopping.set()
         self._ready.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout=self._settings.node.drain + 1)
 
     def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[Reference]) -> None:
         """Make a request durable; it is worked on when its response has left."""

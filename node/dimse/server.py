@@ -103,12 +103,12 @@ class Server:
 
     def stop(self) -> None:
         """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest."""
-        self._stopping.set()
         listeners, self._listeners = self._listeners, []
         if not self._watch.is_alive():
             for listener in listeners:  # never started, since another port was taken
                 listener.server_close()
             return
+        self._stopping.set()
         for listener in listeners:
             listener.shutdown()
         deadline = time.monotonic() + self._settings.drain
