@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pydicom import Dataset
 
 from node.archive.archivist import Archivist
+from node.archive.commitment import Committer, original_fault
 from node.archive.identifier import Root
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
@@ -31,6 +33,7 @@ from node.reconstruct.pool import WorkerPool
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.index.commitments import Commitments
 from storage.index.jobs import JobRows
 from storage.index.upkeep import HOT, Upkeep
 from storage.objects import ObjectStore
@@ -56,6 +59,8 @@ class Node:
         self.archivist = Archivist(self.index, self.store, self.pool, settings)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache)
+        self.commitments = Commitments(self.index.engine)
+        fault = functools.partial(original_fault, self.store)
         peers = Peers(settings)
         ingest = MeasuredIngest(self.index, self.store, self.decoders, self.archivist.wake)
         door = Door(
@@ -63,8 +68,11 @@ class Node:
             search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
             services=Services(self.index, self.retrieve, peers, settings.node.keep_alive),
             peers=peers,
+            check_room=self.store.check_room,
+            commitments=self.commitments,
+            committer=Committer(self.index, self.commitments, fault, settings.commitment),
         )
-        self.server = Server(settings.node, door, self.store.spool)
+        self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
         self.schedule = Schedule(plan_jobs(settings, self.index, self.store), runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
@@ -86,11 +94,12 @@ class Node:
             raise
         except OSError as error:
             self.stop()
-            raise ConfigError(f"node.port {node.port} on {node.host} cannot be used: {error.strerror}") from error
+            ports = f"node.port {node.port} or tls.port {self.settings.tls.port} on {node.host}"
+            raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
         self.schedule.start()
-        LOGGER.info("%s listens on %s:%s", node.ae_title, node.host, self.server.port)
+        LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
 
     def stop(self) -> None:
         """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""

@@ -6,6 +6,7 @@ An unknown key is an error that names the nearest valid one. The only user of YA
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -104,7 +105,23 @@ def _ae_title(value: str) -> str:
     return value
 
 
+def _network(value: object) -> object:
+    """An address or network of IPv4 or IPv6; bits beyond the mask are an error, since they hide a slip."""
+    try:
+        return ipaddress.ip_network(value)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no network, write 10.1.2.0/24 or 10.1.2.3: {error}") from error
+
+
+def _uid(value: str) -> str:
+    if len(value) > 64 or not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", value):
+        raise ValueError(f"{value!r} is no UID (PS3.5 9.1)")
+    return value
+
+
+Uid = Annotated[str, AfterValidator(_uid)]
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Span = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 ScheduleText = Annotated[str, AfterValidator(_schedule)]
@@ -135,7 +152,10 @@ class Profile(StrEnum):
     """arXiv 2310.05299 as published: measured, not gated; originals of such images are never purged."""
 
 
-Verb = Literal["echo", "store", "find", "move", "get"]
+Verb = Literal["echo", "store", "find", "move", "get", "commit"]
+
+
+WireSyntax = Literal["original", "htj2k", "jpegls", "jpeg2000", "jpegxl", "rle", "explicit", "implicit"]
 
 
 class _Section(BaseModel):
@@ -148,11 +168,40 @@ class NodeSettings(_Section):
     port: Port = 11112
     require_called_ae_title: bool = False
     max_associations: int = Field(default=100, ge=1)
+    max_associations_per_peer: int = Field(default=50, ge=1)
+    max_association_time: float = Field(default=86400.0, ge=0)
     max_pdu: int = Field(default=1048576, ge=0)
+    max_instance: Size = 4 * 10**9
     network_timeout: float = Field(default=120.0, gt=0)
     dimse_timeout: float = Field(default=60.0, gt=0)
     keep_alive: float = Field(default=10.0, gt=0)
+    storage_classes: tuple[Uid, ...] = ()
     drain: float = Field(default=60.0, ge=0)
+
+
+class TlsSettings(_Section):
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    port: Port = 2762
+    only: bool = False
+    clients: Literal["required", "optional"] = "required"
+    minimum: Annotated[Literal["1.2", "1.3"], BeforeValidator(str)] = "1.2"
+
+    @property
+    def listens(self) -> bool:
+        """True where peers can call over TLS."""
+        return bool(self.certificate)
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> TlsSettings:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together: name both PEM files, or neither")
+        if self.listens and self.clients == "required" and not self.ca:
+            raise ValueError("clients: required needs ca, a PEM file of the authorities that sign your peers")
+        if self.only and not self.listens:
+            raise ValueError("only: true needs certificate and key")
+        return self
 
 
 class Peer(_Section):
@@ -161,6 +210,11 @@ class Peer(_Section):
     port: Port = 0
     allow: tuple[Verb, ...] = ("echo",)
     rendition: RenditionPolicy = RenditionPolicy.ORIGINAL
+    networks: tuple[Network, ...] = Field(default=(), alias="from")
+    tls: bool = False
+    tls_name: str = ""
+    max_associations: int | None = Field(default=None, ge=1)
+    transfer_syntaxes: tuple[WireSyntax, ...] = ()
 
     @property
     def reachable(self) -> bool:
@@ -170,6 +224,22 @@ class Peer(_Section):
 
 class UnknownPeers(_Section):
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+
+
+class CommitmentSettings(_Section):
+    pin_for: Span | Literal["forever", "refuse"] = 365 * 86400.0
+    retry: Span = 60.0
+    give_up: Span = 7 * 86400.0
+
+    @property
+    def offered(self) -> bool:
+        """False where storage commitment is not negotiated."""
+        return self.pin_for != "refuse"
+
+    @property
+    def pin_seconds(self) -> float | None:
+        """How long a committed original is kept from a purge; None for ever."""
+        return self.pin_for if isinstance(self.pin_for, float) else None
 
 
 class StorageSettings(_Section):
@@ -365,8 +435,10 @@ class Settings(_Section):
     """The whole of config.yaml."""
 
     node: NodeSettings = NodeSettings()
+    tls: TlsSettings = TlsSettings()
     peers: tuple[Peer, ...] = ()
     unknown_peers: UnknownPeers = UnknownPeers()
+    commitment: CommitmentSettings = CommitmentSettings()
     storage: StorageSettings = StorageSettings()
     codec: CodecSettings = CodecSettings()
     gate: GateSettings = GateSettings()
@@ -390,6 +462,13 @@ class Settings(_Section):
         """What the gate asks of a reconstruction, by the profile; ``paper`` is held against ``balanced``, ungated."""
         strict = self.codec.profile in (Profile.STRICT, Profile.US_MQSA)
         return Thresholds(**(self.gate.strict if strict else self.gate.balanced).model_dump())
+
+    @model_validator(mode="after")
+    def _tls_peers_can_call(self) -> Settings:
+        deaf = [peer.ae_title for peer in self.peers if peer.tls and not peer.reachable and not self.tls.listens]
+        if deaf:
+            raise ValueError(f"peers: {deaf[0]} has tls: true, but there is no tls.certificate to take its calls with")
+        return self
 
     def peer(self, ae_title: str) -> Peer | None:
         """The configured peer of that AE title."""
@@ -435,4 +514,4 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation
         inner = [arg for arg in getattr(annotation, "__args__", ()) if isinstance(arg, type)]
         model = annotation if isinstance(annotation, type) and not inner else inner[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

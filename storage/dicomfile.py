@@ -244,13 +244,16 @@ class _Walk:
 
 
 def accept_odd_values() -> None:
-    """Tell pydicom, for this process, neither to warn of nor to refuse a peer's odd values.
+    """Tell pydicom, for this process, neither to warn of nor to refuse a peer's odd values, and of JPEG XL.
 
     Called once per process at its start: warning filters are not safe between threads, and what pydicom would print
     is patient data.
     """
     from pydicom import config
 
+    from storage.encapsulate import know_jpeg_xl
+
+    know_jpeg_xl()
     config.settings.reading_validation_mode = config.IGNORE
     config.settings.writing_validation_mode = config.IGNORE
 

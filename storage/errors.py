@@ -10,6 +10,7 @@ LatentPacsError
 ├── PayloadError            a base or rendition that is damaged or of an unknown version
 ├── ObjectMissing           the object store does not hold that digest
 ├── ObjectDamaged           the bytes under a digest do not have that digest
+├── InstanceTooLarge        larger than node.max_instance: nothing of it stays here
 ├── StoreFull               disk, quota or database full: nothing was stored
 ├── Duplicate               same SOP Instance UID, other content: the first one is kept
 ├── NotReconstructable      an image that may only be returned bit-exact
@@ -65,6 +66,10 @@ class ObjectDamaged(LatentPacsError):
 
 class StoreFull(LatentPacsError):
     """No room for the bytes or for the row; nothing was stored."""
+
+
+class InstanceTooLarge(LatentPacsError):
+    """A data set larger than config.yaml takes; it was thrown away as it came."""
 
 
 class Duplicate(LatentPacsError):

@@ -17,6 +17,7 @@ from pydicom import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from storage.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
+from storage.encapsulate import JPEG_XL, decoded_jpeg_xl, encapsulated
 from storage.errors import PixelError, Unparseable
 
 
@@ -143,7 +144,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
         syntax = str(file.transfer_syntax)
     with quiet():
         try:
-            if syntax in _NOT_BY_GDCM:
+            if syntax in _NOT_BY_GDCM or syntax in JPEG_XL:
                 return _decode_with_imagecodecs(path)
             return pixel_array(path, index=0, raw=True)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
@@ -164,8 +165,9 @@ def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
     with opened(path) as file:
         shape = PixelShape.of(file.header())
         codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)
-        is_jpegls = str(file.transfer_syntax) in _NOT_BY_GDCM
-    frame = np.asarray(imagecodecs.jpegls_decode(codestream) if is_jpegls else imagecodecs.jpeg_decode(codestream))
+        syntax = str(file.transfer_syntax)
+    decoder = imagecodecs.jpegls_decode if syntax in _NOT_BY_GDCM else imagecodecs.jpeg_decode
+    frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
     if frame.shape[:2] != (shape.rows, shape.columns):
         raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
     return frame
@@ -177,21 +179,23 @@ def pixel_digest(pixels: NDArray[np.uint16]) -> str:
 
 
 def transcode(source: Path, target: Path, syntax: UID) -> None:
-    """Write ``source`` to ``target`` in a native little-endian transfer syntax, pixels decompressed.
+    """Write ``source`` to ``target`` in another transfer syntax: native little endian, or one of ``encapsulate``.
 
-    Raises PixelError where the pixels cannot be decoded, Unparseable where an element cannot be encoded anew.
+    Raises PixelError where the pixels cannot be decoded or encoded, Unparseable where an element cannot be written.
     """
     from pydicom import dcmread
 
     with opened(source) as file:
-        encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
+        is_encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
     with quiet():
         try:
             dataset = dcmread(source)
-            if encapsulated:
+            if is_encapsulated:
                 _decompress(dataset, source)
             elif not little:
                 _swap_to_little_endian(dataset)
+            if syntax.is_encapsulated:
+                encapsulated(dataset, str(syntax))
             body = encode(dataset, syntax)
             meta = file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax)
         except PixelError:
@@ -205,6 +209,10 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
 
 def _decompress(dataset: Dataset, source: Path) -> None:
     """Native pixels in place of encapsulated ones. Raises PixelError."""
+    if dataset.file_meta.TransferSyntaxUID in JPEG_XL:
+        frames = decoded_jpeg_xl(dataset.PixelData, PixelShape.of(dataset).frames)
+        dataset.add_new(0x7FE00010, "OW", b"".join(frame.astype(f"<u{frame.itemsize}").tobytes() for frame in frames))
+        return
     try:
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
     except Exception as error:

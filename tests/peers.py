@@ -308,8 +308,8 @@ class Orthanc:
 
     ae_title = "ORTHANC"
 
-    def __init__(self, folder: Path, **configuration: Any) -> None:
-        self.http_port, self.dicom_port = free_port(), free_port()
+    def __init__(self, folder: Path, *, dicom_port: int = 0, **configuration: Any) -> None:
+        self.http_port, self.dicom_port = free_port(), dicom_port or free_port()
         self._folder = folder
         self._configuration = {
             "Name": "latent-pacs tests",

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from node.archive.commitment import FailureReason
 from node.archive.derive import PRIVATE_ATTRIBUTES
 from node.archive.policy import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.config import ReconstructSettings
-from node.dimse.models import ROOTS, VERIFICATION
-from node.dimse.status import OTHER_ERROR, QUERY_ERRORS, STORE_ERRORS
+from node.dimse.models import ROOTS, STORAGE_COMMITMENT, VERIFICATION, WIRE_SYNTAXES
+from node.dimse.status import ACTION_ERRORS, OTHER_ERROR, QUERY_ERRORS, STORE_ERRORS
+from node.dimse.tls import CIPHERS
 from node.reconstruct.upscalers.catalogue import Catalogue
 
 TEXT = (Path(__file__).parent.parent / "docs" / "CONFORMANCE.md").read_text(encoding="utf-8")
@@ -37,7 +39,27 @@ def test_storage_lists_no_other_status() -> None:
 
 def test_services() -> None:
     listed = set(re.findall(r"1\.2\.840\.10008\.[0-9.]*[0-9]", section("Services")))
-    assert listed == {VERIFICATION, *ROOTS}
+    assert listed == {VERIFICATION, STORAGE_COMMITMENT, *ROOTS}
+
+
+def test_storage_commitment() -> None:
+    text = section("Storage commitment")
+    actions, reasons = text.split("| Failure Reason")
+    listed = dict(re.findall(r"^\| ([0-9A-F]{4}) \| (.+) \|$", actions, re.M))
+    assert {code: listed[f"{code:04X}"] for code in ACTION_ERRORS} == {
+        code: meaning.means for code, meaning in ACTION_ERRORS.items()
+    }
+    assert set(listed) == {f"{code:04X}" for code in (*ACTION_ERRORS, 0x0000, 0x0124)}
+    assert {int(code, 16) for code in re.findall(r"^\| ([0-9A-F]{4}) \|", reasons, re.M)} == set(FailureReason)
+
+
+def test_transfer_syntaxes_by_name() -> None:
+    listed = dict(re.findall(r"^\| (\w+) \| (1\.2\.840[0-9.]+) \|$", section("Retrieve"), re.M))
+    assert listed == WIRE_SYNTAXES
+
+
+def test_ciphers() -> None:
+    assert tuple(re.findall(r"^- (\S+)$", section("Security"), re.M)) == CIPHERS
 
 
 def test_private_attributes() -> None:

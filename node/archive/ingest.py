@@ -128,7 +128,7 @@ _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanc
 
 DECODABLE = {
     "1.2.840.10008.1.2.5",
-    *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70, 80, 81, 90, 91, 110, 111, 112, 201, 202, 203)),
 }
 """Encapsulated transfer syntaxes (PS3.5 section 8.2) that this archive can decode, so that it can tell a damaged
 codestream from one it does not know."""

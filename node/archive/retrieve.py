@@ -156,7 +156,7 @@ class Retrieve:
         return self._original(choice.instance)
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
-        """The same object in a native little-endian transfer syntax. Raises PixelError or WorkerDied."""
+        """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""
         target = self._cache.blank()
         try:
             request = TranscodeRequest(sendable.path, target, str(syntax))

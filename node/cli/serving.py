@@ -29,7 +29,7 @@ def serve_until_stopped(config: Path, *, verbose: bool) -> None:
     from node.app import Node
 
     with Node(settings) as node:
-        LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.port)
+        LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.ports)
         while not stopping.wait(timeout=3600):
             pass
     LOGGER.info("stopped")

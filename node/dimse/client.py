@@ -47,7 +47,7 @@ class Receiver:
     received: dict[str, Path] = field(default_factory=dict)
 
     def __enter__(self) -> Receiver:
-        from node.dimse.server import STORAGE_CLASSES, TRANSFER_SYNTAXES
+        from node.dimse.models import STORAGE_CLASSES, TRANSFER_SYNTAXES
 
         entity = AE(self.ae_title)
         entity.maximum_pdu_size = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.config import Peer, RenditionPolicy, Settings, Verb
+from node.config import Peer, RenditionPolicy, Settings, Verb, WireSyntax
 
 
 class Peers:
@@ -27,6 +27,11 @@ class Peers:
         """Which encoding that AE title gets."""
         peer = self._settings.peer(ae_title)
         return RenditionPolicy.ORIGINAL if peer is None else peer.rendition
+
+    def transfer_syntaxes(self, ae_title: str) -> tuple[WireSyntax, ...]:
+        """What that AE title would rather get, best first; empty where config.yaml does not say."""
+        peer = self._settings.peer(ae_title)
+        return () if peer is None else peer.transfer_syntaxes
 
     def destination(self, ae_title: str) -> Peer | None:
         """The peer to move to, where it is known and has an address."""

@@ -6,7 +6,9 @@ image is being made the requester gets pending responses; a cancel is honoured b
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from node.archive.retrieve import Choice, Retrieve, Sendable, discard
 from node.archive.selection import select
 from node.config import Peer
 from node.dimse.models import ROOTS
+from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
 from node.dimse.sender import Channel, Destination
 from node.dimse.status import (
@@ -31,9 +34,10 @@ from node.dimse.status import (
     QUERY_ERRORS,
     SUBOPERATIONS_FAILED,
     SUCCESS,
+    for_log,
     of_error,
 )
-from node.dimse.wire import ArchiveEntity, Report
+from node.dimse.wire import Report
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.levels import Level
@@ -105,11 +109,11 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
     except IdentifierError as error:
         yield _refusal(error)
         return
-    channel = Channel(event.assoc)
+    channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable)
 
 
-def handle_move(event: Any, services: Services, entity: ArchiveEntity) -> Iterator[Report]:
+def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[Report]:
     """C-MOVE: images go to a configured peer over an association of our own, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
@@ -125,14 +129,12 @@ def handle_move(event: Any, services: Services, entity: ArchiveEntity) -> Iterat
     except IdentifierError as error:
         yield _refusal(error)
         return
-    yield from _send_to(event, services, choices, entity, peer)
+    yield from _send_to(event, services, choices, outgoing, peer)
 
 
-def _send_to(
-    event: Any, services: Services, choices: list[Choice], entity: ArchiveEntity, peer: Peer
-) -> Iterator[Report]:
+def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Outgoing, peer: Peer) -> Iterator[Report]:
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
-    with Destination(entity, peer, choices, originator=caller, originator_id=message_id) as destination:
+    with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         yield from _send(event, services, choices, destination.channel, lambda: not event.assoc.is_established)
 
 
@@ -183,7 +185,9 @@ def _send(
         if requester_gone():
             discard(future)
             return
-        tally.count(choice, _send_one(services.retrieve, choice, future, channel))
+        fitting = _aside(functools.partial(_fitted, services.retrieve, choice, future, channel))
+        yield from _while_making(fitting, tally, services.keep_alive)
+        tally.count(choice, _send_one(choice, fitting, channel))
         if tally.remaining:
             yield tally.report(PENDING)
     yield tally.final()
@@ -196,21 +200,49 @@ def _while_making(future: Future[Sendable], tally: Tally, keep_alive: float) -> 
             future.exception(timeout=keep_alive)
             return
         except TimeoutError:
-            yield tally.report(PENDING)
+            try:
+                yield tally.report(PENDING)
+            except GeneratorExit:  # the requester has gone
+                discard(future)
+                raise
 
 
-def _send_one(
-    retrieve: Retrieve, choice: Choice, future: Future[Sendable], channel: Callable[[Choice], Channel]
-) -> int | None:
+def _aside(work: Callable[[], Sendable]) -> Future[Sendable]:
+    """Work in a thread of its own, so that this one can keep the requester informed."""
+    future: Future[Sendable] = Future()
+
+    def carry_out() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=carry_out, name="fitting", daemon=True).start()
+    return future
+
+
+def _fitted(
+    retrieve: Retrieve, choice: Choice, made: Future[Sendable], channel: Callable[[Choice], Channel]
+) -> Sendable:
+    """The image as this receiver takes it, its association open. Both may take long."""
+    sendable = made.result()
     try:
-        sendable = future.result()
+        return channel(choice).fitted(sendable, retrieve)
+    except BaseException:
+        sendable.close()
+        raise
+
+
+def _send_one(choice: Choice, fitting: Future[Sendable], channel: Callable[[Choice], Channel]) -> int | None:
+    try:
+        sendable = fitting.result()
     except Exception as error:  # noqa: BLE001 - one image that cannot be made is one failed sub-operation
-        LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, error)
+        LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     try:
-        return channel(choice).send(sendable, retrieve)
+        return channel(choice).store(sendable)
     except (LatentPacsError, OSError) as error:
-        LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, error)
+        LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     finally:
         sendable.close()

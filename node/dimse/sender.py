@@ -1,40 +1,46 @@
 """C-STORE as a sender: to a move destination, or back over the association of a C-GET.
 
-A file goes out as its bytes are where the receiver took its transfer syntax, else decompressed into explicit or
-implicit little endian.
+A file goes out in the best transfer syntax that the receiver took, by its peer entry in config.yaml: as its
+bytes are where that is the one, else encoded anew by a worker, without loss.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.retrieve import Choice, Retrieve, Sendable
-from node.config import Peer
-from node.dimse.wire import ArchiveEntity, keep_answers, send_at_once
-from storage.errors import LatentPacsError
+from node.config import Peer, WireSyntax
+from node.dimse.models import in_order
+from node.dimse.outgoing import DestinationUnavailable, Outgoing
+from node.dimse.wire import send_at_once
+from storage.errors import LatentPacsError, PixelError, Unparseable, WorkerDied
 
 LOGGER = logging.getLogger(__name__)
 
 _MAX_CONTEXTS = 128
-_NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-
-
-class DestinationUnavailable(LatentPacsError):
-    """The destination refused the association, dropped it, or took no suitable presentation context."""
 
 
 class Channel:
     """One established association on which images can be sent with C-STORE."""
 
-    def __init__(self, assoc: Association, *, originator: str = "", originator_id: int = 0) -> None:
+    def __init__(
+        self,
+        assoc: Association,
+        *,
+        prefers: tuple[WireSyntax, ...] = (),
+        originator: str = "",
+        originator_id: int = 0,
+    ) -> None:
         self._assoc, self._originator, self._originator_id = assoc, originator, originator_id
+        self._prefers = prefers
         self._message_id = 0
         self._unanswered = False
         send_at_once(assoc)
@@ -45,35 +51,35 @@ class Channel:
         and would wait a whole DIMSE timeout for the answer to the next one."""
         return not self._unanswered and bool(self._assoc.is_established)
 
-    def send(self, sendable: Sendable, retrieve: Retrieve) -> int:
-        """Send one file; the receiver's status.
+    def fitted(self, sendable: Sendable, retrieve: Retrieve) -> Sendable:
+        """The file in the best transfer syntax that the receiver took; ``sendable`` itself where it is that already.
 
-        Raises DestinationUnavailable where no context fits or no answer came. The caller closes ``sendable``.
+        May take long. Raises DestinationUnavailable where no context fits, else why no encoding does. The caller closes
+        what comes back, and ``sendable`` where nothing does.
         """
-        syntax = self._syntax_for(sendable)
-        if syntax == sendable.transfer_syntax_uid:
-            return self._store(sendable)
-        converted = retrieve.as_syntax(sendable, syntax)
-        try:
-            return self._store(converted)
-        finally:
-            converted.close()
+        failure: LatentPacsError | None = None
+        for syntax in self._syntaxes_for(sendable):
+            if syntax == sendable.transfer_syntax_uid:
+                return sendable
+            try:
+                return retrieve.as_syntax(sendable, UID(syntax))
+            except (PixelError, Unparseable, WorkerDied) as error:
+                failure = error  # pixels that this encoding does not fit
+        raise failure or DestinationUnavailable(
+            f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
+            f"{sendable.transfer_syntax_uid} or little endian"
+        )
 
-    def _syntax_for(self, sendable: Sendable) -> UID:
+    def _syntaxes_for(self, sendable: Sendable) -> list[str]:
         taken = {
             str(context.transfer_syntax[0])
             for context in self._assoc.accepted_contexts
             if context.abstract_syntax == sendable.sop_class_uid and context.as_scu
         }
-        for syntax in (UID(sendable.transfer_syntax_uid), *_NATIVE):
-            if str(syntax) in taken:
-                return syntax
-        raise DestinationUnavailable(
-            f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
-            f"{sendable.transfer_syntax_uid} or little endian"
-        )
+        return [syntax for syntax in in_order(self._prefers, sendable.transfer_syntax_uid) if syntax in taken]
 
-    def _store(self, sendable: Sendable) -> int:
+    def store(self, sendable: Sendable) -> int:
+        """Send a fitted file; the receiver's status. Raises DestinationUnavailable where no answer came."""
         if not self.usable:
             raise DestinationUnavailable("the association has ended")
         self._message_id = self._message_id % 65535 + 1
@@ -95,19 +101,20 @@ class Destination:
 
     def __init__(
         self,
-        entity: ArchiveEntity,
+        outgoing: Outgoing,
         peer: Peer,
         choices: Sequence[Choice],
         *,
         originator: str,
         originator_id: int,
     ) -> None:
-        self._entity, self._peer = entity, peer
+        self._outgoing, self._peer = outgoing, peer
         self._originator, self._originator_id = originator, originator_id
-        self._batches = _batches(choices)
+        self._batches = _batches(choices, peer.transfer_syntaxes)
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
         self._open: tuple[int, Channel, Association] | None = None
         self._refused: str | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Destination:
         return self
@@ -115,29 +122,38 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        with self._lock:
+            self._refused = "the request has ended"
+            self._close()
 
     def channel(self, choice: Choice) -> Channel:
-        """The association for one of the choices. Raises DestinationUnavailable."""
-        number = self._batch_of[id(choice)]
+        """The association for one of the choices. Raises DestinationUnavailable. May be called in another thread."""
+        with self._lock:
+            return self._channel(self._batch_of[id(choice)])
+
+    def _channel(self, number: int) -> Channel:
         if self._open is not None and self._open[0] == number and self._open[1].usable:
             return self._open[1]
         if self._refused is not None:
             raise DestinationUnavailable(self._refused)
         self._close()
         assoc = self._associate(self._batches[number])
-        channel = Channel(assoc, originator=self._originator, originator_id=self._originator_id)
+        channel = Channel(
+            assoc,
+            prefers=self._peer.transfer_syntaxes,
+            originator=self._originator,
+            originator_id=self._originator_id,
+        )
         self._open = (number, channel, assoc)
         return channel
 
     def _associate(self, batch: Sequence[Choice]) -> Association:
-        peer = self._peer
-        assoc = self._entity.associate(peer.host, peer.port, contexts=contexts_for(batch), ae_title=peer.ae_title)
-        if not assoc.is_established:
+        try:
+            assoc = self._outgoing.associate(self._peer, contexts_for(batch, self._peer.transfer_syntaxes))
+        except DestinationUnavailable as error:
             # asked once: a destination that is down would cost a timeout for every further image
-            self._refused = f"{peer.ae_title} at {peer.host}:{peer.port} did not accept an association"
-            raise DestinationUnavailable(self._refused)
-        keep_answers(assoc)
+            self._refused = str(error)
+            raise
         assoc.network_timeout = None  # it is idle while an image is being made, and that is no fault
         return assoc
 
@@ -149,36 +165,31 @@ class Destination:
             self._open = None
 
 
-def contexts_for(choices: Sequence[Choice]) -> list[PresentationContext]:
+def contexts_for(choices: Sequence[Choice], prefers: tuple[WireSyntax, ...] = ()) -> list[PresentationContext]:
     """One context per SOP class and transfer syntax that these images can go out in."""
-    wanted = dict.fromkeys(pair for choice in choices for pair in _wanted(choice))
+    wanted = dict.fromkeys(pair for choice in choices for pair in _wanted(choice, prefers))
     return [build_context(UID(sop_class), UID(syntax)) for sop_class, syntax in wanted]
 
 
-def _wanted(choice: Choice) -> list[tuple[str, str]]:
-    """(SOP class, transfer syntax): as the file is, as its fall-back is, and little endian.
+def _wanted(choice: Choice, prefers: tuple[WireSyntax, ...]) -> list[tuple[str, str]]:
+    """(SOP class, transfer syntax): as the peer prefers, as the file is, as its fall-back is, and little endian.
 
     A context each, so that the receiver cannot choose one syntax for files that come in several.
     """
-    syntaxes = dict.fromkeys(
-        [
-            choice.transfer_syntax_uid,
-            choice.instance.transfer_syntax_uid,
-            *(str(syntax) for syntax in _NATIVE),
-        ]
-    )
+    held = (choice.transfer_syntax_uid, choice.instance.transfer_syntax_uid)
+    syntaxes = dict.fromkeys(syntax for original in held for syntax in in_order(prefers, original))
     return [(choice.sop_class_uid, syntax) for syntax in syntaxes]
 
 
-def _batches(choices: Sequence[Choice]) -> list[list[Choice]]:
+def _batches(choices: Sequence[Choice], prefers: tuple[WireSyntax, ...]) -> list[list[Choice]]:
     """Runs of choices whose contexts fit one association (PS3.8 7.1.1.13: at most 128)."""
     batches: list[list[Choice]] = [[]]
     wanted: set[tuple[str, str]] = set()
     for choice in choices:
-        with_this = wanted.union(_wanted(choice))
+        with_this = wanted.union(_wanted(choice, prefers))
         if len(with_this) > _MAX_CONTEXTS:
             batches.append([])
-            with_this = set(_wanted(choice))
+            with_this = set(_wanted(choice, prefers))
         wanted = with_this
         batches[-1].append(choice)
     return batches

@@ -12,31 +12,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import AllTransferSyntaxes, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AllStoragePresentationContexts, evt
+from pynetdicom import evt
+from pynetdicom.presentation import PresentationContext, build_context
 
+from node.archive.commitment import Committer
 from node.archive.ingest import Ingest
-from node.config import NodeSettings
+from node.config import Settings
 from node.dimse import wire
+from node.dimse.admission import Admission
+from node.dimse.commitment import Notifier, handle_action
 from node.dimse.find import Search, handle_find
-from node.dimse.models import ROOTS, VERIFICATION
+from node.dimse.listener import Listener
+from node.dimse.models import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
+from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services, handle_get, handle_move
+from node.dimse.spool import Allowance
 from node.dimse.status import NOT_AUTHORIZED, SUCCESS
 from node.dimse.store import handle_store
+from node.dimse.tls import server_context
 from storage.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from storage.index.commitments import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 1.0
 """An association without an operation for this long is idle, and may be ended at a stop."""
-
-STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
-TRANSFER_SYNTAXES = tuple(
-    dict.fromkeys(str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes))
-)
-"""Every transfer syntax that pydicom knows is accepted and kept verbatim. Where one presentation context proposes
-several, the first of these that it has is taken: explicit VR loses nothing, and every peer can encode it."""
 
 
 @dataclass(frozen=True)
@@ -47,38 +48,99 @@ class Door:
     search: Search
     services: Services
     peers: Peers
+    check_room: Callable[[], None]
+    commitments: Commitments
+    committer: Committer
 
 
 class Server:
-    """Listens for associations until stopped. ``port`` is known after ``start`` (0 in config.yaml: any free one)."""
+    """Listens for associations until stopped. Ports are known after ``start`` (0 in config.yaml: any free one).
 
-    def __init__(self, settings: NodeSettings, door: Door, spool: Path) -> None:
+    Raises ConfigError where a file for TLS cannot be used.
+    """
+
+    def __init__(self, settings: Settings, door: Door, spool: Path) -> None:
         wire.install()
-        self._settings, self._door = settings, door
-        self.entity = _entity(settings, spool)
+        self._settings, self._door, self._peer = settings.node, door, settings.peer
+        self._tls = settings.tls
+        self._tls_context = server_context(settings.tls) if settings.tls.listens else None
+        self.entity = _entity(settings, spool, self._allowance)
+        self._outgoing = Outgoing(self.entity, settings)
+        self._notifier = Notifier(settings, door.commitments, door.committer, self._outgoing)
+        self.entity.after_action = self._notifier.answered
+        self._admission = Admission(settings)
         self._in_flight = _InFlight()
-        self._listener: Any = None
+        self._listeners: list[Listener] = []
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._end_overdue, name="association watch", daemon=True)
 
     @property
     def port(self) -> int:
-        return int(self._listener.server_address[1])
+        """Where it listens without TLS."""
+        return next(listener.port for listener in self._listeners if listener.tls is None)
+
+    @property
+    def tls_port(self) -> int:
+        """Where it listens for TLS."""
+        return next(listener.port for listener in self._listeners if listener.tls is not None)
+
+    @property
+    def ports(self) -> str:
+        """All of them, for people."""
+        return " and ".join(f"{one.port} (TLS)" if one.tls else str(one.port) for one in self._listeners)
 
     def start(self) -> None:
-        """Start listening. Raises OSError where the port is taken."""
-        address = (self._settings.host, self._settings.port)
-        self._listener = self.entity.start_server(address, block=False, evt_handlers=self._handlers())
+        """Start listening. Raises OSError where a port is taken."""
+        host, handlers = self._settings.host, self._handlers()
+        if not self._tls.only:
+            self._listeners.append(Listener(self.entity, (host, self._settings.port), handlers))
+        if self._tls_context is not None:
+            self._listeners.append(Listener(self.entity, (host, self._tls.port), handlers, self._tls_context))
+        for listener in self._listeners:
+            listener.start()
+        self._notifier.start()
+        self._watch.start()
 
     def stop(self) -> None:
         """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest."""
-        if self._listener is None:
+        listeners, self._listeners = self._listeners, []
+        if not self._watch.is_alive():
+            for listener in listeners:  # never started, since another port was taken
+                listener.server_close()
             return
-        self._listener.shutdown()
+        self._stopping.set()
+        for listener in listeners:
+            listener.shutdown()
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and self._busy():
             time.sleep(0.05)
+        self._notifier.stop()
         self.entity.shutdown()
-        self._listener.server_close()
-        self._listener = None
+        self._watch.join()
+
+    def _prefer(self, event: Any) -> None:
+        """Where the caller wants to get images (it proposes to be their SCP), its preferred syntaxes come first."""
+        assoc = event.assoc
+        peer = self._peer(str(assoc.requestor.primitive.calling_ae_title))
+        if peer is None or not peer.transfer_syntaxes or not assoc.is_acceptor or assoc.is_rejected:
+            return
+        order = tuple(dict.fromkeys((*in_order(peer.transfer_syntaxes, TRANSFER_SYNTAXES[0]), *TRANSFER_SYNTAXES)))
+        gets = {str(uid) for uid, role in assoc.requestor.role_selection.items() if role.scp_role}
+        offered = assoc.acceptor.supported_contexts
+        assoc.acceptor.supported_contexts = [
+            _reordered(context, order) if str(context.abstract_syntax) in gets else context for context in offered
+        ]
+
+    def _allowance(self, assoc: Any) -> Allowance:
+        may_store = self._door.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        return Allowance(self._settings.max_instance if may_store else 0, self._door.check_room)
+
+    def _end_overdue(self) -> None:
+        while not self._stopping.wait(timeout=0.5):
+            for assoc in self._admission.overdue():
+                LOGGER.warning("association of %s ended: open for too long", assoc.requestor.ae_title)
+                # blocks until the peer has gone or a timer has run out
+                threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
     def _busy(self) -> bool:
         """True while an association works: an operation runs or has just run, or a data set is arriving."""
@@ -100,8 +162,14 @@ class Server:
             (evt.EVT_C_GET, flight.walk(functools.partial(handle_get, services=services))),
             (
                 evt.EVT_C_MOVE,
-                flight.walk(functools.partial(handle_move, services=services, entity=self.entity)),
+                flight.walk(functools.partial(handle_move, services=services, outgoing=self._outgoing)),
             ),
+            (
+                evt.EVT_N_ACTION,
+                flight.call(functools.partial(handle_action, notifier=self._notifier, peers=door.peers)),
+            ),
+            (evt.EVT_REQUESTED, self._admission.requested),
+            (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 
@@ -114,8 +182,9 @@ def _handle_echo(event: Any, peers: Peers) -> int:
     return SUCCESS if peers.may(peers.calling(event), "echo") else NOT_AUTHORIZED
 
 
-def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
-    entity = wire.ArchiveEntity(settings.ae_title, spool)
+def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:
+    settings = of.node
+    entity = wire.ArchiveEntity(settings.ae_title, spool, allowance)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
@@ -123,14 +192,24 @@ def _entity(settings: NodeSettings, spool: Path) -> wire.ArchiveEntity:
     entity.maximum_pdu_size = settings.max_pdu
     entity.network_timeout = settings.network_timeout
     entity.dimse_timeout = settings.dimse_timeout
-    entity.acse_timeout = min(30.0, settings.network_timeout)
+    entity.acse_timeout = entity.connection_timeout = min(30.0, settings.network_timeout)
     entity.add_supported_context(VERIFICATION)
+    if of.commitment.offered:
+        entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=False)
     for model in ROOTS:
         entity.add_supported_context(model)
-    for sop_class in STORAGE_CLASSES:
+    wire.know_storage_classes(settings.storage_classes)
+    for sop_class in dict.fromkeys((*STORAGE_CLASSES, *settings.storage_classes)):
         # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
         entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
     return entity
+
+
+def _reordered(context: PresentationContext, order: tuple[str, ...]) -> PresentationContext:
+    assert context.abstract_syntax is not None
+    made = build_context(context.abstract_syntax, list(order))
+    made.scu_role, made.scp_role = context.scu_role, context.scp_role
+    return made
 
 
 class _InFlight:

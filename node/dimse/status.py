@@ -9,7 +9,9 @@ from pydicom import Dataset
 from node.archive.query import IdentifierError
 from storage.errors import (
     ClassMismatch,
+    DataSetError,
     Duplicate,
+    InstanceTooLarge,
     InvalidUid,
     LatentPacsError,
     MissingUid,
@@ -39,6 +41,7 @@ class Meaning:
 
 STORE_ERRORS: dict[type[Exception], Meaning] = {
     StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
+    InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive takes"),
     ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
     InvalidUid: Meaning(0x0117, "Invalid SOP instance: a UID that PS3.5 9.1 does not allow"),
     MissingUid: Meaning(0xC001, "SOP Class, SOP Instance, Study or Series Instance UID missing"),
@@ -49,6 +52,17 @@ STORE_ERRORS: dict[type[Exception], Meaning] = {
 QUERY_ERRORS: dict[type[Exception], Meaning] = {
     IdentifierError: Meaning(0xA900, "Identifier does not match the SOP class"),
 }
+
+ACTION_ERRORS = {
+    0x0106: Meaning(0x0106, "Transaction UID, or a referenced UID, is not valid"),
+    0x0110: Meaning(0x0110, "Processing failure; the node's log says why"),
+    0x0112: Meaning(0x0112, "The SOP instance asked is not 1.2.840.10008.1.20.1.1"),
+    0x0115: Meaning(0x0115, "Action Information cannot be read"),
+    0x0120: Meaning(0x0120, "Transaction UID or Referenced SOP Sequence is missing or empty"),
+    0x0123: Meaning(0x0123, "The action type is not 1"),
+    0x0213: Meaning(0x0213, "Resource limitation: disk or database full"),
+}
+"""N-ACTION of storage commitment (PS3.7 10.1.4.1.10)."""
 
 OTHER_ERROR = Meaning(UNABLE_TO_PROCESS, "Unable to process; the node's log says why")
 
@@ -69,3 +83,9 @@ def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset
             return response(meaning.code, str(error))
     comment = str(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
     return response(OTHER_ERROR.code, comment)
+
+
+def for_log(error: Exception) -> str:
+    """What our log may say of an error. One of a data set may quote its values, and any value may name a patient;
+    the peer, whose values they are, gets the whole sentence as Error Comment."""
+    return type(error).__name__ if isinstance(error, DataSetError) else str(error)

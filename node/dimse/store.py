@@ -9,7 +9,7 @@ from pydicom import Dataset
 
 from node.archive.ingest import Ingest
 from node.dimse.peers import Peers
-from node.dimse.status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, of_error, response
+from node.dimse.status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, for_log, of_error, response
 from storage.errors import LatentPacsError
 
 LOGGER = logging.getLogger(__name__)
@@ -20,8 +20,11 @@ def handle_store(event: Any, ingest: Ingest, peers: Peers) -> Dataset:
     caller = peers.calling(event)
     if not peers.may(caller, "store"):
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
-    event.request._dataset_file.flush()
+    arrived = event.request._dataset_file
+    arrived.flush()
     try:
+        if arrived.refused is not None:
+            raise arrived.refused
         receipt = ingest.receive(
             event.dataset_path,
             sop_class=str(event.request.AffectedSOPClassUID),
@@ -29,7 +32,7 @@ def handle_store(event: Any, ingest: Ingest, peers: Peers) -> Dataset:
             calling_aet=caller,
         )
     except LatentPacsError as error:
-        LOGGER.warning("refused an object from %s: %s", caller, error)
+        LOGGER.warning("refused an object from %s: %s", caller, for_log(error))
         return of_error(error, STORE_ERRORS)
     except Exception as error:
         LOGGER.exception("store from %s failed", caller)

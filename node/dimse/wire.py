@@ -9,6 +9,10 @@
 4. Small messages wait for each other (Nagle's algorithm).
 5. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
 6. A requestor's own reactor thread can take the answer that a ``send_*`` method waits for.
+7. A command set or identifier is collected in memory however long it is, and an error while a message is decoded
+   leaves the association half dead.
+8. A handler cannot do anything after its response, and a report on the same association loses a request that comes
+   meanwhile.
 
 Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
 """
@@ -17,11 +21,13 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,20 +35,37 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.uid import UID
 from pynetdicom import AE, _config, dimse_messages, evt
-from pynetdicom.dimse_primitives import C_GET, C_MOVE
+from pynetdicom.dimse_primitives import C_GET, C_MOVE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
-from pynetdicom.service_class import QueryRetrieveServiceClass
+from pynetdicom.service_class import QueryRetrieveServiceClass, StorageServiceClass
+from pynetdicom.service_class_n import StorageCommitmentServiceClass
+from pynetdicom.sop_class import register_uid, uid_to_service_class
+
+from node.dimse.listener import BoundedSocket
+from node.dimse.spool import Allowance, SpoolFile
 
 LOGGER = logging.getLogger(__name__)
 
 
 class ArchiveEntity(AE):
-    """Our application entity: an AE with a spool folder on the store's file system."""
+    """Our application entity: an AE with a spool folder on the store's file system.
 
-    def __init__(self, ae_title: str, spool: Path) -> None:
+    ``allowance``: what an association may bring. ``after_action``: called with an association when the response to an
+    N-ACTION has been sent on it, in its own thread.
+    """
+
+    def __init__(self, ae_title: str, spool: Path, allowance: Callable[[Any], Allowance]) -> None:
         super().__init__(ae_title)
-        self.spool = spool
+        self.spool, self.allowance = spool, allowance
+        self.after_action: Callable[[Any], None] = lambda assoc: None
+
+    def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> BoundedSocket:
+        """For the associations that we open: as those of callers, bounded."""
+        made = BoundedSocket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
 
 
 @dataclass(frozen=True)
@@ -69,9 +92,18 @@ def install() -> None:
         return
     for name, event in (("_get_scp", evt.EVT_C_GET), ("_move_scp", evt.EVT_C_MOVE)):
         setattr(QueryRetrieveServiceClass, name, _service(event, getattr(QueryRetrieveServiceClass, name)))
+    commit: Any = StorageCommitmentServiceClass
+    commit.SCP = _following(commit.SCP)
     decoder.DIMSEMessage.decode_msg = _spooling(decoder.DIMSEMessage.decode_msg)
     decoder.NamedTemporaryFile = _spool_file
     decoder._config = _SpoolingConfig()
+
+
+def know_storage_classes(uids: Iterable[str]) -> None:
+    """Serve C-STORE for these SOP classes too, in this process; pynetdicom aborts where it does not know one."""
+    for uid in uids:
+        if uid_to_service_class(uid) is not StorageServiceClass:
+            register_uid(uid, f"Configured_{uid.replace('.', '_')}", StorageServiceClass)
 
 
 # --- 1. retrieve services -------------------------------------------------------------------------------------
@@ -116,6 +148,55 @@ def _message(request: Any, report: Report, context: Any) -> Any:
         encoded = encode(identifier, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
         message.Identifier = BytesIO(encoded or b"")
     return message
+
+
+# --- 8. what follows an N-ACTION --------------------------------------------------------------------------------
+
+
+def _following(original: Callable[..., None]) -> Callable[..., None]:
+    def serve(self: Any, request: Any, context: Any) -> None:
+        original(self, request, context)
+        if isinstance(self.assoc.ae, ArchiveEntity):
+            self.assoc.ae.after_action(self.assoc)
+
+    return serve
+
+
+def report_event(assoc: Any, event_type: int, sop_class: str, sop_instance: str, information: Dataset) -> int | None:
+    """N-EVENT-REPORT on an association that a peer opened, from that association's own thread; the peer's status.
+
+    None where it did not answer, or wants to release. Requests that come meanwhile stay in line.
+    """
+    context = next(one for one in assoc.accepted_contexts if one.abstract_syntax == sop_class)
+    syntax = context.transfer_syntax[0]
+    message: Any = N_EVENT_REPORT()
+    message.MessageID = 1
+    message.AffectedSOPClassUID, message.AffectedSOPInstanceUID = UID(sop_class), UID(sop_instance)
+    message.EventTypeID = event_type
+    encoded = encode(information, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+    message.EventInformation = BytesIO(encoded or b"")
+    assoc.dimse.send_msg(message, context.context_id)
+    waiting: list[Any] = []
+    status = _awaited(assoc, waiting)
+    arrived = assoc.dimse.msg_queue
+    with arrived.mutex:
+        arrived.queue.extendleft(reversed(waiting))
+    return status
+
+
+def _awaited(assoc: Any, waiting: list[Any]) -> int | None:
+    deadline = time.monotonic() + (assoc.dimse_timeout or 60)
+    while time.monotonic() < deadline and assoc.dul.is_alive():
+        try:
+            entry = assoc.dimse.msg_queue.get(timeout=0.1)
+        except queue.Empty:
+            if assoc.dul.peek_next_pdu() is not None:  # a release or an abort
+                return None
+            continue
+        if isinstance(entry[1], N_EVENT_REPORT) and entry[1].MessageIDBeingRespondedTo is not None:
+            return int(entry[1].Status or 0)
+        waiting.append(entry)
+    return None
 
 
 # --- 2. spooling ----------------------------------------------------------------------------------------------
@@ -176,9 +257,17 @@ def remove_association_spool(assoc: Any) -> None:
 
 def _spooling(original: Callable[..., bool]) -> Callable[..., bool]:
     def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        ours = assoc is not None and isinstance(assoc.ae, ArchiveEntity) and assoc.is_acceptor
-        _current.spool = association_spool(assoc) if ours else None
-        return original(self, primitive, assoc)
+        if assoc is None or not isinstance(assoc.ae, ArchiveEntity):
+            _current.association = None
+            return original(self, primitive, assoc)
+        _current.association = assoc if assoc.is_acceptor else None
+        try:
+            _check_size(self, primitive)
+            return original(self, primitive, assoc)
+        except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
+            LOGGER.error("message of %s cannot be decoded: %s", assoc.requestor.ae_title, type(error).__name__)
+            assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
+            return False
 
     return decode_msg
 
@@ -188,13 +277,29 @@ class _SpoolingConfig:
 
     def __getattr__(self, name: str) -> Any:
         if name == "STORE_RECV_CHUNKED_DATASET":
-            return getattr(_current, "spool", None) is not None
+            return getattr(_current, "association", None) is not None
         return getattr(_config, name)
 
 
 def _spool_file(**options: Any) -> Any:
-    spool: Path | None = getattr(_current, "spool", None)
-    if spool is None:
+    assoc = getattr(_current, "association", None)
+    if assoc is None:
         return tempfile.NamedTemporaryFile(**options)
+    spool = association_spool(assoc)
     spool.mkdir(parents=True, exist_ok=True)
-    return tempfile.NamedTemporaryFile(**options, dir=spool)
+    return SpoolFile(spool, assoc.ae.allowance(assoc))
+
+
+_MOST_COMMAND, _MOST_IDENTIFIER = 2**16, 2**24
+"""Bytes of a command set, and of a data set that is collected in memory: 65535 references take 10 MB."""
+
+
+def _check_size(message: Any, primitive: Any) -> None:
+    """Raises ValueError where a message that is collected in memory becomes larger than any real one."""
+    fragments = [data for _, data in primitive.presentation_data_value_list]
+    command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
+    identifier = message.data_set.tell()
+    if not message._data_set_file and not any(data[0] & 1 for data in fragments):
+        identifier += sum(map(len, fragments))  # beside a command it may belong to a file yet to be opened
+    if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
+        raise ValueError("command set or identifier too large")

@@ -64,7 +64,7 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class TranscodeRequest:
-    """Write ``source`` to ``target`` in a native little-endian transfer syntax."""
+    """Write ``source`` to ``target`` in another transfer syntax, native or lossless."""
 
     source: Path
     target: Path

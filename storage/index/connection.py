@@ -17,7 +17,7 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 def connect(url: str) -> Engine:
     """An engine for ``url``. On SQLite: WAL, synchronous FULL (a commit is on disk), foreign keys checked."""
-    engine = create_engine(url)
+    engine = create_engine(url, hide_parameters=True)  # they are patient data, and errors with them reach the log
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

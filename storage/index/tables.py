@@ -194,3 +194,31 @@ damage = Table(
     Column("closed_at", Float, nullable=True),
     Column("outcome", Text, nullable=False),
 )
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("transaction_uid", _text(64), nullable=False, index=True),
+    Column("calling_aet", String(16), nullable=False),
+    Column("items", JSON, nullable=False),
+    Column("duplicate", Integer, nullable=False),
+    Column("report", JSON, nullable=True),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Float, nullable=False),
+    Column("lease_owner", String(100), nullable=True),
+    Column("lease_until", Float, nullable=True),
+    Column("asked_at", DateTime, nullable=False),
+    Column("done_at", DateTime, nullable=True),
+    Index("ix_commitment_state_due", "state", "due"),
+)
+
+pin = Table(
+    "pin",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
+    Column("commitment_key", ForeignKey("commitment.key"), nullable=False),
+    Column("until", Float, nullable=True),
+)

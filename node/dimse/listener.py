@@ -1,0 +1,181 @@
+"""Taking connections where pynetdicom 3.0 would let one caller stop or fill us; undocumented, as is wire.py.
+
+1. Its TLS handshake runs in the thread that accepts: one silent caller would lock out all others. Here it has a thread
+   of its own and a time limit.
+2. It reads as many bytes as a PDU announces, up to 4 GiB, into memory, and waits for them for ever. Here a PDU has a
+   size and a time; so has sending to a peer that does not read.
+3. Connections that never ask for an association do not count for it. Here they do.
+4. Over TLS 1.3 it takes a session ticket for the beginning of a PDU, and neither sends nor receives until one comes.
+5. It copies every presentation context for each association, which takes 80 ms with those of an archive.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from typing import Any
+
+from pynetdicom import evt
+from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+
+LOGGER = logging.getLogger(__name__)
+
+_SMALLEST_LIMIT = 2**20
+"""An A-ASSOCIATE-RQ, 128 contexts with every transfer syntax there is, takes half of this."""
+
+_WAITING = 64
+"""Connections beyond the associations allowed: they are told that there are too many, by DICOM."""
+
+
+class BoundedSocket(AssociationSocket):
+    """A connection on which a PDU has a size and a time limit."""
+
+    _first = b""
+    """What ``ready`` has read already."""
+
+    @property
+    def ready(self) -> bool:
+        """True where a PDU has begun to arrive. Over TLS, bytes may be there that are none: session tickets of TLS 1.3;
+        reading on would wait for a PDU, and nothing could be sent meanwhile."""
+        if self._first:
+            return True
+        arrived = super().ready
+        connection: Any = self.socket
+        if not arrived or not isinstance(connection, ssl.SSLSocket) or connection.pending():
+            return arrived
+        try:
+            connection.settimeout(0)
+            self._first = connection.recv(1)
+        except ssl.SSLWantReadError:
+            return False
+        except OSError:
+            self.event_queue.put("Evt17")
+            return False
+        return True  # nothing read: the peer closed, and recv will see it too
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """That many bytes, or fewer where the peer closed. Raises OSError where they are too many or too slow."""
+        if nr_bytes > self._limit:
+            raise OSError(f"a PDU of {nr_bytes} bytes, {self._limit} are taken at most")
+        connection: Any = self.socket
+        patience = self._patience
+        deadline = None if patience is None else time.monotonic() + patience
+        buffer = bytearray(nr_bytes)
+        read = min(len(self._first), nr_bytes)
+        buffer[:read], self._first = self._first[:read], self._first[read:]
+        with memoryview(buffer) as view:
+            while read < nr_bytes:
+                connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+                got = connection.recv_into(view[read:])
+                if not got:
+                    break
+                read += got
+        return buffer[:read] if read < nr_bytes else buffer
+
+    def send(self, bytestream: bytes) -> None:
+        """All of it, or the connection counts as closed."""
+        connection: Any = self.socket
+        try:
+            connection.settimeout(self._patience)
+            connection.sendall(bytestream)
+            evt.trigger(self.assoc, evt.EVT_DATA_SENT, {"data": bytestream})
+        except Exception as error:  # noqa: BLE001 - as pynetdicom's own: whatever it was, the connection is of no use
+            LOGGER.info("connection to %s lost while sending: %s", self.assoc.remote.get("address"), error)
+            self.event_queue.put("Evt17")
+
+    @property
+    def _limit(self) -> int:
+        own: Any = self.assoc.acceptor if self.assoc.is_acceptor else self.assoc.requestor
+        if not self.assoc.is_established:
+            return _SMALLEST_LIMIT
+        return max(own.maximum_length, _SMALLEST_LIMIT) if own.maximum_length else 2**32
+
+    @property
+    def _patience(self) -> float | None:
+        return self.assoc.ae.network_timeout
+
+
+class _Caller(RequestHandler):
+    """One connection, in a thread of its own."""
+
+    server: Listener
+
+    def handle(self) -> None:
+        if self.server.tls is not None and not self._secured(self.server.tls):
+            return
+        super().handle()
+
+    def _secured(self, context: ssl.SSLContext) -> bool:
+        connection: Any = self.request
+        connection.settimeout(self.server.patience)
+        try:
+            with self.server.shaking_hands():
+                self.request = context.wrap_socket(connection, server_side=True)
+        except (OSError, ValueError) as error:  # SSLError and TimeoutError are OSErrors
+            LOGGER.warning("no TLS with %s: %s", self.client_address[0], error)
+            connection.close()
+            return False
+        return True
+
+    def _create_association(self) -> Any:
+        assoc = super()._create_association()
+        assoc.acceptor.supported_contexts = self.server.offered
+        # it is connected and has told the state machine so; a second one would tell it again
+        assoc.dul.socket.__class__ = BoundedSocket
+        return assoc
+
+
+class Listener(ThreadedAssociationServer):
+    """Listens on one port, for TLS where ``tls`` is given. ``patience``: seconds for a TLS handshake."""
+
+    def __init__(
+        self, entity: Any, address: tuple[str, int], handlers: list[Any], tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.tls, self.patience = tls, float(entity.acse_timeout)
+        self.offered = entity.supported_contexts
+        self._entity = entity
+        self._lock = threading.Lock()
+        self._shaking = 0
+        super().__init__(entity, address, entity.ae_title, [], None, evt_handlers=handlers, request_handler=_Caller)
+        entity._servers.append(self)
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    def start(self) -> None:
+        """Take connections, in a thread of its own."""
+        threading.Thread(target=self.serve_forever, name="listener", daemon=True).start()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """False closes the connection: there are too many to be told so by DICOM."""
+        waiting = self._shaking + len(self._entity.active_associations)
+        if waiting < self._entity.maximum_associations + _WAITING:
+            return True
+        LOGGER.warning("closed a connection from %s: %s are open", client_address[0], waiting)
+        return False
+
+    def shaking_hands(self) -> _Count:
+        """Counts a TLS handshake while it lasts."""
+        return _Count(self)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """socketserver would print it."""
+        LOGGER.exception("connection from %s failed", client_address[0])
+
+    def count(self, by: int) -> None:
+        with self._lock:
+            self._shaking += by
+
+
+class _Count:
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def __enter__(self) -> None:
+        self._listener.count(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.count(-1)

@@ -1,0 +1,84 @@
+"""A data set that is arriving, as a file that never grows beyond what its sender may store here.
+
+What is refused is thrown away as it comes, so that the answer can be the right status and the disk stays free.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage.errors import InstanceTooLarge, LatentPacsError, StoreFull
+
+_CHECK_EVERY = 16 * 2**20
+_META = 4096
+"""Room for preamble and file meta information, which are ours and not the sender's."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What one association may bring: bytes per instance, and a look at the disk that raises StoreFull."""
+
+    most: int
+    check_room: Callable[[], None]
+
+
+class SpoolFile:
+    """What pynetdicom takes for a ``NamedTemporaryFile``. ``refused`` says why nothing more was written."""
+
+    def __init__(self, folder: Path, allowance: Allowance) -> None:
+        handle, self.name = tempfile.mkstemp(dir=folder, suffix=".dcm")
+        self._out = os.fdopen(handle, "wb")
+        self._allowance = allowance
+        self._size = self._checked = 0
+        self.refused: LatentPacsError | None = None
+
+    @property
+    def file(self) -> SpoolFile:
+        """pynetdicom flushes the file inside after each fragment."""
+        return self
+
+    def write(self, data: bytes) -> int:
+        if self.refused is None:
+            self._size += len(data)
+            try:
+                self._check()
+                self._out.write(data)
+            except LatentPacsError as error:
+                self._refuse(error)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                self._refuse(StoreFull(f"no room for the arriving instance: {error.strerror}"))
+        return len(data)
+
+    def flush(self) -> None:
+        if self.refused is None:
+            try:
+                self._out.flush()
+            except OSError as error:
+                self._refuse(StoreFull(f"no room for the arriving instance: {error.strerror}"))
+
+    def close(self) -> None:
+        try:
+            self._out.close()
+        except OSError as error:
+            self.refused = self.refused or StoreFull(f"no room for the arriving instance: {error.strerror}")
+
+    def _check(self) -> None:
+        if self._size > self._allowance.most + _META:
+            raise InstanceTooLarge(f"larger than the {self._allowance.most} bytes that are taken here")
+        if self._size - self._checked >= _CHECK_EVERY:
+            self._checked = self._size
+            self._allowance.check_room()
+
+    def _refuse(self, error: LatentPacsError) -> None:
+        self.refused = error
+        with suppress(OSError):  # what was buffered may have no room either
+            self._out.close()
+        os.truncate(self.name, 0)

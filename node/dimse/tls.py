@@ -1,0 +1,71 @@
+"""TLS by the BCP 195 RFC 8996, 9325 profile (PS3.15 B.12): what we show, ask for and speak."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, NoReturn
+
+from node.config import Peer, TlsSettings
+from storage.errors import ConfigError
+
+CIPHERS = (
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+)
+"""Those of TLS 1.2 that RFC 9325 section 4.2 recommends: ephemeral keys and authenticated encryption. TLS 1.3 has no
+others."""
+
+ANY_NAME = "*"
+"""``tls_name`` of a peer whose certificate may carry any name."""
+
+
+def server_context(settings: TlsSettings) -> ssl.SSLContext:
+    """What we are to callers. Raises ConfigError where a file cannot be used."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, settings)
+    if settings.ca:
+        required = settings.clients == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+    return context
+
+
+def client_context(settings: TlsSettings, peer: Peer) -> tuple[ssl.SSLContext, str]:
+    """What we are to a peer that we call, and the name that its certificate must carry. Raises ConfigError."""
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, settings)
+    if not settings.ca:
+        context.load_default_certs()
+    if peer.tls_name == ANY_NAME:
+        context.check_hostname = False
+        return context, peer.host
+    return context, peer.tls_name or peer.host
+
+
+def names_in(certificate: dict[str, Any]) -> set[str]:
+    """The names of a verified certificate, as ``SSLSocket.getpeercert`` gives it: alternative names and common name."""
+    names = {value.lower() for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")}
+    for part in certificate.get("subject", ()):
+        names |= {value.lower() for key, value in part if key == "commonName"}
+    return names
+
+
+def _context(protocol: Any, settings: TlsSettings) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if settings.minimum == "1.3" else ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(":".join(CIPHERS))
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    if settings.certificate:
+        try:
+            context.load_cert_chain(settings.certificate, settings.key, password=_no_password)
+        except OSError as error:  # SSLError is one
+            raise ConfigError(f"tls.certificate {settings.certificate} with tls.key cannot be used: {error}") from error
+    if settings.ca:
+        try:
+            context.load_verify_locations(settings.ca)
+        except OSError as error:
+            raise ConfigError(f"tls.ca {settings.ca} cannot be used: {error}") from error
+    return context
+
+
+def _no_password() -> NoReturn:
+    raise ConfigError("tls.key is encrypted; a server that starts by itself needs a key without password, mode 0600")
