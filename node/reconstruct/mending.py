@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Box, Reference, Survey, Thresholds, judge, mends, resurvey, spots, survey
+from node.fidelity.specks import FAINTEST
 from node.reconstruct.engine import spotted
 from node.reconstruct.patches import CELL, Cells, Patches, cells_under, cut, pasted
 from node.reconstruct.points import REACH, Point, Points
@@ -76,11 +77,11 @@ def _spotted(
     reference: Reference, base: Base, output: Pixels, thresholds: Thresholds, found: Survey
 ) -> tuple[Pixels, Points | None, Survey]:
     """``output`` with the points that mend it, and the survey brought up to date. A point costs next to nothing, so
-    every speck that lost any contrast gets one, whatever share of it the gate would let go."""
+    every speck that is listed and lost any contrast gets one, whatever the gate would let go."""
     rows, columns = output.shape
     points, pixels = Points(rows, columns, ()), output
     for _ in range(_SPOT_ROUNDS):
-        wanted = spots(found, replace(thresholds, speck_kept=1.0))
+        wanted = spots(found, replace(thresholds, speck=FAINTEST, speck_kept=1.0))
         more = spots_for(reference, pixels, wanted) if len(wanted) else []
         if not more:
             break

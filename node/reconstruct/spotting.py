@@ -15,7 +15,7 @@ from node.reconstruct.points import REACH, SIGMAS, Point, level_of, profile
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
 
-_TO_SPARE = 1.03
+_TO_SPARE = 1.05
 """A speck is restored by a little more than it lacks, since heights are rounded and its neighbours pull too."""
 _UNLIKE = 4.0
 """Where the height that restores a speck's response is this many times what fits the residual best, or this part of it,
