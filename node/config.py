@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlparse
 
 import yaml
 from pydantic import (
@@ -48,8 +50,38 @@ def _ae_title(value: str) -> str:
     return value
 
 
+def _age(value: object) -> object:
+    """``forever`` as None, ``30d`` and the like as a span of time."""
+    if value is None or isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"\s*(\d+)\s*([hdwy])\s*", str(value).lower())
+    if str(value).strip().lower() == "forever":
+        return None
+    if match is None:
+        raise ValueError(f"{value!r} is no time to keep; write forever, or a number with h, d, w or y, such as 30d")
+    return timedelta(hours=int(match[1]) * _HOURS[match[2]])
+
+
+def _local_folder(value: object) -> object:
+    """A folder, as a path or a file:// URL; empty is none."""
+    if value is None or value == "":
+        return None
+    text = str(value)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    parsed = urlparse(text)
+    if scheme != "file" or parsed.netloc not in ("", "localhost") or not rest:
+        raise ValueError(f"{text!r} is not supported; give a folder, or its file:///absolute/path URL")
+    return Path(unquote(parsed.path))
+
+
+_HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
+
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
+Keep = Annotated[timedelta | None, BeforeValidator(_age)]
+LocalFolder = Annotated[Path | None, BeforeValidator(_local_folder)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -69,6 +101,8 @@ class Profile(StrEnum):
 
     BALANCED = "balanced"
     """Gate with the floor of the design; what does not pass stays exact."""
+    US_MQSA = "us-mqsa"
+    """As balanced; originals are never removed (MQSA: no lossy copy may be the retained image)."""
     PAPER = "paper"
     """arXiv 2310.05299 as published: measured, not gated; originals of such images are never purged."""
 
@@ -154,6 +188,7 @@ _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
     ),
     Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
 }
+_LADDERS[Profile.US_MQSA] = _LADDERS[Profile.BALANCED]
 
 
 class CodecSettings(_Section):
@@ -217,6 +252,12 @@ class ReconstructSettings(_Section):
     sd_x2: SdX2Settings = SdX2Settings()
 
 
+class OriginalsSettings(_Section):
+    coder: Literal["jpegxl", "jpegls", "htj2k", "none"] = "jpegxl"
+    keep: Keep = None
+    path: LocalFolder = None
+
+
 class ArchivistSettings(_Section):
     enabled: bool = True
     poll: float = Field(default=1.0, gt=0)
@@ -236,6 +277,7 @@ class Settings(_Section):
     eligibility: EligibilitySettings = EligibilitySettings()
     reconstruct: ReconstructSettings = ReconstructSettings()
     archivist: ArchivistSettings = ArchivistSettings()
+    originals: OriginalsSettings = OriginalsSettings()
 
     @model_validator(mode="after")
     def _titles_are_unique(self) -> Settings:
@@ -243,6 +285,14 @@ class Settings(_Section):
         twice = sorted({title for title in titles if titles.count(title) > 1})
         if twice:
             raise ValueError(f"peers: AE title {twice[0]} appears more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _originals_can_be_kept_so(self) -> Settings:
+        if self.codec.profile is Profile.US_MQSA and self.originals.keep is not None:
+            raise ValueError("originals.keep: profile us-mqsa keeps originals for ever; leave it at forever")
+        if self.originals.path and self.originals.path.resolve() == self.storage.root.resolve():
+            raise ValueError("originals.path is storage.root; leave it empty to keep originals there")
         return self
 
     def peer(self, ae_title: str) -> Peer | None:

@@ -12,8 +12,11 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 
+from node.archive.originals import Originals
 from node.archive.policy import why_exact
 from node.config import Settings
 from node.reconstruct.encoding import EncodeRequest, EncodeResult
@@ -30,10 +33,19 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Archivist:
-    """Works through the backlog. ``run`` is meant for a thread of its own; ``wake`` says that something arrived."""
+    """Works through the backlog, and does a step of ``otherwise`` where there is none. ``run`` is meant for a thread of its own; ``wake`` says that something arrived."""
 
-    def __init__(self, index: Index, store: ObjectStore, pool: WorkerPool, settings: Settings) -> None:
-        self._index, self._store, self._pool, self._settings = index, store, pool, settings
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        pool: WorkerPool,
+        settings: Settings,
+        otherwise: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._index, self._store, self._originals = index, store, originals
+        self._pool, self._settings, self._otherwise = pool, settings, otherwise
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._stopping = threading.Event()
         self._awake = threading.Event()
@@ -69,28 +81,28 @@ class Archivist:
 
     def _step_safely(self) -> bool:
         try:
-            return self.step()
+            return self.step() or self._otherwise()
         except Exception:
             LOGGER.exception("the archivist could not reach the index")
             return False
 
     def _settle(self, claim: Claim) -> None:
-        path = self._store.held(claim.original_digest)
-        with opened(path) as file:
-            reason = why_exact(file, file.header(), self._settings.eligibility)
-        if reason:
-            self._index.finish(claim, InstanceState.EXACT, reason)
-            return
-        result = self._encode(claim)
+        with self._originals.borrowed(claim.original_digest) as path:
+            with opened(path) as file:
+                reason = why_exact(file, file.header(), self._settings.eligibility)
+            if reason:
+                self._index.finish(claim, InstanceState.EXACT, reason)
+                return
+            result = self._encode(claim, path)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
             return
         self._keep(claim, result, result.made)
 
-    def _encode(self, claim: Claim) -> EncodeResult:
+    def _encode(self, claim: Claim, path: Path) -> EncodeResult:
         gate, codec = self._settings.gate, self._settings.codec
         request = EncodeRequest(
-            original=self._store.path(claim.original_digest),
+            original=path,
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
             ladder=codec.rungs,

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from storage import coders
+from storage.container import VERSION
 from storage.dicomfile import opened
 from storage.payload import (
-    VERSION,
     Base,
     Rendition,
     derived_uid,
