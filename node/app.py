@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from pydicom import Dataset
 
 from node.archive.archivist import Archivist
+from node.archive.custodian import Custodian
 from node.archive.identifier import Root
 from node.archive.ingest import Ingest
+from node.archive.originals import Originals
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
+from node.archive.retention import Retention
 from node.archive.retrieve import Retrieve
+from node.archive.trail import AuditTrail
 from node.config import RenditionPolicy, Settings
 from node.dimse.peers import Peers
-from node.dimse.retrieve import Services
+from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
-from node.reconstruct.pool import WorkerPool
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import ReconstructRequest, RestoreRequest
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.journal import Journal
 from storage.objects import ObjectStore
+from storage.originals import restore_original
+from storage.records import StoredRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,17 +51,26 @@ class Node:
         self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()
+        self.store.sweep_lent()
         self.index = Index.open(settings.storage.database_url)
+        stores = open_stores(settings, self.index, self.store)
+        self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
+        self.trail.recover()
         self.pool = WorkerPool(settings.reconstruct, name="reconstruct")
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
-        self.archivist = Archivist(self.index, self.store, self.pool, settings)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
-        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache)
+        self.originals = Originals(self.index, stores, cache, _restore_in(self.decoders))
+        self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
+        self.retention = Retention(self.index, stores, self.trail, settings, _render_in(self.pool, self.store))
+        self.archivist = Archivist(
+            self.index, self.store, self.originals, self.pool, settings, otherwise=self.custodian.step
+        )
+        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
         peers = Peers(settings)
         door = Door(
-            ingest=Ingest(self.index, self.store, self.decoders, self.archivist.wake),
+            ingest=Ingest(self.index, self.store, self.originals, self.decoders, self.archivist.wake),
             search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
-            services=Services(self.index, self.retrieve, peers, settings.node.keep_alive),
+            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive),
             peers=peers,
         )
         self.server = Server(settings.node, door, self.store.spool)
@@ -74,6 +95,7 @@ class Node:
     def stop(self) -> None:
         """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""
         self.archivist.stop()
+        self.custodian.stop()
         self.server.stop()
         self.retrieve.close()
         self.pool.close()
@@ -91,6 +113,74 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the command line works with on an archive, whether its node runs or not."""
+
+    index: Index
+    originals: Originals
+    retention: Retention
+    trail: AuditTrail
+
+
+@contextmanager
+def services(settings: Settings) -> Iterator[Services]:
+    """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
+    url = settings.storage.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
+    accept_odd_values()
+    index = Index.open(url)
+    try:
+        store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
+        stores = open_stores(settings, index, store)
+        trail = AuditTrail(index, Journal(settings.storage.root / "journal"))
+        with tempfile.TemporaryDirectory(dir=store.spool) as folder:
+            pool = WorkerPool(settings.reconstruct, name="reconstruct")
+            try:
+                originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
+                retention = Retention(index, stores, trail, settings, _render_in(pool, store))
+                yield Services(index, originals, retention, trail)
+            finally:
+                pool.close()
+    finally:
+        index.close()
+
+
+def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:
+    """The object stores by tier. Raises ConfigError where the cold one is not there though it holds originals."""
+    folder = settings.originals.path
+    if folder is None:
+        return {Tier.HOT: hot}
+    held = index.custody.totals().cold
+    if held and not (folder / "objects").is_dir():
+        raise ConfigError(f"originals.path {folder} should hold {held} originals and has no objects; is it mounted?")
+    try:
+        cold = ObjectStore(folder, min_free=settings.storage.min_free)
+        cold.sweep_lent()
+    except OSError as error:
+        raise ConfigError(f"originals.path {folder} cannot be used: {error.strerror}") from error
+    return {Tier.HOT: hot, Tier.COLD: cold}
+
+
+def _restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
+    def restore(packed: Path, original_digest: str, target: Path) -> None:
+        pool.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
+
+    return restore
+
+
+def _render_in(pool: WorkerPool, store: ObjectStore) -> Callable[[StoredRendition], None]:
+    """Renders into a file that nobody keeps: the worker compares the pixels with those that were verified."""
+
+    def render(rendition: StoredRendition) -> None:
+        with tempfile.NamedTemporaryFile(dir=store.spool) as target:
+            base, made = store.held(rendition.base_digest), store.held(rendition.rendition_digest)
+            pool.submit(ReconstructRequest(base, made, Path(target.name)), Priority.ARCHIVIST).result()
+
+    return render
 
 
 def _lock_root(store: ObjectStore) -> IO[bytes]:

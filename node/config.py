@@ -300,6 +300,14 @@ class Settings(_Section):
         return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)
 
 
+def keep_text(keep: timedelta | None) -> str:
+    """``originals.keep`` as config.yaml writes it."""
+    if keep is None:
+        return "forever"
+    hours = int(keep.total_seconds() // 3600)
+    return f"{hours // 24}d" if hours % 24 == 0 else f"{hours}h"
+
+
 def load(path: Path) -> Settings:
     """Read and check config.yaml. Raises ConfigError that names file, key and what would be right."""
     try:

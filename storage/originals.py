@@ -177,7 +177,7 @@ def unpack_original(packed: bytes) -> Iterator[bytes]:
     yield sections.get("tail", b"")
 
 
-def restore_original(packed: Path, target: Path, digest: str) -> None:
+def restore_original(packed: Path, digest: str, target: Path) -> None:
     """Write the received file to ``target``. Raises ObjectDamaged where its bytes do not have that SHA-256."""
     restored = hashlib.sha256()
     with target.open("wb") as out:

@@ -7,7 +7,6 @@ one model makes of one base, and what was measured.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 import zlib

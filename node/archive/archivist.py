@@ -33,7 +33,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Archivist:
-    """Works through the backlog, and does a step of ``otherwise`` where there is none. ``run`` is meant for a thread of its own; ``wake`` says that something arrived."""
+    """Works through the backlog, and does a step of ``otherwise`` where there is none.
+
+    ``run`` is meant for a thread of its own; ``wake`` says that something arrived.
+    """
 
     def __init__(
         self,

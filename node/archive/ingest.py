@@ -145,7 +145,6 @@ class Ingest:
         self._index.quarantine(new.original_digest, new.sop_instance_uid, new.calling_aet, reason)
         raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
 
-
     def _is_same(self, held: str, newcomer: str) -> bool:
         with self._originals.borrowed(held) as path:
             request = CompareRequest(path, self._store.path(newcomer))

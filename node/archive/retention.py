@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from node.archive.custodian import holds
 from node.archive.trail import AuditTrail
-from node.config import Profile, Settings
+from node.config import Profile, Settings, keep_text
 from storage.errors import LatentPacsError, PurgeRefused
 from storage.index import Index
 from storage.index.connection import now
@@ -95,15 +95,13 @@ class Retention:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
         kept: list[PurgeStep] = []
-        before = now() - keep
-        of, done, stopped = self._index.custody.purgeable_totals(before)[0], 0, False
-        for one in self._candidates(keep):
+        of, stopped = self._index.custody.purgeable_totals(now() - keep)[0], False
+        for done, one in enumerate(self._candidates(keep), 1):
             stopped = cancelled()
             if stopped:
                 break
             why = self._why_kept(one) or ("" if dry_run else self._remove(one, keep, who))
             (kept if why else purged).append(_step(one, why))
-            done += 1
             progress(done, max(of, done))
         return PurgeReport(dry_run, keep_text(keep), tuple(purged), tuple(kept), stopped)
 
@@ -183,14 +181,6 @@ class Retention:
             self._index.trail.append(failure)
             return RestoreStep(sop_instance_uid, "failed", 0, str(error))
         return RestoreStep(sop_instance_uid, "restored", held.object_bytes)
-
-
-def keep_text(keep: timedelta | None) -> str:
-    """``originals.keep`` as config.yaml writes it."""
-    if keep is None:
-        return "forever"
-    hours = int(keep.total_seconds() // 3600)
-    return f"{hours // 24}d" if hours % 24 == 0 else f"{hours}h"
 
 
 def _step(one: Purgeable, why: str) -> PurgeStep:

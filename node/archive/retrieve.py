@@ -82,10 +82,10 @@ def choose(instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[s
     rendition = instance.rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
-    by_original_uid = instance.sop_instance_uid in asked
-    if policy is RenditionPolicy.AUTO and rendition.derived_uid not in asked:
-        if by_original_uid or not instance.purged:  # who names a removed original hears that it is gone
-            return Choice(instance, None)
+    # who names a removed original by its UID hears that it is gone, rather than getting something else
+    wants_original = rendition.derived_uid not in asked and (instance.sop_instance_uid in asked or not instance.purged)
+    if policy is RenditionPolicy.AUTO and wants_original:
+        return Choice(instance, None)
     return Choice(instance, rendition)
 
 

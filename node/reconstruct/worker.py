@@ -138,7 +138,7 @@ def decode(request: DecodeRequest) -> str:
         request.target.write_bytes(pack_original(request.original, request.coder, request.original_digest))
         return ""
     if isinstance(request, RestoreRequest):
-        restore_original(request.packed, request.target, request.original_digest)
+        restore_original(request.packed, request.original_digest, request.target)
         return ""
     transcode(request.source, request.target, UID(request.transfer_syntax_uid))
     return ""

@@ -136,7 +136,9 @@ class Custody:
         """Note why an original is not packed; it is not tried again."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
-                _change(connection, claim.original, to_pack=0, note=note, lease_owner=None, lease_until=None, attempts=0)
+                _change(
+                    connection, claim.original, to_pack=0, note=note, lease_owner=None, lease_until=None, attempts=0
+                )
                 append_in(connection, entries)
 
     def moved(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
@@ -175,12 +177,16 @@ class Custody:
     def purgeable(self, held_before: datetime, *, after: int = 0, limit: int = 500) -> list[Purgeable]:
         """Originals that may be removed, by key from ``after`` on: verified, held since before, unpinned, unheld."""
         query = _with_levels(
-            _held(instance.c.sop_instance_uid, study.c.study_instance_uid, patient.c.patient_id, instance.c.rendition_key)
+            _held(
+                instance.c.sop_instance_uid, study.c.study_instance_uid, patient.c.patient_id, instance.c.rendition_key
+            )
         ).where(*_may_be_purged(held_before), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             keys = [row.rendition_key for row in rows]
-            renditions = {row.key: row for row in connection.execute(select(rendition).where(rendition.c.key.in_(keys)))}
+            renditions = {
+                row.key: row for row in connection.execute(select(rendition).where(rendition.c.key.in_(keys)))
+            }
         names = StoredRendition.__dataclass_fields__
         return [
             Purgeable(
@@ -316,7 +322,7 @@ def _held(*more: ColumnElement[Any]) -> Select[Any]:
     return select(*columns).select_from(original).join(instance, original.c.instance_key == instance.c.key)
 
 
-def _with_levels(query: Select[Any]) -> Select[Any]:
+def _with_levels(query: Any) -> Any:
     return (
         query.join(series, instance.c.series_key == series.c.key)
         .join(study, series.c.study_key == study.c.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, Row, and_, delete, func, insert, or_, select, update
@@ -86,16 +87,15 @@ class Holds:
 
     def replay(self, record: TrailRecord) -> None:
         """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
-        entry, at = record.entry, now().fromisoformat(record.at).replace(tzinfo=None)
+        entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
         number, _, reason = entry.detail.partition(": ")
         with writing(self._engine) as connection:
             if entry.action == "hold.add":
-                placed = {"kind": entry.level, "value": entry.uids[0], "reason": reason}
-                placed |= {"placed_by": entry.who, "placed_at": at, "released_by": "", "release_reason": ""}
-                connection.execute(insert(hold).values(key=int(number), **placed))
+                new = insert(hold).values(key=int(number), kind=entry.level, value=entry.uids[0], reason=reason)
+                connection.execute(new.values(placed_by=entry.who, placed_at=at, released_by="", release_reason=""))
             elif entry.action == "hold.release":
-                released = {"released_by": entry.who, "released_at": at, "release_reason": reason}
-                connection.execute(update(hold).where(hold.c.key == int(number)).values(**released))
+                gone = update(hold).where(hold.c.key == int(number))
+                connection.execute(gone.values(released_by=entry.who, released_at=at, release_reason=reason))
             elif entry.action == "label.add":
                 connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
             elif entry.action == "label.remove":
