@@ -253,7 +253,7 @@ class ReconstructSettings(_Section):
 
 
 class OriginalsSettings(_Section):
-    coder: Literal["jpegxl", "jpegls", "htj2k", "none"] = "jpegxl"
+    coder: Literal["jpegxl", "jpegls", "htj2k", "none"] = "jpegls"
     keep: Keep = None
     path: LocalFolder = None
 

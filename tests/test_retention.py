@@ -31,7 +31,7 @@ def archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
 
 
 def purging(tmp_path: Path, receiver: Receiver, **originals: Any) -> Settings:
-    return settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegxl", "keep": "0d", **originals})
+    return settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegls", "keep": "0d", **originals})
 
 
 def send(archive: Archive, path: Path) -> int:
@@ -41,13 +41,13 @@ def send(archive: Archive, path: Path) -> int:
 
 
 def packed(archive: Archive, ds: Dataset) -> StoredInstance:
-    archive.settled(ds.SOPInstanceUID)
+    archive.settled(ds.SOPInstanceUID, timeout=180)
 
     def at_hand() -> StoredInstance | None:
         found = archive.node.index.by_uid(ds.SOPInstanceUID)
         return found if found and found.held and found.held.form is OriginalForm.PACKED else None
 
-    found: StoredInstance = wait_for(at_hand, what="original packed")
+    found: StoredInstance = wait_for(at_hand, timeout=180, what="original packed")
     return found
 
 
