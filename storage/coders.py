@@ -73,7 +73,11 @@ class JpegXl:
         return np.asarray(imagecodecs.jpegxl_decode(data))
 
 
-CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "htj2k": HtJ2k(), "jpegxl": JpegXl()}
+CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
+"""Of bases: damaged bytes raise."""
+
+ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": JpegLs(), "jpegxl": JpegXl(), "htj2k": HtJ2k()}
+"""Of packed originals, whose checksum is looked at first: the HTJ2K decoder does not notice every damage."""
 
 
 def encode(samples: Samples, rung: Rung) -> bytes:

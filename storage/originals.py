@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.coders import CODERS
+from storage.coders import ORIGINAL_CODERS
 from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import DataSetFile, opened
 from storage.errors import KeptVerbatim, ObjectDamaged, ProofFailed
@@ -117,7 +117,7 @@ def _with_pixels(file: DataSetFile, path: Path, coder: str) -> bytes:
     if shape.signed and shape.bits_allocated == 16:
         values = values ^ np.uint16(0x8000)
     ranks, levels = _to_ranks(values)
-    codestreams = [CODERS[coder].encode(plane, distance=0, effort=EFFORT) for plane in ranks]
+    codestreams = [ORIGINAL_CODERS[coder].encode(plane, distance=0, effort=EFFORT) for plane in ranks]
     with path.open("rb") as whole:
         head = whole.read(value_start)
         whole.seek(value_end)
@@ -193,7 +193,7 @@ def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
     planes = np.empty((coding.frames * coding.samples, coding.rows, coding.columns), np.uint16)
     at = 0
     for plane, length in zip(planes, coding.lengths, strict=True):
-        plane[...] = CODERS[coding.coder].decode(coded[at : at + length])
+        plane[...] = ORIGINAL_CODERS[coding.coder].decode(coded[at : at + length])
         at += length
     values = _from_ranks(planes, levels)
     if coding.signed:

@@ -235,8 +235,8 @@ def test_a_form_that_gives_other_bytes_is_refused(tmp_path: Path, monkeypatch: p
         def decode(self, data: bytes) -> np.ndarray:
             return originals_jpegxl.decode(data)
 
-    originals_jpegxl = originals.CODERS["jpegxl"]
-    monkeypatch.setitem(originals.CODERS, "jpegxl", Lossy())
+    originals_jpegxl = originals.ORIGINAL_CODERS["jpegxl"]
+    monkeypatch.setitem(originals.ORIGINAL_CODERS, "jpegxl", Lossy())
     with pytest.raises(ProofFailed):
         pack_original(path, "jpegxl", sha256(path))
 
