@@ -156,7 +156,8 @@ def _joined(search: Search, order: Sequence[Any]) -> Select[Any]:
     driver = str(order[0])
     conditions = [_condition(search.level, narrow, driver) for narrow in search.narrows]
     if search.level is Level.IMAGE and search.uids:
-        conditions.append(instance.c.key.in_(_instances_of_uids(search.uids, derived=search.derived)))
+        named = _instances_of_uids(search.uids, derived=search.derived, only_purged=search.only_purged)
+        conditions.append(instance.c.key.in_(named))
     leading = [column.label(f"order_{place}") for place, column in enumerate(order)]
     return select(*leading, *keys).select_from(source).where(*conditions)
 
@@ -165,12 +166,19 @@ def _depth(column: Any) -> int:
     return _LEVELS.index(_TABLE_LEVEL[column.table.name])
 
 
-def _instances_of_uids(uids: Sequence[str], *, derived: bool) -> Select[Any] | Any:
-    """The keys of the instances with those UIDs, be they original or, with ``derived``, of any rendition."""
+def _instances_of_uids(uids: Sequence[str], *, derived: bool, only_purged: bool = False) -> Select[Any] | Any:
+    """The keys of the instances with those UIDs, be they original or, with ``derived``, of any rendition.
+
+    With ``only_purged``: of a rendition only where the original is gone.
+    """
     original = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
     if not derived:
         return original
-    return union(original, select(rendition.c.instance_key).where(rendition.c.derived_uid.in_(uids)))
+    of_rendition = select(rendition.c.instance_key).where(rendition.c.derived_uid.in_(uids))
+    if only_purged:
+        of_rendition = of_rendition.join(held, held.c.instance_key == rendition.c.instance_key)
+        of_rendition = of_rendition.where(held.c.form == OriginalForm.PURGED)
+    return union(original, of_rendition)
 
 
 # --- which index leads ---
