@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import functools
 import logging
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -17,26 +19,35 @@ from pydicom import Dataset
 
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
+from node.archive.custodian import Custodian
 from node.archive.identifier import Root
+from node.archive.originals import Originals
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
+from node.archive.retention import Retention
+from node.archive.trail import AuditTrail, TrailWriter
 from node.config import RenditionPolicy, Settings, parse_when
 from node.dimse.peers import Peers
-from node.dimse.retrieve import Services
+from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
+from node.jobs.job import FunctionJob
 from node.jobs.mending import Mending
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule
 from node.jobs.scrub import Scrub, ScrubPlan
 from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
-from node.reconstruct.pool import WorkerPool
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import ReconstructRequest, RestoreRequest
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.commitments import Commitments
 from storage.index.jobs import JobRows
-from storage.index.upkeep import HOT, Upkeep
+from storage.index.upkeep import Upkeep
+from storage.journal import Journal
 from storage.objects import ObjectStore
+from storage.originals import restore_original
+from storage.records import StoredRendition, Tier
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition
@@ -53,20 +64,30 @@ class Node:
         self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()
+        self.store.sweep_lent()
         self.index = Index.open(settings.storage.database_url)
+        stores = open_stores(settings, self.index, self.store)
+        self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
+        self.trail.recover()
+        self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
-        self.archivist = Archivist(self.index, self.store, self.pool, settings)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
-        self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache)
+        self.originals = Originals(self.index, stores, cache, _restore_in(self.decoders))
+        self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
+        self.retention = Retention(self.index, stores, self.trail, settings, _render_in(self.pool, self.store))
+        self.archivist = Archivist(
+            self.index, self.store, self.originals, self.pool, settings, otherwise=self.custodian.step
+        )
+        self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
         self.commitments = Commitments(self.index.engine)
-        fault = functools.partial(original_fault, self.store)
+        fault = functools.partial(original_fault, self.originals)
         peers = Peers(settings)
-        ingest = MeasuredIngest(self.index, self.store, self.decoders, self.archivist.wake)
+        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self.archivist.wake)
         door = Door(
             ingest=ingest,
             search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
-            services=Services(self.index, self.retrieve, peers, settings.node.keep_alive),
+            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
             peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
@@ -74,7 +95,8 @@ class Node:
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        self.schedule = Schedule(plan_jobs(settings, self.index, self.store), runner, settings.jobs.poll)
+        planned = plan_jobs(settings, self.index, self.store, self.retention)
+        self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
@@ -105,6 +127,7 @@ class Node:
         """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""
         self.archivist.stop()
         self.schedule.stop()
+        self.custodian.stop()
         self.server.stop()
         if self._exposition is not None:
             self._exposition.stop()
@@ -113,6 +136,7 @@ class Node:
         self.decoders.close()
         if self._archivist_thread.is_alive():
             self._archivist_thread.join()
+        self._told.close()
         self.index.close()
         self._lock.close()
 
@@ -139,21 +163,32 @@ def _exposition(
     return page
 
 
-def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Planned]:
+def plan_jobs(settings: Settings, index: Index, store: ObjectStore, retention: Retention) -> list[Planned]:
     """Every job there is, with its times from config.yaml.
 
     A new one is a section of JobsSettings in node/config.py, the same in config.yaml, and a line here; a function
     becomes a job by FunctionJob (node/jobs/job.py).
     """
     jobs = settings.jobs
+
+    def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+        report = retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
+        return {"purged": len(report.purged), "bytes_freed": report.bytes_freed, "kept": len(report.kept)}
+
     return [
+        Planned(
+            FunctionJob("purge", "remove originals older than originals.keep whose reconstruction is proved", purge),
+            jobs.purge.when,
+            jobs.purge.schedule,
+        ),
         Planned(make_scrub(settings, index, store), jobs.scrub.when, jobs.scrub.schedule),
     ]
 
 
 def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:
     """The integrity scrub; ``plan`` overrides what config.yaml says of it (fields of ScrubPlan)."""
-    scrub, upkeep, stores = settings.jobs.scrub, Upkeep(index.engine), {HOT: store}
+    scrub, upkeep = settings.jobs.scrub, Upkeep(index.engine)
+    stores = {str(tier): each for tier, each in open_stores(settings, index, store).items()}
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     mending = Mending(index, upkeep, stores)
     return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan))
@@ -169,6 +204,74 @@ def runs_here(root: Path) -> bool:
     except FileNotFoundError:
         pass
     return False
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the command line works with on an archive, whether its node runs or not."""
+
+    index: Index
+    originals: Originals
+    retention: Retention
+    trail: AuditTrail
+
+
+@contextmanager
+def services(settings: Settings) -> Iterator[Services]:
+    """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
+    url = settings.storage.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
+    accept_odd_values()
+    index = Index.open(url)
+    try:
+        store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
+        stores = open_stores(settings, index, store)
+        trail = AuditTrail(index, Journal(settings.storage.root / "journal"))
+        with tempfile.TemporaryDirectory(dir=store.spool) as folder:
+            pool = WorkerPool(settings.reconstruct, name="reconstruct")
+            try:
+                originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
+                retention = Retention(index, stores, trail, settings, _render_in(pool, store))
+                yield Services(index, originals, retention, trail)
+            finally:
+                pool.close()
+    finally:
+        index.close()
+
+
+def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:
+    """The object stores by tier. Raises ConfigError where the cold one is not there though it holds originals."""
+    folder = settings.originals.path
+    if folder is None:
+        return {Tier.HOT: hot}
+    held = index.custody.totals().cold
+    if held and not (folder / "objects").is_dir():
+        raise ConfigError(f"originals.path {folder} should hold {held} originals and has no objects; is it mounted?")
+    try:
+        cold = ObjectStore(folder, min_free=settings.storage.min_free)
+        cold.sweep_lent()
+    except OSError as error:
+        raise ConfigError(f"originals.path {folder} cannot be used: {error.strerror}") from error
+    return {Tier.HOT: hot, Tier.COLD: cold}
+
+
+def _restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
+    def restore(packed: Path, original_digest: str, target: Path) -> None:
+        pool.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
+
+    return restore
+
+
+def _render_in(pool: WorkerPool, store: ObjectStore) -> Callable[[StoredRendition], None]:
+    """Renders into a file that nobody keeps: the worker compares the pixels with those that were verified."""
+
+    def render(rendition: StoredRendition) -> None:
+        with tempfile.NamedTemporaryFile(dir=store.spool) as target:
+            base, made = store.held(rendition.base_digest), store.held(rendition.rendition_digest)
+            pool.submit(ReconstructRequest(base, made, Path(target.name)), Priority.ARCHIVIST).result()
+
+    return render
 
 
 def _lock_root(store: ObjectStore) -> IO[bytes]:

@@ -9,9 +9,11 @@ import difflib
 import ipaddress
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlparse
 
 import yaml
 from pydantic import (
@@ -120,11 +122,43 @@ def _uid(value: str) -> str:
 
 
 Uid = Annotated[str, AfterValidator(_uid)]
+
+
+def _age(value: object) -> object:
+    """``forever`` as None, ``30d`` and the like as a span of time."""
+    if value is None or isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"\s*(\d+)\s*([hdwy])\s*", str(value).lower())
+    if str(value).strip().lower() == "forever":
+        return None
+    if match is None:
+        raise ValueError(f"{value!r} is no time to keep; write forever, or a number with h, d, w or y, such as 30d")
+    return timedelta(hours=int(match[1]) * _HOURS[match[2]])
+
+
+def _local_folder(value: object) -> object:
+    """A folder, as a path or a file:// URL; empty is none."""
+    if value is None or value == "":
+        return None
+    text = str(value)
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    parsed = urlparse(text)
+    if scheme != "file" or parsed.netloc not in ("", "localhost") or not rest:
+        raise ValueError(f"{text!r} is not supported; give a folder, or its file:///absolute/path URL")
+    return Path(unquote(parsed.path))
+
+
+_HOURS = {"h": 1, "d": 24, "w": 7 * 24, "y": 365 * 24}
+
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Span = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 ScheduleText = Annotated[str, AfterValidator(_schedule)]
+Keep = Annotated[timedelta | None, BeforeValidator(_age)]
+LocalFolder = Annotated[Path | None, BeforeValidator(_local_folder)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -292,6 +326,7 @@ _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
     Profile.US_MQSA: _STRICT,
     Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
 }
+_LADDERS[Profile.US_MQSA] = _LADDERS[Profile.BALANCED]
 
 
 class CodecSettings(_Section):
@@ -391,6 +426,12 @@ class ReconstructSettings(_Section):
     sd_x2: SdX2Settings = SdX2Settings()
 
 
+class OriginalsSettings(_Section):
+    coder: Literal["jpegxl", "jpegls", "htj2k", "none"] = "jpegls"
+    keep: Keep = None
+    path: LocalFolder = None
+
+
 class ArchivistSettings(_Section):
     enabled: bool = True
     poll: float = Field(default=1.0, gt=0)
@@ -416,10 +457,15 @@ class ScrubSettings(JobSettings):
     orphan_grace: Span = _DAY
 
 
+class PurgeSettings(JobSettings):
+    when: ScheduleText = "daily 04:00"
+
+
 class JobsSettings(_Section):
     lease: float = Field(default=60.0, ge=1)
     poll: float = Field(default=2.0, gt=0)
     scrub: ScrubSettings = ScrubSettings()
+    purge: PurgeSettings = PurgeSettings()
 
 
 class MetricsSettings(_Section):
@@ -448,6 +494,7 @@ class Settings(_Section):
     jobs: JobsSettings = JobsSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
+    originals: OriginalsSettings = OriginalsSettings()
 
     @model_validator(mode="after")
     def _titles_are_unique(self) -> Settings:
@@ -470,9 +517,25 @@ class Settings(_Section):
             raise ValueError(f"peers: {deaf[0]} has tls: true, but there is no tls.certificate to take its calls with")
         return self
 
+    @model_validator(mode="after")
+    def _originals_can_be_kept_so(self) -> Settings:
+        if self.codec.profile is Profile.US_MQSA and self.originals.keep is not None:
+            raise ValueError("originals.keep: profile us-mqsa keeps originals for ever; leave it at forever")
+        if self.originals.path and self.originals.path.resolve() == self.storage.root.resolve():
+            raise ValueError("originals.path is storage.root; leave it empty to keep originals there")
+        return self
+
     def peer(self, ae_title: str) -> Peer | None:
         """The configured peer of that AE title."""
         return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)
+
+
+def keep_text(keep: timedelta | None) -> str:
+    """``originals.keep`` as config.yaml writes it."""
+    if keep is None:
+        return "forever"
+    hours = int(keep.total_seconds() // 3600)
+    return f"{hours // 24}d" if hours % 24 == 0 else f"{hours}h"
 
 
 def load(path: Path) -> Settings:

@@ -1,7 +1,7 @@
 """The coders: uint16 samples to bytes and back. One small class each, alike in shape.
 
-``png16`` is the paper's (16-bit grayscale PNG); ``jpegls`` and ``jpegxl`` are lossless at distance 0; ``jpegxl``
-is lossy at a positive Butteraugli distance. The bytes are plain files of their format, without a wrapper.
+``png16`` is the paper's (16-bit grayscale PNG); ``jpegls``, ``htj2k`` and ``jpegxl`` are lossless at distance 0;
+``jpegxl`` is lossy at a positive Butteraugli distance. The bytes are plain files of their format, without a wrapper.
 """
 
 from __future__ import annotations
@@ -50,6 +50,17 @@ class JpegLs:
         return np.asarray(imagecodecs.jpegls_decode(data))
 
 
+class HtJ2k:
+    """High-throughput JPEG 2000 (ISO/IEC 15444-15), reversible. ``effort`` has no effect."""
+
+    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
+        _lossless_only("htj2k", distance)
+        return bytes(imagecodecs.htj2k_encode(samples, reversible=True))
+
+    def decode(self, data: bytes) -> Samples:
+        return np.asarray(imagecodecs.htj2k_decode(data))
+
+
 class JpegXl:
     """JPEG XL (ISO/IEC 18181), lossless modular at distance 0, VarDCT above."""
 
@@ -63,6 +74,10 @@ class JpegXl:
 
 
 CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
+"""Of bases: damaged bytes raise."""
+
+ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": JpegLs(), "jpegxl": JpegXl(), "htj2k": HtJ2k()}
+"""Of packed originals, whose checksum is looked at first: the HTJ2K decoder does not notice every damage."""
 
 
 def encode(samples: Samples, rung: Rung) -> bytes:

@@ -11,6 +11,11 @@ LatentPacsError
 ├── ObjectMissing           the object store does not hold that digest
 ├── ObjectDamaged           the bytes under a digest do not have that digest
 ├── InstanceTooLarge        larger than node.max_instance: nothing of it stays here
+├── KeptVerbatim            an original that has no smaller form from which its very bytes come back
+│   └── ProofFailed         it had one, and that gave other bytes
+├── OriginalPurged          retention removed the original; only its reconstruction is left
+├── JournalDamaged          the audit trail's journal cannot be read
+├── PurgeRefused            retention may not remove originals here
 ├── StoreFull               disk, quota or database full: nothing was stored
 ├── Duplicate               same SOP Instance UID, other content: the first one is kept
 ├── NotReconstructable      an image that may only be returned bit-exact
@@ -62,6 +67,26 @@ class ObjectMissing(LatentPacsError):
 
 class ObjectDamaged(LatentPacsError):
     """An object whose bytes do not hash to its name."""
+
+
+class KeptVerbatim(LatentPacsError):
+    """An original stays as it was received; the message says why."""
+
+
+class ProofFailed(KeptVerbatim):
+    """The packed form of an original does not give back the bytes that were received."""
+
+
+class OriginalPurged(LatentPacsError):
+    """The original was removed by retention; it is not held any more."""
+
+
+class JournalDamaged(LatentPacsError):
+    """A line of the journal is no record of the audit trail."""
+
+
+class PurgeRefused(LatentPacsError):
+    """The configuration forbids removing originals."""
 
 
 class StoreFull(LatentPacsError):

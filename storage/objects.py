@@ -1,6 +1,7 @@
 """The content-addressed store: a folder of files named by the SHA-256 of their bytes.
 
-``objects/ab/abcdef...`` holds an object; ``spool/`` holds what is still arriving and is emptied at start. A file
+``objects/ab/abcdef...`` holds an object; ``spool/`` holds what is still arriving and is emptied at start; ``lent/``
+holds second names of objects for readers, who keep reading when an object is removed meanwhile. A file
 appears under its final name only complete and on disk: write, fsync, link, fsync the folder. Writing an object
 that is there already is not an error and writes nothing.
 """
@@ -11,13 +12,16 @@ import errno
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
 
+_HOST = socket.gethostname().replace("+", "-")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -27,10 +31,12 @@ class ObjectStore:
     def __init__(self, root: Path, *, min_free: int = 0) -> None:
         self.root = root
         self.spool = root / "spool"
+        self._lent = root / "lent"
         self._objects = root / "objects"
         self._min_free = min_free
         self._objects.mkdir(parents=True, exist_ok=True)
         self.spool.mkdir(exist_ok=True)
+        self._lent.mkdir(exist_ok=True)
 
     def sweep_spool(self) -> None:
         """Remove what a killed process left half received. Only the process that owns the store may call it."""
@@ -39,6 +45,41 @@ class ObjectStore:
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
+
+    def sweep_lent(self) -> None:
+        """Remove names that were lent to processes of this machine that have ended."""
+        for entry in self._lent.glob(f"{_HOST}+*"):
+            pid = int(entry.name.split("+")[1])
+            if pid == os.getpid() or not _runs(pid):
+                entry.unlink(missing_ok=True)
+
+    def lend(self, digest: str) -> Path:
+        """A name of one reader's own for an object, which the reader unlinks. Raises ObjectMissing."""
+        lent = self._own_name()
+        try:
+            os.link(self.path(digest), lent)
+        except FileNotFoundError:
+            raise ObjectMissing(f"object {digest} is not in {self._objects}") from None
+        except OSError:  # a file system without links
+            shutil.copyfile(self.held(digest), lent)
+        return lent
+
+    def take_from(self, other: ObjectStore, digest: str) -> None:
+        """Copy an object from another store. On return it is durable here, and has that digest.
+
+        Raises ObjectMissing, ObjectDamaged, StoreFull.
+        """
+        source = other.held(digest)
+        self.check_room(source.stat().st_size)
+        copied = self._own_name()
+        try:
+            with full_disk_is_store_full():
+                shutil.copyfile(source, copied)
+            if not _hashes_to(copied, digest):
+                raise ObjectDamaged(f"object {digest} in {other.root} does not have that digest any more")
+            self.adopt(copied)
+        finally:
+            copied.unlink(missing_ok=True)
 
     def check_room(self, coming: int = 0) -> None:
         """Raises StoreFull when ``coming`` more bytes would leave less than ``min_free``."""
@@ -104,6 +145,10 @@ class ObjectStore:
         for folder in sorted(self._objects.iterdir()):
             yield from sorted(entry.name for entry in folder.iterdir())
 
+    def _own_name(self) -> Path:
+        """A new name of this process's own; ``sweep_lent`` removes it when the process has ended."""
+        return self._lent / f"{_HOST}+{os.getpid()}+{uuid.uuid4().hex}"
+
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(exist_ok=True)
@@ -119,6 +164,16 @@ def full_disk_is_store_full() -> Iterator[None]:
         if error.errno in _FULL:
             raise StoreFull(f"no room for the object: {error.strerror}") from error
         raise
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _hashes_to(path: Path, digest: str) -> bool:

@@ -7,9 +7,7 @@ one model makes of one base, and what was measured.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 import uuid
 import zlib
 from dataclasses import asdict, dataclass, field
@@ -19,18 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import coders
+from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.records import Rung, RungOutcome, Verdict
 from storage.resample import OPERATOR, Operator
 
-MAGIC = b"LPACS\x00"
-VERSION = 1
 POSTPROCESSING = "1"
 """Version of everything between upscaler and output pixels (projection, rounding, clipping, padding)."""
 
 NAMESPACE = uuid.UUID("6a4cbdd1-2a3e-5b0a-9f0e-94dc6f2c1b57")
-_STORED, _DEFLATED = 0, 1
 
 
 @dataclass(frozen=True)
@@ -159,13 +155,13 @@ def encode_base(base: Base) -> bytes:
         "pixels": base.coded,
         "padding": base.padding_mask,
     }
-    return _pack(b"B", sections, stored={"pixels", "padding"})
+    return pack(b"B", sections, stored={"pixels", "padding"})
 
 
 def decode_base(data: bytes) -> Base:
     """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
-    sections = _unpack(data, b"B")
-    with _shape_errors("base"):
+    sections = unpack(data, b"B")
+    with malformed_is_payload_error("base"):
         meta = json.loads(sections["meta"])
         return Base(
             rung=Rung(**meta["rung"]),
@@ -194,13 +190,13 @@ def decode_base(data: bytes) -> Base:
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
     parts = {name: meta.pop(name) for name in ("guide", "points", "patches")}
-    return _pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
+    return pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
 
 
 def decode_rendition(data: bytes) -> Rendition:
     """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
-    sections = _unpack(data, b"R")
-    with _shape_errors("rendition"):
+    sections = unpack(data, b"R")
+    with malformed_is_payload_error("rendition"):
         meta = json.loads(sections["meta"])
         meta["verdict"] = _verdict(meta["verdict"])
         meta["tried"] = tuple(
@@ -238,66 +234,5 @@ def unpack_mask(data: bytes, rows: int, columns: int) -> NDArray[np.bool_]:
     return np.unpackbits(bits, axis=1, count=columns).astype(np.bool_)
 
 
-# --- the container --------------------------------------------------------------------------------------------
-
-
-def _pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
-    parts = [MAGIC, kind, bytes([VERSION])]
-    present = {name: data for name, data in sections.items() if data}
-    parts.append(bytes([len(present)]))
-    for name, data in present.items():
-        encoding = _STORED if name in stored else _DEFLATED
-        body = data if encoding == _STORED else zlib.compress(data, 9)
-        parts.append(struct.pack("<B", len(name)) + name.encode("ascii"))
-        parts.append(struct.pack("<BQQ", encoding, len(data), len(body)) + body)
-    content = b"".join(parts)
-    return content + hashlib.sha256(content).digest()
-
-
-def _unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
-    if data[:6] != MAGIC:
-        raise PayloadError("not a payload of this archive: no magic")
-    if data[6:7] != kind:
-        raise PayloadError(f"payload is of kind {data[6:7]!r}, not {kind!r}")
-    if data[7:8] != bytes([VERSION]):
-        raise PayloadError(f"payload has version {data[7:8]!r}; this release reads {VERSION}")
-    if len(data) < 41 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise PayloadError("payload is damaged: its checksum does not match")
-    sections: dict[str, bytes] = {}
-    at = 9
-    with _shape_errors("payload"):
-        for _ in range(data[8]):
-            size = data[at]
-            name = data[at + 1 : at + 1 + size].decode("ascii")
-            encoding, length, coded = struct.unpack_from("<BQQ", data, at + 1 + size)
-            at += 1 + size + 17
-            body = data[at : at + coded]
-            sections[name] = body if encoding == _STORED else _inflate(body, length)
-            if len(sections[name]) != length:
-                raise PayloadError(f"payload section {name} has {len(sections[name])} bytes, not {length}")
-            at += coded
-        if at != len(data) - 32:
-            raise PayloadError("payload has bytes after its last section")
-    return sections
-
-
-def _inflate(body: bytes, length: int) -> bytes:
-    return zlib.decompressobj().decompress(body, length + 1)
-
-
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-class _shape_errors:  # noqa: N801 - reads as a statement: with _shape_errors("base")
-    """Turns what malformed content raises into PayloadError."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, IndexError, OverflowError, struct.error, zlib.error)):
-            raise PayloadError(f"{self.what} is malformed: {error!r}") from error

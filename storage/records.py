@@ -182,6 +182,136 @@ class StoredRendition:
         return self.base_bytes + self.rendition_bytes
 
 
+class OriginalForm(StrEnum):
+    """How an original is held."""
+
+    VERBATIM = "verbatim"
+    """The received file itself."""
+    PACKED = "packed"
+    """Losslessly smaller (storage/originals.py); the same bytes come back."""
+    PURGED = "purged"
+    """Removed by retention: what is left is the reconstruction that was verified against it."""
+
+
+class Tier(StrEnum):
+    """Which object store holds an original."""
+
+    HOT = "hot"
+    """``storage.root``."""
+    COLD = "cold"
+    """``originals.path``."""
+
+
+@dataclass(frozen=True)
+class HeldOriginal:
+    """Where and how one original is held. ``note``: why it stays verbatim. Purged ones have no object."""
+
+    instance_key: int
+    original_digest: str
+    form: OriginalForm
+    tier: Tier
+    object_digest: str
+    object_bytes: int
+    note: str
+    held_since: datetime
+    restored_at: datetime | None
+    purged_at: datetime | None
+
+    @property
+    def purged(self) -> bool:
+        return self.form is OriginalForm.PURGED
+
+
+@dataclass(frozen=True)
+class CustodyClaim:
+    """The right to pack or move one original until the lease runs out."""
+
+    original: HeldOriginal
+    sop_instance_uid: str
+    owner: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Purgeable:
+    """An original that the rules allow to remove: verified, aged, not pinned, free of holds."""
+
+    original: HeldOriginal
+    sop_instance_uid: str
+    study_instance_uid: str
+    patient_id: str
+    rendition: StoredRendition
+
+
+class HoldKind(StrEnum):
+    """What a legal hold covers."""
+
+    STUDY = "study"
+    PATIENT = "patient"
+    LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A legal hold: no original of what it covers is removed until it is released."""
+
+    key: int
+    kind: HoldKind
+    value: str
+    reason: str
+    placed_by: str
+    placed_at: datetime
+    released_by: str
+    released_at: datetime | None
+    release_reason: str
+
+
+@dataclass(frozen=True)
+class TrailEntry:
+    """Something that happened, for the audit trail. ``level`` says what the ``uids`` are (study, image, patient ...).
+
+    ``who``: a peer's AE title, ``user:NAME`` of the command line, or ``job:NAME``. ``rendition``: original or
+    reconstructed, where that matters.
+    """
+
+    action: str
+    who: str
+    level: str = ""
+    uids: tuple[str, ...] = ()
+    rendition: str = ""
+    outcome: str = "success"
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class TrailRecord:
+    """An entry as it stands in the trail: numbered, dated (UTC, ISO 8601), and chained to the one before.
+
+    ``digest`` is the SHA-256 of ``previous`` and everything else in the record.
+    """
+
+    number: int
+    at: str
+    entry: TrailEntry
+    previous: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class CustodyTotals:
+    """What ``latent-pacs status`` says of originals, in counts and bytes on disk."""
+
+    verbatim: int
+    verbatim_bytes: int
+    packed: int
+    packed_bytes: int
+    cold: int
+    cold_bytes: int
+    """Of those, verbatim or packed, the ones in the cold store."""
+    purged: int
+    to_pack: int
+
+
 @dataclass(frozen=True)
 class StoredInstance:
     """An instance row, with its current rendition where it has one."""
@@ -201,6 +331,12 @@ class StoredInstance:
     received_at: datetime
     calling_aet: str
     rendition: StoredRendition | None
+    held: HeldOriginal | None = None
+    """Where its original is; None only for rows made by hand."""
+
+    @property
+    def purged(self) -> bool:
+        return self.held is not None and self.held.purged
 
     @property
     def original_lost(self) -> bool:

@@ -14,6 +14,7 @@ from sqlalchemy import insert, update
 
 from storage.index import Index
 from storage.index.connection import writing
+from storage.index.custody import take_in
 from storage.index.tables import instance, patient, rendition, series, study
 from storage.objects import ObjectStore
 from storage.records import InstanceState
@@ -92,6 +93,8 @@ def filled(root: Path, images: int, *, seed: int = 0) -> Holdings:
         connection.execute(insert(study).values(**none, **study_row, patient_key=1, study_id=""))
         connection.execute(insert(series).values(**none, study_key=1, series_instance_uid="1.2.3", modality="MG"))
         connection.execute(insert(instance), instances)
+        for row in instances:
+            take_in(connection, row["key"], row["original_digest"], row["original_bytes"])
         connection.execute(insert(rendition), renditions)
         connection.execute(update(instance).values(rendition_key=instance.c.key))
     return made

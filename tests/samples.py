@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from storage.dicomfile import encode, file_meta, write_preamble
 
@@ -140,3 +141,23 @@ def write_body(body: bytes, path: Path, *, sop_class: str, sop_instance: str, sy
         write_preamble(out, file_meta(sop_class, sop_instance, syntax))
         out.write(body)
     return path
+
+
+def rle_file(ds: Dataset, path: Path, segments: list[bytes]) -> Path:
+    """Write a data set in RLE Lossless, one frame of those segments (PS3.5 Annex G)."""
+    padded = [segment + b"\0" * (len(segment) % 2) for segment in segments]
+    header = np.zeros(16, "<u4")
+    header[0] = len(padded)
+    header[1 : 1 + len(padded)] = np.cumsum([64, *(len(segment) for segment in padded)])[: len(padded)]
+    ds.PixelData = encapsulate([header.tobytes() + b"".join(padded)])
+    ds["PixelData"].is_undefined_length = True
+    ds["PixelData"].VR = "OB"
+    with path.open("wb") as out:
+        write_preamble(out, file_meta(ds.SOPClassUID, ds.SOPInstanceUID, RLELossless))
+        out.write(encode(ds, ExplicitVRLittleEndian))
+    return path
+
+
+def byte_planes(pixels: NDArray[np.uint16]) -> list[NDArray[np.uint8]]:
+    """The high and the low bytes of 16-bit pixels, as RLE Lossless has them."""
+    return [(pixels >> 8).astype(np.uint8), (pixels & 255).astype(np.uint8)]

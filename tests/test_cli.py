@@ -60,6 +60,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
     raw = {
         "node": {"host": "127.0.0.1", "port": 0},
         "storage": {"root": str(tmp_path / "a"), "min_free": 0},
+        "originals": {"coder": "none"},
         "reconstruct": {"upscaler": "bicubic"},
     }
     config.write_text(yaml.safe_dump(raw))

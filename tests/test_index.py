@@ -247,7 +247,11 @@ def test_an_instance_comes_back_as_it_was_added(index: Index) -> None:
         received_at=found.received_at,
         calling_aet="MODALITY",
         rendition=None,
+        held=found.held,
     )
+    assert found.held is not None
+    assert (found.held.form, found.held.tier) == ("verbatim", "hot")
+    assert (found.held.object_digest, found.held.object_bytes) == (digest("1.2.3.1"), 1000)
     assert before < found.received_at < before + timedelta(minutes=5)
     assert index.by_key(found.key) == found
     assert rows_of(index.engine) == {"patient": 1, "study": 1, "series": 1, "instance": 1, "rendition": 0}

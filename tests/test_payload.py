@@ -20,11 +20,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from storage import coders
+from storage.container import MAGIC, VERSION
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.payload import (
-    MAGIC,
-    VERSION,
     Base,
     Rendition,
     decode_base,

@@ -469,7 +469,7 @@ def test_sql_never_loses_a_match(tmp_path_factory: pytest.TempPathFactory, data:
     identifier = header(QueryRetrieveLevel="STUDY", StudyInstanceUID="")
     identifier.PatientName, identifier.PatientID, identifier.AccessionNumber = keys
     query = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False)
-    narrowed = query.search(derived=False)
+    narrowed = query.search(RenditionPolicy.ORIGINAL)
     everything = search.Search(narrowed.level, narrowed.wants)
 
     def found(what: search.Search) -> set[str]:
@@ -801,7 +801,7 @@ def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int
 def test_a_page_needs_no_sorting(crowd: Archive, keys: dict[str, str]) -> None:
     """SQLite walks the driving index in order; sorting every page anew would make long answers quadratic."""
     identifier = header(QueryRetrieveLevel="STUDY", StudyInstanceUID="", **keys)
-    what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(derived=False)
+    what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(RenditionPolicy.ORIGINAL)
     order = search._order(what)
     with crowd.engine.connect() as connection:
         row = connection.execute(search._page(what, order, None)).first()
@@ -823,7 +823,7 @@ def test_a_page_needs_no_sorting(crowd: Archive, keys: dict[str, str]) -> None:
 )
 def test_postgresql_takes_the_same_statements(keys: dict[str, Any]) -> None:
     identifier = header(QueryRetrieveLevel="STUDY", **keys)
-    what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(derived=False)
+    what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(RenditionPolicy.ORIGINAL)
     order = search._order(what)
     statement = search._page(what, order, ["x" if column.type.python_type is str else 1 for column in order])
     assert "ORDER BY" in str(statement.compile(dialect=postgresql.dialect()))

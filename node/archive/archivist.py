@@ -12,9 +12,12 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 
+from node.archive.originals import Originals
 from node.archive.policy import why_exact
 from node.archive.remake import remake
 from node.config import Settings
@@ -32,10 +35,22 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Archivist:
-    """Works through the backlog. ``run`` is meant for a thread of its own; ``wake`` says that something arrived."""
+    """Works through the backlog, and does a step of ``otherwise`` where there is none.
 
-    def __init__(self, index: Index, store: ObjectStore, pool: WorkerPool, settings: Settings) -> None:
-        self._index, self._store, self._pool, self._settings = index, store, pool, settings
+    ``run`` is meant for a thread of its own; ``wake`` says that something arrived.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        pool: WorkerPool,
+        settings: Settings,
+        otherwise: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._index, self._store, self._originals = index, store, originals
+        self._pool, self._settings, self._otherwise = pool, settings, otherwise
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._stopping = threading.Event()
         self._awake = threading.Event()
@@ -71,30 +86,31 @@ class Archivist:
 
     def _step_safely(self) -> bool:
         try:
-            return self.step()
+            return self.step() or self._otherwise()
         except Exception:
             LOGGER.exception("the archivist could not reach the index")
             return False
 
     def _settle(self, claim: Claim) -> None:
-        path = self._store.held(claim.original_digest)
-        with opened(path) as file:
-            reason = why_exact(file, file.header(), self._settings.eligibility)
-        if reason:
-            self._index.finish(claim, InstanceState.EXACT, reason)
-            return
         codec = self._settings.codec
-        if remake(claim, self._index, self._store, codec, partial(self._encode, claim)):
-            return
-        result = self._encode(claim, codec.rungs, codec.gated)
+        with self._originals.borrowed(claim.original_digest) as path:
+            with opened(path) as file:
+                reason = why_exact(file, file.header(), self._settings.eligibility)
+            if reason:
+                self._index.finish(claim, InstanceState.EXACT, reason)
+                return
+            encode = partial(self._encode, claim, path)
+            if remake(claim, self._index, self._store, codec, encode):
+                return
+            result = encode(codec.rungs, codec.gated)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
             return
         self._keep(claim, result, result.made)
 
-    def _encode(self, claim: Claim, ladder: tuple[Rung, ...], gated: bool) -> EncodeResult:
+    def _encode(self, claim: Claim, path: Path, ladder: tuple[Rung, ...], gated: bool) -> EncodeResult:
         request = EncodeRequest(
-            original=self._store.path(claim.original_digest),
+            original=path,
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
             ladder=ladder,

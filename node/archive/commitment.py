@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 
+from node.archive.originals import Originals
 from node.config import CommitmentSettings
-from storage.errors import ObjectMissing
+from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.index.commitments import PROCESSING_FAILURE, Asked, Commitments, Judged, Reference
-from storage.objects import ObjectStore
 from storage.records import StoredInstance
 
 LOGGER = logging.getLogger(__name__)
@@ -86,12 +86,12 @@ class Committer:
         return self._fault(held)
 
 
-def original_fault(store: ObjectStore, held: StoredInstance) -> str:
+def original_fault(originals: Originals, held: StoredInstance) -> str:
     """Why the original of an instance is not here or not whole, read again from the disk; empty where it is."""
     try:
-        with store.held(held.original_digest).open("rb") as original:
+        with originals.borrowed(held.original_digest) as path, path.open("rb") as original:
             whole = hashlib.file_digest(original, "sha256").hexdigest() == held.original_digest
-    except (ObjectMissing, OSError) as error:
+    except (LatentPacsError, OSError) as error:
         return f"its original cannot be read: {error}"
     return "" if whole else "its original is damaged"
 

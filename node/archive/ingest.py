@@ -14,10 +14,20 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from node.archive.originals import Originals
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import DataSetFile, opened
-from storage.errors import ClassMismatch, Duplicate, InvalidUid, MissingUid, PixelError, WorkerDied
+from storage.errors import (
+    ClassMismatch,
+    Duplicate,
+    InvalidUid,
+    MissingUid,
+    ObjectMissing,
+    OriginalPurged,
+    PixelError,
+    WorkerDied,
+)
 from storage.index import Index
 from storage.index.holdings import Added
 from storage.levels import levels_of
@@ -40,8 +50,16 @@ class Receipt:
 class Ingest:
     """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` wakes the archivist."""
 
-    def __init__(self, index: Index, store: ObjectStore, decoders: WorkerPool, arrived: Callable[[], None]) -> None:
-        self._index, self._store, self._decoders, self._arrived = index, store, decoders, arrived
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        decoders: WorkerPool,
+        arrived: Callable[[], None],
+    ) -> None:
+        self._index, self._store, self._originals = index, store, originals
+        self._decoders, self._arrived = decoders, arrived
 
     def receive(self, spooled: Path, *, sop_class: str, sop_instance: str, calling_aet: str) -> Receipt:
         """Take a spooled Part 10 file in; on return it is durable and indexed, and the spooled name is gone.
@@ -57,12 +75,15 @@ class Ingest:
             return self._own_reconstruction(spooled, new, own.output_digest)
         digest = self._store.adopt(spooled)
         new = NewInstance(**{**new.__dict__, "original_digest": digest})
-        added = self._index.add(new)
+        added = self._index.add(new, present=lambda digest: self._store.path(digest).is_file())
+        if added is Added.GONE:
+            raise ObjectMissing("the object was being removed while it came in again; send it once more")
         if added is Added.HELD:
             self._settle_duplicate(new)
-        if added is Added.NEW:
+        taken_in = added in (Added.NEW, Added.AGAIN)
+        if taken_in:
             self._arrived()
-        return Receipt(new.sop_instance_uid, added is Added.NEW, new.pixel_warning)
+        return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
 
     def _examine(self, spooled: Path, sop_class: str, sop_instance: str, calling_aet: str) -> NewInstance:
         with opened(spooled) as file:
@@ -111,17 +132,23 @@ class Ingest:
     def _settle_duplicate(self, new: NewInstance) -> None:
         held = self._index.by_uid(new.sop_instance_uid)
         assert held is not None
-        request = CompareRequest(self._store.held(held.original_digest), self._store.path(new.original_digest))
+        reason = "another data set is held under this SOP Instance UID"
         try:
-            same = self._decoders.submit(request, Priority.VIEWER).result() == "same"
+            same = self._is_same(held.original_digest, new.original_digest)
+        except OriginalPurged:
+            same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
         except WorkerDied:
             same = False
         if same:
             self._store.delete(new.original_digest)
             return
-        reason = "another data set is held under this SOP Instance UID"
         self._index.quarantine(new.original_digest, new.sop_instance_uid, new.calling_aet, reason)
         raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
+
+    def _is_same(self, held: str, newcomer: str) -> bool:
+        with self._originals.borrowed(held) as path:
+            request = CompareRequest(path, self._store.path(newcomer))
+            return self._decoders.submit(request, Priority.VIEWER).result() == "same"
 
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

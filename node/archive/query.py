@@ -9,7 +9,8 @@ conformance statement:
   key that they asked for; C.2.2.1.3 would leave them out. ``has_unsupported_keys`` is for status FF01.
 - Values are returned as stored, text in UTF-8 where it is not ASCII. Timezone Offset From UTC never matches.
 - One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees the derived UID and lossy,
-  derived nature of an image that has a rendition, and finds it by either UID; others see the original.
+  derived nature of an image that has a rendition, and finds it by either UID; so does one with ``auto`` where the
+  original was removed. Others see the original, UNAVAILABLE where it was removed, and what holds it likewise.
 """
 
 from __future__ import annotations
@@ -58,8 +59,7 @@ def find(
 ) -> Iterator[Dataset]:
     """The answers to a query, as a stream. Raises IdentifierError before the first one."""
     query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
-    derived = query.level is Level.IMAGE and policy is RenditionPolicy.RECONSTRUCTED
-    found = candidates(index.engine, query.search(derived=derived), lambda one: query.matches(_as_seen(one)))
+    found = candidates(index.engine, query.search(policy), lambda one: query.matches(_as_seen(one)))
     return (
         query.answer(attributes, retrieve_ae_title)
         for attributes in map(_as_seen, found)
@@ -102,14 +102,16 @@ class Query:
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
 
-    def search(self, *, derived: bool) -> Search:
+    def search(self, policy: RenditionPolicy) -> Search:
         """What SQL can do for it."""
         return Search(
             level=self.level,
             wants=frozenset(self.levels) | {asked.level for asked in self.asked},
             narrows=tuple(narrow for asked in self.asked if asked.matches for narrow in _narrows(asked)),
             uids=self.uids,
-            derived=derived,
+            derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
+            only_purged=policy is RenditionPolicy.AUTO,
+            availability=policy is RenditionPolicy.ORIGINAL,
             computed=frozenset(asked.key.keyword for asked in self.asked) & _COMPUTED,
         )
 
@@ -134,7 +136,7 @@ class Query:
             answer.add_new(0x00080005, "CS", "ISO_IR 192")
         answer.add_new(0x00080052, "CS", str(self.level))
         answer.add_new(0x00080054, "AE", retrieve_ae_title)
-        answer.add_new(0x00080056, "CS", "ONLINE")
+        answer.add_new(0x00080056, "CS", attributes.get("00080056", {"Value": ["ONLINE"]})["Value"][0])
         return answer
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.archive.derive import derived_header
+from node.archive.originals import Originals
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
 from node.reconstruct.pool import Priority, WorkerPool
@@ -81,9 +82,10 @@ def choose(instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[s
     rendition = instance.rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
-    # who names a lost original itself hears that it is gone
-    prefers_original = not instance.original_lost or instance.sop_instance_uid in asked
-    if policy is RenditionPolicy.AUTO and rendition.derived_uid not in asked and prefers_original:
+    # who names an original that is gone by its own UID hears so, rather than getting something else
+    gone = instance.purged or instance.original_lost
+    wants_original = rendition.derived_uid not in asked and (instance.sop_instance_uid in asked or not gone)
+    if policy is RenditionPolicy.AUTO and wants_original:
         return Choice(instance, None)
     return Choice(instance, rendition)
 
@@ -98,10 +100,11 @@ class Retrieve:
         pool: WorkerPool,
         decoders: WorkerPool,
         cache: RenderedCache,
+        originals: Originals,
         *,
         threads: int = 4,
     ) -> None:
-        self._index, self._store, self._cache = index, store, cache
+        self._index, self._store, self._cache, self._originals = index, store, cache, originals
         self._pool, self._decoders = pool, decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
         self._making: dict[str, threading.Lock] = {}
@@ -168,8 +171,8 @@ class Retrieve:
         return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax), own=True)
 
     def _original(self, instance: StoredInstance) -> Sendable:
-        path = self._store.held(instance.original_digest)
-        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
+        path = self._originals.lend(instance.original_digest)
+        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid, own=True)
 
     def _reconstruction(self, instance: StoredInstance, rendition: StoredRendition) -> Sendable:
         with self._lock:

@@ -107,7 +107,7 @@ def _walk(files: list[Path], folder: Path, progress: Progress) -> tuple[list[Row
             _retrieve(rows[uid], instance, address, receiver, got)
             progress.advance(task, 2)
         pairs = [
-            (node.store.held(instance.original_digest), got.received[row.derived_uid], row.derived_uid)
+            (node.originals.lend(instance.original_digest), got.received[row.derived_uid], row.derived_uid)
             for uid, instance in held.items()
             if (row := rows[uid]).derived_uid and row.derived_uid in got.received
         ]

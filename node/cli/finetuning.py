@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from node.cli.status import open_index
 from node.config import Settings, load
-from node.reconstruct.training.pictures import Picture, read_pictures
+from node.reconstruct.training.pictures import Picture, read_picture, read_pictures
 from node.reconstruct.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
-from storage.errors import ConfigError, ModelMissing
-from storage.objects import ObjectStore
+from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged
 
 Watch = Callable[[Any], None]
 
@@ -22,13 +23,18 @@ def held_pictures(settings: Settings, config: Path, data: list[Path] | None) -> 
     """The mammograms to adapt to: ``data``, or the held originals that a reconstruction was tried of."""
     if data:
         return read_pictures(data)
-    store = ObjectStore(settings.storage.root)
-    with open_index(config) as index:
-        digests = index.reconstructable_originals()
-    held = [store.path(digest) for digest in digests if store.path(digest).is_file()]
-    if not held:
+    from node.app import services
+
+    pictures = []
+    with services(settings) as at_hand:
+        for digest in at_hand.index.reconstructable_originals():
+            with suppress(OriginalPurged, ObjectMissing), at_hand.originals.borrowed(digest) as path:
+                picture = read_picture(path)
+                if picture is not None:
+                    pictures.append(replace(picture, name=digest))
+    if not pictures:
         raise ConfigError(f"the archive of {config} holds no originals to learn from; name some with --data")
-    return read_pictures(held)
+    return pictures
 
 
 def fine_tune_mammo(

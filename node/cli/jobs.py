@@ -169,14 +169,15 @@ def run_json(run: JobRun) -> dict[str, Any]:
 
 @contextmanager
 def _opened(config: Path) -> Iterator[tuple[Settings, dict[str, Planned], JobRows]]:
-    from node.app import plan_jobs
+    from node.app import plan_jobs, services
     from storage.index.jobs import JobRows
     from storage.objects import ObjectStore
 
     settings = load(config)
-    with open_index(config) as index:
-        planned = {one.job.name: one for one in plan_jobs(settings, index, ObjectStore(settings.storage.root))}
-        rows = JobRows(index.engine)
+    with services(settings) as archive:
+        store = ObjectStore(settings.storage.root)
+        planned = {one.job.name: one for one in plan_jobs(settings, archive.index, store, archive.retention)}
+        rows = JobRows(archive.index.engine)
         rows.ensure(planned)
         yield settings, planned, rows
 

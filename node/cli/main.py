@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from node.cli.gate import gates
 from node.cli.jobs import jobs
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.retention import holds, labels
 from storage.errors import LatentPacsError
 
 app = typer.Typer(
@@ -94,7 +95,62 @@ def scrub(
     raise typer.Exit(run_scrub(config, sample=sample, full=full, remove_orphans=remove_orphans, as_json=as_json))
 
 
+@app.command()
+def purge(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, remove nothing, say what would go.")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove originals held longer than originals.keep, where the reconstruction is proved able to stand alone.
+
+    Never what is not verified, on hold or pinned. Works while the node runs. Exit code 1: some were kept for want
+    of proof.
+    """
+    from node.cli.retention import run_purge
+
+    if not run_purge(config, dry_run=dry_run, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def restore(
+    uid: Annotated[str, typer.Argument(help="The UID (or Patient ID) of what to bring back.")],
+    level: Annotated[
+        Literal["image", "series", "study", "patient"], typer.Option("--level", help="What the UID is of.")
+    ] = "study",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring originals back from the cold store (originals.path) to storage.root, for at least 7 days."""
+    from node.cli.retention import run_restore
+
+    if not run_restore(uid, config, level=level, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def trail(
+    since: Annotated[str, typer.Option("--since", help="From this date on, such as 2026-01-31.", metavar="DATE")] = "",
+    study: Annotated[str, typer.Option("--study", help="Only what is about this UID.", metavar="UID")] = "",
+    newest: Annotated[int, typer.Option("--newest", help="Only the last so many; 0 is all.", metavar="N", min=0)] = 0,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that no record was changed or removed.")] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """The audit trail: holds, purges, restores, failures; who, what, when. Every record seals the one before."""
+    from node.cli.trail import print_trail, verify_trail
+
+    if not verify:
+        print_trail(config, since=since, uid=study, newest=newest, as_json=as_json)
+    elif not verify_trail(config, as_json=as_json):
+        raise typer.Exit(1)
+
+
 app.add_typer(jobs, name="jobs")
+app.add_typer(holds, name="hold")
+app.add_typer(labels, name="label")
 app.add_typer(models, name="model")
 app.add_typer(gates, name="gate")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from node.cli.options import print_json
-from node.config import load
+from node.config import Profile, keep_text, load
 from storage.errors import ConfigError
 from storage.index import Index
-from storage.records import HoldingCounts
+from storage.index.connection import now
+from storage.records import CustodyTotals, HoldingCounts
 
 
 @contextmanager
@@ -34,15 +36,27 @@ def open_index(config: Path) -> Iterator[Index]:
 
 def print_status(config: Path, *, as_json: bool) -> None:
     """Print counts, as text or JSON."""
+    keep = load(config).originals.keep
+    never = load(config).codec.profile is Profile.US_MQSA
     with open_index(config) as index:
-        counts = index.counts()
-    report = status_report(counts)
+        counts, totals = index.counts(), index.custody.totals()
+        free = {
+            keep_text(span): (0, 0) if span is None or never else index.custody.purgeable_totals(now() - span)
+            for span in (keep, timedelta(days=30))
+        }
+    report = status_report(counts) | {
+        "originals": dataclasses.asdict(totals),
+        "purge_would_free": {name: {"originals": count, "bytes": size} for name, (count, size) in free.items()},
+    }
     if as_json:
         print_json(report)
         return
     console = Console()
     console.print(_states(counts))
     console.print(_bytes(counts))
+    console.print(_originals(totals))
+    for name, (count, size) in free.items():
+        console.print(f"a purge with originals.keep {name} would free {size_text(size)} of {count} originals")
     console.print(f"backlog: {counts.backlog}   quarantined: {counts.quarantined}")
     console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
     console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
@@ -76,6 +90,15 @@ def _bytes(counts: HoldingCounts) -> Table:
     table = Table("kind", "bytes", "", title="objects")
     for kind, size in counts.bytes_by_kind.items():
         table.add_row(kind, str(size), size_text(size))
+    return table
+
+
+def _originals(totals: CustodyTotals) -> Table:
+    table = Table("originals", "count", "bytes", "", title="originals as they are held")
+    for name in ("verbatim", "packed", "cold"):
+        size = getattr(totals, f"{name}_bytes")
+        table.add_row(name, str(getattr(totals, name)), str(size), size_text(size))
+    table.add_row("purged", str(totals.purged), "0", "0 B")
     return table
 
 

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydicom import Dataset
@@ -37,13 +37,17 @@ from node.dimse.status import (
     for_log,
     of_error,
 )
+from node.dimse.store import Record
 from node.dimse.wire import Report
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.levels import Level
+from storage.records import TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
+_STUDIES_TOLD = 100
+"""Studies of one request that the audit trail names."""
 MOST_SUBOPERATIONS = 65535
 """The counts in a response are of VR US (PS3.7 E.1)."""
 
@@ -96,6 +100,7 @@ class Services:
     retrieve: Retrieve
     peers: Peers
     keep_alive: float
+    record: Record
 
 
 def handle_get(event: Any, services: Services) -> Iterator[Report]:
@@ -110,7 +115,8 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
         yield _refusal(error)
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
-    yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable)
+    told = TrailEntry("get", caller, detail=f"to {caller}")
+    yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable, told)
 
 
 def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[Report]:
@@ -135,7 +141,8 @@ def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[
 def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Outgoing, peer: Peer) -> Iterator[Report]:
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
-        yield from _send(event, services, choices, destination.channel, lambda: not event.assoc.is_established)
+        told = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
+        yield from _send(event, services, choices, destination.channel, lambda: not event.assoc.is_established, told)
 
 
 def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
@@ -171,11 +178,35 @@ def _send(
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
     requester_gone: Callable[[], bool],
+    told: TrailEntry,
+) -> Iterator[Report]:
+    tally = Tally(len(choices))
+    try:
+        yield from _walk(event, services, choices, channel, requester_gone, tally)
+    finally:
+        services.record(_in_the_trail(told, choices, tally))
+
+
+def _in_the_trail(told: TrailEntry, choices: list[Choice], tally: Tally) -> TrailEntry:
+    """Who got what: the studies, in which rendition, and what became of it."""
+    studies = tuple(dict.fromkeys(choice.instance.study_instance_uid for choice in choices))[:_STUDIES_TOLD]
+    kinds = sorted({"reconstructed" if choice.rendition else "original" for choice in choices})
+    sent = tally.completed + tally.warning
+    outcome = f"{sent} of {len(choices)} sent" + (f", {tally.failed} failed" if tally.failed else "")
+    return replace(told, level="study", uids=studies, rendition="+".join(kinds)[:16], outcome=outcome)
+
+
+def _walk(
+    event: Any,
+    services: Services,
+    choices: list[Choice],
+    channel: Callable[[Choice], Channel],
+    requester_gone: Callable[[], bool],
+    tally: Tally,
 ) -> Iterator[Report]:
     if len(choices) > MOST_SUBOPERATIONS:
         yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
-    tally = Tally(len(choices))
     for choice, future in services.retrieve.prepare(choices):
         if event.is_cancelled:  # clears itself when read: this is the only place that reads it
             discard(future)

@@ -153,7 +153,9 @@ class Server:
             (evt.EVT_C_ECHO, functools.partial(_handle_echo, peers=door.peers)),
             (
                 evt.EVT_C_STORE,
-                flight.call(functools.partial(handle_store, ingest=door.ingest, peers=door.peers)),
+                flight.call(
+                    functools.partial(handle_store, ingest=door.ingest, peers=door.peers, record=door.services.record)
+                ),
             ),
             (
                 evt.EVT_C_FIND,

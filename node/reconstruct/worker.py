@@ -22,6 +22,7 @@ from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
 from storage.dicomfile import accept_odd_values
 from storage.errors import PayloadError, PixelError, RenditionMismatch
+from storage.originals import pack_original, restore_original
 from storage.payload import (
     Base,
     Rendition,
@@ -71,7 +72,29 @@ class TranscodeRequest:
     transfer_syntax_uid: str
 
 
-DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest
+@dataclass(frozen=True)
+class PackRequest:
+    """Write the packed form of an original to ``target``, proved to give its bytes back; the answer is empty.
+
+    Raises KeptVerbatim or ProofFailed.
+    """
+
+    original: Path
+    original_digest: str
+    target: Path
+    coder: str
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """Write the received bytes of a packed original to ``target``, checked against their digest."""
+
+    packed: Path
+    original_digest: str
+    target: Path
+
+
+DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest | PackRequest | RestoreRequest
 """Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
 written in C may end its process on a hostile codestream."""
 
@@ -111,6 +134,12 @@ def decode(request: DecodeRequest) -> str:
         return pixel_digest(integer_pixels(request.original))
     if isinstance(request, CompareRequest):
         return "same" if same_content(request.one, request.other) else "different"
+    if isinstance(request, PackRequest):
+        request.target.write_bytes(pack_original(request.original, request.coder, request.original_digest))
+        return ""
+    if isinstance(request, RestoreRequest):
+        restore_original(request.packed, request.original_digest, request.target)
+        return ""
     transcode(request.source, request.target, UID(request.transfer_syntax_uid))
     return ""
 

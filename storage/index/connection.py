@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ def writing(engine: Engine) -> Iterator[Connection]:
         if "disk is full" in str(error.orig) or "disk full" in str(error.orig):
             raise StoreFull(f"the index has no room: {error.orig}") from error
         raise
+
+
+def now() -> datetime:
+    """The time as rows hold it: UTC, without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Table, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from storage.index.connection import connect, migrate, writing
-from storage.index.tables import instance, patient, quarantine, rendition, series, study
+from storage.index.connection import connect, migrate, now, writing
+from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
+from storage.index.holds import Holds
+from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
+from storage.index.trail import Trail, append_in
 from storage.levels import columns_of
 from storage.records import (
     Claim,
@@ -25,6 +27,7 @@ from storage.records import (
     Quarantined,
     StoredInstance,
     StoredRendition,
+    TrailEntry,
 )
 
 
@@ -33,6 +36,10 @@ class Added(Enum):
 
     NEW = "new"
     SAME_BYTES = "same bytes"
+    AGAIN = "again"
+    """The very bytes of an original that had been purged: it is held again."""
+    GONE = "gone"
+    """The object was unlinked meanwhile, and nothing was committed: the sender has to send it again."""
     HELD = "held"
     """The UID is held with other bytes; whether the content is the same is for the caller to find out."""
 
@@ -42,6 +49,9 @@ class Index:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.custody = Custody(engine)
+        self.holds = Holds(engine)
+        self.trail = Trail(engine)
 
     @classmethod
     def open(cls, url: str) -> Index:
@@ -55,15 +65,24 @@ class Index:
 
     # --- coming in ---
 
-    def add(self, new: NewInstance) -> Added:
-        """Commit an instance with its study, series and patient. On return the row is durable."""
+    def add(self, new: NewInstance, present: Present = lambda _: True) -> Added:
+        """Commit an instance with its study, series and patient. On return the row is durable.
+
+        ``present`` says whether the store still holds the original's object.
+        """
         with writing(self.engine) as connection:
+            if not spare_hot(connection, new.original_digest, present):
+                return Added.GONE
             held = connection.execute(
-                select(instance.c.original_digest).where(instance.c.sop_instance_uid == new.sop_instance_uid)
-            ).scalar()
+                select(instance.c.key, instance.c.original_digest, *held_columns())
+                .outerjoin(original, original.c.instance_key == instance.c.key)
+                .where(instance.c.sop_instance_uid == new.sop_instance_uid)
+            ).first()
             if held is not None:
-                return Added.SAME_BYTES if held == new.original_digest else Added.HELD
-            connection.execute(insert(instance).values(_instance_row(connection, new)))
+                return _arrived_again(connection, new, held)
+            row = _instance_row(connection, new)
+            key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
+            take_in(connection, key, new.original_digest, new.original_bytes)
         return Added.NEW
 
     def quarantine(self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str) -> None:
@@ -77,7 +96,7 @@ class Index:
                         sop_instance_uid=sop_instance_uid,
                         calling_aet=calling_aet,
                         reason=reason,
-                        arrived_at=_now(),
+                        arrived_at=now(),
                     )
                 )
 
@@ -115,7 +134,9 @@ class Index:
                 series.c.series_instance_uid,
                 study.c.study_instance_uid,
                 patient.c.patient_id,
+                *held_columns(),
             )
+            .outerjoin(original, original.c.instance_key == instance.c.key)
             .join(series, instance.c.series_key == series.c.key)
             .join(study, series.c.study_key == study.c.key)
             .join(patient, study.c.patient_key == patient.c.key)
@@ -145,8 +166,8 @@ class Index:
 
     def claim(self, owner: str, lease_seconds: float) -> Claim | None:
         """Take the oldest instance that nobody works on; None when there is none."""
-        now = time.time()
-        free = or_(instance.c.lease_until.is_(None), instance.c.lease_until < now)
+        moment = time.time()
+        free = or_(instance.c.lease_until.is_(None), instance.c.lease_until < moment)
         with self.engine.connect() as connection:  # most looks find nothing: do not take the write lock for them
             if connection.execute(select(_oldest(free))).scalar() is None:
                 return None
@@ -154,7 +175,7 @@ class Index:
             row = connection.execute(
                 update(instance)
                 .where(instance.c.key == _oldest(free), free)
-                .values(lease_owner=owner, lease_until=now + lease_seconds, attempts=instance.c.attempts + 1)
+                .values(lease_owner=owner, lease_until=moment + lease_seconds, attempts=instance.c.attempts + 1)
                 .returning(
                     instance.c.key,
                     instance.c.sop_instance_uid,
@@ -252,11 +273,15 @@ class Index:
                     instance, instance.c.rendition_key == rendition.c.key
                 )
             )
-            exact_only = total(select(func.sum(instance.c.original_bytes)).where(~reconstructable))
+            exact_only = total(
+                select(func.sum(original.c.object_bytes))
+                .join(instance, original.c.instance_key == instance.c.key)
+                .where(~reconstructable)
+            )
             return HoldingCounts(
                 by_state={state.value: by_state.get(state.value, 0) for state in InstanceState},
                 bytes_by_kind={
-                    "original": _distinct_bytes(connection, instance.c.original_digest, instance.c.original_bytes),
+                    "original": _distinct_bytes(connection, original.c.object_digest, original.c.object_bytes),
                     "base": _distinct_bytes(connection, rendition.c.base_digest, rendition.c.base_bytes),
                     "rendition": _distinct_bytes(connection, rendition.c.rendition_digest, rendition.c.rendition_bytes),
                 },
@@ -267,6 +292,22 @@ class Index:
                 all_pixel_bytes=total(select(func.sum(_raw_bytes()))),
                 all_hot_bytes=payloads + exact_only,
             )
+
+
+def _arrived_again(connection: Connection, new: NewInstance, held: Row[Any]) -> Added:
+    """What to do with an original whose SOP Instance UID is known."""
+    if held.original_digest != new.original_digest:
+        return Added.HELD
+    if held.form is None:
+        return Added.SAME_BYTES
+    before = held_original(held)
+    if not before.purged:
+        doom_copy(connection, before, new.original_digest)
+        return Added.SAME_BYTES
+    take_in(connection, held.key, new.original_digest, new.original_bytes)
+    entry = TrailEntry("original.again", new.calling_aet, "image", (new.sop_instance_uid,), "original")
+    append_in(connection, [entry])
+    return Added.AGAIN
 
 
 def _raw_bytes() -> Any:
@@ -323,7 +364,7 @@ def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
         "pixel_bytes": new.pixel_bytes,
         "pixel_warning": new.pixel_warning,
         "calling_aet": new.calling_aet,
-        "received_at": _now(),
+        "received_at": now(),
         "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
         "reason": new.pixel_warning,
         "attempts": 0,
@@ -376,7 +417,7 @@ def _rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
         "gated": int(new.verdict.gated),
         "tried": [asdict(outcome) for outcome in new.tried],
         "seconds": new.seconds,
-        "verified_at": _now(),
+        "verified_at": now(),
     }
 
 
@@ -386,10 +427,7 @@ def _stored_rendition(row: Row[Any]) -> StoredRendition:
 
 
 def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:
-    names = [name for name in StoredInstance.__dataclass_fields__ if name not in ("rendition", "state")]
+    names = [name for name in StoredInstance.__dataclass_fields__ if name not in ("rendition", "state", "held")]
     fields = {name: getattr(row, name) for name in names}
-    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
+    held = held_original(row) if row.form is not None else None
+    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current, held=held)

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, literal, select, tuple_, union
 
 from storage.index.tables import instance, patient, rendition, series, study
+from storage.index.tables import original as held
 from storage.levels import COMPUTED_KEYS, Key, Level
-from storage.records import DicomJson, InstanceState
+from storage.records import DicomJson, InstanceState, OriginalForm, Tier
 
 PAGE = 500
 
@@ -48,7 +49,8 @@ class Search:
     """A query as far as SQL understands it.
 
     ``uids``: SOP Instance UIDs at IMAGE level; with ``derived`` they may be of reconstructions and candidates
-    tell the one that stands for them. ``wants``: the levels whose attributes the answers need.
+    tell the one that stands for them; with ``only_purged`` only where the original is gone. ``availability``: tell
+    what holds an original that is gone. ``wants``: the levels whose attributes the answers need.
     """
 
     level: Level
@@ -56,12 +58,17 @@ class Search:
     narrows: tuple[Narrow, ...] = ()
     uids: tuple[str, ...] = ()
     derived: bool = False
+    only_purged: bool = False
+    availability: bool = False
     computed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One entity with the attributes of its own level and of those above; ``derived_uid`` where asked for."""
+    """One entity with the attributes of its own level and of those above; ``derived_uid`` where asked for.
+
+    Instance Availability (0008,0056) is among them where it was asked for and an original is gone.
+    """
 
     attributes: DicomJson
     derived_uid: str | None = None
@@ -149,7 +156,8 @@ def _joined(search: Search, order: Sequence[Any]) -> Select[Any]:
     driver = str(order[0])
     conditions = [_condition(search.level, narrow, driver) for narrow in search.narrows]
     if search.level is Level.IMAGE and search.uids:
-        conditions.append(instance.c.key.in_(_instances_of_uids(search.uids, derived=search.derived)))
+        named = _instances_of_uids(search.uids, derived=search.derived, only_purged=search.only_purged)
+        conditions.append(instance.c.key.in_(named))
     leading = [column.label(f"order_{place}") for place, column in enumerate(order)]
     return select(*leading, *keys).select_from(source).where(*conditions)
 
@@ -158,12 +166,19 @@ def _depth(column: Any) -> int:
     return _LEVELS.index(_TABLE_LEVEL[column.table.name])
 
 
-def _instances_of_uids(uids: Sequence[str], *, derived: bool) -> Select[Any] | Any:
-    """The keys of the instances with those UIDs, be they original or, with ``derived``, of any rendition."""
+def _instances_of_uids(uids: Sequence[str], *, derived: bool, only_purged: bool = False) -> Select[Any] | Any:
+    """The keys of the instances with those UIDs, be they original or, with ``derived``, of any rendition.
+
+    With ``only_purged``: of a rendition only where the original is gone.
+    """
     original = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
     if not derived:
         return original
-    return union(original, select(rendition.c.instance_key).where(rendition.c.derived_uid.in_(uids)))
+    of_rendition = select(rendition.c.instance_key).where(rendition.c.derived_uid.in_(uids))
+    if only_purged:
+        of_rendition = of_rendition.join(held, held.c.instance_key == rendition.c.instance_key)
+        of_rendition = of_rendition.where(held.c.form == OriginalForm.PURGED)
+    return union(original, of_rendition)
 
 
 # --- which index leads ---
@@ -271,12 +286,18 @@ def _with_attributes(
         level: _attributes(connection, _CHAIN[level], {row[f"{level}_key"] for row in rows})
         for level in (search.wants if rows else ())
     }
-    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows]) if search.derived else {}
+    uids: dict[int, str] = {}
+    if search.derived:
+        uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], only_purged=search.only_purged)
+    own = f"{search.level}_key"
+    gone = _with_purged(connection, search.level, {row[own] for row in rows}) if search.availability else set()
     found = []
     for row in rows:
         attributes: DicomJson = {}
         for level, of_key in stored.items():
             attributes.update(of_key.get(row[f"{level}_key"], {}))
+        if row[own] in gone:
+            attributes["00080056"] = {"vr": "CS", "Value": ["UNAVAILABLE"]}
         candidate = Candidate(attributes, uids.get(row.get("IMAGE_key", 0)))
         if may_match(candidate):
             found.append((row, candidate))
@@ -294,7 +315,20 @@ def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> di
     return {row.key: row.attributes for row in rows}
 
 
-def _derived_uids(connection: Connection, keys: Iterable[int]) -> dict[int, str]:
+def _with_purged(connection: Connection, level: Level, keys: Iterable[int]) -> set[int]:
+    """Those of the entities below which an original was removed by retention."""
+    purged = held.c.form == OriginalForm.PURGED
+    with_tier = select(held.c.instance_key).where(held.c.tier == Tier.HOT, purged).limit(1)  # as the index has it
+    if connection.execute(with_tier).first() is None:
+        return set()
+    source: Any = held.join(instance, held.c.instance_key == instance.c.key)
+    for upper, lower in reversed(list(pairwise(_LEVELS[_LEVELS.index(level) :]))):
+        source = source.join(_CHAIN[upper], _PARENT[lower] == _CHAIN[upper].c.key)
+    own = _CHAIN[level].c.key
+    return set(connection.execute(select(own).select_from(source).where(own.in_(keys), purged)).scalars())
+
+
+def _derived_uids(connection: Connection, keys: Iterable[int], *, only_purged: bool) -> dict[int, str]:
     """Per instance the UID of the rendition that stands for it; instances without one are absent."""
     query = (
         select(instance.c.key, rendition.c.derived_uid)
@@ -304,6 +338,8 @@ def _derived_uids(connection: Connection, keys: Iterable[int]) -> dict[int, str]
             instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
         )
     )
+    if only_purged:
+        query = query.join(held, held.c.instance_key == instance.c.key).where(held.c.form == OriginalForm.PURGED)
     return {row.key: row.derived_uid for row in connection.execute(query)}
 
 

@@ -222,3 +222,74 @@ pin = Table(
     Column("commitment_key", ForeignKey("commitment.key"), nullable=False),
     Column("until", Float, nullable=True),
 )
+original = Table(
+    "original",
+    metadata,
+    Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
+    Column("form", String(16), nullable=False),
+    Column("tier", String(8), nullable=False),
+    Column("object_digest", String(64), nullable=True, index=True),
+    Column("object_bytes", BigInteger, nullable=False),
+    Column("to_pack", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("held_since", DateTime, nullable=False),
+    Column("restored_at", DateTime, nullable=True),
+    Column("purged_at", DateTime, nullable=True),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(100), nullable=True),
+    Column("lease_until", Float, nullable=True),
+    Index("ix_original_to_pack", "to_pack", "instance_key"),
+    Index("ix_original_tier_form", "tier", "form"),
+)
+"""How each instance's original is held. ``instance.original_digest`` stays the digest of the received file."""
+
+doomed = Table(
+    "doomed",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("tier", String(8), nullable=False),
+    UniqueConstraint("digest", "tier"),
+)
+"""Objects that no row needs any more and that are still to be unlinked: rows change first, files go second."""
+
+hold = Table(
+    "hold",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("value", _text(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("placed_by", String(128), nullable=False),
+    Column("placed_at", DateTime, nullable=False),
+    Column("released_by", String(128), nullable=False),
+    Column("released_at", DateTime, nullable=True),
+    Column("release_reason", Text, nullable=False),
+    Index("ix_hold_kind_value", "kind", "value"),
+)
+
+label = Table(
+    "label",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("study_instance_uid", _text(64), nullable=False),
+    Column("name", _text(128), nullable=False),
+    UniqueConstraint("study_instance_uid", "name"),
+)
+
+trail = Table(
+    "trail",
+    metadata,
+    Column("number", Key, primary_key=True),
+    Column("at", String(32), nullable=False, index=True),
+    Column("action", String(64), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("uids", JSON, nullable=False),
+    Column("rendition", String(16), nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+"""The audit trail: rows are only ever added."""

@@ -14,11 +14,11 @@ from typing import Any
 from sqlalchemy import Engine, Integer, Row, Select, func, insert, literal, or_, select, union_all, update
 
 from storage.index.connection import writing
-from storage.index.tables import damage, instance, quarantine, rendition
-from storage.records import InstanceState, RungOutcome, Verdict
+from storage.index.tables import damage, instance, original, quarantine, rendition
+from storage.records import InstanceState, OriginalForm, RungOutcome, Tier, Verdict
 
-HOT = "hot"
-"""The store that everything is in; a colder one gets a name of its own."""
+HOT = Tier.HOT
+"""The store that everything but originals is in."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,10 @@ class _Source:
 
 
 _IN_USE = (rendition.c.withdrawn == "",)
+_HELD = (original.c.form != OriginalForm.PURGED,)
 
 _SOURCES = (
-    _Source("original", instance.c.original_digest, literal(HOT), instance.c.key),
+    _Source("original", original.c.object_digest, original.c.tier, original.c.instance_key, _HELD),
     _Source("base", rendition.c.base_digest, literal(HOT), rendition.c.instance_key, _IN_USE),
     _Source("rendition", rendition.c.rendition_digest, literal(HOT), rendition.c.instance_key, _IN_USE),
     _Source("quarantined", quarantine.c.digest, literal(HOT), literal(None, Integer)),

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from storage import coders
+from storage.container import VERSION
 from storage.dicomfile import opened
+from storage.originals import pack_original
+from storage.packbits import encode_plane
 from storage.payload import (
-    VERSION,
     Base,
     Rendition,
     derived_uid,
@@ -27,7 +29,7 @@ from storage.payload import (
 from storage.pixels import pixel_digest
 from storage.records import Rung, RungOutcome, Verdict
 from storage.resample import Operator
-from tests.samples import breast, mammogram, write
+from tests.samples import breast, byte_planes, mammogram, rle_file, write
 
 FOLDER = Path(__file__).parent
 ROWS, COLUMNS = 300, 280
@@ -102,7 +104,28 @@ def golden_rendition(base: bytes) -> Rendition:
     )
 
 
+def golden_originals() -> dict[str, bytes]:
+    """Packed originals by name: signed native pixels with gaps between their values, and RLE Lossless."""
+    uids = {"SOPInstanceUID": ORIGINAL_UID, "StudyInstanceUID": "2.25.1", "SeriesInstanceUID": "2.25.2"}
+    native = mammogram(breast(ROWS, COLUMNS, seed=1), PixelRepresentation=1, **uids)
+    native.PixelData = (breast(ROWS, COLUMNS, seed=1).astype(np.int16) * 7 - 9000).astype("<i2").tobytes()
+    native.add_new(0xFFFCFFFC, "OB", b"golden\0\0")
+    rle = mammogram(breast(ROWS, COLUMNS, seed=2), **uids)
+    segments = [encode_plane(plane) for plane in byte_planes(breast(ROWS, COLUMNS, seed=2))]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "native": write(native, Path(folder) / "native.dcm"),
+            "rle": rle_file(rle, Path(folder) / "rle.dcm", segments),
+        }
+        return {
+            name: pack_original(path, "jpegxl", hashlib.sha256(path.read_bytes()).hexdigest())
+            for name, path in files.items()
+        }
+
+
 if __name__ == "__main__":
+    for name, packed in golden_originals().items():
+        (FOLDER / f"original-{name}-v{VERSION}.lpacs").write_bytes(packed)
     data = encode_base(golden_base())
     (FOLDER / f"base-v{VERSION}.lpacs").write_bytes(data)
     (FOLDER / f"rendition-v{VERSION}.lpacs").write_bytes(encode_rendition(golden_rendition(data)))

@@ -1,0 +1,79 @@
+"""Originals: the one way to an original's received bytes, in whatever form and store it is held.
+
+A reader borrows a file: a second name for the object, or the file restored from its packed form. It stays readable
+until it is given back, whatever becomes of the original meanwhile. Whoever comes while an original is being packed,
+moved or removed looks at its row again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.archive.rendered import RenderedCache
+from storage.errors import ObjectMissing, OriginalPurged
+from storage.index import Index
+from storage.objects import ObjectStore
+from storage.records import HeldOriginal, OriginalForm, Tier
+
+_LOOKS = 5
+
+Restore = Callable[[Path, str, Path], None]
+"""Writes the received bytes of a packed original: (packed, digest of the original, target)."""
+
+
+class Originals:
+    """Lends originals as files. ``restored`` keeps what was restored for the next reader, as far as its budget goes."""
+
+    def __init__(
+        self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
+    ) -> None:
+        self._index, self._stores, self._restored, self._restore = index, stores, restored, restore
+
+    def lend(self, original_digest: str) -> Path:
+        """A file with the received bytes, for one reader, who unlinks it. Raises OriginalPurged, ObjectMissing."""
+        seen: HeldOriginal | None = None
+        for _ in range(_LOOKS):
+            held = self._index.custody.of_digest(original_digest)
+            if held is None:  # in quarantine, or not indexed yet
+                return self._stores[Tier.HOT].lend(original_digest)
+            if held.purged:
+                raise OriginalPurged(f"original {original_digest} was removed by retention at {held.purged_at} UTC")
+            try:
+                return self._lend(held)
+            except ObjectMissing:
+                if held == seen:  # not moved or packed in between: it really is missing
+                    raise
+                seen = held
+        raise ObjectMissing(f"original {original_digest} changes its place faster than it can be read")
+
+    @contextmanager
+    def borrowed(self, original_digest: str) -> Iterator[Path]:
+        """``lend`` for the length of a block."""
+        path = self.lend(original_digest)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _lend(self, held: HeldOriginal) -> Path:
+        if held.form is OriginalForm.VERBATIM:
+            return self._store(held).lend(held.object_digest)
+        link = self._restored.link(held.original_digest)
+        if link is not None:
+            return link
+        packed = self._store(held).lend(held.object_digest)
+        target = self._restored.blank()
+        try:
+            self._restore(packed, held.original_digest, target)
+            return self._restored.keep(held.original_digest, target)
+        finally:
+            packed.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+
+    def _store(self, held: HeldOriginal) -> ObjectStore:
+        store = self._stores.get(held.tier)
+        if store is None:
+            raise ObjectMissing(f"original {held.original_digest} is in the {held.tier} store; set originals.path")
+        return store

@@ -1,0 +1,77 @@
+"""The container that payloads and packed originals share: magic, kind, version, named sections, a SHA-256 over all.
+
+docs/FORMATS.md has it byte by byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from typing import Any
+
+from storage.errors import PayloadError
+
+MAGIC = b"LPACS\x00"
+VERSION = 1
+_STORED, _DEFLATED = 0, 1
+
+
+def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
+    """Sections as one object; those not named in ``stored`` are deflated, empty ones left out."""
+    parts = [MAGIC, kind, bytes([VERSION])]
+    present = {name: data for name, data in sections.items() if data}
+    parts.append(bytes([len(present)]))
+    for name, data in present.items():
+        encoding = _STORED if name in stored else _DEFLATED
+        body = data if encoding == _STORED else zlib.compress(data, 9)
+        parts.append(struct.pack("<B", len(name)) + name.encode("ascii"))
+        parts.append(struct.pack("<BQQ", encoding, len(data), len(body)) + body)
+    content = b"".join(parts)
+    return content + hashlib.sha256(content).digest()
+
+
+def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
+    """The sections of an object of that kind. Raises PayloadError."""
+    if data[:6] != MAGIC:
+        raise PayloadError("not a payload of this archive: no magic")
+    if data[6:7] != kind:
+        raise PayloadError(f"payload is of kind {data[6:7]!r}, not {kind!r}")
+    if data[7:8] != bytes([VERSION]):
+        raise PayloadError(f"payload has version {data[7:8]!r}; this release reads {VERSION}")
+    if len(data) < 41 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        raise PayloadError("payload is damaged: its checksum does not match")
+    sections: dict[str, bytes] = {}
+    at = 9
+    with malformed_is_payload_error("payload"):
+        for _ in range(data[8]):
+            size = data[at]
+            name = data[at + 1 : at + 1 + size].decode("ascii")
+            encoding, length, coded = struct.unpack_from("<BQQ", data, at + 1 + size)
+            at += 1 + size + 17
+            body = data[at : at + coded]
+            sections[name] = body if encoding == _STORED else _inflate(body, length)
+            if len(sections[name]) != length:
+                raise PayloadError(f"payload section {name} has {len(sections[name])} bytes, not {length}")
+            at += coded
+        if at != len(data) - 32:
+            raise PayloadError("payload has bytes after its last section")
+    return sections
+
+
+def _inflate(body: bytes, length: int) -> bytes:
+    return zlib.decompressobj().decompress(body, length + 1)
+
+
+class malformed_is_payload_error:  # noqa: N801 - reads as a statement: with malformed_is_payload_error("base")
+    """Turns what malformed content raises into PayloadError."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, (KeyError, TypeError, ValueError, IndexError, OverflowError, struct.error, zlib.error)):
+            raise PayloadError(f"{self.what} is malformed: {error!r}") from error

@@ -1,0 +1,126 @@
+"""Legal holds and the labels of studies: what keeps originals from being removed, whatever their age."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, Row, and_, delete, func, insert, or_, select, update
+
+from storage.index.connection import now, writing
+from storage.index.tables import hold, instance, label, original, patient, series, study
+from storage.index.trail import append_in
+from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
+
+
+class Holds:
+    """Holds and labels of one index. Every change is in the audit trail, in the same transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(self, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
+        """Place a hold; from the commit on, nothing that it covers is removed."""
+        placed = {"kind": kind, "value": value, "reason": reason, "placed_by": who, "placed_at": now()}
+        with writing(self._engine) as connection:
+            row = connection.execute(
+                insert(hold).values(**placed, released_by="", release_reason="").returning(hold)
+            ).one()
+            append_in(connection, [TrailEntry("hold.add", who, kind, (value,), detail=f"{row.key}: {reason}")])
+        return _hold(row)
+
+    def release(self, key: int, *, reason: str, who: str) -> Hold | None:
+        """Release a hold; None where there is no such hold, or it was released before."""
+        released = {"released_by": who, "released_at": now(), "release_reason": reason}
+        with writing(self._engine) as connection:
+            open_hold = update(hold).where(hold.c.key == key, hold.c.released_at.is_(None))
+            row = connection.execute(open_hold.values(**released).returning(hold)).first()
+            if row is None:
+                return None
+            entry = TrailEntry("hold.release", who, row.kind, (row.value,), detail=f"{key}: {reason}")
+            append_in(connection, [entry])
+        return _hold(row)
+
+    def all(self, *, released: bool = False) -> list[Hold]:
+        """The holds in force, or with ``released`` all there ever were."""
+        query = select(hold).order_by(hold.c.key)
+        with self._engine.connect() as connection:
+            return [_hold(row) for row in connection.execute(query) if released or row.released_at is None]
+
+    def covered(self, placed: Hold) -> int:
+        """How many held originals a hold covers today."""
+        query = (
+            select(func.count())
+            .select_from(original)
+            .join(instance, original.c.instance_key == instance.c.key)
+            .join(series, instance.c.series_key == series.c.key)
+            .join(study, series.c.study_key == study.c.key)
+            .join(patient, study.c.patient_key == patient.c.key)
+            .join(hold, hold.c.key == placed.key)
+            .where(_covers(), original.c.form != OriginalForm.PURGED)
+        )
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def put_label(self, name: str, study_uid: str, *, who: str) -> bool:
+        """Label a study; False where it has that label already."""
+        with writing(self._engine) as connection:
+            if connection.execute(select(label.c.key).where(*_labelled(name, study_uid))).first():
+                return False
+            connection.execute(insert(label).values(name=name, study_instance_uid=study_uid))
+            append_in(connection, [TrailEntry("label.add", who, "study", (study_uid,), detail=name)])
+        return True
+
+    def take_label(self, name: str, study_uid: str, *, who: str) -> bool:
+        """Take a label off a study; False where it had none of that name."""
+        with writing(self._engine) as connection:
+            if not connection.execute(delete(label).where(*_labelled(name, study_uid))).rowcount:
+                return False
+            append_in(connection, [TrailEntry("label.remove", who, "study", (study_uid,), detail=name)])
+        return True
+
+    def labels(self) -> list[tuple[str, str]]:
+        """Every (label, Study Instance UID)."""
+        query = select(label.c.name, label.c.study_instance_uid).order_by(label.c.name, label.c.study_instance_uid)
+        with self._engine.connect() as connection:
+            return [(row.name, row.study_instance_uid) for row in connection.execute(query)]
+
+    def replay(self, record: TrailRecord) -> None:
+        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
+        number, _, reason = entry.detail.partition(": ")
+        with writing(self._engine) as connection:
+            if entry.action == "hold.add":
+                new = insert(hold).values(key=int(number), kind=entry.level, value=entry.uids[0], reason=reason)
+                connection.execute(new.values(placed_by=entry.who, placed_at=at, released_by="", release_reason=""))
+            elif entry.action == "hold.release":
+                gone = update(hold).where(hold.c.key == int(number))
+                connection.execute(gone.values(released_by=entry.who, released_at=at, release_reason=reason))
+            elif entry.action == "label.add":
+                connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
+            elif entry.action == "label.remove":
+                connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
+
+
+def on_hold() -> ColumnElement[bool]:
+    """Whether a hold in force covers the row; the query has ``study`` and ``patient`` joined."""
+    in_force = select(1).select_from(hold).where(hold.c.released_at.is_(None), _covers())
+    return in_force.correlate(study, patient).exists()
+
+
+def _covers() -> ColumnElement[bool]:
+    of_study = select(label.c.name).where(label.c.study_instance_uid == study.c.study_instance_uid)
+    return or_(
+        and_(hold.c.kind == HoldKind.STUDY, hold.c.value == study.c.study_instance_uid),
+        and_(hold.c.kind == HoldKind.PATIENT, hold.c.value == patient.c.patient_id),
+        and_(hold.c.kind == HoldKind.LABEL, hold.c.value.in_(of_study.correlate(study).scalar_subquery())),
+    )
+
+
+def _labelled(name: str, study_uid: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return label.c.name == name, label.c.study_instance_uid == study_uid
+
+
+def _hold(row: Row[Any]) -> Hold:
+    fields = {name: getattr(row, name) for name in Hold.__dataclass_fields__}
+    return Hold(**{**fields, "kind": HoldKind(row.kind)})

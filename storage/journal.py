@@ -1,0 +1,108 @@
+"""The journal: the audit trail as files beside the objects, so that it outlives the index.
+
+``journal/trail-000000000001.jsonl``: one record a line, as JSON, in segments named by their first record. Lines are
+only ever added, with fsync, by one process at a time. A last line without an end was being written when its process
+was killed; it is written anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from storage.errors import JournalDamaged
+from storage.records import TrailEntry, TrailRecord
+
+_SEGMENT_BYTES = 8 * 1024 * 1024
+
+
+class Journal:
+    """The journal in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other writer, of any process, out."""
+        with (self.folder / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def last(self) -> TrailRecord | None:
+        """The newest whole record. Raises JournalDamaged."""
+        for segment in reversed(self._segments()):
+            line = _last_whole_line(segment)
+            if line:
+                return _record(line, segment)
+        return None
+
+    def records(self) -> Iterator[TrailRecord]:
+        """Every whole record, in order. Raises JournalDamaged."""
+        for segment in self._segments():
+            for line in _whole_lines(segment):
+                yield _record(line, segment)
+
+    def append(self, records: Iterable[TrailRecord]) -> None:
+        """Add records; on return they are on disk. The caller has the lock."""
+        lines = [(record.number, _line(record)) for record in records]
+        if not lines:
+            return
+        segments = self._segments()
+        if segments:
+            _cut_torn_end(segments[-1])
+        if not segments or segments[-1].stat().st_size > _SEGMENT_BYTES:
+            segments = [self.folder / f"trail-{lines[0][0]:012d}.jsonl"]
+        with segments[-1].open("ab") as out:
+            out.write(b"".join(line for _, line in lines))
+            out.flush()
+            os.fsync(out.fileno())
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _segments(self) -> list[Path]:
+        return sorted(self.folder.glob("trail-*.jsonl"))
+
+
+def _line(record: TrailRecord) -> bytes:
+    return json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n"
+
+
+def _record(line: bytes, segment: Path) -> TrailRecord:
+    try:
+        fields = json.loads(line)
+        entry = fields.pop("entry")
+        return TrailRecord(**fields, entry=TrailEntry(**{**entry, "uids": tuple(entry["uids"])}))
+    except (ValueError, TypeError, KeyError) as error:
+        raise JournalDamaged(f"{segment} has a line that is no record: {error}") from error
+
+
+def _whole_lines(segment: Path) -> list[bytes]:
+    data = segment.read_bytes()
+    return data[: data.rfind(b"\n") + 1].splitlines()
+
+
+def _last_whole_line(segment: Path) -> bytes:
+    size, reach = segment.stat().st_size, 1 << 16
+    with segment.open("rb") as file:
+        while True:
+            file.seek(max(0, size - reach))
+            lines = file.read().rpartition(b"\n")[0].split(b"\n")
+            if len(lines) > 1 or reach >= size:  # the first one found may have lost its beginning
+                return lines[-1]
+            reach *= 2
+
+
+def _cut_torn_end(segment: Path) -> None:
+    with segment.open("r+b") as file:
+        data = file.read()
+        file.truncate(data.rfind(b"\n") + 1)
