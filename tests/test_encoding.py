@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,37 @@ from node.config import ReconstructSettings
 from node.reconstruct import guiding
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.engine import reconstruct
-from node.reconstruct.guide import Guide, decode_guide
-from node.reconstruct.upscalers.bicubic import Bicubic
+from node.reconstruct.guide import NETWORK, decode_guide
+from node.reconstruct.patches import decode_patches
+from node.reconstruct.points import decode_points
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.mammo import Mammo
 from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import pixel_digest
-from storage.records import Rung
+from storage.records import Rung, Thresholds
 from tests.samples import breast, mammogram, write
 
 CHEAP = Rung(4, "jpegxl", distance=6.0, sample_bits=12)
 GOOD = Rung(2, "png16")
+LOSSY = Rung(2, "jpegxl", distance=0.3, sample_bits=12)
 
 
-def encode(folder: Path, *ladder: Rung, detail: float = 0.0, gated: bool = True) -> EncodeResult:
+FLOOR = Thresholds(0.93, 0.90, 28.42)
+
+
+def encode(
+    folder: Path,
+    *ladder: Rung,
+    detail: float = 0.0,
+    thresholds: Thresholds | None = FLOOR,
+    share: float = 0.5,
+    regions: tuple[tuple[int, int, int, int], ...] = (),
+) -> EncodeResult:
     ds = mammogram(breast(420, 380))
     path = write(ds, folder / "one.dcm")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    request = EncodeRequest(path, digest, str(ds.SOPInstanceUID), ladder, 0.93, 0.90, 28.42, gated)
+    request = EncodeRequest(path, digest, str(ds.SOPInstanceUID), ladder, thresholds, share, regions)
     settings = ReconstructSettings.model_validate({"upscaler": "mammo", "device": "cpu", "detail": detail})
     return encode_and_verify(request, Catalogue(settings))
 
@@ -38,8 +51,17 @@ def encode(folder: Path, *ladder: Rung, detail: float = 0.0, gated: bool = True)
 def retrieved(result: EncodeResult) -> str:
     """Digest of the pixels that a retrieval would make of the payload's bytes."""
     base, made = decode_base(result.base), decode_rendition(result.rendition)
-    guide = decode_guide(made.guide)
-    return pixel_digest(reconstruct(base, Mammo(device="cpu"), seed=made.seed, steps=made.steps, guide=guide))
+    return pixel_digest(
+        reconstruct(
+            base,
+            Mammo(device="cpu"),
+            seed=made.seed,
+            steps=made.steps,
+            guide=decode_guide(made.guide),
+            points=decode_points(made.points) if made.points else None,
+            patches=decode_patches(made.patches) if made.patches else None,
+        )
+    )
 
 
 def test_the_network_is_not_asked_where_it_cannot_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,25 +91,56 @@ def test_texture_may_help_anywhere_so_it_is_always_asked(tmp_path: Path) -> None
     assert result.tried[0].verdict.fsim_mean > plain.tried[0].verdict.fsim_mean
 
 
-def test_the_consistent_base_is_kept_where_the_gate_likes_it_better(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def spoilt(reference: object, base: object, *_: object, **__: object) -> tuple[Guide, np.ndarray]:
-        shape = reference.pixels.shape  # type: ignore[attr-defined]
-        return Guide.nothing(*shape), np.zeros(shape, dtype=np.uint16)
+def test_the_base_is_kept_where_the_network_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that ruins everything: the base alone is served, its fine detail raised, and the header still warns."""
 
-    monkeypatch.setattr(guiding, "guided", spoilt)
-    result = encode(tmp_path, GOOD)
+    monkeypatch.setattr(guiding, "_never_worse", lambda draft, truth, guide, unhelped: (guide, np.zeros_like(unhelped)))
+    result = encode(tmp_path, LOSSY)
     assert result.made is not None
     assert result.made.verdict.passed
+    monkeypatch.undo()
     assert retrieved(result) == result.made.output_digest
-    plain = reconstruct(decode_base(result.base), Bicubic(), seed=0, steps=0)
-    assert pixel_digest(plain) == result.made.output_digest
+    guide = decode_guide(result.made.guide)
+    assert guide.corrections[NETWORK].any() or not guide.levels.any()
     assert result.made.generative, "the header says so whatever the guide says"
 
 
+def test_points_and_patches_belong_to_the_rendition(tmp_path: Path) -> None:
+    """Tile limits that the rung misses in places: what mends them is in the rendition, and decides its UID."""
+    strict = replace(FLOOR, error_max=4.0, speck=4.0, speck_near=4.0, speck_kept=1.0)
+    mended, plain = encode(tmp_path, LOSSY, thresholds=strict), encode(tmp_path, LOSSY)
+    assert mended.made is not None
+    assert plain.made is not None
+    assert mended.made.points or mended.made.patches
+    assert decode_base(mended.base).coded == decode_base(plain.base).coded
+    assert retrieved(mended) == mended.made.output_digest
+    assert mended.made.verdict.figures["error_max"] <= 4.0
+
+
+def test_a_named_region_is_exact(tmp_path: Path) -> None:
+    result = encode(tmp_path, LOSSY, regions=((100, 120, 30, 40),))
+    assert result.made is not None
+    assert result.made.patches
+    cells = decode_patches(result.made.patches).cells
+    assert cells[3:5, 3:5].all()
+    assert retrieved(result) == result.made.output_digest
+
+
+def test_a_long_ladder_is_climbed_by_forecast(tmp_path: Path) -> None:
+    """The smallest rung that passes, few attempts, and a word on why each other one was not taken."""
+    ladder = tuple(Rung(2, "jpegxl", distance, sample_bits=12) for distance in (8.0, 4.0, 2.0, 1.0, 0.5, 0.2))
+    found = encode(tmp_path, *ladder)
+    alone = {rung.distance: encode(tmp_path, rung) for rung in ladder}
+    smallest = max(distance for distance, result in alone.items() if result.made is not None)
+    assert found.made is not None
+    assert decode_base(found.base).rung.distance == smallest
+    attempts = [outcome for outcome in found.tried if not outcome.forecast]
+    assert len(attempts) <= 3
+    assert all(outcome.verdict.failures for outcome in found.tried[:-1] if outcome.forecast)
+
+
 def test_without_a_gate_the_first_rung_is_the_networks(tmp_path: Path) -> None:
-    result = encode(tmp_path, CHEAP, GOOD, gated=False)
+    result = encode(tmp_path, CHEAP, GOOD, thresholds=None)
     assert result.made is not None
     assert len(result.tried) == 1
     assert not result.made.verdict.passed

@@ -58,11 +58,12 @@ def mended(
     output, points, found = _spotted(reference, base, output, thresholds, found)
     rows, columns = output.shape
     cells = cells_under([*mends(found, thresholds), *regions], rows, columns)
-    room = share * len(reference.tiles) * (TILE // CELL) ** 2 + cells_under(regions, rows, columns).sum()
+    breast = len(reference.tiles) * (TILE // CELL) ** 2
+    room = share * breast + cells_under(regions, rows, columns).sum()
     pixels, patches, fresh = output, None, cells
     for _ in range(_ROUNDS):
         if cells.sum() > room:
-            return Mended(output, _too_much(bare, float(cells.sum() / room * share), share), bare)
+            return Mended(output, _too_much(bare, float(cells.sum()) / breast, share), bare)
         if not fresh.any():
             break
         patches = cut(reference.pixels, cells)

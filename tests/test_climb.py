@@ -1,0 +1,130 @@
+"""The search for the smallest rung that passes (node/reconstruct/climb.py) and its forecasts (forecast.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset
+
+from node.fidelity.gate import Reference, measure
+from node.reconstruct.climb import MAX_PASSING, Climb
+from node.reconstruct.engine import Decoded, make_base
+from node.reconstruct.forecast import Figures, Forecast, Sample
+from storage.records import Rung, Thresholds, Verdict
+from tests.samples import breast
+from tests.test_engine import original_of
+
+DISTANCES = (4.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.2, 0.1)
+LADDER = tuple(Rung(scale, "jpegxl", distance) for scale in (2, 1) for distance in DISTANCES)
+GATE = Thresholds(0.93, 0.90, 28.42)
+
+
+@dataclass
+class World:
+    """Rungs with true figures, and forecasts that are off by ``bias``."""
+
+    needed: dict[int, float]
+    bias: float = 0.0
+    asked: list[Rung] = field(default_factory=list)
+
+    def true(self, rung: Rung) -> Figures:
+        good = 0.93 + 0.01 * (self.needed[rung.scale] - rung.distance)
+        return Figures(good, good - 0.03, 40.0)
+
+    def bytes_of(self, rung: Rung) -> int:
+        return int(100_000 / (rung.distance + 0.1) / rung.scale)
+
+    def forecast(self, rung: Rung) -> Forecast:
+        self.asked.append(rung)
+        mean, p5, psnr = self.true(rung)
+        return Forecast(Figures(mean + self.bias, p5 + self.bias, psnr), int(0.9 * self.bytes_of(rung)))
+
+    def climb(self) -> tuple[list[Rung], Rung | None]:
+        """The attempts, and the smallest that passed."""
+        search, attempts = Climb(LADDER, self.forecast, GATE), []
+        best: Rung | None = None
+        while (rung := search.next()) is not None:
+            attempts.append(rung)
+            mean, p5, psnr = self.true(rung)
+            passed = mean >= 0.93 and p5 >= 0.90
+            if passed and (best is None or self.bytes_of(rung) < self.bytes_of(best)):
+                best = rung
+            search.heard(rung, Verdict(psnr, mean, p5, 9), self.bytes_of(rung), passed=passed)
+        return attempts, best
+
+    def smallest(self) -> Rung | None:
+        passing = [rung for rung in LADDER if min(self.true(rung)[0] - 0.93, self.true(rung)[1] - 0.90) >= 0]
+        return min(passing, key=self.bytes_of, default=None)
+
+
+@given(st.floats(0.05, 5), st.floats(0.05, 5))
+def test_right_forecasts_find_the_smallest_at_once(two: float, one: float) -> None:
+    world = World({2: two, 1: one})
+    attempts, best = world.climb()
+    smallest = world.smallest()
+    if smallest is not None:
+        assert best is not None
+        assert world.bytes_of(best) <= world.bytes_of(smallest) / 0.97 + 1
+        assert len(attempts) <= MAX_PASSING
+
+
+@given(st.floats(0.3, 4), st.floats(0.3, 4), st.floats(-0.01, 0.01))
+def test_wrong_forecasts_are_corrected(two: float, one: float, bias: float) -> None:
+    """A bias that all rungs share is gone after the first attempt; what is taken has passed for certain."""
+    world = World({2: two, 1: one}, bias)
+    attempts, best = world.climb()
+    assert best is not None
+    assert min(world.true(best)[0] - 0.93, world.true(best)[1] - 0.90) >= 0
+    assert len(attempts) <= 6
+    assert len(set(attempts)) == len(attempts)
+
+
+def test_few_rungs_are_forecast() -> None:
+    world = World({2: 1.2, 1: 1.2})
+    world.climb()
+    assert len(set(world.asked)) <= 12
+
+
+def test_hopeless_is_given_up_without_an_attempt() -> None:
+    world = World({2: -9.0, 1: -9.0})
+    assert world.climb() == ([], None)
+    search = Climb(LADDER, world.forecast, GATE)
+    assert search.next() is None
+    told = search.forecasts()
+    assert told
+    assert all(outcome.forecast and outcome.verdict.failures for outcome in told)
+    assert any("tile FSIM mean would be" in sentence for outcome in told for sentence in outcome.verdict.failures)
+
+
+def test_single_places_that_fail_make_it_leap() -> None:
+    """Where only tiles fail, the next attempt is far finer, not one rung."""
+    world = World({2: 3.0, 1: -9.0})
+    search = Climb(LADDER, world.forecast, GATE)
+    first = search.next()
+    assert first is not None
+    search.heard(first, Verdict(40, 0.95, 0.92, 9), 10, passed=False)
+    second = search.next()
+    assert second is not None
+    assert DISTANCES.index(second.distance) - DISTANCES.index(first.distance) >= 3
+
+
+@pytest.mark.parametrize("equalised", [False, True])
+def test_a_sample_of_the_whole_forecasts_it(equalised: bool) -> None:
+    """Figures of the consistent base on 12 tiles are near those of the image; bytes are of the right size."""
+    pixels = breast(1300, 1024)
+    original, reference = original_of(pixels), Reference(pixels, Dataset())
+    sample = Sample(original, reference, equalised=equalised)
+    last = None
+    for distance in (2.0, 0.5):
+        rung = Rung(2, "jpegxl", distance, sample_bits=12)
+        forecast = sample.forecast(rung)
+        base = make_base(original, rung)
+        true = measure(reference, Decoded.of(base).pixels(base), None)
+        assert forecast.figures.fsim_mean == pytest.approx(true.fsim_mean, abs=0.03)
+        assert forecast.figures.psnr_db == pytest.approx(true.psnr_db, abs=1.5)
+        assert 0.4 < forecast.payload_bytes / len(base.coded) < 2.5
+        assert last is None or (forecast.figures.fsim_mean > last.figures.fsim_mean)
+        last = forecast
