@@ -108,6 +108,7 @@ renditions = st.builds(
     tried=st.lists(outcomes, max_size=3).map(tuple),
     postprocessing=texts,
     guide=st.binary(max_size=50),
+    points=st.binary(max_size=50),
     patches=st.binary(max_size=50),
     extra=st.dictionaries(texts, texts | st.integers() | st.booleans() | st.none() | st.lists(texts), max_size=3),
 )
@@ -161,7 +162,7 @@ CHANGED_BASE: dict[str, Any] = {
 CHANGED_RENDITION: dict[str, Any] = {
     **{"base_digest": "", "original_uid": "1", "derived_uid": "2", "upscaler": "u", "method": "", "generative": True},
     **{"weights_digest": DIGEST, "numerics": {}, "steps": 1, "seed": 8, "output_digest": "", "postprocessing": "0"},
-    **{"verdict": Verdict(40.0, 0.97, 0.95, 9), "guide": b"", "patches": b"p", "extra": {"a": 1}},
+    **{"verdict": Verdict(40.0, 0.97, 0.95, 9), "guide": b"", "points": b"q", "patches": b"p", "extra": {"a": 1}},
     "tried": (RungOutcome("r", 1, Verdict(1.0, 1.0, 1.0, 1), 1.0),),
 }
 
@@ -543,7 +544,7 @@ def test_the_golden_samples_and_padding_decode_to_the_same_values() -> None:
 
 def test_the_golden_rendition_reads_as_it_was_written() -> None:
     data = (GOLDEN / "rendition-v1.lpacs").read_bytes()
-    assert sha256(data) == "e658650348f4fd2d4545b9f7dd9e2f6fd44cfe49cb9ec58c552f9aba731de2d3"
+    assert sha256(data) == "9db6b3c5a465fda0a52d2ce9ef05306e822cae71f8054974873a09aa2ee1e1c5"
     passed = Verdict(38.25, 0.96875, 0.9375, 4, {"rmse": 12.5, "window_width": 4096.0}, (), True)
     missed = Verdict(31.5, 0.91, 0.87, 4, {"rmse": 40.25}, ("tile FSIM mean 0.91 is below 0.93",), True)
     rendition = decode_rendition(data)
@@ -563,6 +564,7 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
         tried=(RungOutcome("x4 png16", 9000, missed, 1.5), RungOutcome("x2 png16", 22220, passed, 2.25)),
         postprocessing="1",
         guide=b"guide of each tile",
+        points=b"points",
         patches=b"patches",
         extra={"note": "golden"},
     )
@@ -579,7 +581,7 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
     ("name", "decode", "encode", "stored"),
     [
         ("base-v1.lpacs", decode_base, encode_base, {"meta": 1, "header": 1, "trailer": 1, "pixels": 0, "padding": 0}),
-        ("rendition-v1.lpacs", decode_rendition, encode_rendition, {"meta": 1, "guide": 0, "patches": 0}),
+        ("rendition-v1.lpacs", decode_rendition, encode_rendition, {"meta": 1, "guide": 0, "points": 0, "patches": 0}),
     ],
 )
 def test_what_is_written_today_has_the_sections_of_the_golden_file(

@@ -132,7 +132,8 @@ def test_packed_purged_and_sent_again(archive: Archive, tmp_path: Path) -> None:
     assert final.Status == 0x0000
     assert data_set_bytes(received[good.SOPInstanceUID]) == data_set_bytes(sent[good.SOPInstanceUID])
 
-    actions = [record.entry.action for record in index.trail.records()]
+    everyday = {"store", "move", "get"}
+    actions = [action for record in index.trail.records() if (action := record.entry.action) not in everyday]
     assert actions == ["hold.add", "hold.release", "original.purge", "original.again"]
     assert archive.node.trail.broken() == ""
 

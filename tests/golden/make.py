@@ -99,6 +99,7 @@ def golden_rendition(base: bytes) -> Rendition:
         verdict=passed,
         tried=(RungOutcome("x4 png16", 9_000, missed, 1.5), RungOutcome("x2 png16", len(base), passed, 2.25)),
         guide=b"guide of each tile",
+        points=b"points",
         patches=b"patches",
         extra={"note": "golden"},
     )
