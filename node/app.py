@@ -16,6 +16,7 @@ from pydicom import Dataset
 
 from node.archive.archivist import Archivist
 from node.archive.identifier import Root
+from node.archive.named import NamedRegions, read_regions
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy, Settings, parse_when
@@ -47,13 +48,16 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         accept_odd_values()
+        file = settings.gate.patches.file
+        in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
         self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()
         self.index = Index.open(settings.storage.database_url)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
-        self.archivist = Archivist(self.index, self.store, self.pool, settings)
+        named = NamedRegions(self.index, self.store, file, in_file)
+        self.archivist = Archivist(self.index, self.store, self.pool, settings, named)
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache)
         peers = Peers(settings)
