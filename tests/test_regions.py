@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ from tests.samples import MAMMOGRAPHY, mammogram, write
 
 HEADER = "sop_instance_uid,row,column,height,width\n"
 STUDY = "1.2.3"
+LADDER = {"ladder": [{"scale": 2, "coder": "jpegxl", "distance": 0.1, "sample_bits": 12}]}
+"""One rung, so that these journeys are short."""
 
 
 def around(left: int, top: int, right: int, bottom: int) -> Box:
@@ -233,7 +236,7 @@ def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     report = cad_report(study, [uid], finding("111099", scoord("CIRCLE", [200, 400, 230, 400], selected_by(1, 1, 1))))
     drawing = item(GraphicObjectSequence=[graphic("POLYLINE", [300.0, 250.0, 340.0, 290.0])])
-    settings = settings_for(tmp_path / "a", receiver.port, gate={"patches": {"regions": str(file)}})
+    settings = settings_for(tmp_path / "a", receiver.port, codec=LADDER, gate={"patches": {"regions": str(file)}})
     with Node(settings) as node:
         archive = Archive(node, receiver)
         send(archive, tmp_path, report, presentation_state(study, [uid], drawing), ds)
@@ -247,9 +250,16 @@ def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -
         assert made.verdict.figures["patch_bytes"] == len(made.patches) > 0
 
 
-def test_an_annotation_after_the_image_adds_a_rendition(archive: Archive, tmp_path: Path) -> None:
+@pytest.fixture
+def short(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
+    """A node with one rung."""
+    with Node(settings_for(tmp_path / "a", receiver.port, codec=LADDER)) as node:
+        yield Archive(node, receiver)
+
+
+def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path: Path) -> None:
     """The image goes back to work once; the former UID keeps leading to it, and its objects stay promised."""
-    ds = mammogram()
+    archive, ds = short, mammogram()
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     send(archive, tmp_path, ds)
     former = current(archive.settled(uid))
@@ -282,7 +292,7 @@ def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytes
     ds, file = mammogram(), tmp_path / "regions.csv"
     uid = str(ds.SOPInstanceUID)
     file.write_text(HEADER)
-    settings = settings_for(tmp_path / "a", receiver.port, gate={"patches": {"regions": str(file)}})
+    settings = settings_for(tmp_path / "a", receiver.port, codec=LADDER, gate={"patches": {"regions": str(file)}})
     with Node(settings) as node, caplog.at_level(logging.ERROR):
         archive = Archive(node, receiver)
         send(archive, tmp_path, ds)

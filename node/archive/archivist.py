@@ -195,5 +195,8 @@ class Archivist:
 
 
 def _no_rung(result: EncodeResult) -> str:
-    missed = "; ".join(f"{outcome.rung}: {', '.join(outcome.verdict.failures)}" for outcome in result.tried)
+    missed = "; ".join(
+        f"{outcome.rung}, {outcome.payload_bytes} bytes: {', '.join(outcome.verdict.failures)}"
+        for outcome in result.tried
+    )
     return f"no rung passed the gate: {missed}"
