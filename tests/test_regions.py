@@ -14,6 +14,7 @@ from pydicom.uid import generate_uid
 from node.app import Node
 from node.archive.named import read_regions
 from node.archive.regions import MARGIN, Box, clipped, regions_of
+from node.config import Settings
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.errors import ConfigError
@@ -37,8 +38,13 @@ from tests.samples import MAMMOGRAPHY, mammogram, write
 
 HEADER = "sop_instance_uid,row,column,height,width\n"
 STUDY = "1.2.3"
-LADDER = {"ladder": [{"scale": 2, "coder": "jpegxl", "distance": 0.1, "sample_bits": 12}]}
-"""One rung, so that these journeys are short."""
+LADDER = {"ladder": [{"scale": 2, "coder": "jpegxl", "distance": distance} for distance in (0.3, 0.1)]}
+
+
+def short_settings(root: Path, port: int, file: Path | None = None) -> Settings:
+    """A node with two rungs, so that these journeys are short."""
+    gate = {"balanced": {"speck_kept": 0.95}, "patches": {"regions": str(file or "")}}
+    return settings_for(root, port, codec=LADDER, gate=gate)
 
 
 def around(left: int, top: int, right: int, bottom: int) -> Box:
@@ -236,7 +242,7 @@ def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     report = cad_report(study, [uid], finding("111099", scoord("CIRCLE", [200, 400, 230, 400], selected_by(1, 1, 1))))
     drawing = item(GraphicObjectSequence=[graphic("POLYLINE", [300.0, 250.0, 340.0, 290.0])])
-    settings = settings_for(tmp_path / "a", receiver.port, codec=LADDER, gate={"patches": {"regions": str(file)}})
+    settings = short_settings(tmp_path / "a", receiver.port, file)
     with Node(settings) as node:
         archive = Archive(node, receiver)
         send(archive, tmp_path, report, presentation_state(study, [uid], drawing), ds)
@@ -252,8 +258,8 @@ def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -
 
 @pytest.fixture
 def short(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node with one rung."""
-    with Node(settings_for(tmp_path / "a", receiver.port, codec=LADDER)) as node:
+    """A node with few rungs."""
+    with Node(short_settings(tmp_path / "a", receiver.port)) as node:
         yield Archive(node, receiver)
 
 
@@ -292,7 +298,7 @@ def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytes
     ds, file = mammogram(), tmp_path / "regions.csv"
     uid = str(ds.SOPInstanceUID)
     file.write_text(HEADER)
-    settings = settings_for(tmp_path / "a", receiver.port, codec=LADDER, gate={"patches": {"regions": str(file)}})
+    settings = short_settings(tmp_path / "a", receiver.port, file)
     with Node(settings) as node, caplog.at_level(logging.ERROR):
         archive = Archive(node, receiver)
         send(archive, tmp_path, ds)
