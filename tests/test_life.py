@@ -12,18 +12,20 @@ import pytest
 import yaml
 from PIL import Image
 from pydicom import Dataset
+from typer.testing import CliRunner, Result
 
 from node.app import Node
 from node.archive.life import life_of
+from node.cli.main import app
 from node.config import load
 from node.dimse.client import Receiver
-from storage.errors import UnknownUid
+from storage.errors import ConfigError, UnknownUid
 from storage.payload import decode_rendition
 from storage.records import InstanceState, StoredInstance
 from tests.annotations import cad_report, finding, scoord, selected_from
 from tests.conftest import Archive, wait_for
 from tests.samples import breast, mammogram
-from tests.test_cli import run
+from tests.test_cli import run as command
 from tests.test_regions import LADDER, current, send
 
 PATCH_COLOUR = (255, 170, 0)
@@ -39,6 +41,11 @@ class Shown:
     small: Dataset
     former: StoredInstance
     held: StoredInstance
+
+
+def run(*arguments: str) -> Result:
+    """The command in this process: errors come as exceptions."""
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 def test_json_tells_everything(shown: Shown) -> None:
     uid, held = str(shown.ds.SOPInstanceUID), shown.held
     done = run("instance", "show", uid, "-c", str(shown.config), "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     life = json.loads(done.stdout)
     assert (life["sop_instance_uid"], life["state"], life["sent_by"]) == (uid, "verified", "MODALITY")
     assert life["sop_class"] == "Digital Mammography X-Ray Image Storage - For Presentation"
@@ -120,7 +127,7 @@ def test_any_uid_ever_issued_leads_to_it(shown: Shown) -> None:
     assert by_own.rendition.derived_uid == current(shown.held).derived_uid
     with pytest.raises(UnknownUid, match=r"1\.2\.3"):
         life_of(index, store, "1.2.3")
-    done = run("instance", "show", "1.2.3", "-c", str(shown.config))
+    done = command("instance", "show", "1.2.3", "-c", str(shown.config))
     assert done.returncode == 2
     assert "no image is known by '1.2.3'" in " ".join(done.stderr.split())
 
@@ -138,7 +145,7 @@ def test_the_patient_is_named_on_request_only(shown: Shown) -> None:
 
 def test_text_says_why_an_image_is_exact(shown: Shown) -> None:
     done = run("instance", "show", str(shown.small.SOPInstanceUID), "-c", str(shown.config))
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "200 x 200 is smaller than 256 pixels a side" in done.stdout
     assert "exact" in done.stdout
     done = run("instance", "show", str(shown.ds.SOPInstanceUID), "-c", str(shown.config))
@@ -158,14 +165,14 @@ def test_the_picture(shown: Shown, tmp_path: Path) -> None:
     for asked in (uid, former):
         picture = tmp_path / f"{asked}.png"
         done = run("instance", "show", asked, "-c", str(shown.config), "--picture", str(picture))
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         with Image.open(picture) as image:
             assert image.mode == "RGB"
             assert 1200 < image.height < 1400
     assert outlined(tmp_path / f"{uid}.png") > outlined(tmp_path / f"{former}.png")
     done = run("instance", "show", uid, "-c", str(shown.config), "--picture", str(tmp_path / "none" / "a.png"))
-    assert done.returncode == 2
-    assert "cannot be written" in done.stderr
+    assert isinstance(done.exception, ConfigError)
+    assert "cannot be written" in str(done.exception)
 
 
 def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
@@ -181,10 +188,10 @@ def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
         assert made.rendition_digest in life.rendition.unreadable
         assert life.rendition.parts is None
         assert life.rendition.verdict.passed
-        assert run("instance", "show", uid, "-c", str(shown.config)).returncode == 0
+        assert run("instance", "show", uid, "-c", str(shown.config)).exit_code == 0
         aside[1].rename(files[1])
         done = run("instance", "show", uid, "-c", str(shown.config), "--picture", str(tmp_path / "p.png"))
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         assert outlined(tmp_path / "p.png") > 0
     finally:
         for place, file in zip(aside, files, strict=True):

@@ -14,11 +14,14 @@ from pydicom.uid import generate_uid
 from node.app import Node
 from node.archive.named import read_regions
 from node.archive.regions import MARGIN, Box, clipped, regions_of
-from node.config import Settings
+from node.config import CodecSettings, Profile, ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
+from node.reconstruct.encoding import EncodeRequest, encode_and_verify
+from node.reconstruct.upscalers.catalogue import Catalogue
+from node.reconstruct.worker import reconstructed
 from storage.errors import ConfigError
-from storage.payload import decode_rendition
+from storage.payload import decode_base, decode_rendition
 from storage.pixels import integer_pixels
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.annotations import (
@@ -34,7 +37,7 @@ from tests.annotations import (
     selected_from,
 )
 from tests.conftest import Archive, settings_for, wait_for
-from tests.samples import MAMMOGRAPHY, mammogram, write
+from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
 HEADER = "sop_instance_uid,row,column,height,width\n"
 STUDY = "1.2.3"
@@ -314,16 +317,18 @@ def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytes
         assert caplog.text.count("reaches outside image") == 1
 
 
-def test_regions_hold_where_nothing_is_gated(tmp_path: Path, receiver: Receiver) -> None:
+def test_regions_hold_where_nothing_is_gated(tmp_path: Path) -> None:
     """Profile paper measures only; what a user names is exact there too."""
-    ds, file = mammogram(), tmp_path / "regions.csv"
-    file.write_text(f"{HEADER}{ds.SOPInstanceUID},200,100,40,50\n")
-    changes = {"gate": {"patches": {"regions": str(file)}}, "codec": {"profile": "paper"}}
-    with Node(settings_for(tmp_path / "a", receiver.port, **changes)) as node:
-        archive = Archive(node, receiver)
-        send(archive, tmp_path, ds)
-        held = archive.settled(ds.SOPInstanceUID)
-        assert held.state is InstanceState.MEASURED
-        assert held.rendition is not None
-        for copy in moved_and_got(archive, tmp_path / "got", ds, held.rendition.derived_uid):
-            assert same_inside(copy, ds, Box(200, 100, 40, 50))
+    ds = mammogram(breast(320, 300))
+    file = write(ds, tmp_path / "one.dcm")
+    original = np.frombuffer(ds.PixelData, "<u2").reshape(320, 300)
+    rung, region = CodecSettings(profile=Profile.PAPER).rungs[0], (100, 70, 40, 50)
+    request = EncodeRequest(file, "0" * 64, ds.SOPInstanceUID, (rung,), None, regions=(region,))
+    catalogue = Catalogue(ReconstructSettings(upscaler="bicubic"))
+    result = encode_and_verify(request, catalogue)
+    assert result.made is not None
+    assert not result.made.verdict.gated
+    assert result.made.verdict.figures["patch_bytes"] == len(result.made.patches) > 0
+    pixels = reconstructed(decode_base(result.base), result.made, catalogue)
+    assert np.array_equal(pixels[100:140, 70:120], original[100:140, 70:120])
+    assert not np.array_equal(pixels, original)
