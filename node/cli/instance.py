@@ -186,7 +186,12 @@ def _exact_text(made: RenditionLife) -> str:
 
 def _rungs(made: RenditionLife) -> Table:
     columns = ("rung", "bytes", "PSNR dB", "FSIM mean", "FSIM p5", "s", "came to")
-    table = Table(*columns, title="\nrungs, in the order they were looked at", title_justify="left", title_style="bold")
+    table = Table(
+        *columns,
+        title="\nrungs: forecasts first, then attempts in their order",
+        title_justify="left",
+        title_style="bold",
+    )
     for number, tried in enumerate(made.tried, start=1):
         verdict = tried.verdict
         figures = (f"{verdict.psnr_db:.2f}", f"{verdict.fsim_mean:.4f}", f"{verdict.fsim_p5:.4f}")
@@ -213,7 +218,8 @@ def _figures(made: RenditionLife) -> Table:
         "tiles": verdict.tiles,
         **verdict.figures,
     }
-    return _facts(f"\nfigures of {made.derived_uid}", *((name, f"{value:.5g}") for name, value in named.items()))
+    standing = "current" if made.current else "former"
+    return _facts(f"\nfigures, {standing} rendition", *((name, f"{value:.5g}") for name, value in named.items()))
 
 
 def _time(moment: datetime) -> str:
