@@ -58,7 +58,9 @@ class NamedRegions:
             with opened(self._store.held(annotation.original_digest)) as file:
                 return regions_of(file.header())
         except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on hostile values
-            LOGGER.error("annotation %s names no region: it cannot be read: %s", annotation.sop_instance_uid, error)
+            # not the error's own text: it may quote what a peer sent
+            uid, kind = annotation.sop_instance_uid, type(error).__name__
+            LOGGER.error("annotation %s cannot be read (%s), and names no region", uid, kind)
             return {}
 
     def arrived(self, instance: StoredInstance) -> None:
