@@ -21,6 +21,7 @@ from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
 from node.archive.identifier import Root
+from node.archive.named import NamedRegions, read_regions
 from node.archive.originals import Originals
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
@@ -61,6 +62,8 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         accept_odd_values()
+        file = settings.gate.patches.file
+        in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
         self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()
@@ -76,8 +79,9 @@ class Node:
         self.originals = Originals(self.index, stores, cache, _restore_in(self.decoders))
         self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
         self.retention = Retention(self.index, stores, self.trail, settings, _render_in(self.pool, self.store))
+        named = NamedRegions(self.index, self.store, self.originals, file, in_file)
         self.archivist = Archivist(
-            self.index, self.store, self.originals, self.pool, settings, otherwise=self.custodian.step
+            self.index, self.store, self.originals, self.pool, settings, named, otherwise=self.custodian.step
         )
         self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
         self.commitments = Commitments(self.index.engine)

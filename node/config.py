@@ -378,6 +378,12 @@ class StrictLimits(GateLimits):
 
 class PatchSettings(_Section):
     share: float = Field(default=0.15, ge=0.0, le=1.0)
+    regions: str = ""
+
+    @property
+    def file(self) -> Path | None:
+        """The CSV of regions, where there is one."""
+        return Path(self.regions) if self.regions else None
 
 
 class GateSettings(_Section):

@@ -21,6 +21,7 @@ LatentPacsError
 ├── NotReconstructable      an image that may only be returned bit-exact
 ├── RenditionMismatch       the reconstruction is not the one that was verified
 ├── ModelMissing            weights that a rendition needs are not installed
+├── UnknownUid              no image, original or reconstruction, has that UID
 ├── JobRefused              a job that does not exist, or that is running already
 ├── WorkerDied              the worker process ended while it worked on a request
 └── ConfigError             config.yaml: what is wrong, and where
@@ -115,6 +116,10 @@ class ModelMissing(LatentPacsError):
 
 class WorkerDied(LatentPacsError):
     """The worker process ended in the middle of a request."""
+
+
+class UnknownUid(LatentPacsError):
+    """No image held here was ever known by that SOP Instance UID."""
 
 
 class JobRefused(LatentPacsError):

@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "node.config",
         "node.fidelity",
         "node.reconstruct",
+        "node.archive",
         "node.dimse",
         "node.jobs",
         "node.app",

@@ -17,19 +17,29 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from node.archive.named import NamedRegions
 from node.archive.originals import Originals
 from node.archive.policy import why_exact
-from node.archive.remake import remake
+from node.archive.regions import Box
+from node.archive.remake import patched_anew, remake
 from node.config import Settings
 from node.reconstruct.encoding import EncodeRequest, EncodeResult
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import Answer
 from storage.dicomfile import opened
-from storage.errors import LatentPacsError, NotReconstructable, PixelError, WorkerDied
+from storage.errors import (
+    LatentPacsError,
+    NotReconstructable,
+    ObjectDamaged,
+    ObjectMissing,
+    PixelError,
+    WorkerDied,
+)
 from storage.index import Index
+from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
 from storage.payload import Rendition
-from storage.records import Claim, InstanceState, NewRendition, Rung
+from storage.records import Claim, InstanceState, NewRendition, Rung, StoredInstance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,10 +57,11 @@ class Archivist:
         originals: Originals,
         pool: WorkerPool,
         settings: Settings,
+        named: NamedRegions,
         otherwise: Callable[[], bool] = lambda: False,
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
-        self._pool, self._settings, self._otherwise = pool, settings, otherwise
+        self._pool, self._settings, self._named, self._otherwise = pool, settings, named, otherwise
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._stopping = threading.Event()
         self._awake = threading.Event()
@@ -73,6 +84,7 @@ class Archivist:
 
     def step(self) -> bool:
         """Bring one instance to rest; False when there is none to work on."""
+        self._named.look_again()
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
         if claim is None:
             return False
@@ -92,23 +104,50 @@ class Archivist:
             return False
 
     def _settle(self, claim: Claim) -> None:
-        codec = self._settings.codec
+        held = self._index.by_key(claim.key)
+        if held is None:
+            return
         with self._originals.borrowed(claim.original_digest) as path:
             with opened(path) as file:
-                reason = why_exact(file, file.header(), self._settings.eligibility)
+                header = file.header()
+                reason = why_exact(file, header, self._settings.eligibility)
             if reason:
+                self._named.arrived(held)
                 self._index.finish(claim, InstanceState.EXACT, reason)
                 return
-            encode = partial(self._encode, claim, path)
+            size = int(header.Rows), int(header.Columns)
+            regions = self._named.of(held, *size)
+            self._reconstruct(claim, held, path, regions)
+        if self._named.of(held, *size) != regions:  # named meanwhile, by an annotation that found no rendition yet
+            self._named.send_back(held)
+
+    def _reconstruct(self, claim: Claim, held: StoredInstance, path: Path, regions: tuple[Box, ...]) -> None:
+        """A rendition of an eligible image, or none."""
+        codec, encode = self._settings.codec, partial(self._encode, claim, path, regions)
+        result = None
+        if not self._lacks(held, regions):
             if remake(claim, self._index, self._store, codec, encode):
                 return
-            result = encode(codec.rungs, codec.gated)
+        elif (result := patched_anew(claim, self._index, codec, encode)) is None:
+            assert held.rendition is not None
+            why = "regions named since it was made cannot be patched on its rung"
+            Upkeep(self._index.engine).withdraw(held.rendition.derived_uid, why)
+        result = result or encode(codec.rungs, codec.gated)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
             return
         self._keep(claim, result, result.made)
 
-    def _encode(self, claim: Claim, path: Path, ladder: tuple[Rung, ...], gated: bool) -> EncodeResult:
+    def _lacks(self, held: StoredInstance, regions: tuple[Box, ...]) -> bool:
+        """Whether the rendition is whole and lacks patches on regions; one that is not whole is made again first."""
+        try:
+            return self._named.lacking(held, regions)
+        except (ObjectMissing, ObjectDamaged):
+            return False
+
+    def _encode(
+        self, claim: Claim, path: Path, regions: tuple[Box, ...], ladder: tuple[Rung, ...], gated: bool
+    ) -> EncodeResult:
         request = EncodeRequest(
             original=path,
             original_digest=claim.original_digest,
@@ -116,6 +155,7 @@ class Archivist:
             ladder=ladder,
             thresholds=self._settings.thresholds if gated else None,
             patch_share=self._settings.gate.patches.share,
+            regions=regions,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
         assert isinstance(answer, EncodeResult)
@@ -170,5 +210,8 @@ class Archivist:
 
 
 def _no_rung(result: EncodeResult) -> str:
-    missed = "; ".join(f"{outcome.rung}: {', '.join(outcome.verdict.failures)}" for outcome in result.tried)
+    missed = "; ".join(
+        f"{outcome.rung}, {outcome.payload_bytes} bytes: {', '.join(outcome.verdict.failures)}"
+        for outcome in result.tried
+    )
     return f"no rung passed the gate: {missed}"

@@ -80,12 +80,32 @@ def _as_it_was(
     )
 
 
+def patched_anew(claim: Claim, index: Index, codec: CodecSettings, encode: Encode) -> EncodeResult | None:
+    """What the rung of the current rendition comes to with patches on regions that were named since it was made.
+
+    What was tried for that one is told of the new one too. None where that rung passes no more.
+    """
+    held = index.by_key(claim.key)
+    if held is None or held.rendition is None:
+        return None
+    before = Upkeep(index.engine).tried(held.rendition.derived_uid)[:-1]
+    for rung in _rungs(codec, held.rendition.rung):
+        result = encode((rung,), codec.gated)
+        if result.made is not None:
+            made = replace(result.made, tried=(*before, *result.tried))
+            return replace(result, made=made, tried=made.tried, rendition=encode_rendition(made))
+    return None
+
+
 def _attempts(codec: CodecSettings, name: str) -> list[tuple[Rung, bool]]:
-    """Rungs of that name, of today's ladder and of those that come with the profiles; with today's gate and without:
-    it passed the gate of its day, and its figures stay those."""
+    """Rungs of that name with today's gate and without: it passed the gate of its day, and its figures stay those."""
+    return [(rung, gated) for rung in _rungs(codec, name) for gated in dict.fromkeys((codec.gated, False))]
+
+
+def _rungs(codec: CodecSettings, name: str) -> list[Rung]:
+    """Rungs of that name, of today's ladder and of those that come with the profiles."""
     known = [*codec.rungs, *(rung for profile in Profile for rung in CodecSettings(profile=profile).rungs)]
-    rungs = [rung for rung in dict.fromkeys(known) if str(rung) == name]
-    return [(rung, gated) for rung in rungs for gated in dict.fromkeys((codec.gated, False))]
+    return [rung for rung in dict.fromkeys(known) if str(rung) == name]
 
 
 def _intact(store: ObjectStore, digest: str) -> bool:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from node.cli.gate import gates
+from node.cli.instance import instances
 from node.cli.jobs import jobs
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
@@ -153,6 +154,7 @@ app.add_typer(holds, name="hold")
 app.add_typer(labels, name="label")
 app.add_typer(models, name="model")
 app.add_typer(gates, name="gate")
+app.add_typer(instances, name="instance")
 
 
 @app.command()

@@ -38,8 +38,8 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
     magnified = Window(-reach, reach)
 
     def panels(view: tuple[slice, slice], seen: Window, height: int) -> list[Image.Image]:
-        shown = [_grey(first[view], seen, inverted), _grey(second[view], seen, inverted)]
-        return [_scaled(panel, height) for panel in (*shown, _grey(difference[view], magnified, False))]
+        shown = [grey(first[view], seen, inverted), grey(second[view], seen, inverted)]
+        return [_scaled(panel, height) for panel in (*shown, grey(difference[view], magnified, False))]
 
     top = panels((slice(None), slice(None)), window, _HEIGHT)
     view = _detail(mask, first)
@@ -63,7 +63,8 @@ def _sheet(titles: list[str], top: list[Image.Image], bottom: list[Image.Image],
     return sheet
 
 
-def _grey(values: NDArray[np.generic], window: Window, inverted: bool) -> NDArray[np.uint8]:
+def grey(values: NDArray[np.generic], window: Window, inverted: bool) -> NDArray[np.uint8]:
+    """Stored values as a display shows them: 8 bit."""
     shown = window.show(values)
     return ((1.0 - shown if inverted else shown) * 255).round().astype(np.uint8)
 

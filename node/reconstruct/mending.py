@@ -53,6 +53,8 @@ def mended(
     may cover ``share`` of the tiles with breast. Where that cannot mend it, the verdict says so."""
     found = survey(reference, output)
     bare = judge(found, thresholds)
+    if thresholds is None and regions:
+        return _with_regions(reference, output, regions, bare)
     if thresholds is None or judge(found, _of_the_image(thresholds)).failures:
         return Mended(output, bare, bare)
     output, points, found = _spotted(reference, base, output, thresholds, found)
@@ -72,6 +74,15 @@ def mended(
         wanted = cells_under(mends(found, thresholds), rows, columns) | _seams(reference, output, cells)
         fresh, cells = wanted & ~cells, cells | wanted
     return Mended(pixels, _counted(judge(found, thresholds), reference, points, patches), bare, points, patches)
+
+
+def _with_regions(reference: Reference, output: Pixels, regions: Sequence[Box], bare: Verdict) -> Mended:
+    """What was named, and nothing else: for where nothing is gated."""
+    patches = cut(reference.pixels, cells_under(regions, *output.shape))
+    pixels = pasted(output, patches)
+    return Mended(
+        pixels, _counted(judge(survey(reference, pixels), None), reference, None, patches), bare, None, patches
+    )
 
 
 def _spotted(

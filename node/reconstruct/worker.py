@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from node.config import ReconstructSettings
@@ -149,12 +150,20 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
 
     Raises RenditionMismatch, and leaves the target alone, where they are not the pixels that were verified.
     """
+    base, rendition = read_pair(request.base, request.rendition)
+    pixels = reconstructed(base, rendition, catalogue)
+    with request.target.open("ab") as out:
+        out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
+    return rendition.output_digest
+
+
+def reconstructed(base: Base, rendition: Rendition, catalogue: Catalogue) -> NDArray[np.uint16]:
+    """The verified pixels of a rendition. Raises RenditionMismatch where others come out."""
     from node.reconstruct.engine import reconstruct
     from node.reconstruct.guide import decode_guide
     from node.reconstruct.patches import decode_patches
     from node.reconstruct.points import decode_points
 
-    base, rendition = read_pair(request.base, request.rendition)
     upscaler = catalogue.for_rendition(rendition)
     guide = decode_guide(rendition.guide) if rendition.guide else None
     points = decode_points(rendition.points) if rendition.points else None
@@ -168,9 +177,7 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
             f"reconstruction of {rendition.derived_uid} gives pixels {digest}, verified were "
             f"{rendition.output_digest} with numerics {rendition.numerics}; now {upscaler.numerics}"
         )
-    with request.target.open("ab") as out:
-        out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
-    return digest
+    return pixels
 
 
 def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:

@@ -161,7 +161,7 @@ class Upkeep:
         query = select(rendition.c.tried).where(rendition.c.derived_uid == derived_uid)
         with self._engine.connect() as connection:
             outcomes = connection.execute(query).scalar() or []
-        return tuple(RungOutcome(**{**outcome, "verdict": _verdict(outcome["verdict"])}) for outcome in outcomes)
+        return outcomes_of(outcomes)
 
     def state_with(self, derived_uid: str) -> InstanceState:
         """The state of an instance that this rendition stands for."""
@@ -221,6 +221,11 @@ def _open(found: NewDamage) -> tuple[Any, ...]:
         damage.c.instance_key.is_not_distinct_from(found.instance_key),
         damage.c.closed_at.is_(None),
     )
+
+
+def outcomes_of(recorded: list[dict[str, Any]]) -> tuple[RungOutcome, ...]:
+    """What a rendition's row tells of the rungs that were tried."""
+    return tuple(RungOutcome(**{**outcome, "verdict": _verdict(outcome["verdict"])}) for outcome in recorded)
 
 
 def _verdict(recorded: dict[str, Any]) -> Verdict:

@@ -1,0 +1,235 @@
+"""The life of one image: what is held of it, how it came to be encoded as it is, and what was measured on the way.
+
+Read from the index and from the objects, beside a running node; nothing is decoded but the small parts of a rendition.
+Patient data stays out unless it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.uid import UID
+
+from node.reconstruct.patches import CELL, decode_patches
+from node.reconstruct.points import decode_points
+from storage.errors import LatentPacsError, UnknownUid
+from storage.index import Index
+from storage.index.lives import LifeRows, OpenDamage, RenditionRow, life_rows
+from storage.objects import ObjectStore
+from storage.payload import Rendition, decode_base, decode_rendition
+from storage.records import DicomJson, OriginalForm, RungOutcome, Tier, Verdict
+
+
+@dataclass(frozen=True)
+class OriginalLife:
+    """The received file. ``condition``: held, purged by retention, or lost where a scrub or this look did not find it
+    whole. ``object_bytes``: what it takes, packed perhaps."""
+
+    digest: str
+    bytes: int
+    transfer_syntax_uid: str
+    transfer_syntax: str
+    form: str
+    store: str
+    object_bytes: int
+    condition: str
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes within the objects of a rendition: the base's coded pixels, and what the encoder tells the decoder.
+
+    The rest of both objects is the header, the padding mask and what was measured."""
+
+    base_pixels: int
+    guide: int
+    points: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class Mends:
+    """What is exact in a rendition, and where. ``cells``: bool, per 32 x 32 pixels; ``points``: (row, column)."""
+
+    rows: int
+    columns: int
+    patched_cells: int
+    share_of_image: float
+    share_of_breast: float | None
+    point_count: int
+    cells: NDArray[np.bool_] | None = field(default=None, compare=False)
+    points: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class RenditionLife:
+    """One rendition. ``verdict``: of the rung that was taken. ``unreadable``: why its objects told nothing more; then
+    ``parts`` and ``mends`` are None."""
+
+    derived_uid: str
+    current: bool
+    withdrawn: str
+    rung: str
+    upscaler: str
+    weights_digest: str
+    steps: int | None
+    seed: int | None
+    numerics: dict[str, str]
+    verified_at: datetime
+    seconds: float
+    base_digest: str
+    base_bytes: int
+    rendition_digest: str
+    rendition_bytes: int
+    output_digest: str
+    verdict: Verdict
+    tried: tuple[RungOutcome, ...]
+    parts: Parts | None
+    mends: Mends | None
+    unreadable: str
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.base_bytes + self.rendition_bytes
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Who the image is of."""
+
+    name: str
+    patient_id: str
+
+
+@dataclass(frozen=True)
+class Life:
+    """Everything there is to tell of one image. ``asked``: the UID it was asked for by, its own or a rendition's."""
+
+    asked: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    sop_class: str
+    modality: str
+    series_instance_uid: str
+    study_instance_uid: str
+    sent_by: str
+    received_at: datetime
+    state: str
+    reason: str
+    pixel_warning: str
+    attempts: int
+    pixel_bytes: int
+    original: OriginalLife
+    renditions: tuple[RenditionLife, ...]
+    damage: tuple[OpenDamage, ...]
+    quarantined: int
+    patient: Patient | None = None
+
+    @property
+    def rendition(self) -> RenditionLife | None:
+        """The one that was asked for by its UID, else the current one."""
+        by_uid = next((one for one in self.renditions if one.derived_uid == self.asked), None)
+        return by_uid or next((one for one in self.renditions if one.current), None)
+
+
+def life_of(index: Index, store: ObjectStore, uid: str, *, patient: bool = False) -> Life:
+    """The life of the image of an original or derived UID. Raises UnknownUid."""
+    rows = life_rows(index, uid)
+    if rows is None:
+        raise UnknownUid(
+            f"no image is known by {uid!r}: give the SOP Instance UID of an original, or of a reconstruction that this "
+            "archive sent"
+        )
+    instance = rows.instance
+    return Life(
+        asked=uid,
+        sop_instance_uid=instance.sop_instance_uid,
+        sop_class_uid=instance.sop_class_uid,
+        sop_class=UID(instance.sop_class_uid).name,
+        modality=rows.modality,
+        series_instance_uid=instance.series_instance_uid,
+        study_instance_uid=instance.study_instance_uid,
+        sent_by=instance.calling_aet,
+        received_at=instance.received_at,
+        state=instance.state.value,
+        reason=instance.reason,
+        pixel_warning=rows.pixel_warning,
+        attempts=rows.attempts,
+        pixel_bytes=instance.pixel_bytes,
+        original=original_of(rows, store),
+        renditions=tuple(_rendition_of(row, store) for row in rows.renditions),
+        damage=rows.damage,
+        quarantined=rows.quarantined,
+        patient=_patient_of(rows.patient) if patient else None,
+    )
+
+
+def original_of(rows: LifeRows, store: ObjectStore) -> OriginalLife:
+    """How and where the original is held. ``file``: what can be read as it is, an original that is verbatim and hot."""
+    instance, held = rows.instance, rows.instance.held
+    here = held is not None and held.tier is Tier.HOT and not held.purged
+    file = store.path(held.object_digest) if held is not None and here else None
+    lost = held is None or instance.original_lost or (file is not None and not file.is_file())
+    readable = file is not None and not lost and held is not None and held.form is OriginalForm.VERBATIM
+    return OriginalLife(
+        digest=instance.original_digest,
+        bytes=instance.original_bytes,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        transfer_syntax=UID(instance.transfer_syntax_uid).name,
+        form=held.form.value if held else "verbatim",
+        store=held.tier.value if held else "",
+        object_bytes=held.object_bytes if held and not held.purged else 0,
+        condition="purged" if instance.purged else "lost" if lost else "held",
+        file=file if readable else None,
+    )
+
+
+def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionLife:
+    verdict = row.tried[-1].verdict
+    plain = {
+        name: getattr(row, name)
+        for name in RenditionRow.__dataclass_fields__
+        if name in RenditionLife.__dataclass_fields__
+    }
+    nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "mends": None}
+    try:
+        inside = _inside(row, store, verdict)
+    except LatentPacsError as error:
+        return RenditionLife(**plain, **nothing, verdict=verdict, unreadable=str(error))
+    return RenditionLife(**plain, **inside, verdict=verdict, unreadable="")
+
+
+def _inside(row: RenditionRow, store: ObjectStore, verdict: Verdict) -> dict[str, Any]:
+    """What the objects of a rendition tell. Raises ObjectMissing, ObjectDamaged, PayloadError."""
+    made = decode_rendition(store.read(row.rendition_digest))
+    base = decode_base(store.read(row.base_digest))
+    return {
+        "steps": made.steps,
+        "seed": made.seed,
+        "numerics": made.numerics,
+        "parts": Parts(len(base.coded), len(made.guide), len(made.points), len(made.patches)),
+        "mends": _mends_of(made, base.rows, base.columns, verdict.figures.get("patch_share")),
+    }
+
+
+def _mends_of(made: Rendition, rows: int, columns: int, of_breast: float | None) -> Mends:
+    cells = decode_patches(made.patches).cells if made.patches else None
+    spots = decode_points(made.points).spots if made.points else ()
+    count = 0 if cells is None else int(cells.sum())
+    points = tuple((spot.row, spot.column) for spot in spots)
+    covered = min(count * CELL * CELL / (rows * columns), 1.0)
+    return Mends(rows, columns, count, covered, of_breast, len(points), cells, points)
+
+
+def _patient_of(attributes: DicomJson) -> Patient:
+    def first(tag: str) -> Any:
+        return (attributes.get(tag, {}).get("Value") or [""])[0]
+
+    name = first("00100010")
+    return Patient(name.get("Alphabetic", "") if isinstance(name, dict) else str(name), str(first("00100020")))

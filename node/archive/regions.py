@@ -1,0 +1,191 @@
+"""Regions that annotations of a study point at: a mammography CAD report, or a presentation state, as boxes of pixels.
+
+What is pointed at is what somebody will look at again, so it is stored exactly. A box is
+the bounding box of what is drawn plus a margin. Nothing here reads pixels or knows of the archive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from pydicom import Dataset
+
+MAMMOGRAPHY_CAD_SR = "1.2.840.10008.5.1.4.1.1.88.50"
+GRAYSCALE_PRESENTATION_STATE = "1.2.840.10008.5.1.4.1.1.11.1"
+ANNOTATING = (MAMMOGRAPHY_CAD_SR, GRAYSCALE_PRESENTATION_STATE)
+"""SOP classes whose objects point at regions of images."""
+
+MARGIN = 16
+"""Pixels around what is drawn: outlines are drawn by eye, and beside a lesion is where its border is judged."""
+
+_NOT_FINDINGS = {"111100", "111101"}
+"""Breast geometry and image quality (PS3.16 CID 6014): outlines of the whole breast or of no lesion."""
+
+Point = tuple[float, float]
+"""Column and row, the image's top left corner being 0, 0."""
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels, 0-based; it may reach beyond the image."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+def clipped(box: Box, rows: int, columns: int) -> Box | None:
+    """The part of a box that lies in an image of that size; None where none does."""
+    top, left = max(box.row, 0), max(box.column, 0)
+    bottom, right = min(box.row + box.height, rows), min(box.column + box.width, columns)
+    return Box(top, left, bottom - top, right - left) if top < bottom and left < right else None
+
+
+def regions_of(dataset: Dataset) -> dict[str, list[Box]]:
+    """Boxes by the SOP Instance UID of the image they lie on; empty for objects of other SOP classes.
+
+    What cannot be placed (other units, no image, values that are no numbers) is left out.
+    """
+    sop_class = str(dataset.get("SOPClassUID", ""))
+    if sop_class == MAMMOGRAPHY_CAD_SR:
+        marks = _marks_of_report(dataset)
+    elif sop_class == GRAYSCALE_PRESENTATION_STATE:
+        marks = _marks_of_presentation(dataset)
+    else:
+        return {}
+    found: dict[str, list[Box]] = {}
+    for uid, points in marks:
+        box = _around(points)
+        if box is not None and box not in found.setdefault(uid, []):
+            found[uid].append(box)
+    return found
+
+
+def _around(points: list[Point]) -> Box | None:
+    if not points or not all(math.isfinite(value) and abs(value) < 1e6 for point in points for value in point):
+        return None
+    across, down = [point[0] for point in points], [point[1] for point in points]
+    left, top = math.floor(min(across)) - MARGIN, math.floor(min(down)) - MARGIN
+    return Box(top, left, math.ceil(max(down)) + MARGIN - top, math.ceil(max(across)) + MARGIN - left)
+
+
+def _extremes(shape: str, points: list[Point]) -> list[Point]:
+    """Points whose bounding box is that of a shape (PS3.3 C.18.6.1.2 and C.10.5.1.2)."""
+    if shape == "CIRCLE" and len(points) == 2:  # its middle, and a point on it
+        (x, y), radius = points[0], math.dist(*points)
+        return [(x - radius, y - radius), (x + radius, y + radius)]
+    if shape == "ELLIPSE" and len(points) == 4:  # the ends of the major axis, then of the minor
+        (ax, ay), (bx, by), (cx, cy), (dx, dy) = points
+        x, y = (ax + bx) / 2, (ay + by) / 2
+        wide, high = math.hypot(bx - ax, dx - cx) / 2, math.hypot(by - ay, dy - cy) / 2
+        return [(x - wide, y - high), (x + wide, y + high)]
+    return points
+
+
+def _pairs(values: Any) -> list[Point]:
+    """Graphic Data as points; an odd last value is dropped."""
+    try:
+        numbers = [float(value) for value in (values if _is_many(values) else [values])]
+    except (TypeError, ValueError):
+        return []
+    return list(zip(numbers[::2], numbers[1::2], strict=False))
+
+
+def _is_many(values: Any) -> bool:
+    return hasattr(values, "__iter__") and not isinstance(values, str)
+
+
+def _referenced(item: Dataset, keyword: str) -> list[str]:
+    """UIDs of a sequence of references; empty where there is none."""
+    return [str(one.ReferencedSOPInstanceUID) for one in item.get(keyword) or [] if "ReferencedSOPInstanceUID" in one]
+
+
+# --- mammography CAD SR (PS3.16 TID 4000): SCOORD items, each selected from an image -------------------------------
+
+
+def _marks_of_report(dataset: Dataset) -> Iterator[tuple[str, list[Point]]]:
+    items = dict(_content(dataset, (1,)))
+    skipped: list[tuple[int, ...]] = []
+    for place, item in items.items():
+        if _value_code(item) in _NOT_FINDINGS:
+            skipped.append(place)
+        if item.get("ValueType") != "SCOORD" or any(place[: len(above)] == above for above in skipped):
+            continue
+        points = _extremes(str(item.get("GraphicType", "")), _pairs(item.get("GraphicData", [])))
+        for child in item.get("ContentSequence") or []:
+            for uid in _images(child, items):
+                yield uid, points
+
+
+def _content(item: Dataset, place: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Dataset]]:
+    """Each content item with its identifier: its number among its siblings, from 1, after its parent's (C.17.3.2.2)."""
+    yield place, item
+    for number, child in enumerate(item.get("ContentSequence") or [], start=1):
+        yield from _content(child, (*place, number))
+
+
+def _images(item: Dataset, items: dict[tuple[int, ...], Dataset]) -> list[str]:
+    """The images that a coordinate's child names, by value or by reference to an entry of the image library."""
+    named = item.get("ReferencedContentItemIdentifier")
+    if named is not None:
+        place = tuple(int(value) for value in (named if _is_many(named) else [named]))
+        item = items.get(place, Dataset())
+    return _referenced(item, "ReferencedSOPSequence") if item.get("ValueType") == "IMAGE" else []
+
+
+def _value_code(item: Dataset) -> str:
+    codes = item.get("ConceptCodeSequence") or []
+    return str(codes[0].get("CodeValue", "")) if codes else ""
+
+
+# --- GSPS (PS3.3 A.33.1): graphics, in pixels of the image or in fractions of what is displayed of it -----------------
+
+
+def _marks_of_presentation(dataset: Dataset) -> Iterator[tuple[str, list[Point]]]:
+    series = dataset.get("ReferencedSeriesSequence") or []
+    every = [uid for one in series for uid in _referenced(one, "ReferencedImageSequence")]
+    areas = list(dataset.get("DisplayedAreaSelectionSequence") or [])
+    turned = dataset.get("ImageRotation") in (90, 270)
+    for annotation in dataset.get("GraphicAnnotationSequence") or []:
+        for uid in _referenced(annotation, "ReferencedImageSequence") or every:
+            area = next((one for one in areas if uid in (_referenced(one, "ReferencedImageSequence") or [uid])), None)
+            for units, points in _drawn(annotation):
+                yield uid, _placed(points, units, area, turned)
+
+
+def _drawn(annotation: Dataset) -> Iterator[tuple[str, list[Point]]]:
+    """Shapes, and the points that texts are anchored at, each with its units."""
+    for item in annotation.get("GraphicObjectSequence") or []:
+        points = _extremes(str(item.get("GraphicType", "")), _pairs(item.get("GraphicData", [])))
+        yield str(item.get("GraphicAnnotationUnits", "")), points
+    for item in annotation.get("TextObjectSequence") or []:
+        if "AnchorPoint" in item:
+            yield str(item.get("AnchorPointAnnotationUnits", "")), _pairs(item.AnchorPoint)
+
+
+def _placed(points: list[Point], units: str, area: Dataset | None, turned: bool) -> list[Point]:
+    """Points in pixels of the image; none where they cannot be placed."""
+    if units == "PIXEL":
+        return points
+    if units != "DISPLAY" or area is None:
+        return []
+    corners = [_pairs(area.get(f"DisplayedArea{corner}HandCorner", [])) for corner in ("TopLeft", "BottomRight")]
+    if not all(len(corner) == 1 for corner in corners):
+        return []
+    (x, right), (y, bottom) = (_edges(*ends) for ends in zip(*(corner[0] for corner in corners), strict=True))
+    if turned:  # the corners are those of the turned image, so its width runs along the image's rows
+        points = [(v, u) for u, v in points]
+    return [(x + u * (right - x), y + v * (bottom - y)) for u, v in points]
+
+
+def _edges(first: float, last: float) -> Point:
+    """Outer edges of a run of pixels given by its first and last pixel, 1-based; it runs backwards in a flipped
+    image."""
+    return (first - 1, last) if first <= last else (first, last - 1)
+
+
+def merged(*found: Iterable[Box]) -> tuple[Box, ...]:
+    """Boxes of several sources, each once, in an order that does not depend on theirs."""
+    return tuple(sorted({box for boxes in found for box in boxes}))

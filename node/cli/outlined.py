@@ -1,0 +1,114 @@
+"""One image with what is exact in its rendition: patches outlined, points dotted, and a legend with the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pydicom import Dataset
+
+from node.archive.life import Life, RenditionLife
+from node.cli.picture import grey
+from node.config import ReconstructSettings
+from node.fidelity.regions import breast_mask, display_window
+from node.reconstruct.patches import CELL
+from node.reconstruct.upscalers.catalogue import Catalogue
+from node.reconstruct.worker import read_pair, reconstructed
+from storage.dicomfile import opened
+from storage.errors import ConfigError, ObjectMissing
+from storage.objects import ObjectStore
+from storage.pixels import integer_pixels
+
+_LONGER_SIDE = 1200
+_LINE = 26
+_PATCH, _POINT, _TEXT, _GROUND = (255, 170, 0), (0, 220, 255), (235, 235, 235), (24, 24, 24)
+
+
+def draw_life(life: Life, store: ObjectStore, settings: ReconstructSettings, target: Path) -> None:
+    """Write the picture as PNG. Raises ConfigError, ObjectMissing, PixelError or ModelMissing where it cannot be."""
+    pixels, header, source = _image(life, store, settings)
+    made = life.rendition
+    sheet = _sheet(_shown(pixels, header), made, _legend(life, made, source))
+    try:
+        sheet.save(target, format="PNG")
+    except OSError as error:
+        raise ConfigError(f"--picture: {target} cannot be written: {error.strerror or error}") from error
+
+
+def _image(life: Life, store: ObjectStore, settings: ReconstructSettings) -> tuple[NDArray[np.uint16], Dataset, str]:
+    """Pixels, header and what they are: the original where it is held, else the reconstruction."""
+    file, made = life.original.file, life.rendition
+    if file is not None:
+        with opened(file) as data:
+            header = data.header()
+        return integer_pixels(file), header, "original"
+    if made is None:
+        raise ObjectMissing(f"no picture: the original {life.original.digest} is not here, and there is no rendition")
+    base, rendition = read_pair(store.held(made.base_digest), store.held(made.rendition_digest))
+    return reconstructed(base, rendition, Catalogue(settings)), base.header.dataset(), "reconstruction"
+
+
+def _shown(pixels: NDArray[np.uint16], header: Dataset) -> Image.Image:
+    photometric = str(header.get("PhotometricInterpretation", ""))
+    window = display_window(header, pixels, breast_mask(pixels, photometric))
+    image = Image.fromarray(grey(pixels, window, photometric == "MONOCHROME1"))
+    scale = _LONGER_SIDE / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.resize(size, Image.Resampling.LANCZOS).convert("RGB")
+
+
+def _sheet(image: Image.Image, made: RenditionLife | None, legend: list[str]) -> Image.Image:
+    font = ImageFont.load_default(size=18)
+    width = max(image.width, *(round(font.getlength(line)) + 2 * _LINE for line in legend))
+    sheet = Image.new("RGB", (width, image.height + _LINE * (len(legend) + 1)), _GROUND)
+    if made is not None and made.mends is not None:
+        scale = image.height / made.mends.rows
+        _outline(ImageDraw.Draw(image), made.mends.cells, scale)
+        _dot(ImageDraw.Draw(image), made.mends.points, scale)
+    sheet.paste(image, ((width - image.width) // 2, 0))
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(legend):
+        top = image.height + _LINE // 2 + number * _LINE
+        colour = _PATCH if "patches" in line else _POINT if "points" in line else _TEXT
+        draw.text((_LINE, top), line, fill=colour, font=font)
+    return sheet
+
+
+def _outline(draw: ImageDraw.ImageDraw, cells: NDArray[np.bool_] | None, scale: float) -> None:
+    """Lines where patched cells end."""
+    if cells is None:
+        return
+    around = np.pad(cells, 1)
+    for axis in (0, 1):
+        for down, across in np.argwhere(np.diff(around, axis=axis)).tolist():
+            # an edge between cell and neighbour: below (axis 0) or right of (axis 1) number down, across of ``around``
+            row, column = (down, across - 1) if axis == 0 else (down - 1, across)
+            ends = [(column, row), (column + 1, row) if axis == 0 else (column, row + 1)]
+            draw.line([(x * CELL * scale, y * CELL * scale) for x, y in ends], fill=_PATCH, width=2)
+
+
+def _dot(draw: ImageDraw.ImageDraw, points: tuple[tuple[int, int], ...], scale: float) -> None:
+    for row, column in points:
+        x, y = (column + 0.5) * scale, (row + 0.5) * scale
+        draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=_POINT)
+
+
+def _legend(life: Life, made: RenditionLife | None, source: str) -> list[str]:
+    lines = [f"{source} of {life.sop_instance_uid}"]
+    if made is None:
+        return [*lines, f"state {life.state}: held bit-exact, no rendition"]
+    verdict = made.verdict
+    lines.append(
+        f"{made.rung}, {made.upscaler}: {made.payload_bytes} bytes for {life.pixel_bytes}; "
+        f"PSNR {verdict.psnr_db:.1f} dB, tile FSIM {verdict.fsim_mean:.3f} / {verdict.fsim_p5:.3f}"
+    )
+    if made.mends is not None and made.parts is not None:
+        share = 100 * made.mends.share_of_image
+        lines.append(
+            f"exact patches: {made.mends.patched_cells} of 32 x 32 pixels, {share:.2f} % of the image, "
+            f"{made.parts.patches} bytes"
+        )
+        lines.append(f"points: {made.mends.point_count}, {made.parts.points} bytes")
+    return lines
