@@ -6,7 +6,8 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +19,12 @@ from node.archive.archivist import Archivist
 from node.archive.identifier import Root
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
+from node.archive.reverification import Reverification
 from node.config import RenditionPolicy, Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services
 from node.dimse.server import Door, Server
+from node.jobs.job import FunctionJob
 from node.jobs.mending import Mending
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule
@@ -66,7 +69,10 @@ class Node:
         )
         self.server = Server(settings.node, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        self.schedule = Schedule(plan_jobs(settings, self.index, self.store), runner, settings.jobs.poll)
+        planned = plan_jobs(
+            settings, self.index, self.store, lambda: nullcontext(self.pool), lambda: self.archivist.busy
+        )
+        self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
@@ -130,8 +136,16 @@ def _exposition(
     return page
 
 
-def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Planned]:
+def plan_jobs(
+    settings: Settings,
+    index: Index,
+    store: ObjectStore,
+    pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
+    busy: Callable[[], bool] = lambda: False,
+) -> list[Planned]:
     """Every job there is, with its times from config.yaml.
+
+    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work; a command has workers of its own.
 
     A new one is a section of JobsSettings in node/config.py, the same in config.yaml, and a line here; a function
     becomes a job by FunctionJob (node/jobs/job.py).
@@ -139,6 +153,22 @@ def plan_jobs(settings: Settings, index: Index, store: ObjectStore) -> list[Plan
     jobs = settings.jobs
     return [
         Planned(make_scrub(settings, index, store), jobs.scrub.when, jobs.scrub.schedule),
+        Planned(
+            FunctionJob(
+                "reverify",
+                "after a change of the model: verifies held images with the new one, and adds the renditions that pass",
+                Reverification(
+                    index,
+                    store,
+                    settings,
+                    pool or _own_pool(settings),
+                    lambda digest: nullcontext(store.held(digest)),
+                    busy,
+                ).run,
+            ),
+            jobs.reverify.when,
+            jobs.reverify.schedule,
+        ),
     ]
 
 
@@ -148,6 +178,18 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     mending = Mending(index, upkeep, stores)
     return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan))
+
+
+def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:
+    @contextmanager
+    def opened() -> Iterator[WorkerPool]:
+        pool = WorkerPool(settings.reconstruct, name="reverify")
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+    return opened
 
 
 def runs_here(root: Path) -> bool:

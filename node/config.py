@@ -342,10 +342,15 @@ class ScrubSettings(JobSettings):
     orphan_grace: Span = _DAY
 
 
+class ReverifySettings(JobSettings):
+    when: ScheduleText = "daily 03:30"
+
+
 class JobsSettings(_Section):
     lease: float = Field(default=60.0, ge=1)
     poll: float = Field(default=2.0, gt=0)
     scrub: ScrubSettings = ScrubSettings()
+    reverify: ReverifySettings = ReverifySettings()
 
 
 class MetricsSettings(_Section):

@@ -15,6 +15,7 @@ import uuid
 from concurrent.futures import Future
 from functools import partial
 
+from node.archive.models import ModelShelf
 from node.archive.policy import why_exact
 from node.archive.remake import remake
 from node.config import Settings
@@ -36,6 +37,9 @@ class Archivist:
 
     def __init__(self, index: Index, store: ObjectStore, pool: WorkerPool, settings: Settings) -> None:
         self._index, self._store, self._pool, self._settings = index, store, pool, settings
+        self._models = ModelShelf(index, store)
+        self.busy = False
+        """Whether the last look found work: what can wait lets it go first."""
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._stopping = threading.Event()
         self._awake = threading.Event()
@@ -59,6 +63,7 @@ class Archivist:
     def step(self) -> bool:
         """Bring one instance to rest; False when there is none to work on."""
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
+        self.busy = claim is not None
         if claim is None:
             return False
         try:
@@ -122,6 +127,8 @@ class Archivist:
                 renewal = time.monotonic() + self._settings.archivist.lease / 3
 
     def _keep(self, claim: Claim, result: EncodeResult, made: Rendition) -> None:
+        assert result.model is not None
+        self._models.keep(result.model)
         base_digest = self._store.put(result.base)
         rendition_digest = self._store.put(result.rendition)
         new = NewRendition(
@@ -137,6 +144,7 @@ class Archivist:
             verdict=made.verdict,
             tried=made.tried,
             seconds=sum(outcome.seconds for outcome in made.tried),
+            recipe=result.model.recipe,
         )
         state = InstanceState.VERIFIED if made.verdict.passed else InstanceState.MEASURED
         self._index.finish_with(claim, state, new)

@@ -10,6 +10,8 @@ conformance statement:
 - Values are returned as stored, text in UTF-8 where it is not ASCII. Timezone Offset From UTC never matches.
 - One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees the derived UID and lossy,
   derived nature of an image that has a rendition, and finds it by either UID; others see the original.
+- Asked by the derived UID of an older rendition alone, such a peer sees the image under that UID: it is what a
+  retrieval by it gives. Every other query shows the current one.
 """
 
 from __future__ import annotations

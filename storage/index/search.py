@@ -271,7 +271,7 @@ def _with_attributes(
         level: _attributes(connection, _CHAIN[level], {row[f"{level}_key"] for row in rows})
         for level in (search.wants if rows else ())
     }
-    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows]) if search.derived else {}
+    uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search.uids) if search.derived else {}
     found = []
     for row in rows:
         attributes: DicomJson = {}
@@ -294,8 +294,11 @@ def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> di
     return {row.key: row.attributes for row in rows}
 
 
-def _derived_uids(connection: Connection, keys: Iterable[int]) -> dict[int, str]:
-    """Per instance the UID of the rendition that stands for it; instances without one are absent."""
+def _derived_uids(connection: Connection, keys: Sequence[int], asked: Sequence[str]) -> dict[int, str]:
+    """Per instance the UID of the rendition that stands for it; instances without one are absent.
+
+    Asked for by the UID of an older rendition alone, that one stands for it: its UID still leads to its own pixels.
+    """
     query = (
         select(instance.c.key, rendition.c.derived_uid)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
@@ -304,7 +307,27 @@ def _derived_uids(connection: Connection, keys: Iterable[int]) -> dict[int, str]
             instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
         )
     )
-    return {row.key: row.derived_uid for row in connection.execute(query)}
+    current = {row.key: row.derived_uid for row in connection.execute(query)}
+    return {**current, **_older_uids(connection, keys, asked, current)} if asked else current
+
+
+def _older_uids(
+    connection: Connection, keys: Sequence[int], asked: Sequence[str], current: dict[int, str]
+) -> dict[int, str]:
+    """Per instance the newest of the asked renditions, where neither its current one nor the original was asked for."""
+    named = (
+        select(rendition.c.instance_key, rendition.c.derived_uid)
+        .join(instance, rendition.c.instance_key == instance.c.key)
+        .where(
+            rendition.c.derived_uid.in_(asked),
+            rendition.c.instance_key.in_(keys),
+            rendition.c.withdrawn == "",
+            instance.c.sop_instance_uid.not_in(asked),
+        )
+        .order_by(rendition.c.key)
+    )
+    found = {row.instance_key: row.derived_uid for row in connection.execute(named)}
+    return {key: uid for key, uid in found.items() if current.get(key) not in asked}
 
 
 # --- computed keys (PS3.4 C.3.4) ---

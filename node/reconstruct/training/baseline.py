@@ -21,6 +21,7 @@ class DampedBicubic:
     generative = guided = False
     consistent = True
     steps, detail = 0, 0.0
+    files: tuple[tuple[str, Path], ...] = ()
 
     def __init__(self, damping: float) -> None:
         self._damping = np.float32(damping)
