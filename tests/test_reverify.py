@@ -218,6 +218,13 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         assert reverified(node)["tried"] == 0
         assert ModelShelf(node.index, node.store).keeps("mammo", digest)
     shutil.rmtree(folder)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json")))
+    listed = {
+        row["digest"]: row for row in json.loads(command("model", "list", "--json", "-c", str(config_file)).stdout)
+    }
+    assert (listed[digest]["role"], listed[digest]["renditions"]) == ("kept in the object store", 1)
+    assert listed[digest]["bytes"] > 10**6
     pixels = {held.rendition.derived_uid: held.rendition.output_digest}
     with Node(settings(root, receiver, "mammo")) as node:
         archive = Archive(node, receiver)

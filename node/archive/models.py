@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from node.reconstruct.installed import Installed
@@ -27,6 +28,7 @@ class ModelShelf:
     def __init__(self, index: Index, store: ObjectStore) -> None:
         self._rows, self._store = ModelRows(index.engine), store
         self._folder = store.root / "models"
+        self._lock = threading.Lock()
 
     def keeps(self, upscaler: str, weights_digest: str) -> bool:
         """Whether the archive has the files of that model."""
@@ -47,13 +49,17 @@ class ModelShelf:
         LOGGER.info("%s model %s is kept in the object store", model.upscaler, model.weights_digest)
 
     def folder(self, upscaler: str, weights_digest: str) -> Path | None:
-        """A folder with the kept model's files under their names; None where it is not kept or an object is lost."""
+        """A folder with the kept model's files under their names; None where it is not kept or an object is lost.
+
+        For the node alone, of which there is one per store.
+        """
         files = self._rows.files(upscaler, weights_digest)
         if not files or not all(self._store.path(file.digest).is_file() for file in files):
             return None
         folder = self._folder / f"{upscaler}-{weights_digest}"
-        if not all((folder / file.name).is_file() for file in files):
-            self._link(folder, files)
+        with self._lock:
+            if not all((folder / file.name).is_file() for file in files):
+                self._link(folder, files)
         return folder
 
     def _link(self, folder: Path, files: tuple[ModelFile, ...]) -> None:
@@ -61,11 +67,8 @@ class ModelShelf:
         making = Path(tempfile.mkdtemp(dir=self._folder))
         for file in files:
             (making / file.name).symlink_to(os.path.relpath(self._store.path(file.digest), making))
-        try:
-            shutil.rmtree(folder, ignore_errors=True)  # links that lead nowhere, or not all of them
-            making.rename(folder)
-        except OSError:  # another thread was first
-            shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # links that lead nowhere, or not all of them
+        making.rename(folder)
 
 
 def _weights_digest(files: list[ModelFile]) -> str:
