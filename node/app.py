@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from node.archive.originals import Originals
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
+from node.archive.reverification import Reverification
 from node.archive.trail import AuditTrail, TrailWriter
 from node.config import RenditionPolicy, Settings, parse_when
 from node.dimse.peers import Peers
@@ -99,7 +100,8 @@ class Node:
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        planned = plan_jobs(settings, self.index, self.store, self.retention)
+        archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named)
+        planned = plan_jobs(settings, archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
@@ -167,13 +169,20 @@ def _exposition(
     return page
 
 
-def plan_jobs(settings: Settings, index: Index, store: ObjectStore, retention: Retention) -> list[Planned]:
+def plan_jobs(
+    settings: Settings,
+    archive: Services,
+    pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
+    busy: Callable[[], bool] = lambda: False,
+) -> list[Planned]:
     """Every job there is, with its times from config.yaml.
+
+    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work; a command has workers of its own.
 
     A new one is a section of JobsSettings in node/config.py, the same in config.yaml, and a line here; a function
     becomes a job by FunctionJob (node/jobs/job.py).
     """
-    jobs = settings.jobs
+    jobs, index, store, retention = settings.jobs, archive.index, archive.store, archive.retention
 
     def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report = retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
@@ -186,6 +195,23 @@ def plan_jobs(settings: Settings, index: Index, store: ObjectStore, retention: R
             jobs.purge.schedule,
         ),
         Planned(make_scrub(settings, index, store), jobs.scrub.when, jobs.scrub.schedule),
+        Planned(
+            FunctionJob(
+                "reverify",
+                "after a change of the model: verifies held images with the new one, and adds the renditions that pass",
+                Reverification(
+                    index,
+                    store,
+                    settings,
+                    pool or _own_pool(settings),
+                    archive.originals.borrowed,
+                    archive.named.on,
+                    busy,
+                ).run,
+            ),
+            jobs.reverify.when,
+            jobs.reverify.schedule,
+        ),
     ]
 
 
@@ -196,6 +222,18 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     mending = Mending(index, upkeep, stores)
     return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan))
+
+
+def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:
+    @contextmanager
+    def opened() -> Iterator[WorkerPool]:
+        pool = WorkerPool(settings.reconstruct, name="reverify")
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+    return opened
 
 
 def runs_here(root: Path) -> bool:
@@ -215,9 +253,11 @@ class Services:
     """What the command line works with on an archive, whether its node runs or not."""
 
     index: Index
+    store: ObjectStore
     originals: Originals
     retention: Retention
     trail: AuditTrail
+    named: NamedRegions
 
 
 @contextmanager
@@ -237,7 +277,9 @@ def services(settings: Settings) -> Iterator[Services]:
             try:
                 originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
                 retention = Retention(index, stores, trail, settings, _render_in(pool, store))
-                yield Services(index, originals, retention, trail)
+                file = settings.gate.patches.file
+                named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
+                yield Services(index, store, originals, retention, trail, named)
             finally:
                 pool.close()
     finally:

@@ -467,11 +467,16 @@ class PurgeSettings(JobSettings):
     when: ScheduleText = "daily 04:00"
 
 
+class ReverifySettings(JobSettings):
+    when: ScheduleText = "daily 03:30"
+
+
 class JobsSettings(_Section):
     lease: float = Field(default=60.0, ge=1)
     poll: float = Field(default=2.0, gt=0)
     scrub: ScrubSettings = ScrubSettings()
     purge: PurgeSettings = PurgeSettings()
+    reverify: ReverifySettings = ReverifySettings()
 
 
 class MetricsSettings(_Section):

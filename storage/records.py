@@ -156,6 +156,8 @@ class NewRendition:
     verdict: Verdict
     tried: tuple[RungOutcome, ...]
     seconds: float
+    recipe: str = ""
+    """How the model was used: its steps and detail."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from node.config import load
 from node.dimse.client import Receiver
 from storage.errors import ConfigError, UnknownUid
 from storage.payload import decode_rendition
-from storage.records import InstanceState, StoredInstance
+from storage.records import InstanceState, StoredInstance, Tier
 from tests.annotations import cad_report, finding, scoord, selected_from
 from tests.conftest import Archive, wait_for
 from tests.samples import breast, mammogram
@@ -59,6 +59,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         "reconstruct": {"upscaler": "bicubic", "threads": 1},
         "gate": {"balanced": {"speck_kept": 0.95}},
         "codec": LADDER,
+        "originals": {"coder": "none"},
     }
     config.write_text(yaml.safe_dump(raw))
     with Receiver(received) as receiver, Node(load(config)) as node:
@@ -119,14 +120,15 @@ def test_json_tells_everything(shown: Shown) -> None:
 def test_any_uid_ever_issued_leads_to_it(shown: Shown) -> None:
     former = current(shown.former).derived_uid
     index, store = shown.archive.node.index, shown.archive.node.store
-    by_former, by_own = life_of(index, store, former), life_of(index, store, str(shown.ds.SOPInstanceUID))
+    stores = {Tier.HOT: store}
+    by_former, by_own = life_of(index, stores, former), life_of(index, stores, str(shown.ds.SOPInstanceUID))
     assert by_former.sop_instance_uid == by_own.sop_instance_uid
     assert by_former.rendition is not None
     assert by_own.rendition is not None
     assert (by_former.rendition.derived_uid, by_former.rendition.current) == (former, False)
     assert by_own.rendition.derived_uid == current(shown.held).derived_uid
     with pytest.raises(UnknownUid, match=r"1\.2\.3"):
-        life_of(index, store, "1.2.3")
+        life_of(index, stores, "1.2.3")
     done = command("instance", "show", "1.2.3", "-c", str(shown.config))
     assert done.returncode == 2
     assert "no image is known by '1.2.3'" in " ".join(done.stderr.split())
@@ -178,11 +180,12 @@ def test_the_picture(shown: Shown, tmp_path: Path) -> None:
 def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
     """The rows still tell the figures; a lost original is drawn from its reconstruction."""
     index, store = shown.archive.node.index, shown.archive.node.store
+    stores = {Tier.HOT: store}
     uid, made = str(shown.ds.SOPInstanceUID), current(shown.held)
     files = [store.path(digest) for digest in (shown.held.original_digest, made.rendition_digest)]
     aside = [file.rename(tmp_path / file.name) for file in files]
     try:
-        life = life_of(index, store, uid)
+        life = life_of(index, stores, uid)
         assert life.original.condition == "lost"
         assert life.rendition is not None
         assert made.rendition_digest in life.rendition.unreadable
@@ -197,4 +200,4 @@ def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
         for place, file in zip(aside, files, strict=True):
             if place.exists():
                 place.rename(file)
-    assert life_of(index, store, uid).state == InstanceState.VERIFIED
+    assert life_of(index, stores, uid).state == InstanceState.VERIFIED

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions
 from node.archive.originals import Originals
 from node.archive.policy import why_exact
@@ -62,6 +63,9 @@ class Archivist:
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
         self._pool, self._settings, self._named, self._otherwise = pool, settings, named, otherwise
+        self._models = ModelShelf(index, store)
+        self.busy = False
+        """Whether the last look found work: what can wait lets it go first."""
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._stopping = threading.Event()
         self._awake = threading.Event()
@@ -86,6 +90,7 @@ class Archivist:
         """Bring one instance to rest; False when there is none to work on."""
         self._named.look_again()
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
+        self.busy = claim is not None
         if claim is None:
             return False
         try:
@@ -178,6 +183,8 @@ class Archivist:
                 renewal = time.monotonic() + self._settings.archivist.lease / 3
 
     def _keep(self, claim: Claim, result: EncodeResult, made: Rendition) -> None:
+        assert result.model is not None
+        self._models.keep(result.model)
         base_digest = self._store.put(result.base)
         rendition_digest = self._store.put(result.rendition)
         new = NewRendition(
@@ -193,6 +200,7 @@ class Archivist:
             verdict=made.verdict,
             tried=made.tried,
             seconds=sum(outcome.seconds for outcome in made.tried),
+            recipe=result.model.recipe,
         )
         state = InstanceState.VERIFIED if made.verdict.passed else InstanceState.MEASURED
         self._index.finish_with(claim, state, new)

@@ -61,6 +61,14 @@ class NamedRegions:
                     boxes += [inside for box in pointed if (inside := clipped(box, rows, columns))]
         return merged(boxes)
 
+    def on(self, instance_key: int) -> tuple[Box, ...]:
+        """Everything named on an image that has a rendition."""
+        instance = self._index.by_key(instance_key)
+        if instance is None or instance.rendition is None:
+            return ()
+        base = decode_base(self._store.read(instance.rendition.base_digest))
+        return self.of(instance, base.rows, base.columns)
+
     def in_annotation(self, annotation: StoredInstance) -> Mapping[str, list[Box]]:
         """What a held annotation points at; nothing where it cannot be read."""
         try:

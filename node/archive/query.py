@@ -11,6 +11,8 @@ conformance statement:
 - One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees the derived UID and lossy,
   derived nature of an image that has a rendition, and finds it by either UID; so does one with ``auto`` where the
   original was removed. Others see the original, UNAVAILABLE where it was removed, and what holds it likewise.
+- Asked by the derived UID of an older rendition alone, such a peer sees the image under that UID: it is what a
+  retrieval by it gives. Every other query shows the current one.
 """
 
 from __future__ import annotations

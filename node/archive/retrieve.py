@@ -16,6 +16,7 @@ from pathlib import Path
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.archive.derive import derived_header
+from node.archive.models import ModelShelf
 from node.archive.originals import Originals
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
@@ -90,6 +91,21 @@ def choose(instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[s
     return Choice(instance, rendition)
 
 
+def choose_all(
+    instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str], named: list[StoredRendition]
+) -> list[Choice]:
+    """The encodings of an instance that a peer gets; ``named``: renditions that it asked for by their derived UIDs.
+
+    A derived UID leads to its own pixels for ever: an older rendition is sent where it was named.
+    """
+    current = instance.rendition.derived_uid if instance.rendition else None
+    older = [one for one in named if one.derived_uid != current]
+    if policy is RenditionPolicy.ORIGINAL or not older:
+        return [choose(instance, policy, asked)]
+    others = {instance.sop_instance_uid, current} & asked
+    return [*([choose(instance, policy, asked)] if others else []), *(Choice(instance, one) for one in older)]
+
+
 class Retrieve:
     """Makes choices into files. ``threads`` bounds how many images are prepared at once."""
 
@@ -105,6 +121,7 @@ class Retrieve:
         threads: int = 4,
     ) -> None:
         self._index, self._store, self._cache, self._originals = index, store, cache, originals
+        self._models = ModelShelf(index, store)
         self._pool, self._decoders = pool, decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
         self._making: dict[str, threading.Lock] = {}
@@ -115,10 +132,12 @@ class Retrieve:
 
     def choices(self, keys: list[int], policy: RenditionPolicy, asked: frozenset[str] = frozenset()) -> list[Choice]:
         """What a peer gets for those instance keys, in their order."""
+        named = self._index.renditions(sorted(asked)) if asked else {}
         return [
-            choose(instance, policy, asked)
+            choice
             for start in range(0, len(keys), 500)
             for instance in self._index.by_keys(keys[start : start + 500])
+            for choice in choose_all(instance, policy, asked, named.get(instance.key, []))
         ]
 
     def prepare(self, choices: list[Choice]) -> Iterator[tuple[Choice, Future[Sendable]]]:
@@ -194,7 +213,8 @@ class Retrieve:
             with target.open("wb") as out:
                 header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at)
                 write_header_for_pixels(out, header, base.rows * base.columns * 2)
-            request = ReconstructRequest(base_path, rendition_path, target)
+            model = self._models.folder(rendition.upscaler, rendition.weights_digest)
+            request = ReconstructRequest(base_path, rendition_path, target, model)
             self._pool.submit(request, Priority.VIEWER).result()
         except BaseException:
             target.unlink(missing_ok=True)

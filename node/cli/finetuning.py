@@ -13,6 +13,7 @@ from node.config import Settings, load
 from node.reconstruct.training.pictures import Picture, read_picture, read_pictures
 from node.reconstruct.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged
+from storage.index.models import ModelRows
 
 Watch = Callable[[Any], None]
 
@@ -94,17 +95,19 @@ def known_models(config: Path) -> list[dict[str, Any]]:
     for folder in own.older:
         roles.setdefault(folder, "kept for older renditions")
     roles.setdefault(str(SHIPPED), "shipped")
-    used = _used(config)
+    used, kept = _used(config)
     rows = [_installed(Path(folder), role, used) for folder, role in roles.items()]
     installed = {row["digest"] for row in rows}
     for (upscaler, digest), count in used.items():
         if digest not in installed:
+            size = kept[upscaler, digest]
             role = "in use" if upscaler != "mammo" else "NOT INSTALLED: its images are served as originals"
+            role = "kept in the object store" if size else role
             rows.append(
                 {
                     "upscaler": upscaler,
                     "digest": digest,
-                    "bytes": 0,
+                    "bytes": size,
                     "renditions": count,
                     "role": role,
                     "folder": "",
@@ -123,11 +126,14 @@ def _installed(folder: Path, role: str, used: dict[tuple[str, str], int]) -> dic
     return row | {"digest": digest, "bytes": size, "renditions": used.get(("mammo", digest), 0)}
 
 
-def _used(config: Path) -> dict[tuple[str, str], int]:
+def _used(config: Path) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
+    """Per model that renditions were made with: how many, and the bytes of it that the archive keeps."""
     if not config.is_file():
-        return {}
+        return {}, {}
     try:
         with open_index(config) as index:
-            return {(use.upscaler, use.weights_digest): use.renditions for use in index.models()}
+            used = {(use.upscaler, use.weights_digest): use.renditions for use in index.models()}
+            rows = ModelRows(index.engine)
+            return used, {model: sum(file.bytes for file in rows.files(*model)) for model in used}
     except ConfigError:  # no node has run yet
-        return {}
+        return {}, {}

@@ -171,12 +171,10 @@ def run_json(run: JobRun) -> dict[str, Any]:
 def _opened(config: Path) -> Iterator[tuple[Settings, dict[str, Planned], JobRows]]:
     from node.app import plan_jobs, services
     from storage.index.jobs import JobRows
-    from storage.objects import ObjectStore
 
     settings = load(config)
     with services(settings) as archive:
-        store = ObjectStore(settings.storage.root)
-        planned = {one.job.name: one for one in plan_jobs(settings, archive.index, store, archive.retention)}
+        planned = {one.job.name: one for one in plan_jobs(settings, archive)}
         rows = JobRows(archive.index.engine)
         rows.ensure(planned)
         yield settings, planned, rows

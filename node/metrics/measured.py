@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node.archive.ingest import Ingest, Receipt
 from node.archive.retrieve import Choice, Retrieve, Sendable
-from node.reconstruct.encoding import EncodeRequest
+from node.reconstruct.encoding import EncodeRequest, ReverifyRequest
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import Answer, ReconstructRequest, Request
 
@@ -55,7 +55,7 @@ class MeasuredRetrieve(Retrieve):
 
 
 class MeasuredPool(WorkerPool):
-    """Outcomes: ``reconstruct``, ``encode``, and either with `` failed``. Waiting in the queue is part of it."""
+    """Outcomes: ``reconstruct``, ``encode``, ``reverify``, each with `` failed`` too. Waiting in the queue counts."""
 
     observe: Observe = staticmethod(nobody)
 
@@ -71,4 +71,8 @@ class MeasuredPool(WorkerPool):
             self.observe(f"{name} failed" if done.exception() else name, seconds)
 
 
-_NAMES: dict[type, str] = {ReconstructRequest: "reconstruct", EncodeRequest: "encode"}
+_NAMES: dict[type, str] = {
+    ReconstructRequest: "reconstruct",
+    EncodeRequest: "encode",
+    ReverifyRequest: "reverify",
+}

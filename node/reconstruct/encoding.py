@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from node.reconstruct.installed import Installed, installed
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.dicomfile import opened
-from storage.payload import Base, Rendition, derived_uid, encode_base, encode_rendition, seed_of
+from storage.errors import PayloadError
+from storage.payload import Base, Rendition, decode_base, derived_uid, encode_base, encode_rendition, seed_of
 from storage.pixels import integer_pixels, pixel_digest
 from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
@@ -52,13 +54,27 @@ class EncodeRequest:
 
 
 @dataclass(frozen=True)
+class ReverifyRequest:
+    """Let the configured upscaler make a base that is there already, and measure that; fields as of EncodeRequest."""
+
+    original: Path
+    original_digest: str
+    original_uid: str
+    base: Path
+    thresholds: Thresholds | None
+    patch_share: float = 0.0
+    regions: tuple[tuple[int, int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class EncodeResult:
-    """What each rung came to, and, where one was taken, its rendition and both as object bytes."""
+    """What each rung came to, and, where one was taken, its rendition, both as object bytes, and the model."""
 
     tried: tuple[RungOutcome, ...]
     made: Rendition | None = None
     base: bytes = b""
     rendition: bytes = b""
+    model: Installed | None = None
 
 
 def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
@@ -67,7 +83,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     Raises NotReconstructable or PixelError where the pixels rule it out.
     """
     subject = _Subject.of(request, catalogue.configured())
-    search = _search(subject)
+    search = _search(request, subject)
     failed: list[RungOutcome] = []
     best: _Attempt | None = None
     while (rung := search.next()) is not None:
@@ -84,6 +100,22 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     if best is None:
         return EncodeResult(tried=(*forecast, *failed))
     return subject.result(subject.followed(best), (*forecast, *failed))
+
+
+def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
+    """What the configured upscaler makes of an existing base, where it passes the gate; else why it does not.
+
+    Raises PayloadError where the base is not one of this very original.
+    """
+    subject = _Subject.of(request, catalogue.configured())
+    data = request.base.read_bytes()
+    base = decode_base(data)
+    if base.pixel_digest != subject.original.pixel_digest:
+        raise PayloadError(f"base {_sha256(data)} was made of other pixels than original {request.original_digest} has")
+    attempt = subject.make(base, data, time.monotonic())
+    if attempt.verdict.gated and not attempt.verdict.passed:
+        return EncodeResult(tried=(attempt.outcome,))
+    return subject.result(subject.followed(attempt), ())
 
 
 @dataclass(frozen=True)
@@ -115,13 +147,13 @@ class _Attempt:
 class _Subject:
     """The image at hand, decoded once, and what is asked of it."""
 
-    request: EncodeRequest
+    request: EncodeRequest | ReverifyRequest
     original: Original
     reference: Reference
     upscaler: Upscaler
 
     @classmethod
-    def of(cls, request: EncodeRequest, upscaler: Upscaler) -> _Subject:
+    def of(cls, request: EncodeRequest | ReverifyRequest, upscaler: Upscaler) -> _Subject:
         from node.fidelity.gate import Reference
         from node.reconstruct.engine import Original
 
@@ -139,13 +171,18 @@ class _Subject:
 
     def attempt(self, rung: Rung) -> _Attempt:
         """Code, reconstruct, mend and measure one rung."""
-        from node.reconstruct.engine import Decoded, draw, finish, make_base
-        from node.reconstruct.guide import encode_guide
-        from node.reconstruct.guiding import equalised, raised, weight_tiles_with_breast
+        from node.reconstruct.engine import make_base
 
         began = time.monotonic()
         base = make_base(self.original, rung)
-        data = encode_base(base)
+        return self.make(base, encode_base(base), began)
+
+    def make(self, base: Base, data: bytes, began: float) -> _Attempt:
+        """Reconstruct, mend and measure one base, whose bytes are ``data``."""
+        from node.reconstruct.engine import Decoded, draw, finish
+        from node.reconstruct.guide import encode_guide
+        from node.reconstruct.guiding import equalised, raised, weight_tiles_with_breast
+
         digest = _sha256(data)
         upscaler, decoded = self.upscaler, None
         if not upscaler.guided:
@@ -206,7 +243,7 @@ class _Subject:
             patches=taken.patches,
             extra=_extremes(taken.output, self.original.padding_pixels),
         )
-        return EncodeResult(tried, rendition, taken.data, encode_rendition(rendition))
+        return EncodeResult(tried, rendition, taken.data, encode_rendition(rendition), installed(upscaler))
 
     def _guided(self, base: Base, digest: str, decoded: Decoded | None) -> tuple[Guide, Pixels]:
         from node.reconstruct.guiding import guided
@@ -254,10 +291,10 @@ class _Search(Protocol):
         """Outcomes of rungs that were forecast and never tried."""
 
 
-def _search(subject: _Subject) -> _Search:
+def _search(request: EncodeRequest, subject: _Subject) -> _Search:
     """By forecast, smallest payload first; in the ladder's order where the forecast (of the consistent base) says
     nothing about what the upscaler will make of it, or where nothing is gated."""
-    request, upscaler = subject.request, subject.upscaler
+    upscaler = subject.upscaler
     if request.thresholds is None:
         return _InOrder(request.ladder[:1])
     if not (upscaler.guided or upscaler.consistent) or len(request.ladder) < 3:

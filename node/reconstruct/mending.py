@@ -58,6 +58,8 @@ def mended(
     if thresholds is None or judge(found, _of_the_image(thresholds)).failures:
         return Mended(output, bare, bare)
     output, points, found = _spotted(reference, base, output, thresholds, found)
+    from scipy.ndimage import binary_dilation
+
     rows, columns = output.shape
     cells = cells_under([*mends(found, thresholds), *regions], rows, columns)
     breast = len(reference.tiles) * (TILE // CELL) ** 2
@@ -72,6 +74,8 @@ def mended(
         pixels = pasted(output, patches)
         found = resurvey(found, reference, pixels, _boxes(fresh, rows, columns))
         wanted = cells_under(mends(found, thresholds), rows, columns) | _seams(reference, output, cells)
+        if not (wanted & ~cells).any():  # the gate's filters reach farther than a cell: its neighbours join it
+            wanted = np.asarray(binary_dilation(wanted, np.ones((3, 3), dtype=bool)))
         fresh, cells = wanted & ~cells, cells | wanted
     return Mended(pixels, _counted(judge(found, thresholds), reference, points, patches), bare, points, patches)
 

@@ -1,7 +1,8 @@
 """The worker pool: requests by priority, each worker in a process of its own, a dead worker replaced.
 
 Torch is imported only in the workers, so a reconstruction never holds the interpreter lock that associations need.
-Viewers go before the archivist. The interface is two calls, so that another engine can stand behind it.
+Viewers go before the archivist, the archivist before re-verification. The interface is two calls, so that another
+engine can stand behind it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Priority(IntEnum):
 
     VIEWER = 0
     ARCHIVIST = 1
-    STOP = 2
+    REVERIFY = 2
 
 
 class WorkerPool:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from node.config import ReconstructSettings
-from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
+from node.reconstruct.encoding import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
+from node.reconstruct.installed import Installed, installed
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
 from storage.dicomfile import accept_odd_values
@@ -35,11 +36,23 @@ from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
 
 @dataclass(frozen=True)
 class ReconstructRequest:
-    """Append the pixels of a rendition to ``target`` (a file that ends where pixel data begins)."""
+    """Append the pixels of a rendition to ``target`` (a file that ends where pixel data begins).
+
+    ``model``: a folder with the model that the archive kept, for one that is not installed any more.
+    """
 
     base: Path
     rendition: Path
     target: Path
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What is installed: the model for new renditions or, by name and digest, another one."""
+
+    upscaler: str = ""
+    weights_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,8 @@ DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest
 """Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
 written in C may end its process on a hostile codestream."""
 
-Request = EncodeRequest | ReconstructRequest | DecodeRequest
-Answer = EncodeResult | str
+Request = EncodeRequest | ReverifyRequest | ReconstructRequest | ModelRequest | DecodeRequest
+Answer = EncodeResult | Installed | str
 
 _catalogue: Catalogue | None = None
 
@@ -122,8 +135,16 @@ def answer(request: Request) -> Answer:
     assert _catalogue is not None, "the worker was not started"
     if isinstance(request, EncodeRequest):
         return encode_and_verify(request, _catalogue)
+    if isinstance(request, ReverifyRequest):
+        return reverify(request, _catalogue)
     if isinstance(request, ReconstructRequest):
         return reconstruct_to_file(request, _catalogue)
+    if isinstance(request, ModelRequest):
+        return installed(
+            _catalogue.by_digest(request.upscaler, request.weights_digest)
+            if request.upscaler
+            else _catalogue.configured()
+        )
     return decode(request)
 
 
@@ -151,20 +172,22 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
     Raises RenditionMismatch, and leaves the target alone, where they are not the pixels that were verified.
     """
     base, rendition = read_pair(request.base, request.rendition)
-    pixels = reconstructed(base, rendition, catalogue)
+    pixels = reconstructed(base, rendition, catalogue, request.model)
     with request.target.open("ab") as out:
         out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
     return rendition.output_digest
 
 
-def reconstructed(base: Base, rendition: Rendition, catalogue: Catalogue) -> NDArray[np.uint16]:
+def reconstructed(
+    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None
+) -> NDArray[np.uint16]:
     """The verified pixels of a rendition. Raises RenditionMismatch where others come out."""
     from node.reconstruct.engine import reconstruct
     from node.reconstruct.guide import decode_guide
     from node.reconstruct.patches import decode_patches
     from node.reconstruct.points import decode_points
 
-    upscaler = catalogue.for_rendition(rendition)
+    upscaler = catalogue.for_rendition(rendition, model)
     guide = decode_guide(rendition.guide) if rendition.guide else None
     points = decode_points(rendition.points) if rendition.points else None
     patches = decode_patches(rendition.patches) if rendition.patches else None

@@ -145,14 +145,23 @@ class Index:
             rows = {row.key: row for row in connection.execute(query.where(instance.c.key.in_(keys)))}
             wanted = [row.rendition_key for row in rows.values() if row.rendition_key is not None]
             found = connection.execute(select(rendition).where(rendition.c.key.in_(wanted)))
-            renditions = {row.key: _stored_rendition(row) for row in found}
+            renditions = {row.key: stored_rendition(row) for row in found}
         return [_stored_instance(rows[key], renditions.get(rows[key].rendition_key)) for key in keys if key in rows]
 
     def rendition(self, derived_uid: str) -> StoredRendition | None:
         """A rendition by its derived UID, current or not."""
         with self.engine.connect() as connection:
             row = connection.execute(select(rendition).where(rendition.c.derived_uid == derived_uid)).first()
-        return None if row is None else _stored_rendition(row)
+        return None if row is None else stored_rendition(row)
+
+    def renditions(self, uids: Sequence[str]) -> dict[int, list[StoredRendition]]:
+        """Per instance key the renditions of those derived UIDs, current or not, oldest first; no withdrawn ones."""
+        found: dict[int, list[StoredRendition]] = {}
+        wanted = (rendition.c.derived_uid.in_(uids), rendition.c.withdrawn == "")
+        with self.engine.connect() as connection:
+            for row in connection.execute(select(rendition).where(*wanted).order_by(rendition.c.key)):
+                found.setdefault(row.instance_key, []).append(stored_rendition(row))
+        return found
 
     def states(self, uids: Sequence[str]) -> dict[str, InstanceState]:
         """State per original SOP Instance UID, for those that are held."""
@@ -390,7 +399,7 @@ def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> i
     known = select(rendition.c.key, rendition.c.output_digest).where(rendition.c.derived_uid == new.derived_uid)
     row = connection.execute(known).first()
     if row is None:
-        fresh = insert(rendition).values(_rendition_row(claim.key, new))
+        fresh = insert(rendition).values(rendition_row(claim.key, new))
         return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
     if row.output_digest != new.output_digest:
         return None
@@ -399,7 +408,8 @@ def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> i
     return int(row.key)
 
 
-def _rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
+def rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
+    """The columns of a new rendition."""
     return {
         "instance_key": instance_key,
         "derived_uid": new.derived_uid,
@@ -417,11 +427,13 @@ def _rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
         "gated": int(new.verdict.gated),
         "tried": [asdict(outcome) for outcome in new.tried],
         "seconds": new.seconds,
+        "recipe": new.recipe,
         "verified_at": now(),
     }
 
 
-def _stored_rendition(row: Row[Any]) -> StoredRendition:
+def stored_rendition(row: Row[Any]) -> StoredRendition:
+    """A rendition row as the rest of the archive knows it."""
     names = StoredRendition.__dataclass_fields__
     return StoredRendition(**{name: getattr(row, name) for name in names})
 

@@ -288,7 +288,9 @@ def _with_attributes(
     }
     uids: dict[int, str] = {}
     if search.derived:
-        uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], only_purged=search.only_purged)
+        uids = _derived_uids(
+            connection, [row["IMAGE_key"] for row in rows], search.uids, only_purged=search.only_purged
+        )
     own = f"{search.level}_key"
     gone = _with_purged(connection, search.level, {row[own] for row in rows}) if search.availability else set()
     found = []
@@ -328,8 +330,13 @@ def _with_purged(connection: Connection, level: Level, keys: Iterable[int]) -> s
     return set(connection.execute(select(own).select_from(source).where(own.in_(keys), purged)).scalars())
 
 
-def _derived_uids(connection: Connection, keys: Iterable[int], *, only_purged: bool) -> dict[int, str]:
-    """Per instance the UID of the rendition that stands for it; instances without one are absent."""
+def _derived_uids(
+    connection: Connection, keys: Sequence[int], asked: Sequence[str], *, only_purged: bool
+) -> dict[int, str]:
+    """Per instance the UID of the rendition that stands for it; instances without one are absent.
+
+    Asked for by the UID of an older rendition alone, that one stands for it: its UID still leads to its own pixels.
+    """
     query = (
         select(instance.c.key, rendition.c.derived_uid)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
@@ -340,7 +347,27 @@ def _derived_uids(connection: Connection, keys: Iterable[int], *, only_purged: b
     )
     if only_purged:
         query = query.join(held, held.c.instance_key == instance.c.key).where(held.c.form == OriginalForm.PURGED)
-    return {row.key: row.derived_uid for row in connection.execute(query)}
+    current = {row.key: row.derived_uid for row in connection.execute(query)}
+    return {**current, **_older_uids(connection, keys, asked, current)} if asked else current
+
+
+def _older_uids(
+    connection: Connection, keys: Sequence[int], asked: Sequence[str], current: dict[int, str]
+) -> dict[int, str]:
+    """Per instance the newest of the asked renditions, where neither its current one nor the original was asked for."""
+    named = (
+        select(rendition.c.instance_key, rendition.c.derived_uid)
+        .join(instance, rendition.c.instance_key == instance.c.key)
+        .where(
+            rendition.c.derived_uid.in_(asked),
+            rendition.c.instance_key.in_(keys),
+            rendition.c.withdrawn == "",
+            instance.c.sop_instance_uid.not_in(asked),
+        )
+        .order_by(rendition.c.key)
+    )
+    found = {row.instance_key: row.derived_uid for row in connection.execute(named)}
+    return {key: uid for key, uid in found.items() if current.get(key) not in asked}
 
 
 # --- computed keys (PS3.4 C.3.4) ---

@@ -127,7 +127,41 @@ rendition = Table(
     Column("verified_at", DateTime, nullable=False),
     # why it stands for its image no more; its UID keeps leading to the image, and its objects are not promised
     Column("withdrawn", Text, nullable=False, default="", server_default=text("''")),
+    # the steps and detail that the model was used with; empty where it was made before this was noted
+    Column("recipe", String(64), nullable=False, default="", server_default=text("''")),
 )
+
+reverification = Table(
+    "reverification",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("instance_key", ForeignKey("instance.key"), nullable=False),
+    Column("base_digest", String(64), nullable=False),
+    # digest of the model, its recipe and the gate that it was tried under
+    Column("terms", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    # empty while it is being tried; then passed, same, kept or untried
+    Column("outcome", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("tried_at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(100), nullable=True),
+    Column("lease_until", Float, nullable=True),
+    UniqueConstraint("instance_key", "base_digest", "terms"),
+)
+
+model_file = Table(
+    "model_file",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("upscaler", String(32), nullable=False),
+    Column("weights_digest", String(64), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("digest", String(64), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+    UniqueConstraint("upscaler", "weights_digest", "name"),
+)
+"""The files of the models that renditions were made with, kept as objects."""
 
 quarantine = Table(
     "quarantine",

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Engine, Integer, Row, Select, func, insert, literal, or_, select, union_all, update
 
 from storage.index.connection import writing
-from storage.index.tables import damage, instance, original, quarantine, rendition
+from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
 from storage.records import InstanceState, OriginalForm, RungOutcome, Tier, Verdict
 
 HOT = Tier.HOT
@@ -23,7 +23,7 @@ HOT = Tier.HOT
 
 @dataclass(frozen=True)
 class Promise:
-    """One row's word that an object is held. ``kind``: original, base, rendition or quarantined."""
+    """One row's word that an object is held. ``kind``: original, base, rendition, quarantined or model."""
 
     digest: str
     kind: str
@@ -208,6 +208,7 @@ _SOURCES = (
     _Source("base", rendition.c.base_digest, literal(HOT), rendition.c.instance_key, _IN_USE),
     _Source("rendition", rendition.c.rendition_digest, literal(HOT), rendition.c.instance_key, _IN_USE),
     _Source("quarantined", quarantine.c.digest, literal(HOT), literal(None, Integer)),
+    _Source("model", model_file.c.digest, literal(HOT), literal(None, Integer)),
 )
 """Every promise there is: a new kind of object, or another store, is a line here."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class DampedBicubic:
     generative = guided = False
     consistent = True
     steps, detail = 0, 0.0
+    files: tuple[tuple[str, Path], ...] = ()
 
     def __init__(self, damping: float) -> None:
         self._damping = np.float32(damping)

@@ -6,6 +6,7 @@ With ``detail`` it also gives the cheapest texture there is: white noise in the 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Bicubic:
     name = "bicubic"
     method = "BICUBIC_UP_1"
     consistent = True
+    files: tuple[tuple[str, Path], ...] = ()
     weights_digest = hashlib.sha256(f"bicubic lift, {OPERATOR}".encode()).hexdigest()
 
     def __init__(self, detail: float = 0.0) -> None:

@@ -22,22 +22,30 @@ class Catalogue:
         name = self._settings.upscaler
         return self._get(name, {}, self._sources(name)[0])
 
-    def for_rendition(self, rendition: Rendition) -> Upscaler:
+    def for_rendition(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
         """The upscaler that made a rendition, with the numerics it was verified with.
 
-        Raises ModelMissing where these very weights are not installed any more.
+        ``kept``: a folder with the model that the archive kept. Raises ModelMissing where these very weights are
+        neither installed nor kept.
         """
+        return self._find(rendition.upscaler, rendition.weights_digest, rendition.numerics, kept)
+
+    def by_digest(self, upscaler: str, weights_digest: str) -> Upscaler:
+        """The installed upscaler with those weights. Raises ModelMissing."""
+        return self._find(upscaler, weights_digest, {}, None)
+
+    def _find(self, name: str, weights_digest: str, numerics: dict[str, str], kept: Path | None) -> Upscaler:
         installed, broken = [], []
-        for source in self._sources(rendition.upscaler):
+        for source in [*self._sources(name), *([str(kept)] if kept else [])]:
             try:
-                upscaler = self._get(rendition.upscaler, rendition.numerics, source)
-                if upscaler.weights_digest == rendition.weights_digest:
+                upscaler = self._get(name, numerics, source)
+                if upscaler.weights_digest == weights_digest:
                     return upscaler
                 installed.append(upscaler.weights_digest)
             except ModelMissing as error:
                 broken.append(str(error))
         raise ModelMissing(
-            f"{rendition.upscaler} weights {rendition.weights_digest} are not installed "
+            f"{name} weights {weights_digest} are not installed "
             f"(installed: {', '.join(installed + broken)}); restore them, or serve the original"
         )
 

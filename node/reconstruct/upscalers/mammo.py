@@ -82,6 +82,10 @@ class Mammo:
         return digest.hexdigest()
 
     @property
+    def files(self) -> tuple[tuple[str, Path], ...]:
+        return tuple((name, self._folder / name) for name in _FILES)
+
+    @property
     def numerics(self) -> dict[str, str]:
         import torch
 

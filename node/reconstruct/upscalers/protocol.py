@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -80,6 +81,13 @@ class Upscaler(Protocol):
     @property
     def weights_digest(self) -> str:
         """SHA-256 of the weights, hex; for an upscaler without weights, of its definition."""
+
+    @property
+    def files(self) -> tuple[tuple[str, Path], ...]:
+        """Name and place of each file that the archive keeps, so that renditions outlive the installed model.
+
+        With them in a folder under these names the upscaler is the same; empty where it has no files.
+        """
 
     @property
     def steps(self) -> int:

@@ -79,6 +79,7 @@ class SdX2:
     guided = False  # the paper's model as it was published
     detail = 0.0
     consistent = False  # the autoencoder alone moves every pixel: the engine projects
+    files: tuple[tuple[str, Path], ...] = ()  # gigabytes, published by others: they stay where they are installed
 
     def __init__(
         self,

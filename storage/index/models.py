@@ -1,0 +1,48 @@
+"""The models that renditions were made with, as rows: which objects their files are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from storage.index.connection import writing
+from storage.index.tables import model_file
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a model: its name in the model's folder, and the object that holds its bytes."""
+
+    name: str
+    digest: str
+    bytes: int
+
+
+class ModelRows:
+    """The models in one index. Safe to share between threads and processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def files(self, upscaler: str, weights_digest: str) -> tuple[ModelFile, ...]:
+        """The files of a model, by name; empty where it is not kept."""
+        wanted = (model_file.c.upscaler == upscaler, model_file.c.weights_digest == weights_digest)
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(model_file).where(*wanted).order_by(model_file.c.name))
+            return tuple(ModelFile(row.name, row.digest, row.bytes) for row in rows)
+
+    def add(self, upscaler: str, weights_digest: str, files: Sequence[ModelFile]) -> None:
+        """Commit a model whose files are in the store; one that is kept already is fine."""
+        rows = [
+            {"upscaler": upscaler, "weights_digest": weights_digest, "name": file.name}
+            | {"digest": file.digest, "bytes": file.bytes}
+            for file in files
+        ]
+        try:
+            with writing(self._engine) as connection:
+                connection.execute(insert(model_file), rows)
+        except IntegrityError:  # another process was first; a model's digest fixes its files
+            return
