@@ -21,6 +21,7 @@ from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
 from node.archive.identifier import Root
+from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
 from node.archive.originals import Originals
 from node.archive.query import find
@@ -79,7 +80,9 @@ class Node:
         cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
         self.originals = Originals(self.index, stores, cache, _restore_in(self.decoders))
         self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
-        self.retention = Retention(self.index, stores, self.trail, settings, _render_in(self.pool, self.store))
+        self.retention = Retention(
+            self.index, stores, self.trail, settings, _render_in(self.pool, self.index, self.store)
+        )
         named = NamedRegions(self.index, self.store, self.originals, file, in_file)
         self.archivist = Archivist(
             self.index, self.store, self.originals, self.pool, settings, named, otherwise=self.custodian.step
@@ -100,8 +103,8 @@ class Node:
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named)
-        planned = plan_jobs(settings, archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
+        self.archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named)
+        planned = plan_jobs(settings, self.archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
@@ -205,8 +208,8 @@ def plan_jobs(
                     settings,
                     pool or _own_pool(settings),
                     archive.originals.borrowed,
-                    archive.named.on,
                     busy,
+                    archive.named.on,
                 ).run,
             ),
             jobs.reverify.when,
@@ -276,7 +279,7 @@ def services(settings: Settings) -> Iterator[Services]:
             pool = WorkerPool(settings.reconstruct, name="reconstruct")
             try:
                 originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
-                retention = Retention(index, stores, trail, settings, _render_in(pool, store))
+                retention = Retention(index, stores, trail, settings, _render_in(pool, index, store))
                 file = settings.gate.patches.file
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
                 yield Services(index, store, originals, retention, trail, named)
@@ -309,13 +312,15 @@ def _restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
     return restore
 
 
-def _render_in(pool: WorkerPool, store: ObjectStore) -> Callable[[StoredRendition], None]:
+def _render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
     """Renders into a file that nobody keeps: the worker compares the pixels with those that were verified."""
+    models = ModelShelf(index, store)
 
     def render(rendition: StoredRendition) -> None:
         with tempfile.NamedTemporaryFile(dir=store.spool) as target:
             base, made = store.held(rendition.base_digest), store.held(rendition.rendition_digest)
-            pool.submit(ReconstructRequest(base, made, Path(target.name)), Priority.ARCHIVIST).result()
+            model = models.folder(rendition.upscaler, rendition.weights_digest)
+            pool.submit(ReconstructRequest(base, made, Path(target.name), model), Priority.ARCHIVIST).result()
 
     return render
 

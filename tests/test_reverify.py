@@ -81,7 +81,7 @@ def reverified(node: Node) -> dict[str, Any]:
     """Run the job as the node's schedule would."""
     (job,) = [
         one.job
-        for one in plan_jobs(node.settings, node.index, node.store, lambda: nullcontext(node.pool))
+        for one in plan_jobs(node.settings, node.archive, lambda: nullcontext(node.pool))
         if one.job.name == "reverify"
     ]
     rows = JobRows(node.index.engine)

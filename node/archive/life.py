@@ -6,6 +6,7 @@ Patient data stays out unless it is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,13 +23,13 @@ from storage.index import Index
 from storage.index.lives import LifeRows, OpenDamage, RenditionRow, life_rows
 from storage.objects import ObjectStore
 from storage.payload import Rendition, decode_base, decode_rendition
-from storage.records import DicomJson, OriginalForm, RungOutcome, Tier, Verdict
+from storage.records import DicomJson, RungOutcome, Tier, Verdict
 
 
 @dataclass(frozen=True)
 class OriginalLife:
-    """The received file. ``condition``: held, purged by retention, or lost where a scrub or this look did not find it
-    whole. ``object_bytes``: what it takes, packed perhaps."""
+    """The received file: ``digest`` and ``bytes`` are its own. ``condition``: held, purged, or lost where a scrub or
+    this look did not find it whole. ``file``: the object that holds it; packed where ``form`` says so."""
 
     digest: str
     bytes: int
@@ -36,8 +37,12 @@ class OriginalLife:
     transfer_syntax: str
     form: str
     store: str
-    object_bytes: int
     condition: str
+    object_digest: str
+    object_bytes: int
+    note: str = ""
+    restored_at: datetime | None = None
+    purged_at: datetime | None = None
     file: Path | None = None
 
 
@@ -138,7 +143,7 @@ class Life:
         return by_uid or next((one for one in self.renditions if one.current), None)
 
 
-def life_of(index: Index, store: ObjectStore, uid: str, *, patient: bool = False) -> Life:
+def life_of(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patient: bool = False) -> Life:
     """The life of the image of an original or derived UID. Raises UnknownUid."""
     rows = life_rows(index, uid)
     if rows is None:
@@ -162,31 +167,36 @@ def life_of(index: Index, store: ObjectStore, uid: str, *, patient: bool = False
         pixel_warning=rows.pixel_warning,
         attempts=rows.attempts,
         pixel_bytes=instance.pixel_bytes,
-        original=original_of(rows, store),
-        renditions=tuple(_rendition_of(row, store) for row in rows.renditions),
+        original=original_of(rows, index, stores),
+        renditions=tuple(_rendition_of(row, stores[Tier.HOT]) for row in rows.renditions),
         damage=rows.damage,
         quarantined=rows.quarantined,
         patient=_patient_of(rows.patient) if patient else None,
     )
 
 
-def original_of(rows: LifeRows, store: ObjectStore) -> OriginalLife:
-    """How and where the original is held. ``file``: what can be read as it is, an original that is verbatim and hot."""
-    instance, held = rows.instance, rows.instance.held
-    here = held is not None and held.tier is Tier.HOT and not held.purged
-    file = store.path(held.object_digest) if held is not None and here else None
-    lost = held is None or instance.original_lost or (file is not None and not file.is_file())
-    readable = file is not None and not lost and held is not None and held.form is OriginalForm.VERBATIM
+def original_of(rows: LifeRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalLife:
+    """How and where the original is held."""
+    instance = rows.instance
+    kept = index.custody.of_digest(instance.original_digest)
+    assert kept is not None
+    store = stores.get(kept.tier)
+    file = store.path(kept.object_digest) if store is not None and not kept.purged else None
+    held = file is not None and file.is_file() and not instance.original_lost
     return OriginalLife(
         digest=instance.original_digest,
         bytes=instance.original_bytes,
         transfer_syntax_uid=instance.transfer_syntax_uid,
         transfer_syntax=UID(instance.transfer_syntax_uid).name,
-        form=held.form.value if held else "verbatim",
-        store=held.tier.value if held else "",
-        object_bytes=held.object_bytes if held and not held.purged else 0,
-        condition="purged" if instance.purged else "lost" if lost else "held",
-        file=file if readable else None,
+        form=kept.form.value,
+        store=kept.tier.value,
+        condition="purged" if kept.purged else "held" if held else "lost",
+        object_digest=kept.object_digest,
+        object_bytes=kept.object_bytes,
+        note=kept.note,
+        restored_at=kept.restored_at,
+        purged_at=kept.purged_at,
+        file=file if held else None,
     )
 
 

@@ -58,8 +58,8 @@ class Reverification:
     settings: Settings
     pool: Callable[[], AbstractContextManager[WorkerPool]]
     originals: Originals
-    regions: Callable[[int], tuple[tuple[int, int, int, int], ...]]
     busy: Callable[[], bool] = lambda: False
+    regions: Callable[[int], tuple[tuple[int, int, int, int], ...]] = lambda _: ()
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Try every image that is due; the report. Raises ModelMissing where the configured model is not installed."""

@@ -48,12 +48,13 @@ def show(
     Works while the node runs. Without --patient nothing that is printed names the patient; the picture shows the image
     itself, with whatever is burned into it.
     """
+    from node.app import open_stores
     from node.archive.life import life_of  # brings the coders along, which other commands need not wait for
 
     settings = load(config)
     with open_index(config) as index:
         store = ObjectStore(settings.storage.root)
-        life = life_of(index, store, uid.strip(), patient=patient)
+        life = life_of(index, open_stores(settings, index, store), uid.strip(), patient=patient)
     if picture is not None:
         from node.cli.outlined import draw_life
 
@@ -118,8 +119,8 @@ def _facts(title: str, *facts: tuple[str, object]) -> Table:
 def _identity(life: Life) -> Table:
     original = life.original
     size = f"{original.bytes} bytes ({size_text(original.bytes)})"
-    if original.object_bytes not in (0, original.bytes):
-        size += f", takes {original.object_bytes}"
+    if original.form == "packed":
+        size += f", packed into {original.object_bytes} ({size_text(original.object_bytes)})"
     facts: list[tuple[str, object]] = [
         ("image", life.sop_instance_uid),
         ("class", f"{life.sop_class}, modality {life.modality or '-'}"),
@@ -131,6 +132,9 @@ def _identity(life: Life) -> Table:
         ("pixels", life.pixel_warning or f"{life.pixel_bytes} bytes uncompressed ({size_text(life.pixel_bytes)})"),
         ("original", f"{original.condition}, {original.form}, {original.store} store, {size}"),
         ("", original.file or ""),
+        ("  note", original.note),
+        ("  restored", _time(original.restored_at) if original.restored_at else ""),
+        ("  purged", _time(original.purged_at) if original.purged_at else ""),
         ("  digest", original.digest),
         ("  syntax", f"{original.transfer_syntax} ({original.transfer_syntax_uid})"),
         *(("damage", f"{one.kind} {one.digest} {one.condition}, {one.action}") for one in life.damage),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from node.reconstruct.worker import read_pair, reconstructed
 from storage.dicomfile import opened
 from storage.errors import ConfigError, ObjectMissing
 from storage.objects import ObjectStore
+from storage.originals import restore_original
 from storage.pixels import integer_pixels
 
 _LONGER_SIDE = 1200
@@ -41,13 +43,21 @@ def _image(life: Life, store: ObjectStore, settings: ReconstructSettings) -> tup
     """Pixels, header and what they are: the original where it is held, else the reconstruction."""
     file, made = life.original.file, life.rendition
     if file is not None:
-        with opened(file) as data:
-            header = data.header()
-        return integer_pixels(file), header, "original"
+        with tempfile.TemporaryDirectory() as folder:
+            if life.original.form == "packed":
+                file = _restored(file, life.original.digest, Path(folder) / "original")
+            with opened(file) as data:
+                header = data.header()
+            return integer_pixels(file), header, "original"
     if made is None:
         raise ObjectMissing(f"no picture: the original {life.original.digest} is not here, and there is no rendition")
     base, rendition = read_pair(store.held(made.base_digest), store.held(made.rendition_digest))
     return reconstructed(base, rendition, Catalogue(settings)), base.header.dataset(), "reconstruction"
+
+
+def _restored(packed: Path, original_digest: str, target: Path) -> Path:
+    restore_original(packed, original_digest, target)
+    return target
 
 
 def _shown(pixels: NDArray[np.uint16], header: Dataset) -> Image.Image:
