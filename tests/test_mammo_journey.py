@@ -35,7 +35,13 @@ def test_default_model_there_and_back_and_gone(
     reconstruct = {"upscaler": "mammo", "cache": 0, "device": "cpu", "mammo": {"weights": str(folder)}}
     ds = mammogram(breast(420, 380))
     identifier = client.image_identifier(ds.StudyInstanceUID)
-    settings = settings_for(tmp_path / "a", receiver.port, reconstruct=reconstruct, codec={"ladder": RUNGS})
+    settings = settings_for(
+        tmp_path / "a",
+        receiver.port,
+        reconstruct=reconstruct,
+        codec={"ladder": RUNGS},
+        gate={"patches": {"share": 0.5}},
+    )
     with Node(settings) as node:
         archive = Archive(node, receiver)
         file = write(ds, tmp_path / "one.dcm")

@@ -139,6 +139,13 @@ def _too_wrong(measured: Survey, thresholds: Thresholds) -> NDArray[np.bool_]:
     return np.asarray(measured.worst_error > allowed[:, None, None])
 
 
+def as_a_whole(reference: Reference, candidate: Pixels) -> tuple[float, float, float]:
+    """What the gate asks of a whole image, and no more: mean and 5th percentile of tile FSIM, and PSNR in dB."""
+    scores, squares = tile_scores(reference, candidate)
+    error = sum(squares) / (len(squares) * TILE * TILE)
+    return float(np.mean(scores)), float(np.percentile(scores, 5)), psnr(error, reference.window.width)
+
+
 def _lost(measured: Survey, thresholds: Thresholds) -> Tiles:
     """Which specks of the original are lost; of a cluster, weaker ones count too."""
     places, strength, share = measured.kept[:, :2], measured.kept[:, 2], measured.kept[:, 3]

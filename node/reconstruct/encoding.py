@@ -201,22 +201,35 @@ class _Subject:
         with all corrections for the least error, then with the network's beside the equalisation."""
         if not self.searches_bare:
             return best
-        from node.reconstruct.engine import reconstruct
+        from node.reconstruct.engine import finish
         from node.reconstruct.guide import encode_guide
-        from node.reconstruct.guiding import equalised, weight_tiles_with_breast
+        from node.reconstruct.guiding import drafted, equalised, followed, weight_tiles_with_breast
 
-        base, seed, began = best.base, seed_of(best.digest), time.monotonic() - best.seconds
-        guide, output = self._guided(base, best.digest, best.decoded)
+        base, upscaler, began = best.base, self.upscaler, time.monotonic() - best.seconds
+        seed = seed_of(best.digest)
+        draft, levels = drafted(self.reference, base, upscaler, seed=seed, steps=upscaler.steps, decoded=best.decoded)
+        guide, output = followed(self.reference, draft, levels)
         for which in range(2):
             if which:
                 guide = equalised(base, weight_tiles_with_breast(self.reference), guide)
-                output = reconstruct(base, self.upscaler, seed=seed, steps=self.upscaler.steps, guide=guide)
+                output = finish(draft, guide)
+            if not self._promises(output, best):
+                continue
             told = encode_guide(guide)
             made = self._measured(base, best.data, best.digest, None, told, output, began)
             better = made.verdict.passed and made.verdict.psnr_db >= best.verdict.psnr_db
             if better and made.payload_bytes <= _DEARER * best.payload_bytes + len(told):
                 return made
-        return replace(best, seconds=made.seconds)
+        return replace(best, seconds=time.monotonic() - began)
+
+    def _promises(self, output: Pixels, best: _Attempt) -> bool:
+        """Whether an image may pass, and be nearer the original than ``best``: asked before all else is measured."""
+        from node.fidelity.gate import as_a_whole
+
+        thresholds = self.request.thresholds
+        assert thresholds is not None
+        mean, p5, psnr = as_a_whole(self.reference, output)
+        return mean >= thresholds.fsim_mean and p5 >= thresholds.fsim_p5 and psnr >= best.bare.psnr_db
 
     def result(self, taken: _Attempt, before: tuple[RungOutcome, ...]) -> EncodeResult:
         """The rendition of the rung that was taken."""

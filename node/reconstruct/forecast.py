@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Reference, psnr, tile_scores
+from node.fidelity.gate import Reference, as_a_whole
 from node.reconstruct.engine import Decoded, Original, Pixels, make_base, without_padding
 from node.reconstruct.guide import WEIGHT_TILE, grid
 from node.reconstruct.guiding import equalised, raised
@@ -76,11 +76,7 @@ class Sample:
                 pixels = raised(base, decoded, guide)
             else:
                 pixels = decoded.pixels(base)
-            scores, squares = tile_scores(self._reference, pixels)
-            error = sum(squares) / (len(squares) * TILE * TILE)
-            figures = Figures(
-                float(np.mean(scores)), float(np.percentile(scores, 5)), psnr(error, self._reference.window.width)
-            )
+            figures = Figures(*as_a_whole(self._reference, pixels))
             self._made[rung] = Forecast(figures, round(len(base.coded) / self._share))
         return self._made[rung]
 

@@ -64,17 +64,31 @@ def guided(
     decoded: Decoded | None = None,
 ) -> tuple[Guide, Pixels]:
     """The guide for ``reference`` (the original) and the pixels it leads to. ``decoded``: the base, where at hand."""
+    draft, levels = drafted(reference, base, upscaler, seed=seed, steps=steps, decoded=decoded)
+    guide, pixels = followed(reference, draft, levels)
+    if detail > 0 and draft.drawn.texture is not None:
+        return _textured(reference, draft, guide, pixels, detail)
+    return guide, pixels
+
+
+def drafted(
+    reference: Reference, base: Base, upscaler: Upscaler, *, seed: int, steps: int, decoded: Decoded | None = None
+) -> tuple[Draft, Map]:
+    """What the upscaler makes of the base with the levels of the original, its corrections at hand; and the levels."""
     truth = reference.pixels.astype(np.float32)
     decoded = decoded or Decoded.of(base)
     levels = measure_levels(truth - decoded.image, tiles_with_breast(reference))
     draft = draw(base, upscaler, seed=seed, steps=steps, levels=levels, decoded=decoded)
     # A lossless base is met exactly: the projection undoes what is not the network's.
     count = 1 if base.rung.distance == 0 else len(CORRECTIONS)
-    draft = replace(draft, changes=tuple(corrections(draft, range(count))))
-    guide, pixels = _never_worse(draft, truth, _followed(draft, truth, levels), decoded.pixels(base))
-    if detail > 0 and draft.drawn.texture is not None:
-        return _textured(reference, draft, guide, pixels, detail)
-    return guide, pixels
+    return replace(draft, changes=tuple(corrections(draft, range(count)))), levels
+
+
+def followed(reference: Reference, draft: Draft, levels: Map) -> tuple[Guide, Pixels]:
+    """The guide with the corrections that leave the least squared error, never worse than the base, and its pixels."""
+    truth = reference.pixels.astype(np.float32)
+    unhelped = finish(draft, Guide.nothing(*truth.shape))
+    return _never_worse(draft, truth, _followed(draft, truth, levels), unhelped)
 
 
 def equalised(base: Base, inside: NDArray[np.bool_], network: Guide | None = None) -> Guide:
