@@ -14,6 +14,7 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from node.reconstruct.guide import decode_guide
 from node.reconstruct.upscalers.mammo import SHIPPED, Mammo
+from storage.index.models import ModelRows
 from storage.payload import decode_rendition
 from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState
@@ -26,8 +27,9 @@ RUNGS = [{"scale": 2, "coder": "jpegxl", "distance": 0.1, "sample_bits": 12}]
 def test_default_model_there_and_back_and_gone(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Verified with the shipped weights and sent as the verified pixels, synthetic and named; once that model is not
-    installed any more, the log names its digest and the original is sent in its stead."""
+    """Verified with the shipped weights and sent as the verified pixels, synthetic and named. Once that model is not
+    installed any more it is read from the object store; without that too, the log names its digest and the original
+    is sent in its stead."""
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
     config = folder / "config.json"
     config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be
@@ -63,6 +65,14 @@ def test_default_model_there_and_back_and_gone(
         assert copy[0x0099, 0x1002].value == "mammo"
 
     config.write_text(config.read_text() + "\n")
+    receiver.received.clear()
+    with Node(settings) as node:  # the archive kept the model's files
+        client.move(identifier, Archive(node, receiver).address, calling="VIEWER", destination="VIEWER")
+        path = receiver.received[held.rendition.derived_uid]
+        assert pixel_digest(integer_pixels(path)) == made.output_digest
+        for kept in ModelRows(node.index.engine).files("mammo", digest):
+            node.store.delete(kept.digest)
+    shutil.rmtree(tmp_path / "a" / "models")
     receiver.received.clear()
     with Node(settings) as node:
         archive = Archive(node, receiver)
