@@ -45,7 +45,7 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-_DURATIONS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY = 86400.0
 
@@ -54,7 +54,7 @@ def _seconds(value: object) -> object:
     """``30d`` and the like as a number of seconds."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value)
     if match is None:
         raise ValueError(f"{value!r} is no time span; write a number with s, m, h or d")
     return float(match[1]) * _DURATIONS[match[2]]
