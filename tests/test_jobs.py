@@ -488,14 +488,15 @@ def test_the_commands_on_a_running_node_and_without_one(tmp_path: Path) -> None:
     }
     config.write_text(yaml.safe_dump(raw))
     with Node(load(config)):
-        one, other = jobs(config, "list")
-        assert other["name"] == "reverify"
+        listed = {each["name"]: each for each in jobs(config, "list")}
+        assert set(listed) == {"purge", "reverify", "scrub"}
+        one = listed["scrub"]
         assert (one["name"], one["when"], one["now"], one["last"]) == ("scrub", "mon 03:00", "waits", None)
         assert one["next"]
         done = jobs(config, "run", "scrub", "--wait")
         assert (done["state"], done["cause"], done["report"]["clean"]) == ("done", "request", True)
         assert jobs(config, "pause", "scrub") == {"job": "scrub", "paused": True}
-        one, _ = jobs(config, "list")
+        one = {each["name"]: each for each in jobs(config, "list")}["scrub"]
         assert (one["now"], one["next"], one["last"]["state"]) == ("paused", None, "done")
         assert jobs(config, "cancel", "scrub") == {"job": "scrub", "cancelled": False}
         assert "there is no job 'scrap'" in jobs(config, "run", "scrap", fails=True)

@@ -168,7 +168,7 @@ def test_a_model_that_fails_leaves_the_pinned_one_and_is_not_asked_again(tmp_pat
         assert now == held
         assert reverified(node)["tried"] == 0
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json")))
+    config.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json", by_alias=True)))
     done = command("jobs", "run", "reverify", "--json", "-c", str(config))  # without a node, in its own process
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"]["passed"] == 1, "another gate is another question"
@@ -219,7 +219,7 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         assert ModelShelf(node.index, node.store).keeps("mammo", digest)
     shutil.rmtree(folder)
     config_file = tmp_path / "config.yaml"
-    config_file.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json")))
+    config_file.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json", by_alias=True)))
     listed = {
         row["digest"]: row for row in json.loads(command("model", "list", "--json", "-c", str(config_file)).stdout)
     }

@@ -51,6 +51,9 @@ class Served:
                     "node": {"host": "127.0.0.1", "port": self.port, "drain": 20},
                     "storage": {"root": str(self.root), "min_free": 0},
                     "archivist": {"poll": 0.1, "lease": 2},
+                    "reconstruct": {"upscaler": "bicubic"},
+                    "gate": {"patches": {"share": 0.5}},
+                    "originals": {"coder": "none"},
                     "peers": [
                         {"ae_title": "MODALITY", "allow": ["echo", "store"]},
                         {"ae_title": "EXACTVIEW", "allow": ["find", "get"], "rendition": "original"},
