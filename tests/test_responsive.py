@@ -36,7 +36,7 @@ def stored(archive: Archive, ds: Dataset, folder: Path) -> Dataset:
 
 @pytest.mark.slow
 def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Path) -> None:
-    """C-ECHO within 0.5 s during verification and during retrieval of 4096 x 3328 pixels."""
+    """C-ECHO within 0.5 s, 99 of 100, and none above 1 s, during verification and retrieval of 4096 x 3328 pixels."""
     pixels = breast(2048, 1664).repeat(2, axis=0).repeat(2, axis=1)
     ds = mammogram(pixels)
     entity = AE("VIEWER")
@@ -44,13 +44,13 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
     assoc = entity.associate("127.0.0.1", archive.address.port)
     assert assoc.is_established
     wire.keep_answers(assoc)
-    slowest, stop = [0.0], threading.Event()
+    seconds, stop = [0.0], threading.Event()
 
     def echo() -> None:
         while not stop.is_set():
             began = time.monotonic()
             assert assoc.send_c_echo().Status == 0x0000
-            slowest[0] = max(slowest[0], time.monotonic() - began)
+            seconds.append(time.monotonic() - began)
 
     echoing = threading.Thread(target=echo)
     echoing.start()
@@ -63,7 +63,9 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
         stop.set()
         echoing.join()
         assoc.release()
-    assert slowest[0] < 0.5
+    seconds.sort()
+    assert seconds[int(0.99 * len(seconds))] < 0.5
+    assert seconds[-1] < 1.0
 
 
 def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:

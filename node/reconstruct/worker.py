@@ -124,7 +124,7 @@ def start(settings: ReconstructSettings) -> None:
     _catalogue = Catalogue(settings)
     accept_odd_values()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.nice(5)  # associations come first
+    os.nice(12)  # associations come first
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
