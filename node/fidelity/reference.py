@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,19 @@ class Reference:
     def inverted(self) -> bool:
         """Whether dense tissue is dark in stored values (MONOCHROME1)."""
         return bool(self._sign < 0)
+
+    def excerpt(self, pixels: Pixels, tiles: list[Tile]) -> Reference:
+        """Other pixels, all of them breast, seen through the same window; only ``tiles`` of them are measured."""
+        other = copy(self)
+        other.pixels, other.tiles, other.all_tiles = pixels, tiles, tiles
+        other.mask = np.ones((pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK), dtype=bool)
+        other._features, other._truths = {}, {}
+        return other
+
+    def tile_of(self, row: int, column: int) -> Tile:
+        """The tile on whose place in the grid a pixel lies; the last ones are moved inward."""
+        rows, columns = self.pixels.shape
+        return min(row // TILE * TILE, rows - TILE), min(column // TILE * TILE, columns - TILE)
 
     def features(self, tile: Tile) -> Features:
         """The original's features at a tile, computed at first use."""

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, as_a_whole
-from node.reconstruct.engine import Decoded, Original, Pixels, make_base, without_padding
+from node.reconstruct.engine import Decoded, Original, make_base, without_padding
 from node.reconstruct.guide import WEIGHT_TILE, grid
 from node.reconstruct.guiding import equalised, raised
 from storage.records import Rung
-
-if TYPE_CHECKING:
-    from node.fidelity.regions import Mask
 
 TILES = 12
 """Tiles in a sample; images with fewer are sampled whole."""
@@ -62,35 +59,20 @@ class Sample:
             pixels[top : top + _SIDE, left : left + _SIDE] = around[row : row + _SIDE, column : column + _SIDE]
             tiles.append((top + _HALO, left + _HALO))
         self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None)
-        self._reference = _SampleReference(reference, pixels, tiles)
+        self._reference = reference.excerpt(pixels, tiles)
         self._share = len(chosen) * _SIDE * _SIDE / (len(reference.tiles) * TILE * TILE)
-        self._made: dict[Rung, Forecast] = {}
 
     def forecast(self, rung: Rung) -> Forecast:
-        """The forecast of a rung, made at first use."""
-        if rung not in self._made:
-            base = make_base(self._original, rung)
-            decoded = Decoded.of(base)
-            if self._equalised:
-                guide = equalised(base, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
-                pixels = raised(base, decoded, guide)
-            else:
-                pixels = decoded.pixels(base)
-            figures = Figures(*as_a_whole(self._reference, pixels))
-            self._made[rung] = Forecast(figures, round(len(base.coded) / self._share))
-        return self._made[rung]
-
-
-class _SampleReference(Reference):
-    """The sample as the gate sees it: its tiles, through the window of the whole image."""
-
-    def __init__(self, whole: Reference, pixels: Pixels, tiles: list[tuple[int, int]]) -> None:
-        mask: Mask = np.ones((pixels.shape[0] // 16, pixels.shape[1] // 16), dtype=bool)
-        self.pixels, self.mask, self.window, self.tiles = pixels, mask, whole.window, tiles
-        self.all_tiles = tiles
-        self._sign = whole._sign
-        self._features = {}
-        self._truths = {}
+        """What the rung comes to on the sample."""
+        base = make_base(self._original, rung)
+        decoded = Decoded.of(base)
+        if self._equalised:
+            guide = equalised(base, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
+            pixels = raised(base, decoded, guide)
+        else:
+            pixels = decoded.pixels(base)
+        figures = Figures(*as_a_whole(self._reference, pixels))
+        return Forecast(figures, round(len(base.coded) / self._share))
 
 
 def _spread_over(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:

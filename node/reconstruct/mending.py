@@ -54,7 +54,7 @@ def mended(
     found = survey(reference, output)
     bare = judge(found, thresholds)
     if thresholds is None and regions:
-        return _with_regions(reference, output, regions, bare)
+        return _with_regions(reference, output, regions, found, bare)
     if thresholds is None or judge(found, _of_the_image(thresholds)).failures:
         return Mended(output, bare, bare)
     output, points, found = _spotted(reference, base, output, thresholds, found)
@@ -80,13 +80,13 @@ def mended(
     return Mended(pixels, _counted(judge(found, thresholds), reference, points, patches), bare, points, patches)
 
 
-def _with_regions(reference: Reference, output: Pixels, regions: Sequence[Box], bare: Verdict) -> Mended:
+def _with_regions(reference: Reference, output: Pixels, regions: Sequence[Box], found: Survey, bare: Verdict) -> Mended:
     """What was named, and nothing else: for where nothing is gated."""
-    patches = cut(reference.pixels, cells_under(regions, *output.shape))
+    cells = cells_under(regions, *output.shape)
+    patches = cut(reference.pixels, cells)
     pixels = pasted(output, patches)
-    return Mended(
-        pixels, _counted(judge(survey(reference, pixels), None), reference, None, patches), bare, None, patches
-    )
+    measured = judge(resurvey(found, reference, pixels, _boxes(cells, *output.shape)), None)
+    return Mended(pixels, _counted(measured, reference, None, patches), bare, None, patches)
 
 
 def _spotted(
@@ -155,8 +155,7 @@ def _seams(reference: Reference, output: Pixels, cells: Cells) -> Cells:
 
 def _noise(reference: Reference, row: int, column: int) -> float:
     """Local noise of the original at a pixel, in grey levels; infinite out of the breast."""
-    rows, columns = reference.pixels.shape
-    tile = min(row // TILE * TILE, rows - TILE), min(column // TILE * TILE, columns - TILE)
+    tile = reference.tile_of(row, column)
     if tile not in reference.tiles:
         return float("inf")
     grain = reference.truth(tile).grain

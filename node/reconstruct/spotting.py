@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity import specks
-from node.fidelity.fsim import TILE
 from node.fidelity.gate import Box, Reference, Spots
 from node.reconstruct.points import REACH, SIGMAS, Point, level_of, profile
 
@@ -78,8 +77,7 @@ def _worst(error: Float, box: Box) -> tuple[int, int]:
 
 def _lacking(reference: Reference, place: tuple[int, int], share: float) -> tuple[int, float]:
     """The filter a speck was found with, and the response it lacks, in grey levels; 0 where it is not known."""
-    rows, columns = reference.pixels.shape
-    tile = min(place[0] // TILE * TILE, rows - TILE), min(place[1] // TILE * TILE, columns - TILE)
+    tile = reference.tile_of(*place)
     truth = reference.truth(tile)
     same = (truth.specks.rows == place[0] - tile[0]) & (truth.specks.columns == place[1] - tile[1])
     if not same.any():
