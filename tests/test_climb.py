@@ -29,6 +29,7 @@ class World:
     needed: dict[int, float]
     bias: float = 0.0
     asked: list[Rung] = field(default_factory=list)
+    ladder: tuple[Rung, ...] = LADDER
 
     def true(self, rung: Rung) -> Figures:
         good = 0.93 + 0.01 * (self.needed[rung.scale] - rung.distance)
@@ -44,7 +45,7 @@ class World:
 
     def climb(self) -> tuple[list[Rung], Rung | None]:
         """The attempts, and the smallest that passed."""
-        search, attempts = Climb(LADDER, self.forecast, GATE), []
+        search, attempts = Climb(self.ladder, self.forecast, GATE), []
         best: Rung | None = None
         while (rung := search.next()) is not None:
             attempts.append(rung)
@@ -56,7 +57,7 @@ class World:
         return attempts, best
 
     def smallest(self) -> Rung | None:
-        passing = [rung for rung in LADDER if min(self.true(rung)[0] - 0.93, self.true(rung)[1] - 0.90) >= 0]
+        passing = [rung for rung in self.ladder if min(self.true(rung)[0] - 0.93, self.true(rung)[1] - 0.90) >= 0]
         return min(passing, key=self.bytes_of, default=None)
 
 
@@ -86,6 +87,21 @@ def test_few_rungs_are_forecast() -> None:
     world = World({2: 1.2, 1: 1.2})
     world.climb()
     assert len(set(world.asked)) <= 12
+
+
+@given(st.floats(0.1, 3), st.floats(0.1, 3))
+def test_between_near_forecasts_none_is_asked_for(two: float, one: float) -> None:
+    """On a ladder as fine as the shipped one: few forecasts, and what is taken is within a rung of the smallest."""
+    distances = [round(3.0 * 0.89**number, 3) for number in range(17)]
+    ladder = tuple(Rung(scale, "jpegxl", distance) for scale in (2, 1) for distance in distances)
+    world = World({2: two, 1: one}, ladder=ladder)
+    attempts, best = world.climb()
+    assert len(world.asked) == len(set(world.asked)) <= 10
+    assert len(attempts) <= 4
+    smallest = world.smallest()
+    if smallest is not None:
+        assert best is not None
+        assert world.bytes_of(best) <= world.bytes_of(smallest) / 0.85
 
 
 def test_hopeless_is_given_up_without_an_attempt() -> None:

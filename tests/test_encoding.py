@@ -13,6 +13,7 @@ from node.config import ReconstructSettings
 from node.reconstruct import guiding
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.engine import reconstruct
+from node.reconstruct.forecast import Figures, Sample
 from node.reconstruct.guide import NETWORK, decode_guide
 from node.reconstruct.patches import decode_patches
 from node.reconstruct.points import decode_points
@@ -39,8 +40,9 @@ def encode(
     thresholds: Thresholds | None = FLOOR,
     share: float = 0.5,
     regions: tuple[tuple[int, int, int, int], ...] = (),
+    size: tuple[int, int] = (420, 380),
 ) -> EncodeResult:
-    ds = mammogram(breast(420, 380))
+    ds = mammogram(breast(*size))
     path = write(ds, folder / "one.dcm")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     request = EncodeRequest(path, digest, str(ds.SOPInstanceUID), ladder, thresholds, share, regions)
@@ -103,6 +105,32 @@ def test_the_base_is_kept_where_the_network_does_not_pass(tmp_path: Path, monkey
     guide = decode_guide(result.made.guide)
     assert guide.corrections[NETWORK].any() or not guide.levels.any()
     assert result.made.generative, "the header says so whatever the guide says"
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_sample_shows_whether_the_network_is_worth_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
+) -> None:
+    """An image of 30 tiles: six are asked first, and all of it only where they promise anything."""
+    sizes: list[int] = []
+    upscale = Mammo.upscale
+
+    def counted(self: Mammo, task: UpscaleTask) -> Upscaled:
+        sizes.append(task.operator.rows * task.operator.columns)
+        return upscale(self, task)
+
+    monkeypatch.setattr(Mammo, "upscale", counted)
+    if not helps:
+        gains = Sample.gains
+        monkeypatch.setattr(
+            Sample, "gains", lambda *of, **how: [Figures(-0.1, -0.1, gain.psnr_db) for gain in gains(*of, **how)]
+        )
+    result = encode(tmp_path, LOSSY, size=(1536, 1500))
+    whole = 1536 * 1500
+    assert sizes[0] < whole
+    assert sizes[1:] == ([whole] if helps else [])
+    assert result.made is not None
+    assert decode_guide(result.made.guide).corrections[NETWORK].any() == helps
 
 
 def test_points_and_patches_belong_to_the_rendition(tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def kept_and_new(image: Float, truth: Truth, faintest: float) -> tuple[Float, Fo
     return kept, found, truth.strongest[found.rows, found.columns].astype(np.float32)
 
 
+def all_specks(image: Float, truth: Truth, faintest: float) -> Found:
+    """Specks of at least ``faintest`` in the original's own tile, round or not: among them much that is noise."""
+    return _peaks(_strength(_filtered(image)[0], truth.noise), faintest, round_only=False)
+
+
 def _filtered(image: Float) -> tuple[Float, Float]:
     """Each filter's response, float32 (4, 256, 256), and the grain: what is finer than a Gaussian of 1.8 pixels."""
     import torch
@@ -140,12 +145,14 @@ def _strength(filtered: Float, noise: Float) -> Float:
     return over.reshape(filtered.shape)
 
 
-def _peaks(strength: Float, faintest: float) -> Found:
+def _peaks(strength: Float, faintest: float, *, round_only: bool = True) -> Found:
     """Round specks: places that no other within 2 pixels exceeds, in the filter that is strongest there."""
     strongest = strength.max(axis=0)
     rows, columns = np.nonzero((strongest >= faintest) & (strongest == _dilated(strongest)))
     filters = strength[:, rows, columns].argmax(axis=0)
     found = Found(rows, columns, filters, strongest[rows, columns])
+    if not round_only:
+        return found
     kept = _roundness(strength, found) >= ROUND
     return Found(rows[kept], columns[kept], filters[kept], found.strengths[kept])
 

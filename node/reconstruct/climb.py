@@ -1,11 +1,13 @@
 """Up the ladder: which rung to try next, so that the smallest payload that passes is found in a few attempts.
 
 Rungs that differ in nothing but distance are a flight: the gate's figures rise as distance falls, so a flight is
-searched by bisection over the forecasts. Every attempt corrects them: the sample's tiles are not the image's.
+searched by bisection over the forecasts, and between two that are near, what lies there is interpolated. Every attempt
+corrects them: the sample's tiles are not the image's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +21,9 @@ _WORTH_TRYING = 0.97
 _DOUBT = Figures(0.015, 0.03, 1.0)
 """How far below the gate (mean and 5th percentile of tile FSIM, PSNR in dB) the forecast of the finest rung of a
 flight must be for the flight to be given up unseen."""
+
+_NEAR = 1.65
+"""Forecasts of rungs whose distances are at most this many times each other are interpolated between."""
 
 _REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
 """How much texture may raise the figures of the consistent base."""
@@ -74,7 +79,7 @@ class Climb:
         """What an attempt came to: the forecasts are corrected, and what it rules out is closed."""
         self._tried.add(rung)
         flight = next(flight for flight in self._flights if rung in flight.rungs)
-        made = self._forecast(rung)
+        made = self._forecast(flight, rung)
         measured = _figures(verdict)
         off = tuple(now - then for now, then in zip(measured, made.figures, strict=True))
         self._off = flight.off = Figures(*off)
@@ -108,10 +113,24 @@ class Climb:
         why = missed or (f"would take about {size} bytes",)
         return RungOutcome(str(rung), size, Verdict(psnr, mean, p5, 0, failures=why), 0.0, forecast=True)
 
-    def _forecast(self, rung: Rung) -> Forecast:
+    def _forecast(self, flight: _Flight, rung: Rung) -> Forecast:
+        """Of one rung: as asked for, or from two near ones of its flight, else asked for now."""
         if rung not in self._asked:
+            known = [other for other in flight.rungs if other in self._asked]
+            coarser = [other for other in known if other.distance > rung.distance]
+            finer = [other for other in known if other.distance < rung.distance]
+            if coarser and finer and coarser[-1].distance <= _NEAR * finer[0].distance:
+                return self._between(coarser[-1], finer[0], rung)
             self._asked[rung] = self.forecast(rung)
         return self._asked[rung]
+
+    def _between(self, coarse: Rung, fine: Rung, rung: Rung) -> Forecast:
+        """Figures linear, bytes geometric, in the logarithm of distance."""
+        share = math.log(rung.distance / coarse.distance) / math.log(fine.distance / coarse.distance)
+        one, other = self._asked[coarse], self._asked[fine]
+        figures = (low + share * (high - low) for low, high in zip(one.figures, other.figures, strict=True))
+        size = max(one.payload_bytes, 1) ** (1 - share) * max(other.payload_bytes, 1) ** share
+        return Forecast(Figures(*figures), round(size))
 
     def _offer(self, flight: _Flight) -> tuple[float, Rung] | None:
         """The coarsest open rung of a flight that is expected to pass, after its bytes."""
@@ -126,11 +145,11 @@ class Climb:
             if flight.high < len(flight.rungs) or not self._expected(flight, flight.rungs[low], _DOUBT):
                 return None
         rung = flight.rungs[low]
-        return self._forecast(rung).payload_bytes * self._bytes_off, rung
+        return self._forecast(flight, rung).payload_bytes * self._bytes_off, rung
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""
-        figures = self._forecast(rung).figures
+        figures = self._forecast(flight, rung).figures
         reach = _REACH_OF_TEXTURE if self.textured else _NOTHING
         least = _least(self.thresholds)
         parts = zip(figures, flight.off or self._off, reach, doubt, least, strict=True)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint16]
 
+_UNSURE = (0.003, 0.006, 0.05)
+"""What the mean and 5th percentile of tile FSIM and the PSNR in dB of a few tiles may be off by."""
 _DEARER = 1.03
 """What the upscaler's image may cost in bytes, guide and its own patches included, against the consistent base's."""
 
@@ -197,39 +199,49 @@ class _Subject:
         return self._measured(base, data, digest, decoded, encode_guide(guide), output, began)
 
     def followed(self, best: _Attempt) -> _Attempt:
-        """``best`` as the upscaler makes it, where that passes too, is as near the original and costs no more: first
-        with all corrections for the least error, then with the network's beside the equalisation."""
+        """``best`` as the upscaler makes it, where that passes too, is as near the original and costs no more.
+
+        The network is not run where a sample of the image shows that nothing will come of it.
+        """
         if not self.searches_bare:
             return best
-        from node.reconstruct.engine import finish
+        from node.fidelity.gate import as_a_whole
         from node.reconstruct.guide import encode_guide
-        from node.reconstruct.guiding import drafted, equalised, followed, weight_tiles_with_breast
+        from node.reconstruct.guiding import helped
 
-        base, upscaler, began = best.base, self.upscaler, time.monotonic() - best.seconds
-        seed = seed_of(best.digest)
-        draft, levels = drafted(self.reference, base, upscaler, seed=seed, steps=upscaler.steps, decoded=best.decoded)
-        guide, output = followed(self.reference, draft, levels)
-        for which in range(2):
-            if which:
-                guide = equalised(base, weight_tiles_with_breast(self.reference), guide)
-                output = finish(draft, guide)
-            if not self._promises(output, best):
-                continue
-            told = encode_guide(guide)
-            made = self._measured(base, best.data, best.digest, None, told, output, began)
-            better = made.verdict.passed and made.verdict.psnr_db >= best.verdict.psnr_db
-            if better and made.payload_bytes <= _DEARER * best.payload_bytes + len(told):
-                return made
+        base, began, seed = best.base, time.monotonic() - best.seconds, seed_of(best.digest)
+        hopes = self._hopes(best)
+        if any(hopes):
+            images = helped(self.reference, base, self.upscaler, seed=seed, decoded=best.decoded)
+            for hope, (guide, output) in zip(hopes, images, strict=False):
+                if not (hope and self._promises(as_a_whole(self.reference, output), best.bare)):
+                    continue
+                told = encode_guide(guide)
+                made = self._measured(base, best.data, best.digest, None, told, output, began)
+                better = made.verdict.passed and made.verdict.psnr_db >= best.verdict.psnr_db
+                if better and made.payload_bytes <= _DEARER * best.payload_bytes + len(told):
+                    return made
         return replace(best, seconds=time.monotonic() - began)
 
-    def _promises(self, output: Pixels, best: _Attempt) -> bool:
-        """Whether an image may pass, and be nearer the original than ``best``: asked before all else is measured."""
-        from node.fidelity.gate import as_a_whole
+    def _hopes(self, best: _Attempt) -> list[bool]:
+        """Which of the images that ``guiding.helped`` gives may be taken, by what they gain on a few tiles; all of them
+        where the image has not many more."""
+        from node.reconstruct.forecast import FEW, Sample
 
+        if len(self.reference.tiles) < 4 * FEW:
+            return [True, True]
+        bare = (best.bare.fsim_mean, best.bare.fsim_p5, best.bare.psnr_db)
+        sample = Sample(self.original, self.reference, equalised=True, tiles=FEW)
+        gains = sample.gains(best.base.rung, self.upscaler, seed=seed_of(best.digest))
+        expected = [[sum(each) for each in zip(bare, gain, _UNSURE, strict=True)] for gain in gains]
+        return [self._promises((mean, p5, psnr), best.bare) for mean, p5, psnr in expected]
+
+    def _promises(self, figures: tuple[float, float, float], bare: Verdict) -> bool:
+        """Whether an image with these figures may pass, and be nearer the original than the base alone."""
+        mean, p5, psnr = figures
         thresholds = self.request.thresholds
         assert thresholds is not None
-        mean, p5, psnr = as_a_whole(self.reference, output)
-        return mean >= thresholds.fsim_mean and p5 >= thresholds.fsim_p5 and psnr >= best.bare.psnr_db
+        return mean >= thresholds.fsim_mean and p5 >= thresholds.fsim_p5 and psnr >= bare.psnr_db
 
     def result(self, taken: _Attempt, before: tuple[RungOutcome, ...]) -> EncodeResult:
         """The rendition of the rung that was taken."""

@@ -17,11 +17,15 @@ from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, as_a_whole
 from node.reconstruct.engine import Decoded, Original, make_base, without_padding
 from node.reconstruct.guide import WEIGHT_TILE, grid
-from node.reconstruct.guiding import equalised, raised
+from node.reconstruct.guiding import equalised, helped, raised
+from node.reconstruct.upscalers.protocol import Upscaler
+from storage.payload import Base
 from storage.records import Rung
 
 TILES = 12
 """Tiles in a sample; images with fewer are sampled whole."""
+FEW = 6
+"""Tiles in a sample that a network is run on."""
 _HALO = 64
 """Pixels around each: the support of the operator's inverse at scale 4 is 49."""
 _SIDE = TILE + 2 * _HALO
@@ -46,36 +50,46 @@ class Forecast:
 class Sample:
     """A sample of one original. ``equalised``: whether the encoder will raise the base's fine detail."""
 
-    def __init__(self, original: Original, reference: Reference, *, equalised: bool) -> None:
+    def __init__(self, original: Original, reference: Reference, *, equalised: bool, tiles: int = TILES) -> None:
         self._equalised = equalised
-        chosen = _spread_over(reference.tiles)
+        chosen = _spread_over(reference.tiles, tiles)
         side = math.ceil(math.sqrt(len(chosen)))
         shape = (-(-len(chosen) // side) * _SIDE, side * _SIDE)
         pixels = np.zeros(shape, dtype=np.uint16)
         around = np.pad(without_padding(original)[0], _HALO, mode="edge")
-        tiles = []
+        corners = []
         for number, (row, column) in enumerate(chosen):
             top, left = number // side * _SIDE, number % side * _SIDE
             pixels[top : top + _SIDE, left : left + _SIDE] = around[row : row + _SIDE, column : column + _SIDE]
-            tiles.append((top + _HALO, left + _HALO))
+            corners.append((top + _HALO, left + _HALO))
         self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None)
-        self._reference = reference.excerpt(pixels, tiles)
+        self._reference = reference.excerpt(pixels, corners)
         self._share = len(chosen) * _SIDE * _SIDE / (len(reference.tiles) * TILE * TILE)
 
     def forecast(self, rung: Rung) -> Forecast:
         """What the rung comes to on the sample."""
         base = make_base(self._original, rung)
+        return Forecast(self._bare(base, Decoded.of(base)), round(len(base.coded) / self._share))
+
+    def gains(self, rung: Rung, upscaler: Upscaler, *, seed: int) -> list[Figures]:
+        """By how much each of the images that ``guiding.helped`` gives differs from the base alone, on the sample."""
+        base = make_base(self._original, rung)
         decoded = Decoded.of(base)
+        bare = self._bare(base, decoded)
+        images = [pixels for _, pixels in helped(self._reference, base, upscaler, seed=seed, decoded=decoded)]
+        measured = [as_a_whole(self._reference, pixels) for pixels in images]
+        return [Figures(*(now - then for now, then in zip(each, bare, strict=True))) for each in measured]
+
+    def _bare(self, base: Base, decoded: Decoded) -> Figures:
         if self._equalised:
             guide = equalised(base, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
             pixels = raised(base, decoded, guide)
         else:
             pixels = decoded.pixels(base)
-        figures = Figures(*as_a_whole(self._reference, pixels))
-        return Forecast(figures, round(len(base.coded) / self._share))
+        return Figures(*as_a_whole(self._reference, pixels))
 
 
-def _spread_over(tiles: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """At most ``TILES`` of them, from all over the breast."""
-    numbers = np.unique(np.linspace(0, len(tiles) - 1, min(TILES, len(tiles))).round().astype(int))
+def _spread_over(tiles: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """At most ``count`` of them, from all over the breast."""
+    numbers = np.unique(np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int))
     return [tiles[number] for number in numbers]

@@ -7,6 +7,7 @@ raises tile FSIM, within a budget of PSNR.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,6 +90,18 @@ def followed(reference: Reference, draft: Draft, levels: Map) -> tuple[Guide, Pi
     truth = reference.pixels.astype(np.float32)
     unhelped = finish(draft, Guide.nothing(*truth.shape))
     return _never_worse(draft, truth, _followed(draft, truth, levels), unhelped)
+
+
+def helped(
+    reference: Reference, base: Base, upscaler: Upscaler, *, seed: int, decoded: Decoded | None = None
+) -> Iterator[tuple[Guide, Pixels]]:
+    """What the upscaler's mean makes of the base, guide and pixels: first with all corrections for the least error,
+    then with the network's beside the equalisation, which is rougher and has the higher tile FSIM."""
+    draft, levels = drafted(reference, base, upscaler, seed=seed, steps=upscaler.steps, decoded=decoded)
+    guide, pixels = followed(reference, draft, levels)
+    yield guide, pixels
+    guide = equalised(base, weight_tiles_with_breast(reference), guide)
+    yield guide, finish(draft, guide)
 
 
 def equalised(base: Base, inside: NDArray[np.bool_], network: Guide | None = None) -> Guide:

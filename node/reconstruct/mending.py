@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Box, Reference, Survey, Thresholds, judge, mends, resurvey, spots, survey
-from node.fidelity.specks import FAINTEST
+from node.fidelity.survey import FAINTEST_NEW
+from node.reconstruct.contrasts import contrast_spots
 from node.reconstruct.engine import spotted
 from node.reconstruct.patches import CELL, Cells, Patches, cells_under, cut, pasted
 from node.reconstruct.points import REACH, Point, Points
@@ -23,7 +24,9 @@ from storage.records import Verdict
 
 Pixels = NDArray[np.uint16]
 
-_SPOT_ROUNDS = 4
+_SPOT_ROUNDS = 5
+_SAFE = 0.02
+"""Specks are restored to more of their contrast than must be kept: what comes after may pull at them."""
 _ROUNDS = 4
 """Pasting changes what the gate sees beside a patch, so it looks again this often."""
 _RIM = 2
@@ -93,17 +96,20 @@ def _spotted(
     reference: Reference, base: Base, output: Pixels, thresholds: Thresholds, found: Survey
 ) -> tuple[Pixels, Points | None, Survey]:
     """``output`` with the points that mend it, and the survey brought up to date. A point costs next to nothing, so
-    every speck that is listed and lost any contrast gets one, whatever the gate would let go."""
+    more is mended than the gate asks for."""
     rows, columns = output.shape
+    asked = replace(thresholds, speck_kept=min(thresholds.speck_kept + _SAFE, 1.0), speck_new=FAINTEST_NEW)
     points, pixels = Points(rows, columns, ()), output
+    more = contrast_spots(reference, output)
     for _ in range(_SPOT_ROUNDS):
-        wanted = spots(found, replace(thresholds, speck=FAINTEST, speck_kept=1.0))
+        if more:
+            points = Points(rows, columns, tuple(sorted((*points.spots, *more))))
+            pixels = spotted(output, base, points)
+            found = resurvey(found, reference, pixels, [Box(*_around(point)) for point in more])
+        wanted = spots(found, asked)
         more = spots_for(reference, pixels, wanted) if len(wanted) else []
         if not more:
             break
-        points = Points(rows, columns, tuple(sorted((*points.spots, *more))))
-        pixels = spotted(output, base, points)
-        found = resurvey(found, reference, pixels, [Box(*_around(point)) for point in more])
     return pixels, points if points.spots else None, found
 
 
