@@ -315,6 +315,15 @@ class CustodyTotals:
 
 
 @dataclass(frozen=True)
+class Applied:
+    """An amendment as it applies to one study. ``at``: when it was made, UTC, ISO 8601; ``changes``: new values."""
+
+    number: int
+    at: str
+    changes: DicomJson
+
+
+@dataclass(frozen=True)
 class StoredInstance:
     """An instance row, with its current rendition where it has one."""
 
@@ -335,6 +344,8 @@ class StoredInstance:
     rendition: StoredRendition | None
     held: HeldOriginal | None = None
     """Where its original is; None only for rows made by hand."""
+    amended: tuple[Applied, ...] = ()
+    """The amendments that apply to its header."""
 
     @property
     def purged(self) -> bool:

@@ -7,6 +7,7 @@ status for it is in node/dimse/status.py.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from node.archive.amended import write_amended
 from node.archive.originals import Originals
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
@@ -33,7 +35,7 @@ from storage.index.holdings import Added
 from storage.levels import levels_of
 from storage.objects import ObjectStore
 from storage.pixels import PixelShape, native_pixel_warning
-from storage.records import NewInstance
+from storage.records import NewInstance, StoredInstance
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
@@ -134,7 +136,7 @@ class Ingest:
         assert held is not None
         reason = "another data set is held under this SOP Instance UID"
         try:
-            same = self._is_same(held.original_digest, new.original_digest)
+            same = self._is_same(held, new.original_digest)
         except OriginalPurged:
             same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
         except WorkerDied:
@@ -145,10 +147,20 @@ class Ingest:
         self._index.quarantine(new.original_digest, new.sop_instance_uid, new.calling_aet, reason)
         raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
 
-    def _is_same(self, held: str, newcomer: str) -> bool:
-        with self._originals.borrowed(held) as path:
-            request = CompareRequest(path, self._store.path(newcomer))
-            return self._decoders.submit(request, Priority.VIEWER).result() == "same"
+    def _is_same(self, held: StoredInstance, newcomer: str) -> bool:
+        """Whether a newcomer has the content of what is held, as it was received or as it goes out amended."""
+        with self._originals.borrowed(held.original_digest) as path:
+            if self._compare(path, newcomer):
+                return True
+            if not held.amended:
+                return False
+            with tempfile.NamedTemporaryFile(dir=self._store.spool) as amended:
+                write_amended(path, Path(amended.name), held.amended)
+                return self._compare(Path(amended.name), newcomer)
+
+    def _compare(self, one: Path, newcomer: str) -> bool:
+        request = CompareRequest(one, self._store.path(newcomer))
+        return self._decoders.submit(request, Priority.VIEWER).result() == "same"
 
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from node.archive.amended import write_amended
 from node.archive.derive import derived_header
 from node.archive.models import ModelShelf
 from node.archive.originals import Originals
@@ -22,6 +23,7 @@ from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import ReconstructRequest, TranscodeRequest, read_pair
+from storage.corrections import version_of
 from storage.dicomfile import write_header_for_pixels
 from storage.errors import (
     ModelMissing,
@@ -34,7 +36,7 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.objects import ObjectStore
-from storage.records import StoredInstance, StoredRendition
+from storage.records import Applied, StoredInstance, StoredRendition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -191,27 +193,43 @@ class Retrieve:
 
     def _original(self, instance: StoredInstance) -> Sendable:
         path = self._originals.lend(instance.original_digest)
+        if instance.amended:
+            path = self._amended(path, instance)
         return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid, own=True)
 
+    def _amended(self, received: Path, instance: StoredInstance) -> Path:
+        """The original with its corrected header; the file that was lent is given back."""
+        target = self._cache.blank()
+        try:
+            write_amended(received, target, instance.amended)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            received.unlink(missing_ok=True)
+        return target
+
     def _reconstruction(self, instance: StoredInstance, rendition: StoredRendition) -> Sendable:
+        version = version_of(instance.amended)
+        key = f"{rendition.rendition_digest}-{version}" if version else rendition.rendition_digest
         with self._lock:
-            making = self._making.setdefault(rendition.rendition_digest, threading.Lock())
+            making = self._making.setdefault(key, threading.Lock())
         with making:  # two peers that want the same image wait for one reconstruction
-            link = self._cache.link(rendition.rendition_digest)
+            link = self._cache.link(key)
             if link is None:
-                link = self._cache.keep(rendition.rendition_digest, self._render(rendition))
+                link = self._cache.keep(key, self._render(rendition, instance.amended))
         with self._lock:
-            self._making.pop(rendition.rendition_digest, None)
+            self._making.pop(key, None)
         return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
 
-    def _render(self, rendition: StoredRendition) -> Path:
+    def _render(self, rendition: StoredRendition, applied: Sequence[Applied]) -> Path:
         base_path = self._store.held(rendition.base_digest)
         rendition_path = self._store.held(rendition.rendition_digest)
         base, made = read_pair(base_path, rendition_path)
         target = self._cache.blank()
         try:
             with target.open("wb") as out:
-                header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at)
+                header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at, applied)
                 write_header_for_pixels(out, header, base.rows * base.columns * 2)
             model = self._models.folder(rendition.upscaler, rendition.weights_digest)
             request = ReconstructRequest(base_path, rendition_path, target, model)

@@ -8,16 +8,18 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Table, and_, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 
+from storage.index.amendments import Amendments
 from storage.index.connection import connect, migrate, now, writing
 from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import Holds
+from storage.index.places import series_key_of
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
 from storage.index.trail import Trail, append_in
 from storage.levels import columns_of
 from storage.records import (
+    Applied,
     Claim,
     HoldingCounts,
     InstanceState,
@@ -28,6 +30,7 @@ from storage.records import (
     StoredInstance,
     StoredRendition,
     TrailEntry,
+    TrailRecord,
 )
 
 
@@ -51,6 +54,7 @@ class Index:
         self.engine = engine
         self.custody = Custody(engine)
         self.holds = Holds(engine)
+        self.amendments = Amendments(engine)
         self.trail = Trail(engine)
 
     @classmethod
@@ -62,6 +66,11 @@ class Index:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def replay(self, record: TrailRecord) -> None:
+        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        for part in (self.holds, self.amendments):
+            part.replay(record)
 
     # --- coming in ---
 
@@ -133,6 +142,7 @@ class Index:
                 instance,
                 series.c.series_instance_uid,
                 study.c.study_instance_uid,
+                study.c.amended,
                 patient.c.patient_id,
                 *held_columns(),
             )
@@ -356,15 +366,9 @@ def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
 
 
 def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
-    columns = columns_of(new.levels)
-    patient_key = _key_of(connection, patient, columns["patient"], "identity")
-    study_key = _key_of(connection, study, {**columns["study"], "patient_key": patient_key}, "study_instance_uid")
-    in_study = {**columns["series"], "study_key": study_key}
-    # a Series Instance UID that comes back in another study is a fault of its sender, and hides no image here
-    series_key = _key_of(connection, series, in_study, "study_key", "series_instance_uid")
     return {
-        **columns["instance"],
-        "series_key": series_key,
+        **columns_of(new.levels)["instance"],
+        "series_key": series_key_of(connection, new.levels),
         "sop_instance_uid": new.sop_instance_uid,
         "sop_class_uid": new.sop_class_uid,
         "transfer_syntax_uid": new.transfer_syntax_uid,
@@ -378,19 +382,6 @@ def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
         "reason": new.pixel_warning,
         "attempts": 0,
     }
-
-
-def _key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: str) -> int:
-    """The key of the row with those unique values, inserted where it is new; the first one to arrive stands."""
-    found = select(table.c.key).where(*(table.c[name] == row[name] for name in unique))
-    key = connection.execute(found).scalar()
-    if key is not None:
-        return int(key)
-    try:
-        with connection.begin_nested():
-            return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())
-    except IntegrityError:  # another process inserted it in between (not possible on SQLite)
-        return int(connection.execute(found).scalar_one())
 
 
 def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> int | None:
@@ -439,7 +430,8 @@ def stored_rendition(row: Row[Any]) -> StoredRendition:
 
 
 def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:
-    names = [name for name in StoredInstance.__dataclass_fields__ if name not in ("rendition", "state", "held")]
-    fields = {name: getattr(row, name) for name in names}
+    made_here = {"rendition", "state", "held", "amended"}
+    fields = {name: getattr(row, name) for name in StoredInstance.__dataclass_fields__ if name not in made_here}
     held = held_original(row) if row.form is not None else None
-    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current, held=held)
+    amended = tuple(Applied(**one) for one in row.amended or ())
+    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current, held=held, amended=amended)

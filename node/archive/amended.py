@@ -1,0 +1,115 @@
+"""Amendments in what leaves: the corrected header around untouched pixels.
+
+What was received stays as it is in the store. An amended original goes out in its own transfer syntax, its pixel data
+element byte for byte; the header says what was changed, and holds the former values, in Original Attributes Sequence
+(PS3.3 C.12.1, Table 10-32). Digital signatures are dropped, since they sign the former header.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from storage.dicomfile import DataSetFile, encode, file_meta, looks_implicit, opened, quiet, write_preamble
+from storage.elements import codecs_of
+from storage.errors import Unparseable
+from storage.records import Applied
+
+NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
+"""Digital signatures, their MAC parameters, and trailing padding: true of the received bytes only."""
+
+
+def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
+    """Write a Part 10 file as amended; same UIDs, transfer syntax and pixel data. Raises Unparseable."""
+    with opened(source) as file, target.open("wb") as out:
+        header = file.header()
+        try:
+            amend(header, applied)
+        except Exception as error:  # pydicom raises many kinds on hostile values
+            raise Unparseable(f"the header cannot be amended: {type(error).__name__}") from error
+        with quiet():
+            drop(header, NOT_OF_THIS_HEADER)
+            write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
+            body = _body(header, file)
+        if file.transfer_syntax == DeflatedExplicitVRLittleEndian:
+            engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+            deflated = engine.compress(body) + engine.flush()
+            body = deflated + b"\0" * (len(deflated) % 2)  # PS3.5 A.5
+        out.write(body)
+
+
+def amend(header: Dataset, applied: Iterable[Applied]) -> None:
+    """Correct a header in place; each amendment adds an item to Original Attributes Sequence."""
+    for one in applied:
+        news = Dataset.from_json(one.changes)
+        _make_room_for(news, header)
+        former = Dataset()
+        for element in news:
+            if element.tag in header:
+                former[element.tag] = deepcopy(header[element.tag])
+            elif element.is_empty:  # it is absent, and stays so
+                continue
+            header[element.tag] = element
+        item = Dataset()
+        item.AttributeModificationDateTime = _date_time(one.at)
+        item.ModifyingSystem = "Latent PACS"
+        item.SourceOfPreviousValues = ""
+        item.ReasonForTheAttributeModification = "CORRECT"
+        item.ModifiedAttributesSequence = Items([former])
+        header.OriginalAttributesSequence = Items([*(header.get("OriginalAttributesSequence") or []), item])
+
+
+def drop(header: Dataset, tags: Iterable[int]) -> None:
+    """Remove those elements, and group lengths (retired), from the top level."""
+    lengths = [tag for tag in header.keys() if tag.element == 0]  # noqa: SIM118 - iterating would parse every value
+    for tag in (*tags, *lengths):
+        if tag in header:
+            del header[tag]
+
+
+def _make_room_for(news: Dataset, header: Dataset) -> None:
+    """Go over to UTF-8 where the header's character set cannot write the new values."""
+    texts = [str(value) for element in news for value in _values(element.value)]
+    codecs = codecs_of(header)
+    try:
+        for text in texts:
+            text.encode(codecs[0] if len(codecs) == 1 else "ascii")
+    except UnicodeError:
+        header.decode()
+        header.SpecificCharacterSet = "ISO_IR 192"
+
+
+def _values(value: object) -> list[object]:
+    if value is None:
+        return []
+    return list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+
+
+def _body(header: Dataset, file: DataSetFile) -> bytes:
+    """The data set: what comes before the pixels and after them encoded, the pixel data element as it is."""
+    layout, syntax = file.layout, file.transfer_syntax
+    as_received = ImplicitVRLittleEndian if looks_implicit(file.data) else syntax
+    if not layout.has_pixels:
+        return encode(header, as_received)
+    first = bytes(file.data[layout.pixel_start : layout.pixel_start + 4])
+    group, element = struct.unpack("<HH" if syntax.is_little_endian else ">HH", first)
+    tag = group << 16 | element
+    out = io.BytesIO()
+    out.write(encode(header[:tag], UID(as_received)))
+    out.write(file.data[layout.pixel_start : layout.pixel_end])
+    out.write(encode(header[tag:], UID(as_received)))
+    return out.getvalue()
+
+
+def _date_time(at: str) -> str:
+    """ISO 8601 in UTC as DT."""
+    moment = at.removesuffix("+00:00").replace("-", "").replace(":", "").replace("T", "")
+    return f"{moment}+0000"
