@@ -20,10 +20,13 @@ from pydicom import Dataset
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
+from node.archive.deletion import Deletion
 from node.archive.identifier import Root
+from node.archive.ingest import examine
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
 from node.archive.originals import Originals
+from node.archive.quarantine import Examine, QuarantineDesk
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
@@ -77,7 +80,10 @@ class Node:
         self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
-        cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
+        rendered = settings.storage.root / "rendered"
+        cache = RenderedCache(rendered, settings.reconstruct.cache)
+        deletion = Deletion(self.index, stores, self.trail, settings, rendered)
+        deletion.finish()  # what a process that was killed left half deleted
         self.originals = Originals(self.index, stores, cache, _restore_in(self.decoders))
         self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
         self.retention = Retention(
@@ -103,7 +109,12 @@ class Node:
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        self.archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named)
+        desk = QuarantineDesk(
+            self.index, self.store, self.originals, deletion, self.trail, settings, _examine_in(self.decoders)
+        )
+        self.archive = Services(
+            self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named
+        )
         planned = plan_jobs(settings, self.archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
@@ -259,6 +270,8 @@ class Services:
     store: ObjectStore
     originals: Originals
     retention: Retention
+    deletion: Deletion
+    quarantine: QuarantineDesk
     trail: AuditTrail
     named: NamedRegions
 
@@ -282,7 +295,9 @@ def services(settings: Settings) -> Iterator[Services]:
                 retention = Retention(index, stores, trail, settings, _render_in(pool, index, store))
                 file = settings.gate.patches.file
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
-                yield Services(index, store, originals, retention, trail, named)
+                deletion = Deletion(index, stores, trail, settings, settings.storage.root / "rendered")
+                desk = QuarantineDesk(index, store, originals, deletion, trail, settings, _examine_in(pool))
+                yield Services(index, store, originals, retention, deletion, desk, trail, named)
             finally:
                 pool.close()
     finally:
@@ -310,6 +325,10 @@ def _restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
         pool.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
 
     return restore
+
+
+def _examine_in(pool: WorkerPool) -> Examine:
+    return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
 def _render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:

@@ -135,7 +135,7 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
         # sent again, as it was and as it is: both are known here
         for path in (sent, amended):
             assert storescu([path], archive.address).statuses == [0]
-        assert node.index.quarantined() == []
+        assert node.index.quarantine.all() == []
 
         # what arrives later with the same wrong values is corrected; undone, all is as it was
         late = small(StudyInstanceUID=ds.StudyInstanceUID, SeriesInstanceUID=ds.SeriesInstanceUID)

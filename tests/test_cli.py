@@ -30,9 +30,9 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=cwd, env=environment)
 
 
-def invoke(*arguments: str) -> Result:
+def invoke(*arguments: str, input: str = "") -> Result:
     """A command within this process, which is much faster; an error of ours is the result's ``exception``."""
-    return CliRunner().invoke(app, arguments)
+    return CliRunner().invoke(app, arguments, input=input)
 
 
 def test_every_command_has_help_and_is_in_the_readme() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -66,3 +67,10 @@ class RenderedCache:
             used += size
             if used > self._budget:
                 entry.unlink(missing_ok=True)
+
+
+def forget(root: Path, digests: Iterable[str]) -> None:
+    """Remove the entries of those objects from a cache, whichever process owns it; what is being sent is sent."""
+    for digest in digests:
+        for entry in root.glob(f"{digest}*.dcm"):
+            entry.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from node.cli.retention import BadRequest, ReasonOption, current_user
+from node.cli.retention import BadRequest, ReasonOption, current_user, stated
 from storage.corrections import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
 from storage.errors import UnknownUid
 from storage.index.amendments import Amendments, Made
@@ -65,7 +65,7 @@ def undo_amendment(
 ) -> None:
     """Take an amendment back, which is another version; later ones stay."""
     with _amendments(config) as amendments:
-        made = amendments.undo(number, reason=_given(reason), who=current_user(), dry_run=dry_run)
+        made = amendments.undo(number, reason=stated(reason), who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
 
 
@@ -124,14 +124,8 @@ def _make(
         named[keyword.strip()] = value
     with _amendments(config) as amendments:
         changes = changes_of(named)
-        made = amendments.make(kind, target, changes, reason=_given(reason), who=current_user(), dry_run=dry_run)
+        made = amendments.make(kind, target, changes, reason=stated(reason), who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
-
-
-def _given(reason: str) -> str:
-    if not reason.strip():
-        raise BadRequest("say why: --reason TEXT")
-    return reason
 
 
 def _print(made: Made, dry_run: bool, as_json: bool) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 
+from storage.errors import ObjectMissing
 from storage.index.amendments import Amendments
 from storage.index.connection import connect, migrate, now, writing
 from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import Holds
-from storage.index.places import series_key_of
+from storage.index.places import instance_row
+from storage.index.quarantine import Quarantine
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
+from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
 from storage.index.trail import Trail, append_in
-from storage.levels import columns_of
 from storage.records import (
     Applied,
     Claim,
@@ -26,7 +28,6 @@ from storage.records import (
     ModelUse,
     NewInstance,
     NewRendition,
-    Quarantined,
     StoredInstance,
     StoredRendition,
     TrailEntry,
@@ -43,6 +44,8 @@ class Added(Enum):
     """The very bytes of an original that had been purged: it is held again."""
     GONE = "gone"
     """The object was unlinked meanwhile, and nothing was committed: the sender has to send it again."""
+    DELETED = "deleted"
+    """The UID was deleted here, and may not come back."""
     HELD = "held"
     """The UID is held with other bytes; whether the content is the same is for the caller to find out."""
 
@@ -55,6 +58,8 @@ class Index:
         self.custody = Custody(engine)
         self.holds = Holds(engine)
         self.amendments = Amendments(engine)
+        self.tombstones = Tombstones(engine)
+        self.quarantine = Quarantine(engine)
         self.trail = Trail(engine)
 
     @classmethod
@@ -69,7 +74,7 @@ class Index:
 
     def replay(self, record: TrailRecord) -> None:
         """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
-        for part in (self.holds, self.amendments):
+        for part in (self.holds, self.amendments, self.tombstones):
             part.replay(record)
 
     # --- coming in ---
@@ -82,6 +87,8 @@ class Index:
         with writing(self.engine) as connection:
             if not spare_hot(connection, new.original_digest, present):
                 return Added.GONE
+            if is_deleted(connection, new.sop_instance_uid):
+                return Added.DELETED
             held = connection.execute(
                 select(instance.c.key, instance.c.original_digest, *held_columns())
                 .outerjoin(original, original.c.instance_key == instance.c.key)
@@ -89,34 +96,10 @@ class Index:
             ).first()
             if held is not None:
                 return _arrived_again(connection, new, held)
-            row = _instance_row(connection, new)
+            row = instance_row(connection, new) | next_instance_key(connection)
             key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
             take_in(connection, key, new.original_digest, new.original_bytes)
         return Added.NEW
-
-    def quarantine(self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str) -> None:
-        """Note an object that arrived under a UID already held; the same object twice is one row."""
-        with writing(self.engine) as connection:
-            known = connection.execute(select(quarantine.c.key).where(quarantine.c.digest == digest)).scalar()
-            if known is None:
-                connection.execute(
-                    insert(quarantine).values(
-                        digest=digest,
-                        sop_instance_uid=sop_instance_uid,
-                        calling_aet=calling_aet,
-                        reason=reason,
-                        arrived_at=now(),
-                    )
-                )
-
-    def quarantined(self) -> list[Quarantined]:
-        """Everything in quarantine, oldest first."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(select(quarantine).order_by(quarantine.c.key))
-            return [
-                Quarantined(row.digest, row.sop_instance_uid, row.calling_aet, row.reason, row.arrived_at)
-                for row in rows
-            ]
 
     # --- looking up ---
 
@@ -220,14 +203,19 @@ class Index:
         with writing(self.engine) as connection:
             return _touch(connection, claim, state=state, reason=reason, lease_owner=None, lease_until=None)
 
-    def finish_with(self, claim: Claim, state: InstanceState, new: NewRendition) -> bool:
+    def finish_with(
+        self, claim: Claim, state: InstanceState, new: NewRendition, present: Present = lambda _: True
+    ) -> bool:
         """Commit a rendition and make it the instance's current one; False when the lease was lost.
 
+        ``present`` says whether the store still holds an object. Raises ObjectMissing where one was unlinked meanwhile.
         A derived UID stands for one image for ever: where it was issued for other pixels, the instance stays exact.
         """
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(*_owned(claim))).scalar() is None:
                 return False
+            if not all(spare_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
+                raise ObjectMissing(f"{new.derived_uid}: an object was being removed while it was made again")
             key = _rendition_key(connection, claim, new)
             if key is None:
                 reason = f"{new.derived_uid} was issued for other pixels than can be made of it now"
@@ -363,25 +351,6 @@ def _owned(claim: Claim) -> tuple[Any, ...]:
 def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
     result = connection.execute(update(instance).where(*_owned(claim)).values(**values))
     return bool(result.rowcount)
-
-
-def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
-    return {
-        **columns_of(new.levels)["instance"],
-        "series_key": series_key_of(connection, new.levels),
-        "sop_instance_uid": new.sop_instance_uid,
-        "sop_class_uid": new.sop_class_uid,
-        "transfer_syntax_uid": new.transfer_syntax_uid,
-        "original_digest": new.original_digest,
-        "original_bytes": new.original_bytes,
-        "pixel_bytes": new.pixel_bytes,
-        "pixel_warning": new.pixel_warning,
-        "calling_aet": new.calling_aet,
-        "received_at": now(),
-        "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
-        "reason": new.pixel_warning,
-        "attempts": 0,
-    }
 
 
 def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> int | None:

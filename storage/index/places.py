@@ -14,9 +14,30 @@ from sqlalchemy import Connection, Table, and_, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from storage.corrections import ISSUER, PATIENT_ID, Amendment, AmendmentKind, Folded, folded, patient_identity, text_of
+from storage.index.connection import now
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.levels import columns_of
-from storage.records import DicomJson, Levels
+from storage.records import DicomJson, InstanceState, Levels, NewInstance
+
+
+def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
+    """The columns of an instance that came in just now; its series, study and patient are there then."""
+    return {
+        **columns_of(new.levels)["instance"],
+        "series_key": series_key_of(connection, new.levels),
+        "sop_instance_uid": new.sop_instance_uid,
+        "sop_class_uid": new.sop_class_uid,
+        "transfer_syntax_uid": new.transfer_syntax_uid,
+        "original_digest": new.original_digest,
+        "original_bytes": new.original_bytes,
+        "pixel_bytes": new.pixel_bytes,
+        "pixel_warning": new.pixel_warning,
+        "calling_aet": new.calling_aet,
+        "received_at": now(),
+        "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
+        "reason": new.pixel_warning,
+        "attempts": 0,
+    }
 
 
 def series_key_of(connection: Connection, levels: Levels) -> int:
