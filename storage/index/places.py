@@ -166,6 +166,19 @@ def _rename(connection: Connection, patient_key: int) -> None:
     connection.execute(update(patient).where(patient.c.key == patient_key).values(made.columns()["patient"]))
 
 
+def name_after(connection: Connection, series_key: int, levels: Levels) -> None:
+    """Series, study and patient are called what an instance says that came to be the only one in them."""
+    below = select(instance.c.key).join(series, instance.c.series_key == series.c.key)
+    study_key = connection.execute(select(series.c.study_key).where(series.c.key == series_key)).scalar_one()
+    if len(connection.execute(below.where(series.c.key == series_key).limit(2)).all()) == 1:
+        news = columns_of(levels)["series"]
+        connection.execute(update(series).where(series.c.key == series_key).values(news))
+    if len(connection.execute(below.where(series.c.study_key == study_key).limit(2)).all()) == 1:
+        received = {"patient": levels.patient, "study": levels.study}
+        connection.execute(update(study).where(study.c.key == study_key).values(received=received))
+        settle(connection, study_key)
+
+
 def drop_empty(connection: Connection, table: Table, below: Any, keys: Iterable[int]) -> None:
     """Remove those rows that nothing below points to any more."""
     unused = ~select(1).where(below == table.c.key).exists()

@@ -11,7 +11,7 @@ from storage.index.commitments import is_pinned
 from storage.index.connection import now, writing
 from storage.index.custody import Present, doom_in, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import on_hold
-from storage.index.places import drop_empty_above, instance_row
+from storage.index.places import drop_empty_above, instance_row, name_after
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
 from storage.index.tombstones import is_deleted, next_instance_key
 from storage.index.trail import append_in
@@ -134,6 +134,7 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: s
     row = {**instance_row(connection, new), **free}
     connection.execute(update(instance).where(instance.c.key == held.key).values(row))
     drop_empty_above(connection, [held.series_key])
+    name_after(connection, row["series_key"], new.levels)
 
 
 def _put(connection: Connection, digest: str, uid: str, calling_aet: str, reason: str) -> None:
