@@ -32,7 +32,7 @@ from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.reverification import Reverification
 from node.archive.trail import AuditTrail, TrailWriter
-from node.config import RenditionPolicy, Settings, parse_when
+from node.config import Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
@@ -100,7 +100,7 @@ class Node:
         ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self.archivist.wake)
         door = Door(
             ingest=ingest,
-            search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
+            search=lambda identifier, root, caller: self._find(identifier, root, peers, caller),
             services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
             peers=peers,
             check_room=self.store.check_room,
@@ -120,9 +120,15 @@ class Node:
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
-    def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
-        title = self.settings.node.ae_title
-        return find(self.index, identifier, root, policy=policy, retrieve_ae_title=title)
+    def _find(self, identifier: Dataset, root: Root, peers: Peers, caller: str) -> Iterator[Dataset]:
+        return find(
+            self.index,
+            identifier,
+            root,
+            policy=peers.rendition(caller),
+            copies=peers.rewrites(caller),
+            retrieve_ae_title=self.settings.node.ae_title,
+        )
 
     def start(self) -> None:
         """Listen, and begin with the backlog. Raises ConfigError where the port cannot be had."""

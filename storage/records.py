@@ -72,6 +72,8 @@ class NewInstance:
     pixel_bytes: int
     """Rows x columns x samples x frames x allocated bytes: what the pixels take uncompressed; 0 without pixels."""
     calling_aet: str
+    references: tuple[str, ...] = ()
+    """SOP Instance UIDs that it references, where it is an annotation."""
     pixel_warning: str = ""
     """Why the pixels cannot be trusted (short, odd, undecodable); empty when they are sound."""
 
@@ -355,6 +357,16 @@ class StoredInstance:
     def original_lost(self) -> bool:
         """A scrub found the original damaged or missing; what is left is the rendition."""
         return self.reason.startswith(ORIGINAL_LOST)
+
+
+@dataclass(frozen=True)
+class ReferencingCopy:
+    """A copy of an annotation under a UID of its own. ``pairs``: UIDs referenced there, and those in their place."""
+
+    uid: str
+    instance_key: int
+    pairs: tuple[tuple[str, str], ...]
+    made_at: datetime
 
 
 ORIGINAL_LOST = "scrub: original"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -29,12 +29,17 @@ NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 
 def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
     """Write a Part 10 file as amended; same UIDs, transfer syntax and pixel data. Raises Unparseable."""
+    write_edited(source, target, lambda header: amend(header, applied))
+
+
+def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) -> None:
+    """Write a Part 10 file with its header edited, around its pixel data as it is. Raises Unparseable."""
     with opened(source) as file, target.open("wb") as out:
         header = file.header()
         try:
-            amend(header, applied)
+            edit(header)
         except Exception as error:  # pydicom raises many kinds on hostile values
-            raise Unparseable(f"the header cannot be amended: {type(error).__name__}") from error
+            raise Unparseable(f"the header cannot be edited: {type(error).__name__}") from error
         with quiet():
             drop(header, NOT_OF_THIS_HEADER)
             write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
@@ -58,13 +63,18 @@ def amend(header: Dataset, applied: Iterable[Applied]) -> None:
             elif element.is_empty:  # it is absent, and stays so
                 continue
             header[element.tag] = element
-        item = Dataset()
-        item.AttributeModificationDateTime = _date_time(one.at)
-        item.ModifyingSystem = "Latent PACS"
-        item.SourceOfPreviousValues = ""
-        item.ReasonForTheAttributeModification = "CORRECT"
-        item.ModifiedAttributesSequence = Items([former])
-        header.OriginalAttributesSequence = Items([*(header.get("OriginalAttributesSequence") or []), item])
+        note_former(header, former, _date_time(one.at), "CORRECT")
+
+
+def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> None:
+    """Add an item with former values to Original Attributes Sequence. ``when``: DT; ``reason``: CORRECT or COERCE."""
+    item = Dataset()
+    item.AttributeModificationDateTime = when
+    item.ModifyingSystem = "Latent PACS"
+    item.SourceOfPreviousValues = ""
+    item.ReasonForTheAttributeModification = reason
+    item.ModifiedAttributesSequence = Items([former])
+    header.OriginalAttributesSequence = Items([*(header.get("OriginalAttributesSequence") or []), item])
 
 
 def drop(header: Dataset, tags: Iterable[int]) -> None:

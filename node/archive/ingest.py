@@ -18,6 +18,7 @@ from pydicom.uid import UID
 from node.archive.amended import write_amended
 from node.archive.custodian import holds
 from node.archive.originals import Originals
+from node.archive.references import references_of, write_copy
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import DataSetFile, opened
@@ -34,10 +35,11 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.index.holdings import Added
+from storage.index.references import copy_of_uid
 from storage.levels import levels_of
 from storage.objects import ObjectStore
 from storage.pixels import PixelShape, native_pixel_warning
-from storage.records import NewInstance, StoredInstance
+from storage.records import NewInstance, ReferencingCopy, StoredInstance, Tier
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
@@ -79,6 +81,9 @@ class Ingest:
         own = self._index.rendition(new.sop_instance_uid)
         if own is not None:
             return self._own_reconstruction(spooled, new, own.output_digest)
+        copy = copy_of_uid(self._index.engine, new.sop_instance_uid)
+        if copy is not None:
+            return self._own_copy(spooled, new, copy)
         digest = self._store.adopt(spooled)
         new = replace(new, original_digest=digest)
         added = self._index.add(new, present=holds(self._store))
@@ -105,6 +110,23 @@ class Ingest:
         digest = self._store.adopt(spooled)
         reason = "carries the UID of a reconstruction of this archive, with other pixels"
         self._quarantine(replace(new, original_digest=digest), reason)
+        raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _own_copy(self, spooled: Path, new: NewInstance, copy: ReferencingCopy) -> Receipt:
+        """A copy of an annotation that was made for a peer, and comes back, is known already."""
+        new = replace(new, original_digest=self._store.adopt(spooled))
+        held = self._index.by_key(copy.instance_key)
+        if held is not None:
+            with (
+                self._originals.borrowed(held.original_digest) as path,
+                tempfile.NamedTemporaryFile(dir=self._store.spool) as made,
+            ):
+                write_copy(path, Path(made.name), copy, held.amended)
+                if self._compare(Path(made.name), new.original_digest):
+                    self._index.custody.doom(new.original_digest, Tier.HOT)
+                    return Receipt(new.sop_instance_uid, False)
+        reason = "carries the UID of a copy that this archive made of an annotation, with other content"
+        self._quarantine(new, reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
 
     def _refuse_return(self, new: NewInstance) -> None:
@@ -174,6 +196,7 @@ def examine(path: Path, calling_aet: str, decoders: WorkerPool) -> NewInstance:
             original_bytes=path.stat().st_size,
             pixel_bytes=shape.native_bytes if file.layout.has_pixels else 0,
             calling_aet=calling_aet,
+            references=references_of(header),
             pixel_warning=warning,
         )
 

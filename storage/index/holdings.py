@@ -17,6 +17,7 @@ from storage.index.custody import Custody, Present, doom_copy, held_columns, hel
 from storage.index.holds import Holds
 from storage.index.places import instance_row
 from storage.index.quarantine import Quarantine
+from storage.index.references import note_references
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
 from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
 from storage.index.trail import Trail, append_in
@@ -99,6 +100,7 @@ class Index:
             row = instance_row(connection, new) | next_instance_key(connection)
             key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
             take_in(connection, key, new.original_digest, new.original_bytes)
+            note_references(connection, key, new.references)
         return Added.NEW
 
     # --- looking up ---

@@ -12,7 +12,18 @@ from storage.index.connection import now, writing
 from storage.index.custody import Present, doom_in, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import on_hold
 from storage.index.places import drop_empty_above, instance_row, name_after
-from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
+from storage.index.references import note_references
+from storage.index.tables import (
+    instance,
+    original,
+    patient,
+    quarantine,
+    reference,
+    reference_copy,
+    rendition,
+    series,
+    study,
+)
 from storage.index.tombstones import is_deleted, next_instance_key
 from storage.index.trail import append_in
 from storage.records import NewInstance, Quarantined, Tier, TrailEntry
@@ -95,6 +106,7 @@ def _accept(connection: Connection, new: NewInstance, former: str, present: Pres
         key = held.key
         _replace(connection, held, new, former)
     take_in(connection, key, new.original_digest, new.original_bytes)
+    note_references(connection, key, new.references)
 
 
 def _held(connection: Connection, uid: str) -> Row[Any] | None:
@@ -130,6 +142,8 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: s
         doom_in(connection, made.base_digest, Tier.HOT)
         doom_in(connection, made.rendition_digest, Tier.HOT)
     connection.execute(update(rendition).where(*mine).values(withdrawn=REPLACED))
+    for table in (reference, reference_copy):
+        connection.execute(delete(table).where(table.c.instance_key == held.key))
     free = {"rendition_key": None, "lease_owner": None, "lease_until": None}
     row = {**instance_row(connection, new), **free}
     connection.execute(update(instance).where(instance.c.key == held.key).values(row))

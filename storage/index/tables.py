@@ -338,6 +338,24 @@ former_patient = Table(
 )
 """Patient IDs that a study went by before an amendment: legal holds on them keep holding it."""
 
+reference = Table(
+    "reference",
+    metadata,
+    Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
+    Column("uid", _text(64), primary_key=True),
+)
+"""SOP Instance UIDs that annotations reference."""
+
+reference_copy = Table(
+    "reference_copy",
+    metadata,
+    Column("uid", _text(64), primary_key=True),
+    Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("pairs", JSON, nullable=False),
+    Column("made_at", DateTime, nullable=False),
+)
+"""Copies of annotations that peers were told of: their references point to reconstructions."""
+
 tombstone = Table(
     "tombstone",
     metadata,

@@ -26,6 +26,8 @@ from storage.index.tables import (
     original,
     patient,
     pin,
+    reference,
+    reference_copy,
     rendition,
     reverification,
     series,
@@ -215,8 +217,9 @@ def _plan(connection: Connection, level: str, uid: str) -> list[Condemned]:
 
 
 def _derived(connection: Connection, instance_key: int) -> Sequence[str]:
-    query = select(rendition.c.derived_uid).where(rendition.c.instance_key == instance_key).order_by(rendition.c.key)
-    return connection.execute(query).scalars().all()
+    made = select(rendition.c.derived_uid).where(rendition.c.instance_key == instance_key).order_by(rendition.c.key)
+    told = select(reference_copy.c.uid).where(reference_copy.c.instance_key == instance_key)
+    return [*connection.execute(made).scalars(), *connection.execute(told).scalars()]
 
 
 def _put(connection: Connection, uid: str, one: Condemned, *, reason: str, who: str, at: datetime) -> None:
@@ -257,6 +260,6 @@ def _remove(connection: Connection, row: Row[Any]) -> None:
     for made in connection.execute(select(rendition).where(rendition.c.instance_key == row.key)):
         doom_in(connection, made.base_digest, Tier.HOT)
         doom_in(connection, made.rendition_digest, Tier.HOT)
-    for table in (damage, pin, reverification, rendition, original):
+    for table in (damage, pin, reverification, rendition, original, reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == row.key))
     connection.execute(delete(instance).where(instance.c.key == row.key))

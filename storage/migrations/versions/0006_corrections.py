@@ -1,4 +1,4 @@
-"""Amendments of headers, and tombstones of what was deleted"""
+"""Amendments of headers, tombstones of what was deleted, references of annotations"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -60,6 +60,28 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_tombstone_original_uid"), ["original_uid"], unique=False)
         batch_op.create_index(batch_op.f("ix_tombstone_study_instance_uid"), ["study_instance_uid"], unique=False)
         batch_op.create_index(batch_op.f("ix_tombstone_instance_key"), ["instance_key"], unique=False)
+    op.create_table(
+        "reference",
+        sa.Column("instance_key", KEY, nullable=False),
+        sa.Column("uid", text(64), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["instance_key"], ["instance.key"], name=op.f("fk_reference_instance_key"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("instance_key", "uid", name=op.f("pk_reference")),
+    )
+    op.create_table(
+        "reference_copy",
+        sa.Column("uid", text(64), nullable=False),
+        sa.Column("instance_key", KEY, nullable=False),
+        sa.Column("pairs", sa.JSON(), nullable=False),
+        sa.Column("made_at", sa.DateTime(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["instance_key"], ["instance.key"], name=op.f("fk_reference_copy_instance_key"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("uid", name=op.f("pk_reference_copy")),
+    )
+    with op.batch_alter_table("reference_copy", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_reference_copy_instance_key"), ["instance_key"], unique=False)
     op.add_column("study", sa.Column("received", sa.JSON(), nullable=True))
     op.add_column("study", sa.Column("amended", sa.JSON(), nullable=True))
 
@@ -68,6 +90,8 @@ def downgrade() -> None:
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.drop_column("amended")
         batch_op.drop_column("received")
+    op.drop_table("reference_copy")
+    op.drop_table("reference")
     op.drop_table("tombstone")
     op.drop_table("former_patient")
     op.drop_table("amendment")
