@@ -33,10 +33,11 @@ from storage.index.connection import now
 from storage.journal import Journal
 from storage.levels import levels_of
 from storage.records import Applied, HoldKind, InstanceState, NewInstance
-from tests.conftest import Archive, settings_for
+from tests.conftest import Archive, need, settings_for
 from tests.peers import findscu, free_port, getscu, movescu, storescp, storescu
 from tests.samples import breast, mammogram, rle_file, write
 from tests.test_cli import invoke
+from tests.test_dciodvfy import error_lines
 from tests.test_index import new_instance
 
 STUDY, PATIENT = AmendmentKind.STUDY, AmendmentKind.PATIENT
@@ -210,6 +211,14 @@ def test_an_amended_file_differs_in_what_was_amended(tmp_path: Path, syntax: UID
     assert copy == before
 
 
+def test_dciodvfy_finds_no_error_in_an_amended_file(tmp_path: Path) -> None:
+    need("dciodvfy")
+    ds = mammogram(breast(300, 280))
+    source, target = write(ds, tmp_path / "a.dcm"), tmp_path / "b.dcm"
+    write_amended(source, target, applied(PatientID="X", PatientName="Yamada=山田", AccessionNumber="", StudyID="9"))
+    assert error_lines(target) == error_lines(source)
+
+
 def test_encapsulated_pixels_stay_as_they_are(tmp_path: Path) -> None:
     ds = small()
     source, target = rle_file(ds, tmp_path / "a.dcm", [b"\x01ab", b"\x01cd"]), tmp_path / "b.dcm"
@@ -343,6 +352,9 @@ def test_a_hold_on_either_patient_holds_after_a_merge(index: Index, undone: bool
     after = index.holds.add(HoldKind.PATIENT, "B", **WHY)
     add(index, "1.2.3.2", patient_id="A", study_uid="1.2")
     assert [index.holds.covered(hold) for hold in (before, after)] == [2, 2]
+    index.holds.release(after.key, **WHY)
+    assert [one.kept_because for one in index.tombstones.plan("study", "1.1")] == ["is on hold"]
+    after = index.holds.add(HoldKind.PATIENT, "B", **WHY)
     if undone:
         index.amendments.undo(made.amendment.number, **WHY)
         assert [index.holds.covered(hold) for hold in (before, after)] == [2, 2]

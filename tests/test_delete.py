@@ -193,17 +193,20 @@ def test_a_key_is_never_given_again(bench: Bench) -> None:
     assert second.key > first.key
 
 
-def test_the_cache_forgets_what_is_deleted(bench: Bench) -> None:
+def test_caches_and_damaged_copies_go_too(bench: Bench) -> None:
     bench.receive("1.2.3.1")
     held = bench.index.by_uid("1.2.3.1")
     assert held is not None
     assert held.rendition is not None
     digest = held.rendition.rendition_digest
     cached = [bench.root / "rendered" / f"{name}.dcm" for name in (digest, f"{digest}-v1", held.original_digest, "b")]
-    for path in cached:
+    damaged = bench.root / "damaged"
+    damaged.mkdir()
+    aside = [damaged / f"{held.rendition.base_digest}.1", damaged / f"{'0' * 64}.1"]
+    for path in (*cached, *aside):
         path.write_bytes(b"")
     deletion_of(bench).delete("image", "1.2.3.1", **WHY)
-    assert [path.exists() for path in cached] == [False, False, False, True]
+    assert [path.exists() for path in (*cached, *aside)] == [False, False, False, True, False, True]
 
 
 def test_tombstones_outlive_the_index(bench: Bench) -> None:

@@ -2,7 +2,7 @@
 
 What was received stays as it is in the store. An amended original goes out in its own transfer syntax, its pixel data
 element byte for byte; the header says what was changed, and holds the former values, in Original Attributes Sequence
-(PS3.3 C.12.1, Table 10-32). Digital signatures are dropped, since they sign the former header.
+(PS3.3 C.12.1, SOP Common Module). Digital signatures are dropped, since they sign the former header.
 """
 
 from __future__ import annotations

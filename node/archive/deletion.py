@@ -16,6 +16,8 @@ from node.config import Profile, Settings
 from storage.errors import CorrectionRefused
 from storage.index import Index
 from storage.index.tombstones import Condemned
+from storage.index.upkeep import Upkeep
+from storage.inspection import remove_aside
 from storage.objects import ObjectStore
 from storage.records import Tier
 
@@ -70,9 +72,18 @@ class Deletion:
     def finish(self) -> int:
         """Carry through what is condemned, from wherever it was left; how many images that were."""
         self._trail.write_down()
-        cached = self._index.tombstones.condemned()
-        forget(self._rendered, cached)
+        digests = self._index.tombstones.condemned()
+        forget(self._rendered, digests)
         buried = self._index.tombstones.bury()
-        forget(self._rendered, cached)  # what a reader rendered meanwhile
+        forget(self._rendered, digests)  # what a reader rendered meanwhile
         self._index.custody.collect(self._stores)
+        self._forget_damaged(digests)
         return buried
+
+    def _forget_damaged(self, digests: list[str]) -> None:
+        """Remove what a scrub moved aside, unless another image needs an object of that digest."""
+        upkeep = Upkeep(self._index.engine)
+        for digest in digests:
+            if not upkeep.promises(digest, digest + "0"):
+                for store in self._stores.values():
+                    remove_aside(store, digest)

@@ -99,12 +99,17 @@ class Tombstones:
         return found
 
     def condemned(self) -> list[str]:
-        """Digests of originals and renditions that are condemned and not buried yet: caches must not keep them."""
+        """Digests of all that was ever stored of what is condemned and not buried yet."""
+        columns = (
+            (instance.c.original_digest, instance.c.key),
+            (original.c.object_digest, original.c.instance_key),
+            (rendition.c.base_digest, rendition.c.instance_key),
+            (rendition.c.rendition_digest, rendition.c.instance_key),
+        )
         with self._engine.connect() as connection:
             keys = [row.key for row in _waiting(connection)]
-            of_originals = select(instance.c.original_digest).where(instance.c.key.in_(keys))
-            of_renditions = select(rendition.c.rendition_digest).where(rendition.c.instance_key.in_(keys))
-            return [*connection.execute(of_originals).scalars(), *connection.execute(of_renditions).scalars()]
+            found = [connection.execute(select(digest).where(key.in_(keys))).scalars() for digest, key in columns]
+            return sorted({digest for digests in found for digest in digests if digest})
 
     def bury(self) -> int:
         """Remove the rows of all that is condemned, and doom its objects; how many images that were."""
