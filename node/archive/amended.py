@@ -7,10 +7,9 @@ element byte for byte; the header says what was changed, and holds the former va
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -43,12 +42,8 @@ def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) ->
         with quiet():
             drop(header, NOT_OF_THIS_HEADER)
             write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
-            body = _body(header, file)
-        if file.transfer_syntax == DeflatedExplicitVRLittleEndian:
-            engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-            deflated = engine.compress(body) + engine.flush()
-            body = deflated + b"\0" * (len(deflated) % 2)  # PS3.5 A.5
-        out.write(body)
+            pieces = _pieces(header, file)
+        out.writelines(_deflated(pieces) if file.transfer_syntax == DeflatedExplicitVRLittleEndian else pieces)
 
 
 def amend(header: Dataset, applied: Iterable[Applied]) -> None:
@@ -103,20 +98,25 @@ def _values(value: object) -> list[object]:
     return list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
 
 
-def _body(header: Dataset, file: DataSetFile) -> bytes:
+def _pieces(header: Dataset, file: DataSetFile) -> list[bytes | memoryview]:
     """The data set: what comes before the pixels and after them encoded, the pixel data element as it is."""
     layout, syntax = file.layout, file.transfer_syntax
-    as_received = ImplicitVRLittleEndian if looks_implicit(file.data) else syntax
+    as_received = UID(ImplicitVRLittleEndian if looks_implicit(file.data) else syntax)
     if not layout.has_pixels:
-        return encode(header, as_received)
-    first = bytes(file.data[layout.pixel_start : layout.pixel_start + 4])
-    group, element = struct.unpack("<HH" if syntax.is_little_endian else ">HH", first)
+        return [encode(header, as_received)]
+    pixels = file.data[layout.pixel_start : layout.pixel_end]
+    group, element = struct.unpack_from("<HH" if syntax.is_little_endian else ">HH", pixels)
     tag = group << 16 | element
-    out = io.BytesIO()
-    out.write(encode(header[:tag], UID(as_received)))
-    out.write(file.data[layout.pixel_start : layout.pixel_end])
-    out.write(encode(header[tag:], UID(as_received)))
-    return out.getvalue()
+    return [encode(header[:tag], as_received), pixels, encode(header[tag:], as_received)]
+
+
+def _deflated(pieces: list[bytes | memoryview]) -> Iterator[bytes]:
+    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    length = 0
+    for piece in [*map(engine.compress, pieces), engine.flush()]:
+        length += len(piece)
+        yield piece
+    yield b"\0" * (length % 2)  # PS3.5 A.5
 
 
 def _date_time(at: str) -> str:

@@ -51,6 +51,10 @@ class RenderedCache:
             self._evict()
         return link
 
+    def drop(self, key: str) -> None:
+        """Let go of an entry: what it was made of was deleted meanwhile."""
+        (self._root / f"{key}.dcm").unlink(missing_ok=True)
+
     def _new_link(self) -> Path:
         handle, name = tempfile.mkstemp(dir=self._links)
         os.close(handle)

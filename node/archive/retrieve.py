@@ -240,6 +240,8 @@ class Retrieve:
             link = self._cache.link(key)
             if link is None:
                 link = self._cache.keep(key, self._render(rendition, instance.amended))
+                if self._index.rendition(rendition.derived_uid) is None:
+                    self._cache.drop(key)
         with self._lock:
             self._making.pop(key, None)
         return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)

@@ -107,7 +107,7 @@ class Tombstones:
             (rendition.c.rendition_digest, rendition.c.instance_key),
         )
         with self._engine.connect() as connection:
-            keys = [row.key for row in _waiting(connection)]
+            keys = select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))
             found = [connection.execute(select(digest).where(key.in_(keys))).scalars() for digest, key in columns]
             return sorted({digest for digests in found for digest in digests if digest})
 
@@ -173,6 +173,7 @@ def next_instance_key(connection: Connection) -> dict[str, int]:
 
 _KEYS = (instance.c.key, tombstone.c.instance_key)
 _IN_FORCE = (tombstone.c.lifted_at.is_(None),)
+_WAITING = select(tombstone.c.uid).where(tombstone.c.done == 0, *_IN_FORCE)
 _FIELDS = list(Tombstone.__dataclass_fields__)
 _BY_LEVEL = {
     "image": tombstone.c.original_uid,
@@ -252,8 +253,7 @@ def _entry(one: Condemned, reason: str, who: str) -> TrailEntry:
 
 
 def _waiting(connection: Connection) -> list[Row[Any]]:
-    waiting = select(tombstone.c.uid).where(tombstone.c.done == 0, *_IN_FORCE)
-    query = select(instance.c.key, instance.c.series_key).where(instance.c.sop_instance_uid.in_(waiting))
+    query = select(instance.c.key, instance.c.series_key).where(instance.c.sop_instance_uid.in_(_WAITING))
     return list(connection.execute(query))
 
 
