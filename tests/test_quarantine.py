@@ -161,7 +161,7 @@ def test_reconstructions_of_the_one_before_are_withdrawn(archive: Archive, tmp_p
     # an impostor of a reconstruction replaces nothing
     fake = mammogram(breast(320, 288), **{**identity(ds), "SOPInstanceUID": second.derived_uid})
     assert storescu([write(fake, tmp_path / "fake.dcm")], archive.address).statuses == [0xC003]
-    with pytest.raises(CorrectionRefused, match="reconstruction's UID"):
+    with pytest.raises(CorrectionRefused, match="is the UID of a reconstruction of"):
         archive.node.archive.quarantine.accept(index.quarantine.all()[-1].digest, **WHY)
 
 
