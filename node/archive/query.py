@@ -110,7 +110,7 @@ class Query:
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
 
-    def search(self, policy: RenditionPolicy, copies: bool) -> Search:
+    def search(self, policy: RenditionPolicy, copies: bool = False) -> Search:
         """What SQL can do for it."""
         return Search(
             level=self.level,
