@@ -20,16 +20,19 @@ from pydicom import Dataset
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
+from node.archive.deletion import Deletion
 from node.archive.identifier import Root
+from node.archive.ingest import examine
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
 from node.archive.originals import Originals
+from node.archive.quarantine import Examine, QuarantineDesk
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.reverification import Reverification
 from node.archive.trail import AuditTrail, TrailWriter
-from node.config import RenditionPolicy, Settings, parse_when
+from node.config import Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
@@ -77,7 +80,10 @@ class Node:
         self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
         self.decoders = WorkerPool(settings.reconstruct, name="decode")
-        cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
+        rendered = settings.storage.root / "rendered"
+        cache = RenderedCache(rendered, settings.reconstruct.cache)
+        deletion = Deletion(self.index, stores, self.trail, settings, rendered)
+        deletion.finish()  # what a process that was killed left half deleted
         self.originals = Originals(self.index, stores, cache, _restore_in(self.decoders))
         self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
         self.retention = Retention(
@@ -94,7 +100,7 @@ class Node:
         ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self.archivist.wake)
         door = Door(
             ingest=ingest,
-            search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
+            search=lambda identifier, root, caller: self._find(identifier, root, peers, caller),
             services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
             peers=peers,
             check_room=self.store.check_room,
@@ -103,15 +109,26 @@ class Node:
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        self.archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named)
+        desk = QuarantineDesk(
+            self.index, self.store, self.originals, deletion, self.trail, settings, _examine_in(self.decoders)
+        )
+        self.archive = Services(
+            self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named
+        )
         planned = plan_jobs(settings, self.archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
 
-    def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
-        title = self.settings.node.ae_title
-        return find(self.index, identifier, root, policy=policy, retrieve_ae_title=title)
+    def _find(self, identifier: Dataset, root: Root, peers: Peers, caller: str) -> Iterator[Dataset]:
+        return find(
+            self.index,
+            identifier,
+            root,
+            policy=peers.rendition(caller),
+            copies=peers.rewrites(caller),
+            retrieve_ae_title=self.settings.node.ae_title,
+        )
 
     def start(self) -> None:
         """Listen, and begin with the backlog. Raises ConfigError where the port cannot be had."""
@@ -259,6 +276,8 @@ class Services:
     store: ObjectStore
     originals: Originals
     retention: Retention
+    deletion: Deletion
+    quarantine: QuarantineDesk
     trail: AuditTrail
     named: NamedRegions
 
@@ -282,7 +301,9 @@ def services(settings: Settings) -> Iterator[Services]:
                 retention = Retention(index, stores, trail, settings, _render_in(pool, index, store))
                 file = settings.gate.patches.file
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
-                yield Services(index, store, originals, retention, trail, named)
+                deletion = Deletion(index, stores, trail, settings, settings.storage.root / "rendered")
+                desk = QuarantineDesk(index, store, originals, deletion, trail, settings, _examine_in(pool))
+                yield Services(index, store, originals, retention, deletion, desk, trail, named)
             finally:
                 pool.close()
     finally:
@@ -310,6 +331,10 @@ def _restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
         pool.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
 
     return restore
+
+
+def _examine_in(pool: WorkerPool) -> Examine:
+    return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
 def _render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:

@@ -244,11 +244,18 @@ class Peer(_Section):
     port: Port = 0
     allow: tuple[Verb, ...] = ("echo",)
     rendition: RenditionPolicy = RenditionPolicy.ORIGINAL
+    references: Literal["keep", "rewrite"] = "keep"
     networks: tuple[Network, ...] = Field(default=(), alias="from")
     tls: bool = False
     tls_name: str = ""
     max_associations: int | None = Field(default=None, ge=1)
     transfer_syntaxes: tuple[WireSyntax, ...] = ()
+
+    @model_validator(mode="after")
+    def _rewrites_for_reconstructions(self) -> Peer:
+        if self.references == "rewrite" and self.rendition is not RenditionPolicy.RECONSTRUCTED:
+            raise ValueError("references: rewrite is for peers with rendition: reconstructed; others get originals")
+        return self
 
     @property
     def reachable(self) -> bool:

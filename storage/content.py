@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
@@ -49,6 +50,45 @@ def same_content(one: Path, other: Path) -> bool:
         return content_digest(one) == content_digest(other)
     except (PixelError, Unparseable):
         return False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An element that two data sets do not have in common, or the pixels; values are shortened, absent ones empty."""
+
+    tag: str
+    name: str
+    one: str
+    other: str
+
+
+def differences(one: Path, other: Path) -> tuple[Difference, ...]:
+    """What two Part 10 files differ in. Raises Unparseable."""
+    with opened(one) as first, opened(other) as second, quiet():
+        headers = first.header(), second.header()
+        elements = [dict(_elements(header)) for header in headers]
+        tags = sorted(tag for tag in {*elements[0], *elements[1]} if elements[0].get(tag) != elements[1].get(tag))
+        found = [Difference(_shown(tag), keyword_for_tag(tag), *(_text(each, tag) for each in headers)) for tag in tags]
+        if first.data[first.layout.pixel_start :] != second.data[second.layout.pixel_start :]:
+            found.append(Difference("", "pixel data", *(_size(each) for each in (first, second))))
+    return tuple(found)
+
+
+def _shown(tag: int) -> str:
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _text(header: Dataset, tag: int) -> str:
+    if tag not in header:
+        return ""
+    try:
+        return str(header[tag].value)[:64]
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return "(cannot be read)"
+
+
+def _size(file: DataSetFile) -> str:
+    return f"{file.layout.value_end - file.layout.value_start} bytes, {file.transfer_syntax}"
 
 
 def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:

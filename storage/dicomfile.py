@@ -149,7 +149,7 @@ def _inflate(data: memoryview) -> bytes:
 def scan(data: Bytes, syntax: UID) -> Layout:
     """Walk the top level of an encoded data set. Raises Unparseable; a short pixel element is not an error."""
     end = len(data)
-    explicit = not syntax.is_implicit_VR and not _looks_implicit(data)
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
     walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
     position = 0
     layout = Layout(end, end, end, end, end, "", False, False)
@@ -165,7 +165,7 @@ def scan(data: Bytes, syntax: UID) -> Layout:
     return layout
 
 
-def _looks_implicit(data: Bytes) -> bool:
+def looks_implicit(data: Bytes) -> bool:
     """Some senders encode implicitly under an explicit transfer syntax; pydicom reads that too."""
     return len(data) >= 6 and not bytes(data[4:6]).isalpha()
 

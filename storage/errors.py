@@ -16,8 +16,10 @@ LatentPacsError
 ├── OriginalPurged          retention removed the original; only its reconstruction is left
 ├── JournalDamaged          the audit trail's journal cannot be read
 ├── PurgeRefused            retention may not remove originals here
+├── CorrectionRefused       an amendment, a deletion or a quarantined object that the rules do not allow to go on
 ├── StoreFull               disk, quota or database full: nothing was stored
 ├── Duplicate               same SOP Instance UID, other content: the first one is kept
+├── Deleted                 the SOP Instance UID was deleted here: the newcomer is quarantined
 ├── NotReconstructable      an image that may only be returned bit-exact
 ├── RenditionMismatch       the reconstruction is not the one that was verified
 ├── ModelMissing            weights that a rendition needs are not installed
@@ -90,6 +92,10 @@ class PurgeRefused(LatentPacsError):
     """The configuration forbids removing originals."""
 
 
+class CorrectionRefused(LatentPacsError):
+    """What somebody wants corrected, deleted or accepted must stay as it is; the message says why."""
+
+
 class StoreFull(LatentPacsError):
     """No room for the bytes or for the row; nothing was stored."""
 
@@ -100,6 +106,10 @@ class InstanceTooLarge(LatentPacsError):
 
 class Duplicate(LatentPacsError):
     """The SOP Instance UID is held already, with other content; the newcomer went to quarantine."""
+
+
+class Deleted(LatentPacsError):
+    """The SOP Instance UID was deleted here; what came under it went to quarantine."""
 
 
 class NotReconstructable(LatentPacsError):

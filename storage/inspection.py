@@ -77,6 +77,12 @@ def recover(store: ObjectStore, digest: str) -> bool:
     return False
 
 
+def remove_aside(store: ObjectStore, digest: str) -> None:
+    """Delete what was moved aside of an object that is deleted on purpose."""
+    for aside in (store.root / DAMAGED).glob(f"{digest}.*"):
+        aside.unlink(missing_ok=True)
+
+
 def remove_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
     """Delete an object that no row promises, if it still was written before ``older_than`` (epoch seconds).
 

@@ -72,6 +72,8 @@ class NewInstance:
     pixel_bytes: int
     """Rows x columns x samples x frames x allocated bytes: what the pixels take uncompressed; 0 without pixels."""
     calling_aet: str
+    references: tuple[str, ...] = ()
+    """SOP Instance UIDs that it references, where it is an annotation."""
     pixel_warning: str = ""
     """Why the pixels cannot be trusted (short, odd, undecodable); empty when they are sound."""
 
@@ -315,6 +317,15 @@ class CustodyTotals:
 
 
 @dataclass(frozen=True)
+class Applied:
+    """An amendment as it applies to one study. ``at``: when it was made, UTC, ISO 8601; ``changes``: new values."""
+
+    number: int
+    at: str
+    changes: DicomJson
+
+
+@dataclass(frozen=True)
 class StoredInstance:
     """An instance row, with its current rendition where it has one."""
 
@@ -335,6 +346,8 @@ class StoredInstance:
     rendition: StoredRendition | None
     held: HeldOriginal | None = None
     """Where its original is; None only for rows made by hand."""
+    amended: tuple[Applied, ...] = ()
+    """The amendments that apply to its header."""
 
     @property
     def purged(self) -> bool:
@@ -344,6 +357,16 @@ class StoredInstance:
     def original_lost(self) -> bool:
         """A scrub found the original damaged or missing; what is left is the rendition."""
         return self.reason.startswith(ORIGINAL_LOST)
+
+
+@dataclass(frozen=True)
+class ReferencingCopy:
+    """A copy of an annotation under a UID of its own. ``pairs``: UIDs referenced there, and those in their place."""
+
+    uid: str
+    instance_key: int
+    pairs: tuple[tuple[str, str], ...]
+    made_at: datetime
 
 
 ORIGINAL_LOST = "scrub: original"

@@ -279,7 +279,7 @@ def test_duplicates(quiet_archive: Archive, sender: Sender) -> None:
     status = sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=uid)
     assert status.Status == 0xC003
     assert status.ErrorComment
-    assert [one.sop_instance_uid for one in quiet_archive.node.index.quarantined()] == [uid]
+    assert [one.sop_instance_uid for one in quiet_archive.node.index.quarantine.all()] == [uid]
     held = quiet_archive.node.index.by_uid(uid)
     assert held is not None
     assert held.original_digest == first[0]

@@ -318,11 +318,11 @@ def test_threads_that_add_to_one_study_all_succeed(index: Index) -> None:
 
 
 def test_what_is_in_quarantine_is_listed_once_and_in_order(index: Index) -> None:
-    assert index.quarantined() == []
-    index.quarantine(digest("b"), "1.2.3.1", "MODALITY", "first")
-    index.quarantine(digest("a"), "1.2.3.1", "OTHER", "second")
-    index.quarantine(digest("b"), "1.2.3.1", "MODALITY", "again")
-    listed = index.quarantined()
+    assert index.quarantine.all() == []
+    index.quarantine.put(digest("b"), "1.2.3.1", "MODALITY", "first")
+    index.quarantine.put(digest("a"), "1.2.3.1", "OTHER", "second")
+    index.quarantine.put(digest("b"), "1.2.3.1", "MODALITY", "again")
+    listed = index.quarantine.all()
     assert [(each.digest, each.sop_instance_uid, each.calling_aet, each.reason) for each in listed] == [
         (digest("b"), "1.2.3.1", "MODALITY", "first"),
         (digest("a"), "1.2.3.1", "OTHER", "second"),
@@ -590,7 +590,7 @@ def test_counts_add_up(index: Index) -> None:
     index.finish(claimed(index), InstanceState.EXACT, "no pixels")
     index.add(new_instance("1.2.3.4", original_bytes=50, pixel_bytes=60))
     index.add(new_instance("1.2.3.5", original_bytes=51, pixel_bytes=60))
-    index.quarantine(digest("q"), "1.2.3.4", "MODALITY", "why")
+    index.quarantine.put(digest("q"), "1.2.3.4", "MODALITY", "why")
     counts = index.counts()
     assert counts.by_state == {"received": 2, "verified": 1, "measured": 1, "exact": 1, "failed": 0}
     assert counts.backlog == 2

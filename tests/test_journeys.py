@@ -183,7 +183,7 @@ def test_own_reconstruction_that_comes_back(archive: Archive, tmp_path: Path) ->
     impostor.PixelData = bytes(len(impostor.PixelData))
     impostor.save_as(tmp_path / "impostor.dcm")
     assert send(tmp_path / "impostor.dcm") == 0xC003
-    assert [one.sop_instance_uid for one in archive.node.index.quarantined()] == [rendition.derived_uid]
+    assert [one.sop_instance_uid for one in archive.node.index.quarantine.all()] == [rendition.derived_uid]
 
 
 def test_pixels_that_are_not_the_verified_ones_never_leave(archive: Archive, tmp_path: Path) -> None:

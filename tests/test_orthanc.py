@@ -180,7 +180,7 @@ def test_orthanc_hears_that_a_uid_is_taken(orthanc: Orthanc, node: Node, tmp_pat
     orthanc.clear()
     with pytest.raises(OrthancError):
         send(orthanc, [samples.write(ds, tmp_path / "2.dcm")])
-    assert [one.sop_instance_uid for one in node.index.quarantined()] == [ds.SOPInstanceUID]
+    assert [one.sop_instance_uid for one in node.index.quarantine.all()] == [ds.SOPInstanceUID]
 
 
 # --- we send ---
@@ -242,12 +242,12 @@ def test_own_reconstruction_that_comes_back_is_known(orthanc: Orthanc, node: Nod
     """Orthanc re-encodes what we send and may send it on to us: it is no new image, and nothing is kept twice."""
     move(image_identifier(image.dataset.StudyInstanceUID), address(node), calling="MOVER", destination="ORTHRECON")
     before = set(node.store.digests())
-    quarantined = node.index.quarantined()
+    quarantined = node.index.quarantine.all()
     (identifier,) = orthanc.instances().values()
     summary = orthanc.post("/modalities/SENDER/store", [identifier])
     assert summary["FailedInstancesCount"] == 0
     assert set(node.store.digests()) == before
-    assert node.index.quarantined() == quarantined
+    assert node.index.quarantine.all() == quarantined
     held = node.index.by_uid(image.rendition.derived_uid)
     assert held is not None
     assert held.sop_instance_uid == image.dataset.SOPInstanceUID

@@ -124,7 +124,7 @@ def test_packed_purged_and_sent_again(archive: Archive, tmp_path: Path) -> None:
     # other bytes under its UID are quarantined; its own bytes are held again
     other = write(mammogram(breast(seed=9), **identity(good)), tmp_path / "other.dcm")
     assert send(archive, other) == 0xC003
-    assert "purged" in index.quarantined()[0].reason
+    assert "purged" in index.quarantine.all()[0].reason
     assert send(archive, sent[good.SOPInstanceUID]) == 0x0000
     again = packed(archive, good)
     assert again.state is InstanceState.VERIFIED

@@ -137,7 +137,7 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
         client.store([copy], archive.address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
         assert statuses == [0x0000], "an own reconstruction that comes back is known"
         assert node.index.counts().backlog == 0
-        assert node.index.quarantined() == []
+        assert node.index.quarantine.all() == []
 
     with Node(settings(root, receiver, "bicubic")) as node:  # back again: its rendition is there already
         objects = set(node.store.digests())

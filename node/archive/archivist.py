@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from node.archive.custodian import holds
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions
 from node.archive.originals import Originals
@@ -40,7 +41,7 @@ from storage.index import Index
 from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
 from storage.payload import Rendition
-from storage.records import Claim, InstanceState, NewRendition, Rung, StoredInstance
+from storage.records import Claim, InstanceState, NewRendition, Rung, StoredInstance, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -203,7 +204,9 @@ class Archivist:
             recipe=result.model.recipe,
         )
         state = InstanceState.VERIFIED if made.verdict.passed else InstanceState.MEASURED
-        self._index.finish_with(claim, state, new)
+        if not self._index.finish_with(claim, state, new, present=holds(self._store)):
+            for digest in (base_digest, rendition_digest):  # the image is another's by now, or deleted
+                self._index.custody.doom(digest, Tier.HOT)
 
     def _give_back(self, claim: Claim, error: Exception) -> None:
         if self._stopping.is_set() and isinstance(error, WorkerDied):

@@ -6,18 +6,21 @@ from which source, with a private block that proves it. Everything the modality 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from pydicom import Dataset
-from pydicom.sequence import Sequence
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
 from pydicom.valuerep import DSfloat
 
+from node.archive.amended import NOT_OF_THIS_HEADER, amend, drop
 from node.archive.policy import PRIVATE_CREATOR, PRIVATE_GROUP
 from storage.dicomfile import quiet
 from storage.payload import Base, Rendition
+from storage.records import Applied
 
 PRIVATE_ATTRIBUTES = {
     0x01: ("LO", "Codec: rung of the base"),
@@ -37,14 +40,21 @@ PRIVATE_ATTRIBUTES = {
 }
 """The private block (0099,xx01 ff.) of creator LATENT_PACS 1; docs/CONFORMANCE.md lists it for readers."""
 
-_NOT_DERIVED = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
-"""Digital signatures, their MAC parameters, and trailing padding: true of the original's bytes only."""
 
+def derived_header(
+    base: Base,
+    rendition: Rendition,
+    payload_bytes: int,
+    verified_at: datetime,
+    applied: Sequence[Applied] = (),
+) -> Dataset:
+    """The header, without pixel data, of what ``rendition`` makes of ``base``; ``verified_at`` is in UTC.
 
-def derived_header(base: Base, rendition: Rendition, payload_bytes: int, verified_at: datetime) -> Dataset:
-    """The header, without pixel data, of what ``rendition`` makes of ``base``; ``verified_at`` is in UTC."""
+    ``applied``: the amendments of the image's study.
+    """
     with quiet():
         header = base.header.dataset()
+        amend(header, applied)
         ratio = base.rows * base.columns * 2 / payload_bytes
         _identify(header, rendition)
         _declare_lossy(header, rendition, ratio)
@@ -53,10 +63,7 @@ def derived_header(base: Base, rendition: Rendition, payload_bytes: int, verifie
         _credit_equipment(header, verified_at)
         _private_block(header, base, rendition)
         _pixel_range(header, rendition)
-        for tag in _NOT_DERIVED:
-            if tag in header:
-                del header[tag]
-        _drop_group_lengths(header)
+        drop(header, NOT_OF_THIS_HEADER)
     return header
 
 
@@ -87,7 +94,7 @@ def _describe(header: Dataset, base: Base, rendition: Rendition, ratio: float) -
     before = str(header.get("DerivationDescription", "") or "")
     room = 1024 - len(own) - 2  # ST holds 1024 characters (PS3.5 6.2)
     header.DerivationDescription = f"{before[:room]}; {own}" if before else own
-    codes = Sequence(deepcopy(list(header.get("DerivationCodeSequence") or [])))
+    codes = Items(deepcopy(list(header.get("DerivationCodeSequence") or [])))
     codes += [_code("113040", "DCM", "Lossy Compression"), _code("113085", "DCM", "Spatial resampling")]
     header.DerivationCodeSequence = codes
     if rendition.generative:
@@ -98,18 +105,18 @@ def _point_to_source(header: Dataset, rendition: Rendition) -> None:
     item = Dataset()
     item.ReferencedSOPClassUID = header.SOPClassUID
     item.ReferencedSOPInstanceUID = UID(rendition.original_uid)
-    item.PurposeOfReferenceCodeSequence = Sequence([_code("121320", "DCM", "Uncompressed predecessor")])
-    header.SourceImageSequence = Sequence([*(header.get("SourceImageSequence") or []), item])
+    item.PurposeOfReferenceCodeSequence = Items([_code("121320", "DCM", "Uncompressed predecessor")])
+    header.SourceImageSequence = Items([*(header.get("SourceImageSequence") or []), item])
 
 
 def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = Sequence([_code("109100", "DCM", "Synthesizing Equipment")])
+    item.PurposeOfReferenceCodeSequence = Items([_code("109100", "DCM", "Synthesizing Equipment")])
     item.Manufacturer = "Latent PACS"
     item.ManufacturerModelName = "latent-pacs"
     item.SoftwareVersions = _product_version()
     item.ContributionDateTime = verified_at.strftime("%Y%m%d%H%M%S.%f") + "+0000"
-    header.ContributingEquipmentSequence = Sequence([*(header.get("ContributingEquipmentSequence") or []), item])
+    header.ContributingEquipmentSequence = Items([*(header.get("ContributingEquipmentSequence") or []), item])
 
 
 def _private_block(header: Dataset, base: Base, rendition: Rendition) -> None:
@@ -140,11 +147,6 @@ def _pixel_range(header: Dataset, rendition: Rendition) -> None:
     for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
             header[keyword].value = rendition.extra[name]
-
-
-def _drop_group_lengths(header: Dataset) -> None:
-    for tag in [element.tag for element in header if element.tag.element == 0]:
-        del header[tag]
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:

@@ -7,19 +7,24 @@ status for it is in node/dimse/status.py.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from node.archive.amended import write_amended
+from node.archive.custodian import holds
 from node.archive.originals import Originals
+from node.archive.references import references_of, write_copy
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import DataSetFile, opened
 from storage.errors import (
     ClassMismatch,
+    Deleted,
     Duplicate,
     InvalidUid,
     MissingUid,
@@ -30,10 +35,11 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.index.holdings import Added
+from storage.index.references import copy_of_uid
 from storage.levels import levels_of
 from storage.objects import ObjectStore
 from storage.pixels import PixelShape, native_pixel_warning
-from storage.records import NewInstance
+from storage.records import NewInstance, ReferencingCopy, StoredInstance, Tier
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
@@ -69,51 +75,28 @@ class Ingest:
         """
         self._store.check_room()
         check_uid("Affected SOP Instance UID", sop_instance)
-        new = self._examine(spooled, sop_class, sop_instance, calling_aet)
+        new = examine(spooled, calling_aet, self._decoders)
+        if (new.sop_class_uid, new.sop_instance_uid) != (sop_class, sop_instance):
+            raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
         own = self._index.rendition(new.sop_instance_uid)
         if own is not None:
             return self._own_reconstruction(spooled, new, own.output_digest)
+        copy = copy_of_uid(self._index.engine, new.sop_instance_uid)
+        if copy is not None:
+            return self._own_copy(spooled, new, copy)
         digest = self._store.adopt(spooled)
-        new = NewInstance(**{**new.__dict__, "original_digest": digest})
-        added = self._index.add(new, present=lambda digest: self._store.path(digest).is_file())
+        new = replace(new, original_digest=digest)
+        added = self._index.add(new, present=holds(self._store))
         if added is Added.GONE:
-            raise ObjectMissing("the object was being removed while it came in again; send it once more")
+            raise ObjectMissing(_GONE)
+        if added is Added.DELETED:
+            self._refuse_return(new)
         if added is Added.HELD:
             self._settle_duplicate(new)
         taken_in = added in (Added.NEW, Added.AGAIN)
         if taken_in:
             self._arrived()
         return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
-
-    def _examine(self, spooled: Path, sop_class: str, sop_instance: str, calling_aet: str) -> NewInstance:
-        with opened(spooled) as file:
-            header = file.header()
-            uids = {name: _required_uid(header, name) for name in _IDENTITY}
-            if uids["SOPClassUID"] != sop_class or uids["SOPInstanceUID"] != sop_instance:
-                raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
-            shape = PixelShape.of(header)
-            warning = native_pixel_warning(file, shape) or self._codestream_warning(file, spooled)
-            return NewInstance(
-                sop_instance_uid=uids["SOPInstanceUID"],
-                sop_class_uid=uids["SOPClassUID"],
-                study_instance_uid=uids["StudyInstanceUID"],
-                series_instance_uid=uids["SeriesInstanceUID"],
-                transfer_syntax_uid=str(file.transfer_syntax),
-                levels=levels_of(header),
-                original_digest="",
-                original_bytes=spooled.stat().st_size,
-                pixel_bytes=shape.native_bytes if file.layout.has_pixels else 0,
-                calling_aet=calling_aet,
-                pixel_warning=warning,
-            )
-
-    def _codestream_warning(self, file: DataSetFile, spooled: Path) -> str:
-        if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
-            return ""
-        try:
-            return str(self._decoders.submit(CheckRequest(spooled), Priority.VIEWER).result())
-        except WorkerDied:
-            return "codestream cannot be decoded: the decoder crashed on it"
 
     def _own_reconstruction(self, spooled: Path, new: NewInstance, output_digest: str) -> Receipt:
         """A reconstruction of ours that comes back is known already; one with other pixels is an impostor."""
@@ -126,15 +109,49 @@ class Ingest:
             return Receipt(new.sop_instance_uid, False)
         digest = self._store.adopt(spooled)
         reason = "carries the UID of a reconstruction of this archive, with other pixels"
-        self._index.quarantine(digest, new.sop_instance_uid, new.calling_aet, reason)
+        self._quarantine(replace(new, original_digest=digest), reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _own_copy(self, spooled: Path, new: NewInstance, copy: ReferencingCopy) -> Receipt:
+        """A copy of an annotation that was made for a peer, and comes back, is known already."""
+        new = replace(new, original_digest=self._store.adopt(spooled))
+        held = self._index.by_key(copy.instance_key)
+        if held is not None:
+            with (
+                self._originals.borrowed(held.original_digest) as path,
+                tempfile.NamedTemporaryFile(dir=self._store.spool) as made,
+            ):
+                write_copy(path, Path(made.name), copy, held.amended)
+                if self._compare(Path(made.name), new.original_digest):
+                    self._index.custody.doom(new.original_digest, Tier.HOT)
+                    return Receipt(new.sop_instance_uid, False)
+        reason = "carries the UID of a copy that this archive made of an annotation, with other content"
+        self._quarantine(new, reason)
+        raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _refuse_return(self, new: NewInstance) -> None:
+        """What was deleted on purpose comes back only where somebody allows it."""
+        stone = self._index.tombstones.standing(new.sop_instance_uid)
+        if stone is None:
+            raise ObjectMissing(_GONE)  # lifted at this very moment
+        what = "its SOP Instance UID" if stone.uid == stone.original_uid else f"{stone.original_uid}, its original,"
+        self._quarantine(new, f"{what} was deleted here on {stone.deleted_at:%Y-%m-%d}")
+        raise Deleted("was deleted here, and is in quarantine now")
+
+    def _quarantine(self, new: NewInstance, reason: str) -> None:
+        present = holds(self._store)
+        if not self._index.quarantine.put(
+            new.original_digest, new.sop_instance_uid, new.calling_aet, reason, present=present
+        ):
+            raise ObjectMissing(_GONE)
 
     def _settle_duplicate(self, new: NewInstance) -> None:
         held = self._index.by_uid(new.sop_instance_uid)
-        assert held is not None
+        if held is None:
+            raise ObjectMissing(_GONE)  # deleted at this very moment
         reason = "another data set is held under this SOP Instance UID"
         try:
-            same = self._is_same(held.original_digest, new.original_digest)
+            same = self._is_same(held, new.original_digest)
         except OriginalPurged:
             same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
         except WorkerDied:
@@ -142,15 +159,58 @@ class Ingest:
         if same:
             self._store.delete(new.original_digest)
             return
-        self._index.quarantine(new.original_digest, new.sop_instance_uid, new.calling_aet, reason)
+        self._quarantine(new, reason)
         raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
 
-    def _is_same(self, held: str, newcomer: str) -> bool:
-        with self._originals.borrowed(held) as path:
-            request = CompareRequest(path, self._store.path(newcomer))
-            return self._decoders.submit(request, Priority.VIEWER).result() == "same"
+    def _is_same(self, held: StoredInstance, newcomer: str) -> bool:
+        """Whether a newcomer has the content of what is held, as it was received or as it goes out amended."""
+        with self._originals.borrowed(held.original_digest) as path:
+            if self._compare(path, newcomer):
+                return True
+            if not held.amended:
+                return False
+            with tempfile.NamedTemporaryFile(dir=self._store.spool) as amended:
+                write_amended(path, Path(amended.name), held.amended)
+                return self._compare(Path(amended.name), newcomer)
+
+    def _compare(self, one: Path, newcomer: str) -> bool:
+        request = CompareRequest(one, self._store.path(newcomer))
+        return self._decoders.submit(request, Priority.VIEWER).result() == "same"
 
 
+def examine(path: Path, calling_aet: str, decoders: WorkerPool) -> NewInstance:
+    """What a Part 10 file holds, without its digest. Raises DataSetError."""
+    with opened(path) as file:
+        header = file.header()
+        uids = {name: _required_uid(header, name) for name in _IDENTITY}
+        shape = PixelShape.of(header)
+        warning = native_pixel_warning(file, shape) or _codestream_warning(file, path, decoders)
+        return NewInstance(
+            sop_instance_uid=uids["SOPInstanceUID"],
+            sop_class_uid=uids["SOPClassUID"],
+            study_instance_uid=uids["StudyInstanceUID"],
+            series_instance_uid=uids["SeriesInstanceUID"],
+            transfer_syntax_uid=str(file.transfer_syntax),
+            levels=levels_of(header),
+            original_digest="",
+            original_bytes=path.stat().st_size,
+            pixel_bytes=shape.native_bytes if file.layout.has_pixels else 0,
+            calling_aet=calling_aet,
+            references=references_of(header),
+            pixel_warning=warning,
+        )
+
+
+def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> str:
+    if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
+        return ""
+    try:
+        return str(decoders.submit(CheckRequest(path), Priority.VIEWER).result())
+    except WorkerDied:
+        return "codestream cannot be decoded: the decoder crashed on it"
+
+
+_GONE = "it was being removed while it came in again; send it once more"
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 DECODABLE = {

@@ -67,7 +67,10 @@ class Originals:
         target = self._restored.blank()
         try:
             self._restore(packed, held.original_digest, target)
-            return self._restored.keep(held.original_digest, target)
+            link = self._restored.keep(held.original_digest, target)
+            if self._index.custody.of_digest(held.original_digest) is None:
+                self._restored.drop(held.original_digest)
+            return link
         finally:
             packed.unlink(missing_ok=True)
             target.unlink(missing_ok=True)

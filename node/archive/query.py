@@ -11,6 +11,8 @@ conformance statement:
 - One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees the derived UID and lossy,
   derived nature of an image that has a rendition, and finds it by either UID; so does one with ``auto`` where the
   original was removed. Others see the original, UNAVAILABLE where it was removed, and what holds it likewise.
+- Such a peer with ``references: rewrite`` sees an annotation of such images under the UID of a copy that references
+  the reconstructions, and finds it by either UID.
 - Asked by the derived UID of an older rendition alone, such a peer sees the image under that UID: it is what a
   retrieval by it gives. Every other query shows the current one.
 """
@@ -56,12 +58,16 @@ def find(
     *,
     policy: RenditionPolicy,
     retrieve_ae_title: str,
+    copies: bool = False,
     relational: bool = False,
     combined_datetime: bool = False,
 ) -> Iterator[Dataset]:
-    """The answers to a query, as a stream. Raises IdentifierError before the first one."""
+    """The answers to a query, as a stream. Raises IdentifierError before the first one.
+
+    ``copies``: annotations are shown as copies whose references name reconstructions.
+    """
     query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
-    found = candidates(index.engine, query.search(policy), lambda one: query.matches(_as_seen(one)))
+    found = candidates(index.engine, query.search(policy, copies), lambda one: query.matches(_as_seen(one)))
     return (
         query.answer(attributes, retrieve_ae_title)
         for attributes in map(_as_seen, found)
@@ -104,7 +110,7 @@ class Query:
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
 
-    def search(self, policy: RenditionPolicy) -> Search:
+    def search(self, policy: RenditionPolicy, copies: bool = False) -> Search:
         """What SQL can do for it."""
         return Search(
             level=self.level,
@@ -114,6 +120,7 @@ class Query:
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
             only_purged=policy is RenditionPolicy.AUTO,
             availability=policy is RenditionPolicy.ORIGINAL,
+            copies=self.level is Level.IMAGE and copies,
             computed=frozenset(asked.key.keyword for asked in self.asked) & _COMPUTED,
         )
 
@@ -333,6 +340,8 @@ def _as_seen(candidate: Candidate) -> DicomJson:
 
     What derivation changes and the index does not hold is unknown here: zero length (node.archive.derive).
     """
+    if candidate.copy_uid is not None:
+        return {**candidate.attributes, "00080018": {"vr": "UI", "Value": [candidate.copy_uid]}}
     if candidate.derived_uid is None:
         return candidate.attributes
     seen = {tag: element for tag, element in candidate.attributes.items() if tag not in _NOT_OF_THE_ORIGINAL}

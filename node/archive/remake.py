@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from node.archive.custodian import holds
 from node.config import CodecSettings, Profile
 from node.reconstruct.encoding import EncodeResult
 from storage.errors import ObjectDamaged, ObjectMissing
@@ -22,7 +23,7 @@ from storage.index import Index
 from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
 from storage.payload import Rendition, encode_rendition
-from storage.records import Claim, NewRendition, Rung, RungOutcome, StoredRendition
+from storage.records import Claim, NewRendition, Rung, RungOutcome, StoredRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,11 +48,14 @@ def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings,
             continue
         store.put(result.base)
         if _intact(store, lost.rendition_digest):
-            index.finish(claim, state, "")
+            if not index.finish(claim, state, ""):
+                index.custody.doom(lost.base_digest, Tier.HOT)
             return True
         if (result.made.derived_uid, result.made.output_digest) == (lost.derived_uid, lost.output_digest):
             new = _as_it_was(lost, result.made, upkeep.tried(lost.derived_uid), store)
-            index.finish_with(claim, state, new)
+            if not index.finish_with(claim, state, new, present=holds(store)):
+                for digest in (new.base_digest, new.rendition_digest):
+                    index.custody.doom(digest, Tier.HOT)
             return True
     LOGGER.warning("rendition %s cannot be made again; its image is encoded anew", lost.derived_uid)
     upkeep.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")

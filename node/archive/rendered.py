@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -50,6 +51,10 @@ class RenderedCache:
             self._evict()
         return link
 
+    def drop(self, key: str) -> None:
+        """Let go of an entry: what it was made of was deleted meanwhile."""
+        (self._root / f"{key}.dcm").unlink(missing_ok=True)
+
     def _new_link(self) -> Path:
         handle, name = tempfile.mkstemp(dir=self._links)
         os.close(handle)
@@ -66,3 +71,10 @@ class RenderedCache:
             used += size
             if used > self._budget:
                 entry.unlink(missing_ok=True)
+
+
+def forget(root: Path, digests: Iterable[str]) -> None:
+    """Remove the entries of those objects from a cache, whichever process owns it; what is being sent is sent."""
+    for digest in digests:
+        for entry in root.glob(f"{digest}*.dcm"):
+            entry.unlink(missing_ok=True)

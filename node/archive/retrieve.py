@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from node.archive.amended import write_amended
 from node.archive.derive import derived_header
 from node.archive.models import ModelShelf
 from node.archive.originals import Originals
+from node.archive.references import write_copy
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import ReconstructRequest, TranscodeRequest, read_pair
+from storage.corrections import version_of
 from storage.dicomfile import write_header_for_pixels
 from storage.errors import (
     ModelMissing,
@@ -33,8 +36,9 @@ from storage.errors import (
     WorkerDied,
 )
 from storage.index import Index
+from storage.index.references import copies
 from storage.objects import ObjectStore
-from storage.records import StoredInstance, StoredRendition
+from storage.records import Applied, ReferencingCopy, StoredInstance, StoredRendition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ class Choice:
 
     instance: StoredInstance
     rendition: StoredRendition | None
+    copy: ReferencingCopy | None = None
+    """Of an annotation: with references to reconstructions."""
 
     @property
     def sop_class_uid(self) -> str:
@@ -56,6 +62,8 @@ class Choice:
     @property
     def sop_instance_uid(self) -> str:
         """The UID under which the peer knows it, for the failed list too."""
+        if self.copy:
+            return self.copy.uid
         return self.rendition.derived_uid if self.rendition else self.instance.sop_instance_uid
 
     @property
@@ -130,15 +138,24 @@ class Retrieve:
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
-    def choices(self, keys: list[int], policy: RenditionPolicy, asked: frozenset[str] = frozenset()) -> list[Choice]:
-        """What a peer gets for those instance keys, in their order."""
+    def choices(
+        self,
+        keys: list[int],
+        policy: RenditionPolicy,
+        asked: frozenset[str] = frozenset(),
+        *,
+        rewrite: bool = False,
+    ) -> list[Choice]:
+        """What a peer gets for those instance keys, in their order; ``rewrite``: annotations as copies."""
         named = self._index.renditions(sorted(asked)) if asked else {}
-        return [
-            choice
-            for start in range(0, len(keys), 500)
-            for instance in self._index.by_keys(keys[start : start + 500])
-            for choice in choose_all(instance, policy, asked, named.get(instance.key, []))
-        ]
+        chosen: list[Choice] = []
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            told = copies(self._index.engine, some, asked) if rewrite else {}
+            for instance in self._index.by_keys(some):
+                for choice in choose_all(instance, policy, asked, named.get(instance.key, [])):
+                    chosen.append(replace(choice, copy=told.get(instance.key)))
+        return chosen
 
     def prepare(self, choices: list[Choice]) -> Iterator[tuple[Choice, Future[Sendable]]]:
         """Each choice with the future of its file, at most a few images ahead of the reader.
@@ -160,6 +177,8 @@ class Retrieve:
 
     def make(self, choice: Choice) -> Sendable:
         """The file for one choice; where the rendition cannot be made as verified, the original in its stead."""
+        if choice.copy is not None:
+            return self._copy(choice.instance, choice.copy)
         if choice.rendition is None:
             return self._original(choice.instance)
         try:
@@ -191,27 +210,50 @@ class Retrieve:
 
     def _original(self, instance: StoredInstance) -> Sendable:
         path = self._originals.lend(instance.original_digest)
+        if instance.amended:
+            path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
         return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid, own=True)
 
+    def _copy(self, instance: StoredInstance, copy: ReferencingCopy) -> Sendable:
+        path = self._originals.lend(instance.original_digest)
+        path = self._edited(path, lambda received, target: write_copy(received, target, copy, instance.amended))
+        return Sendable(path, instance.sop_class_uid, copy.uid, instance.transfer_syntax_uid, own=True)
+
+    def _edited(self, received: Path, write: Callable[[Path, Path], None]) -> Path:
+        """A received file with its header edited; the file that was lent is given back."""
+        target = self._cache.blank()
+        try:
+            write(received, target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            received.unlink(missing_ok=True)
+        return target
+
     def _reconstruction(self, instance: StoredInstance, rendition: StoredRendition) -> Sendable:
+        version = version_of(instance.amended)
+        key = f"{rendition.rendition_digest}-{version}" if version else rendition.rendition_digest
         with self._lock:
-            making = self._making.setdefault(rendition.rendition_digest, threading.Lock())
+            making = self._making.setdefault(key, threading.Lock())
         with making:  # two peers that want the same image wait for one reconstruction
-            link = self._cache.link(rendition.rendition_digest)
+            link = self._cache.link(key)
             if link is None:
-                link = self._cache.keep(rendition.rendition_digest, self._render(rendition))
+                link = self._cache.keep(key, self._render(rendition, instance.amended))
+                if self._index.rendition(rendition.derived_uid) is None:
+                    self._cache.drop(key)
         with self._lock:
-            self._making.pop(rendition.rendition_digest, None)
+            self._making.pop(key, None)
         return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
 
-    def _render(self, rendition: StoredRendition) -> Path:
+    def _render(self, rendition: StoredRendition, applied: Sequence[Applied]) -> Path:
         base_path = self._store.held(rendition.base_digest)
         rendition_path = self._store.held(rendition.rendition_digest)
         base, made = read_pair(base_path, rendition_path)
         target = self._cache.blank()
         try:
             with target.open("wb") as out:
-                header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at)
+                header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at, applied)
                 write_header_for_pixels(out, header, base.rows * base.columns * 2)
             model = self._models.folder(rendition.upscaler, rendition.weights_digest)
             request = ReconstructRequest(base_path, rendition_path, target, model)

@@ -32,7 +32,7 @@ from storage.errors import LatentPacsError, ModelMissing, ObjectMissing, WorkerD
 from storage.index import Index
 from storage.index.reverifications import Outcome, Reverifications, Terms, Trial
 from storage.objects import ObjectStore
-from storage.records import NewRendition
+from storage.records import NewRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -158,7 +158,11 @@ class _Run:
             self._rows.settle(trial, Outcome.KEPT, reason)
             return Outcome.KEPT, reason
         self._shelf.keep(result.model)
-        return self._rows.adopt(trial, self._new(trial, result))
+        new = self._new(trial, result)
+        outcome, reason = self._rows.adopt(trial, new)
+        if outcome is not Outcome.PASSED:  # nothing came to need it
+            work.index.custody.doom(new.rendition_digest, Tier.HOT)
+        return outcome, reason
 
     def _new(self, trial: Trial, result: EncodeResult) -> NewRendition:
         made, model = result.made, result.model

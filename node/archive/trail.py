@@ -1,7 +1,7 @@
 """The audit trail as the services use it: rows in the index, written down in the journal beside the objects.
 
 The index numbers and chains; the journal follows. What the journal lacks after a kill is in the index and written down
-next time; what the index lacks, since it was made anew, comes back from the journal, holds and labels with it.
+next time; what the index lacks, since it was made anew, comes back from the journal, with holds, labels and amendments.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class AuditTrail:
             self._written = records[-1].number if records else after
 
     def recover(self) -> int:
-        """Take trail, holds and labels from the journal into an index that has none; how many records that were."""
+        """Take the trail, and what it tells of, from the journal into an index that has none; how many records."""
         with self._journal.locked():
             if self._index.trail.last()[0]:
                 return 0
             records = list(self._journal.records())
             for record in records:
-                self._index.holds.replay(record)
+                self._index.replay(record)
             self._index.trail.insert_as_they_are(records)
         return len(records)
 

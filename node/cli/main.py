@@ -9,11 +9,13 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from node.cli.amendments import amends
 from node.cli.gate import gates
 from node.cli.instance import instances
 from node.cli.jobs import jobs
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.quarantine import quarantines
 from node.cli.retention import holds, labels
 from storage.errors import LatentPacsError
 
@@ -132,6 +134,38 @@ def restore(
 
 
 @app.command()
+def delete(
+    uid: Annotated[str, typer.Argument(help="The UID of what to delete.")],
+    level: Annotated[Literal["image", "series", "study"], typer.Option("--level", help="What the UID is of.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the audit trail.", metavar="TEXT")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    allow_return: Annotated[
+        bool, typer.Option("--allow-return", help="Delete nothing: let what was deleted come back when it is sent.")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an image, a series or a study for good: originals, reconstructions, and every UID of them.
+
+    Refused, all of it, where an image is on hold, pinned by a storage commitment, or kept by profile us-mqsa. Sent
+    again it goes to quarantine. Works while the node runs.
+    """
+    from node.cli.deletion import run_delete
+
+    run_delete(
+        uid,
+        config,
+        level=level,
+        reason=reason,
+        dry_run=dry_run,
+        yes=yes,
+        allow_return=allow_return,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def trail(
     since: Annotated[str, typer.Option("--since", help="From this date on, such as 2026-01-31.", metavar="DATE")] = "",
     study: Annotated[str, typer.Option("--study", help="Only what is about this UID.", metavar="UID")] = "",
@@ -152,6 +186,8 @@ def trail(
 app.add_typer(jobs, name="jobs")
 app.add_typer(holds, name="hold")
 app.add_typer(labels, name="label")
+app.add_typer(amends, name="amend")
+app.add_typer(quarantines, name="quarantine")
 app.add_typer(models, name="model")
 app.add_typer(gates, name="gate")
 app.add_typer(instances, name="instance")

@@ -34,6 +34,13 @@ def current_user() -> str:
     return f"user:{getpass.getuser()}"
 
 
+def stated(reason: str) -> str:
+    """A reason with words in it. Raises BadRequest."""
+    if not reason.strip():
+        raise BadRequest("say why: --reason TEXT")
+    return reason
+
+
 def run_purge(config: Path, *, dry_run: bool, as_json: bool) -> bool:
     """Purge, or say what a purge would do; False where some originals were kept for want of proof."""
     from node.app import services

@@ -28,6 +28,11 @@ class Peers:
         peer = self._settings.peer(ae_title)
         return RenditionPolicy.ORIGINAL if peer is None else peer.rendition
 
+    def rewrites(self, ae_title: str) -> bool:
+        """Whether that AE title gets annotations as copies whose references name reconstructions."""
+        peer = self._settings.peer(ae_title)
+        return peer is not None and peer.references == "rewrite"
+
     def transfer_syntaxes(self, ae_title: str) -> tuple[WireSyntax, ...]:
         """What that AE title would rather get, best first; empty where config.yaml does not say."""
         peer = self._settings.peer(ae_title)

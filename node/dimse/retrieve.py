@@ -156,7 +156,8 @@ def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
     asked: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         asked = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
-    return services.retrieve.choices(keys, services.peers.rendition(receiver), asked)
+    peers = services.peers
+    return services.retrieve.choices(keys, peers.rendition(receiver), asked, rewrite=peers.rewrites(receiver))
 
 
 def _root(event: Any, identifier: Dataset) -> Root:

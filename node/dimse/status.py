@@ -10,6 +10,7 @@ from node.archive.query import IdentifierError
 from storage.errors import (
     ClassMismatch,
     DataSetError,
+    Deleted,
     Duplicate,
     InstanceTooLarge,
     InvalidUid,
@@ -47,6 +48,7 @@ STORE_ERRORS: dict[type[Exception], Meaning] = {
     MissingUid: Meaning(0xC001, "SOP Class, SOP Instance, Study or Series Instance UID missing"),
     Unparseable: Meaning(0xC002, "Data set cannot be parsed, or is truncated"),
     Duplicate: Meaning(0xC003, "Held under this UID with other content; the newcomer is quarantined"),
+    Deleted: Meaning(0xC004, "Deleted here under this UID; what was sent is quarantined"),
 }
 
 QUERY_ERRORS: dict[type[Exception], Meaning] = {

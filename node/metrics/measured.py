@@ -47,7 +47,7 @@ class MeasuredRetrieve(Retrieve):
         began, outcome = time.monotonic(), "failed"
         try:
             made = super().make(choice)
-            original = made.sop_instance_uid == choice.instance.sop_instance_uid
+            original = choice.rendition is None or made.sop_instance_uid == choice.instance.sop_instance_uid
             outcome = "original" if original else "reconstruction"
             return made
         finally:

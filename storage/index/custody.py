@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, and_, del
 from storage.index.commitments import is_pinned
 from storage.index.connection import now, writing
 from storage.index.holds import on_hold
-from storage.index.tables import doomed, instance, original, patient, quarantine, rendition, series, study
+from storage.index.tables import doomed, instance, original, patient, rendition, series, study
 from storage.index.trail import append_in
+from storage.index.upkeep import is_promised
 from storage.objects import ObjectStore
 from storage.records import (
     CustodyClaim,
@@ -130,7 +131,7 @@ class Custody:
                 return False
             changes = {"form": OriginalForm.PACKED, "object_digest": digest, "object_bytes": size, "note": ""}
             _change(connection, held, to_pack=0, attempts=0, lease_owner=None, lease_until=None, **changes)
-            _doom(connection, held.object_digest, held.tier)
+            doom_in(connection, held.object_digest, held.tier)
         return True
 
     def stays_verbatim(self, claim: CustodyClaim, note: str, entries: Sequence[TrailEntry] = ()) -> None:
@@ -149,7 +150,7 @@ class Custody:
             if not _still(connection, held) or not _spare(connection, held.object_digest, to, present):
                 return False
             _change(connection, held, tier=to, restored_at=restored, lease_owner=None, lease_until=None, attempts=0)
-            _doom(connection, held.object_digest, held.tier)
+            doom_in(connection, held.object_digest, held.tier)
             append_in(connection, entries)
         return True
 
@@ -217,7 +218,7 @@ class Custody:
                 return False
             gone = {"form": OriginalForm.PURGED, "object_digest": None, "object_bytes": 0, "purged_at": now()}
             _change(connection, held, tier=Tier.HOT, to_pack=0, note="", lease_owner=None, lease_until=None, **gone)
-            _doom(connection, held.object_digest, held.tier)
+            doom_in(connection, held.object_digest, held.tier)
             append_in(connection, [entry])
         return True
 
@@ -226,7 +227,7 @@ class Custody:
     def doom(self, digest: str, tier: Tier) -> None:
         """Note an object that nothing came to need; where a row does need it, ``collect`` leaves it."""
         with writing(self._engine) as connection:
-            _doom(connection, digest, tier)
+            doom_in(connection, digest, tier)
 
     def collect(self, stores: Mapping[Tier, ObjectStore]) -> int:
         """Unlink what is doomed and needed by no row; how many. What lies in a store that is not at hand waits."""
@@ -238,7 +239,7 @@ class Custody:
                 still = select(doomed.c.key).where(doomed.c.key == found.key).with_for_update()
                 if connection.execute(still).first() is None:
                     continue
-                if not _is_needed(connection, found.digest, found.tier):
+                if not is_promised(connection, found.digest, found.tier):
                     stores[Tier(found.tier)].delete(found.digest)
                     count += 1
                 connection.execute(delete(doomed).where(doomed.c.key == found.key))
@@ -291,7 +292,7 @@ def spare_hot(connection: Connection, digest: str, present: Present) -> bool:
 def doom_copy(connection: Connection, held: HeldOriginal, digest: str) -> None:
     """A verbatim copy came in again beside the form in which the original is held: it goes."""
     if (held.object_digest, held.tier) != (digest, Tier.HOT):
-        _doom(connection, digest, Tier.HOT)
+        doom_in(connection, digest, Tier.HOT)
 
 
 def held_columns() -> list[ColumnElement[Any]]:
@@ -354,7 +355,8 @@ def _still(connection: Connection, held: HeldOriginal) -> bool:
     return connection.execute(query).first() is not None
 
 
-def _doom(connection: Connection, digest: str, tier: Tier) -> None:
+def doom_in(connection: Connection, digest: str, tier: str) -> None:
+    """Note an object that no row needs any more, within the transaction of that change."""
     known = select(doomed.c.key).where(doomed.c.digest == digest, doomed.c.tier == tier)
     if connection.execute(known).first() is None:
         connection.execute(insert(doomed).values(digest=digest, tier=tier))
@@ -364,11 +366,3 @@ def _spare(connection: Connection, digest: str, tier: Tier, present: Present) ->
     """The write lock (a row lock elsewhere) keeps ``collect`` out until the commit: what is there now stays."""
     connection.execute(delete(doomed).where(doomed.c.digest == digest, doomed.c.tier == tier))
     return present(digest)
-
-
-def _is_needed(connection: Connection, digest: str, tier: str) -> bool:
-    holding = select(1).where(original.c.object_digest == digest, original.c.tier == tier)
-    if connection.execute(holding).first() is not None:
-        return True
-    kept = select(1).where(quarantine.c.digest == digest)
-    return tier == Tier.HOT and connection.execute(kept).first() is not None

@@ -8,26 +8,31 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Table, and_, func, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 
+from storage.errors import ObjectMissing
+from storage.index.amendments import Amendments
 from storage.index.connection import connect, migrate, now, writing
 from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import Holds
+from storage.index.places import instance_row
+from storage.index.quarantine import Quarantine
+from storage.index.references import note_references
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
+from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
 from storage.index.trail import Trail, append_in
-from storage.levels import columns_of
 from storage.records import (
+    Applied,
     Claim,
     HoldingCounts,
     InstanceState,
     ModelUse,
     NewInstance,
     NewRendition,
-    Quarantined,
     StoredInstance,
     StoredRendition,
     TrailEntry,
+    TrailRecord,
 )
 
 
@@ -40,6 +45,8 @@ class Added(Enum):
     """The very bytes of an original that had been purged: it is held again."""
     GONE = "gone"
     """The object was unlinked meanwhile, and nothing was committed: the sender has to send it again."""
+    DELETED = "deleted"
+    """The UID was deleted here, and may not come back."""
     HELD = "held"
     """The UID is held with other bytes; whether the content is the same is for the caller to find out."""
 
@@ -51,6 +58,9 @@ class Index:
         self.engine = engine
         self.custody = Custody(engine)
         self.holds = Holds(engine)
+        self.amendments = Amendments(engine)
+        self.tombstones = Tombstones(engine)
+        self.quarantine = Quarantine(engine)
         self.trail = Trail(engine)
 
     @classmethod
@@ -63,6 +73,11 @@ class Index:
     def close(self) -> None:
         self.engine.dispose()
 
+    def replay(self, record: TrailRecord) -> None:
+        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        for part in (self.holds, self.amendments, self.tombstones):
+            part.replay(record)
+
     # --- coming in ---
 
     def add(self, new: NewInstance, present: Present = lambda _: True) -> Added:
@@ -73,6 +88,8 @@ class Index:
         with writing(self.engine) as connection:
             if not spare_hot(connection, new.original_digest, present):
                 return Added.GONE
+            if is_deleted(connection, new.sop_instance_uid):
+                return Added.DELETED
             held = connection.execute(
                 select(instance.c.key, instance.c.original_digest, *held_columns())
                 .outerjoin(original, original.c.instance_key == instance.c.key)
@@ -80,34 +97,11 @@ class Index:
             ).first()
             if held is not None:
                 return _arrived_again(connection, new, held)
-            row = _instance_row(connection, new)
+            row = instance_row(connection, new) | next_instance_key(connection)
             key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
             take_in(connection, key, new.original_digest, new.original_bytes)
+            note_references(connection, key, new.references)
         return Added.NEW
-
-    def quarantine(self, digest: str, sop_instance_uid: str, calling_aet: str, reason: str) -> None:
-        """Note an object that arrived under a UID already held; the same object twice is one row."""
-        with writing(self.engine) as connection:
-            known = connection.execute(select(quarantine.c.key).where(quarantine.c.digest == digest)).scalar()
-            if known is None:
-                connection.execute(
-                    insert(quarantine).values(
-                        digest=digest,
-                        sop_instance_uid=sop_instance_uid,
-                        calling_aet=calling_aet,
-                        reason=reason,
-                        arrived_at=now(),
-                    )
-                )
-
-    def quarantined(self) -> list[Quarantined]:
-        """Everything in quarantine, oldest first."""
-        with self.engine.connect() as connection:
-            rows = connection.execute(select(quarantine).order_by(quarantine.c.key))
-            return [
-                Quarantined(row.digest, row.sop_instance_uid, row.calling_aet, row.reason, row.arrived_at)
-                for row in rows
-            ]
 
     # --- looking up ---
 
@@ -133,6 +127,7 @@ class Index:
                 instance,
                 series.c.series_instance_uid,
                 study.c.study_instance_uid,
+                study.c.amended,
                 patient.c.patient_id,
                 *held_columns(),
             )
@@ -210,14 +205,19 @@ class Index:
         with writing(self.engine) as connection:
             return _touch(connection, claim, state=state, reason=reason, lease_owner=None, lease_until=None)
 
-    def finish_with(self, claim: Claim, state: InstanceState, new: NewRendition) -> bool:
+    def finish_with(
+        self, claim: Claim, state: InstanceState, new: NewRendition, present: Present = lambda _: True
+    ) -> bool:
         """Commit a rendition and make it the instance's current one; False when the lease was lost.
 
+        ``present`` says whether the store still holds an object. Raises ObjectMissing where one was unlinked meanwhile.
         A derived UID stands for one image for ever: where it was issued for other pixels, the instance stays exact.
         """
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(*_owned(claim))).scalar() is None:
                 return False
+            if not all(spare_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
+                raise ObjectMissing(f"{new.derived_uid}: an object was being removed while it was made again")
             key = _rendition_key(connection, claim, new)
             if key is None:
                 reason = f"{new.derived_uid} was issued for other pixels than can be made of it now"
@@ -355,44 +355,6 @@ def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
     return bool(result.rowcount)
 
 
-def _instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
-    columns = columns_of(new.levels)
-    patient_key = _key_of(connection, patient, columns["patient"], "identity")
-    study_key = _key_of(connection, study, {**columns["study"], "patient_key": patient_key}, "study_instance_uid")
-    in_study = {**columns["series"], "study_key": study_key}
-    # a Series Instance UID that comes back in another study is a fault of its sender, and hides no image here
-    series_key = _key_of(connection, series, in_study, "study_key", "series_instance_uid")
-    return {
-        **columns["instance"],
-        "series_key": series_key,
-        "sop_instance_uid": new.sop_instance_uid,
-        "sop_class_uid": new.sop_class_uid,
-        "transfer_syntax_uid": new.transfer_syntax_uid,
-        "original_digest": new.original_digest,
-        "original_bytes": new.original_bytes,
-        "pixel_bytes": new.pixel_bytes,
-        "pixel_warning": new.pixel_warning,
-        "calling_aet": new.calling_aet,
-        "received_at": now(),
-        "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
-        "reason": new.pixel_warning,
-        "attempts": 0,
-    }
-
-
-def _key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: str) -> int:
-    """The key of the row with those unique values, inserted where it is new; the first one to arrive stands."""
-    found = select(table.c.key).where(*(table.c[name] == row[name] for name in unique))
-    key = connection.execute(found).scalar()
-    if key is not None:
-        return int(key)
-    try:
-        with connection.begin_nested():
-            return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())
-    except IntegrityError:  # another process inserted it in between (not possible on SQLite)
-        return int(connection.execute(found).scalar_one())
-
-
 def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> int | None:
     """The row of a rendition, inserted where it is new. One made again keeps its row and points to the new objects;
     None where its UID stands for other pixels already."""
@@ -439,7 +401,8 @@ def stored_rendition(row: Row[Any]) -> StoredRendition:
 
 
 def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:
-    names = [name for name in StoredInstance.__dataclass_fields__ if name not in ("rendition", "state", "held")]
-    fields = {name: getattr(row, name) for name in names}
+    made_here = {"rendition", "state", "held", "amended"}
+    fields = {name: getattr(row, name) for name in StoredInstance.__dataclass_fields__ if name not in made_here}
     held = held_original(row) if row.form is not None else None
-    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current, held=held)
+    amended = tuple(Applied(**one) for one in row.amended or ())
+    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current, held=held, amended=amended)

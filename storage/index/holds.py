@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
-from storage.index.tables import hold, instance, label, original, patient, series, study
+from storage.index.tables import former_patient, hold, instance, label, original, patient, series, study
 from storage.index.trail import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
 
@@ -110,9 +110,11 @@ def on_hold() -> ColumnElement[bool]:
 
 def _covers() -> ColumnElement[bool]:
     of_study = select(label.c.name).where(label.c.study_instance_uid == study.c.study_instance_uid)
+    went_by = select(former_patient.c.patient_id).where(former_patient.c.study_key == study.c.key)
     return or_(
         and_(hold.c.kind == HoldKind.STUDY, hold.c.value == study.c.study_instance_uid),
         and_(hold.c.kind == HoldKind.PATIENT, hold.c.value == patient.c.patient_id),
+        and_(hold.c.kind == HoldKind.PATIENT, hold.c.value.in_(went_by.correlate(study).scalar_subquery())),
         and_(hold.c.kind == HoldKind.LABEL, hold.c.value.in_(of_study.correlate(study).scalar_subquery())),
     )
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, literal, select, tuple_, union
 
-from storage.index.tables import instance, patient, rendition, series, study
+from storage.index.references import copies as copies_of
+from storage.index.tables import instance, patient, reference_copy, rendition, series, study
 from storage.index.tables import original as held
 from storage.levels import COMPUTED_KEYS, Key, Level
 from storage.records import DicomJson, InstanceState, OriginalForm, Tier
@@ -60,6 +61,8 @@ class Search:
     derived: bool = False
     only_purged: bool = False
     availability: bool = False
+    copies: bool = False
+    """Annotations go by the UIDs of their copies (storage.index.references)."""
     computed: frozenset[str] = frozenset()
 
 
@@ -72,6 +75,7 @@ class Candidate:
 
     attributes: DicomJson
     derived_uid: str | None = None
+    copy_uid: str | None = None
 
 
 def candidates(
@@ -96,7 +100,7 @@ def candidates(
 def instance_keys(engine: Engine, search: Search) -> Iterator[int]:
     """The keys of the instances below everything that ``search`` finds: by series, instance number, key."""
     top = Search(Level.SERIES, frozenset(), search.narrows)
-    wanted = _instances_of_uids(search.uids, derived=True) if search.uids else None
+    wanted = _instances_of_uids(search.uids, derived=True, copies=True) if search.uids else None
     order = (instance.c.instance_number.nulls_last(), instance.c.key)
     with engine.connect() as connection:
         found = _joined(top, [series.c.key]).order_by(series.c.key)
@@ -156,7 +160,9 @@ def _joined(search: Search, order: Sequence[Any]) -> Select[Any]:
     driver = str(order[0])
     conditions = [_condition(search.level, narrow, driver) for narrow in search.narrows]
     if search.level is Level.IMAGE and search.uids:
-        named = _instances_of_uids(search.uids, derived=search.derived, only_purged=search.only_purged)
+        named = _instances_of_uids(
+            search.uids, derived=search.derived, only_purged=search.only_purged, copies=search.copies
+        )
         conditions.append(instance.c.key.in_(named))
     leading = [column.label(f"order_{place}") for place, column in enumerate(order)]
     return select(*leading, *keys).select_from(source).where(*conditions)
@@ -166,10 +172,12 @@ def _depth(column: Any) -> int:
     return _LEVELS.index(_TABLE_LEVEL[column.table.name])
 
 
-def _instances_of_uids(uids: Sequence[str], *, derived: bool, only_purged: bool = False) -> Select[Any] | Any:
+def _instances_of_uids(
+    uids: Sequence[str], *, derived: bool, only_purged: bool = False, copies: bool = False
+) -> Select[Any] | Any:
     """The keys of the instances with those UIDs, be they original or, with ``derived``, of any rendition.
 
-    With ``only_purged``: of a rendition only where the original is gone.
+    With ``only_purged``: of a rendition only where the original is gone. With ``copies``: of any copy, too.
     """
     original = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
     if not derived:
@@ -178,7 +186,8 @@ def _instances_of_uids(uids: Sequence[str], *, derived: bool, only_purged: bool 
     if only_purged:
         of_rendition = of_rendition.join(held, held.c.instance_key == rendition.c.instance_key)
         of_rendition = of_rendition.where(held.c.form == OriginalForm.PURGED)
-    return union(original, of_rendition)
+    of_copy = select(reference_copy.c.instance_key).where(reference_copy.c.uid.in_(uids))
+    return union(original, of_rendition, of_copy) if copies else union(original, of_rendition)
 
 
 # --- which index leads ---
@@ -291,6 +300,7 @@ def _with_attributes(
         uids = _derived_uids(
             connection, [row["IMAGE_key"] for row in rows], search.uids, only_purged=search.only_purged
         )
+    told = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids) if search.copies else {}
     own = f"{search.level}_key"
     gone = _with_purged(connection, search.level, {row[own] for row in rows}) if search.availability else set()
     found = []
@@ -300,7 +310,8 @@ def _with_attributes(
             attributes.update(of_key.get(row[f"{level}_key"], {}))
         if row[own] in gone:
             attributes["00080056"] = {"vr": "CS", "Value": ["UNAVAILABLE"]}
-        candidate = Candidate(attributes, uids.get(row.get("IMAGE_key", 0)))
+        key = row.get("IMAGE_key", 0)
+        candidate = Candidate(attributes, uids.get(key), told[key].uid if key in told else None)
         if may_match(candidate):
             found.append((row, candidate))
     for level in _LEVELS if found else ():

@@ -65,6 +65,10 @@ study = Table(
     Column("accession_number", _text(64), nullable=False, index=True),
     Column("study_id", _text(64), nullable=False),
     Column("attributes", JSON, nullable=False),
+    # of a study that was ever amended: the attributes of patient and study as they were received, and the amendments
+    # that apply; the columns above hold what comes of them
+    Column("received", JSON(none_as_null=True), nullable=True),
+    Column("amended", JSON(none_as_null=True), nullable=True),
     Index("ix_study_date_time", "study_date", "study_time"),
 )
 
@@ -310,6 +314,66 @@ label = Table(
     Column("name", _text(128), nullable=False),
     UniqueConstraint("study_instance_uid", "name"),
 )
+
+amendment = Table(
+    "amendment",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("target", _text(160), nullable=False),
+    Column("changes", JSON, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("made_by", String(128), nullable=False),
+    Column("made_at", DateTime, nullable=False),
+    Column("undoes", Key, nullable=True, index=True),
+    Index("ix_amendment_target", "target"),
+)
+"""Versions of headers: rows are only ever added. One that is undone has a row that says so."""
+
+former_patient = Table(
+    "former_patient",
+    metadata,
+    Column("study_key", ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
+    Column("patient_id", _text(64), primary_key=True),
+)
+"""Patient IDs that a study went by before an amendment: legal holds on them keep holding it."""
+
+reference = Table(
+    "reference",
+    metadata,
+    Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
+    Column("uid", _text(64), primary_key=True),
+)
+"""SOP Instance UIDs that annotations reference."""
+
+reference_copy = Table(
+    "reference_copy",
+    metadata,
+    Column("uid", _text(64), primary_key=True),
+    Column("instance_key", ForeignKey("instance.key", ondelete="CASCADE"), nullable=False, index=True),
+    Column("pairs", JSON, nullable=False),
+    Column("made_at", DateTime, nullable=False),
+)
+"""Copies of annotations that peers were told of: their references point to reconstructions."""
+
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("uid", _text(64), nullable=False, unique=True),
+    Column("original_uid", _text(64), nullable=False, index=True),
+    Column("study_instance_uid", _text(64), nullable=False, index=True),
+    Column("series_instance_uid", _text(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("deleted_by", String(128), nullable=False),
+    Column("deleted_at", DateTime, nullable=False),
+    # the row that it had; no other instance gets that key again
+    Column("instance_key", Key, nullable=False, index=True),
+    # whether the rows of the instance are gone
+    Column("done", Integer, nullable=False),
+    Column("lifted_at", DateTime, nullable=True),
+)
+"""SOP Instance UIDs, original and derived, of what was deleted: they do not come back unless that is lifted."""
 
 trail = Table(
     "trail",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Engine, Integer, Row, Select, func, insert, literal, or_, select, union_all, update
+from sqlalchemy import Connection, Engine, Integer, Row, Select, func, insert, literal, or_, select, union_all, update
 
 from storage.index.connection import writing
 from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
@@ -211,6 +211,12 @@ _SOURCES = (
     _Source("model", model_file.c.digest, literal(HOT), literal(None, Integer)),
 )
 """Every promise there is: a new kind of object, or another store, is a line here."""
+
+
+def is_promised(connection: Connection, digest: str, store: str) -> bool:
+    """Whether any row gives its word for an object in that store."""
+    looks = (source.select(source.digest == digest, source.store == store).limit(1) for source in _SOURCES)
+    return any(connection.execute(look).first() is not None for look in looks)
 
 
 def _open(found: NewDamage) -> tuple[Any, ...]:

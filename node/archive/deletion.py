@@ -1,0 +1,89 @@
+"""Deletion: images, series and studies that are gone for good, by the order tombstones, journal, rows, objects.
+
+The rules refuse what is on hold, pinned by a storage commitment, or kept by profile us-mqsa. A crash after the
+tombstones leaves a deletion that ``finish`` carries through, at the next start or the next deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from node.archive.rendered import forget
+from node.archive.trail import AuditTrail
+from node.config import Profile, Settings
+from storage.errors import CorrectionRefused
+from storage.index import Index
+from storage.index.tombstones import Condemned
+from storage.index.upkeep import Upkeep
+from storage.inspection import remove_aside
+from storage.objects import ObjectStore
+from storage.records import Tier
+
+_MQSA = "is kept by profile us-mqsa"
+
+
+@dataclass(frozen=True)
+class DeletionReport:
+    """What was deleted, or with ``dry_run`` what would be and what would be refused."""
+
+    dry_run: bool
+    images: tuple[Condemned, ...]
+
+    @property
+    def refused(self) -> tuple[Condemned, ...]:
+        return tuple(one for one in self.images if one.kept_because)
+
+
+class Deletion:
+    """Deletes in one archive. ``rendered``: the folder of the rendered cache, which must not keep what is deleted."""
+
+    def __init__(
+        self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, rendered: Path
+    ) -> None:
+        self._index, self._stores, self._trail = index, stores, trail
+        self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
+        self._rendered = rendered
+
+    def plan(self, level: str, uid: str) -> DeletionReport:
+        """What ``delete`` would do. Raises UnknownUid."""
+        found = self._index.tombstones.plan(level, uid)
+        if self._kept_by_profile:
+            found = [replace(one, kept_because=one.kept_because or _MQSA) for one in found]
+        return DeletionReport(True, tuple(found))
+
+    def delete(self, level: str, uid: str, *, reason: str, who: str) -> DeletionReport:
+        """Delete all of it, or nothing. Raises UnknownUid, CorrectionRefused."""
+        if self._kept_by_profile:
+            raise CorrectionRefused("profile us-mqsa: images are never deleted (MQSA)")
+        self.finish()
+        found = self._index.tombstones.condemn(level, uid, reason=reason, who=who)
+        self.finish()
+        return DeletionReport(False, tuple(found))
+
+    def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
+        """Lift tombstones: what was deleted is taken in again when it is sent. Raises UnknownUid."""
+        self.finish()
+        lifted = self._index.tombstones.lift(level, uid, reason=reason, who=who)
+        self._trail.write_down()
+        return lifted
+
+    def finish(self) -> int:
+        """Carry through what is condemned, from wherever it was left; how many images that were."""
+        self._trail.write_down()
+        digests = self._index.tombstones.condemned()
+        forget(self._rendered, digests)
+        buried = self._index.tombstones.bury()
+        forget(self._rendered, digests)  # what a reader rendered meanwhile
+        self._index.custody.collect(self._stores)
+        self._forget_damaged(digests)
+        return buried
+
+    def _forget_damaged(self, digests: list[str]) -> None:
+        """Remove what a scrub moved aside, unless another image needs an object of that digest."""
+        upkeep = Upkeep(self._index.engine)
+        for digest in digests:
+            if not upkeep.promises(digest, digest + "0"):
+                for store in self._stores.values():
+                    remove_aside(store, digest)

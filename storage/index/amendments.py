@@ -1,0 +1,215 @@
+"""Amendments: versions of what patients and studies are called, as rows that are only ever added.
+
+A change is one transaction: its row, the rows of the studies and patients that it corrects, its entry in the audit
+trail. From the trail's journal an index made anew takes the amendments back, and they apply to what comes in again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, select
+
+from storage.corrections import (
+    ISSUER,
+    PATIENT_ID,
+    AmendedStudy,
+    Amendment,
+    AmendmentKind,
+    is_of_patient,
+    keyword_of,
+    patient_identity,
+    taken_over,
+    text_of,
+)
+from storage.errors import CorrectionRefused, UnknownUid
+from storage.index.connection import now, writing
+from storage.index.places import amendments, settle
+from storage.index.tables import amendment, instance, patient, series, study
+from storage.index.trail import append_in
+from storage.records import DicomJson, TrailEntry, TrailRecord
+
+_TOLD = 100
+"""Studies that the trail's entry names."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An amendment that was made, or with a dry run would be, and what it makes of each study."""
+
+    amendment: Amendment
+    studies: tuple[AmendedStudy, ...]
+
+
+class Amendments:
+    """The amendments of one index. Every change is in the audit trail, in the same transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def make(
+        self, kind: AmendmentKind, target: str, changes: DicomJson, *, reason: str, who: str, dry_run: bool = False
+    ) -> Made:
+        """Amend a patient (``target``: its identity) or a study (its UID). Raises UnknownUid, CorrectionRefused."""
+        with self._writing(dry_run) as connection:
+            whole = _resolved(connection, kind, target, changes)
+            new = {"kind": kind, "target": target, "changes": whole, "reason": reason, "made_by": who, "made_at": now()}
+            return _carry_out(connection, new, _studies_of(connection, kind, target))
+
+    def undo(self, number: int, *, reason: str, who: str, dry_run: bool = False) -> Made:
+        """Take an amendment back by another version. Raises UnknownUid, CorrectionRefused."""
+        with self._writing(dry_run) as connection:
+            found = amendments(connection, amendment.c.key == number)
+            if not found:
+                raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` shows those that are")
+            if found[0].undone or found[0].undoes is not None:
+                taken = "it is undone already" if found[0].undone else "it undoes another one; make that anew"
+                raise CorrectionRefused(f"amendment {number} cannot be undone: {taken}")
+            same = {"kind": found[0].kind, "target": found[0].target, "changes": {}}
+            new = {**same, "reason": reason, "made_by": who, "made_at": now(), "undoes": number}
+            return _carry_out(connection, new, _amended_by(connection, number))
+
+    def all(self) -> list[Amendment]:
+        """Every version, oldest first."""
+        with self._engine.connect() as connection:
+            return amendments(connection)
+
+    def studies(self, number: int) -> list[str]:
+        """UIDs of the studies that an amendment applies to today."""
+        with self._engine.connect() as connection:
+            keys = _amended_by(connection, number)
+            query = select(study.c.study_instance_uid).where(study.c.key.in_(keys)).order_by(study.c.key)
+            return list(connection.execute(query).scalars())
+
+    def replay(self, record: TrailRecord) -> None:
+        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        if record.entry.action != "amend":
+            return
+        told = json.loads(record.entry.detail)
+        kind, made_at = AmendmentKind(told["kind"]), datetime.fromisoformat(told["at"])
+        row = {name: told[name] for name in ("target", "changes", "reason", "undoes")}
+        row |= {"key": told["number"], "kind": kind, "made_by": record.entry.who, "made_at": made_at}
+        with writing(self._engine) as connection:
+            undone = _amended_by(connection, told["undoes"]) if told["undoes"] is not None else []
+            connection.execute(insert(amendment).values(row))
+            for key in undone or _studies_of(connection, kind, told["target"]):
+                settle(connection, key)
+
+    @contextmanager
+    def _writing(self, dry_run: bool) -> Iterator[Connection]:
+        """A write transaction; a dry run's is taken back at its end."""
+        with writing(self._engine) as connection, connection.begin_nested() as whole:
+            yield connection
+            if dry_run:
+                whole.rollback()
+
+
+def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int]) -> Made:
+    number = int(connection.execute(insert(amendment).values(new).returning(amendment.c.key)).scalar_one())
+    before = [_seen(connection, key) for key in keys]
+    for key in keys:
+        settle(connection, key)
+    studies = tuple(map(_difference, before, (_seen(connection, key) for key in keys)))
+    (made,) = amendments(connection, amendment.c.key == number)
+    told = {
+        "number": number,
+        "kind": made.kind,
+        "target": made.target,
+        "changes": made.changes,
+        "undoes": made.undoes,
+        "at": made.made_at.isoformat(timespec="microseconds"),
+        "reason": made.reason,
+    }
+    uids = tuple(one.study_instance_uid for one in studies)[:_TOLD]
+    detail = json.dumps(told, separators=(",", ":"))
+    append_in(connection, [TrailEntry("amend", made.made_by, "study", uids, detail=detail)])
+    return Made(made, studies)
+
+
+def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes: DicomJson) -> DicomJson:
+    """All that changes: with a Patient ID its issuer too, and what is known of the patient who has that ID."""
+    if not changes:
+        raise CorrectionRefused("an amendment changes at least one attribute: --set KEYWORD=VALUE")
+    own = _patient_of(connection, kind, target)
+    if own is None:
+        raise UnknownUid(f"no {kind} {target.replace(chr(9), ' ').strip()} is held here")
+    wrong = [keyword_of(tag) for tag in changes if not is_of_patient(tag)]
+    if kind is AmendmentKind.PATIENT and wrong:
+        raise CorrectionRefused(f"{', '.join(wrong)}: attributes of a study; use `latent-pacs amend study UID`")
+    of_patient = {tag: value for tag, value in changes.items() if is_of_patient(tag)}
+    if not of_patient:
+        return changes
+    identity = {tag: changes.get(tag) or own.get(tag, {"vr": "LO"}) for tag in (PATIENT_ID, ISSUER)}
+    name, issuer = (text_of(value) for value in identity.values())
+    if not name:
+        raise CorrectionRefused("PatientID cannot be made empty: nothing would tell this patient from others")
+    moves = patient_identity(name, issuer) != patient_identity(text_of(own.get(PATIENT_ID)), text_of(own.get(ISSUER)))
+    if not moves:
+        if kind is AmendmentKind.STUDY:
+            raise CorrectionRefused(
+                f"{', '.join(map(keyword_of, of_patient))}: attributes of the patient; use `latent-pacs amend patient "
+                "ID`, or name the other patient that the study belongs to by PatientID"
+            )
+        return changes
+    wanted = select(patient.c.attributes).where(patient.c.identity == patient_identity(name, issuer))
+    known = connection.execute(wanted).scalar()
+    if known is None:
+        return {**changes, **identity}
+    besides = [keyword_of(tag) for tag in of_patient if tag not in identity]
+    if besides:
+        raise CorrectionRefused(
+            f"patient {name} is known here; amend {', '.join(besides)} of that patient, not with it"
+        )
+    return {**changes, **identity, **taken_over(known)}
+
+
+def _patient_of(connection: Connection, kind: AmendmentKind, target: str) -> DicomJson | None:
+    query = select(patient.c.attributes)
+    if kind is AmendmentKind.PATIENT:
+        query = query.where(patient.c.identity == target, patient.c.patient_id != "")
+    else:
+        query = query.join(study, study.c.patient_key == patient.c.key).where(study.c.study_instance_uid == target)
+    return connection.execute(query).scalar()
+
+
+def _studies_of(connection: Connection, kind: AmendmentKind, target: str) -> list[int]:
+    query = select(study.c.key).join(patient, study.c.patient_key == patient.c.key)
+    column = patient.c.identity if kind is AmendmentKind.PATIENT else study.c.study_instance_uid
+    return list(connection.execute(query.where(column == target).order_by(study.c.key)).scalars())
+
+
+def _amended_by(connection: Connection, number: int) -> list[int]:
+    rows = connection.execute(select(study.c.key, study.c.amended).where(study.c.amended.is_not(None)))
+    return [row.key for row in rows if any(one["number"] == number for one in row.amended)]
+
+
+def _seen(connection: Connection, study_key: int) -> tuple[str, int, DicomJson]:
+    counted = (
+        select(func.count())
+        .select_from(instance)
+        .join(series, instance.c.series_key == series.c.key)
+        .where(series.c.study_key == study.c.key)
+        .scalar_subquery()
+    )
+    query = select(study.c.study_instance_uid, counted, study.c.attributes, patient.c.attributes)
+    row = connection.execute(query.join(patient, study.c.patient_key == patient.c.key).where(study.c.key == study_key))
+    uid, count, of_study, of_patient = row.one()
+    return uid, count, {**of_patient, **of_study}
+
+
+def _difference(before: tuple[str, int, DicomJson], after: tuple[str, int, DicomJson]) -> AmendedStudy:
+    (uid, count, old), (_, _, new) = before, after
+    changed = sorted(tag for tag in {*old, *new} if old.get(tag) != new.get(tag))
+    texts = [{_name(tag): text_of(values.get(tag)) for tag in changed} for values in (old, new)]
+    return AmendedStudy(uid, count, *texts)
+
+
+def _name(tag: str) -> str:
+    from pydicom.datadict import keyword_for_tag
+
+    return keyword_for_tag(int(tag, 16))

@@ -1,0 +1,270 @@
+"""Tombstones: what was deleted on purpose, so that it stays deleted.
+
+A deletion is condemned first, which the rules may refuse: tombstones and trail in one commit, and whoever works on an
+image loses his claim. Then it is buried: its rows go in a second commit, which notes its objects as doomed. After a
+crash in between, ``bury`` goes on where it was left; an index made anew gets the tombstones back from the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
+
+from storage.errors import CorrectionRefused, UnknownUid
+from storage.index.commitments import is_pinned
+from storage.index.connection import now, writing
+from storage.index.custody import doom_in
+from storage.index.holds import on_hold
+from storage.index.places import drop_empty_above
+from storage.index.tables import (
+    damage,
+    instance,
+    original,
+    patient,
+    pin,
+    reference,
+    reference_copy,
+    rendition,
+    reverification,
+    series,
+    study,
+    tombstone,
+)
+from storage.index.trail import append_in
+from storage.records import InstanceState, OriginalForm, Tier, TrailEntry, TrailRecord
+
+_NAMED = 5
+"""Images that a refusal names."""
+
+
+@dataclass(frozen=True)
+class Condemned:
+    """One image that is deleted, or with a dry run would be. ``kept_because``: the rule that forbids it."""
+
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    derived_uids: tuple[str, ...]
+    state: str
+    original_bytes: int
+    kept_because: str = ""
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """A SOP Instance UID, original or derived, that was deleted and may not come back."""
+
+    uid: str
+    original_uid: str
+    study_instance_uid: str
+    reason: str
+    deleted_by: str
+    deleted_at: datetime
+
+
+class Tombstones:
+    """Deletions in one index. Every one is in the audit trail, in the same transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def plan(self, level: str, uid: str) -> list[Condemned]:
+        """What a deletion would take. Raises UnknownUid."""
+        with self._engine.connect() as connection:
+            return _plan(connection, level, uid)
+
+    def condemn(self, level: str, uid: str, *, reason: str, who: str) -> list[Condemned]:
+        """Put tombstones on everything of an image's, series' or study's UID. Raises UnknownUid, CorrectionRefused."""
+        with writing(self._engine) as connection:
+            found = _plan(connection, level, uid)
+            kept = [one for one in found if one.kept_because]
+            if kept:
+                named = "; ".join(f"{one.sop_instance_uid} {one.kept_because}" for one in kept[:_NAMED])
+                more = f"; and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+                raise CorrectionRefused(f"nothing was deleted: {named}{more}")
+            for one in found:
+                for each in (one.sop_instance_uid, *one.derived_uids):
+                    _put(connection, each, one, reason=reason, who=who, at=now())
+            uids = [one.sop_instance_uid for one in found]
+            stopped = {"state": InstanceState.EXACT, "reason": "being deleted", "lease_owner": None}
+            for start in range(0, len(uids), 500):  # the archivist's claims are lost: what it makes is not kept
+                those = instance.c.sop_instance_uid.in_(uids[start : start + 500])
+                news = {**stopped, "attempts": instance.c.attempts + 1}
+                connection.execute(update(instance).where(those).values(news))
+            append_in(connection, [_entry(one, reason, who) for one in found])
+        return found
+
+    def condemned(self) -> list[str]:
+        """Digests of all that was ever stored of what is condemned and not buried yet."""
+        columns = (
+            (instance.c.original_digest, instance.c.key),
+            (original.c.object_digest, original.c.instance_key),
+            (rendition.c.base_digest, rendition.c.instance_key),
+            (rendition.c.rendition_digest, rendition.c.instance_key),
+        )
+        with self._engine.connect() as connection:
+            keys = select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))
+            found = [connection.execute(select(digest).where(key.in_(keys))).scalars() for digest, key in columns]
+            return sorted({digest for digests in found for digest in digests if digest})
+
+    def bury(self) -> int:
+        """Remove the rows of all that is condemned, and doom its objects; how many images that were."""
+        with self._engine.connect() as connection:  # most looks find nothing: do not take the write lock for them
+            if connection.execute(select(tombstone.c.key).where(tombstone.c.done == 0)).first() is None:
+                return 0
+        with writing(self._engine) as connection:
+            rows = _waiting(connection)
+            for row in rows:
+                _remove(connection, row)
+            drop_empty_above(connection, [row.series_key for row in rows])
+            connection.execute(update(tombstone).where(tombstone.c.done == 0).values(done=1))
+        return len(rows)
+
+    def standing(self, uid: str) -> Tombstone | None:
+        """The tombstone of a UID, unless it was lifted."""
+        with self._engine.connect() as connection:
+            row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, *_IN_FORCE)).first()
+        return None if row is None else Tombstone(**{name: getattr(row, name) for name in _FIELDS})
+
+    def lift(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
+        """Let what was deleted come back when it is sent again; the UIDs, original ones first. Raises UnknownUid."""
+        with writing(self._engine) as connection:
+            named = (_BY_LEVEL[level] == uid, *_IN_FORCE)
+            rows = connection.execute(select(tombstone).where(*named).order_by(tombstone.c.key)).all()
+            if not rows:
+                raise UnknownUid(f"no {level} {uid} was deleted here, or it may come back already")
+            connection.execute(update(tombstone).where(*named).values(lifted_at=now()))
+            uids = [row.uid for row in sorted(rows, key=lambda row: row.uid != row.original_uid)]
+            entries = [TrailEntry("delete.lift", who, "image", tuple(uids), detail=reason)]
+            append_in(connection, entries)
+        return uids
+
+    def replay(self, record: TrailRecord) -> None:
+        """Do again what a record of the trail tells, in an index that lost it; ``bury`` follows."""
+        entry = record.entry
+        with writing(self._engine) as connection:
+            if entry.action == "delete":
+                uid, series_uid, study_uid, *derived = entry.uids
+                one = Condemned(uid, series_uid, study_uid, tuple(derived), "", 0)
+                at = datetime.fromisoformat(record.at).replace(tzinfo=None)
+                for each in (uid, *derived):
+                    _put(connection, each, one, reason=entry.detail, who=entry.who, at=at)
+            elif entry.action == "delete.lift":
+                at = datetime.fromisoformat(record.at).replace(tzinfo=None)
+                connection.execute(update(tombstone).where(tombstone.c.uid.in_(entry.uids)).values(lifted_at=at))
+
+
+def is_deleted(connection: Connection, uid: str) -> bool:
+    """Whether a tombstone in force stands on a UID."""
+    return connection.execute(select(tombstone.c.key).where(tombstone.c.uid == uid, *_IN_FORCE)).first() is not None
+
+
+def next_instance_key(connection: Connection) -> dict[str, int]:
+    """The key of a new instance where the database would hand out again that of a deleted one (SQLite), else empty."""
+    if connection.dialect.name != "sqlite":
+        return {}
+    highest = [connection.execute(select(func.max(column))).scalar() for column in _KEYS]
+    return {"key": max(int(key or 0) for key in highest) + 1}
+
+
+_KEYS = (instance.c.key, tombstone.c.instance_key)
+_IN_FORCE = (tombstone.c.lifted_at.is_(None),)
+_WAITING = select(tombstone.c.uid).where(tombstone.c.done == 0, *_IN_FORCE)
+_FIELDS = list(Tombstone.__dataclass_fields__)
+_BY_LEVEL = {
+    "image": tombstone.c.original_uid,
+    "series": tombstone.c.series_instance_uid,
+    "study": tombstone.c.study_instance_uid,
+}
+
+
+def _plan(connection: Connection, level: str, uid: str) -> list[Condemned]:
+    column = {
+        "image": instance.c.sop_instance_uid,
+        "series": series.c.series_instance_uid,
+        "study": study.c.study_instance_uid,
+    }[level]
+    query = (
+        select(
+            instance,
+            series.c.series_instance_uid,
+            study.c.study_instance_uid,
+            on_hold().label("on_hold"),
+            is_pinned().label("pinned"),
+        )
+        .join(series, instance.c.series_key == series.c.key)
+        .join(study, series.c.study_key == study.c.key)
+        .join(patient, study.c.patient_key == patient.c.key)
+        .where(column == uid)
+        .order_by(instance.c.key)
+    )
+    rows = connection.execute(query).all()
+    if not rows:
+        of = select(instance.c.sop_instance_uid).join(rendition, rendition.c.instance_key == instance.c.key)
+        made_of = connection.execute(of.where(rendition.c.derived_uid == uid)).scalar()
+        hint = f"; it is a reconstruction of {made_of}, which can be deleted" if made_of else ""
+        raise UnknownUid(f"no {level} {uid} is held here{hint}")
+    return [
+        Condemned(
+            row.sop_instance_uid,
+            row.series_instance_uid,
+            row.study_instance_uid,
+            tuple(_derived(connection, row.key)),
+            row.state,
+            row.original_bytes,
+            "is on hold" if row.on_hold else "is pinned by a storage commitment" if row.pinned else "",
+        )
+        for row in rows
+    ]
+
+
+def _derived(connection: Connection, instance_key: int) -> Sequence[str]:
+    made = select(rendition.c.derived_uid).where(rendition.c.instance_key == instance_key).order_by(rendition.c.key)
+    told = select(reference_copy.c.uid).where(reference_copy.c.instance_key == instance_key)
+    return [*connection.execute(made).scalars(), *connection.execute(told).scalars()]
+
+
+def _put(connection: Connection, uid: str, one: Condemned, *, reason: str, who: str, at: datetime) -> None:
+    """A tombstone, or the one of an earlier deletion anew."""
+    key = select(instance.c.key).where(instance.c.sop_instance_uid == one.sop_instance_uid)
+    row = {
+        "original_uid": one.sop_instance_uid,
+        "study_instance_uid": one.study_instance_uid,
+        "series_instance_uid": one.series_instance_uid,
+        "reason": reason,
+        "deleted_by": who,
+        "deleted_at": at,
+        "instance_key": connection.execute(key).scalar() or 0,
+        "done": 0,
+        "lifted_at": None,
+    }
+    known = update(tombstone).where(tombstone.c.uid == uid)
+    if not connection.execute(known.values(row)).rowcount:
+        connection.execute(insert(tombstone).values(uid=uid, **row))
+
+
+def _entry(one: Condemned, reason: str, who: str) -> TrailEntry:
+    uids = (one.sop_instance_uid, one.series_instance_uid, one.study_instance_uid, *one.derived_uids)
+    return TrailEntry("delete", who, "image", uids, detail=reason)
+
+
+def _waiting(connection: Connection) -> list[Row[Any]]:
+    query = select(instance.c.key, instance.c.series_key).where(instance.c.sop_instance_uid.in_(_WAITING))
+    return list(connection.execute(query))
+
+
+def _remove(connection: Connection, row: Row[Any]) -> None:
+    """The rows of one instance; whatever objects they promised are doomed."""
+    held = connection.execute(select(original).where(original.c.instance_key == row.key)).first()
+    if held is not None and held.form != OriginalForm.PURGED:
+        doom_in(connection, held.object_digest, held.tier)
+    for made in connection.execute(select(rendition).where(rendition.c.instance_key == row.key)):
+        doom_in(connection, made.base_digest, Tier.HOT)
+        doom_in(connection, made.rendition_digest, Tier.HOT)
+    for table in (damage, pin, reverification, rendition, original, reference, reference_copy):
+        connection.execute(delete(table).where(table.c.instance_key == row.key))
+    connection.execute(delete(instance).where(instance.c.key == row.key))
