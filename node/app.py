@@ -20,6 +20,7 @@ from pydicom import Dataset
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
+from node.archive.fidelity import FidelityCheck
 from node.archive.identifier import Root
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
@@ -33,6 +34,7 @@ from node.config import RenditionPolicy, Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
+from node.jobs.audit import Audit, AuditPlan
 from node.jobs.job import FunctionJob
 from node.jobs.mending import Mending
 from node.jobs.runner import Runner
@@ -193,7 +195,8 @@ def plan_jobs(
 
     def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report = retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
-        return {"purged": len(report.purged), "bytes_freed": report.bytes_freed, "kept": len(report.kept)}
+        freed = {"purged": len(report.purged), "bytes_freed": report.bytes_freed}
+        return {**freed, "kept": len(report.kept), "reserved": report.reserved}
 
     return [
         Planned(
@@ -219,7 +222,26 @@ def plan_jobs(
             jobs.reverify.when,
             jobs.reverify.schedule,
         ),
+        Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
     ]
+
+
+def make_audit(
+    settings: Settings,
+    archive: Services,
+    pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
+    plan: AuditPlan | None = None,
+) -> Audit:
+    """The fidelity audit; ``plan``: other than config.yaml has it."""
+    lent, index, store = pool or _own_pool(settings), archive.index, archive.store
+
+    @contextmanager
+    def checks(cancelled: Callable[[], bool]) -> Iterator[FidelityCheck]:
+        with lent() as workers:
+            tolerance = settings.audit.tolerance
+            yield FidelityCheck(index, store, archive.originals, archive.trail, tolerance, workers, cancelled)
+
+    return Audit(index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
 
 
 def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:

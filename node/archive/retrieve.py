@@ -21,7 +21,8 @@ from node.archive.originals import Originals
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
 from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import ReconstructRequest, TranscodeRequest, read_pair
+from node.reconstruct.rendering import read_pair
+from node.reconstruct.worker import ReconstructRequest, TranscodeRequest
 from storage.dicomfile import write_header_for_pixels
 from storage.errors import (
     ModelMissing,

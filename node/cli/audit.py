@@ -1,4 +1,4 @@
-"""``latent-pacs audit``: what audits and validations found."""
+"""``latent-pacs audit``: run a fidelity audit; what audits and validations found."""
 
 from __future__ import annotations
 
@@ -11,14 +11,51 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from node.cli.jobs import run_in_this_process
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from node.config import load
+from node.config import load, parse_sample
 
 if TYPE_CHECKING:
     from node.reports.runs import Reports
     from storage.index.reports import StoredReport
 
-audits = typer.Typer(help="Audits and validations: their reports.", no_args_is_help=True)
+audits = typer.Typer(help="The fidelity audit, and the reports of all audits and validations.", no_args_is_help=True)
+
+CLEAN, ALARM, UNFINISHED = 0, 1, 3
+"""Exit codes of ``run``."""
+
+
+@audits.command()
+def run(
+    sample: Annotated[
+        str,
+        typer.Option("--sample", help="So many images, or a share such as 5%, instead of audit.sample.", metavar="N"),
+    ] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a random sample of reconstructions anew, compare them with what was verified, withdraw what fails.
+
+    Works while the node runs. Leaves a report. Exit code 0: all as verified; 1: alarm; 3: ended before it was through.
+    """
+    from node.app import make_audit, services
+    from node.jobs.audit import AuditPlan
+
+    settings = load(config)
+    if sample:
+        try:
+            parse_sample(sample)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--sample") from error
+    plan = AuditPlan(sample or settings.audit.sample, resume=not sample)
+    with services(settings) as archive:
+        done = run_in_this_process(make_audit(settings, archive, plan=plan), archive.index, settings)
+        if not done.report.get("finished"):
+            told = {**done.report, "state": done.state.value, "error": done.error}
+            print_json(told) if as_json else Console().print(f"not finished: {done.error or done.state}", markup=False)
+            raise typer.Exit(UNFINISHED)
+        _print(archive.reports.find(done.report["report"]), archive.reports, as_json=as_json)
+    raise typer.Exit(CLEAN if done.report["clean"] else ALARM)
 
 
 @audits.command("report")
