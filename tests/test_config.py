@@ -102,7 +102,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_samples_and_the_reserve() -> None:
     assert parse_sample("5%") == 0.05
     assert parse_sample(100) == 100
-    assert Settings().audit.reserve_bound == "028f5c28f5c28f5c"
+    assert Settings().audit.reserve_bound.startswith("028f5c28f5c28"), "a hundredth of all digests"
     assert parse({"audit": {"reserve": "0%"}}, "t").audit.reserve_bound == ""
     assert parse({"audit": {"reserve": "100%"}}, "t").audit.reserve_bound > "f" * 64
 
