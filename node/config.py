@@ -125,7 +125,9 @@ Uid = Annotated[str, AfterValidator(_uid)]
 
 
 def _share(value: object) -> float:
-    """``1%`` and the like as a share of one."""
+    """``1%`` and the like as a share of one; a number from 0 to 1 is one already."""
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(value))
     if match is None or float(match[1]) > 100:
         raise ValueError(f"{value!r} is no share; write 1% for instance")

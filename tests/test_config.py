@@ -76,7 +76,7 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"codec": {"ladder": [{"scale": 2, "coder": "png16", "distance": 1}]}}, "lossless"),
         ({"reconstruct": {"upscaler": "magic"}}, "reconstruct.upscaler"),
         ({"audit": {"sample": "0"}}, "is no sample"),
-        ({"audit": {"reserve": 0.01}}, "is no share"),
+        ({"audit": {"reserve": 5}}, "is no share"),
         ({"unknown_peers": {"allow": ["find"]}}, "unknown_peers.allow.0"),
         ([], "top level must be a mapping"),
     ],

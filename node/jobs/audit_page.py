@@ -248,8 +248,8 @@ def _worst(run: AuditRun) -> list[Part]:
         whole = zip(sight.whole, ("original", "reconstruction", scale), strict=True)
         close = ("original, around the greatest error", "reconstruction", "difference, on the same scale")
         detail = zip(sight.detail, close, strict=True)
-        parts.append(Pictures([Picture(*one) for one in whole], f"{one.sop_instance_uid}: {one.outcome}; {figures}"))
-        parts.append(Pictures([Picture(*one) for one in detail]))
+        parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
+        parts += [Pictures([Picture(*picture) for picture in row]) for row in (whole, detail)]
     parts.append(
         Paragraph(
             "The lowest mean tile FSIM of this run, failures first. Details are at full resolution, through a window "

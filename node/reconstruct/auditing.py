@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _OVERVIEW, _DETAIL = 520, 256
 """Pixels: the longer side of a whole image, the side of a detail at full resolution."""
+
+_SHOWN_FULL = 99.0
+"""Percentile of the absolute difference that is shown in full colour."""
 
 Pixels = NDArray[np.uint16]
 
@@ -99,28 +102,39 @@ def _sight(reference: Reference, made: Pixels) -> Sight:
 
     original, window = reference.pixels, reference.window
     difference = made.astype(np.float32) - original
-    reach = max(float(np.percentile(np.abs(difference), 99.9)), 1.0)
-    row, column = np.unravel_index(int(np.abs(difference).argmax()), difference.shape)
-    top, left = (
-        max(0, min(int(place) - _DETAIL // 2, size - _DETAIL))
-        for place, size in zip((row, column), original.shape, strict=True)
+    size = np.abs(difference)
+    reach = max(float(np.percentile(size, _SHOWN_FULL)), 1.0)
+    near = tuple(
+        slice(start, start + _DETAIL)
+        for start in (
+            max(0, min(int(place) - _DETAIL // 2, length - _DETAIL))
+            for place, length in zip(np.unravel_index(int(size.argmax()), size.shape), size.shape, strict=True)
+        )
     )
-    near = (slice(top, top + _DETAIL), slice(left, left + _DETAIL))
     low, high = (float(value) for value in np.percentile(original[near], [0.5, 99.5]))
     own = Window(low, high) if high - low >= 1 else window
 
-    def shown(view: tuple[slice, slice], seen: Window) -> tuple[NDArray[np.uint8], ...]:
-        greys = [_grey(seen.show(pixels[view]), inverted=reference.inverted) for pixels in (original, made)]
-        return (*greys, _coloured(difference[view] / reach))
+    def grey(pixels: NDArray[np.generic], seen: Window) -> NDArray[np.uint8]:
+        shown = seen.show(pixels)
+        return np.asarray(((1.0 - shown if reference.inverted else shown) * 255).round(), dtype=np.uint8)
 
-    step = slice(None, None, max(1, -(-max(original.shape) // _OVERVIEW)))
-    whole = shown((slice(None), slice(None)), window)
-    small = tuple(_shrunk(image, step.step) for image in whole)
-    return Sight(small, shown(near, own), reach, reach / window.width)
+    factor = max(1, -(-max(original.shape) // _OVERVIEW))
+    small = (grey(_blocks(pixels, factor).mean(axis=(1, 3)), window) for pixels in (original, made))
+    whole = (*small, _coloured(_strongest(_blocks(difference, factor)) / reach))
+    detail = (grey(original[near], own), grey(made[near], own), _coloured(difference[near] / reach))
+    return Sight(whole, detail, reach, reach / window.width)
 
 
-def _grey(shown: NDArray[np.float32], *, inverted: bool) -> NDArray[np.uint8]:
-    return np.asarray(((1.0 - shown if inverted else shown) * 255).round(), dtype=np.uint8)
+def _blocks(image: NDArray[Any], factor: int) -> NDArray[Any]:
+    """``image`` as blocks of ``factor`` pixels a side, in axes 1 and 3; what is left over is cut off."""
+    rows, columns = (length // factor for length in image.shape)
+    return image[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+
+
+def _strongest(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    """Of each block the difference that is furthest from none: a mean would hide single pixels."""
+    most, least = blocks.max(axis=(1, 3)), blocks.min(axis=(1, 3))
+    return np.asarray(np.where(most > -least, most, least), dtype=np.float32)
 
 
 def _coloured(share: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -128,11 +142,3 @@ def _coloured(share: NDArray[np.float32]) -> NDArray[np.uint8]:
     strength = np.clip(np.abs(share), 0.0, 1.0)[..., None]
     colour = np.where((share > 0)[..., None], (255, 160, 60), (80, 150, 255))
     return np.asarray((colour * strength).round(), dtype=np.uint8)
-
-
-def _shrunk(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Smaller by a whole factor, by means; for differences, which would vanish in a mean, by the strongest."""
-    rows, columns = image.shape[0] // factor * factor, image.shape[1] // factor * factor
-    blocks = image[:rows, :columns].reshape(rows // factor, factor, columns // factor, factor, *image.shape[2:])
-    smaller = blocks.max(axis=(1, 3)) if image.ndim == 3 else blocks.mean(axis=(1, 3)).round()
-    return np.asarray(smaller, dtype=np.uint8)

@@ -31,13 +31,14 @@ caption{text-align:left;padding-bottom:.4rem}
 th,td{padding:.4rem .7rem;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
 th{font-weight:600;color:var(--soft);text-align:left;white-space:nowrap;overflow-wrap:normal}
 .l{text-align:left}.r{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.l{min-width:6.5rem}
 .mark{color:var(--tone);font-weight:600}
 figure{margin:1rem 0;break-inside:avoid}
 figcaption{font-size:.88rem;margin-top:.35rem}
 .chart svg{width:100%;height:auto;color:var(--ink)}
 .chart svg text{font-family:inherit!important;fill:currentColor}
 .beside{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:.75rem;align-items:start;
-break-inside:avoid}
+margin:1rem 0;break-inside:avoid}
 .beside figure{margin:0}
 .beside img{width:100%;height:auto;display:block;border-radius:4px;background:#000}
 footer{margin-top:3rem;padding-top:.8rem;border-top:1px solid var(--line);font-size:.85rem}
