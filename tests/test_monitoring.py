@@ -64,9 +64,11 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
         runner = Runner(JobRows(node.index.engine), 60)
         runner.run(scrub, Cause.COMMAND)
         audit = make_audit(settings, node.archive, lambda: nullcontext(node.pool))
-        runner.run(audit, Cause.COMMAND)  # its original is damaged: alarm
-        told = NewReport("audit", "later", 1.0, time.time(), "", False, {**FIGURES, "failed": 0, "drifting": 0})
-        node.archive.reports.rows.add(told)
+        runner.rows.ensure([audit.name])
+        runner.run(audit, Cause.COMMAND)
+        node.archive.reports.rows.add(NewReport("audit", "earlier", 1.0, 2.0, "", True, {}))
+        told = {**FIGURES, "failed": 0, "drifting": 0}
+        node.archive.reports.rows.add(NewReport("audit", "later", 1.0, time.time() + 1, "", False, told))
         seen = scraped(port)
     assert seen['latent_pacs_ingest_seconds_count{outcome="stored"}'] == 2
     assert 0 < seen['latent_pacs_ingest_seconds_sum{outcome="stored"}'] < 60
