@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--max-pixels", type=int, default=0, metavar="N", help="cut larger images around the breast")
     options = parser.parse_args()
     if options.png and find_spec("matplotlib") is None:
-        parser.error("--png needs matplotlib: pip install 'latent-pacs[demo]'")
+        parser.error("--png needs matplotlib: pip install matplotlib")
     try:
         pictures = [cut(picture, options.max_pixels) for picture in read_pictures(options.data)]
         model = options.model

@@ -21,6 +21,7 @@ from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
 from node.archive.deletion import Deletion
+from node.archive.fidelity import FidelityCheck
 from node.archive.identifier import Root
 from node.archive.ingest import examine
 from node.archive.models import ModelShelf
@@ -36,6 +37,7 @@ from node.config import Settings, parse_when
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
+from node.jobs.audit import Audit, AuditPlan
 from node.jobs.job import FunctionJob
 from node.jobs.mending import Mending
 from node.jobs.runner import Runner
@@ -44,11 +46,13 @@ from node.jobs.scrub import Scrub, ScrubPlan
 from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import ReconstructRequest, RestoreRequest
+from node.reports.runs import Reports
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.commitments import Commitments
 from storage.index.jobs import JobRows
+from storage.index.reports import ReportRows
 from storage.index.upkeep import Upkeep
 from storage.journal import Journal
 from storage.objects import ObjectStore
@@ -112,8 +116,10 @@ class Node:
         desk = QuarantineDesk(
             self.index, self.store, self.originals, deletion, self.trail, settings, _examine_in(self.decoders)
         )
+        reports = Reports(ReportRows(self.index.engine), settings.storage.root / "reports")
+        reports.recover()
         self.archive = Services(
-            self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named
+            self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named, reports
         )
         planned = plan_jobs(settings, self.archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
@@ -206,7 +212,8 @@ def plan_jobs(
 
     def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report = retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
-        return {"purged": len(report.purged), "bytes_freed": report.bytes_freed, "kept": len(report.kept)}
+        freed = {"purged": len(report.purged), "bytes_freed": report.bytes_freed}
+        return {**freed, "kept": len(report.kept), "reserved": report.reserved}
 
     return [
         Planned(
@@ -232,7 +239,26 @@ def plan_jobs(
             jobs.reverify.when,
             jobs.reverify.schedule,
         ),
+        Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
     ]
+
+
+def make_audit(
+    settings: Settings,
+    archive: Services,
+    pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
+    plan: AuditPlan | None = None,
+) -> Audit:
+    """The fidelity audit; ``plan``: other than config.yaml has it."""
+    lent, index, store = pool or _own_pool(settings), archive.index, archive.store
+
+    @contextmanager
+    def checks(cancelled: Callable[[], bool]) -> Iterator[FidelityCheck]:
+        with lent() as workers:
+            tolerance = settings.audit.tolerance
+            yield FidelityCheck(index, store, archive.originals, archive.trail, tolerance, workers, cancelled)
+
+    return Audit(index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
 
 
 def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:
@@ -280,16 +306,24 @@ class Services:
     quarantine: QuarantineDesk
     trail: AuditTrail
     named: NamedRegions
+    reports: Reports
+
+
+@contextmanager
+def open_reports(settings: Settings) -> Iterator[Reports]:
+    """The reports of an archive, node or no node. Raises ConfigError where there is no archive yet."""
+    index = _open_index(settings)
+    try:
+        yield Reports(ReportRows(index.engine), settings.storage.root / "reports")
+    finally:
+        index.close()
 
 
 @contextmanager
 def services(settings: Settings) -> Iterator[Services]:
     """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
-    url = settings.storage.database_url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
     accept_odd_values()
-    index = Index.open(url)
+    index = _open_index(settings)
     try:
         store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         stores = open_stores(settings, index, store)
@@ -303,11 +337,19 @@ def services(settings: Settings) -> Iterator[Services]:
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
                 deletion = Deletion(index, stores, trail, settings, settings.storage.root / "rendered")
                 desk = QuarantineDesk(index, store, originals, deletion, trail, settings, _examine_in(pool))
-                yield Services(index, store, originals, retention, deletion, desk, trail, named)
+                reports = Reports(ReportRows(index.engine), settings.storage.root / "reports")
+                yield Services(index, store, originals, retention, deletion, desk, trail, named, reports)
             finally:
                 pool.close()
     finally:
         index.close()
+
+
+def _open_index(settings: Settings) -> Index:
+    url = settings.storage.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
+    return Index.open(url)
 
 
 def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:

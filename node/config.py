@@ -124,6 +124,32 @@ def _uid(value: str) -> str:
 Uid = Annotated[str, AfterValidator(_uid)]
 
 
+def _share(value: object) -> float:
+    """``1%`` and the like as a share of one; a number from 0 to 1 is one already."""
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(value))
+    if match is None or float(match[1]) > 100:
+        raise ValueError(f"{value!r} is no share; write 1% for instance")
+    return float(match[1]) / 100
+
+
+def parse_sample(text: object) -> float | int:
+    """``5%`` of all images as a float, ``100`` images as an int. Raises ValueError."""
+    value = str(text).strip()
+    if value.isascii() and value.isdigit() and int(value) > 0:
+        return int(value)
+    share = _share(value) if value.endswith("%") else 0.0
+    if not share:
+        raise ValueError(f"{text!r} is no sample; write a number of images, such as 100, or a share, such as 5%")
+    return share
+
+
+def _sample(value: object) -> str:
+    parse_sample(value)
+    return str(value)
+
+
 def _age(value: object) -> object:
     """``forever`` as None, ``30d`` and the like as a span of time."""
     if value is None or isinstance(value, timedelta):
@@ -157,6 +183,8 @@ Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidat
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Span = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 ScheduleText = Annotated[str, AfterValidator(_schedule)]
+Share = Annotated[float, BeforeValidator(_share)]
+SampleText = Annotated[str, BeforeValidator(_sample)]
 Keep = Annotated[timedelta | None, BeforeValidator(_age)]
 LocalFolder = Annotated[Path | None, BeforeValidator(_local_folder)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -478,12 +506,42 @@ class ReverifySettings(JobSettings):
     when: ScheduleText = "daily 03:30"
 
 
+class AuditJobSettings(JobSettings):
+    when: ScheduleText = "sun 05:00"
+
+
 class JobsSettings(_Section):
     lease: float = Field(default=60.0, ge=1)
     poll: float = Field(default=2.0, gt=0)
     scrub: ScrubSettings = ScrubSettings()
     purge: PurgeSettings = PurgeSettings()
     reverify: ReverifySettings = ReverifySettings()
+    audit: AuditJobSettings = AuditJobSettings()
+
+
+class DriftSettings(_Section):
+    fsim: float = Field(default=0.01, gt=0)
+    psnr_db: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=0.2, gt=0, le=1)
+    limit: float = Field(default=3.0, gt=0)
+    baseline: int = Field(default=5, ge=2)
+
+
+class ToleranceSettings(_Section):
+    fsim: float = Field(default=0.005, ge=0)
+    psnr_db: float = Field(default=0.3, ge=0)
+
+
+class AuditSettings(_Section):
+    sample: SampleText = "100"
+    reserve: Share = 0.01
+    tolerance: ToleranceSettings = ToleranceSettings()
+    drift: DriftSettings = DriftSettings()
+
+    @property
+    def reserve_bound(self) -> str:
+        """Originals with a SHA-256 below this text are the reserve: a draw that nobody steers, the same everywhere."""
+        return "g" if self.reserve >= 1 else f"{int(self.reserve * 2**64):016x}" if self.reserve else ""
 
 
 class MetricsSettings(_Section):
@@ -510,6 +568,7 @@ class Settings(_Section):
     reconstruct: ReconstructSettings = ReconstructSettings()
     archivist: ArchivistSettings = ArchivistSettings()
     jobs: JobsSettings = JobsSettings()
+    audit: AuditSettings = AuditSettings()
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     originals: OriginalsSettings = OriginalsSettings()

@@ -23,6 +23,8 @@ class InstanceState(StrEnum):
     """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
     EXACT = "exact"
     """Not eligible, or no rung passed: bit-exact for ever. ``reason`` says why."""
+    WITHDRAWN = "withdrawn"
+    """Its rendition failed an audit (``reason`` says how) and stands for it no more. Served bit-exact."""
     FAILED = "failed"
     """The archivist could not finish (``reason`` says why). Served bit-exact; ``latent-pacs retry``."""
 
@@ -369,6 +371,8 @@ class ReferencingCopy:
     made_at: datetime
 
 
+AUDIT_FAILED = "audit: "
+"""How the reason of an instance begins that an audit withdrew or flagged."""
 ORIGINAL_LOST = "scrub: original"
 """How the reason of an instance begins whose original a scrub found damaged or missing."""
 

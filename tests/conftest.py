@@ -27,7 +27,7 @@ def need(*tools: str) -> None:
     """Skip the test where a program is missing, or fail it where skipping is forbidden."""
     missing = [tool for tool in tools if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]
     if missing:
-        unavailable(f"{', '.join(missing)} not installed (Debian: dcmtk, orthanc, dicom3tools)")
+        unavailable(f"{', '.join(missing)} not installed (Debian: dcmtk, orthanc, dicom3tools, chromium)")
 
 
 def unavailable(why: str) -> None:
@@ -81,6 +81,7 @@ def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings
         "archivist": {"poll": 0.1},
         "gate": {"patches": {"share": 0.5}},  # images here are a few tiles with marks: shares of them are no measure
         "originals": {"coder": "none"},  # verbatim objects stay where tests look for them; packing has tests of its own
+        "audit": {"reserve": "0%"},  # or one original in a hundred would not be purged
         "reconstruct": {"threads": 1, "upscaler": "bicubic"},  # starts fast; mammo has journeys of its own
         "eligibility": {
             "classes": [

@@ -78,7 +78,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
         exact_bytes = [archive.settled(ds.SOPInstanceUID).original_bytes for ds in (good, small)][1]
         report = json.loads(run("status", "-c", str(config), "--json").stdout)
         text = run("status", "-c", str(config)).stdout
-    assert report["by_state"] == {"received": 0, "verified": 1, "measured": 0, "exact": 1, "failed": 0}
+    assert report["by_state"] == {"received": 0, "verified": 1, "measured": 0, "exact": 1, "withdrawn": 0, "failed": 0}
     assert report["backlog"] == 0
     pixels = 640 * 512 * 2
     payload = report["bytes_by_kind"]["base"] + report["bytes_by_kind"]["rendition"]

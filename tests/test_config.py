@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from node.config import Profile, RenditionPolicy, Settings, load, parse
+from node.config import Profile, RenditionPolicy, Settings, load, parse, parse_sample
 from storage.errors import ConfigError
 
 SHIPPED = Path(__file__).parent.parent / "config.yaml"
@@ -75,6 +75,8 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"codec": {"ladder": [{"scale": 3, "coder": "jpegxl"}]}}, "codec.ladder.0.scale"),
         ({"codec": {"ladder": [{"scale": 2, "coder": "png16", "distance": 1}]}}, "lossless"),
         ({"reconstruct": {"upscaler": "magic"}}, "reconstruct.upscaler"),
+        ({"audit": {"sample": "0"}}, "is no sample"),
+        ({"audit": {"reserve": 5}}, "is no share"),
         ({"unknown_peers": {"allow": ["find"]}}, "unknown_peers.allow.0"),
         ([], "top level must be a mapping"),
     ],
@@ -95,6 +97,14 @@ def test_unreadable_files(tmp_path: Path) -> None:
         load(broken)
     broken.write_text("")
     assert load(broken) == Settings()
+
+
+def test_samples_and_the_reserve() -> None:
+    assert parse_sample("5%") == 0.05
+    assert parse_sample(100) == 100
+    assert Settings().audit.reserve_bound.startswith("028f5c28f5c28"), "a hundredth of all digests"
+    assert parse({"audit": {"reserve": "0%"}}, "t").audit.reserve_bound == ""
+    assert parse({"audit": {"reserve": "100%"}}, "t").audit.reserve_bound > "f" * 64
 
 
 def test_sizes_and_ladders() -> None:

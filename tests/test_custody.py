@@ -56,9 +56,10 @@ class Pool:
 class Bench:
     """One archive without its doors, made anew on the same folder as often as a test likes."""
 
-    def __init__(self, root: Path, **originals: Any) -> None:
+    def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
         self.root = root
         raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"keep": "0d", **originals}}
+        raw["audit"] = {"reserve": reserve}
         self.settings = parse(raw, "test")
         self.hot = ObjectStore(root)
         self.stores = {Tier.HOT: self.hot}
@@ -263,6 +264,26 @@ def test_only_what_may_go_goes(bench: Bench) -> None:
     bench.check_promises()
     forever = Bench(bench.root, keep="forever")
     assert forever.retention.purge() == PurgeReport(False, "forever")
+
+
+def test_the_audit_reserve_stays(bench: Bench) -> None:
+    """Drawn by the digest of each original: what lies below the bound stays, and the dry run says so."""
+    uids = [f"1.2.3.{number}" for number in range(1, 30)]
+    digests = {uid: hashlib.sha256(bench.receive(uid)).hexdigest() for uid in uids}
+    half = Bench(bench.root, reserve="50%")
+    reserve = {uid for uid, digest in digests.items() if digest < "8"}
+    assert 0 < len(reserve) < len(uids)
+    dry = half.retention.purge(dry_run=True)
+    assert {step.sop_instance_uid for step in dry.purged} == set(uids) - reserve
+    assert dry.reserved == len(reserve)
+    assert dry.reserved_bytes > 0
+    assert half.retention.would_free(timedelta(0))[0] == len(uids) - len(reserve)
+    assert not dry.kept
+    half.retention.purge()
+    assert {uid for uid, digest in digests.items() if not half.index.custody.of_digest(digest).purged} == reserve  # type: ignore[union-attr]
+    everything = Bench(bench.root, reserve="100%")
+    assert everything.retention.purge().reserved == len(reserve)
+    half.check_promises()
 
 
 @pytest.mark.parametrize("step", ["purged", "write_down", "collect", "delete"])

@@ -592,7 +592,7 @@ def test_counts_add_up(index: Index) -> None:
     index.add(new_instance("1.2.3.5", original_bytes=51, pixel_bytes=60))
     index.quarantine.put(digest("q"), "1.2.3.4", "MODALITY", "why")
     counts = index.counts()
-    assert counts.by_state == {"received": 2, "verified": 1, "measured": 1, "exact": 1, "failed": 0}
+    assert counts.by_state == {"received": 2, "verified": 1, "measured": 1, "exact": 1, "withdrawn": 0, "failed": 0}
     assert counts.backlog == 2
     assert counts.quarantined == 1
     assert counts.bytes_by_kind == {"original": 1000 + 2000 + 300 + 50 + 51, "base": 77, "rendition": 33}

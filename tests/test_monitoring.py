@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
+import time
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 from pydicom import Dataset
 
-from node.app import Node, make_scrub
+from node.app import Node, make_audit, make_scrub
 from node.cli.logs import JsonLines
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -23,10 +26,13 @@ from node.metrics import exposition
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index.jobs import Cause, JobRows
+from storage.index.reports import NewReport
 from tests.conftest import Archive, settings_for
 from tests.samples import breast, mammogram, write
 from tests.test_serve import Served, free_port
 
+METRICS = Path(__file__).parent.parent / "docs/METRICS.md"
+FIGURES = {"audited": 7, "fsim_mean": 0.95, "psnr_db": 41.0}
 PATIENT = ("Müller", "M\\u00fcller", "M\\xfcller", "Anna", "P0001", "19600101", "ACC0001", "Roe")
 
 
@@ -55,7 +61,14 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
         assert instance.rendition is not None
         node.store.path(instance.original_digest).write_bytes(b"")
         scrub = make_scrub(settings, node.index, node.store, extent=Extent.FULL)
-        Runner(JobRows(node.index.engine), 60).run(scrub, Cause.COMMAND)
+        runner = Runner(JobRows(node.index.engine), 60)
+        runner.run(scrub, Cause.COMMAND)
+        audit = make_audit(settings, node.archive, lambda: nullcontext(node.pool))
+        runner.rows.ensure([audit.name])
+        runner.run(audit, Cause.COMMAND)
+        node.archive.reports.rows.add(NewReport("audit", "earlier", 1.0, 2.0, "", True, {}))
+        told = {**FIGURES, "failed": 0, "drifting": 0}
+        node.archive.reports.rows.add(NewReport("audit", "later", 1.0, time.time() + 1, "", False, told))
         seen = scraped(port)
     assert seen['latent_pacs_ingest_seconds_count{outcome="stored"}'] == 2
     assert 0 < seen['latent_pacs_ingest_seconds_sum{outcome="stored"}'] < 60
@@ -69,6 +82,12 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
     assert seen['latent_pacs_job_succeeded{job="scrub"}'] == 1
     assert seen['latent_pacs_job_done{job="scrub"}'] == seen['latent_pacs_job_total{job="scrub"}'] == 4
     assert not any(word in name for name in seen for word in PATIENT)
+    assert (seen['latent_pacs_audit_alarms{kind="audit"}'], seen['latent_pacs_audit_alarm{kind="audit"}']) == (1, 0)
+    assert (seen["latent_pacs_audit_audited"], seen["latent_pacs_audit_fsim_mean"]) == (7, 0.95)
+    assert seen['latent_pacs_work_seconds_count{request="audit"}'] >= 1
+    documented = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", METRICS.read_text(), re.MULTILINE))))
+    plain = {re.sub(r"(_bucket|_sum|_count|_created)?(\{.*)?$", "", name) for name in seen}
+    assert {name.removeprefix("latent_pacs_") for name in plain} == documented
     with pytest.raises(urllib.error.URLError):
         scraped(port)
 

@@ -18,8 +18,8 @@ from node.config import CodecSettings, Profile, ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.reconstruct.encoding import EncodeRequest, encode_and_verify
+from node.reconstruct.rendering import reconstructed
 from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.worker import reconstructed
 from storage.errors import ConfigError
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import integer_pixels

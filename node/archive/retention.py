@@ -1,8 +1,9 @@
 """Retention: removes originals that may go, and brings back to the hot store those that did not.
 
 An original may go when its image is VERIFIED, it was held as long as ``originals.keep`` says, no hold and no pin is on
-it, and this very node has just made the verified pixels from what would be left. The order is: row and trail in one
-commit, journal, file. A crash in between leaves a file that no row promises, which the next run unlinks.
+it, the audit reserve does not want it, and this very node has just made the verified pixels from what would be left.
+The order is: row and trail in one commit, journal, file. A crash in between leaves a file that no row promises, which
+the next run unlinks.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class PurgeReport:
     kept: tuple[PurgeStep, ...] = field(default=())
     """Those that were old enough and free of holds, and were kept all the same."""
     cancelled: bool = False
+    reserved: int = 0
+    """Those that the audit reserve alone keeps (audit.reserve), and their bytes on disk."""
+    reserved_bytes: int = 0
 
     @property
     def bytes_freed(self) -> int:
@@ -95,7 +99,9 @@ class Retention:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
         kept: list[PurgeStep] = []
-        of, stopped = self._index.custody.purgeable_totals(now() - keep)[0], False
+        custody, reserve = self._index.custody, self._settings.audit.reserve_bound
+        of, stopped = custody.purgeable_totals(now() - keep, reserve)[0], False
+        reserved = custody.reserved_totals(now() - keep, reserve)
         for done, one in enumerate(self._candidates(keep), 1):
             stopped = cancelled()
             if stopped:
@@ -103,13 +109,13 @@ class Retention:
             why = self._why_kept(one) or ("" if dry_run else self._remove(one, keep, who))
             (kept if why else purged).append(_step(one, why))
             progress(done, max(of, done))
-        return PurgeReport(dry_run, keep_text(keep), tuple(purged), tuple(kept), stopped)
+        return PurgeReport(dry_run, keep_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
 
     def would_free(self, keep: timedelta | None) -> tuple[int, int]:
         """How many originals the rules would let go under ``keep``, and their bytes; nothing is rendered for that."""
         if keep is None or self._settings.codec.profile is Profile.US_MQSA:
             return 0, 0
-        return self._index.custody.purgeable_totals(now() - keep)
+        return self._index.custody.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
 
     def restore(
         self, level: str, uid: str, *, who: str, progress: Callable[[int, int], None] = lambda done, of: None
@@ -125,8 +131,8 @@ class Retention:
         return steps
 
     def _candidates(self, keep: timedelta) -> Iterator[Purgeable]:
-        after = 0
-        while page := self._index.custody.purgeable(now() - keep, after=after):
+        after, reserve = 0, self._settings.audit.reserve_bound
+        while page := self._index.custody.purgeable(now() - keep, reserve=reserve, after=after):
             yield from page
             after = page[-1].original.instance_key
 
@@ -153,7 +159,7 @@ class Retention:
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)
         entry = TrailEntry("original.purge", who, "image", uids, "original", detail=detail)
-        if not self._index.custody.purged(one, now() - keep, entry):
+        if not self._index.custody.purged(one, now() - keep, entry, self._settings.audit.reserve_bound):
             return "a hold, a pin or another change came in between"
         self._trail.write_down()
         self._index.custody.collect(self._stores)

@@ -23,7 +23,8 @@ from node.archive.references import write_copy
 from node.archive.rendered import RenderedCache
 from node.config import RenditionPolicy
 from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import ReconstructRequest, TranscodeRequest, read_pair
+from node.reconstruct.rendering import read_pair
+from node.reconstruct.worker import ReconstructRequest, TranscodeRequest
 from storage.corrections import version_of
 from storage.dicomfile import write_header_for_pixels
 from storage.errors import (

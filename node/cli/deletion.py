@@ -50,7 +50,7 @@ def run_delete(
 
 
 def _told(report: DeletionReport) -> str:
-    from node.cli.status import size_text
+    from node.reports.words import size_text
 
     studies = {one.study_instance_uid for one in report.images}
     size = size_text(sum(one.original_bytes for one in report.images))

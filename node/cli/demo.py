@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from node.app import Node
-from node.cli.status import size_text
 from node.config import (
     EligibilitySettings,
     EligibleClass,
@@ -25,6 +24,7 @@ from node.config import (
 )
 from node.dimse import client
 from node.dimse.client import Address, Receiver
+from node.reports.words import size_text
 from storage.dicomfile import opened
 from storage.errors import ConfigError, DataSetError
 from storage.pixels import integer_pixels, pixel_digest

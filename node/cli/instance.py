@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from node.cli.status import open_index, size_text
+from node.cli.status import open_index
 from node.config import load
+from node.reports.words import size_text
 from storage.objects import ObjectStore
 from storage.records import RungOutcome
 

@@ -15,8 +15,8 @@ from node.cli.picture import grey
 from node.config import ReconstructSettings
 from node.fidelity.regions import breast_mask, display_window
 from node.reconstruct.patches import CELL
+from node.reconstruct.rendering import read_pair, reconstructed
 from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.worker import read_pair, reconstructed
 from storage.dicomfile import opened
 from storage.errors import ConfigError, ObjectMissing
 from storage.objects import ObjectStore

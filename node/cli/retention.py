@@ -44,8 +44,8 @@ def stated(reason: str) -> str:
 def run_purge(config: Path, *, dry_run: bool, as_json: bool) -> bool:
     """Purge, or say what a purge would do; False where some originals were kept for want of proof."""
     from node.app import services
-    from node.cli.status import size_text
     from node.config import load
+    from node.reports.words import size_text
 
     with services(load(config)) as at_hand, _progress("checking", as_json) as report:
         done = at_hand.retention.purge(dry_run=dry_run, progress=report, who=current_user())
@@ -60,6 +60,9 @@ def run_purge(config: Path, *, dry_run: bool, as_json: bool) -> bool:
         console.print(f"{step.sop_instance_uid}: kept, {step.kept_because}", markup=False)
     if done.keep == "forever":
         console.print("originals.keep is forever: nothing is removed")
+    if done.reserved:
+        size = size_text(done.reserved_bytes)
+        console.print(f"{done.reserved} more stay as the audit reserve (audit.reserve), {size}")
     console.print(f"{len(done.purged)} originals {verb}, {size_text(done.bytes_freed)}; {len(done.kept)} kept")
     return not done.kept
 

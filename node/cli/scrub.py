@@ -12,8 +12,9 @@ from rich.table import Table
 
 from node.cli.jobs import run_in_this_process
 from node.cli.options import print_json
-from node.cli.status import open_index, size_text
+from node.cli.status import open_index
 from node.config import load
+from node.reports.words import size_text
 from storage.objects import ObjectStore
 
 CLEAN, DAMAGE, UNFINISHED = 0, 1, 3

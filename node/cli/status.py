@@ -14,6 +14,7 @@ from rich.table import Table
 
 from node.cli.options import print_json
 from node.config import Profile, keep_text, load
+from node.reports.words import size_text
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.connection import now
@@ -36,12 +37,13 @@ def open_index(config: Path) -> Iterator[Index]:
 
 def print_status(config: Path, *, as_json: bool) -> None:
     """Print counts, as text or JSON."""
-    keep = load(config).originals.keep
-    never = load(config).codec.profile is Profile.US_MQSA
+    settings = load(config)
+    keep, reserve = settings.originals.keep, settings.audit.reserve_bound
+    never = settings.codec.profile is Profile.US_MQSA
     with open_index(config) as index:
         counts, totals = index.counts(), index.custody.totals()
         free = {
-            keep_text(span): (0, 0) if span is None or never else index.custody.purgeable_totals(now() - span)
+            keep_text(span): (0, 0) if span is None or never else index.custody.purgeable_totals(now() - span, reserve)
             for span in (keep, timedelta(days=30))
         }
     report = status_report(counts) | {
@@ -69,14 +71,6 @@ def status_report(counts: HoldingCounts) -> dict[str, Any]:
         "ratio_reconstructable": _ratio(counts.reconstructable_pixel_bytes, counts.reconstructable_payload_bytes),
         "ratio_everything": _ratio(counts.all_pixel_bytes, counts.all_hot_bytes),
     }
-
-
-def size_text(size: int) -> str:
-    """A size for people: 1.2 MB."""
-    value, units = float(size), ["B", "KB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def _states(counts: HoldingCounts) -> Table:

@@ -19,6 +19,7 @@ from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.figures import Figures, figures
 from storage.index.jobs import JobRows, StoredJob
+from storage.index.reports import ReportRows
 
 FRESH = 15.0
 """Seconds: counting everything takes a while in a large archive, however often it is scraped."""
@@ -78,7 +79,7 @@ class _Counted:
         with self._lock:
             if time.monotonic() >= self._read_at + FRESH:
                 held, counted = figures(self._index), JobRows(self._index.engine).all()
-                self._gauges = [*_holdings(held), *_jobs(counted)]
+                self._gauges = [*_holdings(held), *_jobs(counted), *_reports(ReportRows(self._index.engine))]
                 self._read_at = time.monotonic()
             return iter(self._gauges)
 
@@ -107,6 +108,30 @@ def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
     for name, text in (("checked", "Objects read by the latest scrub"), ("damaged", "Objects it found damaged")):
         if name in report:
             yield _plain(f"scrub_{name}", text, report[name])
+
+
+def _reports(rows: ReportRows) -> Iterator[Any]:
+    """Of audits and validations; figures are those of the newest audit."""
+    alarms = rows.alarms()
+    latest = {kind: rows.newest([kind])[0] for kind in alarms}
+    yield _gauge("audit_alarms", "Reports that raised an alarm, by kind", {"kind": alarms})
+    newest = {kind: int(one.alarm) for kind, one in latest.items()}
+    yield _gauge("audit_alarm", "1 where the newest report raised an alarm", {"kind": newest})
+    ended = {kind: one.finished_at for kind, one in latest.items()}
+    yield _gauge("audit_timestamp_seconds", "When the newest report was made", {"kind": ended})
+    told = latest["audit"].summary if "audit" in latest else {}
+    for name, text in _AUDITED.items():
+        if told.get(name) is not None:
+            yield _plain(f"audit_{name}", text, told[name])
+
+
+_AUDITED = {
+    "audited": "Images that the newest audit made anew",
+    "failed": "Of these, images that failed",
+    "drifting": "Control charts that gave alarm",
+    "fsim_mean": "Mean tile FSIM that it measured",
+    "psnr_db": "Mean PSNR that it measured, dB",
+}
 
 
 def _gauge(name: str, text: str, values: dict[str, dict[str, Any]]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from node.archive.ingest import Ingest, Receipt
 from node.archive.retrieve import Choice, Retrieve, Sendable
+from node.reconstruct.auditing import AuditRequest
 from node.reconstruct.encoding import EncodeRequest, ReverifyRequest
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import Answer, ReconstructRequest, Request
@@ -55,7 +56,7 @@ class MeasuredRetrieve(Retrieve):
 
 
 class MeasuredPool(WorkerPool):
-    """Outcomes: ``reconstruct``, ``encode``, ``reverify``, each with `` failed`` too. Waiting in the queue counts."""
+    """Outcomes: ``reconstruct``, ``encode``, ``reverify``, ``audit``, each with `` failed`` too; waiting counts."""
 
     observe: Observe = staticmethod(nobody)
 
@@ -75,4 +76,5 @@ _NAMES: dict[type, str] = {
     ReconstructRequest: "reconstruct",
     EncodeRequest: "encode",
     ReverifyRequest: "reverify",
+    AuditRequest: "audit",
 }

@@ -6,7 +6,6 @@ index. A crash in a decoder or in torch ends this process only.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import threading
@@ -14,23 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.uid import UID
 
 from node.config import ReconstructSettings
+from node.reconstruct.auditing import Audited, AuditRequest, audit
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
 from node.reconstruct.installed import Installed, installed
+from node.reconstruct.rendering import read_pair, reconstructed
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
 from storage.dicomfile import accept_odd_values
-from storage.errors import PayloadError, PixelError, RenditionMismatch
+from storage.errors import PixelError
 from storage.originals import pack_original, restore_original
-from storage.payload import (
-    Base,
-    Rendition,
-    decode_base,
-    decode_rendition,
-)
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
 
 
@@ -112,8 +106,8 @@ DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest
 """Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
 written in C may end its process on a hostile codestream."""
 
-Request = EncodeRequest | ReverifyRequest | ReconstructRequest | ModelRequest | DecodeRequest
-Answer = EncodeResult | Installed | str
+Request = EncodeRequest | ReverifyRequest | ReconstructRequest | AuditRequest | ModelRequest | DecodeRequest
+Answer = EncodeResult | Installed | Audited | str
 
 _catalogue: Catalogue | None = None
 
@@ -139,6 +133,8 @@ def answer(request: Request) -> Answer:
         return reverify(request, _catalogue)
     if isinstance(request, ReconstructRequest):
         return reconstruct_to_file(request, _catalogue)
+    if isinstance(request, AuditRequest):
+        return audit(request, _catalogue)
     if isinstance(request, ModelRequest):
         return installed(
             _catalogue.by_digest(request.upscaler, request.weights_digest)
@@ -178,40 +174,6 @@ def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> st
     return rendition.output_digest
 
 
-def reconstructed(
-    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None
-) -> NDArray[np.uint16]:
-    """The verified pixels of a rendition. Raises RenditionMismatch where others come out."""
-    from node.reconstruct.engine import reconstruct
-    from node.reconstruct.guide import decode_guide
-    from node.reconstruct.patches import decode_patches
-    from node.reconstruct.points import decode_points
-
-    upscaler = catalogue.for_rendition(rendition, model)
-    guide = decode_guide(rendition.guide) if rendition.guide else None
-    points = decode_points(rendition.points) if rendition.points else None
-    patches = decode_patches(rendition.patches) if rendition.patches else None
-    pixels = reconstruct(
-        base, upscaler, seed=rendition.seed, steps=rendition.steps, guide=guide, points=points, patches=patches
-    )
-    digest = pixel_digest(pixels)
-    if digest != rendition.output_digest:
-        raise RenditionMismatch(
-            f"reconstruction of {rendition.derived_uid} gives pixels {digest}, verified were "
-            f"{rendition.output_digest} with numerics {rendition.numerics}; now {upscaler.numerics}"
-        )
-    return pixels
-
-
-def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:
-    """A base and its rendition from their files. Raises PayloadError where they do not belong together."""
-    data = base_path.read_bytes()
-    rendition = decode_rendition(rendition_path.read_bytes())
-    if rendition.base_digest != _sha256(data):
-        raise PayloadError(f"rendition {rendition_path.name} belongs to base {rendition.base_digest}")
-    return decode_base(data), rendition
-
-
 def check_codestream(request: CheckRequest) -> str:
     """Why the first frame cannot be decoded; empty when it can."""
     try:
@@ -219,10 +181,6 @@ def check_codestream(request: CheckRequest) -> str:
     except PixelError as error:
         return str(error)
     return ""
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _end_with_parent() -> None:

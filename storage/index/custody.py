@@ -168,13 +168,18 @@ class Custody:
 
     # --- removing ---
 
-    def purgeable(self, held_before: datetime, *, after: int = 0, limit: int = 500) -> list[Purgeable]:
-        """Originals that may be removed, by key from ``after`` on: verified, held since before, unpinned, unheld."""
+    def purgeable(
+        self, held_before: datetime, *, reserve: str = "", after: int = 0, limit: int = 500
+    ) -> list[Purgeable]:
+        """Originals that may be removed, by key from ``after`` on: verified, held since before, unpinned, unheld.
+
+        ``reserve``: originals whose digest is below this text stay, for audits to measure against.
+        """
         query = _with_levels(
             _held(
                 instance.c.sop_instance_uid, study.c.study_instance_uid, patient.c.patient_id, instance.c.rendition_key
             )
-        ).where(*_may_be_purged(held_before), instance.c.key > after)
+        ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             keys = [row.rendition_key for row in rows]
@@ -193,15 +198,15 @@ class Custody:
             for row in rows
         ]
 
-    def purgeable_totals(self, held_before: datetime) -> tuple[int, int]:
+    def purgeable_totals(self, held_before: datetime, reserve: str = "") -> tuple[int, int]:
         """How many originals may be removed, and their bytes on disk."""
-        counted = select(func.count(), func.sum(original.c.object_bytes)).select_from(original)
-        joined = counted.join(instance, original.c.instance_key == instance.c.key)
-        with self._engine.connect() as connection:
-            row = connection.execute(_with_levels(joined).where(*_may_be_purged(held_before))).one()
-        return int(row[0]), int(row[1] or 0)
+        return self._totals(_may_be_purged(held_before, reserve))
 
-    def purged(self, one: Purgeable, held_before: datetime, entry: TrailEntry) -> bool:
+    def reserved_totals(self, held_before: datetime, reserve: str) -> tuple[int, int]:
+        """How many originals stay for the audit reserve alone, and their bytes on disk."""
+        return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
+
+    def purged(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
         """Commit that an original is removed; its object is unlinked only after. False where the rules forbid it now.
 
         Every rule is looked at again inside the transaction: a hold that was committed before it counts.
@@ -212,7 +217,7 @@ class Custody:
                 rendition, instance.c.rendition_key == rendition.c.key
             )
             row = connection.execute(
-                allowed.where(*_may_be_purged(held_before), instance.c.key == held.instance_key)
+                allowed.where(*_may_be_purged(held_before, reserve), instance.c.key == held.instance_key)
             ).first()
             if row is None or held_original(row) != held or row.derived_uid != one.rendition.derived_uid:
                 return False
@@ -244,6 +249,13 @@ class Custody:
                     count += 1
                 connection.execute(delete(doomed).where(doomed.c.key == found.key))
         return count
+
+    def _totals(self, rules: tuple[ColumnElement[bool], ...]) -> tuple[int, int]:
+        counted = select(func.count(), func.sum(original.c.object_bytes)).select_from(original)
+        joined = counted.join(instance, original.c.instance_key == instance.c.key)
+        with self._engine.connect() as connection:
+            row = connection.execute(_with_levels(joined).where(*rules)).one()
+        return int(row[0]), int(row[1] or 0)
 
     def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> CustodyClaim | None:
         free = or_(original.c.lease_until.is_(None), original.c.lease_until < time.time())
@@ -324,8 +336,9 @@ def _with_levels(query: Any) -> Any:
     )
 
 
-def _may_be_purged(held_before: datetime) -> tuple[ColumnElement[bool], ...]:
+def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:
     return (
+        instance.c.original_digest >= reserve,
         instance.c.state == InstanceState.VERIFIED,
         instance.c.rendition_key.is_not(None),
         original.c.form != OriginalForm.PURGED,

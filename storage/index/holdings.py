@@ -22,6 +22,7 @@ from storage.index.tables import instance, original, patient, quarantine, rendit
 from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
 from storage.index.trail import Trail, append_in
 from storage.records import (
+    AUDIT_FAILED,
     Applied,
     Claim,
     HoldingCounts,
@@ -235,11 +236,15 @@ class Index:
             )
 
     def retry_failed(self) -> int:
-        """Put every FAILED instance back to work; how many there were."""
+        """Put every FAILED or WITHDRAWN instance back to work; how many there were.
+
+        One that an audit flagged has no original to work on: it waits for an audit that it passes.
+        """
+        flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason.startswith(AUDIT_FAILED))
         with writing(self.engine) as connection:
             result = connection.execute(
                 update(instance)
-                .where(instance.c.state == InstanceState.FAILED)
+                .where(instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN]), ~flagged)
                 .values(state=InstanceState.RECEIVED, reason="", attempts=0, lease_owner=None, lease_until=None)
             )
             return int(result.rowcount)

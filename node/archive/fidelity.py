@@ -1,0 +1,255 @@
+"""Fidelity of what stands for an original: a rendition made anew, judged, and withdrawn where it fails.
+
+The same base, model and numerics must give the very pixels that were verified (their digest is recorded). Another
+machine's numerics may move a grey level here and there: then the digest says nothing, and the figures are measured
+anew. Where the original is held they are measured in any case, and compared with those that were recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from node.archive.models import ModelShelf
+from node.archive.originals import Originals
+from node.archive.trail import AuditTrail
+from node.config import FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB, ToleranceSettings
+from node.reconstruct.auditing import Audited, AuditRequest, Sight
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import Answer
+from storage.errors import LatentPacsError, ModelMissing, ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
+from storage.index import Index
+from storage.index.audits import AuditRows
+from storage.objects import ObjectStore
+from storage.records import InstanceState, StoredInstance, StoredRendition, TrailEntry, Verdict
+
+__all__ = ["Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
+
+LOGGER = logging.getLogger(__name__)
+
+_LOOK = 0.2
+
+
+class Outcome(StrEnum):
+    """What an audit says of one rendition."""
+
+    SAME = "as verified"
+    """The very pixels, and, where there is an original, the very figures."""
+    OTHER_NUMERICS = "other numerics"
+    """Other pixels, by another machine or library than those verified; figures, where measured, are as recorded."""
+    REMEASURED = "measured otherwise"
+    """The very pixels, but figures away from those recorded: the measure changed, or the record is wrong."""
+    WORSE = "worse"
+    """Figures below those recorded by more than the tolerance, or, for a gated one, below the floor of the gate."""
+    MISMATCH = "other pixels"
+    """Other pixels than those verified, under the very same numerics."""
+    UNMADE = "cannot be made"
+    """Its model or its payload cannot be used."""
+    DAMAGED = "damaged"
+    """An object of it or of its original is missing or not whole: work for the scrub."""
+    UNTRIED = "not audited"
+    """Something went wrong that says nothing of the image."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the rendition may not stand for its image any more."""
+        return self in (Outcome.WORSE, Outcome.MISMATCH, Outcome.UNMADE)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether somebody should look."""
+        return self not in (Outcome.SAME, Outcome.OTHER_NUMERICS, Outcome.UNTRIED)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One image audited. ``action``: withdrawn, flagged, cleared, or nothing. Figures are fsim_mean, fsim_p5 and
+    psnr_db; ``now`` is empty where nothing could be measured against an original."""
+
+    instance_key: int
+    sop_instance_uid: str
+    derived_uid: str
+    outcome: Outcome
+    reason: str = ""
+    action: str = ""
+    recorded: dict[str, float] = field(default_factory=dict)
+    now: dict[str, float] = field(default_factory=dict)
+    pixel_bytes: int = 0
+    payload_bytes: int = 0
+    original_bytes: int = 0
+
+
+class Cancelled(Exception):
+    """The run is to end; the image at hand was not audited."""
+
+
+class FidelityCheck:
+    """Audits one image after the other. ``pool``: where renditions are made."""
+
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        trail: AuditTrail,
+        tolerance: ToleranceSettings,
+        pool: WorkerPool,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._index, self._store, self._originals, self._trail = index, store, originals, trail
+        self._tolerance, self._pool, self._cancelled = tolerance, pool, cancelled
+        self._rows, self._shelf = AuditRows(index.engine), ModelShelf(index, store)
+
+    def of(self, instance_key: int) -> Finding | None:
+        """Audit the current rendition of an image, and act on what comes of it; None where it has none any more.
+
+        Raises Cancelled.
+        """
+        image = self._index.by_key(instance_key)
+        if image is None or image.rendition is None or image.state is InstanceState.RECEIVED:
+            return None
+        held = self._index.custody.of_digest(image.original_digest)
+        blank = Finding(
+            image.key,
+            image.sop_instance_uid,
+            image.rendition.derived_uid,
+            Outcome.UNTRIED,
+            pixel_bytes=image.pixel_bytes,
+            payload_bytes=image.rendition.payload_bytes,
+            original_bytes=0 if held is None else held.object_bytes,
+        )
+        try:
+            answer, why_no_original = self._audited(image, image.rendition, pictures=False)
+            found = self._judged(blank, image, image.rendition, answer)
+        except Cancelled:
+            raise
+        except (ModelMissing, PayloadError) as error:
+            found, why_no_original = replace(blank, outcome=Outcome.UNMADE, reason=str(error)), ""
+        except (ObjectMissing, ObjectDamaged) as error:
+            return replace(blank, outcome=Outcome.DAMAGED, reason=str(error))
+        except Exception as error:  # one bad image must not stop the others
+            known = isinstance(error, LatentPacsError)
+            LOGGER.error("auditing %s: %s", image.sop_instance_uid, error, exc_info=not known)
+            return replace(blank, reason=f"{type(error).__name__}: {error}")
+        return self._acted(found, image, image.rendition, why_no_original)
+
+    def sight(self, found: Finding) -> Sight | None:
+        """Pictures of an image whose original is held; None where they cannot be made. Raises Cancelled."""
+        image, made = self._index.by_key(found.instance_key), self._index.rendition(found.derived_uid)
+        if image is None or made is None:
+            return None
+        try:
+            return self._audited(image, made, pictures=True)[0].sight
+        except LatentPacsError as error:
+            LOGGER.warning("no pictures of %s: %s", image.sop_instance_uid, error)
+            return None
+
+    def _audited(self, image: StoredInstance, made: StoredRendition, *, pictures: bool) -> tuple[Audited, str]:
+        """The worker's answer, and why it had no original to measure against; empty where it had one."""
+        for digest in (made.base_digest, made.rendition_digest):
+            self._store.read(digest)
+        request = AuditRequest(
+            self._store.held(made.base_digest),
+            self._store.held(made.rendition_digest),
+            model=self._shelf.folder(made.upscaler, made.weights_digest),
+            original_digest=image.original_digest,
+            pictures=pictures,
+        )
+        try:
+            with self._originals.borrowed(image.original_digest) as original:
+                return self._ask(replace(request, original=original)), ""
+        except (OriginalPurged, ObjectMissing) as error:
+            return self._ask(request), str(error)
+
+    def _judged(self, blank: Finding, image: StoredInstance, made: StoredRendition, answer: Audited) -> Finding:
+        recorded = {name: getattr(made, name) for name in ("fsim_mean", "fsim_p5", "psnr_db")}
+        found = replace(blank, recorded=recorded, now={} if answer.now is None else _figures(answer.now))
+        same = answer.pixel_digest == made.output_digest == answer.recorded_digest
+        drop = _away(found, self._tolerance, lower_only=True)
+        if not same and answer.numerics == answer.recorded_numerics:
+            said = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
+            return replace(found, outcome=Outcome.MISMATCH, reason=said)
+        if not answer.original_whole:
+            return replace(found, outcome=Outcome.DAMAGED, reason=f"original {image.original_digest} is not whole")
+        below = _below_the_floor(found) if answer.recorded.gated else ""
+        if below or (drop and not same):
+            return replace(found, outcome=Outcome.WORSE, reason=below or drop)
+        if not same:
+            return replace(found, outcome=Outcome.OTHER_NUMERICS, reason=_changed(answer))
+        moved = _away(found, self._tolerance)
+        return replace(found, outcome=Outcome.REMEASURED if moved else Outcome.SAME, reason=moved)
+
+    def _acted(self, found: Finding, image: StoredInstance, made: StoredRendition, why_no_original: str) -> Finding:
+        """Withdraw or flag what failed, clear what was flagged and passes; noted in the audit trail."""
+        flagged = image.state is InstanceState.FAILED
+        if not found.outcome.failed and not (flagged and found.outcome is Outcome.SAME):
+            return found
+        said = f"{found.outcome}: {found.reason}" if found.outcome.failed else "passes again"
+        uids = (image.sop_instance_uid, made.derived_uid)
+        entry = TrailEntry("rendition.audit", "job:audit", "image", uids, "reconstructed", detail=said)
+        if not found.outcome.failed:
+            done, action = self._rows.clear(image.key, made.derived_uid, entry), "cleared"
+        elif not why_no_original and self._original_whole(image):
+            entry = replace(entry, action="rendition.withdraw", outcome="failure")
+            done, action = self._rows.withdraw(image.key, made.derived_uid, said, entry), "withdrawn"
+        else:
+            said = f"{said}; no original to serve instead"
+            entry = replace(entry, action="rendition.flag", outcome="failure", detail=said)
+            done, action = flagged or self._rows.flag(image.key, made.derived_uid, said, entry), "flagged"
+        self._trail.write_down()
+        return replace(found, action=action if done else "changed meanwhile")
+
+    def _original_whole(self, image: StoredInstance) -> bool:
+        """Whether the original can be served: held, and the bytes that were received."""
+        try:
+            with self._originals.borrowed(image.original_digest) as path, path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == image.original_digest
+        except (LatentPacsError, OSError):
+            return False
+
+    def _ask(self, request: AuditRequest) -> Audited:
+        future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
+        while True:
+            if self._cancelled():
+                future.cancel()
+                raise Cancelled
+            try:
+                answer = future.result(timeout=_LOOK)
+            except TimeoutError:
+                if future.done():
+                    raise
+                continue
+            assert isinstance(answer, Audited)
+            return answer
+
+
+def _figures(verdict: Verdict) -> dict[str, float]:
+    return {"fsim_mean": verdict.fsim_mean, "fsim_p5": verdict.fsim_p5, "psnr_db": verdict.psnr_db}
+
+
+def _away(found: Finding, tolerance: ToleranceSettings, *, lower_only: bool = False) -> str:
+    """Which figures are further from those recorded than the tolerance; empty where none is, or none was measured."""
+    said = []
+    for name, allowed in (("fsim_mean", tolerance.fsim), ("psnr_db", tolerance.psnr_db)) if found.now else ():
+        change = found.now[name] - found.recorded[name]
+        if change < -allowed or (change > allowed and not lower_only):
+            said.append(f"{name} {found.now[name]:.4f}, recorded was {found.recorded[name]:.4f}")
+    return "; ".join(said)
+
+
+def _below_the_floor(found: Finding) -> str:
+    floor = {"fsim_mean": FLOOR_FSIM_MEAN, "fsim_p5": FLOOR_FSIM_P5, "psnr_db": FLOOR_PSNR_DB}
+    lower = (name for name in floor if found.now and found.now[name] < floor[name])
+    return "; ".join(f"{name} {found.now[name]:.4f} is below the gate's floor {floor[name]:g}" for name in lower)
+
+
+def _changed(answer: Audited) -> str:
+    """What differs between the numerics then and now."""
+    names = sorted({*answer.numerics, *answer.recorded_numerics})
+    then, now = answer.recorded_numerics, answer.numerics
+    changed = (name for name in names if then.get(name) != now.get(name))
+    return ", ".join(f"{name} {now.get(name, 'none')}, then {then.get(name, 'none')}" for name in changed)

@@ -1,0 +1,313 @@
+"""The page of a fidelity audit, for whoever answers for the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from node.archive.fidelity import Finding, Outcome, Sight
+from node.config import FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB, AuditSettings
+from node.jobs.drift import ControlChart
+from node.reports.charts import ALARM, COLOURS, draw
+from node.reports.page import (
+    Banner,
+    Chart,
+    KeyFigure,
+    KeyFigures,
+    Mark,
+    Paragraph,
+    Part,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    Tone,
+    page,
+)
+from node.reports.words import size_text
+from storage.records import HoldingCounts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LISTED = 100
+_NAMES = {"fsim_mean": "mean tile FSIM", "fsim_p5": "tile FSIM, 5th percentile", "psnr_db": "PSNR, dB"}
+_FLOORS = {"fsim_mean": FLOOR_FSIM_MEAN, "fsim_p5": FLOOR_FSIM_P5, "psnr_db": FLOOR_PSNR_DB}
+_MEANING = {
+    Outcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
+    Outcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says nothing, "
+    "and figures measured anew are within tolerance. Such pixels never leave under the verified UID",
+    Outcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or the record is "
+    "wrong",
+    Outcome.WORSE: "figures against the original below those recorded, or below the floor of the gate",
+    Outcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
+    Outcome.UNMADE: "the model or the payload cannot be used",
+    Outcome.DAMAGED: "an object is missing or not whole; `latent-pacs scrub` repairs what it can",
+    Outcome.UNTRIED: "something went wrong that says nothing of the image; the node's log says what",
+}
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The chart of one figure of one stratum over runs."""
+
+    stratum: str
+    figure: str
+    chart: ControlChart
+
+
+@dataclass(frozen=True)
+class AuditRun:
+    """Everything that the page tells of."""
+
+    began: datetime
+    finished: datetime
+    verdict: str
+    alarm: bool
+    summary: dict[str, Any]
+    findings: tuple[Finding, ...]
+    trends: tuple[Trend, ...]
+    sights: tuple[tuple[Finding, Sight], ...]
+    settings: AuditSettings
+
+
+def audit_page(run: AuditRun, held: HoldingCounts) -> str:
+    """The page, self-contained."""
+    when = f"{run.finished:%d %B %Y, %H:%M} UTC, took {_span((run.finished - run.began).total_seconds())}"
+    tone: Tone = "good" if not run.alarm else "bad" if run.summary["failed"] else "warning"
+    title = {"good": "Passed", "warning": "Needs a look", "bad": "Failed", "neutral": ""}[tone]
+    sections = [
+        Section("At a glance", [_key_figures(run, held)]),
+        Section("What was found", _outcomes(run)),
+        *([Section("By device, institution, rung and age", [_strata(run)])] if run.findings else []),
+        *([Section("Over time", _over_time(run))] if run.trends else []),
+        *([Section("Fidelity of the images audited", [_histograms(run)])] if run.summary["measured"] else []),
+        *([Section("The least faithful images", _worst(run))] if run.sights else []),
+        Section("How this was done", [Paragraph(text) for text in _method(run)]),
+    ]
+    footer = "Latent PACS fidelity audit. Images are named by UID. Not for primary interpretation."
+    return page("Fidelity audit", when, Banner(tone, title, run.verdict), sections, footer)
+
+
+def _key_figures(run: AuditRun, held: HoldingCounts) -> KeyFigures:
+    told = run.summary
+    failed, audited = told["failed"], told["audited"]
+    figures = [
+        KeyFigure("images audited", f"{audited:,}", f"of {told['images']:,} reconstructable"),
+        KeyFigure(
+            "failed",
+            f"{failed:,}",
+            f"{told['withdrawn']} withdrawn, {told['flagged']} flagged",
+            "bad" if failed else "good",
+        ),
+    ]
+    if "fsim_mean" in told:
+        figures += [
+            KeyFigure("mean tile FSIM", f"{told['fsim_mean']:.3f}", f"against {told['measured']:,} originals"),
+            KeyFigure("PSNR", f"{told['psnr_db']:.1f} dB", "mean, through the display window"),
+        ]
+    pixels, payload = held.reconstructable_pixel_bytes, held.reconstructable_payload_bytes
+    if payload:
+        saved = f"{size_text(pixels)} of pixels in {size_text(payload)}"
+        figures += [
+            KeyFigure("bytes saved", size_text(pixels - payload), saved),
+            KeyFigure("ratio", f"{pixels / payload:.0f} : 1", "of reconstructable images"),
+        ]
+    return KeyFigures(figures)
+
+
+def _outcomes(run: AuditRun) -> list[Part]:
+    counts = run.summary["outcomes"]
+    rows: list[list[str | Mark]] = [
+        [Mark(outcome.value, _tone(outcome)), str(counts[outcome.value]), _MEANING[outcome]]
+        for outcome in Outcome
+        if outcome.value in counts
+    ]
+    parts: list[Part] = (
+        [Table(["outcome", "images", "meaning"], rows, align="lrl")] if rows else [Paragraph(run.verdict)]
+    )
+    remarkable = [one for one in run.findings if one.outcome is not Outcome.SAME or one.action]
+    if remarkable:
+        remarkable.sort(key=lambda one: not one.outcome.alarming)
+        listed: list[list[str | Mark]] = [
+            [one.sop_instance_uid, Mark(one.outcome.value, _tone(one.outcome)), one.action or "none", one.reason]
+            for one in remarkable[:_LISTED]
+        ]
+        more = f" The first {_LISTED} of {len(remarkable)}; the JSON file has all." if len(remarkable) > _LISTED else ""
+        caption = "Images that are not simply as verified." + more
+        parts.append(Table(["SOP Instance UID", "outcome", "done", "why"], listed, caption))
+    return parts
+
+
+def _strata(run: AuditRun) -> Table:
+    alarms = {(trend.stratum, trend.figure): trend.chart for trend in run.trends}
+    rows: list[list[str | Mark]] = []
+    for name, of in run.summary["strata"].items():
+        charts = [alarms[name, figure] for figure in ("fsim_mean", "psnr_db") if (name, figure) in alarms]
+        alarm = "; ".join(chart.alarm for chart in charts if chart.alarm)
+        calm = "in control" if any(chart.average for chart in charts) else "calibrating" if charts else ""
+        rows.append(
+            [
+                name,
+                f"{of['images']:,}",
+                f"{of['audited']:,}",
+                Mark(str(of["failed"]), "bad") if of["failed"] else "0",
+                f"{of['measured']:,}",
+                *(f"{of[figure]['mean']:.{places}f}" if figure in of else "" for figure, places in _PLACES.items()),
+                Mark(alarm, "bad") if alarm else calm,
+            ]
+        )
+    head = ["stratum", "images", "audited", "failed", "measured", "FSIM", "FSIM p5", "PSNR dB", "over time"]
+    caption = "Figures are means over the images whose originals are held; FSIM over tiles with breast."
+    return Table(head, rows, caption, "lrrrrrrrl")
+
+
+_PLACES = {"fsim_mean": 4, "fsim_p5": 4, "psnr_db": 2}
+
+
+def _over_time(run: AuditRun) -> list[Part]:
+    """The control chart of all, then every device's and institution's mean in one figure each."""
+    parts: list[Part] = []
+    for figure in ("fsim_mean", "psnr_db"):
+        charted = next((one.chart for one in run.trends if (one.stratum, one.figure) == ("all", figure)), None)
+        if charted is not None:
+            caption = f"{_NAMES[figure]} of all images audited, run by run."
+            if charted.average:
+                caption += " Right: the moving average in standard deviations; below the red line is an alarm."
+            else:
+                caption += f" The control chart begins after {run.settings.drift.baseline} runs."
+            parts.append(Chart(draw(_control(charted, figure), caption, 2.8), caption))
+    for axis in ("device", "site"):
+        several = [one for one in run.trends if one.stratum.startswith(f"{axis}: ") and one.figure == "fsim_mean"]
+        if len(several) > 1:
+            caption = f"Mean tile FSIM by {'institution' if axis == 'site' else axis}."
+            parts.append(Chart(draw(_lines(several[: len(COLOURS)]), caption, 2.8), caption))
+    return parts
+
+
+def _control(chart: ControlChart, figure: str) -> Callable[[Figure], None]:
+    def paint(canvas: Figure) -> None:
+        left, right = canvas.subplots(1, 2, width_ratios=(3, 2)) if chart.average else (canvas.subplots(), None)
+        times = [_time(point.at) for point in chart.points]
+        errors = [2 * point.deviation / point.count**0.5 for point in chart.points]
+        left.errorbar(times, [point.mean for point in chart.points], errors, marker="o", markersize=4, capsize=2)
+        if chart.average:
+            left.axhline(chart.centre, linestyle="--", linewidth=1, color=COLOURS[2])
+        left.set_ylabel(_NAMES[figure])
+        _dates(left)
+        if right is not None:
+            later = times[chart.calibrated :]
+            right.plot(later, chart.average, marker="o", markersize=4)
+            right.plot(later, chart.limit, color=ALARM, linewidth=1.2)
+            right.set_ylabel("EWMA")
+            _dates(right)
+
+    return paint
+
+
+def _lines(trends: Sequence[Trend]) -> Callable[[Figure], None]:
+    def paint(canvas: Figure) -> None:
+        axes = canvas.subplots()
+        for trend in trends:
+            points = trend.chart.points
+            name = trend.stratum.partition(": ")[2].replace("$", r"\$")
+            axes.plot(
+                [_time(one.at) for one in points], [one.mean for one in points], marker="o", markersize=4, label=name
+            )
+        axes.set_ylabel(_NAMES["fsim_mean"])
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _dates(axes)
+
+    return paint
+
+
+def _histograms(run: AuditRun) -> Chart:
+    measured = [one.now for one in run.findings if one.now]
+
+    def paint(canvas: Figure) -> None:
+        for number, (axes, (name, floor)) in enumerate(zip(canvas.subplots(1, 3), _FLOORS.items(), strict=True)):
+            axes.hist([one[name] for one in measured], bins=20, color=COLOURS[number])
+            axes.axvline(floor, color=ALARM, linewidth=1.2)
+            axes.set_xlabel(_NAMES[name])
+            axes.locator_params(axis="x", nbins=5)
+        canvas.axes[0].set_ylabel("images")
+
+    caption = f"{len(measured)} images measured against their originals; the red line is the floor of the gate."
+    return Chart(draw(paint, caption, 2.6), caption)
+
+
+def _worst(run: AuditRun) -> list[Part]:
+    parts: list[Part] = []
+    for one, sight in run.sights:
+        figures = f"mean tile FSIM {one.now['fsim_mean']:.4f}, {one.now['psnr_db']:.1f} dB"
+        window = f"{100 * sight.share:.2g} % of the display window"
+        scale = f"difference, full colour at ±{sight.reach:.0f} grey levels, {window}"
+        whole = zip(sight.whole, ("original", "reconstruction", scale), strict=True)
+        close = ("original, around the greatest error", "reconstruction", "difference, on the same scale")
+        detail = zip(sight.detail, close, strict=True)
+        parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
+        parts += [Pictures([Picture(*picture) for picture in row]) for row in (whole, detail)]
+    parts.append(
+        Paragraph(
+            "The lowest mean tile FSIM of this run, failures first. Details are at full resolution, through a window "
+            "of their own. In a difference, black is none, orange is brighter and blue darker than the original."
+        )
+    )
+    return parts
+
+
+def _method(run: AuditRun) -> list[str]:
+    drift, tolerance = run.settings.drift, run.settings.tolerance
+    return [
+        f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that a reconstruction stands for, at "
+        "random, in proportion to device, institution, rung and time since verification, at least one of each "
+        f"combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are always "
+        "looked at again.",
+        "Each was reconstructed anew by the node's own workers. The SHA-256 of the pixels must be the one recorded "
+        "when the image was verified. Where the original is held, or kept in the audit reserve "
+        f"({100 * run.settings.reserve:g} % of originals), FSIM over 256-pixel tiles with breast, and PSNR through the "
+        f"display window, were measured anew: they may be {tolerance.fsim:g} FSIM and {tolerance.psnr_db:g} dB from "
+        "those recorded, and not below the floor of the gate "
+        f"({FLOOR_FSIM_MEAN}, {FLOOR_FSIM_P5}, {FLOOR_PSNR_DB} dB).",
+        "What fails is withdrawn, and its original served instead; where there is no original, the image is flagged, "
+        "and retrieving it fails rather than giving other pixels. Both are in the audit trail.",
+        "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "
+        f"{drift.weight:g}, limit {drift.limit:g} standard deviations, widened for the number of charts by Bonferroni, "
+        f"calibrated on its first {drift.baseline} runs; and a threshold of {drift.fsim:g} FSIM and "
+        f"{drift.psnr_db:g} dB below their mean. Charts begin anew when ladder, gate or model change in config.yaml.",
+        "FSIM and PSNR do not prove that a microcalcification survived; the gate's other measures were applied when "
+        "each image was verified.",
+    ]
+
+
+def _tone(outcome: Outcome) -> Tone:
+    if outcome.failed:
+        return "bad"
+    return (
+        "warning"
+        if outcome.alarming or outcome is Outcome.UNTRIED
+        else "good"
+        if outcome is Outcome.SAME
+        else "neutral"
+    )
+
+
+def _dates(axes: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    places = AutoDateLocator(minticks=2, maxticks=6)
+    axes.xaxis.set_major_locator(places)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
+
+
+def _time(at: float) -> Any:
+    """As matplotlib's axes take it."""
+    return datetime.fromtimestamp(at, UTC)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

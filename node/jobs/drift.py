@@ -1,0 +1,87 @@
+"""Drift of a figure over runs: an EWMA control chart of its mean, and a plain threshold.
+
+The exponentially weighted moving average chart: S. W. Roberts, "Control chart tests based on geometric moving
+averages", Technometrics 1 (1959) 239-250; limits as in NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4. Run t
+has n_t images with mean x_t, standardised by mean m and standard deviation s of the images of the first runs:
+
+    u_t = (x_t - m) sqrt(n_t) / s        z_t = w u_t + (1 - w) z_(t-1)
+    var z_t = w / (2 - w) (1 - (1 - w)^(2t)) + (n_t / N) (1 - (1 - w)^t)^2
+
+The last term is the error of m itself, from N images, which all later runs share. One limit, below: getting better is
+no alarm. With many charts each gets its part of the false alarms of one (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from node.config import DriftSettings
+
+_LEAST_IMAGES = 20
+"""Images of the first runs below which nothing can be said of their spread."""
+_LEAST_SPREAD = 1e-9
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: when it ended (seconds since the epoch), images measured, mean and standard deviation of the figure."""
+
+    at: float
+    count: int
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class ControlChart:
+    """``points`` in the order of time. ``centre``: mean of the first ``calibrated`` of them; ``average`` and ``limit``:
+    z_t and its lower limit for the points after those. ``alarm``: what the newest point gives cause for, else empty."""
+
+    points: tuple[Point, ...]
+    calibrated: int = 0
+    centre: float = math.nan
+    average: tuple[float, ...] = ()
+    limit: tuple[float, ...] = ()
+    alarm: str = ""
+
+
+def control_chart(points: Sequence[Point], settings: DriftSettings, drop: float, charts: int = 1) -> ControlChart:
+    """The chart of one figure. ``drop``: how far below the centre the newest mean may be; ``charts``: beside it."""
+    points = tuple(point for point in points if point.count)
+    first, later = points[: settings.baseline], points[settings.baseline :]
+    images = sum(point.count for point in first)
+    if len(first) < settings.baseline or images < _LEAST_IMAGES:
+        return ControlChart(points)
+    centre = sum(point.count * point.mean for point in first) / images
+    squares = sum((point.count - 1) * point.deviation**2 + point.count * (point.mean - centre) ** 2 for point in first)
+    spread = max(math.sqrt(squares / (images - 1)), _LEAST_SPREAD)
+    reach, keep = _quantile(settings.limit, charts), 1 - settings.weight
+    average, limit, z = [], [], 0.0
+    for time, point in enumerate(later, 1):
+        z = settings.weight * (point.mean - centre) * math.sqrt(point.count) / spread + keep * z
+        own = settings.weight / (2 - settings.weight) * (1 - keep ** (2 * time))
+        shared = point.count / images * (1 - keep**time) ** 2
+        average.append(z)
+        limit.append(-reach * math.sqrt(own + shared))
+    alarm = _alarm(later, centre, drop, average, limit)
+    return ControlChart(points, len(first), centre, tuple(average), tuple(limit), alarm)
+
+
+def _alarm(later: Sequence[Point], centre: float, drop: float, average: Sequence[float], limit: Sequence[float]) -> str:
+    if not later:
+        return ""
+    newest = later[-1].mean
+    if newest < centre - drop:
+        return f"mean {newest:.4f} is more than {drop:g} below {centre:.4f}, the mean of the first runs"
+    if average[-1] < limit[-1]:
+        return f"moving average {average[-1]:.2f} is below its control limit {limit[-1]:.2f} (mean {newest:.4f})"
+    return ""
+
+
+def _quantile(limit: float, charts: int) -> float:
+    """How many standard deviations leave to each of ``charts`` its part of what ``limit`` leaves to one."""
+    normal = NormalDist()
+    return -normal.inv_cdf(max(normal.cdf(-limit) / charts, 1e-300))
