@@ -247,6 +247,11 @@ def keep_answers(assoc: Any) -> None:
     assoc.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
 
 
+def has_gone(assoc: Any) -> bool:
+    """True where a peer that called us has ended its association; pynetdicom sees it once our handler is done."""
+    return not assoc.is_established or assoc.acse.is_aborted() or not assoc.dul.is_alive()
+
+
 def remove_association_spool(assoc: Any) -> None:
     """Whatever an association left half received goes with it."""
     half = getattr(getattr(assoc.dimse, "message", None), "_data_set_file", None)
