@@ -24,6 +24,7 @@ from node.archive.identifier import Root
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
 from node.archive.originals import Originals
+from node.archive.priors import Priors
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
@@ -91,7 +92,8 @@ class Node:
         self.commitments = Commitments(self.index.engine)
         fault = functools.partial(original_fault, self.originals)
         peers = Peers(settings)
-        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self.archivist.wake)
+        self.priors = Priors(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
+        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self._arrived)
         door = Door(
             ingest=ingest,
             search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
@@ -108,6 +110,14 @@ class Node:
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
+        self._priors_thread = threading.Thread(target=self.priors.run, name="priors")
+
+    def _arrived(self, study_instance_uid: str) -> None:
+        self.archivist.wake()
+        self.priors.arrived(study_instance_uid)
+
+    def _has_work(self) -> bool:
+        return self.archivist.busy or not self.pool.idle
 
     def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
         title = self.settings.node.ae_title
@@ -129,6 +139,8 @@ class Node:
             raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
+        if self.priors.wanted:
+            self._priors_thread.start()
         self.schedule.start()
         LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
 
@@ -137,14 +149,16 @@ class Node:
         self.archivist.stop()
         self.schedule.stop()
         self.custodian.stop()
+        self.priors.stop()
         self.server.stop()
         if self._exposition is not None:
             self._exposition.stop()
         self.retrieve.close()
         self.pool.close()
         self.decoders.close()
-        if self._archivist_thread.is_alive():
-            self._archivist_thread.join()
+        for thread in (self._archivist_thread, self._priors_thread):
+            if thread.is_alive():
+                thread.join()
         self._told.close()
         self.index.close()
         self._lock.close()
@@ -157,6 +171,12 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _who_wants_priors(settings: Settings) -> tuple[frozenset[RenditionPolicy], int]:
+    """The policies of the peers that retrieve, and how many images are rendered ahead for them."""
+    images = settings.reconstruct.priors if settings.reconstruct.cache else 0
+    return frozenset(peer.rendition for peer in settings.peers if {"move", "get"} & set(peer.allow)), images
 
 
 def _exposition(

@@ -107,7 +107,8 @@ def choose_all(
 
 
 class Retrieve:
-    """Makes choices into files. ``threads`` bounds how many images are prepared at once."""
+    """Makes choices into files. ``threads`` bounds how many images are prepared at once; most of those only wait for a
+    worker, and must not hold up others that are ready."""
 
     def __init__(
         self,
@@ -118,7 +119,7 @@ class Retrieve:
         cache: RenderedCache,
         originals: Originals,
         *,
-        threads: int = 4,
+        threads: int = 32,
     ) -> None:
         self._index, self._store, self._cache, self._originals = index, store, cache, originals
         self._models = ModelShelf(index, store)
@@ -177,6 +178,12 @@ class Retrieve:
             LOGGER.error("rendition %s not made, original sent: %s", choice.sop_instance_uid, error)
         return self._original(choice.instance)
 
+    def render_ahead(self, choice: Choice) -> None:
+        """A reconstruction into the cache, after all other work, where it is not there yet. Raises LatentPacsError."""
+        assert choice.rendition is not None
+        if not self._cache.has(choice.rendition.rendition_digest):
+            self._reconstruction(choice.instance, choice.rendition, Priority.AHEAD).close()
+
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
         """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""
         target = self._cache.blank()
@@ -193,18 +200,20 @@ class Retrieve:
         path = self._originals.lend(instance.original_digest)
         return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid, own=True)
 
-    def _reconstruction(self, instance: StoredInstance, rendition: StoredRendition) -> Sendable:
+    def _reconstruction(
+        self, instance: StoredInstance, rendition: StoredRendition, priority: Priority = Priority.VIEWER
+    ) -> Sendable:
         with self._lock:
             making = self._making.setdefault(rendition.rendition_digest, threading.Lock())
         with making:  # two peers that want the same image wait for one reconstruction
             link = self._cache.link(rendition.rendition_digest)
             if link is None:
-                link = self._cache.keep(rendition.rendition_digest, self._render(rendition))
+                link = self._cache.keep(rendition.rendition_digest, self._render(rendition, priority))
         with self._lock:
             self._making.pop(rendition.rendition_digest, None)
         return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
 
-    def _render(self, rendition: StoredRendition) -> Path:
+    def _render(self, rendition: StoredRendition, priority: Priority) -> Path:
         base_path = self._store.held(rendition.base_digest)
         rendition_path = self._store.held(rendition.rendition_digest)
         base, made = read_pair(base_path, rendition_path)
@@ -215,7 +224,7 @@ class Retrieve:
                 write_header_for_pixels(out, header, base.rows * base.columns * 2)
             model = self._models.folder(rendition.upscaler, rendition.weights_digest)
             request = ReconstructRequest(base_path, rendition_path, target, model)
-            self._pool.submit(request, Priority.VIEWER).result()
+            self._pool.submit(request, priority).result()
         except BaseException:
             target.unlink(missing_ok=True)
             raise
