@@ -20,7 +20,7 @@ from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer, WireSyntax
 from node.dimse.models import in_order
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.wire import send_at_once
+from node.dimse.wire import send_at_once, stream_files
 from storage.errors import LatentPacsError, PixelError, Unparseable, WorkerDied
 
 LOGGER = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Channel:
         self._message_id = 0
         self._unanswered = False
         send_at_once(assoc)
+        stream_files(assoc)
 
     @property
     def usable(self) -> bool:
