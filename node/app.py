@@ -31,6 +31,7 @@ from node.archive.retention import Retention
 from node.archive.reverification import Reverification
 from node.archive.trail import AuditTrail, TrailWriter
 from node.config import RenditionPolicy, Settings, parse_when
+from node.dimse.extended import Agreed
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
@@ -96,7 +97,9 @@ class Node:
         ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self._arrived)
         door = Door(
             ingest=ingest,
-            search=lambda identifier, root, caller: self._find(identifier, root, peers.rendition(caller)),
+            search=lambda identifier, root, caller, agreed: self._find(
+                identifier, root, peers.rendition(caller), agreed
+            ),
             services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
             peers=peers,
             check_room=self.store.check_room,
@@ -119,9 +122,16 @@ class Node:
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
 
-    def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy) -> Iterator[Dataset]:
-        title = self.settings.node.ae_title
-        return find(self.index, identifier, root, policy=policy, retrieve_ae_title=title)
+    def _find(self, identifier: Dataset, root: Root, policy: RenditionPolicy, agreed: Agreed) -> Iterator[Dataset]:
+        return find(
+            self.index,
+            identifier,
+            root,
+            policy=policy,
+            retrieve_ae_title=self.settings.node.ae_title,
+            relational=agreed.relational,
+            combined_datetime=agreed.combined_datetime,
+        )
 
     def start(self) -> None:
         """Listen, and begin with the backlog. Raises ConfigError where the port cannot be had."""

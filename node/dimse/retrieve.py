@@ -22,6 +22,7 @@ from node.archive.identifier import UNIQUE, IdentifierError, Root, key_values, l
 from node.archive.retrieve import Choice, Retrieve, Sendable, discard
 from node.archive.selection import select
 from node.config import Peer
+from node.dimse.extended import agreed
 from node.dimse.models import ROOTS
 from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
@@ -158,7 +159,7 @@ def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
     except Exception as error:  # pydicom raises many kinds on hostile bytes
         raise IdentifierError(f"identifier cannot be parsed: {error}") from error
     root = _root(event, identifier)
-    keys = list(select(services.index, identifier, root))
+    keys = list(select(services.index, identifier, root, relational=agreed(event).relational))
     asked: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         asked = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
