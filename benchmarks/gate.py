@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.retrieve import image
+from benchmarks.reconstruct import image
 from node.config import Settings
 from node.fidelity.gate import Reference, mends, resurvey, survey, tile_scores
 from tests.samples import mammogram

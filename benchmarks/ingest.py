@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pydicom.uid import generate_uid
 from rich.console import Console
 from rich.table import Table
 
@@ -90,18 +91,18 @@ def compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 class Batch:
-    """The files to send. Their pixels are noise on a ramp; their UIDs are overwritten in place for each sending."""
+    """Files to send, of one study. Their pixels are noise on a ramp; their UIDs are overwritten for each sending."""
 
     def __init__(self, folder: Path, images: int) -> None:
         folder.mkdir()
         random = np.random.default_rng(0)
         ramp = np.linspace(0, 3800, COLUMNS, dtype=np.uint16)[None, :]
-        self._count = 0
+        self._count, self.study = 0, generate_uid()
         self._files: list[tuple[Path, bytes]] = []
         for number in range(images):
             pixels = ramp + random.integers(0, 200, (ROWS, COLUMNS), np.uint16)
             uid = f"2.25.{10**38 + number}"
-            ds = mammogram(pixels, SOPInstanceUID=uid)
+            ds = mammogram(pixels, SOPInstanceUID=uid, StudyInstanceUID=self.study)
             self._files.append((write(ds, folder / f"{number:03d}.dcm"), uid.encode()))
         self.megabytes = sum(path.stat().st_size for path, _ in self._files) / 1e6
 
@@ -139,21 +140,22 @@ class Batch:
         return seconds
 
 
-def start_ours(folder: Path, port: int, *, archivist: bool) -> subprocess.Popen[bytes]:
-    """This archive as a process of its own."""
+def start_ours(folder: Path, port: int, *, archivist: bool, **sections: Any) -> subprocess.Popen[bytes]:
+    """This archive as a process of its own; ``sections`` of config.yaml besides."""
     config = folder / "config.yaml"
     settings = {
         "node": {"host": "127.0.0.1", "port": port, "drain": 0},
         "storage": {"root": str(folder / "archive"), "min_free": 0},
         "archivist": {"enabled": archivist},
+        **sections,
     }
     config.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-W", "ignore", "-m", "node.cli", "serve", "-c", str(config)]
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
-def start_orthanc(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Orthanc with its defaults, storage fsynced."""
+def start_orthanc(folder: Path, port: int, **configuration: Any) -> subprocess.Popen[bytes]:
+    """Orthanc with its defaults, storage fsynced; ``configuration`` besides."""
     config = folder / "orthanc.json"
     settings = {
         "StorageDirectory": str(folder / "storage"),
@@ -166,6 +168,7 @@ def start_orthanc(folder: Path, port: int) -> subprocess.Popen[bytes]:
         "DicomCheckCalledAet": False,
         "DicomAlwaysAllowStore": True,
         "Plugins": [],
+        **configuration,
     }
     config.write_text(json.dumps(settings))
     binary = shutil.which("Orthanc", path=f"{Path('/usr/sbin')}:{Path('/usr/bin')}") or "Orthanc"

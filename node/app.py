@@ -27,13 +27,15 @@ from node.archive.ingest import examine
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
 from node.archive.originals import Originals
+from node.archive.priors import Priors
 from node.archive.quarantine import Examine, QuarantineDesk
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.reverification import Reverification
 from node.archive.trail import AuditTrail, TrailWriter
-from node.config import Settings, parse_when
+from node.config import RenditionPolicy, Settings, parse_when
+from node.dimse.extended import Agreed
 from node.dimse.peers import Peers
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
@@ -101,10 +103,11 @@ class Node:
         self.commitments = Commitments(self.index.engine)
         fault = functools.partial(original_fault, self.originals)
         peers = Peers(settings)
-        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self.archivist.wake)
+        self.priors = Priors(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
+        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self._arrived)
         door = Door(
             ingest=ingest,
-            search=lambda identifier, root, caller: self._find(identifier, root, peers, caller),
+            search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),
             services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
             peers=peers,
             check_room=self.store.check_room,
@@ -125,8 +128,16 @@ class Node:
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
+        self._priors_thread = threading.Thread(target=self.priors.run, name="priors")
 
-    def _find(self, identifier: Dataset, root: Root, peers: Peers, caller: str) -> Iterator[Dataset]:
+    def _arrived(self, study_instance_uid: str) -> None:
+        self.archivist.wake()
+        self.priors.arrived(study_instance_uid)
+
+    def _has_work(self) -> bool:
+        return self.archivist.busy or not self.pool.idle
+
+    def _find(self, identifier: Dataset, root: Root, peers: Peers, caller: str, agreed: Agreed) -> Iterator[Dataset]:
         return find(
             self.index,
             identifier,
@@ -134,6 +145,8 @@ class Node:
             policy=peers.rendition(caller),
             copies=peers.rewrites(caller),
             retrieve_ae_title=self.settings.node.ae_title,
+            relational=agreed.relational,
+            combined_datetime=agreed.combined_datetime,
         )
 
     def start(self) -> None:
@@ -152,6 +165,8 @@ class Node:
             raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
+        if self.priors.wanted:
+            self._priors_thread.start()
         self.schedule.start()
         LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
 
@@ -160,14 +175,16 @@ class Node:
         self.archivist.stop()
         self.schedule.stop()
         self.custodian.stop()
+        self.priors.stop()
         self.server.stop()
         if self._exposition is not None:
             self._exposition.stop()
         self.retrieve.close()
         self.pool.close()
         self.decoders.close()
-        if self._archivist_thread.is_alive():
-            self._archivist_thread.join()
+        for thread in (self._archivist_thread, self._priors_thread):
+            if thread.is_alive():
+                thread.join()
         self._told.close()
         self.index.close()
         self._lock.close()
@@ -180,6 +197,12 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _who_wants_priors(settings: Settings) -> tuple[frozenset[RenditionPolicy], int]:
+    """The policies of the peers that retrieve, and how many images are rendered ahead for them."""
+    images = settings.reconstruct.priors if settings.reconstruct.cache else 0
+    return frozenset(peer.rendition for peer in settings.peers if {"move", "get"} & set(peer.allow)), images
 
 
 def _exposition(

@@ -277,6 +277,7 @@ class Peer(_Section):
     tls: bool = False
     tls_name: str = ""
     max_associations: int | None = Field(default=None, ge=1)
+    max_associations_to: int = Field(default=0, ge=0)
     transfer_syntaxes: tuple[WireSyntax, ...] = ()
 
     @model_validator(mode="after")
@@ -463,6 +464,7 @@ class ReconstructSettings(_Section):
     device: str = "auto"
     threads: int = Field(default=0, ge=0)
     cache: Size = 2 * 10**9
+    priors: int = Field(default=0, ge=0)
     mammo: MammoSettings = MammoSettings()
     sd_x2: SdX2Settings = SdX2Settings()
 

@@ -151,12 +151,21 @@ def findscu(
     return ran, answers
 
 
-def movescu(to: Address, root: str, level: str, *keys: str, calling: str, destination: str = "") -> Ran:
+def movescu(
+    to: Address,
+    root: str,
+    level: str,
+    *keys: str,
+    calling: str,
+    destination: str = "",
+    options: str = "",
+    timeout: float = 60,
+) -> Ran:
     """C-MOVE to a peer of ours; ``destination``: where not to the caller itself."""
     return run(
-        *("movescu", "-d", "-dhl", root, "-aet", calling, "-aem", destination or calling, "-aec", to.ae_title),
-        *_keys(level, keys),
-        *(to.host, to.port),
+        *("movescu", "-d", "-dhl", root, *options.split(), "-aet", calling, "-aem", destination or calling),
+        *("-aec", to.ae_title, *_keys(level, keys), to.host, to.port),
+        timeout=timeout,
     )
 
 

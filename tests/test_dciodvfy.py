@@ -290,6 +290,27 @@ def test_dciodvfy_would_find_one(all_made: dict[str, Made], tmp_path: Path) -> N
     assert len(error_lines(tmp_path / "broken.dcm")) >= 2
 
 
+# --- dcentvfy ---
+
+
+def entity_errors(*files: Path) -> set[str]:
+    """What dcentvfy finds that differs between instances of one patient, study, series or frame of reference."""
+    ran = run("dcentvfy", *files)
+    return {line for line in ran.output.splitlines() if line.startswith("Error")}
+
+
+def test_a_reconstruction_belongs_beside_its_original(made: Made) -> None:
+    assert entity_errors(made.original_file, made.derived_file) == set()
+
+
+def test_dcentvfy_would_find_one(all_made: dict[str, Made], tmp_path: Path) -> None:
+    """So that silence means something."""
+    stranger = all_made["plain"].derived
+    stranger.PatientSex, stranger.StudyDate = "M", "19990101"
+    stranger.save_as(tmp_path / "stranger.dcm")
+    assert len(entity_errors(all_made["plain"].original_file, tmp_path / "stranger.dcm")) >= 2
+
+
 # --- what it says about itself ---
 
 

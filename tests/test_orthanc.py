@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
+from pynetdicom.presentation import build_context
 
 from node.app import Node
-from node.dimse.client import Address, image_identifier, move
+from node.dimse.client import Address, image_identifier, move, store
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests import samples
 from tests.conftest import settings_for, wait_for
-from tests.peers import Orthanc, OrthancError
+from tests.peers import Orthanc, OrthancError, free_port
+
+FULL_PORT = free_port()
+"""Where an Orthanc listens that takes no further patient, in the test that starts one."""
 
 PYDICOM_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -51,6 +60,7 @@ def node(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     peers = [
         {"ae_title": "SENDER", "allow": ["echo", "store"]},
         {"ae_title": "MOVER", "allow": ["move"]},
+        {"ae_title": "FULL", "host": "127.0.0.1", "port": FULL_PORT},
         {"ae_title": "ORTHEXACT", "allow": ask, "rendition": "original", **orthanc_at},
         {"ae_title": "ORTHRECON", "allow": ask, "rendition": "reconstructed", **orthanc_at},
     ]
@@ -251,6 +261,69 @@ def test_own_reconstruction_that_comes_back_is_known(orthanc: Orthanc, node: Nod
     held = node.index.by_uid(image.rendition.derived_uid)
     assert held is not None
     assert held.sop_instance_uid == image.dataset.SOPInstanceUID
+
+
+# --- Orthanc's own scenarios: a store that is full, a study that goes while it comes ---
+
+
+def study_of(node: Node, folder: Path, sizes: list[tuple[int, int]]) -> list[Dataset]:
+    """A study of images of those rows and columns in our archive."""
+    study = generate_uid()
+    made = [samples.mammogram(np.zeros(size, np.uint16), StudyInstanceUID=study) for size in sizes]
+    files = [samples.write(ds, folder / f"{number}.dcm") for number, ds in enumerate(made)]
+    statuses: list[int] = []
+    store(files, address(node), calling="SENDER", each=lambda _, status, __: statuses.append(status))
+    assert statuses == [0x0000] * len(sizes)
+    return made
+
+
+def test_an_orthanc_that_is_full_refuses_and_is_counted(node: Node, tmp_path: Path) -> None:
+    """MaximumStorageSize 1 MB: an image of 2 MB is refused, those before and after it are not."""
+    (tmp_path / "files").mkdir()
+    made = study_of(node, tmp_path / "files", [(64, 48), (1024, 1024), (64, 48)])
+    wanted = image_identifier(made[0].StudyInstanceUID)
+    with Orthanc(tmp_path, dicom_port=FULL_PORT, MaximumStorageSize=1) as full:
+        responses = moved(wanted, node, "FULL")
+        assert set(full.instances()) == {made[0].SOPInstanceUID, made[2].SOPInstanceUID}
+    final, failed = responses[-1]
+    assert (final.Status, final.NumberOfCompletedSuboperations, final.NumberOfFailedSuboperations) == (0xB000, 2, 1)
+    assert failed.FailedSOPInstanceUIDList == made[1].SOPInstanceUID
+
+
+def moved(wanted: Dataset, node: Node, destination: str) -> list[tuple[Dataset, Dataset]]:
+    """Every response to a C-MOVE, with its identifier."""
+    model = "1.2.840.10008.5.1.4.1.2.2.2"
+    assoc = AE("MOVER").associate("127.0.0.1", node.server.port, contexts=[build_context(model)])
+    responses = [*assoc.send_c_move(wanted, destination, model)]
+    assoc.release()
+    return responses
+
+
+def test_a_study_that_orthanc_deletes_while_we_send_it(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
+    """Every image is counted once, and moved again the study is whole."""
+    made = study_of(node, tmp_path, [(64, 48)] * 40)
+    wanted = image_identifier(made[0].StudyInstanceUID)
+    ended = threading.Event()
+
+    def delete() -> int:
+        deleted = 0
+        while not ended.is_set():
+            for found in orthanc.get("/studies"):
+                with suppress(OrthancError):
+                    orthanc.call("DELETE", f"/studies/{found}")
+                    deleted += 1
+        return deleted
+
+    with ThreadPoolExecutor(1) as aside:
+        deleting = aside.submit(delete)
+        final = move(wanted, address(node), calling="MOVER", destination="ORTHEXACT")
+        ended.set()
+        assert deleting.result() >= 2, "it went while it came"
+    counts = (final.NumberOfCompletedSuboperations, final.NumberOfFailedSuboperations)
+    assert (final.Status, sum(counts)) in ((0x0000, 40), (0xB000, 40))
+    final = move(wanted, address(node), calling="MOVER", destination="ORTHEXACT")
+    assert (final.Status, final.NumberOfCompletedSuboperations) == (0x0000, 40)
+    assert set(orthanc.instances()) == {ds.SOPInstanceUID for ds in made}
 
 
 # --- Orthanc asks ---

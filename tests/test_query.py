@@ -32,6 +32,7 @@ from node.archive.matching import condition, wildcard
 from node.archive.query import _parsed, find, has_unsupported_keys
 from node.archive.selection import select as selection
 from node.config import RenditionPolicy
+from node.dimse.extended import Agreed
 from node.dimse.find import handle_find
 from storage.elements import BadValueError, checked
 from storage.index import search
@@ -864,7 +865,7 @@ class FakeEvent:
     def __init__(self, identifier: Dataset | Exception, cancel_after: int = -1) -> None:
         self._identifier, self._left = identifier, cancel_after
         self.context = SimpleNamespace(abstract_syntax="1.2.840.10008.5.1.4.1.2.2.1")
-        self.assoc = SimpleNamespace(requestor=SimpleNamespace(ae_title="VIEWER"))
+        self.assoc = SimpleNamespace(requestor=SimpleNamespace(ae_title="VIEWER", sop_class_extended={}))
 
     @property
     def identifier(self) -> Dataset:
@@ -889,7 +890,7 @@ class FakePeers:
 
 
 def handled(event: FakeEvent, archive: Archive) -> list[tuple[Any, Dataset | None]]:
-    def search(identifier: Dataset, root: Root, calling: str) -> Iterator[Dataset]:
+    def search(identifier: Dataset, root: Root, calling: str, _agreed: Agreed) -> Iterator[Dataset]:
         assert calling == "VIEWER"
         return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
@@ -934,7 +935,7 @@ def test_over_an_association(archive: Archive, crowd: Archive) -> None:
     model = "1.2.840.10008.5.1.4.1.2.2.1"
     held = archive
 
-    def search(identifier: Dataset, root: Root, _calling: str) -> Iterator[Dataset]:
+    def search(identifier: Dataset, root: Root, _calling: str, _agreed: Agreed) -> Iterator[Dataset]:
         return find(held, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
     def handle(event: evt.Event) -> Iterator[Any]:

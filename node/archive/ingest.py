@@ -54,7 +54,7 @@ class Receipt:
 
 
 class Ingest:
-    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` wakes the archivist."""
+    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` hears of studies."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Ingest:
         store: ObjectStore,
         originals: Originals,
         decoders: WorkerPool,
-        arrived: Callable[[], None],
+        arrived: Callable[[str], None],
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
         self._decoders, self._arrived = decoders, arrived
@@ -95,7 +95,7 @@ class Ingest:
             self._settle_duplicate(new)
         taken_in = added in (Added.NEW, Added.AGAIN)
         if taken_in:
-            self._arrived()
+            self._arrived(new.study_instance_uid)
         return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
 
     def _own_reconstruction(self, spooled: Path, new: NewInstance, output_digest: str) -> Receipt:

@@ -30,6 +30,10 @@ class RenderedCache:
         os.close(handle)
         return Path(name)
 
+    def has(self, key: str) -> bool:
+        """Whether there is an entry."""
+        return (self._root / f"{key}.dcm").is_file()
+
     def link(self, key: str) -> Path | None:
         """A link to the entry for one reader, who unlinks it; None where there is no entry."""
         entry = self._root / f"{key}.dcm"

@@ -116,7 +116,8 @@ def choose_all(
 
 
 class Retrieve:
-    """Makes choices into files. ``threads`` bounds how many images are prepared at once."""
+    """Makes choices into files. ``threads`` bounds how many images are prepared at once; most of those only wait for a
+    worker, and must not hold up others that are ready."""
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class Retrieve:
         cache: RenderedCache,
         originals: Originals,
         *,
-        threads: int = 4,
+        threads: int = 32,
     ) -> None:
         self._index, self._store, self._cache, self._originals = index, store, cache, originals
         self._models = ModelShelf(index, store)
@@ -197,6 +198,12 @@ class Retrieve:
             LOGGER.error("rendition %s not made, original sent: %s", choice.sop_instance_uid, error)
         return self._original(choice.instance)
 
+    def render_ahead(self, choice: Choice) -> None:
+        """A reconstruction into the cache, after all other work, where it is not there yet. Raises LatentPacsError."""
+        assert choice.rendition is not None
+        if not self._cache.has(choice.rendition.rendition_digest):
+            self._reconstruction(choice.instance, choice.rendition, Priority.AHEAD).close()
+
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
         """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""
         target = self._cache.blank()
@@ -232,7 +239,9 @@ class Retrieve:
             received.unlink(missing_ok=True)
         return target
 
-    def _reconstruction(self, instance: StoredInstance, rendition: StoredRendition) -> Sendable:
+    def _reconstruction(
+        self, instance: StoredInstance, rendition: StoredRendition, priority: Priority = Priority.VIEWER
+    ) -> Sendable:
         version = version_of(instance.amended)
         key = f"{rendition.rendition_digest}-{version}" if version else rendition.rendition_digest
         with self._lock:
@@ -240,14 +249,14 @@ class Retrieve:
         with making:  # two peers that want the same image wait for one reconstruction
             link = self._cache.link(key)
             if link is None:
-                link = self._cache.keep(key, self._render(rendition, instance.amended))
+                link = self._cache.keep(key, self._render(rendition, instance.amended, priority))
                 if self._index.rendition(rendition.derived_uid) is None:
                     self._cache.drop(key)
         with self._lock:
             self._making.pop(key, None)
         return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
 
-    def _render(self, rendition: StoredRendition, applied: Sequence[Applied]) -> Path:
+    def _render(self, rendition: StoredRendition, applied: Sequence[Applied], priority: Priority) -> Path:
         base_path = self._store.held(rendition.base_digest)
         rendition_path = self._store.held(rendition.rendition_digest)
         base, made = read_pair(base_path, rendition_path)
@@ -258,7 +267,7 @@ class Retrieve:
                 write_header_for_pixels(out, header, base.rows * base.columns * 2)
             model = self._models.folder(rendition.upscaler, rendition.weights_digest)
             request = ReconstructRequest(base_path, rendition_path, target, model)
-            self._pool.submit(request, Priority.VIEWER).result()
+            self._pool.submit(request, priority).result()
         except BaseException:
             target.unlink(missing_ok=True)
             raise

@@ -202,7 +202,8 @@ class Notifier:
         contexts = [build_context(UID(STORAGE_COMMITMENT), [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
         # the requestor is the SCP here, and says so (PS3.4 J.3.3, PS3.7 D.3.3.4)
         role = build_role(UID(STORAGE_COMMITMENT), scp_role=True)
-        assoc = self._outgoing.associate(peer, contexts, [role])
+        # one that is busy is told later, so that others need not wait
+        assoc = self._outgoing.associate(peer, contexts, [role], wanted=lambda: False)
         try:
             about = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
             status, _ = assoc.send_n_event_report(information, event_type, *about)

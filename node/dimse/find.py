@@ -9,6 +9,7 @@ from pydicom import Dataset
 from pynetdicom.events import Event
 
 from node.archive.query import IdentifierError, Root, has_unsupported_keys
+from node.dimse.extended import Agreed, agreed
 from node.dimse.models import ROOTS
 from node.dimse.peers import Peers
 from node.dimse.status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, response
@@ -18,8 +19,8 @@ LOGGER = logging.getLogger(__name__)
 PENDING_WITHOUT_SOME_KEYS = 0xFF01
 """An optional key of the request is not supported (PS3.4 C.4.1.1.4)."""
 
-Search = Callable[[Dataset, Root, str], Iterator[Dataset]]
-"""Identifier, information model, calling AE title: ``node.archive.query.find`` as that peer sees it."""
+Search = Callable[[Dataset, Root, str, Agreed], Iterator[Dataset]]
+"""Identifier, information model, calling AE title, what was agreed: ``node.archive.query.find`` for that peer."""
 
 
 def handle_find(event: Event, *, search: Search, peers: Peers) -> Iterator[tuple[int | Dataset, Dataset | None]]:
@@ -31,7 +32,7 @@ def handle_find(event: Event, *, search: Search, peers: Peers) -> Iterator[tuple
     try:
         identifier, root = event.identifier, ROOTS[event.context.abstract_syntax]
         unsupported = has_unsupported_keys(identifier, root)
-        for answer in search(identifier, root, caller):
+        for answer in search(identifier, root, caller, agreed(event)):
             if event.is_cancelled:  # reading clears it: once per match
                 yield CANCELLED, None
                 return

@@ -1,7 +1,8 @@
 """C-MOVE and C-GET (PS3.4 C.4.2, C.4.3): the same walk over the same images, over two kinds of association.
 
 The counts are truthful: an image is completed when its receiver said so, and failed with its UID otherwise. While an
-image is being made the requester gets pending responses; a cancel is honoured before the next image.
+image is being made, or a busy destination is waited for, the requester gets pending responses, and may cancel; else a
+cancel is honoured before the next image.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +22,7 @@ from node.archive.identifier import UNIQUE, IdentifierError, Root, key_values, l
 from node.archive.retrieve import Choice, Retrieve, Sendable, discard
 from node.archive.selection import select
 from node.config import Peer
+from node.dimse.extended import agreed
 from node.dimse.models import ROOTS
 from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
@@ -38,7 +41,7 @@ from node.dimse.status import (
     of_error,
 )
 from node.dimse.store import Record
-from node.dimse.wire import Report
+from node.dimse.wire import Report, has_gone
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.levels import Level
@@ -46,6 +49,8 @@ from storage.records import TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
+_LOOK = 0.1
+"""Seconds between two looks for a cancel while an image is being made, or its destination is busy."""
 _STUDIES_TOLD = 100
 """Studies of one request that the audit trail names."""
 MOST_SUBOPERATIONS = 65535
@@ -116,7 +121,9 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     told = TrailEntry("get", caller, detail=f"to {caller}")
-    yield from _send(event, services, choices, lambda _: channel, lambda: not channel.usable, told)
+    yield from _send(
+        event, services, choices, lambda _: channel, lambda: not channel.usable or has_gone(event.assoc), told
+    )
 
 
 def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[Report]:
@@ -142,7 +149,7 @@ def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Ou
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         told = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        yield from _send(event, services, choices, destination.channel, lambda: not event.assoc.is_established, told)
+        yield from _send(event, services, choices, destination.channel, lambda: has_gone(event.assoc), told)
 
 
 def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
@@ -152,7 +159,7 @@ def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
     except Exception as error:  # pydicom raises many kinds on hostile bytes
         raise IdentifierError(f"identifier cannot be parsed: {error}") from error
     root = _root(event, identifier)
-    keys = list(select(services.index, identifier, root))
+    keys = list(select(services.index, identifier, root, relational=agreed(event).relational))
     asked: frozenset[str] = frozenset()
     if level_of(identifier, root) is Level.IMAGE:
         asked = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
@@ -208,35 +215,66 @@ def _walk(
     if len(choices) > MOST_SUBOPERATIONS:
         yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
-    for choice, future in services.retrieve.prepare(choices):
-        if event.is_cancelled:  # clears itself when read: this is the only place that reads it
-            discard(future)
-            yield tally.report(CANCELLED)
-            return
-        yield from _while_making(future, tally, services.keep_alive)
-        if requester_gone():
-            discard(future)
-            return
-        fitting = _aside(functools.partial(_fitted, services.retrieve, choice, future, channel))
-        yield from _while_making(fitting, tally, services.keep_alive)
+    request = _Request(event, requester_gone)
+    for choice, making in services.retrieve.prepare(choices):
+        if (yield from _over_while(making, tally, services.keep_alive, request)):
+            discard(making)
+            break
+        fitting = _aside(functools.partial(_fitted, services.retrieve, choice, making, channel))
+        if (yield from _over_while(fitting, tally, services.keep_alive, request)):
+            discard(fitting)
+            break
         tally.count(choice, _send_one(choice, fitting, channel))
         if tally.remaining:
             yield tally.report(PENDING)
-    yield tally.final()
+    else:
+        yield tally.final()
+        return
+    if request.cancelled:
+        yield tally.report(CANCELLED)
 
 
-def _while_making(future: Future[Sendable], tally: Tally, keep_alive: float) -> Iterator[Report]:
-    """A pending response each time the image has not been finished within the keep-alive time."""
-    while True:
-        try:
-            future.exception(timeout=keep_alive)
-            return
-        except TimeoutError:
-            try:
+class _Request:
+    """Whether somebody still waits for the images."""
+
+    def __init__(self, event: Any, gone: Callable[[], bool]) -> None:
+        self._event, self._gone = event, gone
+        self.cancelled = False
+
+    @property
+    def over(self) -> bool:
+        """True from when the requester has cancelled, or has gone."""
+        self.cancelled = self.cancelled or bool(self._event.is_cancelled)  # it clears itself when read
+        return self.cancelled or self._gone()
+
+
+def _over_while(
+    future: Future[Sendable], tally: Tally, keep_alive: float, request: _Request
+) -> Generator[Report, None, bool]:
+    """Until the image is ready, with a pending response each time the keep-alive time has passed.
+
+    Returns early, and True, where the request is over.
+    """
+    told = time.monotonic()
+    try:
+        while not request.over:
+            if _is_done(future, min(_LOOK, keep_alive)):
+                return False
+            if time.monotonic() - told >= keep_alive:
+                told = time.monotonic()
                 yield tally.report(PENDING)
-            except GeneratorExit:  # the requester has gone
-                discard(future)
-                raise
+    except GeneratorExit:  # the requester has gone
+        discard(future)
+        raise
+    return True
+
+
+def _is_done(future: Future[Sendable], within: float) -> bool:
+    try:
+        future.exception(timeout=within)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _aside(work: Callable[[], Sendable]) -> Future[Sendable]:

@@ -20,7 +20,7 @@ from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer, WireSyntax
 from node.dimse.models import in_order
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.wire import send_at_once
+from node.dimse.wire import send_at_once, stream_files
 from storage.errors import LatentPacsError, PixelError, Unparseable, WorkerDied
 
 LOGGER = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Channel:
         self._message_id = 0
         self._unanswered = False
         send_at_once(assoc)
+        stream_files(assoc)
 
     @property
     def usable(self) -> bool:
@@ -114,6 +115,7 @@ class Destination:
         self._batch_of = {id(choice): number for number, batch in enumerate(self._batches) for choice in batch}
         self._open: tuple[int, Channel, Association] | None = None
         self._refused: str | None = None
+        self._ended = threading.Event()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Destination:
@@ -122,6 +124,7 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()  # who waits for a turn lets go of the lock
         with self._lock:
             self._refused = "the request has ended"
             self._close()
@@ -149,7 +152,8 @@ class Destination:
 
     def _associate(self, batch: Sequence[Choice]) -> Association:
         try:
-            assoc = self._outgoing.associate(self._peer, contexts_for(batch, self._peer.transfer_syntaxes))
+            contexts = contexts_for(batch, self._peer.transfer_syntaxes)
+            assoc = self._outgoing.associate(self._peer, contexts, wanted=lambda: not self._ended.is_set())
         except DestinationUnavailable as error:
             # asked once: a destination that is down would cost a timeout for every further image
             self._refused = str(error)

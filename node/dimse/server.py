@@ -18,7 +18,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.archive.commitment import Committer
 from node.archive.ingest import Ingest
 from node.config import Settings
-from node.dimse import wire
+from node.dimse import extended, wire
 from node.dimse.admission import Admission
 from node.dimse.commitment import Notifier, handle_action
 from node.dimse.find import Search, handle_find
@@ -172,6 +172,7 @@ class Server:
             ),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
+            (evt.EVT_SOP_EXTENDED, extended.answer),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 

@@ -11,7 +11,8 @@
 6. A requestor's own reactor thread can take the answer that a ``send_*`` method waits for.
 7. A command set or identifier is collected in memory however long it is, and an error while a message is decoded
    leaves the association half dead.
-8. A handler cannot do anything after its response, and a report on the same association loses a request that comes
+8. A data set that is sent is copied five times, and as a whole into a queue. Here the file's pages go to the socket.
+9. A handler cannot do anything after its response, and a report on the same association loses a request that comes
    meanwhile.
 
 Written against pynetdicom 3.0.4; pyproject.toml keeps it below 3.1.
@@ -27,6 +28,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config, dimse_messages, evt
 from pynetdicom.dimse_primitives import C_GET, C_MOVE, N_EVENT_REPORT
 from pynetdicom.dsutils import encode
+from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.service_class import QueryRetrieveServiceClass, StorageServiceClass
 from pynetdicom.service_class_n import StorageCommitmentServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
@@ -150,7 +154,7 @@ def _message(request: Any, report: Report, context: Any) -> Any:
     return message
 
 
-# --- 8. what follows an N-ACTION --------------------------------------------------------------------------------
+# --- 9. what follows an N-ACTION --------------------------------------------------------------------------------
 
 
 def _following(original: Callable[..., None]) -> Callable[..., None]:
@@ -203,6 +207,9 @@ def _awaited(assoc: Any, waiting: list[Any]) -> int | None:
 
 _current = threading.local()
 
+_LARGE_PDU = 2**20
+"""Bytes of the largest PDU that we send; larger ones are no faster."""
+
 
 def association_spool(assoc: Any) -> Path:
     """The folder that an association's arriving data sets lie in."""
@@ -235,6 +242,35 @@ def send_at_once(assoc: Any) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def stream_files(assoc: Any) -> None:
+    """Send what ``send_c_store`` is given as a path straight from the file, in the thread that owns the connection."""
+    dul, dimse = assoc.dul, assoc.dimse
+    if "send_msg" in vars(dimse):
+        return  # an earlier C-GET on this association
+    send_msg, send = dimse.send_msg, dul._send
+    files: deque[tuple[Path, int, int]] = deque()
+
+    def send_msg_or_file(primitive: Any, context_id: int) -> None:
+        if getattr(primitive, "_dataset_path", None) is None:
+            send_msg(primitive, context_id)
+            return
+        message: Any = dimse_messages.C_STORE_RQ()
+        message.primitive_to_message(primitive)
+        message._data_set_path = None  # leaves the command set, which says that a data set follows
+        for command in message.encode_msg(context_id, dimse.maximum_pdu_size):
+            dul.send_pdu(command)
+        files.append((*primitive._dataset_path, context_id))
+        dul.send_pdu(P_DATA())  # without a value: it stands for the file
+
+    def send_pdu_or_file(pdu: Any) -> None:
+        if isinstance(pdu, P_DATA_TF) and not pdu.presentation_data_value_items:
+            dul.socket.send_file(*files.popleft(), min(dimse.maximum_pdu_size or _LARGE_PDU, _LARGE_PDU))
+        else:
+            send(pdu)
+
+    dimse.send_msg, dul._send = send_msg_or_file, send_pdu_or_file
+
+
 def keep_answers(assoc: Any) -> None:
     """Leave every message of an association we opened to the ``send_*`` method that waits for it.
 
@@ -245,6 +281,11 @@ def keep_answers(assoc: Any) -> None:
         return  # there the reactor thread is the one that sends
     take = assoc.dimse.get_msg
     assoc.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
+
+
+def has_gone(assoc: Any) -> bool:
+    """True where a peer that called us has ended its association; pynetdicom sees it once our handler is done."""
+    return not assoc.is_established or assoc.acse.is_aborted() or not assoc.dul.is_alive()
 
 
 def remove_association_spool(assoc: Any) -> None:

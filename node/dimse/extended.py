@@ -1,0 +1,39 @@
+"""SOP Class Extended Negotiation of query and retrieve (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1).
+
+The first byte asks for relational queries or retrievals, the second, of a query, for dates and times matched together;
+both are agreed to. What further bytes ask for (fuzzy names, time zones) is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom.uid import UID
+
+from node.dimse.models import FIND, ROOTS
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What one requestor and this archive agreed to for one SOP class; nothing without negotiation."""
+
+    relational: bool = False
+    combined_datetime: bool = False
+
+
+def answer(event: Any) -> dict[UID, bytes]:
+    """Service-class-application-information of the response, for the SOP classes that are asked about and known."""
+    return {uid: _taken(uid, asked) for uid, asked in event.app_info.items() if uid in ROOTS}
+
+
+def agreed(event: Any) -> Agreed:
+    """What holds for the request of an event."""
+    uid = UID(event.context.abstract_syntax)
+    asked = event.assoc.requestor.sop_class_extended.get(uid, b"")
+    return Agreed(*(byte == 1 for byte in _taken(uid, asked)[:2]))
+
+
+def _taken(uid: UID, asked: bytes) -> bytes:
+    known = 2 if uid.endswith(f".{FIND}") else 1
+    return bytes(int(number < known and byte == 1) for number, byte in enumerate(asked))

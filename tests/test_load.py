@@ -1,0 +1,165 @@
+"""The node under load, as a process of its own: many senders at once, images that take long, answers without end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+from rich.console import Console
+
+from benchmarks.find import fill
+from node.app import Node
+from node.config import ReconstructSettings
+from node.dimse.client import Address, Receiver
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import Answer, ReconstructRequest, Request
+from storage.index import Index
+from tests import samples
+from tests.conftest import Archive, need, settings_for, wait_for
+from tests.peers import free_port, getscu_command, listens, movescu, run, storescp, storescu
+
+pytestmark = pytest.mark.slow
+
+SENDERS, IMAGES = 20, 50
+
+
+@contextmanager
+def served(folder: Path, **sections: Any) -> Iterator[tuple[Address, subprocess.Popen[bytes]]]:
+    """``latent-pacs serve`` on a folder."""
+    port, config = free_port(), folder / "config.yaml"
+    settings = {
+        "node": {"host": "127.0.0.1", "port": port, "drain": 0},
+        "storage": {"root": str(folder / "archive"), "min_free": 0},
+        **sections,
+    }
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-W", "ignore", "-m", "node.cli", "serve", "-c", str(config)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: process.poll() is not None or listens(port), what="the node listens")
+        assert process.poll() is None, (folder / "log").read_text()
+        yield Address("127.0.0.1", port, "LATENTPACS"), process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@contextmanager
+def highest_rss(pid: int) -> Iterator[list[int]]:
+    """Most bytes of memory that a process has held, in a list of one when the block is over."""
+    yield (peak := [])
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak.append(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024)
+
+
+def test_twenty_senders_at_once(tmp_path: Path) -> None:
+    """1000 images of 2 MB, 20 at a time: no failure, and less than 1 GB in the process that takes them."""
+    folders = [tmp_path / f"sender{number:02d}" for number in range(SENDERS)]
+    noise = np.random.default_rng(0).integers(0, 4096, (1024, 1024), np.uint16)
+    sent = set()
+    for folder in folders:
+        folder.mkdir()
+        study = generate_uid()
+        for number in range(IMAGES):
+            ds = samples.mammogram(noise, StudyInstanceUID=study, InstanceNumber=number)
+            samples.write(ds, folder / f"{number:02d}.dcm")
+            sent.add(str(ds.SOPInstanceUID))
+    with served(tmp_path, archivist={"enabled": False}) as (address, process), highest_rss(process.pid) as peak:
+        with ThreadPoolExecutor(SENDERS) as together:
+            for ran in together.map(lambda folder: storescu(sorted(folder.iterdir()), address), folders):
+                assert ran.statuses == [0x0000] * IMAGES
+        index = Index.open(f"sqlite:///{tmp_path / 'archive' / 'index.sqlite'}")
+        try:
+            assert len(index.states(sorted(sent))) == SENDERS * IMAGES
+        finally:
+            index.close()
+    assert peak[0] < 10**9
+
+
+class OneAtATime(WorkerPool):
+    """A pool whose reconstructions take 45 s each, one after the other, as a large model on a small machine does."""
+
+    def __init__(self, settings: ReconstructSettings) -> None:
+        super().__init__(settings)
+        self._turn = threading.Lock()
+
+    def submit(self, request: Request, priority: Priority) -> Future[Answer]:
+        inner = super().submit(request, priority)
+        if not isinstance(request, ReconstructRequest):
+            return inner
+        slow: Future[Answer] = Future()
+
+        def later() -> None:
+            with self._turn:
+                threading.Event().wait(45)
+                slow.set_result(inner.result())
+
+        threading.Thread(target=later, daemon=True).start()
+        return slow
+
+
+def test_images_that_take_longer_than_the_requester_waits(tmp_path: Path) -> None:
+    """movescu and getscu give up after 30 s without a message; two images of 45 s each arrive all the same."""
+    port, study = free_port(), generate_uid()
+    changes = {"codec": {"profile": "paper"}, "node": {"host": "127.0.0.1", "port": 0, "drain": 0}}
+    node = Node(settings_for(tmp_path / "archive", port, **changes))
+    node.pool.close()
+    node.pool = OneAtATime(node.settings.reconstruct)  # type: ignore[assignment]
+    node.retrieve._pool = node.archivist._pool = node.pool
+    with node, storescp(tmp_path / "scp", port) as scp, ThreadPoolExecutor(2) as both:
+        archive = Archive(node, Receiver(tmp_path))
+        for number in range(2):
+            ds = samples.mammogram(samples.breast(300, 280), StudyInstanceUID=study, InstanceNumber=number)
+            assert storescu([samples.write(ds, tmp_path / f"{number}.dcm")], archive.address).statuses == [0x0000]
+            assert archive.settled(ds.SOPInstanceUID).rendition is not None
+        asked = (archive.address, "-S", "STUDY", f"StudyInstanceUID={study}")
+        (tmp_path / "got").mkdir()
+        command = getscu_command(
+            *(archive.address, tmp_path / "got", *asked[1:]), calling="VIEWER", options="+B --dimse-timeout 30"
+        )
+        began = time.monotonic()
+        moving = both.submit(movescu, *asked, calling="VIEWER", options="--dimse-timeout 30", timeout=200)
+        getting = both.submit(run, *command, timeout=200)
+        for ran in (moving.result(), getting.result()):
+            assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (2, 0, 0)), ran.said
+        assert time.monotonic() - began > 90
+        for got in (scp.files(), list((tmp_path / "got").iterdir())):
+            assert [dcmread(file).ImageType[0] for file in got] == ["DERIVED"] * 2
+
+
+def test_a_hundred_thousand_matches_take_no_memory(tmp_path: Path) -> None:
+    """Counted by DCMTK's findscu; the process grows by less than 60 MB, answers of some 80 MB being sent."""
+    need("findscu")
+    (tmp_path / "archive").mkdir()
+    index = Index.open(f"sqlite:///{tmp_path / 'archive' / 'index.sqlite'}")
+    fill(index.engine, 800_000, Console(quiet=True))  # two studies a patient of 16
+    index.close()
+    peers = [{"ae_title": "VIEWER", "allow": ["find"]}]
+    with served(tmp_path, peers=peers, archivist={"enabled": False}) as (address, process):
+        asked = ("-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID", "-k", "PatientName", "-k", "StudyDate")
+        few = run("findscu", "-v", "-S", "-aet", "VIEWER", *asked, "-k", "PatientID=00000001", *address_of(address))
+        assert few.output.count("(Pending)") == 2
+        with highest_rss(process.pid) as before:
+            pass
+        with highest_rss(process.pid) as peak:
+            many = run("findscu", "-v", "-S", "-aet", "VIEWER", *asked, *address_of(address), timeout=900)
+        assert many.output.count("(Pending)") == 100_000
+    assert peak[0] - before[0] < 60e6
+
+
+def address_of(address: Address) -> tuple[str, int]:
+    return address.host, address.port
