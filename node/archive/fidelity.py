@@ -62,7 +62,7 @@ class Outcome(StrEnum):
     @property
     def alarming(self) -> bool:
         """Whether somebody should look."""
-        return self not in (Outcome.SAME, Outcome.OTHER_NUMERICS, Outcome.UNTRIED)
+        return self not in (Outcome.SAME, Outcome.OTHER_NUMERICS)
 
 
 @dataclass(frozen=True)

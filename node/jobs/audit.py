@@ -102,7 +102,8 @@ class Audit:
                     progress.findings += [found] if found is not None else []
                     failed = sum(one.outcome.failed for one in progress.findings)
                     run.progress(total - len(progress.left), total, f"{failed} failed")
-                    if time.monotonic() > remembered + _REMEMBER_EVERY:
+                    acted = found is not None and bool(found.action)  # it is not found again: do not forget it
+                    if acted or time.monotonic() > remembered + _REMEMBER_EVERY:
                         self._jobs.remember(self.name, progress.as_json())
                         remembered = time.monotonic()
                 sights = self._worst(check, progress.findings)
@@ -118,7 +119,7 @@ class Audit:
     def _begun(self) -> _Progress:
         """The run that was cut off, where there is one to go on with, else a new sample."""
         memory = self._jobs.memory(self.name)
-        if self._plan.resume and memory.get("left"):
+        if self._plan.resume and memory:
             left = _Progress.of(memory)
             if left.sample == self._plan.sample and time.time() - left.began < _GOES_ON_WITHIN:
                 return left

@@ -286,13 +286,9 @@ def _method(run: AuditRun) -> list[str]:
 def _tone(outcome: Outcome) -> Tone:
     if outcome.failed:
         return "bad"
-    return (
-        "warning"
-        if outcome.alarming or outcome is Outcome.UNTRIED
-        else "good"
-        if outcome is Outcome.SAME
-        else "neutral"
-    )
+    if outcome.alarming:
+        return "warning"
+    return "good" if outcome is Outcome.SAME else "neutral"
 
 
 def _dates(axes: Axes) -> None:
