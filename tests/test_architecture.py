@@ -19,6 +19,7 @@ ROOMS = [
     "node.archive",
     "node.dimse",
     "node.jobs",
+    "node.validation",
     "node.metrics",
     "node.app",
     "node.cli",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
     "node.archive": {"storage", "node.config", "node.reconstruct", "node.archive"},
     "node.dimse": {"storage", "node.config", "node.archive", "node.dimse"},
     "node.jobs": {"storage", "node.config", "node.archive", "node.jobs"},
+    "node.validation": {"storage", "node.config", "node.fidelity", "node.archive", "node.jobs", "node.validation"},
     "node.metrics": {"storage", "node.config", "node.reconstruct", "node.archive", "node.metrics"},
     "node.app": {
         "storage",
@@ -39,6 +41,7 @@ MAY_IMPORT = {
         "node.archive",
         "node.dimse",
         "node.jobs",
+        "node.validation",
         "node.metrics",
     },
     "node.cli": {
@@ -49,6 +52,7 @@ MAY_IMPORT = {
         "node.archive",
         "node.dimse",
         "node.jobs",
+        "node.validation",
         "node.app",
         "node.cli",
     },
@@ -62,6 +66,7 @@ ONLY_IN = {
     "yaml": "node/config.py",
     "apscheduler": "node/jobs/schedule.py",
     "prometheus_client": "node/metrics/exposition.py",
+    "optuna": "node/validation/",
     "typer": "node/cli/",
 }
 

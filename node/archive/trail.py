@@ -1,7 +1,8 @@
 """The audit trail as the services use it: rows in the index, written down in the journal beside the objects.
 
 The index numbers and chains; the journal follows. What the journal lacks after a kill is in the index and written down
-next time; what the index lacks, since it was made anew, comes back from the journal, holds and labels with it.
+next time; what the index lacks, since it was made anew, comes back from the journal, holds, labels and classes
+with it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class AuditTrail:
             records = list(self._journal.records())
             for record in records:
                 self._index.holds.replay(record)
+                self._index.classes.replay(record)
             self._index.trail.insert_as_they_are(records)
         return len(records)
 

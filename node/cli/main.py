@@ -12,6 +12,7 @@ from rich.console import Console
 from node.cli.gate import gates
 from node.cli.instance import instances
 from node.cli.jobs import jobs
+from node.cli.labels import class_labels
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.retention import holds, labels
@@ -152,6 +153,7 @@ def trail(
 app.add_typer(jobs, name="jobs")
 app.add_typer(holds, name="hold")
 app.add_typer(labels, name="label")
+app.add_typer(class_labels, name="labels")
 app.add_typer(models, name="model")
 app.add_typer(gates, name="gate")
 app.add_typer(instances, name="instance")

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Table, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from storage.index.classes import ClassLabels
 from storage.index.connection import connect, migrate, now, writing
 from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import Holds
@@ -51,6 +52,7 @@ class Index:
         self.engine = engine
         self.custody = Custody(engine)
         self.holds = Holds(engine)
+        self.classes = ClassLabels(engine)
         self.trail = Trail(engine)
 
     @classmethod
