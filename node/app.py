@@ -41,11 +41,13 @@ from node.jobs.scrub import Scrub, ScrubPlan
 from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import ReconstructRequest, RestoreRequest
+from node.reports.runs import Reports
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.commitments import Commitments
 from storage.index.jobs import JobRows
+from storage.index.reports import ReportRows
 from storage.index.upkeep import Upkeep
 from storage.journal import Journal
 from storage.objects import ObjectStore
@@ -103,7 +105,9 @@ class Node:
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        self.archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named)
+        reports = Reports(ReportRows(self.index.engine), settings.storage.root / "reports")
+        reports.recover()
+        self.archive = Services(self.index, self.store, self.originals, self.retention, self.trail, named, reports)
         planned = plan_jobs(settings, self.archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
@@ -261,16 +265,24 @@ class Services:
     retention: Retention
     trail: AuditTrail
     named: NamedRegions
+    reports: Reports
+
+
+@contextmanager
+def open_reports(settings: Settings) -> Iterator[Reports]:
+    """The reports of an archive, node or no node. Raises ConfigError where there is no archive yet."""
+    index = _open_index(settings)
+    try:
+        yield Reports(ReportRows(index.engine), settings.storage.root / "reports")
+    finally:
+        index.close()
 
 
 @contextmanager
 def services(settings: Settings) -> Iterator[Services]:
     """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
-    url = settings.storage.database_url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
     accept_odd_values()
-    index = Index.open(url)
+    index = _open_index(settings)
     try:
         store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         stores = open_stores(settings, index, store)
@@ -282,11 +294,19 @@ def services(settings: Settings) -> Iterator[Services]:
                 retention = Retention(index, stores, trail, settings, _render_in(pool, index, store))
                 file = settings.gate.patches.file
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
-                yield Services(index, store, originals, retention, trail, named)
+                reports = Reports(ReportRows(index.engine), settings.storage.root / "reports")
+                yield Services(index, store, originals, retention, trail, named, reports)
             finally:
                 pool.close()
     finally:
         index.close()
+
+
+def _open_index(settings: Settings) -> Index:
+    url = settings.storage.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
+    return Index.open(url)
 
 
 def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:

@@ -22,6 +22,7 @@ LatentPacsError
 ├── RenditionMismatch       the reconstruction is not the one that was verified
 ├── ModelMissing            weights that a rendition needs are not installed
 ├── UnknownUid              no image, original or reconstruction, has that UID
+├── UnknownReport           no report of that number, or none at all
 ├── JobRefused              a job that does not exist, or that is running already
 ├── WorkerDied              the worker process ended while it worked on a request
 └── ConfigError             config.yaml: what is wrong, and where
@@ -120,6 +121,10 @@ class WorkerDied(LatentPacsError):
 
 class UnknownUid(LatentPacsError):
     """No image held here was ever known by that SOP Instance UID."""
+
+
+class UnknownReport(LatentPacsError):
+    """No audit or validation left the report that is asked for."""
 
 
 class JobRefused(LatentPacsError):

@@ -101,7 +101,7 @@ class ObjectStore:
             os.fsync(opened.fileno())
             self._make_folder(final.parent)
             file.replace(final)
-            _fsync_folder(final.parent)
+            fsync_folder(final.parent)
         return digest
 
     def put(self, data: bytes) -> str:
@@ -152,7 +152,7 @@ class ObjectStore:
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(exist_ok=True)
-            _fsync_folder(self._objects)
+            fsync_folder(self._objects)
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _renew(path: Path) -> bool:
     return True
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -27,7 +27,7 @@ def need(*tools: str) -> None:
     """Skip the test where a program is missing, or fail it where skipping is forbidden."""
     missing = [tool for tool in tools if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None]
     if missing:
-        unavailable(f"{', '.join(missing)} not installed (Debian: dcmtk, orthanc, dicom3tools)")
+        unavailable(f"{', '.join(missing)} not installed (Debian: dcmtk, orthanc, dicom3tools, chromium)")
 
 
 def unavailable(why: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from node.cli.audit import audits
 from node.cli.gate import gates
 from node.cli.instance import instances
 from node.cli.jobs import jobs
@@ -151,6 +152,7 @@ def trail(
 
 
 app.add_typer(jobs, name="jobs")
+app.add_typer(audits, name="audit")
 app.add_typer(holds, name="hold")
 app.add_typer(labels, name="label")
 app.add_typer(class_labels, name="labels")

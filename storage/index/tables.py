@@ -229,6 +229,22 @@ damage = Table(
     Column("outcome", Text, nullable=False),
 )
 
+report = Table(
+    "report",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("kind", String(32), nullable=False),
+    # of its files in the reports folder, without what tells JSON from HTML
+    Column("name", String(64), nullable=False, unique=True),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("alarm", Integer, nullable=False),
+    Column("summary", JSON, nullable=False),
+    Index("ix_report_kind", "kind", "key"),
+)
+"""Every run of an audit or a validation."""
+
 commitment = Table(
     "commitment",
     metadata,

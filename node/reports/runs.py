@@ -1,0 +1,137 @@
+"""What every run leaves: a JSON file and an HTML page in ``reports/`` under the storage root, then a row.
+
+Files first, row second. The JSON file holds the row too, so that a new index takes its reports back from the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from storage.errors import UnknownReport
+from storage.index.reports import NewReport, ReportRows, StoredReport
+from storage.objects import fsync_folder, full_disk_is_store_full
+
+LOGGER = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run found. ``verdict``: a sentence for a person; ``summary``: figures for later runs and for ``--json``;
+    ``details``: everything else for the JSON file; ``alarm``: somebody should look; ``page``: the HTML.
+
+    No patient data in any of it; UIDs are fine. Numbers that are not finite become null.
+    """
+
+    kind: str
+    started: datetime
+    finished: datetime
+    verdict: str
+    alarm: bool
+    summary: Mapping[str, Any]
+    details: Mapping[str, Any]
+    page: str
+
+
+class Reports:
+    """The reports of one archive: ``folder`` is ``reports/`` under its storage root."""
+
+    def __init__(self, rows: ReportRows, folder: Path) -> None:
+        self.rows, self.folder = rows, folder
+
+    def publish(self, outcome: Outcome) -> StoredReport:
+        """Write both files and commit the row; on return all of it is on disk. Raises StoreFull."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = self._free_name(outcome)
+        row = {
+            "kind": outcome.kind,
+            "name": name,
+            "started_at": outcome.started.timestamp(),
+            "finished_at": outcome.finished.timestamp(),
+            "verdict": outcome.verdict,
+            "alarm": outcome.alarm,
+            "summary": plain(outcome.summary),
+        }
+        data = json.dumps({"format": _FORMAT, **row, "details": plain(outcome.details)}, indent=1, allow_nan=False)
+        self._write(name + ".html", outcome.page)
+        self._write(name + ".json", data + "\n")
+        fsync_folder(self.folder)
+        return self.rows.add(NewReport(**row))
+
+    def find(self, key: int | None = None, *kinds: str) -> StoredReport:
+        """The report of that number, or the latest one of those kinds. Raises UnknownReport."""
+        if key is not None:
+            found = self.rows.get(key)
+            if found is None:
+                raise UnknownReport(f"there is no report number {key}; --list shows those there are")
+            return found
+        latest = self.rows.newest(kinds)
+        if not latest:
+            raise UnknownReport("there is no report yet; `latent-pacs audit run` makes one")
+        return latest[0]
+
+    def html(self, report: StoredReport) -> Path:
+        """The page of a report."""
+        return self.folder / f"{report.name}.html"
+
+    def json(self, report: StoredReport) -> Path:
+        """The data of a report."""
+        return self.folder / f"{report.name}.json"
+
+    def recover(self) -> int:
+        """Take the reports in the folder into an index that has none; how many that were."""
+        if self.rows.newest():
+            return 0
+        found = [row for file in self.folder.glob("*.json") if (row := _row_in(file)) is not None]
+        for row in sorted(found, key=lambda one: one.finished_at):
+            self.rows.add(row)
+        return len(found)
+
+    def _free_name(self, outcome: Outcome) -> str:
+        """``<kind>-<UTC>``, numbered where a second run ended in the same second."""
+        stem = f"{outcome.kind}-{outcome.finished.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+        names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
+        return next(name for name in names if not (self.folder / f"{name}.json").exists())
+
+    def _write(self, name: str, text: str) -> None:
+        """Under its final name a file is whole and on disk, or it is not there."""
+        handle, made = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".making")
+        try:
+            with full_disk_is_store_full(), os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            Path(made).replace(self.folder / name)
+        except BaseException:
+            Path(made).unlink(missing_ok=True)
+            raise
+
+
+def plain(value: Any) -> Any:
+    """The same as plain JSON: mappings and sequences as dicts and lists, what is no finite number as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _row_in(file: Path) -> NewReport | None:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return NewReport(**{name: data[name] for name in NewReport.__dataclass_fields__})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        LOGGER.warning("%s is no report: %s", file.name, error)
+        return None
