@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,7 @@ class Retrieve:
             for choice in choose_all(instance, policy, asked, named.get(instance.key, []))
         ]
 
-    def prepare(self, choices: list[Choice]) -> Iterator[tuple[Choice, Future[Sendable]]]:
+    def prepare(self, choices: list[Choice]) -> Generator[tuple[Choice, Future[Sendable]], None, None]:
         """Each choice with the future of its file, at most a few images ahead of the reader.
 
         A future raises LatentPacsError where the image cannot be sent.

@@ -17,6 +17,7 @@ from node.cli.labels import class_labels
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.retention import holds, labels
+from node.cli.validation import validations
 from storage.errors import LatentPacsError
 
 app = typer.Typer(
@@ -156,6 +157,7 @@ app.add_typer(audits, name="audit")
 app.add_typer(holds, name="hold")
 app.add_typer(labels, name="label")
 app.add_typer(class_labels, name="labels")
+app.add_typer(validations, name="validate")
 app.add_typer(models, name="model")
 app.add_typer(gates, name="gate")
 app.add_typer(instances, name="instance")

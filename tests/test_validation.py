@@ -1,0 +1,65 @@
+"""A validation over the archive's own retrieval: signs that survive are found equivalent, signs that are lost not."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.app import Node, plan_jobs
+from node.dimse import client
+from node.dimse.client import Address
+from node.jobs.runner import Runner
+from node.validation.labels import read_labels
+from storage.index.jobs import Cause, JobRows, JobRun
+from storage.records import InstanceState
+from tests.conftest import settings_for, wait_for
+from tests.phantoms import COARSE, FINE, cohort
+
+UNGATED_X4 = {"profile": "paper", "ladder": [{"scale": 4, "coder": "png16"}]}
+
+
+def filled(node: Node, files: list[Path], labels: Path) -> None:
+    """Store by C-STORE, wait for the archivist, and label."""
+    address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
+    statuses: list[int] = []
+    client.store(files, address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
+    assert statuses == [0] * len(files)
+    wait_for(lambda: node.index.counts().backlog == 0, timeout=200, what="everything encoded")
+    assert node.index.counts().by_state[InstanceState.RECEIVED] == 0
+    node.index.classes.put(read_labels(labels, node.index).classes, who="user:test")
+
+
+def validated(node: Node) -> JobRun:
+    planned = plan_jobs(node.settings, node.archive, retrieve=lambda: nullcontext(node.retrieve))
+    [job] = [one.job for one in planned if one.job.name == "validation"]
+    rows = JobRows(node.index.engine)
+    rows.ensure([job.name])
+    run = Runner(rows, 60).run(job, Cause.COMMAND)
+    assert run is not None
+    return run
+
+
+def settings(root: Path, **changes: Any) -> Any:
+    validation = {"weights": "none", "margin": 0.05, "folds": 4, "trials": 6, "bootstrap": 500}
+    return settings_for(
+        root, jobs={"validation": validation}, reconstruct={"threads": 1, "upscaler": "bicubic"}, **changes
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("sign", "verdict"), [(COARSE, "equivalent"), (FINE, "different")])
+def test_the_verdict_follows_what_compression_did(tmp_path: Path, sign: str, verdict: str) -> None:
+    files, labels = cohort(tmp_path / "phantoms", 40, sign, rows=320, columns=256)
+    with Node(settings(tmp_path / "archive", codec=UNGATED_X4)) as node:
+        filled(node, files, labels)
+        run = validated(node)
+        assert (run.state, run.error) == ("done", "")
+        report = run.report
+        Path("/tmp/x/val.json").write_text(json.dumps(report, indent=1))
+        assert report["verdict"] == verdict
+        assert report["auc"]["source"] > 0.95
