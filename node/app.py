@@ -229,24 +229,25 @@ def plan_jobs(
             jobs.reverify.when,
             jobs.reverify.schedule,
         ),
-        Planned(
-            FunctionJob(
-                "validation",
-                "trains a classifier on labelled originals and on what the archive gives back, and compares them",
-                Validation(
-                    index,
-                    store,
-                    archive.trail,
-                    archive.reports,
-                    jobs.validation,
-                    settings.reconstruct.threads,
-                    retrieve or _own_retrieve(settings, archive),
-                ).run,
-            ),
-            jobs.validation.when,
-            jobs.validation.schedule,
-        ),
+        Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
+
+
+def make_validation(
+    settings: Settings, archive: Services, retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None
+) -> FunctionJob:
+    """The validation with ResNet50; ``retrieve`` lends a node's retrievals, otherwise it has its own."""
+    validation = Validation(
+        archive.index,
+        archive.store,
+        archive.trail,
+        archive.reports,
+        settings.jobs.validation,
+        settings.reconstruct.threads,
+        retrieve or _own_retrieve(settings, archive),
+    )
+    summary = "trains a classifier on labelled originals and on what the archive gives back, and compares them"
+    return FunctionJob("validation", summary, validation.run)
 
 
 def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from node.jobs.runner import Runner
 from node.validation.labels import read_labels
 from storage.index.jobs import Cause, JobRows, JobRun
 from storage.records import InstanceState
+from tests.chromium import open_page
 from tests.conftest import settings_for, wait_for
 from tests.phantoms import COARSE, FINE, cohort
 
@@ -28,7 +28,7 @@ def filled(node: Node, files: list[Path], labels: Path) -> None:
     statuses: list[int] = []
     client.store(files, address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
     assert statuses == [0] * len(files)
-    wait_for(lambda: node.index.counts().backlog == 0, timeout=200, what="everything encoded")
+    wait_for(lambda: node.index.counts().backlog == 0, timeout=600, what="everything encoded")
     assert node.index.counts().by_state[InstanceState.RECEIVED] == 0
     node.index.classes.put(read_labels(labels, node.index).classes, who="user:test")
 
@@ -60,6 +60,24 @@ def test_the_verdict_follows_what_compression_did(tmp_path: Path, sign: str, ver
         run = validated(node)
         assert (run.state, run.error) == ("done", "")
         report = run.report
-        Path("/tmp/x/val.json").write_text(json.dumps(report, indent=1))
-        assert report["verdict"] == verdict
+        assert report["verdict"] == verdict, report["sentence"]
         assert report["auc"]["source"] > 0.95
+        assert (report["images"], report["positives"], report["patients"], report["excluded"]) == (40, 20, 20, 0)
+        assert not any(one.held for one in node.index.classes.all())  # used, and so let go
+        assert node.index.holds.labels() == []
+        published = node.archive.reports.find(None, "validation")
+        assert (published.key, published.alarm) == (report["report"], verdict == "different")
+        seen = open_page(node.archive.reports.html(published), tmp_path)
+        assert (seen.requests, seen.console) == ([], [])
+        assert "<strong>Weights: none." in seen.dom
+        assert verdict.capitalize() in seen.dom
+        again = validated(node)  # everything is in the cache
+        assert again.report["seconds"] < 0.5 * report["seconds"]
+        assert again.report["auc"] == report["auc"]
+
+
+def test_without_labels_a_run_says_what_is_missing(tmp_path: Path) -> None:
+    with Node(settings(tmp_path / "archive")) as node:
+        run = validated(node)
+    assert run.state == "failed"
+    assert run.error.startswith("NothingToValidate: no labelled image has a reconstruction")

@@ -53,6 +53,7 @@ def test_folds_need_as_many_patients_of_each_class() -> None:
 def test_the_positive_class() -> None:
     assert positive_class(["a", "a", "b"], "") == "b"
     assert positive_class(["a", "a", "b"], "a") == "a"
+    assert positive_class(["benign", "malignant"], "") == "malignant"
     for names, wanted, says in (([], "", "no labelled image"), (["a"], "", "1 classes"), (["a", "b"], "c", "none of")):
         with pytest.raises(NothingToValidate, match=says):
             positive_class(names, wanted)

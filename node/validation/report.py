@@ -39,11 +39,6 @@ _TONES: dict[Verdict, Tone] = {
     Verdict.DIFFERENT: "bad",
     Verdict.INCONCLUSIVE: "warning",
 }
-_TITLES = {
-    Verdict.EQUIVALENT: "Equivalent",
-    Verdict.DIFFERENT: "Different",
-    Verdict.INCONCLUSIVE: "Inconclusive",
-}
 _UNITS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "fsim": "FSIM"}
 
 
@@ -67,7 +62,8 @@ def page(found: Findings, worst: list[Worst], settings: ValidationSettings, back
         Section("How it was done", _method(found, settings, backbone)),
     ]
     subtitle = f"ResNet50 on source, decompressed and compressed images, {finished:%Y-%m-%d %H:%M} UTC"
-    banner = Banner(_TONES[found.verdict], _TITLES[found.verdict], found.sentence)
+    _, _, text = found.sentence.partition(": ")
+    banner = Banner(_TONES[found.verdict], found.verdict.capitalize(), text[:1].upper() + text[1:])
     return html_page("Validation", subtitle, banner, sections, "Latent PACS; not a medical device.")
 
 
@@ -167,7 +163,7 @@ def _worst(worst: list[Worst]) -> list[Part]:
     parts: list[Part] = []
     for one in worst:
         psnr, ssim, fsim = one.figures
-        names = ("source", "decompressed", "difference, x8")
+        names = ("source", "decompressed", "difference: black to white is a quarter of the window")
         pictures = [Picture(pixels, name) for pixels, name in zip(one.pictures, names, strict=True)]
         caption = (
             f"{one.subject.uid}, {one.subject.class_name}, row {one.corner[0]}, column {one.corner[1]}: "

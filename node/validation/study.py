@@ -228,7 +228,7 @@ def positive_class(names: list[str], wanted: str) -> str:
         raise NothingToValidate(
             f"the labelled images are of {len(counts)} classes {sorted(counts)}; jobs.validation.positive must name one"
         )
-    return min(sorted(counts), key=lambda name: counts[name])
+    return min(sorted(counts, reverse=True), key=lambda name: counts[name])
 
 
 def _subject(label: ClassLabel, instance: StoredInstance | None) -> Subject | str:
