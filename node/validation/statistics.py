@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
 
 from storage.errors import LatentPacsError
 
@@ -24,6 +24,7 @@ Bool = NDArray[np.bool_]
 
 ALPHA, POWER = 0.05, 0.80
 MEASURES = ("auc", "accuracy", "precision", "recall")
+_NORMAL = NormalDist()
 _CUT = 0.5
 """Score from which an image is called positive, for all measures but the area."""
 _AT_ONCE = 4_000_000
@@ -107,9 +108,9 @@ def smallest_error(cases: int) -> float:
 
 def judge(difference: float, se: float, margin: float, positives: int) -> Comparison:
     """Two one-sided tests of ``difference`` within ``margin``, and the test of no difference, all normal."""
-    z = float(norm.ppf(1 - ALPHA))
-    p_equivalent = float(norm.sf((margin - abs(difference)) / se))
-    p_different = float(2 * norm.sf(abs(difference) / se))
+    z = _NORMAL.inv_cdf(1 - ALPHA)
+    p_equivalent = _NORMAL.cdf((abs(difference) - margin) / se)
+    p_different = 2 * _NORMAL.cdf(-abs(difference) / se)
     verdict = Verdict.INCONCLUSIVE
     if p_equivalent < ALPHA:
         verdict = Verdict.EQUIVALENT
@@ -127,10 +128,10 @@ def _positives_needed(difference: float, se: float, margin: float, positives: in
     the risk since it may fail on either side; beyond, the test of a difference.
     """
     if abs(difference) < margin:
-        reach, z = margin - abs(difference), norm.ppf(1 - ALPHA) + norm.ppf(1 - (1 - POWER) / 2)
+        reach, z = margin - abs(difference), _NORMAL.inv_cdf(1 - ALPHA) + _NORMAL.inv_cdf(1 - (1 - POWER) / 2)
     else:
-        reach, z = abs(difference), norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
-    return max(math.ceil(positives * (float(z) * se / reach) ** 2), positives + 1)
+        reach, z = abs(difference), _NORMAL.inv_cdf(1 - ALPHA / 2) + _NORMAL.inv_cdf(POWER)
+    return max(math.ceil(positives * (z * se / reach) ** 2), positives + 1)
 
 
 def measures(scores: Float, truth: Bool) -> Float:
@@ -175,6 +176,8 @@ def roc(scores: Float, truth: Bool) -> tuple[Float, Float]:
 
 def _placements(scores: Float, truth: Bool) -> tuple[Float, Float]:
     """V10 (k, m), share of negatives below each positive, and V01 (k, n), of positives above each negative."""
+    from scipy.stats import rankdata
+
     m, n = int(truth.sum()), int((~truth).sum())
     if not m or not n:
         raise TooFewCases("areas need cases of both classes")
