@@ -34,9 +34,9 @@ def phantom(rows: int, columns: int, seed: int, sign: str = "") -> NDArray[np.ui
     row, column = rows * random.uniform(0.38, 0.62), columns * random.uniform(0.18, 0.32)
     near = ((y - row) ** 2 + (x - column) ** 2) / (rows * 0.11) ** 2
     if sign == COARSE:
-        image += 0.35 * np.exp(-near / 2)
+        image += 0.5 * np.exp(-near / 2)
     elif sign == FINE:
-        image += 0.06 * (near < 2) * ((x + y) % 2 * 2 - 1)
+        image += 0.2 * (near < 2) * ((x + y) % 2 * 2 - 1)
     return np.where(inside, np.clip(image, 0.05, 1.0) * ((1 << BITS) - 1), 0).astype(np.uint16)
 
 

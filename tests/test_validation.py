@@ -44,7 +44,7 @@ def validated(node: Node) -> JobRun:
 
 
 def settings(root: Path, **changes: Any) -> Any:
-    validation = {"weights": "none", "margin": 0.05, "folds": 4, "trials": 6, "bootstrap": 500}
+    validation = {"weights": "none", "margin": 0.1, "folds": 4, "trials": 6, "bootstrap": 500}
     return settings_for(
         root, jobs={"validation": validation}, reconstruct={"threads": 1, "upscaler": "bicubic"}, **changes
     )
@@ -61,7 +61,7 @@ def test_the_verdict_follows_what_compression_did(tmp_path: Path, sign: str, ver
         assert (run.state, run.error) == ("done", "")
         report = run.report
         assert report["verdict"] == verdict, report["sentence"]
-        assert report["auc"]["source"] > 0.95
+        assert report["auc"]["source"] > 0.9
         assert (report["images"], report["positives"], report["patients"], report["excluded"]) == (40, 20, 20, 0)
         assert not any(one.held for one in node.index.classes.all())  # used, and so let go
         assert node.index.holds.labels() == []
