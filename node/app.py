@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from node.archive.quarantine import Examine, QuarantineDesk
 from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
+from node.archive.retrieve import Retrieve
 from node.archive.reverification import Reverification
 from node.archive.trail import AuditTrail, TrailWriter
 from node.config import RenditionPolicy, Settings, parse_when
@@ -49,6 +50,7 @@ from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reconstruct.pool import Priority, WorkerPool
 from node.reconstruct.worker import ReconstructRequest, RestoreRequest
 from node.reports.runs import Reports
+from node.validation.study import Validation
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
@@ -124,7 +126,13 @@ class Node:
         self.archive = Services(
             self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named, reports
         )
-        planned = plan_jobs(settings, self.archive, lambda: nullcontext(self.pool), lambda: self.archivist.busy)
+        planned = plan_jobs(
+            settings,
+            self.archive,
+            lambda: nullcontext(self.pool),
+            lambda: self.archivist.busy,
+            lambda: nullcontext(self.retrieve),
+        )
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
@@ -223,10 +231,12 @@ def plan_jobs(
     archive: Services,
     pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
     busy: Callable[[], bool] = lambda: False,
+    retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None,
 ) -> list[Planned]:
     """Every job there is, with its times from config.yaml.
 
-    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work; a command has workers of its own.
+    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work, ``retrieve`` lends its retrievals; a
+    command has workers of its own.
 
     A new one is a section of JobsSettings in node/config.py, the same in config.yaml, and a line here; a function
     becomes a job by FunctionJob (node/jobs/job.py).
@@ -263,6 +273,7 @@ def plan_jobs(
             jobs.reverify.schedule,
         ),
         Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
+        Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
 
 
@@ -284,6 +295,23 @@ def make_audit(
     return Audit(index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
 
 
+def make_validation(
+    settings: Settings, archive: Services, retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None
+) -> FunctionJob:
+    """The validation with ResNet50; ``retrieve`` lends a node's retrievals, otherwise it has its own."""
+    validation = Validation(
+        archive.index,
+        archive.store,
+        archive.trail,
+        archive.reports,
+        settings.jobs.validation,
+        settings.reconstruct.threads,
+        retrieve or _own_retrieve(settings, archive),
+    )
+    summary = "trains a classifier on labelled originals and on what the archive gives back, and compares them"
+    return FunctionJob("validation", summary, validation.run)
+
+
 def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:
     """The integrity scrub; ``plan`` overrides what config.yaml says of it (fields of ScrubPlan)."""
     scrub, upkeep = settings.jobs.scrub, Upkeep(index.engine)
@@ -301,6 +329,21 @@ def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerP
             yield pool
         finally:
             pool.close()
+
+    return opened
+
+
+def _own_retrieve(settings: Settings, archive: Services) -> Callable[[], AbstractContextManager[Retrieve]]:
+    @contextmanager
+    def opened() -> Iterator[Retrieve]:
+        with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
+            pool, decoders = (WorkerPool(settings.reconstruct, name=name) for name in ("reconstruct", "decode"))
+            stack.callback(pool.close)
+            stack.callback(decoders.close)
+            cache = RenderedCache(Path(folder), 0)
+            retrieve = Retrieve(archive.index, archive.store, pool, decoders, cache, archive.originals)
+            stack.callback(retrieve.close)
+            yield retrieve
 
     return opened
 

@@ -512,6 +512,17 @@ class AuditJobSettings(JobSettings):
     when: ScheduleText = "sun 05:00"
 
 
+class ValidationSettings(JobSettings):
+    enabled: bool = False
+    when: ScheduleText = "sun 05:00"
+    weights: str = "IMAGENET1K_V2"
+    positive: str = ""
+    margin: float = Field(default=0.02, gt=0, lt=0.5)
+    folds: int = Field(default=5, ge=2, le=20)
+    trials: int = Field(default=20, ge=1, le=1000)
+    bootstrap: int = Field(default=2000, ge=100, le=100_000)
+
+
 class JobsSettings(_Section):
     lease: float = Field(default=60.0, ge=1)
     poll: float = Field(default=2.0, gt=0)
@@ -519,6 +530,7 @@ class JobsSettings(_Section):
     purge: PurgeSettings = PurgeSettings()
     reverify: ReverifySettings = ReverifySettings()
     audit: AuditJobSettings = AuditJobSettings()
+    validation: ValidationSettings = ValidationSettings()
 
 
 class DriftSettings(_Section):

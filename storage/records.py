@@ -273,6 +273,24 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class ClassLabel:
+    """What an image shows, for a validation. ``held``: its original is kept until one has used it."""
+
+    sop_instance_uid: str
+    class_name: str
+    held: bool
+
+
+@dataclass(frozen=True)
+class LabelledView:
+    """An image with the attributes that tell its laterality and view (DICOM JSON), its own and its series'."""
+
+    sop_instance_uid: str
+    instance: DicomJson
+    series: DicomJson
+
+
+@dataclass(frozen=True)
 class TrailEntry:
     """Something that happened, for the audit trail. ``level`` says what the ``uids`` are (study, image, patient ...).
 

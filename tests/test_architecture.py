@@ -20,6 +20,7 @@ ROOMS = [
     "node.dimse",
     "node.reports",
     "node.jobs",
+    "node.validation",
     "node.metrics",
     "node.app",
     "node.cli",
@@ -33,6 +34,15 @@ MAY_IMPORT = {
     "node.dimse": {"storage", "node.config", "node.archive", "node.dimse"},
     "node.reports": {"storage", "node.reports"},
     "node.jobs": {"storage", "node.config", "node.archive", "node.reports", "node.jobs"},
+    "node.validation": {
+        "storage",
+        "node.config",
+        "node.fidelity",
+        "node.archive",
+        "node.reports",
+        "node.jobs",
+        "node.validation",
+    },
     "node.metrics": {"storage", "node.config", "node.reconstruct", "node.archive", "node.metrics"},
     "node.app": {
         "storage",
@@ -42,6 +52,7 @@ MAY_IMPORT = {
         "node.dimse",
         "node.reports",
         "node.jobs",
+        "node.validation",
         "node.metrics",
     },
     "node.cli": {
@@ -53,6 +64,7 @@ MAY_IMPORT = {
         "node.dimse",
         "node.reports",
         "node.jobs",
+        "node.validation",
         "node.app",
         "node.cli",
     },
@@ -66,6 +78,7 @@ ONLY_IN = {
     "yaml": "node/config.py",
     "apscheduler": "node/jobs/schedule.py",
     "prometheus_client": "node/metrics/exposition.py",
+    "optuna": "node/validation/",
     "typer": "node/cli/",
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,7 +159,7 @@ class Retrieve:
                     chosen.append(replace(choice, copy=told.get(instance.key)))
         return chosen
 
-    def prepare(self, choices: list[Choice]) -> Iterator[tuple[Choice, Future[Sendable]]]:
+    def prepare(self, choices: list[Choice]) -> Generator[tuple[Choice, Future[Sendable]], None, None]:
         """Each choice with the future of its file, at most a few images ahead of the reader.
 
         A future raises LatentPacsError where the image cannot be sent.

@@ -1,7 +1,8 @@
 """The audit trail as the services use it: rows in the index, written down in the journal beside the objects.
 
 The index numbers and chains; the journal follows. What the journal lacks after a kill is in the index and written down
-next time; what the index lacks, since it was made anew, comes back from the journal, with holds, labels and amendments.
+next time; what the index lacks, since it was made anew, comes back from the journal, with holds, labels, classes and
+amendments.
 """
 
 from __future__ import annotations

@@ -65,22 +65,12 @@ def run(
 
     Exit code 0: begun, or with --wait done; 1: it failed or was lost; 3: it was cancelled or interrupted.
     """
-    from node.app import runs_here
-
-    with _opened(config) as (settings, planned, rows):
-        job = _known(planned, name).job
-        if runs_here(settings.storage.root):
-            before = _latest_key(rows, name)
-            rows.request(name)
-            if not wait:
-                _say({"job": name, "state": "requested"}, f"{name}: the node begins it in a moment", as_json=as_json)
-                return
-            ended = _follow(rows, name, before)
-        else:
-            with open_index(config) as index:
-                ended = run_in_this_process(job, index, settings)
+    ended = run_job(name, config, wait=wait)
+    if ended is None:
+        _say({"job": name, "state": "requested"}, f"{name}: the node begins it in a moment", as_json=as_json)
+        return
     _report(ended, as_json=as_json)
-    raise typer.Exit({"done": 0, "cancelled": 3, "interrupted": 3}.get(ended.state.value, 1))
+    raise typer.Exit(exit_code(ended))
 
 
 @jobs.command()
@@ -129,6 +119,25 @@ def history(
         far = f"{one.done}/{one.total}" if one.total else "-"
         table.add_row(one.job, _clock(one.started_at), took, one.cause, one.state, far, one.error or one.text)
     Console().print(table)
+
+
+def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
+    """Run a job where its node runs, or here; None where a node was asked and nobody waits. Raises JobRefused."""
+    from node.app import runs_here
+
+    with _opened(config) as (settings, planned, rows):
+        job = _known(planned, name).job
+        if not runs_here(settings.storage.root):
+            with open_index(config) as index:
+                return run_in_this_process(job, index, settings)
+        before = _latest_key(rows, name)
+        rows.request(name)
+        return _follow(rows, name, before) if wait else None
+
+
+def exit_code(run: JobRun) -> int:
+    """0 for done, 3 for cancelled or interrupted, else 1."""
+    return {"done": 0, "cancelled": 3, "interrupted": 3}.get(run.state.value, 1)
 
 
 def run_in_this_process(job: Job, index: Index, settings: Settings) -> JobRun:

@@ -14,10 +14,12 @@ from node.cli.audit import audits
 from node.cli.gate import gates
 from node.cli.instance import instances
 from node.cli.jobs import jobs
+from node.cli.labels import class_labels
 from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.quarantine import quarantines
 from node.cli.retention import holds, labels
+from node.cli.validation import validations
 from storage.errors import LatentPacsError
 
 app = typer.Typer(
@@ -190,6 +192,8 @@ app.add_typer(holds, name="hold")
 app.add_typer(labels, name="label")
 app.add_typer(amends, name="amend")
 app.add_typer(quarantines, name="quarantine")
+app.add_typer(class_labels, name="labels")
+app.add_typer(validations, name="validate")
 app.add_typer(models, name="model")
 app.add_typer(gates, name="gate")
 app.add_typer(instances, name="instance")

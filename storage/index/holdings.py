@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select,
 
 from storage.errors import ObjectMissing
 from storage.index.amendments import Amendments
+from storage.index.classes import ClassLabels
 from storage.index.connection import connect, migrate, now, writing
 from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import Holds
@@ -62,6 +63,7 @@ class Index:
         self.amendments = Amendments(engine)
         self.tombstones = Tombstones(engine)
         self.quarantine = Quarantine(engine)
+        self.classes = ClassLabels(engine)
         self.trail = Trail(engine)
 
     @classmethod
@@ -76,7 +78,7 @@ class Index:
 
     def replay(self, record: TrailRecord) -> None:
         """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
-        for part in (self.holds, self.amendments, self.tombstones):
+        for part in (self.holds, self.classes, self.amendments, self.tombstones):
             part.replay(record)
 
     # --- coming in ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
 from storage.index.tables import former_patient, hold, instance, label, original, patient, series, study
@@ -21,13 +21,8 @@ class Holds:
 
     def add(self, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
         """Place a hold; from the commit on, nothing that it covers is removed."""
-        placed = {"kind": kind, "value": value, "reason": reason, "placed_by": who, "placed_at": now()}
         with writing(self._engine) as connection:
-            row = connection.execute(
-                insert(hold).values(**placed, released_by="", release_reason="").returning(hold)
-            ).one()
-            append_in(connection, [TrailEntry("hold.add", who, kind, (value,), detail=f"{row.key}: {reason}")])
-        return _hold(row)
+            return add_hold_in(connection, kind, value, reason=reason, who=who)
 
     def release(self, key: int, *, reason: str, who: str) -> Hold | None:
         """Release a hold; None where there is no such hold, or it was released before."""
@@ -65,19 +60,12 @@ class Holds:
     def put_label(self, name: str, study_uid: str, *, who: str) -> bool:
         """Label a study; False where it has that label already."""
         with writing(self._engine) as connection:
-            if connection.execute(select(label.c.key).where(*_labelled(name, study_uid))).first():
-                return False
-            connection.execute(insert(label).values(name=name, study_instance_uid=study_uid))
-            append_in(connection, [TrailEntry("label.add", who, "study", (study_uid,), detail=name)])
-        return True
+            return put_label_in(connection, name, study_uid, who=who)
 
     def take_label(self, name: str, study_uid: str, *, who: str) -> bool:
         """Take a label off a study; False where it had none of that name."""
         with writing(self._engine) as connection:
-            if not connection.execute(delete(label).where(*_labelled(name, study_uid))).rowcount:
-                return False
-            append_in(connection, [TrailEntry("label.remove", who, "study", (study_uid,), detail=name)])
-        return True
+            return take_label_in(connection, name, study_uid, who=who)
 
     def labels(self) -> list[tuple[str, str]]:
         """Every (label, Study Instance UID)."""
@@ -100,6 +88,31 @@ class Holds:
                 connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
             elif entry.action == "label.remove":
                 connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
+
+
+def add_hold_in(connection: Connection, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
+    """``Holds.add`` as part of a transaction."""
+    placed = {"kind": kind, "value": value, "reason": reason, "placed_by": who, "placed_at": now()}
+    row = connection.execute(insert(hold).values(**placed, released_by="", release_reason="").returning(hold)).one()
+    append_in(connection, [TrailEntry("hold.add", who, kind, (value,), detail=f"{row.key}: {reason}")])
+    return _hold(row)
+
+
+def put_label_in(connection: Connection, name: str, study_uid: str, *, who: str) -> bool:
+    """``Holds.put_label`` as part of a transaction."""
+    if connection.execute(select(label.c.key).where(*_labelled(name, study_uid))).first():
+        return False
+    connection.execute(insert(label).values(name=name, study_instance_uid=study_uid))
+    append_in(connection, [TrailEntry("label.add", who, "study", (study_uid,), detail=name)])
+    return True
+
+
+def take_label_in(connection: Connection, name: str, study_uid: str, *, who: str) -> bool:
+    """``Holds.take_label`` as part of a transaction."""
+    if not connection.execute(delete(label).where(*_labelled(name, study_uid))).rowcount:
+        return False
+    append_in(connection, [TrailEntry("label.remove", who, "study", (study_uid,), detail=name)])
+    return True
 
 
 def on_hold() -> ColumnElement[bool]:

@@ -390,6 +390,16 @@ tombstone = Table(
     Column("lifted_at", DateTime, nullable=True),
 )
 """SOP Instance UIDs, original and derived, of what was deleted: they do not come back unless that is lifted."""
+class_label = Table(
+    "class_label",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("sop_instance_uid", _text(64), nullable=False, unique=True),
+    Column("class_name", _text(64), nullable=False),
+    # whether its original is still kept for a validation
+    Column("held", Integer, nullable=False),
+)
+"""What an image shows, as somebody said for a validation."""
 
 trail = Table(
     "trail",

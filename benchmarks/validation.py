@@ -1,0 +1,119 @@
+"""Seconds of a validation of phantoms with a planted sign, stored and retrieved through a real node.
+
+Images are 1024 x 1024, two per patient, half of the patients with the sign; weights none, other settings the defaults.
+Codec profile ``paper`` (x2, 16-bit PNG, no gate), so that every image takes part. ``validate_s`` is the run itself,
+retrieval, features, figures, training and report; ``cpu_s`` its processor time, all processes; ``load`` the machine's
+load average at its end. With ``--sign fine`` the sign is at the limit of resolution and compression removes it.
+
+    python -m benchmarks.validation [--images 200] [--side 1024] [--sign coarse] [--upscaler bicubic] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from node.app import Node, plan_jobs
+from node.config import Settings, parse
+from node.dimse import client
+from node.dimse.client import Address
+from node.validation.labels import read_labels
+from tests.phantoms import COARSE, FINE, cohort
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--side", type=int, default=1024)
+    parser.add_argument("--sign", choices=(COARSE, FINE), default=COARSE)
+    parser.add_argument("--upscaler", choices=("bicubic", "mammo"), default="bicubic")
+    parser.add_argument("--keep", type=Path, help="a folder to keep the archive in, for a look at its report")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = options.keep or Path(folder)
+        files, labels = cohort(work / "phantoms", options.images, options.sign, rows=options.side, columns=options.side)
+        with Node(settings(work / "archive", options.upscaler)) as node:
+            report = measured(node, files, labels)
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for name, value in report.items():
+            Console().print(f"{name}: {value}", highlight=False)
+
+
+def settings(root: Path, upscaler: str) -> Settings:
+    raw = {
+        "node": {"host": "127.0.0.1", "port": 0},
+        "peers": [{"ae_title": "MODALITY", "allow": ["echo", "store"]}],
+        "storage": {"root": str(root), "min_free": 0},
+        "codec": {"profile": "paper"},
+        "reconstruct": {"upscaler": upscaler},
+        "jobs": {"validation": {"weights": "none"}},
+    }
+    return parse(raw, "benchmark settings")
+
+
+def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
+    """Store, wait for the archivist, label, and validate."""
+    began = time.perf_counter()
+    address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
+    client.store(files, address, calling="MODALITY", each=lambda *_: None)
+    stored = time.perf_counter()
+    while node.index.counts().backlog:
+        time.sleep(0.2)
+    encoded = time.perf_counter()
+    node.index.classes.put(read_labels(labels, node.index).classes, who="user:benchmark")
+    planned = plan_jobs(node.settings, node.archive, retrieve=lambda: nullcontext(node.retrieve))
+    [job] = [one.job for one in planned if one.job.name == "validation"]
+    before, start = _processor_seconds(), time.perf_counter()
+    report = job.run(_Run())
+    took = time.perf_counter() - start
+    return {
+        "images": len(files),
+        "store_s": round(stored - began, 1),
+        "encode_s": round(encoded - stored, 1),
+        "validate_s": round(took, 1),
+        "cpu_s": round(_processor_seconds() - before, 1),
+        "cores": os.cpu_count(),
+        "load": [round(each, 1) for each in os.getloadavg()],
+        "sentence": report["sentence"],
+        "report": report,
+    }
+
+
+class _Run:
+    """A run that nobody watches or cancels."""
+
+    cancelled = False
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        Console(stderr=True).print(f"{done} of {total}", highlight=False)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of every process that it started."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    running = 0.0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == os.getpid():
+            running += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime + running
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Dense layers on frozen features, and their settings by Bayesian optimisation (optuna's TPE), as in the paper.
+
+Features are standardised and turned onto the principal components of their training set, at most 512: with fewer
+images than that this loses nothing that training could use, and it is much faster. Everything is seeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from node.validation.splits import grouped_folds
+
+Float = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+_INNER_FOLDS = 4
+_COMPONENTS = 512
+_ENSEMBLE = 3
+"""Heads trained from different seeds, whose logits are averaged."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is built and trained: hidden layers and their width, then Adam's settings."""
+
+    layers: int
+    width: int
+    dropout: float
+    rate: float
+    decay: float
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How features become the layers' input: standardised, then turned onto components of the training set."""
+
+    mean: Float
+    scale: Float
+    components: Float
+
+    @classmethod
+    def of(cls, features: Float) -> Basis:
+        """Of a training set, shape (n, count); the first component has variance 1, the others have less."""
+        mean, spread = features.mean(axis=0), features.std(axis=0)
+        scale = np.where(spread > 1e-6 * np.abs(mean) + 1e-12, spread, np.inf)  # what is constant tells nothing
+        _, sizes, rows = np.linalg.svd((features - mean) / scale, full_matrices=False)
+        kept = min(_COMPONENTS, max(int((sizes > 1e-5 * sizes[0]).sum()), 1))
+        unit = max(float(sizes[0]), 1e-12) / len(features) ** 0.5
+        return cls(mean, scale.astype(np.float32), (rows[:kept].T / unit).astype(np.float32))
+
+    def __call__(self, features: Float) -> torch.Tensor:
+        """float32, shape (n, components)."""
+        return torch.from_numpy(np.asarray((features - self.mean) / self.scale @ self.components, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Head:
+    """Trained layers, and what comes before them."""
+
+    basis: Basis
+    networks: tuple[torch.nn.Module, ...]
+
+    def scores(self, features: Float) -> NDArray[np.float64]:
+        """Probability of the positive class: shape (n,) of ``features`` (n, count)."""
+        return _chances(self.networks, self.basis(features))
+
+
+def tuned(features: Float, truth: Bool, patients: Sequence[str], trials: int, seed: int) -> Recipe:
+    """The best of ``trials`` recipes by the loss on patients held back from these, one of four folds or fewer."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    inner = min(_INNER_FOLDS, fewest_patients(truth, patients))
+    held_back = grouped_folds(truth, patients, inner, seed) == 0
+    basis, right = Basis.of(features[~held_back]), truth[held_back]
+    learn, test = basis(features[~held_back]), basis(features[held_back])
+
+    def loss(trial: optuna.Trial) -> float:
+        recipe = Recipe(
+            layers=trial.suggest_int("layers", 1, 2),
+            width=trial.suggest_categorical("width", [16, 32, 64, 128]),
+            dropout=trial.suggest_float("dropout", 0.0, 0.6),
+            rate=trial.suggest_float("rate", 1e-4, 1e-2, log=True),
+            decay=trial.suggest_float("decay", 1e-6, 1e-1, log=True),
+            epochs=trial.suggest_int("epochs", 20, 80, step=20),
+        )
+        chances = np.clip(_chances((_trained_one(learn, truth[~held_back], recipe, seed),), test), 1e-6, 1 - 1e-6)
+        lost = -np.log(np.where(right, chances, 1 - chances))
+        return float((lost[right].mean() + lost[~right].mean()) / 2)
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study.optimize(loss, n_trials=trials)
+    return Recipe(**study.best_params)
+
+
+def trained(features: Float, truth: Bool, recipe: Recipe, seed: int) -> Head:
+    """A head trained on ``features`` (n, count) by Adam, all at once; both classes weigh alike."""
+    basis = Basis.of(features)
+    x = basis(features)
+    return Head(basis, tuple(_trained_one(x, truth, recipe, seed + number) for number in range(_ENSEMBLE)))
+
+
+def fewest_patients(truth: Bool, patients: Sequence[str]) -> int:
+    """Patients with an image of the class that has fewer of them."""
+    names = np.asarray(patients)
+    return min(np.unique(names[truth]).size, np.unique(names[~truth]).size)
+
+
+def _chances(networks: Sequence[torch.nn.Module], x: torch.Tensor) -> NDArray[np.float64]:
+    with torch.inference_mode():
+        logits = torch.stack([network(x)[:, 0] for network in networks]).double().mean(dim=0)
+    return np.asarray(torch.sigmoid(logits).numpy())
+
+
+def _trained_one(x: torch.Tensor, truth: Bool, recipe: Recipe, seed: int) -> torch.nn.Module:
+    y = torch.from_numpy(truth.astype(np.float32))
+    weight = torch.from_numpy(np.where(truth, 0.5 / truth.mean(), 0.5 / (~truth).mean()).astype(np.float32))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network(x.shape[1], recipe)
+        adam = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
+        for _ in range(recipe.epochs):
+            adam.zero_grad()
+            logits = network(x)[:, 0]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, weight=weight)
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+    return network.eval()
+
+
+def _network(count: int, recipe: Recipe) -> torch.nn.Sequential:
+    layers: list[torch.nn.Module] = [torch.nn.Dropout(recipe.dropout)]
+    for _ in range(recipe.layers):
+        layers += [torch.nn.Linear(count, recipe.width), torch.nn.ReLU(), torch.nn.Dropout(recipe.dropout)]
+        count = recipe.width
+    return torch.nn.Sequential(*layers, torch.nn.Linear(count, 1))

@@ -1,0 +1,263 @@
+"""The validation: the paper's ResNet50 experiment on the archive's own images, over its own retrieval path.
+
+Every labelled image that has a reconstruction is retrieved twice, as an ``original`` and as a ``reconstructed`` peer
+would get it, and its payload is decoded: the three arms. In each fold of a cross-validation by patient a head is tuned
+and trained on each arm, and scores that arm's images of the other patients; the one trained on sources scores the
+decompressed ones too. What all folds scored together is compared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.archive.retrieve import Choice, Retrieve, Sendable, discard
+from node.archive.trail import AuditTrail
+from node.config import ValidationSettings
+from node.reports.runs import Outcome, Reports
+from node.validation.arms import Arm, Files, Subject
+from node.validation.bench import Bench, Bool, Lesson, backbone_digest, learn, measure_image, show_tile
+from node.validation.cache import FeatureCache
+from node.validation.findings import SETTINGS, Excluded, find
+from node.validation.report import Worst, page
+from node.validation.splits import grouped_folds
+from node.validation.statistics import Verdict
+from storage.errors import LatentPacsError, RenditionMismatch
+from storage.index import Index
+from storage.objects import ObjectStore
+from storage.records import ClassLabel, StoredInstance
+
+Progress = Callable[[int, int], None]
+Scores = NDArray[np.float64]
+SEED = 0
+_WORST = 3
+
+
+class NothingToValidate(LatentPacsError):
+    """No labelled image can take part, or which class is positive is not clear."""
+
+
+class Cancelled(Exception):
+    """The run is to end; what was measured is in the cache."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The work of the job ``validation``. ``retrieve`` lends the service that C-MOVE uses; ``threads``: 0 is all."""
+
+    index: Index
+    store: ObjectStore
+    trail: AuditTrail
+    reports: Reports
+    settings: ValidationSettings
+    threads: int
+    retrieve: Callable[[], AbstractContextManager[Retrieve]]
+
+    def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
+        """Validate, publish the report, and let the originals go that were held for it; the report's summary.
+
+        Raises NothingToValidate, TooFewCases or ModelMissing.
+        """
+        try:
+            with Bench(self.threads) as bench, self.retrieve() as retrieve:
+                return _Run(self, bench, retrieve, progress, cancelled).through()
+        except Cancelled:
+            return {"finished": False}
+
+
+class _Run:
+    """One run: who takes no part and why, and how far it is."""
+
+    def __init__(
+        self,
+        work: Validation,
+        bench: Bench,
+        retrieve: Retrieve,
+        progress: Progress,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._work, self._bench, self._retrieve = work, bench, retrieve
+        self._progress, self._cancelled = progress, cancelled
+        self._excluded: Excluded = Counter()
+        self._done = self._total = 0
+
+    def through(self) -> dict[str, Any]:
+        started, clock = datetime.now(UTC), time.monotonic()
+        work, settings = self._work, self._work.settings
+        subjects = self._subjects()
+        positive = positive_class([one.class_name for one in subjects], settings.positive)
+        grouped_folds(*_truth(subjects, positive), settings.folds, SEED)  # too few: say so before the long work
+        self._total = len(subjects) + settings.folds * len(Arm)
+        backbone = self._bench.ask(backbone_digest, settings.weights)
+        cache = FeatureCache(work.store.root / "features")
+        subjects = self._measured(subjects, cache, backbone)
+        truth, patients = _truth(subjects, positive)
+        scores, recipes = self._scores(subjects, truth, patients)
+        found = find(subjects, scores, truth, settings, positive=positive, excluded=self._excluded)
+        worst = self._worst(subjects)
+        finished = datetime.now(UTC)
+        summary = {**found.summary(), "backbone": backbone, "seconds": round(time.monotonic() - clock, 1)}
+        html = page(found, worst, settings, backbone, finished)
+        alarm = found.verdict is Verdict.DIFFERENT
+        details = {**found.details(), "recipes": recipes}
+        outcome = Outcome("validation", started, finished, found.sentence, alarm, summary, details, html)
+        report = work.reports.publish(outcome)
+        why = f"used by validation report {report.key}"
+        work.index.classes.release([one.uid for one in subjects], who="job:validation", why=why)
+        work.trail.write_down()
+        cache.drop_unused()
+        return {"finished": True, "report": report.key, "sentence": found.sentence, **summary}
+
+    def _subjects(self) -> list[Subject]:
+        """The labelled images that have a reconstruction and their original still; the others are counted."""
+        found = []
+        for label in self._work.index.classes.all():
+            subject = _subject(label, self._work.index.by_uid(label.sop_instance_uid))
+            if isinstance(subject, Subject):
+                found.append(subject)
+            else:
+                self._excluded[label.class_name, subject] += 1
+        return found
+
+    def _measured(self, subjects: list[Subject], cache: FeatureCache, backbone: str) -> list[Subject]:
+        """The subjects with every arm, from the cache or measured now; those that cannot be had are counted."""
+        keys = {one.uid: {arm: cache.key(backbone, arm, *_identity(one, arm)) for arm in Arm} for one in subjects}
+        for one in subjects:
+            held = {arm: cache.get(key) for arm, key in keys[one.uid].items()}
+            one.arms.update({arm: measured for arm, measured in held.items() if measured is not None})
+        lacking = [one for one in subjects if len(one.arms) < len(Arm)]
+        self._step(len(subjects) - len(lacking))
+        choices = [choice for one in lacking for choice in _choices(one)]
+        with closing(self._retrieve.prepare(choices)) as prepared:
+            for one in lacking:
+                (_, original), (_, reconstructed) = next(prepared), next(prepared)
+                arms = [arm for arm in Arm if arm not in one.arms]
+                try:
+                    made = self._with_files(
+                        one, original, reconstructed, measure_image, arms, self._work.settings.weights
+                    )
+                except LatentPacsError as error:
+                    self._excluded[one.class_name, f"{type(error).__name__}: {error}"] += 1
+                else:
+                    one.arms.update(made)
+                    for arm in arms:
+                        cache.put(keys[one.uid][arm], made[arm])
+                self._step()
+        return [one for one in subjects if len(one.arms) == len(Arm)]
+
+    def _with_files(
+        self,
+        subject: Subject,
+        original: Future[Sendable],
+        reconstructed: Future[Sendable],
+        work: Callable[..., Any],
+        *arguments: Any,
+    ) -> Any:
+        """What ``work`` makes, on the bench, of an image's files as they were retrieved. Raises LatentPacsError."""
+        try:
+            one, other = original.result(), reconstructed.result()
+            if other.sop_instance_uid != subject.rendition.derived_uid:
+                raise RenditionMismatch("the reconstruction could not be made as verified")
+            base = self._work.store.held(subject.rendition.base_digest)
+            return self._bench.ask(work, Files(one.path, other.path, base), *arguments)
+        finally:
+            discard(original)
+            discard(reconstructed)
+
+    def _scores(self, subjects: list[Subject], truth: Bool, patients: list[str]) -> tuple[Scores, list[dict[str, Any]]]:
+        """Of every image by each of SETTINGS, shape (settings, n), and the recipes chosen, by fold and arm."""
+        settings = self._work.settings
+        features = {arm: np.stack([one.arms[arm].features for one in subjects]) for arm in Arm}
+        folds = grouped_folds(truth, patients, settings.folds, SEED)
+        scores, recipes = np.zeros((len(SETTINGS), len(subjects))), []
+        for fold in range(settings.folds):
+            test, train = folds == fold, folds != fold
+            others = tuple(patient for patient, used in zip(patients, train, strict=True) if used)
+            for arm in Arm:
+                rows = [number for number, (trained_on, _) in enumerate(SETTINGS) if trained_on is arm]
+                tests = tuple(features[SETTINGS[row][1]][test] for row in rows)
+                lesson = Lesson(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
+                learned = self._bench.ask(learn, lesson)
+                for row, found in zip(rows, learned.scores, strict=True):
+                    scores[row, test] = found
+                recipes.append({"fold": fold, "arm": arm.value, **learned.recipe})
+                self._step()
+        return scores, recipes
+
+    def _worst(self, subjects: list[Subject]) -> list[Worst]:
+        """The images with the least FSIM in any tile, that tile side by side."""
+        with_tiles = [one for one in subjects if len(one.fidelity.tiles)]
+        found = []
+        for one in sorted(with_tiles, key=lambda each: float(each.fidelity.tiles[:, 2].min()))[:_WORST]:
+            tile = int(one.fidelity.tiles[:, 2].argmin())
+            corner = (int(one.fidelity.corners[tile, 0]), int(one.fidelity.corners[tile, 1]))
+            with closing(self._retrieve.prepare(_choices(one))) as prepared:
+                (_, original), (_, reconstructed) = prepared
+                shown = self._with_files(one, original, reconstructed, show_tile, corner)
+            found.append(Worst(one, corner, tuple(one.fidelity.tiles[tile]), shown))
+        return found
+
+    def _step(self, count: int = 1) -> None:
+        self._done += count
+        self._progress(self._done, self._total)
+        if self._cancelled():
+            raise Cancelled
+
+
+def positive_class(names: list[str], wanted: str) -> str:
+    """The class that counts as positive. Raises NothingToValidate where that is not clear."""
+    counts = Counter(names)
+    if not counts:
+        raise NothingToValidate(
+            "no labelled image has a reconstruction and its original; see `latent-pacs labels list`"
+        )
+    if wanted:
+        if wanted not in counts:
+            raise NothingToValidate(f"jobs.validation.positive {wanted!r} is none of the classes {sorted(counts)}")
+        return wanted
+    if len(counts) != 2:
+        raise NothingToValidate(
+            f"the labelled images are of {len(counts)} classes {sorted(counts)}; jobs.validation.positive must name one"
+        )
+    return min(sorted(counts, reverse=True), key=lambda name: counts[name])
+
+
+def _subject(label: ClassLabel, instance: StoredInstance | None) -> Subject | str:
+    """The image as it takes part, or why it does not."""
+    if instance is None:
+        return "not held here"
+    if instance.purged or instance.original_lost:
+        return "its original is not held any more"
+    if instance.rendition is None:
+        return f"{instance.state}, no reconstruction"
+    patient = f"patient {instance.patient_id}" if instance.patient_id else instance.study_instance_uid
+    return Subject(instance, instance.rendition, label.class_name, patient)
+
+
+def _truth(subjects: list[Subject], positive: str) -> tuple[Bool, list[str]]:
+    return np.array([one.class_name == positive for one in subjects]), [one.patient for one in subjects]
+
+
+def _choices(subject: Subject) -> list[Choice]:
+    """As peers of policy ``original`` and ``reconstructed`` get it."""
+    return [Choice(subject.instance, None), Choice(subject.instance, subject.rendition)]
+
+
+def _identity(subject: Subject, arm: Arm) -> tuple[str, ...]:
+    """Digests of what decides an arm's pixels and the window that they are seen through."""
+    made = subject.rendition
+    others = {
+        Arm.SOURCE: (),
+        Arm.DECOMPRESSED: (made.derived_uid, made.output_digest),
+        Arm.COMPRESSED: (made.base_digest,),
+    }
+    return (subject.instance.original_digest, *others[arm])
