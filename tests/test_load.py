@@ -18,6 +18,7 @@ import pytest
 import yaml
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+
 from node.app import Node
 from node.config import ReconstructSettings
 from node.dimse.client import Address, Receiver
