@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import pytest
 import yaml
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+from rich.console import Console
 
+from benchmarks.find import fill
 from node.app import Node
 from node.config import ReconstructSettings
 from node.dimse.client import Address, Receiver
@@ -142,3 +145,23 @@ def test_images_that_take_longer_than_the_requester_waits(tmp_path: Path) -> Non
 
 def address_of(address: Address) -> tuple[str, int]:
     return address.host, address.port
+
+
+def test_a_hundred_thousand_matches_take_no_memory(tmp_path: Path) -> None:
+    """Answers are made as they are sent: queries of 100,000 images need what one of 1600 needs, and SQLite's page cache
+    in each of a few connections."""
+    settings = settings_for(tmp_path)
+    with closing(Index.open(f"sqlite:///{settings.storage.root / 'index.sqlite'}")) as index:
+        fill(index.engine, 100_000, Console(quiet=True))
+    root = str(settings.storage.root)
+    peers = [{"ae_title": "VIEWER", "allow": ["find"]}]
+    with served(tmp_path, storage={"root": root, "min_free": 0}, peers=peers) as (address, process):
+        held = []
+        for keys in (["PatientID=000000*"], *[["PatientID"]] * 3):
+            with highest_rss(process.pid) as peak:
+                asked = [("-k", key) for key in ("QueryRetrieveLevel=IMAGE", "SOPInstanceUID", *keys)]
+                called = ("-aet", "VIEWER", "-aec", address.ae_title, *address_of(address))
+                assert not run("findscu", "-q", "-P", *called, *chain(*asked), timeout=300).code
+            held.append(peak[0])
+    assert max(held) - held[0] < 40_000_000
+    assert held[3] - held[2] < 10_000_000
