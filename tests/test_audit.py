@@ -144,6 +144,7 @@ def purge(node: Node, but: Dataset | None = None) -> None:
     node.retention.purge()
 
 
+@pytest.mark.slow
 def test_a_clean_archive_gives_no_alarm(archive: Archive, audited: Audited) -> None:
     node = archive.node
     report = audited(node)
@@ -171,6 +172,7 @@ def test_nothing_to_audit_is_no_alarm(tmp_path: Path, receiver: Receiver, audite
     assert (report.verdict, report.alarm) == ("There is no reconstruction to audit yet.", False)
 
 
+@pytest.mark.slow
 def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, audited: Audited) -> None:
     node, before = archive.node, current(archive, SECOND)
     forge(node, before, points=spots(SECOND))

@@ -89,6 +89,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
     assert f"{report['ratio_reconstructable']:.1f} : 1" in text
 
 
+@pytest.mark.slow
 def test_retry_puts_failures_back(tmp_path: Path) -> None:
     """A model that is not there fails the image; `retry` after mending the configuration brings it home."""
     config = tmp_path / "config.yaml"
@@ -112,6 +113,7 @@ def test_retry_puts_failures_back(tmp_path: Path) -> None:
         assert Archive(node, None).settled(ds.SOPInstanceUID).state.value == "verified"  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_demo_on_own_files(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()

@@ -180,6 +180,7 @@ def test_every_reason_not_to_commit(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_not_committed(tmp_path: Path) -> None:
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()

@@ -107,6 +107,7 @@ def test_the_base_is_kept_where_the_network_does_not_pass(tmp_path: Path, monkey
     assert result.made.generative, "the header says so whatever the guide says"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_sample_shows_whether_the_network_is_worth_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
@@ -154,6 +155,7 @@ def test_a_named_region_is_exact(tmp_path: Path) -> None:
     assert retrieved(result) == result.made.output_digest
 
 
+@pytest.mark.slow
 def test_a_long_ladder_is_climbed_by_forecast(tmp_path: Path) -> None:
     """The smallest rung that passes, few attempts, and a word on why each other one was not taken."""
     ladder = tuple(Rung(2, "jpegxl", distance, sample_bits=12) for distance in (8.0, 4.0, 2.0, 1.0, 0.5, 0.2))
@@ -167,6 +169,7 @@ def test_a_long_ladder_is_climbed_by_forecast(tmp_path: Path) -> None:
     assert all(outcome.verdict.failures for outcome in found.tried[:-1] if outcome.forecast)
 
 
+@pytest.mark.slow
 def test_without_a_gate_the_first_rung_is_the_networks(tmp_path: Path) -> None:
     result = encode(tmp_path, CHEAP, GOOD, thresholds=None)
     assert result.made is not None

@@ -76,6 +76,7 @@ def test_a_store_that_is_refused(node: Archive, tmp_path: Path) -> None:
     assert node.node.index.by_uid(ds.SOPInstanceUID) is None
 
 
+@pytest.mark.slow
 def test_what_it_moves_arrives(node: Archive, study: list[Dataset], tmp_path: Path) -> None:
     """GDCM's title leads to a receiver of ours: as a receiver this gdcmscu aborts at the first data set."""
     study_key = f"20,d={study[0].StudyInstanceUID}"

@@ -95,6 +95,7 @@ def test_original_peers_get_the_bytes_that_were_sent(archive: Archive, tmp_path:
             assert data_set_bytes(received) == data_set_bytes(sent)
 
 
+@pytest.mark.slow
 def test_get_converts_only_the_transfer_syntax(archive: Archive, tmp_path: Path) -> None:
     """The requester took explicit little endian only: implicit comes re-encoded, every element and pixel equal."""
     ds = mammogram()
@@ -119,6 +120,7 @@ def test_until_verified_the_original_is_served(quiet_archive: Archive, tmp_path:
     assert data_set_bytes(quiet_archive.receiver.received[ds.SOPInstanceUID]) == data_set_bytes(sent)
 
 
+@pytest.mark.slow
 def test_a_study_of_several_kinds(archive: Archive, tmp_path: Path) -> None:
     """Reconstructable, ineligible and failing images of one study: every one arrives once, in its encoding."""
     study = generate_uid()
@@ -143,6 +145,7 @@ def test_a_study_of_several_kinds(archive: Archive, tmp_path: Path) -> None:
     assert set(archive.receiver.received) == expected
 
 
+@pytest.mark.slow
 def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> None:
     """The objects of a verified image: base and rendition, with every rung tried and its figures."""
     ds = mammogram()
@@ -162,6 +165,7 @@ def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> 
     assert base.header.dataset().PatientName == ds.PatientName
 
 
+@pytest.mark.slow
 def test_own_reconstruction_that_comes_back(archive: Archive, tmp_path: Path) -> None:
     """It is recognised: success, nothing stored, nothing encoded again. With other pixels it is an impostor."""
     ds = mammogram()
@@ -186,6 +190,7 @@ def test_own_reconstruction_that_comes_back(archive: Archive, tmp_path: Path) ->
     assert [one.sop_instance_uid for one in archive.node.index.quarantine.all()] == [rendition.derived_uid]
 
 
+@pytest.mark.slow
 def test_pixels_that_are_not_the_verified_ones_never_leave(archive: Archive, tmp_path: Path) -> None:
     """A damaged base: the original goes out in its stead, under its own UID."""
     ds = mammogram()

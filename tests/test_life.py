@@ -177,6 +177,7 @@ def test_the_picture(shown: Shown, tmp_path: Path) -> None:
     assert "cannot be written" in str(done.exception)
 
 
+@pytest.mark.slow
 def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
     """The rows still tell the figures; a lost original is drawn from its reconstruction."""
     index, store = shown.archive.node.index, shown.archive.node.store

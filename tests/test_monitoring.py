@@ -44,6 +44,7 @@ def scraped(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in samples}
 
 
+@pytest.mark.slow
 def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposition, "FRESH", 0.0)
     port = free_port()

@@ -226,6 +226,7 @@ def test_move_of_a_reconstruction_to_orthanc(orthanc: Orthanc, node: Node, image
     assert private["0099,1006"]["Value"] == image.dataset.SOPInstanceUID
 
 
+@pytest.mark.slow
 def test_a_study_of_several_kinds_goes_to_orthanc(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
     """Several classes and syntaxes in one study: all arrive, each as it was sent."""
     study = generate_uid()
@@ -248,6 +249,7 @@ def test_a_study_of_several_kinds_goes_to_orthanc(orthanc: Orthanc, node: Node, 
         assert got.get("PixelData") == sent.get("PixelData")
 
 
+@pytest.mark.slow
 def test_own_reconstruction_that_comes_back_is_known(orthanc: Orthanc, node: Node, image: Stored) -> None:
     """Orthanc re-encodes what we send and may send it on to us: it is no new image, and nothing is kept twice."""
     move(image_identifier(image.dataset.StudyInstanceUID), address(node), calling="MOVER", destination="ORTHRECON")
@@ -299,6 +301,7 @@ def moved(wanted: Dataset, node: Node, destination: str) -> list[tuple[Dataset, 
     return responses
 
 
+@pytest.mark.slow
 def test_a_study_that_orthanc_deletes_while_we_send_it(orthanc: Orthanc, node: Node, tmp_path: Path) -> None:
     """Every image is counted once, and moved again the study is whole."""
     made = study_of(node, tmp_path, [(64, 48)] * 40)

@@ -200,6 +200,7 @@ def test_every_file_that_pydicom_ships(tmp_path: Path) -> None:
     assert packed > 30
 
 
+@pytest.mark.slow
 def test_real_scans_pack_to_less_than_lossless_jpeg_xl(tmp_path: Path) -> None:
     """CBIS-DDSM as it comes (RLE Lossless): its very bytes come back, from less than JPEG XL takes for the pixels."""
     import imagecodecs

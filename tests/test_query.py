@@ -730,6 +730,7 @@ def test_selection(archive: Archive) -> None:
     assert selected(archive, "STUDY", StudyInstanceUID="1.1", PatientID="no unique key here") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "root", "keys"),
     [

@@ -237,6 +237,7 @@ def moved_and_got(archive: Archive, folder: Path, ds: Dataset, uid: str) -> list
     return [archive.receiver.received[uid], got.received[uid]]
 
 
+@pytest.mark.slow
 def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -> None:
     """One region in the file, one in a CAD report, one in a presentation state, all before the image arrives."""
     ds, box = mammogram(), Box(123, 77, 61, 94)
@@ -266,6 +267,7 @@ def short(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
         yield Archive(node, receiver)
 
 
+@pytest.mark.slow
 def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path: Path) -> None:
     """The image goes back to work once; the former UID keeps leading to it, and its objects stay promised."""
     archive, ds = short, mammogram()
@@ -297,6 +299,7 @@ def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path
     assert current(archive.settled(uid)) == later
 
 
+@pytest.mark.slow
 def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     ds, file = mammogram(), tmp_path / "regions.csv"
     uid = str(ds.SOPInstanceUID)

@@ -53,6 +53,7 @@ def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Rece
     assert copy[0x0099, 0x100D].value == "MEASURED"
 
 
+@pytest.mark.slow
 def test_sd_x2_through_the_whole_node(tmp_path: Path, receiver: Receiver) -> None:
     """The paper's pipeline, with tiny random weights: measured, sent as synthetic, and the same pixels again."""
     weights = tiny_sd.build(tmp_path / "weights")
@@ -113,6 +114,7 @@ def test_rendered_cache(tmp_path: Path) -> None:
     assert again.link("d") is not None
 
 
+@pytest.mark.slow
 def test_second_retrieval_comes_from_the_cache(archive: Archive, tmp_path: Path) -> None:
     ds = mammogram()
     send(archive, tmp_path, ds)

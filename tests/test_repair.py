@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from pydicom import Dataset
 from sqlalchemy import update
@@ -53,6 +54,7 @@ def again(archive: Archive, uid: str) -> StoredInstance:
     return archive.settled(uid, timeout=60)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_are_made_again(archive: Archive, tmp_path: Path) -> None:
     ds = mammogram()
     before = stored(archive, tmp_path, ds)
@@ -76,6 +78,7 @@ def test_the_same_bytes_are_made_again(archive: Archive, tmp_path: Path) -> None
         assert (report["clean"], report["orphans"]) == (True, 0)
 
 
+@pytest.mark.slow
 def test_no_false_alarm_while_images_arrive(archive: Archive, tmp_path: Path) -> None:
     """Scrubbed over and over while images are stored, encoded and sent: nothing is damaged, nothing an orphan."""
     images = [mammogram(breast(300, 280, seed=number)) for number in range(2)]
@@ -96,6 +99,7 @@ def test_no_false_alarm_while_images_arrive(archive: Archive, tmp_path: Path) ->
     assert report["checked"] == len(list(node.store.digests())) > 2
 
 
+@pytest.mark.slow
 def test_another_version_of_a_library_makes_another_object_of_the_same_pixels(archive: Archive, tmp_path: Path) -> None:
     """As if the rendition had been made by an older torch: the row takes the new object, UID and figures stay."""
     ds = mammogram()
@@ -113,6 +117,7 @@ def test_another_version_of_a_library_makes_another_object_of_the_same_pixels(ar
     assert after.state is InstanceState.VERIFIED
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_again_is_withdrawn(archive: Archive, tmp_path: Path) -> None:
     """Another coder than the one that made the base: the image gets a new rendition, the old UID leads to it."""
     ds = mammogram()
@@ -131,6 +136,7 @@ def test_what_cannot_be_made_again_is_withdrawn(archive: Archive, tmp_path: Path
     assert scrubbed(archive)["clean"]
 
 
+@pytest.mark.slow
 def test_a_uid_is_not_issued_for_other_pixels(archive: Archive, tmp_path: Path) -> None:
     """Other numerics give other pixels under a UID that is out already: the image is exact from now on."""
     ds = mammogram()
@@ -146,6 +152,7 @@ def test_a_uid_is_not_issued_for_other_pixels(archive: Archive, tmp_path: Path) 
     assert (status, list(received)) == (0x0000, [ds.SOPInstanceUID])
 
 
+@pytest.mark.slow
 def test_a_lost_original(archive: Archive, tmp_path: Path) -> None:
     """Peers that may have a reconstruction get it; bit-exact, the image fails, and says so."""
     ds = mammogram()
@@ -166,6 +173,7 @@ def test_a_lost_original(archive: Archive, tmp_path: Path) -> None:
     assert (status, list(received)) == (0x0000, [ds.SOPInstanceUID])
 
 
+@pytest.mark.slow
 def test_scrub_as_a_command_on_a_running_node(archive: Archive, tmp_path: Path) -> None:
     ds = mammogram()
     was = rendition_of(stored(archive, tmp_path, ds))

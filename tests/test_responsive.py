@@ -105,6 +105,7 @@ class SlowPool(WorkerPool):
         return slow
 
 
+@pytest.mark.slow
 def test_pending_responses_while_an_image_is_made(tmp_path: Path, receiver: Receiver) -> None:
     """A requester that waits at most 2 s for a message gets an image that takes 4 s to make, by C-MOVE."""
     node = Node(settings_for(tmp_path / "archive", receiver.port, node={"keep_alive": 0.5}))

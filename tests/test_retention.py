@@ -65,6 +65,7 @@ def found(archive: Archive, ds: Dataset, title: str) -> list[tuple[str, str]]:
     return [(str(one.SOPInstanceUID), str(one.InstanceAvailability)) for one in answers]
 
 
+@pytest.mark.slow
 def test_packed_purged_and_sent_again(archive: Archive, tmp_path: Path) -> None:
     good = mammogram()
     small = mammogram(
@@ -142,6 +143,7 @@ def identity(ds: Dataset) -> dict[str, str]:
     return {name: str(ds[name].value) for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")}
 
 
+@pytest.mark.slow
 def test_the_reconstruction_is_proved_before_the_original_goes(archive: Archive, tmp_path: Path) -> None:
     """A base that rotted: the original is all there is, and stays."""
     ds = mammogram()

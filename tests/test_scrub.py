@@ -191,6 +191,7 @@ def test_a_lost_base_or_rendition_goes_back_to_the_archivist(held: Holdings) -> 
     assert held.of(3).state is InstanceState.VERIFIED
 
 
+@pytest.mark.slow
 def test_a_lost_original_with_a_whole_rendition_is_flagged(held: Holdings) -> None:
     flip(held.store.path(held.originals[0]), random.Random(1))
     assert scrubbed(held)["flagged"] == 1

@@ -111,8 +111,8 @@ def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
 
 
 def spots(measured: Survey, thresholds: Thresholds) -> Spots:
-    """Single places in the breast that miss a threshold, for an encoder that can mend each by itself."""
-    squares = np.argwhere(_too_wrong(measured, thresholds))
+    """Single places that miss a threshold, for an encoder that can mend each by itself."""
+    squares = np.argwhere(_too_wrong(measured, thresholds) | (measured.outside > thresholds.outside))
     corners = measured.corners[squares[:, 0]] + squares[:, 1:] * PATCH
     return Spots(
         lost=measured.kept[_lost(measured, thresholds)],

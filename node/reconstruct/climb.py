@@ -33,12 +33,16 @@ _NAMES = ("tile FSIM mean", "tile FSIM 5th percentile", "PSNR in dB")
 
 @dataclass
 class _Flight:
-    """Rungs of one scale and coder, coarsest first; ``low`` up to ``high`` are still open."""
+    """Rungs of one scale and coder, coarsest first; ``low`` up to ``high`` are still open.
+
+    ``off``: what was measured less what was forecast; ``extra``: bytes that the last attempt took besides its base.
+    """
 
     rungs: list[Rung]
     low: int = 0
     high: int = 0
     off: Figures | None = None
+    extra: int | None = None
 
     def __post_init__(self) -> None:
         self.rungs.sort(key=lambda rung: -rung.distance)
@@ -56,6 +60,7 @@ class Climb:
     _flights: list[_Flight] = field(init=False)
     _off: Figures = _NOTHING
     _bytes_off: float = 1.0
+    _extra: int = 0
     _smallest: int | None = None
     _passed: int = 0
     _asked: dict[Rung, Forecast] = field(default_factory=dict)
@@ -75,7 +80,7 @@ class Climb:
         offers = [offer for offer in offers if self._smallest is None or offer[0] < _WORTH_TRYING * self._smallest]
         return min(offers, key=lambda offer: offer[0])[1] if offers else None
 
-    def heard(self, rung: Rung, verdict: Verdict, payload_bytes: int, *, passed: bool) -> None:
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, payload_bytes: int, *, passed: bool) -> None:
         """What an attempt came to: the forecasts are corrected, and what it rules out is closed."""
         self._tried.add(rung)
         flight = next(flight for flight in self._flights if rung in flight.rungs)
@@ -83,7 +88,8 @@ class Climb:
         measured = _figures(verdict)
         off = tuple(now - then for now, then in zip(measured, made.figures, strict=True))
         self._off = flight.off = Figures(*off)
-        self._bytes_off = payload_bytes / max(made.payload_bytes, 1)
+        self._bytes_off = base_bytes / max(made.payload_bytes, 1)
+        self._extra = flight.extra = payload_bytes - base_bytes
         number = flight.rungs.index(rung)
         if passed:
             flight.high = number
@@ -109,7 +115,7 @@ class Climb:
         mean, p5, psnr = (now + off for now, off in zip(made.figures, flight.off or self._off, strict=True))
         named = zip(_NAMES, (mean, p5, psnr), _least(self.thresholds), strict=True)
         missed = tuple(f"{name} would be {value:.4g}, below {least:g}" for name, value, least in named if value < least)
-        size = round(made.payload_bytes * self._bytes_off)
+        size = round(self._bytes(flight, made))
         why = missed or (f"would take about {size} bytes",)
         return RungOutcome(str(rung), size, Verdict(psnr, mean, p5, 0, failures=why), 0.0, forecast=True)
 
@@ -145,7 +151,12 @@ class Climb:
             if flight.high < len(flight.rungs) or not self._expected(flight, flight.rungs[low], _DOUBT):
                 return None
         rung = flight.rungs[low]
-        return self._forecast(flight, rung).payload_bytes * self._bytes_off, rung
+        return self._bytes(flight, self._forecast(flight, rung)), rung
+
+    def _bytes(self, flight: _Flight, made: Forecast) -> float:
+        """What a rung may take: its base, and what mending took on its flight; on another flight, where other places
+        are wrong, half of that."""
+        return made.payload_bytes * self._bytes_off + (self._extra / 2 if flight.extra is None else flight.extra)
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""

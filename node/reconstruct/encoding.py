@@ -91,7 +91,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     while (rung := search.next()) is not None:
         attempt = subject.attempt(rung)
         passed = not attempt.verdict.gated or attempt.verdict.passed
-        search.heard(rung, attempt.bare, attempt.payload_bytes, passed=passed)
+        search.heard(rung, attempt.bare, len(attempt.data), attempt.payload_bytes, passed=passed)
         if not passed or (best is not None and best.payload_bytes <= attempt.payload_bytes):
             failed.append(attempt.outcome)
             continue
@@ -310,7 +310,7 @@ class _Search(Protocol):
 
     def next(self) -> Rung | None: ...
 
-    def heard(self, rung: Rung, verdict: Verdict, payload_bytes: int, *, passed: bool) -> None: ...
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, payload_bytes: int, *, passed: bool) -> None: ...
 
     def forecasts(self) -> tuple[RungOutcome, ...]:
         """Outcomes of rungs that were forecast and never tried."""
@@ -340,7 +340,7 @@ class _InOrder:
     def next(self) -> Rung | None:
         return self._left.pop(0) if self._left else None
 
-    def heard(self, rung: Rung, verdict: Verdict, payload_bytes: int, *, passed: bool) -> None:
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, payload_bytes: int, *, passed: bool) -> None:
         if passed:
             self._left.clear()
 
