@@ -27,6 +27,8 @@ EXACT_PSNR_DB = 200.0
 
 CLUSTER = 50.0
 """Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
+_AT_A_TIME = 16
+"""Squares of a tile, of its 64, that are stored exactly before it is looked at again."""
 _RIM = 8
 """Pixels to each side of a speck's middle that are stored exactly with it."""
 
@@ -91,23 +93,34 @@ def failing(measured: Survey, thresholds: Thresholds) -> dict[int, tuple[str, ..
 
 
 def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
-    """What to store exactly so that every tile passes: 17 pixels around a speck, squares of 32 pixels where single
-    errors are too great, and whole tiles where the fault is everywhere in them. Boxes may overlap."""
-    whole = (measured.fsim < thresholds.fsim_worst) | (np.abs(measured.shift) > thresholds.shift)
-    boxes = [measured.box(int(tile)) for tile in np.flatnonzero(whole)]
+    """What to store exactly next, on the way to where every tile passes: 17 pixels around a speck, squares of 32 pixels
+    where single errors are too great, and where the fault is everywhere in a tile, its worst squares that are not exact
+    yet. Boxes may overlap."""
     squares = _too_wrong(measured, thresholds) | (measured.outside > thresholds.outside)
-    squares[whole] = False
+    whole = (measured.fsim < thresholds.fsim_worst) | (np.abs(measured.shift) > thresholds.shift)
+    for tile in np.flatnonzero(whole):
+        squares[tile] |= _worst_squares(measured, int(tile), thresholds)
+    boxes = []
     for tile, row, column in np.argwhere(squares):
         top, left = measured.corners[tile]
         boxes.append(Box(int(top + row * PATCH), int(left + column * PATCH), PATCH, PATCH))
     lost, new = measured.kept[_lost(measured, thresholds)], measured.new[_invented(measured, thresholds)]
     height, width = (int(size) + TILE for size in measured.corners.max(axis=0))
-    for row, column, *_, tile in np.concatenate([lost, new]):
-        if not whole[int(tile)]:
-            top, left = max(int(row) - _RIM, 0), max(int(column) - _RIM, 0)
-            bottom, right = min(int(row) + _RIM + 1, height), min(int(column) + _RIM + 1, width)
-            boxes.append(Box(top, left, bottom - top, right - left))
+    for row, column, *_ in np.concatenate([lost, new]):
+        top, left = max(int(row) - _RIM, 0), max(int(column) - _RIM, 0)
+        bottom, right = min(int(row) + _RIM + 1, height), min(int(column) + _RIM + 1, width)
+        boxes.append(Box(top, left, bottom - top, right - left))
     return boxes
+
+
+def _worst_squares(measured: Survey, tile: int, thresholds: Thresholds) -> Tiles:
+    """The ``_AT_A_TIME`` squares of a tile with the greatest errors, each against its limit; all where none has any."""
+    limits = max(thresholds.error_max, 1e-9), max(thresholds.outside, 1e-9)
+    errors = np.maximum(measured.worst_error[tile] / limits[0], measured.outside[tile] / limits[1])
+    if not errors.any():
+        return np.ones_like(errors, dtype=bool)
+    least = np.sort(errors, axis=None)[-_AT_A_TIME]
+    return np.asarray((errors >= least) & (errors > 0))
 
 
 def spots(measured: Survey, thresholds: Thresholds) -> Spots:

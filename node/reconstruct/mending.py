@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint16]
 _SPOT_ROUNDS = 5
 _SAFE = 0.02
 """Specks are restored to more of their contrast than must be kept: what comes after may pull at them."""
-_ROUNDS = 4
+_ROUNDS = 6
 """Pasting changes what the gate sees beside a patch, so it looks again this often."""
 _RIM = 2
 """Pixels beside a patch whose mean error is the step at its border."""
