@@ -233,7 +233,7 @@ def test_a_shift_of_the_mean_is_seen() -> None:
     found = survey(reference, shifted)
     assert {tuple(found.corners[number]) for number in reasons} >= {(256, 0)}
     assert all("shift" in each for reason in reasons.values() for each in reason)
-    limits, mended, rounds = replace(OPEN, shift=0.002), shifted, 0
+    limits, mended, rounds = replace(OPEN, shift=0.002, error_max=1e6, outside=1e6), shifted, 0
     while not judge(found, limits).passed:
         before, rounds = int((mended != pixels).sum()), rounds + 1
         mended = _pasted(mended, pixels, mends(found, limits))
