@@ -92,12 +92,13 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
         attempt = subject.attempt(rung)
         passed = not attempt.verdict.gated or attempt.verdict.passed
         search.heard(rung, attempt.bare, len(attempt.data), attempt.payload_bytes, passed=passed)
-        if not passed or (best is not None and best.payload_bytes <= attempt.payload_bytes):
+        if not passed:
             failed.append(attempt.outcome)
-            continue
-        if best is not None:
-            failed.append(best.outcome)
-        best = attempt
+        elif best is None or attempt.payload_bytes < best.payload_bytes:
+            failed += [] if best is None else [best.dearer]
+            best = attempt
+        else:
+            failed.append(attempt.dearer)
     forecast = search.forecasts()
     if best is None:
         return EncodeResult(tried=(*forecast, *failed))
@@ -143,6 +144,12 @@ class _Attempt:
     @property
     def outcome(self) -> RungOutcome:
         return RungOutcome(str(self.base.rung), self.payload_bytes, self.verdict, self.seconds)
+
+    @property
+    def dearer(self) -> RungOutcome:
+        """What is told of a rung that passed where another takes less."""
+        why = f"passes with {self.payload_bytes} bytes, more than the one taken"
+        return replace(self.outcome, verdict=replace(self.verdict, failures=(why,)))
 
 
 @dataclass(frozen=True)
