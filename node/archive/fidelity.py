@@ -27,11 +27,13 @@ from storage.index.audits import AuditRows
 from storage.objects import ObjectStore
 from storage.records import InstanceState, StoredInstance, StoredRendition, TrailEntry, Verdict
 
-__all__ = ["Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
+__all__ = ["FLOORS", "Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
 
 LOGGER = logging.getLogger(__name__)
 
 _LOOK = 0.2
+FLOORS = {"fsim_mean": FLOOR_FSIM_MEAN, "fsim_p5": FLOOR_FSIM_P5, "psnr_db": FLOOR_PSNR_DB}
+"""Below these no gated rendition may be, by figure."""
 
 
 class Outcome(StrEnum):
@@ -242,9 +244,8 @@ def _away(found: Finding, tolerance: ToleranceSettings, *, lower_only: bool = Fa
 
 
 def _below_the_floor(found: Finding) -> str:
-    floor = {"fsim_mean": FLOOR_FSIM_MEAN, "fsim_p5": FLOOR_FSIM_P5, "psnr_db": FLOOR_PSNR_DB}
-    lower = (name for name in floor if found.now and found.now[name] < floor[name])
-    return "; ".join(f"{name} {found.now[name]:.4f} is below the gate's floor {floor[name]:g}" for name in lower)
+    lower = (name for name in FLOORS if found.now and found.now[name] < FLOORS[name])
+    return "; ".join(f"{name} {found.now[name]:.4f} is below the gate's floor {FLOORS[name]:g}" for name in lower)
 
 
 def _changed(answer: Audited) -> str:

@@ -96,11 +96,6 @@ class Survey:
         """Greatest absolute error out of the breast over the window's width, per tile."""
         return np.asarray(self.outside.max(axis=(1, 2)), dtype=np.float64)
 
-    def box(self, tile: int) -> Box:
-        """A tile as a box, to be pasted whole."""
-        row, column = (int(value) for value in self.corners[tile])
-        return Box(row, column, TILE, TILE)
-
     def with_exact(self, patched: NDArray[np.bool_]) -> Survey:
         """The same with some tiles (bool, one per tile) stored exactly: no error, nothing lost or invented."""
         figures: dict[str, Any] = {name: getattr(self, name).copy() for name in _PER_TILE}

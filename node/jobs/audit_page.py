@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from node.archive.fidelity import Finding, Outcome, Sight
-from node.config import FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB, AuditSettings
+from node.archive.fidelity import FLOORS, Finding, Outcome, Sight
+from node.config import AuditSettings
 from node.jobs.drift import ControlChart
 from node.reports.charts import ALARM, COLOURS, draw
 from node.reports.page import (
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _LISTED = 100
 _NAMES = {"fsim_mean": "mean tile FSIM", "fsim_p5": "tile FSIM, 5th percentile", "psnr_db": "PSNR, dB"}
-_FLOORS = {"fsim_mean": FLOOR_FSIM_MEAN, "fsim_p5": FLOOR_FSIM_P5, "psnr_db": FLOOR_PSNR_DB}
 _MEANING = {
     Outcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
     Outcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says nothing, "
@@ -228,7 +227,7 @@ def _histograms(run: AuditRun) -> Chart:
     measured = [one.now for one in run.findings if one.now]
 
     def paint(canvas: Figure) -> None:
-        for number, (axes, (name, floor)) in enumerate(zip(canvas.subplots(1, 3), _FLOORS.items(), strict=True)):
+        for number, (axes, (name, floor)) in enumerate(zip(canvas.subplots(1, 3), FLOORS.items(), strict=True)):
             axes.hist([one[name] for one in measured], bins=20, color=COLOURS[number])
             axes.axvline(floor, color=ALARM, linewidth=1.2)
             axes.set_xlabel(_NAMES[name])
@@ -271,7 +270,7 @@ def _method(run: AuditRun) -> list[str]:
         f"({100 * run.settings.reserve:g} % of originals), FSIM over 256-pixel tiles with breast, and PSNR through the "
         f"display window, were measured anew: they may be {tolerance.fsim:g} FSIM and {tolerance.psnr_db:g} dB from "
         "those recorded, and not below the floor of the gate "
-        f"({FLOOR_FSIM_MEAN}, {FLOOR_FSIM_P5}, {FLOOR_PSNR_DB} dB).",
+        f"({FLOORS['fsim_mean']}, {FLOORS['fsim_p5']}, {FLOORS['psnr_db']} dB).",
         "What fails is withdrawn, and its original served instead; where there is no original, the image is flagged, "
         "and retrieving it fails rather than giving other pixels. Both are in the audit trail.",
         "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "

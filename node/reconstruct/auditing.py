@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from node.reconstruct.rendering import read_pair, rendered
 from node.reconstruct.upscalers.catalogue import Catalogue
-from storage.dicomfile import opened
-from storage.pixels import integer_pixels
 from storage.records import Verdict
 
 if TYPE_CHECKING:
@@ -76,8 +74,8 @@ class Audited:
 
 def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     """Raises ModelMissing or PayloadError where the rendition cannot be made."""
-    from node.fidelity.gate import Reference, measure
-    from node.reconstruct.engine import Original
+    from node.fidelity.gate import measure
+    from node.reconstruct.engine import read_original
 
     base, rendition = read_pair(request.base, request.rendition)
     made = rendered(base, rendition, catalogue, request.model)
@@ -87,12 +85,7 @@ def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     with request.original.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != request.original_digest:
             return Audited(*told, original_whole=False)
-    with opened(request.original) as data_set:
-        header_bytes, pixel_vr = data_set.header_bytes(), data_set.layout.pixel_vr
-    header = header_bytes.dataset()
-    pixels = integer_pixels(request.original)
-    original = Original.of(pixels, header, header_bytes, request.original_digest, pixel_vr)
-    reference = Reference(pixels, header, original.padding_pixels)
+    _, reference = read_original(request.original, request.original_digest)
     sight = _sight(reference, made.pixels) if request.pictures else None
     return Audited(*told, now=measure(reference, made.pixels, None), sight=sight)
 

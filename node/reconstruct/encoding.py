@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from node.reconstruct.installed import Installed, installed
 from node.reconstruct.upscalers.catalogue import Catalogue
-from storage.dicomfile import opened
 from storage.errors import PayloadError
 from storage.payload import Base, Rendition, decode_base, derived_uid, encode_base, encode_rendition, seed_of
-from storage.pixels import integer_pixels, pixel_digest
+from storage.pixels import pixel_digest
 from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
 if TYPE_CHECKING:
@@ -163,15 +162,10 @@ class _Subject:
 
     @classmethod
     def of(cls, request: EncodeRequest | ReverifyRequest, upscaler: Upscaler) -> _Subject:
-        from node.fidelity.gate import Reference
-        from node.reconstruct.engine import Original
+        from node.reconstruct.engine import read_original
 
-        pixels = integer_pixels(request.original)
-        with opened(request.original) as file:
-            header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
-        header = header_bytes.dataset()
-        original = Original.of(pixels, header, header_bytes, request.original_digest, pixel_vr)
-        return cls(request, original, Reference(pixels, header, original.padding_pixels), upscaler)
+        original, reference = read_original(request.original, request.original_digest)
+        return cls(request, original, reference, upscaler)
 
     @property
     def searches_bare(self) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +33,15 @@ from node.reconstruct.patches import Patches, pasted
 from node.reconstruct.points import Points
 from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
-from storage.dicomfile import HeaderBytes
+from storage.dicomfile import HeaderBytes, opened
 from storage.errors import NotReconstructable, PayloadError
 from storage.payload import Base, pack_mask
-from storage.pixels import PixelShape, pixel_digest
+from storage.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.records import Rung
 from storage.resample import Operator
+
+if TYPE_CHECKING:
+    from node.fidelity.gate import Reference
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -85,6 +90,21 @@ class Original:
             pixel_vr=pixel_vr,
             header_bytes=header_bytes,
         )
+
+
+def read_original(path: Path, digest: str) -> tuple[Original, Reference]:
+    """An original from its Part 10 file, and what reconstructions of it are measured against.
+
+    Raises PixelError where it cannot be decoded, NotReconstructable as ``Original.of``.
+    """
+    from node.fidelity.gate import Reference
+
+    pixels = integer_pixels(path)
+    with opened(path) as file:
+        header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
+    header = header_bytes.dataset()
+    original = Original.of(pixels, header, header_bytes, digest, pixel_vr)
+    return original, Reference(pixels, header, original.padding_pixels)
 
 
 def padding_range(header: Dataset) -> tuple[int, int] | None:
