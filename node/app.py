@@ -155,6 +155,8 @@ class Node:
             retrieve_ae_title=self.settings.node.ae_title,
             relational=agreed.relational,
             combined_datetime=agreed.combined_datetime,
+            adjust_zones=agreed.time_zones,
+            home=self.settings.node.zone,
         )
 
     def start(self) -> None:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlparse
+from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import (
@@ -119,6 +120,13 @@ def _uid(value: str) -> str:
     if len(value) > 64 or not re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", value):
         raise ValueError(f"{value!r} is no UID (PS3.5 9.1)")
     return value
+
+
+def _zone_name(value: str) -> str:
+    try:
+        return value and ZoneInfo(value).key
+    except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError(f"{value!r} is no time zone; write Europe/Berlin for instance") from error
 
 
 Uid = Annotated[str, AfterValidator(_uid)]
@@ -238,7 +246,13 @@ class NodeSettings(_Section):
     dimse_timeout: float = Field(default=60.0, gt=0)
     keep_alive: float = Field(default=10.0, gt=0)
     storage_classes: tuple[Uid, ...] = ()
+    timezone: Annotated[str, AfterValidator(_zone_name)] = ""
     drain: float = Field(default=60.0, ge=0)
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        """The zone of images that state none, or None where it is not known."""
+        return ZoneInfo(self.timezone) if self.timezone else None
 
 
 class TlsSettings(_Section):

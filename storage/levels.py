@@ -322,6 +322,9 @@ COMPUTED_KEYS = {
 }
 """Keys that no instance holds: the index computes them when they are asked for (PS3.4 C.3.4)."""
 
+OFFSET_FROM_UTC = Key("TimezoneOffsetFromUTC")
+"""Not matched itself; kept beside the keys of a level, it says in which zone their dates and times are."""
+
 # --- an instance's attributes, per level ---
 
 
@@ -330,9 +333,9 @@ def levels_of(dataset: Dataset) -> Levels:
     codecs = codecs_of(dataset)
     return Levels(
         patient=_attributes(dataset, PATIENT_KEYS, codecs),
-        study=_attributes(dataset, STUDY_KEYS, codecs),
-        series=_attributes(dataset, SERIES_KEYS, codecs),
-        instance=_attributes(dataset, IMAGE_KEYS, codecs),
+        study=_attributes(dataset, (*STUDY_KEYS, OFFSET_FROM_UTC), codecs),
+        series=_attributes(dataset, (*SERIES_KEYS, OFFSET_FROM_UTC), codecs),
+        instance=_attributes(dataset, (*IMAGE_KEYS, OFFSET_FROM_UTC), codecs),
     )
 
 

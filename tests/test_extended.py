@@ -25,7 +25,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     folder = tmp_path_factory.mktemp("extended")
     (folder / "received").mkdir()
     with Receiver(folder / "received") as receiver:
-        settings = settings_for(folder / "archive", receiver.port, archivist={"enabled": False})
+        settings = settings_for(
+            folder / "archive", receiver.port, archivist={"enabled": False}, node={"timezone": "Pacific/Kiritimati"}
+        )
         with Node(settings) as node:
             made = Archive(node, receiver)
             days = [
@@ -63,10 +65,10 @@ def identifier(level: str, **keys: str) -> Dataset:
 
 
 def test_what_is_answered(archive: Archive) -> None:
-    """Relational and combined date-time matching; fuzzy names and time zones not, and for a move only the first."""
+    """Relational and combined date-time matching and time zones; fuzzy names not, and for a move only the first."""
     assoc = associated(archive, b"\x01\x01\x01\x01")
     answered = {str(uid): information for uid, information in assoc.acceptor.sop_class_extended.items()}
-    assert answered == {FIND: b"\x01\x01\x00\x00", MOVE: b"\x01\x00\x00\x00"}
+    assert answered == {FIND: b"\x01\x01\x00\x01", MOVE: b"\x01\x00\x00\x00"}
     assoc.release()
     assoc = associated(archive, b"\x00")
     assert set(assoc.acceptor.sop_class_extended.values()) == {b"\x00"}
@@ -100,3 +102,15 @@ def test_dates_and_times_together(archive: Archive, information: bytes, found: i
     *answers, _ = assoc.send_c_find(asked, FIND)
     assoc.release()
     assert len(answers) == found
+
+
+@pytest.mark.parametrize(("information", "dates"), [(b"\x00\x00\x00\x00", []), (b"\x00\x00\x00\x01", ["20231231"])])
+def test_dates_in_the_zone_of_the_request(archive: Archive, information: bytes, dates: list[str]) -> None:
+    """10 o'clock in Kiritimati (``node.timezone``) is the day before in Honolulu."""
+    assoc = associated(archive, information)
+    keys = {"StudyDate": "20231231", "StudyTime": "", "StudyInstanceUID": "", "TimezoneOffsetFromUTC": "-1000"}
+    *answers, _ = assoc.send_c_find(identifier("STUDY", **keys), FIND)
+    assoc.release()
+    assert [(one.StudyDate, one.StudyTime, one.TimezoneOffsetFromUTC) for _, one in answers] == [
+        (date, "100000", "-1000") for date in dates
+    ]

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
@@ -377,7 +378,9 @@ def ask(
     policy: RenditionPolicy = RenditionPolicy.ORIGINAL,
     **keys: Any,
 ) -> list[Dataset]:
-    options = {name: keys.pop(name) for name in ("relational", "combined_datetime") if name in keys}
+    options = {
+        name: keys.pop(name) for name in ("relational", "combined_datetime", "adjust_zones", "home") if name in keys
+    }
     identifier = header(SpecificCharacterSet="ISO_IR 192", QueryRetrieveLevel=level, **keys)
     received = decode(BytesIO(encode(identifier, True, True) or b""), True, True)
     answers = list(find(archive, received, root, policy=policy, retrieve_ae_title="PACS", **options))
@@ -450,6 +453,84 @@ def test_studies_found(archive: Archive, keys: dict[str, Any], found: set[str]) 
     answers = uids(ask(archive, "STUDY", **asked))
     assert set(answers) == found
     assert len(answers) == len(found)
+
+
+ZONED = [  # UID, zone, date, time
+    ("6.1", "+1400", "20240105", "1015"),
+    ("6.2", "-0500", "20240105", "201530.25"),
+    ("6.3", "", "20240105", "101500"),
+    ("6.4", "+0100", "20240105", ""),
+    ("6.5", "somewhere", "20240230", "101500"),
+]
+
+
+@pytest.fixture
+def zoned(engine: Engine) -> Archive:
+    for uid, zone, day, hour in ZONED:
+        ids = {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1", "SOPInstanceUID": f"{uid}.1.1"}
+        born = {"PatientBirthDate": "19600229", "PatientBirthTime": "0001"}
+        taken = {
+            "StudyDate": date,
+            "StudyTime": time,
+            "AcquisitionDateTime": f"{date}101500" if zone != "-0500" else "",
+        }
+        add(engine, header(**ids, **born, **taken, SOPClassUID=MG, Modality="MG", TimezoneOffsetFromUTC=zone))
+    return Archive(engine)
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"StudyDate": "20240105", "TimezoneOffsetFromUTC": "+0100"}, {"6.3", "6.4"}),
+        ({"StudyDate": "20240104", "TimezoneOffsetFromUTC": "+0100"}, {"6.1"}),
+        ({"StudyDate": "20240103-20240104", "TimezoneOffsetFromUTC": "-1200"}, {"6.1"}),
+        ({"StudyDate": "20240106-", "TimezoneOffsetFromUTC": "+0100"}, {"6.2", "6.5"}),
+        ({"StudyDate": "20240105", "StudyTime": "1100-1200", "TimezoneOffsetFromUTC": "+0100"}, set()),
+        ({"StudyTime": "1000-1100", "TimezoneOffsetFromUTC": "+0000"}, {"6.3", "6.5"}),
+        ({"StudyDate": "-20240104", "StudyTime": "-2200", "TimezoneOffsetFromUTC": "+0100"}, {"6.1"}),
+        ({"PatientBirthDate": "19600229", "TimezoneOffsetFromUTC": "-1200"}, {one[0] for one in ZONED}),
+        ({"StudyDate": "20240105", "TimezoneOffsetFromUTC": ""}, {"6.1", "6.2", "6.3", "6.4"}),
+    ],
+)
+def test_studies_found_in_another_zone(zoned: Archive, keys: dict[str, str], found: set[str]) -> None:
+    asked = {"StudyInstanceUID": "", **keys}
+    assert set(uids(ask(zoned, "STUDY", **asked, adjust_zones=True))) == found
+
+
+def test_dates_and_times_come_back_in_the_zone_of_the_request(zoned: Archive) -> None:
+    keys = dict.fromkeys(("StudyDate", "StudyTime", "PatientBirthDate", "PatientBirthTime", "StudyInstanceUID"), "")
+    home = ZoneInfo("Europe/Berlin")
+    answers = ask(zoned, "STUDY", **keys, TimezoneOffsetFromUTC="+0530", adjust_zones=True, home=home)
+    read = {one.StudyInstanceUID: (one.StudyDate, one.StudyTime, one.get("TimezoneOffsetFromUTC")) for one in answers}
+    assert read == {
+        "6.1": ("20240105", "014500", "+0530"),
+        "6.2": ("20240106", "064530.25", "+0530"),
+        "6.3": ("20240105", "144500", "+0530"),
+        "6.4": ("20240105", "", "+0530"),
+        "6.5": ("20240230", "101500", "+0530"),  # no such day
+    }
+    assert {(one.PatientBirthDate, one.PatientBirthTime) for one in answers} == {("19600229", "0001")}
+    unmoved = ask(zoned, "STUDY", **keys, TimezoneOffsetFromUTC="+0530", home=home)
+    stated = {one.StudyInstanceUID: one.get("TimezoneOffsetFromUTC", "") for one in unmoved}
+    assert stated == {"6.1": "+1400", "6.2": "-0500", "6.3": "", "6.4": "+0100", "6.5": ""}
+    dateless = ask(zoned, "STUDY", StudyInstanceUID="6.1")
+    assert "TimezoneOffsetFromUTC" not in dateless[0]
+
+
+def test_moments_in_another_zone(zoned: Archive) -> None:
+    """A DT value gets the offset, and is then compared as moments are."""
+    keys = {"SeriesInstanceUID": "", "SOPInstanceUID": "", "StudyInstanceUID": "", "PatientID": ""}
+    keys |= {"AcquisitionDateTime": "2024010421-2024010422", "TimezoneOffsetFromUTC": "+0100"}
+    answers = ask(zoned, "IMAGE", **keys, adjust_zones=True, relational=True)
+    assert [(str(one.AcquisitionDateTime), one.SOPInstanceUID) for one in answers] == [
+        ("20240104211500+0100", "6.1.1.1")
+    ]
+
+
+@pytest.mark.parametrize("zone", ["+1", "+0160", "+1500", "Z", "\u0660"])
+def test_a_zone_that_is_none_is_an_error(zoned: Archive, zone: str) -> None:
+    with pytest.raises(IdentifierError, match="0008,0201"):
+        ask(zoned, "STUDY", StudyInstanceUID="", TimezoneOffsetFromUTC=zone, adjust_zones=True)
 
 
 @settings(max_examples=40, deadline=None)

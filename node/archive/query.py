@@ -7,7 +7,8 @@ conformance statement:
 - Keys of levels above the level of the query match and are returned, also without relational negotiation.
 - Keys that are not supported do not restrict. They come back with zero length, since many SCUs expect every
   key that they asked for; C.2.2.1.3 would leave them out. ``has_unsupported_keys`` is for status FF01.
-- Values are returned as stored, text in UTF-8 where it is not ASCII. Timezone Offset From UTC never matches.
+- Values are returned as stored, text in UTF-8 where it is not ASCII. Timezone Offset From UTC never matches; it is
+  returned with dates and times, where it is known, and moves them where that was agreed to (node.archive.zones).
 - One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees the derived UID and lossy,
   derived nature of an image that has a rendition, and finds it by either UID; so does one with ``auto`` where the
   original was removed. Others see the original, UNAVAILABLE where it was removed, and what holds it likewise.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, tzinfo
 from typing import Any
 
 from pydicom import DataElement, Dataset
@@ -42,10 +44,11 @@ from node.archive.matching import (
     name_groups,
     span,
 )
+from node.archive.zones import FARTHEST, Adjustment, fixed_zone, stated_zone
 from node.config import RenditionPolicy
 from storage.elements import BadValueError, codecs_of, items_of, values_of
 from storage.index.search import Candidate, Indexed, Narrow, Search, candidates
-from storage.levels import COMPUTED_KEYS, KEYS, Key, Level, fill_time
+from storage.levels import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level, fill_time
 from storage.records import DicomJson
 
 __all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
@@ -61,16 +64,27 @@ def find(
     copies: bool = False,
     relational: bool = False,
     combined_datetime: bool = False,
+    adjust_zones: bool = False,
+    home: tzinfo | None = None,
 ) -> Iterator[Dataset]:
     """The answers to a query, as a stream. Raises IdentifierError before the first one.
 
-    ``copies``: annotations are shown as copies whose references name reconstructions.
+    ``copies``: annotations are shown as copies whose references name reconstructions. ``adjust_zones``: dates and
+    times are meant in the zone of the request, and moved there; ``home`` is that of images which state none.
     """
-    query = _parsed(identifier, root, relational=relational, combined_datetime=combined_datetime)
-    found = candidates(index.engine, query.search(policy, copies), lambda one: query.matches(_as_seen(one)))
+    adjustment = _adjustment(identifier, home) if adjust_zones else None
+    query = _parsed(
+        identifier, root, relational=relational, combined_datetime=combined_datetime, adjusted=adjustment is not None
+    )
+
+    def seen(candidate: Candidate) -> DicomJson:
+        attributes = _as_seen(candidate)
+        return adjustment.seen(attributes) if adjustment else attributes
+
+    found = candidates(index.engine, query.search(policy, copies), lambda one: query.matches(seen(one)))
     return (
         query.answer(attributes, retrieve_ae_title)
-        for attributes in map(_as_seen, found)
+        for attributes in map(seen, found)
         if query.matches_computed(attributes)
     )
 
@@ -109,13 +123,14 @@ class Query:
     unsupported: tuple[DataElement, ...]
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
+    adjusted: bool = False
 
     def search(self, policy: RenditionPolicy, copies: bool = False) -> Search:
         """What SQL can do for it."""
         return Search(
             level=self.level,
             wants=frozenset(self.levels) | {asked.level for asked in self.asked},
-            narrows=tuple(narrow for asked in self.asked if asked.matches for narrow in _narrows(asked)),
+            narrows=tuple(narrow for asked in self.asked if asked.matches for narrow in _narrows(asked, self.adjusted)),
             uids=self.uids,
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
             only_purged=policy is RenditionPolicy.AUTO,
@@ -143,13 +158,26 @@ class Query:
         told = [*(one.key for one in self.asked), *map(UNIQUE.__getitem__, self.levels)]
         if not all(_is_ascii(attributes.get(key.json_tag)) for key in told):
             answer.add_new(0x00080005, "CS", "ISO_IR 192")
+        if _MOVED_VRS & {one.key.vr for one in self.asked if _stored(attributes, one.key)} and stated_zone(attributes):
+            answer.add(_element(OFFSET_FROM_UTC, _stored(attributes, OFFSET_FROM_UTC)))
         answer.add_new(0x00080052, "CS", str(self.level))
         answer.add_new(0x00080054, "AE", retrieve_ae_title)
         answer.add_new(0x00080056, "CS", attributes.get("00080056", {"Value": ["ONLINE"]})["Value"][0])
         return answer
 
 
-def _parsed(identifier: Dataset, root: Root, *, relational: bool, combined_datetime: bool) -> Query:
+def _adjustment(identifier: Dataset, home: tzinfo | None) -> Adjustment | None:
+    """The zone of a request that names one."""
+    try:
+        values = values_of(identifier, OFFSET_FROM_UTC.tag, OFFSET_FROM_UTC.vr, ("ascii",), single=True)
+        return Adjustment(fixed_zone(values[0]), home) if any(values) else None
+    except Exception as error:
+        raise IdentifierError("Timezone Offset From UTC (0008,0201): not of the form +0100") from error
+
+
+def _parsed(
+    identifier: Dataset, root: Root, *, relational: bool, combined_datetime: bool, adjusted: bool = False
+) -> Query:
     level = level_of(identifier, root)
     keys_above(identifier, root, level, relational=relational)
     codecs = codecs_of(identifier)
@@ -178,6 +206,7 @@ def _parsed(identifier: Dataset, root: Root, *, relational: bool, combined_datet
         unsupported=tuple(unsupported),
         uids=uids,
         combined=tuple(combined),
+        adjusted=adjusted,
     )
 
 
@@ -191,6 +220,8 @@ _SUPPORTED: dict[Level, dict[BaseTag, tuple[Key, Level]]] = {
 }
 """Per level of a query: the keys of that level and of those above."""
 
+_MOVED_VRS = {"DA", "TM", "DT"}
+
 _COMPUTED = frozenset(key.keyword for keys in COMPUTED_KEYS.values() for key in keys)
 
 _NO_KEYS = frozenset(
@@ -200,7 +231,7 @@ _NO_KEYS = frozenset(
         0x00080053,  # Query/Retrieve View
         0x00080054,  # Retrieve AE Title
         0x00080056,  # Instance Availability
-        0x00080201,  # Timezone Offset From UTC
+        OFFSET_FROM_UTC.tag,
     }
 )
 
@@ -297,20 +328,38 @@ _COLUMNS = {
 }
 
 
-def _narrows(asked: Asked) -> Iterator[Narrow]:
-    """A condition that every match meets, where a column knows one."""
+def _narrows(asked: Asked, adjusted: bool) -> Iterator[Narrow]:
+    """A condition that every match meets, where a column knows one; ``adjusted``: in whatever zone it was written."""
     column = _COLUMNS.get(asked.key.keyword)
     if column is None or not asked.values:
         return
     if asked.key.vr in {"DA", "TM"}:
         covered = span(asked.key.vr, asked.values[0])
-        yield Narrow(column, low=covered.low, high=covered.high)
+        if adjusted and asked.key.keyword in {"StudyDate", "StudyTime"}:
+            yield from _narrows_in_any_zone(column, asked.key.vr, covered)
+        else:
+            yield Narrow(column, low=covered.low, high=covered.high)
     elif asked.key.vr == "PN":
         yield from _narrows_name(column, asked.values[0])
     elif asked.key.vr not in WILDCARD_VRS or not any(map(has_wildcard, asked.values)):
         yield Narrow(column, any_of=asked.values)
     elif len(asked.values) == 1:
         yield _narrow_wildcard(column, asked.values[0])
+
+
+def _narrows_in_any_zone(column: str, vr: str, covered: Span) -> Iterator[Narrow]:
+    """A date can be days away in another zone, and a time anywhere."""
+    if vr == "TM":
+        return
+    try:
+        low, high = (datetime.strptime(end, "%Y%m%d") if end else None for end in (covered.low, covered.high))
+        yield Narrow(
+            column,
+            low=f"{low - FARTHEST:%Y%m%d}" if low else "",
+            high=f"{high + FARTHEST:%Y%m%d}" if high else "",
+        )
+    except (ValueError, OverflowError):  # the 30th of February, or the year 9999
+        return
 
 
 def _narrows_name(column: str, key: str) -> Iterator[Narrow]:

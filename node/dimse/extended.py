@@ -1,7 +1,8 @@
 """SOP Class Extended Negotiation of query and retrieve (PS3.4 C.5.1.1, C.5.2.1, C.5.3.1).
 
-The first byte asks for relational queries or retrievals, the second, of a query, for dates and times matched together;
-both are agreed to. What further bytes ask for (fuzzy names, time zones) is not.
+The first byte asks for relational queries or retrievals; of a query, the second for dates and times matched together,
+the fourth for dates and times in the zone of the request: all are agreed to. What further bytes ask for (the third:
+fuzzy names) is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Agreed:
 
     relational: bool = False
     combined_datetime: bool = False
+    time_zones: bool = False
 
 
 def answer(event: Any) -> dict[UID, bytes]:
@@ -31,9 +33,10 @@ def agreed(event: Any) -> Agreed:
     """What holds for the request of an event."""
     uid = UID(event.context.abstract_syntax)
     asked = event.assoc.requestor.sop_class_extended.get(uid, b"")
-    return Agreed(*(byte == 1 for byte in _taken(uid, asked)[:2]))
+    taken = _taken(uid, asked).ljust(4, b"\0")
+    return Agreed(relational=taken[0] == 1, combined_datetime=taken[1] == 1, time_zones=taken[3] == 1)
 
 
 def _taken(uid: UID, asked: bytes) -> bytes:
-    known = 2 if uid.endswith(f".{FIND}") else 1
-    return bytes(int(number < known and byte == 1) for number, byte in enumerate(asked))
+    known = {0, 1, 3} if uid.endswith(f".{FIND}") else {0}
+    return bytes(int(number in known and byte == 1) for number, byte in enumerate(asked))
