@@ -470,9 +470,9 @@ def zoned(engine: Engine) -> Archive:
         ids = {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1", "SOPInstanceUID": f"{uid}.1.1"}
         born = {"PatientBirthDate": "19600229", "PatientBirthTime": "0001"}
         taken = {
-            "StudyDate": date,
-            "StudyTime": time,
-            "AcquisitionDateTime": f"{date}101500" if zone != "-0500" else "",
+            "StudyDate": day,
+            "StudyTime": hour,
+            "AcquisitionDateTime": f"{day}101500" if zone != "-0500" else "",
         }
         add(engine, header(**ids, **born, **taken, SOPClassUID=MG, Modality="MG", TimezoneOffsetFromUTC=zone))
     return Archive(engine)
