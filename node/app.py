@@ -240,8 +240,8 @@ def plan_jobs(
     ``pool`` lends a node's workers, ``busy`` says whether its archivist has work, ``retrieve`` lends its retrievals; a
     command has workers of its own.
 
-    A new one is a section of JobsSettings in node/config.py, the same in config.yaml, and a line here; a function
-    becomes a job by FunctionJob (node/jobs/job.py).
+    A new one is a section of JobsSettings in node/config/sections.py, the same in config.yaml, and a line here; a
+    function becomes a job by FunctionJob (node/jobs/job.py).
     """
     jobs, index, store, retention = settings.jobs, archive.index, archive.store, archive.retention
 

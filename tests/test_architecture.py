@@ -27,7 +27,7 @@ ROOMS = [
 ]
 MAY_IMPORT = {
     "storage": {"storage"},
-    "node.config": {"storage"},
+    "node.config": {"storage", "node.config"},
     "node.fidelity": {"storage", "node.fidelity"},
     "node.reconstruct": {"storage", "node.config", "node.fidelity", "node.reconstruct"},
     "node.archive": {"storage", "node.config", "node.reconstruct", "node.archive"},
@@ -75,7 +75,7 @@ ONLY_IN = {
     "sqlalchemy": ("storage/index/", "storage/migrations/"),
     "alembic": ("storage/index/", "storage/migrations/"),
     "diffusers": "node/reconstruct/",
-    "yaml": "node/config.py",
+    "yaml": "node/config/__init__.py",
     "apscheduler": "node/jobs/schedule.py",
     "prometheus_client": "node/metrics/exposition.py",
     "optuna": "node/validation/",

@@ -17,10 +17,22 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE, similarity
 from node.fidelity.reference import Reference, cut
 from node.fidelity.regions import Pixels
-from node.fidelity.survey import PATCH, Box, Survey, on_all_cores, resurvey, survey
+from node.fidelity.survey import PATCH, Box, Survey, on_all_cores, resurvey, survey, with_similarity
 from storage.records import Thresholds, Verdict
 
-__all__ = ["Box", "Reference", "Survey", "Thresholds", "failing", "judge", "measure", "mends", "resurvey", "survey"]
+__all__ = [
+    "Box",
+    "Reference",
+    "Survey",
+    "Thresholds",
+    "failing",
+    "judge",
+    "measure",
+    "mends",
+    "resurvey",
+    "survey",
+    "with_similarity",
+]
 
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""

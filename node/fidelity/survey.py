@@ -135,17 +135,23 @@ def survey(reference: Reference, candidate: Pixels) -> Survey:
     )
 
 
-def resurvey(known: Survey, reference: Reference, candidate: Pixels, changed: Sequence[Box]) -> Survey:
-    """``known`` brought up to date after the candidate's pixels changed in some boxes."""
+def resurvey(
+    known: Survey, reference: Reference, candidate: Pixels, changed: Sequence[Box], *, with_fsim: bool = True
+) -> Survey:
+    """``known`` brought up to date after the candidate's pixels changed in some boxes.
+
+    Without ``with_fsim``, which takes most of the time, ``fsim`` of the touched tiles stays what it was.
+    """
     touched = known.touched(changed)
     inside = known.breast
     measured = on_all_cores(
-        lambda tile: _figures(reference, candidate, reference.all_tiles[tile], bool(inside[tile])), touched
+        lambda tile: _figures(reference, candidate, reference.all_tiles[tile], bool(inside[tile]), with_fsim), touched
     )
     arrays: dict[str, Any] = {name: getattr(known, name).copy() for name in _PER_TILE}
     for tile, one in zip(touched, measured, strict=True):
         for name, array in arrays.items():
-            array[tile] = getattr(one, name)
+            if name != "fsim" or with_fsim:
+                array[tile] = getattr(one, name)
     lines: dict[str, Any] = {}
     for name in ("kept", "new"):
         before = getattr(known, name)
@@ -153,6 +159,14 @@ def resurvey(known: Survey, reference: Reference, candidate: Pixels, changed: Se
         now = _lines([getattr(one, name) for one in measured], touched)
         lines[name] = np.concatenate([others, now])
     return replace(known, **arrays, **lines)
+
+
+def with_similarity(known: Survey, reference: Reference, candidate: Pixels, changed: Sequence[Box]) -> Survey:
+    """``known`` with FSIM brought up to date where ``resurvey`` left it out."""
+    touched = [tile for tile in known.touched(changed) if known.breast[tile]]
+    fsim = known.fsim.copy()
+    fsim[touched] = on_all_cores(lambda tile: _fsim(reference, candidate, reference.all_tiles[tile]), touched)
+    return replace(known, fsim=fsim)
 
 
 _PER_TILE = ("fsim", "squares", "error_p999", "shift", "worst_error", "outside")
@@ -171,7 +185,9 @@ def on_all_cores(one: Callable[[T], R], tiles: Sequence[T]) -> list[R]:
         torch.set_num_threads(cores)
 
 
-def _figures(reference: Reference, candidate: Pixels, tile: tuple[int, int], inside: bool) -> TileFigures:
+def _figures(
+    reference: Reference, candidate: Pixels, tile: tuple[int, int], inside: bool, with_fsim: bool = True
+) -> TileFigures:
     error = cut(candidate, tile).astype(np.float32) - cut(reference.pixels, tile)
     size, width = np.abs(error), np.float32(reference.window.width)
     if not inside:
@@ -180,10 +196,9 @@ def _figures(reference: Reference, candidate: Pixels, tile: tuple[int, int], ins
     breast = np.isfinite(grain)
     noisy = size / grain
     outside = np.where(breast, np.float32(0), size) / width
-    exact = not size.any()
     kept, new = _specks(reference, candidate, tile)
     return TileFigures(
-        fsim=1.0 if exact else similarity(reference.features(tile), reference.candidate(candidate, tile)),
+        fsim=_fsim(reference, candidate, tile) if with_fsim else 0.0,
         squares=float(np.square(error, dtype=np.float64).sum()),
         error_p999=_p999(noisy[breast]),
         shift=float(error.mean(dtype=np.float64)) / float(width),
@@ -192,6 +207,12 @@ def _figures(reference: Reference, candidate: Pixels, tile: tuple[int, int], ins
         kept=kept,
         new=new,
     )
+
+
+def _fsim(reference: Reference, candidate: Pixels, tile: tuple[int, int]) -> float:
+    if np.array_equal(cut(candidate, tile), cut(reference.pixels, tile)):
+        return 1.0
+    return similarity(reference.features(tile), reference.candidate(candidate, tile))
 
 
 def _p999(errors: NDArray[np.float32]) -> float:

@@ -12,7 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Box, Reference, Survey, Thresholds, judge, mends, resurvey, spots, survey
+from node.fidelity.gate import (
+    Box,
+    Reference,
+    Survey,
+    Thresholds,
+    judge,
+    mends,
+    resurvey,
+    spots,
+    survey,
+    with_similarity,
+)
 from node.fidelity.survey import FAINTEST_NEW
 from node.reconstruct.contrasts import contrast_spots
 from node.reconstruct.engine import spotted
@@ -105,16 +116,20 @@ def _spotted(
         if more:
             points = Points(rows, columns, tuple(sorted((*points.spots, *more))))
             pixels = spotted(output, base, points)
-            found = resurvey(found, reference, pixels, [Box(*_around(point)) for point in more])
+            found = resurvey(found, reference, pixels, _reached(more), with_fsim=False)
         wanted = spots(found, asked)
         more = spots_for(reference, pixels, wanted) if len(wanted) else []
         if not more:
             break
-    return pixels, points if points.spots else None, found
+    if not points.spots:
+        return output, None, found
+    return pixels, points, with_similarity(found, reference, pixels, _reached(points.spots))
 
 
-def _around(point: Point) -> tuple[int, int, int, int]:
-    return max(point.row - REACH, 0), max(point.column - REACH, 0), 2 * REACH + 1, 2 * REACH + 1
+def _reached(points: Sequence[Point]) -> list[Box]:
+    """What points can change: boxes of pixels."""
+    side = 2 * REACH + 1
+    return [Box(max(point.row - REACH, 0), max(point.column - REACH, 0), side, side) for point in points]
 
 
 def _counted(verdict: Verdict, reference: Reference, points: Points | None, patches: Patches | None) -> Verdict:
