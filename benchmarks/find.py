@@ -104,7 +104,8 @@ def measure(archive: Archive, instances: int, queries: int) -> dict[str, dict[st
 def timed(archive: Archive, identifier: Dataset) -> tuple[float, int]:
     started = time.perf_counter()
     root = Root.PATIENT if identifier.QueryRetrieveLevel == "PATIENT" else Root.STUDY
-    answers = find(archive, identifier, root, policy=RenditionPolicy.RECONSTRUCTED, retrieve_ae_title="LATENTPACS")
+    policy = RenditionPolicy.RECONSTRUCTED
+    answers = find(archive, identifier, root, policy=policy, retrieve_ae_title="LATENTPACS", implicit=False)
     count = sum(1 for answer in answers if encode(answer, False, True))
     return time.perf_counter() - started, count
 

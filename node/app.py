@@ -157,6 +157,7 @@ class Node:
             combined_datetime=agreed.combined_datetime,
             adjust_zones=agreed.time_zones,
             home=self.settings.node.zone,
+            implicit=agreed.implicit,
         )
 
     def start(self) -> None:

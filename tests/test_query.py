@@ -384,8 +384,9 @@ def ask(
     identifier = header(SpecificCharacterSet="ISO_IR 192", QueryRetrieveLevel=level, **keys)
     received = decode(BytesIO(encode(identifier, True, True) or b""), True, True)
     answers = list(find(archive, received, root, policy=policy, retrieve_ae_title="PACS", **options))
-    for answer in answers:
-        assert encode(answer, False, True)
+    for implicit in (False, True):  # made for the encoding of the association, the bytes are the same
+        ready = find(archive, received, root, policy=policy, retrieve_ae_title="PACS", implicit=implicit, **options)
+        assert [encode(answer, implicit, True) for answer in ready] == [encode(one, implicit, True) for one in answers]
     return answers
 
 
@@ -946,7 +947,9 @@ class FakeEvent:
 
     def __init__(self, identifier: Dataset | Exception, cancel_after: int = -1) -> None:
         self._identifier, self._left = identifier, cancel_after
-        self.context = SimpleNamespace(abstract_syntax="1.2.840.10008.5.1.4.1.2.2.1")
+        self.context = SimpleNamespace(
+            abstract_syntax="1.2.840.10008.5.1.4.1.2.2.1", transfer_syntax="1.2.840.10008.1.2"
+        )
         self.assoc = SimpleNamespace(requestor=SimpleNamespace(ae_title="VIEWER", sop_class_extended={}))
 
     @property

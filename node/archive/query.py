@@ -31,8 +31,9 @@ from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import empty_value_for_VR
 from pydicom.tag import BaseTag
-from pydicom.valuerep import format_number_as_ds
 
+from node.archive.answer import Element, all_ascii, element, stored
+from node.archive.answer import identifier as identifier_of
 from node.archive.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
 from node.archive.matching import (
     WILDCARD_VRS,
@@ -66,11 +67,13 @@ def find(
     combined_datetime: bool = False,
     adjust_zones: bool = False,
     home: tzinfo | None = None,
+    implicit: bool | None = None,
 ) -> Iterator[Dataset]:
     """The answers to a query, as a stream. Raises IdentifierError before the first one.
 
     ``copies``: annotations are shown as copies whose references name reconstructions. ``adjust_zones``: dates and
     times are meant in the zone of the request, and moved there; ``home`` is that of images which state none.
+    ``implicit``: the little endian encoding that answers will be sent in, where it is known.
     """
     adjustment = _adjustment(identifier, home) if adjust_zones else None
     query = _parsed(
@@ -83,7 +86,7 @@ def find(
 
     found = candidates(index.engine, query.search(policy, copies), lambda one: query.matches(seen(one)))
     return (
-        query.answer(attributes, retrieve_ae_title)
+        query.answer(attributes, retrieve_ae_title, implicit)
         for attributes in map(seen, found)
         if query.matches_computed(attributes)
     )
@@ -148,22 +151,20 @@ class Query:
         """The other keys hold too, such as Modalities in Study."""
         return _all_match((one for one in self.asked if one.key.keyword in _COMPUTED), attributes)
 
-    def answer(self, attributes: DicomJson, retrieve_ae_title: str) -> Dataset:
+    def answer(self, attributes: DicomJson, retrieve_ae_title: str, implicit: bool | None) -> Dataset:
         """The response identifier (C.4.1.1.3.2)."""
-        answer = _dataset(self.asked, attributes)
-        for element in self.unsupported:
-            answer.add(element)
-        for level in self.levels[:-1]:
-            answer.add(_element(UNIQUE[level], _stored(attributes, UNIQUE[level])))
-        told = [*(one.key for one in self.asked), *map(UNIQUE.__getitem__, self.levels)]
-        if not all(_is_ascii(attributes.get(key.json_tag)) for key in told):
-            answer.add_new(0x00080005, "CS", "ISO_IR 192")
-        if _MOVED_VRS & {one.key.vr for one in self.asked if _stored(attributes, one.key)} and stated_zone(attributes):
-            answer.add(_element(OFFSET_FROM_UTC, _stored(attributes, OFFSET_FROM_UTC)))
-        answer.add_new(0x00080052, "CS", str(self.level))
-        answer.add_new(0x00080054, "AE", retrieve_ae_title)
-        answer.add_new(0x00080056, "CS", attributes.get("00080056", {"Value": ["ONLINE"]})["Value"][0])
-        return answer
+        elements = [*_elements(self.asked, attributes, implicit), *self.unsupported]
+        told = [*(one.key for one in self.asked), *(UNIQUE[level] for level in self.levels)]
+        ours: list[tuple[Key, list[Any]]] = [
+            *((UNIQUE[level], stored(attributes, UNIQUE[level])) for level in self.levels[:-1]),
+            (_LEVEL, [str(self.level)]),
+            (_RETRIEVE_AE_TITLE, [retrieve_ae_title]),
+            (_AVAILABILITY, stored(attributes, _AVAILABILITY) or ["ONLINE"]),
+        ]
+        if _MOVED_VRS & {one.key.vr for one in self.asked if stored(attributes, one.key)} and stated_zone(attributes):
+            ours.append((OFFSET_FROM_UTC, stored(attributes, OFFSET_FROM_UTC)))
+        elements += [element(key, values, implicit) for key, values in ours]
+        return identifier_of(elements, implicit, utf8=not all_ascii(attributes, told))
 
 
 def _adjustment(identifier: Dataset, home: tzinfo | None) -> Adjustment | None:
@@ -221,6 +222,11 @@ _SUPPORTED: dict[Level, dict[BaseTag, tuple[Key, Level]]] = {
 """Per level of a query: the keys of that level and of those above."""
 
 _MOVED_VRS = {"DA", "TM", "DT"}
+_LEVEL, _RETRIEVE_AE_TITLE, _AVAILABILITY = (
+    Key("QueryRetrieveLevel"),
+    Key("RetrieveAETitle"),
+    Key("InstanceAvailability"),
+)
 
 _COMPUTED = frozenset(key.keyword for keys in COMPUTED_KEYS.values() for key in keys)
 
@@ -302,7 +308,7 @@ def _combined(asked: list[Asked]) -> tuple[list[Callable[[DicomJson], bool]], li
 
 def _moments(date: Key, time: Key, span: Span) -> Callable[[DicomJson], bool]:
     def holds(attributes: DicomJson) -> bool:
-        days, hours = _stored(attributes, date), _stored(attributes, time)
+        days, hours = stored(attributes, date), stored(attributes, time)
         return bool(days) and span.holds(days[0] + (fill_time(hours[0]) if hours else ""))
 
     return holds
@@ -410,60 +416,22 @@ _NOT_OF_THE_ORIGINAL = {
 }
 
 
-def _stored(attributes: DicomJson, key: Key) -> list[Any]:
-    values: list[Any] = attributes.get(key.json_tag, {}).get("Value", [])
-    return values
-
-
 def _all_match(asked: Iterable[Asked], attributes: DicomJson) -> bool:
-    return all(one.matches is None or one.matches(_stored(attributes, one.key)) for one in asked)
+    return all(one.matches is None or one.matches(stored(attributes, one.key)) for one in asked)
 
 
-def _dataset(asked: Sequence[Asked], attributes: DicomJson) -> Dataset:
+def _elements(asked: Sequence[Asked], attributes: DicomJson, implicit: bool | None) -> list[Element]:
     """The asked keys with their stored values; absent ones with zero length."""
-    answer = Dataset()
+    elements: list[Element] = []
     for one in asked:
-        values = _stored(attributes, one.key)
+        values = stored(attributes, one.key)
         if one.key.vr == "SQ" and one.items is not None:
-            items = [_dataset(one.items, item) for item in values if _all_match(one.items, item)]
-            answer.add(DataElement(one.key.tag, "SQ", items if one.items else []))
+            items = [
+                identifier_of(_elements(one.items, item, None), None, utf8=False)
+                for item in values
+                if _all_match(one.items, item)
+            ]
+            elements.append(DataElement(one.key.tag, "SQ", items if one.items else []))
         else:
-            answer.add(_element(one.key, values))
-    return answer
-
-
-def _element(key: Key, values: list[Any]) -> DataElement:
-    if key.vr == "SQ":
-        return DataElement(key.tag, "SQ", [_whole_item(key, item) for item in values])
-    if not values:
-        return DataElement(key.tag, key.vr, empty_value_for_VR(key.vr))
-    written = [_written(key.vr, value) for value in values]
-    return DataElement(key.tag, key.vr, written[0] if len(written) == 1 else written, validation_mode=IGNORE)
-
-
-def _whole_item(sequence: Key, item: DicomJson) -> Dataset:
-    whole = Dataset()
-    for key in sequence.items:
-        if key.json_tag in item:
-            whole.add(_element(key, _stored(item, key)))
-    return whole
-
-
-def _written(vr: str, value: Any) -> Any:
-    """A value of the DICOM JSON model as pydicom writes it."""
-    if value is None:
-        return ""
-    if vr == "PN":
-        return "=".join(value.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
-    if vr == "DS":
-        text = str(value)
-        return text if len(text) <= 16 else format_number_as_ds(value)
-    return str(value) if vr == "IS" else value
-
-
-def _is_ascii(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.isascii()
-    if isinstance(value, dict):
-        return all(map(_is_ascii, value.values()))
-    return not isinstance(value, list) or all(map(_is_ascii, value))
+            elements.append(element(one.key, values, implicit))
+    return elements

@@ -17,11 +17,13 @@ from node.dimse.models import FIND, ROOTS
 
 @dataclass(frozen=True)
 class Agreed:
-    """What one requestor and this archive agreed to for one SOP class; nothing without negotiation."""
+    """What one requestor and this archive agreed to for one SOP class; without negotiation nothing but the encoding."""
 
     relational: bool = False
     combined_datetime: bool = False
     time_zones: bool = False
+    implicit: bool | None = None
+    """The encoding of the presentation context; None where it is big endian."""
 
 
 def answer(event: Any) -> dict[UID, bytes]:
@@ -34,7 +36,13 @@ def agreed(event: Any) -> Agreed:
     uid = UID(event.context.abstract_syntax)
     asked = event.assoc.requestor.sop_class_extended.get(uid, b"")
     taken = _taken(uid, asked).ljust(4, b"\0")
-    return Agreed(relational=taken[0] == 1, combined_datetime=taken[1] == 1, time_zones=taken[3] == 1)
+    syntax = UID(event.context.transfer_syntax)
+    return Agreed(
+        relational=taken[0] == 1,
+        combined_datetime=taken[1] == 1,
+        time_zones=taken[3] == 1,
+        implicit=syntax.is_implicit_VR if syntax.is_little_endian else None,
+    )
 
 
 def _taken(uid: UID, asked: bytes) -> bytes:
