@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "node.metrics": {"storage", "node.config", "node.reconstruct", "node.archive", "node.metrics"},
     "node.app": {
         "storage",
+        "node.app",
         "node.config",
         "node.reconstruct",
         "node.archive",

@@ -1,0 +1,231 @@
+"""A running archive: the place where its parts are built and joined."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from pydicom import Dataset
+
+from node.app.jobs import plan_jobs
+from node.app.services import Services, examine_in, open_stores, render_in, restore_in
+from node.archive.archivist import Archivist
+from node.archive.commitment import Committer, original_fault
+from node.archive.custodian import Custodian
+from node.archive.deletion import Deletion
+from node.archive.identifier import Root
+from node.archive.named import NamedRegions, read_regions
+from node.archive.originals import Originals
+from node.archive.priors import Priors
+from node.archive.quarantine import QuarantineDesk
+from node.archive.query import find
+from node.archive.rendered import RenderedCache
+from node.archive.retention import Retention
+from node.archive.trail import AuditTrail, TrailWriter
+from node.config import RenditionPolicy, Settings
+from node.dimse.extended import Agreed
+from node.dimse.peers import Peers
+from node.dimse.retrieve import Services as RetrieveServices
+from node.dimse.server import Door, Server
+from node.jobs.runner import Runner
+from node.jobs.schedule import Schedule
+from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
+from node.reconstruct.pool import WorkerPool
+from node.reports.runs import Reports
+from storage.dicomfile import accept_odd_values
+from storage.errors import ConfigError
+from storage.index import Index
+from storage.index.commitments import Commitments
+from storage.index.jobs import JobRows
+from storage.index.reports import ReportRows
+from storage.journal import Journal
+from storage.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from node.metrics.exposition import Exposition
+
+LOGGER = logging.getLogger(__name__)
+
+_MOST_DECODERS = 4
+"""Processes that unpack and examine originals, at most one per core; each takes some 100 MB once it has work."""
+
+
+class Node:
+    """A running archive. ``with Node(settings) as node:`` listens inside the block."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        accept_odd_values()
+        file = settings.gate.patches.file
+        in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
+        self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
+        self._lock = _lock_root(self.store)
+        self.store.sweep_spool()
+        self.store.sweep_lent()
+        self.index = Index.open(settings.storage.database_url)
+        stores = open_stores(settings, self.index, self.store)
+        self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
+        self.trail.recover()
+        self._told = TrailWriter(self.trail)
+        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
+        self.decoders = WorkerPool(settings.reconstruct, size=min(os.cpu_count() or 1, _MOST_DECODERS), name="decode")
+        rendered = settings.storage.root / "rendered"
+        cache = RenderedCache(rendered, settings.reconstruct.cache)
+        deletion = Deletion(self.index, stores, self.trail, settings, rendered)
+        deletion.finish()  # what a process that was killed left half deleted
+        self.originals = Originals(self.index, stores, cache, restore_in(self.decoders))
+        self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
+        self.retention = Retention(
+            self.index, stores, self.trail, settings, render_in(self.pool, self.index, self.store)
+        )
+        named = NamedRegions(self.index, self.store, self.originals, file, in_file)
+        self.archivist = Archivist(
+            self.index, self.store, self.originals, self.pool, settings, named, otherwise=self.custodian.step
+        )
+        self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
+        self.commitments = Commitments(self.index.engine)
+        fault = functools.partial(original_fault, self.originals)
+        peers = Peers(settings)
+        self.priors = Priors(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
+        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self._arrived)
+        door = Door(
+            ingest=ingest,
+            search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),
+            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
+            peers=peers,
+            check_room=self.store.check_room,
+            commitments=self.commitments,
+            committer=Committer(self.index, self.commitments, fault, settings.commitment),
+        )
+        self.server = Server(settings, door, self.store.spool)
+        runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
+        desk = QuarantineDesk(
+            self.index, self.store, self.originals, deletion, self.trail, settings, examine_in(self.decoders)
+        )
+        reports = Reports(ReportRows(self.index.engine), settings.storage.root / "reports")
+        reports.recover()
+        self.archive = Services(
+            self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named, reports
+        )
+        planned = plan_jobs(
+            settings,
+            self.archive,
+            lambda: nullcontext(self.pool),
+            lambda: self.archivist.busy,
+            lambda: nullcontext(self.retrieve),
+        )
+        self.schedule = Schedule(planned, runner, settings.jobs.poll)
+        self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
+        self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
+        self._priors_thread = threading.Thread(target=self.priors.run, name="priors")
+
+    def _arrived(self, study_instance_uid: str) -> None:
+        self.archivist.wake()
+        self.priors.arrived(study_instance_uid)
+
+    def _has_work(self) -> bool:
+        return self.archivist.busy or not self.pool.idle
+
+    def _find(self, identifier: Dataset, root: Root, peers: Peers, caller: str, agreed: Agreed) -> Iterator[Dataset]:
+        return find(
+            self.index,
+            identifier,
+            root,
+            policy=peers.rendition(caller),
+            copies=peers.rewrites(caller),
+            retrieve_ae_title=self.settings.node.ae_title,
+            relational=agreed.relational,
+            combined_datetime=agreed.combined_datetime,
+            adjust_zones=agreed.time_zones,
+            home=self.settings.node.zone,
+            implicit=agreed.implicit,
+        )
+
+    def start(self) -> None:
+        """Listen, and begin with the backlog. Raises ConfigError where the port cannot be had."""
+        node = self.settings.node
+        try:
+            if self._exposition is not None:
+                self._exposition.start()
+            self.server.start()
+        except ConfigError:
+            self.stop()
+            raise
+        except OSError as error:
+            self.stop()
+            ports = f"node.port {node.port} or tls.port {self.settings.tls.port} on {node.host}"
+            raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
+        if self.settings.archivist.enabled:
+            self._archivist_thread.start()
+        if self.priors.wanted:
+            self._priors_thread.start()
+        self.schedule.start()
+        LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
+
+    def stop(self) -> None:
+        """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""
+        self.archivist.stop()
+        self.schedule.stop()
+        self.custodian.stop()
+        self.priors.stop()
+        self.server.stop()
+        if self._exposition is not None:
+            self._exposition.stop()
+        self.retrieve.close()
+        self.pool.close()
+        self.decoders.close()
+        for thread in (self._archivist_thread, self._priors_thread):
+            if thread.is_alive():
+                thread.join()
+        self._told.close()
+        self.index.close()
+        self._lock.close()
+
+    def __enter__(self) -> Node:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _who_wants_priors(settings: Settings) -> tuple[frozenset[RenditionPolicy], int]:
+    """The policies of the peers that retrieve, and how many images are rendered ahead for them."""
+    images = settings.reconstruct.priors if settings.reconstruct.cache else 0
+    return frozenset(peer.rendition for peer in settings.peers if {"move", "get"} & set(peer.allow)), images
+
+
+def _exposition(
+    settings: Settings, index: Index, ingest: MeasuredIngest, retrieve: MeasuredRetrieve, pool: MeasuredPool
+) -> Exposition | None:
+    """The metrics page, told by the services how long their work takes; None where it is off."""
+    if not settings.metrics.port:
+        return None
+    from node.metrics.exposition import Exposition
+
+    page = Exposition(settings.metrics, index)
+    ingest.observe, retrieve.observe, pool.observe = page.ingest, page.retrieve, page.work
+    return page
+
+
+def _lock_root(store: ObjectStore) -> IO[bytes]:
+    """One node per storage root: the spool and the rendered cache belong to one process."""
+    lock = (store.root / "lock").open("wb")
+    for wait in (0.1, 0.0):  # a command that looks whether a node runs holds it for a moment
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            time.sleep(wait)
+    lock.close()
+    raise ConfigError(f"storage.root {store.root} is in use by another node")

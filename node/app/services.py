@@ -1,0 +1,149 @@
+"""The services of an archive for those who work on it without a node: the commands."""
+
+from __future__ import annotations
+
+import fcntl
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from node.archive.deletion import Deletion
+from node.archive.ingest import examine
+from node.archive.models import ModelShelf
+from node.archive.named import NamedRegions, read_regions
+from node.archive.originals import Originals
+from node.archive.quarantine import Examine, QuarantineDesk
+from node.archive.rendered import RenderedCache
+from node.archive.retention import Retention
+from node.archive.trail import AuditTrail
+from node.config import Settings
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import ReconstructRequest, RestoreRequest
+from node.reports.runs import Reports
+from storage.dicomfile import accept_odd_values
+from storage.errors import ConfigError
+from storage.index import Index
+from storage.index.reports import ReportRows
+from storage.journal import Journal
+from storage.objects import ObjectStore
+from storage.originals import restore_original
+from storage.records import StoredRendition, Tier
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the command line works with on an archive, whether its node runs or not."""
+
+    index: Index
+    store: ObjectStore
+    originals: Originals
+    retention: Retention
+    deletion: Deletion
+    quarantine: QuarantineDesk
+    trail: AuditTrail
+    named: NamedRegions
+    reports: Reports
+
+
+@contextmanager
+def services(settings: Settings) -> Iterator[Services]:
+    """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
+    accept_odd_values()
+    index = _open_index(settings)
+    try:
+        store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
+        stores = open_stores(settings, index, store)
+        trail = AuditTrail(index, Journal(settings.storage.root / "journal"))
+        with tempfile.TemporaryDirectory(dir=store.spool) as folder:
+            pool = WorkerPool(settings.reconstruct, name="reconstruct")
+            try:
+                originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
+                retention = Retention(index, stores, trail, settings, render_in(pool, index, store))
+                file = settings.gate.patches.file
+                named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
+                deletion = Deletion(index, stores, trail, settings, settings.storage.root / "rendered")
+                desk = QuarantineDesk(index, store, originals, deletion, trail, settings, examine_in(pool))
+                reports = Reports(ReportRows(index.engine), settings.storage.root / "reports")
+                yield Services(index, store, originals, retention, deletion, desk, trail, named, reports)
+            finally:
+                pool.close()
+    finally:
+        index.close()
+
+
+@contextmanager
+def open_reports(settings: Settings) -> Iterator[Reports]:
+    """The reports of an archive, node or no node. Raises ConfigError where there is no archive yet."""
+    index = _open_index(settings)
+    try:
+        yield Reports(ReportRows(index.engine), settings.storage.root / "reports")
+    finally:
+        index.close()
+
+
+def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:
+    """The object stores by tier. Raises ConfigError where the cold one is not there though it holds originals."""
+    folder = settings.originals.path
+    if folder is None:
+        return {Tier.HOT: hot}
+    held = index.custody.totals().cold
+    if held and not (folder / "objects").is_dir():
+        raise ConfigError(f"originals.path {folder} should hold {held} originals and has no objects; is it mounted?")
+    try:
+        cold = ObjectStore(folder, min_free=settings.storage.min_free)
+        cold.sweep_lent()
+    except OSError as error:
+        raise ConfigError(f"originals.path {folder} cannot be used: {error.strerror}") from error
+    return {Tier.HOT: hot, Tier.COLD: cold}
+
+
+def runs_here(root: Path) -> bool:
+    """Whether a node runs on this storage root."""
+    try:
+        with (root / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _open_index(settings: Settings) -> Index:
+    url = settings.storage.database_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
+    return Index.open(url)
+
+
+def restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
+    """Unpacks originals in a worker: a decoder may take its process with it."""
+
+    def restore(packed: Path, original_digest: str, target: Path) -> None:
+        pool.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
+
+    return restore
+
+
+def examine_in(pool: WorkerPool) -> Examine:
+    """Looks at what arrived in a worker, for the same reason."""
+    return lambda path, calling_aet: examine(path, calling_aet, pool)
+
+
+def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
+    """Renders into a file that nobody keeps: the worker compares the pixels with those that were verified."""
+    models = ModelShelf(index, store)
+
+    def render(rendition: StoredRendition) -> None:
+        with tempfile.NamedTemporaryFile(dir=store.spool) as target:
+            base, made = store.held(rendition.base_digest), store.held(rendition.rendition_digest)
+            model = models.folder(rendition.upscaler, rendition.weights_digest)
+            pool.submit(ReconstructRequest(base, made, Path(target.name), model), Priority.ARCHIVIST).result()
+
+    return render
