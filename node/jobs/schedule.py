@@ -59,6 +59,7 @@ class Schedule:
         """Interrupt what runs, and wait for it."""
         self._runner.stop()
         if self._scheduler.running:
+            self._scheduler.remove_all_jobs()  # nothing becomes due any more while the executor goes away
             self._scheduler.shutdown(wait=True)
 
     def _when_due(self, name: str) -> None:
