@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE, similarity
 from node.fidelity.reference import Reference, cut
 from node.fidelity.regions import Pixels
-from node.fidelity.survey import PATCH, Box, Survey, on_all_cores, resurvey, survey, with_similarity
+from node.fidelity.survey import PATCH, Box, Survey, noisy_errors, on_all_cores, resurvey, survey, with_similarity
 from storage.records import Thresholds, Verdict
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "judge",
     "measure",
     "mends",
+    "noisy_errors",
     "resurvey",
     "survey",
     "with_similarity",

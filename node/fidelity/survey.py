@@ -161,6 +161,16 @@ def resurvey(
     return replace(known, **arrays, **lines)
 
 
+def noisy_errors(reference: Reference, candidate: Pixels) -> Floats:
+    """The figure ``error_p999`` of each of ``reference.tiles``, and nothing else."""
+
+    def one(tile: tuple[int, int]) -> float:
+        noisy, breast = _over_noise(reference, tile, _error(reference, candidate, tile))
+        return _p999(noisy[breast])
+
+    return np.array(on_all_cores(one, reference.tiles))
+
+
 def with_similarity(known: Survey, reference: Reference, candidate: Pixels, changed: Sequence[Box]) -> Survey:
     """``known`` with FSIM brought up to date where ``resurvey`` left it out."""
     touched = [tile for tile in known.touched(changed) if known.breast[tile]]
@@ -188,13 +198,11 @@ def on_all_cores(one: Callable[[T], R], tiles: Sequence[T]) -> list[R]:
 def _figures(
     reference: Reference, candidate: Pixels, tile: tuple[int, int], inside: bool, with_fsim: bool = True
 ) -> TileFigures:
-    error = cut(candidate, tile).astype(np.float32) - cut(reference.pixels, tile)
+    error = _error(reference, candidate, tile)
     size, width = np.abs(error), np.float32(reference.window.width)
     if not inside:
         return TileFigures(1.0, 0.0, 0.0, 0.0, _NOTHING, _per_square(size) / width, _NO_LINES, _NO_LINES)
-    grain = reference.truth(tile).grain.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-    breast = np.isfinite(grain)
-    noisy = size / grain
+    noisy, breast = _over_noise(reference, tile, error)
     outside = np.where(breast, np.float32(0), size) / width
     kept, new = _specks(reference, candidate, tile)
     return TileFigures(
@@ -207,6 +215,18 @@ def _figures(
         kept=kept,
         new=new,
     )
+
+
+def _error(reference: Reference, candidate: Pixels, tile: tuple[int, int]) -> NDArray[np.float32]:
+    return np.asarray(cut(candidate, tile).astype(np.float32) - cut(reference.pixels, tile))
+
+
+def _over_noise(
+    reference: Reference, tile: tuple[int, int], error: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The absolute error of a tile over local noise, and where there is breast with noise."""
+    grain = reference.truth(tile).grain.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+    return np.asarray(np.abs(error) / grain, dtype=np.float32), np.asarray(np.isfinite(grain))
 
 
 def _fsim(reference: Reference, candidate: Pixels, tile: tuple[int, int]) -> float:

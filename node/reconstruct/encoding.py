@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,7 +26,9 @@ from storage.records import Rung, RungOutcome, Thresholds, Verdict
 if TYPE_CHECKING:
     from node.fidelity.gate import Reference
     from node.reconstruct.engine import Decoded, Original
+    from node.reconstruct.forecast import Sample
     from node.reconstruct.guide import Guide
+    from node.reconstruct.guiding import Raising
     from node.reconstruct.mending import Mended
     from node.reconstruct.upscalers.protocol import Upscaler
 
@@ -128,6 +131,7 @@ class _Attempt:
     data: bytes
     digest: str
     decoded: Decoded | None
+    raising: Raising | None
     guide: bytes
     points: bytes
     patches: bytes
@@ -184,20 +188,41 @@ class _Subject:
         """Reconstruct, mend and measure one base, whose bytes are ``data``."""
         from node.reconstruct.engine import Decoded, draw, finish
         from node.reconstruct.guide import encode_guide
-        from node.reconstruct.guiding import equalised, raised, weight_tiles_with_breast
 
         digest = _sha256(data)
-        upscaler, decoded = self.upscaler, None
+        upscaler, decoded, raising = self.upscaler, None, None
         if not upscaler.guided:
             output = finish(draw(base, upscaler, seed=seed_of(digest), steps=upscaler.steps))
-            return self._measured(base, data, digest, decoded, b"", output, began)
+            return self._measured(base, data, digest, b"", output, began)
         decoded = Decoded.of(base)
         if self.searches_bare:
-            guide = equalised(base, weight_tiles_with_breast(self.reference))
-            output = raised(base, decoded, guide)
+            raising, guide, output = self._raised(base, decoded)
         else:
             guide, output = self._guided(base, digest, decoded)
-        return self._measured(base, data, digest, decoded, encode_guide(guide), output, began)
+        made = self._measured(base, data, digest, encode_guide(guide), output, began)
+        return replace(made, decoded=decoded, raising=raising)
+
+    def _raised(self, base: Base, decoded: Decoded) -> tuple[Raising, Guide, Pixels]:
+        """The base with its fine detail raised, as far as that suits the image; how, and the guide that says so."""
+        from node.reconstruct.guiding import Raising, calmed, equalised, raised, weight_tiles_with_breast
+
+        thresholds = self.request.thresholds
+        assert thresholds is not None
+        raising = Raising(self.sample.best_raise(base.rung, thresholds), weight_tiles_with_breast(self.reference))
+        guide = equalised(base, raising)
+        output = raised(base, decoded, guide)
+        calm = calmed(self.reference, raising, output, thresholds.error_p999)
+        if (calm.inside != raising.inside).any():
+            guide = equalised(base, calm)
+            output = raised(base, decoded, guide)
+        return calm, guide, output
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Of the image, for forecasts."""
+        from node.reconstruct.forecast import Sample
+
+        return Sample(self.original, self.reference, equalised=self.searches_bare)
 
     def followed(self, best: _Attempt) -> _Attempt:
         """``best`` as the upscaler makes it, where that passes too, is as near the original and costs no more.
@@ -213,12 +238,13 @@ class _Subject:
         base, began, seed = best.base, time.monotonic() - best.seconds, seed_of(best.digest)
         hopes = self._hopes(best)
         if any(hopes):
-            images = helped(self.reference, base, self.upscaler, seed=seed, decoded=best.decoded)
+            assert best.raising is not None
+            images = helped(self.reference, base, self.upscaler, seed=seed, raising=best.raising, decoded=best.decoded)
             for hope, (guide, output) in zip(hopes, images, strict=False):
                 if not (hope and self._promises(as_a_whole(self.reference, output), best.bare)):
                     continue
                 told = encode_guide(guide)
-                made = self._measured(base, best.data, best.digest, None, told, output, began)
+                made = self._measured(base, best.data, best.digest, told, output, began)
                 better = made.verdict.passed and made.verdict.psnr_db >= best.verdict.psnr_db
                 if better and made.payload_bytes <= _DEARER * best.payload_bytes + len(told):
                     return made
@@ -231,9 +257,10 @@ class _Subject:
 
         if len(self.reference.tiles) < 4 * FEW:
             return [True, True]
+        assert best.raising is not None
         bare = (best.bare.fsim_mean, best.bare.fsim_p5, best.bare.psnr_db)
         sample = Sample(self.original, self.reference, equalised=True, tiles=FEW)
-        gains = sample.gains(best.base.rung, self.upscaler, seed=seed_of(best.digest))
+        gains = sample.gains(best.base.rung, self.upscaler, seed=seed_of(best.digest), by=best.raising.by)
         expected = [[sum(each) for each in zip(bare, gain, _UNSURE, strict=True)] for gain in gains]
         return [self._promises((mean, p5, psnr), best.bare) for mean, p5, psnr in expected]
 
@@ -285,9 +312,7 @@ class _Subject:
             decoded=decoded,
         )
 
-    def _measured(
-        self, base: Base, data: bytes, digest: str, decoded: Decoded | None, guide: bytes, output: Pixels, began: float
-    ) -> _Attempt:
+    def _measured(self, base: Base, data: bytes, digest: str, guide: bytes, output: Pixels, began: float) -> _Attempt:
         from node.fidelity.gate import Box
         from node.reconstruct.mending import mended
         from node.reconstruct.patches import encode_patches
@@ -300,7 +325,9 @@ class _Subject:
         patches = b"" if made.patches is None else encode_patches(made.patches)
         verdict = _with_figures(made, output, base, patches)
         seconds = time.monotonic() - began
-        return _Attempt(base, data, digest, decoded, guide, points, patches, made.pixels, verdict, made.bare, seconds)
+        return _Attempt(
+            base, data, digest, None, None, guide, points, patches, made.pixels, verdict, made.bare, seconds
+        )
 
 
 # --- the order in which rungs are tried -----------------------------------------------------------------------
@@ -326,10 +353,8 @@ def _search(request: EncodeRequest, subject: _Subject) -> _Search:
     if not (upscaler.guided or upscaler.consistent) or len(request.ladder) < 3:
         return _InOrder(request.ladder)
     from node.reconstruct.climb import Climb
-    from node.reconstruct.forecast import Sample
 
-    sample = Sample(subject.original, subject.reference, equalised=subject.searches_bare)
-    return Climb(request.ladder, sample.forecast, request.thresholds, textured=upscaler.detail > 0)
+    return Climb(request.ladder, subject.sample.forecast, request.thresholds, textured=upscaler.detail > 0)
 
 
 class _InOrder:

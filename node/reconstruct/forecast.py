@@ -17,15 +17,17 @@ from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, as_a_whole
 from node.reconstruct.engine import Decoded, Original, make_base, without_padding
 from node.reconstruct.guide import WEIGHT_TILE, grid
-from node.reconstruct.guiding import equalised, helped, raised
+from node.reconstruct.guiding import RAISES, TYPICAL_RAISE, Raise, Raising, equalised, helped, raised
 from node.reconstruct.upscalers.protocol import Upscaler
 from storage.payload import Base
-from storage.records import Rung
+from storage.records import Rung, Thresholds
 
 TILES = 12
 """Tiles in a sample; images with fewer are sampled whole."""
 FEW = 6
 """Tiles in a sample that a network is run on."""
+_HARDLY = 0.0004
+"""Tile FSIM that a step of ``RAISES`` may cost; it saves some hundred points, one or two in a hundred bytes."""
 _HALO = 64
 """Pixels around each: the support of the operator's inverse at scale 4 is 49."""
 _SIDE = TILE + 2 * _HALO
@@ -64,29 +66,67 @@ class Sample:
             corners.append((top + _HALO, left + _HALO))
         self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None)
         self._reference = reference.excerpt(pixels, corners)
+        self._raises: dict[int, Raise] = {}
+        self._made: dict[Rung, tuple[Base, Decoded]] = {}
         self._share = len(chosen) * _SIDE * _SIDE / (len(reference.tiles) * TILE * TILE)
 
     def forecast(self, rung: Rung) -> Forecast:
         """What the rung comes to on the sample."""
-        base = make_base(self._original, rung)
-        return Forecast(self._bare(base, Decoded.of(base)), round(len(base.coded) / self._share))
+        base, decoded = self._coded(rung)
+        return Forecast(self._bare(base, decoded, self._raise(rung)), round(len(base.coded) / self._share))
 
-    def gains(self, rung: Rung, upscaler: Upscaler, *, seed: int) -> list[Figures]:
+    def gains(self, rung: Rung, upscaler: Upscaler, *, seed: int, by: Raise) -> list[Figures]:
         """By how much each of the images that ``guiding.helped`` gives differs from the base alone, on the sample."""
-        base = make_base(self._original, rung)
-        decoded = Decoded.of(base)
-        bare = self._bare(base, decoded)
-        images = [pixels for _, pixels in helped(self._reference, base, upscaler, seed=seed, decoded=decoded)]
-        measured = [as_a_whole(self._reference, pixels) for pixels in images]
+        base, decoded = self._coded(rung)
+        bare = self._bare(base, decoded, by)
+        images = helped(self._reference, base, upscaler, seed=seed, raising=_everywhere(base, by), decoded=decoded)
+        measured = [as_a_whole(self._reference, pixels) for _, pixels in images]
         return [Figures(*(now - then for now, then in zip(each, bare, strict=True))) for each in measured]
 
-    def _bare(self, base: Base, decoded: Decoded) -> Figures:
+    def best_raise(self, rung: Rung, thresholds: Thresholds) -> Raise:
+        """By how much to raise the fine detail of this rung: what leaves most room above the gate on the sample, or
+        the next steps up where they leave hardly less, since they save points."""
+        base, decoded = self._coded(rung)
+        rooms: dict[int, float] = {}
+
+        def room(number: int) -> float:
+            if not 0 <= number < len(RAISES):
+                return -math.inf
+            if number not in rooms:
+                mean, p5, _ = self._bare(base, decoded, RAISES[number])
+                rooms[number] = min(mean - thresholds.fsim_mean, p5 - thresholds.fsim_p5)
+            return rooms[number]
+
+        number = RAISES.index(self._raise(rung))
+        while room(number + 1) > room(number):
+            number += 1
+        while room(number - 1) > room(number):
+            number -= 1
+        best = room(number)
+        while room(number + 1) >= best - _HARDLY:
+            number += 1
+        self._raises[rung.scale] = RAISES[number]
+        return RAISES[number]
+
+    def _raise(self, rung: Rung) -> Raise:
+        return self._raises.get(rung.scale, TYPICAL_RAISE[rung.scale])
+
+    def _coded(self, rung: Rung) -> tuple[Base, Decoded]:
+        if rung not in self._made:
+            base = make_base(self._original, rung)
+            self._made[rung] = base, Decoded.of(base)
+        return self._made[rung]
+
+    def _bare(self, base: Base, decoded: Decoded, by: Raise) -> Figures:
         if self._equalised:
-            guide = equalised(base, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
-            pixels = raised(base, decoded, guide)
+            pixels = raised(base, decoded, equalised(base, _everywhere(base, by)))
         else:
             pixels = decoded.pixels(base)
         return Figures(*as_a_whole(self._reference, pixels))
+
+
+def _everywhere(base: Base, by: Raise) -> Raising:
+    return Raising(by, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
 
 
 def _spread_over(tiles: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
