@@ -13,6 +13,7 @@ from node.fidelity.gate import Reference, measure
 from node.reconstruct.climb import MAX_PASSING, Climb
 from node.reconstruct.engine import Decoded, make_base
 from node.reconstruct.forecast import Figures, Forecast, Sample
+from node.reconstruct.guiding import RAISES
 from storage.records import Rung, Thresholds, Verdict
 from tests.samples import breast
 from tests.test_engine import original_of
@@ -158,3 +159,19 @@ def test_a_sample_of_the_whole_forecasts_it(equalised: bool) -> None:
         assert 0.4 < forecast.payload_bytes / len(base.coded) < 2.5
         assert last is None or (forecast.figures.fsim_mean > last.figures.fsim_mean)
         last = forecast
+
+
+def test_fine_detail_is_raised_until_it_no_longer_helps() -> None:
+    """A coarse coder wants more of it than a fine one; beyond the best, figures fall."""
+    pixels = breast(1300, 1024)
+    sample = Sample(original_of(pixels), Reference(pixels, Dataset()), equalised=True)
+    chosen = {}
+    for distance in (2.0, 0.3):
+        rung = Rung(1, "jpegxl", distance, sample_bits=12)
+        base, decoded = sample._coded(rung)
+        rooms = [sample._bare(base, decoded, by).fsim_mean - GATE.fsim_mean for by in RAISES]
+        tails = [sample._bare(base, decoded, by).fsim_p5 - GATE.fsim_p5 for by in RAISES]
+        room = [min(pair) for pair in zip(rooms, tails, strict=True)]
+        chosen[distance] = RAISES.index(sample.best_raise(rung, GATE))
+        assert room[chosen[distance]] >= max(room) - 0.001
+    assert chosen[2.0] >= chosen[0.3]

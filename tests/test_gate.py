@@ -16,9 +16,11 @@ from node.fidelity.gate import (
     judge,
     measure,
     mends,
+    noisy_errors,
     resurvey,
     survey,
     tile_scores,
+    with_similarity,
 )
 from node.fidelity.regions import Pixels
 from storage.records import Thresholds
@@ -332,3 +334,26 @@ def _pasted(candidate: Pixels, pixels: Pixels, boxes: list[Box]) -> NDArray[np.u
     for row, column, height, width in boxes:
         pasted[row : row + height, column : column + width] = pixels[row : row + height, column : column + width]
     return pasted
+
+
+def test_fsim_may_be_measured_later() -> None:
+    """What mending leaves out round by round, and makes up for at the end, is what one survey measures."""
+    pixels = tissue()
+    reference = reference_of(pixels)
+    candidate = noisier(pixels, 3.0)
+    found, box = survey(reference, candidate), Box(300, 280, 20, 20)
+    changed = _pasted(candidate, pixels, [box])
+    without = resurvey(found, reference, changed, [box], with_fsim=False)
+    assert (without.fsim == found.fsim).all()
+    late, whole = with_similarity(without, reference, changed, [box]), survey(reference, changed)
+    assert late.fsim == pytest.approx(whole.fsim, abs=1e-9)
+    assert (late.fsim != found.fsim).any()
+    assert (late.worst_error == whole.worst_error).all()
+
+
+def test_errors_over_noise_alone_are_those_of_a_survey() -> None:
+    pixels = tissue()
+    reference = reference_of(pixels)
+    candidate = noisier(pixels, 3.0)
+    found = survey(reference, candidate)
+    assert noisy_errors(reference, candidate) == pytest.approx(found.error_p999[found.breast])

@@ -13,7 +13,7 @@ from pydicom import Dataset
 from scipy.ndimage import binary_dilation
 
 from node.fidelity.gate import Reference, measure
-from node.reconstruct.engine import Draft, finish, make_base, reconstruct, weighed
+from node.reconstruct.engine import Decoded, Draft, finish, make_base, reconstruct, weighed
 from node.reconstruct.guide import (
     CORRECTION_ONE,
     CORRECTIONS,
@@ -31,7 +31,17 @@ from node.reconstruct.guide import (
     tile_means,
     unit_map,
 )
-from node.reconstruct.guiding import PSNR_BUDGET_DB, guided, tiles_with_breast
+from node.reconstruct.guiding import (
+    PSNR_BUDGET_DB,
+    RAISES,
+    Raising,
+    calmed,
+    equalised,
+    guided,
+    raised,
+    tiles_with_breast,
+    weight_tiles_with_breast,
+)
 from node.reconstruct.noise import noise_rows
 from node.reconstruct.upscalers.bicubic import Bicubic
 from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
@@ -277,3 +287,19 @@ def test_weighing_is_linear() -> None:
 
 def squared_error(truth: np.ndarray, pixels: np.ndarray) -> float:
     return float(np.square(truth.astype(np.float64) - pixels).sum())
+
+
+def test_edges_are_not_raised() -> None:
+    """A marker in the breast rings, and its tile is left alone; one that errs no more than noise does stays in."""
+    plain = breast(1024, 1024)
+    marked = plain.copy()
+    marked[640:680, 120:160] = 4095
+    inside = {}
+    for name, pixels in (("plain", plain), ("marked", marked)):
+        reference, base = Reference(pixels, Dataset()), make_base(original_of(pixels), RUNGS[0])
+        everywhere = Raising(RAISES[-1], weight_tiles_with_breast(reference))
+        output = raised(base, Decoded.of(base), equalised(base, everywhere))
+        inside[name] = calmed(reference, everywhere, output, 10.0).inside
+        assert everywhere.inside[2, 0]
+    assert inside["plain"][2, 0]
+    assert not inside["marked"][2, 0]
