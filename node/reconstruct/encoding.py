@@ -276,7 +276,7 @@ class _Subject:
         upscaler, request, seed = self.upscaler, self.request, seed_of(taken.digest)
         name, weights, steps = upscaler.name, upscaler.weights_digest, upscaler.steps
         told = _told(taken.guide, taken.points, taken.patches)
-        tried = (*before, taken.outcome)
+        tried = (*map(_noted, before), taken.outcome)
         rendition = Rendition(
             base_digest=taken.digest,
             original_uid=request.original_uid,
@@ -372,6 +372,16 @@ class _InOrder:
 
     def forecasts(self) -> tuple[RungOutcome, ...]:
         return ()
+
+
+def _noted(outcome: RungOutcome) -> RungOutcome:
+    """What is kept of a rung that was not taken: why, and the three figures of the image, to five digits."""
+    psnr, mean, p5 = (
+        float(f"{figure:.5g}")
+        for figure in (outcome.verdict.psnr_db, outcome.verdict.fsim_mean, outcome.verdict.fsim_p5)
+    )
+    verdict = replace(outcome.verdict, psnr_db=psnr, fsim_mean=mean, fsim_p5=p5, figures={})
+    return replace(outcome, verdict=verdict, seconds=round(outcome.seconds, 2))
 
 
 def _with_figures(made: Mended, output: Pixels, base: Base, patches: bytes) -> Verdict:
