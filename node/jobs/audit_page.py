@@ -296,6 +296,9 @@ def _dates(axes: Axes) -> None:
     places = AutoDateLocator(minticks=2, maxticks=6)
     axes.xaxis.set_major_locator(places)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
+    left, right = axes.dataLim.intervalx
+    if right - left < 1:  # days: around a single run matplotlib would show years
+        axes.set_xlim(left - 1, right + 1)
 
 
 def _time(at: float) -> Any:
