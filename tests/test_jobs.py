@@ -288,7 +288,7 @@ def test_missed_times_are_made_up_for_once(rows: JobRows, index: Index) -> None:
         wait_for(lambda: states(rows) == [("schedule", RunState.DONE)], what="the run that was missed")
     with scheduled(rows, task, parse_when("every 1d")) as schedule:
         rows.request("task")
-        wait_for(lambda: len(states(rows)) == 2, what="the run that was asked for")
+        wait_for(lambda: [state for _, state in states(rows)] == [RunState.DONE] * 2, what="the run that was asked for")
         assert schedule is not None
     assert states(rows) == [("request", RunState.DONE), ("schedule", RunState.DONE)], "the start made up for nothing"
 
