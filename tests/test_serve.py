@@ -151,6 +151,7 @@ def test_an_idle_association_does_not_hold_the_stop(served: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_at_any_point_and_resumed(served: Served, tmp_path: Path) -> None:
     """SIGKILL over and over while images arrive and are encoded: every image acknowledged is there, and settles."""
     chance = random.Random(5)
@@ -170,7 +171,7 @@ def test_killed_at_any_point_and_resumed(served: Served, tmp_path: Path) -> None
         served.ended()
     assert len(acknowledged) == 15
     served.start()
-    wait_for(lambda: served.status()["backlog"] == 0, timeout=120, what="an empty backlog")
+    wait_for(lambda: served.status()["backlog"] == 0, timeout=400, what="an empty backlog")
     report = served.status()
     assert report["by_state"]["verified"] == 15, report
     index, store = Index.open(f"sqlite:///{served.root / 'index.sqlite'}"), ObjectStore(served.root)
