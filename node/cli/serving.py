@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -13,16 +13,19 @@ from node.config import load
 
 LOGGER = logging.getLogger("latent_pacs")
 
+_LOOK = 0.2
+"""Seconds after which a signal is seen at the latest."""
+
 
 def serve_until_stopped(config: Path, *, verbose: bool) -> None:
     """Run a node as ``config`` says until SIGTERM or SIGINT."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
-    stopping = threading.Event()
+    stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         LOGGER.info("%s: finishing what is in flight", signal.Signals(number).name)
-        stopping.set()
+        stopping.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -30,6 +33,7 @@ def serve_until_stopped(config: Path, *, verbose: bool) -> None:
 
     with Node(settings) as node:
         LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.ports)
-        while not stopping.wait(timeout=3600):
-            pass
+        # a signal that comes just before a wait begins does not end it, and a handler must not take an event's lock
+        while not stopping:
+            time.sleep(_LOOK)
     LOGGER.info("stopped")
