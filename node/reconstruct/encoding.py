@@ -130,8 +130,6 @@ class _Attempt:
     base: Base
     data: bytes
     digest: str
-    decoded: Decoded | None
-    raising: Raising | None
     guide: bytes
     points: bytes
     patches: bytes
@@ -139,6 +137,8 @@ class _Attempt:
     verdict: Verdict
     bare: Verdict
     seconds: float
+    decoded: Decoded | None = None
+    raising: Raising | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -325,9 +325,7 @@ class _Subject:
         patches = b"" if made.patches is None else encode_patches(made.patches)
         verdict = _with_figures(made, output, base, patches)
         seconds = time.monotonic() - began
-        return _Attempt(
-            base, data, digest, None, None, guide, points, patches, made.pixels, verdict, made.bare, seconds
-        )
+        return _Attempt(base, data, digest, guide, points, patches, made.pixels, verdict, made.bare, seconds)
 
 
 # --- the order in which rungs are tried -----------------------------------------------------------------------

@@ -86,6 +86,8 @@ class Sample:
     def best_raise(self, rung: Rung, thresholds: Thresholds) -> Raise:
         """By how much to raise the fine detail of this rung: what leaves most room above the gate on the sample, or
         the next steps up where they leave hardly less, since they save points."""
+        if rung.distance == 0:  # nothing was quantised, and nothing will be raised
+            return self._raise(rung)
         base, decoded = self._coded(rung)
         rooms: dict[int, float] = {}
 
