@@ -205,6 +205,23 @@ def test_workers_end_with_a_killed_node(served: Served, tmp_path: Path) -> None:
     wait_for(lambda: not any(alive(pid) for pid in workers), timeout=20, what="the workers' end")
 
 
+def test_torch_stays_in_the_workers(served: Served, tmp_path: Path) -> None:
+    """Importing it would hold every association of the node for seconds, and its memory for good."""
+    served.start()
+    path = write(mammogram(), tmp_path / "one.dcm")
+    client.store([path], served.address, calling="MODALITY", each=lambda *_: None)
+    wait_for(lambda: served.status()["by_state"]["verified"] == 1, timeout=60, what="a rendition")
+    assert served.process is not None
+    parent = served.process.pid
+    assert any("libtorch" in mapped(pid) for pid in children(parent))
+    assert "libtorch" not in mapped(parent)
+
+
+def mapped(pid: int) -> str:
+    """The files that a process has in its memory."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
 def children(parent: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():

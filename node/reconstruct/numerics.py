@@ -21,7 +21,7 @@ def cpu_numerics() -> dict[str, str]:
         "dtype": "float32",
         "machine": platform.machine(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of torch's own, which would have whoever unpickles it import torch
         "scipy": version("scipy"),
         "imagecodecs": version("imagecodecs"),
     }

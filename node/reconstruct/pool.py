@@ -97,7 +97,9 @@ class WorkerPool:
                 _kill(executor)
                 executor = None
                 if self._closing.is_set() or attempt == 2:
-                    future.set_exception(WorkerDied(f"the worker process ended while it worked on {request!r}"))
+                    future.set_exception(
+                        WorkerDied(f"the worker process ended while it worked on {type(request).__name__}")
+                    )
                     return None
             except BaseException as error:  # noqa: BLE001 - whatever the worker raised belongs to whoever asked
                 future.set_exception(error)
