@@ -4,7 +4,7 @@ Every image goes through the default ladder as the archivist does it, after one 
 reconstruction from the rung that was taken with the network run on the whole breast; ``served_s`` is one of the
 rendition as it is, which has no network where that does not pass the gate. ``where`` says what encoding spent its
 time on: forecasts of rungs on a sample of tiles, whole rungs that were tried, the network on a few tiles and on the
-image, and what comes after it.
+image, mending what is taken, and the rest.
 
     python -m benchmarks.archivist [--data FOLDER_OR_FILE...] [--profile balanced] [--json]
 """
@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,8 +32,9 @@ from rich.table import Table
 from benchmarks.storage import encode, wrapped
 from node.config import Settings, parse
 from node.reconstruct.encoding import EncodeResult
-from node.reconstruct.engine import reconstruct
+from node.reconstruct.engine import read_original, reconstruct
 from node.reconstruct.guide import CORRECTION_ONE, NETWORK, decode_guide
+from node.reconstruct.guiding import tiles_with_breast
 from node.reconstruct.training.pictures import picture_files, read_picture
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.worker import reconstructed
@@ -39,9 +42,10 @@ from storage.payload import decode_base, decode_rendition
 
 STAGES = {
     "forecasts": ("forecast.py", "forecast"),
-    "rungs tried": ("encoding.py", "attempt"),
+    "rungs tried": ("attempts.py", "try_rung"),
     "network on a few tiles": ("forecast.py", "gains"),
     "network on the image": ("guiding.py", "helped"),
+    "mending": ("mending.py", "mended"),
 }
 
 
@@ -85,9 +89,10 @@ def measured(path: Path, settings: Settings) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         file = path if path.suffix == ".dcm" else wrapped(picture, Path(folder))
         result, encode_s = timed(lambda: profile.runcall(encode, file, settings))
-    if result.made is None:
-        return None
-    network_s, served_s = reconstructions(result, settings)
+        if result.made is None:
+            return None
+        _, reference = read_original(file, "")
+    network_s, served_s = reconstructions(result, tiles_with_breast(reference), settings)
     return {
         "image": picture.name,
         "megapixels": round(picture.pixels.size / 1e6, 1),
@@ -103,15 +108,14 @@ def measured(path: Path, settings: Settings) -> dict[str, Any] | None:
     }
 
 
-def reconstructions(result: EncodeResult, settings: Settings) -> tuple[float, float]:
-    """Seconds with the network on the whole breast, and as served."""
+def reconstructions(result: EncodeResult, breast: NDArray[np.bool_], settings: Settings) -> tuple[float, float]:
+    """Seconds with the network on the whole breast (bool, per tile of the guide's levels), and as served."""
     catalogue = Catalogue(settings.reconstruct)
     base, rendition = decode_base(result.base), decode_rendition(result.rendition)
     guide = decode_guide(rendition.guide)
     everywhere = guide.corrections.copy()
     everywhere[NETWORK] = CORRECTION_ONE
-    levels = guide.levels if guide.levels.any() else guide.levels + 20
-    full = replace(guide, levels=levels, corrections=everywhere)
+    full = replace(guide, levels=np.where(breast, 20, 0).astype(np.uint8), corrections=everywhere)
     upscaler = catalogue.configured()
     _, network_s = timed(lambda: reconstruct(base, upscaler, seed=1, steps=1, guide=full))
     _, served_s = timed(lambda: reconstructed(base, rendition, catalogue))

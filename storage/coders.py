@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Protocol
 
 import imagecodecs
@@ -16,6 +17,9 @@ from storage.errors import PayloadError
 from storage.records import Rung
 
 Samples = NDArray[np.uint16]
+
+_MOST_THREADS = 8
+"""Beyond these a coder of one image gains nothing."""
 
 
 class Coder(Protocol):
@@ -66,11 +70,11 @@ class JpegXl:
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
         if distance == 0:
-            return bytes(imagecodecs.jpegxl_encode(samples, lossless=True, effort=effort))
-        return bytes(imagecodecs.jpegxl_encode(samples, distance=distance, effort=effort))
+            return bytes(imagecodecs.jpegxl_encode(samples, lossless=True, effort=effort, numthreads=_threads()))
+        return bytes(imagecodecs.jpegxl_encode(samples, distance=distance, effort=effort, numthreads=_threads()))
 
     def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.jpegxl_decode(data))
+        return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=_threads()))
 
 
 CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
@@ -94,6 +98,11 @@ def decode(data: bytes, rung: Rung, shape: tuple[int, int]) -> Samples:
     if samples.shape != shape or samples.dtype != np.uint16:
         raise PayloadError(f"{rung.coder} codestream holds {samples.dtype} {samples.shape}, not uint16 {shape}")
     return samples
+
+
+def _threads() -> int:
+    """As many as torch is given, else one per processor at hand; the bytes are the same whatever their number."""
+    return int(os.environ.get("OMP_NUM_THREADS") or min(os.cpu_count() or 1, _MOST_THREADS))
 
 
 def _lossless_only(name: str, distance: float) -> None:

@@ -54,7 +54,7 @@ class World:
             passed = mean >= 0.93 and p5 >= 0.90
             if passed and (best is None or self.bytes_of(rung) < self.bytes_of(best)):
                 best = rung
-            search.heard(rung, Verdict(psnr, mean, p5, 9), self.bytes_of(rung), self.bytes_of(rung), passed=passed)
+            search.heard(rung, Verdict(psnr, mean, p5, 9), self.bytes_of(rung), passed=passed)
         return attempts, best
 
     def smallest(self) -> Rung | None:
@@ -122,7 +122,8 @@ def test_single_places_that_fail_make_it_leap() -> None:
     search = Climb(LADDER, world.forecast, GATE)
     first = search.next()
     assert first is not None
-    search.heard(first, Verdict(40, 0.95, 0.92, 9), 10, 10, passed=False)
+    search.heard(first, Verdict(40, 0.95, 0.92, 9), world.bytes_of(first), passed=True)
+    search.refused(first)
     second = search.next()
     assert second is not None
     assert DISTANCES.index(second.distance) - DISTANCES.index(first.distance) >= 3
@@ -136,7 +137,9 @@ def test_what_mending_costs_at_one_scale_sends_it_to_another() -> None:
     assert first is not None
     mean, p5, psnr = world.true(first)
     size = world.bytes_of(first)
-    search.heard(first, Verdict(psnr, mean, p5, 9), size, 4 * size, passed=True)
+    search.heard(first, Verdict(psnr, mean, p5, 9), size, passed=True)
+    assert search.next() is None
+    search.mended(first, 3 * size)
     second = search.next()
     assert second is not None
     assert second.scale != first.scale

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
-from node.fidelity.gate import Box, Reference
+from node.fidelity.gate import Box, Reference, survey
 from node.reconstruct.engine import make_base, reconstruct
 from node.reconstruct.mending import mended
 from node.reconstruct.patches import (
@@ -81,7 +81,7 @@ def test_a_marker_comes_back_bit_exact() -> None:
     reference = Reference(pixels, Dataset())
     output = reconstruct(base, Bicubic(), seed=0, steps=0)
     limits = Thresholds(0.0, 0.0, 0.0, outside=0.05)
-    made = mended(reference, base, output, limits, 0.5)
+    made = mended(reference, base, output, survey(reference, output), limits, 0.5)
     assert made.patches is not None
     assert made.verdict.passed
     assert made.bare.failures
@@ -91,7 +91,7 @@ def test_a_marker_comes_back_bit_exact() -> None:
     assert 0 < made.verdict.figures["patch_share"] < 0.2
     again = reconstruct(base, Bicubic(), seed=0, steps=0, points=made.points, patches=made.patches)
     assert np.array_equal(again, made.pixels)
-    refused = mended(reference, base, output, limits, 0.0)
+    refused = mended(reference, base, output, survey(reference, output), limits, 0.0)
     assert any("exact patches would cover" in sentence for sentence in refused.verdict.failures)
 
 
@@ -100,7 +100,8 @@ def test_named_regions_are_patched_whatever_the_gate_says() -> None:
     base = make_base(original_of(pixels), Rung(2, "jpegxl", distance=1.0, sample_bits=12))
     output = reconstruct(base, Bicubic(), seed=0, steps=0)
     region = Box(200, 130, 40, 50)
-    made = mended(Reference(pixels, Dataset()), base, output, EASY, 0.0, [region])
+    reference = Reference(pixels, Dataset())
+    made = mended(reference, base, output, survey(reference, output), EASY, 0.0, [region])
     assert made.verdict.passed
     assert np.array_equal(made.pixels[200:240, 130:180], pixels[200:240, 130:180])
     assert not np.array_equal(made.pixels, pixels)
@@ -110,7 +111,8 @@ def test_an_image_that_misses_the_gate_as_a_whole_is_not_mended() -> None:
     pixels = breast(512, 512)
     base = make_base(original_of(pixels), Rung(4, "jpegxl", distance=6.0, sample_bits=12))
     output = reconstruct(base, Bicubic(), seed=0, steps=0)
-    made = mended(Reference(pixels, Dataset()), base, output, Thresholds(0.99, 0.99, 60.0), 1.0)
+    reference = Reference(pixels, Dataset())
+    made = mended(reference, base, output, survey(reference, output), Thresholds(0.99, 0.99, 60.0), 1.0)
     assert made.patches is None
     assert made.points is None
     assert made.verdict.failures

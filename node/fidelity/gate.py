@@ -96,6 +96,12 @@ def judge(measured: Survey, thresholds: Thresholds | None, patched: Tiles | None
     return verdict if thresholds is None else _judged(verdict, measured, thresholds)
 
 
+def passes_as_a_whole(measured: Survey, thresholds: Thresholds) -> bool:
+    """Whether the image passes; what single tiles must keep to is left out, since single places can be mended."""
+    whole = Thresholds(thresholds.fsim_mean, thresholds.fsim_p5, thresholds.psnr_db)
+    return not judge(measured, whole).failures
+
+
 def failing(measured: Survey, thresholds: Thresholds) -> dict[int, tuple[str, ...]]:
     """Tiles (by their number in the survey) that miss a threshold of a tile, each with its reasons."""
     missed: dict[int, list[str]] = {}
@@ -109,7 +115,7 @@ def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
     """What to store exactly next, on the way to where every tile passes: 17 pixels around a speck, squares of 32 pixels
     where single errors are too great, and where the fault is everywhere in a tile, its worst squares that are not exact
     yet. Boxes may overlap."""
-    squares = _too_wrong(measured, thresholds) | (measured.outside > thresholds.outside)
+    squares = _too_wrong(measured, thresholds)
     whole = (measured.fsim < thresholds.fsim_worst) | (np.abs(measured.shift) > thresholds.shift)
     for tile in np.flatnonzero(whole):
         squares[tile] |= _worst_squares(measured, int(tile), thresholds)
@@ -138,7 +144,7 @@ def _worst_squares(measured: Survey, tile: int, thresholds: Thresholds) -> Tiles
 
 def spots(measured: Survey, thresholds: Thresholds) -> Spots:
     """Single places that miss a threshold, for an encoder that can mend each by itself."""
-    squares = np.argwhere(_too_wrong(measured, thresholds) | (measured.outside > thresholds.outside))
+    squares = np.argwhere(_too_wrong(measured, thresholds))
     corners = measured.corners[squares[:, 0]] + squares[:, 1:] * PATCH
     return Spots(
         lost=measured.kept[_lost(measured, thresholds)],
@@ -160,9 +166,13 @@ def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], l
 
 
 def _too_wrong(measured: Survey, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Squares of tiles whose greatest error over noise is too great: bool, the shape of ``worst_error``."""
+    """Squares of tiles whose greatest error is too great: bool, the shape of ``worst_error``.
+
+    Compared in float64, as ``judge`` does: in float32 a value just above the limit would equal it.
+    """
     allowed = np.where(measured.error_p999 > thresholds.error_p999, thresholds.error_p999, thresholds.error_max)
-    return np.asarray(measured.worst_error > allowed[:, None, None])
+    inside = measured.worst_error > allowed[:, None, None]
+    return np.asarray(inside | (measured.outside > np.float64(thresholds.outside)))
 
 
 def as_a_whole(reference: Reference, candidate: Pixels) -> tuple[float, float, float]:

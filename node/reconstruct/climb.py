@@ -20,10 +20,14 @@ _WORTH_TRYING = 0.97
 """A rung is tried after another has passed where its forecast is below this share of that one's bytes."""
 _DOUBT = Figures(0.015, 0.03, 1.0)
 """How far below the gate (mean and 5th percentile of tile FSIM, PSNR in dB) the forecast of the finest rung of a
-flight must be for the flight to be given up unseen."""
+scale must be for the flight to be given up unseen."""
 
 _NEAR = 1.65
 """Forecasts of rungs whose distances are at most this many times each other are interpolated between."""
+
+_SMOOTHED = 0.5
+"""Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: nothing is interpolated
+across."""
 
 _REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
 """How much texture may raise the figures of the consistent base."""
@@ -35,18 +39,34 @@ _NAMES = ("tile FSIM mean", "tile FSIM 5th percentile", "PSNR in dB")
 class _Flight:
     """Rungs of one scale and coder, coarsest first; ``low`` up to ``high`` are still open.
 
-    ``off``: what was measured less what was forecast; ``extra``: bytes that the last attempt took besides its base.
+    ``offs``: what was measured less what was forecast, ``passing``: bytes of rungs that passed, both by their number;
+    ``patches``: bytes of exact patches that a rung of it took.
     """
 
     rungs: list[Rung]
     low: int = 0
-    high: int = 0
-    off: Figures | None = None
-    extra: int | None = None
+    offs: dict[int, Figures] = field(default_factory=dict)
+    passing: dict[int, int] = field(default_factory=dict)
+    patches: int | None = None
 
     def __post_init__(self) -> None:
         self.rungs.sort(key=lambda rung: -rung.distance)
-        self.high = len(self.rungs)
+
+    @property
+    def high(self) -> int:
+        return min(self.passing, default=len(self.rungs))
+
+    def off(self, rung: Rung) -> Figures | None:
+        """What the forecast of a rung is off by: as measured at its neighbours, and between two of them linear."""
+        number = self.rungs.index(rung)
+        below = max((known for known in self.offs if known <= number), default=None)
+        above = min((known for known in self.offs if known >= number), default=None)
+        if below is None or above is None or below == above:
+            nearest = above if below is None else below
+            return None if nearest is None else self.offs[nearest]
+        share = (number - below) / (above - below)
+        pairs = zip(self.offs[below], self.offs[above], strict=True)
+        return Figures(*(one + share * (other - one) for one, other in pairs))
 
 
 @dataclass
@@ -60,9 +80,7 @@ class Climb:
     _flights: list[_Flight] = field(init=False)
     _off: Figures = _NOTHING
     _bytes_off: float = 1.0
-    _extra: int = 0
-    _smallest: int | None = None
-    _passed: int = 0
+    _patches: int = 0
     _asked: dict[Rung, Forecast] = field(default_factory=dict)
     _tried: set[Rung] = field(default_factory=set)
 
@@ -74,32 +92,44 @@ class Climb:
 
     def next(self) -> Rung | None:
         """The rung with the smallest forecast among those that may pass; None where the search is over."""
-        if self._passed >= MAX_PASSING:
+        passing = [size for flight in self._flights for size in flight.passing.values()]
+        if len(passing) >= MAX_PASSING:
             return None
-        offers = [offer for flight in self._flights if (offer := self._offer(flight)) is not None]
-        offers = [offer for offer in offers if self._smallest is None or offer[0] < _WORTH_TRYING * self._smallest]
-        return min(offers, key=lambda offer: offer[0])[1] if offers else None
+        smallest = _WORTH_TRYING * min(passing, default=math.inf)
+        best: Rung | None = None
+        for flight in self._flights:
+            rung = self._offer(flight, smallest)
+            if rung is not None and (size := self._bytes(flight, rung)) < smallest:
+                smallest, best = size, rung
+        return best
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, payload_bytes: int, *, passed: bool) -> None:
-        """What an attempt came to: the forecasts are corrected, and what it rules out is closed."""
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool) -> None:
+        """What a trial came to, before anything was mended: the forecasts are corrected, and what it rules out is
+        closed. ``passed``: as a whole."""
         self._tried.add(rung)
-        flight = next(flight for flight in self._flights if rung in flight.rungs)
+        flight = self._flight(rung)
         made = self._forecast(flight, rung)
-        measured = _figures(verdict)
-        off = tuple(now - then for now, then in zip(measured, made.figures, strict=True))
-        self._off = flight.off = Figures(*off)
+        off = tuple(now - then for now, then in zip(_figures(verdict), made.figures, strict=True))
+        self._off = flight.offs[flight.rungs.index(rung)] = Figures(*off)
         self._bytes_off = base_bytes / max(made.payload_bytes, 1)
-        self._extra = flight.extra = payload_bytes - base_bytes
         number = flight.rungs.index(rung)
         if passed:
-            flight.high = number
-            self._passed += 1
-            self._smallest = min(payload_bytes, self._smallest or payload_bytes)
-        elif all(now >= least for now, least in zip(measured, _least(self.thresholds), strict=True)):
-            # single places fail, and rungs beside this one would fail in them too
-            flight.low = number + max(1, (flight.high - number) // 2)
+            flight.passing[number] = base_bytes + (flight.patches or 0)
         else:
             flight.low = number + 1
+
+    def mended(self, rung: Rung, patch_bytes: int) -> None:
+        """What exact patches a rung that passed has taken; points cost the same on all rungs."""
+        flight = self._flight(rung)
+        flight.passing[flight.rungs.index(rung)] += patch_bytes - (flight.patches or 0)
+        self._patches = flight.patches = patch_bytes
+
+    def refused(self, rung: Rung) -> None:
+        """A rung that passed as a whole cannot be mended: rungs beside it would fail in the same places."""
+        flight = self._flight(rung)
+        number = flight.rungs.index(rung)
+        del flight.passing[number]
+        flight.low = number + max(1, (flight.high - number) // 2)
 
     def forecasts(self) -> tuple[RungOutcome, ...]:
         """Outcomes of the rungs that were forecast and never tried, as the forecasts stand now."""
@@ -110,12 +140,15 @@ class Climb:
                     outcomes.append(self._outcome(flight, rung))
         return tuple(outcomes)
 
+    def _flight(self, rung: Rung) -> _Flight:
+        return next(flight for flight in self._flights if rung in flight.rungs)
+
     def _outcome(self, flight: _Flight, rung: Rung) -> RungOutcome:
         made = self._asked[rung]
-        mean, p5, psnr = (now + off for now, off in zip(made.figures, flight.off or self._off, strict=True))
+        mean, p5, psnr = (now + off for now, off in zip(made.figures, flight.off(rung) or self._off, strict=True))
         named = zip(_NAMES, (mean, p5, psnr), _least(self.thresholds), strict=True)
         missed = tuple(f"{name} would be {value:.4g}, below {least:g}" for name, value, least in named if value < least)
-        size = round(self._bytes(flight, made))
+        size = round(self._bytes(flight, rung))
         why = missed or (f"would take about {size} bytes",)
         return RungOutcome(str(rung), size, Verdict(psnr, mean, p5, 0, failures=why), 0.0, forecast=True)
 
@@ -125,7 +158,7 @@ class Climb:
             known = [other for other in flight.rungs if other in self._asked]
             coarser = [other for other in known if other.distance > rung.distance]
             finer = [other for other in known if other.distance < rung.distance]
-            if coarser and finer and coarser[-1].distance <= _NEAR * finer[0].distance:
+            if coarser and finer and _alike(coarser[-1].distance, finer[0].distance):
                 return self._between(coarser[-1], finer[0], rung)
             self._asked[rung] = self.forecast(rung)
         return self._asked[rung]
@@ -138,33 +171,54 @@ class Climb:
         size = max(one.payload_bytes, 1) ** (1 - share) * max(other.payload_bytes, 1) ** share
         return Forecast(Figures(*figures), round(size))
 
-    def _offer(self, flight: _Flight) -> tuple[float, Rung] | None:
-        """The coarsest open rung of a flight that is expected to pass, after its bytes."""
+    def _offer(self, flight: _Flight, limit: float) -> Rung | None:
+        """The coarsest open rung of a flight that is expected to pass; None where it takes no less than ``limit``.
+
+        A rung that takes as much and is not expected to pass ends the search of a flight: the finer ones take more.
+        """
         if flight.low >= flight.high:
             return None
         low, high = flight.low, flight.high
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._expected(flight, flight.rungs[middle]) else (middle + 1, high)
-        if low == flight.high:
-            low = flight.high - 1
-            if flight.high < len(flight.rungs) or not self._expected(flight, flight.rungs[low], _DOUBT):
+            rung = flight.rungs[middle]
+            if self._expected(flight, rung):
+                high = middle
+            elif self._bytes(flight, rung) >= limit:
                 return None
-        rung = flight.rungs[low]
-        return self._bytes(flight, self._forecast(flight, rung)), rung
+            else:
+                low = middle + 1
+        if low < flight.high:
+            return flight.rungs[low]
+        last = flight.rungs[-1]
+        if flight.passing or not self._finest(flight) or not self._expected(flight, last, _DOUBT):
+            return None
+        return last
 
-    def _bytes(self, flight: _Flight, made: Forecast) -> float:
-        """What a rung may take: its base, and what mending took on its flight; on another flight, where other places
-        are wrong, half of that."""
-        return made.payload_bytes * self._bytes_off + (self._extra / 2 if flight.extra is None else flight.extra)
+    def _finest(self, flight: _Flight) -> bool:
+        """Whether no other flight of its scale goes on where this one ends."""
+        last = flight.rungs[-1]
+        others = (rung for other in self._flights for rung in other.rungs if rung.scale == last.scale)
+        return last.distance <= min(rung.distance for rung in others)
+
+    def _bytes(self, flight: _Flight, rung: Rung) -> float:
+        """What a rung may take: its base, and the patches that another of its flight took; half of those on another
+        flight, where other places are wrong."""
+        patches = self._patches / 2 if flight.patches is None else flight.patches
+        return self._forecast(flight, rung).payload_bytes * self._bytes_off + patches
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""
         figures = self._forecast(flight, rung).figures
         reach = _REACH_OF_TEXTURE if self.textured else _NOTHING
         least = _least(self.thresholds)
-        parts = zip(figures, flight.off or self._off, reach, doubt, least, strict=True)
+        parts = zip(figures, flight.off(rung) or self._off, reach, doubt, least, strict=True)
         return all(figure + off + reach + spare >= floor for figure, off, reach, spare, floor in parts)
+
+
+def _alike(coarse: float, fine: float) -> bool:
+    """Whether what lies between two distances may be interpolated."""
+    return coarse <= _NEAR * fine and (coarse > _SMOOTHED) == (fine > _SMOOTHED)
 
 
 def _least(thresholds: Thresholds) -> Figures:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from node.reconstruct.blurring import blurred
 from node.reconstruct.guide import (
     AMPLITUDE_ONE,
     CORRECTION_ONE,
@@ -293,24 +294,8 @@ def corrections(draft: Draft, numbers: Iterable[int]) -> Iterator[Float]:
         elif number == PLAIN:
             yield draft.base.operator.up(draft.samples) - draft.image
         else:
-            once = _blurred(draft.image) if once is None else once
-            yield draft.image - once if number == FINE else once - _blurred(_blurred(once))
-
-
-def _blurred(image: Float) -> Float:
-    """Smoothed by 1 4 6 4 1 along both axes, the border repeated."""
-    import torch
-
-    tensor = torch.from_numpy(image)
-    for axis in (0, 1):
-        size = tensor.shape[axis]
-        ends = [tensor.narrow(axis, 0, 1)] * 2, [tensor.narrow(axis, size - 1, 1)] * 2
-        padded = torch.cat([*ends[0], tensor, *ends[1]], dim=axis)
-        outer, inner, middle = (
-            padded.narrow(axis, first, size) + padded.narrow(axis, 4 - first, size) for first in (0, 1, 2)
-        )
-        tensor = (outer + 4 * inner + 3 * middle) / 16
-    return tensor.numpy()
+            once = blurred(draft.image) if once is None else once
+            yield draft.image - once if number == FINE else once - blurred(blurred(once))
 
 
 def _projected(image: Float, base: Base, samples: Float) -> Float:

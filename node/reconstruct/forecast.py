@@ -8,13 +8,15 @@ served is always measured on the whole image.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Reference, as_a_whole
+from node.fidelity.gate import Reference, as_a_whole, tile_scores
 from node.reconstruct.engine import Decoded, Original, make_base, without_padding
 from node.reconstruct.guide import WEIGHT_TILE, grid
 from node.reconstruct.guiding import RAISES, TYPICAL_RAISE, Raise, Raising, equalised, helped, raised
@@ -24,7 +26,7 @@ from storage.records import Rung, Thresholds
 
 TILES = 12
 """Tiles in a sample; images with fewer are sampled whole."""
-FEW = 6
+FEW = 8
 """Tiles in a sample that a network is run on."""
 _HARDLY = 0.0004
 """Tile FSIM that a step of ``RAISES`` may cost; it saves some hundred points, one or two in a hundred bytes."""
@@ -49,12 +51,25 @@ class Forecast:
     payload_bytes: int
 
 
-class Sample:
-    """A sample of one original. ``equalised``: whether the encoder will raise the base's fine detail."""
+@dataclass(frozen=True)
+class Gain:
+    """What an image has over another: tile FSIM, one per tile of the sample, and PSNR in dB."""
 
-    def __init__(self, original: Original, reference: Reference, *, equalised: bool, tiles: int = TILES) -> None:
+    fsim: NDArray[np.float64]
+    psnr_db: float
+
+
+class Sample:
+    """A sample of one original: some of ``reference.tiles``, by default ``TILES`` of them from all over the breast.
+
+    ``equalised``: whether the encoder will raise the base's fine detail.
+    """
+
+    def __init__(
+        self, original: Original, reference: Reference, *, equalised: bool, tiles: Sequence[tuple[int, int]] = ()
+    ) -> None:
         self._equalised = equalised
-        chosen = _spread_over(reference.tiles, tiles)
+        chosen = tiles or spread_over(reference.tiles, TILES)
         side = math.ceil(math.sqrt(len(chosen)))
         shape = (-(-len(chosen) // side) * _SIDE, side * _SIDE)
         pixels = np.zeros(shape, dtype=np.uint16)
@@ -75,18 +90,22 @@ class Sample:
         base, decoded = self._coded(rung)
         return Forecast(self._bare(base, decoded, self._raise(rung)), round(len(base.coded) / self._share))
 
-    def gains(self, rung: Rung, upscaler: Upscaler, *, seed: int, by: Raise) -> list[Figures]:
+    def gains(self, rung: Rung, upscaler: Upscaler, *, seed: int, by: Raise) -> list[Gain]:
         """By how much each of the images that ``guiding.helped`` gives differs from the base alone, on the sample."""
         base, decoded = self._coded(rung)
-        bare = self._bare(base, decoded, by)
+        scores, errors = tile_scores(self._reference, raised(base, decoded, equalised(base, _everywhere(base, by))))
         images = helped(self._reference, base, upscaler, seed=seed, raising=_everywhere(base, by), decoded=decoded)
-        measured = [as_a_whole(self._reference, pixels) for _, pixels in images]
-        return [Figures(*(now - then for now, then in zip(each, bare, strict=True))) for each in measured]
+        gains = []
+        for _, pixels in images:
+            now, left = tile_scores(self._reference, pixels)
+            gains.append(Gain(np.array(now) - scores, 10 * math.log10(max(sum(errors), 1) / max(sum(left), 1))))
+        return gains
 
     def best_raise(self, rung: Rung, thresholds: Thresholds) -> Raise:
         """By how much to raise the fine detail of this rung: what leaves most room above the gate on the sample, or
-        the next steps up where they leave hardly less, since they save points."""
-        if rung.distance == 0:  # nothing was quantised, and nothing will be raised
+        the next steps up where they leave hardly less, since they save points. Found once for each scale: the rungs
+        that are tried are near each other."""
+        if rung.distance == 0 or rung.scale in self._raises:  # nothing was quantised, and nothing will be raised
             return self._raise(rung)
         base, decoded = self._coded(rung)
         rooms: dict[int, float] = {}
@@ -131,7 +150,7 @@ def _everywhere(base: Base, by: Raise) -> Raising:
     return Raising(by, np.ones(grid(base.rows, base.columns, WEIGHT_TILE), dtype=bool))
 
 
-def _spread_over(tiles: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def spread_over(tiles: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
     """At most ``count`` of them, from all over the breast."""
     numbers = np.unique(np.linspace(0, len(tiles) - 1, min(count, len(tiles))).round().astype(int))
     return [tiles[number] for number in numbers]

@@ -7,7 +7,7 @@ raises tile FSIM, within a budget of PSNR.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, noisy_errors, tile_scores
 from node.fidelity.spectrum import closer_in_every_band, power_spectrum
+from node.fidelity.survey import on_all_cores
 from node.reconstruct.engine import Decoded, Draft, Pixels, corrections, draw, finish, settled, weighed
 from node.reconstruct.guide import (
     AMPLITUDE_ONE,
@@ -195,18 +196,10 @@ def _never_worse(draft: Draft, truth: Float, guide: Guide, unhelped: Pixels) -> 
 
 def _followed(draft: Draft, truth: Float, levels: Map) -> Guide:
     """Per tile the corrections that together leave the least squared error, rounded to their steps."""
-    changes, count = draft.changes, len(draft.changes)
-    missing = truth - draft.image
-
-    def dot(one: Float, other: Float) -> NDArray[np.float64]:
-        return tile_means(one * other, WEIGHT_TILE).astype(np.float64)
-
-    rows, columns = grid(draft.base.rows, draft.base.columns, WEIGHT_TILE)
-    normal = np.zeros((rows, columns, count, count))
-    wanted = np.stack([dot(change, missing) for change in changes], axis=-1)
-    for i in range(count):
-        for j in range(i + 1):
-            normal[..., i, j] = normal[..., j, i] = dot(changes[i], changes[j])
+    count = len(draft.changes)
+    products = _products((*draft.changes, truth - draft.image))
+    rows, columns = products.shape[:2]
+    normal, wanted = products[..., :count, :count], products[..., :count, count]
     diagonal = np.einsum("...ii->...i", normal)
     diagonal += _RIDGE * diagonal + 1e-6
     best = np.linalg.solve(normal, wanted[..., None])[..., 0]
@@ -216,6 +209,22 @@ def _followed(draft: Draft, truth: Float, levels: Map) -> Guide:
     inside = tile_means(share_map(levels, *truth.shape), WEIGHT_TILE) > 0
     nothing = np.zeros((rows, columns), dtype=np.uint8)
     return Guide(draft.base.rows, draft.base.columns, levels, corrections * inside, nothing)
+
+
+def _products(images: Sequence[Float]) -> NDArray[np.float64]:
+    """Means over each tile of every image times every other: shape (tile rows, tile columns, images, images)."""
+    height, width = images[0].shape
+    rows, columns = grid(height, width, WEIGHT_TILE)
+    products = np.zeros((rows, columns, len(images), len(images)))
+
+    def one(tile: tuple[int, int]) -> None:
+        top, left = (number * WEIGHT_TILE for number in tile)
+        parts = [image[top : top + WEIGHT_TILE, left : left + WEIGHT_TILE].ravel() for image in images]
+        stack = np.stack(parts).astype(np.float64)
+        products[tile] = stack @ stack.T / stack.shape[1]
+
+    on_all_cores(one, [(row, column) for row in range(rows) for column in range(columns)])
+    return products
 
 
 def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, detail: float) -> tuple[Guide, Pixels]:

@@ -19,9 +19,9 @@ from node.fidelity.gate import (
     Thresholds,
     judge,
     mends,
+    passes_as_a_whole,
     resurvey,
     spots,
-    survey,
     with_similarity,
 )
 from node.fidelity.survey import FAINTEST_NEW
@@ -35,7 +35,8 @@ from storage.records import Verdict
 
 Pixels = NDArray[np.uint16]
 
-_SPOT_ROUNDS = 5
+_SPOT_ROUNDS = 12
+"""What is wrong in one place takes a few dozen spots at most, of 3 bytes each; an exact patch takes 200 to 1,400."""
 _SAFE = 0.02
 """Specks are restored to more of their contrast than must be kept: what comes after may pull at them."""
 _ROUNDS = 6
@@ -59,17 +60,18 @@ def mended(
     reference: Reference,
     base: Base,
     output: Pixels,
+    found: Survey,
     thresholds: Thresholds | None,
     share: float,
     regions: Sequence[Box] = (),
 ) -> Mended:
-    """``output`` with points and exact patches on what misses the gate, and patches on ``regions``; besides those they
-    may cover ``share`` of the tiles with breast. Where that cannot mend it, the verdict says so."""
-    found = survey(reference, output)
+    """``output``, surveyed as ``found``, with points and exact patches on what misses the gate, and patches on
+    ``regions``; besides those they may cover ``share`` of the tiles with breast. Where that cannot mend it, the verdict
+    says so."""
     bare = judge(found, thresholds)
     if thresholds is None and regions:
         return _with_regions(reference, output, regions, found, bare)
-    if thresholds is None or judge(found, _of_the_image(thresholds)).failures:
+    if thresholds is None or not passes_as_a_whole(found, thresholds):
         return Mended(output, bare, bare)
     output, points, found = _spotted(reference, base, output, thresholds, found)
     from scipy.ndimage import binary_dilation
@@ -138,11 +140,6 @@ def _counted(verdict: Verdict, reference: Reference, points: Points | None, patc
     covered = 0.0 if patches is None else float(patches.cells.sum()) * CELL * CELL / area
     figures = {"patch_share": covered, "points": 0.0 if points is None else float(len(points.spots))}
     return replace(verdict, figures={**verdict.figures, **figures})
-
-
-def _of_the_image(thresholds: Thresholds) -> Thresholds:
-    """Without what a single tile must keep to."""
-    return Thresholds(thresholds.fsim_mean, thresholds.fsim_p5, thresholds.psnr_db)
 
 
 def _too_much(bare: Verdict, wanted: float, share: float) -> Verdict:

@@ -16,9 +16,9 @@ Float = NDArray[np.float32]
 
 _TO_SPARE = 1.05
 """A speck is restored by a little more than it lacks, since heights are rounded and its neighbours pull too."""
-_PER_SQUARE = 8
-"""Spots that a square of 32 pixels gets at a time; an exact patch of it takes 200 to 600 bytes."""
-_ENOUGH = 0.6
+_PER_SQUARE = 24
+"""Spots that a square of 32 pixels gets at a time."""
+_ENOUGH = 0.85
 """Of the greatest error in a square: what is below it waits for what the gate says then."""
 _UNLIKE = 4.0
 """Where the height that restores a speck's response is this many times what fits the residual best, or this part of it,

@@ -1,0 +1,315 @@
+"""Attempts at one image: a rung coded, reconstructed and measured as a whole; then mended, and measured again.
+
+Rungs are tried with the base alone, made consistent and equalised, which costs no network: a posterior mean hardly
+moves what the gate measures. Mending is for the rung that will be taken; so is the network, whose image is served where
+it passes the gate and is nearer the original.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.payload import Base, encode_base, seed_of
+from storage.records import Rung, RungOutcome, Thresholds, Verdict
+
+if TYPE_CHECKING:
+    from node.fidelity.gate import Reference, Survey
+    from node.reconstruct.engine import Decoded, Original
+    from node.reconstruct.forecast import Sample
+    from node.reconstruct.guide import Guide
+    from node.reconstruct.guiding import Raising
+    from node.reconstruct.mending import Mended
+    from node.reconstruct.upscalers.protocol import Upscaler
+
+Pixels = NDArray[np.uint16]
+Region = tuple[int, int, int, int]
+"""Row, column, height and width, in pixels."""
+
+_UNSURE = 0.001
+"""What the mean and 5th percentile of tile FSIM may be better by than a few tiles say."""
+_MORE_TO_MEND = 1.1
+"""How many more single places the upscaler's image may have that miss the gate, against the consistent base's."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One rung of one image, measured before anything is mended.
+
+    ``promising``: whether it passes what the gate asks of the whole image; single places can be mended.
+    """
+
+    base: Base
+    data: bytes
+    digest: str
+    guide: bytes
+    output: Pixels
+    found: Survey
+    bare: Verdict
+    promising: bool
+    seconds: float
+    decoded: Decoded | None = None
+    raising: Raising | None = None
+
+    @property
+    def payload_bytes(self) -> int:
+        """What mending adds is left out: on all rungs of an image it is nearly the same."""
+        return len(self.data) + len(self.guide)
+
+    @property
+    def outcome(self) -> RungOutcome:
+        return RungOutcome(str(self.base.rung), self.payload_bytes, self.bare, self.seconds)
+
+    @property
+    def dearer(self) -> RungOutcome:
+        """What is told of a rung that passes where another takes less."""
+        return _dearer(self.outcome, " before mending")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A trial mended: what will be served where its verdict is good."""
+
+    trial: Trial
+    points: bytes
+    patches: bytes
+    output: Pixels
+    verdict: Verdict
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """True where nothing is gated, too."""
+        return self.verdict.passed or not self.verdict.gated
+
+    @property
+    def told(self) -> str:
+        """Digest of what the encoder adds to a base (guide, points, patches); empty where it adds nothing."""
+        guide, *mending = self.trial.guide, self.points, self.patches
+        if any(mending):
+            return sha256(" ".join(sha256(part) for part in (guide, *mending)).encode())
+        return sha256(guide) if guide else ""
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.without_points + len(self.points)
+
+    @property
+    def without_points(self) -> int:
+        """What other trials of the image are compared with: on all rungs points take nearly the same."""
+        return self.trial.payload_bytes + len(self.patches)
+
+    @property
+    def outcome(self) -> RungOutcome:
+        return RungOutcome(str(self.trial.base.rung), self.payload_bytes, self.verdict, self.seconds)
+
+    @property
+    def dearer(self) -> RungOutcome:
+        """As of a trial."""
+        return _dearer(self.outcome)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The image at hand, decoded once, and what is asked of it. ``regions`` are patched whatever the gate says."""
+
+    original: Original
+    reference: Reference
+    upscaler: Upscaler
+    thresholds: Thresholds | None
+    patch_share: float
+    regions: Sequence[Region]
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        digest: str,
+        upscaler: Upscaler,
+        thresholds: Thresholds | None,
+        patch_share: float,
+        regions: Sequence[Region],
+    ) -> Subject:
+        """Raises PixelError and NotReconstructable as ``engine.read_original``."""
+        from node.reconstruct.engine import read_original
+
+        return cls(*read_original(path, digest), upscaler, thresholds, patch_share, regions)
+
+    @property
+    def searches_bare(self) -> bool:
+        """Whether rungs are tried with the base alone, equalised, and the upscaler is asked at the end."""
+        return self.upscaler.guided and self.upscaler.detail == 0 and self.thresholds is not None
+
+    @cached_property
+    def sample(self) -> Sample:
+        """Of the image, for forecasts."""
+        from node.reconstruct.forecast import Sample
+
+        return Sample(self.original, self.reference, equalised=self.searches_bare)
+
+    def try_rung(self, rung: Rung) -> Trial:
+        """Code, reconstruct and measure one rung."""
+        from node.reconstruct.engine import make_base
+
+        began = time.monotonic()
+        base = make_base(self.original, rung)
+        return self.try_base(base, encode_base(base), began)
+
+    def try_base(self, base: Base, data: bytes, began: float) -> Trial:
+        """Reconstruct and measure one base, whose bytes are ``data``."""
+        from node.reconstruct.engine import Decoded, draw, finish
+        from node.reconstruct.guide import encode_guide
+
+        digest = sha256(data)
+        upscaler, decoded, raising = self.upscaler, None, None
+        if not upscaler.guided:
+            output = finish(draw(base, upscaler, seed=seed_of(digest), steps=upscaler.steps))
+            return self._measured(base, data, digest, b"", output, began)
+        decoded = Decoded.of(base)
+        if self.searches_bare:
+            raising, guide, output = self._raised(base, decoded)
+        else:
+            guide, output = self._guided(base, digest, decoded)
+        made = self._measured(base, data, digest, encode_guide(guide), output, began)
+        return replace(made, decoded=decoded, raising=raising)
+
+    def finished(self, trial: Trial) -> Attempt:
+        """``trial`` mended; as the upscaler makes it where that passes too, and is as near the original."""
+        if self.searches_bare:
+            for made in self._followed(trial):
+                attempt = self._mended(made)
+                if attempt.verdict.passed:
+                    return attempt
+        return self._mended(trial)
+
+    def _raised(self, base: Base, decoded: Decoded) -> tuple[Raising, Guide, Pixels]:
+        """The base with its fine detail raised, as far as that suits the image; how, and the guide that says so."""
+        from node.reconstruct.guiding import Raising, calmed, equalised, raised, weight_tiles_with_breast
+
+        thresholds = self.thresholds
+        assert thresholds is not None
+        raising = Raising(self.sample.best_raise(base.rung, thresholds), weight_tiles_with_breast(self.reference))
+        guide = equalised(base, raising)
+        output = raised(base, decoded, guide)
+        calm = calmed(self.reference, raising, output, thresholds.error_p999)
+        if (calm.inside != raising.inside).any():
+            guide = equalised(base, calm)
+            output = raised(base, decoded, guide)
+        return calm, guide, output
+
+    def _guided(self, base: Base, digest: str, decoded: Decoded) -> tuple[Guide, Pixels]:
+        from node.reconstruct.guiding import guided
+
+        upscaler = self.upscaler
+        return guided(
+            self.reference,
+            base,
+            upscaler,
+            seed=seed_of(digest),
+            steps=upscaler.steps,
+            detail=upscaler.detail,
+            decoded=decoded,
+        )
+
+    def _followed(self, bare: Trial) -> Iterator[Trial]:
+        """What the upscaler makes of a trial's base, where it passes as a whole, is as near the original as the base
+        alone, and has hardly more to mend.
+
+        The network is not run where a sample of the image shows that nothing will come of it.
+        """
+        from node.fidelity.gate import spots
+        from node.reconstruct.guide import encode_guide
+        from node.reconstruct.guiding import helped
+
+        hopes = self._hopes(bare)
+        if not any(hopes):
+            return
+        assert bare.raising is not None
+        assert self.thresholds is not None
+        began, seed = time.monotonic() - bare.seconds, seed_of(bare.digest)
+        room = _MORE_TO_MEND * len(spots(bare.found, self.thresholds))
+        images = helped(self.reference, bare.base, self.upscaler, seed=seed, raising=bare.raising, decoded=bare.decoded)
+        for hope, (guide, output) in zip(hopes, images, strict=False):
+            if not hope:
+                continue
+            made = self._measured(bare.base, bare.data, bare.digest, encode_guide(guide), output, began)
+            nearer = made.bare.psnr_db >= bare.bare.psnr_db
+            if made.promising and nearer and len(spots(made.found, self.thresholds)) <= room:
+                yield made
+
+    def _hopes(self, bare: Trial) -> list[bool]:
+        """Which of the images that ``guiding.helped`` gives may be taken, by what they gain on a few tiles: half of
+        them about the 5th percentile of tile FSIM, half from all over. All, where the image has not many more."""
+        from node.reconstruct.forecast import FEW, Sample, spread_over
+
+        if len(self.reference.tiles) < 4 * FEW:
+            return [True, True]
+        assert bare.raising is not None
+        assert self.thresholds is not None
+        tiles = [(int(row), int(column)) for row, column in bare.found.corners[bare.found.breast]]
+        scores = bare.found.fsim[bare.found.breast]
+        rank = max(len(tiles) // 20 - FEW // 4, 0)
+        weak = [tiles[number] for number in np.argsort(scores)[rank : rank + FEW // 2]]
+        spread = spread_over(tiles, FEW - len(weak))
+        sample = Sample(self.original, self.reference, equalised=True, tiles=(*weak, *spread))
+        gains = sample.gains(bare.base.rung, self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
+        return [
+            bare.bare.fsim_mean + gain.fsim[len(weak) :].mean() + _UNSURE >= self.thresholds.fsim_mean
+            and bare.bare.fsim_p5 + gain.fsim[: len(weak)].mean() + _UNSURE >= self.thresholds.fsim_p5
+            and gain.psnr_db >= 0
+            for gain in gains
+        ]
+
+    def _measured(self, base: Base, data: bytes, digest: str, guide: bytes, output: Pixels, began: float) -> Trial:
+        from node.fidelity.gate import judge, passes_as_a_whole, survey
+
+        found = survey(self.reference, output)
+        promising = self.thresholds is None or passes_as_a_whole(found, self.thresholds)
+        bare = judge(found, self.thresholds)
+        return Trial(base, data, digest, guide, output, found, bare, promising, time.monotonic() - began)
+
+    def _mended(self, trial: Trial) -> Attempt:
+        from node.fidelity.gate import Box
+        from node.reconstruct.mending import mended
+        from node.reconstruct.patches import encode_patches
+        from node.reconstruct.points import encode_points
+
+        began = time.monotonic() - trial.seconds
+        regions = [Box(*region) for region in self.regions]
+        made = mended(self.reference, trial.base, trial.output, trial.found, self.thresholds, self.patch_share, regions)
+        points = b"" if made.points is None else encode_points(made.points)
+        patches = b"" if made.patches is None else encode_patches(made.patches)
+        verdict = _with_figures(made, trial.output, trial.base, patches)
+        return Attempt(trial, points, patches, made.pixels, verdict, time.monotonic() - began)
+
+
+def _dearer(outcome: RungOutcome, when: str = "") -> RungOutcome:
+    why = f"passes with {outcome.payload_bytes} bytes{when}, more than the one taken"
+    return replace(outcome, verdict=replace(outcome.verdict, failures=(why,)))
+
+
+def _with_figures(made: Mended, output: Pixels, base: Base, patches: bytes) -> Verdict:
+    """What the gate says, and how consistent the output, before it was patched, is with its base."""
+    from node.reconstruct.engine import consistency
+
+    away = consistency(output, base)
+    figures = {
+        **made.verdict.figures,
+        "consistency_max": away.maximum,
+        "consistency_rms": away.rms,
+        "quantisation_rms": base.quantisation_rms,
+        "patch_bytes": float(len(patches)),
+    }
+    return replace(made.verdict, figures=figures)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
