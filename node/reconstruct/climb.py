@@ -1,8 +1,8 @@
 """Up the ladder: which rung to try next, so that the smallest payload that passes is found in a few attempts.
 
-Rungs that differ in nothing but distance are a flight: the gate's figures rise as distance falls, so a flight is
-searched by bisection over the forecasts, and between two that are near, what lies there is interpolated. Every attempt
-corrects them: the sample's tiles are not the image's.
+Rungs that differ in nothing but distance, on one side of 0.5, are a flight: the figures rise as distance falls, so it
+is searched by bisection over the forecasts, and between two that are near, what lies there is interpolated. Every
+attempt corrects them: the sample's tiles are not the image's.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ _NEAR = 1.65
 """Forecasts of rungs whose distances are at most this many times each other are interpolated between."""
 
 _SMOOTHED = 0.5
-"""Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: nothing is interpolated
-across."""
+"""Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
 
 _REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
 """How much texture may raise the figures of the consistent base."""
@@ -87,7 +86,8 @@ class Climb:
     def __post_init__(self) -> None:
         flights: dict[tuple[object, ...], list[Rung]] = {}
         for rung in dict.fromkeys(self.ladder):
-            flights.setdefault((rung.scale, rung.coder, rung.effort, rung.sample_bits), []).append(rung)
+            smoothed = rung.distance > _SMOOTHED
+            flights.setdefault((rung.scale, rung.coder, rung.effort, rung.sample_bits, smoothed), []).append(rung)
         self._flights = [_Flight(rungs) for rungs in flights.values()]
 
     def next(self) -> Rung | None:
@@ -158,7 +158,7 @@ class Climb:
             known = [other for other in flight.rungs if other in self._asked]
             coarser = [other for other in known if other.distance > rung.distance]
             finer = [other for other in known if other.distance < rung.distance]
-            if coarser and finer and _alike(coarser[-1].distance, finer[0].distance):
+            if coarser and finer and coarser[-1].distance <= _NEAR * finer[0].distance:
                 return self._between(coarser[-1], finer[0], rung)
             self._asked[rung] = self.forecast(rung)
         return self._asked[rung]
@@ -179,6 +179,8 @@ class Climb:
         if flight.low >= flight.high:
             return None
         low, high = flight.low, flight.high
+        if limit < math.inf and self._bytes(flight, flight.rungs[low]) >= limit:
+            return None
         while low < high:
             middle = (low + high) // 2
             rung = flight.rungs[middle]
@@ -214,11 +216,6 @@ class Climb:
         least = _least(self.thresholds)
         parts = zip(figures, flight.off(rung) or self._off, reach, doubt, least, strict=True)
         return all(figure + off + reach + spare >= floor for figure, off, reach, spare, floor in parts)
-
-
-def _alike(coarse: float, fine: float) -> bool:
-    """Whether what lies between two distances may be interpolated."""
-    return coarse <= _NEAR * fine and (coarse > _SMOOTHED) == (fine > _SMOOTHED)
 
 
 def _least(thresholds: Thresholds) -> Figures:
