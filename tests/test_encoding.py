@@ -13,7 +13,7 @@ from node.config import ReconstructSettings
 from node.reconstruct import guiding
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.engine import reconstruct
-from node.reconstruct.forecast import Figures, Sample
+from node.reconstruct.forecast import Gain, Sample
 from node.reconstruct.guide import NETWORK, decode_guide
 from node.reconstruct.patches import decode_patches
 from node.reconstruct.points import decode_points
@@ -112,7 +112,7 @@ def test_the_base_is_kept_where_the_network_does_not_pass(tmp_path: Path, monkey
 def test_a_sample_shows_whether_the_network_is_worth_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
 ) -> None:
-    """An image of 30 tiles: six are asked first, and all of it only where they promise anything."""
+    """An image of many tiles: eight are asked first, and all of it only where they promise anything."""
     sizes: list[int] = []
     upscale = Mammo.upscale
 
@@ -124,10 +124,10 @@ def test_a_sample_shows_whether_the_network_is_worth_running(
     if not helps:
         gains = Sample.gains
         monkeypatch.setattr(
-            Sample, "gains", lambda *of, **how: [Figures(-0.1, -0.1, gain.psnr_db) for gain in gains(*of, **how)]
+            Sample, "gains", lambda *of, **how: [Gain(gain.fsim - 0.1, gain.psnr_db) for gain in gains(*of, **how)]
         )
-    result = encode(tmp_path, LOSSY, size=(1536, 1500))
-    whole = 1536 * 1500
+    result = encode(tmp_path, LOSSY, size=(2048, 1500))
+    whole = 2048 * 1500
     assert sizes[0] < whole
     assert sizes[1:] == ([whole] if helps else [])
     assert result.made is not None
