@@ -19,7 +19,7 @@ from storage.records import Rung
 Samples = NDArray[np.uint16]
 
 _MOST_THREADS = 8
-"""Beyond these a coder of one image gains nothing."""
+"""A bound for machines with many processors, which several workers may share."""
 
 
 class Coder(Protocol):
@@ -102,7 +102,8 @@ def decode(data: bytes, rung: Rung, shape: tuple[int, int]) -> Samples:
 
 def _threads() -> int:
     """As many as torch is given, else one per processor at hand; the bytes are the same whatever their number."""
-    return int(os.environ.get("OMP_NUM_THREADS") or min(os.cpu_count() or 1, _MOST_THREADS))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list where parallel regions are nested
+    return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MOST_THREADS)
 
 
 def _lossless_only(name: str, distance: float) -> None:

@@ -208,9 +208,17 @@ def test_workers_end_with_a_killed_node(served: Served, tmp_path: Path) -> None:
 def test_torch_stays_in_the_workers(served: Served, tmp_path: Path) -> None:
     """Importing it would hold every association of the node for seconds, and its memory for good."""
     served.start()
-    path = write(mammogram(), tmp_path / "one.dcm")
+    ds = mammogram()
+    path = write(ds, tmp_path / "one.dcm")
     client.store([path], served.address, calling="MODALITY", each=lambda *_: None)
-    wait_for(lambda: served.status()["by_state"]["verified"] == 1, timeout=60, what="a rendition")
+    index = Index.open(f"sqlite:///{served.root / 'index.sqlite'}")  # asking by command would take the worker's time
+
+    def verified() -> bool:
+        held = index.by_uid(ds.SOPInstanceUID)
+        return held is not None and held.state is InstanceState.VERIFIED
+
+    wait_for(verified, timeout=180, what="a rendition")
+    index.close()
     assert served.process is not None
     parent = served.process.pid
     assert any("libtorch" in mapped(pid) for pid in children(parent))

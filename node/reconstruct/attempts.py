@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,21 +126,6 @@ class Subject:
     thresholds: Thresholds | None
     patch_share: float
     regions: Sequence[Region]
-
-    @classmethod
-    def read(
-        cls,
-        path: Path,
-        digest: str,
-        upscaler: Upscaler,
-        thresholds: Thresholds | None,
-        patch_share: float,
-        regions: Sequence[Region],
-    ) -> Subject:
-        """Raises PixelError and NotReconstructable as ``engine.read_original``."""
-        from node.reconstruct.engine import read_original
-
-        return cls(*read_original(path, digest), upscaler, thresholds, patch_share, regions)
 
     @property
     def searches_bare(self) -> bool:

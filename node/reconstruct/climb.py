@@ -38,7 +38,7 @@ _NAMES = ("tile FSIM mean", "tile FSIM 5th percentile", "PSNR in dB")
 class _Flight:
     """Rungs of one scale and coder, coarsest first; ``low`` up to ``high`` are still open.
 
-    ``offs``: what was measured less what was forecast, ``passing``: bytes of rungs that passed, both by their number;
+    ``offs``: what was measured less what was forecast, ``passing``: bytes of bases that passed, both by rung number;
     ``patches``: bytes of exact patches that a rung of it took.
     """
 
@@ -92,7 +92,7 @@ class Climb:
 
     def next(self) -> Rung | None:
         """The rung with the smallest forecast among those that may pass; None where the search is over."""
-        passing = [size for flight in self._flights for size in flight.passing.values()]
+        passing = [size + (flight.patches or 0) for flight in self._flights for size in flight.passing.values()]
         if len(passing) >= MAX_PASSING:
             return None
         smallest = _WORTH_TRYING * min(passing, default=math.inf)
@@ -110,19 +110,17 @@ class Climb:
         flight = self._flight(rung)
         made = self._forecast(flight, rung)
         off = tuple(now - then for now, then in zip(_figures(verdict), made.figures, strict=True))
-        self._off = flight.offs[flight.rungs.index(rung)] = Figures(*off)
-        self._bytes_off = base_bytes / max(made.payload_bytes, 1)
         number = flight.rungs.index(rung)
+        self._off = flight.offs[number] = Figures(*off)
+        self._bytes_off = base_bytes / max(made.payload_bytes, 1)
         if passed:
-            flight.passing[number] = base_bytes + (flight.patches or 0)
+            flight.passing[number] = base_bytes
         else:
             flight.low = number + 1
 
     def mended(self, rung: Rung, patch_bytes: int) -> None:
         """What exact patches a rung that passed has taken; points cost the same on all rungs."""
-        flight = self._flight(rung)
-        flight.passing[flight.rungs.index(rung)] += patch_bytes - (flight.patches or 0)
-        self._patches = flight.patches = patch_bytes
+        self._patches = self._flight(rung).patches = patch_bytes
 
     def refused(self, rung: Rung) -> None:
         """A rung that passed as a whole cannot be mended: rungs beside it would fail in the same places."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.reconstruct.attempts import Attempt, Subject, Trial, sha256
+from node.reconstruct.engine import read_original
 from node.reconstruct.installed import Installed, installed
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.protocol import Upscaler
@@ -103,7 +104,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     before = (*search.forecasts(), *failed, *(trial.dearer for trial in waiting))
     if best is None:
         return EncodeResult(tried=before)
-    return _result(request, subject.original.padding_pixels, subject.upscaler, best, before)
+    return _result(request, subject, best, before)
 
 
 def _may_be_smaller(trial: Trial, best: Attempt) -> bool:
@@ -128,29 +129,19 @@ def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
     attempt = subject.finished(trial)
     if not attempt.passed:
         return EncodeResult(tried=(attempt.outcome,))
-    return _result(request, subject.original.padding_pixels, subject.upscaler, attempt, ())
+    return _result(request, subject, attempt, ())
 
 
 def _subject(request: EncodeRequest | ReverifyRequest, upscaler: Upscaler) -> Subject:
-    return Subject.read(
-        request.original,
-        request.original_digest,
-        upscaler,
-        request.thresholds,
-        request.patch_share,
-        request.regions,
-    )
+    original, reference = read_original(request.original, request.original_digest)
+    return Subject(original, reference, upscaler, request.thresholds, request.patch_share, request.regions)
 
 
 def _result(
-    request: EncodeRequest | ReverifyRequest,
-    padding: NDArray[np.bool_] | None,
-    upscaler: Upscaler,
-    taken: Attempt,
-    before: tuple[RungOutcome, ...],
+    request: EncodeRequest | ReverifyRequest, subject: Subject, taken: Attempt, before: tuple[RungOutcome, ...]
 ) -> EncodeResult:
     """The rendition of the attempt that was taken."""
-    base_digest = taken.trial.digest
+    upscaler, base_digest = subject.upscaler, taken.trial.digest
     seed, steps = seed_of(base_digest), upscaler.steps
     name, weights = upscaler.name, upscaler.weights_digest
     tried = (*map(_noted, before), taken.outcome)
@@ -171,7 +162,7 @@ def _result(
         guide=taken.trial.guide,
         points=taken.points,
         patches=taken.patches,
-        extra=_extremes(taken.output, padding),
+        extra=_extremes(taken.output, subject.original.padding_pixels),
     )
     return EncodeResult(tried, rendition, taken.trial.data, encode_rendition(rendition), installed(upscaler))
 
