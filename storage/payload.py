@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import coders
+from storage.coarseness import Coarseness
 from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
@@ -37,7 +38,8 @@ class Base:
     outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
     ``padding_value``: the one of them that the padded pixels of ``padding_mask`` have.
     ``exponent``: coded samples are grey levels times 2**exponent. ``quantisation_rms``: root mean square of decoded
-    base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values.
+    base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values. ``coarseness``: where
+    samples were scaled down before they were coded, beyond ``exponent``; None: nowhere.
     """
 
     rung: Rung
@@ -57,6 +59,7 @@ class Base:
     coded: bytes
     padding_mask: bytes = b""
     operator_name: str = OPERATOR
+    coarseness: Coarseness | None = None
 
     @property
     def operator(self) -> Operator:
@@ -69,6 +72,8 @@ class Base:
         shape = (self.operator.low_rows, self.operator.low_columns)
         decoded = coders.decode(self.coded, self.rung, shape).astype(np.float32)
         decoded *= np.float32(2.0**-self.exponent)
+        if self.coarseness is not None:
+            decoded /= self.coarseness.scaling(self.rung.scale)
         return decoded
 
     def padding_pixels(self) -> NDArray[np.bool_] | None:
@@ -155,7 +160,10 @@ def encode_base(base: Base) -> bytes:
         "pixels": base.coded,
         "padding": base.padding_mask,
     }
-    return pack(b"B", sections, stored={"pixels", "padding"})
+    if base.coarseness is None:
+        return pack(b"B", sections, stored={"pixels", "padding"})
+    sections["coarseness"] = base.coarseness.pack()
+    return pack(b"B", sections, stored={"pixels", "padding"}, version=2)
 
 
 def decode_base(data: bytes) -> Base:
@@ -181,7 +189,13 @@ def decode_base(data: bytes) -> Base:
             coded=sections["pixels"],
             padding_mask=sections.get("padding", b""),
             operator_name=meta["operator"],
+            coarseness=_coarseness(sections, meta["rows"], meta["columns"]),
         )
+
+
+def _coarseness(sections: dict[str, bytes], rows: int, columns: int) -> Coarseness | None:
+    packed = sections.get("coarseness")
+    return None if packed is None else Coarseness.unpack(packed, rows, columns)
 
 
 # --- rendition ------------------------------------------------------------------------------------------------

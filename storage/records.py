@@ -34,8 +34,9 @@ class Rung:
     """One step of the ladder: how a base is made.
 
     ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL
-    Butteraugli distance, 0 for a lossless base. ``effort``: coder effort. ``sample_bits``: base samples are
-    scaled by a power of two so that the full range of the image takes this many bits (0: unscaled).
+    Butteraugli distance, or how coarse ``avif`` is on that scale; 0 for a lossless base. ``effort``: coder
+    effort. ``sample_bits``: base samples are scaled by a power of two so that the full range of the image takes this
+    many bits (0: unscaled).
     """
 
     scale: int
@@ -135,6 +136,7 @@ class RungOutcome:
     """One rung tried on one image, kept for ``instance show``: its size, its verdict, its seconds.
 
     ``forecast``: it was not tried on the whole image; size and figures were forecast from a sample of its tiles.
+    ``coarseness``: hex of the base's map where it has one, so that a lost base can be made again.
     """
 
     rung: str
@@ -142,6 +144,7 @@ class RungOutcome:
     verdict: Verdict
     seconds: float
     forecast: bool = False
+    coarseness: str = ""
 
 
 @dataclass(frozen=True)

@@ -107,8 +107,9 @@ def _attempts(codec: CodecSettings, name: str) -> list[tuple[Rung, bool]]:
 
 
 def _rungs(codec: CodecSettings, name: str) -> list[Rung]:
-    """Rungs of that name, of today's ladder and of those that come with the profiles."""
-    known = [*codec.rungs, *(rung for profile in Profile for rung in CodecSettings(profile=profile).rungs)]
+    """Rungs of that name, of today's ladder, of those that come with the profiles, and of former ones."""
+    of_profiles = (rung for profile in Profile for rung in CodecSettings(profile=profile).rungs)
+    known = [*codec.rungs, *of_profiles, *FORMER_RUNGS]
     return [rung for rung in dict.fromkeys(known) if str(rung) == name]
 
 

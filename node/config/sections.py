@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -149,48 +150,64 @@ class StorageSettings(Section):
 
 class RungSettings(Section):
     scale: Literal[1, 2, 4]
-    coder: Literal["jpegxl", "jpegls", "png16"]
+    coder: Literal["avif", "jpegxl", "jpegls", "png16"]
     distance: float = Field(default=0.0, ge=0, le=25)
     effort: int = Field(default=7, ge=1, le=9)
     sample_bits: int = Field(default=0, ge=0, le=16)
 
     @model_validator(mode="after")
-    def _lossy_is_jpegxl(self) -> RungSettings:
-        if self.distance and self.coder != "jpegxl":
+    def _as_its_coder_does(self) -> RungSettings:
+        if self.distance and self.coder not in ("avif", "jpegxl"):
             raise ValueError(f"coder {self.coder} is lossless: leave distance out")
+        if self.coder == "avif" and not (self.distance and 0 < self.sample_bits <= 12):
+            raise ValueError("coder avif is lossy and takes 12 bits: give it a distance, and sample_bits from 1 to 12")
         return self
 
     def rung(self) -> Rung:
         return Rung(**self.model_dump())
 
 
-def _jpegxl(scale: Literal[1, 2, 4], distance: float, bits: int = 12) -> RungSettings:
-    return RungSettings(scale=scale, coder="jpegxl", distance=distance, sample_bits=bits)
+def _avif(scale: Literal[1, 2, 4], *quantisers: int) -> Iterator[RungSettings]:
+    """Rungs by AV1's quantiser, each with the distance that stands for it (storage.coders.quantiser)."""
+    for quantiser in quantisers:
+        distance = float(f"{2 ** ((quantiser - 27) / 9):.2g}")
+        yield RungSettings(scale=scale, coder="avif", distance=distance, sample_bits=12)
 
 
-_DISTANCES_2 = (
-    *(1.2, 1.1, 1.0, 0.92, 0.85, 0.8, 0.75, 0.71, 0.67, 0.63, 0.6, 0.57, 0.54, 0.51, 0.5, 0.48, 0.45, 0.43, 0.4, 0.38),
-    *(0.36, 0.34, 0.32, 0.3, 0.28, 0.26, 0.24, 0.22, 0.2, 0.18, 0.16, 0.14, 0.12, 0.1),
-)
-_UNSMOOTHED_2 = (0.49, 0.47, 0.46, 0.44, 0.42, 0.41, 0.39, 0.37)
-"""With samples of 11 bits. Up to distance 0.5 libjxl leaves its smoothing (gaborish) out, which costs a quarter more
-bytes at once; with one bit less a picture takes no more than at 0.51, and films with fine grain keep more of it."""
-_DISTANCES_1 = (
-    *(3.0, 2.8, 2.6, 2.45, 2.3, 2.2, 2.1, 2.0, 1.9, 1.82, 1.75, 1.67, 1.6, 1.52, 1.45, 1.37, 1.3, 1.25, 1.2, 1.15),
-    *(1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6),
-)
+def _jpegxl(scale: Literal[1, 2, 4], *distances: float) -> Iterator[RungSettings]:
+    for distance in distances:
+        yield RungSettings(scale=scale, coder="jpegxl", distance=distance, sample_bits=12)
+
 
 _STRICT = (
-    *(_jpegxl(2, distance) for distance in (0.3, 0.22, 0.16, 0.1)),
-    *(_jpegxl(1, distance) for distance in (1.2, 1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)),
+    *_avif(2, *range(16, 3, -2)),
+    *_avif(1, *range(36, 3, -3)),
+    *_jpegxl(2, 0.4, 0.33, 0.27, 0.22, 0.18, 0.14, 0.1),
+    *_jpegxl(1, 1.5, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2),
 )
+_BALANCED = (
+    *_avif(4, 14, 11, 8, 5),
+    *_avif(2, 30, 26, *range(23, 4, -3)),
+    *_avif(1, *range(44, 8, -3)),
+    *_jpegxl(2, 1.2, 0.9, 0.7, 0.55, 0.48, 0.4, 0.33, 0.27, 0.22, 0.18, 0.14, 0.1),
+    *_jpegxl(1, 3.0, 2.4, 1.9, 1.5, 1.2, 1.0, 0.8, 0.65, 0.5),
+)
+FORMER_RUNGS = tuple(
+    Rung(scale, "jpegxl", distance, 7, bits)
+    for scale, bits, distances in (
+        (4, 12, (0.3,)),
+        (2, 12, (1.2, 1.1, 1.0, 0.92, 0.85, 0.8, 0.75, 0.71, 0.67, 0.63, 0.6, 0.57, 0.54, 0.51, 0.5, 0.48, 0.45, 0.43)),
+        (2, 12, (0.4, 0.38, 0.36, 0.34, 0.32, 0.3, 0.28, 0.26, 0.24, 0.22, 0.2, 0.18, 0.16, 0.14, 0.12, 0.1)),
+        (2, 11, (0.49, 0.47, 0.46, 0.44, 0.42, 0.41, 0.39, 0.37)),
+        (1, 12, (3.0, 2.8, 2.6, 2.45, 2.3, 2.2, 2.1, 2.0, 1.9, 1.82, 1.75, 1.67, 1.6, 1.52, 1.45, 1.37, 1.3, 1.25)),
+        (1, 12, (1.2, 1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2)),
+    )
+    for distance in distances
+)
+"""Of the ladders of earlier builds: a base that was lost is made again with the rung it had."""
+
 _LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
-    Profile.BALANCED: (
-        _jpegxl(4, 0.3),
-        *(_jpegxl(2, distance) for distance in _DISTANCES_2),
-        *(_jpegxl(2, distance, bits=11) for distance in _UNSMOOTHED_2),
-        *(_jpegxl(1, distance) for distance in _DISTANCES_1),
-    ),
+    Profile.BALANCED: _BALANCED,
     Profile.STRICT: _STRICT,
     Profile.US_MQSA: _STRICT,
     Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),

@@ -1,7 +1,7 @@
 """Attempts at one image: a rung coded, reconstructed and measured as a whole; then mended, and measured again.
 
 Rungs are tried with the base alone, made consistent and equalised, which costs no network: a posterior mean hardly
-moves what the gate measures. Mending is for the rung that will be taken; so is the network, whose image is served where
+moves what the gate measures. One that may do is balanced (balancing.py) before it is measured in full. Mending is for the rung that will be taken; so is the network, whose image is served where
 it passes the gate and is nearer the original.
 """
 
@@ -22,17 +22,24 @@ from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
 if TYPE_CHECKING:
     from node.fidelity.gate import Reference, Survey
+    from node.reconstruct.balancing import Drawn
     from node.reconstruct.engine import Decoded, Original
     from node.reconstruct.forecast import Sample
     from node.reconstruct.guide import Guide
     from node.reconstruct.guiding import Raising
     from node.reconstruct.mending import Mended
     from node.reconstruct.upscalers.protocol import Upscaler
+    from storage.coarseness import Coarseness
 
 Pixels = NDArray[np.uint16]
 Region = tuple[int, int, int, int]
 """Row, column, height and width, in pixels."""
 
+Even = tuple[tuple[float, float, float], int]
+"""Mean and 5th percentile of tile FSIM and PSNR in dB of an image coded alike everywhere, and the bytes of that base."""
+
+_RELIEFS = 2
+"""How often a balanced base is made finer in single tiles before it is mended."""
 _UNSURE = 0.001
 """What the mean and 5th percentile of tile FSIM may be better by than a few tiles say."""
 _MORE_TO_MEND = 1.1
@@ -43,9 +50,12 @@ _MORE_TO_MEND = 1.1
 class Trial:
     """One rung of one image, measured before anything is mended.
 
-    ``promising``: whether it passes what the gate asks of the whole image; single places can be mended.
+    ``asked``: the rung that was to be tried; the base's may be another of its scale, where it was balanced.
+    ``promising``: whether it passes what the gate asks of the whole image; single places can be mended. ``even``: the
+    figures of the image coded alike everywhere, and the bytes of that base, where it was balanced after that.
     """
 
+    asked: Rung
     base: Base
     data: bytes
     digest: str
@@ -57,6 +67,7 @@ class Trial:
     seconds: float
     decoded: Decoded | None = None
     raising: Raising | None = None
+    even: Even | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -65,7 +76,12 @@ class Trial:
 
     @property
     def outcome(self) -> RungOutcome:
-        return RungOutcome(str(self.base.rung), self.payload_bytes, self.bare, self.seconds)
+        return RungOutcome(str(self.base.rung), self.payload_bytes, self.bare, self.seconds, coarseness=self.coarseness)
+
+    @property
+    def coarseness(self) -> str:
+        """The base's map, in hex; empty where it has none."""
+        return "" if self.base.coarseness is None else self.base.coarseness.pack().hex()
 
     @property
     def dearer(self) -> RungOutcome:
@@ -108,7 +124,7 @@ class Attempt:
 
     @property
     def outcome(self) -> RungOutcome:
-        return RungOutcome(str(self.trial.base.rung), self.payload_bytes, self.verdict, self.seconds)
+        return replace(self.trial.outcome, payload_bytes=self.payload_bytes, verdict=self.verdict, seconds=self.seconds)
 
     @property
     def dearer(self) -> RungOutcome:
@@ -139,13 +155,53 @@ class Subject:
 
         return Sample(self.original, self.reference, equalised=self.searches_bare)
 
-    def try_rung(self, rung: Rung) -> Trial:
-        """Code, reconstruct and measure one rung."""
+    def coarseness(self, packed: str) -> Coarseness | None:
+        """A map of this image from its hex; None where there is none."""
+        from storage.coarseness import Coarseness
+
+        return Coarseness.unpack(bytes.fromhex(packed), *self.reference.pixels.shape) if packed else None
+
+    def try_rung(self, rung: Rung, coarseness: Coarseness | None = None) -> Trial:
+        """Code, reconstruct and measure one rung, alike everywhere or by a map that is known."""
         from node.reconstruct.engine import make_base
 
         began = time.monotonic()
-        base = make_base(self.original, rung)
+        base = make_base(self.original, rung, coarseness)
         return self.try_base(base, encode_base(base), began)
+
+    def balanced(self, rung: Rung, ladder: Sequence[Rung]) -> Trial:
+        """A rung coded as coarsely as each place allows, in the fewest bytes found with which the image passes as a
+        whole; ``ladder``: the rungs it may become, of its scale and coder. Not promising where none passes."""
+        from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of, relieved
+        from node.reconstruct.engine import Decoded, make_base
+
+        assert self.thresholds is not None
+        began = time.monotonic()
+        base = make_base(self.original, rung)
+        decoded = Decoded.of(base)
+        raising, guide, output = self._raised(base, decoded)
+        first = Seen.of(self.reference, Drawn(base, decoded, guide, output))
+        alike = [other for other in ladder if replace(other, distance=rung.distance) == rung]
+        taken = balanced(self.original, self.reference, self.thresholds, raising, alike, first)
+        made = self._of(taken.drawn, began)
+        for _ in range(_RELIEFS):
+            coarseness = made.base.coarseness
+            if coarseness is None or not made.promising:
+                break
+            finer = relieved(coarseness, made.found, self.thresholds, headroom_of(made.base, made.base.rung))
+            if finer is None:
+                break
+            base = make_base(self.original, made.base.rung, finer)
+            made = self._of(Drawn.of(base, raising), began)
+        even = (first.mean, first.p5, first.psnr_db), first.payload_bytes
+        return replace(made, asked=rung, raising=raising, even=even)
+
+    def _of(self, drawn: Drawn, began: float) -> Trial:
+        from node.reconstruct.guide import encode_guide
+
+        data = encode_base(drawn.base)
+        made = self._measured(drawn.base, data, sha256(data), encode_guide(drawn.guide), drawn.output, began)
+        return replace(made, decoded=drawn.decoded)
 
     def try_base(self, base: Base, data: bytes, began: float) -> Trial:
         """Reconstruct and measure one base, whose bytes are ``data``."""
@@ -244,7 +300,7 @@ class Subject:
         weak = [tiles[number] for number in np.argsort(scores)[rank : rank + FEW // 2]]
         spread = spread_over(tiles, FEW - len(weak))
         sample = Sample(self.original, self.reference, equalised=True, tiles=(*weak, *spread))
-        gains = sample.gains(bare.base.rung, self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
+        gains = sample.gains(_typical(bare.base), self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
         return [
             bare.bare.fsim_mean + gain.fsim[len(weak) :].mean() + _UNSURE >= self.thresholds.fsim_mean
             and bare.bare.fsim_p5 + gain.fsim[: len(weak)].mean() + _UNSURE >= self.thresholds.fsim_p5
@@ -258,7 +314,8 @@ class Subject:
         found = survey(self.reference, output)
         promising = self.thresholds is None or passes_as_a_whole(found, self.thresholds)
         bare = judge(found, self.thresholds)
-        return Trial(base, data, digest, guide, output, found, bare, promising, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return Trial(base.rung, base, data, digest, guide, output, found, bare, promising, seconds)
 
     def _mended(self, trial: Trial) -> Attempt:
         from node.fidelity.gate import Box
@@ -273,6 +330,13 @@ class Subject:
         patches = b"" if made.patches is None else encode_patches(made.patches)
         verdict = _with_figures(made, trial.output, trial.base, patches)
         return Attempt(trial, points, patches, made.pixels, verdict, time.monotonic() - began)
+
+
+def _typical(base: Base) -> Rung:
+    """The rung that is as coarse as most of a balanced base."""
+    if base.coarseness is None:
+        return base.rung
+    return replace(base.rung, distance=base.rung.distance * 2**base.coarseness.typical_octaves)
 
 
 def _dearer(outcome: RungOutcome, when: str = "") -> RungOutcome:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from node.reconstruct.attempts import Even
 from node.reconstruct.forecast import Figures, Forecast
 from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
@@ -27,6 +28,9 @@ _NEAR = 1.65
 
 _SMOOTHED = 0.5
 """Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
+
+_SAVED = {"avif": 0.9, "jpegxl": 0.8}
+"""What of its bytes an image typically takes once it is balanced, by coder."""
 
 _REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
 """How much texture may raise the figures of the consistent base."""
@@ -70,23 +74,26 @@ class _Flight:
 
 @dataclass
 class Climb:
-    """The search over one ladder. ``forecast`` is asked for few rungs; ``textured``: texture may raise its figures."""
+    """The search over one ladder. ``forecast`` is asked for few rungs; ``textured``: texture may raise its figures;
+    ``balancing``: rungs are balanced before they are measured."""
 
     ladder: Sequence[Rung]
     forecast: Callable[[Rung], Forecast]
     thresholds: Thresholds
     textured: bool = False
+    balancing: bool = False
     _flights: list[_Flight] = field(init=False)
     _off: Figures = _NOTHING
     _bytes_off: float = 1.0
     _patches: int = 0
     _asked: dict[Rung, Forecast] = field(default_factory=dict)
     _tried: set[Rung] = field(default_factory=set)
+    _balanced: set[tuple[int, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         flights: dict[tuple[object, ...], list[Rung]] = {}
         for rung in dict.fromkeys(self.ladder):
-            smoothed = rung.distance > _SMOOTHED
+            smoothed = rung.coder == "jpegxl" and rung.distance > _SMOOTHED
             flights.setdefault((rung.scale, rung.coder, rung.effort, rung.sample_bits, smoothed), []).append(rung)
         self._flights = [_Flight(rungs) for rungs in flights.values()]
 
@@ -103,20 +110,36 @@ class Climb:
                 smallest, best = size, rung
         return best
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool) -> None:
+    def balances(self, rung: Rung) -> bool:
+        """Whether a rung is to be balanced: those of one scale and coder once, from then on as they are."""
+        return self.balancing and rung.distance > 0 and (rung.scale, rung.coder) not in self._balanced
+
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None = None) -> None:
         """What a trial came to, before anything was mended: the forecasts are corrected, and what it rules out is
-        closed. ``passed``: as a whole."""
+        closed. ``passed``: as a whole. ``even``: figures and bytes before the rung was balanced; where it was, all
+        rungs of its scale and coder are closed, since it has become whichever of them suits."""
         self._tried.add(rung)
         flight = self._flight(rung)
         made = self._forecast(flight, rung)
-        off = tuple(now - then for now, then in zip(_figures(verdict), made.figures, strict=True))
         number = flight.rungs.index(rung)
-        self._off = flight.offs[number] = Figures(*off)
-        self._bytes_off = base_bytes / max(made.payload_bytes, 1)
+        figures, size = (_figures(verdict), base_bytes) if even is None else even
+        self._off = flight.offs[number] = Figures(
+            *(now - then for now, then in zip(figures, made.figures, strict=True))
+        )
+        self._bytes_off = size / max(made.payload_bytes, 1)
+        if even is not None:
+            self._close(rung)
+        elif not passed:
+            flight.low = number + 1
         if passed:
             flight.passing[number] = base_bytes
-        else:
-            flight.low = number + 1
+
+    def _close(self, rung: Rung) -> None:
+        """No more of this scale and coder."""
+        self._balanced.add((rung.scale, rung.coder))
+        for other in self._flights:
+            if (other.rungs[0].scale, other.rungs[0].coder) == (rung.scale, rung.coder):
+                other.low = len(other.rungs)
 
     def mended(self, rung: Rung, patch_bytes: int) -> None:
         """What exact patches a rung that passed has taken; points cost the same on all rungs."""
@@ -130,13 +153,17 @@ class Climb:
         flight.low = number + max(1, (flight.high - number) // 2)
 
     def forecasts(self) -> tuple[RungOutcome, ...]:
-        """Outcomes of the rungs that were forecast and never tried, as the forecasts stand now."""
-        outcomes = []
+        """Outcomes of rungs that were forecast and never tried, as the forecasts stand now: per scale and coder the
+        largest that would not pass and the smallest that would."""
+        outcomes: dict[tuple[int, str, bool], RungOutcome] = {}
         for flight in self._flights:
             for rung in flight.rungs:
                 if rung in self._asked and rung not in self._tried:
-                    outcomes.append(self._outcome(flight, rung))
-        return tuple(outcomes)
+                    passing = self._expected(flight, rung)
+                    key = rung.scale, rung.coder, passing
+                    if not passing or key not in outcomes:
+                        outcomes[key] = self._outcome(flight, rung)
+        return tuple(outcomes.values())
 
     def _flight(self, rung: Rung) -> _Flight:
         return next(flight for flight in self._flights if rung in flight.rungs)
@@ -205,7 +232,8 @@ class Climb:
         """What a rung may take: its base, and the patches that another of its flight took; half of those on another
         flight, where other places are wrong."""
         patches = self._patches / 2 if flight.patches is None else flight.patches
-        return self._forecast(flight, rung).payload_bytes * self._bytes_off + patches
+        saved = _SAVED.get(rung.coder, 1.0) if self.balances(rung) else 1.0
+        return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved + patches
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""

@@ -7,7 +7,8 @@ Training and inference both come through this module.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from node.reconstruct.guide import Map, share_map, unit_map
 from node.reconstruct.network import STRIDE, UNSHUFFLE, to_latent
+from storage.coarseness import Coarseness
 from storage.records import Rung
 
 Float = NDArray[np.float32]
@@ -40,8 +42,10 @@ class Scene:
     rung: Tensor
 
 
-def scene(image: Float, levels: Map, quantisation_rms: float, rung: Rung) -> Scene:
-    """``image``: the consistent base at full size, grey levels. ``levels``: the guide's."""
+def scene(
+    image: Float, levels: Map, quantisation_rms: float, rung: Rung, coarseness: Coarseness | None = None
+) -> Scene:
+    """``image``: the consistent base at full size, grey levels. ``levels``: the guide's. ``coarseness``: the base's."""
     rows, columns = image.shape
     unit = unit_map(levels, rows, columns)
     pixels = torch.from_numpy(_padded(image))[None, None]
@@ -49,7 +53,13 @@ def scene(image: Float, levels: Map, quantisation_rms: float, rung: Rung) -> Sce
     detail = (pixels - _smooth(pixels)) / units
     bent = torch.asinh(detail / _BEND) * _BEND
     coarse = F.avg_pool2d(units, UNSHUFFLE)
-    noise = torch.log2(max(quantisation_rms, 1e-3) / coarse).clamp(-6, 3) / 3
+    quantisation = torch.full_like(coarse, max(quantisation_rms, 1e-3))
+    if coarseness is not None:
+        coarser = 1 / coarseness.scaling(UNSHUFFLE)
+        average = float(np.sqrt(np.mean(np.square(coarser, dtype=np.float64))))
+        quantisation *= torch.from_numpy(_to_shape(coarser / np.float32(average), coarse.shape[-2:]))
+        rung = replace(rung, distance=rung.distance * average)
+    noise = torch.log2(quantisation / coarse).clamp(-6, 3) / 3
     return Scene(
         seen=torch.cat([to_latent(bent), noise], dim=1)[0],
         unit=unit,
@@ -63,6 +73,11 @@ def rung_features(rung: Rung) -> Tensor:
     lossless = rung.distance == 0
     distance = math.log2(max(rung.distance, 0.03))
     return torch.tensor([float(rung.scale == 4) - float(rung.scale == 1), distance / 3, float(lossless)])
+
+
+def _to_shape(values: Float, shape: Sequence[int]) -> Float:
+    """``values`` with their last rows and columns repeated."""
+    return np.pad(values, [(0, size - own) for size, own in zip(shape, values.shape, strict=True)], mode="edge")
 
 
 def _padded(image: Float) -> Float:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from node.reconstruct.attempts import Attempt, Subject, Trial, sha256
+from node.reconstruct.attempts import Attempt, Even, Subject, Trial, sha256
 from node.reconstruct.engine import read_original
 from node.reconstruct.installed import Installed, installed
 from node.reconstruct.upscalers.catalogue import Catalogue
@@ -32,7 +32,8 @@ class EncodeRequest:
     """Encode an original down the ladder, verifying each rung. Without thresholds the first rung is measured.
 
     ``patch_share``: the part of the tiles with breast that exact patches may cover; ``regions`` (row, column, height,
-    width, in pixels) are patched whatever the gate says of them.
+    width, in pixels) are patched whatever the gate says of them. ``coarseness``: the map, in hex, of a base that is to
+    be made again, of a ladder of one rung. Without ``balance`` every rung is coded alike everywhere.
     """
 
     original: Path
@@ -42,6 +43,8 @@ class EncodeRequest:
     thresholds: Thresholds | None
     patch_share: float = 0.0
     regions: tuple[tuple[int, int, int, int], ...] = ()
+    coarseness: str = ""
+    balance: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,17 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     """
     subject = _subject(request, catalogue.configured())
     search = _search(request, subject)
+    coarseness = subject.coarseness(request.coarseness)
     failed: list[RungOutcome] = []
     waiting: list[Trial] = []
     best: Attempt | None = None
     while True:
         while (rung := search.next()) is not None:
-            trial = subject.try_rung(rung)
-            search.heard(rung, trial.bare, len(trial.data), passed=trial.promising)
+            if request.balance and search.balances(rung):
+                trial = subject.balanced(rung, request.ladder)
+            else:
+                trial = subject.try_rung(rung, coarseness)
+            search.heard(rung, trial.bare, len(trial.data), passed=trial.promising, even=trial.even)
             if trial.promising:
                 waiting.append(trial)
             else:
@@ -94,9 +101,9 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
         attempt = subject.finished(smallest)
         if not attempt.passed:
             failed.append(attempt.outcome)
-            search.refused(smallest.base.rung)
+            search.refused(smallest.asked)
             continue
-        search.mended(smallest.base.rung, len(attempt.patches))
+        search.mended(smallest.asked, len(attempt.patches))
         if best is not None:
             best, attempt = sorted((best, attempt), key=lambda one: one.payload_bytes)
             failed.append(attempt.dearer)
@@ -108,7 +115,10 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
 
 
 def _may_be_smaller(trial: Trial, best: Attempt) -> bool:
-    """At the scale of the best, other rungs need much the same patches; at another they may do without."""
+    """Balanced bases are as small as can be, and may need other mending. Of the rest, those of the scale of the best
+    need much the same patches; at another they may do without."""
+    if trial.even is not None:
+        return trial.payload_bytes < best.payload_bytes
     same = trial.base.rung.scale == best.trial.base.rung.scale
     return not same and trial.payload_bytes < best.without_points
 
@@ -176,8 +186,11 @@ class _Search(Protocol):
     def next(self) -> Rung | None:
         """None where no other is worth trying."""
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool) -> None:
-        """What a trial came to; ``passed``: as a whole."""
+    def balances(self, rung: Rung) -> bool:
+        """Whether a rung is to be coded as coarsely as each place of the image allows."""
+
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None) -> None:
+        """What a trial came to; ``passed``: as a whole; ``even``: as it was before it was balanced."""
 
     def mended(self, rung: Rung, patch_bytes: int) -> None:
         """A rung that passed was mended, with exact patches of so many bytes."""
@@ -199,7 +212,8 @@ def _search(request: EncodeRequest, subject: Subject) -> _Search:
         return _InOrder(request.ladder)
     from node.reconstruct.climb import Climb
 
-    return Climb(request.ladder, subject.sample.forecast, request.thresholds, textured=upscaler.detail > 0)
+    textured = upscaler.detail > 0
+    return Climb(request.ladder, subject.sample.forecast, request.thresholds, textured, balancing=subject.searches_bare)
 
 
 class _InOrder:
@@ -212,7 +226,10 @@ class _InOrder:
     def next(self) -> Rung | None:
         return self._left.pop(0) if self._left and not self._found else None
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool) -> None:
+    def balances(self, rung: Rung) -> bool:
+        return False
+
+    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None) -> None:
         self._found = passed
 
     def mended(self, rung: Rung, patch_bytes: int) -> None:
@@ -232,7 +249,7 @@ def _noted(outcome: RungOutcome) -> RungOutcome:
         for figure in (outcome.verdict.psnr_db, outcome.verdict.fsim_mean, outcome.verdict.fsim_p5)
     )
     verdict = replace(outcome.verdict, psnr_db=psnr, fsim_mean=mean, fsim_p5=p5, figures={})
-    return replace(outcome, verdict=verdict, seconds=round(outcome.seconds, 2))
+    return replace(outcome, verdict=verdict, seconds=round(outcome.seconds, 2), coarseness="")
 
 
 def _extremes(pixels: Pixels, padding: NDArray[np.bool_] | None) -> dict[str, int]:

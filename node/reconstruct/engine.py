@@ -10,7 +10,7 @@ before or beside them. The encoder's side of the guide is guiding.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ from node.reconstruct.patches import Patches, pasted
 from node.reconstruct.points import Points
 from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
+from storage.coarseness import Coarseness
 from storage.dicomfile import HeaderBytes, opened
 from storage.errors import NotReconstructable, PayloadError
 from storage.payload import Base, pack_mask
@@ -121,18 +122,19 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
     return ends[0], ends[1]
 
 
-def make_base(original: Original, rung: Rung) -> Base:
-    """Downsample and code one original as ``rung`` says."""
+def make_base(original: Original, rung: Rung, coarseness: Coarseness | None = None) -> Base:
+    """Downsample and code one original as ``rung`` says, and more coarsely where ``coarseness`` does."""
     filled, low, high = without_padding(original)
     operator = Operator(original.pixels.shape[0], original.pixels.shape[1], rung.scale)
     exponent = rung.sample_bits - original.bits_stored if rung.sample_bits else 0
     factor = np.float32(2.0**exponent)
     ideal = operator.down(filled)
-    top = (1 << original.bits_stored) - 1
-    samples = np.clip(np.rint(ideal * factor), 0, min(top * float(factor), 65535.0)).astype(np.uint16)
-    coded = coders.encode(samples, rung)
-    decoded = coders.decode(coded, rung, samples.shape).astype(np.float32) / factor
-    return Base(
+    top = float(coders.top_sample(rung.coder))
+    scaled = np.clip(ideal * factor, 0, min(((1 << original.bits_stored) - 1) * float(factor), top))
+    if coarseness is not None:
+        scaled *= coarseness.scaling(rung.scale)
+    coded = coders.encode(np.clip(np.rint(scaled), 0, top).astype(np.uint16), rung)
+    base = Base(
         rung=rung,
         rows=operator.rows,
         columns=operator.columns,
@@ -142,14 +144,17 @@ def make_base(original: Original, rung: Rung) -> Base:
         padding=original.padding,
         padding_value=original.padding_value,
         exponent=exponent,
-        quantisation_rms=float(np.sqrt(np.mean(np.square(decoded - ideal, dtype=np.float64)))),
+        quantisation_rms=0.0,
         original_digest=original.digest,
         pixel_digest=original.pixel_digest,
         pixel_vr=original.pixel_vr,
         header=original.header_bytes,
         coded=coded,
         padding_mask=b"" if original.padding_pixels is None else pack_mask(original.padding_pixels),
+        coarseness=coarseness,
     )
+    off = np.square(base.samples() - ideal, dtype=np.float64)
+    return replace(base, quantisation_rms=float(np.sqrt(np.mean(off))))
 
 
 def reconstruct(
@@ -242,6 +247,7 @@ def draw(
         base.quantisation_rms,
         levels,
         None if decoded is None else decoded.image,
+        base.coarseness,
     )
     drawn = upscaler.upscale(task)
     image = drawn.image if decoded is None or levels is None else decoded.image

@@ -108,7 +108,7 @@ class Mammo:
         image = task.consistent_base()
         if not task.levels.any():
             return Upscaled(image)
-        seen = scene(image, task.levels, task.quantisation_rms, task.rung)
+        seen = scene(image, task.levels, task.quantisation_rms, task.rung, task.coarseness)
         strength = seen.unit * seen.share
         plan = _Plan(seen.seen.shape[1], seen.seen.shape[2], task.levels, self._tile, self._network.halo)
         mean, drawn = self._sample(plan, seen.seen, seen.rung, task.seed, task.steps)

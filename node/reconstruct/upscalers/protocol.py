@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.coarseness import Coarseness
 from storage.records import Rung
 from storage.resample import Operator
 
@@ -22,7 +23,7 @@ class UpscaleTask:
     ``seed``: keys every random draw; ``steps``: sampling steps, ignored by upscalers that do not sample.
     ``rung`` and ``quantisation_rms`` (grey levels): how the base was made. ``levels``: the guide's map of how
     strong the missing detail is, uint8 per 64-pixel tile (guide.py); None where there is no guide. ``lifted``: the
-    consistent base at full size where it was made already; not to be written to.
+    consistent base at full size where it was made already; not to be written to. ``coarseness``: the base's, or None.
     """
 
     base: NDArray[np.float32]
@@ -35,6 +36,7 @@ class UpscaleTask:
     quantisation_rms: float = 0.0
     levels: NDArray[np.uint8] | None = None
     lifted: NDArray[np.float32] | None = None
+    coarseness: Coarseness | None = None
 
     def consistent_base(self) -> NDArray[np.float32]:
         """``operator.lift(base)``, an array to write to: float32, full size."""
