@@ -139,7 +139,7 @@ def test_what_mending_costs_at_one_scale_sends_it_to_another() -> None:
     size = world.bytes_of(first)
     search.heard(first, Verdict(psnr, mean, p5, 9), size, passed=True)
     assert search.next() is None
-    search.mended(first, 3 * size)
+    search.mended(first, 3 * size, 0)
     second = search.next()
     assert second is not None
     assert second.scale != first.scale

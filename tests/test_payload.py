@@ -20,7 +20,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from storage import coders
-from storage.container import MAGIC, VERSION
+from storage.coarseness import LIMIT, TILE, Coarseness
+from storage.container import MAGIC, VERSIONS
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.payload import (
@@ -65,12 +66,35 @@ verdicts = st.builds(
     failures=st.lists(texts, max_size=3).map(tuple),
     gated=st.booleans(),
 )
-outcomes = st.builds(RungOutcome, rung=texts, payload_bytes=st.integers(0, 2**50), verdict=verdicts, seconds=figures)
-bases = st.builds(
+outcomes = st.builds(
+    RungOutcome,
+    rung=texts,
+    payload_bytes=st.integers(0, 2**50),
+    verdict=verdicts,
+    seconds=figures,
+    forecast=st.booleans(),
+    coarseness=st.binary(max_size=20).map(bytes.hex),
+)
+
+
+def sized_bases(rows: int, columns: int) -> st.SearchStrategy[Base]:
+    """Bases of images of that size, with a map or without; maps of large images would take long to draw."""
+    tiles = -(-rows // TILE), -(-columns // TILE)
+    maps = arrays(np.int8, tiles, elements=st.integers(-LIMIT, LIMIT)).map(lambda map_: Coarseness(rows, columns, map_))
+    small = tiles[0] * tiles[1] <= 100
+    return plain_bases.flatmap(
+        lambda base: (st.none() | maps if small else st.none()).map(
+            lambda map_: replace(base, rows=rows, columns=columns, coarseness=map_)
+        )
+    )
+
+
+sizes = st.integers(1, 3000) | st.integers(1, 65535)
+plain_bases = st.builds(
     Base,
     rung=rungs,
-    rows=st.integers(1, 65535),
-    columns=st.integers(1, 65535),
+    rows=sizes,
+    columns=sizes,
     bits_stored=st.integers(1, 16),
     minimum=st.integers(0, 65535),
     maximum=st.integers(0, 65535),
@@ -91,6 +115,7 @@ bases = st.builds(
     padding_mask=st.binary(max_size=50),
     operator_name=texts,
 )
+bases = st.tuples(sizes, sizes).flatmap(lambda size: sized_bases(*size))
 renditions = st.builds(
     Rendition,
     base_digest=digests,
@@ -132,6 +157,15 @@ SMALL_BASE = Base(
     coded=coders.encode(SAMPLES, Rung(2, "png16", effort=1)),
     padding_mask=pack_mask(np.eye(6, 7, dtype=np.bool_)),
 )
+MAPPED_BASE = replace(
+    SMALL_BASE,
+    rung=Rung(4, "png16", effort=1),
+    rows=300,
+    columns=520,
+    padding_mask=b"",
+    coded=coders.encode(np.full((75, 130), 1600, np.uint16), Rung(4, "png16", effort=1)),
+    coarseness=Coarseness(300, 520, np.array([[0, 8, -32], [-8, 32, 1]], np.int8)),
+)
 SMALL_RENDITION = Rendition(
     base_digest=DIGEST,
     original_uid="1.2.3",
@@ -158,6 +192,7 @@ CHANGED_BASE: dict[str, Any] = {
         "operator_name": "",
     },
     "header": HeaderBytes("1.2.840.10008.1.2.1", b"before", b""),
+    "coarseness": Coarseness(6, 7, np.zeros((1, 1), np.int8)),
 }
 CHANGED_RENDITION: dict[str, Any] = {
     **{"base_digest": "", "original_uid": "1", "derived_uid": "2", "upscaler": "u", "method": "", "generative": True},
@@ -170,10 +205,19 @@ CHANGED_RENDITION: dict[str, Any] = {
 # --- round trips ----------------------------------------------------------------------------------------------
 
 
+def plain(base: Base) -> dict[str, Any]:
+    """Its fields, the map as values that can be compared."""
+    values = {each.name: getattr(base, each.name) for each in fields(base)}
+    map_ = base.coarseness
+    return values | {"coarseness": map_ and (map_.rows, map_.columns, map_.steps.dtype, map_.steps.tolist())}
+
+
 @settings(max_examples=100, deadline=None)
 @given(base=bases)
 def test_a_base_comes_back(base: Base) -> None:
-    assert decode_base(encode_base(base)) == base
+    encoded = encode_base(base)
+    assert plain(decode_base(encoded)) == plain(base)
+    assert encoded[7] == (1 if base.coarseness is None else 2)
 
 
 @settings(max_examples=100, deadline=None)
@@ -212,6 +256,17 @@ def test_samples_are_decoded_in_grey_levels() -> None:
     assert np.array_equal(replace(SMALL_BASE, exponent=-2).samples(), SAMPLES * 4.0)
 
 
+def test_samples_are_divided_by_the_map() -> None:
+    map_ = MAPPED_BASE.coarseness
+    assert map_ is not None
+    samples = MAPPED_BASE.samples()
+    assert samples.dtype == np.float32
+    assert np.array_equal(samples, np.float32(100) / map_.scaling(4))
+    assert samples[0, 0] == 100  # of the corner, whose step is 0
+    assert samples[-1, 0] == 50
+    assert samples[0, -1] == pytest.approx(100 / 16)
+
+
 def test_samples_of_another_operator_or_shape_are_refused() -> None:
     with pytest.raises(PayloadError, match="made by operator lanczos/9; this release has torchvision"):
         replace(SMALL_BASE, operator_name="lanczos/9").samples()
@@ -230,6 +285,7 @@ def test_padding_pixels_are_those_of_the_mask() -> None:
 
 SMALL = [
     pytest.param(encode_base(SMALL_BASE), decode_base, id="base"),
+    pytest.param(encode_base(MAPPED_BASE), decode_base, id="base with a map"),
     pytest.param(encode_rendition(SMALL_RENDITION), decode_rendition, id="rendition"),
 ]
 Decode = Callable[[bytes], Any]
@@ -267,12 +323,13 @@ def sealed(content: bytes) -> bytes:
     return content + hashlib.sha256(content).digest()
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
-def test_another_version_is_refused_even_where_its_checksum_is_right(version: int) -> None:
-    data = bytearray(encode_base(SMALL_BASE)[:-32])
-    data[7] = version
-    with pytest.raises(PayloadError, match=rf"version .*; this release reads {VERSION}"):
-        decode_base(sealed(bytes(data)))
+@pytest.mark.parametrize("version", [0, 3, 255])
+@pytest.mark.parametrize(("data", "decode"), SMALL)
+def test_another_version_is_refused_even_where_its_checksum_is_right(data: bytes, decode: Decode, version: int) -> None:
+    changed = bytearray(data[:-32])
+    changed[7] = version
+    with pytest.raises(PayloadError, match=r"version .*; this release reads \(1, 2\)"):
+        decode(sealed(bytes(changed)))
 
 
 @pytest.mark.parametrize("data", [b"", b"LPACS", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(128) + b"DICM"])
@@ -291,8 +348,8 @@ def section(
     return bytes([len(name)]) + name + bytes([encoding]) + lengths + body
 
 
-def container(*sections: bytes, kind: bytes = b"B", count: int | None = None) -> bytes:
-    head = MAGIC + kind + bytes([VERSION, len(sections) if count is None else count])
+def container(*sections: bytes, kind: bytes = b"B", count: int | None = None, version: int = 1) -> bytes:
+    head = MAGIC + kind + bytes([version, len(sections) if count is None else count])
     return sealed(head + b"".join(sections))
 
 
@@ -360,6 +417,24 @@ def test_content_that_makes_no_sense_is_a_payload_error(data: bytes) -> None:
         decode_base(data)
 
 
+@pytest.mark.parametrize(
+    "map_",
+    [
+        pytest.param(b"\0\0", id="too long"),
+        pytest.param(bytes([LIMIT + 1]), id="too coarse"),
+        pytest.param(bytes([256 - LIMIT - 1]), id="too fine"),
+        pytest.param(b"\x80", id="least int8"),
+    ],
+)
+def test_a_map_that_makes_no_sense_is_a_payload_error(map_: bytes) -> None:
+    sections = section(b"meta", META), HEADER, PIXELS
+    good = decode_base(container(*sections, section(b"coarseness", b"\x08"), version=2))
+    assert good.coarseness is not None
+    assert good.coarseness.steps.tolist() == [[8]]
+    with pytest.raises(PayloadError, match="coarseness"):
+        decode_base(container(*sections, section(b"coarseness", map_), version=2))
+
+
 @pytest.mark.parametrize("announced", [len(b"header") - 1, len(b"header") + 1])
 def test_a_section_that_inflates_to_another_length_is_a_payload_error(announced: int) -> None:
     header = section(b"header", zlib.compress(b"header"), encoding=1, length=announced)
@@ -368,9 +443,9 @@ def test_a_section_that_inflates_to_another_length_is_a_payload_error(announced:
 
 
 @settings(max_examples=100, deadline=None)
-@given(content=st.binary(max_size=120), kind=st.sampled_from([b"B", b"R"]))
-def test_random_content_is_a_payload_error(content: bytes, kind: bytes) -> None:
-    data = sealed(MAGIC + kind + bytes([VERSION]) + content)
+@given(content=st.binary(max_size=120), kind=st.sampled_from([b"B", b"R"]), version=st.sampled_from(VERSIONS))
+def test_random_content_is_a_payload_error(content: bytes, kind: bytes, version: int) -> None:
+    data = sealed(MAGIC + kind + bytes([version]) + content)
     with pytest.raises(PayloadError):
         (decode_base if kind == b"B" else decode_rendition)(data)
 
@@ -392,11 +467,14 @@ def test_meta_with_a_field_of_another_kind_is_read_or_a_payload_error(data: st.D
     )
     meta = json.loads(sections_of(encoded)["meta"][1])
     meta[data.draw(st.sampled_from([*sorted(meta), "unknown"]))] = data.draw(json_values)
-    changed = container(section(b"meta", json.dumps(meta).encode()), HEADER, PIXELS, kind=kind)
+    sections = [section(b"meta", json.dumps(meta).encode()), HEADER, PIXELS]
+    if data.draw(st.booleans()):
+        sections.append(section(b"coarseness", b"\0"))
+    changed = container(*sections, kind=kind, version=len(sections) - 2)
     try:
         decode(changed)
     except PayloadError as error:
-        assert "malformed" in str(error)
+        assert "malformed" in str(error) or str(error).startswith("coarseness holds")
 
 
 # --- the padding mask -----------------------------------------------------------------------------------------
@@ -518,6 +596,7 @@ def test_the_golden_base_reads_as_it_was_written() -> None:
         "pixel_digest": "277f92e3f8b0c1b238116828e1d3dfef30b179a8a5d9cbf47af69b2fde283cbb",
         "pixel_vr": "OW",
         "operator_name": "torchvision-bicubic-antialias/1",
+        "coarseness": None,
     }
     assert header.transfer_syntax_uid == "1.2.840.10008.1.2.1"
     assert header.after == b"\xfc\xff\xfc\xffOB\0\0\x08\0\0\0golden\0\0"
@@ -526,6 +605,39 @@ def test_the_golden_base_reads_as_it_was_written() -> None:
     assert parsed.SOPInstanceUID == "2.25.313131313131313131313131313131313131313"
     assert parsed.PatientName == "Müller^Anna"
     assert (parsed.Rows, parsed.Columns, parsed.PixelPaddingValue) == (300, 280, 0)
+
+
+def test_the_golden_base_of_version_2_reads_as_it_was_written() -> None:
+    data = (GOLDEN / "base-v2.lpacs").read_bytes()
+    assert sha256(data) == "ea49f37b57df17cda2adc1f76b9ca480b4f0eabea823310b1c64679caaa2aa54"
+    base, first = decode_base(data), decode_base((GOLDEN / "base-v1.lpacs").read_bytes())
+    assert (len(base.coded), base.coded[4:12]) == (1521, b"ftypavif")
+    map_ = base.coarseness
+    assert map_ is not None
+    assert (map_.rows, map_.columns, map_.steps.dtype, map_.steps.tolist()) == (300, 280, np.int8, [[4, -3], [-2, 11]])
+    rung = Rung(scale=2, coder="avif", distance=0.5, effort=7, sample_bits=12)
+    same = replace(
+        base, rung=first.rung, exponent=4, quantisation_rms=first.quantisation_rms, coded=first.coded, coarseness=None
+    )
+    assert (base.rung, base.exponent, base.quantisation_rms) == (rung, 0, 27.561606395534223)
+    assert same == first  # of the same image
+
+
+def test_the_golden_samples_of_version_2_decode_to_the_same_values() -> None:
+    """AV1 decodes in integers and the map comes from a table: the same bits on every machine."""
+    base = decode_base((GOLDEN / "base-v2.lpacs").read_bytes())
+    coded = coders.decode(base.coded, base.rung, (150, 140))
+    assert sha256(coded.astype("<u2").tobytes()) == "77649f9c8aa44350a2b85e6f8af4cb60c6cd712155377117ee5421946ea1e2e8"
+    assert base.coarseness is not None
+    assert (
+        sha256(base.coarseness.scaling(2).astype("<f4").tobytes())
+        == "8c38ceee186c65205b15d1c284dda3a2e46e2ec89bc81f552f3c30e45fd49c85"
+    )
+    samples = base.samples()
+    assert (samples.shape, samples.dtype) == ((150, 140), np.float32)
+    assert sha256(samples.astype("<f4").tobytes()) == "b4c802487c3f65c6206434f8715df49fc52f272608b1eb7a1f0944895e003080"
+    first = decode_base((GOLDEN / "base-v1.lpacs").read_bytes()).samples()
+    assert np.sqrt(np.mean(np.square(samples - first))) < 30  # and it is the image still
 
 
 def test_the_golden_samples_and_padding_decode_to_the_same_values() -> None:
@@ -581,6 +693,10 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
     ("name", "decode", "encode", "stored"),
     [
         ("base-v1.lpacs", decode_base, encode_base, {"meta": 1, "header": 1, "trailer": 1, "pixels": 0, "padding": 0}),
+        (
+            *("base-v2.lpacs", decode_base, encode_base),
+            {"meta": 1, "header": 1, "trailer": 1, "pixels": 0, "padding": 0, "coarseness": 1},
+        ),
         ("rendition-v1.lpacs", decode_rendition, encode_rendition, {"meta": 1, "guide": 0, "points": 0, "patches": 0}),
     ],
 )
@@ -589,16 +705,18 @@ def test_what_is_written_today_has_the_sections_of_the_golden_file(
 ) -> None:
     golden = (GOLDEN / name).read_bytes()
     today = encode(decode(golden))
-    assert today[:8] == golden[:8] == b"LPACS\0" + name[:1].upper().encode() + b"\1"
+    version = int(re.fullmatch(r"\w+-v(\d+)\.lpacs", name)[1])  # type: ignore[index]
+    assert today[:8] == golden[:8] == b"LPACS\0" + name[:1].upper().encode() + bytes([version])
     assert sections_of(today) == sections_of(golden)  # deflate itself may differ from one zlib to another
     assert {section_name: encoding for section_name, (encoding, _) in sections_of(golden).items()} == stored
     assert list(sections_of(today)) == list(stored)
 
 
-def test_the_golden_files_are_of_the_version_that_is_written() -> None:
+def test_there_is_a_golden_base_of_every_version_that_is_read() -> None:
     """A new version needs new golden files beside the old ones."""
     written = {path.name for path in GOLDEN.glob("*.lpacs")}
-    assert {f"base-v{VERSION}.lpacs", f"rendition-v{VERSION}.lpacs"} <= written
+    assert {path for path in written if path.startswith("base")} == {f"base-v{version}.lpacs" for version in VERSIONS}
+    assert "rendition-v1.lpacs" in written
     assert OPERATOR == "torchvision-bicubic-antialias/1"
 
 

@@ -138,7 +138,7 @@ class Archivist:
             assert held.rendition is not None
             why = "regions named since it was made cannot be patched on its rung"
             Upkeep(self._index.engine).withdraw(held.rendition.derived_uid, why)
-        result = result or encode(codec.rungs, codec.gated)
+        result = result or encode(codec.rungs, codec.gated, "")
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
             return
@@ -152,7 +152,7 @@ class Archivist:
             return False
 
     def _encode(
-        self, claim: Claim, path: Path, regions: tuple[Box, ...], ladder: tuple[Rung, ...], gated: bool
+        self, claim: Claim, path: Path, regions: tuple[Box, ...], ladder: tuple[Rung, ...], gated: bool, coarseness: str
     ) -> EncodeResult:
         request = EncodeRequest(
             original=path,
@@ -162,6 +162,7 @@ class Archivist:
             thresholds=self._settings.thresholds if gated else None,
             patch_share=self._settings.gate.patches.share,
             regions=regions,
+            coarseness=coarseness,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
         assert isinstance(answer, EncodeResult)

@@ -1,7 +1,8 @@
 """A base or rendition that was lost is made again from its original: as it was, bit for bit, wherever that works.
 
-A derived UID is a promise of pixels. So the rung of the lost base is tried first, alone. JPEG XL and zlib give the
-same bytes again under the same versions, and the digest says whether they did. A rendition's bytes hold what was
+A derived UID is a promise of pixels. So the rung of the lost base is tried, alone, with the map of its coarseness from
+the index; where the rendition is lost too, the way down the ladder before that. The coders and zlib give the same bytes
+again under the same versions, and the digest says whether they did. A rendition's bytes hold what was
 measured when it was made, seconds too; those come from its row, and so it may come out bit for bit as well. Where
 only its bytes differ, because a library's version is recorded in it, its pixels still must not: then the row takes
 the new object under the same UID. Where even the base comes out otherwise, the rendition is withdrawn: its UID keeps
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from node.archive.custodian import holds
-from node.config import CodecSettings, Profile
+from node.config import FORMER_RUNGS, CodecSettings, Profile
 from node.reconstruct.encoding import EncodeResult
 from storage.errors import ObjectDamaged, ObjectMissing
 from storage.index import Index
@@ -27,8 +28,8 @@ from storage.records import Claim, NewRendition, Rung, RungOutcome, StoredRendit
 
 LOGGER = logging.getLogger(__name__)
 
-Encode = Callable[[tuple[Rung, ...], bool], EncodeResult]
-"""What the ladder makes of the claimed original; the second argument: whether the gate decides."""
+Encode = Callable[[tuple[Rung, ...], bool, str], EncodeResult]
+"""What the ladder makes of the claimed original; then: whether the gate decides, and the coarseness of one rung."""
 
 
 def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings, encode: Encode) -> bool:
@@ -42,8 +43,14 @@ def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings,
     if _intact(store, lost.base_digest) and _intact(store, lost.rendition_digest):
         index.finish(claim, state, "")
         return True
-    for rung, gated in _attempts(codec, lost.rung):
-        result = encode((rung,), gated)
+    coarseness = _coarseness(upkeep, lost)
+    ladders: list[tuple[tuple[Rung, ...], bool, str]] = [
+        ((rung,), gated, coarseness) for rung, gated in _attempts(codec, lost.rung)
+    ]
+    if not _intact(store, lost.rendition_digest):  # what the encoder told of the image rests on the way it took
+        ladders.insert(0, (codec.rungs, codec.gated, ""))
+    for ladder in ladders:
+        result = encode(*ladder)
         if result.made is None or hashlib.sha256(result.base).hexdigest() != lost.base_digest:
             continue
         store.put(result.base)
@@ -92,13 +99,20 @@ def patched_anew(claim: Claim, index: Index, codec: CodecSettings, encode: Encod
     held = index.by_key(claim.key)
     if held is None or held.rendition is None:
         return None
-    before = Upkeep(index.engine).tried(held.rendition.derived_uid)[:-1]
+    upkeep = Upkeep(index.engine)
+    before, coarseness = upkeep.tried(held.rendition.derived_uid)[:-1], _coarseness(upkeep, held.rendition)
     for rung in _rungs(codec, held.rendition.rung):
-        result = encode((rung,), codec.gated)
+        result = encode((rung,), codec.gated, coarseness)
         if result.made is not None:
             made = replace(result.made, tried=(*before, *result.tried))
             return replace(result, made=made, tried=made.tried, rendition=encode_rendition(made))
     return None
+
+
+def _coarseness(upkeep: Upkeep, held: StoredRendition) -> str:
+    """Of the base, from the rendition's row; empty where it has none."""
+    tried = upkeep.tried(held.derived_uid)
+    return tried[-1].coarseness if tried else ""
 
 
 def _attempts(codec: CodecSettings, name: str) -> list[tuple[Rung, bool]]:

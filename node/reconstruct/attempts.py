@@ -1,8 +1,8 @@
 """Attempts at one image: a rung coded, reconstructed and measured as a whole; then mended, and measured again.
 
 Rungs are tried with the base alone, made consistent and equalised, which costs no network: a posterior mean hardly
-moves what the gate measures. One that may do is balanced (balancing.py) before it is measured in full. Mending is for the rung that will be taken; so is the network, whose image is served where
-it passes the gate and is nearer the original.
+moves what the gate measures. One that may do is balanced (balancing.py) before it is measured in full. Mending is for
+what will be taken; so is the network, whose image is served where it passes the gate and is nearer the original.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Region = tuple[int, int, int, int]
 """Row, column, height and width, in pixels."""
 
 Even = tuple[tuple[float, float, float], int]
-"""Mean and 5th percentile of tile FSIM and PSNR in dB of an image coded alike everywhere, and the bytes of that base."""
+"""Mean and 5th percentile of tile FSIM and PSNR in dB of an image coded alike everywhere, and the bytes of its base."""
 
 _RELIEFS = 2
 """How often a balanced base is made finer in single tiles before it is mended."""
@@ -221,14 +221,14 @@ class Subject:
         made = self._measured(base, data, digest, encode_guide(guide), output, began)
         return replace(made, decoded=decoded, raising=raising)
 
-    def finished(self, trial: Trial) -> Attempt:
-        """``trial`` mended; as the upscaler makes it where that passes too, and is as near the original."""
+    def finished(self, best: Attempt) -> Attempt:
+        """``best``; or what the upscaler makes of its base, where that passes mended too, and is as near the original."""
         if self.searches_bare:
-            for made in self._followed(trial):
-                attempt = self._mended(made)
+            for made in self._followed(best.trial):
+                attempt = self.mended(made)
                 if attempt.verdict.passed:
                     return attempt
-        return self._mended(trial)
+        return best
 
     def _raised(self, base: Base, decoded: Decoded) -> tuple[Raising, Guide, Pixels]:
         """The base with its fine detail raised, as far as that suits the image; how, and the guide that says so."""
@@ -317,7 +317,8 @@ class Subject:
         seconds = time.monotonic() - began
         return Trial(base.rung, base, data, digest, guide, output, found, bare, promising, seconds)
 
-    def _mended(self, trial: Trial) -> Attempt:
+    def mended(self, trial: Trial) -> Attempt:
+        """A trial with what misses the gate in single places mended."""
         from node.fidelity.gate import Box
         from node.reconstruct.mending import mended
         from node.reconstruct.patches import encode_patches

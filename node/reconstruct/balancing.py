@@ -1,8 +1,8 @@
 """How coarsely to code each place of an image, so that it passes the gate as a whole in the fewest bytes.
 
-The gate asks for a mean and a 5th percentile of tile FSIM. Coded alike everywhere, an image is better than that in most
-tiles for the sake of a few, and pays most where noise is strongest. From one look at it, coded and measured, follows how
-much coarser or finer each tile should be (a Lagrangian over tiles); the next look says how right that was.
+The gate asks for a mean and a 5th percentile of tile FSIM. Coded alike everywhere, an image is better than that in
+most tiles for the sake of a few, and pays most where noise is strongest. From one look at it, coded and measured,
+follows how much coarser or finer each tile should be (a Lagrangian over tiles); the next look says how right that was.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 _FINER, _COARSER = 1.25, 1.0
 """Octaves by which a tile may be finer or coarser than most are."""
 _SCALED = 24
-"""The largest step of a map: what rounding leaves of samples that are scaled down further would be measured as detail."""
+"""The largest step of a map: what rounding leaves of samples scaled down further would be measured as detail."""
 _CAREFUL = 0.7
 """Of the first change: it is the greatest, and rests on typical answers."""
 _PER_OCTAVE_OF_STEP = 1.1
@@ -48,13 +48,14 @@ _FARTHER = 0.1
 """Octaves coarser where the image passes and no failure is known."""
 _LEAST_CHANGE = 0.08
 """Octaves; less than that, and steps of the map would round it away."""
-_ROOM = 0.9
-"""Octaves by which a rung is finer than the finest tile wants at first."""
-_CROWDED = 3
+_ROOM = {1: 0.4, 2: 0.9, 4: 0.9}
+"""Octaves by which a rung is finer than the finest tile wants at first, by scale, for single tiles that need more: AV1
+codes noise at full size best with coarse quantisers."""
+_CROWDED = 4
 """Squares of a tile with too great errors from which it is coded finer."""
-_ALMOST = 0.9
+_ALMOST = 0.95
 """Of the gate's limit of a tile's shift, which nothing but exact pixels mends."""
-_RELIEF = 5
+_RELIEF = 4
 """Steps by which such a tile is coded finer at a time."""
 _BLOCK = 8
 
@@ -208,10 +209,10 @@ class Balance:
         self._before = seen.base.rung, now, seen.mean
 
     def _lacking(self, seen: Seen) -> float:
-        """Octaves by which all of the image has to be finer to pass."""
+        """Octaves by which all of the image has to be finer to pass, by the least answer: rather too many."""
         least = self.thresholds
         pairs = (seen.mean, least.fsim_mean + _SAFE), (seen.p5, least.fsim_p5 + _SAFE)
-        return max(_LEAST_CHANGE, *(float(np.log2((1 - value) / (1 - floor))) / self._loss for value, floor in pairs))
+        return max(_LEAST_CHANGE, *(float(np.log2((1 - value) / (1 - floor))) / _LOSS[0] for value, floor in pairs))
 
     def _change(self, seen: Seen) -> Floats:
         """Octaves by which each tile should be coarser than it was."""
@@ -247,7 +248,7 @@ class Balance:
         fine as the finest tile wants it."""
         if headroom_of(seen.base, seen.base.rung) >= _FINER:
             return seen.base.rung
-        fine = [rung for rung in self.rungs if step_octaves(rung) <= float(wanted.min()) - _ROOM]
+        fine = [rung for rung in self.rungs if step_octaves(rung) <= float(wanted.min()) - _ROOM[seen.base.rung.scale]]
         return fine[0] if fine else self.rungs[-1]
 
     def _map(self, octaves: Floats, headroom: float) -> Coarseness:

@@ -23,14 +23,17 @@ _DOUBT = Figures(0.015, 0.03, 1.0)
 """How far below the gate (mean and 5th percentile of tile FSIM, PSNR in dB) the forecast of the finest rung of a
 scale must be for the flight to be given up unseen."""
 
-_NEAR = 1.65
-"""Forecasts of rungs whose distances are at most this many times each other are interpolated between."""
+_NEAR, _NEAR_ENOUGH = 1.65, 2.1
+"""Forecasts of rungs whose distances are at most this many times each other are interpolated between; the second where
+rungs are balanced, which finds what is missed."""
 
 _SMOOTHED = 0.5
 """Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
 
-_SAVED = {"avif": 0.9, "jpegxl": 0.8}
-"""What of its bytes an image typically takes once it is balanced, by coder."""
+_SAVED = {("avif", 1): 0.85, ("avif", 2): 0.8, ("jpegxl", 1): 0.85, ("jpegxl", 2): 0.8}
+"""What of its bytes an image typically takes once it is balanced, by coder and scale."""
+_FINER_MENDS = 0.65
+"""What of the bytes for mending an image takes at the next finer scale."""
 
 _REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
 """How much texture may raise the figures of the consistent base."""
@@ -86,6 +89,7 @@ class Climb:
     _off: Figures = _NOTHING
     _bytes_off: float = 1.0
     _patches: int = 0
+    _mending: tuple[int, int] | None = None
     _asked: dict[Rung, Forecast] = field(default_factory=dict)
     _tried: set[Rung] = field(default_factory=set)
     _balanced: set[tuple[int, str]] = field(default_factory=set)
@@ -141,9 +145,12 @@ class Climb:
             if (other.rungs[0].scale, other.rungs[0].coder) == (rung.scale, rung.coder):
                 other.low = len(other.rungs)
 
-    def mended(self, rung: Rung, patch_bytes: int) -> None:
-        """What exact patches a rung that passed has taken; points cost the same on all rungs."""
+    def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
+        """What exact patches and points a rung that passed has taken."""
         self._patches = self._flight(rung).patches = patch_bytes
+        if self.balancing:
+            self._mending = rung.scale, patch_bytes + point_bytes
+            self._flight(rung).patches = patch_bytes + point_bytes
 
     def refused(self, rung: Rung) -> None:
         """A rung that passed as a whole cannot be mended: rungs beside it would fail in the same places."""
@@ -183,7 +190,8 @@ class Climb:
             known = [other for other in flight.rungs if other in self._asked]
             coarser = [other for other in known if other.distance > rung.distance]
             finer = [other for other in known if other.distance < rung.distance]
-            if coarser and finer and coarser[-1].distance <= _NEAR * finer[0].distance:
+            near = _NEAR_ENOUGH if self.balancing else _NEAR
+            if coarser and finer and coarser[-1].distance <= near * finer[0].distance:
                 return self._between(coarser[-1], finer[0], rung)
             self._asked[rung] = self.forecast(rung)
         return self._asked[rung]
@@ -229,10 +237,13 @@ class Climb:
         return last.distance <= min(rung.distance for rung in others)
 
     def _bytes(self, flight: _Flight, rung: Rung) -> float:
-        """What a rung may take: its base, and the patches that another of its flight took; half of those on another
-        flight, where other places are wrong."""
-        patches = self._patches / 2 if flight.patches is None else flight.patches
-        saved = _SAVED.get(rung.coder, 1.0) if self.balances(rung) else 1.0
+        """What a rung may take: its base, and what mending another of its flight took; on another flight, where other
+        places are wrong, half the patches, or where rungs are balanced less on finer scales, more on coarser ones."""
+        patches: float = self._patches / 2 if flight.patches is None else flight.patches
+        if flight.patches is None and self._mending is not None:
+            scale, taken = self._mending
+            patches = taken * _FINER_MENDS ** math.log2(scale / rung.scale)
+        saved = _SAVED.get((rung.coder, rung.scale), 1.0) if self.balances(rung) else 1.0
         return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved + patches
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:

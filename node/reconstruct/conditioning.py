@@ -55,9 +55,9 @@ def scene(
     coarse = F.avg_pool2d(units, UNSHUFFLE)
     quantisation = torch.full_like(coarse, max(quantisation_rms, 1e-3))
     if coarseness is not None:
-        coarser = 1 / coarseness.scaling(UNSHUFFLE)
+        coarser = np.reciprocal(coarseness.scaling(UNSHUFFLE))
         average = float(np.sqrt(np.mean(np.square(coarser, dtype=np.float64))))
-        quantisation *= torch.from_numpy(_to_shape(coarser / np.float32(average), coarse.shape[-2:]))
+        quantisation *= torch.from_numpy(_to_shape(np.asarray(coarser / average, dtype=np.float32), coarse.shape[-2:]))
         rung = replace(rung, distance=rung.distance * average)
     noise = torch.log2(quantisation / coarse).clamp(-6, 3) / 3
     return Scene(

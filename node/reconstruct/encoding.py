@@ -98,12 +98,12 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
             break
         smallest = min(hopeful, key=lambda trial: trial.payload_bytes)
         waiting.remove(smallest)
-        attempt = subject.finished(smallest)
+        attempt = subject.mended(smallest)
         if not attempt.passed:
             failed.append(attempt.outcome)
             search.refused(smallest.asked)
             continue
-        search.mended(smallest.asked, len(attempt.patches))
+        search.mended(smallest.asked, len(attempt.patches), len(attempt.points))
         if best is not None:
             best, attempt = sorted((best, attempt), key=lambda one: one.payload_bytes)
             failed.append(attempt.dearer)
@@ -111,7 +111,7 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     before = (*search.forecasts(), *failed, *(trial.dearer for trial in waiting))
     if best is None:
         return EncodeResult(tried=before)
-    return _result(request, subject, best, before)
+    return _result(request, subject, subject.finished(best), before)
 
 
 def _may_be_smaller(trial: Trial, best: Attempt) -> bool:
@@ -136,7 +136,7 @@ def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
     trial = subject.try_base(base, data, time.monotonic())
     if not trial.promising:
         return EncodeResult(tried=(trial.outcome,))
-    attempt = subject.finished(trial)
+    attempt = subject.finished(subject.mended(trial))
     if not attempt.passed:
         return EncodeResult(tried=(attempt.outcome,))
     return _result(request, subject, attempt, ())
@@ -192,8 +192,8 @@ class _Search(Protocol):
     def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None) -> None:
         """What a trial came to; ``passed``: as a whole; ``even``: as it was before it was balanced."""
 
-    def mended(self, rung: Rung, patch_bytes: int) -> None:
-        """A rung that passed was mended, with exact patches of so many bytes."""
+    def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
+        """A rung that passed was mended, with exact patches and points of so many bytes."""
 
     def refused(self, rung: Rung) -> None:
         """A rung that passed as a whole cannot be mended."""
@@ -232,7 +232,7 @@ class _InOrder:
     def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None) -> None:
         self._found = passed
 
-    def mended(self, rung: Rung, patch_bytes: int) -> None:
+    def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
         """Nothing follows from it."""
 
     def refused(self, rung: Rung) -> None:

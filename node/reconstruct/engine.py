@@ -10,7 +10,7 @@ before or beside them. The encoder's side of the guide is guiding.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,20 @@ class Original:
     pixel_digest: str
     pixel_vr: str
     header_bytes: HeaderBytes
+    _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """Smallest and largest stored value outside padding."""
+        shown = self.pixels if self.padding_pixels is None else self.pixels[~self.padding_pixels]
+        return int(shown.min()), int(shown.max())
+
+    def lowered(self, scale: int) -> Float:
+        """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
+        if scale not in self._lowered:
+            rows, columns = self.pixels.shape
+            self._lowered[scale] = Operator(rows, columns, scale).down(without_padding(self))
+        return self._lowered[scale]
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Original:
@@ -124,11 +138,11 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 def make_base(original: Original, rung: Rung, coarseness: Coarseness | None = None) -> Base:
     """Downsample and code one original as ``rung`` says, and more coarsely where ``coarseness`` does."""
-    filled, low, high = without_padding(original)
+    low, high = original.extremes
     operator = Operator(original.pixels.shape[0], original.pixels.shape[1], rung.scale)
     exponent = rung.sample_bits - original.bits_stored if rung.sample_bits else 0
     factor = np.float32(2.0**exponent)
-    ideal = operator.down(filled)
+    ideal = original.lowered(rung.scale)
     top = float(coders.top_sample(rung.coder))
     scaled = np.clip(ideal * factor, 0, min(((1 << original.bits_stored) - 1) * float(factor), top))
     if coarseness is not None:
@@ -367,17 +381,16 @@ def _restore_padding(pixels: Pixels, base: Base) -> Pixels:
     return pixels
 
 
-def without_padding(original: Original) -> tuple[Pixels, int, int]:
-    """Pixels with padding replaced by the typical value beside it, and the extreme values outside padding.
+def without_padding(original: Original) -> Pixels:
+    """Pixels with padding replaced by the typical value beside it.
 
     An abrupt step to the padding value would ring through the operator into the breast.
     """
     pixels, mask = original.pixels, original.padding_pixels
     if mask is None:
-        return pixels, int(pixels.min()), int(pixels.max())
+        return pixels
     from scipy.ndimage import binary_dilation
 
-    outside = pixels[~mask]
     rim = binary_dilation(mask) & ~mask
     fill = np.median(pixels[rim]).astype(np.uint16)
-    return np.where(mask, fill, pixels), int(outside.min()), int(outside.max())
+    return np.where(mask, fill, pixels)

@@ -73,13 +73,13 @@ class Sample:
         side = math.ceil(math.sqrt(len(chosen)))
         shape = (-(-len(chosen) // side) * _SIDE, side * _SIDE)
         pixels = np.zeros(shape, dtype=np.uint16)
-        around = np.pad(without_padding(original)[0], _HALO, mode="edge")
+        around = np.pad(without_padding(original), _HALO, mode="edge")
         corners = []
         for number, (row, column) in enumerate(chosen):
             top, left = number // side * _SIDE, number % side * _SIDE
             pixels[top : top + _SIDE, left : left + _SIDE] = around[row : row + _SIDE, column : column + _SIDE]
             corners.append((top + _HALO, left + _HALO))
-        self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None)
+        self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None, _lowered={})
         self._reference = reference.excerpt(pixels, corners)
         self._raises: dict[int, Raise] = {}
         self._made: dict[Rung, tuple[Base, Decoded]] = {}

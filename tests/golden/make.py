@@ -1,19 +1,20 @@
-"""Makes the golden files: one base and one rendition in the format that this release writes.
+"""Makes the golden files: a base of each version, a rendition, two packed originals.
 
-Run it only for a new format version, under new names: ``python -m tests.golden.make``. The files that are here stay
-as they are, since every release must read what any release before it wrote.
+``python -m tests.golden.make`` writes those that are missing, for a new format version under new names. The files that
+are here stay as they are, since every release must read what any release before it wrote.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from storage import coders
-from storage.container import VERSION
+from storage.coarseness import Coarseness
 from storage.dicomfile import opened
 from storage.originals import pack_original
 from storage.packbits import encode_plane
@@ -39,12 +40,25 @@ WEIGHTS = hashlib.sha256(b"weights").hexdigest()
 
 def golden_base() -> Base:
     """A base of synthetic pixels: x2, 16-bit PNG, with padding outside the breast and an element after the pixels."""
+    return base_of(Rung(2, "png16", distance=0.0, effort=9, sample_bits=16))
+
+
+def golden_base_with_a_map() -> Base:
+    """The same image: x2, lossy AVIF, samples scaled by a map of 2 x 2 tiles."""
+    steps = np.array([[4, -3], [-2, 11]], dtype=np.int8)
+    return base_of(Rung(2, "avif", distance=0.5, effort=7, sample_bits=12), Coarseness(ROWS, COLUMNS, steps))
+
+
+def base_of(rung: Rung, coarseness: Coarseness | None = None) -> Base:
+    """The synthetic image at that rung."""
     pixels = breast(ROWS, COLUMNS, seed=1)
     padded = pixels == 0
-    rung = Rung(2, "png16", distance=0.0, effort=9, sample_bits=16)
-    exponent = 16 - 12
+    exponent = rung.sample_bits - 12
     ideal = Operator(ROWS, COLUMNS, rung.scale).down(pixels)
-    samples = np.clip(np.rint(ideal * 2.0**exponent), 0, 65535).astype(np.uint16)
+    scaled = ideal * 2.0**exponent
+    if coarseness is not None:
+        scaled = scaled * coarseness.scaling(rung.scale)
+    samples = np.clip(np.rint(scaled), 0, coders.top_sample(rung.coder)).astype(np.uint16)
     ds = mammogram(
         pixels,
         SOPInstanceUID=ORIGINAL_UID,
@@ -58,7 +72,7 @@ def golden_base() -> Base:
         original_digest = hashlib.sha256(path.read_bytes()).hexdigest()
         with opened(path) as file:
             header, pixel_vr = file.header_bytes(), file.layout.pixel_vr
-    return Base(
+    base = Base(
         rung=rung,
         rows=ROWS,
         columns=COLUMNS,
@@ -68,14 +82,16 @@ def golden_base() -> Base:
         padding=(0, 0),
         padding_value=0,
         exponent=exponent,
-        quantisation_rms=float(np.sqrt(np.mean((samples / 2.0**exponent - ideal) ** 2))),
+        quantisation_rms=0.0,
         original_digest=original_digest,
         pixel_digest=pixel_digest(pixels),
         pixel_vr=pixel_vr,
         header=header,
         coded=coders.encode(samples, rung),
         padding_mask=pack_mask(padded),
+        coarseness=coarseness,
     )
+    return replace(base, quantisation_rms=float(np.sqrt(np.mean((base.samples() - ideal).astype(np.float64) ** 2))))
 
 
 def golden_rendition(base: bytes) -> Rendition:
@@ -124,9 +140,18 @@ def golden_originals() -> dict[str, bytes]:
         }
 
 
+def golden_files() -> dict[str, bytes]:
+    """All of them by name."""
+    base = encode_base(golden_base())
+    return {
+        **{f"original-{name}-v1.lpacs": packed for name, packed in golden_originals().items()},
+        "base-v1.lpacs": base,
+        "base-v2.lpacs": encode_base(golden_base_with_a_map()),
+        "rendition-v1.lpacs": encode_rendition(golden_rendition(base)),
+    }
+
+
 if __name__ == "__main__":
-    for name, packed in golden_originals().items():
-        (FOLDER / f"original-{name}-v{VERSION}.lpacs").write_bytes(packed)
-    data = encode_base(golden_base())
-    (FOLDER / f"base-v{VERSION}.lpacs").write_bytes(data)
-    (FOLDER / f"rendition-v{VERSION}.lpacs").write_bytes(encode_rendition(golden_rendition(data)))
+    for name, data in golden_files().items():
+        if not (FOLDER / name).exists():
+            (FOLDER / name).write_bytes(data)
