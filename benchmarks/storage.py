@@ -3,8 +3,7 @@
 Per image: raw and lossless bytes (JPEG XL effort 7 of the pixels), the packed original, and the hot bytes (base and
 rendition, whole objects) of the smallest rung that passes; images that fell to exact are counted with their lossless
 bytes. Bits per pixel are over the breast's bounding box. ``rival`` is full-size JPEG XL, effort 7, at the largest of
-the ladder's distances that passes the same gate; it gets the same points and exact patches, so that the codec alone is
-compared. Every image is read from DICOM; PNG and JPEG are wrapped as Digital Mammography (JPEG halved first).
+35 distances that passes the same gate; it gets the same points and exact patches, so that the codec alone is compared. Every image is read from DICOM; PNG and JPEG are wrapped as Digital Mammography (JPEG halved first).
 
     python -m benchmarks.storage [--data FOLDER...] [--profile balanced] [--upscaler mammo] [--no-rival] [--json]
 """
@@ -27,15 +26,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from node.config import Settings, parse
+from node.config import FORMER_RUNGS, Settings, parse
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.training.pictures import Picture, picture_files, read_picture
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.errors import KeptVerbatim
 from storage.originals import pack_original
+from storage.records import Rung
 from tests.samples import mammogram, write
 
 BLOCK = 16
+RIVAL = tuple(rung for rung in FORMER_RUNGS if rung.scale == 1)
 
 
 def main() -> None:
@@ -73,7 +74,7 @@ def measured(picture: Picture, path: Path, settings: Settings, *, rival: bool) -
         result = encode(file, settings)
         seconds = time.monotonic() - began
         packed = packed_bytes(file)
-        other = encode(file, rival_of(settings), full_size_only=True) if rival else None
+        other = encode(file, rival_of(settings), RIVAL) if rival else None
     lossless = len(imagecodecs.jpegxl_encode(picture.pixels, lossless=True, effort=7))
     rows, columns = np.nonzero(picture.mask)
     area = (int(np.ptp(rows)) + 1) * (int(np.ptp(columns)) + 1) * BLOCK * BLOCK
@@ -106,17 +107,16 @@ def measured(picture: Picture, path: Path, settings: Settings, *, rival: bool) -
     return row
 
 
-def encode(file: Path, settings: Settings, *, full_size_only: bool = False) -> EncodeResult:
-    """As the archivist does. ``full_size_only``: only rungs of scale 1."""
-    ladder = tuple(rung for rung in settings.codec.rungs if rung.scale == 1 or not full_size_only)
+def encode(file: Path, settings: Settings, ladder: tuple[Rung, ...] = ()) -> EncodeResult:
+    """As the archivist does. ``ladder``: another than that of the settings."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     share = settings.gate.patches.share
-    request = EncodeRequest(file, digest, "1.2.3.4", ladder, settings.thresholds, share)
+    request = EncodeRequest(file, digest, "1.2.3.4", ladder or settings.codec.rungs, settings.thresholds, share)
     return encode_and_verify(request, Catalogue(settings.reconstruct))
 
 
 def rival_of(settings: Settings) -> Settings:
-    """The same gate and ladder without a model: at scale 1 that is the codec alone."""
+    """The same gate without a model: at scale 1 that is the codec alone."""
     return settings.model_copy(update={"reconstruct": settings.reconstruct.model_copy(update={"upscaler": "bicubic"})})
 
 

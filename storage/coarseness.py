@@ -27,7 +27,7 @@ _FINE = 512
 """Parts of a step that the map is interpolated in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coarseness:
     """The map of one image of ``rows`` x ``columns`` pixels.
 
@@ -43,6 +43,14 @@ class Coarseness:
             raise PayloadError(f"coarseness has {self.steps.shape} tiles, not {_grid(self.rows, self.columns)}")
         if np.abs(self.steps.astype(int)).max(initial=0) > LIMIT:
             raise PayloadError(f"coarseness has a step beyond {LIMIT}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Coarseness):
+            return NotImplemented
+        return (self.rows, self.columns) == (other.rows, other.columns) and np.array_equal(self.steps, other.steps)
+
+    def __hash__(self) -> int:
+        return hash((self.rows, self.columns, self.pack()))
 
     @property
     def typical_octaves(self) -> float:

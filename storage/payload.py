@@ -203,6 +203,9 @@ def _coarseness(sections: dict[str, bytes], rows: int, columns: int) -> Coarsene
 
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
+    for outcome in meta["tried"]:
+        if not outcome["coarseness"]:
+            del outcome["coarseness"]
     parts = {name: meta.pop(name) for name in ("guide", "points", "patches")}
     return pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
 

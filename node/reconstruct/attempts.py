@@ -8,6 +8,7 @@ what will be taken; so is the network, whose image is served where it passes the
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -169,9 +170,10 @@ class Subject:
         base = make_base(self.original, rung, coarseness)
         return self.try_base(base, encode_base(base), began)
 
-    def balanced(self, rung: Rung, ladder: Sequence[Rung]) -> Trial:
+    def balanced(self, rung: Rung, ladder: Sequence[Rung], enough: float = math.inf) -> Trial:
         """A rung coded as coarsely as each place allows, in the fewest bytes found with which the image passes as a
-        whole; ``ladder``: the rungs it may become, of its scale and coder. Not promising where none passes."""
+        whole; ``ladder``: the rungs it may become, of its scale and coder. Not promising where none passes, in about
+        ``enough`` bytes."""
         from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of, relieved
         from node.reconstruct.engine import Decoded, make_base
 
@@ -182,7 +184,7 @@ class Subject:
         raising, guide, output = self._raised(base, decoded)
         first = Seen.of(self.reference, Drawn(base, decoded, guide, output))
         alike = [other for other in ladder if replace(other, distance=rung.distance) == rung]
-        taken = balanced(self.original, self.reference, self.thresholds, raising, alike, first)
+        taken = balanced(self.original, self.reference, self.thresholds, raising, alike, first, enough)
         made = self._of(taken.drawn, began)
         for _ in range(_RELIEFS):
             coarseness = made.base.coarseness
@@ -222,7 +224,7 @@ class Subject:
         return replace(made, decoded=decoded, raising=raising)
 
     def finished(self, best: Attempt) -> Attempt:
-        """``best``; or what the upscaler makes of its base, where that passes mended too, and is as near the original."""
+        """``best``; or what the upscaler makes of its base, where that passes mended and is as near the original."""
         if self.searches_bare:
             for made in self._followed(best.trial):
                 attempt = self.mended(made)

@@ -43,6 +43,8 @@ _NEAR = (0.0010, 0.0015)
 """An image that passes with no more than this to spare, in mean or in 5th percentile, is balanced."""
 _SOLVED = 3
 """Looks after which the next one is worked out tile by tile; from then on the image is made coarser or finer as one."""
+_PASSES_WITH = 1.15
+"""How much larger than what is found in the end an image may be that passes."""
 _MOST_LOOKS = 7
 _FARTHER = 0.1
 """Octaves coarser where the image passes and no failure is known."""
@@ -114,15 +116,19 @@ def balanced(
     raising: Raising,
     rungs: Sequence[Rung],
     first: Seen,
+    enough: float,
 ) -> Seen:
     """Of the bases that came after ``first``, and this one, the smallest that passes as a whole; the last where none
-    does. ``rungs``: those that differ from the first one's in nothing but distance; ``raising``: as of the first."""
+    does. ``rungs``: those that differ from the first one's in nothing but distance; ``raising``: as of the first.
+    Given up where it takes more than ``enough`` bytes."""
     balance = Balance(reference, thresholds, sorted(rungs, key=lambda rung: -rung.distance))
     seen, passing = first, []
     while (wanted := balance.next(seen)) is not None:
         seen = Seen.of(reference, Drawn.of(make_base(original, *wanted), raising))
         if balance.passes(seen):
             passing.append(seen)
+        if balance.solved and seen.payload_bytes > enough * (_PASSES_WITH if balance.passes(seen) else 1):
+            break
     if balance.passes(first) and (headroom_of(first.base, first.base.rung) or not passing):
         passing.append(first)  # without room to scale up, it could not be made finer in single places
     return min(passing, key=lambda one: one.payload_bytes, default=seen)
@@ -158,6 +164,11 @@ class Balance:
 
     def __post_init__(self) -> None:
         self._cap = 1 - self.thresholds.fsim_p5 - _SAFE
+
+    @property
+    def solved(self) -> bool:
+        """Whether the map is as good as this finds it, but for how coarse the image is as a whole."""
+        return self._looks >= _SOLVED - 1
 
     def passes(self, seen: Seen) -> bool:
         """Whether the gate lets the image pass as a whole."""

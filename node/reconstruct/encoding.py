@@ -6,6 +6,7 @@ is mended, measured again and taken.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,12 +86,14 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     while True:
         while (rung := search.next()) is not None:
             if request.balance and search.balances(rung):
-                trial = subject.balanced(rung, request.ladder)
+                trial = subject.balanced(rung, request.ladder, math.inf if best is None else best.payload_bytes)
             else:
                 trial = subject.try_rung(rung, coarseness)
             search.heard(rung, trial.bare, len(trial.data), passed=trial.promising, even=trial.even)
             if trial.promising:
                 waiting.append(trial)
+                if trial.even is not None:  # what mending it takes says whether another is worth trying
+                    break
             else:
                 failed.append(trial.outcome)
         hopeful = [trial for trial in waiting if best is None or _may_be_smaller(trial, best)]

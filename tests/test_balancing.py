@@ -1,0 +1,135 @@
+"""Balance (node/reconstruct/balancing.py): an image coded as coarsely as each place allows, by the gate's measure."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node.config import ReconstructSettings
+from node.fidelity.gate import Survey
+from node.reconstruct.balancing import headroom_of, relieved
+from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
+from node.reconstruct.engine import read_original, reconstruct
+from node.reconstruct.guide import decode_guide
+from node.reconstruct.points import decode_points
+from node.reconstruct.upscalers.catalogue import Catalogue
+from node.reconstruct.upscalers.mammo import Mammo
+from storage.coarseness import Coarseness
+from storage.payload import decode_base, decode_rendition
+from storage.pixels import pixel_digest
+from storage.records import Rung, Thresholds
+from tests.samples import breast, mammogram, write
+
+GATE = Thresholds(0.93, 0.90, 28.42)
+JPEG_XL = tuple(Rung(1, "jpegxl", distance, sample_bits=12) for distance in (4.0, 3.0, 2.3, 1.7, 1.2, 0.8, 0.5, 0.3))
+AVIF = tuple(Rung(1, "avif", distance, sample_bits=12) for distance in (3.2, 2.5, 1.9, 1.3, 0.9, 0.6, 0.4, 0.25))
+
+
+def uneven() -> np.ndarray:
+    """A breast with ten times the noise in its lower half: what passes there is far too good above."""
+    pixels = breast(768, 560, seed=3).astype(np.float64)
+    noise = np.random.default_rng(4).standard_normal(pixels.shape)
+    noise[:384] *= 0.1
+    return np.where(pixels > 0, np.clip(pixels + 120 * noise, 1, 4095), 0).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ds = mammogram(uneven())
+    return write(ds, tmp_path_factory.mktemp("balance") / "uneven.dcm")
+
+
+def encode(path: Path, ladder: tuple[Rung, ...], *, balance: bool = True, coarseness: str = "") -> EncodeResult:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    request = EncodeRequest(path, digest, "1.2.3", ladder, GATE, 0.5, coarseness=coarseness, balance=balance)
+    settings = ReconstructSettings.model_validate({"upscaler": "mammo", "device": "cpu"})
+    return encode_and_verify(request, Catalogue(settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ladder", [JPEG_XL, AVIF], ids=["jpegxl", "avif"])
+def test_balanced_images_pass_in_fewer_bytes(original: Path, ladder: tuple[Rung, ...]) -> None:
+    even, balanced = encode(original, ladder, balance=False), encode(original, ladder)
+    assert even.made is not None
+    assert balanced.made is not None
+    for result in (even, balanced):
+        verdict = result.made.verdict  # type: ignore[union-attr]
+        assert verdict.passed
+        assert verdict.fsim_mean >= GATE.fsim_mean
+        assert verdict.fsim_p5 >= GATE.fsim_p5
+    base = decode_base(balanced.base)
+    assert base.coarseness is not None
+    assert len(base.coded) < 0.9 * len(decode_base(even.base).coded)
+
+
+@pytest.mark.slow
+def test_a_retrieval_makes_the_verified_pixels(original: Path) -> None:
+    result = encode(original, JPEG_XL)
+    base, made = decode_base(result.base), decode_rendition(result.rendition)
+    guide, points = decode_guide(made.guide), decode_points(made.points) if made.points else None
+    assert not made.patches
+    pixels = reconstruct(base, Mammo(device="cpu"), seed=made.seed, steps=made.steps, guide=guide, points=points)
+    assert pixel_digest(pixels) == made.output_digest
+
+
+def test_the_same_original_gives_the_same_base_and_so_does_its_map(original: Path) -> None:
+    """A lost base is made again: all the way, or by the map that its rendition's row has."""
+    one, other = encode(original, JPEG_XL), encode(original, JPEG_XL)
+    assert one.made is not None
+    assert one.base == other.base
+    assert one.made.derived_uid == other.made.derived_uid  # type: ignore[union-attr]
+    taken = one.made.tried[-1]
+    assert taken.coarseness
+    assert all(not outcome.coarseness for outcome in one.made.tried[:-1])
+    rung = next(rung for rung in JPEG_XL if str(rung) == taken.rung)
+    assert encode(original, (rung,), coarseness=taken.coarseness).base == one.base
+
+
+def test_where_nothing_passes_the_image_stays_exact(original: Path) -> None:
+    hopeless = tuple(Rung(4, "jpegxl", distance, sample_bits=12) for distance in (25.0, 24.0, 23.0))
+    result = encode(original, hopeless)
+    assert result.made is None
+    assert result.tried
+    assert all(outcome.verdict.failures for outcome in result.tried)
+
+
+def test_tiles_that_would_be_stored_exactly_are_coded_finer(original: Path) -> None:
+    _, reference = read_original(original, "")
+    tiles = len(reference.all_tiles)
+    survey = Survey(
+        corners=np.array(reference.all_tiles),
+        breast=np.ones(tiles, dtype=bool),
+        fsim=np.full(tiles, 0.95),
+        squares=np.zeros(tiles),
+        error_p999=np.zeros(tiles),
+        shift=np.zeros(tiles),
+        worst_error=np.zeros((tiles, 8, 8), dtype=np.float32),
+        outside=np.zeros((tiles, 8, 8), dtype=np.float32),
+        kept=np.zeros((0, 5)),
+        new=np.zeros((0, 5)),
+        window_width=4096.0,
+    )
+    limits = replace(GATE, error_p999=10.0, error_max=20.0, shift=0.002, outside=0.1, fsim_worst=0.85)
+    flat = Coarseness(768, 560, np.full((3, 3), 2, dtype=np.int8))
+    assert relieved(flat, survey, limits, 4.0) is None
+    survey.shift[4] = -0.0021
+    survey.error_p999[0] = 11.0
+    changed = relieved(flat, survey, limits, 4.0)
+    assert changed is not None
+    assert sorted(zip(*np.nonzero(changed.steps != flat.steps), strict=True)) == [(0, 0), (1, 1)]
+    assert (changed.steps[[0, 1], [0, 1]] < 2).all()
+    lowest = relieved(flat, survey, limits, 0.0)
+    assert lowest is not None
+    assert lowest.steps.min() == 0, "samples of 12 bits cannot be scaled up"
+
+
+def test_headroom_is_what_a_coder_leaves(original: Path) -> None:
+    from node.reconstruct.engine import make_base
+
+    taken, _ = read_original(original, "")
+    assert headroom_of(make_base(taken, AVIF[0]), AVIF[0]) < 0.001
+    assert headroom_of(make_base(taken, JPEG_XL[0]), JPEG_XL[0]) == pytest.approx(4.0, abs=0.01)
