@@ -3,7 +3,8 @@
 Per image: raw and lossless bytes (JPEG XL effort 7 of the pixels), the packed original, and the hot bytes (base and
 rendition, whole objects) of the smallest rung that passes; images that fell to exact are counted with their lossless
 bytes. Bits per pixel are over the breast's bounding box. ``rival`` is full-size JPEG XL, effort 7, at the largest of
-35 distances that passes the same gate; it gets the same points and exact patches, so that the codec alone is compared. Every image is read from DICOM; PNG and JPEG are wrapped as Digital Mammography (JPEG halved first).
+35 distances that passes the same gate; it gets the same points and exact patches, so that the codec alone is compared.
+Every image is read from DICOM; PNG and JPEG are wrapped as Digital Mammography (JPEG halved first).
 
     python -m benchmarks.storage [--data FOLDER...] [--profile balanced] [--upscaler mammo] [--no-rival] [--json]
 """

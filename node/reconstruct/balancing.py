@@ -39,13 +39,13 @@ _STEP = 28.0
 """Quantisation step, in units of coded samples, of JPEG XL at distance 1: for what a tile costs beside others."""
 _SAFE = 0.0003
 """What tile FSIM is to have above the gate's limits: maps are rounded."""
-_NEAR = (0.0010, 0.0015)
+_NEAR = (0.0012, 0.0018)
 """An image that passes with no more than this to spare, in mean or in 5th percentile, is balanced."""
 _SOLVED = 3
 """Looks after which the next one is worked out tile by tile; from then on the image is made coarser or finer as one."""
 _PASSES_WITH = 1.15
 """How much larger than what is found in the end an image may be that passes."""
-_MOST_LOOKS = 7
+_MOST_LOOKS = 6
 _FARTHER = 0.1
 """Octaves coarser where the image passes and no failure is known."""
 _LEAST_CHANGE = 0.08
