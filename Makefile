@@ -1,6 +1,6 @@
 # make install   an environment in .venv with the command latent-pacs in it
 # make demo      the whole road on a real study; DICOM=folder takes your own files
-# make test      lint, types, tests; SLOW=1 runs the slow ones too
+# make test      lint, types, tests on all cores; SLOW=1 runs the slow ones too, one at a time: some measure time
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -41,7 +41,8 @@ types: .venv/installed-test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest $(if $(SLOW),-m 'not gpu') $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+	$(if $(SLOW),$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS))
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
