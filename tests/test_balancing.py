@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 
 from node.config import ReconstructSettings
 from node.fidelity.gate import Survey
-from node.reconstruct.balancing import headroom_of, relieved
+from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of, relieved
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
-from node.reconstruct.engine import read_original, reconstruct
+from node.reconstruct.engine import make_base, read_original, reconstruct
 from node.reconstruct.guide import decode_guide
+from node.reconstruct.guiding import Raising
 from node.reconstruct.points import decode_points
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.mammo import Mammo
@@ -58,15 +60,15 @@ def encode(path: Path, ladder: tuple[Rung, ...], *, balance: bool = True, coarse
 @pytest.mark.slow
 @pytest.mark.parametrize("ladder", [JPEG_XL, AVIF], ids=["jpegxl", "avif"])
 def test_balanced_images_pass_in_fewer_bytes(larger: Path, ladder: tuple[Rung, ...]) -> None:
-    even, balanced = encode(larger, ladder, balance=False), encode(larger, ladder)
+    even, found = encode(larger, ladder, balance=False), encode(larger, ladder)
     assert even.made is not None
-    assert balanced.made is not None
-    for result in (even, balanced):
+    assert found.made is not None
+    for result in (even, found):
         verdict = result.made.verdict  # type: ignore[union-attr]
         assert verdict.passed
         assert verdict.fsim_mean >= GATE.fsim_mean
         assert verdict.fsim_p5 >= GATE.fsim_p5
-    base = decode_base(balanced.base)
+    base = decode_base(found.base)
     assert base.coarseness is not None
     assert len(base.coded) < 0.9 * len(decode_base(even.base).coded)
 
@@ -134,8 +136,19 @@ def test_tiles_that_would_be_stored_exactly_are_coded_finer(original: Path) -> N
 
 
 def test_headroom_is_what_a_coder_leaves(original: Path) -> None:
-    from node.reconstruct.engine import make_base
-
     taken, _ = read_original(original, "")
     assert headroom_of(make_base(taken, AVIF[0]), AVIF[0]) < 0.001
     assert headroom_of(make_base(taken, JPEG_XL[0]), JPEG_XL[0]) == pytest.approx(4.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("mean", "p5"), [(0.93, 0.90), (1.0, 1.0)])
+def test_a_flat_image_and_a_gate_that_nothing_passes_are_no_trouble(tmp_path: Path, mean: float, p5: float) -> None:
+    """No division by zero (warnings are errors), and an end."""
+    pixels = np.full((600, 520), 1000, dtype=np.uint16)
+    pixels[:, 400:] = 0
+    _, reference = read_original(write(mammogram(pixels), tmp_path / "flat.dcm"), "")
+    taken, _ = read_original(tmp_path / "flat.dcm", "")
+    raising = Raising((0, 0), np.zeros((3, 3), dtype=bool))
+    first = Seen.of(reference, Drawn.of(make_base(taken, AVIF[0]), raising))
+    last = balanced(taken, reference, Thresholds(mean, p5, 28.42), raising, AVIF, first, math.inf)
+    assert last.base.rung in AVIF

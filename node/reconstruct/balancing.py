@@ -50,6 +50,8 @@ _FARTHER = 0.1
 """Octaves coarser where the image passes and no failure is known."""
 _LEAST_CHANGE = 0.08
 """Octaves; less than that, and steps of the map would round it away."""
+_FAINTEST = 0.001
+"""Of 1 - FSIM: what gates of 1 are taken for."""
 _ROOM = {1: 0.4, 2: 0.9, 4: 0.9}
 """Octaves by which a rung is finer than the finest tile wants at first, by scale, for single tiles that need more: AV1
 codes noise at full size best with coarse quantisers."""
@@ -223,12 +225,13 @@ class Balance:
         """Octaves by which all of the image has to be finer to pass, by the least answer: rather too many."""
         least = self.thresholds
         pairs = (seen.mean, least.fsim_mean + _SAFE), (seen.p5, least.fsim_p5 + _SAFE)
-        return max(_LEAST_CHANGE, *(float(np.log2((1 - value) / (1 - floor))) / _LOSS[0] for value, floor in pairs))
+        over = (max(1 - value, _FAINTEST) / max(1 - floor, _FAINTEST) for value, floor in pairs)
+        return max(_LEAST_CHANGE, *(float(np.log2(ratio)) / _LOSS[0] for ratio in over))
 
     def _change(self, seen: Seen) -> Floats:
         """Octaves by which each tile should be coarser than it was."""
         costs = _costs(seen, self.reference)
-        costs = np.maximum(costs, np.median(costs) / 50)
+        costs = np.maximum(costs, max(float(np.median(costs)) / 50, 1.0))
         errors = np.maximum(1 - seen.scores, 0.005)
         at_most = 1 - self.thresholds.fsim_mean - _SAFE
         even = np.log2(costs / errors) / (_PER_OCTAVE_OF_STEP + self._loss)
@@ -243,7 +246,7 @@ class Balance:
     def _within(self, even: Floats, errors: Floats, at_most: float, spared: NDArray[np.bool_]) -> Floats:
         """``even`` moved as a whole so that the mean error is ``at_most``, no tile's above what it may be."""
         worst = max(1 - self.thresholds.fsim_worst - 0.005, self._cap)
-        limit = np.log2(np.where(spared, worst, self._cap) / errors) / self._loss
+        limit = np.log2(np.maximum(np.where(spared, worst, self._cap), _FAINTEST) / errors) / self._loss
         low, high = -12.0, 12.0
         for _ in range(40):
             middle = (low + high) / 2
