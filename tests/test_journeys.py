@@ -9,13 +9,14 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
+from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.dicomfile import opened
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState
-from tests.conftest import Archive
+from tests.conftest import Archive, settings_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
 
@@ -120,8 +121,19 @@ def test_until_verified_the_original_is_served(quiet_archive: Archive, tmp_path:
     assert data_set_bytes(quiet_archive.receiver.received[ds.SOPInstanceUID]) == data_set_bytes(sent)
 
 
+HALF_SIZE = {
+    "ladder": [{"scale": 2, "coder": "jpegxl", "distance": each, "sample_bits": 12} for each in (0.5, 0.3, 0.1)]
+}
+"""Rungs on which pure noise cannot pass; at full size, finely coded, it can."""
+
+
 @pytest.mark.slow
-def test_a_study_of_several_kinds(archive: Archive, tmp_path: Path) -> None:
+def test_a_study_of_several_kinds(receiver: Receiver, tmp_path: Path) -> None:
+    with Node(settings_for(tmp_path / "archive", receiver.port, codec=HALF_SIZE)) as node:
+        several_kinds(Archive(node, receiver), tmp_path)
+
+
+def several_kinds(archive: Archive, tmp_path: Path) -> None:
     """Reconstructable, ineligible and failing images of one study: every one arrives once, in its encoding."""
     study = generate_uid()
     good = mammogram(StudyInstanceUID=study)
