@@ -3,7 +3,7 @@
 Every image goes through the default ladder as the archivist does it, after one that warms up. ``network_s`` is one
 reconstruction from the rung that was taken with the network run on the whole breast; ``served_s`` is one of the
 rendition as it is, which has no network where that does not pass the gate. ``where`` says what encoding spent its
-time on: forecasts of rungs on a sample of tiles, whole rungs that were tried, the network on a few tiles and on the
+time on: forecasts of rungs on a sample of tiles, whole rungs that were balanced or tried as they are, the network on a few tiles and on the
 image, mending what is taken, and the rest.
 
     python -m benchmarks.archivist [--data FOLDER_OR_FILE...] [--profile balanced] [--json]
@@ -42,6 +42,7 @@ from storage.payload import decode_base, decode_rendition
 
 STAGES = {
     "forecasts": ("forecast.py", "forecast"),
+    "rungs balanced": ("attempts.py", "balanced"),
     "rungs tried": ("attempts.py", "try_rung"),
     "network on a few tiles": ("forecast.py", "gains"),
     "network on the image": ("guiding.py", "helped"),

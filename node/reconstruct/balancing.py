@@ -124,16 +124,19 @@ def balanced(
     does. ``rungs``: those that differ from the first one's in nothing but distance; ``raising``: as of the first.
     Given up where it takes more than ``enough`` bytes."""
     balance = Balance(reference, thresholds, sorted(rungs, key=lambda rung: -rung.distance))
-    seen, passing = first, []
+    seen, best = first, None
     while (wanted := balance.next(seen)) is not None:
         seen = Seen.of(reference, Drawn.of(make_base(original, *wanted), raising))
-        if balance.passes(seen):
-            passing.append(seen)
-        if balance.solved and seen.payload_bytes > enough * (_PASSES_WITH if balance.passes(seen) else 1):
+        passes = balance.passes(seen)
+        if passes and (best is None or seen.payload_bytes < best.payload_bytes):
+            best = seen  # one image is kept, not six
+        if balance.solved and seen.payload_bytes > enough * (_PASSES_WITH if passes else 1):
             break
-    if balance.passes(first) and (headroom_of(first.base, first.base.rung) or not passing):
-        passing.append(first)  # without room to scale up, it could not be made finer in single places
-    return min(passing, key=lambda one: one.payload_bytes, default=seen)
+    if not balance.passes(first):
+        return best or seen
+    # without room to scale up, the first one could not be made finer in single places
+    may_be_first = headroom_of(first.base, first.base.rung) > 0
+    return first if best is None or (may_be_first and first.payload_bytes < best.payload_bytes) else best
 
 
 def relieved(map_: Coarseness, found: Survey, thresholds: Thresholds, headroom: float) -> Coarseness | None:
