@@ -3,8 +3,8 @@
 Every image goes through the default ladder as the archivist does it, after one that warms up. ``network_s`` is one
 reconstruction from the rung that was taken with the network run on the whole breast; ``served_s`` is one of the
 rendition as it is, which has no network where that does not pass the gate. ``where`` says what encoding spent its
-time on: forecasts of rungs on a sample of tiles, whole rungs that were balanced or tried as they are, the network on a few tiles and on the
-image, mending what is taken, and the rest.
+time on: forecasts of rungs on a sample of tiles, rungs that were balanced, and tried as they are, the network on a few
+tiles and on the image, mending what is taken, and the rest.
 
     python -m benchmarks.archivist [--data FOLDER_OR_FILE...] [--profile balanced] [--json]
 """

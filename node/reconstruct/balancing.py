@@ -39,13 +39,14 @@ _STEP = 28.0
 """Quantisation step, in units of coded samples, of JPEG XL at distance 1: for what a tile costs beside others."""
 _SAFE = 0.0003
 """What tile FSIM is to have above the gate's limits: maps are rounded."""
-_NEAR = (0.0012, 0.0018)
+_NEAR = (0.0010, 0.0015)
 """An image that passes with no more than this to spare, in mean or in 5th percentile, is balanced."""
 _SOLVED = 3
 """Looks after which the next one is worked out tile by tile; from then on the image is made coarser or finer as one."""
-_PASSES_WITH = 1.15
+_PASSES_WITH = 1.25
 """How much larger than what is found in the end an image may be that passes."""
-_MOST_LOOKS = 6
+_MOST_LOOKS, _MORE_LOOKS = 7, 3
+"""In all, and beyond that where no balanced image has passed yet."""
 _FARTHER = 0.1
 """Octaves coarser where the image passes and no failure is known."""
 _LEAST_CHANGE = 0.08
@@ -183,7 +184,8 @@ class Balance:
         """How to code the image next, after what was ``seen`` last; None where nothing is to be won by that."""
         self._looks += 1
         near = any(spare <= enough for spare, enough in zip(self._spare(seen), _NEAR, strict=True))
-        if self._looks >= _MOST_LOOKS or (self._looks > _SOLVED and self.passes(seen) and near):
+        most = _MOST_LOOKS if self._passing is not None else _MOST_LOOKS + _MORE_LOOKS
+        if self._looks >= most or (self._looks > _SOLVED and self.passes(seen) and near):
             return None
         now = _octaves(seen.base, self.reference)
         self._learn(seen, now)
