@@ -39,7 +39,7 @@ class Base:
     ``padding_value``: the one of them that the padded pixels of ``padding_mask`` have.
     ``exponent``: coded samples are grey levels times 2**exponent. ``quantisation_rms``: root mean square of decoded
     base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values. ``coarseness``: where
-    samples were scaled down before they were coded, beyond ``exponent``; None: nowhere.
+    samples were scaled down or up before they were coded, beyond ``exponent``; None: nowhere.
     """
 
     rung: Rung

@@ -193,8 +193,10 @@ class Subject:
             finer = relieved(coarseness, made.found, self.thresholds, headroom_of(made.base, made.base.rung))
             if finer is None:
                 break
-            base = make_base(self.original, made.base.rung, finer)
-            made = self._of(Drawn.of(base, raising), began)
+            relief = self._of(Drawn.of(make_base(self.original, made.base.rung, finer), raising), began)
+            if not relief.promising:  # the image was at the limit, and a coder's bytes are not quite monotonic
+                break
+            made = relief
         even = (first.mean, first.p5, first.psnr_db), first.payload_bytes
         return replace(made, asked=rung, raising=raising, even=even)
 
