@@ -21,7 +21,7 @@ from node.reconstruct.guiding import Raising
 from node.reconstruct.points import decode_points
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.mammo import Mammo
-from storage.coarseness import Coarseness
+from storage.coarseness import PER_OCTAVE, Coarseness
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import pixel_digest
 from storage.records import Rung, Thresholds
@@ -125,11 +125,22 @@ def test_tiles_that_would_be_stored_exactly_are_coded_finer(original: Path) -> N
     flat = Coarseness(768, 560, np.full((3, 3), 2, dtype=np.int8))
     assert relieved(flat, survey, limits, 4.0) is None
     survey.shift[4] = -0.0021
-    survey.error_p999[0] = 11.0
-    changed = relieved(flat, survey, limits, 4.0)
-    assert changed is not None
-    assert sorted(zip(*np.nonzero(changed.steps != flat.steps), strict=True)) == [(0, 0), (1, 1)]
-    assert (changed.steps[[0, 1], [0, 1]] < 2).all()
+    survey.worst_error[0, :3, :3] = 25.0  # nine squares to mend
+
+    def finer(tile_bytes: float | None) -> list[tuple[int, int]]:
+        dear = None if tile_bytes is None else dict.fromkeys(reference.all_tiles, tile_bytes)
+        changed = relieved(flat, survey, limits, 4.0, dear)
+        assert changed is not None
+        assert (changed.steps <= flat.steps).all()
+        return sorted((int(row), int(column)) for row, column in np.argwhere(changed.steps != flat.steps))
+
+    assert finer(200.0) == [(0, 0), (1, 1)]
+    assert finer(20_000.0) == [(1, 1)], "mending the squares costs less than coding the tile finer"
+    assert finer(None) == [(1, 1)]
+    survey.shift[4] = -0.004
+    much = relieved(flat, survey, limits, 4.0)
+    assert much is not None
+    assert much.steps[1, 1] <= 2 - PER_OCTAVE, "twice the shift, half the step at least"
     lowest = relieved(flat, survey, limits, 0.0)
     assert lowest is not None
     assert lowest.steps.min() == 0, "samples of 12 bits cannot be scaled up"

@@ -153,6 +153,11 @@ def spots(measured: Survey, thresholds: Thresholds) -> Spots:
     )
 
 
+def wrong_squares(measured: Survey, thresholds: Thresholds) -> NDArray[np.int64]:
+    """How many squares of each tile have too great errors: what mending the tile would take."""
+    return np.asarray(_too_wrong(measured, thresholds).sum(axis=(1, 2)))
+
+
 def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], list[float]]:
     """FSIM and the sum of squared errors (grey levels squared) of each tile of ``reference.tiles``, and no more."""
 

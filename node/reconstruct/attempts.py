@@ -186,17 +186,19 @@ class Subject:
         alike = [other for other in ladder if replace(other, distance=rung.distance) == rung]
         taken = balanced(self.original, self.reference, self.thresholds, raising, alike, first, enough)
         made = self._of(taken.drawn, began)
+        tile_bytes = taken.tile_bytes(self.reference) if rung.scale == 1 else None
         for _ in range(_RELIEFS):
             coarseness = made.base.coarseness
             if coarseness is None or not made.promising:
                 break
-            finer = relieved(coarseness, made.found, self.thresholds, headroom_of(made.base, made.base.rung))
+            headroom = headroom_of(made.base, made.base.rung)
+            finer = relieved(coarseness, made.found, self.thresholds, headroom, tile_bytes)
             if finer is None:
                 break
             relief = self._of(Drawn.of(make_base(self.original, made.base.rung, finer), raising), began)
             if not relief.promising:  # the image was at the limit, and a coder's bytes are not quite monotonic
                 break
-            made = relief
+            made, tile_bytes = relief, None
         even = (first.mean, first.p5, first.psnr_db), first.payload_bytes
         return replace(made, asked=rung, raising=raising, even=even)
 

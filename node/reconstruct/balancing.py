@@ -7,14 +7,14 @@ follows how much coarser or finer each tile should be (a Lagrangian over tiles);
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Reference, Survey, psnr, tile_scores
+from node.fidelity.gate import Reference, Survey, psnr, tile_scores, wrong_squares
 from node.reconstruct.engine import Decoded, Original, make_base
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
@@ -39,29 +39,31 @@ _STEP = 28.0
 """Quantisation step, in units of coded samples, of JPEG XL at distance 1: for what a tile costs beside others."""
 _SAFE = 0.0003
 """What tile FSIM is to have above the gate's limits: maps are rounded."""
-_NEAR = (0.0010, 0.0015)
-"""An image that passes with no more than this to spare, in mean or in 5th percentile, is balanced."""
-_SOLVED = 3
-"""Looks after which the next one is worked out tile by tile; from then on the image is made coarser or finer as one."""
-_PASSES_WITH = 1.25
-"""How much larger than what is found in the end an image may be that passes."""
-_MOST_LOOKS, _MORE_LOOKS = 7, 3
+_SOLVED = 2
+"""Looks after which the next one is worked out for all tiles at once; from then on the image is moved to the limit."""
+_MOST_LOOKS, _MORE_LOOKS = 6, 3
 """In all, and beyond that where no balanced image has passed yet."""
-_FARTHER = 0.1
-"""Octaves coarser where the image passes and no failure is known."""
-_LEAST_CHANGE = 0.08
-"""Octaves; less than that, and steps of the map would round it away."""
+_MOST_MOVE = 0.4
+"""Octaves by which the image is moved as one, either way."""
+_MOST_MISSED = 0.005
+"""Of tile FSIM: by how much farther above the limits is aimed where the last look fell short."""
+_LEAST_GAIN = 0.012
+"""Octaves coarser, on average, that another look has to promise where the image passes."""
+_NOT_AS_MUCH = 0.8
+"""How much less than others a tile at the limit is taken to answer to finer coding."""
 _FAINTEST = 0.001
 """Of 1 - FSIM: what gates of 1 are taken for."""
 _ROOM = {1: 0.4, 2: 0.9, 4: 0.9}
 """Octaves by which a rung is finer than the finest tile wants at first, by scale, for single tiles that need more: AV1
 codes noise at full size best with coarse quantisers."""
-_CROWDED = 4
-"""Squares of a tile with too great errors from which it is coded finer."""
+_SQUARE = 120.0
+"""Bytes of the points that a square with too great errors takes, about."""
+_AROUND = 0.3
+"""What a tile beside the breast takes, of what one with breast takes."""
 _ALMOST = 0.95
 """Of the gate's limit of a tile's shift, which nothing but exact pixels mends."""
-_RELIEF = 4
-"""Steps by which such a tile is coded finer at a time."""
+_RELIEF, _MOST_RELIEF = 4, 10
+"""Steps by which such a tile is coded finer: as many as its greatest error is above the limit."""
 _BLOCK = 8
 
 
@@ -103,6 +105,12 @@ class Seen:
     def payload_bytes(self) -> int:
         return len(self.base.coded)
 
+    def tile_bytes(self, reference: Reference) -> dict[tuple[int, int], float]:
+        """What each tile of ``reference.tiles`` takes of the base, about."""
+        costs = _costs(self, reference)
+        shares = self.payload_bytes * costs / max(float(costs.sum()), 1.0)
+        return dict(zip(reference.tiles, shares.tolist(), strict=True))
+
     @property
     def mean(self) -> float:
         return float(np.mean(self.scores))
@@ -131,7 +139,7 @@ def balanced(
         passes = balance.passes(seen)
         if passes and (best is None or seen.payload_bytes < best.payload_bytes):
             best = seen  # one image is kept, not six
-        if balance.solved and seen.payload_bytes > enough * (_PASSES_WITH if passes else 1):
+        if balance.expected_bytes > enough:
             break
     if not balance.passes(first):
         return best or seen
@@ -140,18 +148,34 @@ def balanced(
     return first if best is None or (may_be_first and first.payload_bytes < best.payload_bytes) else best
 
 
-def relieved(map_: Coarseness, found: Survey, thresholds: Thresholds, headroom: float) -> Coarseness | None:
-    """``map_`` finer in the tiles where so much misses the gate that storing it exactly would cost more than that;
-    None where that is nowhere, or can be no finer. ``headroom``: octaves by which samples may be scaled up."""
-    wrong = np.maximum(found.worst_error / thresholds.error_max, found.outside / thresholds.outside)
-    crowded = (wrong > 1).sum(axis=(1, 2)) >= _CROWDED
-    bad = crowded | (found.error_p999 > thresholds.error_p999) | (np.abs(found.shift) > _ALMOST * thresholds.shift)
-    bad |= found.fsim < thresholds.fsim_worst + _SAFE
-    steps = map_.steps.astype(int)
-    for row, column in found.corners[bad]:
-        steps[-(-row // TILE), -(-column // TILE)] -= _RELIEF
+def relieved(
+    map_: Coarseness,
+    found: Survey,
+    thresholds: Thresholds,
+    headroom: float,
+    tile_bytes: Mapping[tuple[int, int], float] | None = None,
+) -> Coarseness | None:
+    """``map_`` finer in the tiles where mending what misses the gate would cost more than that; None where that is
+    nowhere, or can be no finer. ``headroom``: octaves by which samples may be scaled up. ``tile_bytes``: what the
+    tiles with breast take now, by row and column; without it only faults that are everywhere in a tile count, since
+    what a smaller image cannot hold no finer coding brings back."""
+    shift = np.abs(found.shift) / thresholds.shift if thresholds.shift > 0 else np.zeros(len(found.shift))
+    above = np.maximum(found.error_p999 / thresholds.error_p999, shift / _ALMOST)
+    finer = np.clip(np.ceil(PER_OCTAVE * np.log2(np.maximum(above, 1))), _RELIEF, _MOST_RELIEF).astype(int)
+    # nothing but exact squares, of hundreds of bytes each, mends a fault that is everywhere in a tile
+    hopeless = np.asarray((shift > _ALMOST) | (found.fsim < thresholds.fsim_worst + _SAFE))
+    if tile_bytes is not None:
+        around = _AROUND * float(np.median([*tile_bytes.values()]))
+        coding = np.array([tile_bytes.get((int(row), int(column)), around) for row, column in found.corners])
+        coding *= np.exp2(_PER_OCTAVE_OF_STEP * finer / PER_OCTAVE) - 1
+        hopeless |= _SQUARE * wrong_squares(found, thresholds) > coding
+    before = map_.steps.astype(int)
+    steps = before.copy()
+    for number in np.flatnonzero(hopeless):
+        place = tuple(-(-int(start) // TILE) for start in found.corners[number])
+        steps[place] = min(steps[place], before[place] - finer[number])
     steps = np.maximum(steps, max(-LIMIT, -int(PER_OCTAVE * headroom)))
-    return None if (steps == map_.steps).all() else replace(map_, steps=steps.astype(np.int8))
+    return None if (steps == before).all() else replace(map_, steps=steps.astype(np.int8))
 
 
 @dataclass
@@ -165,16 +189,14 @@ class Balance:
     _loss: float = _LOSS[1]
     _cap: float = field(init=False)
     _before: tuple[Rung, Floats, float] | None = None
-    _passing: Floats | None = None
-    _failing: Floats | None = None
+    _aim: Floats | None = None
+    _passed: bool = False
+    _aimed: tuple[float, float] = (_SAFE, _SAFE)
+    expected_bytes: float = 0.0
+    """What the image will take at the limit; 0 while that cannot be said."""
 
     def __post_init__(self) -> None:
         self._cap = 1 - self.thresholds.fsim_p5 - _SAFE
-
-    @property
-    def solved(self) -> bool:
-        """Whether the map is as good as this finds it, but for how coarse the image is as a whole."""
-        return self._looks >= _SOLVED - 1
 
     def passes(self, seen: Seen) -> bool:
         """Whether the gate lets the image pass as a whole."""
@@ -183,9 +205,9 @@ class Balance:
     def next(self, seen: Seen) -> tuple[Rung, Coarseness] | None:
         """How to code the image next, after what was ``seen`` last; None where nothing is to be won by that."""
         self._looks += 1
-        near = any(spare <= enough for spare, enough in zip(self._spare(seen), _NEAR, strict=True))
-        most = _MOST_LOOKS if self._passing is not None else _MOST_LOOKS + _MORE_LOOKS
-        if self._looks >= most or (self._looks > _SOLVED and self.passes(seen) and near):
+        passes, balanced = self.passes(seen), seen.base.coarseness is not None
+        self._passed |= passes and balanced
+        if self._looks >= (_MOST_LOOKS if self._passed else _MOST_LOOKS + _MORE_LOOKS):
             return None
         now = _octaves(seen.base, self.reference)
         self._learn(seen, now)
@@ -194,12 +216,14 @@ class Balance:
             wanted = now + (change if self._looks > 1 else _CAREFUL * change)
             middle = float(np.median(wanted))
             wanted = np.clip(wanted, middle - _FINER, middle + _COARSER)
-        elif self._passing is None:
-            wanted = now - self._lacking(seen)
-        elif self._failing is None:
-            wanted = now + _FARTHER
         else:
-            wanted = (self._passing + self._failing) / 2
+            assert self._aim is not None
+            change = self._moved(seen)
+            if passes and change.mean() < _LEAST_GAIN:
+                return None
+            self.expected_bytes = seen.payload_bytes * 2.0 ** float(-_PER_OCTAVE_OF_STEP * change.mean())
+            wanted = self._aim + change
+        self._aim = wanted
         if seen.psnr_db < self.thresholds.psnr_db:
             wanted = wanted - (self.thresholds.psnr_db - seen.psnr_db) / 3
         rung = self._nominal(seen, wanted) if seen.base.coarseness is None else seen.base.rung
@@ -211,11 +235,6 @@ class Balance:
 
     def _learn(self, seen: Seen, now: Floats) -> None:
         """From the last look to this one: how FSIM answers to coarseness, and how far off the 5th percentile was."""
-        if seen.base.coarseness is not None:
-            if self.passes(seen):
-                self._passing = now
-            else:
-                self._failing = now
         if self._before is not None:
             rung, octaves, mean = self._before
             coarser = float(now.mean() - octaves.mean())
@@ -226,12 +245,20 @@ class Balance:
             self._cap = float(np.clip(self._cap + 0.7 * (self._spare(seen)[1] - _SAFE), 0.8 * asked, 1.15 * asked))
         self._before = seen.base.rung, now, seen.mean
 
-    def _lacking(self, seen: Seen) -> float:
-        """Octaves by which all of the image has to be finer to pass, by the least answer: rather too many."""
-        least = self.thresholds
-        pairs = (seen.mean, least.fsim_mean + _SAFE), (seen.p5, least.fsim_p5 + _SAFE)
-        over = (max(1 - value, _FAINTEST) / max(1 - floor, _FAINTEST) for value, floor in pairs)
-        return max(_LEAST_CHANGE, *(float(np.log2(ratio)) / _LOSS[0] for ratio in over))
+    def _moved(self, seen: Seen) -> Floats:
+        """Octaves by which each tile should be coarser for the image to lie just above both limits: all alike for the
+        mean, and finer those tiles that would hold the 5th percentile down, but for the one in twenty that may."""
+        if self._looks > _SOLVED + 1:  # what was aimed at was met more or less
+            missed = np.clip(0.7 * (np.array(self._aimed) - self._spare(seen)), 0, _MOST_MISSED)
+            self._aimed = _SAFE + float(missed[0]), _SAFE + float(missed[1])
+        least, (over_mean, over_p5) = self.thresholds, self._aimed
+        ratio = max(1 - least.fsim_mean - over_mean, _FAINTEST) / max(1 - seen.mean, _FAINTEST)
+        move = float(np.clip(np.log2(ratio) / self._loss, -_MOST_MOVE, _MOST_MOVE))
+        errors = np.maximum(1 - seen.scores, _FAINTEST) * 2.0 ** (self._loss * move)
+        limit = max(1 - least.fsim_p5 - over_p5, _FAINTEST)
+        finer = np.maximum(np.log2(errors / limit), 0) / (_NOT_AS_MUCH * self._loss)
+        finer[np.argsort(-errors)[: int(0.05 * (len(errors) - 1))]] = 0
+        return np.asarray(move - finer)
 
     def _change(self, seen: Seen) -> Floats:
         """Octaves by which each tile should be coarser than it was."""

@@ -93,6 +93,7 @@ class Climb:
     _asked: dict[Rung, Forecast] = field(default_factory=dict)
     _tried: set[Rung] = field(default_factory=set)
     _balanced: set[tuple[int, str]] = field(default_factory=set)
+    _saved: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         flights: dict[tuple[object, ...], list[Rung]] = {}
@@ -133,6 +134,8 @@ class Climb:
         self._bytes_off = size / max(made.payload_bytes, 1)
         if even is not None:
             self._close(rung)
+            if passed and size:
+                self._saved[rung.scale] = base_bytes / size
         elif not passed:
             flight.low = number + 1
         if passed:
@@ -243,7 +246,9 @@ class Climb:
         if flight.patches is None and self._mending is not None:
             scale, taken = self._mending
             patches = taken * _FINER_MENDS ** math.log2(scale / rung.scale)
-        saved = _SAVED.get((rung.coder, rung.scale), 1.0) if self.balances(rung) else 1.0
+        saved = 1.0
+        if self.balances(rung):  # by what another coder has saved at this scale, where one has been balanced
+            saved = max(_SAVED.get((rung.coder, rung.scale), 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
         return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved + patches
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
