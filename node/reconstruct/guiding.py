@@ -57,6 +57,8 @@ _TOLERATED = 1.01
 """A tile counts as worse above this; what single tiles lose below it, the image has gained elsewhere."""
 _EXTRA = 3
 """Steps of strength that may be added for the noise spectrum."""
+_RAISES_UNDER_TEXTURE: tuple[Raise, ...] = ((10, 16), (20, 28))
+"""What texture is tried on, beside the base as it is."""
 _AMPLITUDES = (2, 6)
 """Strengths tried on each tile, in units of 1 / AMPLITUDE_ONE; every one costs a measurement of the whole image."""
 
@@ -228,7 +230,8 @@ def _products(images: Sequence[Float]) -> NDArray[np.float64]:
 
 
 def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, detail: float) -> tuple[Guide, Pixels]:
-    """``guide`` with texture: per tile the strength with the highest FSIM, on the corrected or on the consistent base.
+    """``guide`` with texture: per tile the strength with the highest FSIM, on the corrected base, on the consistent
+    one, or on one whose fine detail is raised.
 
     FSIM likes what is rough, so corrections are left out where that raises it. And the noise spectrum is to be closer
     to the original's than the consistent base's is, in every band: else all corrections go, and then strength is added
@@ -241,9 +244,12 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
     scores, _ = tile_scores(reference, plain)
     least = _mean_and_p5(scores)
     truth, before = (power_spectrum(pixels, reference.mask) for pixels in (reference.pixels, plain))
-    choice = _best_strengths(reference, draft, (guide, bare), detail, allowed)
-    kept = _on_weight_tiles(reference, guide, choice.corrected) > 0
-    mixed = replace(guide, corrections=guide.corrections * kept)
+    inside = weight_tiles_with_breast(reference)
+    raised_bases = [equalised(draft.base, Raising(by, inside), guide) for by in _RAISES_UNDER_TEXTURE]
+    bases = (bare, guide, *raised_bases)
+    choice = _best_strengths(reference, draft, bases, detail, allowed)
+    kept = _on_weight_tiles(reference, guide, choice.bases)
+    mixed = replace(guide, corrections=np.choose(kept, [base.corrections for base in bases]))
     chosen: tuple[Guide, Pixels] | None = None
     for more in range(_EXTRA + 1):
         amplitude = _on_weight_tiles(reference, guide, np.minimum(choice.strengths + max(more - 1, 0), 15))
@@ -270,35 +276,35 @@ def _acceptable(measured: tuple[list[float], list[float]], allowed: float, least
 
 @dataclass(frozen=True)
 class _Choice:
-    """Per tile of the gate: whether to correct (1 or 0), the strength of texture, and the FSIM it had when tried."""
+    """Per tile of the gate: which base, the strength of texture, and the FSIM it had when tried."""
 
-    corrected: NDArray[np.float64]
+    bases: NDArray[np.float64]
     strengths: NDArray[np.float64]
     scores: NDArray[np.float64]
 
 
 def _best_strengths(
-    reference: Reference, draft: Draft, bases: tuple[Guide, Guide], detail: float, allowed: float
+    reference: Reference, draft: Draft, bases: Sequence[Guide], detail: float, allowed: float
 ) -> _Choice:
     """The best of each tile, all weakened where PSNR is overdrawn."""
-    tried = [(which, max(1, round(each * detail))) for which in (1, 0) for each in _AMPLITUDES]
+    tried = [(which, max(1, round(each * detail))) for which in range(len(bases)) for each in _AMPLITUDES]
     scores, errors = [], []
     texture = draft.drawn.texture
     assert texture is not None
     still = [weighed(draft, guide) for guide in bases]
     for which, strength in tried:
         score, error = tile_scores(
-            reference, settled(draft, still[1 - which] + np.float32(strength / AMPLITUDE_ONE) * texture)
+            reference, settled(draft, still[which] + np.float32(strength / AMPLITUDE_ONE) * texture)
         )
         scores.append(score)
         errors.append(error)
     best = np.argmax(scores, axis=0)
-    corrected, strengths = np.array(tried, dtype=np.float64)[best].T
+    chosen, strengths = np.array(tried, dtype=np.float64)[best].T
     quiet = allowed / 10 ** (PSNR_BUDGET_DB / 10)
     spent = float(np.array(errors)[best, np.arange(len(best))].sum()) - quiet
     if spent > allowed - quiet:  # the error of texture grows with the square of its strength
         strengths = strengths * np.sqrt((allowed - quiet) / spent)
-    return _Choice(corrected, np.maximum(np.floor(strengths + 1e-6), 1), np.max(scores, axis=0))
+    return _Choice(chosen, np.maximum(np.floor(strengths + 1e-6), 1), np.max(scores, axis=0))
 
 
 def _on_weight_tiles(reference: Reference, guide: Guide, strengths: NDArray[np.float64]) -> Map:
