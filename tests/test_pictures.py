@@ -23,6 +23,7 @@ from node.reconstruct.network import STRIDE, UNSHUFFLE, to_pixels
 from node.reconstruct.training import plates
 from node.reconstruct.training.pictures import NoPictures, Picture, picture_files, read_picture, read_pictures
 from node.reconstruct.training.plates import Plate, code, crops, degrade, make_plate, piece_of
+from storage.coarseness import Coarseness
 from storage.errors import LatentPacsError
 from storage.records import Rung
 from tests.samples import breast, mammogram, write
@@ -349,12 +350,19 @@ def test_less_is_told_of_the_noise_than_there_is() -> None:
 
 def test_every_kind_of_rung_and_orientation_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[tuple[Pixels, Rung, float]] = []
+    maps: list[Coarseness] = []
     empty = Plate(*[torch.zeros(1)] * 4)
 
-    def note(pixels: Pixels, inside: NDArray[np.bool_], rung: Rung, told: float) -> Plate:
+    def note(
+        pixels: Pixels, inside: NDArray[np.bool_], rung: Rung, told: float, coarseness: Coarseness | None
+    ) -> Plate:
         assert inside.shape == (pixels.shape[0] // LEVEL_TILE, pixels.shape[1] // LEVEL_TILE)
         assert inside.any()
         met.append((pixels, rung, told))
+        if coarseness is not None:
+            assert rung.distance
+            assert (coarseness.rows, coarseness.columns) == pixels.shape
+            maps.append(coarseness)
         return empty
 
     monkeypatch.setattr(plates, "degrade", note)
@@ -371,7 +379,11 @@ def test_every_kind_of_rung_and_orientation_occurs(monkeypatch: pytest.MonkeyPat
     assert 0.0 in distances
     assert 0.07 <= min(distance for distance in distances if distance) < 0.2
     assert 1.2 < max(distances) <= 4
-    assert all(rung.distance >= 0.5 for _, rung, _ in met if rung.scale == 1)
+    assert all(rung.distance >= 0.5 for _, rung, _ in met if rung.scale == 1 and rung.coder == "jpegxl")
+    coders = [rung.coder for _, rung, _ in met]
+    assert 20 < coders.count("avif") < 65
+    assert 15 < len(maps) < 60
+    assert len({int(np.median(each.steps)) for each in maps}) > 5
     assert min(told for _, _, told in met) >= 0.6
     assert max(told for _, _, told in met) <= 1.0
 

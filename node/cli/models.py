@@ -52,7 +52,7 @@ def train(
     with console.status("reading pictures"):
         pictures = read_pictures([*data, *(more or [])])
     console.print(f"{len(pictures)} pictures", highlight=False)
-    plan = Plan(steps=1, seed=seed, mean_share=1.0 if ablation else 0.5)
+    plan = Plan(steps=1, seed=seed, mean_share=1.0 if ablation else 0.5).sized_for(device)
     with _training(console) as watch:
         train(pictures, plan, out, minutes=minutes, resume=resume, device=device, watch=watch)
     _report(out, watch.last, as_json=as_json)

@@ -19,6 +19,8 @@ from node.reconstruct.guide import LEVEL_TILE, measure_levels
 from node.reconstruct.network import STRIDE, UNSHUFFLE, to_latent
 from node.reconstruct.training.pictures import Picture
 from storage import coders
+from storage.coarseness import PER_OCTAVE, Coarseness
+from storage.coarseness import TILE as COARSENESS_TILE
 from storage.records import Rung
 from storage.resample import Operator
 
@@ -31,7 +33,12 @@ _BLOCK = 16
 _LOUDEST = 6.0
 _FILM = 0.4
 _SCALES = ((1, 0.12), (2, 0.53), (4, 0.35))
-_DISTANCES = {1: (0.5, 4.0), 2: (0.07, 2.0), 4: (0.07, 1.5)}
+_DISTANCES = {
+    "jpegxl": {1: (0.5, 4.0), 2: (0.07, 2.0), 4: (0.07, 1.5)},
+    "avif": {1: (0.25, 4.0), 2: (0.15, 1.6), 4: (0.15, 1.2)},
+}
+_AVIF = 0.35
+_BALANCED = 0.3
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,20 @@ def make_plate(pictures: Sequence[Picture], seed: int, number: int) -> Plate:
     picture = pictures[int(random.choice(len(pictures), p=weights / weights.sum()))]
     pixels, inside = _cut(picture, random)
     pixels, inside = _turned(_varied(pixels, random), inside, random)
-    return degrade(np.rint(pixels).astype(np.uint16), inside, _rung(random), told=float(random.uniform(0.6, 1.0)))
+    told, rung = float(random.uniform(0.6, 1.0)), _rung(random)
+    coarseness = _coarseness(pixels.shape, random) if rung.distance and random.random() < _BALANCED else None
+    return degrade(np.rint(pixels).astype(np.uint16), inside, rung, told, coarseness)
 
 
-def degrade(pixels: NDArray[np.uint16], inside: NDArray[np.bool_], rung: Rung, told: float) -> Plate:
+def degrade(
+    pixels: NDArray[np.uint16], inside: NDArray[np.bool_], rung: Rung, told: float, coarseness: Coarseness | None = None
+) -> Plate:
     """A plate from 12-bit pixels. ``inside``: bool per 64-pixel tile. The network is told ``told`` times the
     quantisation it meets: a base's recorded figure is an average over breast and air."""
-    _, _, image, rms = code(pixels, rung)
+    _, _, image, rms = code(pixels, rung, coarseness)
     residual = pixels - image
     levels = measure_levels(residual, inside)
-    seen = scene(image, levels, rms * told, rung)
+    seen = scene(image, levels, rms * told, rung, coarseness)
     wanted = np.clip(residual / seen.unit, -_LOUDEST, _LOUDEST)
     return Plate(
         seen=seen.seen.half(),
@@ -72,12 +83,15 @@ def degrade(pixels: NDArray[np.uint16], inside: NDArray[np.bool_], rung: Rung, t
     )
 
 
-def code(pixels: NDArray[np.uint16], rung: Rung) -> tuple[Float, Float, Float, float]:
+def code(
+    pixels: NDArray[np.uint16], rung: Rung, coarseness: Coarseness | None = None
+) -> tuple[Float, Float, Float, float]:
     """The decoded base of 12-bit pixels, its plain and its consistent bicubic, and its quantisation RMS."""
     operator = Operator(pixels.shape[0], pixels.shape[1], rung.scale)
     ideal = operator.down(pixels)
-    samples = np.clip(np.rint(ideal), 0, _TOP).astype(np.uint16)
-    decoded = coders.decode(coders.encode(samples, rung), rung, samples.shape).astype(np.float32)
+    scaling = np.float32(1) if coarseness is None else coarseness.scaling(rung.scale)
+    samples = np.clip(np.rint(ideal * scaling), 0, _TOP).astype(np.uint16)
+    decoded = coders.decode(coders.encode(samples, rung), rung, samples.shape).astype(np.float32) / scaling
     rms = float(np.sqrt(np.mean(np.square(decoded - ideal))))
     return decoded, operator.up(decoded), operator.lift(decoded), rms
 
@@ -177,6 +191,16 @@ def _turned(pixels: Float, inside: NDArray[np.bool_], random: np.random.Generato
 def _rung(random: np.random.Generator) -> Rung:
     scales, chances = zip(*_SCALES, strict=True)
     scale = int(random.choice(scales, p=chances))
-    low, high = np.log(_DISTANCES[scale])
-    distance = 0.0 if scale > 1 and random.random() < 0.06 else round(float(np.exp(random.uniform(low, high))), 3)
-    return Rung(scale=scale, coder="jpegxl", distance=distance, effort=7, sample_bits=BITS)
+    coder = "avif" if random.random() < _AVIF else "jpegxl"
+    low, high = np.log(_DISTANCES[coder][scale])
+    lossless = coder == "jpegxl" and scale > 1 and random.random() < 0.09
+    distance = 0.0 if lossless else round(float(np.exp(random.uniform(low, high))), 3)
+    return Rung(scale=scale, coder=coder, distance=distance, effort=7, sample_bits=BITS)
+
+
+def _coarseness(shape: tuple[int, ...], random: np.random.Generator) -> Coarseness:
+    """A map such as the encoder makes (balancing.py): up to an octave and a half, mostly coarser than the rung."""
+    rows, columns = shape
+    grid = (-(-rows // COARSENESS_TILE), -(-columns // COARSENESS_TILE))
+    steps = PER_OCTAVE * np.clip(random.normal(random.uniform(-0.2, 0.7), random.uniform(0, 0.6), grid), -1.5, 1.5)
+    return Coarseness(rows, columns, np.rint(steps).astype(np.int8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +26,11 @@ from storage.errors import ConfigError, LatentPacsError
 CHECKPOINT = "checkpoint.pt"
 _GATHERED = 64
 _TIMED = 12
-_UNKNOWN = 10_000
+_TIMED_SHARE = 0.02
+"""Of a budget of minutes: a GPU takes some seconds to come up to speed."""
+_UNKNOWN = 1_000_000
+_AHEAD = 4
+"""Plates made before their step comes."""
 _SAVE_EVERY = 120.0
 
 
@@ -56,6 +61,12 @@ class Plan:
     deck: int = 96
     renew: int = 6
     seed: int = 1
+
+    def sized_for(self, device: str) -> Plan:
+        """The same training with batches that fill a GPU, and more plates in play, where there is one."""
+        if _device(device).type != "cuda":
+            return self
+        return replace(self, batch=64, rate=2e-3, deck=512, renew=3)
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ def train(
         found = _restore(state, folder / CHECKPOINT)
         finished = state.step >= found.steps
         plan = replace(found, steps=max(found.steps, plan.steps))
-    run = _Run(state, plan, Deck(pictures, plan), folder, device, minutes, watch)
+    run = _Run(state, plan, pictures, folder, device, minutes, watch)
     try:
         if minutes is not None and finished:
             run.plan_for(minutes)
@@ -129,15 +140,16 @@ class _Run:
         self,
         state: _State,
         plan: Plan,
-        deck: Deck,
+        pictures: Sequence[Picture],
         folder: Path,
         device: str,
         minutes: float | None,
         watch: Callable[[Progress], None],
     ) -> None:
         self.plan = plan
-        self._state, self._deck, self._folder, self._watch = state, deck, folder, watch
+        self._state, self._folder, self._watch = state, folder, watch
         self._where = _device(device)
+        self._deck = Deck(pictures, plan, self._where)
         self._half = _half_is_fast(self._where)
         self._began = self._saved = time.monotonic()
         self._end = self._began + (minutes * 60 if minutes is not None else float("inf"))
@@ -149,7 +161,10 @@ class _Run:
         self.plan = replace(self.plan, steps=first + _UNKNOWN)
         self.advance(first + 2)
         clock, timed_from = time.monotonic(), self._state.step
+        enough = min(clock + _TIMED_SHARE * minutes * 60, self._end)
         self.advance(timed_from + _TIMED)
+        while time.monotonic() < enough:
+            self.advance(self._state.step + _TIMED)
         each = (time.monotonic() - clock) / max(self._state.step - timed_from, 1)
         left = max(self._end - time.monotonic(), 0.0)
         self.plan = replace(self.plan, steps=self._state.step + int(left / max(each, 1e-6)))
@@ -176,23 +191,30 @@ class _Run:
 
 
 class Deck:
-    """The plates in play: ``plan.deck`` of them, the oldest replaced every ``plan.renew`` steps, made ahead."""
+    """The plates in play: ``plan.deck`` of them, the oldest replaced every ``plan.renew`` steps, made ahead.
 
-    def __init__(self, pictures: Sequence[Picture], plan: Plan) -> None:
-        self._pictures, self._plan = pictures, plan
-        self._threads = ThreadPoolExecutor(2)
+    They lie where the network does; only ``share`` and ``rung``, which crops are chosen by, stay with the CPU.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], plan: Plan, where: torch.device) -> None:
+        self._pictures, self._plan, self._where = pictures, plan, where
+        self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2))
         self._plates: dict[int, Future[Plate]] = {}
 
     def at(self, step: int) -> list[Plate]:
         """The plates of one step, a function of its number alone."""
         first = step // self._plan.renew
         numbers = range(first, first + self._plan.deck)
-        for number in [*numbers, numbers.stop]:
+        for number in [*numbers, *range(numbers.stop, numbers.stop + _AHEAD)]:
             if number not in self._plates:
-                self._plates[number] = self._threads.submit(make_plate, self._pictures, self._plan.seed, number)
+                self._plates[number] = self._threads.submit(self._made, number)
         for old in [number for number in self._plates if number < first]:
             del self._plates[old]
         return [self._plates[number].result() for number in numbers]
+
+    def _made(self, number: int) -> Plate:
+        plate = make_plate(self._pictures, self._plan.seed, number)
+        return replace(plate, seen=plate.seen.to(self._where), wanted=plate.wanted.to(self._where))
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
@@ -203,7 +225,8 @@ def _one_step(state: _State, plan: Plan, deck: Deck, where: torch.device, half: 
     random = np.random.default_rng((plan.seed, 2, state.step))
     seen, wanted, share, rung = (part.to(where) for part in crops(plates, plan.crop, plan.batch, random))
     times = _times(plan, random).to(where)
-    noise = torch.from_numpy(random.standard_normal(tuple(wanted.shape), dtype=np.float32)).to(where)
+    drawn = torch.Generator(where).manual_seed(int(random.integers(2**63)))
+    noise = torch.randn(wanted.shape, generator=drawn, device=where)
     s = times[:, None, None, None]
     for group in state.optimiser.param_groups:
         group["lr"] = _rate(plan, state.step)
@@ -283,6 +306,7 @@ def _restore(state: _State, path: Path) -> Plan:
 
 
 def _device(name: str) -> torch.device:
+    """``auto``: a GPU where there is one. Raises ConfigError where the device cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
