@@ -235,6 +235,16 @@ def test_the_result_is_a_model_with_its_baseline(straight: Path) -> None:
     assert Mammo(straight).weights_digest == Mammo(straight).weights_digest
 
 
+def test_a_gpu_gets_batches_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(TINY, mean_share=1.0)
+    assert plan.sized_for("cpu") == plan
+    monkeypatch.setattr(trainer, "_device", lambda name: torch.device("cuda"))
+    larger = plan.sized_for("auto")
+    assert larger.batch > plan.batch
+    assert larger.deck > plan.deck
+    assert (larger.steps, larger.width, larger.mean_share, larger.seed) == (plan.steps, plan.width, 1.0, plan.seed)
+
+
 # --- going on -----------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from node.reconstruct.guide import LEVEL_TILE, spread, tile_means
 from storage.coarseness import Coarseness
 from storage.records import Rung
 from storage.resample import Operator
+
+_MOST_GAIN = 4.0
+"""By how much texture of one place is made stronger or fainter."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,19 @@ class Upscaler(Protocol):
 def hidden_from_base(
     texture: NDArray[np.float32], operator: Operator, strength: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """``texture`` without what D would see of it, scaled to the energy that ``strength`` (grey levels) stands for."""
+    """``texture`` without what D would see of it, everywhere as strong as ``strength`` (grey levels) says.
+
+    A draw may be loud in one place and faint in another; what D sees of it is more here than there, too.
+    """
+    texture = _hidden(texture, operator, strength)
+    wanted, found = (tile_means(np.square(values), LEVEL_TILE) for values in (strength, texture))
+    gain = np.clip(np.sqrt(wanted / np.maximum(found, 1e-9)), 1 / _MOST_GAIN, _MOST_GAIN)
+    return _hidden(texture * spread(gain, LEVEL_TILE, *texture.shape), operator, strength)
+
+
+def _hidden(texture: NDArray[np.float32], operator: Operator, strength: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without what D would see of it, and with the energy of ``strength`` as a whole."""
     texture = texture - operator.lift(operator.down(texture))
-    energy = float(np.square(texture, dtype=np.float64).sum())
-    wanted = float(np.square(strength, dtype=np.float64).sum())
+    energy, wanted = (float(np.square(values, dtype=np.float64).sum()) for values in (texture, strength))
     texture *= np.float32(np.sqrt(wanted / energy) if energy > 0 else 0.0)
     return texture
