@@ -134,13 +134,11 @@ def balanced(
     Given up where it takes more than ``enough`` bytes."""
     balance = Balance(reference, thresholds, sorted(rungs, key=lambda rung: -rung.distance))
     seen, best = first, None
-    while (wanted := balance.next(seen)) is not None:
+    while (wanted := balance.next(seen)) is not None and balance.expected_bytes <= enough:
         seen = Seen.of(reference, Drawn.of(make_base(original, *wanted), raising))
         passes = balance.passes(seen)
         if passes and (best is None or seen.payload_bytes < best.payload_bytes):
             best = seen  # one image is kept, not six
-        if balance.expected_bytes > enough:
-            break
     if not balance.passes(first):
         return best or seen
     # without room to scale up, the first one could not be made finer in single places
@@ -205,8 +203,8 @@ class Balance:
     def next(self, seen: Seen) -> tuple[Rung, Coarseness] | None:
         """How to code the image next, after what was ``seen`` last; None where nothing is to be won by that."""
         self._looks += 1
-        passes, balanced = self.passes(seen), seen.base.coarseness is not None
-        self._passed |= passes and balanced
+        passes = self.passes(seen)
+        self._passed |= passes and seen.base.coarseness is not None
         if self._looks >= (_MOST_LOOKS if self._passed else _MOST_LOOKS + _MORE_LOOKS):
             return None
         now = _octaves(seen.base, self.reference)
@@ -223,9 +221,9 @@ class Balance:
                 return None
             self.expected_bytes = seen.payload_bytes * 2.0 ** float(-_PER_OCTAVE_OF_STEP * change.mean())
             wanted = self._aim + change
-        self._aim = wanted
         if seen.psnr_db < self.thresholds.psnr_db:
             wanted = wanted - (self.thresholds.psnr_db - seen.psnr_db) / 3
+        self._aim = wanted
         rung = self._nominal(seen, wanted) if seen.base.coarseness is None else seen.base.rung
         return rung, self._map(wanted - step_octaves(rung), headroom_of(seen.base, rung))
 

@@ -51,8 +51,8 @@ class Plan:
     """
 
     steps: int
-    width: int = 48
-    blocks: tuple[int, int, int] = (1, 2, 1)
+    width: int = 64
+    blocks: tuple[int, int, int] = (1, 3, 1)
     batch: int = 16
     crop: int = 160
     rate: float = 1.2e-3
