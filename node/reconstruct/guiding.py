@@ -234,9 +234,9 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
     one, or on one whose fine detail is raised.
 
     FSIM likes what is rough, so corrections are left out where that raises it. And the noise spectrum is to be closer
-    to the original's than the consistent base's is, in every band: else all corrections go, and then strength is added
-    as long as it costs no more PSNR than allowed. FSIM never falls below the consistent base's: rather than that, only
-    tiles that gain get texture, or none.
+    to the original's than the consistent base's is, in every band: else all corrections go, then strength is added, at
+    last only tiles that gain get texture, or none. FSIM never falls below the consistent base's, nor PSNR by more than
+    allowed.
     """
     allowed = sum(tile_scores(reference, still)[1]) * 10 ** (PSNR_BUDGET_DB / 10)
     bare = replace(guide, corrections=np.zeros_like(guide.corrections))
@@ -250,22 +250,23 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
     choice = _best_strengths(reference, draft, bases, detail, allowed)
     kept = _on_weight_tiles(reference, guide, choice.bases)
     mixed = replace(guide, corrections=np.choose(kept, [base.corrections for base in bases]))
-    chosen: tuple[Guide, Pixels] | None = None
-    for more in range(_EXTRA + 1):
-        amplitude = _on_weight_tiles(reference, guide, np.minimum(choice.strengths + max(more - 1, 0), 15))
-        candidate = replace(bare if more else mixed, amplitude=amplitude)
-        pixels = finish(draft, candidate)
-        if not _acceptable(tile_scores(reference, pixels), allowed, least):
-            break
-        chosen = (candidate, pixels)
-        if closer_in_every_band(power_spectrum(pixels, reference.mask), before, truth, draft.base.rung.scale):
-            break
-    if chosen is not None:
-        return chosen
+
+    def strengthened(guide: Guide, strengths: NDArray[np.float64]) -> Guide:
+        return replace(guide, amplitude=_on_weight_tiles(reference, guide, np.minimum(strengths, 15)))
+
     helped = np.where(choice.scores > np.array(scores), choice.strengths, 0.0)
-    candidate = replace(bare, amplitude=_on_weight_tiles(reference, guide, helped))
-    pixels = finish(draft, candidate)
-    return (candidate, pixels) if _acceptable(tile_scores(reference, pixels), allowed, least) else (bare, plain)
+    candidates = (
+        strengthened(mixed, choice.strengths),
+        *(strengthened(bare, choice.strengths + more) for more in range(_EXTRA)),
+        strengthened(bare, helped),
+    )
+    for candidate in candidates:
+        pixels = finish(draft, candidate)
+        if _acceptable(tile_scores(reference, pixels), allowed, least) and closer_in_every_band(
+            power_spectrum(pixels, reference.mask), before, truth, draft.base.rung.scale
+        ):
+            return candidate, pixels
+    return bare, plain
 
 
 def _acceptable(measured: tuple[list[float], list[float]], allowed: float, least: NDArray[np.float64]) -> bool:
