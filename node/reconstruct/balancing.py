@@ -47,6 +47,8 @@ _MOST_MOVE = 0.4
 """Octaves by which the image is moved as one, either way."""
 _MOST_MISSED = 0.005
 """Of tile FSIM: by how much farther above the limits is aimed where the last look fell short."""
+_LEAST_FINER = 0.1
+"""Octaves by which all of the image is made finer where two moves have not made it pass."""
 _LEAST_GAIN = 0.012
 """Octaves coarser, on average, that another look has to promise where the image passes."""
 _NOT_AS_MUCH = 0.8
@@ -223,9 +225,11 @@ class Balance:
             wanted = self._aim + change
         if seen.psnr_db < self.thresholds.psnr_db:
             wanted = wanted - (self.thresholds.psnr_db - seen.psnr_db) / 3
-        self._aim = wanted
         rung = self._nominal(seen, wanted) if seen.base.coarseness is None else seen.base.rung
-        return rung, self._map(wanted - step_octaves(rung), headroom_of(seen.base, rung))
+        headroom = headroom_of(seen.base, rung)
+        steps = np.clip(wanted - step_octaves(rung), -headroom, _SCALED / PER_OCTAVE)
+        self._aim = step_octaves(rung) + steps  # what no map can say is not aimed at: tiles would not move from there
+        return rung, self._map(steps, headroom)
 
     def _spare(self, seen: Seen) -> tuple[float, float]:
         """Tile FSIM above the gate's limits: mean and 5th percentile."""
@@ -256,6 +260,10 @@ class Balance:
         limit = max(1 - least.fsim_p5 - over_p5, _FAINTEST)
         finer = np.maximum(np.log2(errors / limit), 0) / (_NOT_AS_MUCH * self._loss)
         finer[np.argsort(-errors)[: int(0.05 * (len(errors) - 1))]] = 0
+        if (
+            not self._passed and self._looks > _SOLVED + 2
+        ):  # neighbours, or the map's end, keep a tile from it: all of it
+            return np.full(len(finer), -float(np.clip(finer.max() - move, _LEAST_FINER, _MOST_MOVE)))
         return np.asarray(move - finer)
 
     def _change(self, seen: Seen) -> Floats:
