@@ -191,7 +191,7 @@ class Balance:
     _before: tuple[Rung, Floats, float] | None = None
     _aim: Floats | None = None
     _passed: bool = False
-    _aimed: tuple[float, float] = (_SAFE, _SAFE)
+    _margins: tuple[float, float] = (_SAFE, _SAFE)
     expected_bytes: float = 0.0
     """What the image will take at the limit; 0 while that cannot be said."""
 
@@ -251,18 +251,17 @@ class Balance:
         """Octaves by which each tile should be coarser for the image to lie just above both limits: all alike for the
         mean, and finer those tiles that would hold the 5th percentile down, but for the one in twenty that may."""
         if self._looks > _SOLVED + 1:  # what was aimed at was met more or less
-            missed = np.clip(0.7 * (np.array(self._aimed) - self._spare(seen)), 0, _MOST_MISSED)
-            self._aimed = _SAFE + float(missed[0]), _SAFE + float(missed[1])
-        least, (over_mean, over_p5) = self.thresholds, self._aimed
+            missed = np.clip(0.7 * (np.array(self._margins) - self._spare(seen)), 0, _MOST_MISSED)
+            self._margins = _SAFE + float(missed[0]), _SAFE + float(missed[1])
+        least, (over_mean, over_p5) = self.thresholds, self._margins
         ratio = max(1 - least.fsim_mean - over_mean, _FAINTEST) / max(1 - seen.mean, _FAINTEST)
         move = float(np.clip(np.log2(ratio) / self._loss, -_MOST_MOVE, _MOST_MOVE))
         errors = np.maximum(1 - seen.scores, _FAINTEST) * 2.0 ** (self._loss * move)
         limit = max(1 - least.fsim_p5 - over_p5, _FAINTEST)
         finer = np.maximum(np.log2(errors / limit), 0) / (_NOT_AS_MUCH * self._loss)
         finer[np.argsort(-errors)[: int(0.05 * (len(errors) - 1))]] = 0
-        if (
-            not self._passed and self._looks > _SOLVED + 2
-        ):  # neighbours, or the map's end, keep a tile from it: all of it
+        if not self._passed and self._looks > _SOLVED + 2:
+            # neighbours, or the end of the map, keep a tile from becoming finer: all of the image does
             return np.full(len(finer), -float(np.clip(finer.max() - move, _LEAST_FINER, _MOST_MOVE)))
         return np.asarray(move - finer)
 
