@@ -99,7 +99,7 @@ class Avif:
                 level=round(100 - quantiser(distance) * 100 / 63),
                 speed=min(max(13 - effort, 0), 10),
                 bitspersample=12,
-                pixelformat="400",
+                pixelformat=imagecodecs.AVIF.PIXEL_FORMAT.YUV400,  # releases differ in its name
                 codec="aom",
                 numthreads=1,  # with more, libaom codes otherwise, and a little larger
             )
