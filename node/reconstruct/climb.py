@@ -152,7 +152,7 @@ class Climb:
         """What exact patches and points a rung that passed has taken."""
         self._patches = self._flight(rung).patches = patch_bytes
         if self.balancing:
-            self._mending = rung.scale, patch_bytes + point_bytes
+            self._mending = rung.scale, patch_bytes // 2 + point_bytes
             self._flight(rung).patches = patch_bytes + point_bytes
 
     def refused(self, rung: Rung) -> None:
@@ -241,7 +241,8 @@ class Climb:
 
     def _bytes(self, flight: _Flight, rung: Rung) -> float:
         """What a rung may take: its base, and what mending another of its flight took; on another flight, where other
-        places are wrong, half the patches, or where rungs are balanced less on finer scales, more on coarser ones."""
+        places are wrong, half the patches; and where rungs are balanced, less on finer scales and more on coarser ones.
+        """
         patches: float = self._patches / 2 if flight.patches is None else flight.patches
         if flight.patches is None and self._mending is not None:
             scale, taken = self._mending

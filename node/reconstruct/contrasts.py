@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.reference import Reference
-from node.fidelity.specks import FAINTEST, Found, all_specks
+from node.fidelity.specks import Found, all_specks
 from node.fidelity.survey import on_all_cores
 from node.reconstruct.points import REACH, SIGMAS, Point, grey_levels, level_of, profile
 
@@ -31,12 +31,12 @@ _WINDOW = 15
 _MOAT = 2.5
 """Pixels between core and ring."""
 _FAINTEST_IN_CLUSTERS = 3.0
-_NEIGHBOURHOOD = 60.0
-"""Pixels: 3 to 6 mm at 50 to 100 micrometres."""
-_CLUSTER = 12.0
-"""Strength above ``FAINTEST``, summed over a neighbourhood, from which it counts as a cluster."""
-_AIM, _SPARE = 1.05, 0.07
-"""The share of its contrast that a speck gets, and how much less is let go: neighbours pull, pixels are rounded."""
+_CLUSTERS = ((60.0, 5.5, 3.7), (40.0, 5.0, 3.0))
+"""What counts as a cluster: radius in pixels (60 are 3 to 6 mm), and the sum, over the specks within it, of their
+strength above a least one. Specks of less than 5 are everywhere: noise has eight within 60 pixels."""
+_AIM, _SPARE = 1.08, 0.08
+"""The share of its contrast that a speck gets, and how much less is let go: neighbours pull, pixels are rounded, heights
+are in tenths, and the faintest of a cluster, which are not listed, lack theirs."""
 _ROUNDS = 3
 
 _away = np.hypot(*np.mgrid[-_WINDOW : _WINDOW + 1, -_WINDOW : _WINDOW + 1])
@@ -54,8 +54,8 @@ def contrast_spots(reference: Reference, current: Pixels) -> list[Point]:
     sign = np.float32(-1 if reference.inverted else 1)
     truth = _windows(sign * reference.pixels.astype(np.float32), places)
     measured = np.stack([_contrasts(truth, size) for size in range(len(_RADII))])
-    areas = np.sqrt([core.sum() for core in _CORES])
     above = np.arange(len(_RADII))[:, None] - filters
+    areas = np.sqrt([core.sum() for core in _CORES])
     widest = np.where((above >= 0) & (above <= 2), measured * areas[:, None], -np.inf).argmax(axis=0)
     twice = np.concatenate([np.arange(len(found)), np.flatnonzero(widest != filters)])
     sizes = np.concatenate([widest, filters[widest != filters]])
@@ -105,20 +105,26 @@ def _specks(reference: Reference) -> Places:
 
     listed = [(tile, reference.truth(tile).specks) for tile in reference.tiles]
     strong = np.concatenate([_in_image(tile, found) for tile, found in listed])
-    weights = np.concatenate([found.strengths for _, found in listed]) - FAINTEST
     if not len(strong):
         return strong
+    strengths = np.concatenate([found.strengths for _, found in listed])
     tree = KDTree(strong[:, :2])
+
+    def clustered(places: NDArray[np.float64] | Places, farther: float = 0.0) -> NDArray[np.bool_]:
+        """Which places are in a cluster, or at most so much farther away."""
+        found = np.zeros(len(places), dtype=bool)
+        for radius, least, enough in _CLUSTERS:
+            weights = np.maximum(strengths - least, 0)
+            near = tree.query_ball_point(places, radius + farther)
+            found |= np.array([weights[each].sum() >= enough for each in near], dtype=bool)
+        return found
 
     def faint(tile: tuple[int, int]) -> Places:
         found = all_specks(reference.bright(reference.pixels, tile), reference.truth(tile), _FAINTEST_IN_CLUSTERS)
-        near = tree.query_ball_point(_in_image(tile, found)[:, :2], _NEIGHBOURHOOD)
-        clustered = np.array([weights[each].sum() >= _CLUSTER for each in near], dtype=bool)
-        return np.asarray(_in_image(tile, found)[clustered])
+        places = _in_image(tile, found)
+        return np.asarray(places[clustered(places[:, :2])])
 
-    middles = np.array(reference.tiles) + TILE / 2
-    reach = TILE / np.sqrt(2) + _NEIGHBOURHOOD
-    worth = [weights[each].sum() >= _CLUSTER for each in tree.query_ball_point(middles, reach)]
+    worth = clustered(np.array(reference.tiles) + TILE / 2, TILE / np.sqrt(2))
     tiles = [tile for tile, some in zip(reference.tiles, worth, strict=True) if some]
     return np.unique(np.concatenate([strong, *on_all_cores(faint, tiles)]), axis=0)
 
