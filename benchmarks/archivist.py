@@ -35,6 +35,7 @@ from node.reconstruct.encoding import EncodeResult
 from node.reconstruct.engine import read_original, reconstruct
 from node.reconstruct.guide import CORRECTION_ONE, NETWORK, decode_guide
 from node.reconstruct.guiding import tiles_with_breast
+from node.reconstruct.memory import keep_freed
 from node.reconstruct.training.pictures import picture_files, read_picture
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.worker import reconstructed
@@ -58,6 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     files = picture_files(options.data) if options.data else _package()
     settings = parse({"codec": {"profile": options.profile}}, "benchmark")
+    keep_freed()  # as a worker does
     measured(files[0], settings)
     rows = [
         row

@@ -160,6 +160,6 @@ def test_a_flat_image_and_a_gate_that_nothing_passes_are_no_trouble(tmp_path: Pa
     _, reference = read_original(write(mammogram(pixels), tmp_path / "flat.dcm"), "")
     taken, _ = read_original(tmp_path / "flat.dcm", "")
     raising = Raising((0, 0), np.zeros((3, 3), dtype=bool))
-    first = Seen.of(reference, Drawn.of(make_base(taken, AVIF[0]), raising))
+    first = Seen.of(reference, Drawn.of(taken, AVIF[0], None, raising))
     last = balanced(taken, reference, Thresholds(mean, p5, 28.42), raising, AVIF, first, math.inf)
     assert last.base.rung in AVIF

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -143,6 +144,64 @@ def test_what_mending_costs_at_one_scale_sends_it_to_another() -> None:
     second = search.next()
     assert second is not None
     assert second.scale != first.scale
+
+
+def balancing(world: World) -> tuple[Climb, Rung]:
+    """A search that balances, and its first rung."""
+    search = Climb(world.ladder, world.forecast, GATE, balancing=True)
+    first = search.next()
+    assert first is not None
+    assert search.balances(first)
+    return search, first
+
+
+def test_what_could_be_had_instead_is_told() -> None:
+    """By what has been forecast: the bytes of the best of the other scale; nothing where that will not pass."""
+    world = World({2: 2.0, 1: 2.0})
+    search, first = balancing(world)
+    others = [world.forecast(rung).payload_bytes for rung in dict.fromkeys(world.asked) if rung.scale != first.scale]
+    assert others
+    assert search.instead_of(first) in [*others, math.inf]
+    alone = World({2: 2.0, 1: -9.0})
+    search, first = balancing(alone)
+    assert search.instead_of(first) == math.inf
+
+
+@pytest.mark.parametrize("other_passes", [True, False])
+def test_what_was_given_up_comes_again_where_nothing_passes(other_passes: bool) -> None:
+    world = World({2: 2.0, 1: 2.0})
+    search, first = balancing(world)
+    even = ((*world.true(first),), world.bytes_of(first))
+    search.heard(first, Verdict(40, 0.92, 0.89, 9), 10**6, passed=False, even=even, given_up=True)
+    second = search.next()
+    assert second is not None
+    assert second.scale != first.scale
+    even = ((*world.true(second),), world.bytes_of(second))
+    verdict = Verdict(40, 0.94, 0.91, 9) if other_passes else Verdict(40, 0.92, 0.89, 9)
+    search.heard(second, verdict, world.bytes_of(second), passed=other_passes, even=even)
+    if other_passes:
+        assert search.next() is None
+        return
+    assert search.next() == first
+    assert search.balances(first)
+    assert search.instead_of(first) == math.inf
+    search.heard(first, Verdict(40, 0.92, 0.89, 9), 10**6, passed=False, even=even)
+    assert search.next() is None
+
+
+def test_what_is_too_large_is_not_forecast() -> None:
+    """Bytes grow as distance falls: where a coarse rung of a scale is near the limit, its finer ones are over it."""
+    world = World({2: 2.0, 1: 0.1})
+    search = Climb(LADDER, world.forecast, GATE)
+    assert search.next() == Rung(2, "jpegxl", 2.0)
+    limit = world.bytes_of(Rung(2, "jpegxl", 2.0))
+    smoothed = [rung for rung in world.asked if rung.scale == 1 and rung.distance > 0.5]
+    assert 0 < len(smoothed) <= 2
+    for rung in smoothed:
+        coarser = [other.distance for other in smoothed if other.distance > rung.distance]
+        if coarser:
+            nearest = Rung(1, "jpegxl", min(coarser))
+            assert 0.9 * world.bytes_of(nearest) * (nearest.distance / rung.distance) ** 0.7 < limit
 
 
 @pytest.mark.parametrize("equalised", [False, True])

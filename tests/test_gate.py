@@ -290,6 +290,20 @@ def test_after_patches_only_what_they_touch_is_measured_anew() -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_similarity_that_is_known_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = tissue()
+    candidate = noisier(pixels, 30.0)
+    reference = reference_of(pixels)
+    whole = survey(reference, candidate)
+    scores = np.array(tile_scores(reference, candidate)[0])
+    monkeypatch.setattr("node.fidelity.survey.similarity", lambda *_: pytest.fail("measured"))
+    again = survey(reference, candidate, scores)
+    assert np.allclose(again.fsim, whole.fsim, atol=1e-6)
+    assert (again.fsim[~again.breast] == 1).all()
+    assert np.array_equal(again.worst_error, whole.worst_error)
+    assert np.array_equal(again.kept, whole.kept)
+
+
 def test_patched_tiles_count_as_exact() -> None:
     pixels = with_specks(tissue(), [(330, 140)], 150)
     reference = reference_of(pixels)

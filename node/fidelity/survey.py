@@ -120,11 +120,15 @@ class Survey:
         return [int(tile) for tile in np.flatnonzero(hit)]
 
 
-def survey(reference: Reference, candidate: Pixels) -> Survey:
-    """Measure ``candidate`` (uint16, the original's shape) on all tiles."""
+def survey(reference: Reference, candidate: Pixels, scores: Floats | None = None) -> Survey:
+    """Measure ``candidate`` (uint16, the original's shape) on all tiles. ``scores``: FSIM of each of
+    ``reference.tiles``, where that, which takes most of the time, has been measured before."""
     inside = set(reference.tiles)
     tiles = reference.all_tiles
-    measured = on_all_cores(lambda tile: _figures(reference, candidate, tile, tile in inside), tiles)
+    measured = on_all_cores(lambda tile: _figures(reference, candidate, tile, tile in inside, scores is None), tiles)
+    if scores is not None:
+        known = dict(zip(reference.tiles, scores.tolist(), strict=True))
+        measured = [replace(one, fsim=known.get(tile, 1.0)) for one, tile in zip(measured, tiles, strict=True)]
     return Survey(
         corners=np.array(tiles, dtype=np.int64),
         breast=np.array([tile in inside for tile in tiles]),

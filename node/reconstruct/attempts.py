@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from storage.coarseness import Coarseness
 
 Pixels = NDArray[np.uint16]
+Floats = NDArray[np.float64]
 Region = tuple[int, int, int, int]
 """Row, column, height and width, in pixels."""
 
@@ -175,17 +176,16 @@ class Subject:
         whole; ``ladder``: the rungs it may become, of its scale and coder. Not promising where none passes, in about
         ``enough`` bytes."""
         from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of, relieved
-        from node.reconstruct.engine import Decoded, make_base
+        from node.reconstruct.engine import make_decoded
 
         assert self.thresholds is not None
         began = time.monotonic()
-        base = make_base(self.original, rung)
-        decoded = Decoded.of(base)
+        base, decoded = make_decoded(self.original, rung)
         raising, guide, output = self._raised(base, decoded)
         first = Seen.of(self.reference, Drawn(base, decoded, guide, output))
         alike = [other for other in ladder if replace(other, distance=rung.distance) == rung]
         taken = balanced(self.original, self.reference, self.thresholds, raising, alike, first, enough)
-        made = self._of(taken.drawn, began)
+        made = self._of(taken.drawn, began, taken.scores)
         tile_bytes = taken.tile_bytes(self.reference) if rung.scale == 1 else None
         for _ in range(_RELIEFS):
             coarseness = made.base.coarseness
@@ -195,18 +195,18 @@ class Subject:
             finer = relieved(coarseness, made.found, self.thresholds, headroom, tile_bytes)
             if finer is None:
                 break
-            relief = self._of(Drawn.of(make_base(self.original, made.base.rung, finer), raising), began)
+            relief = self._of(Drawn.of(self.original, made.base.rung, finer, raising), began)
             if not relief.promising:  # the image was at the limit, and a coder's bytes are not quite monotonic
                 break
             made, tile_bytes = relief, None
         even = (first.mean, first.p5, first.psnr_db), first.payload_bytes
         return replace(made, asked=rung, raising=raising, even=even)
 
-    def _of(self, drawn: Drawn, began: float) -> Trial:
+    def _of(self, drawn: Drawn, began: float, scores: Floats | None = None) -> Trial:
         from node.reconstruct.guide import encode_guide
 
         data = encode_base(drawn.base)
-        made = self._measured(drawn.base, data, sha256(data), encode_guide(drawn.guide), drawn.output, began)
+        made = self._measured(drawn.base, data, sha256(data), encode_guide(drawn.guide), drawn.output, began, scores)
         return replace(made, decoded=drawn.decoded)
 
     def try_base(self, base: Base, data: bytes, began: float) -> Trial:
@@ -314,10 +314,20 @@ class Subject:
             for gain in gains
         ]
 
-    def _measured(self, base: Base, data: bytes, digest: str, guide: bytes, output: Pixels, began: float) -> Trial:
+    def _measured(
+        self,
+        base: Base,
+        data: bytes,
+        digest: str,
+        guide: bytes,
+        output: Pixels,
+        began: float,
+        scores: Floats | None = None,
+    ) -> Trial:
+        """``scores``: FSIM of each of ``reference.tiles``, where it has been measured."""
         from node.fidelity.gate import judge, passes_as_a_whole, survey
 
-        found = survey(self.reference, output)
+        found = survey(self.reference, output, scores)
         promising = self.thresholds is None or passes_as_a_whole(found, self.thresholds)
         bare = judge(found, self.thresholds)
         seconds = time.monotonic() - began

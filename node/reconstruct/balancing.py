@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, Survey, psnr, tile_scores, wrong_squares
-from node.reconstruct.engine import Decoded, Original, make_base
+from node.reconstruct.engine import Decoded, Original, make_decoded
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
 from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness
@@ -79,9 +79,10 @@ class Drawn:
     output: NDArray[np.uint16]
 
     @classmethod
-    def of(cls, base: Base, raising: Raising) -> Drawn:
-        """With the base's fine detail raised."""
-        decoded, guide = Decoded.of(base), equalised(base, raising)
+    def of(cls, original: Original, rung: Rung, coarseness: Coarseness | None, raising: Raising) -> Drawn:
+        """Coded, and with the base's fine detail raised."""
+        base, decoded = make_decoded(original, rung, coarseness)
+        guide = equalised(base, raising)
         return cls(base, decoded, guide, raised(base, decoded, guide))
 
 
@@ -137,7 +138,7 @@ def balanced(
     balance = Balance(reference, thresholds, sorted(rungs, key=lambda rung: -rung.distance))
     seen, best = first, None
     while (wanted := balance.next(seen)) is not None and balance.expected_bytes <= enough:
-        seen = Seen.of(reference, Drawn.of(make_base(original, *wanted), raising))
+        seen = Seen.of(reference, Drawn.of(original, *wanted, raising))
         passes = balance.passes(seen)
         if passes and (best is None or seen.payload_bytes < best.payload_bytes):
             best = seen  # one image is kept, not six

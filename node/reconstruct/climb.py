@@ -27,6 +27,9 @@ _NEAR, _NEAR_ENOUGH = 1.65, 2.1
 """Forecasts of rungs whose distances are at most this many times each other are interpolated between; the second where
 rungs are balanced, which finds what is missed."""
 
+_LEAST_GROWTH = 0.7
+"""Bytes grow by at least this power of how much finer the distance is; typically by 1.1."""
+
 _SMOOTHED = 0.5
 """Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
 
@@ -94,6 +97,7 @@ class Climb:
     _tried: set[Rung] = field(default_factory=set)
     _balanced: set[tuple[int, str]] = field(default_factory=set)
     _saved: dict[int, float] = field(default_factory=dict)
+    _given_up: list[Rung] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         flights: dict[tuple[object, ...], list[Rung]] = {}
@@ -113,16 +117,44 @@ class Climb:
             rung = self._offer(flight, smallest)
             if rung is not None and (size := self._bytes(flight, rung)) < smallest:
                 smallest, best = size, rung
+        if best is None and not passing and self._given_up:
+            best = self._given_up.pop(0)
+            self._balanced.discard(_kind(best))
         return best
+
+    def instead_of(self, rung: Rung) -> float:
+        """What the base of another scale or coder, not balanced yet, would take coded alike everywhere, by what has
+        been forecast; infinite where none is expected to pass."""
+        return min(
+            (
+                self._asked[other].payload_bytes * self._bytes_off
+                for flight in self._flights
+                for other in flight.rungs
+                if _kind(other) not in {*self._balanced, _kind(rung)}
+                and other in self._asked
+                and self._expected(flight, other)
+            ),
+            default=math.inf,
+        )
 
     def balances(self, rung: Rung) -> bool:
         """Whether a rung is to be balanced: those of one scale and coder once, from then on as they are."""
-        return self.balancing and rung.distance > 0 and (rung.scale, rung.coder) not in self._balanced
+        return self.balancing and rung.distance > 0 and _kind(rung) not in self._balanced
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None = None) -> None:
+    def heard(
+        self,
+        rung: Rung,
+        verdict: Verdict,
+        base_bytes: int,
+        *,
+        passed: bool,
+        even: Even | None = None,
+        given_up: bool = False,
+    ) -> None:
         """What a trial came to, before anything was mended: the forecasts are corrected, and what it rules out is
         closed. ``passed``: as a whole. ``even``: figures and bytes before the rung was balanced; where it was, all
-        rungs of its scale and coder are closed, since it has become whichever of them suits."""
+        rungs of its scale and coder are closed, since it has become whichever of them suits. ``given_up``: for the
+        sake of another; it comes again where none passes."""
         self._tried.add(rung)
         flight = self._flight(rung)
         made = self._forecast(flight, rung)
@@ -134,6 +166,8 @@ class Climb:
         self._bytes_off = size / max(made.payload_bytes, 1)
         if even is not None:
             self._close(rung)
+            if given_up:
+                self._given_up.append(rung)
             if passed and size:
                 self._saved[rung.scale] = base_bytes / size
         elif not passed:
@@ -143,9 +177,9 @@ class Climb:
 
     def _close(self, rung: Rung) -> None:
         """No more of this scale and coder."""
-        self._balanced.add((rung.scale, rung.coder))
+        self._balanced.add(_kind(rung))
         for other in self._flights:
-            if (other.rungs[0].scale, other.rungs[0].coder) == (rung.scale, rung.coder):
+            if _kind(other.rungs[0]) == _kind(rung):
                 other.low = len(other.rungs)
 
     def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
@@ -215,23 +249,33 @@ class Climb:
         if flight.low >= flight.high:
             return None
         low, high = flight.low, flight.high
-        if limit < math.inf and self._bytes(flight, flight.rungs[low]) >= limit:
+        if self._at_least(flight, flight.rungs[low], ask=limit < math.inf) >= limit:
             return None
         while low < high:
             middle = (low + high) // 2
             rung = flight.rungs[middle]
-            if self._expected(flight, rung):
+            if self._at_least(flight, rung) >= limit or self._expected(flight, rung):
                 high = middle
             elif self._bytes(flight, rung) >= limit:
                 return None
             else:
                 low = middle + 1
         if low < flight.high:
-            return flight.rungs[low]
+            return flight.rungs[low] if self._at_least(flight, flight.rungs[low]) < limit else None
         last = flight.rungs[-1]
         if flight.passing or not self._finest(flight) or not self._expected(flight, last, _DOUBT):
             return None
         return last
+
+    def _at_least(self, flight: _Flight, rung: Rung, *, ask: bool = False) -> float:
+        """What a rung takes, or where it has not been forecast, what it takes at least, going by the next coarser one
+        that has; 0 where none has, or if ``ask``, its forecast after all, unless a finer one is known to be small."""
+        coarser = [other for other in flight.rungs if other in self._asked and other.distance > rung.distance]
+        if coarser and rung not in self._asked:
+            growth = math.pow(coarser[-1].distance / rung.distance, _LEAST_GROWTH)
+            return self._base_bytes(flight, coarser[-1]) * growth + self._mending_bytes(flight)
+        known = rung in self._asked or (ask and not any(other in self._asked for other in flight.rungs))
+        return self._bytes(flight, rung) if known else 0.0
 
     def _finest(self, flight: _Flight) -> bool:
         """Whether no other flight of its scale goes on where this one ends."""
@@ -240,17 +284,24 @@ class Climb:
         return last.distance <= min(rung.distance for rung in others)
 
     def _bytes(self, flight: _Flight, rung: Rung) -> float:
-        """What a rung may take: its base, and what mending another of its flight took; on another flight, where other
-        places are wrong, half the patches; and where rungs are balanced, less on finer scales and more on coarser ones.
-        """
-        patches: float = self._patches / 2 if flight.patches is None else flight.patches
-        if flight.patches is None and self._mending is not None:
-            scale, taken = self._mending
-            patches = taken * _FINER_MENDS ** math.log2(scale / rung.scale)
+        """What a rung may take, mended."""
+        return self._base_bytes(flight, rung) + self._mending_bytes(flight)
+
+    def _base_bytes(self, flight: _Flight, rung: Rung) -> float:
         saved = 1.0
         if self.balances(rung):  # by what another coder has saved at this scale, where one has been balanced
             saved = max(_SAVED.get((rung.coder, rung.scale), 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
-        return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved + patches
+        return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved
+
+    def _mending_bytes(self, flight: _Flight) -> float:
+        """What mending another rung of the flight took; on another flight, where other places are wrong, half the
+        patches; and where rungs are balanced, less on finer scales and more on coarser ones."""
+        if flight.patches is not None:
+            return flight.patches
+        if self._mending is None:
+            return self._patches / 2
+        scale, taken = self._mending
+        return taken * math.pow(_FINER_MENDS, math.log2(scale / flight.rungs[0].scale))
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""
@@ -259,6 +310,11 @@ class Climb:
         least = _least(self.thresholds)
         parts = zip(figures, flight.off(rung) or self._off, reach, doubt, least, strict=True)
         return all(figure + off + reach + spare >= floor for figure, off, reach, spare, floor in parts)
+
+
+def _kind(rung: Rung) -> tuple[int, str]:
+    """What is balanced once: a scale and coder."""
+    return rung.scale, rung.coder
 
 
 def _least(thresholds: Thresholds) -> Figures:

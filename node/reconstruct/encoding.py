@@ -85,11 +85,14 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
     best: Attempt | None = None
     while True:
         while (rung := search.next()) is not None:
+            enough = math.inf
             if request.balance and search.balances(rung):
-                trial = subject.balanced(rung, request.ladder, math.inf if best is None else best.payload_bytes)
+                enough = search.instead_of(rung) if best is None else best.payload_bytes
+                trial = subject.balanced(rung, request.ladder, enough)
             else:
                 trial = subject.try_rung(rung, coarseness)
-            search.heard(rung, trial.bare, len(trial.data), passed=trial.promising, even=trial.even)
+            passed, given_up = trial.promising, not trial.promising and enough < math.inf
+            search.heard(rung, trial.bare, len(trial.data), passed=passed, even=trial.even, given_up=given_up)
             if trial.promising:
                 waiting.append(trial)
                 if trial.even is not None:  # what mending it takes says whether another is worth trying
@@ -192,8 +195,14 @@ class _Search(Protocol):
     def balances(self, rung: Rung) -> bool:
         """Whether a rung is to be coded as coarsely as each place of the image allows."""
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None) -> None:
-        """What a trial came to; ``passed``: as a whole; ``even``: as it was before it was balanced."""
+    def instead_of(self, rung: Rung) -> float:
+        """Bytes of the best there is instead of a rung that is to be balanced; infinite where there is none."""
+
+    def heard(
+        self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None, given_up: bool
+    ) -> None:
+        """What a trial came to; ``passed``: as a whole; ``even``: as it was before it was balanced; ``given_up``: for
+        the sake of another."""
 
     def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
         """A rung that passed was mended, with exact patches and points of so many bytes."""
@@ -232,7 +241,12 @@ class _InOrder:
     def balances(self, rung: Rung) -> bool:
         return False
 
-    def heard(self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None) -> None:
+    def instead_of(self, rung: Rung) -> float:
+        return math.inf
+
+    def heard(
+        self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None, given_up: bool
+    ) -> None:
         self._found = passed
 
     def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:

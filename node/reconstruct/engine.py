@@ -138,6 +138,17 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 def make_base(original: Original, rung: Rung, coarseness: Coarseness | None = None) -> Base:
     """Downsample and code one original as ``rung`` says, and more coarsely where ``coarseness`` does."""
+    return _coded(original, rung, coarseness)[0]
+
+
+def make_decoded(original: Original, rung: Rung, coarseness: Coarseness | None = None) -> tuple[Base, Decoded]:
+    """As ``make_base``, and what the base decodes to."""
+    base, samples = _coded(original, rung, coarseness)
+    return base, Decoded(samples, base.operator.lift(samples))
+
+
+def _coded(original: Original, rung: Rung, coarseness: Coarseness | None) -> tuple[Base, Float]:
+    """A base and its decoded samples."""
     low, high = original.extremes
     operator = Operator(original.pixels.shape[0], original.pixels.shape[1], rung.scale)
     exponent = rung.sample_bits - original.bits_stored if rung.sample_bits else 0
@@ -167,8 +178,9 @@ def make_base(original: Original, rung: Rung, coarseness: Coarseness | None = No
         padding_mask=b"" if original.padding_pixels is None else pack_mask(original.padding_pixels),
         coarseness=coarseness,
     )
-    off = np.square(base.samples() - ideal, dtype=np.float64)
-    return replace(base, quantisation_rms=float(np.sqrt(np.mean(off))))
+    samples = base.samples()
+    off = np.square(samples - ideal, dtype=np.float64)
+    return replace(base, quantisation_rms=float(np.sqrt(np.mean(off)))), samples
 
 
 def reconstruct(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, as_a_whole, tile_scores
-from node.reconstruct.engine import Decoded, Original, make_base, without_padding
+from node.reconstruct.engine import Decoded, Original, make_decoded, without_padding
 from node.reconstruct.guide import WEIGHT_TILE, grid
 from node.reconstruct.guiding import RAISES, TYPICAL_RAISE, Raise, Raising, equalised, helped, raised
 from node.reconstruct.upscalers.protocol import Upscaler
@@ -134,8 +134,7 @@ class Sample:
 
     def _coded(self, rung: Rung) -> tuple[Base, Decoded]:
         if rung not in self._made:
-            base = make_base(self._original, rung)
-            self._made[rung] = base, Decoded.of(base)
+            self._made[rung] = make_decoded(self._original, rung)
         return self._made[rung]
 
     def _bare(self, base: Base, decoded: Decoded, by: Raise) -> Figures:

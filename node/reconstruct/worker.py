@@ -19,6 +19,7 @@ from node.config import ReconstructSettings
 from node.reconstruct.auditing import Audited, AuditRequest, audit
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
 from node.reconstruct.installed import Installed, installed
+from node.reconstruct.memory import give_back, keep_freed
 from node.reconstruct.rendering import read_pair, reconstructed
 from node.reconstruct.upscalers.catalogue import Catalogue
 from storage.content import same_content
@@ -117,6 +118,7 @@ def start(settings: ReconstructSettings) -> None:
     global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
     _catalogue = Catalogue(settings)
     accept_odd_values()
+    keep_freed()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.nice(12)  # associations come first
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -127,19 +129,26 @@ def start(settings: ReconstructSettings) -> None:
 def answer(request: Request) -> Answer:
     """Carry out one request. Errors travel back to the parent as exceptions."""
     assert _catalogue is not None, "the worker was not started"
+    try:
+        return _answer(request, _catalogue)
+    finally:
+        give_back()
+
+
+def _answer(request: Request, catalogue: Catalogue) -> Answer:
     if isinstance(request, EncodeRequest):
-        return encode_and_verify(request, _catalogue)
+        return encode_and_verify(request, catalogue)
     if isinstance(request, ReverifyRequest):
-        return reverify(request, _catalogue)
+        return reverify(request, catalogue)
     if isinstance(request, ReconstructRequest):
-        return reconstruct_to_file(request, _catalogue)
+        return reconstruct_to_file(request, catalogue)
     if isinstance(request, AuditRequest):
-        return audit(request, _catalogue)
+        return audit(request, catalogue)
     if isinstance(request, ModelRequest):
         return installed(
-            _catalogue.by_digest(request.upscaler, request.weights_digest)
+            catalogue.by_digest(request.upscaler, request.weights_digest)
             if request.upscaler
-            else _catalogue.configured()
+            else catalogue.configured()
         )
     return decode(request)
 

@@ -1,0 +1,43 @@
+"""Memory of a worker (node/reconstruct/memory.py), each in a process of its own: what it sets is for good."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+COUNTED = """
+import resource, sys
+import numpy as np
+from node.reconstruct.memory import give_back, keep_freed
+if sys.argv[1] == "kept":
+    keep_freed()
+held = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+def work():
+    image = np.ones((4096, 2048), dtype=np.float32)
+    return float((image * 2).sum())
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    work()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+full = held()
+give_back()
+print(faults, full - held())
+"""
+
+
+def counted(how: str) -> tuple[int, int]:
+    """Page faults of ten rounds that need 64 MB each, and how many bytes went back to the system after them."""
+    done = subprocess.run([sys.executable, "-c", COUNTED, how], capture_output=True, text=True, check=True)
+    faults, given = done.stdout.split()
+    return int(faults), int(given)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's")
+def test_freed_memory_is_kept_and_given_back() -> None:
+    kept, given = counted("kept")
+    plain, _ = counted("plain")
+    assert kept < plain / 4
+    assert given > 48 << 20
