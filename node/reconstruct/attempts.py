@@ -46,6 +46,8 @@ _UNSURE = 0.001
 """What the mean and 5th percentile of tile FSIM may be better by than a few tiles say."""
 _MORE_TO_MEND = 1.1
 """How many more single places the upscaler's image may have that miss the gate, against the consistent base's."""
+_MORE_BYTES = 1.02
+"""What of the payload of the consistent base the upscaler's may take, mended."""
 
 
 @dataclass(frozen=True)
@@ -228,11 +230,12 @@ class Subject:
         return replace(made, decoded=decoded, raising=raising)
 
     def finished(self, best: Attempt) -> Attempt:
-        """``best``; or what the upscaler makes of its base, where that passes mended and is as near the original."""
+        """``best``; or what the upscaler makes of its base, where that passes mended, is as near the original, and
+        takes hardly more."""
         if self.searches_bare:
             for made in self._followed(best.trial):
                 attempt = self.mended(made)
-                if attempt.verdict.passed:
+                if attempt.verdict.passed and attempt.payload_bytes <= _MORE_BYTES * best.payload_bytes:
                     return attempt
         return best
 

@@ -28,7 +28,7 @@ from node.fidelity.survey import FAINTEST_NEW
 from node.reconstruct.contrasts import contrast_spots
 from node.reconstruct.engine import spotted
 from node.reconstruct.patches import CELL, Cells, Patches, cells_under, cut, pasted
-from node.reconstruct.points import REACH, Point, Points
+from node.reconstruct.points import REACH, Point, Points, grey_levels, profile
 from node.reconstruct.spotting import spots_for
 from storage.payload import Base
 from storage.records import Verdict
@@ -39,6 +39,8 @@ _SPOT_ROUNDS = 12
 """What is wrong in one place takes a few dozen spots at most, of 3 bytes each; an exact patch takes 200 to 1,400."""
 _SAFE = 0.02
 """Specks are restored to more of their contrast than must be kept: what comes after may pull at them."""
+_SHIFTED = 0.9
+"""Of what the mean of a tile may shift, what points may use that the gate has not asked for."""
 _ROUNDS = 6
 """Pasting changes what the gate sees beside a patch, so it looks again this often."""
 _RIM = 2
@@ -113,7 +115,7 @@ def _spotted(
     rows, columns = output.shape
     asked = replace(thresholds, speck_kept=min(thresholds.speck_kept + _SAFE, 1.0), speck_new=FAINTEST_NEW)
     points, pixels = Points(rows, columns, ()), output
-    more = contrast_spots(reference, output)
+    more = _without_shift(contrast_spots(reference, output), found, thresholds)
     for _ in range(_SPOT_ROUNDS):
         if more:
             points = Points(rows, columns, tuple(sorted((*points.spots, *more))))
@@ -126,6 +128,23 @@ def _spotted(
     if not points.spots:
         return output, None, found
     return pixels, points, with_similarity(found, reference, pixels, _reached(points.spots))
+
+
+def _without_shift(points: Sequence[Point], found: Survey, thresholds: Thresholds) -> list[Point]:
+    """Those of ``points``, the greatest first, that leave the mean of every tile within what it may shift: nothing but
+    exact pixels takes a shift back, and the gate has not asked for these points."""
+    shift = found.shift.copy()
+    limit = _SHIFTED * thresholds.shift
+    taken = []
+    for point in sorted(points, key=lambda one: -abs(grey_levels(one.height)) * float(profile(one.size).sum())):
+        below, right = point.row - found.corners[:, 0], point.column - found.corners[:, 1]
+        tiles = (below >= 0) & (below < TILE) & (right >= 0) & (right < TILE)
+        added = grey_levels(point.height) * float(profile(point.size).sum()) / (TILE * TILE * found.window_width)
+        now = np.abs(shift[tiles] + added)
+        if ((now <= limit) | (now <= np.abs(shift[tiles]))).all():
+            shift[tiles] += added
+            taken.append(point)
+    return taken
 
 
 def _reached(points: Sequence[Point]) -> list[Box]:
