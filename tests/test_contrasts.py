@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from scipy.ndimage import gaussian_filter
 
-from node.fidelity.gate import Reference
+from node.fidelity.gate import Reference, survey
 from node.reconstruct.contrasts import contrast_spots
+from node.reconstruct.engine import make_base
+from node.reconstruct.mending import mended
 from node.reconstruct.points import Points
+from storage.records import Rung, Thresholds
 from tests.samples import breast
+from tests.test_engine import original_of
 
 Image = NDArray[np.float32]
 TOP = 4095
@@ -99,3 +103,26 @@ def test_specks_at_the_border_are_passed_over() -> None:
 def test_air_has_no_specks() -> None:
     reference = Reference(np.zeros((512, 512), np.uint16), Dataset())
     assert contrast_spots(reference, reference.pixels) == []
+
+
+def test_what_is_put_back_shifts_no_tile() -> None:
+    """Specks that would move a tile's mean further than the gate lets it are put back in part: no exact patches."""
+    places = [(row, column) for row in range(290, 500, 26) for column in range(60, 250, 26)]
+    clean, image, _ = planted(places, [4.4] * len(places), [12.0] * len(places))
+    reference = Reference(stored(image, "MONOCHROME2"), Dataset())
+    base = make_base(original_of(reference.pixels), Rung(2, "jpegxl", 1.0, sample_bits=12))
+    smooth = gaussian_filter(clean + 0.5 * (image - clean), 1.0)
+    here = np.s_[256:512, :256]
+    smooth[here] += (image - smooth)[here].mean()
+    candidate = stored(smooth, "MONOCHROME2")
+    found = survey(reference, candidate)
+    everything = Points(*candidate.shape, tuple(sorted(contrast_spots(reference, candidate))))
+    whole = survey(reference, np.clip(np.rint(candidate + everything.field()), 0, TOP).astype(np.uint16))
+    added = float((whole.shift - found.shift).max())
+    assert added > 0
+    limit = float(np.abs(found.shift).max()) + added / 2
+    made = mended(reference, base, candidate, found, Thresholds(0.0, 0.0, 0.0, shift=limit), 1.0)
+    assert made.verdict.passed
+    assert made.patches is None
+    assert made.points is not None
+    assert 0 < len(made.points.spots)
