@@ -133,15 +133,14 @@ def _spotted(
 def _without_shift(points: Sequence[Point], found: Survey, thresholds: Thresholds) -> list[Point]:
     """Those of ``points``, the greatest first, that leave the mean of every tile within what it may shift: nothing but
     exact pixels takes a shift back, and the gate has not asked for these points."""
-    shift = found.shift.copy()
-    limit = _SHIFTED * thresholds.shift
+    shift, limit = found.shift.copy(), _SHIFTED * thresholds.shift
+    area = TILE * TILE * found.window_width
+    adding = [(grey_levels(point.height) * float(profile(point.size).sum()) / area, point) for point in points]
     taken = []
-    for point in sorted(points, key=lambda one: -abs(grey_levels(one.height)) * float(profile(one.size).sum())):
-        below, right = point.row - found.corners[:, 0], point.column - found.corners[:, 1]
-        tiles = (below >= 0) & (below < TILE) & (right >= 0) & (right < TILE)
-        added = grey_levels(point.height) * float(profile(point.size).sum()) / (TILE * TILE * found.window_width)
-        now = np.abs(shift[tiles] + added)
-        if ((now <= limit) | (now <= np.abs(shift[tiles]))).all():
+    for added, point in sorted(adding, key=lambda pair: -abs(pair[0])):
+        tiles = found.touched([Box(point.row, point.column, 1, 1)], reach=0)
+        before, after = np.abs(shift[tiles]), np.abs(shift[tiles] + added)
+        if ((after <= limit) | (after <= before)).all():
             shift[tiles] += added
             taken.append(point)
     return taken
