@@ -308,7 +308,7 @@ class Subject:
         rank = max(len(tiles) // 20 - FEW // 4, 0)
         weak = [tiles[number] for number in np.argsort(scores)[rank : rank + FEW // 2]]
         spread = spread_over(tiles, FEW - len(weak))
-        sample = Sample(self.original, self.reference, equalised=True, tiles=(*weak, *spread))
+        sample = Sample(self.original, self.reference, equalised=True, tiles=(*weak, *spread), guided=True)
         gains = sample.gains(_typical(bare.base), self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
         return [
             bare.bare.fsim_mean + gain.fsim[len(weak) :].mean() + _UNSURE >= self.thresholds.fsim_mean

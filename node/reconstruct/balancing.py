@@ -7,6 +7,7 @@ follows how much coarser or finer each tile should be (a Lagrangian over tiles);
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -41,14 +42,17 @@ _SAFE = 0.0003
 """What tile FSIM is to have above the gate's limits: maps are rounded."""
 _SOLVED = 2
 """Looks after which the next one is worked out for all tiles at once; from then on the image is moved to the limit."""
-_MOST_LOOKS, _MORE_LOOKS = 6, 3
+_MOST_LOOKS, _MORE_LOOKS = 6, 1
 """In all, and beyond that where no balanced image has passed yet."""
 _MOST_MOVE = 0.4
 """Octaves by which the image is moved as one, either way."""
+_DOUBT = 0.05
+"""Squared octaves of moves of a tile at which it is believed as much as all tiles are."""
 _MOST_MISSED = 0.005
 """Of tile FSIM: by how much farther above the limits is aimed where the last look fell short."""
-_LEAST_FINER = 0.1
-"""Octaves by which all of the image is made finer where two moves have not made it pass."""
+_LEAST_FINER, _MORE_THAN_DOES = 0.06, 1.5
+"""Octaves by which all of the image is made finer where two moves have not made it pass, and how much more than what
+it misses asks for."""
 _LEAST_GAIN = 0.012
 """Octaves coarser, on average, that another look has to promise where the image passes."""
 _NOT_AS_MUCH = 0.8
@@ -58,6 +62,9 @@ _FAINTEST = 0.001
 _ROOM = {1: 0.4, 2: 0.9, 4: 0.9}
 """Octaves by which a rung is finer than the finest tile wants at first, by scale, for single tiles that need more: AV1
 codes noise at full size best with coarse quantisers."""
+_SWITCHED = {"avif": 0.2}
+"""Octaves by which samples scaled down for a finer quantiser are coded more coarsely than those of a coarser one that
+has the same step; measured on mammograms: 0 to 0.45."""
 _SQUARE = 120.0
 """Bytes of the points that a square with too great errors takes, about."""
 _AROUND = 0.3
@@ -179,6 +186,15 @@ def relieved(
     return None if (steps == before).all() else replace(map_, steps=steps.astype(np.int8))
 
 
+@dataclass(frozen=True)
+class _Look:
+    """How coarsely each tile was coded, in octaves, and what was measured: 1 - FSIM, in octaves too."""
+
+    rung: Rung
+    octaves: Floats
+    errors: Floats
+
+
 @dataclass
 class Balance:
     """The search for one scale and coder. ``rungs``: those that may be taken, coarsest first."""
@@ -186,12 +202,10 @@ class Balance:
     reference: Reference
     thresholds: Thresholds
     rungs: Sequence[Rung]
-    _looks: int = 0
-    _loss: float = _LOSS[1]
+    _looks: list[_Look] = field(default_factory=list)
     _cap: float = field(init=False)
-    _before: tuple[Rung, Floats, float] | None = None
-    _aim: Floats | None = None
-    _passed: bool = False
+    _aim: Floats = field(init=False)
+    _smallest: float = math.inf
     _margins: tuple[float, float] = (_SAFE, _SAFE)
     expected_bytes: float = 0.0
     """What the image will take at the limit; 0 while that cannot be said."""
@@ -205,28 +219,43 @@ class Balance:
 
     def next(self, seen: Seen) -> tuple[Rung, Coarseness] | None:
         """How to code the image next, after what was ``seen`` last; None where nothing is to be won by that."""
-        self._looks += 1
         passes = self.passes(seen)
-        self._passed |= passes and seen.base.coarseness is not None
-        if self._looks >= (_MOST_LOOKS if self._passed else _MOST_LOOKS + _MORE_LOOKS):
-            return None
+        if passes and seen.base.coarseness is not None:
+            self._smallest = min(self._smallest, seen.payload_bytes)
         now = _octaves(seen.base, self.reference)
-        self._learn(seen, now)
-        if self._looks <= _SOLVED:
-            change = self._change(seen)
-            wanted = now + (change if self._looks > 1 else _CAREFUL * change)
+        self._looks.append(_Look(seen.base.rung, now, np.log2(np.maximum(1 - seen.scores, _FAINTEST))))
+        looks = len(self._looks)
+        most = _MOST_LOOKS + (_MORE_LOOKS if self._smallest == math.inf else 0)
+        if looks >= most:
+            return None
+        if looks > 1:
+            asked = 1 - self.thresholds.fsim_p5
+            missed = self._spare(seen)[1] - _SAFE
+            self._cap = float(np.clip(self._cap + 0.7 * missed, 0.8 * asked, 1.15 * asked))
+        if looks <= _SOLVED:
+            finest = self.rungs[-1] if looks == 1 else seen.base.rung
+            room = np.maximum(now - step_octaves(finest) + headroom_of(seen.base, finest), 0)
+            change = self._change(seen, room)
+            wanted = now + (change if looks > 1 else _CAREFUL * change)
             middle = float(np.median(wanted))
             wanted = np.clip(wanted, middle - _FINER, middle + _COARSER)
         else:
-            assert self._aim is not None
             change = self._moved(seen)
             if passes and change.mean() < _LEAST_GAIN:
                 return None
-            self.expected_bytes = seen.payload_bytes * 2.0 ** float(-_PER_OCTAVE_OF_STEP * change.mean())
+            self.expected_bytes = _changed(seen.payload_bytes, change)
+            if not passes and (looks == most - 1 or (self._smallest == math.inf and looks > _SOLVED + 1)):
+                change = self._surely_finer(seen)
+            if _changed(seen.payload_bytes, change) >= self._smallest:
+                return None
             wanted = self._aim + change
         if seen.psnr_db < self.thresholds.psnr_db:
             wanted = wanted - (self.thresholds.psnr_db - seen.psnr_db) / 3
-        rung = self._nominal(seen, wanted) if seen.base.coarseness is None else seen.base.rung
+        rung = seen.base.rung
+        if seen.base.coarseness is None:
+            rung = self._nominal(seen, wanted)
+            if rung != seen.base.rung:
+                wanted = wanted - _SWITCHED.get(rung.coder, 0.0)
         headroom = headroom_of(seen.base, rung)
         steps = np.clip(wanted - step_octaves(rung), -headroom, _SCALED / PER_OCTAVE)
         self._aim = step_octaves(rung) + steps  # what no map can say is not aimed at: tiles would not move from there
@@ -236,64 +265,78 @@ class Balance:
         """Tile FSIM above the gate's limits: mean and 5th percentile."""
         return seen.mean - self.thresholds.fsim_mean, seen.p5 - self.thresholds.fsim_p5
 
-    def _learn(self, seen: Seen, now: Floats) -> None:
-        """From the last look to this one: how FSIM answers to coarseness, and how far off the 5th percentile was."""
-        if self._before is not None:
-            rung, octaves, mean = self._before
-            coarser = float(now.mean() - octaves.mean())
-            if rung == seen.base.rung and abs(coarser) > 0.1 and max(mean, seen.mean) < 1:
-                answer = float(np.log2((1 - seen.mean) / (1 - mean))) / coarser
-                self._loss = float(np.clip(answer, _LOSS[0], _LOSS[2]))
-            asked = 1 - self.thresholds.fsim_p5
-            self._cap = float(np.clip(self._cap + 0.7 * (self._spare(seen)[1] - _SAFE), 0.8 * asked, 1.15 * asked))
-        self._before = seen.base.rung, now, seen.mean
-
     def _moved(self, seen: Seen) -> Floats:
         """Octaves by which each tile should be coarser for the image to lie just above both limits: all alike for the
         mean, and finer those tiles that would hold the 5th percentile down, but for the one in twenty that may."""
-        if self._looks > _SOLVED + 1:  # what was aimed at was met more or less
+        if len(self._looks) > _SOLVED + 1:  # what was aimed at was met more or less
             missed = np.clip(0.7 * (np.array(self._margins) - self._spare(seen)), 0, _MOST_MISSED)
             self._margins = _SAFE + float(missed[0]), _SAFE + float(missed[1])
         least, (over_mean, over_p5) = self.thresholds, self._margins
+        answers = self._answers()
         ratio = max(1 - least.fsim_mean - over_mean, _FAINTEST) / max(1 - seen.mean, _FAINTEST)
-        move = float(np.clip(np.log2(ratio) / self._loss, -_MOST_MOVE, _MOST_MOVE))
-        errors = np.maximum(1 - seen.scores, _FAINTEST) * 2.0 ** (self._loss * move)
+        move = float(np.clip(np.log2(ratio) / float(np.median(answers)), -_MOST_MOVE, _MOST_MOVE))
+        errors = np.maximum(1 - seen.scores, _FAINTEST) * np.exp2(answers * move)
         limit = max(1 - least.fsim_p5 - over_p5, _FAINTEST)
-        finer = np.maximum(np.log2(errors / limit), 0) / (_NOT_AS_MUCH * self._loss)
+        finer = np.maximum(np.log2(errors / limit), 0) / (_NOT_AS_MUCH * answers)
         finer[np.argsort(-errors)[: int(0.05 * (len(errors) - 1))]] = 0
-        if not self._passed and self._looks > _SOLVED + 2:
-            # neighbours, or the end of the map, keep a tile from becoming finer: all of the image does
-            return np.full(len(finer), -float(np.clip(finer.max() - move, _LEAST_FINER, _MOST_MOVE)))
         return np.asarray(move - finer)
 
-    def _change(self, seen: Seen) -> Floats:
-        """Octaves by which each tile should be coarser than it was."""
+    def _surely_finer(self, seen: Seen) -> Floats:
+        """All tiles alike finer, by more than should do: neighbours, or the end of the map, can keep single ones from
+        becoming what they should."""
+        least = self.thresholds
+        pairs = ((seen.mean, least.fsim_mean), (seen.p5, least.fsim_p5))
+        ratio = max((1 - figure) / max(1 - limit, _FAINTEST) for figure, limit in pairs)
+        finer = _LEAST_FINER + _MORE_THAN_DOES * math.log2(max(ratio, 1.0)) / float(np.median(self._answers()))
+        return np.full(len(seen.scores), -min(finer, _MOST_MOVE))
+
+    def _answers(self) -> Floats:
+        """Octaves by which 1 - FSIM of each tile rises where it is coded one octave more coarsely: from what it did so
+        far, as far as it was moved, and else from what all did."""
+        last = self._looks[-1]
+        moves, rises = [np.zeros(len(last.octaves))], [np.zeros(len(last.octaves))]
+        for look in self._looks[:-1]:
+            if look.rung == last.rung:
+                moves.append(last.octaves - look.octaves)
+                rises.append(last.errors - look.errors)
+        moved, rose = np.array(moves), np.array(rises)
+        square, product = np.square(moved).sum(axis=0), (moved * rose).sum(axis=0)
+        doubt = _DOUBT * len(square)
+        typical = (float(product.sum()) + _LOSS[1] * doubt) / (float(square.sum()) + doubt)
+        typical = min(max(typical, _LOSS[0]), _LOSS[2])
+        return np.asarray(np.clip((product + typical * _DOUBT) / (square + _DOUBT), _LOSS[0], _LOSS[2]))
+
+    def _change(self, seen: Seen, room: Floats) -> Floats:
+        """Octaves by which each tile should be coarser than it was; ``room``: by how much it can be finer."""
         costs = _costs(seen, self.reference)
         costs = np.maximum(costs, max(float(np.median(costs)) / 50, 1.0))
+        answers = self._answers()
         errors = np.maximum(1 - seen.scores, 0.005)
-        at_most = 1 - self.thresholds.fsim_mean - _SAFE
-        even = np.log2(costs / errors) / (_PER_OCTAVE_OF_STEP + self._loss)
         spared = np.zeros(len(errors), dtype=bool)
-        bound = self._within(even, errors, at_most, spared)
-        free = self._within(even, errors, at_most, ~spared)
+        bound = self._within(costs, errors, answers, spared)
+        free = self._within(costs, errors, answers, ~spared)
         dear = costs * (np.exp2(-_PER_OCTAVE_OF_STEP * bound) - np.exp2(-_PER_OCTAVE_OF_STEP * free))
-        # the 5th percentile lets one tile in twenty be worse: those that would cost most
+        dear[bound < -room] = np.inf
+        # the 5th percentile lets one tile in twenty be worse: those that can be no better, and would cost most
         spared[np.argsort(-dear)[: int(0.05 * (len(errors) - 1))]] = True
-        return self._within(even, errors, at_most, spared)
+        return np.maximum(self._within(costs, errors, answers, spared), -room)
 
-    def _within(self, even: Floats, errors: Floats, at_most: float, spared: NDArray[np.bool_]) -> Floats:
-        """``even`` moved as a whole so that the mean error is ``at_most``, no tile's above what it may be."""
+    def _within(self, costs: Floats, errors: Floats, answers: Floats, spared: NDArray[np.bool_]) -> Floats:
+        """The change with the fewest bytes with which the mean error is what it may be, no tile's above what it may
+        be."""
+        at_most = 1 - self.thresholds.fsim_mean - _SAFE
         worst = max(1 - self.thresholds.fsim_worst - 0.005, self._cap)
-        limit = np.log2(np.maximum(np.where(spared, worst, self._cap), _FAINTEST) / errors) / self._loss
-        low, high = -12.0, 12.0
+        limit = np.log2(np.maximum(np.where(spared, worst, self._cap), _FAINTEST) / errors) / answers
+        even = np.log2(costs / (errors * answers))
+        low, high = -12.0, 24.0
         for _ in range(40):
             middle = (low + high) / 2
-            change = np.minimum(even - middle, limit)
-            if float((errors * np.exp2(self._loss * change)).mean()) > at_most:
+            change = np.minimum((even - middle) / (_PER_OCTAVE_OF_STEP + answers), limit)
+            if float((errors * np.exp2(answers * change)).mean()) > at_most:
                 low = middle
             else:
                 high = middle
-        return np.minimum(even - high, limit)
+        return np.minimum((even - high) / (_PER_OCTAVE_OF_STEP + answers), limit)
 
     def _nominal(self, seen: Seen, wanted: Floats) -> Rung:
         """The rung that the first one becomes: itself where samples can be scaled up, else the coarsest one that is as
@@ -315,6 +358,11 @@ class Balance:
         steps = np.rint(PER_OCTAVE * values[tuple(nearest)])
         finest = max(-LIMIT, -int(PER_OCTAVE * headroom))
         return Coarseness(rows, columns, np.clip(steps, finest, _SCALED).astype(np.int8))
+
+
+def _changed(payload_bytes: float, change: Floats) -> float:
+    """What an image will take after a change."""
+    return payload_bytes * 2.0 ** float(-_PER_OCTAVE_OF_STEP * change.mean())
 
 
 def headroom_of(base: Base, rung: Rung) -> float:

@@ -17,7 +17,7 @@ from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
 MAX_PASSING = 2
 """Passing attempts after which no smaller one is looked for."""
-_WORTH_TRYING = 0.97
+_WORTH_TRYING = 0.9
 """A rung is tried after another has passed where its forecast is below this share of that one's bytes."""
 _DOUBT = Figures(0.015, 0.03, 1.0)
 """How far below the gate (mean and 5th percentile of tile FSIM, PSNR in dB) the forecast of the finest rung of a
@@ -33,10 +33,12 @@ _LEAST_GROWTH = 0.7
 _SMOOTHED = 0.5
 """Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
 
-_SAVED = {("avif", 1): 0.85, ("avif", 2): 0.8, ("jpegxl", 1): 0.85, ("jpegxl", 2): 0.8}
-"""What of its bytes an image typically takes once it is balanced, by coder and scale."""
-_FINER_MENDS = 0.65
-"""What of the bytes for mending an image takes at the next finer scale."""
+_SAVED = {1: 0.85, 2: 0.8}
+"""What of its bytes an image typically takes once it is balanced, by scale."""
+_QUIET, _SAVED_OF_NOISE = 36.0, {1: 0.85, 2: 0.95}
+"""PSNR in dB below which there is quantum noise, and what is saved then; in film it is weak."""
+_MENDING, _FINER_MENDS = 6000, 0.65
+"""Bytes that mending noisy images typically takes at full size, and what of them it takes at the next finer scale."""
 
 _REACH_OF_TEXTURE = Figures(0.06, 0.10, 0.0)
 """How much texture may raise the figures of the consistent base."""
@@ -273,7 +275,7 @@ class Climb:
         coarser = [other for other in flight.rungs if other in self._asked and other.distance > rung.distance]
         if coarser and rung not in self._asked:
             growth = math.pow(coarser[-1].distance / rung.distance, _LEAST_GROWTH)
-            return self._base_bytes(flight, coarser[-1]) * growth + self._mending_bytes(flight)
+            return self._base_bytes(flight, coarser[-1]) * growth + self._mending_bytes(flight, coarser[-1])
         known = rung in self._asked or (ask and not any(other in self._asked for other in flight.rungs))
         return self._bytes(flight, rung) if known else 0.0
 
@@ -285,23 +287,28 @@ class Climb:
 
     def _bytes(self, flight: _Flight, rung: Rung) -> float:
         """What a rung may take, mended."""
-        return self._base_bytes(flight, rung) + self._mending_bytes(flight)
+        return self._base_bytes(flight, rung) + self._mending_bytes(flight, rung)
 
     def _base_bytes(self, flight: _Flight, rung: Rung) -> float:
         saved = 1.0
         if self.balances(rung):  # by what another coder has saved at this scale, where one has been balanced
-            saved = max(_SAVED.get((rung.coder, rung.scale), 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
+            typical = _SAVED_OF_NOISE if self._noisy(flight, rung) else _SAVED
+            saved = max(typical.get(rung.scale, 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
         return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved
 
-    def _mending_bytes(self, flight: _Flight) -> float:
+    def _mending_bytes(self, flight: _Flight, rung: Rung) -> float:
         """What mending another rung of the flight took; on another flight, where other places are wrong, half the
-        patches; and where rungs are balanced, less on finer scales and more on coarser ones."""
+        patches; and where rungs are balanced, less on finer scales and more on coarser ones. ``rung``: a forecast one
+        of the flight."""
         if flight.patches is not None:
             return flight.patches
-        if self._mending is None:
+        if self._mending is None and not (self.balancing and self._noisy(flight, rung)):
             return self._patches / 2
-        scale, taken = self._mending
-        return taken * math.pow(_FINER_MENDS, math.log2(scale / flight.rungs[0].scale))
+        scale, taken = self._mending or (1, _MENDING)
+        return taken * math.pow(_FINER_MENDS, math.log2(scale / rung.scale))
+
+    def _noisy(self, flight: _Flight, rung: Rung) -> bool:
+        return self._forecast(flight, rung).figures.psnr_db < _QUIET
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""

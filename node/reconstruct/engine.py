@@ -308,11 +308,25 @@ def weighed(draft: Draft, guide: Guide) -> Float:
     wanted = [number for number, weights in enumerate(guide.corrections) if weights.any()]
     for number, change in zip(wanted, corrections(draft, wanted), strict=True):
         weights = guide.corrections[number].astype(np.float32) / CORRECTION_ONE
-        image += change * spread(weights, WEIGHT_TILE, rows, columns)
+        _add(image, change, spread(weights, WEIGHT_TILE, rows, columns))
     if draft.drawn.texture is not None and guide.amplitude.any():
         strength = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
-        image += strength * draft.drawn.texture
+        _add(image, draft.drawn.texture, strength)
     return image
+
+
+def _add(image: Float, change: Float, strength: Float) -> None:
+    """``image += change * strength``, ``strength`` being used up; with both cores."""
+    import torch
+
+    torch.from_numpy(image).add_(torch.from_numpy(strength).mul_(torch.from_numpy(change)))
+
+
+def _less(one: Float, other: Float) -> Float:
+    """``one - other``, with both cores."""
+    import torch
+
+    return np.asarray(torch.from_numpy(one).sub(torch.from_numpy(other)).numpy())
 
 
 def corrections(draft: Draft, numbers: Iterable[int]) -> Iterator[Float]:
@@ -322,12 +336,12 @@ def corrections(draft: Draft, numbers: Iterable[int]) -> Iterator[Float]:
         if draft.changes:
             yield draft.changes[number]
         elif number == NETWORK:
-            yield draft.drawn.image - draft.image
+            yield _less(draft.drawn.image, draft.image)
         elif number == PLAIN:
-            yield draft.base.operator.up(draft.samples) - draft.image
+            yield _less(draft.base.operator.up(draft.samples), draft.image)
         else:
             once = blurred(draft.image) if once is None else once
-            yield draft.image - once if number == FINE else once - blurred(blurred(once))
+            yield _less(draft.image, once) if number == FINE else _less(once, blurred(blurred(once)))
 
 
 def _projected(image: Float, base: Base, samples: Float) -> Float:

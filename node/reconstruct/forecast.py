@@ -26,13 +26,14 @@ from storage.records import Rung, Thresholds
 
 TILES = 12
 """Tiles in a sample; images with fewer are sampled whole."""
-FEW = 8
-"""Tiles in a sample that a network is run on."""
+FEW = 4
+"""Tiles in a sample that a network is run on: what goes through ours at once."""
 _HARDLY = 0.0004
 """Tile FSIM that a step of ``RAISES`` may cost; it saves some hundred points, one or two in a hundred bytes."""
-_HALO = 64
-"""Pixels around each: the support of the operator's inverse at scale 4 is 49."""
-_SIDE = TILE + 2 * _HALO
+_HALO = 32
+"""Pixels around each: the support of the operator's inverse is 24 at scale 2; at 4 it is 49, with little beyond 32."""
+_GUIDED = 2 * WEIGHT_TILE
+"""From one tile to the next where the guide is to weigh each on its own, as in the image."""
 
 
 class Figures(NamedTuple):
@@ -62,28 +63,40 @@ class Gain:
 class Sample:
     """A sample of one original: some of ``reference.tiles``, by default ``TILES`` of them from all over the breast.
 
-    ``equalised``: whether the encoder will raise the base's fine detail.
+    ``equalised``: whether the encoder will raise the base's fine detail. ``guided``: whether a guide is to weigh what
+    an upscaler makes of it: then each tile is where a tile of the guide is.
     """
 
     def __init__(
-        self, original: Original, reference: Reference, *, equalised: bool, tiles: Sequence[tuple[int, int]] = ()
+        self,
+        original: Original,
+        reference: Reference,
+        *,
+        equalised: bool,
+        tiles: Sequence[tuple[int, int]] = (),
+        guided: bool = False,
     ) -> None:
         self._equalised = equalised
         chosen = tiles or spread_over(reference.tiles, TILES)
-        side = math.ceil(math.sqrt(len(chosen)))
-        shape = (-(-len(chosen) // side) * _SIDE, side * _SIDE)
+        across = math.ceil(math.sqrt(len(chosen)))
+        side = _GUIDED if guided else TILE + 2 * _HALO
+        halo = (side - TILE) // 2
+        shape = (-(-len(chosen) // across) * side, across * side)
         pixels = np.zeros(shape, dtype=np.uint16)
-        around = np.pad(without_padding(original), _HALO, mode="edge")
+        around = np.pad(without_padding(original), halo, mode="edge")
         corners = []
         for number, (row, column) in enumerate(chosen):
-            top, left = number // side * _SIDE, number % side * _SIDE
-            pixels[top : top + _SIDE, left : left + _SIDE] = around[row : row + _SIDE, column : column + _SIDE]
-            corners.append((top + _HALO, left + _HALO))
+            top, left = number // across * side, number % across * side
+            pixels[top : top + side, left : left + side] = around[row : row + side, column : column + side]
+            corners.append((top + halo, left + halo))
+        if guided:  # the outer ones' borders are the sample's, as in an image
+            pixels = pixels[halo : shape[0] - halo, halo : shape[1] - halo]
+            corners = [(row - halo, column - halo) for row, column in corners]
         self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None, _lowered={})
         self._reference = reference.excerpt(pixels, corners)
         self._raises: dict[int, Raise] = {}
         self._made: dict[Rung, tuple[Base, Decoded]] = {}
-        self._share = len(chosen) * _SIDE * _SIDE / (len(reference.tiles) * TILE * TILE)
+        self._share = pixels.size / (len(reference.tiles) * TILE * TILE)
 
     def forecast(self, rung: Rung) -> Forecast:
         """What the rung comes to on the sample."""
