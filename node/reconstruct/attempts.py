@@ -311,7 +311,7 @@ class Subject:
         sample = Sample(self.original, self.reference, equalised=True, tiles=(*weak, *spread), guided=True)
         gains = sample.gains(_typical(bare.base), self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
         return [
-            bare.bare.fsim_mean + gain.fsim[len(weak) :].mean() + _UNSURE >= self.thresholds.fsim_mean
+            bare.bare.fsim_mean + gain.fsim.mean() + _UNSURE >= self.thresholds.fsim_mean
             and bare.bare.fsim_p5 + gain.fsim[: len(weak)].mean() + _UNSURE >= self.thresholds.fsim_p5
             and gain.psnr_db >= 0
             for gain in gains

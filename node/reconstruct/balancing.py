@@ -53,7 +53,7 @@ _MOST_MISSED = 0.005
 _LEAST_FINER, _MORE_THAN_DOES = 0.06, 1.5
 """Octaves by which all of the image is made finer where two moves have not made it pass, and how much more than what
 it misses asks for."""
-_LEAST_GAIN = 0.012
+_LEAST_GAIN = 0.02
 """Octaves coarser, on average, that another look has to promise where the image passes."""
 _NOT_AS_MUCH = 0.8
 """How much less than others a tile at the limit is taken to answer to finer coding."""

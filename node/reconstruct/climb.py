@@ -251,7 +251,7 @@ class Climb:
         if flight.low >= flight.high:
             return None
         low, high = flight.low, flight.high
-        if self._at_least(flight, flight.rungs[low], ask=limit < math.inf) >= limit:
+        if self._at_least(flight, flight.rungs[low]) >= limit:
             return None
         while low < high:
             middle = (low + high) // 2
@@ -269,15 +269,14 @@ class Climb:
             return None
         return last
 
-    def _at_least(self, flight: _Flight, rung: Rung, *, ask: bool = False) -> float:
+    def _at_least(self, flight: _Flight, rung: Rung) -> float:
         """What a rung takes, or where it has not been forecast, what it takes at least, going by the next coarser one
-        that has; 0 where none has, or if ``ask``, its forecast after all, unless a finer one is known to be small."""
+        that has; 0 where none has."""
         coarser = [other for other in flight.rungs if other in self._asked and other.distance > rung.distance]
         if coarser and rung not in self._asked:
             growth = math.pow(coarser[-1].distance / rung.distance, _LEAST_GROWTH)
             return self._base_bytes(flight, coarser[-1]) * growth + self._mending_bytes(flight, coarser[-1])
-        known = rung in self._asked or (ask and not any(other in self._asked for other in flight.rungs))
-        return self._bytes(flight, rung) if known else 0.0
+        return self._bytes(flight, rung) if rung in self._asked else 0.0
 
     def _finest(self, flight: _Flight) -> bool:
         """Whether no other flight of its scale goes on where this one ends."""
