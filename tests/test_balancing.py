@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from node.config import ReconstructSettings
 from node.fidelity.gate import Survey
-from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of, relieved
+from node.reconstruct.balancing import Balance, Drawn, Seen, _Look, balanced, headroom_of, relieved
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.engine import make_base, read_original, reconstruct
 from node.reconstruct.guide import decode_guide
@@ -144,6 +144,26 @@ def test_tiles_that_would_be_stored_exactly_are_coded_finer(original: Path) -> N
     lowest = relieved(flat, survey, limits, 0.0)
     assert lowest is not None
     assert lowest.steps.min() == 0, "samples of 12 bits cannot be scaled up"
+
+
+def test_each_tile_answers_as_it_did(original: Path) -> None:
+    """By how much FSIM falls where a tile is coded more coarsely: as seen where it was moved, as typical else."""
+    _, reference = read_original(original, "")
+    tiles = len(reference.tiles)
+    balance = Balance(reference, GATE, AVIF)
+    flat = np.zeros(tiles)
+    balance._looks.append(_Look(AVIF[0], flat, np.full(tiles, -4.0)))
+    assert balance._answers() == pytest.approx(0.55)
+    moved = flat.copy()
+    moved[0], moved[1], moved[2] = 1.0, -1.0, 0.05
+    balance._looks.append(_Look(AVIF[0], moved, np.full(tiles, -4.0) + moved * np.where(moved > 0.5, 0.8, 0.4)))
+    answers = balance._answers()
+    assert answers[0] == pytest.approx(0.8, abs=0.02)
+    assert answers[1] == pytest.approx(0.4, abs=0.02)
+    assert answers[2] == pytest.approx(answers[3], abs=0.02), "hardly moved"
+    assert answers[3] == pytest.approx(0.6, abs=0.05), "what all did"
+    balance._looks.append(_Look(AVIF[1], flat, np.full(tiles, -5.0)))
+    assert balance._answers() == pytest.approx(0.55), "another rung's steps are not the same"
 
 
 def test_headroom_is_what_a_coder_leaves(original: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,8 @@ from pydicom import Dataset
 from node.fidelity.gate import Reference, measure
 from node.reconstruct.climb import MAX_PASSING, Climb
 from node.reconstruct.engine import Decoded, make_base
-from node.reconstruct.forecast import Figures, Forecast, Sample
+from node.reconstruct.forecast import FEW, Figures, Forecast, Sample, spread_over
+from node.reconstruct.guide import WEIGHT_TILE
 from node.reconstruct.guiding import RAISES
 from storage.records import Rung, Thresholds, Verdict
 from tests.samples import breast
@@ -32,10 +34,11 @@ class World:
     bias: float = 0.0
     asked: list[Rung] = field(default_factory=list)
     ladder: tuple[Rung, ...] = LADDER
+    psnr_db: float = 40.0
 
     def true(self, rung: Rung) -> Figures:
         good = 0.93 + 0.01 * (self.needed[rung.scale] - rung.distance)
-        return Figures(good, good - 0.03, 40.0)
+        return Figures(good, good - 0.03, self.psnr_db)
 
     def bytes_of(self, rung: Rung) -> int:
         return int(100_000 / (rung.distance + 0.1) / rung.scale)
@@ -167,6 +170,17 @@ def test_what_could_be_had_instead_is_told() -> None:
     assert search.instead_of(first) == math.inf
 
 
+def test_where_there_is_noise_half_the_size_saves_less() -> None:
+    """Bytes are half at scale 2; with noise, balance saves less there, and mending takes more."""
+    needed = {2: 1.0, 1: 2.3}  # 45,454 bytes at scale 2, 47,619 at scale 1, both coded alike everywhere
+    assert balancing(World(needed))[1].scale == 2
+    assert balancing(World(needed, psnr_db=32.0))[1].scale == 1
+    search = Climb(LADDER, World(needed, psnr_db=32.0).forecast, GATE)
+    first = search.next()
+    assert first is not None
+    assert first.scale == 2, "without balance nothing is known of either"
+
+
 @pytest.mark.parametrize("other_passes", [True, False])
 def test_what_was_given_up_comes_again_where_nothing_passes(other_passes: bool) -> None:
     world = World({2: 2.0, 1: 2.0})
@@ -221,6 +235,20 @@ def test_a_sample_of_the_whole_forecasts_it(equalised: bool) -> None:
         assert 0.4 < forecast.payload_bytes / len(base.coded) < 2.5
         assert last is None or (forecast.figures.fsim_mean > last.figures.fsim_mean)
         last = forecast
+
+
+def test_a_guided_sample_has_its_tiles_where_the_guide_has_its_own() -> None:
+    pixels = breast(1300, 1024)
+    reference = Reference(pixels, Dataset())
+    tiles = spread_over(reference.tiles, FEW)
+    sample = Sample(original_of(pixels), reference, equalised=True, tiles=tiles, guided=True)
+    excerpt = sample._reference
+    assert len(excerpt.tiles) == FEW
+    for (row, column), (top, left) in zip(tiles, excerpt.tiles, strict=True):
+        assert (top % WEIGHT_TILE, left % WEIGHT_TILE) == (0, 0)
+        within, of = pixels[row : row + 256, column : column + 256], excerpt.pixels[top : top + 256, left : left + 256]
+        assert np.array_equal(within, of)
+    assert excerpt.pixels.shape == (768, 768), "what goes through the network at once"
 
 
 def test_fine_detail_is_raised_until_it_no_longer_helps() -> None:

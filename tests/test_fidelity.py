@@ -6,9 +6,11 @@ import numpy as np
 import piq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import Dataset
 
-from node.fidelity.fsim import features, similarity
+from node.fidelity.fsim import _lower_median, features, similarity
 from node.fidelity.gate import EXACT_PSNR_DB, Reference, Thresholds, measure
 from node.fidelity.regions import breast_mask, breast_tiles, display_window
 from tests.samples import breast, mammogram
@@ -24,6 +26,21 @@ def test_fsim_equals_piq(seed: int) -> None:
     y = (x * (0.7 + 0.1 * seed) + 0.04 * seed * torch.randn(256, 256)).clamp(0, 1)
     theirs = float(piq.fsim(x[None, None], y[None, None], data_range=1.0, chromatic=False))
     assert similarity(features(x), features(y)) == pytest.approx(theirs, abs=2e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5000), st.sampled_from(["even", "ties", "tail", "waves"]))
+def test_the_median_is_exact(seed: int, size: int, kind: str) -> None:
+    """However well the sample of the values says where it is."""
+    rng = np.random.default_rng(seed)
+    values = rng.random(size)
+    if kind == "ties":
+        values = np.round(4 * values)
+    elif kind == "tail":
+        values = np.exp(20 * values)
+    elif kind == "waves":  # every value of the sample is the same
+        values = np.sin(np.arange(size) * 2 * np.pi / 61)
+    values = values.astype(np.float32)
+    assert _lower_median(values) == np.sort(values)[(size - 1) // 2]
 
 
 def test_fsim_of_flat_tiles() -> None:
