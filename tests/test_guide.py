@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from node.reconstruct.guide import (
     CORRECTIONS,
     LEVEL_TILE,
     NETWORK,
+    TURN_TILE,
+    TURNS,
     WEIGHT_TILE,
     Guide,
     decode_guide,
@@ -29,6 +32,7 @@ from node.reconstruct.guide import (
     share_map,
     spread,
     tile_means,
+    turn_maps,
     unit_map,
 )
 from node.reconstruct.guiding import (
@@ -121,7 +125,8 @@ def guides(draw: st.DrawFn) -> Guide:
         return draw(hnp.arrays(np.uint8, grid(rows, columns, tile), elements=st.integers(0, top)))
 
     corrections = np.stack([some(WEIGHT_TILE, 128) for _ in CORRECTIONS]).astype(int) - 64
-    return Guide(rows, columns, some(LEVEL_TILE, 63), corrections.astype(np.int8), some(WEIGHT_TILE, 15))
+    turns = some(TURN_TILE, len(TURNS) - 1) if draw(st.booleans()) else None
+    return Guide(rows, columns, some(LEVEL_TILE, 63), corrections.astype(np.int8), some(WEIGHT_TILE, 15), turns)
 
 
 @given(guides())
@@ -129,7 +134,8 @@ def guides(draw: st.DrawFn) -> Guide:
 def test_bytes_give_the_guide_back(guide: Guide) -> None:
     found = decode_guide(encode_guide(guide))
     assert (found.rows, found.columns) == (guide.rows, guide.columns)
-    for name in ("levels", "corrections", "amplitude"):
+    assert (found.turns is None) == (guide.turns is None)
+    for name in ("levels", "corrections", "amplitude", *([] if guide.turns is None else ["turns"])):
         assert getattr(found, name).dtype == getattr(guide, name).dtype
         assert np.array_equal(getattr(found, name), getattr(guide, name))
 
@@ -137,6 +143,32 @@ def test_bytes_give_the_guide_back(guide: Guide) -> None:
 def some_guide() -> bytes:
     levels = np.full(grid(700, 500, LEVEL_TILE), 20, dtype=np.uint8)
     return encode_guide(Guide.neutral(700, 500, levels))
+
+
+def turned(number: int) -> Guide:
+    levels = np.full(grid(100, 70, LEVEL_TILE), 20, dtype=np.uint8)
+    turns = np.full(grid(100, 70, TURN_TILE), number, dtype=np.uint8)
+    return replace(Guide.neutral(100, 70, levels), turns=turns)
+
+
+def test_a_guide_without_turns_is_as_it_always_was() -> None:
+    assert encode_guide(replace(turned(0), turns=None))[0] == 1
+    assert encode_guide(turned(0))[0] == 2
+    with pytest.raises(PayloadError, match="out of range"):
+        decode_guide(encode_guide(turned(len(TURNS))))
+
+
+def test_turns_say_how_texture_is_moved_in_each_square() -> None:
+    turns = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    maps = dict(turn_maps(turns, 120, 128))
+    assert list(maps) == [(0, 0), (0, 64), (64, 0), (64, 64)]
+    total = sum(np.abs(values) for values in maps.values())
+    for number, (down, across, factor) in enumerate(TURNS):
+        row, column = divmod(number, 4)
+        square = np.s_[32 * row : min(32 * row + 32, 120), 32 * column : 32 * column + 32]
+        assert (maps[down, across][square] == np.float32(factor)).all()
+        assert (total[square] == np.float32(abs(factor))).all(), "moved one way only"
+    assert list(dict(turn_maps(np.zeros((1, 1), dtype=np.uint8), 5, 5))) == [(0, 0)]
 
 
 def test_a_guide_is_small() -> None:

@@ -284,6 +284,6 @@ def test_texture_holds_its_own_beside_noise_on_a_woman_it_has_not_seen(film: Pic
         for upscaler in (Mammo(detail=1), Bicubic(1.0), Mammo())
     )
     assert ours.fsim_mean > noise.fsim_mean - 0.003
-    assert ours.psnr_db > noise.psnr_db - 0.05
+    assert ours.psnr_db > noise.psnr_db - 0.1
     assert ours.fsim_mean > mean.fsim_mean + 0.01
     assert ours.psnr_db > mean.psnr_db - 1.5

@@ -47,6 +47,15 @@ def similarity(x: Features, y: Features) -> float:
     return float((congruency * gradient * weight).sum() / total)
 
 
+def similarity_of_squares(x: Features, y: Features, side: int) -> NDArray[np.float32]:
+    """What each square of ``side`` pixels has of FSIM: float32, shape (256 / side, 256 / side); 0 of nothing."""
+    alike = _alike(x.congruency, y.congruency, _T1) * _alike(x.gradient, y.gradient, _T2)
+    weight = torch.maximum(x.congruency, y.congruency)
+    shape = (TILE // side, side, TILE // side, side)
+    sums = [(values.reshape(shape).sum(dim=(1, 3))).numpy() for values in (alike * weight, weight)]
+    return np.asarray(np.divide(sums[0], sums[1], out=np.zeros_like(sums[0]), where=sums[1] > 0))
+
+
 def _alike(x: torch.Tensor, y: torch.Tensor, constant: float) -> torch.Tensor:
     return (2.0 * x * y + constant) / (x * x + y * y + constant)
 

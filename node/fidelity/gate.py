@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.fsim import TILE, similarity
+from node.fidelity.fsim import TILE, similarity, similarity_of_squares
 from node.fidelity.reference import Reference, cut
 from node.fidelity.regions import Pixels
 from node.fidelity.survey import PATCH, Box, Survey, noisy_errors, on_all_cores, resurvey, survey, with_similarity
@@ -168,6 +168,15 @@ def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], l
 
     measured = on_all_cores(one, reference.tiles)
     return [score for score, _ in measured], [square for _, square in measured]
+
+
+def square_scores(reference: Reference, candidate: Pixels, side: int) -> list[NDArray[np.float32]]:
+    """What each square of ``side`` pixels has of the FSIM of each of ``reference.tiles``, and no more."""
+
+    def one(tile: tuple[int, int]) -> NDArray[np.float32]:
+        return similarity_of_squares(reference.features(tile), reference.candidate(candidate, tile), side)
+
+    return on_all_cores(one, reference.tiles)
 
 
 def _too_wrong(measured: Survey, thresholds: Thresholds) -> NDArray[np.bool_]:

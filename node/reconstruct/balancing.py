@@ -362,7 +362,7 @@ class Balance:
 
 def _changed(payload_bytes: float, change: Floats) -> float:
     """What an image will take after a change."""
-    return payload_bytes * 2.0 ** float(-_PER_OCTAVE_OF_STEP * change.mean())
+    return payload_bytes * math.exp2(-_PER_OCTAVE_OF_STEP * float(change.mean()))
 
 
 def headroom_of(base: Base, rung: Rung) -> float:

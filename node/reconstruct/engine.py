@@ -29,6 +29,7 @@ from node.reconstruct.guide import (
     Guide,
     Map,
     spread,
+    turn_maps,
 )
 from node.reconstruct.patches import Patches, pasted
 from node.reconstruct.points import Points
@@ -311,8 +312,18 @@ def weighed(draft: Draft, guide: Guide) -> Float:
         _add(image, change, spread(weights, WEIGHT_TILE, rows, columns))
     if draft.drawn.texture is not None and guide.amplitude.any():
         strength = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
-        _add(image, draft.drawn.texture, strength)
+        _add(image, _turned(draft.drawn.texture, guide.turns), strength)
     return image
+
+
+def _turned(texture: Float, turns: Map | None) -> Float:
+    """Texture moved and multiplied square by square, which fade into each other; beyond its border it begins anew."""
+    if turns is None:
+        return texture
+    result = np.zeros_like(texture)
+    for shift, factors in turn_maps(turns, *texture.shape):
+        _add(result, np.roll(texture, shift, axis=(0, 1)), blurred(factors))
+    return result
 
 
 def _add(image: Float, change: Float, strength: Float) -> None:

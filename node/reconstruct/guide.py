@@ -3,14 +3,16 @@
 ``levels`` says how strong the detail is that the base lacks, per 64-pixel tile: a network is told it, texture is
 scaled by it. Per 256-pixel tile ``corrections`` say how far to follow the network, how far to go from consistent back
 to plain bicubic, which trusts a lossy base less, and how much to raise or lower two bands of the base's own detail (as
-an adaptive loop filter does in video coding); ``amplitude`` says how much texture to add. All are small maps of
-integers; between tile centres their values are interpolated, so that no tile shows.
+an adaptive loop filter does in video coding); ``amplitude`` says how much texture to add, and ``turns``, per square of
+32 pixels, which of some textures: moved, reversed, weaker or stronger. All are small maps of integers; between tile
+centres their values are interpolated, so that no tile shows, and squares fade into each other.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +36,17 @@ CORRECTION_ONE = 32
 AMPLITUDE_ONE = 10
 """The value of ``amplitude`` that means 1; the largest, 15, means 1.5."""
 
+TURN_TILE = 32
+"""Side of a square of ``turns``."""
+TURNS = tuple((down, across, factor) for down in (0, 64) for across in (0, 64) for factor in (1.4, -1.4, 0.8, -0.8))
+"""By the value of ``turns``: by how many pixels texture is moved down and across in a square, and what it is multiplied
+with. 64 is a multiple of every scale, so what the base does not see stays unseen."""
+
 _QUIETEST = 0.25
 _PER_OCTAVE = 3.0
 _TOP_LEVEL = 63
 _HEADER = struct.Struct("<BHH")
-_FORMAT = 1
+_FORMAT, _WITH_TURNS = 1, 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class Guide:
 
     ``levels``: uint8, one per 64-pixel tile; 0 means leave the base as it is, k means a standard deviation of
     ``0.25 * 2 ** ((k - 1) / 3)`` grey levels. ``corrections``: int8 -64..64, four per 256-pixel tile, shape (4, tiles
-    down, tiles across). ``amplitude``: uint8 0..15, one per 256-pixel tile.
+    down, tiles across). ``amplitude``: uint8 0..15, one per 256-pixel tile. ``turns``: uint8, numbers of ``TURNS``, one
+    per square of 32 pixels; None where texture is the same everywhere.
     """
 
     rows: int
@@ -55,6 +64,7 @@ class Guide:
     levels: Map
     corrections: NDArray[np.int8]
     amplitude: Map
+    turns: Map | None = None
 
     @classmethod
     def neutral(cls, rows: int, columns: int, levels: Map) -> Guide:
@@ -114,6 +124,17 @@ def spread(tiles: NDArray[np.generic], tile: int, rows: int, columns: int) -> Fl
     return full[0, 0, :rows, :columns].numpy()
 
 
+def turn_maps(turns: Map, rows: int, columns: int) -> Iterator[tuple[tuple[int, int], Float]]:
+    """By how many pixels texture is moved down and across, and what it is multiplied with at every pixel, before
+    squares fade into each other: float32, 0 where it is moved otherwise."""
+    for shift in dict.fromkeys((down, across) for down, across, _ in TURNS):
+        factors = [factor if (down, across) == shift else 0.0 for down, across, factor in TURNS]
+        values = np.array(factors, dtype=np.float32)[turns]
+        if values.any():
+            squares = values.repeat(TURN_TILE, axis=0).repeat(TURN_TILE, axis=1)
+            yield shift, np.ascontiguousarray(squares[:rows, :columns])
+
+
 def unit_map(levels: Map, rows: int, columns: int) -> Float:
     """Standard deviation at every pixel, float32; quiet tiles take their loudest neighbour's, else 1."""
     from scipy.ndimage import grey_dilation
@@ -135,18 +156,22 @@ def share_map(levels: Map, rows: int, columns: int) -> Float:
 def encode_guide(guide: Guide) -> bytes:
     """A guide as bytes: format, size, then each map as differences to its left neighbour, deflated."""
     maps = [_differences(part) for part in (guide.levels, *guide.corrections.view(np.uint8), guide.amplitude)]
+    if guide.turns is not None:
+        maps.append(guide.turns.tobytes())  # neighbours have nothing to do with each other
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = deflate.compress(b"".join(maps)) + deflate.flush()
-    return _HEADER.pack(_FORMAT, guide.rows, guide.columns) + body
+    return _HEADER.pack(_FORMAT if guide.turns is None else _WITH_TURNS, guide.rows, guide.columns) + body
 
 
 def decode_guide(data: bytes) -> Guide:
     """The inverse of ``encode_guide``. Raises PayloadError."""
     try:
         form, rows, columns = _HEADER.unpack_from(data)
-        if form != _FORMAT:
-            raise PayloadError(f"guide has format {form}; this release reads {_FORMAT}")
+        if form not in (_FORMAT, _WITH_TURNS):
+            raise PayloadError(f"guide has format {form}; this release reads {_FORMAT} and {_WITH_TURNS}")
         shapes = [grid(rows, columns, LEVEL_TILE), *[grid(rows, columns, WEIGHT_TILE)] * (len(CORRECTIONS) + 1)]
+        if form == _WITH_TURNS:
+            shapes.append(grid(rows, columns, TURN_TILE))
         sizes = [height * width for height, width in shapes]
         raw = zlib.decompressobj(-15).decompress(data[_HEADER.size :], sum(sizes) + 1)
     except (struct.error, zlib.error) as error:
@@ -154,6 +179,7 @@ def decode_guide(data: bytes) -> Guide:
     if len(raw) != sum(sizes) or not sizes[0]:
         raise PayloadError(f"guide holds {len(raw)} values, not {sum(sizes)}")
     parts = np.split(np.frombuffer(raw, np.uint8), np.cumsum(sizes)[:-1])
+    turns = parts.pop().reshape(shapes.pop()) if form == _WITH_TURNS else None
     levels, *weights, amplitude = (
         np.add.accumulate(part.reshape(shape), axis=1, dtype=np.uint8)
         for part, shape in zip(parts, shapes, strict=True)
@@ -161,7 +187,9 @@ def decode_guide(data: bytes) -> Guide:
     corrections = np.stack(weights).view(np.int8)
     if levels.max() > _TOP_LEVEL or amplitude.max() > 15 or np.abs(corrections.astype(int)).max() > 2 * CORRECTION_ONE:
         raise PayloadError("guide has values out of range")
-    return Guide(rows, columns, levels, corrections, amplitude)
+    if turns is not None and turns.max() >= len(TURNS):
+        raise PayloadError("guide has values out of range")
+    return Guide(rows, columns, levels, corrections, amplitude, turns)
 
 
 def _differences(values: Map) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Reference, noisy_errors, tile_scores
+from node.fidelity.gate import Reference, noisy_errors, square_scores, tile_scores
 from node.fidelity.spectrum import closer_in_every_band, power_spectrum
 from node.fidelity.survey import on_all_cores
 from node.reconstruct.engine import Decoded, Draft, Pixels, corrections, draw, finish, settled, weighed
@@ -26,6 +26,8 @@ from node.reconstruct.guide import (
     FINE,
     LEVEL_TILE,
     NETWORK,
+    TURN_TILE,
+    TURNS,
     WEIGHT_TILE,
     Guide,
     Map,
@@ -238,7 +240,8 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
     FSIM likes what is rough, so corrections are left out where that raises it. And the noise spectrum is to be closer
     to the original's than the consistent base's is, in every band: else all corrections go, then strength is added, at
     last only tiles that gain get texture. Where none of that helps there is no texture, unless tile FSIM gains much.
-    FSIM never falls below the consistent base's, nor PSNR by more than allowed.
+    FSIM never falls below the consistent base's, nor PSNR by more than allowed. At last each square gets the texture
+    that suits it best.
     """
     allowed = sum(tile_scores(reference, still)[1]) * 10 ** (PSNR_BUDGET_DB / 10)
     bare = replace(guide, corrections=np.zeros_like(guide.corrections))
@@ -252,6 +255,10 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
     choice = _best_strengths(reference, draft, bases, detail, allowed)
     kept = _on_weight_tiles(reference, guide, choice.bases)
     mixed = replace(guide, corrections=np.choose(kept, [base.corrections for base in bases]))
+
+    def closer(pixels: Pixels) -> bool:
+        power = power_spectrum(pixels, reference.mask)
+        return closer_in_every_band(power, before, truth, draft.base.rung.scale)
 
     def strengthened(guide: Guide, strengths: NDArray[np.float64]) -> Guide:
         return replace(guide, amplitude=_on_weight_tiles(reference, guide, np.minimum(strengths, 15)))
@@ -268,11 +275,30 @@ def _textured(reference: Reference, draft: Draft, guide: Guide, still: Pixels, d
         measured = tile_scores(reference, pixels)
         if not _acceptable(measured, allowed, least):
             continue
-        if closer_in_every_band(power_spectrum(pixels, reference.mask), before, truth, draft.base.rung.scale):
-            return candidate, pixels
+        if closer(pixels):
+            turned = _turned(reference, draft, candidate)
+            better = _acceptable(tile_scores(reference, turned[1]), allowed, _mean_and_p5(measured[0]))
+            return turned if better and closer(turned[1]) else (candidate, pixels)
         if rougher is None and np.mean(measured[0]) >= least[0] + _WORTH_A_BAND:
             rougher = candidate, pixels
     return rougher or (bare, plain)
+
+
+def _turned(reference: Reference, draft: Draft, guide: Guide) -> tuple[Guide, Pixels]:
+    """``guide`` with that of ``TURNS`` in each square of 32 pixels with which FSIM is highest there, and the pixels.
+
+    Squares of tiles that were moved inward are the nearest of the map.
+    """
+    shape, side = grid(guide.rows, guide.columns, TURN_TILE), TILE // TURN_TILE
+    scores = np.zeros((len(TURNS), *shape), dtype=np.float32)
+    for number in range(len(TURNS)):
+        tried = finish(draft, replace(guide, turns=np.full(shape, number, dtype=np.uint8)))
+        measured = square_scores(reference, tried, TURN_TILE)
+        for (top, left), squares in zip(reference.tiles, measured, strict=True):
+            row, column = min(top // TURN_TILE, shape[0] - side), min(left // TURN_TILE, shape[1] - side)
+            scores[number, row : row + side, column : column + side] = squares
+    turned = replace(guide, turns=scores.argmax(axis=0).astype(np.uint8))
+    return turned, finish(draft, turned)
 
 
 def _acceptable(measured: tuple[list[float], list[float]], allowed: float, least: NDArray[np.float64]) -> bool:
