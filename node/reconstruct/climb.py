@@ -17,8 +17,9 @@ from storage.records import Rung, RungOutcome, Thresholds, Verdict
 
 MAX_PASSING = 2
 """Passing attempts after which no smaller one is looked for."""
-_WORTH_TRYING = 0.9
-"""A rung is tried after another has passed where its forecast is below this share of that one's bytes."""
+_WORTH_TRYING, _WORTH_BALANCING = 0.97, 0.9
+"""A rung is tried after another has passed where its forecast is below this share of that one's bytes; the second where
+rungs are balanced, which takes some looks."""
 _DOUBT = Figures(0.015, 0.03, 1.0)
 """How far below the gate (mean and 5th percentile of tile FSIM, PSNR in dB) the forecast of the finest rung of a
 scale must be for the flight to be given up unseen."""
@@ -113,7 +114,7 @@ class Climb:
         passing = [size + (flight.patches or 0) for flight in self._flights for size in flight.passing.values()]
         if len(passing) >= MAX_PASSING:
             return None
-        smallest = _WORTH_TRYING * min(passing, default=math.inf)
+        smallest = (_WORTH_BALANCING if self.balancing else _WORTH_TRYING) * min(passing, default=math.inf)
         best: Rung | None = None
         for flight in self._flights:
             rung = self._offer(flight, smallest)
