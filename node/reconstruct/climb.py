@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from node.reconstruct.attempts import Even
 from node.reconstruct.forecast import Figures, Forecast
@@ -290,25 +291,27 @@ class Climb:
         return self._base_bytes(flight, rung) + self._mending_bytes(flight, rung)
 
     def _base_bytes(self, flight: _Flight, rung: Rung) -> float:
-        saved = 1.0
+        saved, made = 1.0, self._forecast(flight, rung)
         if self.balances(rung):  # by what another coder has saved at this scale, where one has been balanced
-            typical = _SAVED_OF_NOISE if self._noisy(flight, rung) else _SAVED
+            typical = _SAVED_OF_NOISE if self._noisy else _SAVED
             saved = max(typical.get(rung.scale, 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
-        return self._forecast(flight, rung).payload_bytes * self._bytes_off * saved
+        return made.payload_bytes * self._bytes_off * saved
 
     def _mending_bytes(self, flight: _Flight, rung: Rung) -> float:
         """What mending another rung of the flight took; on another flight, where other places are wrong, half the
-        patches; and where rungs are balanced, less on finer scales and more on coarser ones. ``rung``: a forecast one
-        of the flight."""
+        patches; and where rungs are balanced, less on finer scales and more on coarser ones. ``rung``: one of
+        the flight."""
         if flight.patches is not None:
             return flight.patches
-        if self._mending is None and not (self.balancing and self._noisy(flight, rung)):
+        if self._mending is None and not (self.balancing and self._noisy):
             return self._patches / 2
         scale, taken = self._mending or (1, _MENDING)
         return taken * math.pow(_FINER_MENDS, math.log2(scale / rung.scale))
 
-    def _noisy(self, flight: _Flight, rung: Rung) -> bool:
-        return self._forecast(flight, rung).figures.psnr_db < _QUIET
+    @property
+    def _noisy(self) -> bool:
+        """Of the image, not of a rung: by what was forecast first."""
+        return any(made.figures.psnr_db < _QUIET for made in islice(self._asked.values(), 1))
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""
