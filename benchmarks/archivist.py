@@ -155,10 +155,9 @@ def watched() -> Iterator[dict[str, float]]:
 
         return run
 
-    patches = [patch.object(kind, name, watch(stage, getattr(kind, name))) for stage, (kind, name) in STAGES.items()]
     with ExitStack() as stack:
-        for one in patches:
-            stack.enter_context(one)
+        for stage, (kind, name) in STAGES.items():
+            stack.enter_context(patch.object(kind, name, watch(stage, getattr(kind, name))))
         yield spent
 
 

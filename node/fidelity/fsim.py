@@ -19,7 +19,7 @@ _SCALES, _ORIENTATIONS = 4, 4
 _T1, _T2 = 0.85, 160.0
 _EPS = torch.finfo(torch.float32).eps
 _SAMPLED = 61
-"""Every how manieth value says where the median about is."""
+"""Of so many values one is looked at to see about where the median is."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,25 @@ def features(tile: torch.Tensor) -> Features:
 
 def similarity(x: Features, y: Features) -> float:
     """FSIM of two tiles from their features; 1 for identical tiles, also for two that hold nothing at all."""
-    congruency = _alike(x.congruency, y.congruency, _T1)
-    gradient = _alike(x.gradient, y.gradient, _T2)
-    weight = torch.maximum(x.congruency, y.congruency)
+    alike, weight = _alike_and_weight(x, y)
     total = weight.sum()
     if total == 0:
-        return float(gradient.mean())
-    return float((congruency * gradient * weight).sum() / total)
+        return float(alike.mean())  # congruency is alike everywhere then: what is left is the gradient's
+    return float((alike * weight).sum() / total)
 
 
 def similarity_of_squares(x: Features, y: Features, side: int) -> NDArray[np.float32]:
     """What each square of ``side`` pixels has of FSIM: float32, shape (256 / side, 256 / side); 0 of nothing."""
-    alike = _alike(x.congruency, y.congruency, _T1) * _alike(x.gradient, y.gradient, _T2)
-    weight = torch.maximum(x.congruency, y.congruency)
+    alike, weight = _alike_and_weight(x, y)
     shape = (TILE // side, side, TILE // side, side)
-    sums = [(values.reshape(shape).sum(dim=(1, 3))).numpy() for values in (alike * weight, weight)]
-    return np.asarray(np.divide(sums[0], sums[1], out=np.zeros_like(sums[0]), where=sums[1] > 0))
+    sums, totals = (values.reshape(shape).sum(dim=(1, 3)).numpy() for values in (alike * weight, weight))
+    return np.asarray(np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0))
+
+
+def _alike_and_weight(x: Features, y: Features) -> tuple[torch.Tensor, torch.Tensor]:
+    """How alike two tiles are at each pixel, and what that counts."""
+    alike = _alike(x.congruency, y.congruency, _T1) * _alike(x.gradient, y.gradient, _T2)
+    return alike, torch.maximum(x.congruency, y.congruency)
 
 
 def _alike(x: torch.Tensor, y: torch.Tensor, constant: float) -> torch.Tensor:

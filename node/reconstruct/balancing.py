@@ -203,15 +203,11 @@ class Balance:
     thresholds: Thresholds
     rungs: Sequence[Rung]
     _looks: list[_Look] = field(default_factory=list)
-    _cap: float = field(init=False)
     _aim: Floats = field(init=False)
     _smallest: float = math.inf
     _margins: tuple[float, float] = (_SAFE, _SAFE)
     expected_bytes: float = 0.0
     """What the image will take at the limit; 0 while that cannot be said."""
-
-    def __post_init__(self) -> None:
-        self._cap = 1 - self.thresholds.fsim_p5 - _SAFE
 
     def passes(self, seen: Seen) -> bool:
         """Whether the gate lets the image pass as a whole."""
@@ -228,14 +224,8 @@ class Balance:
         most = _MOST_LOOKS + (_MORE_LOOKS if self._smallest == math.inf else 0)
         if looks >= most:
             return None
-        if looks > 1:
-            asked = 1 - self.thresholds.fsim_p5
-            missed = self._spare(seen)[1] - _SAFE
-            self._cap = float(np.clip(self._cap + 0.7 * missed, 0.8 * asked, 1.15 * asked))
         if looks <= _SOLVED:
-            finest = self.rungs[-1] if looks == 1 else seen.base.rung
-            room = np.maximum(now - step_octaves(finest) + headroom_of(seen.base, finest), 0)
-            change = self._change(seen, room)
+            change = self._change(seen, now)
             wanted = now + (change if looks > 1 else _CAREFUL * change)
             middle = float(np.median(wanted))
             wanted = np.clip(wanted, middle - _FINER, middle + _COARSER)
@@ -306,27 +296,37 @@ class Balance:
         typical = min(max(typical, _LOSS[0]), _LOSS[2])
         return np.asarray(np.clip((product + typical * _DOUBT) / (square + _DOUBT), _LOSS[0], _LOSS[2]))
 
-    def _change(self, seen: Seen, room: Floats) -> Floats:
-        """Octaves by which each tile should be coarser than it was; ``room``: by how much it can be finer."""
+    def _change(self, seen: Seen, now: Floats) -> Floats:
+        """Octaves by which each tile should be coarser than ``now``."""
+        finest = self.rungs[-1] if len(self._looks) == 1 else seen.base.rung
+        room = np.maximum(now - step_octaves(finest) + headroom_of(seen.base, finest), 0)
         costs = _costs(seen, self.reference)
         costs = np.maximum(costs, max(float(np.median(costs)) / 50, 1.0))
-        answers = self._answers()
+        answers, cap = self._answers(), self._cap(seen)
         errors = np.maximum(1 - seen.scores, 0.005)
         spared = np.zeros(len(errors), dtype=bool)
-        bound = self._within(costs, errors, answers, spared)
-        free = self._within(costs, errors, answers, ~spared)
+        bound = self._within(costs, errors, answers, spared, cap)
+        free = self._within(costs, errors, answers, ~spared, cap)
         dear = costs * (np.exp2(-_PER_OCTAVE_OF_STEP * bound) - np.exp2(-_PER_OCTAVE_OF_STEP * free))
         dear[bound < -room] = np.inf
         # the 5th percentile lets one tile in twenty be worse: those that can be no better, and would cost most
         spared[np.argsort(-dear)[: int(0.05 * (len(errors) - 1))]] = True
-        return np.maximum(self._within(costs, errors, answers, spared), -room)
+        return np.maximum(self._within(costs, errors, answers, spared, cap), -room)
 
-    def _within(self, costs: Floats, errors: Floats, answers: Floats, spared: NDArray[np.bool_]) -> Floats:
-        """The change with the fewest bytes with which the mean error is what it may be, no tile's above what it may
-        be."""
+    def _cap(self, seen: Seen) -> float:
+        """What 1 - FSIM of a tile may be for the 5th percentile to pass: after a look, by how far off that was."""
+        asked = 1 - self.thresholds.fsim_p5
+        if len(self._looks) == 1:
+            return asked - _SAFE
+        missed = self._spare(seen)[1] - _SAFE
+        return float(np.clip(asked - _SAFE + 0.7 * missed, 0.8 * asked, 1.15 * asked))
+
+    def _within(self, costs: Floats, errors: Floats, answers: Floats, spared: NDArray[np.bool_], cap: float) -> Floats:
+        """The change with the fewest bytes with which the mean error is what it may be, and no tile's above ``cap``,
+        or where it is spared, above what the gate asks of any."""
         at_most = 1 - self.thresholds.fsim_mean - _SAFE
-        worst = max(1 - self.thresholds.fsim_worst - 0.005, self._cap)
-        limit = np.log2(np.maximum(np.where(spared, worst, self._cap), _FAINTEST) / errors) / answers
+        worst = max(1 - self.thresholds.fsim_worst - 0.005, cap)
+        limit = np.log2(np.maximum(np.where(spared, worst, cap), _FAINTEST) / errors) / answers
         even = np.log2(costs / (errors * answers))
         low, high = -12.0, 24.0
         for _ in range(40):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from node.reconstruct.attempts import Even
 from node.reconstruct.forecast import Figures, Forecast
@@ -311,7 +310,8 @@ class Climb:
     @property
     def _noisy(self) -> bool:
         """Of the image, not of a rung: by what was forecast first."""
-        return any(made.figures.psnr_db < _QUIET for made in islice(self._asked.values(), 1))
+        first = next(iter(self._asked.values()), None)
+        return first is not None and first.figures.psnr_db < _QUIET
 
     def _expected(self, flight: _Flight, rung: Rung, doubt: Figures = _NOTHING) -> bool:
         """Whether the corrected forecast of a rung passes."""

@@ -185,9 +185,8 @@ def decode_guide(data: bytes) -> Guide:
         for part, shape in zip(parts, shapes, strict=True)
     )
     corrections = np.stack(weights).view(np.int8)
-    if levels.max() > _TOP_LEVEL or amplitude.max() > 15 or np.abs(corrections.astype(int)).max() > 2 * CORRECTION_ONE:
-        raise PayloadError("guide has values out of range")
-    if turns is not None and turns.max() >= len(TURNS):
+    beyond = levels.max() > _TOP_LEVEL or amplitude.max() > 15 or (turns is not None and turns.max() >= len(TURNS))
+    if beyond or np.abs(corrections.astype(int)).max() > 2 * CORRECTION_ONE:
         raise PayloadError("guide has values out of range")
     return Guide(rows, columns, levels, corrections, amplitude, turns)
 
