@@ -1,5 +1,6 @@
-"""The guide: what the encoder, who has the original, tells the decoder about it. Some hundred bytes an image, with texture
-one or two thousand.
+"""The guide: what the encoder, who has the original, tells the decoder about it.
+
+It takes some hundred bytes an image, with texture one or two thousand.
 
 ``levels`` says how strong the detail is that the base lacks, per 64-pixel tile: a network is told it, texture is
 scaled by it. Per 256-pixel tile ``corrections`` say how far to follow the network, how far to go from consistent back
