@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from node.config import ReconstructSettings
 from node.fidelity.gate import Survey
-from node.reconstruct.balancing import Balance, Drawn, Seen, _Look, balanced, headroom_of, relieved
+from node.reconstruct.balancing import Balance, Drawn, Seen, _Look, balanced, headroom_of
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.engine import make_base, read_original, reconstruct
 from node.reconstruct.guide import decode_guide
 from node.reconstruct.guiding import Raising
 from node.reconstruct.points import decode_points
+from node.reconstruct.relief import relieved
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.mammo import Mammo
 from storage.coarseness import PER_OCTAVE, Coarseness

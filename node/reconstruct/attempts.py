@@ -177,8 +177,9 @@ class Subject:
         """A rung coded as coarsely as each place allows, in the fewest bytes found with which the image passes as a
         whole; ``ladder``: the rungs it may become, of its scale and coder. Not promising where none passes, in about
         ``enough`` bytes."""
-        from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of, relieved
+        from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of
         from node.reconstruct.engine import make_decoded
+        from node.reconstruct.relief import relieved
 
         assert self.thresholds is not None
         began = time.monotonic()

@@ -8,14 +8,14 @@ follows how much coarser or finer each tile should be (a Lagrangian over tiles);
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
-from node.fidelity.gate import Reference, Survey, psnr, tile_scores, wrong_squares
+from node.fidelity.gate import Reference, psnr, tile_scores
 from node.reconstruct.engine import Decoded, Original, make_decoded
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
@@ -32,13 +32,13 @@ _SCALED = 24
 """The largest step of a map: what rounding leaves of samples scaled down further would be measured as detail."""
 _CAREFUL = 0.7
 """Of the first change: it is the greatest, and rests on typical answers."""
-_PER_OCTAVE_OF_STEP = 1.1
+PER_OCTAVE_OF_STEP = 1.1
 """Octaves by which a tile's bytes fall where its quantisation becomes twice as coarse; measured on mammograms."""
 _LOSS = (0.3, 0.55, 0.9)
 """Octaves by which 1 - FSIM rises then: least, typical, most."""
 _STEP = 28.0
 """Quantisation step, in units of coded samples, of JPEG XL at distance 1: for what a tile costs beside others."""
-_SAFE = 0.0003
+SAFE = 0.0003
 """What tile FSIM is to have above the gate's limits: maps are rounded."""
 _SOLVED = 2
 """Looks after which the next one is worked out for all tiles at once; from then on the image is moved to the limit."""
@@ -65,14 +65,6 @@ codes noise at full size best with coarse quantisers."""
 _SWITCHED = {"avif": 0.2}
 """Octaves by which samples scaled down for a finer quantiser are coded more coarsely than those of a coarser one that
 has the same step; measured on mammograms: 0 to 0.45."""
-_SQUARE = 120.0
-"""Bytes of the points that a square with too great errors takes, about."""
-_AROUND = 0.3
-"""What a tile beside the breast takes, of what one with breast takes."""
-_ALMOST = 0.95
-"""Of the gate's limit of a tile's shift, which nothing but exact pixels mends."""
-_RELIEF, _MOST_RELIEF = 4, 10
-"""Steps by which such a tile is coded finer: as many as its greatest error is above the limit."""
 _BLOCK = 8
 
 
@@ -156,36 +148,6 @@ def balanced(
     return first if best is None or (may_be_first and first.payload_bytes < best.payload_bytes) else best
 
 
-def relieved(
-    map_: Coarseness,
-    found: Survey,
-    thresholds: Thresholds,
-    headroom: float,
-    tile_bytes: Mapping[tuple[int, int], float] | None = None,
-) -> Coarseness | None:
-    """``map_`` finer in the tiles where mending what misses the gate would cost more than that; None where that is
-    nowhere, or can be no finer. ``headroom``: octaves by which samples may be scaled up. ``tile_bytes``: what the
-    tiles with breast take now, by row and column; without it only faults that are everywhere in a tile count, since
-    what a smaller image cannot hold no finer coding brings back."""
-    shift = np.abs(found.shift) / thresholds.shift if thresholds.shift > 0 else np.zeros(len(found.shift))
-    above = np.maximum(found.error_p999 / thresholds.error_p999, shift / _ALMOST)
-    finer = np.clip(np.ceil(PER_OCTAVE * np.log2(np.maximum(above, 1))), _RELIEF, _MOST_RELIEF).astype(int)
-    # nothing but exact squares, of hundreds of bytes each, mends a fault that is everywhere in a tile
-    hopeless = np.asarray((shift > _ALMOST) | (found.fsim < thresholds.fsim_worst + _SAFE))
-    if tile_bytes is not None:
-        around = _AROUND * float(np.median([*tile_bytes.values()]))
-        coding = np.array([tile_bytes.get((int(row), int(column)), around) for row, column in found.corners])
-        coding *= np.exp2(_PER_OCTAVE_OF_STEP * finer / PER_OCTAVE) - 1
-        hopeless |= _SQUARE * wrong_squares(found, thresholds) > coding
-    before = map_.steps.astype(int)
-    steps = before.copy()
-    for number in np.flatnonzero(hopeless):
-        place = tuple(-(-int(start) // TILE) for start in found.corners[number])
-        steps[place] = min(steps[place], before[place] - finer[number])
-    steps = np.maximum(steps, max(-LIMIT, -int(PER_OCTAVE * headroom)))
-    return None if (steps == before).all() else replace(map_, steps=steps.astype(np.int8))
-
-
 @dataclass(frozen=True)
 class _Look:
     """How coarsely each tile was coded, in octaves, and what was measured: 1 - FSIM, in octaves too."""
@@ -205,7 +167,7 @@ class Balance:
     _looks: list[_Look] = field(default_factory=list)
     _aim: Floats = field(init=False)
     _smallest: float = math.inf
-    _margins: tuple[float, float] = (_SAFE, _SAFE)
+    _margins: tuple[float, float] = (SAFE, SAFE)
     expected_bytes: float = 0.0
     """What the image will take at the limit; 0 while that cannot be said."""
 
@@ -260,7 +222,7 @@ class Balance:
         mean, and finer those tiles that would hold the 5th percentile down, but for the one in twenty that may."""
         if len(self._looks) > _SOLVED + 1:  # what was aimed at was met more or less
             missed = np.clip(0.7 * (np.array(self._margins) - self._spare(seen)), 0, _MOST_MISSED)
-            self._margins = _SAFE + float(missed[0]), _SAFE + float(missed[1])
+            self._margins = SAFE + float(missed[0]), SAFE + float(missed[1])
         least, (over_mean, over_p5) = self.thresholds, self._margins
         answers = self._answers()
         ratio = max(1 - least.fsim_mean - over_mean, _FAINTEST) / max(1 - seen.mean, _FAINTEST)
@@ -307,7 +269,7 @@ class Balance:
         spared = np.zeros(len(errors), dtype=bool)
         bound = self._within(costs, errors, answers, spared, cap)
         free = self._within(costs, errors, answers, ~spared, cap)
-        dear = costs * (np.exp2(-_PER_OCTAVE_OF_STEP * bound) - np.exp2(-_PER_OCTAVE_OF_STEP * free))
+        dear = costs * (np.exp2(-PER_OCTAVE_OF_STEP * bound) - np.exp2(-PER_OCTAVE_OF_STEP * free))
         dear[bound < -room] = np.inf
         # the 5th percentile lets one tile in twenty be worse: those that can be no better, and would cost most
         spared[np.argsort(-dear)[: int(0.05 * (len(errors) - 1))]] = True
@@ -317,26 +279,26 @@ class Balance:
         """What 1 - FSIM of a tile may be for the 5th percentile to pass: after a look, by how far off that was."""
         asked = 1 - self.thresholds.fsim_p5
         if len(self._looks) == 1:
-            return asked - _SAFE
-        missed = self._spare(seen)[1] - _SAFE
-        return float(np.clip(asked - _SAFE + 0.7 * missed, 0.8 * asked, 1.15 * asked))
+            return asked - SAFE
+        missed = self._spare(seen)[1] - SAFE
+        return float(np.clip(asked - SAFE + 0.7 * missed, 0.8 * asked, 1.15 * asked))
 
     def _within(self, costs: Floats, errors: Floats, answers: Floats, spared: NDArray[np.bool_], cap: float) -> Floats:
         """The change with the fewest bytes with which the mean error is what it may be, and no tile's above ``cap``,
         or where it is spared, above what the gate asks of any."""
-        at_most = 1 - self.thresholds.fsim_mean - _SAFE
+        at_most = 1 - self.thresholds.fsim_mean - SAFE
         worst = max(1 - self.thresholds.fsim_worst - 0.005, cap)
         limit = np.log2(np.maximum(np.where(spared, worst, cap), _FAINTEST) / errors) / answers
         even = np.log2(costs / (errors * answers))
         low, high = -12.0, 24.0
         for _ in range(40):
             middle = (low + high) / 2
-            change = np.minimum((even - middle) / (_PER_OCTAVE_OF_STEP + answers), limit)
+            change = np.minimum((even - middle) / (PER_OCTAVE_OF_STEP + answers), limit)
             if float((errors * np.exp2(answers * change)).mean()) > at_most:
                 low = middle
             else:
                 high = middle
-        return np.minimum((even - high) / (_PER_OCTAVE_OF_STEP + answers), limit)
+        return np.minimum((even - high) / (PER_OCTAVE_OF_STEP + answers), limit)
 
     def _nominal(self, seen: Seen, wanted: Floats) -> Rung:
         """The rung that the first one becomes: itself where samples can be scaled up, else the coarsest one that is as
@@ -362,7 +324,7 @@ class Balance:
 
 def _changed(payload_bytes: float, change: Floats) -> float:
     """What an image will take after a change."""
-    return payload_bytes * math.exp2(-_PER_OCTAVE_OF_STEP * float(change.mean()))
+    return payload_bytes * math.exp2(-PER_OCTAVE_OF_STEP * float(change.mean()))
 
 
 def headroom_of(base: Base, rung: Rung) -> float:

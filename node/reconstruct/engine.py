@@ -1,10 +1,9 @@
 """The engine: an original to a base, and a base to the pixels that leave.
 
 ``make_base`` downsamples and codes; ``reconstruct`` decodes, upscales (``draw``), weighs what the upscaler drew by the
-guide, projects onto the base, rounds, clips, restores padding (``finish``), adds points and
-pastes exact patches. All are pure
-functions of their arguments: same base, same guide, same upscaler, same numerics give the same pixels, whatever ran
-before or beside them. The encoder's side of the guide is guiding.py.
+guide, projects onto the base, rounds, clips, restores padding (``finish``), adds points and pastes exact patches. All
+are pure functions of their arguments: same base, same guide, same upscaler, same numerics give the same pixels,
+whatever ran before or beside them. The encoder's side of the guide is guiding.py.
 """
 
 from __future__ import annotations
@@ -304,12 +303,23 @@ def settled(draft: Draft, image: Float) -> Pixels:
 
 def weighed(draft: Draft, guide: Guide) -> Float:
     """The consistent base plus its weighed corrections plus amplitude times texture: float32, full size."""
+    return textured(corrected(draft, guide), draft, guide)
+
+
+def corrected(draft: Draft, guide: Guide) -> Float:
+    """The consistent base plus its weighed corrections: float32, full size."""
     rows, columns = draft.image.shape
     image = draft.image.copy()
     wanted = [number for number, weights in enumerate(guide.corrections) if weights.any()]
     for number, change in zip(wanted, corrections(draft, wanted), strict=True):
         weights = guide.corrections[number].astype(np.float32) / CORRECTION_ONE
         _add(image, change, spread(weights, WEIGHT_TILE, rows, columns))
+    return image
+
+
+def textured(image: Float, draft: Draft, guide: Guide) -> Float:
+    """``image``, which is written to, plus the guide's amplitude times texture."""
+    rows, columns = image.shape
     if draft.drawn.texture is not None and guide.amplitude.any():
         strength = spread(guide.amplitude.astype(np.float32) / AMPLITUDE_ONE, WEIGHT_TILE, rows, columns)
         _add(image, _turned(draft.drawn.texture, guide.turns), strength)

@@ -17,7 +17,7 @@ from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, noisy_errors, square_scores, tile_scores
 from node.fidelity.spectrum import closer_in_every_band, power_spectrum
 from node.fidelity.survey import on_all_cores
-from node.reconstruct.engine import Decoded, Draft, Pixels, corrections, draw, finish, settled, weighed
+from node.reconstruct.engine import Decoded, Draft, Pixels, corrected, corrections, draw, finish, settled, textured
 from node.reconstruct.guide import (
     AMPLITUDE_ONE,
     COARSE,
@@ -291,9 +291,10 @@ def _turned(reference: Reference, draft: Draft, guide: Guide) -> tuple[Guide, Pi
     """
     shape, side = grid(guide.rows, guide.columns, TURN_TILE), TILE // TURN_TILE
     scores = np.zeros((len(TURNS), *shape), dtype=np.float32)
+    still = corrected(draft, guide)
     for number in range(len(TURNS)):
-        tried = finish(draft, replace(guide, turns=np.full(shape, number, dtype=np.uint8)))
-        measured = square_scores(reference, tried, TURN_TILE)
+        tried = textured(still.copy(), draft, replace(guide, turns=np.full(shape, number, dtype=np.uint8)))
+        measured = square_scores(reference, settled(draft, tried), TURN_TILE)
         for (top, left), squares in zip(reference.tiles, measured, strict=True):
             row, column = min(top // TURN_TILE, shape[0] - side), min(left // TURN_TILE, shape[1] - side)
             scores[number, row : row + side, column : column + side] = squares
@@ -324,7 +325,7 @@ def _best_strengths(
     scores, errors = [], []
     texture = draft.drawn.texture
     assert texture is not None
-    still = [weighed(draft, guide) for guide in bases]
+    still = [corrected(draft, guide) for guide in bases]
     for which, strength in tried:
         score, error = tile_scores(
             reference, settled(draft, still[which] + np.float32(strength / AMPLITUDE_ONE) * texture)
