@@ -87,6 +87,16 @@ class Coarseness:
         return cls(rows, columns, steps.view(np.int8))
 
 
+def interpolation(size: int, tiles: int) -> NDArray[np.float64]:
+    """What every pixel of a line of ``size`` has of each of its ``tiles``: shape (size, tiles), without rounding."""
+    before, after, way = _weights(size, TILE, tiles)
+    shares = np.zeros((size, tiles))
+    pixels = np.arange(size)
+    np.add.at(shares, (pixels, after), way / (2 * TILE))
+    np.add.at(shares, (pixels, before), 1 - way / (2 * TILE))
+    return shares
+
+
 def _grid(rows: int, columns: int) -> tuple[int, int]:
     return -(-rows // TILE), -(-columns // TILE)
 

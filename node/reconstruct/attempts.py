@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from node.fidelity.gate import Reference, Survey
     from node.reconstruct.balancing import Drawn
     from node.reconstruct.engine import Decoded, Original
-    from node.reconstruct.forecast import Sample
+    from node.reconstruct.forecast import Gain, Sample
     from node.reconstruct.guide import Guide
     from node.reconstruct.guiding import Raising
     from node.reconstruct.mending import Mended
@@ -40,10 +40,8 @@ Region = tuple[int, int, int, int]
 Even = tuple[tuple[float, float, float], int]
 """Mean and 5th percentile of tile FSIM and PSNR in dB of an image coded alike everywhere, and the bytes of its base."""
 
-_RELIEFS = 2
+_RELIEFS = 3
 """How often a balanced base is made finer in single tiles before it is mended."""
-_UNSURE = 0.001
-"""What the mean and 5th percentile of tile FSIM may be better by than a few tiles say."""
 _MORE_TO_MEND = 1.1
 """How many more single places the upscaler's image may have that miss the gate, against the consistent base's."""
 _MORE_BYTES = 1.02
@@ -179,7 +177,7 @@ class Subject:
         ``enough`` bytes."""
         from node.reconstruct.balancing import Drawn, Seen, balanced, headroom_of
         from node.reconstruct.engine import make_decoded
-        from node.reconstruct.relief import relieved
+        from node.reconstruct.relief import nudged, relieved
 
         assert self.thresholds is not None
         began = time.monotonic()
@@ -190,16 +188,19 @@ class Subject:
         taken = balanced(self.original, self.reference, self.thresholds, raising, alike, first, enough)
         made = self._of(taken.drawn, began, taken.scores)
         tile_bytes = taken.tile_bytes(self.reference) if rung.scale == 1 else None
-        for _ in range(_RELIEFS):
+        for number in range(_RELIEFS):
             coarseness = made.base.coarseness
             if coarseness is None or not made.promising:
                 break
             headroom = headroom_of(made.base, made.base.rung)
-            finer = relieved(coarseness, made.found, self.thresholds, headroom, tile_bytes)
+            finer = relieved(coarseness, made.found, self.thresholds, headroom, tile_bytes, again=number > 0)
             if finer is None:
                 break
             relief = self._of(Drawn.of(self.original, made.base.rung, finer, raising), began)
-            if not relief.promising:  # the image was at the limit, and a coder's bytes are not quite monotonic
+            if not relief.promising:  # the image was at the limit, and a coder is not quite monotonic
+                finer = nudged(finer, relief.found, self.thresholds, headroom)
+                relief = self._of(Drawn.of(self.original, made.base.rung, finer, raising), began)
+            if not relief.promising:
                 break
             made, tile_bytes = relief, None
         even = (first.mean, first.p5, first.psnr_db), first.payload_bytes
@@ -275,7 +276,7 @@ class Subject:
 
         The network is not run where a sample of the image shows that nothing will come of it.
         """
-        from node.fidelity.gate import spots
+        from node.fidelity.gate import spots, tile_scores
         from node.reconstruct.guide import encode_guide
         from node.reconstruct.guiding import helped
 
@@ -290,7 +291,10 @@ class Subject:
         for hope, (guide, output) in zip(hopes, images, strict=False):
             if not hope:
                 continue
-            made = self._measured(bare.base, bare.data, bare.digest, encode_guide(guide), output, began)
+            scores = np.array(tile_scores(self.reference, output)[0])
+            if scores.mean() < self.thresholds.fsim_mean or np.percentile(scores, 5) < self.thresholds.fsim_p5:
+                continue
+            made = self._measured(bare.base, bare.data, bare.digest, encode_guide(guide), output, began, scores)
             nearer = made.bare.psnr_db >= bare.bare.psnr_db
             if made.promising and nearer and len(spots(made.found, self.thresholds)) <= room:
                 yield made
@@ -306,17 +310,35 @@ class Subject:
         assert self.thresholds is not None
         tiles = [(int(row), int(column)) for row, column in bare.found.corners[bare.found.breast]]
         scores = bare.found.fsim[bare.found.breast]
-        rank = max(len(tiles) // 20 - FEW // 4, 0)
-        weak = [tiles[number] for number in np.argsort(scores)[rank : rank + FEW // 2]]
-        spread = spread_over(tiles, FEW - len(weak))
-        sample = Sample(self.original, self.reference, equalised=True, tiles=(*weak, *spread), guided=True)
-        gains = sample.gains(_typical(bare.base), self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
-        return [
-            bare.bare.fsim_mean + gain.fsim.mean() + _UNSURE >= self.thresholds.fsim_mean
-            and bare.bare.fsim_p5 + gain.fsim[: len(weak)].mean() + _UNSURE >= self.thresholds.fsim_p5
-            and gain.psnr_db >= 0
-            for gain in gains
-        ]
+        rank = max(len(tiles) // 20 - FEW // 2, 0)
+        weak = [tiles[number] for number in np.argsort(scores)[rank : rank + FEW]]
+        spread = spread_over(tiles, FEW)
+        gains: list[list[Gain]] = []
+        hopes: list[bool] = []
+        for half in range(2):  # the other half is asked where the first says yes: the network on the image costs more
+            chosen = (*weak[half::2], *spread[half::2])
+            sample = Sample(self.original, self.reference, equalised=True, tiles=chosen, guided=True)
+            gains.append(
+                sample.gains(_typical(bare.base), self.upscaler, seed=seed_of(bare.digest), by=bare.raising.by)
+            )
+            hopes = [self._hope(bare, several, len(weak[half::2])) for several in zip(*gains, strict=True)]
+            if not any(hopes):
+                break
+        return hopes
+
+    def _hope(self, bare: Trial, gains: Sequence[Gain], weak: int) -> bool:
+        """Whether an image may pass that has ``gains`` on samples of tiles, the first ``weak`` of each about the 5th
+        percentile, and is no farther from the original."""
+        from node.reconstruct.balancing import SAFE
+
+        assert self.thresholds is not None
+        mean = _at_least(np.concatenate([gain.fsim for gain in gains]))
+        p5 = _at_least(np.concatenate([gain.fsim[:weak] for gain in gains]))
+        return bool(
+            bare.bare.fsim_mean + mean >= self.thresholds.fsim_mean + SAFE
+            and bare.bare.fsim_p5 + p5 >= self.thresholds.fsim_p5 + SAFE
+            and np.mean([gain.psnr_db for gain in gains]) >= 0
+        )
 
     def _measured(
         self,
@@ -351,6 +373,12 @@ class Subject:
         patches = b"" if made.patches is None else encode_patches(made.patches)
         verdict = _with_figures(made, trial.output, trial.base, patches)
         return Attempt(trial, points, patches, made.pixels, verdict, time.monotonic() - began)
+
+
+def _at_least(gains: Floats) -> float:
+    """The median of all tiles, less its standard error, by what that of some is; single ones may be far off."""
+    middle = float(np.median(gains))
+    return middle - 1.86 * float(np.median(np.abs(gains - middle))) / math.sqrt(len(gains))
 
 
 def _typical(base: Base) -> Rung:

@@ -19,7 +19,7 @@ from node.fidelity.gate import Reference, psnr, tile_scores
 from node.reconstruct.engine import Decoded, Original, make_decoded
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
-from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness
+from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness, interpolation
 from storage.coders import step_octaves, top_sample
 from storage.payload import Base
 from storage.records import Rung, Thresholds
@@ -30,6 +30,10 @@ _FINER, _COARSER = 1.25, 1.0
 """Octaves by which a tile may be finer or coarser than most are."""
 _SCALED = 24
 """The largest step of a map: what rounding leaves of samples scaled down further would be measured as detail."""
+_AWAY = 1.5
+"""Octaves by which what is not near the breast is coarser than most of it: in films that is a tenth of the bytes."""
+_STANDS_OUT = 1.0
+"""Of the display's window, within 8 pixels: what stands out so would be mended more where it is coarser."""
 _CAREFUL = 0.7
 """Of the first change: it is the greatest, and rests on typical answers."""
 PER_OCTAVE_OF_STEP = 1.1
@@ -53,10 +57,15 @@ _MOST_MISSED = 0.005
 _LEAST_FINER, _MORE_THAN_DOES = 0.06, 1.5
 """Octaves by which all of the image is made finer where two moves have not made it pass, and how much more than what
 it misses asks for."""
-_LEAST_GAIN = 0.02
-"""Octaves coarser, on average, that another look has to promise where the image passes."""
-_NOT_AS_MUCH = 0.8
-"""How much less than others a tile at the limit is taken to answer to finer coding."""
+_LEAST_GAIN = 0.97
+"""What of the bytes of the smallest that has passed another look has to promise."""
+_NEAR, _FEW, _AGAIN = 0.7, 8, 0.5
+"""Octaves of error within which a tile is near the limit, how many of them say how far tiles scatter about what is
+expected of them, and how much of that is expected again."""
+_TOO_MUCH = 1.1
+"""Of the bytes that are enough, what a search is given up for: that is a forecast, too."""
+_HALVINGS, _PULLS = 8, 12
+"""How often the move of an image is halved, and single tiles are made finer, until it is expected at the limits."""
 _FAINTEST = 0.001
 """Of 1 - FSIM: what gates of 1 are taken for."""
 _ROOM = {1: 0.4, 2: 0.9, 4: 0.9}
@@ -133,10 +142,10 @@ def balanced(
 ) -> Seen:
     """Of the bases that came after ``first``, and this one, the smallest that passes as a whole; the last where none
     does. ``rungs``: those that differ from the first one's in nothing but distance; ``raising``: as of the first.
-    Given up where it takes more than ``enough`` bytes."""
+    Given up where it takes much more than ``enough`` bytes."""
     balance = Balance(reference, thresholds, sorted(rungs, key=lambda rung: -rung.distance))
     seen, best = first, None
-    while (wanted := balance.next(seen)) is not None and balance.expected_bytes <= enough:
+    while (wanted := balance.next(seen)) is not None and balance.expected_bytes <= _TOO_MUCH * enough:
         seen = Seen.of(reference, Drawn.of(original, *wanted, raising))
         passes = balance.passes(seen)
         if passes and (best is None or seen.payload_bytes < best.payload_bytes):
@@ -166,10 +175,19 @@ class Balance:
     rungs: Sequence[Rung]
     _looks: list[_Look] = field(default_factory=list)
     _aim: Floats = field(init=False)
+    _nearest: NDArray[np.int64] = field(init=False)
+    _far: NDArray[np.bool_] = field(init=False)
+    _spread: Floats = field(init=False)
+    _awaited: Floats | None = None
+    _scatter: Floats = field(default_factory=lambda: np.zeros(1))
     _smallest: float = math.inf
     _margins: tuple[float, float] = (SAFE, SAFE)
     expected_bytes: float = 0.0
-    """What the image will take at the limit; 0 while that cannot be said."""
+    """What the image asked for last will take, about."""
+
+    def __post_init__(self) -> None:
+        self._nearest, self._far = _nearest_tile(self.reference)
+        self._spread = _spread(self.reference, self._nearest)
 
     def passes(self, seen: Seen) -> bool:
         """Whether the gate lets the image pass as a whole."""
@@ -182,6 +200,7 @@ class Balance:
             self._smallest = min(self._smallest, seen.payload_bytes)
         now = _octaves(seen.base, self.reference)
         self._looks.append(_Look(seen.base.rung, now, np.log2(np.maximum(1 - seen.scores, _FAINTEST))))
+        self._learn_scatter(self._looks[-1].errors)
         looks = len(self._looks)
         most = _MOST_LOOKS + (_MORE_LOOKS if self._smallest == math.inf else 0)
         if looks >= most:
@@ -192,46 +211,109 @@ class Balance:
             middle = float(np.median(wanted))
             wanted = np.clip(wanted, middle - _FINER, middle + _COARSER)
         else:
-            change = self._moved(seen)
-            if passes and change.mean() < _LEAST_GAIN:
-                return None
-            self.expected_bytes = _changed(seen.payload_bytes, change)
-            if not passes and (looks == most - 1 or (self._smallest == math.inf and looks > _SOLVED + 1)):
-                change = self._surely_finer(seen)
-            if _changed(seen.payload_bytes, change) >= self._smallest:
-                return None
-            wanted = self._aim + change
-        if seen.psnr_db < self.thresholds.psnr_db:
-            wanted = wanted - (self.thresholds.psnr_db - seen.psnr_db) / 3
+            self._learn_margins(seen)
+            wanted = self._aim
         rung = seen.base.rung
         if seen.base.coarseness is None:
             rung = self._nominal(seen, wanted)
-            if rung != seen.base.rung:
-                wanted = wanted - _SWITCHED.get(rung.coder, 0.0)
         headroom = headroom_of(seen.base, rung)
-        steps = np.clip(wanted - step_octaves(rung), -headroom, _SCALED / PER_OCTAVE)
+        lost = _SWITCHED.get(rung.coder, 0.0) if rung != seen.base.rung else 0.0
+        last_try = (
+            looks > _SOLVED
+            and not passes
+            and (looks == most - 1 or (self._smallest == math.inf and looks > _SOLVED + 1))
+        )
+        if last_try:
+            steps = self._clipped(wanted + self._surely_finer(seen) - step_octaves(rung), headroom)
+        else:
+            steps = self._settled(seen, wanted - step_octaves(rung), step_octaves(rung) + lost, headroom)
+        if seen.psnr_db < self.thresholds.psnr_db:
+            steps = self._clipped(steps - (self.thresholds.psnr_db - seen.psnr_db) / 3, headroom)
+        self.expected_bytes = self._expected_bytes(
+            seen, step_octaves(rung) + lost + self._spread @ (np.rint(PER_OCTAVE * steps) / PER_OCTAVE)
+        )
+        if self.expected_bytes >= _LEAST_GAIN * self._smallest:
+            return None
         self._aim = step_octaves(rung) + steps  # what no map can say is not aimed at: tiles would not move from there
-        return rung, self._map(steps, headroom)
+        wanted_map = self._map(steps)
+        return None if wanted_map == seen.base.coarseness else (rung, wanted_map)
 
     def _spare(self, seen: Seen) -> tuple[float, float]:
         """Tile FSIM above the gate's limits: mean and 5th percentile."""
         return seen.mean - self.thresholds.fsim_mean, seen.p5 - self.thresholds.fsim_p5
 
-    def _moved(self, seen: Seen) -> Floats:
-        """Octaves by which each tile should be coarser for the image to lie just above both limits: all alike for the
-        mean, and finer those tiles that would hold the 5th percentile down, but for the one in twenty that may."""
-        if len(self._looks) > _SOLVED + 1:  # what was aimed at was met more or less
+    def _learn_margins(self, seen: Seen) -> None:
+        """Aim farther above the limits where what was aimed at was not met."""
+        if len(self._looks) > _SOLVED + 1:
             missed = np.clip(0.7 * (np.array(self._margins) - self._spare(seen)), 0, _MOST_MISSED)
             self._margins = SAFE + float(missed[0]), SAFE + float(missed[1])
-        least, (over_mean, over_p5) = self.thresholds, self._margins
+
+    def _settled(self, seen: Seen, steps: Floats, nominal: float, headroom: float) -> Floats:
+        """``steps``, octaves of the map per tile, moved as one to where the image is expected to lie just above both
+        limits; tiles that would hold the 5th percentile down are finer. ``nominal``: octaves of the coder's step."""
         answers = self._answers()
-        ratio = max(1 - least.fsim_mean - over_mean, _FAINTEST) / max(1 - seen.mean, _FAINTEST)
-        move = float(np.clip(np.log2(ratio) / float(np.median(answers)), -_MOST_MOVE, _MOST_MOVE))
-        errors = np.maximum(1 - seen.scores, _FAINTEST) * np.exp2(answers * move)
-        limit = max(1 - least.fsim_p5 - over_p5, _FAINTEST)
-        finer = np.maximum(np.log2(errors / limit), 0) / (_NOT_AS_MUCH * answers)
-        finer[np.argsort(-errors)[: int(0.05 * (len(errors) - 1))]] = 0
-        return np.asarray(move - finer)
+        least_mean, least_p5 = self._aims()
+        low, high = -_MOST_MOVE, _MOST_MOVE
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            errors = self._foreseen(self._held(steps + middle, answers, nominal, headroom), answers, nominal)
+            if np.mean(1 - np.exp2(errors)) >= least_mean and self._p5(errors) >= least_p5:
+                low = middle
+            else:
+                high = middle
+        held = self._held(steps + low, answers, nominal, headroom)
+        self._awaited = self._foreseen(held, answers, nominal)
+        return held
+
+    def _aims(self) -> tuple[float, float]:
+        """What mean and 5th percentile of tile FSIM are to be."""
+        return self.thresholds.fsim_mean + self._margins[0], self.thresholds.fsim_p5 + self._margins[1]
+
+    def _foreseen(self, steps: Floats, answers: Floats, nominal: float) -> Floats:
+        """Errors of tiles, in octaves, that a map is expected to come to, by what was measured last."""
+        last = self._looks[-1]
+        octaves = nominal + self._spread @ (np.rint(PER_OCTAVE * steps) / PER_OCTAVE)
+        return np.asarray(last.errors + answers * (octaves - last.octaves))
+
+    def _p5(self, errors: Floats) -> float:
+        """The 5th percentile of tile FSIM where errors, in octaves, scatter about what is expected as they did."""
+        return float(np.percentile(1 - np.exp2(errors[:, None] + self._scatter), 5))
+
+    def _learn_scatter(self, errors: Floats) -> None:
+        """How far tiles near the limit were off what had been expected of them."""
+        if self._awaited is None:
+            return
+        near = np.abs(self._awaited - math.log2(max(1 - self.thresholds.fsim_p5, _FAINTEST))) < _NEAR
+        off = (errors - self._awaited)[near]
+        if len(off) >= _FEW:
+            self._scatter = _AGAIN * (np.quantile(off, (np.arange(_FEW) + 0.5) / _FEW) - np.median(off))
+
+    def _held(self, steps: Floats, answers: Floats, nominal: float, headroom: float) -> Floats:
+        """``steps`` finer in the tiles that would hold the 5th percentile down, but for the one in twenty that may:
+        those that would be worst."""
+        aim = math.log2(max(1 - self._aims()[1], _FAINTEST))
+        worst = max(math.log2(max(1 - self.thresholds.fsim_worst - 0.005, _FAINTEST)), aim)
+        limit, steps = aim, self._clipped(steps, headroom)
+        for pull in range(_PULLS):
+            errors = self._foreseen(steps, answers, nominal)
+            short = math.log2(max(1 - self._p5(errors), _FAINTEST)) - aim
+            if short <= 0:
+                break
+            limit -= short if pull else 0.0
+            limits = np.full(len(errors), limit)
+            limits[np.argsort(-errors)[: int(0.05 * (len(errors) - 1))]] = worst
+            steps = self._clipped(steps - np.maximum(errors - limits, 0) / answers, headroom)
+        return steps
+
+    def _clipped(self, steps: Floats, headroom: float) -> Floats:
+        """Octaves of a map within what samples of that headroom can say."""
+        return np.asarray(np.clip(steps, max(-LIMIT / PER_OCTAVE, -headroom), _SCALED / PER_OCTAVE))
+
+    def _expected_bytes(self, seen: Seen, octaves: Floats) -> float:
+        """What an image coded so would take, by what the last one did."""
+        costs = _costs(seen, self.reference)
+        coarser = octaves - self._looks[-1].octaves
+        return seen.payload_bytes * float((costs * np.exp2(-PER_OCTAVE_OF_STEP * coarser)).sum() / costs.sum())
 
     def _surely_finer(self, seen: Seen) -> Floats:
         """All tiles alike finer, by more than should do: neighbours, or the end of the map, can keep single ones from
@@ -308,23 +390,51 @@ class Balance:
         fine = [rung for rung in self.rungs if step_octaves(rung) <= float(wanted.min()) - _ROOM[seen.base.rung.scale]]
         return fine[0] if fine else self.rungs[-1]
 
-    def _map(self, octaves: Floats, headroom: float) -> Coarseness:
-        """A value per tile of the map; tiles without breast take their neighbours'."""
-        from scipy.ndimage import distance_transform_edt
-
+    def _map(self, steps: Floats) -> Coarseness:
+        """A value per tile of the map. Tiles beside the breast take their neighbours', those farther away are coarser:
+        the gate looks at single errors there, and at nothing else."""
         rows, columns = self.reference.pixels.shape
-        values = np.full((-(-rows // TILE), -(-columns // TILE)), np.nan)
-        for (row, column), value in zip(self.reference.tiles, octaves, strict=True):
-            values[-(-row // TILE), -(-column // TILE)] = value
-        nearest = distance_transform_edt(np.isnan(values), return_distances=False, return_indices=True)
-        steps = np.rint(PER_OCTAVE * values[tuple(nearest)])
-        finest = max(-LIMIT, -int(PER_OCTAVE * headroom))
-        return Coarseness(rows, columns, np.clip(steps, finest, _SCALED).astype(np.int8))
+        values = np.rint(PER_OCTAVE * steps)[self._nearest]
+        away = min(PER_OCTAVE * (float(np.median(steps)) + _AWAY), _SCALED)
+        values[self._far] = np.maximum(values[self._far], round(away))
+        return Coarseness(rows, columns, values.astype(np.int8))
 
 
-def _changed(payload_bytes: float, change: Floats) -> float:
-    """What an image will take after a change."""
-    return payload_bytes * math.exp2(-PER_OCTAVE_OF_STEP * float(change.mean()))
+def _nearest_tile(reference: Reference) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Per tile of the map the number of the tile with breast that lies on it, or nearest to it; and whether it is quiet
+    and so far away that the one's value does not reach the other."""
+    from scipy.ndimage import distance_transform_edt
+
+    rows, columns = reference.pixels.shape
+    numbers = np.full((-(-rows // TILE), -(-columns // TILE)), -1)
+    for number, (row, column) in enumerate(reference.tiles):
+        numbers[-(-row // TILE), -(-column // TILE)] = number
+    away, nearest = distance_transform_edt(numbers < 0, return_indices=True)
+    far = away > math.sqrt(2)
+    for row, column in np.argwhere(far):
+        far[row, column] = _quiet(reference, row * TILE, column * TILE)
+    return numbers[tuple(nearest)], far
+
+
+def _quiet(reference: Reference, row: int, column: int) -> bool:
+    """Whether nothing stands out in a tile, as a marker does."""
+    pixels = reference.pixels[row : row + TILE, column : column + TILE]
+    rows, columns = (np.arange(0, size, _BLOCK) for size in pixels.shape)
+    highest = np.maximum.reduceat(np.maximum.reduceat(pixels, rows, axis=0), columns, axis=1)
+    lowest = np.minimum.reduceat(np.minimum.reduceat(pixels, rows, axis=0), columns, axis=1)
+    return int((highest - lowest).max()) < _STANDS_OUT * reference.window.width
+
+
+def _spread(reference: Reference, nearest: NDArray[np.int64]) -> Floats:
+    """What each tile with breast has of the values of all of them, where the map is interpolated: (tiles, tiles)."""
+    rows, columns = reference.pixels.shape
+    count = len(reference.tiles)
+    shares = np.zeros((count, count))
+    down, across = (interpolation(size, parts) for size, parts in zip((rows, columns), nearest.shape, strict=True))
+    for number, (row, column) in enumerate(reference.tiles):
+        own = np.outer(down[row : row + TILE].mean(axis=0), across[column : column + TILE].mean(axis=0))
+        np.add.at(shares[number], nearest, own)
+    return shares
 
 
 def headroom_of(base: Base, rung: Rung) -> float:
@@ -341,7 +451,7 @@ def _octaves(base: Base, reference: Reference) -> Floats:
     scaling = base.coarseness.scaling(16)
     side = TILE // 16
     cut = [scaling[row // 16 : row // 16 + side, column // 16 : column // 16 + side] for row, column in reference.tiles]
-    return nominal - np.log2([float(part.mean()) for part in cut])
+    return nominal - np.array([float(np.log2(part).mean()) for part in cut])
 
 
 def _costs(seen: Seen, reference: Reference) -> Floats:

@@ -34,7 +34,7 @@ _LEAST_GROWTH = 0.7
 _SMOOTHED = 0.5
 """Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
 
-_SAVED = {1: 0.85, 2: 0.8}
+_SAVED = {1: 0.95, 2: 0.8}
 """What of its bytes an image typically takes once it is balanced, by scale."""
 _QUIET, _SAVED_OF_NOISE = 36.0, {1: 0.85, 2: 0.95}
 """PSNR in dB below which there is quantum noise, and what is saved then; in film it is weak."""
@@ -126,11 +126,11 @@ class Climb:
         return best
 
     def instead_of(self, rung: Rung) -> float:
-        """What the base of another scale or coder, not balanced yet, would take coded alike everywhere, by what has
-        been forecast; infinite where none is expected to pass."""
+        """What the base of another scale or coder, not balanced yet, would take, by what has been forecast; infinite
+        where none is expected to pass."""
         return min(
             (
-                self._asked[other].payload_bytes * self._bytes_off
+                self._base_bytes(flight, other)
                 for flight in self._flights
                 for other in flight.rungs
                 if _kind(other) not in {*self._balanced, _kind(rung)}

@@ -19,6 +19,8 @@ _AROUND = 0.3
 """What a tile beside the breast takes, of what one with breast takes."""
 _ALMOST = 0.95
 """Of the gate's limit of a tile's shift, which nothing but exact pixels mends."""
+_OF_A_STEP = 0.03
+"""Of 1 - FSIM of a tile, what a step finer takes away where its neighbours stay as they are."""
 _RELIEF, _MOST_RELIEF = 4, 10
 """Steps by which such a tile is coded finer: as many as its greatest error is above the limit."""
 
@@ -29,14 +31,17 @@ def relieved(
     thresholds: Thresholds,
     headroom: float,
     tile_bytes: Mapping[tuple[int, int], float] | None = None,
+    *,
+    again: bool = False,
 ) -> Coarseness | None:
     """``map_`` finer in the tiles where mending what misses the gate would cost more than that; None where that is
     nowhere, or can be no finer. ``headroom``: octaves by which samples may be scaled up. ``tile_bytes``: what the
     tiles with breast take now, by row and column; without it only faults that are everywhere in a tile count, since
-    what a smaller image cannot hold no finer coding brings back."""
+    what a smaller image cannot hold no finer coding brings back. ``again``: after relief that was too little."""
     shift = np.abs(found.shift) / thresholds.shift if thresholds.shift > 0 else np.zeros(len(found.shift))
     above = np.maximum(found.error_p999 / thresholds.error_p999, shift / _ALMOST)
-    finer = np.clip(np.ceil(PER_OCTAVE * np.log2(np.maximum(above, 1))), _RELIEF, _MOST_RELIEF).astype(int)
+    least = 2 * _RELIEF if again else _RELIEF
+    finer = np.clip(np.ceil(PER_OCTAVE * np.log2(np.maximum(above, 1))), least, _MOST_RELIEF).astype(int)
     # nothing but exact squares, of hundreds of bytes each, mends a fault that is everywhere in a tile
     hopeless = np.asarray((shift > _ALMOST) | (found.fsim < thresholds.fsim_worst + SAFE))
     if tile_bytes is not None:
@@ -49,5 +54,26 @@ def relieved(
     for number in np.flatnonzero(hopeless):
         place = tuple(-(-int(start) // TILE) for start in found.corners[number])
         steps[place] = min(steps[place], before[place] - finer[number])
-    steps = np.maximum(steps, max(-LIMIT, -int(PER_OCTAVE * headroom)))
+    steps = np.maximum(steps, _finest(headroom))
     return None if (steps == before).all() else replace(map_, steps=steps.astype(np.int8))
+
+
+def nudged(map_: Coarseness, found: Survey, thresholds: Thresholds, headroom: float) -> Coarseness:
+    """``map_`` a step finer in as many of the tiles with the lowest FSIM as should bring an image that has just failed
+    as a whole back to its limits."""
+    numbers = np.flatnonzero(found.breast)
+    numbers = numbers[np.argsort(found.fsim[numbers])]
+    errors = 1 - found.fsim[numbers]
+    gained = np.cumsum(_OF_A_STEP * errors) / len(errors)
+    enough = int(np.searchsorted(gained, thresholds.fsim_mean + SAFE - (1 - errors.mean()))) + 1
+    below = int((1 - errors < thresholds.fsim_p5 + SAFE).sum())
+    steps = map_.steps.astype(int)
+    for number in numbers[: max(enough, below)]:
+        row, column = (-(-int(start) // TILE) for start in found.corners[number])
+        steps[row, column] = max(steps[row, column] - 1, _finest(headroom))
+    return replace(map_, steps=steps.astype(np.int8))
+
+
+def _finest(headroom: float) -> int:
+    """The lowest step of a map whose samples may be scaled up by so many octaves."""
+    return max(-LIMIT, -int(PER_OCTAVE * headroom))
