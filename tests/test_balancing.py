@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from node.config import ReconstructSettings
 from node.fidelity.gate import Survey
-from node.reconstruct.balancing import Balance, Drawn, Seen, _Look, balanced, headroom_of
+from node.reconstruct.balancing import PER_OCTAVE_OF_STEP, Balance, Drawn, Seen, _Look, balanced, headroom_of
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.reconstruct.engine import make_base, read_original, reconstruct
 from node.reconstruct.guide import decode_guide
 from node.reconstruct.guiding import Raising
 from node.reconstruct.points import decode_points
-from node.reconstruct.relief import relieved
+from node.reconstruct.relief import nudged, relieved
+from node.reconstruct.tilemap import TileMap
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.mammo import Mammo
 from storage.coarseness import PER_OCTAVE, Coarseness
+from storage.coders import step_octaves
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import pixel_digest
 from storage.records import Rung, Thresholds
@@ -145,6 +147,17 @@ def test_tiles_that_would_be_stored_exactly_are_coded_finer(original: Path) -> N
     lowest = relieved(flat, survey, limits, 0.0)
     assert lowest is not None
     assert lowest.steps.min() == 0, "samples of 12 bits cannot be scaled up"
+    survey.shift[4] = -0.0021
+    first, again = (relieved(flat, survey, limits, 4.0, again=again) for again in (False, True))
+    assert first is not None
+    assert again is not None
+    assert 2 - again.steps[1, 1] == 2 * (2 - first.steps[1, 1]), "it was too little"
+    survey.fsim[:] = np.linspace(0.90, 0.9594, tiles)  # a mean of 0.9297
+    nudge = nudged(flat, survey, limits, 4.0)
+    assert np.unique(flat.steps - nudge.steps).tolist() == [0, 1]
+    assert nudge.steps[0, 0] == 1, "the worst tile first"
+    assert nudge.steps[2, 2] == 2, "no more than it takes"
+    assert (nudged(flat, survey, limits, 0.0).steps >= 0).all()
 
 
 def test_each_tile_answers_as_it_did(original: Path) -> None:
@@ -165,6 +178,46 @@ def test_each_tile_answers_as_it_did(original: Path) -> None:
     assert answers[3] == pytest.approx(0.6, abs=0.05), "what all did"
     balance._looks.append(_Look(AVIF[1], flat, np.full(tiles, -5.0)))
     assert balance._answers() == pytest.approx(0.55), "another rung's steps are not the same"
+
+
+def test_a_map_is_known_as_it_is_interpolated(tmp_path: Path) -> None:
+    """What tiles get of a map, and what is coarse: quiet tiles that no tile with breast reaches."""
+    pixels = np.zeros((1700, 1900), dtype=np.uint16)
+    pixels[:760, :500] = uneven(768, 560)[:760, :500]
+    pixels[1300:1310, 1100:1110] = 4000  # a marker
+    ds = mammogram(pixels, WindowCenter=1000, WindowWidth=2000)
+    path = write(ds, tmp_path / "aside.dcm")
+    _, reference = read_original(path, "")
+    tiles = TileMap(reference)
+    values = np.random.default_rng(5).uniform(-1, 1, len(reference.tiles))
+    made = tiles.map(values)
+    logs = -np.log2(made.scaling(1))
+    measured = [logs[row : row + 256, column : column + 256].mean() for row, column in reference.tiles]
+    np.testing.assert_allclose(tiles.octaves(values), measured, atol=1e-3)
+    away = round(PER_OCTAVE * (float(np.median(values)) + 1.5))
+    assert made.steps[0, 5] == made.steps[6, 7] == away
+    assert made.steps[5, 4] < away, "what stands out would be mended for more"
+    assert made.steps[0, 0] == round(PER_OCTAVE * values[reference.tiles.index((0, 0))])
+
+
+def test_a_map_is_solved_for_until_the_image_is_expected_to_pass(original: Path) -> None:
+    """Where every tile answers as it is known to, the next map brings it just above the limits."""
+    taken, reference = read_original(original, "")
+    tiles = len(reference.tiles)
+    first = Seen.of(reference, Drawn.of(taken, JPEG_XL[3], None, Raising((0, 0), np.zeros((3, 3), dtype=bool))))
+    balance = Balance(reference, GATE, JPEG_XL)
+    nominal = step_octaves(JPEG_XL[3])
+    errors = np.log2(np.linspace(0.05, 0.10, tiles))
+    balance._looks.append(_Look(JPEG_XL[3], np.full(tiles, nominal), errors))
+    steps = balance._settled(np.zeros(tiles), nominal, 4.0)
+    expected = 1 - np.exp2(errors + 0.55 * balance._tiles.octaves(steps))
+    assert np.mean(expected) >= GATE.fsim_mean
+    assert np.percentile(expected, 5) >= GATE.fsim_p5
+    coarser = 1 - np.exp2(errors + 0.55 * balance._tiles.octaves(steps + 0.25))
+    assert np.mean(coarser) < GATE.fsim_mean or np.percentile(coarser, 5) < GATE.fsim_p5
+    assert balance._expected_bytes(first, balance._looks[-1].octaves + 1) == pytest.approx(
+        first.payload_bytes * 2**-PER_OCTAVE_OF_STEP
+    )
 
 
 def test_headroom_is_what_a_coder_leaves(original: Path) -> None:

@@ -19,7 +19,8 @@ from node.fidelity.gate import Reference, psnr, tile_scores
 from node.reconstruct.engine import Decoded, Original, make_decoded
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
-from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness, interpolation
+from node.reconstruct.tilemap import SCALED, TileMap
+from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness
 from storage.coders import step_octaves, top_sample
 from storage.payload import Base
 from storage.records import Rung, Thresholds
@@ -28,12 +29,6 @@ Floats = NDArray[np.float64]
 
 _FINER, _COARSER = 1.25, 1.0
 """Octaves by which a tile may be finer or coarser than most are."""
-_SCALED = 24
-"""The largest step of a map: what rounding leaves of samples scaled down further would be measured as detail."""
-_AWAY = 1.5
-"""Octaves by which what is not near the breast is coarser than most of it: in films that is a tenth of the bytes."""
-_STANDS_OUT = 1.0
-"""Of the display's window, within 8 pixels: what stands out so would be mended more where it is coarser."""
 _CAREFUL = 0.7
 """Of the first change: it is the greatest, and rests on typical answers."""
 PER_OCTAVE_OF_STEP = 1.1
@@ -175,9 +170,7 @@ class Balance:
     rungs: Sequence[Rung]
     _looks: list[_Look] = field(default_factory=list)
     _aim: Floats = field(init=False)
-    _nearest: NDArray[np.int64] = field(init=False)
-    _far: NDArray[np.bool_] = field(init=False)
-    _spread: Floats = field(init=False)
+    _tiles: TileMap = field(init=False)
     _awaited: Floats | None = None
     _scatter: Floats = field(default_factory=lambda: np.zeros(1))
     _smallest: float = math.inf
@@ -186,8 +179,7 @@ class Balance:
     """What the image asked for last will take, about."""
 
     def __post_init__(self) -> None:
-        self._nearest, self._far = _nearest_tile(self.reference)
-        self._spread = _spread(self.reference, self._nearest)
+        self._tiles = TileMap(self.reference)
 
     def passes(self, seen: Seen) -> bool:
         """Whether the gate lets the image pass as a whole."""
@@ -226,16 +218,14 @@ class Balance:
         if last_try:
             steps = self._clipped(wanted + self._surely_finer(seen) - step_octaves(rung), headroom)
         else:
-            steps = self._settled(seen, wanted - step_octaves(rung), step_octaves(rung) + lost, headroom)
+            steps = self._settled(wanted - step_octaves(rung), step_octaves(rung) + lost, headroom)
         if seen.psnr_db < self.thresholds.psnr_db:
             steps = self._clipped(steps - (self.thresholds.psnr_db - seen.psnr_db) / 3, headroom)
-        self.expected_bytes = self._expected_bytes(
-            seen, step_octaves(rung) + lost + self._spread @ (np.rint(PER_OCTAVE * steps) / PER_OCTAVE)
-        )
+        self.expected_bytes = self._expected_bytes(seen, step_octaves(rung) + lost + self._tiles.octaves(steps))
         if self.expected_bytes >= _LEAST_GAIN * self._smallest:
             return None
         self._aim = step_octaves(rung) + steps  # what no map can say is not aimed at: tiles would not move from there
-        wanted_map = self._map(steps)
+        wanted_map = self._tiles.map(steps)
         return None if wanted_map == seen.base.coarseness else (rung, wanted_map)
 
     def _spare(self, seen: Seen) -> tuple[float, float]:
@@ -248,7 +238,7 @@ class Balance:
             missed = np.clip(0.7 * (np.array(self._margins) - self._spare(seen)), 0, _MOST_MISSED)
             self._margins = SAFE + float(missed[0]), SAFE + float(missed[1])
 
-    def _settled(self, seen: Seen, steps: Floats, nominal: float, headroom: float) -> Floats:
+    def _settled(self, steps: Floats, nominal: float, headroom: float) -> Floats:
         """``steps``, octaves of the map per tile, moved as one to where the image is expected to lie just above both
         limits; tiles that would hold the 5th percentile down are finer. ``nominal``: octaves of the coder's step."""
         answers = self._answers()
@@ -272,7 +262,7 @@ class Balance:
     def _foreseen(self, steps: Floats, answers: Floats, nominal: float) -> Floats:
         """Errors of tiles, in octaves, that a map is expected to come to, by what was measured last."""
         last = self._looks[-1]
-        octaves = nominal + self._spread @ (np.rint(PER_OCTAVE * steps) / PER_OCTAVE)
+        octaves = nominal + self._tiles.octaves(steps)
         return np.asarray(last.errors + answers * (octaves - last.octaves))
 
     def _p5(self, errors: Floats) -> float:
@@ -307,7 +297,7 @@ class Balance:
 
     def _clipped(self, steps: Floats, headroom: float) -> Floats:
         """Octaves of a map within what samples of that headroom can say."""
-        return np.asarray(np.clip(steps, max(-LIMIT / PER_OCTAVE, -headroom), _SCALED / PER_OCTAVE))
+        return np.asarray(np.clip(steps, max(-LIMIT / PER_OCTAVE, -headroom), SCALED / PER_OCTAVE))
 
     def _expected_bytes(self, seen: Seen, octaves: Floats) -> float:
         """What an image coded so would take, by what the last one did."""
@@ -389,52 +379,6 @@ class Balance:
             return seen.base.rung
         fine = [rung for rung in self.rungs if step_octaves(rung) <= float(wanted.min()) - _ROOM[seen.base.rung.scale]]
         return fine[0] if fine else self.rungs[-1]
-
-    def _map(self, steps: Floats) -> Coarseness:
-        """A value per tile of the map. Tiles beside the breast take their neighbours', those farther away are coarser:
-        the gate looks at single errors there, and at nothing else."""
-        rows, columns = self.reference.pixels.shape
-        values = np.rint(PER_OCTAVE * steps)[self._nearest]
-        away = min(PER_OCTAVE * (float(np.median(steps)) + _AWAY), _SCALED)
-        values[self._far] = np.maximum(values[self._far], round(away))
-        return Coarseness(rows, columns, values.astype(np.int8))
-
-
-def _nearest_tile(reference: Reference) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Per tile of the map the number of the tile with breast that lies on it, or nearest to it; and whether it is quiet
-    and so far away that the one's value does not reach the other."""
-    from scipy.ndimage import distance_transform_edt
-
-    rows, columns = reference.pixels.shape
-    numbers = np.full((-(-rows // TILE), -(-columns // TILE)), -1)
-    for number, (row, column) in enumerate(reference.tiles):
-        numbers[-(-row // TILE), -(-column // TILE)] = number
-    away, nearest = distance_transform_edt(numbers < 0, return_indices=True)
-    far = away > math.sqrt(2)
-    for row, column in np.argwhere(far):
-        far[row, column] = _quiet(reference, row * TILE, column * TILE)
-    return numbers[tuple(nearest)], far
-
-
-def _quiet(reference: Reference, row: int, column: int) -> bool:
-    """Whether nothing stands out in a tile, as a marker does."""
-    pixels = reference.pixels[row : row + TILE, column : column + TILE]
-    rows, columns = (np.arange(0, size, _BLOCK) for size in pixels.shape)
-    highest = np.maximum.reduceat(np.maximum.reduceat(pixels, rows, axis=0), columns, axis=1)
-    lowest = np.minimum.reduceat(np.minimum.reduceat(pixels, rows, axis=0), columns, axis=1)
-    return int((highest - lowest).max()) < _STANDS_OUT * reference.window.width
-
-
-def _spread(reference: Reference, nearest: NDArray[np.int64]) -> Floats:
-    """What each tile with breast has of the values of all of them, where the map is interpolated: (tiles, tiles)."""
-    rows, columns = reference.pixels.shape
-    count = len(reference.tiles)
-    shares = np.zeros((count, count))
-    down, across = (interpolation(size, parts) for size, parts in zip((rows, columns), nearest.shape, strict=True))
-    for number, (row, column) in enumerate(reference.tiles):
-        own = np.outer(down[row : row + TILE].mean(axis=0), across[column : column + TILE].mean(axis=0))
-        np.add.at(shares[number], nearest, own)
-    return shares
 
 
 def headroom_of(base: Base, rung: Rung) -> float:
