@@ -190,7 +190,7 @@ def test_a_map_is_known_as_it_is_interpolated(tmp_path: Path) -> None:
     _, reference = read_original(path, "")
     tiles = TileMap(reference)
     values = np.random.default_rng(5).uniform(-1, 1, len(reference.tiles))
-    made = tiles.map(values)
+    made = tiles.map(values, "jpegxl")
     logs = -np.log2(made.scaling(1))
     measured = [logs[row : row + 256, column : column + 256].mean() for row, column in reference.tiles]
     np.testing.assert_allclose(tiles.octaves(values), measured, atol=1e-3)
@@ -198,6 +198,7 @@ def test_a_map_is_known_as_it_is_interpolated(tmp_path: Path) -> None:
     assert made.steps[0, 5] == made.steps[6, 7] == away
     assert made.steps[5, 4] < away, "what stands out would be mended for more"
     assert made.steps[0, 0] == round(PER_OCTAVE * values[reference.tiles.index((0, 0))])
+    assert tiles.map(values, "avif").steps.max() <= np.rint(PER_OCTAVE * values).max()
 
 
 def test_a_map_is_solved_for_until_the_image_is_expected_to_pass(original: Path) -> None:

@@ -225,7 +225,7 @@ class Balance:
         if self.expected_bytes >= _LEAST_GAIN * self._smallest:
             return None
         self._aim = step_octaves(rung) + steps  # what no map can say is not aimed at: tiles would not move from there
-        wanted_map = self._tiles.map(steps)
+        wanted_map = self._tiles.map(steps, rung.coder)
         return None if wanted_map == seen.base.coarseness else (rung, wanted_map)
 
     def _spare(self, seen: Seen) -> tuple[float, float]:

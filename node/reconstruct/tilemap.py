@@ -40,12 +40,14 @@ class TileMap:
             self._far[row, column] = _quiet(reference, row * TILE, column * TILE)
         self._shares = _shares(reference, self._nearest)
 
-    def map(self, values: Floats) -> Coarseness:
+    def map(self, values: Floats, coder: str) -> Coarseness:
         """The map, rounded to its steps. Tiles beside the breast take their neighbours' values; those farther away, out
-        of reach of any tile with breast, are coarser: the gate looks at single errors there, and at nothing else."""
+        of reach of any tile with breast, are coarser: the gate looks at single errors there, and at nothing else. Not
+        with ``avif``, which would save little, and make grey clouds of black air."""
         steps = np.rint(PER_OCTAVE * values)[self._nearest]
-        away = min(PER_OCTAVE * (float(np.median(values)) + _AWAY), SCALED)
-        steps[self._far] = np.maximum(steps[self._far], round(away))
+        if coder != "avif":
+            away = min(PER_OCTAVE * (float(np.median(values)) + _AWAY), SCALED)
+            steps[self._far] = np.maximum(steps[self._far], round(away))
         return Coarseness(self._rows, self._columns, steps.astype(np.int8))
 
     def octaves(self, values: Floats) -> Floats:
