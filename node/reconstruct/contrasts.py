@@ -110,21 +110,24 @@ def _specks(reference: Reference) -> Places:
     strengths = np.concatenate([found.strengths for _, found in listed])
     tree = KDTree(strong[:, :2])
 
-    def clustered(places: NDArray[np.float64] | Places, farther: float = 0.0) -> NDArray[np.bool_]:
-        """Which places are in a cluster, or at most so much farther away."""
+    def clustered(places: NDArray[np.float64] | Places, own: Float, farther: float = 0.0) -> NDArray[np.bool_]:
+        """Which places, of that strength themselves, are in a cluster, or at most so much farther away."""
         found = np.zeros(len(places), dtype=bool)
         for radius, least, enough in _CLUSTERS:
             weights = np.maximum(strengths - least, 0)
             near = tree.query_ball_point(places, radius + farther)
-            found |= np.array([weights[each].sum() >= enough for each in near], dtype=bool)
+            others = np.array([weights[each].sum() for each in near])
+            found |= others + np.maximum(own - least, 0) >= enough
         return found
 
     def faint(tile: tuple[int, int]) -> Places:
         found = all_specks(reference.bright(reference.pixels, tile), reference.truth(tile), _FAINTEST_IN_CLUSTERS)
         places = _in_image(tile, found)
-        return np.asarray(places[clustered(places[:, :2])])
+        return np.asarray(places[clustered(places[:, :2], found.strengths)])
 
-    worth = clustered(np.array(reference.tiles) + TILE / 2, TILE / np.sqrt(2))
+    middles = np.array(reference.tiles) + TILE / 2
+    strongest = np.array([reference.truth(tile).strongest.max() for tile in reference.tiles], dtype=np.float32)
+    worth = clustered(middles, strongest, TILE / np.sqrt(2))
     tiles = [tile for tile, some in zip(reference.tiles, worth, strict=True) if some]
     return np.unique(np.concatenate([strong, *on_all_cores(faint, tiles)]), axis=0)
 
