@@ -112,7 +112,7 @@ def test_the_base_is_kept_where_the_network_does_not_pass(tmp_path: Path, monkey
 def test_a_sample_shows_whether_the_network_is_worth_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
 ) -> None:
-    """An image of many tiles: eight are asked first, twice, and all of it only where they promise anything."""
+    """An image of many tiles: twice four are asked first, and all of it only where they promise anything."""
     sizes: list[int] = []
     upscale = Mammo.upscale
 

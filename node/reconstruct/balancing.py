@@ -19,8 +19,8 @@ from node.fidelity.gate import Reference, psnr, tile_scores
 from node.reconstruct.engine import Decoded, Original, make_decoded
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
-from node.reconstruct.tilemap import SCALED, TileMap
-from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness
+from node.reconstruct.tilemap import SCALED, TileMap, finest_step
+from storage.coarseness import PER_OCTAVE, Coarseness
 from storage.coders import step_octaves, top_sample
 from storage.payload import Base
 from storage.records import Rung, Thresholds
@@ -297,7 +297,7 @@ class Balance:
 
     def _clipped(self, steps: Floats, headroom: float) -> Floats:
         """Octaves of a map within what samples of that headroom can say."""
-        return np.asarray(np.clip(steps, max(-LIMIT / PER_OCTAVE, -headroom), SCALED / PER_OCTAVE))
+        return np.asarray(np.clip(steps, finest_step(headroom) / PER_OCTAVE, SCALED / PER_OCTAVE))
 
     def _expected_bytes(self, seen: Seen, octaves: Floats) -> float:
         """What an image coded so would take, by what the last one did."""

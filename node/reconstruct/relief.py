@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from node.fidelity.fsim import TILE
 from node.fidelity.gate import Survey, wrong_squares
 from node.reconstruct.balancing import PER_OCTAVE_OF_STEP, SAFE
-from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness
+from node.reconstruct.tilemap import finest_step, place_of
+from storage.coarseness import PER_OCTAVE, Coarseness
 from storage.records import Thresholds
 
 _SQUARE = 120.0
@@ -52,9 +52,9 @@ def relieved(
     before = map_.steps.astype(int)
     steps = before.copy()
     for number in np.flatnonzero(hopeless):
-        place = tuple(-(-int(start) // TILE) for start in found.corners[number])
+        place = place_of(*found.corners[number].tolist())
         steps[place] = min(steps[place], before[place] - finer[number])
-    steps = np.maximum(steps, _finest(headroom))
+    steps = np.maximum(steps, finest_step(headroom))
     return None if (steps == before).all() else replace(map_, steps=steps.astype(np.int8))
 
 
@@ -69,11 +69,6 @@ def nudged(map_: Coarseness, found: Survey, thresholds: Thresholds, headroom: fl
     below = int((1 - errors < thresholds.fsim_p5 + SAFE).sum())
     steps = map_.steps.astype(int)
     for number in numbers[: max(enough, below)]:
-        row, column = (-(-int(start) // TILE) for start in found.corners[number])
-        steps[row, column] = max(steps[row, column] - 1, _finest(headroom))
+        place = place_of(*found.corners[number].tolist())
+        steps[place] = max(steps[place] - 1, finest_step(headroom))
     return replace(map_, steps=steps.astype(np.int8))
-
-
-def _finest(headroom: float) -> int:
-    """The lowest step of a map whose samples may be scaled up by so many octaves."""
-    return max(-LIMIT, -int(PER_OCTAVE * headroom))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference
-from storage.coarseness import PER_OCTAVE, Coarseness, interpolation
+from storage.coarseness import LIMIT, PER_OCTAVE, Coarseness, interpolation
 
 Floats = NDArray[np.float64]
 
@@ -31,8 +31,8 @@ class TileMap:
 
         self._rows, self._columns = rows, columns = reference.pixels.shape
         numbers = np.full((-(-rows // TILE), -(-columns // TILE)), -1)
-        for number, (row, column) in enumerate(reference.tiles):
-            numbers[-(-row // TILE), -(-column // TILE)] = number
+        for number, tile in enumerate(reference.tiles):
+            numbers[place_of(*tile)] = number
         away, nearest = distance_transform_edt(numbers < 0, return_indices=True)
         self._nearest: NDArray[np.int64] = numbers[tuple(nearest)]
         self._far: NDArray[np.bool_] = away > math.sqrt(2)
@@ -53,6 +53,16 @@ class TileMap:
     def octaves(self, values: Floats) -> Floats:
         """By how much tiles are coarser, on average, where the map of ``values`` is interpolated between them."""
         return np.asarray(self._shares @ (np.rint(PER_OCTAVE * values) / PER_OCTAVE))
+
+
+def place_of(row: int, column: int) -> tuple[int, int]:
+    """Where in a map a tile of the gate is; the gate's last ones are moved inward."""
+    return -(-row // TILE), -(-column // TILE)
+
+
+def finest_step(headroom: float) -> int:
+    """The lowest step of a map whose samples may be scaled up by so many octaves."""
+    return max(-LIMIT, -int(PER_OCTAVE * headroom))
 
 
 def _quiet(reference: Reference, row: int, column: int) -> bool:
