@@ -175,8 +175,9 @@ def _avif(scale: Literal[1, 2, 4], *quantisers: int) -> Iterator[RungSettings]:
 
 
 def _jpegxl(scale: Literal[1, 2, 4], *distances: float) -> Iterator[RungSettings]:
+    """At effort 6: as good as 7 by tile FSIM and PSNR, and a third faster."""
     for distance in distances:
-        yield RungSettings(scale=scale, coder="jpegxl", distance=distance, sample_bits=12)
+        yield RungSettings(scale=scale, coder="jpegxl", distance=distance, effort=6, sample_bits=12)
 
 
 _STRICT = (
@@ -201,6 +202,8 @@ FORMER_RUNGS = tuple(
         (2, 11, (0.49, 0.47, 0.46, 0.44, 0.42, 0.41, 0.39, 0.37)),
         (1, 12, (3.0, 2.8, 2.6, 2.45, 2.3, 2.2, 2.1, 2.0, 1.9, 1.82, 1.75, 1.67, 1.6, 1.52, 1.45, 1.37, 1.3, 1.25)),
         (1, 12, (1.2, 1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2)),
+        (2, 12, (0.42, 0.35, 0.33, 0.27)),
+        (1, 12, (2.4, 1.5)),
     )
     for distance in distances
 )
