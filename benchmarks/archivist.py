@@ -6,6 +6,9 @@ rendition as it is, which has no network where that does not pass the gate. ``wh
 time on: forecasts of rungs on a sample of tiles, rungs that were balanced, and tried as they are, the network on a few
 tiles and on the image, mending what is taken, and the rest.
 
+``backlog`` is the archivist's throughput: the same images, as many in hand at once as a node has on this machine, each
+in a worker of its own; the seconds it takes for all over the sum of their ``network_s``, each of which had all cores.
+
     python -m benchmarks.archivist [--data FOLDER_OR_FILE...] [--profile balanced] [--json]
 """
 
@@ -17,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,8 +33,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.storage import encode, wrapped
+from benchmarks.storage import encode, request_for, wrapped
+from node.app.hands import encoders_beside
 from node.config import Settings, parse
+from node.metrics.measured import MeasuredPool
 from node.reconstruct.attempts import Subject
 from node.reconstruct.encoding import EncodeResult
 from node.reconstruct.engine import read_original, reconstruct
@@ -38,6 +44,7 @@ from node.reconstruct.forecast import Sample
 from node.reconstruct.guide import CORRECTION_ONE, NETWORK, decode_guide
 from node.reconstruct.guiding import tiles_with_breast
 from node.reconstruct.memory import keep_freed
+from node.reconstruct.pool import Priority
 from node.reconstruct.training.pictures import picture_files, read_picture
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.worker import reconstructed
@@ -64,16 +71,19 @@ def main() -> None:
     settings = parse({"codec": {"profile": options.profile}}, "benchmark")
     keep_freed()  # as a worker does
     measured(files[0], settings)
-    rows = [
-        row
+    found = [
+        (path, row)
         for path in track(files, console=Console(stderr=True), description="images")
         if (row := measured(path, settings)) is not None
     ]
+    rows = [row for _, row in found]
+    backlog = through([path for path, _ in found], settings)
+    backlog["over_network"] = round(backlog["seconds"] / sum(row["network_s"] for row in rows), 2)
     mean = {
         name: round(statistics.mean(row[name] for row in rows), 2)
         for name in ("encode_s", "network_s", "served_s", "encode_over_network", "attempts", "forecasts")
     }
-    report = {"profile": options.profile, "images": rows, "mean": mean}
+    report = {"profile": options.profile, "images": rows, "mean": mean, "backlog": backlog}
     if options.json:
         print(json.dumps(report, indent=2))
     else:
@@ -115,6 +125,25 @@ def measured(path: Path, settings: Settings) -> dict[str, Any] | None:
             "the rest": round(encode_s - sum(spent.values()), 2),
         },
     }
+
+
+def through(files: list[Path], settings: Settings) -> dict[str, Any]:
+    """A backlog of these images, as a node works through it; its workers have started and have made one image each."""
+    pool = MeasuredPool(settings.reconstruct)
+    encoders = encoders_beside(pool, settings)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            requests = []
+            for number, path in enumerate(files):
+                (inside := Path(folder) / str(number)).mkdir()
+                picture = None if path.suffix == ".dcm" else read_picture(path)
+                requests.append(request_for(path if picture is None else wrapped(picture, inside), settings))
+            wait([encoders.submit(requests[0], Priority.ARCHIVIST) for _ in range(encoders.size)])
+            _, seconds = timed(lambda: wait([encoders.submit(one, Priority.ARCHIVIST) for one in requests]))
+        return {"at_once": encoders.size, "images": len(files), "seconds": round(seconds, 2)}
+    finally:
+        encoders.close()
+        pool.close()
 
 
 def reconstructions(result: EncodeResult, breast: NDArray[np.bool_], settings: Settings) -> tuple[float, float]:
@@ -168,7 +197,7 @@ def show(report: dict[str, Any]) -> None:
         names = ("image", "megapixels", "rung", "attempts", "forecasts", "encode_s", "network_s", "served_s")
         table.add_row(*(str(row[name]) for name in names), str(row["encode_over_network"]), *where)
     Console(width=170).print(table)
-    Console().print(report["mean"], highlight=False)
+    Console().print(report["mean"], report["backlog"], highlight=False)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,14 @@ def measured(picture: Picture, path: Path, settings: Settings, *, rival: bool) -
 
 def encode(file: Path, settings: Settings, ladder: tuple[Rung, ...] = ()) -> EncodeResult:
     """As the archivist does. ``ladder``: another than that of the settings."""
+    return encode_and_verify(request_for(file, settings, ladder), Catalogue(settings.reconstruct))
+
+
+def request_for(file: Path, settings: Settings, ladder: tuple[Rung, ...] = ()) -> EncodeRequest:
+    """What the archivist asks of a worker."""
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     share = settings.gate.patches.share
-    request = EncodeRequest(file, digest, "1.2.3.4", ladder or settings.codec.rungs, settings.thresholds, share)
-    return encode_and_verify(request, Catalogue(settings.reconstruct))
+    return EncodeRequest(file, digest, "1.2.3.4", ladder or settings.codec.rungs, settings.thresholds, share)
 
 
 def rival_of(settings: Settings) -> Settings:

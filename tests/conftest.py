@@ -79,7 +79,7 @@ def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings
         "node": {"host": "127.0.0.1", "port": 0, "drain": 10},
         "peers": peers,
         "storage": {"root": str(root), "min_free": 0},
-        "archivist": {"poll": 0.1},
+        "archivist": {"poll": 0.1, "at_once": 1},
         "gate": {"patches": {"share": 0.5}},  # images here are a few tiles with marks: shares of them are no measure
         "originals": {"coder": "none"},  # verbatim objects stay where tests look for them; packing has tests of its own
         "audit": {"reserve": "0%"},  # or one original in a hundred would not be purged

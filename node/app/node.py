@@ -8,13 +8,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
 
+from node.app.hands import encoders_beside
 from node.app.jobs import plan_jobs
 from node.app.services import Services, examine_in, open_stores, render_in, restore_in
 from node.archive.archivist import Archivist
@@ -76,6 +77,7 @@ class Node:
         self.trail.recover()
         self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
+        self.encoders = encoders_beside(self.pool, settings)
         self.decoders = WorkerPool(settings.reconstruct, size=min(os.cpu_count() or 1, _MOST_DECODERS), name="decode")
         rendered = settings.storage.root / "rendered"
         cache = RenderedCache(rendered, settings.reconstruct.cache)
@@ -88,7 +90,14 @@ class Node:
         )
         named = NamedRegions(self.index, self.store, self.originals, file, in_file)
         self.archivist = Archivist(
-            self.index, self.store, self.originals, self.pool, settings, named, otherwise=self.custodian.step
+            self.index,
+            self.store,
+            self.originals,
+            self.encoders,
+            settings,
+            named,
+            otherwise=self.custodian.step,
+            at_once=self.encoders.size,
         )
         self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
         self.commitments = Commitments(self.index.engine)
@@ -123,7 +132,7 @@ class Node:
             lambda: nullcontext(self.retrieve),
         )
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
-        self._exposition = _exposition(settings, self.index, ingest, self.retrieve, self.pool)
+        self._exposition = _exposition(settings, self.index, ingest, self.retrieve, {self.pool, self.encoders})
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
         self._priors_thread = threading.Thread(target=self.priors.run, name="priors")
 
@@ -180,8 +189,8 @@ class Node:
         if self._exposition is not None:
             self._exposition.stop()
         self.retrieve.close()
-        self.pool.close()
-        self.decoders.close()
+        for pool in {self.pool, self.encoders, self.decoders}:
+            pool.close()
         for thread in (self._archivist_thread, self._priors_thread):
             if thread.is_alive():
                 thread.join()
@@ -206,7 +215,11 @@ def _who_wants_priors(settings: Settings) -> tuple[frozenset[RenditionPolicy], i
 
 
 def _exposition(
-    settings: Settings, index: Index, ingest: MeasuredIngest, retrieve: MeasuredRetrieve, pool: MeasuredPool
+    settings: Settings,
+    index: Index,
+    ingest: MeasuredIngest,
+    retrieve: MeasuredRetrieve,
+    pools: Iterable[MeasuredPool],
 ) -> Exposition | None:
     """The metrics page, told by the services how long their work takes; None where it is off."""
     if not settings.metrics.port:
@@ -214,7 +227,9 @@ def _exposition(
     from node.metrics.exposition import Exposition
 
     page = Exposition(settings.metrics, index)
-    ingest.observe, retrieve.observe, pool.observe = page.ingest, page.retrieve, page.work
+    ingest.observe, retrieve.observe = page.ingest, page.retrieve
+    for pool in pools:
+        pool.observe = page.work
     return page
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,8 @@ LOGGER = logging.getLogger(__name__)
 class Archivist:
     """Works through the backlog, and does a step of ``otherwise`` where there is none.
 
-    ``run`` is meant for a thread of its own; ``wake`` says that something arrived.
+    ``run`` is meant for a thread of its own, and has ``at_once`` images in hand where there are as many; ``wake`` says
+    that something arrived.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class Archivist:
         settings: Settings,
         named: NamedRegions,
         otherwise: Callable[[], bool] = lambda: False,
+        at_once: int = 1,
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
         self._pool, self._settings, self._named, self._otherwise = pool, settings, named, otherwise
-        self._models = ModelShelf(index, store)
-        self.busy = False
-        """Whether the last look found work: what can wait lets it go first."""
+        self._models, self._at_once = ModelShelf(index, store), at_once
+        self._counting = threading.Lock()
+        self._in_hand = 0
+        self._found = False
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._stopping = threading.Event()
         self._awake = threading.Event()
@@ -76,38 +79,74 @@ class Archivist:
         self._awake.set()
 
     def stop(self) -> None:
-        """Finish no more than the step at hand; an instance in the worker goes back undone."""
+        """Begin nothing more; instances in workers go back undone."""
         self._stopping.set()
         self._awake.set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an image is in hand, or the last look found one: what can wait lets it go first."""
+        return self._found or self._in_hand > 0
+
     def run(self) -> None:
         """Until stopped: claim, work, wait."""
-        while not self._stopping.is_set():
-            self._awake.clear()
-            if not self._step_safely():
-                self._awake.wait(self._settings.archivist.poll)
+        with ThreadPoolExecutor(self._at_once, thread_name_prefix="archivist") as hands:
+            while not self._stopping.is_set():
+                self._awake.clear()
+                if not self._begun(hands):
+                    self._awake.wait(self._settings.archivist.poll)
 
     def step(self) -> bool:
         """Bring one instance to rest; False when there is none to work on."""
+        claim = self._claim()
+        if claim is not None:
+            self._work(claim)
+        return claim is not None
+
+    def _begun(self, hands: ThreadPoolExecutor) -> bool:
+        """Whether there may be more to begin with at once."""
+        if self._in_hand >= self._at_once:
+            return False
+        try:
+            claim = self._claim()
+            if claim is None:
+                return self._otherwise()
+        except Exception:
+            LOGGER.exception("the archivist could not reach the index")
+            return False
+        hands.submit(self._work_safely, claim)
+        return True
+
+    def _claim(self) -> Claim | None:
+        """The next of the backlog, taken in hand."""
         self._named.look_again()
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
-        self.busy = claim is not None
-        if claim is None:
-            return False
+        self._found = claim is not None
+        if claim is not None:
+            self._count(1)
+        return claim
+
+    def _count(self, more: int) -> None:
+        with self._counting:
+            self._in_hand += more
+
+    def _work_safely(self, claim: Claim) -> None:
+        try:
+            self._work(claim)
+        except Exception:
+            LOGGER.exception("the archivist could not reach the index")
+        finally:
+            self._awake.set()
+
+    def _work(self, claim: Claim) -> None:
         try:
             self._settle(claim)
         except (NotReconstructable, PixelError) as error:
             self._index.finish(claim, InstanceState.EXACT, str(error))
         except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
             self._give_back(claim, error)
-        return True
-
-    def _step_safely(self) -> bool:
-        try:
-            return self.step() or self._otherwise()
-        except Exception:
-            LOGGER.exception("the archivist could not reach the index")
-            return False
+        finally:
+            self._count(-1)
 
     def _settle(self, claim: Claim) -> None:
         held = self._index.by_key(claim.key)

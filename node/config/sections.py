@@ -332,6 +332,7 @@ class ArchivistSettings(Section):
     poll: float = Field(default=1.0, gt=0)
     lease: float = Field(default=900.0, gt=0)
     attempts: int = Field(default=3, ge=1)
+    at_once: int = Field(default=0, ge=0, le=256)
 
 
 class JobSettings(Section):

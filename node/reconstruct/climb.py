@@ -27,6 +27,14 @@ scale must be for the flight to be given up unseen."""
 _NEAR, _NEAR_ENOUGH = 1.65, 2.1
 """Forecasts of rungs whose distances are at most this many times each other are interpolated between; the second where
 rungs are balanced, which finds what is missed."""
+_REACH, _SURE = 1.15, 0.4
+"""Doublings of distance as far as which one forecast tells of the rungs beside it, where rungs are balanced; and as far
+as which it tells enough of the rung that is to be tried."""
+_PER_DOUBLING = {1: (1.2, 0.67), 2: (0.95, 0.48), 4: (1.7, 0.25)}
+"""Octaves by which bytes fall, and by which 1 - FSIM rises, where distance doubles, by scale; of mammograms."""
+_PSNR_PER_DOUBLING = 2.0
+_LIKELY = 3
+"""A flight of so many times as many rungs as before it has its first forecast there: what passes is mostly coarse."""
 
 _LEAST_GROWTH = 0.7
 """Bytes grow by at least this power of how much finer the distance is; typically by 1.1."""
@@ -118,6 +126,9 @@ class Climb:
         best: Rung | None = None
         for flight in self._flights:
             rung = self._offer(flight, smallest)
+            while rung is not None and self._unsure(flight, rung):
+                self._ask(rung)
+                rung = self._offer(flight, smallest)
             if rung is not None and (size := self._bytes(flight, rung)) < smallest:
                 smallest, best = size, rung
         if best is None and not passing and self._given_up:
@@ -233,8 +244,32 @@ class Climb:
             near = _NEAR_ENOUGH if self.balancing else _NEAR
             if coarser and finer and coarser[-1].distance <= near * finer[0].distance:
                 return self._between(coarser[-1], finer[0], rung)
-            self._asked[rung] = self.forecast(rung)
+            beside = self._nearest(flight, rung)
+            if beside is not None and _doublings(beside, rung) <= _REACH:
+                return self._beside(beside, rung)
+            self._ask(rung)
         return self._asked[rung]
+
+    def _ask(self, rung: Rung) -> None:
+        self._asked[rung] = self.forecast(rung)
+
+    def _nearest(self, flight: _Flight, rung: Rung) -> Rung | None:
+        """The forecast rung of a flight from which others are told, where rungs are balanced."""
+        known = [other for other in flight.rungs if other in self._asked] if self.balancing else []
+        return min(known, key=lambda other: _doublings(other, rung), default=None)
+
+    def _unsure(self, flight: _Flight, rung: Rung) -> bool:
+        """Whether what is thought of a rung rests on one forecast that is rather far."""
+        beside = self._nearest(flight, rung)
+        return beside is not None and _doublings(beside, rung) > _SURE
+
+    def _beside(self, known: Rung, rung: Rung) -> Forecast:
+        """By how figures and bytes typically change with distance."""
+        made, doublings = self._asked[known], math.log2(rung.distance / known.distance)
+        smaller, worse = _PER_DOUBLING[rung.scale]
+        mean, p5 = (1 - (1 - figure) * 2 ** (worse * doublings) for figure in made.figures[:2])
+        psnr = made.figures.psnr_db - _PSNR_PER_DOUBLING * doublings
+        return Forecast(Figures(mean, p5, psnr), round(made.payload_bytes * 2 ** (-smaller * doublings)))
 
     def _between(self, coarse: Rung, fine: Rung, rung: Rung) -> Forecast:
         """Figures linear, bytes geometric, in the logarithm of distance."""
@@ -254,6 +289,8 @@ class Climb:
         low, high = flight.low, flight.high
         if self._at_least(flight, flight.rungs[low]) >= limit:
             return None
+        if self.balancing and self._nearest(flight, flight.rungs[low]) is None:
+            self._ask(flight.rungs[low + (high - low) // _LIKELY])
         while low < high:
             middle = (low + high) // 2
             rung = flight.rungs[middle]
@@ -320,6 +357,11 @@ class Climb:
         least = _least(self.thresholds)
         parts = zip(figures, flight.off(rung) or self._off, reach, doubt, least, strict=True)
         return all(figure + off + reach + spare >= floor for figure, off, reach, spare, floor in parts)
+
+
+def _doublings(one: Rung, other: Rung) -> float:
+    """Of distance, from one to the other, either way."""
+    return abs(math.log2(one.distance / other.distance)) if one.distance and other.distance else math.inf
 
 
 def _kind(rung: Rung) -> tuple[int, str]:

@@ -33,10 +33,15 @@ class Priority(IntEnum):
 
 
 class WorkerPool:
-    """``size`` worker processes behind one priority queue. Processes start with the first request."""
+    """``size`` worker processes behind one priority queue. Processes start with the first request.
 
-    def __init__(self, settings: ReconstructSettings, *, size: int = 1, name: str = "worker") -> None:
-        self._settings = settings
+    ``nice``: how much they leave to others, as of nice(2).
+    """
+
+    def __init__(
+        self, settings: ReconstructSettings, *, size: int = 1, name: str = "worker", nice: int = worker.NICE
+    ) -> None:
+        self._settings, self._nice, self.size = settings, nice, size
         self._queue: queue.PriorityQueue[tuple[int, int, Request | None, Future[Answer]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._closing = threading.Event()
@@ -122,7 +127,7 @@ class WorkerPool:
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=worker.start,
-            initargs=(self._settings,),
+            initargs=(self._settings, self._nice),
         )
 
 

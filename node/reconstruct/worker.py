@@ -110,17 +110,20 @@ written in C may end its process on a hostile codestream."""
 Request = EncodeRequest | ReverifyRequest | ReconstructRequest | AuditRequest | ModelRequest | DecodeRequest
 Answer = EncodeResult | Installed | Audited | str
 
+NICE = 12
+"""Of workers: associations come first."""
+
 _catalogue: Catalogue | None = None
 
 
-def start(settings: ReconstructSettings) -> None:
+def start(settings: ReconstructSettings, nice: int = NICE) -> None:
     """Process initialiser: runs once in each worker, before its first request."""
     global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
     _catalogue = Catalogue(settings)
     accept_odd_values()
     keep_freed()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.nice(12)  # associations come first
+    os.nice(nice)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.threads:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
