@@ -13,8 +13,9 @@ from typing import Any
 from storage.errors import PayloadError
 
 MAGIC = b"LPACS\x00"
-VERSIONS = (1, 2)
-"""Those this release reads. 2: a base whose samples were scaled by its section ``coarseness``."""
+VERSIONS = (1, 2, 3)
+"""Those this release reads. 2: a base whose samples were scaled by its section ``coarseness``. 3: one of which only the
+part that its section ``window`` says was coded."""
 _STORED, _DEFLATED = 0, 1
 
 

@@ -8,10 +8,11 @@ one model makes of one base, and what was measured.
 from __future__ import annotations
 
 import json
+import struct
 import uuid
 import zlib
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,28 @@ from storage.resample import OPERATOR, Operator
 POSTPROCESSING = "1"
 """Version of everything between upscaler and output pixels (projection, rounding, clipping, padding)."""
 
+_WINDOW = "<5I"
+
 NAMESPACE = uuid.UUID("6a4cbdd1-2a3e-5b0a-9f0e-94dc6f2c1b57")
+
+
+class Window(NamedTuple):
+    """The part of a base's samples that is coded; all others are ``beyond``, in grey levels."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+    beyond: int
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        return slice(self.row, self.row + self.rows), slice(self.column, self.column + self.columns)
+
+    def within(self, rows: int, columns: int) -> bool:
+        """Whether it lies in samples of that shape."""
+        down = 0 <= self.row < self.row + self.rows <= rows
+        return down and 0 <= self.column < self.column + self.columns <= columns
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,8 @@ class Base:
     ``padding_value``: the one of them that the padded pixels of ``padding_mask`` have.
     ``exponent``: coded samples are grey levels times 2**exponent. ``quantisation_rms``: root mean square of decoded
     base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values. ``coarseness``: where
-    samples were scaled down or up before they were coded, beyond ``exponent``; None: nowhere.
+    samples were scaled down or up before they were coded, beyond ``exponent``; None: nowhere. ``window``: what was
+    coded; None: everything.
     """
 
     rung: Rung
@@ -60,6 +83,7 @@ class Base:
     padding_mask: bytes = b""
     operator_name: str = OPERATOR
     coarseness: Coarseness | None = None
+    window: Window | None = None
 
     @property
     def operator(self) -> Operator:
@@ -70,11 +94,18 @@ class Base:
         if self.operator_name != OPERATOR:
             raise PayloadError(f"base was made by operator {self.operator_name}; this release has {OPERATOR}")
         shape = (self.operator.low_rows, self.operator.low_columns)
-        decoded = coders.decode(self.coded, self.rung, shape).astype(np.float32)
+        window = self.window or Window(0, 0, *shape, beyond=0)
+        if not window.within(*shape):
+            raise PayloadError(f"window {tuple(window)} of a base reaches beyond its {shape} samples")
+        decoded = coders.decode(self.coded, self.rung, (window.rows, window.columns)).astype(np.float32)
         decoded *= np.float32(2.0**-self.exponent)
         if self.coarseness is not None:
-            decoded /= self.coarseness.scaling(self.rung.scale)
-        return decoded
+            decoded /= self.coarseness.scaling(self.rung.scale)[window.part]
+        if self.window is None:
+            return decoded
+        whole = np.full(shape, window.beyond, dtype=np.float32)
+        whole[window.part] = decoded
+        return whole
 
     def padding_pixels(self) -> NDArray[np.bool_] | None:
         """Which pixels of the original are padding: bool, shape (rows, columns); None where none is."""
@@ -160,10 +191,12 @@ def encode_base(base: Base) -> bytes:
         "pixels": base.coded,
         "padding": base.padding_mask,
     }
-    if base.coarseness is None:
-        return pack(b"B", sections, stored={"pixels", "padding"})
-    sections["coarseness"] = base.coarseness.pack()
-    return pack(b"B", sections, stored={"pixels", "padding"}, version=2)
+    version = 1
+    if base.coarseness is not None:
+        version, sections["coarseness"] = 2, base.coarseness.pack()
+    if base.window is not None:
+        version, sections["window"] = 3, struct.pack(_WINDOW, *base.window)
+    return pack(b"B", sections, stored={"pixels", "padding"}, version=version)
 
 
 def decode_base(data: bytes) -> Base:
@@ -190,6 +223,7 @@ def decode_base(data: bytes) -> Base:
             padding_mask=sections.get("padding", b""),
             operator_name=meta["operator"],
             coarseness=_coarseness(sections, meta["rows"], meta["columns"]),
+            window=Window(*struct.unpack(_WINDOW, sections["window"])) if "window" in sections else None,
         )
 
 

@@ -299,7 +299,7 @@ def test_a_base_with_a_map_is_version_2_and_later_ones_are_refused() -> None:
     base, _ = made(RUNGS[0], constant(641, 515, 3))
     data = encode_base(base)
     assert data[:8] == b"LPACS\0B\2"
-    later = data[:7] + b"\3" + data[8:-32]
+    later = data[:7] + b"\4" + data[8:-32]
     with pytest.raises(PayloadError, match="version"):
         decode_base(later + hashlib.sha256(later).digest())
 

@@ -27,6 +27,7 @@ from storage.errors import PayloadError
 from storage.payload import (
     Base,
     Rendition,
+    Window,
     decode_base,
     decode_rendition,
     derived_uid,
@@ -86,6 +87,9 @@ def mapped(draw: st.DrawFn, plain_bases: st.SearchStrategy[Base]) -> Base:
         return base
     steps = draw(arrays(np.int8, tiles, elements=st.integers(-LIMIT, LIMIT)))
     return replace(base, coarseness=Coarseness(base.rows, base.columns, steps))
+
+
+windows = st.none() | st.builds(Window, *[st.integers(0, 2**32 - 1)] * 5)
 
 
 sizes = st.integers(1, 2000) | st.integers(1, 65535)
@@ -192,6 +196,7 @@ CHANGED_BASE: dict[str, Any] = {
     },
     "header": HeaderBytes("1.2.840.10008.1.2.1", b"before", b""),
     "coarseness": Coarseness(6, 7, np.zeros((1, 1), np.int8)),
+    "window": Window(0, 1, 2, 3, beyond=4),
 }
 CHANGED_RENDITION: dict[str, Any] = {
     **{"base_digest": "", "original_uid": "1", "derived_uid": "2", "upscaler": "u", "method": "", "generative": True},
@@ -212,11 +217,39 @@ def plain(base: Base) -> dict[str, Any]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(base=bases)
-def test_a_base_comes_back(base: Base) -> None:
+@given(base=bases, window=windows)
+def test_a_base_comes_back(base: Base, window: Window | None) -> None:
+    base = replace(base, window=window)
     encoded = encode_base(base)
     assert plain(decode_base(encoded)) == plain(base)
-    assert encoded[7] == (1 if base.coarseness is None else 2)
+    assert encoded[7] == (3 if window is not None else 1 if base.coarseness is None else 2)
+
+
+def test_beyond_a_window_is_one_grey_level_whatever_map_and_exponent() -> None:
+    """x4, 75 x 130 samples of which 40 x 70 are coded."""
+    coded = np.random.default_rng(1).integers(0, 60000, (40, 70)).astype(np.uint16)
+    rung = Rung(4, "png16", effort=1)
+    whole = replace(MAPPED_BASE, coded=coders.encode(np.pad(coded, ((20, 15), (60, 0))), rung))
+    base = replace(whole, coded=coders.encode(coded, rung), window=Window(20, 60, 40, 70, beyond=1234))
+    samples = decode_base(encode_base(base)).samples()
+    assert samples.shape == (75, 130)
+    assert np.array_equal(samples[20:60, 60:], whole.samples()[20:60, 60:])
+    samples[20:60, 60:] = 1234
+    assert (samples == 1234).all()
+
+
+@pytest.mark.parametrize("window", [(0, 0, 76, 130), (1, 0, 75, 130), (0, 100, 75, 31), (0, 0, 0, 9), (5, 5, 9, 0)])
+def test_a_window_beyond_the_samples_is_a_payload_error(window: tuple[int, int, int, int]) -> None:
+    base = decode_base(encode_base(replace(MAPPED_BASE, window=Window(*window, beyond=0))))
+    with pytest.raises(PayloadError, match="window"):
+        base.samples()
+
+
+def test_a_window_of_another_length_is_a_payload_error() -> None:
+    for size in (19, 21):
+        data = container(section(b"meta", META), HEADER, PIXELS, section(b"window", bytes(size)), version=3)
+        with pytest.raises(PayloadError, match="malformed"):
+            decode_base(data)
 
 
 @settings(max_examples=100, deadline=None)
@@ -321,12 +354,12 @@ def sealed(content: bytes) -> bytes:
     return content + hashlib.sha256(content).digest()
 
 
-@pytest.mark.parametrize("version", [0, 3, 255])
+@pytest.mark.parametrize("version", [0, 4, 255])
 @pytest.mark.parametrize(("data", "decode"), SMALL)
 def test_another_version_is_refused_even_where_its_checksum_is_right(data: bytes, decode: Decode, version: int) -> None:
     changed = bytearray(data[:-32])
     changed[7] = version
-    with pytest.raises(PayloadError, match=r"version .*; this release reads \(1, 2\)"):
+    with pytest.raises(PayloadError, match=r"version .*; this release reads \(1, 2, 3\)"):
         decode(sealed(bytes(changed)))
 
 
@@ -595,6 +628,7 @@ def test_the_golden_base_reads_as_it_was_written() -> None:
         "pixel_vr": "OW",
         "operator_name": "torchvision-bicubic-antialias/1",
         "coarseness": None,
+        "window": None,
     }
     assert header.transfer_syntax_uid == "1.2.840.10008.1.2.1"
     assert header.after == b"\xfc\xff\xfc\xffOB\0\0\x08\0\0\0golden\0\0"
@@ -636,6 +670,23 @@ def test_the_golden_samples_of_version_2_decode_to_the_same_values() -> None:
     assert sha256(samples.astype("<f4").tobytes()) == "b4c802487c3f65c6206434f8715df49fc52f272608b1eb7a1f0944895e003080"
     first = decode_base((GOLDEN / "base-v1.lpacs").read_bytes()).samples()
     assert np.sqrt(np.mean(np.square(samples - first))) < 30  # and it is the image still
+
+
+def test_the_golden_base_of_version_3_reads_as_it_was_written() -> None:
+    """Only a part of the same samples is coded; what is beyond is black."""
+    data = (GOLDEN / "base-v3.lpacs").read_bytes()
+    assert sha256(data) == "e3597effb62c84daaed5570d77bf45a45d59a358bd1ee78b1a60c6f9a6c5c728"
+    base, second = decode_base(data), decode_base((GOLDEN / "base-v2.lpacs").read_bytes())
+    assert base.window == Window(11, 0, 129, 114, beyond=0)
+    assert len(base.coded) == 1539
+    same = replace(base, window=None, coded=second.coded, quantisation_rms=second.quantisation_rms)
+    assert plain(same) == plain(second)
+    samples = base.samples()
+    assert sha256(samples.astype("<f4").tobytes()) == "4d6c714bb8b7cb8178c9c537d29c060c30990189dec7e2d1ead9f18269a9ef7c"
+    assert not samples[:11].any()
+    assert not samples[140:].any()
+    assert not samples[:, 114:].any()
+    assert np.sqrt(np.mean(np.square(samples - second.samples()))) < 30
 
 
 def test_the_golden_samples_and_padding_decode_to_the_same_values() -> None:
@@ -694,6 +745,10 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
         (
             *("base-v2.lpacs", decode_base, encode_base),
             {"meta": 1, "header": 1, "trailer": 1, "pixels": 0, "padding": 0, "coarseness": 1},
+        ),
+        (
+            *("base-v3.lpacs", decode_base, encode_base),
+            {"meta": 1, "header": 1, "trailer": 1, "pixels": 0, "padding": 0, "coarseness": 1, "window": 1},
         ),
         ("rendition-v1.lpacs", decode_rendition, encode_rendition, {"meta": 1, "guide": 0, "points": 0, "patches": 0}),
     ],

@@ -21,6 +21,7 @@ from storage.packbits import encode_plane
 from storage.payload import (
     Base,
     Rendition,
+    Window,
     derived_uid,
     encode_base,
     encode_rendition,
@@ -49,7 +50,14 @@ def golden_base_with_a_map() -> Base:
     return base_of(Rung(2, "avif", distance=0.5, effort=7, sample_bits=12), Coarseness(ROWS, COLUMNS, steps))
 
 
-def base_of(rung: Rung, coarseness: Coarseness | None = None) -> Base:
+def golden_base_with_a_window() -> Base:
+    """The same of which only 129 x 114 of 150 x 140 samples are coded; beyond them all are 0."""
+    steps = np.array([[4, -3], [-2, 11]], dtype=np.int8)
+    rung = Rung(2, "avif", distance=0.5, effort=7, sample_bits=12)
+    return base_of(rung, Coarseness(ROWS, COLUMNS, steps), Window(11, 0, 129, 114, beyond=0))
+
+
+def base_of(rung: Rung, coarseness: Coarseness | None = None, window: Window | None = None) -> Base:
     """The synthetic image at that rung."""
     pixels = breast(ROWS, COLUMNS, seed=1)
     padded = pixels == 0
@@ -87,9 +95,10 @@ def base_of(rung: Rung, coarseness: Coarseness | None = None) -> Base:
         pixel_digest=pixel_digest(pixels),
         pixel_vr=pixel_vr,
         header=header,
-        coded=coders.encode(samples, rung),
+        coded=coders.encode(samples if window is None else samples[window.part], rung),
         padding_mask=pack_mask(padded),
         coarseness=coarseness,
+        window=window,
     )
     return replace(base, quantisation_rms=float(np.sqrt(np.mean((base.samples() - ideal).astype(np.float64) ** 2))))
 
@@ -147,6 +156,7 @@ def golden_files() -> dict[str, bytes]:
         **{f"original-{name}-v1.lpacs": packed for name, packed in golden_originals().items()},
         "base-v1.lpacs": base,
         "base-v2.lpacs": encode_base(golden_base_with_a_map()),
+        "base-v3.lpacs": encode_base(golden_base_with_a_window()),
         "rendition-v1.lpacs": encode_rendition(golden_rendition(base)),
     }
 
