@@ -39,11 +39,12 @@ from node.config import Settings, parse
 from node.metrics.measured import MeasuredPool
 from node.reconstruct.attempts import Subject
 from node.reconstruct.encoding import EncodeResult
-from node.reconstruct.engine import read_original, reconstruct
+from node.reconstruct.engine import reconstruct
 from node.reconstruct.forecast import Sample
 from node.reconstruct.guide import CORRECTION_ONE, NETWORK, decode_guide
 from node.reconstruct.guiding import tiles_with_breast
 from node.reconstruct.memory import keep_freed
+from node.reconstruct.original import read_original
 from node.reconstruct.pool import Priority
 from node.reconstruct.training.pictures import picture_files, read_picture
 from node.reconstruct.upscalers.catalogue import Catalogue

@@ -15,9 +15,10 @@ from node.config import ReconstructSettings
 from node.fidelity.gate import Survey
 from node.reconstruct.balancing import PER_OCTAVE_OF_STEP, Balance, Drawn, Seen, _Look, balanced, headroom_of
 from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
-from node.reconstruct.engine import make_base, read_original, reconstruct
+from node.reconstruct.engine import make_base, reconstruct
 from node.reconstruct.guide import decode_guide
 from node.reconstruct.guiding import Raising
+from node.reconstruct.original import read_original
 from node.reconstruct.points import decode_points
 from node.reconstruct.relief import nudged, relieved
 from node.reconstruct.tilemap import TileMap

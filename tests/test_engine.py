@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.reconstruct.engine import Original, consistency, make_base, reconstruct
+from node.reconstruct.engine import consistency, make_base, reconstruct
+from node.reconstruct.original import Original
 from node.reconstruct.upscalers.bicubic import Bicubic
 from storage.dicomfile import HeaderBytes, encode
 from storage.errors import NotReconstructable
@@ -145,3 +147,40 @@ def test_lift_is_better_than_plain_bicubic() -> None:
     plain = np.clip(np.rint(base.operator.up(base.samples())), 0, 4095)
     error = [np.square(image.astype(float) - pixels).mean() for image in (rendered(base), plain)]
     assert error[0] < error[1]
+
+
+# --- the window -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("air", [0, 1000, 4095])
+@pytest.mark.parametrize("rung", [*LOSSY, Rung(1, "avif", 1.0, sample_bits=12)], ids=str)
+def test_air_of_one_value_is_not_coded_and_comes_back_exactly(rung: Rung, air: int) -> None:
+    pixels = np.full((900, 1100), air, dtype=np.uint16)
+    pixels[130:750, :480] = breast(620, 480)
+    original = original_of(pixels)
+    base = decode_base(encode_base(make_base(original, rung)))
+    window = base.window
+    assert window is not None
+    assert window.beyond == air
+    assert window.rows * window.columns < 0.45 * base.operator.low_rows * base.operator.low_columns
+    uncoded = make_base(replace(original, _lowered={}, _windows={rung.scale: None}), rung)
+    assert uncoded.window is None
+    assert len(base.coded) < 1.02 * len(uncoded.coded)
+    made, of_all = rendered(base), rendered(uncoded)
+    far = np.ones(pixels.shape, dtype=bool)
+    far[130 - 48 : 750 + 48, : 480 + 48] = False  # what the operator reaches
+    assert (made[far] == air).all()
+    error = [np.square(image.astype(float) - pixels)[~far].mean() for image in (made, of_all)]
+    assert error[0] < 1.1 * error[1] + 1
+
+
+def test_where_nearly_all_is_worth_coding_all_is_coded() -> None:
+    lossy = LOSSY[0]
+    full = breast(900, 700)[300:600, :300]
+    assert make_base(original_of(full), lossy).window is None
+    assert make_base(original_of(np.full((300, 280), 700, np.uint16)), lossy).window is None
+    for rung in LOSSLESS:
+        assert make_base(original_of(breast(400, 300)), rung).window is None
+    noise = np.random.default_rng(1).integers(0, 3, (900, 1100)).astype(np.uint16)
+    noise[100:400, :300] = breast(300, 300)
+    assert make_base(original_of(noise), lossy).window is None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from node.archive.deletion import Deletion
 from node.archive.ingest import examine
@@ -31,9 +30,6 @@ from storage.journal import Journal
 from storage.objects import ObjectStore
 from storage.originals import restore_original
 from storage.records import StoredRendition, Tier
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

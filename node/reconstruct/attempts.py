@@ -24,11 +24,12 @@ from storage.records import Rung, RungOutcome, Thresholds, Verdict
 if TYPE_CHECKING:
     from node.fidelity.gate import Reference, Survey
     from node.reconstruct.balancing import Drawn
-    from node.reconstruct.engine import Decoded, Original
+    from node.reconstruct.engine import Decoded
     from node.reconstruct.forecast import Gain, Sample
     from node.reconstruct.guide import Guide
     from node.reconstruct.guiding import Raising
     from node.reconstruct.mending import Mended
+    from node.reconstruct.original import Original
     from node.reconstruct.upscalers.protocol import Upscaler
     from storage.coarseness import Coarseness
 

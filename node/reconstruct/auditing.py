@@ -75,7 +75,7 @@ class Audited:
 def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     """Raises ModelMissing or PayloadError where the rendition cannot be made."""
     from node.fidelity.gate import measure
-    from node.reconstruct.engine import read_original
+    from node.reconstruct.original import read_original
 
     base, rendition = read_pair(request.base, request.rendition)
     made = rendered(base, rendition, catalogue, request.model)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, psnr, tile_scores
-from node.reconstruct.engine import Decoded, Original, make_decoded
+from node.reconstruct.engine import Decoded, make_decoded
 from node.reconstruct.guide import Guide
 from node.reconstruct.guiding import Raising, equalised, raised
+from node.reconstruct.original import Original
 from node.reconstruct.tilemap import SCALED, TileMap, finest_step
 from storage.coarseness import PER_OCTAVE, Coarseness
 from storage.coders import step_octaves, top_sample

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.reconstruct.attempts import Attempt, Even, Subject, Trial, sha256
-from node.reconstruct.engine import read_original
 from node.reconstruct.installed import Installed, installed
+from node.reconstruct.original import read_original
 from node.reconstruct.upscalers.catalogue import Catalogue
 from node.reconstruct.upscalers.protocol import Upscaler
 from storage.errors import PayloadError

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, as_a_whole, tile_scores
-from node.reconstruct.engine import Decoded, Original, make_decoded, without_padding
+from node.reconstruct.engine import Decoded, make_decoded
 from node.reconstruct.guide import WEIGHT_TILE, grid
 from node.reconstruct.guiding import RAISES, TYPICAL_RAISE, Raise, Raising, equalised, helped, raised
+from node.reconstruct.original import Original, without_padding
 from node.reconstruct.upscalers.protocol import Upscaler
 from storage.payload import Base
 from storage.records import Rung, Thresholds

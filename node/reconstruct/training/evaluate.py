@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from node.fidelity.gate import Reference, measure
 from node.fidelity.spectrum import band_edges, closer_in_every_band, power_spectrum, relative_power
-from node.reconstruct.engine import Original, Pixels, make_base, reconstruct
+from node.reconstruct.engine import Pixels, make_base, reconstruct
 from node.reconstruct.guide import decode_guide, encode_guide
 from node.reconstruct.guiding import guided
 from node.reconstruct.network import STRIDE, to_latent, to_pixels
+from node.reconstruct.original import Original
 from node.reconstruct.training.baseline import DampedBicubic, damping_at
 from node.reconstruct.training.pictures import Picture
 from node.reconstruct.upscalers.bicubic import Bicubic

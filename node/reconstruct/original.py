@@ -1,0 +1,152 @@
+"""One decoded original, and what is worked out of it once however many bases are made: downsampled, and cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from storage.dicomfile import HeaderBytes, opened
+from storage.errors import NotReconstructable
+from storage.payload import Window
+from storage.pixels import PixelShape, integer_pixels, pixel_digest
+from storage.resample import Operator
+
+if TYPE_CHECKING:
+    from node.fidelity.gate import Reference
+
+Pixels = NDArray[np.uint16]
+Mask = NDArray[np.bool_]
+Float = NDArray[np.float32]
+
+_SAME = 1 / 64
+"""Grey levels by which samples of one value may differ: of resampling."""
+_WORTH_CUTTING = 0.9
+"""Share of the samples that a window is at most."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """One decoded original: its stored values (uint16, rows x columns), its padding, its header."""
+
+    pixels: Pixels
+    padding: tuple[int, int] | None
+    padding_value: int
+    padding_pixels: Mask | None
+    bits_stored: int
+    digest: str
+    pixel_digest: str
+    pixel_vr: str
+    header_bytes: HeaderBytes
+    _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
+    _windows: dict[int, Window | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """Smallest and largest stored value outside padding."""
+        shown = self.pixels if self.padding_pixels is None else self.pixels[~self.padding_pixels]
+        return int(shown.min()), int(shown.max())
+
+    def lowered(self, scale: int) -> Float:
+        """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
+        if scale not in self._lowered:
+            rows, columns = self.pixels.shape
+            self._lowered[scale] = Operator(rows, columns, scale).down(without_padding(self))
+        return self._lowered[scale]
+
+    def window(self, scale: int) -> Window | None:
+        """What of ``lowered`` is worth coding; None where that is nearly all. Worked out once."""
+        if scale not in self._windows:
+            self._windows[scale] = _window(self.lowered(scale))
+        return self._windows[scale]
+
+    @classmethod
+    def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Original:
+        """Raises NotReconstructable where the pixels themselves rule a reconstruction out."""
+        bits_stored = PixelShape.of(header).bits_stored
+        if int(pixels.max()) >> bits_stored:
+            raise NotReconstructable(f"pixels have bits set above Bits Stored {bits_stored}")
+        padding = padding_range(header)
+        mask, value = None, 0
+        if padding is not None:
+            inside = (pixels >= padding[0]) & (pixels <= padding[1])
+            values = np.unique(pixels[inside])
+            if inside.all() or len(values) > 1:
+                raise NotReconstructable("pixel padding is the whole image, or has several values")
+            mask, value = (inside, int(values[0])) if len(values) else (None, 0)
+        return cls(
+            pixels=pixels,
+            padding=padding,
+            padding_value=value,
+            padding_pixels=mask,
+            bits_stored=bits_stored,
+            digest=digest,
+            pixel_digest=pixel_digest(pixels),
+            pixel_vr=pixel_vr,
+            header_bytes=header_bytes,
+        )
+
+
+def read_original(path: Path, digest: str) -> tuple[Original, Reference]:
+    """An original from its Part 10 file, and what reconstructions of it are measured against.
+
+    Raises PixelError where it cannot be decoded, NotReconstructable as ``Original.of``.
+    """
+    from node.fidelity.gate import Reference
+
+    pixels = integer_pixels(path)
+    with opened(path) as file:
+        header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
+    header = header_bytes.dataset()
+    original = Original.of(pixels, header, header_bytes, digest, pixel_vr)
+    return original, Reference(pixels, header, original.padding_pixels)
+
+
+def padding_range(header: Dataset) -> tuple[int, int] | None:
+    """Stored values that mean padding: Pixel Padding Value, to Pixel Padding Range Limit where given."""
+    try:
+        value = header.get("PixelPaddingValue")
+        if value is None or value == "":
+            return None
+        limit = header.get("PixelPaddingRangeLimit")
+        ends = sorted((int(value), int(value if limit in (None, "") else limit)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return ends[0], ends[1]
+
+
+def without_padding(original: Original) -> Pixels:
+    """Pixels with padding replaced by the typical value beside it.
+
+    An abrupt step to the padding value would ring through the operator into the breast.
+    """
+    pixels, mask = original.pixels, original.padding_pixels
+    if mask is None:
+        return pixels
+    from scipy.ndimage import binary_dilation
+
+    rim = binary_dilation(mask) & ~mask
+    fill = np.median(pixels[rim]).astype(np.uint16)
+    return np.where(mask, fill, pixels)
+
+
+def _window(samples: Float) -> Window | None:
+    """The smallest part beyond which all samples are one grey level, that of a corner: air that the modality has made
+    black. A coder takes half of its time for it. None where that is hardly smaller than the whole."""
+    best: Window | None = None
+    for corner in {float(samples[row, column]) for row in (0, -1) for column in (0, -1)}:
+        other = np.abs(samples - np.float32(round(corner))) > _SAME
+        rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
+        if rows.size:
+            found = Window(
+                *(int(rows[0]), int(columns[0])),
+                *(int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1),
+                beyond=round(corner),
+            )
+            if best is None or found.rows * found.columns < best.rows * best.columns:
+                best = found
+    return best if best is not None and best.rows * best.columns < _WORTH_CUTTING * samples.size else None
