@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 
@@ -14,12 +15,17 @@ from node.app.hands import EACH, cores_at_hand, encoders_beside, memory_at_hand
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.metrics.measured import MeasuredPool
+from node.reconstruct.engine import make_base, reconstruct
+from node.reconstruct.guide import LEVEL_TILE, Guide, grid
+from node.reconstruct.upscalers.mammo import Mammo
+from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.tables import instance
 from storage.pixels import integer_pixels, pixel_digest
-from storage.records import InstanceState
+from storage.records import InstanceState, Rung
 from tests.conftest import Archive, settings_for, wait_for
 from tests.samples import breast, mammogram, write
+from tests.test_engine import original_of
 
 TWO = {"archivist": {"poll": 0.1, "at_once": 2}}
 
@@ -113,6 +119,35 @@ def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
         assert encoders_beside(pool, settings) is pool
     finally:
         pool.close()
+
+
+def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp_path: Path) -> None:
+    pool = MeasuredPool(settings_for(tmp_path).reconstruct)
+    try:
+        settings = settings_for(tmp_path, archivist={"at_once": 0}, reconstruct={"upscaler": "sd_x2", "threads": 4})
+        assert encoders_beside(pool, settings) is pool
+    finally:
+        pool.close()
+    with pytest.raises(ConfigError, match=r"archivist\.at_once: what sd_x2 makes depends on the number of threads"):
+        settings_for(tmp_path, archivist={"at_once": 2}, reconstruct={"upscaler": "sd_x2"})
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int) -> None:
+    """What a worker with one thread has verified one with all of them must make again."""
+    import torch
+
+    base = make_base(original_of(breast(700, 600, seed=seed)), Rung(2, "jpegxl", 0.4, effort=6, sample_bits=12))
+    levels = np.full(grid(base.rows, base.columns, LEVEL_TILE), 20, dtype=np.uint8)
+    network, guide = Mammo(), Guide.neutral(base.rows, base.columns, levels)
+    before, made = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            made.add(pixel_digest(reconstruct(base, network, seed=seed, steps=1, guide=guide)))
+    finally:
+        torch.set_num_threads(before)
+    assert len(made) == 1
 
 
 def test_a_control_group_may_have_less_memory_than_its_machine(tmp_path: Path) -> None:

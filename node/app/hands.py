@@ -18,6 +18,8 @@ EACH = 2_500_000_000
 """Bytes that encoding an image of 13 megapixels takes at most."""
 _OF_MEMORY = 0.75
 """Of the memory that is there, what encoding may take where the number of images is left to us."""
+_MOST = 8
+"""Images at once where that is left to us: on a GPU each worker has a context of its own there."""
 _GIVES_WAY = 5
 """Beyond what workers leave to associations, what these leave to the one that viewers wait for."""
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -26,8 +28,8 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")
 def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
     """The archivist's workers; ``pool``, which serves viewers, where one image is encoded at once."""
     cores = settings.reconstruct.threads or cores_at_hand()
-    size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * memory_at_hand() / EACH)))
-    if size == 1:
+    size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * memory_at_hand() / EACH), _MOST))
+    if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # whose pixels depend on the number of threads
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
     return MeasuredPool(each, size=size, name="encode", nice=NICE + _GIVES_WAY)

@@ -128,6 +128,15 @@ class Settings(Section):
             raise ValueError("originals.path is storage.root; leave it empty to keep originals there")
         return self
 
+    @model_validator(mode="after")
+    def _pixels_are_made_again_as_they_were(self) -> Settings:
+        if self.reconstruct.upscaler == "sd_x2" and self.archivist.at_once > 1:
+            raise ValueError(
+                "archivist.at_once: what sd_x2 makes depends on the number of threads, so the worker that serves "
+                "viewers has to encode too; leave it at 0 or 1"
+            )
+        return self
+
     def peer(self, ae_title: str) -> Peer | None:
         """The configured peer of that AE title."""
         return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)
