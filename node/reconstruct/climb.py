@@ -30,7 +30,8 @@ rungs are balanced, which finds what is missed."""
 _REACH, _SURE = 1.15, 0.4
 """Doublings of distance as far as which one forecast tells of the rungs beside it, where rungs are balanced; and as far
 as which it tells enough of the rung that is to be tried."""
-_PER_DOUBLING = {1: (1.2, 0.67), 2: (0.95, 0.48), 4: (1.7, 0.25)}
+_PER_DOUBLING = {1: (1.15, 0.6), 2: (0.95, 0.48), 4: (1.7, 0.25)}
+_PER_DOUBLING_OF_AVIF = {1: (1.3, 0.75)}
 """Octaves by which bytes fall, and by which 1 - FSIM rises, where distance doubles, by scale; of mammograms."""
 _PSNR_PER_DOUBLING = 2.0
 _LIKELY = 3
@@ -42,10 +43,13 @@ _LEAST_GROWTH = 0.7
 _SMOOTHED = 0.5
 """Above this distance libjxl smooths what it decodes (gaborish), so figures and bytes leap: another flight."""
 
-_SAVED = {1: 0.95, 2: 0.8}
+_SAVED = {1: 0.9, 2: 0.8}
 """What of its bytes an image typically takes once it is balanced, by scale."""
-_QUIET, _SAVED_OF_NOISE = 36.0, {1: 0.85, 2: 0.95}
+_QUIET, _SAVED_OF_NOISE = 36.0, {1: 0.8, 2: 1.05}
 """PSNR in dB below which there is quantum noise, and what is saved then; in film it is weak."""
+_LEFT_BY_AVIF, _LEFT_OF_NOISE = 1.1, 1.35
+"""How much more AVIF takes at full size than its forecasts promise, without and with quantum noise, in which it never
+took less than JPEG XL."""
 _MENDING, _FINER_MENDS = 6000, 0.65
 """Bytes that mending noisy images typically takes at full size, and what of them it takes at the next finer scale."""
 
@@ -266,7 +270,8 @@ class Climb:
     def _beside(self, known: Rung, rung: Rung) -> Forecast:
         """By how figures and bytes typically change with distance."""
         made, doublings = self._asked[known], math.log2(rung.distance / known.distance)
-        smaller, worse = _PER_DOUBLING[rung.scale]
+        of_coder = _PER_DOUBLING | (_PER_DOUBLING_OF_AVIF if rung.coder == "avif" else {})
+        smaller, worse = of_coder[rung.scale]
         mean, p5 = (1 - (1 - figure) * 2 ** (worse * doublings) for figure in made.figures[:2])
         psnr = made.figures.psnr_db - _PSNR_PER_DOUBLING * doublings
         return Forecast(Figures(mean, p5, psnr), round(made.payload_bytes * 2 ** (-smaller * doublings)))
@@ -331,6 +336,8 @@ class Climb:
         if self.balances(rung):  # by what another coder has saved at this scale, where one has been balanced
             typical = _SAVED_OF_NOISE if self._noisy else _SAVED
             saved = max(typical.get(rung.scale, 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
+            if (rung.scale, rung.coder) == (1, "avif"):
+                saved *= _LEFT_OF_NOISE if self._noisy else _LEFT_BY_AVIF
         return made.payload_bytes * self._bytes_off * saved
 
     def _mending_bytes(self, flight: _Flight, rung: Rung) -> float:
