@@ -34,7 +34,7 @@ _FAINTEST_IN_CLUSTERS = 3.0
 _CLUSTERS = ((60.0, 5.5, 3.7), (40.0, 5.0, 3.0))
 """What counts as a cluster: radius in pixels (60 are 3 to 6 mm), and the sum, over the specks within it, of their
 strength above a least one. Specks of less than 5 are everywhere: noise has eight within 60 pixels."""
-_AIM, _SPARE = 1.1, 0.1
+_AIM, _SPARE = 1.15, 0.15
 """The share of its contrast that a speck gets, and how much less is let go: neighbours pull, pixels are rounded,
 heights are in tenths, and the faintest of a cluster, which are not listed, lack theirs."""
 _ROUNDS = 3
