@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from node.dimse.client import Receiver
 from node.metrics.measured import MeasuredPool
 from node.reconstruct.engine import make_base, reconstruct
 from node.reconstruct.guide import LEVEL_TILE, Guide, grid
+from node.reconstruct.pool import Priority
 from node.reconstruct.upscalers.mammo import Mammo
+from node.reconstruct.worker import ReadyRequest
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.tables import instance
@@ -75,6 +78,15 @@ def test_two_are_in_hand_and_what_is_made_is_served_by_another_process(tmp_path:
             assert final.Status == 0x0000
             made = pixel_digest(integer_pixels(receiver.received[one.rendition.derived_uid]))
             assert made == one.rendition.output_digest
+
+
+def test_the_worker_for_viewers_is_ready_before_the_first(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    with Node(settings_for(tmp_path / "archive", **TWO)) as node:
+        wait_for(lambda: node.pool.idle, timeout=60, what="the worker is ready")
+        assert len(set(multiprocessing.active_children()) - before) == 1
+        done = node.pool.submit(ReadyRequest(), Priority.VIEWER)
+        assert done.result(timeout=1) == ""
 
 
 def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver: Receiver) -> None:

@@ -39,7 +39,8 @@ from node.dimse.server import Door, Server
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
-from node.reconstruct.pool import WorkerPool
+from node.reconstruct.pool import Priority, WorkerPool
+from node.reconstruct.worker import ReadyRequest
 from node.reports.runs import Reports
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
@@ -172,6 +173,8 @@ class Node:
             self.stop()
             ports = f"node.port {node.port} or tls.port {self.settings.tls.port} on {node.host}"
             raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
+        if self.encoders is not self.pool:
+            self.pool.submit(ReadyRequest(), Priority.AHEAD)
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
         if self.priors.wanted:

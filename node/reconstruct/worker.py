@@ -51,6 +51,11 @@ class ModelRequest:
 
 
 @dataclass(frozen=True)
+class ReadyRequest:
+    """Load what the first reconstruction needs: libraries take seconds that its viewer would wait."""
+
+
+@dataclass(frozen=True)
 class CheckRequest:
     """Decode the first frame of an encapsulated image, to see whether it can be decoded."""
 
@@ -107,7 +112,9 @@ DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest
 """Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
 written in C may end its process on a hostile codestream."""
 
-Request = EncodeRequest | ReverifyRequest | ReconstructRequest | AuditRequest | ModelRequest | DecodeRequest
+Request = (
+    EncodeRequest | ReverifyRequest | ReconstructRequest | AuditRequest | ModelRequest | ReadyRequest | DecodeRequest
+)
 Answer = EncodeResult | Installed | Audited | str
 
 NICE = 12
@@ -153,6 +160,11 @@ def _answer(request: Request, catalogue: Catalogue) -> Answer:
             if request.upscaler
             else catalogue.configured()
         )
+    if isinstance(request, ReadyRequest):
+        import node.reconstruct.engine  # noqa: F401 - for later
+
+        _ = catalogue.configured().numerics  # torch, and the device
+        return ""
     return decode(request)
 
 
