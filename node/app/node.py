@@ -85,7 +85,7 @@ class Node:
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)
         deletion.finish()  # what a process that was killed left half deleted
         self.originals = Originals(self.index, stores, cache, restore_in(self.decoders))
-        self.custodian = Custodian(self.index, stores, self.originals, self.pool, self.trail, settings)
+        self.custodian = Custodian(self.index, stores, self.originals, self.encoders, self.trail, settings)
         self.retention = Retention(
             self.index, stores, self.trail, settings, render_in(self.pool, self.index, self.store)
         )

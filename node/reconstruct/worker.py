@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.config import ReconstructSettings
 from node.reconstruct.auditing import Audited, AuditRequest, audit
@@ -22,11 +22,14 @@ from node.reconstruct.installed import Installed, installed
 from node.reconstruct.memory import give_back, keep_freed
 from node.reconstruct.rendering import read_pair, reconstructed
 from node.reconstruct.upscalers.catalogue import Catalogue
+from storage import coders
 from storage.content import same_content
-from storage.dicomfile import accept_odd_values
+from storage.dicomfile import HeaderBytes, accept_odd_values
 from storage.errors import PixelError
 from storage.originals import pack_original, restore_original
+from storage.payload import Base
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
+from storage.records import Rung
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,7 @@ def _answer(request: Request, catalogue: Catalogue) -> Answer:
             else catalogue.configured()
         )
     if isinstance(request, ReadyRequest):
-        import node.reconstruct.engine  # noqa: F401 - for later
-
-        _ = catalogue.configured().numerics  # torch, and the device
+        get_ready(catalogue)
         return ""
     return decode(request)
 
@@ -184,6 +185,20 @@ def decode(request: DecodeRequest) -> str:
         return ""
     transcode(request.source, request.target, UID(request.transfer_syntax_uid))
     return ""
+
+
+def get_ready(catalogue: Catalogue) -> None:
+    """Make one small black image: what is loaded when it is first used is loaded then."""
+    from node.reconstruct.engine import reconstruct
+    from node.reconstruct.guide import LEVEL_TILE, Guide, grid
+
+    upscaler, rung, side = catalogue.configured(), Rung(2, "avif", 1.0, sample_bits=12), 64
+    coded = coders.encode(np.zeros((side, side), dtype=np.uint16), rung)
+    header = HeaderBytes(ExplicitVRLittleEndian, b"", b"")
+    base = Base(rung, 2 * side, 2 * side, 12, 0, 1, None, 0, 0, 1.0, "", "", "OW", header, coded)
+    levels = np.ones(grid(base.rows, base.columns, LEVEL_TILE), dtype=np.uint8)
+    guide = Guide.neutral(base.rows, base.columns, levels) if upscaler.guided else None
+    reconstruct(base, upscaler, seed=0, steps=upscaler.steps, guide=guide)
 
 
 def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> str:
