@@ -42,6 +42,11 @@ class Window(NamedTuple):
     columns: int
     beyond: int
 
+    @classmethod
+    def whole(cls, rows: int, columns: int) -> Window:
+        """All of samples of that shape."""
+        return cls(0, 0, rows, columns, beyond=0)
+
     @property
     def part(self) -> tuple[slice, slice]:
         return slice(self.row, self.row + self.rows), slice(self.column, self.column + self.columns)
@@ -94,7 +99,7 @@ class Base:
         if self.operator_name != OPERATOR:
             raise PayloadError(f"base was made by operator {self.operator_name}; this release has {OPERATOR}")
         shape = (self.operator.low_rows, self.operator.low_columns)
-        window = self.window or Window(0, 0, *shape, beyond=0)
+        window = self.window or Window.whole(*shape)
         if not window.within(*shape):
             raise PayloadError(f"window {tuple(window)} of a base reaches beyond its {shape} samples")
         decoded = coders.decode(self.coded, self.rung, (window.rows, window.columns)).astype(np.float32)

@@ -31,8 +31,9 @@ _REACH, _SURE = 1.15, 0.4
 """Doublings of distance as far as which one forecast tells of the rungs beside it, where rungs are balanced; and as far
 as which it tells enough of the rung that is to be tried."""
 _PER_DOUBLING = {1: (1.15, 0.6), 2: (0.95, 0.48), 4: (1.7, 0.25)}
-_PER_DOUBLING_OF_AVIF = {1: (1.3, 0.75)}
-"""Octaves by which bytes fall, and by which 1 - FSIM rises, where distance doubles, by scale; of mammograms."""
+_PER_DOUBLING_OF_AVIF = (1.3, 0.75)
+"""Octaves by which bytes fall, and by which 1 - FSIM rises, where distance doubles, by scale, and of AVIF at full size;
+measured on mammograms."""
 _PSNR_PER_DOUBLING = 2.0
 _LIKELY = 3
 """A flight of so many times as many rungs as before it has its first forecast there: what passes is mostly coarse."""
@@ -47,6 +48,7 @@ _SAVED = {1: 0.9, 2: 0.8}
 """What of its bytes an image typically takes once it is balanced, by scale."""
 _QUIET, _SAVED_OF_NOISE = 36.0, {1: 0.8, 2: 1.05}
 """PSNR in dB below which there is quantum noise, and what is saved then; in film it is weak."""
+_FULL_SIZE_AVIF = (1, "avif")
 _LEFT_BY_AVIF, _LEFT_OF_NOISE = 1.1, 1.35
 """How much more AVIF takes at full size than its forecasts promise, without and with quantum noise, in which it never
 took less than JPEG XL."""
@@ -270,8 +272,7 @@ class Climb:
     def _beside(self, known: Rung, rung: Rung) -> Forecast:
         """By how figures and bytes typically change with distance."""
         made, doublings = self._asked[known], math.log2(rung.distance / known.distance)
-        of_coder = _PER_DOUBLING | (_PER_DOUBLING_OF_AVIF if rung.coder == "avif" else {})
-        smaller, worse = of_coder[rung.scale]
+        smaller, worse = _PER_DOUBLING_OF_AVIF if _kind(rung) == _FULL_SIZE_AVIF else _PER_DOUBLING[rung.scale]
         mean, p5 = (1 - (1 - figure) * 2 ** (worse * doublings) for figure in made.figures[:2])
         psnr = made.figures.psnr_db - _PSNR_PER_DOUBLING * doublings
         return Forecast(Figures(mean, p5, psnr), round(made.payload_bytes * 2 ** (-smaller * doublings)))
@@ -336,7 +337,7 @@ class Climb:
         if self.balances(rung):  # by what another coder has saved at this scale, where one has been balanced
             typical = _SAVED_OF_NOISE if self._noisy else _SAVED
             saved = max(typical.get(rung.scale, 1.0), min(self._saved.get(rung.scale, 0.0), 1.0))
-            if (rung.scale, rung.coder) == (1, "avif"):
+            if _kind(rung) == _FULL_SIZE_AVIF:
                 saved *= _LEFT_OF_NOISE if self._noisy else _LEFT_BY_AVIF
         return made.payload_bytes * self._bytes_off * saved
 

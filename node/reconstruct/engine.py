@@ -34,7 +34,7 @@ from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.coarseness import Coarseness
 from storage.errors import PayloadError
-from storage.payload import Base, pack_mask
+from storage.payload import Base, Window, pack_mask
 from storage.records import Rung
 from storage.resample import Operator
 
@@ -65,12 +65,11 @@ def _coded(original: Original, rung: Rung, coarseness: Coarseness | None) -> tup
     factor = np.float32(2.0**exponent)
     ideal = original.lowered(rung.scale)
     top = float(coders.top_sample(rung.coder))
-    scaled = np.clip(ideal * factor, 0, min(((1 << original.bits_stored) - 1) * float(factor), top))
-    if coarseness is not None:
-        scaled *= coarseness.scaling(rung.scale)
     window = original.window(rung.scale) if rung.distance else None
-    if window is not None:
-        scaled = scaled[window.part]
+    part = (window or Window.whole(*ideal.shape)).part
+    scaled = np.clip(ideal[part] * factor, 0, min(((1 << original.bits_stored) - 1) * float(factor), top))
+    if coarseness is not None:
+        scaled *= coarseness.scaling(rung.scale)[part]
     coded = coders.encode(np.clip(np.rint(scaled), 0, top).astype(np.uint16), rung)
     base = Base(
         rung=rung,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +93,7 @@ class Sample:
         if guided:  # the outer ones' borders are the sample's, as in an image
             pixels = pixels[halo : shape[0] - halo, halo : shape[1] - halo]
             corners = [(row - halo, column - halo) for row, column in corners]
-        self._original = replace(original, pixels=pixels, padding=None, padding_pixels=None, _lowered={}, _windows={})
+        self._original = original.excerpt(pixels)
         self._reference = reference.excerpt(pixels, corners)
         self._raises: dict[int, Raise] = {}
         self._made: dict[Rung, tuple[Base, Decoded]] = {}

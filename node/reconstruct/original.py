@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,10 @@ class Original:
         if scale not in self._windows:
             self._windows[scale] = _window(self.lowered(scale))
         return self._windows[scale]
+
+    def excerpt(self, pixels: Pixels) -> Original:
+        """The same image with other pixels, none of them padding; nothing is worked out of them yet."""
+        return replace(self, pixels=pixels, padding=None, padding_pixels=None, _lowered={}, _windows={})
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Original:
