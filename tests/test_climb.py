@@ -266,3 +266,23 @@ def test_fine_detail_is_raised_until_it_no_longer_helps() -> None:
         chosen[distance] = RAISES.index(sample.best_raise(rung, GATE))
         assert room[chosen[distance]] >= max(room) - 0.001
     assert chosen[2.0] >= chosen[0.3]
+
+
+@pytest.mark.parametrize("lossless", [2, 1])
+def test_a_lossless_rung_is_forecast_once(lossless: int) -> None:
+    """It is as far from every other as can be, and no forecast tells of it but its own."""
+    exact = Rung(lossless, "jpegxl", 0.0)
+    ladder = (*(rung for rung in LADDER if rung.scale == 2 and rung.distance > 0.9), exact)
+    world = World({2: -0.5, 1: -9.0} if lossless == 2 else {2: -9.0, 1: 0.0}, ladder=ladder)
+    search = Climb(ladder, world.forecast, GATE, balancing=True)
+    tried = []
+    while (rung := search.next()) is not None:
+        tried.append(rung)
+        even = ((*world.true(rung),), world.bytes_of(rung)) if search.balances(rung) else None
+        passed = world.true(rung)[0] >= 0.93
+        search.heard(rung, Verdict(40, *world.true(rung)[:2], 9), world.bytes_of(rung), passed=passed, even=even)
+        assert len(tried) < 9
+    assert world.asked.count(exact) <= 1
+    assert len(world.asked) == len(set(world.asked))
+    if lossless == 1:
+        assert tried[-1] == exact

@@ -36,7 +36,7 @@ _PER_DOUBLING_OF_AVIF = (1.3, 0.75)
 measured on mammograms."""
 _PSNR_PER_DOUBLING = 2.0
 _LIKELY = 3
-"""A flight of so many times as many rungs as before it has its first forecast there: what passes is mostly coarse."""
+"""The first forecast of a flight is of the rung that comes after one in so many of its open ones: coarse ones pass."""
 
 _LEAST_GROWTH = 0.7
 """Bytes grow by at least this power of how much finer the distance is; typically by 1.1."""
@@ -368,7 +368,9 @@ class Climb:
 
 
 def _doublings(one: Rung, other: Rung) -> float:
-    """Of distance, from one to the other, either way."""
+    """Of distance, from one to the other, either way; a lossless one is far from all others."""
+    if one.distance == other.distance:
+        return 0.0
     return abs(math.log2(one.distance / other.distance)) if one.distance and other.distance else math.inf
 
 
