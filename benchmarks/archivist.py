@@ -35,20 +35,20 @@ from rich.table import Table
 
 from benchmarks.storage import encode, request_for, wrapped
 from node.app.hands import encoders_beside
+from node.codec.attempts import Subject
+from node.codec.encoding import EncodeResult
+from node.codec.engine import reconstruct
+from node.codec.forecast import Sample
+from node.codec.guide import CORRECTION_ONE, NETWORK, decode_guide
+from node.codec.guiding import tiles_with_breast
+from node.codec.source import read_original
 from node.config import Settings, parse
 from node.metrics.measured import MeasuredPool
-from node.reconstruct.attempts import Subject
-from node.reconstruct.encoding import EncodeResult
-from node.reconstruct.engine import reconstruct
-from node.reconstruct.forecast import Sample
-from node.reconstruct.guide import CORRECTION_ONE, NETWORK, decode_guide
-from node.reconstruct.guiding import tiles_with_breast
-from node.reconstruct.memory import keep_freed
-from node.reconstruct.original import read_original
-from node.reconstruct.pool import Priority
-from node.reconstruct.training.pictures import picture_files, read_picture
-from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.worker import reconstructed
+from node.training.pictures import picture_files, read_picture
+from node.upscalers.catalogue import Catalogue
+from node.workers.memory import keep_freed
+from node.workers.pool import Priority
+from node.workers.worker import reconstructed
 from storage.payload import decode_base, decode_rendition
 
 STAGES: dict[str, tuple[type, str]] = {

@@ -38,7 +38,7 @@ from node.app import Node
 from node.config import Settings, parse
 from node.dimse import client
 from node.dimse.client import Address, Receiver
-from node.reconstruct.training.pictures import NoPictures, Picture, read_pictures
+from node.training.pictures import NoPictures, Picture, read_pictures
 from storage.pixels import integer_pixels
 from storage.records import InstanceState, StoredInstance
 from tests.samples import mammogram, write

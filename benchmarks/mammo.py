@@ -34,14 +34,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.reconstruct import COLUMNS, ROWS, image
+from node.codec.engine import make_base, reconstruct
+from node.codec.guide import decode_guide, encode_guide
+from node.codec.guiding import guided
 from node.fidelity.gate import Reference
 from node.fidelity.regions import breast_mask
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guide import decode_guide, encode_guide
-from node.reconstruct.guiding import guided
-from node.reconstruct.training.evaluate import original_of
-from node.reconstruct.training.pictures import Picture, read_picture
-from node.reconstruct.upscalers.mammo import SHIPPED, Mammo, load_network
+from node.training.evaluate import original_of
+from node.training.pictures import Picture, read_picture
+from node.upscalers.mammo import SHIPPED, Mammo, load_network
 from storage.dicomfile import HeaderBytes
 from storage.payload import decode_base, encode_base
 from storage.records import Rung

@@ -38,16 +38,16 @@ from rich.progress import track
 from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from node.codec.engine import make_base, reconstruct
+from node.codec.guiding import guided
 from node.fidelity.gate import Reference
 from node.fidelity.regions import breast_mask
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guiding import guided
-from node.reconstruct.training.evaluate import original_of
-from node.reconstruct.training.pictures import Picture, read_pictures
-from node.reconstruct.upscalers.bicubic import Bicubic
-from node.reconstruct.upscalers.mammo import Mammo
-from node.reconstruct.upscalers.protocol import Upscaler
-from node.reconstruct.upscalers.sd_x2 import SdX2
+from node.training.evaluate import original_of
+from node.training.pictures import Picture, read_pictures
+from node.upscalers.bicubic import Bicubic
+from node.upscalers.mammo import Mammo
+from node.upscalers.protocol import Upscaler
+from node.upscalers.sd_x2 import SdX2
 from storage.payload import seed_of
 from storage.pixels import pixel_digest
 from storage.records import Rung

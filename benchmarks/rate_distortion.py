@@ -40,18 +40,18 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 from scipy.interpolate import PchipInterpolator
 
+from node.codec.engine import Pixels, make_base, reconstruct
+from node.codec.guide import encode_guide
+from node.codec.guiding import guided
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference, measure
 from node.fidelity.regions import breast_mask
-from node.reconstruct.engine import Pixels, make_base, reconstruct
-from node.reconstruct.guide import encode_guide
-from node.reconstruct.guiding import guided
-from node.reconstruct.training.evaluate import original_of
-from node.reconstruct.training.pictures import Picture, read_pictures
-from node.reconstruct.upscalers.bicubic import Bicubic
-from node.reconstruct.upscalers.mammo import SHIPPED, Mammo
-from node.reconstruct.upscalers.protocol import Upscaler
-from node.reconstruct.upscalers.sd_x2 import SdX2
+from node.training.evaluate import original_of
+from node.training.pictures import Picture, read_pictures
+from node.upscalers.bicubic import Bicubic
+from node.upscalers.mammo import SHIPPED, Mammo
+from node.upscalers.protocol import Upscaler
+from node.upscalers.sd_x2 import SdX2
 from storage.errors import LatentPacsError
 from storage.payload import Base, seed_of
 from storage.pixels import pixel_digest

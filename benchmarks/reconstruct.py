@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.original import Original
-from node.reconstruct.upscalers.bicubic import Bicubic
+from node.codec.engine import make_base, reconstruct
+from node.codec.source import Original
+from node.upscalers.bicubic import Bicubic
 from storage.dicomfile import HeaderBytes, encode
 from storage.payload import decode_base, encode_base
 from storage.pixels import integer_pixels

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from node.codec.encoding import EncodeRequest, EncodeResult, encode_and_verify
 from node.config import FORMER_RUNGS, Settings, parse
-from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
-from node.reconstruct.training.pictures import Picture, picture_files, read_picture
-from node.reconstruct.upscalers.catalogue import Catalogue
+from node.training.pictures import Picture, picture_files, read_picture
+from node.upscalers.catalogue import Catalogue
 from storage.errors import KeptVerbatim
 from storage.originals import pack_original
 from storage.records import Rung

@@ -122,7 +122,7 @@ class Rendition:
     """What one model made of one base, how, and how good it was measured to be.
 
     ``guide``, ``points`` and ``patches``: what the encoder tells the decoder of the image (the modules of these names
-    in node/reconstruct). Empty means none.
+    in node/codec). Empty means none.
     """
 
     base_digest: str

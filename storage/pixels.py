@@ -1,6 +1,6 @@
 """Pixels as integers: what the header says of them, whether they can be trusted, and how to decode them.
 
-Decoders are run on a peer's bytes only in worker processes (node/reconstruct/worker.py), since one written in C may
+Decoders are run on a peer's bytes only in worker processes (node/workers/worker.py), since one written in C may
 end its process on a hostile codestream.
 """
 

@@ -13,14 +13,14 @@ from sqlalchemy import select
 
 from node.app import Node
 from node.app.hands import EACH, cores_at_hand, encoders_beside, memory_at_hand
+from node.codec.engine import make_base, reconstruct
+from node.codec.guide import LEVEL_TILE, Guide, grid
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.metrics.measured import MeasuredPool
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guide import LEVEL_TILE, Guide, grid
-from node.reconstruct.pool import Priority
-from node.reconstruct.upscalers.mammo import Mammo
-from node.reconstruct.worker import ReadyRequest
+from node.upscalers.mammo import Mammo
+from node.workers.pool import Priority
+from node.workers.worker import ReadyRequest
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.tables import instance

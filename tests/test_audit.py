@@ -18,16 +18,16 @@ from sqlalchemy import update
 
 from node.app import Node, make_audit
 from node.archive.fidelity import Outcome
+from node.codec.points import Point, Points, encode_points
+from node.codec.rendering import rendered
 from node.config import ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.jobs.audit import KIND, AuditPlan
 from node.jobs.runner import Runner
-from node.reconstruct.points import Point, Points, encode_points
-from node.reconstruct.pool import WorkerPool
-from node.reconstruct.rendering import rendered
-from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.upscalers.mammo import SHIPPED
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.mammo import SHIPPED
+from node.workers.pool import WorkerPool
 from storage.index.connection import writing
 from storage.index.jobs import Cause, JobRows, RunState
 from storage.index.models import ModelRows

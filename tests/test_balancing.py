@@ -1,4 +1,4 @@
-"""Balance (node/reconstruct/balancing.py): an image coded as coarsely as each place allows, by the gate's measure."""
+"""Balance (node/codec/balancing.py): an image coded as coarsely as each place allows, by the gate's measure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from node.codec.balancing import PER_OCTAVE_OF_STEP, Balance, Drawn, Seen, _Look, balanced, headroom_of
+from node.codec.encoding import EncodeRequest, EncodeResult, encode_and_verify
+from node.codec.engine import make_base, reconstruct
+from node.codec.guide import decode_guide
+from node.codec.guiding import Raising
+from node.codec.points import decode_points
+from node.codec.relief import nudged, relieved
+from node.codec.source import read_original
+from node.codec.tilemap import TileMap
 from node.config import ReconstructSettings
 from node.fidelity.gate import Survey
-from node.reconstruct.balancing import PER_OCTAVE_OF_STEP, Balance, Drawn, Seen, _Look, balanced, headroom_of
-from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guide import decode_guide
-from node.reconstruct.guiding import Raising
-from node.reconstruct.original import read_original
-from node.reconstruct.points import decode_points
-from node.reconstruct.relief import nudged, relieved
-from node.reconstruct.tilemap import TileMap
-from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.upscalers.mammo import Mammo
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.mammo import Mammo
 from storage.coarseness import PER_OCTAVE, Coarseness
 from storage.coders import step_octaves
 from storage.payload import decode_base, decode_rendition

@@ -25,7 +25,7 @@ from benchmarks.calcifications import (
 )
 from node.fidelity.gate import Reference, mends, survey
 from node.fidelity.regions import breast_mask
-from node.reconstruct.training.pictures import Picture
+from node.training.pictures import Picture
 from storage.records import Thresholds
 
 

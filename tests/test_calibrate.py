@@ -13,7 +13,7 @@ from PIL import Image
 
 from node.cli.calibration import measured, pictures_in, report_of
 from node.config import parse
-from node.reconstruct.training.pictures import NoPictures
+from node.training.pictures import NoPictures
 from tests.samples import breast, mammogram, write
 from tests.test_cli import run
 

@@ -1,4 +1,4 @@
-"""The search for the smallest rung that passes (node/reconstruct/climb.py) and its forecasts (forecast.py)."""
+"""The search for the smallest rung that passes (node/codec/climb.py) and its forecasts (forecast.py)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
 
+from node.codec.climb import _SAVED, MAX_PASSING, Climb
+from node.codec.engine import Decoded, make_base
+from node.codec.forecast import FEW, Figures, Forecast, Sample, spread_over
+from node.codec.guide import WEIGHT_TILE
+from node.codec.guiding import RAISES
 from node.fidelity.gate import Reference, measure
-from node.reconstruct.climb import _SAVED, MAX_PASSING, Climb
-from node.reconstruct.engine import Decoded, make_base
-from node.reconstruct.forecast import FEW, Figures, Forecast, Sample, spread_over
-from node.reconstruct.guide import WEIGHT_TILE
-from node.reconstruct.guiding import RAISES
 from storage.records import Rung, Thresholds, Verdict
 from tests.samples import breast
 from tests.test_engine import original_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from node.reconstruct.engine import make_base
+from node.codec.engine import make_base
 from storage import coders
 from storage.coarseness import LIMIT, PER_OCTAVE, TILE, Coarseness
 from storage.errors import PayloadError

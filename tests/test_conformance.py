@@ -27,7 +27,7 @@ from node.dimse.models import (
 )
 from node.dimse.status import ACTION_ERRORS, OTHER_ERROR, QUERY_ERRORS, STORE_ERRORS
 from node.dimse.tls import CIPHERS
-from node.reconstruct.upscalers.catalogue import Catalogue
+from node.upscalers.catalogue import Catalogue
 from storage.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from tests.conftest import settings_for
 

@@ -1,4 +1,4 @@
-"""Contrast of specks, brought back by points (node/reconstruct/contrasts.py)."""
+"""Contrast of specks, brought back by points (node/codec/contrasts.py)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from scipy.ndimage import gaussian_filter
 
+from node.codec.contrasts import contrast_spots
+from node.codec.engine import make_base
+from node.codec.mending import mended
+from node.codec.points import Points
 from node.fidelity.gate import Reference, survey
-from node.reconstruct.contrasts import contrast_spots
-from node.reconstruct.engine import make_base
-from node.reconstruct.mending import mended
-from node.reconstruct.points import Points
 from storage.records import Rung, Thresholds
 from tests.samples import breast
 from tests.test_engine import original_of

@@ -22,7 +22,7 @@ from node.archive.rendered import RenderedCache
 from node.archive.retention import PurgeReport, Retention
 from node.archive.trail import AuditTrail, TrailWriter
 from node.config import parse
-from node.reconstruct.worker import PackRequest, decode
+from node.workers.worker import PackRequest, decode
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged, ProofFailed, StoreFull
 from storage.index import Index, connect
 from storage.index.commitments import Commitments
@@ -182,7 +182,7 @@ def test_killed_while_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch, ste
 
 def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
-    monkeypatch.setattr("node.reconstruct.worker.pack_original", raising(ProofFailed("other bytes")))
+    monkeypatch.setattr("node.workers.worker.pack_original", raising(ProofFailed("other bytes")))
     assert bench.work() == 1
     held = bench.index.custody.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None

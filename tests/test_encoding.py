@@ -1,4 +1,4 @@
-"""Down the ladder (node/reconstruct/encoding.py): what is asked of the network, and what is kept of its answer."""
+"""Down the ladder (node/codec/encoding.py): what is asked of the network, and what is kept of its answer."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from node.codec import guiding
+from node.codec.encoding import EncodeRequest, EncodeResult, encode_and_verify
+from node.codec.engine import reconstruct
+from node.codec.forecast import Gain, Sample
+from node.codec.guide import NETWORK, decode_guide
+from node.codec.patches import decode_patches
+from node.codec.points import decode_points
 from node.config import ReconstructSettings
-from node.reconstruct import guiding
-from node.reconstruct.encoding import EncodeRequest, EncodeResult, encode_and_verify
-from node.reconstruct.engine import reconstruct
-from node.reconstruct.forecast import Gain, Sample
-from node.reconstruct.guide import NETWORK, decode_guide
-from node.reconstruct.patches import decode_patches
-from node.reconstruct.points import decode_points
-from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.upscalers.mammo import Mammo
-from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.mammo import Mammo
+from node.upscalers.protocol import Upscaled, UpscaleTask
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import pixel_digest
 from storage.records import Rung, Thresholds

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.reconstruct.engine import consistency, make_base, reconstruct
-from node.reconstruct.original import Original
-from node.reconstruct.upscalers.bicubic import Bicubic
+from node.codec.engine import consistency, make_base, reconstruct
+from node.codec.source import Original
+from node.upscalers.bicubic import Bicubic
 from storage.dicomfile import HeaderBytes, encode
 from storage.errors import NotReconstructable
 from storage.payload import Base, decode_base, encode_base

@@ -1,4 +1,4 @@
-"""The guide: its maps, its bytes, and that with it nothing gets worse (node/reconstruct/guide.py, guiding.py)."""
+"""The guide: its maps, its bytes, and that with it nothing gets worse (node/codec/guide.py, guiding.py)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from hypothesis.extra import numpy as hnp
 from pydicom import Dataset
 from scipy.ndimage import binary_dilation
 
-from node.fidelity.gate import Reference, measure
-from node.reconstruct.engine import Decoded, Draft, finish, make_base, reconstruct, weighed
-from node.reconstruct.guide import (
+from node.codec.engine import Decoded, Draft, finish, make_base, reconstruct, weighed
+from node.codec.guide import (
     CORRECTION_ONE,
     CORRECTIONS,
     LEVEL_TILE,
@@ -35,7 +34,7 @@ from node.reconstruct.guide import (
     turn_maps,
     unit_map,
 )
-from node.reconstruct.guiding import (
+from node.codec.guiding import (
     PSNR_BUDGET_DB,
     RAISES,
     Raising,
@@ -46,9 +45,10 @@ from node.reconstruct.guiding import (
     tiles_with_breast,
     weight_tiles_with_breast,
 )
-from node.reconstruct.noise import noise_rows
-from node.reconstruct.upscalers.bicubic import Bicubic
-from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
+from node.fidelity.gate import Reference, measure
+from node.upscalers.bicubic import Bicubic
+from node.upscalers.noise import noise_rows
+from node.upscalers.protocol import Upscaled, UpscaleTask
 from storage.errors import PayloadError
 from storage.payload import Base
 from storage.records import Rung

@@ -25,8 +25,8 @@ from benchmarks.find import fill
 from node.app import Node
 from node.config import ReconstructSettings
 from node.dimse.client import Address, Receiver
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer, ReconstructRequest, Request
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, ReconstructRequest, Request
 from storage.index import Index
 from tests import samples
 from tests.conftest import Archive, settings_for, wait_for

@@ -14,18 +14,18 @@ import pytest
 import torch
 from pydicom import Dataset
 
+from node.codec.engine import make_base, reconstruct
+from node.codec.guide import LEVEL_TILE, grid, measure_levels
+from node.codec.guiding import guided
 from node.config import ReconstructSettings
 from node.fidelity.gate import Reference, measure
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guide import LEVEL_TILE, grid, measure_levels
-from node.reconstruct.guiding import guided
-from node.reconstruct.training.baseline import DampedBicubic, damping_at
-from node.reconstruct.training.evaluate import original_of
-from node.reconstruct.training.pictures import Picture, read_picture
-from node.reconstruct.upscalers.bicubic import Bicubic
-from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, ModelNotFound, load_network
-from node.reconstruct.upscalers.protocol import Upscaled, UpscaleTask
+from node.training.baseline import DampedBicubic, damping_at
+from node.training.evaluate import original_of
+from node.training.pictures import Picture, read_picture
+from node.upscalers.bicubic import Bicubic
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, ModelNotFound, load_network
+from node.upscalers.protocol import Upscaled, UpscaleTask
 from storage.errors import ModelMissing
 from storage.records import Rung
 from storage.resample import Operator

@@ -10,10 +10,10 @@ import pytest
 from pydicom import dcmread
 
 from node.app import Node
+from node.codec.guide import decode_guide
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.reconstruct.guide import decode_guide
-from node.reconstruct.upscalers.mammo import SHIPPED, Mammo
+from node.upscalers.mammo import SHIPPED, Mammo
 from storage.index.models import ModelRows
 from storage.payload import decode_rendition
 from storage.pixels import integer_pixels, pixel_digest

@@ -1,4 +1,4 @@
-"""Memory of a worker (node/reconstruct/memory.py), each in a process of its own: what it sets is for good."""
+"""Memory of a worker (node/workers/memory.py), each in a process of its own: what it sets is for good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 COUNTED = """
 import resource, sys
 import numpy as np
-from node.reconstruct.memory import give_back, keep_freed
+from node.workers.memory import give_back, keep_freed
 if sys.argv[1] == "kept":
     keep_freed()
 held = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()

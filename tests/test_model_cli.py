@@ -23,10 +23,10 @@ from node.cli.evaluation import evaluation_tables
 from node.cli.main import app
 from node.cli.models import models
 from node.config import load
-from node.reconstruct.network import MammoNetwork
-from node.reconstruct.training import evaluate, sd_decoder, trainer
-from node.reconstruct.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network, save_network
-from node.reconstruct.upscalers.sd_x2 import SdX2
+from node.training import evaluate, sd_decoder, trainer
+from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network, save_network
+from node.upscalers.network import MammoNetwork
+from node.upscalers.sd_x2 import SdX2
 from storage.index import Index
 from storage.levels import levels_of
 from storage.objects import ObjectStore

@@ -1,4 +1,4 @@
-"""Exact patches (node/reconstruct/patches.py) and when they are made (mending.py)."""
+"""Exact patches (node/codec/patches.py) and when they are made (mending.py)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
-from node.fidelity.gate import Box, Reference, survey
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.mending import mended
-from node.reconstruct.patches import (
+from node.codec.engine import make_base, reconstruct
+from node.codec.mending import mended
+from node.codec.patches import (
     CELL,
     cell_grid,
     cells_under,
@@ -21,7 +20,8 @@ from node.reconstruct.patches import (
     pasted,
     patched_pixels,
 )
-from node.reconstruct.upscalers.bicubic import Bicubic
+from node.fidelity.gate import Box, Reference, survey
+from node.upscalers.bicubic import Bicubic
 from storage.errors import PayloadError
 from storage.records import Rung, Thresholds
 from tests.samples import breast

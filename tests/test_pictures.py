@@ -17,12 +17,12 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from node.codec.guide import LEVEL_TILE, measure_levels, unit_map
 from node.fidelity.regions import breast_mask
-from node.reconstruct.guide import LEVEL_TILE, measure_levels, unit_map
-from node.reconstruct.network import STRIDE, UNSHUFFLE, to_pixels
-from node.reconstruct.training import plates
-from node.reconstruct.training.pictures import NoPictures, Picture, picture_files, read_picture, read_pictures
-from node.reconstruct.training.plates import Plate, code, crops, degrade, make_plate, piece_of
+from node.training import plates
+from node.training.pictures import NoPictures, Picture, picture_files, read_picture, read_pictures
+from node.training.plates import Plate, code, crops, degrade, make_plate, piece_of
+from node.upscalers.network import STRIDE, UNSHUFFLE, to_pixels
 from storage.coarseness import Coarseness
 from storage.errors import LatentPacsError
 from storage.records import Rung

@@ -1,4 +1,4 @@
-"""Points: spots that restore what a base lost of single specks (node/reconstruct/points.py, spotting.py)."""
+"""Points: spots that restore what a base lost of single specks (node/codec/points.py, spotting.py)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
 
-from node.fidelity.gate import Reference, Spots, Thresholds, spots, survey
-from node.reconstruct.points import (
+from node.codec.points import (
     REACH,
     SIGMAS,
     Point,
@@ -22,7 +21,8 @@ from node.reconstruct.points import (
     level_of,
     profile,
 )
-from node.reconstruct.spotting import spots_for
+from node.codec.spotting import spots_for
+from node.fidelity.gate import Reference, Spots, Thresholds, spots, survey
 from storage.errors import PayloadError
 from tests.samples import breast
 

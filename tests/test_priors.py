@@ -18,8 +18,8 @@ from node.archive.priors import Priors
 from node.config import RenditionPolicy
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import CheckRequest
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import CheckRequest
 from storage.index.priors import prior_keys
 from tests import samples
 from tests.conftest import Archive, settings_for, wait_for

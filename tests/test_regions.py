@@ -14,12 +14,12 @@ from pydicom.uid import generate_uid
 from node.app import Node
 from node.archive.named import read_regions
 from node.archive.regions import MARGIN, Box, clipped, regions_of
+from node.codec.encoding import EncodeRequest, encode_and_verify
+from node.codec.rendering import reconstructed
 from node.config import CodecSettings, Profile, ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.reconstruct.encoding import EncodeRequest, encode_and_verify
-from node.reconstruct.rendering import reconstructed
-from node.reconstruct.upscalers.catalogue import Catalogue
+from node.upscalers.catalogue import Catalogue
 from storage.errors import ConfigError
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import integer_pixels

@@ -19,8 +19,8 @@ from pynetdicom.sop_class import Verification
 from node.app import Node
 from node.dimse import client, wire
 from node.dimse.client import Receiver
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import CheckRequest, ReconstructRequest
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import CheckRequest, ReconstructRequest
 from storage.errors import WorkerDied
 from tests.conftest import Archive, settings_for, wait_for
 from tests.samples import breast, mammogram, write

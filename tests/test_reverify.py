@@ -24,9 +24,9 @@ from node.config import Settings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.jobs.runner import Runner
-from node.reconstruct.installed import Installed
-from node.reconstruct.pool import WorkerPool
-from node.reconstruct.upscalers.mammo import SHIPPED, Mammo
+from node.upscalers.installed import Installed
+from node.upscalers.mammo import SHIPPED, Mammo
+from node.workers.pool import WorkerPool
 from storage.index import Index
 from storage.index.connection import writing
 from storage.index.jobs import Cause, JobRows, RunState

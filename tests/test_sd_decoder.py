@@ -15,18 +15,18 @@ from pydicom import Dataset
 from safetensors.torch import load_file
 
 from node.fidelity.regions import breast_mask
-from node.reconstruct.training import sd_decoder
-from node.reconstruct.training.pictures import NoPictures, Picture
-from node.reconstruct.training.sd_decoder import (
+from node.training import sd_decoder
+from node.training.pictures import NoPictures, Picture
+from node.training.sd_decoder import (
     DECODER_CHECKPOINT,
     DecoderPlan,
     DecoderResult,
     FolderTaken,
     fine_tune_decoder,
 )
-from node.reconstruct.training.trainer import CheckpointError, Progress, TrainingFailed
-from node.reconstruct.upscalers.protocol import UpscaleTask
-from node.reconstruct.upscalers.sd_x2 import SdX2, WeightsNotFound
+from node.training.trainer import CheckpointError, Progress, TrainingFailed
+from node.upscalers.protocol import UpscaleTask
+from node.upscalers.sd_x2 import SdX2, WeightsNotFound
 from storage.errors import LatentPacsError
 from storage.records import Rung
 from storage.resample import Operator

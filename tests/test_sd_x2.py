@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from node.reconstruct.upscalers import sd_x2
-from node.reconstruct.upscalers.protocol import Upscaler, UpscaleTask
-from node.reconstruct.upscalers.sd_x2 import (
+from node.upscalers import sd_x2
+from node.upscalers.protocol import Upscaler, UpscaleTask
+from node.upscalers.sd_x2 import (
     MODEL,
     NotFinite,
     SdX2,
@@ -115,8 +115,7 @@ def test_numerics_name_all_that_can_move_a_grey_level(upscaler: SdX2) -> None:
 
 def test_importing_it_imports_neither_torch_nor_diffusers() -> None:
     program = (
-        "import sys, node.reconstruct.upscalers.sd_x2\n"
-        "sys.exit(len({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+        "import sys, node.upscalers.sd_x2\nsys.exit(len({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
@@ -460,7 +459,7 @@ def test_another_model_is_not_taken_for_it(copy: Path) -> None:
 
 def test_the_hub_is_not_asked_when_the_environment_says_offline(tmp_path: Path) -> None:
     program = (
-        "from node.reconstruct.upscalers.sd_x2 import SdX2, WeightsNotFound\n"
+        "from node.upscalers.sd_x2 import SdX2, WeightsNotFound\n"
         "try:\n"
         f"    SdX2({MODEL!r}).weights_digest\n"
         "except WeightsNotFound as error:\n"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.reconstruct.tiles import TilePlan, blend
+from node.upscalers.tiles import TilePlan, blend
 
 
 @st.composite

@@ -16,21 +16,21 @@ import torch
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from node.codec.engine import make_base, reconstruct
+from node.codec.guiding import guided
 from node.fidelity.gate import Reference
 from node.fidelity.regions import breast_mask
 from node.fidelity.spectrum import BANDS, band_edges, closer_in_every_band, power_spectrum, relative_power
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guiding import guided
-from node.reconstruct.network import MammoNetwork, to_latent, to_pixels
-from node.reconstruct.training import evaluate as evaluation
-from node.reconstruct.training import trainer
-from node.reconstruct.training.baseline import DISTANCES, DampedBicubic, damping_at, fit_damping
-from node.reconstruct.training.evaluate import evaluate, latent_ceiling, original_of, summary
-from node.reconstruct.training.pictures import Picture
-from node.reconstruct.training.plates import code, degrade, piece_of
-from node.reconstruct.training.trainer import CHECKPOINT, CheckpointError, Plan, Progress, TrainingFailed, train
-from node.reconstruct.upscalers.mammo import WEIGHTS, Mammo, load_network, save_network
-from node.reconstruct.upscalers.protocol import UpscaleTask
+from node.training import evaluate as evaluation
+from node.training import trainer
+from node.training.baseline import DISTANCES, DampedBicubic, damping_at, fit_damping
+from node.training.evaluate import evaluate, latent_ceiling, original_of, summary
+from node.training.pictures import Picture
+from node.training.plates import code, degrade, piece_of
+from node.training.trainer import CHECKPOINT, CheckpointError, Plan, Progress, TrainingFailed, train
+from node.upscalers.mammo import WEIGHTS, Mammo, load_network, save_network
+from node.upscalers.network import MammoNetwork, to_latent, to_pixels
+from node.upscalers.protocol import UpscaleTask
 from storage.errors import LatentPacsError
 from storage.payload import seed_of
 from storage.records import Rung

@@ -1,4 +1,4 @@
-"""The contract of every upscaler (node/reconstruct/upscalers/protocol.py), held against each one we ship."""
+"""The contract of every upscaler (node/upscalers/protocol.py), held against each one we ship."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
+from node.codec.engine import consistency, make_base, reconstruct
+from node.codec.guide import LEVEL_TILE, deviations, grid, measure_levels, share_map, tile_means, unit_map
+from node.codec.guiding import guided
 from node.config import ReconstructSettings, SdX2Settings
 from node.fidelity.gate import Reference
-from node.reconstruct.engine import consistency, make_base, reconstruct
-from node.reconstruct.guide import LEVEL_TILE, deviations, grid, measure_levels, share_map, tile_means, unit_map
-from node.reconstruct.guiding import guided
-from node.reconstruct.upscalers.catalogue import Catalogue
-from node.reconstruct.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage.errors import ModelMissing
 from storage.payload import Rendition
 from storage.records import Rung, Verdict

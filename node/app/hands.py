@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node.config import Settings
 from node.metrics.measured import MeasuredPool
-from node.reconstruct.worker import NICE
+from node.workers.worker import NICE
 
 EACH = 2_500_000_000
 """Bytes that encoding an image of 13 megapixels takes at most."""

@@ -19,8 +19,8 @@ from node.jobs.job import FunctionJob
 from node.jobs.mending import Mending
 from node.jobs.schedule import Planned
 from node.jobs.scrub import Scrub, ScrubPlan
-from node.reconstruct.pool import WorkerPool
 from node.validation.study import Validation
+from node.workers.pool import WorkerPool
 from storage.index import Index
 from storage.index.jobs import JobRows
 from storage.index.upkeep import Upkeep

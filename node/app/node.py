@@ -39,9 +39,9 @@ from node.dimse.server import Door, Server
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import ReadyRequest
 from node.reports.runs import Reports
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import ReadyRequest
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index

@@ -19,9 +19,9 @@ from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.trail import AuditTrail
 from node.config import Settings
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import ReconstructRequest, RestoreRequest
 from node.reports.runs import Reports
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import ReconstructRequest, RestoreRequest
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index

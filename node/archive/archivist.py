@@ -24,10 +24,10 @@ from node.archive.originals import Originals
 from node.archive.policy import why_exact
 from node.archive.regions import Box
 from node.archive.remake import patched_anew, remake
+from node.codec.encoding import EncodeRequest, EncodeResult
 from node.config import Settings
-from node.reconstruct.encoding import EncodeRequest, EncodeResult
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer
 from storage.dicomfile import opened
 from storage.errors import (
     LatentPacsError,

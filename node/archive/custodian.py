@@ -20,8 +20,8 @@ from pathlib import Path
 from node.archive.originals import Originals
 from node.archive.trail import AuditTrail
 from node.config import Settings
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer, PackRequest
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, PackRequest
 from storage.errors import KeptVerbatim, LatentPacsError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.objects import ObjectStore

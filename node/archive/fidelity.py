@@ -18,9 +18,9 @@ from node.archive.models import ModelShelf
 from node.archive.originals import Originals
 from node.archive.trail import AuditTrail
 from node.config import FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB, ToleranceSettings
-from node.reconstruct.auditing import Audited, AuditRequest, Sight
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer
+from node.workers.auditing import Audited, AuditRequest, Sight
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer
 from storage.errors import LatentPacsError, ModelMissing, ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
 from storage.index import Index
 from storage.index.audits import AuditRows

@@ -19,8 +19,8 @@ from node.archive.amended import write_amended
 from node.archive.custodian import holds
 from node.archive.originals import Originals
 from node.archive.references import references_of, write_copy
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import CheckRequest, CompareRequest, DigestRequest
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import DataSetFile, opened
 from storage.errors import (
     ClassMismatch,

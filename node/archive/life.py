@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from node.reconstruct.patches import CELL, decode_patches
-from node.reconstruct.points import decode_points
+from node.codec.patches import CELL, decode_patches
+from node.codec.points import decode_points
 from storage.errors import LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.lives import LifeRows, OpenDamage, RenditionRow, life_rows

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from node.reconstruct.installed import Installed
+from node.upscalers.installed import Installed
 from storage.index import Index
 from storage.index.models import ModelFile, ModelRows
 from storage.objects import ObjectStore

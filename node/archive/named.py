@@ -13,7 +13,7 @@ from pathlib import Path
 
 from node.archive.originals import Originals
 from node.archive.regions import ANNOTATING, Box, clipped, merged, regions_of
-from node.reconstruct.patches import cells_under, decode_patches
+from node.codec.patches import cells_under, decode_patches
 from storage.dicomfile import opened
 from storage.errors import ConfigError, LatentPacsError
 from storage.index import Index

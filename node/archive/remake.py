@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from node.archive.custodian import holds
+from node.codec.encoding import EncodeResult
 from node.config import FORMER_RUNGS, CodecSettings, Profile
-from node.reconstruct.encoding import EncodeResult
 from storage.errors import ObjectDamaged, ObjectMissing
 from storage.index import Index
 from storage.index.upkeep import Upkeep

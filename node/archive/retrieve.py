@@ -21,10 +21,10 @@ from node.archive.models import ModelShelf
 from node.archive.originals import Originals
 from node.archive.references import write_copy
 from node.archive.rendered import RenderedCache
+from node.codec.rendering import read_pair
 from node.config import RenditionPolicy
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.rendering import read_pair
-from node.reconstruct.worker import ReconstructRequest, TranscodeRequest
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import ReconstructRequest, TranscodeRequest
 from storage.corrections import version_of
 from storage.dicomfile import write_header_for_pixels
 from storage.errors import (

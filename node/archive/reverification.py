@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from node.archive.models import ModelShelf
+from node.codec.encoding import EncodeResult, ReverifyRequest
 from node.config import Settings
-from node.reconstruct.encoding import EncodeResult, ReverifyRequest
-from node.reconstruct.installed import Installed
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer, ModelRequest, Request
+from node.upscalers.installed import Installed
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, ModelRequest, Request
 from storage.errors import LatentPacsError, ModelMissing, ObjectMissing, WorkerDied
 from storage.index import Index
 from storage.index.reverifications import Outcome, Reverifications, Terms, Trial

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from node.codec.engine import make_base, reconstruct
+from node.codec.guiding import guided
 from node.config import Profile, Settings
 from node.fidelity.gate import Reference, Survey, judge, survey
-from node.reconstruct.engine import make_base, reconstruct
-from node.reconstruct.guiding import guided
-from node.reconstruct.training.evaluate import original_of
-from node.reconstruct.training.pictures import NoPictures, picture_files, read_picture
-from node.reconstruct.upscalers.catalogue import Catalogue
+from node.training.evaluate import original_of
+from node.training.pictures import NoPictures, picture_files, read_picture
+from node.upscalers.catalogue import Catalogue
 from storage.payload import seed_of
 from storage.pixels import pixel_digest
 from storage.records import Verdict

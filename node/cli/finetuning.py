@@ -10,8 +10,8 @@ from typing import Any
 
 from node.cli.status import open_index
 from node.config import Settings, load
-from node.reconstruct.training.pictures import Picture, read_picture, read_pictures
-from node.reconstruct.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
+from node.training.pictures import Picture, read_picture, read_pictures
+from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged
 from storage.index.models import ModelRows
 
@@ -50,7 +50,7 @@ def fine_tune_mammo(
     watch: Watch,
 ) -> dict[str, Any]:
     """Go on training the configured ``mammo``, gently, into ``out``."""
-    from node.reconstruct.training.trainer import Plan, train
+    from node.training.trainer import Plan, train
 
     own = settings.reconstruct.mammo
     taken = {Path(folder).resolve() for folder in (SHIPPED, own.weights or SHIPPED, *own.older)}
@@ -74,7 +74,7 @@ def fine_tune_sd_decoder(
     watch: Watch,
 ) -> dict[str, Any]:
     """Adapt the decoder of ``sd_x2``'s autoencoder (the paper's second open question) into ``out``."""
-    from node.reconstruct.training.sd_decoder import DecoderPlan, fine_tune_decoder
+    from node.training.sd_decoder import DecoderPlan, fine_tune_decoder
 
     source = settings.reconstruct.sd_x2.weights
     plan = DecoderPlan(steps=1, seed=seed)

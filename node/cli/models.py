@@ -45,8 +45,8 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train `mammo` on mammograms; bfloat16 where that is faster. Split your data by patient."""
-    from node.reconstruct.training.pictures import read_pictures
-    from node.reconstruct.training.trainer import Plan, train
+    from node.training.pictures import read_pictures
+    from node.training.trainer import Plan, train
 
     console = Console(stderr=True)
     with console.status("reading pictures"):
@@ -108,10 +108,10 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on whole images of women it was not trained on, against bicubic with the best damping."""
-    from node.reconstruct.training.evaluate import RUNGS, summary
-    from node.reconstruct.training.evaluate import evaluate as results_of
-    from node.reconstruct.training.pictures import read_pictures
-    from node.reconstruct.upscalers.mammo import SHIPPED, SHIPPED_ABLATION
+    from node.training.evaluate import RUNGS, summary
+    from node.training.evaluate import evaluate as results_of
+    from node.training.pictures import read_pictures
+    from node.upscalers.mammo import SHIPPED, SHIPPED_ABLATION
 
     console = Console(stderr=True)
     with console.status("reading pictures"):

@@ -12,11 +12,11 @@ from pydicom import Dataset
 
 from node.archive.life import Life, RenditionLife
 from node.cli.picture import grey
+from node.codec.patches import CELL
+from node.codec.rendering import read_pair, reconstructed
 from node.config import ReconstructSettings
 from node.fidelity.regions import breast_mask, display_window
-from node.reconstruct.patches import CELL
-from node.reconstruct.rendering import read_pair, reconstructed
-from node.reconstruct.upscalers.catalogue import Catalogue
+from node.upscalers.catalogue import Catalogue
 from storage.dicomfile import opened
 from storage.errors import ConfigError, ObjectMissing
 from storage.objects import ObjectStore

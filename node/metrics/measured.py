@@ -12,10 +12,10 @@ from pathlib import Path
 
 from node.archive.ingest import Ingest, Receipt
 from node.archive.retrieve import Choice, Retrieve, Sendable
-from node.reconstruct.auditing import AuditRequest
-from node.reconstruct.encoding import EncodeRequest, ReverifyRequest
-from node.reconstruct.pool import Priority, WorkerPool
-from node.reconstruct.worker import Answer, ReconstructRequest, Request
+from node.codec.encoding import EncodeRequest, ReverifyRequest
+from node.workers.auditing import AuditRequest
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, ReconstructRequest, Request
 
 Observe = Callable[[str, float], None]
 

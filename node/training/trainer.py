@@ -1,0 +1,342 @@
+"""The training loop of ``mammo``: seeded, checkpointed, resumable to the bit on the same machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from node.training.baseline import fit_damping
+from node.training.pictures import Picture
+from node.training.plates import Plate, crops, make_plate
+from node.upscalers.mammo import save_network
+from node.upscalers.network import MammoNetwork
+from storage.errors import ConfigError, LatentPacsError
+
+CHECKPOINT = "checkpoint.pt"
+_GATHERED = 64
+_TIMED = 12
+_TIMED_SHARE = 0.02
+"""Of a budget of minutes: a GPU takes some seconds to come up to speed."""
+_UNKNOWN = 1_000_000
+_AHEAD = 4
+"""Plates made before their step comes."""
+_SAVE_EVERY = 120.0
+
+
+class CheckpointError(LatentPacsError):
+    """A checkpoint that cannot be gone on with; the message says why."""
+
+
+class TrainingFailed(LatentPacsError):
+    """A training that went astray; the message says where."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, and how long. ``steps`` is the whole run; the learning rate falls to zero over it.
+
+    ``mean_share``: share of each batch that trains the posterior mean (s = 1) alone; the rest is spread over the
+    noise schedule. 1.0 trains a plain regression network: the ablation.
+    """
+
+    steps: int
+    width: int = 64
+    blocks: tuple[int, int, int] = (1, 3, 1)
+    batch: int = 16
+    crop: int = 160
+    rate: float = 1.2e-3
+    mean_share: float = 0.5
+    average: float = 0.999
+    deck: int = 96
+    renew: int = 6
+    seed: int = 1
+
+    def sized_for(self, device: str) -> Plan:
+        """The same training with batches that fill a GPU, and more plates in play, where there is one."""
+        if _device(device).type != "cuda":
+            return self
+        return replace(self, batch=64, rate=2e-3, deck=512, renew=3)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is: ``loss`` is the mean over the last 64 steps, of the part at s = 1."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+@dataclass
+class _State:
+    network: MammoNetwork
+    average: MammoNetwork
+    optimiser: torch.optim.AdamW
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+def train(
+    pictures: Sequence[Picture],
+    plan: Plan,
+    folder: Path,
+    *,
+    minutes: float | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    start_from: MammoNetwork | None = None,
+    device: str = "auto",
+    watch: Callable[[Progress], None] = lambda _: None,
+) -> MammoNetwork:
+    """Train into ``folder``: a checkpoint all along, and the model as ``load_network`` reads it; returns the model.
+
+    ``minutes`` is a budget instead of a number of steps: the first steps are timed, and the plan is made for what
+    fits. With ``resume`` the checkpoint found there goes on under its own plan, for ``minutes`` at most; a finished
+    one gets as much more as was asked for. ``stop_after`` ends after that many steps, as an interruption would.
+    ``start_from`` is fine-tuned. Raises CheckpointError, and where a loss is not finite, TrainingFailed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _fresh(plan, start_from)
+    finished = True
+    if resume and (folder / CHECKPOINT).exists():
+        found = _restore(state, folder / CHECKPOINT)
+        finished = state.step >= found.steps
+        plan = replace(found, steps=max(found.steps, plan.steps))
+    run = _Run(state, plan, pictures, folder, device, minutes, watch)
+    try:
+        if minutes is not None and finished:
+            run.plan_for(minutes)
+        run.advance(min(run.plan.steps, stop_after or run.plan.steps))
+    except TrainingFailed:
+        raise  # the last checkpoint is good, this state is not
+    except BaseException:
+        run.save()
+        raise
+    finally:
+        run.close()
+    run.save()
+    model: MammoNetwork = state.average.to("cpu", memory_format=torch.contiguous_format)
+    model.register_to_config(damping=fit_damping(pictures, plan.seed))
+    save_network(model, folder)
+    return model
+
+
+class _Run:
+    """One sitting of a training."""
+
+    def __init__(
+        self,
+        state: _State,
+        plan: Plan,
+        pictures: Sequence[Picture],
+        folder: Path,
+        device: str,
+        minutes: float | None,
+        watch: Callable[[Progress], None],
+    ) -> None:
+        self.plan = plan
+        self._state, self._folder, self._watch = state, folder, watch
+        self._where = _device(device)
+        self._deck = Deck(pictures, plan, self._where)
+        self._half = _half_is_fast(self._where)
+        self._began = self._saved = time.monotonic()
+        self._end = self._began + (minutes * 60 if minutes is not None else float("inf"))
+        _move(state, self._where)
+
+    def plan_for(self, minutes: float) -> None:
+        """Time some steps, the deck once full, and set the plan's number of steps to what fits in ``minutes``."""
+        first = self._state.step
+        self.plan = replace(self.plan, steps=first + _UNKNOWN)
+        self.advance(first + 2)
+        clock, timed_from = time.monotonic(), self._state.step
+        enough = min(clock + _TIMED_SHARE * minutes * 60, self._end)
+        self.advance(timed_from + _TIMED)
+        while time.monotonic() < enough:
+            self.advance(self._state.step + _TIMED)
+        each = (time.monotonic() - clock) / max(self._state.step - timed_from, 1)
+        left = max(self._end - time.monotonic(), 0.0)
+        self.plan = replace(self.plan, steps=self._state.step + int(left / max(each, 1e-6)))
+
+    def advance(self, until: int) -> None:
+        """Steps until ``until``, or until time is up."""
+        state = self._state
+        while state.step < until and time.monotonic() < self._end:
+            loss = _one_step(state, self.plan, self._deck, self._where, self._half)
+            if not np.isfinite(loss):
+                raise TrainingFailed(f"the loss of step {state.step} is not finite; try a lower rate, or another seed")
+            state.losses = [*state.losses[1 - _GATHERED :], loss]
+            seconds = time.monotonic() - self._began
+            self._watch(Progress(state.step, self.plan.steps, float(np.mean(state.losses)), seconds))
+            if time.monotonic() - self._saved > _SAVE_EVERY:
+                self.save()
+
+    def save(self) -> None:
+        _save(self._state, self.plan, self._folder)
+        self._saved = time.monotonic()
+
+    def close(self) -> None:
+        self._deck.close()
+
+
+class Deck:
+    """The plates in play: ``plan.deck`` of them, the oldest replaced every ``plan.renew`` steps, made ahead.
+
+    They lie where the network does; only ``share`` and ``rung``, which crops are chosen by, stay with the CPU.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], plan: Plan, where: torch.device) -> None:
+        self._pictures, self._plan, self._where = pictures, plan, where
+        self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2))
+        self._plates: dict[int, Future[Plate]] = {}
+
+    def at(self, step: int) -> list[Plate]:
+        """The plates of one step, a function of its number alone."""
+        first = step // self._plan.renew
+        numbers = range(first, first + self._plan.deck)
+        for number in [*numbers, *range(numbers.stop, numbers.stop + _AHEAD)]:
+            if number not in self._plates:
+                self._plates[number] = self._threads.submit(self._made, number)
+        for old in [number for number in self._plates if number < first]:
+            del self._plates[old]
+        return [self._plates[number].result() for number in numbers]
+
+    def _made(self, number: int) -> Plate:
+        plate = make_plate(self._pictures, self._plan.seed, number)
+        return replace(plate, seen=plate.seen.to(self._where), wanted=plate.wanted.to(self._where))
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+
+def _one_step(state: _State, plan: Plan, deck: Deck, where: torch.device, half: bool) -> float:
+    plates = deck.at(state.step)
+    random = np.random.default_rng((plan.seed, 2, state.step))
+    seen, wanted, share, rung = (part.to(where) for part in crops(plates, plan.crop, plan.batch, random))
+    times = _times(plan, random).to(where)
+    drawn = torch.Generator(where).manual_seed(int(random.integers(2**63)))
+    noise = torch.randn(wanted.shape, generator=drawn, device=where)
+    s = times[:, None, None, None]
+    for group in state.optimiser.param_groups:
+        group["lr"] = _rate(plan, state.step)
+    with torch.autocast(where.type, torch.bfloat16, enabled=half):
+        guess = state.network((1 - s) * wanted + s * noise, seen, times, rung).float()
+    # the error of the network's own output: 1 / c_out ** 2 (arXiv 2206.00364, eq. 8)
+    weight = (torch.square(1 - s) + torch.square(s)) / torch.square(s)
+    errors = (torch.square(guess - wanted) * weight * share).mean(dim=(1, 2, 3))
+    state.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(errors.mean())
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
+    state.optimiser.step()
+    state.step += 1
+    with torch.no_grad():
+        keep = min(plan.average, state.step / (state.step + 10))
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.network.parameters()), 1 - keep)
+    return float(errors[times == 1].detach().mean())
+
+
+def _times(plan: Plan, random: np.random.Generator) -> Tensor:
+    means = round(plan.batch * plan.mean_share)
+    times = np.ones(plan.batch, dtype=np.float32)
+    times[means:] = random.uniform(0.05, 1.0, plan.batch - means)
+    return torch.from_numpy(times)
+
+
+def _rate(plan: Plan, step: int) -> float:
+    warm = min(1.0, (step + 1) / 100)
+    return plan.rate * warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / plan.steps)))))
+
+
+def _fresh(plan: Plan, start_from: MammoNetwork | None) -> _State:
+    torch.manual_seed(plan.seed)
+    network = MammoNetwork(width=plan.width, blocks=plan.blocks)
+    if start_from is not None:
+        network = MammoNetwork(**_size(start_from))
+        network.load_state_dict(start_from.state_dict())
+    average = MammoNetwork(**_size(network))
+    average.load_state_dict(network.state_dict())
+    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    return _State(network, average.requires_grad_(False), optimiser)
+
+
+def _size(network: MammoNetwork) -> dict[str, Any]:
+    return {name: network.config[name] for name in ("width", "blocks", "embedding")}
+
+
+def _save(state: _State, plan: Plan, folder: Path) -> None:
+    content = {
+        "plan": json.dumps(asdict(plan)),
+        "size": _size(state.network),
+        "step": state.step,
+        "losses": state.losses,
+        "network": state.network.state_dict(),
+        "average": state.average.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+    }
+    fresh = folder / (CHECKPOINT + ".part")
+    torch.save(content, fresh)
+    fresh.replace(folder / CHECKPOINT)
+
+
+def _restore(state: _State, path: Path) -> Plan:
+    """Fill ``state`` from a checkpoint; returns the plan it was made under."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = json.loads(content["plan"])
+        plan = Plan(**{**found, "blocks": tuple(found["blocks"])})
+        fresh = _fresh(plan, MammoNetwork(**content["size"]))
+        for name in ("network", "average", "optimiser"):
+            getattr(fresh, name).load_state_dict(content[name])
+        state.network, state.average, state.optimiser = fresh.network, fresh.average, fresh.optimiser
+        state.step, state.losses = int(content["step"]), list(content["losses"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path} cannot be continued: {error}; train without --resume to start again") from error
+    return plan
+
+
+def _device(name: str) -> torch.device:
+    """``auto``: a GPU where there is one. Raises ConfigError where the device cannot be used."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); use auto or cpu") from error
+    return device
+
+
+def _move(state: _State, where: torch.device) -> None:
+    for part in (state.network, state.average):
+        part.to(where, memory_format=torch.channels_last)
+    for values in state.optimiser.state.values():
+        values.update({key: value.to(where) for key, value in values.items() if key != "step"})
+
+
+def _half_is_fast(where: torch.device) -> bool:
+    """Whether bfloat16 convolutions beat float32 here: true on GPUs and CPUs with matrix units, measured otherwise."""
+    if where.type == "cuda":
+        return True
+    seconds = {}
+    for kind in (torch.float32, torch.bfloat16):
+        layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(kind).to(memory_format=torch.channels_last)
+        image = torch.zeros(1, 64, 96, 96, dtype=kind).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            layer(image)
+            began = time.perf_counter()
+            for _ in range(3):
+                layer(image)
+        seconds[kind] = time.perf_counter() - began
+    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]

@@ -1,0 +1,95 @@
+"""Which upscaler a name means. The only place that maps config.yaml's ``reconstruct.upscaler`` to a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from node.config import ReconstructSettings
+from node.upscalers.protocol import Upscaler
+from storage.errors import ModelMissing
+from storage.payload import Rendition
+
+
+class Catalogue:
+    """Upscalers by name, built once and kept, so that weights are loaded once per process."""
+
+    def __init__(self, settings: ReconstructSettings) -> None:
+        self._settings = settings
+        self._built: dict[tuple[str, ...], Upscaler] = {}
+
+    def configured(self) -> Upscaler:
+        """The upscaler for new renditions."""
+        name = self._settings.upscaler
+        return self._get(name, {}, self._sources(name)[0])
+
+    def for_rendition(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
+        """The upscaler that made a rendition, with the numerics it was verified with.
+
+        ``kept``: a folder with the model that the archive kept. Raises ModelMissing where these very weights are
+        neither installed nor kept.
+        """
+        return self._find(rendition.upscaler, rendition.weights_digest, rendition.numerics, kept)
+
+    def by_digest(self, upscaler: str, weights_digest: str) -> Upscaler:
+        """The installed upscaler with those weights. Raises ModelMissing."""
+        return self._find(upscaler, weights_digest, {}, None)
+
+    def _find(self, name: str, weights_digest: str, numerics: dict[str, str], kept: Path | None) -> Upscaler:
+        installed, broken = [], []
+        for source in [*self._sources(name), *([str(kept)] if kept else [])]:
+            try:
+                upscaler = self._get(name, numerics, source)
+                if upscaler.weights_digest == weights_digest:
+                    return upscaler
+                installed.append(upscaler.weights_digest)
+            except ModelMissing as error:
+                broken.append(str(error))
+        raise ModelMissing(
+            f"{name} weights {weights_digest} are not installed "
+            f"(installed: {', '.join(installed + broken)}); restore them, or serve the original"
+        )
+
+    def _sources(self, name: str) -> list[str]:
+        """Where weights of that upscaler may lie, the ones for new renditions first."""
+        if name == "mammo":
+            from node.upscalers.mammo import SHIPPED
+
+            own = self._settings.mammo
+            return list(dict.fromkeys([own.weights or str(SHIPPED), *own.older, str(SHIPPED)]))
+        return [self._settings.sd_x2.weights if name == "sd_x2" else ""]
+
+    def _get(self, name: str, numerics: dict[str, str], source: str) -> Upscaler:
+        key = (name, source, *(numerics.get(part, "") for part in ("device", "dtype", "tile", "overlap")))
+        if key not in self._built:
+            self._built[key] = self._build(name, numerics, source)
+        return self._built[key]
+
+    def _build(self, name: str, numerics: dict[str, str], source: str) -> Upscaler:
+        device = numerics.get("device", self._settings.device)
+        if name == "mammo":
+            from node.upscalers.mammo import Mammo
+
+            return Mammo(
+                Path(source),
+                device=device,
+                detail=self._settings.detail,
+                steps=self._settings.mammo.steps,
+                tile=int(numerics.get("tile", self._settings.mammo.tile)),
+            )
+        if name == "bicubic":
+            from node.upscalers.bicubic import Bicubic
+
+            return Bicubic(self._settings.detail)
+        if name == "sd_x2":
+            from node.upscalers.sd_x2 import SdX2
+
+            own = self._settings.sd_x2
+            return SdX2(
+                source,
+                device=device,
+                dtype=numerics.get("dtype", own.dtype),
+                steps=own.steps,
+                tile=int(numerics.get("tile", own.tile)),
+                overlap=int(numerics.get("overlap", own.overlap)),
+            )
+        raise ModelMissing(f"no upscaler is named {name!r} in this release")

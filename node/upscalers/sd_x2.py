@@ -1,0 +1,383 @@
+"""``sd_x2``: the paper's upscaler (arXiv 2310.05299), diffusers' StableDiffusionLatentUpscalePipeline.
+
+The model is ``stabilityai/sd-x2-latent-upscaler``: Stable Diffusion's autoencoder (8 x 8 pixels to a latent
+of 4 channels) and a k-diffusion UNet that denoises the latents of an image twice as large. It was made for
+8-bit colour pictures; what this module adds is what a 16-bit radiograph needs: grey levels mapped by the
+image's own range, pixels encoded by the mode instead of a draw, decoding in float32 without the pipeline's
+own conversion to an 8-bit picture, and tiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.upscalers.numerics import cpu_numerics, device_of
+from node.upscalers.protocol import Upscaled, UpscaleTask
+from node.upscalers.tiles import TilePlan, blend
+from storage.errors import LatentPacsError
+
+if TYPE_CHECKING:
+    import torch
+
+Float = NDArray[np.float32]
+
+MODEL = "stabilityai/sd-x2-latent-upscaler"
+PIPELINE = "StableDiffusionLatentUpscalePipeline"
+
+_DTYPES = {
+    "fp32": "float32",
+    "float32": "float32",
+    "fp16": "float16",
+    "float16": "float16",
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+}
+# Tiles that go through the network together. A constant, not an option: another batch shape selects other
+# kernels and other rounding, so it would be another rendition. One tile keeps every core of a CPU busy.
+_BATCH = {"cpu": 1, "cuda": 4}
+# The UNet sees 2 latents per 8 pixels of the base and halves them three times.
+_TILE_UNIT = 32
+_DOUBLINGS = {2: 1, 4: 2}
+# The weights that are read, in the libraries' own order of preference.
+_WEIGHTS = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+}
+
+
+class WeightsNotFound(LatentPacsError):
+    """The model's files are absent, incomplete or damaged; the message says how to get them."""
+
+
+class NotFinite(LatentPacsError):
+    """The network returned NaN or infinity, as half precision may: such pixels are never used."""
+
+
+class SdX2:
+    """The x2 model once for scale 2, twice in a row for scale 4 (the paper's 512 and 256 to 1024).
+
+    ``source`` is a folder as ``hf download`` makes it, or a model id on the hub. ``tile`` and ``overlap``
+    count pixels of the base. Nothing is read before it is needed; once loaded, the model stays.
+    """
+
+    name = "sd_x2"
+    method = "LDM_UPSCALE_1"
+    generative = True
+    guided = False  # the paper's model as it was published
+    detail = 0.0
+    consistent = False  # the autoencoder alone moves every pixel: the engine projects
+    files: tuple[tuple[str, Path], ...] = ()  # gigabytes, published by others: they stay where they are installed
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        steps: int = 20,
+        tile: int = 256,
+        overlap: int = 32,
+    ) -> None:
+        if dtype != "auto" and dtype not in _DTYPES:
+            raise ValueError(f"sd_x2: dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}")
+        if tile < 2 * _TILE_UNIT or tile % _TILE_UNIT:
+            raise ValueError(f"sd_x2: tile {tile} is not a multiple of {_TILE_UNIT}, at least {2 * _TILE_UNIT}")
+        if not 0 < overlap <= tile // 2:
+            raise ValueError(f"sd_x2: overlap {overlap} is outside 1 .. {tile // 2}, half a tile")
+        if steps < 1:
+            raise ValueError(f"sd_x2: {steps} steps; it takes one at least")
+        self.steps = steps
+        self._source = source
+        self._device_name = device
+        self._dtype_name = dtype
+        self._tile = tile
+        self._overlap = overlap
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 over the sorted (relative path, SHA-256) of the weight files that are loaded."""
+        digest = hashlib.sha256()
+        for path in sorted(weight_files(self._folder)):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(self._folder).as_posix()} {content}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        import torch
+
+        found = cpu_numerics() | {
+            "device": self._device.type,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "diffusers": version("diffusers"),
+            "transformers": version("transformers"),
+            "tile": str(self._tile),
+            "overlap": str(self._overlap),
+            "batch": str(self._batch),
+        }
+        if self._device.type == "cuda":
+            found["gpu"] = torch.cuda.get_device_name(self._device)
+            cudnn: Any = torch.backends.cudnn
+            found["cudnn"] = str(cudnn.version())
+        else:
+            # Sums are split among the threads: another number of threads rounds differently.
+            found["threads"] = str(torch.get_num_threads())
+        return found
+
+    def upscale(self, task: UpscaleTask) -> Upscaled:
+        """See Protocol. All randomness is the noise of the whole image, from ``task.seed``, on the CPU."""
+        import torch
+
+        operator = task.operator
+        if operator.scale not in _DOUBLINGS:
+            raise ValueError(f"sd_x2 does not do scale {operator.scale}, only 2 and 4")
+        if task.base.shape != (operator.low_rows, operator.low_columns):
+            raise ValueError(f"sd_x2: base {task.base.shape} does not belong to {operator}")
+        if task.steps < 1:
+            raise ValueError(f"sd_x2: {task.steps} steps; it takes one at least")
+        low, span = np.float32(task.minimum), np.float32(task.maximum - task.minimum)
+        if span <= 0:
+            return Upscaled(np.full((operator.rows, operator.columns), low, dtype=np.float32))
+        generator = torch.Generator("cpu").manual_seed(task.seed)
+        # One range for the image, never one per tile: tiles must agree on what a grey level means.
+        image = (task.base - low) * (2 / span) - 1
+        for _ in range(_DOUBLINGS[operator.scale]):
+            image = self._double(image, task.steps, generator)
+        # Where rows or columns are no multiple of the scale, D has shrunk by a little less than the scale,
+        # and a crop would shift the far border by up to scale - 1 pixels. U resamples; else it returns its
+        # input.
+        image = np.clip(operator.up(image), -1, 1)
+        return Upscaled(np.asarray((image + 1) * (span / 2) + low, dtype=np.float32))
+
+    def _double(self, image: Float, steps: int, generator: torch.Generator) -> Float:
+        """``image`` in [-1, 1], float32 (rows, columns), at twice the size."""
+        import torch
+
+        rows, columns = image.shape
+        stride = self._network.stride
+        plan = TilePlan.cover(rows, columns, tile=self._tile, overlap=self._overlap, align=stride)
+        margin = ((0, plan.rows - rows), (0, plan.columns - columns))
+        canvas = torch.from_numpy(np.pad(image, margin, mode="symmetric"))[None]
+        # Overlapping tiles share their noise: they draw nearly the same picture where they overlap.
+        shape = (self._network.channels, plan.rows // stride * 2, plan.columns // stride * 2)
+        noise = torch.randn(shape, generator=generator)
+        doubled = blend(plan.scaled(2), self._tiles(plan, canvas, noise, steps))
+        return np.clip(doubled[: rows * 2, : columns * 2], -1, 1)
+
+    def _tiles(self, plan: TilePlan, canvas: torch.Tensor, noise: torch.Tensor, steps: int) -> Iterator[Float]:
+        """The doubled tiles in plan order; the last batch is filled up with copies of its last tile."""
+        import torch
+
+        tile, stride = plan.tile, self._network.stride
+        side = tile * 2 // stride
+        positions = plan.positions
+        for first in range(0, len(positions), self._batch):
+            wanted = positions[first : first + self._batch]
+            batch = wanted + wanted[-1:] * (self._batch - len(wanted))
+            pixels = [canvas[:, top : top + tile, left : left + tile] for top, left in batch]
+            corners = [(top * 2 // stride, left * 2 // stride) for top, left in batch]
+            latents = [noise[:, top : top + side, left : left + side] for top, left in corners]
+            doubled = self._network.double(torch.stack(pixels), torch.stack(latents), steps)
+            yield from doubled[: len(wanted)].numpy()
+
+    @cached_property
+    def _folder(self) -> Path:
+        folder = find_weights(self._source)
+        weight_files(folder)
+        return folder
+
+    @cached_property
+    def _network(self) -> _Network:
+        return _Network(self._folder, self._device, self._dtype)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return device_of(self._device_name)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the UNet. On CUDA float16: what its authors publish it for, and finer than bfloat16."""
+        import torch
+
+        if self._dtype_name == "auto":
+            return torch.float16 if self._device.type == "cuda" else torch.float32
+        dtype: torch.dtype = getattr(torch, _DTYPES[self._dtype_name])
+        return dtype
+
+    @property
+    def _batch(self) -> int:
+        return _BATCH.get(self._device.type, 1)
+
+
+class _Network:
+    """The loaded pipeline. Its UNet runs in the chosen dtype, its autoencoder always in float32.
+
+    The pixels themselves go through the autoencoder: near white, bfloat16 has steps of 8 in 4096 grey levels.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        import torch
+
+        pipeline = _load(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        with _quiet(), torch.no_grad():
+            # Guidance 0 means the empty prompt, always: embed it once and let the text encoder go.
+            embedding, _, pooled, _ = pipeline.encode_prompt("", "cpu", do_classifier_free_guidance=False)
+            pipeline.text_encoder = pipeline.tokenizer = None
+            pipeline.vae.to(device)
+            pipeline.unet.to(device, dtype)
+        self._pipeline = pipeline
+        self._device = device
+        self._embedding = embedding.to(device, dtype)
+        self._pooled = pooled.to(device, dtype)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent along one side: 8."""
+        return int(self._pipeline.vae_scale_factor)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent: 4."""
+        return int(self._pipeline.vae.config.latent_channels)
+
+    def double(self, pixels: torch.Tensor, noise: torch.Tensor, steps: int) -> torch.Tensor:
+        """Grey tiles (n, 1, t, t) in [-1, 1], unit noise (n, 4, t/4, t/4): grey tiles (n, 2t, 2t), float32.
+
+        Given latents both as ``image`` and as ``latents`` the pipeline draws nothing itself, and Euler's
+        method without churn is deterministic: ``noise`` is all the randomness there is.
+        """
+        import torch
+
+        vae = self._pipeline.vae
+        scaling = vae.config.scaling_factor
+        with torch.no_grad(), _quiet(), _repeatable(self._device):
+            colour = pixels.to(self._device).expand(-1, 3, -1, -1)
+            small = vae.encode(colour).latent_dist.mode() * scaling
+            drawn = self._pipeline(
+                image=small,
+                latents=noise.to(self._embedding.dtype),
+                num_inference_steps=steps,
+                guidance_scale=0,
+                prompt_embeds=self._embedding.expand(len(pixels), -1, -1),
+                pooled_prompt_embeds=self._pooled.expand(len(pixels), -1),
+                output_type="latent",
+            ).images
+            grey: torch.Tensor = vae.decode(drawn.float() / scaling).sample.mean(dim=1).cpu()
+        if not bool(torch.isfinite(grey).all()):
+            raise NotFinite(
+                f"sd_x2 returned values that are not finite in {self._embedding.dtype}; "
+                "set reconstruct.sd_x2.dtype to float32 in config.yaml"
+            )
+        return grey
+
+
+def find_weights(source: str) -> Path:
+    """The folder of the model: ``source`` itself, or the hub's snapshot of it (downloaded unless offline)."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    # The root of the hub's HTTP errors is another package's class in each of its releases; this name stays.
+    errors: Any = import_module("huggingface_hub.errors")
+    components = [f"{component}/{names[0]}" for component, names in _WEIGHTS.items()]
+    patterns = ["model_index.json", "*/*.json", "tokenizer/*", *components]
+    try:
+        with _quiet():
+            return Path(snapshot_download(source, allow_patterns=patterns))
+    except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
+        raise _not_found(f"{source!r} is no folder, and no model in reach on the hub") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files diffusers loads from ``folder``; ``WeightsNotFound`` where the model is incomplete."""
+    try:
+        index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _not_found(f"{folder} has no readable model_index.json") from error
+    if index.get("_class_name") != PIPELINE:
+        raise _not_found(f"{folder} holds a {index.get('_class_name')}, not a {PIPELINE}")
+    for needed in (
+        "scheduler/scheduler_config.json",
+        "tokenizer",
+        *(f"{part}/config.json" for part in _WEIGHTS),
+    ):
+        if not (folder / needed).exists():
+            raise _not_found(f"{folder} is incomplete, {needed} is missing")
+    found = []
+    for component, names in _WEIGHTS.items():
+        present = [folder / component / name for name in names if (folder / component / name).is_file()]
+        if not present:
+            raise _not_found(f"{folder} is incomplete, {component}/{names[0]} is missing")
+        found.append(present[0])
+    return found
+
+
+def _load(folder: Path) -> Any:
+    from diffusers import StableDiffusionLatentUpscalePipeline
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet():
+            pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _not_found(f"{folder} cannot be loaded ({reason})") from error
+    for component in _WEIGHTS:
+        getattr(pipeline, component).float().eval()
+    return pipeline
+
+
+def _not_found(reason: str) -> WeightsNotFound:
+    return WeightsNotFound(
+        f"sd_x2 has no weights: {reason}; run `hf download {MODEL} --local-dir FOLDER` and set "
+        "reconstruct.sd_x2.weights in config.yaml to that folder"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars, advice or warnings from the libraries inside; their own settings are back afterwards."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers  # its switch for bars is the hub's as well
+
+    before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in (diffusers, transformers)]
+    try:
+        for library, _, _ in before:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
+
+
+def _repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """On CUDA: the same convolution algorithms every time, in true float32 where float32 is asked for."""
+    if device.type != "cuda":
+        return nullcontext()
+    import torch
+
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags

@@ -1,0 +1,1 @@
+"""The processes that own torch and the device: pool, requests, and what each request does."""

@@ -1,0 +1,137 @@
+"""One rendition audited in a worker: made anew, compared with what was recorded, and measured where it can be."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.codec.rendering import read_pair, rendered
+from node.upscalers.catalogue import Catalogue
+from storage.records import Verdict
+
+if TYPE_CHECKING:
+    from node.fidelity.gate import Reference
+
+_OVERVIEW, _DETAIL = 520, 256
+"""Pixels: the longer side of a whole image, the side of a detail at full resolution."""
+
+_SHOWN_FULL = 99.0
+"""Percentile of the absolute difference that is shown in full colour."""
+
+Pixels = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """Make a rendition anew. ``original``: to measure against, where it is held; ``pictures``: what to show of it too.
+
+    ``model``: as of ReconstructRequest.
+    """
+
+    base: Path
+    rendition: Path
+    original: Path | None = None
+    original_digest: str = ""
+    model: Path | None = None
+    pictures: bool = False
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The original, the reconstruction and their difference, for people: uint8, (rows, columns) grey, and RGB.
+
+    In the difference black is none, orange brighter, blue darker, full colour at ``reach`` grey levels, which is
+    ``share`` of the display window. ``whole`` images are scaled down; ``detail`` is around the greatest error.
+    """
+
+    whole: tuple[NDArray[np.uint8], ...]
+    detail: tuple[NDArray[np.uint8], ...]
+    reach: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What came out. ``recorded``: what the rendition says of itself; ``now``: measured anew, None without an original.
+
+    ``original_whole`` is False where the original's bytes have another digest: then nothing was measured against it.
+    """
+
+    pixel_digest: str
+    recorded_digest: str
+    numerics: dict[str, str]
+    recorded_numerics: dict[str, str]
+    recorded: Verdict
+    now: Verdict | None = None
+    original_whole: bool = True
+    sight: Sight | None = None
+
+
+def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
+    """Raises ModelMissing or PayloadError where the rendition cannot be made."""
+    from node.codec.source import read_original
+    from node.fidelity.gate import measure
+
+    base, rendition = read_pair(request.base, request.rendition)
+    made = rendered(base, rendition, catalogue, request.model)
+    told = (made.digest, rendition.output_digest, made.numerics, rendition.numerics, rendition.verdict)
+    if request.original is None:
+        return Audited(*told)
+    with request.original.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != request.original_digest:
+            return Audited(*told, original_whole=False)
+    _, reference = read_original(request.original, request.original_digest)
+    sight = _sight(reference, made.pixels) if request.pictures else None
+    return Audited(*told, now=measure(reference, made.pixels, None), sight=sight)
+
+
+def _sight(reference: Reference, made: Pixels) -> Sight:
+    from node.fidelity.regions import Window
+
+    original, window = reference.pixels, reference.window
+    difference = made.astype(np.float32) - original
+    size = np.abs(difference)
+    reach = max(float(np.percentile(size, _SHOWN_FULL)), 1.0)
+    near = tuple(
+        slice(start, start + _DETAIL)
+        for start in (
+            max(0, min(int(place) - _DETAIL // 2, length - _DETAIL))
+            for place, length in zip(np.unravel_index(int(size.argmax()), size.shape), size.shape, strict=True)
+        )
+    )
+    low, high = (float(value) for value in np.percentile(original[near], [0.5, 99.5]))
+    own = Window(low, high) if high - low >= 1 else window
+
+    def grey(pixels: NDArray[np.generic], seen: Window) -> NDArray[np.uint8]:
+        shown = seen.show(pixels)
+        return np.asarray(((1.0 - shown if reference.inverted else shown) * 255).round(), dtype=np.uint8)
+
+    factor = max(1, -(-max(original.shape) // _OVERVIEW))
+    small = (grey(_blocks(pixels, factor).mean(axis=(1, 3)), window) for pixels in (original, made))
+    whole = (*small, _coloured(_strongest(_blocks(difference, factor)) / reach))
+    detail = (grey(original[near], own), grey(made[near], own), _coloured(difference[near] / reach))
+    return Sight(whole, detail, reach, reach / window.width)
+
+
+def _blocks(image: NDArray[Any], factor: int) -> NDArray[Any]:
+    """``image`` as blocks of ``factor`` pixels a side, in axes 1 and 3; what is left over is cut off."""
+    rows, columns = (length // factor for length in image.shape)
+    return image[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+
+
+def _strongest(blocks: NDArray[Any]) -> NDArray[np.float32]:
+    """Of each block the difference that is furthest from none: a mean would hide single pixels."""
+    most, least = blocks.max(axis=(1, 3)), blocks.min(axis=(1, 3))
+    return np.asarray(np.where(most > -least, most, least), dtype=np.float32)
+
+
+def _coloured(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """-1 is blue, 0 black, 1 orange."""
+    strength = np.clip(np.abs(share), 0.0, 1.0)[..., None]
+    colour = np.where((share > 0)[..., None], (255, 160, 60), (80, 150, 255))
+    return np.asarray((colour * strength).round(), dtype=np.uint8)

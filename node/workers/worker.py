@@ -1,0 +1,232 @@
+"""What runs inside a worker process: the requests, their answers, and the state a worker keeps between them.
+
+Requests and answers are small picklable dataclasses; images travel as files. Nothing here knows of DIMSE or the
+index. A crash in a decoder or in torch ends this process only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from node.codec.encoding import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
+from node.codec.rendering import read_pair, reconstructed
+from node.config import ReconstructSettings
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.installed import Installed, installed
+from node.workers.auditing import Audited, AuditRequest, audit
+from node.workers.memory import give_back, keep_freed
+from storage import coders
+from storage.content import same_content
+from storage.dicomfile import HeaderBytes, accept_odd_values
+from storage.errors import PixelError
+from storage.originals import pack_original, restore_original
+from storage.payload import Base
+from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
+from storage.records import Rung
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """Append the pixels of a rendition to ``target`` (a file that ends where pixel data begins).
+
+    ``model``: a folder with the model that the archive kept, for one that is not installed any more.
+    """
+
+    base: Path
+    rendition: Path
+    target: Path
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """What is installed: the model for new renditions or, by name and digest, another one."""
+
+    upscaler: str = ""
+    weights_digest: str = ""
+
+
+@dataclass(frozen=True)
+class ReadyRequest:
+    """Load what the first reconstruction needs: libraries take seconds that its viewer would wait."""
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """Decode the first frame of an encapsulated image, to see whether it can be decoded."""
+
+    original: Path
+
+
+@dataclass(frozen=True)
+class DigestRequest:
+    """SHA-256 of a single-frame image's stored values, decoded."""
+
+    original: Path
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Whether two files hold the same elements and pixels; the answer is ``same`` or ``different``."""
+
+    one: Path
+    other: Path
+
+
+@dataclass(frozen=True)
+class TranscodeRequest:
+    """Write ``source`` to ``target`` in another transfer syntax, native or lossless."""
+
+    source: Path
+    target: Path
+    transfer_syntax_uid: str
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """Write the packed form of an original to ``target``, proved to give its bytes back; the answer is empty.
+
+    Raises KeptVerbatim or ProofFailed.
+    """
+
+    original: Path
+    original_digest: str
+    target: Path
+    coder: str
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """Write the received bytes of a packed original to ``target``, checked against their digest."""
+
+    packed: Path
+    original_digest: str
+    target: Path
+
+
+DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest | PackRequest | RestoreRequest
+"""Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
+written in C may end its process on a hostile codestream."""
+
+Request = (
+    EncodeRequest | ReverifyRequest | ReconstructRequest | AuditRequest | ModelRequest | ReadyRequest | DecodeRequest
+)
+Answer = EncodeResult | Installed | Audited | str
+
+NICE = 12
+"""Of workers: associations come first."""
+
+_catalogue: Catalogue | None = None
+
+
+def start(settings: ReconstructSettings, nice: int = NICE) -> None:
+    """Process initialiser: runs once in each worker, before its first request."""
+    global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
+    _catalogue = Catalogue(settings)
+    accept_odd_values()
+    keep_freed()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.nice(nice)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if settings.threads:
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+
+
+def answer(request: Request) -> Answer:
+    """Carry out one request. Errors travel back to the parent as exceptions."""
+    assert _catalogue is not None, "the worker was not started"
+    try:
+        return _answer(request, _catalogue)
+    finally:
+        give_back()
+
+
+def _answer(request: Request, catalogue: Catalogue) -> Answer:
+    if isinstance(request, EncodeRequest):
+        return encode_and_verify(request, catalogue)
+    if isinstance(request, ReverifyRequest):
+        return reverify(request, catalogue)
+    if isinstance(request, ReconstructRequest):
+        return reconstruct_to_file(request, catalogue)
+    if isinstance(request, AuditRequest):
+        return audit(request, catalogue)
+    if isinstance(request, ModelRequest):
+        return installed(
+            catalogue.by_digest(request.upscaler, request.weights_digest)
+            if request.upscaler
+            else catalogue.configured()
+        )
+    if isinstance(request, ReadyRequest):
+        get_ready(catalogue)
+        return ""
+    return decode(request)
+
+
+def decode(request: DecodeRequest) -> str:
+    """Carry out what only needs a decoder."""
+    if isinstance(request, CheckRequest):
+        return check_codestream(request)
+    if isinstance(request, DigestRequest):
+        return pixel_digest(integer_pixels(request.original))
+    if isinstance(request, CompareRequest):
+        return "same" if same_content(request.one, request.other) else "different"
+    if isinstance(request, PackRequest):
+        request.target.write_bytes(pack_original(request.original, request.coder, request.original_digest))
+        return ""
+    if isinstance(request, RestoreRequest):
+        restore_original(request.packed, request.original_digest, request.target)
+        return ""
+    transcode(request.source, request.target, UID(request.transfer_syntax_uid))
+    return ""
+
+
+def get_ready(catalogue: Catalogue) -> None:
+    """Make one small black image: what is loaded when it is first used is loaded then."""
+    from node.codec.engine import reconstruct
+    from node.codec.guide import LEVEL_TILE, Guide, grid
+
+    upscaler, rung, side = catalogue.configured(), Rung(2, "avif", 1.0, sample_bits=12), 64
+    coded = coders.encode(np.zeros((side, side), dtype=np.uint16), rung)
+    header = HeaderBytes(ExplicitVRLittleEndian, b"", b"")
+    base = Base(rung, 2 * side, 2 * side, 12, 0, 1, None, 0, 0, 1.0, "", "", "OW", header, coded)
+    levels = np.ones(grid(base.rows, base.columns, LEVEL_TILE), dtype=np.uint8)
+    guide = Guide.neutral(base.rows, base.columns, levels) if upscaler.guided else None
+    reconstruct(base, upscaler, seed=0, steps=upscaler.steps, guide=guide)
+
+
+def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> str:
+    """Append the rendition's pixels, little endian, to the target; returns their digest.
+
+    Raises RenditionMismatch, and leaves the target alone, where they are not the pixels that were verified.
+    """
+    base, rendition = read_pair(request.base, request.rendition)
+    pixels = reconstructed(base, rendition, catalogue, request.model)
+    with request.target.open("ab") as out:
+        out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
+    return rendition.output_digest
+
+
+def check_codestream(request: CheckRequest) -> str:
+    """Why the first frame cannot be decoded; empty when it can."""
+    try:
+        decode_frame(request.original)
+    except PixelError as error:
+        return str(error)
+    return ""
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would otherwise wait for work for ever."""
+    from multiprocessing import connection, parent_process
+
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
