@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -22,7 +21,7 @@ class InstanceState(StrEnum):
     MEASURED = "measured"
     """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
     EXACT = "exact"
-    """Not eligible, or no rung passed: bit-exact for ever. ``reason`` says why."""
+    """Not eligible, or nothing passed: bit-exact for ever. ``reason`` says why."""
     WITHDRAWN = "withdrawn"
     """Its rendition failed an audit (``reason`` says how) and stands for it no more. Served bit-exact."""
     FAILED = "failed"
@@ -30,23 +29,20 @@ class InstanceState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One step of the ladder: how a base is made.
+class OperatingPoint:
+    """How a base is made.
 
-    ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL
-    Butteraugli distance, or how coarse ``avif`` is on that scale; 0 for a lossless base. ``effort``: coder
-    effort. ``sample_bits``: base samples are scaled by a power of two so that the full range of the image takes this
-    many bits (0: unscaled).
+    ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL's
+    Butteraugli distance; 0 for a lossless base. ``effort``: coder effort, 1 to 9.
     """
 
     scale: int
     coder: str
     distance: float = 0.0
     effort: int = 7
-    sample_bits: int = 0
 
     def __str__(self) -> str:
-        lossy = f" d{self.distance:g}" if self.distance else ""
+        lossy = f" d{self.distance:.3g}" if self.distance else ""
         return f"x{self.scale} {self.coder}{lossy}"
 
 
@@ -85,9 +81,10 @@ class NewInstance:
 class Verdict:
     """What the gate says of one reconstruction against its own original.
 
-    ``psnr_db``: over breast tiles, peak = the display window's width. ``fsim_mean`` and ``fsim_p5``: over 256 x 256
-    tiles with breast in them. ``figures``: every further measure by name. ``failures``: one sentence per
-    threshold missed; empty means passed.
+    ``psnr_db``, ``fsim_mean``, ``fsim_p5``: of what is served, beside the paper's figures; they gate nothing. PSNR is
+    over tiles with breast, its peak the display window's width; FSIM over 256 x 256 tiles with breast in them.
+    ``figures``: every further measure by name (docs/METRICS.md). ``failures``: one sentence per threshold missed;
+    empty means passed.
     """
 
     psnr_db: float
@@ -105,46 +102,57 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What a reconstruction must keep to; config.yaml says of each where its value comes from.
+    """What a reconstruction must keep to against its own original; config.yaml says where each value comes from.
 
-    The first three are of the image, all others of each tile, and by default let everything through. Errors are
-    absolute, in units of local noise, or of the display window's width where it says so.
+    Of the structure (the reconstruction before noise is drawn):
+
+    - ``lines``: 99.9th percentile of coherent error along lines at widths of 1.2, 2.5 and 5 pixels, in units of the
+      original's noise in the same filters; ``lines_tile`` times that in 95% of tiles, ``lines_most`` times that at
+      any pixel;
+    - ``lost``: share of the RMS of each octave band (about 2, 4, 8 and 16 pixels) that is lost;
+    - ``shift`` of any tile's mean, and ``slow``, the RMS of the error below all bands, in window widths;
+    - ``outside``: greatest error out of the breast, in window widths;
+    - ``speck``: strength (contrast over what noise does to the same filter) from which a bright speck counts, and
+      ``speck_near`` for specks near two such ones; ``speck_least`` and ``speck_most``: share of its contrast that it
+      must keep and may not exceed; ``speck_new``: strength from which a speck counts as invented where the original
+      is less than half as strong.
+
+    Of what is served: ``spectrum_db`` of each band's energy over the original's, for the image, and
+    ``spectrum_tile_db`` in 95% of its tiles; ``repeat``: greatest autocorrelation of what was drawn, beyond 48
+    pixels; ``quiet``: greatest change by drawing where the original is flat, in window widths.
     """
 
-    fsim_mean: float
-    fsim_p5: float
-    psnr_db: float
-    fsim_worst: float = 0.0
-    error_p999: float = math.inf
-    error_max: float = math.inf
-    shift: float = math.inf
-    """Of a tile's mean, in window widths."""
-    outside: float = math.inf
-    """Greatest error out of the breast, in window widths."""
-    speck: float = math.inf
-    """Strength (contrast over what noise does to the same filter) from which a bright speck must be kept."""
-    speck_near: float = math.inf
-    """The same for specks in a cluster: near two others of strength ``speck``."""
-    speck_kept: float = 0.5
-    """Share of its contrast below which a speck counts as lost."""
-    speck_new: float = math.inf
-    """Strength from which a speck counts as invented, where the original is less than half as strong."""
+    lines: tuple[float, float, float] = (4.0, 2.0, 0.8)
+    lines_tile: float = 1.5
+    lines_most: float = 2.0
+    lost: tuple[float, float, float, float] = (1.05, 1.0, 0.75, 0.35)
+    shift: float = 0.002
+    slow: float = 0.004
+    outside: float = 0.1
+    speck: float = 5.0
+    speck_near: float = 4.0
+    speck_least: float = 0.95
+    speck_most: float = 1.05
+    speck_new: float = 6.0
+    spectrum_db: float = 1.0
+    spectrum_tile_db: float = 2.0
+    repeat: float = 0.1
+    quiet: float = 0.002
 
 
 @dataclass(frozen=True)
-class RungOutcome:
-    """One rung tried on one image, kept for ``instance show``: its size, its verdict, its seconds.
+class Trial:
+    """One operating point tried on one image, kept for ``instance show``.
 
-    ``forecast``: it was not tried on the whole image; size and figures were forecast from a sample of its tiles.
-    ``coarseness``: hex of the base's map where it has one, so that a lost base can be made again.
+    ``sample``: it was tried on a sample of the image only, and ``payload_bytes`` is an estimate.
     """
 
-    rung: str
+    point: str
+    upscaler: str
     payload_bytes: int
-    verdict: Verdict
+    failures: tuple[str, ...]
     seconds: float
-    forecast: bool = False
-    coarseness: str = ""
+    sample: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,12 +164,12 @@ class NewRendition:
     base_bytes: int
     rendition_digest: str
     rendition_bytes: int
-    rung: str
+    point: str
     upscaler: str
     weights_digest: str
     output_digest: str
     verdict: Verdict
-    tried: tuple[RungOutcome, ...]
+    tried: tuple[Trial, ...]
     seconds: float
     recipe: str = ""
     """How the model was used: its steps and detail."""
@@ -176,7 +184,7 @@ class StoredRendition:
     base_bytes: int
     rendition_digest: str
     rendition_bytes: int
-    rung: str
+    point: str
     upscaler: str
     weights_digest: str
     output_digest: str

@@ -1,0 +1,351 @@
+"""The noise that a structure lacks: measured by the encoder, told in some hundred bytes, drawn by the decoder.
+
+The model is the classical one of quantum and grain noise, a Gaussian field with three parts:
+
+- its spectrum, two-dimensional: the original's noise power spectrum less the structure's, so that detector blur,
+  sharpening and film grain are all in it (averaged periodograms over local variance, IEC 62220-1);
+- its standard deviation as a curve of the structure's own grey level;
+- a coarse map of the place: by how much more or less it varies there than the curve says.
+
+To draw: white noise from a counter-based generator, keyed by the object and by the pixel's position, filtered by the
+root of the spectrum, times curve, times map. The result does not depend on how an image is cut into tiles.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import PayloadError
+
+if TYPE_CHECKING:
+    import torch
+
+Float = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Codes = NDArray[np.uint8]
+
+LEVELS = 32
+"""Knots of the curve, evenly spaced between the image's extreme values."""
+PLACE = 64
+"""Side of the cells of the map of the place, in pixels."""
+SPECTRUM = (65, 33)
+"""Frequencies of the stored spectrum: vertical -0.5 to 0.5, horizontal 0 to 0.5 cycles per pixel."""
+_WINDOW = 128
+"""Side of the periodograms, in pixels."""
+_REACH = 32
+"""Half the side of the drawing filter, in pixels."""
+_SQUARE = 512
+"""Side of the Fourier transforms of the drawing filter: 448 pixels and a rim of ``_REACH`` on each side."""
+_BLOCK = 256
+"""Side of the blocks of white noise that have a key of their own."""
+_PER_OCTAVE = 8.0
+"""Steps of the codes of curve and map per doubling of the standard deviation: 0.75 dB."""
+_POWER_STEP = 0.25
+"""Octaves of power per step of the spectrum's codes: 0.75 dB."""
+_CLIPPED = 4.0
+"""Residuals beyond so many local standard deviations are structure, and are cut to that before they are squared."""
+_HEADER = struct.Struct("<BHHffIIB")
+_FORMAT = 1
+_MAD = 0.6745
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """What is missing in a structure of ``rows`` x ``columns`` pixels.
+
+    ``curve``: uint8 (LEVELS,), standard deviation per knot, as ``_deviations`` reads it, of levels from ``low`` to
+    ``high``. ``place``: uint8 (rows / PLACE, columns / PLACE), likewise, times 2**-8; 0 is none. ``spectrum``: uint8
+    SPECTRUM, power of the noise per frequency over the greatest, 255 less ``_POWER_STEP`` octaves a step; 0 is none.
+    """
+
+    rows: int
+    columns: int
+    low: float
+    high: float
+    curve: Codes
+    place: Codes
+    spectrum: Codes
+
+    def deviation(self, structure: Float) -> Float:
+        """Standard deviation of the missing noise at each pixel of a structure, float32, in grey levels."""
+        import torch
+
+        level = torch.from_numpy(structure).sub(self.low).mul_((LEVELS - 1) / max(self.high - self.low, 1e-6))
+        level.clamp_(0, LEVELS - 1)
+        knots = torch.from_numpy(_deviations(self.curve))
+        lower = level.floor().clamp_(max=LEVELS - 2)
+        share = level.sub_(lower)
+        index = lower.to(torch.int32)
+        found = knots[index]
+        found += share * (knots[index + 1] - found)
+        found *= torch.from_numpy(_spread(_deviations(self.place) / np.float32(256), self.rows, self.columns))
+        return found.numpy()
+
+    def draw(self, structure: Float, seed: int) -> Float:
+        """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``."""
+        import torch
+
+        noise = unit_noise(self.rows, self.columns, self.spectrum, seed)
+        return torch.from_numpy(noise).mul_(torch.from_numpy(self.deviation(structure))).numpy()
+
+
+# --- measuring ------------------------------------------------------------------------------------------------
+
+
+def measure_noise(original: Float, structure: Float, breast: Mask, counted: Mask) -> NoiseModel:
+    """The model of what ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
+
+    ``breast``: where the spectrum is measured. ``counted``: where the residual is noise at all: not padding, not what
+    is stored in another way.
+    """
+    rows, columns = original.shape
+    residual = _without_structure(original - structure, counted)
+    low, high = float(original[counted].min()), float(original[counted].max())
+    energy = np.square(residual)
+    curve = _curve(structure, energy, counted & breast, low, high)
+    model = NoiseModel(rows, columns, low, high, curve, np.zeros((0, 0), np.uint8), np.zeros(SPECTRUM, np.uint8))
+    place = _place(energy, model, structure, counted)
+    spectrum = _spectrum(original, structure, residual, breast & counted)
+    return NoiseModel(rows, columns, low, high, curve, place, spectrum)
+
+
+def _without_structure(residual: Float, counted: Mask) -> Float:
+    """The residual with what exceeds the noise of its place cut down: noise has no such values, lost edges have."""
+    rows, columns = residual.shape
+    pad = (-rows % PLACE, -columns % PLACE)
+    sizes = np.where(counted, np.abs(residual), np.float32(np.nan))
+    cells = np.pad(sizes, ((0, pad[0]), (0, pad[1])), constant_values=np.nan)[::2, ::2]
+    half = PLACE // 2
+    cells = cells.reshape(cells.shape[0] // half, half, cells.shape[1] // half, half).transpose(0, 2, 1, 3)
+    flat = np.sort(cells.reshape(*cells.shape[:2], -1), axis=2)
+    known = (~np.isnan(flat)).sum(axis=2)
+    middle = np.take_along_axis(flat, (np.maximum(known, 1)[..., None] - 1) // 2, axis=2)[..., 0]
+    limit = np.where(known > 0, middle, 0).astype(np.float32) * np.float32(_CLIPPED / _MAD)
+    bound = np.repeat(np.repeat(limit, PLACE, axis=0), PLACE, axis=1)[:rows, :columns]
+    return np.where(counted, np.clip(residual, -bound, bound), np.float32(0))
+
+
+def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: float) -> Codes:
+    """Standard deviation per knot, from linearly weighted means of squares; knots without pixels take a neighbour's."""
+    level = np.clip((structure[counted] - low) * ((LEVELS - 1) / max(high - low, 1e-6)), 0, LEVELS - 1)
+    squares = energy[counted]
+    lower = np.minimum(level.astype(np.int32), LEVELS - 2)
+    share = level - lower
+    counts = np.bincount(lower, 1 - share, LEVELS) + np.bincount(lower + 1, share, LEVELS)
+    sums = np.bincount(lower, (1 - share) * squares, LEVELS) + np.bincount(lower + 1, share * squares, LEVELS)
+    known = counts > 200
+    if not known.any():
+        return np.zeros(LEVELS, dtype=np.uint8)
+    means = np.interp(np.arange(LEVELS), np.flatnonzero(known), sums[known] / counts[known])
+    return _codes(np.sqrt(means))
+
+
+def _place(energy: Float, model: NoiseModel, structure: Float, counted: Mask) -> Codes:
+    """By how much the energy of each cell differs from what the curve says, from cells blurred a little."""
+    from scipy.ndimage import gaussian_filter
+
+    flat = NoiseModel(
+        *(model.rows, model.columns, model.low, model.high, model.curve),
+        np.full((-(-model.rows // PLACE), -(-model.columns // PLACE)), _codes(np.array([256.0]))[0]),
+        model.spectrum,
+    )
+    expected = np.square(flat.deviation(structure)) * counted
+    found, wanted = (gaussian_filter(_cell_means(values), 0.4) for values in (energy, expected))
+    ratio = np.sqrt(np.divide(found, wanted, out=np.zeros_like(found), where=wanted > 0))
+    return _codes(np.clip(ratio * 256.0, 0, 256.0 * 16))
+
+
+def _cell_means(values: Float) -> Float:
+    rows, columns = (-(-length // PLACE) for length in values.shape)
+    pad = ((0, rows * PLACE - values.shape[0]), (0, columns * PLACE - values.shape[1]))
+    whole = np.pad(values, pad, mode="symmetric" if min(values.shape) > PLACE else "edge")
+    return np.asarray(whole.reshape(rows, PLACE, columns, PLACE).mean(axis=(1, 3)), dtype=np.float32)
+
+
+def _spectrum(original: Float, structure: Float, residual: Float, counted: Mask) -> Codes:
+    """Mean periodogram of the original less the structure's, tiles weighed by the variance of what is missing."""
+    window = np.outer(np.hanning(_WINDOW), np.hanning(_WINDOW)).astype(np.float32)
+    total = np.zeros((_WINDOW, _WINDOW // 2 + 1))
+    for row in range(0, original.shape[0] - _WINDOW + 1, _WINDOW // 2):
+        for column in range(0, original.shape[1] - _WINDOW + 1, _WINDOW // 2):
+            where = np.s_[row : row + _WINDOW, column : column + _WINDOW]
+            if not counted[where].all():
+                continue
+            variance = float(np.square(residual[where]).mean())
+            if variance <= 0:
+                continue
+            powers = [
+                np.square(np.abs(np.fft.rfft2(_detrended(image[where]) * window))) for image in (original, structure)
+            ]
+            total += (powers[0] - powers[1]) / variance
+    return spectrum_codes(total)
+
+
+def _detrended(tile: Float) -> Float:
+    """A tile less its mean and its slopes, which a periodogram would smear over all frequencies."""
+    rows, columns = tile.shape
+    down, across = np.linspace(-1, 1, rows, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
+    slope_down = (tile.mean(axis=1) @ down) / (down @ down)
+    slope_across = (tile.mean(axis=0) @ across) / (across @ across)
+    return np.asarray(tile - tile.mean() - slope_down * down[:, None] - slope_across * across, dtype=np.float32)
+
+
+def spectrum_codes(power: NDArray[np.float64]) -> Codes:
+    """A power spectrum, float64 (128, 65) in the order of ``numpy.fft.rfft2``, as the codes of SPECTRUM."""
+    shifted = np.maximum(np.fft.fftshift(power, axes=0), 0)
+    around = np.concatenate([shifted, shifted[:1]])  # -0.5 to 0.5
+    around = np.pad(around, ((1, 1), (1, 1)), mode="reflect")
+    weights = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
+    coarse = sum(
+        weights[i, j] * around[i : i + 129 : 2, j : j + 65 : 2] for i in range(3) for j in range(3)
+    )
+    top = float(np.max(coarse))
+    if top <= 0:
+        return np.zeros(SPECTRUM, dtype=np.uint8)
+    steps = np.log2(np.maximum(coarse / top, 1e-12)) / _POWER_STEP
+    return np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80)
+
+
+# --- drawing --------------------------------------------------------------------------------------------------
+
+
+def unit_noise(rows: int, columns: int, spectrum: Codes, seed: int) -> Float:
+    """Gaussian noise of unit variance and of that spectrum: float32 (rows, columns), the same on any tiling."""
+    import torch
+
+    kernel = _kernel(spectrum.tobytes())
+    white = torch.from_numpy(white_noise(rows + 2 * _REACH, columns + 2 * _REACH, seed))
+    result = torch.empty((rows, columns), dtype=torch.float32)
+    inner = _SQUARE - 2 * _REACH
+    for row in range(0, rows, inner):
+        band = torch.zeros((_SQUARE, -(-columns // inner) * inner + 2 * _REACH), dtype=torch.float32)
+        part = white[row : row + _SQUARE]
+        band[: part.shape[0], : part.shape[1]] = part
+        squares = band.unfold(1, _SQUARE, inner).transpose(0, 1)  # (n, _SQUARE, _SQUARE)
+        drawn = torch.fft.irfft2(torch.fft.rfft2(squares) * kernel, s=(_SQUARE, _SQUARE))
+        drawn = drawn[:, _REACH:-_REACH, _REACH:-_REACH].transpose(0, 1).reshape(inner, -1)
+        height = min(inner, rows - row)
+        result[row : row + height] = drawn[:height, :columns]
+    return result.numpy()
+
+
+def white_noise(rows: int, columns: int, seed: int) -> Float:
+    """Independent normal values, float32: Philox (Salmon et al. 2011) keyed by ``seed`` and the block of 256 pixels.
+
+    The raw output of a bit generator is the same in every release of numpy; 16 bits of it look a quantile up.
+    """
+    quantiles = _quantiles()
+    result = np.empty((rows, columns), dtype=np.float32)
+    for row in range(0, rows, _BLOCK):
+        for column in range(0, columns, _BLOCK):
+            key = (seed & 0xFFFFFFFF) | (row // _BLOCK) << 32 | (column // _BLOCK) << 48
+            raw = np.random.Philox(key=[key, 0x6C617465]).random_raw(_BLOCK * _BLOCK // 4)
+            values = quantiles[raw.view("<u2").reshape(_BLOCK, _BLOCK)]
+            place = result[row : row + _BLOCK, column : column + _BLOCK]
+            place[:] = values[: place.shape[0], : place.shape[1]]
+    return result
+
+
+@lru_cache(maxsize=1)
+def _quantiles() -> Float:
+    """65536 quantiles of the normal distribution, scaled to unit variance: float32."""
+    from scipy.special import ndtri
+
+    values = ndtri((np.arange(65536) + 0.5) / 65536)
+    return np.asarray(values / values.std(), dtype=np.float32)
+
+
+@lru_cache(maxsize=4)
+def _kernel(codes: bytes) -> torch.Tensor:
+    """The transform, complex64 (_SQUARE, _SQUARE / 2 + 1), of a filter of unit energy whose power is the spectrum's."""
+    import torch
+
+    stored = np.frombuffer(codes, np.uint8).reshape(SPECTRUM)
+    power = np.where(stored > 0, 2.0 ** ((stored.astype(np.float64) - 255) * _POWER_STEP), 0.0)
+    fine = _doubled(_doubled(power).T).T  # (129, 65)
+    half = np.fft.ifftshift(fine[:-1], axes=0)
+    impulse = np.fft.fftshift(np.fft.irfft2(np.sqrt(half), s=(_WINDOW, _WINDOW)))
+    middle = _WINDOW // 2
+    part = impulse[middle - _REACH : middle + _REACH + 1, middle - _REACH : middle + _REACH + 1]
+    taper = np.hanning(2 * _REACH + 3)[1:-1]
+    part = part * np.sqrt(np.outer(taper, taper))
+    energy = float(np.square(part).sum())
+    placed = np.zeros((_SQUARE, _SQUARE))
+    placed[: part.shape[0], : part.shape[1]] = part / np.sqrt(energy) if energy > 0 else 0
+    placed = np.roll(placed, (-_REACH, -_REACH), axis=(0, 1))
+    return torch.from_numpy(np.fft.rfft2(placed).astype(np.complex64))
+
+
+def _doubled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows interpolated linearly between neighbours: n to 2 n - 1."""
+    result = np.empty((2 * values.shape[0] - 1, values.shape[1]))
+    result[::2] = values
+    result[1::2] = (values[:-1] + values[1:]) / 2
+    return result
+
+
+def _spread(cells: Float, rows: int, columns: int) -> Float:
+    """Cells interpolated linearly between their middles; next to an empty cell nothing of it is mixed in."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(cells))[None, None]
+    size = (cells.shape[0] * PLACE, cells.shape[1] * PLACE)
+    fine = torch.nn.functional.interpolate(tensor, size=size, mode="bilinear", align_corners=False)[0, 0]
+    fine = fine[:rows, :columns].contiguous()
+    empty = np.repeat(np.repeat(cells == 0, PLACE, axis=0), PLACE, axis=1)[:rows, :columns]
+    if empty.any():
+        fine[torch.from_numpy(np.ascontiguousarray(empty))] = 0
+    return fine.numpy()
+
+
+def _codes(deviation: NDArray[np.generic]) -> Codes:
+    """Standard deviations as bytes: 0 for none, else 128 plus ``_PER_OCTAVE`` steps an octave, at least 1."""
+    values = np.asarray(deviation, dtype=np.float64)
+    steps = 128 + _PER_OCTAVE * np.log2(np.maximum(values, 1e-9))
+    return np.where(values > 2.0**-8, np.clip(np.rint(steps), 1, 255), 0).astype(np.uint8)
+
+
+def _deviations(codes: Codes) -> Float:
+    """The inverse of ``_codes``: float32."""
+    values = 2.0 ** ((codes.astype(np.float64) - 128) / _PER_OCTAVE)
+    return np.where(codes > 0, values, 0.0).astype(np.float32)
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------
+
+
+def encode_noise(model: NoiseModel) -> bytes:
+    """A model as bytes: header, curve, then map and spectrum as JPEG-LS."""
+    place, spectrum = (bytes(imagecodecs.jpegls_encode(part)) for part in (model.place, model.spectrum))
+    header = _HEADER.pack(_FORMAT, model.rows, model.columns, model.low, model.high, len(place), len(spectrum), LEVELS)
+    return header + model.curve.tobytes() + place + spectrum
+
+
+def decode_noise(data: bytes) -> NoiseModel:
+    """The inverse of ``encode_noise``. Raises PayloadError."""
+    try:
+        form, rows, columns, low, high, place_bytes, spectrum_bytes, levels = _HEADER.unpack_from(data)
+    except struct.error as error:
+        raise PayloadError(f"noise model is malformed: {error}") from error
+    if form != _FORMAT or levels != LEVELS:
+        raise PayloadError(f"noise model has format {form} with {levels} levels; this release reads {_FORMAT}")
+    at = _HEADER.size + LEVELS
+    ends = (at, at + place_bytes, at + place_bytes + spectrum_bytes)
+    if len(data) != ends[2] or not (np.isfinite(low) and np.isfinite(high)):
+        raise PayloadError("noise model is malformed: its length is not what its header says")
+    try:
+        place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in zip(ends, ends[1:], strict=False))
+    except Exception as error:
+        raise PayloadError(f"noise model cannot be decoded: {error}") from error
+    shape = (-(-rows // PLACE), -(-columns // PLACE))
+    if place.shape != shape or spectrum.shape != SPECTRUM or place.dtype != np.uint8 or spectrum.dtype != np.uint8:
+        raise PayloadError(f"noise model is malformed: map {place.shape}, spectrum {spectrum.shape}")
+    curve = np.frombuffer(data, np.uint8, LEVELS, _HEADER.size)
+    return NoiseModel(rows, columns, low, high, curve, place, spectrum)
