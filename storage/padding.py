@@ -143,7 +143,8 @@ def _values_of_picture(data: bytes, mask: Mask) -> Pixels:
     box = _box(mask)
     lowest, width = _PICTURED.unpack_from(data)
     kind = np.uint8 if width == 1 else np.uint16
-    picture = _unpacked_picture(data[_PICTURED.size :], *mask[box].shape, kind)
+    rows, columns = mask[box].shape
+    picture = _unpacked_picture(data[_PICTURED.size :], rows, columns, kind)
     return _raised(picture[mask[box]], lowest)
 
 
@@ -194,7 +195,7 @@ def _unpacked_positions(data: bytes, size: int) -> NDArray[np.intp]:
     there = coded != _ESCAPE
     steps = coded.astype(np.int64)
     steps += there
-    positions = np.cumsum(steps)[there] - 1
+    positions: NDArray[np.intp] = np.cumsum(steps)[there] - 1
     if positions.size and positions[-1] >= size:
         raise PayloadError(f"padding position {int(positions[-1])} lies beyond {size} pixels")
     return positions

@@ -23,7 +23,8 @@ from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.padding import FORMAT as PADDING_FORMAT
 from storage.padding import pack_mask as pack_mask
-from storage.padding import unpack_mask, unpack_padding
+from storage.padding import unpack_mask as unpack_mask
+from storage.padding import unpack_padding
 from storage.records import Rung, RungOutcome, Verdict
 from storage.resample import OPERATOR, Operator
 
