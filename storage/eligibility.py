@@ -1,8 +1,8 @@
 """Why an image is left out of reconstruction: one sentence for each reason, the same for every image.
 
-The index keeps the sentence as the instance's reason, and ``latent-pacs status`` counts instances by it. What a sentence
-is about (the SOP class, the bits) is in the instance's header. Several may hold for one image; the first in the order
-of the rules counts.
+The index keeps the sentence as the instance's reason, and ``latent-pacs status`` counts instances by it. What a
+sentence is about (the SOP class, the bits) is in the instance's header. Several may hold for one image; the first in
+the order of the rules counts.
 """
 
 from __future__ import annotations

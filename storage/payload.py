@@ -22,8 +22,8 @@ from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.padding import FORMAT as PADDING_FORMAT
-from storage.padding import pack_mask as pack_mask
-from storage.padding import unpack_mask as unpack_mask
+from storage.padding import pack_mask as pack_mask  # noqa: PLC0414 - old importers
+from storage.padding import unpack_mask as unpack_mask  # noqa: PLC0414
 from storage.padding import unpack_padding
 from storage.records import Rung, RungOutcome, Verdict
 from storage.resample import OPERATOR, Operator

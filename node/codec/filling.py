@@ -47,7 +47,7 @@ def _block_means(pixels: Pixels, mask: Mask) -> Float:
 
     counts = _block_sums((~mask).view(np.uint8))
     empty = counts == 0
-    means: Float = _block_sums(np.where(mask, np.uint16(0), pixels)) / np.maximum(counts, np.float32(1))
+    means: Float = np.divide(_block_sums(np.where(mask, np.uint16(0), pixels)), np.maximum(counts, 1), dtype=np.float32)
     if not empty.any():
         return means
     distance, (row, column) = distance_transform_edt(empty, return_indices=True)

@@ -46,7 +46,8 @@ class Window:
         shown *= np.float32(-4)
         np.exp(np.clip(shown, -80.0, 80.0, out=shown), out=shown)  # beyond, float32 overflows
         shown += np.float32(1)
-        return np.reciprocal(shown, out=shown)
+        np.reciprocal(shown, out=shown)
+        return shown
 
 
 def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -> Mask:
