@@ -53,6 +53,9 @@ class Window:
 def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -> Mask:
     """The breast on a grid of 16 x 16 pixel blocks: bool, shape (ceil(rows/16), ceil(columns/16)).
 
+    ``pixels``: uint16, shape (rows, columns), stored values. ``photometric``: MONOCHROME1 where dense tissue is dark.
+    ``padding``: bool, like ``pixels``; blocks that are mostly padding are no breast, and count as air however bright.
+
     The largest connected region brighter than air, grown by one block so that the skin line is in it. Where that
     finds next to nothing, every block counts as breast: measuring too much is the safe mistake.
     """
@@ -63,8 +66,9 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     if photometric == "MONOCHROME1":
         blocks = blocks.max() - blocks
     inside = ~outside
-    threshold = _air_threshold(blocks[inside]) if inside.any() else np.inf
-    bright = (blocks > threshold) & inside
+    if outside.any() and inside.any():  # padding may be all of the air, and tissue alone has no threshold to it
+        blocks = np.where(outside, np.minimum(blocks, blocks[inside].min()), blocks)
+    bright = (blocks > _air_threshold(blocks)) & inside
     labels, count = label(bright)
     if count == 0:
         return np.ones(blocks.shape, dtype=bool)

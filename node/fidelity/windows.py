@@ -1,9 +1,10 @@
 """The display window of an image, in stored values: the header's own, or one taken from the breast.
 
 The header's are tried in the order in which a viewer would offer them: each pair of Window Center and Window Width,
-then the items of the VOI LUT Sequence (PS3.3 C.11.2). One that shows next to nothing of the breast is passed over: what
-is measured through it would mean nothing. Values before the VOI are those of the Modality LUT Sequence or of Rescale
-Slope and Intercept (PS3.3 C.11.1), and are turned back into stored values here.
+then the items of the VOI LUT Sequence (PS3.3 C.11.2). One that shows nothing of the breast, is narrower than one stored
+value or far wider than all of them is passed over: what is measured through it would mean nothing. Values before the
+VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are turned back into
+stored values here.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from node.fidelity.regions import Mask, Pixels, Shape, Window
 _SHAPES: dict[str, Shape] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact", "SIGMOID": "sigmoid"}
 _ENDS = 0.5, 99.5
 """Percentiles of the breast that a window of our own reaches from and to."""
-_SEEN = 0.05
-"""Share of the breast that has to lie within a window of the header. Those of real images hold more than half."""
 _WIDEST = 4.0
 """Times the values that Bits Stored allows: a wider window would make any error look small."""
 
@@ -37,12 +36,11 @@ def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
     """
     rows, columns = pixels.shape
     breast = pixels[::4, ::4][np.kron(mask, np.ones((4, 4), dtype=bool))[: -(-rows // 4), : -(-columns // 4)]]
+    low, high = (float(value) for value in np.percentile(breast, _ENDS))
     most = _WIDEST * (1 << _whole(header.get("BitsStored"), 16))
     for window in _own_windows(header):
-        within = np.count_nonzero((breast >= window.low) & (breast <= window.high))
-        if 0 < window.width <= most and within >= _SEEN * breast.size:
+        if 1 <= window.width <= most and window.low < high and window.high > low:
             return window
-    low, high = (float(value) for value in np.percentile(breast, _ENDS))
     return Window(low, max(high, low + 1.0))
 
 
@@ -96,8 +94,8 @@ class _Table:
         """Between which inputs it goes from 1% to 99% of its way, whether it rises or falls."""
         share = (self.values - self.values.min()) / np.ptp(self.values)
         inside = np.flatnonzero((share > 0.01) & (share < 0.99))
-        if inside.size == 0:  # a step
-            inside = np.flatnonzero(np.diff(share))
+        if inside.size == 0:  # a step: a width of 0 is passed over
+            return self.first, self.first
         return self.first + float(inside[0]) - 1, self.first + float(inside[-1]) + 1
 
     @property
