@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import struct
 import uuid
-import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +21,10 @@ from storage.coarseness import Coarseness
 from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
+from storage.padding import FORMAT as PADDING_FORMAT
+from storage.padding import pack_mask as pack_mask  # noqa: PLC0414 - old importers
+from storage.padding import unpack_mask as unpack_mask  # noqa: PLC0414
+from storage.padding import unpack_padding
 from storage.records import Rung, RungOutcome, Verdict
 from storage.resample import OPERATOR, Operator
 
@@ -63,7 +66,8 @@ class Base:
 
     ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its extreme stored values
     outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
-    ``padding_value``: the one of them that the padded pixels of ``padding_mask`` have.
+    ``padding_mask``: which pixels are padding (``pack_mask``) where all have the value ``padding_value``; where they
+    have several, these too (``pack_padding``).
     ``exponent``: coded samples are grey levels times 2**exponent. ``quantisation_rms``: root mean square of decoded
     base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values. ``coarseness``: where
     samples were scaled down or up before they were coded, beyond ``exponent``; None: nowhere. ``window``: what was
@@ -114,7 +118,16 @@ class Base:
 
     def padding_pixels(self) -> NDArray[np.bool_] | None:
         """Which pixels of the original are padding: bool, shape (rows, columns); None where none is."""
-        return unpack_mask(self.padding_mask, self.rows, self.columns) if self.padding_mask else None
+        found = self.padding_content()
+        return None if found is None else found[0]
+
+    def padding_content(self) -> tuple[NDArray[np.bool_], NDArray[np.uint16] | int] | None:
+        """As ``padding_pixels``, and what these hold: one value, or uint16, one for each of them in raster order."""
+        if not self.padding_mask:
+            return None
+        if self.padding_mask[0] == PADDING_FORMAT:
+            return unpack_padding(self.padding_mask, self.rows, self.columns)
+        return unpack_mask(self.padding_mask, self.rows, self.columns), self.padding_value
 
 
 @dataclass(frozen=True)
@@ -264,30 +277,6 @@ def decode_rendition(data: bytes) -> Rendition:
 
 def _verdict(fields: dict[str, Any]) -> Verdict:
     return Verdict(**{**fields, "failures": tuple(fields["failures"])})
-
-
-# --- the padding mask -----------------------------------------------------------------------------------------
-
-
-def pack_mask(mask: NDArray[np.bool_]) -> bytes:
-    """A bool mask as bits, each row combined by exclusive or with the one above, deflated."""
-    bits = np.packbits(mask, axis=1)
-    bits[1:] ^= bits[:-1].copy()
-    return zlib.compress(bits.tobytes(), 9)
-
-
-def unpack_mask(data: bytes, rows: int, columns: int) -> NDArray[np.bool_]:
-    """The inverse of ``pack_mask``. Raises PayloadError."""
-    width = (columns + 7) // 8
-    engine = zlib.decompressobj()
-    try:
-        raw = engine.decompress(data, rows * width + 1)
-    except zlib.error as error:
-        raise PayloadError(f"padding mask cannot be inflated: {error}") from error
-    if len(raw) != rows * width:
-        raise PayloadError(f"padding mask holds {len(raw)} bytes, not {rows * width}")
-    bits = np.bitwise_xor.accumulate(np.frombuffer(raw, np.uint8).reshape(rows, width), axis=0)
-    return np.unpackbits(bits, axis=1, count=columns).astype(np.bool_)
 
 
 def _json(value: Any) -> bytes:

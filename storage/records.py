@@ -441,6 +441,9 @@ class HoldingCounts:
     all_pixel_bytes: int
     all_hot_bytes: int
     """Payload bytes of reconstructable images plus original bytes of everything that is only held exact."""
+    left_out: dict[str, int]
+    """Instances in state EXACT by reason, one of ``storage.eligibility.LeftOut``, most first; ``other``: those whose
+    reason is their own, such as what the gate measured or what a decoder said."""
 
 
 @dataclass(frozen=True)

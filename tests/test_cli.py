@@ -80,6 +80,8 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
         text = run("status", "-c", str(config)).stdout
     assert report["by_state"] == {"received": 0, "verified": 1, "measured": 0, "exact": 1, "withdrawn": 0, "failed": 0}
     assert report["backlog"] == 0
+    assert report["left_out"] == {"smaller than 256 pixels a side": 1}
+    assert "smaller than 256 pixels a side" in text
     pixels = 640 * 512 * 2
     payload = report["bytes_by_kind"]["base"] + report["bytes_by_kind"]["rendition"]
     assert report["ratio_reconstructable"] == pytest.approx(pixels / payload)

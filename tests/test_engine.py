@@ -123,12 +123,22 @@ def test_padding_range_with_one_value() -> None:
     assert not ((result <= 10) & (pixels > 10)).any()
 
 
+def test_padding_range_with_several_values() -> None:
+    pixels = np.clip(breast(), 20, 4095)
+    pixels[:, 400:450], pixels[:, 450:] = 3, 5
+    pixels[300, 200] = 9
+    original = original_of(pixels, PixelPaddingValue=0, PixelPaddingRangeLimit=10)
+    assert original.several_padding_values
+    result = rendered(decode_base(encode_base(make_base(original, Rung(2, "png16")))))
+    padded = pixels <= 10
+    assert np.array_equal(result[padded], pixels[padded])
+    assert (result[~padded] > 10).all()
+
+
 def test_what_the_pixels_rule_out() -> None:
     pixels = breast()
-    several = np.clip(pixels, 20, 4095)
-    several[:, 400:450], several[:, 450:] = 3, 5
-    with pytest.raises(NotReconstructable, match="padding"):
-        original_of(several, PixelPaddingValue=0, PixelPaddingRangeLimit=10)
+    with pytest.raises(NotReconstructable, match="all pixels are padding"):
+        original_of(pixels, PixelPaddingValue=0, PixelPaddingRangeLimit=4095)
     with pytest.raises(NotReconstructable, match="Bits Stored"):
         original_of(pixels + np.uint16(4096))
 

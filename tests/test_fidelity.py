@@ -12,7 +12,8 @@ from pydicom import Dataset
 
 from node.fidelity.fsim import _lower_median, features, similarity
 from node.fidelity.gate import EXACT_PSNR_DB, Reference, Thresholds, measure
-from node.fidelity.regions import breast_mask, breast_tiles, display_window
+from node.fidelity.regions import breast_mask, breast_tiles
+from node.fidelity.windows import display_window
 from tests.samples import breast, mammogram
 
 FLOOR = Thresholds(0.93, 0.90, 28.42)
@@ -80,11 +81,11 @@ def test_display_window() -> None:
     pixels = breast()
     mask = breast_mask(pixels, "MONOCHROME2")
     own = display_window(mammogram(WindowCenter=[1000, 5], WindowWidth=[200, 1]), pixels, mask)
-    assert (own.low, own.high) == (900, 1100)
+    assert (own.low, own.high) == (900, 1099)
     scaled = display_window(
         mammogram(WindowCenter=1000, WindowWidth=200, RescaleSlope=2, RescaleIntercept=-100), pixels, mask
     )
-    assert (scaled.low, scaled.high) == (500, 600)
+    assert (scaled.low, scaled.high) == (500, 599.5)
     none = display_window(mammogram(WindowCenter=None, WindowWidth=None), pixels, mask)
     assert 0 <= none.low < none.high <= 4095
 

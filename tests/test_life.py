@@ -148,7 +148,7 @@ def test_the_patient_is_named_on_request_only(shown: Shown) -> None:
 def test_text_says_why_an_image_is_exact(shown: Shown) -> None:
     done = run("instance", "show", str(shown.small.SOPInstanceUID), "-c", str(shown.config))
     assert done.exit_code == 0, done.stderr
-    assert "200 x 200 is smaller than 256 pixels a side" in done.stdout
+    assert "smaller than 256 pixels a side" in done.stdout
     assert "exact" in done.stdout
     done = run("instance", "show", str(shown.ds.SOPInstanceUID), "-c", str(shown.config))
     for word in ("former rendition", "current rendition", "taken", "patches of 32 x 32 pixels", "fsim_worst_tile"):

@@ -1,6 +1,7 @@
 """Which images may be reconstructed: an allow-list. Everything else is stored and returned bit-exact.
 
-Judged from the header alone; what only the pixels can tell (stray bits, several padding values) is the engine's.
+Judged from the header alone; what only the pixels can tell (stray bits, nothing but padding) is node/codec/source.py's.
+The first rule that an image breaks is its reason, one of ``storage.eligibility.LeftOut``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pydicom import Dataset
 
 from node.config import EligibilitySettings
 from storage.dicomfile import DataSetFile
+from storage.eligibility import LeftOut
 from storage.pixels import PixelShape
 
 MIN_SIDE = 256
@@ -30,12 +32,12 @@ _LOSSY_SYNTAXES = {
 }
 
 _SPECIAL_VIEWS = {
-    "399163009": "magnification view",
-    "R-102D6": "magnification view",
-    "399055006": "spot compression view",
-    "R-102D7": "spot compression view",
-    "127457009": "specimen",
-    "G-8310": "specimen",
+    "399163009": LeftOut.MAGNIFICATION_VIEW,
+    "R-102D6": LeftOut.MAGNIFICATION_VIEW,
+    "399055006": LeftOut.SPOT_VIEW,
+    "R-102D7": LeftOut.SPOT_VIEW,
+    "127457009": LeftOut.SPECIMEN,
+    "G-8310": LeftOut.SPECIMEN,
 }
 """Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT as older devices write it)."""
 
@@ -44,10 +46,10 @@ _MAX_MAGNIFICATION = 1.2
 
 
 def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> str:
-    """Why this object may only be kept bit-exact; empty when it may be reconstructed."""
+    """Why this object may only be kept bit-exact, one of ``LeftOut``; empty when it may be reconstructed."""
     if not _class_allowed(header, settings):
-        return f"SOP class {header.get('SOPClassUID', '')} is not in eligibility.classes"
-    return next(_objections(file, header), "")
+        return LeftOut.SOP_CLASS.value
+    return next((reason.value for reason in _objections(file, header)), "")
 
 
 def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
@@ -55,24 +57,24 @@ def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
     return any(allowed.sop_class == sop_class and allowed.modality in ("", modality) for allowed in settings.classes)
 
 
-def _objections(file: DataSetFile, header: Dataset) -> Iterator[str]:
+def _objections(file: DataSetFile, header: Dataset) -> Iterator[LeftOut]:
     if not _is_pixel_data(file):
-        yield "no pixel data"
+        yield LeftOut.NO_PIXELS
     yield from _shape_objections(PixelShape.of(header), header)
     if str(file.transfer_syntax) in _LOSSY_SYNTAXES or header.get("LossyImageCompression") == "01":
-        yield "already lossy"
+        yield LeftOut.LOSSY
     if not file.transfer_syntax.is_little_endian:
-        yield "big endian"
+        yield LeftOut.BIG_ENDIAN
     if any(tag in header for tag in (0xFFFAFFFA, 0x4FFE0001)):
-        yield "digitally signed"
+        yield LeftOut.SIGNATURE
     if PRIVATE_CREATOR in header.private_creators(PRIVATE_GROUP):
-        yield "a reconstruction of this archive"
+        yield LeftOut.OURS
     if header.get("BurnedInAnnotation") == "YES":
-        yield "burned-in annotation"
+        yield LeftOut.BURNED_IN
     if header.get("QualityControlImage") == "YES" or header.get("QualityControlSubject") == "YES":
-        yield "quality control image"
+        yield LeftOut.QUALITY_CONTROL
     if header.get("PresentationIntentType") == "FOR PROCESSING":
-        yield "for processing"
+        yield LeftOut.FOR_PROCESSING
     yield from _view_objections(header)
 
 
@@ -82,33 +84,35 @@ def _is_pixel_data(file: DataSetFile) -> bool:
     return file.layout.has_pixels and tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
 
-def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[str]:
+def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[LeftOut]:
     if "NumberOfFrames" in header and (shape.frames != 1 or header.get("NumberOfFrames") not in (None, "", 1)):
-        yield "multi-frame"
+        yield LeftOut.MULTI_FRAME
     if shape.samples != 1 or shape.photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        yield f"photometric interpretation {shape.photometric or 'missing'}"
-    if shape.bits_allocated != 16 or not 8 <= shape.bits_stored <= 16:
-        yield f"{shape.bits_allocated} bits allocated, {shape.bits_stored} stored"
+        yield LeftOut.PHOTOMETRIC
+    if shape.bits_allocated != 16:
+        yield LeftOut.BITS_ALLOCATED
+    if not 8 <= shape.bits_stored <= 16:
+        yield LeftOut.BITS_STORED
     if shape.high_bit != shape.bits_stored - 1:
-        yield f"high bit {shape.high_bit} with {shape.bits_stored} bits stored"
+        yield LeftOut.HIGH_BIT
     if shape.signed:
-        yield "signed pixels"
+        yield LeftOut.SIGNED_PIXELS
     if min(shape.rows, shape.columns) < MIN_SIDE:
-        yield f"{shape.rows} x {shape.columns} is smaller than {MIN_SIDE} pixels a side"
+        yield LeftOut.SMALL
 
 
-def _view_objections(header: Dataset) -> Iterator[str]:
+def _view_objections(header: Dataset) -> Iterator[LeftOut]:
     for code in _view_codes(header):
         if code in _SPECIAL_VIEWS:
             yield _SPECIAL_VIEWS[code]
     if "SpecimenDescriptionSequence" in header:
-        yield "specimen"
+        yield LeftOut.SPECIMEN
     try:
         magnification = float(header.get("EstimatedRadiographicMagnificationFactor") or 1.0)
     except (TypeError, ValueError):
         magnification = 1.0
     if magnification > _MAX_MAGNIFICATION:
-        yield f"magnified {magnification:g} times"
+        yield LeftOut.MAGNIFIED
 
 
 def _view_codes(header: Dataset) -> Iterator[str]:

@@ -15,7 +15,8 @@ from node.cli.picture import grey
 from node.codec.patches import CELL
 from node.codec.rendering import read_pair, reconstructed
 from node.config import ReconstructSettings
-from node.fidelity.regions import breast_mask, display_window
+from node.fidelity.regions import breast_mask
+from node.fidelity.windows import display_window
 from node.upscalers.catalogue import Catalogue
 from storage.dicomfile import opened
 from storage.errors import ConfigError, ObjectMissing

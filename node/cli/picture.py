@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from node.fidelity.regions import Window, breast_mask, display_window
+from node.fidelity.regions import Window, breast_mask
+from node.fidelity.windows import display_window
 from storage.dicomfile import opened
 from storage.pixels import integer_pixels
 
@@ -43,7 +44,8 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
 
     top = panels((slice(None), slice(None)), window, _HEIGHT)
     view = _detail(mask, first)
-    own = Window(*(float(value) for value in np.percentile(first[view], [0.5, 99.5])))
+    low, high = (float(value) for value in np.percentile(first[view], [0.5, 99.5]))
+    own = Window(low, high)
     bottom = panels(view, own if own.width >= 1 else window, top[0].width)
     return _sheet(titles, top, bottom, derived_uid)
 

@@ -55,6 +55,8 @@ def print_status(config: Path, *, as_json: bool) -> None:
         return
     console = Console()
     console.print(_states(counts))
+    if counts.left_out:
+        console.print(_left_out(counts))
     console.print(_bytes(counts))
     console.print(_originals(totals))
     for name, (count, size) in free.items():
@@ -77,6 +79,15 @@ def _states(counts: HoldingCounts) -> Table:
     table = Table("state", "instances", title="instances")
     for state, count in counts.by_state.items():
         table.add_row(state, str(count))
+    return table
+
+
+def _left_out(counts: HoldingCounts) -> Table:
+    """``other``: each has a reason of its own, which ``latent-pacs instance show`` prints."""
+    table = Table("reason", "instances", title="exact only: left out of reconstruction")
+    for reason, count in counts.left_out.items():
+        own = "other: see latent-pacs instance show UID" if reason == "other" else reason
+        table.add_row(own, str(count))
     return table
 
 

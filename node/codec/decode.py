@@ -34,7 +34,8 @@ from node.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
 from storage import coders
 from storage.coarseness import Coarseness
 from storage.errors import PayloadError
-from storage.payload import Base, Window, pack_mask
+from storage.padding import pack_mask
+from storage.payload import Base, Window
 from storage.records import Rung
 from storage.resample import Operator
 
@@ -87,13 +88,20 @@ def _coded(original: Original, rung: Rung, coarseness: Coarseness | None) -> tup
         pixel_vr=original.pixel_vr,
         header=original.header_bytes,
         coded=coded,
-        padding_mask=b"" if original.padding_pixels is None else pack_mask(original.padding_pixels),
+        padding_mask=_packed_padding(original),
         coarseness=coarseness,
         window=window,
     )
     samples = base.samples()
     off = np.square(samples - ideal, dtype=np.float64)
     return replace(base, quantisation_rms=float(np.sqrt(np.mean(off)))), samples
+
+
+def _packed_padding(original: Original) -> bytes:
+    """The mask alone where padding has one value, with the values where it has several."""
+    if original.padding_pixels is None or original.several_padding_values:
+        return original.padding_bytes
+    return pack_mask(original.padding_pixels)
 
 
 def reconstruct(
@@ -328,14 +336,15 @@ def _rounded(image: Float, base: Base) -> Pixels:
 
 
 def _restore_padding(pixels: Pixels, base: Base) -> Pixels:
-    """Padding where the original had it, with the original's value, and nowhere else (PS3.3 C.7.5.1.1.2)."""
+    """Padding where the original had it, with the original's values, and nowhere else (PS3.3 C.7.5.1.1.2)."""
     assert base.padding is not None
     low, high = base.padding
     top = (1 << base.bits_stored) - 1
-    mask = base.padding_pixels()
+    content = base.padding_content()
     accidental = (pixels >= low) & (pixels <= high)
     if accidental.any():
         pixels[accidental] = high + 1 if high < top else max(low - 1, 0)
-    if mask is not None:
-        pixels[mask] = base.padding_value
+    if content is not None:
+        mask, values = content
+        pixels[mask] = values
     return pixels

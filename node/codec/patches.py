@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from storage import coders
 from storage.errors import LatentPacsError, PayloadError
-from storage.payload import pack_mask, unpack_mask
+from storage.padding import pack_mask, unpack_mask
 from storage.records import Rung
 
 Pixels = NDArray[np.uint16]

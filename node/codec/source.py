@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from node.codec.filling import filled
 from storage.dicomfile import HeaderBytes, opened
+from storage.eligibility import LeftOut
 from storage.errors import NotReconstructable
+from storage.padding import pack_padding
 from storage.payload import Window
 from storage.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.resample import Operator
@@ -31,7 +34,14 @@ _WORTH_CUTTING = 0.9
 
 @dataclass(frozen=True)
 class Original:
-    """One decoded original: its stored values (uint16, rows x columns), its padding, its header."""
+    """One decoded original: its stored values (uint16, rows x columns), its padding, its header.
+
+    Padding (PS3.3 C.7.5.1.1.2) is every pixel whose value lies in the padding range, wherever it is: a pixel of the
+    breast that has such a value by chance is padding too by what the header says, and viewers treat it so. All of them
+    come back with exactly the values they had, and no other pixel gets one of these values. ``padding``: the inclusive
+    range, or None. ``padding_pixels``: bool, shape (rows, columns), None where no pixel is padding; the values are
+    those of ``pixels`` there. ``padding_value``: the first of them in raster order, 0 where there is none.
+    """
 
     pixels: Pixels
     padding: tuple[int, int] | None
@@ -50,6 +60,18 @@ class Original:
         """Smallest and largest stored value outside padding."""
         shown = self.pixels if self.padding_pixels is None else self.pixels[~self.padding_pixels]
         return int(shown.min()), int(shown.max())
+
+    @property
+    def padding_bytes(self) -> bytes:
+        """Which pixels are padding and what values they have, by ``pack_padding``; empty where none is."""
+        return b"" if self.padding_pixels is None else pack_padding(self.pixels, self.padding_pixels)
+
+    @property
+    def several_padding_values(self) -> bool:
+        """Whether padding has more values than ``padding_value``."""
+        if self.padding_pixels is None:
+            return False
+        return bool(np.any(self.pixels[self.padding_pixels] != self.padding_value))
 
     def lowered(self, scale: int) -> Float:
         """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
@@ -70,18 +92,19 @@ class Original:
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Original:
-        """Raises NotReconstructable where the pixels themselves rule a reconstruction out."""
+        """Raises NotReconstructable where the pixels themselves rule a reconstruction out: bits above Bits Stored, or
+        nothing but padding."""
         bits_stored = PixelShape.of(header).bits_stored
         if int(pixels.max()) >> bits_stored:
-            raise NotReconstructable(f"pixels have bits set above Bits Stored {bits_stored}")
+            raise NotReconstructable(LeftOut.STRAY_BITS.value)
         padding = padding_range(header)
         mask, value = None, 0
         if padding is not None:
             inside = (pixels >= padding[0]) & (pixels <= padding[1])
-            values = np.unique(pixels[inside])
-            if inside.all() or len(values) > 1:
-                raise NotReconstructable("pixel padding is the whole image, or has several values")
-            mask, value = (inside, int(values[0])) if len(values) else (None, 0)
+            if inside.all():
+                raise NotReconstructable(LeftOut.ALL_PADDING.value)
+            if inside.any():
+                mask, value = inside, int(pixels.flat[int(inside.argmax())])
         return cls(
             pixels=pixels,
             padding=padding,
@@ -124,18 +147,10 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 
 def without_padding(original: Original) -> Pixels:
-    """Pixels with padding replaced by the typical value beside it.
-
-    An abrupt step to the padding value would ring through the operator into the breast.
-    """
-    pixels, mask = original.pixels, original.padding_pixels
-    if mask is None:
-        return pixels
-    from scipy.ndimage import binary_dilation
-
-    rim = binary_dilation(mask) & ~mask
-    fill = np.median(pixels[rim]).astype(np.uint16)
-    return np.where(mask, fill, pixels)
+    """Pixels with padding replaced by what goes on from those beside it (node/codec/filling.py)."""
+    if original.padding_pixels is None:
+        return original.pixels
+    return filled(original.pixels, original.padding_pixels)
 
 
 def _window(samples: Float) -> Window | None:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node.fidelity.fsim import TILE, Features, features
-from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, display_window
+from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles
 from node.fidelity.specks import BLOCK, HALO, Truth, truth_of
+from node.fidelity.windows import display_window, is_inverted
 
 if TYPE_CHECKING:
     Tile = tuple[int, int]
@@ -26,20 +27,20 @@ class Reference:
     of all tiles, on a grid from the top left, the last ones moved inward so that no pixel is left out."""
 
     def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
-        photometric = str(header.get("PhotometricInterpretation", ""))
+        inverted = is_inverted(header)
         self.pixels = pixels
-        self.mask = breast_mask(pixels, photometric, padding)
+        self.mask = breast_mask(pixels, "MONOCHROME1" if inverted else "MONOCHROME2", padding)
         self.window: Window = display_window(header, pixels, self.mask)
         self.tiles = breast_tiles(self.mask, *pixels.shape)
         self.all_tiles = all_tiles(*pixels.shape)
-        self._sign = np.float32(-1 if photometric == "MONOCHROME1" else 1)
+        self._sign = np.float32(-1 if inverted else 1)
         self._step = max(self.window.width / _DISPLAYED, 1.0)
         self._features: dict[Tile, Features] = {}
         self._truths: dict[Tile, Truth] = {}
 
     @property
     def inverted(self) -> bool:
-        """Whether dense tissue is dark in stored values (MONOCHROME1)."""
+        """Whether dense tissue is dark in stored values (MONOCHROME1, or a falling rescale)."""
         return bool(self._sign < 0)
 
     def excerpt(self, pixels: Pixels, tiles: list[Tile]) -> Reference:

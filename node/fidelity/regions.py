@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
 from node.fidelity.fsim import TILE
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
+Shape = Literal["linear", "linear_exact", "sigmoid"]
 
 _BLOCK = 16
 _MIN_BREAST = 0.02
@@ -21,23 +21,40 @@ _MIN_BREAST = 0.02
 
 @dataclass(frozen=True)
 class Window:
-    """Stored values shown as black and as white; linear between (PS3.3 C.11.2.1.2)."""
+    """Which stored values are shown how (VOI LUT Function, PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    ``linear`` and ``linear_exact``: up to ``low`` black, from ``high`` white, linear between; they differ in how Window
+    Width is counted, which is settled in ``low`` and ``high``. ``sigmoid``: a logistic curve whose steepest part, that
+    of the linear window, lies between ``low`` and ``high``; it is 0.12 and 0.88 there, and goes on beyond.
+    """
 
     low: float
     high: float
+    shape: Shape = "linear"
 
     @property
     def width(self) -> float:
+        """In stored values. Errors are given as shares of it."""
         return self.high - self.low
 
     def show(self, values: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Values as a display would show them: float32, 0..1, clipped."""
+        """Values as a display would show them, where that of ``high`` is bright: float32, 0..1."""
         shown = (np.asarray(values, dtype=np.float32) - np.float32(self.low)) * np.float32(1 / self.width)
-        return np.clip(shown, 0.0, 1.0, out=shown)
+        if self.shape != "sigmoid":
+            return np.clip(shown, 0.0, 1.0, out=shown)
+        shown -= np.float32(0.5)
+        shown *= np.float32(-4)
+        np.exp(np.clip(shown, -80.0, 80.0, out=shown), out=shown)  # beyond, float32 overflows
+        shown += np.float32(1)
+        np.reciprocal(shown, out=shown)
+        return shown
 
 
 def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -> Mask:
     """The breast on a grid of 16 x 16 pixel blocks: bool, shape (ceil(rows/16), ceil(columns/16)).
+
+    ``pixels``: uint16, shape (rows, columns), stored values. ``photometric``: MONOCHROME1 where dense tissue is dark.
+    ``padding``: bool, like ``pixels``; blocks that are mostly padding are no breast, and count as air however bright.
 
     The largest connected region brighter than air, grown by one block so that the skin line is in it. Where that
     finds next to nothing, every block counts as breast: measuring too much is the safe mistake.
@@ -49,8 +66,9 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     if photometric == "MONOCHROME1":
         blocks = blocks.max() - blocks
     inside = ~outside
-    threshold = _air_threshold(blocks[inside]) if inside.any() else np.inf
-    bright = (blocks > threshold) & inside
+    if outside.any() and inside.any():  # padding may be all of the air, and tissue alone has no threshold to it
+        blocks = np.where(outside, np.minimum(blocks, blocks[inside].min()), blocks)
+    bright = (blocks > _air_threshold(blocks)) & inside
     labels, count = label(bright)
     if count == 0:
         return np.ones(blocks.shape, dtype=bool)
@@ -108,37 +126,3 @@ def _starts(size: int) -> list[int]:
     if starts[-1] + TILE < size:
         starts.append(size - TILE)
     return starts
-
-
-def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
-    """The image's own first window, in stored values; without one, the breast's 0.5 to 99.5 percentile."""
-    own = _own_window(header)
-    if own is not None:
-        return own
-    rows, columns = pixels.shape
-    breast = pixels[::4, ::4][np.kron(mask, np.ones((4, 4), dtype=bool))[: -(-rows // 4), : -(-columns // 4)]]
-    low, high = (float(value) for value in np.percentile(breast, [0.5, 99.5]))
-    return Window(low, max(high, low + 1.0))
-
-
-def _own_window(header: Dataset) -> Window | None:
-    try:
-        centre, width = (_first(header.get(name)) for name in ("WindowCenter", "WindowWidth"))
-        slope = _first(header.get("RescaleSlope")) or 1.0
-        intercept = _first(header.get("RescaleIntercept")) or 0.0
-    except (TypeError, ValueError):
-        return None
-    if centre is None or width is None or width < 1 or slope == 0:
-        return None
-    ends = sorted(((centre - width / 2 - intercept) / slope, (centre + width / 2 - intercept) / slope))
-    return Window(ends[0], ends[1])
-
-
-def _first(value: Any) -> float | None:
-    """The first of one or several values; None where there is none. Raises ValueError or TypeError."""
-    if value is None or value == "":
-        return None
-    if hasattr(value, "__iter__") and not isinstance(value, str):
-        values = list(value)
-        return float(values[0]) if values else None
-    return float(value)

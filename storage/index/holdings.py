@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 
+from storage.eligibility import LeftOut
 from storage.errors import ObjectMissing
 from storage.index.amendments import Amendments
 from storage.index.classes import ClassLabels
@@ -307,7 +308,21 @@ class Index:
                 reconstructable_payload_bytes=payloads,
                 all_pixel_bytes=total(select(func.sum(_raw_bytes()))),
                 all_hot_bytes=payloads + exact_only,
+                left_out=_left_out(connection, by_state.get(InstanceState.EXACT.value, 0)),
             )
+
+
+def _left_out(connection: Connection, exact: int) -> dict[str, int]:
+    """Instances in state EXACT by reason, most first, and last those whose reason is their own, as ``other``."""
+    query = (
+        select(instance.c.reason, func.count().label("n"))
+        .where(instance.c.state == InstanceState.EXACT, instance.c.reason.in_([reason.value for reason in LeftOut]))
+        .group_by(instance.c.reason)
+        .order_by(func.count().desc(), instance.c.reason)
+    )
+    found = {row.reason: int(row.n) for row in connection.execute(query)}
+    others = exact - sum(found.values())
+    return found | ({"other": others} if others else {})
 
 
 def _arrived_again(connection: Connection, new: NewInstance, held: Row[Any]) -> Added:

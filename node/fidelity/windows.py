@@ -1,0 +1,165 @@
+"""The display window of an image, in stored values: the header's own, or one taken from the breast.
+
+The header's are tried in the order in which a viewer would offer them: each pair of Window Center and Window Width,
+then the items of the VOI LUT Sequence (PS3.3 C.11.2). One that shows nothing of the breast, is narrower than one stored
+value or far wider than all of them is passed over: what is measured through it would mean nothing. Values before the
+VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are turned back into
+stored values here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.sequence import Sequence
+
+from node.fidelity.regions import Mask, Pixels, Shape, Window
+
+_SHAPES: dict[str, Shape] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact", "SIGMOID": "sigmoid"}
+_ENDS = 0.5, 99.5
+"""Percentiles of the breast that a window of our own reaches from and to."""
+_WIDEST = 4.0
+"""Times the values that Bits Stored allows: a wider window would make any error look small."""
+
+
+def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
+    """The first window of the header through which the breast can be seen; without one, the breast's 0.5 to 99.5
+    percentile, linear.
+
+    ``pixels``: uint16, shape (rows, columns), stored values. ``mask``: ``breast_mask``'s. Whatever a header holds, this
+    does not raise. MONOCHROME1 and PresentationLUTShape only decide which end is bright, which no figure depends on.
+    """
+    rows, columns = pixels.shape
+    breast = pixels[::4, ::4][np.kron(mask, np.ones((4, 4), dtype=bool))[: -(-rows // 4), : -(-columns // 4)]]
+    low, high = (float(value) for value in np.percentile(breast, _ENDS))
+    most = _WIDEST * (1 << _whole(header.get("BitsStored"), 16))
+    for window in _own_windows(header):
+        if 1 <= window.width <= most and window.low < high and window.high > low:
+            return window
+    return Window(low, max(high, low + 1.0))
+
+
+def is_inverted(header: Dataset) -> bool:
+    """Whether dense tissue is dark in stored values: MONOCHROME1, or MONOCHROME2 with a falling rescale."""
+    dark_is_high = str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1"
+    return dark_is_high != _Modality.of(header).falls
+
+
+def _own_windows(header: Dataset) -> Iterator[Window]:
+    """All of the header's that are well-formed, in stored values."""
+    modality = _Modality.of(header)
+    shape = _SHAPES.get(str(header.get("VOILUTFunction") or "LINEAR").strip(), "linear")
+    for centre, width in zip(_numbers(header.get("WindowCenter")), _numbers(header.get("WindowWidth")), strict=False):
+        if width > (1 if shape == "linear" else 0):  # a linear window of 1 is a threshold
+            low, high = centre - width / 2, centre + width / 2
+            yield modality.stored(low, high - 1 if shape == "linear" else high, shape)
+    for item in _items(header.get("VOILUTSequence")):
+        table = _Table.of(item)
+        if table is not None:
+            yield modality.stored(*table.slope(), "linear")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A lookup table: what ``first``, ``first`` + 1 and so on become (PS3.3 C.11.1.1, C.11.2.1.1); float64."""
+
+    first: int
+    values: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, item: Dataset) -> _Table | None:
+        """None where it is malformed, or all of one value."""
+        descriptor, data = _numbers(item.get("LUTDescriptor")), item.get("LUTData")
+        if len(descriptor) != 3:
+            return None
+        bits = int(descriptor[2])
+        if isinstance(data, bytes):
+            values = np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(np.float64)
+        else:
+            values = np.array(_numbers(data), dtype=np.float64)
+        count = int(descriptor[0]) or 65536
+        if values.size * 2 == count and bits <= 8:  # two entries of 8 bits to a word
+            values = values.astype("<u2").view(np.uint8).astype(np.float64)
+        values = values[:count]
+        if values.size < 2 or values.min() == values.max():
+            return None
+        return cls(int(descriptor[1]), values)
+
+    def slope(self) -> tuple[float, float]:
+        """Between which inputs it goes from 1% to 99% of its way, whether it rises or falls."""
+        share = (self.values - self.values.min()) / np.ptp(self.values)
+        inside = np.flatnonzero((share > 0.01) & (share < 0.99))
+        if inside.size == 0:  # a step: a width of 0 is passed over
+            return self.first, self.first
+        return self.first + float(inside[0]) - 1, self.first + float(inside[-1]) + 1
+
+    @property
+    def falls(self) -> bool:
+        return bool(self.values[0] > self.values[-1])
+
+    def input(self, output: float) -> float:
+        """The input whose output is nearest to ``output``, the first of several."""
+        return self.first + float(np.abs(self.values - output).argmin())
+
+
+@dataclass(frozen=True)
+class _Modality:
+    """From stored values to those that VOI windows are in: a table, or slope and intercept."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    table: _Table | None = None
+
+    @classmethod
+    def of(cls, header: Dataset) -> _Modality:
+        tables = [table for item in _items(header.get("ModalityLUTSequence")) if (table := _Table.of(item))]
+        if tables:
+            return cls(table=tables[0])
+        slope, intercept = (_numbers(header.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+        return cls((slope[0] if slope else 0.0) or 1.0, intercept[0] if intercept else 0.0)
+
+    @property
+    def falls(self) -> bool:
+        return self.slope < 0 if self.table is None else self.table.falls
+
+    def stored(self, low: float, high: float, shape: Shape) -> Window:
+        """A window on stored values that shows what one from ``low`` to ``high`` on these shows."""
+        if self.table is None:
+            ends = sorted(((low - self.intercept) / self.slope, (high - self.intercept) / self.slope))
+        else:
+            ends = sorted((self.table.input(low), self.table.input(high)))
+        return Window(ends[0], ends[1], shape)
+
+
+def _items(sequence: Any) -> list[Dataset]:
+    """The items of a sequence; none where it is something else."""
+    return [item for item in sequence if isinstance(item, Dataset)] if isinstance(sequence, Sequence) else []
+
+
+def _numbers(value: Any) -> list[float]:
+    """One or several values as finite numbers, up to the first that is none."""
+    if value is None or isinstance(value, bytes | str):
+        values = [value] if isinstance(value, str) else []
+    else:
+        values = list(value) if hasattr(value, "__iter__") else [value]
+    numbers: list[float] = []
+    for each in values:
+        try:
+            number = float(each)
+        except (TypeError, ValueError, OverflowError):
+            break
+        if not np.isfinite(number):
+            break
+        numbers.append(number)
+    return numbers
+
+
+def _whole(value: Any, default: int) -> int:
+    """A whole number from 1 to 16."""
+    numbers = _numbers(value)
+    return int(numbers[0]) if numbers and 1 <= numbers[0] <= 16 else default
