@@ -13,18 +13,13 @@ from typing import Any
 from storage.errors import PayloadError
 
 MAGIC = b"LPACS\x00"
-VERSIONS = (1, 2, 3)
-"""Those this release reads. 2: a base whose samples were scaled by its section ``coarseness``. 3: one of which only the
-part that its section ``window`` says was coded."""
+VERSION = 1
 _STORED, _DEFLATED = 0, 1
 
 
-def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str], version: int = 1) -> bytes:
-    """Sections as one object; those not named in ``stored`` are deflated, empty ones left out.
-
-    ``version``: the lowest that can be read rightly, since readers ignore sections that they do not know.
-    """
-    parts = [MAGIC, kind, bytes([version])]
+def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
+    """Sections as one object; those not named in ``stored`` are deflated, empty ones left out."""
+    parts = [MAGIC, kind, bytes([VERSION])]
     present = {name: data for name, data in sections.items() if data}
     parts.append(bytes([len(present)]))
     for name, data in present.items():
@@ -42,8 +37,8 @@ def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
         raise PayloadError("not a payload of this archive: no magic")
     if data[6:7] != kind:
         raise PayloadError(f"payload is of kind {data[6:7]!r}, not {kind!r}")
-    if data[7:8] not in {bytes([version]) for version in VERSIONS}:
-        raise PayloadError(f"payload has version {data[7:8]!r}; this release reads {VERSIONS}")
+    if data[7:8] != bytes([VERSION]):
+        raise PayloadError(f"payload has version {data[7:8].hex()}; this release reads {VERSION:02x}")
     if len(data) < 41 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
         raise PayloadError("payload is damaged: its checksum does not match")
     sections: dict[str, bytes] = {}

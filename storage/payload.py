@@ -2,7 +2,7 @@
 
 Both are the same container: an eight-byte magic with kind and version, named sections, and a SHA-256 over all of
 it. A base is the downsampled, coded pixels plus the verbatim header bytes, free of any model. A rendition is what
-one model makes of one base, and what was measured.
+one model makes of one base, what the encoder tells the decoder besides, and what was measured.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import coders
-from storage.coarseness import Coarseness
 from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
-from storage.padding import FORMAT as PADDING_FORMAT
-from storage.padding import pack_mask as pack_mask  # noqa: PLC0414 - old importers
+from storage.padding import pack_mask as pack_mask  # noqa: PLC0414 - part of the format
 from storage.padding import unpack_mask as unpack_mask  # noqa: PLC0414
 from storage.padding import unpack_padding
-from storage.records import Rung, RungOutcome, Verdict
+from storage.records import OperatingPoint, Verdict
 from storage.resample import OPERATOR, Operator
 
 POSTPROCESSING = "1"
-"""Version of everything between upscaler and output pixels (projection, rounding, clipping, padding)."""
+"""Version of everything between upscaler and output pixels (repairs, points, noise, rounding, clipping, padding)."""
 
-_WINDOW = "<5I"
+_REGION = "<5I"
 
 NAMESPACE = uuid.UUID("6a4cbdd1-2a3e-5b0a-9f0e-94dc6f2c1b57")
 
 
-class Window(NamedTuple):
+class CodedRegion(NamedTuple):
     """The part of a base's samples that is coded; all others are ``beyond``, in grey levels."""
 
     row: int
@@ -46,7 +44,7 @@ class Window(NamedTuple):
     beyond: int
 
     @classmethod
-    def whole(cls, rows: int, columns: int) -> Window:
+    def whole(cls, rows: int, columns: int) -> CodedRegion:
         """All of samples of that shape."""
         return cls(0, 0, rows, columns, beyond=0)
 
@@ -66,76 +64,64 @@ class Base:
 
     ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its extreme stored values
     outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
-    ``padding_mask``: which pixels are padding (``pack_mask``) where all have the value ``padding_value``; where they
-    have several, these too (``pack_padding``).
-    ``exponent``: coded samples are grey levels times 2**exponent. ``quantisation_rms``: root mean square of decoded
-    base minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values. ``coarseness``: where
-    samples were scaled down or up before they were coded, beyond ``exponent``; None: nowhere. ``window``: what was
-    coded; None: everything.
+    ``padding_bytes``: which pixels are padding and what they hold (storage/padding.py). Coded samples are
+    ``(grey levels - offset) * gain``; a negative gain codes a MONOCHROME1 image as it is displayed.
+    ``quantisation_rms``: root mean square of decoded base minus ideal base, in grey levels. ``pixel_digest``: of the
+    original's stored values. ``region``: what was coded; None: everything.
     """
 
-    rung: Rung
+    point: OperatingPoint
     rows: int
     columns: int
     bits_stored: int
     minimum: int
     maximum: int
     padding: tuple[int, int] | None
-    padding_value: int
-    exponent: int
+    offset: float
+    gain: float
     quantisation_rms: float
     original_digest: str
     pixel_digest: str
     pixel_vr: str
     header: HeaderBytes
     coded: bytes
-    padding_mask: bytes = b""
+    padding_bytes: bytes = b""
     operator_name: str = OPERATOR
-    coarseness: Coarseness | None = None
-    window: Window | None = None
+    region: CodedRegion | None = None
 
     @property
     def operator(self) -> Operator:
-        return Operator(self.rows, self.columns, self.rung.scale)
+        return Operator(self.rows, self.columns, self.point.scale)
 
     def samples(self) -> NDArray[np.float32]:
         """The decoded base in grey levels: float32, shape (ceil(rows/scale), ceil(columns/scale))."""
         if self.operator_name != OPERATOR:
             raise PayloadError(f"base was made by operator {self.operator_name}; this release has {OPERATOR}")
         shape = (self.operator.low_rows, self.operator.low_columns)
-        window = self.window or Window.whole(*shape)
-        if not window.within(*shape):
-            raise PayloadError(f"window {tuple(window)} of a base reaches beyond its {shape} samples")
-        decoded = coders.decode(self.coded, self.rung, (window.rows, window.columns)).astype(np.float32)
-        decoded *= np.float32(2.0**-self.exponent)
-        if self.coarseness is not None:
-            decoded /= self.coarseness.scaling(self.rung.scale)[window.part]
-        if self.window is None:
+        region = self.region or CodedRegion.whole(*shape)
+        if not region.within(*shape):
+            raise PayloadError(f"region {tuple(region)} of a base reaches beyond its {shape} samples")
+        decoded = coders.decode(self.coded, self.point, (region.rows, region.columns)).astype(np.float32)
+        decoded *= np.float32(1 / self.gain)
+        decoded += np.float32(self.offset)
+        if self.region is None:
             return decoded
-        whole = np.full(shape, window.beyond, dtype=np.float32)
-        whole[window.part] = decoded
+        whole = np.full(shape, region.beyond, dtype=np.float32)
+        whole[region.part] = decoded
         return whole
 
-    def padding_pixels(self) -> NDArray[np.bool_] | None:
-        """Which pixels of the original are padding: bool, shape (rows, columns); None where none is."""
-        found = self.padding_content()
-        return None if found is None else found[0]
-
-    def padding_content(self) -> tuple[NDArray[np.bool_], NDArray[np.uint16] | int] | None:
-        """As ``padding_pixels``, and what these hold: one value, or uint16, one for each of them in raster order."""
-        if not self.padding_mask:
-            return None
-        if self.padding_mask[0] == PADDING_FORMAT:
-            return unpack_padding(self.padding_mask, self.rows, self.columns)
-        return unpack_mask(self.padding_mask, self.rows, self.columns), self.padding_value
+    def padding_content(self) -> tuple[NDArray[np.bool_], NDArray[np.uint16]] | None:
+        """Which pixels of the original are padding, bool (rows, columns), and the values of these in raster order."""
+        return unpack_padding(self.padding_bytes, self.rows, self.columns) if self.padding_bytes else None
 
 
 @dataclass(frozen=True)
 class Rendition:
     """What one model made of one base, how, and how good it was measured to be.
 
-    ``guide``, ``points`` and ``patches``: what the encoder tells the decoder of the image (the modules of these names
-    in node/codec). Empty means none.
+    ``noise``, ``repairs``, ``points`` and ``patches``: what the encoder tells the decoder of the image (the modules of
+    these names in node/codec). Empty means none. ``output_digest``: of the pixels with noise drawn;
+    ``structure_digest``: of the pixels without.
     """
 
     base_digest: str
@@ -149,13 +135,27 @@ class Rendition:
     steps: int
     seed: int
     output_digest: str
+    structure_digest: str
     verdict: Verdict
-    tried: tuple[RungOutcome, ...] = ()
     postprocessing: str = POSTPROCESSING
-    guide: bytes = b""
+    noise: bytes = b""
+    repairs: bytes = b""
     points: bytes = b""
     patches: bytes = b""
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def structure_uid(self) -> str:
+        """The SOP Instance UID of the same reconstruction without drawn noise."""
+        return structure_uid(self.derived_uid)
+
+
+_PARTS = ("noise", "repairs", "points", "patches")
+
+
+def structure_uid(derived: str) -> str:
+    """The SOP Instance UID of the structure alone, from that of the reconstruction with noise (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(NAMESPACE, derived + '|structure').int}"
 
 
 def derived_uid(
@@ -169,7 +169,7 @@ def derived_uid(
 ) -> str:
     """The SOP Instance UID of a reconstruction: a function of everything that decides its pixels (PS3.5 B.2).
 
-    ``extra`` is the digest of guide, points and patches; empty where a rendition has none.
+    ``extra`` is the digest of noise, repairs, points and patches; empty where a rendition has none.
     """
     parts = [original_uid, base_digest, upscaler, weights_digest, str(steps), str(seed), POSTPROCESSING]
     name = "|".join([*parts, extra] if extra else parts)
@@ -187,15 +187,15 @@ def seed_of(base_digest: str) -> int:
 def encode_base(base: Base) -> bytes:
     meta = {
         "operator": base.operator_name,
-        "rung": asdict(base.rung),
+        "point": asdict(base.point),
         "rows": base.rows,
         "columns": base.columns,
         "bits_stored": base.bits_stored,
         "minimum": base.minimum,
         "maximum": base.maximum,
         "padding": list(base.padding) if base.padding else None,
-        "padding_value": base.padding_value,
-        "exponent": base.exponent,
+        "offset": base.offset,
+        "gain": base.gain,
         "quantisation_rms": base.quantisation_rms,
         "original_digest": base.original_digest,
         "pixel_digest": base.pixel_digest,
@@ -207,14 +207,10 @@ def encode_base(base: Base) -> bytes:
         "header": base.header.before,
         "trailer": base.header.after,
         "pixels": base.coded,
-        "padding": base.padding_mask,
+        "padding": base.padding_bytes,
+        "region": b"" if base.region is None else struct.pack(_REGION, *base.region),
     }
-    version = 1
-    if base.coarseness is not None:
-        version, sections["coarseness"] = 2, base.coarseness.pack()
-    if base.window is not None:
-        version, sections["window"] = 3, struct.pack(_WINDOW, *base.window)
-    return pack(b"B", sections, stored={"pixels", "padding"}, version=version)
+    return pack(b"B", sections, stored={"pixels", "padding", "region"})
 
 
 def decode_base(data: bytes) -> Base:
@@ -222,32 +218,28 @@ def decode_base(data: bytes) -> Base:
     sections = unpack(data, b"B")
     with malformed_is_payload_error("base"):
         meta = json.loads(sections["meta"])
+        if not float(meta["gain"]):
+            raise PayloadError("base is malformed: its gain is 0")
         return Base(
-            rung=Rung(**meta["rung"]),
+            point=OperatingPoint(**meta["point"]),
             rows=meta["rows"],
             columns=meta["columns"],
             bits_stored=meta["bits_stored"],
             minimum=meta["minimum"],
             maximum=meta["maximum"],
             padding=(meta["padding"][0], meta["padding"][1]) if meta["padding"] else None,
-            padding_value=meta["padding_value"],
-            exponent=meta["exponent"],
+            offset=float(meta["offset"]),
+            gain=float(meta["gain"]),
             quantisation_rms=meta["quantisation_rms"],
             original_digest=meta["original_digest"],
             pixel_digest=meta["pixel_digest"],
             pixel_vr=meta["pixel_vr"],
             header=HeaderBytes(meta["transfer_syntax"], sections["header"], sections.get("trailer", b"")),
             coded=sections["pixels"],
-            padding_mask=sections.get("padding", b""),
+            padding_bytes=sections.get("padding", b""),
             operator_name=meta["operator"],
-            coarseness=_coarseness(sections, meta["rows"], meta["columns"]),
-            window=Window(*struct.unpack(_WINDOW, sections["window"])) if "window" in sections else None,
+            region=CodedRegion(*struct.unpack(_REGION, sections["region"])) if "region" in sections else None,
         )
-
-
-def _coarseness(sections: dict[str, bytes], rows: int, columns: int) -> Coarseness | None:
-    packed = sections.get("coarseness")
-    return None if packed is None else Coarseness.unpack(packed, rows, columns)
 
 
 # --- rendition ------------------------------------------------------------------------------------------------
@@ -255,10 +247,7 @@ def _coarseness(sections: dict[str, bytes], rows: int, columns: int) -> Coarsene
 
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
-    for outcome in meta["tried"]:
-        if not outcome["coarseness"]:
-            del outcome["coarseness"]
-    parts = {name: meta.pop(name) for name in ("guide", "points", "patches")}
+    parts = {name: meta.pop(name) for name in _PARTS}
     return pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
 
 
@@ -267,16 +256,9 @@ def decode_rendition(data: bytes) -> Rendition:
     sections = unpack(data, b"R")
     with malformed_is_payload_error("rendition"):
         meta = json.loads(sections["meta"])
-        meta["verdict"] = _verdict(meta["verdict"])
-        meta["tried"] = tuple(
-            RungOutcome(**{**outcome, "verdict": _verdict(outcome["verdict"])}) for outcome in meta["tried"]
-        )
-        meta |= {name: sections.get(name, b"") for name in ("guide", "points", "patches")}
-        return Rendition(**meta)
-
-
-def _verdict(fields: dict[str, Any]) -> Verdict:
-    return Verdict(**{**fields, "failures": tuple(fields["failures"])})
+        verdict = meta["verdict"]
+        meta["verdict"] = Verdict(**{**verdict, "failures": tuple(verdict["failures"])})
+        return Rendition(**meta, **{name: sections.get(name, b"") for name in _PARTS})
 
 
 def _json(value: Any) -> bytes:

@@ -81,11 +81,11 @@ def test_display_window() -> None:
     pixels = breast()
     mask = breast_mask(pixels, "MONOCHROME2")
     own = display_window(mammogram(WindowCenter=[1000, 5], WindowWidth=[200, 1]), pixels, mask)
-    assert (own.low, own.high) == (900, 1099)
+    assert (own.low, own.high) == (900, 1100)
     scaled = display_window(
         mammogram(WindowCenter=1000, WindowWidth=200, RescaleSlope=2, RescaleIntercept=-100), pixels, mask
     )
-    assert (scaled.low, scaled.high) == (500, 599.5)
+    assert (scaled.low, scaled.high) == (500, 600)
     none = display_window(mammogram(WindowCenter=None, WindowWidth=None), pixels, mask)
     assert 0 <= none.low < none.high <= 4095
 

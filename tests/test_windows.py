@@ -50,6 +50,15 @@ def test_values_are_shown_as_the_standard_says(function: str, shape: Shape) -> N
     assert np.allclose(window.show(values), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("slope", [-1, -0.5, 0.5, 2])
+def test_a_rescaled_linear_window_is_shown_as_the_standard_says(slope: float) -> None:
+    window = window_of(WindowCenter=2000 * slope, WindowWidth=1000, RescaleSlope=slope)
+    assert window.width == 1000 / abs(slope)
+    values = np.arange(0, 4096, 7)
+    expected = np.array([by_the_standard(float(x) * slope, 2000 * slope, 1000, "linear") for x in values])
+    assert np.allclose(window.show(values), expected if slope > 0 else 1 - expected, atol=1e-5)
+
+
 def test_a_sigmoid_far_away_does_not_overflow() -> None:
     shown = Window(100, 101, "sigmoid").show(np.array([0, 65535], np.uint16))
     assert shown.tolist() == [pytest.approx(0, abs=1e-6), pytest.approx(1)]
@@ -61,7 +70,7 @@ def test_a_sigmoid_far_away_does_not_overflow() -> None:
 
 def test_the_first_of_several() -> None:
     several = window_of(WindowCenter=[2000, 1500], WindowWidth=[1000, 3000])
-    assert (several.low, several.high) == (1500, 2499)
+    assert (several.low, several.high) == (1500, 2500)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +86,7 @@ def test_the_first_of_several() -> None:
 )
 def test_absurd_windows_are_passed_over(centre: list[int], width: list[int]) -> None:
     taken = window_of(WindowCenter=centre, WindowWidth=width)
-    assert (taken.low, taken.high) == (1500, 2499)
+    assert (taken.low, taken.high) == (1500, 2500)
     assert is_from_the_breast(window_of(WindowCenter=centre[:1], WindowWidth=width[:1]))
 
 
@@ -93,7 +102,7 @@ def test_a_voi_table_without_a_window() -> None:
     taken = window_of(WindowCenter=None, WindowWidth=None, VOILUTSequence=table(values))
     assert (taken.low, taken.high) == (pytest.approx(1020, abs=2), pytest.approx(2980, abs=2))
     both = window_of(VOILUTSequence=table(values))
-    assert (both.low, both.high) == (0, 4095), "where there is a window it comes first"
+    assert (both.low, both.high) == (0, 4096), "where there is a window it comes first"
     step = window_of(WindowCenter=None, WindowWidth=None, VOILUTSequence=table([0] * 2000 + [9] * 2096))
     assert is_from_the_breast(step)
     moved = window_of(WindowCenter=None, WindowWidth=None, VOILUTSequence=table(list(range(2000)), first=1000))
@@ -102,9 +111,9 @@ def test_a_voi_table_without_a_window() -> None:
 
 def test_rescale_and_modality_table() -> None:
     scaled = window_of(WindowCenter=-100, WindowWidth=501, RescaleSlope="0.25", RescaleIntercept="-600")
-    assert (scaled.low, scaled.high) == (998, 2998)
+    assert (scaled.low, scaled.high) == (998, 3002)
     falling = window_of(WindowCenter=2000, WindowWidth=1001, RescaleSlope=-1, RescaleIntercept=4095)
-    assert (falling.low, falling.high) == (1595.5, 2595.5)
+    assert (falling.low, falling.high) == (1594.5, 2595.5)
     by_table = window_of(WindowCenter=8000, WindowWidth=4001, ModalityLUTSequence=table([4 * n for n in range(4096)]))
     assert (by_table.low, by_table.high) == (pytest.approx(1500, abs=1), pytest.approx(2500, abs=1))
 

@@ -1,51 +1,98 @@
-"""An original down the ladder: the smallest rung whose reconstruction passes the gate against this very original.
+"""An original to a payload: one short search for the coarsest coding that leaves nothing but noise.
 
-Rungs are tried in the order of their forecasts, each measured as a whole (attempts.py); the smallest that is promising
-is mended, measured again and taken.
+docs/ENCODER.md has the diagram, the terms and the constants. In short: for each scale the coarsest quantiser that
+passes the gate is found on a sample of the image; the cheapest of them is tried on the whole image and moved until it
+passes; single places that do not are repaired; the noise that is missing is measured and drawn; and what a viewer
+would get is measured against the original once more.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.attempts import Attempt, Even, Subject, Trial, sha256
-from node.codec.source import read_original
+from node.codec.decode import Decoded, SideInformation, uncounted
+from node.codec.noise import NoiseModel, decode_noise, encode_noise, measure_deviation, with_spectrum
+from node.codec.patches import cells_under, cut, encode_patches
+from node.codec.points import encode_points
+from node.codec.repair import points_for, repairs_for
+from node.codec.repairs import encode_repairs
+from node.codec.source import Source, read_source
+from node.fidelity.bands import BANDS, band_energies
+from node.fidelity.gate import Reference, Structure, broken_cells, burden, judge, look, measure_noise
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
-from node.upscalers.protocol import Upscaler
+from node.upscalers.protocol import Upscaler, UpscaleTask
+from storage import coders
 from storage.errors import PayloadError
-from storage.payload import Rendition, decode_base, derived_uid, encode_rendition, seed_of
+from storage.payload import (
+    Base,
+    CodedRegion,
+    Rendition,
+    decode_base,
+    derived_uid,
+    encode_base,
+    encode_rendition,
+    seed_of,
+)
 from storage.pixels import pixel_digest
-from storage.records import Rung, RungOutcome, Thresholds, Verdict
+from storage.records import OperatingPoint, Thresholds, Trial, Verdict
+from storage.resample import Operator
 
+Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
+Box = tuple[int, int, int, int]
+
+SQUARES = 6
+"""Squares of the sample; benchmarks.ablation prints what more and fewer of them cost."""
+SQUARE = 512
+"""Side of a square of the sample, in pixels."""
+_RIM = 32
+"""Pixels of a square that are not measured: neighbours in the sample ring into them."""
+_FINEST, _COARSEST = 0.1, 15.0
+"""JPEG XL distances that are tried: beyond them a scale is given up."""
+_START = {1: 2.0, 2: 0.9, 4: 0.5}
+"""JPEG XL distance that a search begins with, per scale: the typical answer on 14 mammograms."""
+_SLOPE = 0.6
+"""log2 increase of the gate's figures per doubling of the distance, before two looks tell it; typical."""
+_SAMPLE_LOOKS = 5
+"""Most looks at the sample per scale."""
+_LOOKS = 4
+"""Most looks at the whole image."""
+_NEAR = 0.93
+"""A distance is near enough where the figure nearest to its limit uses at least this share of it."""
+_AIM = 0.98
+"""Share of the limit that a search aims at."""
+_RESERVE = 0.98
+"""A second upscaler is taken where its payload on the sample is at most this share of the first one's."""
+_WITHIN = 1.15
+"""A scale is tried on the whole image where the sample promises at most so much more than the best so far."""
 
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """Encode an original down the ladder, verifying each rung. Without thresholds the first rung is measured.
+    """Encode an original, verified against itself. Without thresholds ``point`` is measured, and gated by nothing.
 
-    ``patch_share``: the part of the tiles with breast that exact patches may cover; ``regions`` (row, column, height,
-    width, in pixels) are patched whatever the gate says of them. ``coarseness``: the map, in hex, of a base that is to
-    be made again, of a ladder of one rung. Without ``balance`` every rung is coded alike everywhere.
+    ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
+    largest part of the image that repairs may cover; ``regions`` (row, column, height, width, in pixels) are stored
+    exactly whatever the gate says of them.
     """
 
     original: Path
     original_digest: str
     original_uid: str
-    ladder: tuple[Rung, ...]
     thresholds: Thresholds | None
-    patch_share: float = 0.0
-    regions: tuple[tuple[int, int, int, int], ...] = ()
-    coarseness: str = ""
-    balance: bool = True
+    point: OperatingPoint | None = None
+    scales: tuple[int, ...] = (4, 2, 1)
+    effort: int = 7
+    patch_share: float = 0.15
+    regions: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,76 +104,56 @@ class ReverifyRequest:
     original_uid: str
     base: Path
     thresholds: Thresholds | None
-    patch_share: float = 0.0
-    regions: tuple[tuple[int, int, int, int], ...] = ()
+    patch_share: float = 0.15
+    regions: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """What each rung came to, and, where one was taken, its rendition, both as object bytes, and the model."""
+    """What was tried, and, where something passed, its rendition, base and rendition as object bytes, and the model."""
 
-    tried: tuple[RungOutcome, ...]
+    tried: tuple[Trial, ...]
     made: Rendition | None = None
     base: bytes = b""
     rendition: bytes = b""
     model: Installed | None = None
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A finished encoding. ``structure``: float32, grey levels; ``served`` and ``plain``: uint16, with and without
+    drawn noise."""
+
+    base: Base
+    data: bytes
+    upscaler: Upscaler
+    side: SideInformation
+    parts: dict[str, bytes]
+    structure: Float
+    found: Structure
+    served: Pixels
+    plain: Pixels
+    verdict: Verdict
+    seed: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Base and side information; the rendition's own fields are not counted."""
+        return len(self.data) + sum(map(len, self.parts.values()))
+
+
 def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
-    """Take the rung with the smallest payload whose reconstruction passes the gate against this very original.
-
-    Raises NotReconstructable or PixelError where the pixels rule it out.
-    """
-    subject = _subject(request, catalogue.configured())
-    search = _search(request, subject)
-    coarseness = subject.coarseness(request.coarseness)
-    failed: list[RungOutcome] = []
-    waiting: list[Trial] = []
-    best: Attempt | None = None
-    while True:
-        while (rung := search.next()) is not None:
-            enough = math.inf
-            if request.balance and search.balances(rung):
-                enough = search.instead_of(rung) if best is None else best.payload_bytes
-                trial = subject.balanced(rung, request.ladder, enough)
-            else:
-                trial = subject.try_rung(rung, coarseness)
-            passed, given_up = trial.promising, not trial.promising and enough < math.inf
-            search.heard(rung, trial.bare, len(trial.data), passed=passed, even=trial.even, given_up=given_up)
-            if trial.promising:
-                waiting.append(trial)
-                if trial.even is not None:  # what mending it takes says whether another is worth trying
-                    break
-            else:
-                failed.append(trial.outcome)
-        hopeful = [trial for trial in waiting if best is None or _may_be_smaller(trial, best)]
-        if not hopeful:
-            break
-        smallest = min(hopeful, key=lambda trial: trial.payload_bytes)
-        waiting.remove(smallest)
-        attempt = subject.mended(smallest)
-        if not attempt.passed:
-            failed.append(attempt.outcome)
-            search.refused(smallest.asked)
-            continue
-        search.mended(smallest.asked, len(attempt.patches), len(attempt.points))
-        if best is not None:
-            best, attempt = sorted((best, attempt), key=lambda one: one.payload_bytes)
-            failed.append(attempt.dearer)
-        best = best or attempt
-    before = (*search.forecasts(), *failed, *(trial.dearer for trial in waiting))
-    if best is None:
-        return EncodeResult(tried=before)
-    return _result(request, subject, subject.finished(best), before)
-
-
-def _may_be_smaller(trial: Trial, best: Attempt) -> bool:
-    """Balanced bases are as small as can be, and may need other mending. Of the rest, those of the scale of the best
-    need much the same patches; at another they may do without."""
-    if trial.even is not None:
-        return trial.payload_bytes < best.payload_bytes
-    same = trial.base.rung.scale == best.trial.base.rung.scale
-    return not same and trial.payload_bytes < best.without_points
+    """Encode one file as ``request`` says. Raises NotReconstructable or PixelError where its pixels rule it out."""
+    source, reference = read_source(request.original, request.original_digest)
+    encoder = Encoder(
+        *(source, reference, catalogue.candidates(), request.thresholds),
+        scales=request.scales,
+        effort=request.effort,
+        share=request.patch_share,
+        regions=request.regions,
+    )
+    made = encoder.at(request.point) if request.point else encoder.search()
+    return _result(made, request.original_uid, tuple(encoder.tried))
 
 
 def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
@@ -134,142 +161,367 @@ def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
 
     Raises PayloadError where the base is not one of this very original.
     """
-    subject = _subject(request, catalogue.configured())
+    source, reference = read_source(request.original, request.original_digest)
     data = request.base.read_bytes()
     base = decode_base(data)
-    if base.pixel_digest != subject.original.pixel_digest:
-        raise PayloadError(f"base {sha256(data)} was made of other pixels than original {request.original_digest} has")
-    trial = subject.try_base(base, data, time.monotonic())
-    if not trial.promising:
-        return EncodeResult(tried=(trial.outcome,))
-    attempt = subject.finished(subject.mended(trial))
-    if not attempt.passed:
-        return EncodeResult(tried=(attempt.outcome,))
-    return _result(request, subject, attempt, ())
+    if base.pixel_digest != source.pixel_digest:
+        digest = hashlib.sha256(data).hexdigest()
+        raise PayloadError(f"base {digest} was made of other pixels than original {request.original_digest} has")
+    encoder = Encoder(
+        *(source, reference, catalogue.candidates(), request.thresholds),
+        share=request.patch_share,
+        regions=request.regions,
+    )
+    return _result(encoder.of_base(base, data), request.original_uid, tuple(encoder.tried))
 
 
-def _subject(request: EncodeRequest | ReverifyRequest, upscaler: Upscaler) -> Subject:
-    original, reference = read_original(request.original, request.original_digest)
-    return Subject(original, reference, upscaler, request.thresholds, request.patch_share, request.regions)
+@dataclass
+class Encoder:
+    """The search for one image.
+
+    ``upscalers``: the configured one first; a second one is the baseline that it may fall back to, image by image.
+    ``limits``: of the gate; None measures only. ``tried``: every operating point that was looked at.
+    """
+
+    source: Source
+    reference: Reference
+    upscalers: Sequence[Upscaler]
+    limits: Thresholds | None
+    scales: tuple[int, ...] = (4, 2, 1)
+    effort: int = 7
+    share: float = 0.15
+    regions: tuple[Box, ...] = ()
+    tried: list[Trial] = field(default_factory=list)
+
+    def search(self) -> Encoded | None:
+        """The cheapest encoding that passes; None where none does."""
+        assert self.limits is not None, "a search needs limits"
+        best: Encoded | None = None
+        for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
+            if best is not None and promise.payload_bytes > _WITHIN * best.payload_bytes:
+                break
+            if best is not None and promise.point.scale == best.base.point.scale:
+                continue
+            made = self._settled(promise.point, promise.upscaler)
+            if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
+                best = made
+            if best is not None:
+                break
+        return best
+
+    def at(self, point: OperatingPoint) -> Encoded | None:
+        """The encoding at one operating point; None where it does not pass."""
+        return self._kept([self._finished(self._attempt(point, upscaler)) for upscaler in self.upscalers])
+
+    def of_base(self, base: Base, data: bytes) -> Encoded | None:
+        """What the upscalers make of a base that is there already; None where it does not pass."""
+        decoded = Decoded.of(base)
+        return self._kept([self._finished(self._looked(base, data, decoded, upscaler)) for upscaler in self.upscalers])
+
+    def _kept(self, made: Sequence[Encoded]) -> Encoded | None:
+        passed = [each for each in made if self.limits is None or each.verdict.passed]
+        return min(passed, key=lambda each: each.payload_bytes) if passed else None
+
+    # --- on the sample ---
+
+    def _promises(self) -> Iterator[Promise]:
+        """The coarsest operating point per scale that passes on a sample, with the upscaler that makes it cheapest."""
+        source, reference = _sample(self.source, self.reference)
+        area = self.reference.breast.sum() / max(reference.breast.sum(), 1)
+        sampler = replace(self, source=source, reference=reference, tried=[])
+        for scale in self.scales:
+            found = [each for upscaler in self.upscalers if (each := sampler._coarsest(scale, upscaler, area))]
+            if found:
+                best = found[-1]
+                for promise in found[:-1]:  # the configured upscaler must be worth its while
+                    if promise.payload_bytes <= _RESERVE * best.payload_bytes:
+                        best = promise
+                self.tried.extend(each.trial for each in found)
+                yield best
+
+    def _coarsest(self, scale: int, upscaler: Upscaler, area: float) -> Promise | None:
+        """By the secant method on the logarithms of distance and burden."""
+        assert self.limits is not None
+        began = time.monotonic()
+        walk, best = _Walk(_START[scale]), None
+        for _ in range(_SAMPLE_LOOKS):
+            point = OperatingPoint(scale, "jpegxl", round(walk.distance, 4), self.effort)
+            attempt = self._attempt(point, upscaler)
+            heavy = burden(attempt.found, self.limits)
+            if heavy <= 1 and (best is None or attempt.base_bytes < best[1]):
+                best = point, attempt.base_bytes
+            if _NEAR <= heavy <= 1 or not walk.step(heavy):
+                break
+        if best is None:
+            return None
+        size = round(best[1] * area)
+        trial = Trial(str(best[0]), upscaler.name, size, (), round(time.monotonic() - began, 2), sample=True)
+        return Promise(best[0], upscaler, size, trial)
+
+    # --- on the whole image ---
+
+    def _settled(self, point: OperatingPoint, upscaler: Upscaler) -> Encoded | None:
+        """The coarsest encoding of one scale that passes as a whole, searched from ``point`` on."""
+        assert self.limits is not None
+        walk, best = _Walk(point.distance), None
+        for _ in range(_LOOKS):
+            began = time.monotonic()
+            point = replace(point, distance=round(walk.distance, 4))
+            attempt = self._attempt(point, upscaler)
+            heavy = burden(attempt.found, self.limits)
+            if heavy > 1:
+                self._note(point, upscaler, attempt.base_bytes, (f"burden {heavy:.3f} of the gate's limits",), began)
+            elif best is None or attempt.base_bytes < best.base_bytes:
+                best = attempt
+            if _NEAR <= heavy <= 1 or not walk.step(heavy):
+                break
+        if best is None:
+            return None
+        made = self._finished(best)
+        if made.verdict.passed:
+            return made
+        finer = replace(best.base.point, distance=round(best.base.point.distance * 0.85, 4))
+        made = self._finished(self._attempt(finer, upscaler))
+        return made if made.verdict.passed else None
+
+    def _attempt(self, point: OperatingPoint, upscaler: Upscaler) -> Attempt:
+        base = make_base(self.source, point)
+        return self._looked(base, b"", Decoded.of(base), upscaler)
+
+    def _looked(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
+        """The structure that an upscaler makes of a base, measured as a whole."""
+        reference = self.reference
+        noise = measure_deviation(reference.image, decoded.upsampled, reference.breast, reference.counted)
+        task = decoded.task(decode_noise(encode_noise(noise)))
+        structure = decoded.structure(upscaler, task, SideInformation())
+        found = look(reference, structure, specks=False)
+        return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
+
+    def _finished(self, attempt: Attempt) -> Encoded:
+        """Repairs, noise, and the verdict on what a viewer gets."""
+        began = time.monotonic()
+        reference, limits = self.reference, self.limits
+        side = self._repaired(attempt)
+        structure = attempt.decoded.structure(attempt.upscaler, attempt.task, side)
+        found = look(reference, structure)
+        data = attempt.data or encode_base(attempt.base)
+        seed = seed_of(hashlib.sha256(data).hexdigest())
+        inside = reference.breast & ~uncounted(side, structure.shape)
+        lacking = _lacking(reference, structure, inside)
+        noise = decode_noise(encode_noise(with_spectrum(attempt.noise, reference.image, structure, inside, lacking)))
+        side = replace(side, noise=noise)
+        task = replace(attempt.task, seed=seed, steps=attempt.upscaler.steps)
+        grain = attempt.decoded.grain(attempt.upscaler, task, structure, side)
+        served = attempt.decoded.pixels(structure + grain, side)
+        plain = attempt.decoded.pixels(structure.copy(), side)
+        figures = measure_noise(reference, structure, served)
+        verdict = judge(reference, structure, found, served, figures, limits)
+        parts = {
+            "noise": encode_noise(noise),
+            "repairs": encode_repairs(side.repairs) if side.repairs else b"",
+            "points": encode_points(side.points) if side.points else b"",
+            "patches": encode_patches(side.patches) if side.patches else b"",
+        }
+        made = Encoded(
+            *(attempt.base, data, attempt.upscaler, side, parts, structure, found, served, plain, verdict, seed)
+        )
+        self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
+        return made
+
+    def _repaired(self, attempt: Attempt) -> SideInformation:
+        """Points for specks, coded residuals for what else is broken, exact patches where regions ask for them."""
+        rows, columns = self.source.pixels.shape
+        cells = cells_under(self.regions, rows, columns)
+        patches = cut(self.source.pixels, cells) if cells.any() else None
+        if self.limits is None:
+            return SideInformation(patches=patches)
+        broken = broken_cells(attempt.found, self.limits)
+        points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
+        structure = attempt.structure if points is None else attempt.structure + points.field()
+        repairs = repairs_for(self.reference, structure, broken, self.limits, self.share)
+        return SideInformation(repairs=repairs, points=points, patches=patches)
+
+    def _note(
+        self, point: OperatingPoint, upscaler: Upscaler, size: int, failures: tuple[str, ...], began: float
+    ) -> None:
+        self.tried.append(Trial(str(point), upscaler.name, size, failures, round(time.monotonic() - began, 2)))
 
 
-def _result(
-    request: EncodeRequest | ReverifyRequest, subject: Subject, taken: Attempt, before: tuple[RungOutcome, ...]
-) -> EncodeResult:
-    """The rendition of the attempt that was taken."""
-    upscaler, base_digest = subject.upscaler, taken.trial.digest
-    seed, steps = seed_of(base_digest), upscaler.steps
-    name, weights = upscaler.name, upscaler.weights_digest
-    tried = (*map(_noted, before), taken.outcome)
-    rendition = Rendition(
+@dataclass(frozen=True)
+class Promise:
+    """What an operating point came to on the sample. ``payload_bytes``: what it may take of the whole image."""
+
+    point: OperatingPoint
+    upscaler: Upscaler
+    payload_bytes: int
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes, where known."""
+
+    base: Base
+    data: bytes
+    decoded: Decoded
+    upscaler: Upscaler
+    noise: NoiseModel
+    task: UpscaleTask
+    structure: Float
+    found: Structure
+
+    @property
+    def base_bytes(self) -> int:
+        return len(self.base.coded)
+
+
+class _Walk:
+    """The next distance, from where the burden is and how it grew with the distance so far."""
+
+    def __init__(self, start: float) -> None:
+        self.distance = start
+        self._seen: list[tuple[float, float]] = []
+
+    def step(self, heavy: float) -> bool:
+        """Move on from a burden; False where there is nowhere else to go."""
+        here = np.log2(self.distance), np.log2(max(heavy, 1e-3) / _AIM)
+        slope = _SLOPE
+        if self._seen and abs(here[0] - self._seen[-1][0]) > 1e-6:
+            slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.15, 1.5))
+        self._seen.append(here)
+        wanted = float(np.clip(here[0] - here[1] / slope, here[0] - 2, here[0] + 2))
+        passing = [x for x, y in self._seen if y <= 0]
+        failing = [x for x, y in self._seen if y > 0]
+        if passing and failing:  # never outside the bracket
+            low, high = max(passing), min(failing)
+            wanted = (
+                float(np.clip(wanted, low + (high - low) * 0.1, high - (high - low) * 0.1)) if low < high else wanted
+            )
+        after = float(2.0**wanted)
+        if not _FINEST <= after <= _COARSEST or abs(wanted - here[0]) < 0.02:
+            return False
+        self.distance = after
+        return True
+
+
+# --- bases ------------------------------------------------------------------------------------------------------
+
+
+def make_base(source: Source, point: OperatingPoint) -> Base:
+    """Downsample one original and code it as ``point`` says, lossy samples over the full 16 bits."""
+    low, high = source.extremes
+    operator = Operator(source.pixels.shape[0], source.pixels.shape[1], point.scale)
+    ideal = source.lowered(point.scale)
+    region = source.region(point.scale) if point.distance else None
+    part = (region or CodedRegion.whole(*ideal.shape)).part
+    offset, gain = _mapping(source, point)
+    scaled = np.clip((ideal[part] - np.float32(offset)) * np.float32(gain), 0, 65535)
+    base = Base(
+        point=point,
+        rows=operator.rows,
+        columns=operator.columns,
+        bits_stored=source.bits_stored,
+        minimum=low,
+        maximum=high,
+        padding=source.padding,
+        offset=offset,
+        gain=gain,
+        quantisation_rms=0.0,
+        original_digest=source.digest,
+        pixel_digest=source.pixel_digest,
+        pixel_vr=source.pixel_vr,
+        header=source.header_bytes,
+        coded=coders.encode(np.rint(scaled).astype(np.uint16), point),
+        padding_bytes=source.padding_bytes,
+        region=region,
+    )
+    off = np.square(base.samples() - ideal, dtype=np.float64)
+    return replace(base, quantisation_rms=float(np.sqrt(np.mean(off))))
+
+
+def _mapping(source: Source, point: OperatingPoint) -> tuple[float, float]:
+    """Offset and gain of coded samples: the image's own range over 16 bits, as it is displayed; lossless ones as they
+    are."""
+    low, high = source.extremes
+    if not point.distance:
+        return 0.0, 1.0
+    gain = 65535 / max(high - low, 1)
+    return (float(high), -gain) if source.inverted else (float(low), gain)
+
+
+def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
+    """Squares of the breast, one below the other; the image itself where it has none, or is hardly larger."""
+    breast = reference.breast
+    rows, columns = breast.shape
+    places = [
+        (row, column)
+        for row in range(0, rows - SQUARE + 1, SQUARE // 4)
+        for column in range(0, columns - SQUARE + 1, SQUARE // 4)
+        if breast[row : row + SQUARE, column : column + SQUARE].all()
+    ]
+    chosen: list[tuple[int, int]] = []
+    for number in np.random.default_rng(0).permutation(len(places)):
+        row, column = places[number]
+        if all(abs(row - r) >= SQUARE or abs(column - c) >= SQUARE for r, c in chosen):
+            chosen.append((row, column))
+    chosen = sorted(chosen[:SQUARES])
+    if not chosen or len(chosen) * SQUARE * SQUARE > 0.7 * source.pixels.size:
+        return source, reference
+    cuts = [source.pixels[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
+    pixels = np.concatenate(cuts)
+    inner = np.zeros((SQUARE, SQUARE), dtype=bool)
+    inner[_RIM:-_RIM, _RIM:-_RIM] = True
+    return source.excerpt(pixels), reference.excerpt(pixels, np.concatenate([inner] * len(chosen)))
+
+
+def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Energy per octave band of the original less that of the structure, summed over ``inside``."""
+    own, made = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (reference.image, structure))
+    return np.asarray(own - made)
+
+
+# --- results ----------------------------------------------------------------------------------------------------
+
+
+def _result(made: Encoded | None, original_uid: str, tried: tuple[Trial, ...]) -> EncodeResult:
+    if made is None:
+        return EncodeResult(tried)
+    rendition = rendition_of(made, original_uid)
+    return EncodeResult(tried, rendition, made.data, encode_rendition(rendition), installed(made.upscaler))
+
+
+def rendition_of(made: Encoded, original_uid: str) -> Rendition:
+    """What is stored beside the base."""
+    upscaler, base_digest = made.upscaler, hashlib.sha256(made.data).hexdigest()
+    told = hashlib.sha256(b"".join(made.parts.values())).hexdigest()
+    name, weights, steps = upscaler.name, upscaler.weights_digest, upscaler.steps
+    return Rendition(
         base_digest=base_digest,
-        original_uid=request.original_uid,
-        derived_uid=derived_uid(request.original_uid, base_digest, name, weights, steps, seed, taken.told),
+        original_uid=original_uid,
+        derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, told),
         upscaler=name,
         method=upscaler.method,
-        generative=upscaler.generative,
+        generative=True,
         weights_digest=weights,
         numerics=upscaler.numerics,
         steps=steps,
-        seed=seed,
-        output_digest=pixel_digest(taken.output),
-        verdict=taken.verdict,
-        tried=tried,
-        guide=taken.trial.guide,
-        points=taken.points,
-        patches=taken.patches,
-        extra=_extremes(taken.output, subject.original.padding_pixels),
+        seed=made.seed,
+        output_digest=pixel_digest(made.served),
+        structure_digest=pixel_digest(made.plain),
+        verdict=made.verdict,
+        noise=made.parts["noise"],
+        repairs=made.parts["repairs"],
+        points=made.parts["points"],
+        patches=made.parts["patches"],
+        extra=_extremes(made),
     )
-    return EncodeResult(tried, rendition, taken.trial.data, encode_rendition(rendition), installed(upscaler))
 
 
-# --- the order in which rungs are tried -----------------------------------------------------------------------
-
-
-class _Search(Protocol):
-    """Which rung to try next, given what those before came to."""
-
-    def next(self) -> Rung | None:
-        """None where no other is worth trying."""
-
-    def balances(self, rung: Rung) -> bool:
-        """Whether a rung is to be coded as coarsely as each place of the image allows."""
-
-    def instead_of(self, rung: Rung) -> float:
-        """Bytes of the best there is instead of a rung that is to be balanced; infinite where there is none."""
-
-    def heard(
-        self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None, given_up: bool
-    ) -> None:
-        """What a trial came to; ``passed``: as a whole; ``even``: as it was before it was balanced; ``given_up``: for
-        the sake of another."""
-
-    def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
-        """A rung that passed was mended, with exact patches and points of so many bytes."""
-
-    def refused(self, rung: Rung) -> None:
-        """A rung that passed as a whole cannot be mended."""
-
-    def forecasts(self) -> tuple[RungOutcome, ...]:
-        """Outcomes of rungs that were forecast and never tried."""
-
-
-def _search(request: EncodeRequest, subject: Subject) -> _Search:
-    """By forecast, smallest payload first; in the ladder's order where the forecast (of the consistent base) says
-    nothing about what the upscaler will make of it, or where nothing is gated."""
-    upscaler = subject.upscaler
-    if request.thresholds is None:
-        return _InOrder(request.ladder[:1])
-    if not (upscaler.guided or upscaler.consistent) or len(request.ladder) < 3:
-        return _InOrder(request.ladder)
-    from node.codec.climb import Climb
-
-    textured = upscaler.detail > 0
-    return Climb(request.ladder, subject.sample.forecast, request.thresholds, textured, balancing=subject.searches_bare)
-
-
-class _InOrder:
-    """The ladder as it is, up to the first rung that passes."""
-
-    def __init__(self, ladder: tuple[Rung, ...]) -> None:
-        self._left = list(ladder)
-        self._found = False
-
-    def next(self) -> Rung | None:
-        return self._left.pop(0) if self._left and not self._found else None
-
-    def balances(self, rung: Rung) -> bool:
-        return False
-
-    def instead_of(self, rung: Rung) -> float:
-        return math.inf
-
-    def heard(
-        self, rung: Rung, verdict: Verdict, base_bytes: int, *, passed: bool, even: Even | None, given_up: bool
-    ) -> None:
-        self._found = passed
-
-    def mended(self, rung: Rung, patch_bytes: int, point_bytes: int) -> None:
-        """Nothing follows from it."""
-
-    def refused(self, rung: Rung) -> None:
-        self._found = False
-
-    def forecasts(self) -> tuple[RungOutcome, ...]:
-        return ()
-
-
-def _noted(outcome: RungOutcome) -> RungOutcome:
-    """What is kept of a rung that was not taken: why, and the three figures of the image, to five digits."""
-    psnr, mean, p5 = (
-        float(f"{figure:.5g}")
-        for figure in (outcome.verdict.psnr_db, outcome.verdict.fsim_mean, outcome.verdict.fsim_p5)
-    )
-    verdict = replace(outcome.verdict, psnr_db=psnr, fsim_mean=mean, fsim_p5=p5, figures={})
-    return replace(outcome, verdict=verdict, seconds=round(outcome.seconds, 2), coarseness="")
-
-
-def _extremes(pixels: Pixels, padding: NDArray[np.bool_] | None) -> dict[str, int]:
-    """Smallest and largest pixel value outside padding, for the derived header."""
-    shown = pixels if padding is None else pixels[~padding]
-    return {"minimum": int(shown.min()), "maximum": int(shown.max())}
+def _extremes(made: Encoded) -> dict[str, list[int]]:
+    """Smallest and largest pixel value outside padding, with noise and without, for the derived header."""
+    padding = made.base.padding_content()
+    shown = np.ones(made.served.shape, dtype=bool) if padding is None else ~padding[0]
+    return {
+        name: [int(values(made.served[shown])), int(values(made.plain[shown]))]
+        for name, values in (("minimum", np.min), ("maximum", np.max))
+    }

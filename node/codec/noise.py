@@ -14,8 +14,9 @@ root of the spectrum, times curve, times map. The result does not depend on how 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import imagecodecs
@@ -51,8 +52,10 @@ _POWER_STEP = 0.25
 """Octaves of power per step of the spectrum's codes: 0.75 dB."""
 _CLIPPED = 4.0
 """Residuals beyond so many local standard deviations are structure, and are cut to that before they are squared."""
-_HEADER = struct.Struct("<BHHffIIB")
+_HEADER = struct.Struct("<BHHfffIIB")
 _FORMAT = 1
+_MATCHING = 6
+"""Rounds in which band energies are matched: bands overlap, so one does not do."""
 _MAD = 0.6745
 
 
@@ -63,6 +66,7 @@ class NoiseModel:
     ``curve``: uint8 (LEVELS,), standard deviation per knot, as ``_deviations`` reads it, of levels from ``low`` to
     ``high``. ``place``: uint8 (rows / PLACE, columns / PLACE), likewise, times 2**-8; 0 is none. ``spectrum``: uint8
     SPECTRUM, power of the noise per frequency over the greatest, 255 less ``_POWER_STEP`` octaves a step; 0 is none.
+    ``gain``: what drawn noise is multiplied by besides.
     """
 
     rows: int
@@ -72,9 +76,10 @@ class NoiseModel:
     curve: Codes
     place: Codes
     spectrum: Codes
+    gain: float = 1.0
 
     def deviation(self, structure: Float) -> Float:
-        """Standard deviation of the missing noise at each pixel of a structure, float32, in grey levels."""
+        """Standard deviation of the missing noise at each pixel of a structure, float32, grey levels; without gain."""
         import torch
 
         level = torch.from_numpy(structure).sub(self.low).mul_((LEVELS - 1) / max(self.high - self.low, 1e-6))
@@ -85,7 +90,8 @@ class NoiseModel:
         index = lower.to(torch.int32)
         found = knots[index]
         found += share * (knots[index + 1] - found)
-        found *= torch.from_numpy(_spread(_deviations(self.place) / np.float32(256), self.rows, self.columns))
+        place = _deviations(self.place) * np.float32(1 / 256)
+        found *= torch.from_numpy(_spread(place, self.rows, self.columns))
         return found.numpy()
 
     def draw(self, structure: Float, seed: int) -> Float:
@@ -93,27 +99,37 @@ class NoiseModel:
         import torch
 
         noise = unit_noise(self.rows, self.columns, self.spectrum, seed)
+        noise *= np.float32(self.gain)
         return torch.from_numpy(noise).mul_(torch.from_numpy(self.deviation(structure))).numpy()
 
 
 # --- measuring ------------------------------------------------------------------------------------------------
 
 
-def measure_noise(original: Float, structure: Float, breast: Mask, counted: Mask) -> NoiseModel:
-    """The model of what ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
+def measure_deviation(original: Float, structure: Float, breast: Mask, counted: Mask) -> NoiseModel:
+    """Curve and map of what ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
 
-    ``breast``: where the spectrum is measured. ``counted``: where the residual is noise at all: not padding, not what
-    is stored in another way.
+    ``breast``: where the curve is measured. ``counted``: everything but padding. The spectrum is left empty.
     """
     rows, columns = original.shape
-    residual = _without_structure(original - structure, counted)
-    low, high = float(original[counted].min()), float(original[counted].max())
-    energy = np.square(residual)
-    curve = _curve(structure, energy, counted & breast, low, high)
-    model = NoiseModel(rows, columns, low, high, curve, np.zeros((0, 0), np.uint8), np.zeros(SPECTRUM, np.uint8))
-    place = _place(energy, model, structure, counted)
-    spectrum = _spectrum(original, structure, residual, breast & counted)
-    return NoiseModel(rows, columns, low, high, curve, place, spectrum)
+    energy = np.square(_without_structure(original - structure, counted))
+    low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
+    curve = _curve(structure, energy, counted & breast, float(low), float(high))
+    empty = np.zeros(SPECTRUM, dtype=np.uint8)
+    model = NoiseModel(rows, columns, float(low), float(high), curve, np.zeros((0, 0), np.uint8), empty)
+    return replace(model, place=_place(energy, model, structure, counted))
+
+
+def with_spectrum(
+    model: NoiseModel, original: Float, structure: Float, inside: Mask, lacking: NDArray[np.float64]
+) -> NoiseModel:
+    """The model with the spectrum of what ``structure`` lacks, and a gain, so that every octave band comes out right.
+
+    ``inside``: pixels of breast that are coded by base and noise. ``lacking``: float64 (BANDS,), energy of the
+    original less that of the structure per band, summed over ``inside``, grey levels squared.
+    """
+    spectrum = _spectrum(original, structure, inside, model.deviation(structure))
+    return _matched(replace(model, spectrum=spectrum), structure, inside, lacking)
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
@@ -169,7 +185,7 @@ def _cell_means(values: Float) -> Float:
     return np.asarray(whole.reshape(rows, PLACE, columns, PLACE).mean(axis=(1, 3)), dtype=np.float32)
 
 
-def _spectrum(original: Float, structure: Float, residual: Float, counted: Mask) -> Codes:
+def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
     """Mean periodogram of the original less the structure's, tiles weighed by the variance of what is missing."""
     window = np.outer(np.hanning(_WINDOW), np.hanning(_WINDOW)).astype(np.float32)
     total = np.zeros((_WINDOW, _WINDOW // 2 + 1))
@@ -178,7 +194,7 @@ def _spectrum(original: Float, structure: Float, residual: Float, counted: Mask)
             where = np.s_[row : row + _WINDOW, column : column + _WINDOW]
             if not counted[where].all():
                 continue
-            variance = float(np.square(residual[where]).mean())
+            variance = float(np.square(deviation[where]).mean())
             if variance <= 0:
                 continue
             powers = [
@@ -203,14 +219,65 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     around = np.concatenate([shifted, shifted[:1]])  # -0.5 to 0.5
     around = np.pad(around, ((1, 1), (1, 1)), mode="reflect")
     weights = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
-    coarse = sum(
-        weights[i, j] * around[i : i + 129 : 2, j : j + 65 : 2] for i in range(3) for j in range(3)
-    )
+    coarse = sum(weights[i, j] * around[i : i + 129 : 2, j : j + 65 : 2] for i in range(3) for j in range(3))
     top = float(np.max(coarse))
     if top <= 0:
         return np.zeros(SPECTRUM, dtype=np.uint8)
     steps = np.log2(np.maximum(coarse / top, 1e-12)) / _POWER_STEP
     return np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80)
+
+
+def _matched(model: NoiseModel, structure: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
+    """The model with its spectrum and gain set so that every octave band gets the energy that it lacks.
+
+    ``wanted``: float64 (BANDS,), energy of the original less that of the structure per band, summed over ``breast``,
+    grey levels squared. Drawn noise has a known energy per band, so nothing needs to be drawn for this.
+    """
+    drawn = float(np.square(model.deviation(structure)[breast], dtype=np.float64).sum())
+    if drawn <= 0 or not model.spectrum.any():
+        return model
+    passed = _band_shares()
+    power = _power(model.spectrum)
+    weights = power * _half_weights()
+    share = np.maximum(wanted, 0) / drawn
+    for _ in range(_MATCHING):
+        now = np.array([(weights * band).sum() for band in passed]) / weights.sum()
+        factor = np.clip(np.divide(share, now, out=np.ones_like(share), where=now > 0), 0.25, 4.0)
+        scale = sum(f * band for f, band in zip(factor, passed, strict=True)) / np.maximum(sum(passed), 1e-9)
+        total = weights.sum()
+        weights = weights * np.where(sum(passed) > 0.01, scale, 1.0)
+        drawn *= float(weights.sum() / total)
+        share = np.maximum(wanted, 0) / drawn
+    power = weights / _half_weights()
+    gain = float(np.sqrt(drawn / np.square(model.deviation(structure)[breast], dtype=np.float64).sum()))
+    steps = np.log2(np.maximum(power / power.max(), 1e-12)) / _POWER_STEP
+    spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)
+    return replace(model, spectrum=spectrum, gain=model.gain * gain)
+
+
+@lru_cache(maxsize=1)
+def _band_shares() -> tuple[NDArray[np.float64], ...]:
+    """Energy that each octave band of node/fidelity/bands.py passes, per frequency of SPECTRUM: float64."""
+    down, across = np.linspace(-0.5, 0.5, SPECTRUM[0])[:, None], np.linspace(0, 0.5, SPECTRUM[1])[None]
+    square = (2 * np.pi) ** 2 * (down**2 + across**2) / 2
+    smooth = [np.ones(SPECTRUM), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
+    return tuple(np.square(before - after) for before, after in pairwise(smooth))
+
+
+@lru_cache(maxsize=1)
+def _half_weights() -> NDArray[np.float64]:
+    """How often each frequency of SPECTRUM stands for one of a whole spectrum: borders count half."""
+    weights = np.ones(SPECTRUM)
+    weights[:, 0] *= 0.5
+    weights[:, -1] *= 0.5
+    weights[0] *= 0.5
+    weights[-1] *= 0.5
+    return weights
+
+
+def _power(codes: Codes) -> NDArray[np.float64]:
+    """Power per frequency of stored codes, over the greatest: float64 SPECTRUM."""
+    return np.where(codes > 0, 2.0 ** ((codes.astype(np.float64) - 255) * _POWER_STEP), 0.0)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------
@@ -268,7 +335,7 @@ def _kernel(codes: bytes) -> torch.Tensor:
     import torch
 
     stored = np.frombuffer(codes, np.uint8).reshape(SPECTRUM)
-    power = np.where(stored > 0, 2.0 ** ((stored.astype(np.float64) - 255) * _POWER_STEP), 0.0)
+    power = _power(stored)
     fine = _doubled(_doubled(power).T).T  # (129, 65)
     half = np.fft.ifftshift(fine[:-1], axes=0)
     impulse = np.fft.fftshift(np.fft.irfft2(np.sqrt(half), s=(_WINDOW, _WINDOW)))
@@ -324,28 +391,31 @@ def _deviations(codes: Codes) -> Float:
 def encode_noise(model: NoiseModel) -> bytes:
     """A model as bytes: header, curve, then map and spectrum as JPEG-LS."""
     place, spectrum = (bytes(imagecodecs.jpegls_encode(part)) for part in (model.place, model.spectrum))
-    header = _HEADER.pack(_FORMAT, model.rows, model.columns, model.low, model.high, len(place), len(spectrum), LEVELS)
+    header = _HEADER.pack(
+        *(_FORMAT, model.rows, model.columns, model.low, model.high, model.gain),
+        *(len(place), len(spectrum), LEVELS),
+    )
     return header + model.curve.tobytes() + place + spectrum
 
 
 def decode_noise(data: bytes) -> NoiseModel:
     """The inverse of ``encode_noise``. Raises PayloadError."""
     try:
-        form, rows, columns, low, high, place_bytes, spectrum_bytes, levels = _HEADER.unpack_from(data)
+        form, rows, columns, low, high, gain, place_bytes, spectrum_bytes, levels = _HEADER.unpack_from(data)
     except struct.error as error:
         raise PayloadError(f"noise model is malformed: {error}") from error
     if form != _FORMAT or levels != LEVELS:
         raise PayloadError(f"noise model has format {form} with {levels} levels; this release reads {_FORMAT}")
     at = _HEADER.size + LEVELS
     ends = (at, at + place_bytes, at + place_bytes + spectrum_bytes)
-    if len(data) != ends[2] or not (np.isfinite(low) and np.isfinite(high)):
+    if len(data) != ends[2] or not np.isfinite([low, high, gain]).all():
         raise PayloadError("noise model is malformed: its length is not what its header says")
     try:
-        place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in zip(ends, ends[1:], strict=False))
+        place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in pairwise(ends))
     except Exception as error:
         raise PayloadError(f"noise model cannot be decoded: {error}") from error
     shape = (-(-rows // PLACE), -(-columns // PLACE))
     if place.shape != shape or spectrum.shape != SPECTRUM or place.dtype != np.uint8 or spectrum.dtype != np.uint8:
         raise PayloadError(f"noise model is malformed: map {place.shape}, spectrum {spectrum.shape}")
     curve = np.frombuffer(data, np.uint8, LEVELS, _HEADER.size)
-    return NoiseModel(rows, columns, low, high, curve, place, spectrum)
+    return NoiseModel(rows, columns, low, high, curve, place, spectrum, gain)

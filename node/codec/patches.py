@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage import coders
 from storage.errors import LatentPacsError, PayloadError
 from storage.padding import pack_mask, unpack_mask
-from storage.records import Rung
+from storage.records import OperatingPoint
 
 Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
@@ -25,7 +25,7 @@ Cells = NDArray[np.bool_]
 
 CELL = 32
 _ACROSS = 8
-_CODER = Rung(1, "jpegxl", distance=0.0, effort=7)
+_CODER = OperatingPoint(1, "jpegxl", distance=0.0, effort=7)
 _HEADER = struct.Struct("<BHHI")
 _FORMAT = 1
 

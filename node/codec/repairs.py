@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from storage import coders
 from storage.errors import PayloadError
-from storage.payload import pack_mask, unpack_mask
+from storage.padding import pack_mask, unpack_mask
 from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]

@@ -15,7 +15,7 @@ from storage.dicomfile import HeaderBytes, opened
 from storage.eligibility import LeftOut
 from storage.errors import NotReconstructable
 from storage.padding import pack_padding
-from storage.payload import Window
+from storage.payload import CodedRegion
 from storage.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.resample import Operator
 
@@ -29,31 +29,31 @@ Float = NDArray[np.float32]
 _SAME = 1 / 64
 """Grey levels by which samples of one value may differ: of resampling."""
 _WORTH_CUTTING = 0.9
-"""Share of the samples that a window is at most."""
+"""Largest share of the samples that a coded region may have: beyond it everything is coded."""
 
 
 @dataclass(frozen=True)
-class Original:
+class Source:
     """One decoded original: its stored values (uint16, rows x columns), its padding, its header.
 
     Padding (PS3.3 C.7.5.1.1.2) is every pixel whose value lies in the padding range, wherever it is: a pixel of the
     breast that has such a value by chance is padding too by what the header says, and viewers treat it so. All of them
     come back with exactly the values they had, and no other pixel gets one of these values. ``padding``: the inclusive
     range, or None. ``padding_pixels``: bool, shape (rows, columns), None where no pixel is padding; the values are
-    those of ``pixels`` there. ``padding_value``: the first of them in raster order, 0 where there is none.
+    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values (MONOCHROME1).
     """
 
     pixels: Pixels
     padding: tuple[int, int] | None
-    padding_value: int
     padding_pixels: Mask | None
     bits_stored: int
     digest: str
     pixel_digest: str
     pixel_vr: str
     header_bytes: HeaderBytes
+    inverted: bool = False
     _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
-    _windows: dict[int, Window | None] = field(default_factory=dict, compare=False, repr=False)
+    _regions: dict[int, CodedRegion | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def extremes(self) -> tuple[int, int]:
@@ -67,11 +67,9 @@ class Original:
         return b"" if self.padding_pixels is None else pack_padding(self.pixels, self.padding_pixels)
 
     @property
-    def several_padding_values(self) -> bool:
-        """Whether padding has more values than ``padding_value``."""
-        if self.padding_pixels is None:
-            return False
-        return bool(np.any(self.pixels[self.padding_pixels] != self.padding_value))
+    def counted(self) -> Mask:
+        """Which pixels are not padding: bool, the shape of ``pixels``."""
+        return np.ones(self.pixels.shape, dtype=bool) if self.padding_pixels is None else ~self.padding_pixels
 
     def lowered(self, scale: int) -> Float:
         """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
@@ -80,48 +78,48 @@ class Original:
             self._lowered[scale] = Operator(rows, columns, scale).down(without_padding(self))
         return self._lowered[scale]
 
-    def window(self, scale: int) -> Window | None:
+    def region(self, scale: int) -> CodedRegion | None:
         """What of ``lowered`` is worth coding; None where that is nearly all. Worked out once."""
-        if scale not in self._windows:
-            self._windows[scale] = _window(self.lowered(scale))
-        return self._windows[scale]
+        if scale not in self._regions:
+            self._regions[scale] = _region(self.lowered(scale))
+        return self._regions[scale]
 
-    def excerpt(self, pixels: Pixels) -> Original:
+    def excerpt(self, pixels: Pixels) -> Source:
         """The same image with other pixels, none of them padding; nothing is worked out of them yet."""
-        return replace(self, pixels=pixels, padding=None, padding_pixels=None, _lowered={}, _windows={})
+        return replace(self, pixels=pixels, padding=None, padding_pixels=None, _lowered={}, _regions={})
 
     @classmethod
-    def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Original:
+    def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Source:
         """Raises NotReconstructable where the pixels themselves rule a reconstruction out: bits above Bits Stored, or
         nothing but padding."""
         bits_stored = PixelShape.of(header).bits_stored
         if int(pixels.max()) >> bits_stored:
             raise NotReconstructable(LeftOut.STRAY_BITS.value)
         padding = padding_range(header)
-        mask, value = None, 0
+        mask = None
         if padding is not None:
             inside = (pixels >= padding[0]) & (pixels <= padding[1])
             if inside.all():
                 raise NotReconstructable(LeftOut.ALL_PADDING.value)
             if inside.any():
-                mask, value = inside, int(pixels.flat[int(inside.argmax())])
+                mask = inside
         return cls(
             pixels=pixels,
             padding=padding,
-            padding_value=value,
             padding_pixels=mask,
             bits_stored=bits_stored,
             digest=digest,
             pixel_digest=pixel_digest(pixels),
             pixel_vr=pixel_vr,
             header_bytes=header_bytes,
+            inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
         )
 
 
-def read_original(path: Path, digest: str) -> tuple[Original, Reference]:
+def read_source(path: Path, digest: str) -> tuple[Source, Reference]:
     """An original from its Part 10 file, and what reconstructions of it are measured against.
 
-    Raises PixelError where it cannot be decoded, NotReconstructable as ``Original.of``.
+    Raises PixelError where it cannot be decoded, NotReconstructable as ``Source.of``.
     """
     from node.fidelity.gate import Reference
 
@@ -129,8 +127,8 @@ def read_original(path: Path, digest: str) -> tuple[Original, Reference]:
     with opened(path) as file:
         header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
     header = header_bytes.dataset()
-    original = Original.of(pixels, header, header_bytes, digest, pixel_vr)
-    return original, Reference(pixels, header, original.padding_pixels)
+    source = Source.of(pixels, header, header_bytes, digest, pixel_vr)
+    return source, Reference(pixels, header, source.padding_pixels)
 
 
 def padding_range(header: Dataset) -> tuple[int, int] | None:
@@ -146,22 +144,22 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
     return ends[0], ends[1]
 
 
-def without_padding(original: Original) -> Pixels:
+def without_padding(source: Source) -> Pixels:
     """Pixels with padding replaced by what goes on from those beside it (node/codec/filling.py)."""
-    if original.padding_pixels is None:
-        return original.pixels
-    return filled(original.pixels, original.padding_pixels)
+    if source.padding_pixels is None:
+        return source.pixels
+    return filled(source.pixels, source.padding_pixels)
 
 
-def _window(samples: Float) -> Window | None:
+def _region(samples: Float) -> CodedRegion | None:
     """The smallest part beyond which all samples are one grey level, that of a corner: air that the modality has made
     black. A coder takes half of its time for it. None where that is hardly smaller than the whole."""
-    best: Window | None = None
+    best: CodedRegion | None = None
     for corner in {float(samples[row, column]) for row in (0, -1) for column in (0, -1)}:
         other = np.abs(samples - np.float32(round(corner))) > _SAME
         rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
         if rows.size:
-            found = Window(
+            found = CodedRegion(
                 *(int(rows[0]), int(columns[0])),
                 *(int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1),
                 beyond=round(corner),

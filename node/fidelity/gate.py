@@ -1,248 +1,278 @@
-"""The gate: measures a reconstruction against its own original and says pass or why not.
+"""The gate: what an eye would find when the original is subtracted, and whether a reconstruction passes.
 
-``Reference`` holds what is computed once per original; ``measure`` is called once per candidate, or ``survey`` and then
-``judge`` where it matters which tiles fail. Thresholds come from config.yaml; the floor of profile ``balanced`` (tile
-FSIM mean 0.93, 5th percentile 0.90, PSNR 28.42 dB) may only rise.
+Two halves. The *structure* (the reconstruction before noise is drawn) may differ from the original by noise only:
+coherent error along lines, bands lost, shifts, slow errors, specks lost, raised or invented. What is *served*, with
+noise drawn, must have the original's noise: the same energy in every octave band, nothing that repeats, nothing where
+the original is flat. FSIM and PSNR are measured beside the paper's figures and gate nothing.
+
+``Reference`` holds what is computed once per original.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.fsim import TILE, similarity, similarity_of_squares
+from node.fidelity.bands import BANDS, TILE, band_energies
+from node.fidelity.fsim import similarity
+from node.fidelity.lines import CELL, WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
-from node.fidelity.regions import Pixels
-from node.fidelity.survey import PATCH, Box, Survey, noisy_errors, on_all_cores, resurvey, survey, with_similarity
+from node.fidelity.specks import Speck, specks_of_tile
 from storage.records import Thresholds, Verdict
 
-__all__ = [
-    "Box",
-    "Reference",
-    "Survey",
-    "Thresholds",
-    "failing",
-    "judge",
-    "measure",
-    "mends",
-    "noisy_errors",
-    "resurvey",
-    "survey",
-    "with_similarity",
-]
+__all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", "measure_noise", "psnr"]
+
+Float = NDArray[np.float32]
+Pixels = NDArray[np.uint16]
+Cells = NDArray[np.bool_]
+T = TypeVar("T")
+R = TypeVar("R")
 
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
-
 CLUSTER = 50.0
 """Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
-_AT_A_TIME = 16
-"""Squares of a tile, of its 64, that are stored exactly before it is looked at again."""
-_RIM = 8
-"""Pixels to each side of a speck's middle that are stored exactly with it."""
-
-Tiles = NDArray[np.bool_]
+_TAIL = 0.999
+"""Share of the pixels within which coherent errors are judged."""
+_TILES = 0.95
+"""Share of the tiles that must keep to the limits of a tile."""
+_ENOUGH = 0.25
+"""Share of a tile that is breast at least, for its bands and its slow error to be judged."""
+_FAR = 48
+"""Pixels beyond which drawn noise may not resemble itself: film grain and detector blur reach less far."""
+_PATTERN = 512
+"""Side of the squares whose autocorrelation is looked at, in pixels."""
 
 
 @dataclass(frozen=True)
-class Spots:
-    """``lost`` and ``invented``: lines of ``Survey.kept`` and ``Survey.new``; ``wrong``: where errors are too great."""
+class Structure:
+    """A structure measured against its original.
 
-    lost: NDArray[np.float64]
-    invented: NDArray[np.float64]
-    wrong: list[Box]
-
-    def __len__(self) -> int:
-        return len(self.lost) + len(self.invented) + len(self.wrong)
-
-
-def measure(reference: Reference, candidate: Pixels, thresholds: Thresholds | None) -> Verdict:
-    """Measure ``candidate`` (uint16, the original's shape) against ``reference``.
-
-    Without thresholds the verdict is a measurement only: ``gated`` is False and it never counts as passed.
+    ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
+    worst tile, in window widths. ``outside``: float32, greatest error out of the breast per cell of 16 pixels, in
+    window widths. ``kept``: the original's specks, ``new``: the structure's own; empty where they were not looked for.
     """
-    return judge(survey(reference, candidate), thresholds)
+
+    lines: Lines
+    lost: NDArray[np.float64]
+    shift: float
+    slow: float
+    outside: Float
+    kept: tuple[Speck, ...] = ()
+    new: tuple[Speck, ...] = ()
 
 
-def judge(measured: Survey, thresholds: Thresholds | None, patched: Tiles | None = None) -> Verdict:
-    """What the gate says of a survey. ``patched``: tiles that are stored exactly, bool, one per tile."""
-    if patched is not None:
-        measured = measured.with_exact(patched)
-    fsim, squares = measured.fsim[measured.breast], measured.squares[measured.breast]
-    error = float(squares.sum()) / (len(squares) * TILE * TILE)
-    lost, new = (_lost(measured, thresholds), _invented(measured, thresholds)) if thresholds else (None, None)
-    verdict = Verdict(
-        psnr_db=psnr(error, measured.window_width),
-        fsim_mean=float(np.mean(fsim)),
-        fsim_p5=float(np.percentile(fsim, 5)),
-        tiles=len(fsim),
-        figures={
-            "rmse": math.sqrt(error),
-            "window_width": measured.window_width,
-            "fsim_worst_tile": float(np.min(fsim)),
-            "error_p999": float(measured.error_p999.max()),
-            "error_max": float(measured.error_max.max()),
-            "shift": float(np.abs(measured.shift).max()),
-            "outside": float(measured.outside_max.max()),
-            **({} if lost is None else {"specks_lost": float(lost.sum())}),
-            **({} if new is None else {"specks_invented": float(new.sum())}),
-        },
-        gated=thresholds is not None,
-    )
-    return verdict if thresholds is None else _judged(verdict, measured, thresholds)
-
-
-def passes_as_a_whole(measured: Survey, thresholds: Thresholds) -> bool:
-    """Whether the image passes; what single tiles must keep to is left out, since single places can be mended."""
-    whole = Thresholds(thresholds.fsim_mean, thresholds.fsim_p5, thresholds.psnr_db)
-    return not judge(measured, whole).failures
-
-
-def failing(measured: Survey, thresholds: Thresholds) -> dict[int, tuple[str, ...]]:
-    """Tiles (by their number in the survey) that miss a threshold of a tile, each with its reasons."""
-    missed: dict[int, list[str]] = {}
-    for name, values, limit, worse in _tile_checks(measured, thresholds):
-        for tile in np.flatnonzero(values < limit if worse == "below" else values > limit):
-            missed.setdefault(int(tile), []).append(f"{name} {values[tile]:.4g} is {worse} {limit:g}")
-    return {tile: tuple(missed[tile]) for tile in sorted(missed)}
-
-
-def mends(measured: Survey, thresholds: Thresholds) -> list[Box]:
-    """What to store exactly next, on the way to where every tile passes: 17 pixels around a speck, squares of 32 pixels
-    where single errors are too great, and where the fault is everywhere in a tile, its worst squares that are not exact
-    yet. Boxes may overlap."""
-    squares = _too_wrong(measured, thresholds)
-    whole = (measured.fsim < thresholds.fsim_worst) | (np.abs(measured.shift) > thresholds.shift)
-    for tile in np.flatnonzero(whole):
-        squares[tile] |= _worst_squares(measured, int(tile), thresholds)
-    boxes = []
-    for tile, row, column in np.argwhere(squares):
-        top, left = measured.corners[tile]
-        boxes.append(Box(int(top + row * PATCH), int(left + column * PATCH), PATCH, PATCH))
-    lost, new = measured.kept[_lost(measured, thresholds)], measured.new[_invented(measured, thresholds)]
-    height, width = (int(size) + TILE for size in measured.corners.max(axis=0))
-    for row, column, *_ in np.concatenate([lost, new]):
-        top, left = max(int(row) - _RIM, 0), max(int(column) - _RIM, 0)
-        bottom, right = min(int(row) + _RIM + 1, height), min(int(column) + _RIM + 1, width)
-        boxes.append(Box(top, left, bottom - top, right - left))
-    return boxes
-
-
-def _worst_squares(measured: Survey, tile: int, thresholds: Thresholds) -> Tiles:
-    """The ``_AT_A_TIME`` squares of a tile with the greatest errors, each against its limit; all where none has any."""
-    limits = max(thresholds.error_max, 1e-9), max(thresholds.outside, 1e-9)
-    errors = np.maximum(measured.worst_error[tile] / limits[0], measured.outside[tile] / limits[1])
-    if not errors.any():
-        return np.ones_like(errors, dtype=bool)
-    least = np.sort(errors, axis=None)[-_AT_A_TIME]
-    return np.asarray((errors >= least) & (errors > 0))
-
-
-def spots(measured: Survey, thresholds: Thresholds) -> Spots:
-    """Single places that miss a threshold, for an encoder that can mend each by itself."""
-    squares = np.argwhere(_too_wrong(measured, thresholds))
-    corners = measured.corners[squares[:, 0]] + squares[:, 1:] * PATCH
-    return Spots(
-        lost=measured.kept[_lost(measured, thresholds)],
-        invented=measured.new[_invented(measured, thresholds)],
-        wrong=[Box(int(row), int(column), PATCH, PATCH) for row, column in corners],
+def look(reference: Reference, structure: Float, *, specks: bool = True) -> Structure:
+    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too."""
+    error = structure - reference.image
+    error[~reference.counted] = 0
+    width = reference.window.width
+    bands = band_energies(error, reference.breast)
+    inside = _tile_counts(reference.breast)
+    large = inside >= _ENOUGH * TILE * TILE
+    large = large if large.any() else inside > 0
+    kept, new = specks_of(reference, structure, reference.tiles) if specks else ((), ())
+    return Structure(
+        lines=reference.line_noise.look(error),
+        lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
+        shift=float(np.abs(_tile_sums(np.where(reference.breast, error, 0))[large] / inside[large]).max()) / width,
+        slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
+        outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float32(width),
+        kept=kept,
+        new=new,
     )
 
 
-def wrong_squares(measured: Survey, thresholds: Thresholds) -> NDArray[np.int64]:
-    """How many squares of each tile have too great errors: what mending the tile would take."""
-    return np.asarray(_too_wrong(measured, thresholds).sum(axis=(1, 2)))
+def burden(found: Structure, limits: Thresholds) -> float:
+    """The figure of the whole image that is nearest to its limit, over that limit: above 1 the structure fails.
+
+    Single places are left out, since they can be repaired.
+    """
+    lines = found.lines.up_to([limit * limits.lines_most for limit in limits.lines])
+    shares = [value / limit for value, limit in zip(lines.percentile(_TAIL), limits.lines, strict=True)]
+    for values, limit in zip(lines.by_square(_TAIL), limits.lines, strict=True):
+        if len(values):
+            shares.append(float(np.quantile(values, _TILES)) / (limit * limits.lines_tile))
+    shares += [float(value) / limit for value, limit in zip(found.lost, limits.lost, strict=True)]
+    return max(*shares, found.slow / limits.slow)
 
 
-def tile_scores(reference: Reference, candidate: Pixels) -> tuple[list[float], list[float]]:
-    """FSIM and the sum of squared errors (grey levels squared) of each tile of ``reference.tiles``, and no more."""
+def broken_cells(found: Structure, limits: Thresholds) -> Cells:
+    """Cells of 16 pixels with a coherent or an outside error beyond what is allowed at any place: bool."""
+    allowed = np.array(limits.lines, dtype=np.float32) * limits.lines_most
+    broken = (found.lines.worst > allowed[:, None, None]).any(axis=0)
+    return np.asarray(broken | (found.outside > limits.outside))
+
+
+def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
+    """Of the original's ``own`` specks those whose contrast is not kept, and of the structure's those it invented."""
+    counted = _counting(own, limits)
+    wrong = [speck for speck in counted if not limits.speck_least <= speck.share <= limits.speck_most]
+    new = [speck for speck in made if speck.strength >= limits.speck_new and speck.share < 0.5]
+    return wrong, new
+
+
+def _counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
+    """The specks that must be kept: strong ones, and weaker ones near two of them."""
+    strong = [speck for speck in specks if speck.strength >= limits.speck]
+    weak = [speck for speck in specks if limits.speck_near <= speck.strength < limits.speck]
+    if not strong or not weak:
+        return strong
+    from scipy.spatial import KDTree
+
+    tree = KDTree([(speck.row, speck.column) for speck in strong])
+    near = tree.query_ball_point([(speck.row, speck.column) for speck in weak], CLUSTER, return_length=True)
+    return strong + [speck for speck, count in zip(weak, near, strict=True) if count >= 2]
+
+
+# --- the noise --------------------------------------------------------------------------------------------------
+
+
+def measure_noise(reference: Reference, structure: Float, served: Pixels) -> dict[str, float]:
+    """Figures of what is served, in dB, shares and window widths; see ``Thresholds`` for their meaning."""
+    image = served.astype(np.float32)
+    bands = band_energies(image, reference.breast)[:BANDS]
+    own = reference.bands[:BANDS]
+    whole = 10 * np.log10(np.maximum(bands.sum(axis=(1, 2)), 1e-12) / np.maximum(own.sum(axis=(1, 2)), 1e-12))
+    large = _tile_counts(reference.breast) >= _ENOUGH * TILE * TILE
+    tiles = np.abs(10 * np.log10(np.maximum(bands[:, large], 1e-12) / np.maximum(own[:, large], 1e-12)))
+    drawn = image - structure
+    drawn[~reference.counted] = 0
+    figures = {f"spectrum_db_{number + 1}": float(value) for number, value in enumerate(whole)}
+    figures["spectrum_tile_db"] = float(np.quantile(tiles, _TILES)) if tiles.size else 0.0
+    figures["repeat"] = _repeat(drawn, reference.breast)
+    figures["quiet"] = _where_flat(reference.image, drawn) / reference.window.width
+    return figures
+
+
+def _repeat(drawn: Float, breast: NDArray[np.bool_]) -> float:
+    """The greatest autocorrelation beyond ``_FAR`` pixels, of the squares that hold breast only; 0 where none does."""
+    most = 0.0
+    side = min(_PATTERN, *drawn.shape)
+    for row in range(0, drawn.shape[0] - side + 1, side):
+        for column in range(0, drawn.shape[1] - side + 1, side):
+            where = np.s_[row : row + side, column : column + side]
+            if not breast[where].all():
+                continue
+            part = drawn[where] - drawn[where].mean()
+            energy = np.square(np.abs(np.fft.rfft2(part)))
+            correlation = np.fft.irfft2(energy, s=part.shape)
+            if correlation[0, 0] > 0:
+                far = np.fft.fftshift(correlation / correlation[0, 0])
+                middle = side // 2
+                far[middle - _FAR : middle + _FAR + 1, middle - _FAR : middle + _FAR + 1] = 0
+                most = max(most, float(np.abs(far).max()))
+    return most
+
+
+def _where_flat(original: Float, drawn: Float) -> float:
+    """The greatest RMS, over cells of 16 pixels where the original has one value only, of what was drawn there."""
+    rows, columns = (length // CELL * CELL for length in original.shape)
+    cells = original[:rows, :columns].reshape(rows // CELL, CELL, columns // CELL, CELL)
+    flat = cells.max(axis=(1, 3)) == cells.min(axis=(1, 3))
+    energy = np.square(drawn[:rows, :columns]).reshape(rows // CELL, CELL, columns // CELL, CELL).mean(axis=(1, 3))
+    return float(np.sqrt(energy[flat].max())) if flat.any() else 0.0
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------
+
+
+def judge(
+    reference: Reference,
+    structure: Float,
+    found: Structure,
+    served: Pixels,
+    noise: dict[str, float],
+    limits: Thresholds | None,
+) -> Verdict:
+    """All figures of one reconstruction. Without ``limits`` it is measured only, and never counts as passed."""
+    fsim, served_psnr = paper_figures(reference, served)
+    plain_fsim, plain_psnr = paper_figures(reference, structure)
+    kept, new = wrong_specks(found.kept, found.new, limits or Thresholds())
+    figures = {
+        **{f"lines_{width:g}": value for width, value in zip(WIDTHS, found.lines.percentile(_TAIL), strict=True)},
+        **{f"lines_most_{width:g}": float(value.max()) for width, value in zip(WIDTHS, found.lines.worst, strict=True)},
+        **{f"lost_{number + 1}": float(value) for number, value in enumerate(found.lost)},
+        "shift": found.shift,
+        "slow": found.slow,
+        "outside": float(found.outside.max()),
+        "specks_lost": float(len(kept)),
+        "specks_invented": float(len(new)),
+        **noise,
+        "structure_psnr_db": plain_psnr,
+        "structure_fsim_mean": float(np.mean(plain_fsim)),
+        "structure_fsim_p5": float(np.percentile(plain_fsim, 5)),
+        "window_width": reference.window.width,
+    }
+    return Verdict(
+        psnr_db=round(served_psnr, 3),
+        fsim_mean=round(float(np.mean(fsim)), 5),
+        fsim_p5=round(float(np.percentile(fsim, 5)), 5),
+        tiles=len(reference.tiles),
+        figures={name: float(f"{value:.4g}") for name, value in figures.items()},
+        failures=() if limits is None else tuple(failures(found, noise, limits)),
+        gated=limits is not None,
+    )
+
+
+def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> Iterator[str]:
+    """One sentence per limit that is missed."""
+    tails = found.lines.percentile(_TAIL)
+    tiles = found.lines.by_square(_TAIL)
+    for level, width in enumerate(WIDTHS):
+        limit = limits.lines[level]
+        yield from _above(f"coherent error at width {width:g} is", tails[level], limit)
+        if len(tiles[level]):
+            of_tiles = float(np.quantile(tiles[level], _TILES))
+            yield from _above(
+                f"coherent error at width {width:g} in a twentieth of the tiles is", of_tiles, limit * limits.lines_tile
+            )
+        worst = float(found.lines.worst[level].max())
+        yield from _above(f"greatest coherent error at width {width:g} is", worst, limit * limits.lines_most)
+    for number, (value, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):
+        yield from _above(f"lost share of octave band {number} is", float(value), limit)
+    yield from _above("shift of a tile's mean in window widths is", found.shift, limits.shift)
+    yield from _above("slow error of a tile in window widths is", found.slow, limits.slow)
+    yield from _above("error out of the breast in window widths is", float(found.outside.max()), limits.outside)
+    kept, new = wrong_specks(found.kept, found.new, limits)
+    yield from _above("number of specks whose contrast is not kept is", float(len(kept)), 0)
+    yield from _above("number of specks invented is", float(len(new)), 0)
+    for name, value in noise.items():
+        if name.startswith("spectrum_db_"):
+            yield from _above(f"energy of octave band {name[-1]} in dB is off by", abs(value), limits.spectrum_db)
+    for name, limit, text in (
+        ("spectrum_tile_db", limits.spectrum_tile_db, "energy of a band in a twentieth of the tiles in dB is off by"),
+        ("repeat", limits.repeat, "autocorrelation of the drawn noise is"),
+        ("quiet", limits.quiet, "noise drawn where the original is flat, in window widths, is"),
+    ):
+        if name in noise:
+            yield from _above(text, noise[name], limit)
+
+
+def _above(text: str, value: float, limit: float) -> Iterator[str]:
+    if value > limit:
+        yield f"{text} {value:.4g}, above {limit:.4g}"
+
+
+def paper_figures(reference: Reference, image: NDArray[np.generic]) -> tuple[list[float], float]:
+    """FSIM of each tile with breast, and PSNR over these tiles in dB, its peak the display window's width."""
 
     def one(tile: tuple[int, int]) -> tuple[float, float]:
-        difference = cut(candidate, tile).astype(np.float64) - cut(reference.pixels, tile)
-        score = similarity(reference.features(tile), reference.candidate(candidate, tile))
+        difference = cut(image, tile).astype(np.float64) - cut(reference.pixels, tile)
+        if not difference.any():
+            return 1.0, 0.0
+        score = similarity(reference.features(tile), reference.candidate(image, tile))
         return score, float(np.square(difference).sum())
 
     measured = on_all_cores(one, reference.tiles)
-    return [score for score, _ in measured], [square for _, square in measured]
-
-
-def square_scores(reference: Reference, candidate: Pixels, side: int) -> list[NDArray[np.float32]]:
-    """What each square of ``side`` pixels has of the FSIM of each of ``reference.tiles``, and no more."""
-
-    def one(tile: tuple[int, int]) -> NDArray[np.float32]:
-        return similarity_of_squares(reference.features(tile), reference.candidate(candidate, tile), side)
-
-    return on_all_cores(one, reference.tiles)
-
-
-def _too_wrong(measured: Survey, thresholds: Thresholds) -> NDArray[np.bool_]:
-    """Squares of tiles whose greatest error is too great: bool, the shape of ``worst_error``.
-
-    Compared in float64, as ``judge`` does: in float32 a value just above the limit would equal it.
-    """
-    allowed = np.where(measured.error_p999 > thresholds.error_p999, thresholds.error_p999, thresholds.error_max)
-    inside = measured.worst_error > allowed[:, None, None]
-    return np.asarray(inside | (measured.outside > np.float64(thresholds.outside)))
-
-
-def as_a_whole(reference: Reference, candidate: Pixels) -> tuple[float, float, float]:
-    """What the gate asks of a whole image, and no more: mean and 5th percentile of tile FSIM, and PSNR in dB."""
-    scores, squares = tile_scores(reference, candidate)
-    error = sum(squares) / (len(squares) * TILE * TILE)
-    return float(np.mean(scores)), float(np.percentile(scores, 5)), psnr(error, reference.window.width)
-
-
-def _lost(measured: Survey, thresholds: Thresholds) -> Tiles:
-    """Which specks of the original are lost; of a cluster, weaker ones count too."""
-    places, strength, share = measured.kept[:, :2], measured.kept[:, 2], measured.kept[:, 3]
-    counts = strength >= thresholds.speck
-    weak = np.flatnonzero((strength >= thresholds.speck_near) & ~counts)
-    if len(weak) and counts.any():
-        from scipy.spatial import KDTree
-
-        near = KDTree(places[counts]).query_ball_point(places[weak], CLUSTER, return_length=True)
-        counts[weak] = near >= 2
-    return np.asarray(counts & (share < thresholds.speck_kept))
-
-
-def _invented(measured: Survey, thresholds: Thresholds) -> Tiles:
-    """Which specks of the candidate are new: well above what counts, with nothing like it in the original."""
-    strength, before = measured.new[:, 2], measured.new[:, 3]
-    return np.asarray((strength >= thresholds.speck_new) & (before < strength / 2))
-
-
-def _tile_checks(measured: Survey, thresholds: Thresholds) -> Iterator[tuple[str, NDArray[np.float64], float, str]]:
-    """Name, figure per tile, limit, and on which side of the limit a figure fails."""
-
-    def count(lines: NDArray[np.float64], hit: Tiles) -> NDArray[np.float64]:
-        return np.bincount(lines[hit, 4].astype(int), minlength=len(measured)).astype(np.float64)
-
-    yield "tile FSIM", measured.fsim, thresholds.fsim_worst, "below"
-    yield "99.9th percentile of error over noise", measured.error_p999, thresholds.error_p999, "above"
-    yield "greatest error over noise", measured.error_max, thresholds.error_max, "above"
-    yield "shift of the mean in window widths", np.abs(measured.shift), thresholds.shift, "above"
-    yield "greatest error out of the breast in window widths", measured.outside_max, thresholds.outside, "above"
-    yield "number of specks lost", count(measured.kept, _lost(measured, thresholds)), 0, "above"
-    yield "number of specks invented", count(measured.new, _invented(measured, thresholds)), 0, "above"
-
-
-def _judged(verdict: Verdict, measured: Survey, thresholds: Thresholds) -> Verdict:
-    checks = [
-        ("tile FSIM mean", verdict.fsim_mean, thresholds.fsim_mean),
-        ("tile FSIM 5th percentile", verdict.fsim_p5, thresholds.fsim_p5),
-        ("PSNR in dB", verdict.psnr_db, thresholds.psnr_db),
-    ]
-    missed = [f"{name} {value:.4g} is below {least:g}" for name, value, least in checks if value < least]
-    for name, values, limit, worse in _tile_checks(measured, thresholds):
-        bad = values < limit if worse == "below" else values > limit
-        if bad.any():
-            worst = values.min() if worse == "below" else values.max()
-            missed.append(f"{name} is {worse} {limit:g} in {int(bad.sum())} tiles, at worst {worst:.4g}")
-    return Verdict(**{**verdict.__dict__, "failures": tuple(missed)})
+    error = sum(square for _, square in measured) / (len(measured) * TILE * TILE)
+    return [score for score, _ in measured], psnr(error, reference.window.width)
 
 
 def psnr(mean_squared_error: float, peak: float) -> float:
@@ -250,3 +280,44 @@ def psnr(mean_squared_error: float, peak: float) -> float:
     if mean_squared_error == 0:
         return EXACT_PSNR_DB
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)
+
+
+def on_all_cores(one: Callable[[T], R], tiles: Sequence[T]) -> list[R]:
+    """``one`` for every tile, in order. A tile per thread, each with torch on one core: a tile's operations are too
+    small to share between cores, and threads that wait for each other lose badly on a busy machine."""
+    import torch
+
+    cores = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            return list(threads.map(one, tiles))
+    finally:
+        torch.set_num_threads(cores)
+
+
+def specks_of(
+    reference: Reference, structure: Float, tiles: Sequence[tuple[int, int]]
+) -> tuple[tuple[Speck, ...], tuple[Speck, ...]]:
+    """The original's specks with the share of their contrast that is kept, and the structure's own."""
+
+    def one(tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
+        return specks_of_tile(reference.bright(structure, tile), reference.truth(tile), tile)
+
+    found = on_all_cores(one, tiles)
+    return tuple(speck for kept, _ in found for speck in kept), tuple(speck for _, new in found for speck in new)
+
+
+def _tile_counts(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return _tile_sums(mask.astype(np.float32))
+
+
+def _tile_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    rows, columns = (-(-length // TILE) for length in values.shape)
+    whole = np.pad(values, ((0, rows * TILE - values.shape[0]), (0, columns * TILE - values.shape[1])))
+    return np.asarray(whole.reshape(rows, TILE, columns, TILE).sum(axis=(1, 3), dtype=np.float64))
+
+
+def _cell_max(values: NDArray[np.float32]) -> Float:
+    rows, columns = (-(-length // CELL) for length in values.shape)
+    whole = np.pad(values, ((0, rows * CELL - values.shape[0]), (0, columns * CELL - values.shape[1])))
+    return np.asarray(whole.reshape(rows, CELL, columns, CELL).max(axis=(1, 3)), dtype=np.float32)

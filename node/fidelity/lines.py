@@ -12,6 +12,7 @@ are filtered by FFT, with a rim of 16 pixels, and nothing is measured where ther
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -61,6 +62,17 @@ class Lines:
     def percentile(self, share: float) -> tuple[float, ...]:
         """Per width, the response that ``share`` (0..1) of all pixels do not exceed."""
         return tuple(float(_percentiles(counts.sum(axis=0)[None], share)[0]) for counts in self.counts)
+
+    def up_to(self, most: Sequence[float]) -> Lines:
+        """The same with responses beyond ``most``, one limit per width, counted as none: such places are repaired."""
+        counts = []
+        for of_level, limit in zip(self.counts, most, strict=True):
+            kept = of_level.copy()
+            beyond = min(int(limit * BINS_PER_UNIT), BINS)
+            kept[:, 0] += kept[:, beyond:].sum(axis=1)
+            kept[:, beyond:] = 0
+            counts.append(kept)
+        return Lines(tuple(counts), self.worst)
 
     def by_square(self, share: float, least: int = 16384) -> tuple[NDArray[np.float64], ...]:
         """The same of each square that has ``least`` pixels of breast, at its own scale."""
@@ -153,9 +165,7 @@ class LineNoise:
         return fine.clamp_(min=self.floor)
 
 
-def _measure_noise(
-    responses: torch.Tensor, inside: Mask, square: tuple[int, int], side: int, noise: Float
-) -> None:
+def _measure_noise(responses: torch.Tensor, inside: Mask, square: tuple[int, int], side: int, noise: Float) -> None:
     """Write the robust standard deviation of each filter into the noise cells of one square."""
     import torch
 

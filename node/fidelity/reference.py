@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
+from node.fidelity.bands import band_energies
 from node.fidelity.fsim import TILE, Features, features
+from node.fidelity.lines import LineNoise
 from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles
 from node.fidelity.specks import BLOCK, HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
@@ -33,6 +36,7 @@ class Reference:
         self.window: Window = display_window(header, pixels, self.mask)
         self.tiles = breast_tiles(self.mask, *pixels.shape)
         self.all_tiles = all_tiles(*pixels.shape)
+        self.counted = np.ones(pixels.shape, dtype=bool) if padding is None else ~padding
         self._sign = np.float32(-1 if inverted else 1)
         self._step = max(self.window.width / _DISPLAYED, 1.0)
         self._features: dict[Tile, Features] = {}
@@ -43,18 +47,48 @@ class Reference:
         """Whether dense tissue is dark in stored values (MONOCHROME1, or a falling rescale)."""
         return bool(self._sign < 0)
 
-    def excerpt(self, pixels: Pixels, tiles: list[Tile]) -> Reference:
-        """Other pixels, all of them breast, seen through the same window; only ``tiles`` of them are measured."""
-        other = copy(self)
-        other.pixels, other.tiles, other.all_tiles = pixels, tiles, tiles
-        other.mask = np.ones((pixels.shape[0] // BLOCK, pixels.shape[1] // BLOCK), dtype=bool)
-        other._features, other._truths = {}, {}
-        return other
+    @cached_property
+    def image(self) -> NDArray[np.float32]:
+        """The stored values as float32. Not to be written to."""
+        return self.pixels.astype(np.float32)
 
-    def tile_of(self, row: int, column: int) -> Tile:
-        """The tile on whose place in the grid a pixel lies; the last ones are moved inward."""
+    @cached_property
+    def breast(self) -> NDArray[np.bool_]:
+        """Pixels of the breast, without its rim of one block and without padding: bool, shape of ``pixels``."""
+        from scipy.ndimage import binary_erosion
+
+        inner = binary_erosion(self.mask, border_value=1)
+        inner = inner if inner.any() else self.mask
         rows, columns = self.pixels.shape
-        return min(row // TILE * TILE, rows - TILE), min(column // TILE * TILE, columns - TILE)
+        return np.repeat(np.repeat(inner, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns] & self.counted
+
+    @cached_property
+    def line_noise(self) -> LineNoise:
+        """What line filters find in the original's own noise."""
+        return LineNoise.of(self.image, self.breast, self.window.width)
+
+    @cached_property
+    def bands(self) -> NDArray[np.float64]:
+        """Energies of the original's octave bands per tile, as ``band_energies`` gives them."""
+        return band_energies(self.image, self.breast)
+
+    @cached_property
+    def grain(self) -> float:
+        """The typical standard deviation of the breast's finest noise, in grey levels; at least that of rounding."""
+        finest = self.bands[0].sum() / max(int(self.breast.sum()), 1)
+        return max(float(np.sqrt(finest)), self._step / float(np.sqrt(12)))
+
+    def excerpt(self, pixels: Pixels, breast: NDArray[np.bool_]) -> Reference:
+        """Other pixels seen through the same window. ``breast``: bool, their shape, where they are measured."""
+        other = copy(self)
+        for name in ("image", "breast", "line_noise", "bands", "grain"):
+            other.__dict__.pop(name, None)
+        other.pixels, other.counted = pixels, np.ones(pixels.shape, dtype=bool)
+        other.tiles = other.all_tiles = all_tiles(*pixels.shape)
+        other.mask = np.ones((-(-pixels.shape[0] // BLOCK), -(-pixels.shape[1] // BLOCK)), dtype=bool)
+        other._features, other._truths = {}, {}
+        other.__dict__["breast"] = breast
+        return other
 
     def features(self, tile: Tile) -> Features:
         """The original's features at a tile, computed at first use."""
@@ -62,7 +96,7 @@ class Reference:
             self._features[tile] = self.candidate(self.pixels, tile)
         return self._features[tile]
 
-    def candidate(self, pixels: Pixels, tile: Tile) -> Features:
+    def candidate(self, pixels: NDArray[np.generic], tile: Tile) -> Features:
         """A candidate's features at a tile, seen through the original's window."""
         import torch
 
@@ -74,7 +108,7 @@ class Reference:
             self._truths[tile] = truth_of(self.bright(self.pixels, tile), self.blocks(tile), self._step)
         return self._truths[tile]
 
-    def bright(self, pixels: Pixels, tile: Tile) -> NDArray[np.float32]:
+    def bright(self, pixels: NDArray[np.generic], tile: Tile) -> NDArray[np.float32]:
         """A tile with a halo, dense tissue bright, the image's border repeated: float32."""
         row, column = tile
         rows, columns = pixels.shape
@@ -94,7 +128,7 @@ class Reference:
         return np.asarray(self.mask[np.ix_(down, across)])
 
 
-def cut(pixels: Pixels, tile: tuple[int, int]) -> Pixels:
+def cut(pixels: NDArray[Any], tile: tuple[int, int]) -> NDArray[Any]:
     """The pixels of a tile."""
     row, column = tile
     return pixels[row : row + TILE, column : column + TILE]

@@ -23,23 +23,28 @@ _MIN_BREAST = 0.02
 class Window:
     """Which stored values are shown how (VOI LUT Function, PS3.3 C.11.2.1.2 and C.11.2.1.3).
 
-    ``linear`` and ``linear_exact``: up to ``low`` black, from ``high`` white, linear between; they differ in how Window
-    Width is counted, which is settled in ``low`` and ``high``. ``sigmoid``: a logistic curve whose steepest part, that
-    of the linear window, lies between ``low`` and ``high``; it is 0.12 and 0.88 there, and goes on beyond.
+    ``low`` and ``high``: Window Center less and plus half of Window Width, in stored values. ``linear_exact``: black at
+    ``low``, white at ``high``, linear between. ``linear``: white one unit of the window's values before its end, which
+    is ``unit`` stored values; negative where stored values rise as the window's fall. ``sigmoid``: a logistic curve,
+    0.12 at ``low`` and 0.88 at ``high``, that goes on beyond.
     """
 
     low: float
     high: float
-    shape: Shape = "linear"
+    shape: Shape = "linear_exact"
+    unit: float = 1.0
 
     @property
     def width(self) -> float:
-        """In stored values. Errors are given as shares of it."""
+        """That of the header, in stored values. Errors are given as shares of it."""
         return self.high - self.low
 
     def show(self, values: NDArray[np.generic]) -> NDArray[np.float32]:
         """Values as a display would show them, where that of ``high`` is bright: float32, 0..1."""
-        shown = (np.asarray(values, dtype=np.float32) - np.float32(self.low)) * np.float32(1 / self.width)
+        low, width = self.low, self.width
+        if self.shape == "linear":
+            low, width = low + max(-self.unit, 0.0), width - abs(self.unit)
+        shown = (np.asarray(values, dtype=np.float32) - np.float32(low)) * np.float32(1 / width)
         if self.shape != "sigmoid":
             return np.clip(shown, 0.0, 1.0, out=shown)
         shown -= np.float32(0.5)

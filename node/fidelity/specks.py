@@ -7,6 +7,7 @@ passes nearby, so that a strength of 5 means five times what noise does here, wh
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,6 +26,8 @@ HALO = 24
 """Pixels around a tile that its filters see."""
 FAINTEST = 4.0
 """Specks below this strength are not listed: noise alone has dozens of them in every tile."""
+FAINTEST_NEW = 5.0
+"""Specks of a structure below this strength are not listed."""
 BLOCK = 16
 """Noise is measured per block of 16 pixels, as the median of it and its eight neighbours."""
 ROUND = 0.4
@@ -87,19 +90,62 @@ def truth_of(image: Float, blocks: NDArray[np.bool_], step: float) -> Truth:
     )
 
 
-def kept_and_new(image: Float, truth: Truth, faintest: float) -> tuple[Float, Found, Float]:
-    """Of a candidate's tile: the share of its response that each speck of ``truth`` has kept, the specks of at least
-    ``faintest`` in it, and how strong the original is at most where those are."""
+class Speck(NamedTuple):
+    """A speck of an image: where, in which filter, how strong.
+
+    ``share``: of a speck of the original, the share of its response that the structure has there; of a speck of the
+    structure, how strong the original is there at most, over this strength. ``missing``: the response that lacks, in
+    grey levels.
+    """
+
+    row: int
+    column: int
+    size: int
+    strength: float
+    share: float
+    missing: float
+
+
+def specks_of_tile(image: Float, truth: Truth, tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
+    """The original's specks as ``image`` (the structure's tile with a halo) has kept them, and those of ``image``.
+
+    ``tile``: the tile's top left corner. A tile that was moved inward leaves specks to the tile that it overlaps.
+    """
     filtered, _ = _filtered(image)
     specks = truth.specks
-    kept = filtered[specks.filters, specks.rows, specks.columns] / truth.responses
-    found = _peaks(_strength(filtered, truth.noise), faintest)
-    return kept, found, truth.strongest[found.rows, found.columns].astype(np.float32)
+    now = filtered[specks.filters, specks.rows, specks.columns]
+    new = _peaks(_strength(filtered, truth.noise), FAINTEST_NEW)
+    before = truth.strongest[new.rows, new.columns].astype(np.float32) / new.strengths
+    kept = zip(*specks, now / truth.responses, truth.responses - now, strict=True)
+    own = zip(*new, before, np.zeros_like(before), strict=True)
+    return _own(kept, tile), _own(own, tile)
 
 
-def all_specks(image: Float, truth: Truth, faintest: float) -> Found:
-    """Specks of at least ``faintest`` in the original's own tile, round or not: among them much that is noise."""
-    return _peaks(_strength(_filtered(image)[0], truth.noise), faintest, round_only=False)
+def _own(found: Iterable[tuple[float, ...]], tile: tuple[int, int]) -> list[Speck]:
+    moved = [-start % TILE for start in tile]
+    return [
+        Speck(int(row) + tile[0], int(column) + tile[1], int(size), *map(float, rest))
+        for row, column, size, *rest in found
+        if row >= moved[0] and column >= moved[1]
+    ]
+
+
+@lru_cache(maxsize=1)
+def spot_responses(profiles: tuple[bytes, ...]) -> Float:
+    """What each filter answers to spots in their middle: float32 (FILTERS, spots).
+
+    ``profiles``: float32 squares of an odd side, as bytes.
+    """
+    answers = np.zeros((FILTERS, len(profiles)), dtype=np.float32)
+    middle = TILE // 2
+    for number, data in enumerate(profiles):
+        spot = np.frombuffer(data, np.float32)
+        side = round(np.sqrt(spot.size))
+        image = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
+        at = middle + HALO - side // 2
+        image[at : at + side, at : at + side] = spot.reshape(side, side)
+        answers[:, number] = _filtered(image)[0][:, middle, middle]
+    return answers
 
 
 def _filtered(image: Float) -> tuple[Float, Float]:

@@ -29,7 +29,7 @@ _WIDEST = 4.0
 
 def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
     """The first window of the header through which the breast can be seen; without one, the breast's 0.5 to 99.5
-    percentile, linear.
+    percentile, ``linear_exact``.
 
     ``pixels``: uint16, shape (rows, columns), stored values. ``mask``: ``breast_mask``'s. Whatever a header holds, this
     does not raise. MONOCHROME1 and PresentationLUTShape only decide which end is bright, which no figure depends on.
@@ -55,13 +55,12 @@ def _own_windows(header: Dataset) -> Iterator[Window]:
     modality = _Modality.of(header)
     shape = _SHAPES.get(str(header.get("VOILUTFunction") or "LINEAR").strip(), "linear")
     for centre, width in zip(_numbers(header.get("WindowCenter")), _numbers(header.get("WindowWidth")), strict=False):
-        if width > (1 if shape == "linear" else 0):  # a linear window of 1 is a threshold
-            low, high = centre - width / 2, centre + width / 2
-            yield modality.stored(low, high - 1 if shape == "linear" else high, shape)
+        if width >= (2 if shape == "linear" else 0):  # a linear window of 1 is a threshold
+            yield modality.stored(centre - width / 2, centre + width / 2, shape)
     for item in _items(header.get("VOILUTSequence")):
         table = _Table.of(item)
         if table is not None:
-            yield modality.stored(*table.slope(), "linear")
+            yield modality.stored(*table.slope(), "linear_exact")
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,9 @@ class _Modality:
         """A window on stored values that shows what one from ``low`` to ``high`` on these shows."""
         if self.table is None:
             ends = sorted(((low - self.intercept) / self.slope, (high - self.intercept) / self.slope))
-        else:
-            ends = sorted((self.table.input(low), self.table.input(high)))
-        return Window(ends[0], ends[1], shape)
+            return Window(ends[0], ends[1], shape, unit=1 / self.slope if shape == "linear" else 1.0)
+        ends = sorted((self.table.input(low), self.table.input(high)))
+        return Window(ends[0], ends[1], "linear_exact" if shape == "linear" else shape)
 
 
 def _items(sequence: Any) -> list[Dataset]:

@@ -22,6 +22,11 @@ class Catalogue:
         name = self._settings.upscaler
         return self._get(name, {}, self._sources(name)[0])
 
+    def candidates(self) -> tuple[Upscaler, ...]:
+        """The upscalers that a new rendition may take: the configured one, and the baseline nested in ``mammo``."""
+        first = self.configured()
+        return (first, self._get("bicubic", {}, "")) if first.name == "mammo" else (first,)
+
     def for_rendition(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
         """The upscaler that made a rendition, with the numerics it was verified with.
 
@@ -72,14 +77,13 @@ class Catalogue:
             return Mammo(
                 Path(source),
                 device=device,
-                detail=self._settings.detail,
                 steps=self._settings.mammo.steps,
                 tile=int(numerics.get("tile", self._settings.mammo.tile)),
             )
         if name == "bicubic":
             from node.upscalers.bicubic import Bicubic
 
-            return Bicubic(self._settings.detail)
+            return Bicubic()
         if name == "sd_x2":
             from node.upscalers.sd_x2 import SdX2
 

@@ -1,4 +1,4 @@
-"""What an upscaler is: a pure function from a base to a full-matrix image, plus what identifies it."""
+"""What an upscaler is: it makes a full-matrix structure of a base, and may shape the noise that is drawn into it."""
 
 from __future__ import annotations
 
@@ -9,59 +9,36 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.guide import LEVEL_TILE, spread, tile_means
-from storage.coarseness import Coarseness
-from storage.records import Rung
+from storage.records import OperatingPoint
 from storage.resample import Operator
 
-_MOST_GAIN = 4.0
-"""By how much texture of one place is made stronger or fainter."""
+Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class UpscaleTask:
     """One image to upscale.
 
-    ``base``: float32, shape (operator.low_rows, operator.low_columns), in the grey levels of the original
-    (0 .. 2**bits_stored - 1). ``minimum`` and ``maximum``: the original's own extreme values, in grey levels.
-    ``seed``: keys every random draw; ``steps``: sampling steps, ignored by upscalers that do not sample.
-    ``rung`` and ``quantisation_rms`` (grey levels): how the base was made. ``levels``: the guide's map of how
-    strong the missing detail is, uint8 per 64-pixel tile (guide.py); None where there is no guide. ``lifted``: the
-    consistent base at full size where it was made already; not to be written to. ``coarseness``: the base's, or None.
+    ``samples``: float32 (operator.low_rows, operator.low_columns), the decoded base in the grey levels of the
+    original. ``upsampled``: float32, full size, its plain bicubic upsampling; not to be written to. ``point`` and
+    ``quantisation_rms`` (grey levels): how the base was made. ``deviation``: float32, full size, standard deviation of
+    the noise that the upsampled base lacks, in grey levels; 0 where it lacks none.
     """
 
-    base: NDArray[np.float32]
+    samples: Float
     operator: Operator
-    minimum: int
-    maximum: int
-    seed: int
-    steps: int
-    rung: Rung
-    quantisation_rms: float = 0.0
-    levels: NDArray[np.uint8] | None = None
-    lifted: NDArray[np.float32] | None = None
-    coarseness: Coarseness | None = None
-
-    def consistent_base(self) -> NDArray[np.float32]:
-        """``operator.lift(base)``, an array to write to: float32, full size."""
-        return self.operator.lift(self.base) if self.lifted is None else self.lifted.copy()
-
-
-@dataclass(frozen=True)
-class Upscaled:
-    """What an upscaler made of a task: float32, shape (operator.rows, operator.columns), in grey levels.
-
-    ``texture``: detail of the right strength that may be added to ``image``, or None.
-    """
-
-    image: NDArray[np.float32]
-    texture: NDArray[np.float32] | None = None
+    upsampled: Float
+    point: OperatingPoint
+    quantisation_rms: float
+    deviation: Float
+    seed: int = 0
+    steps: int = 0
 
 
 class Upscaler(Protocol):
     """The contract every upscaler keeps; ``tests/test_upscalers.py`` holds each one to it.
 
-    The same task on the same numerics gives bit-identical pixels, whatever ran before or beside it.
+    The same task on the same numerics gives bit-identical results, whatever ran before or beside it.
     """
 
     @property
@@ -74,15 +51,7 @@ class Upscaler(Protocol):
 
     @property
     def generative(self) -> bool:
-        """True when pixels may hold content that a model drew: sets Synthetic Data (0008,001C)."""
-
-    @property
-    def guided(self) -> bool:
-        """True when the encoder writes a guide for it, and the engine weighs what it made by that guide."""
-
-    @property
-    def consistent(self) -> bool:
-        """True when D of the result already equals the base, so that the engine need not project."""
+        """True when the structure may hold content that a model drew."""
 
     @property
     def weights_digest(self) -> str:
@@ -100,33 +69,11 @@ class Upscaler(Protocol):
         """Sampling steps this upscaler would use for a new rendition; 0 when it does not sample."""
 
     @property
-    def detail(self) -> float:
-        """How much texture a new rendition gets, 0 to 1; 0 where it has none to give."""
-
-    @property
     def numerics(self) -> dict[str, str]:
         """What can change a grey level without changing the model: device, dtype, versions, kernels."""
 
-    def upscale(self, task: UpscaleTask) -> Upscaled:
-        """The full-matrix image."""
+    def structure(self, task: UpscaleTask) -> Float:
+        """The full-matrix structure, without noise: float32 (operator.rows, operator.columns), grey levels."""
 
-
-def hidden_from_base(
-    texture: NDArray[np.float32], operator: Operator, strength: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """``texture`` without what D would see of it, everywhere as strong as ``strength`` (grey levels) says.
-
-    A draw may be loud in one place and faint in another; what D sees of it is more here than there, too.
-    """
-    texture = _hidden(texture, operator, strength)
-    wanted, found = (tile_means(np.square(values), LEVEL_TILE) for values in (strength, texture))
-    gain = np.clip(np.sqrt(wanted / np.maximum(found, 1e-9)), 1 / _MOST_GAIN, _MOST_GAIN)
-    return _hidden(texture * spread(gain, LEVEL_TILE, *texture.shape), operator, strength)
-
-
-def _hidden(texture: NDArray[np.float32], operator: Operator, strength: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Without what D would see of it, and with the energy of ``strength`` as a whole."""
-    texture = texture - operator.lift(operator.down(texture))
-    energy, wanted = (float(np.square(values, dtype=np.float64).sum()) for values in (texture, strength))
-    texture *= np.float32(np.sqrt(wanted / energy) if energy > 0 else 0.0)
-    return texture
+    def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
+        """The noise to add to a structure, grey levels, made of the drawn Gaussian ``noise``; by default just that."""

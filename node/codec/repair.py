@@ -1,0 +1,102 @@
+"""What the encoder does about single places: points for specks, coded residuals for everything else."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.codec.points import REACH, SIGMAS, Point, Points, grey_levels, level_of, profile
+from node.codec.repairs import CELL, Repairs
+from node.fidelity.gate import Reference, broken_cells, look, specks_of, wrong_specks
+from node.fidelity.specks import Speck, spot_responses
+from storage.records import Thresholds
+
+Float = NDArray[np.float32]
+Cells = NDArray[np.bool_]
+
+_ROUNDS = 4
+"""Times that points are set at most: neighbours pull on each other, and heights are in steps of a tenth."""
+_REPAIR_ROUNDS = 2
+"""Times that residuals are coded: what is left of a wide error shows in cells beside those that caused it."""
+_AROUND = 6
+"""Pixels around a speck whose cells are coded where points do not restore it."""
+
+
+def points_for(
+    reference: Reference, structure: Float, broken: Cells, limits: Thresholds
+) -> tuple[Points | None, Cells]:
+    """Points that give specks of the original their contrast back, and ``broken`` with the cells of those that fail.
+
+    ``structure``: float32, grey levels. ``broken``: cells of 16 pixels that are coded anyway.
+    """
+    broken, image = broken.copy(), structure.copy()
+    heights: dict[tuple[int, int, int], float] = {}
+    tiles = reference.tiles
+    sizes = _sizes()
+    for left in range(_ROUNDS, -1, -1):
+        kept, new = wrong_specks(*specks_of(reference, image, tiles), limits)
+        kept = [speck for speck in kept if not broken[speck.row // CELL, speck.column // CELL]]
+        for speck in [*new, *(() if left else kept)]:
+            _mark(broken, speck)
+        if not kept:
+            break
+        for speck in kept if left else ():
+            size, answer = sizes[speck.size]
+            missing = speck.missing / answer * (-1 if reference.inverted else 1)
+            height = grey_levels(level_of(missing))
+            key = (speck.row, speck.column, size)
+            heights[key] = heights.get(key, 0.0) + height
+            _add(image, speck, height, size)
+        tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in kept)]
+    points = tuple(
+        Point(row, column, size, level_of(height))
+        for (row, column, size), height in sorted(heights.items())
+        if level_of(height) and not broken[row // CELL, column // CELL]
+    )
+    return (Points(structure.shape[0], structure.shape[1], points) if points else None), broken
+
+
+def repairs_for(
+    reference: Reference, structure: Float, broken: Cells, limits: Thresholds, share: float
+) -> Repairs | None:
+    """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
+
+    Cells that turn out to be broken once others are repaired are added. ``share``: of the image's cells, at most.
+    """
+    repairs = None
+    for _ in range(_REPAIR_ROUNDS):
+        if not broken.any() or broken.mean() > share:
+            return repairs
+        repairs = Repairs.of(reference.image - structure, broken, reference.grain)
+        more = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
+        if not (more & ~broken).any():
+            break
+        broken = broken | more
+    return repairs
+
+
+def _sizes() -> list[tuple[int, float]]:
+    """Per speck filter: the size of point that it answers to most for its energy, and its answer to height 1."""
+    spots = [profile(size) for size in range(len(SIGMAS))]
+    answers = spot_responses(tuple(spot.tobytes() for spot in spots))
+    energies = np.sqrt([float(np.square(spot).sum()) for spot in spots])
+    best = (answers / energies).argmax(axis=1)
+    return [(int(size), float(answers[number, size])) for number, size in enumerate(best)]
+
+
+def _add(image: Float, speck: Speck, height: float, size: int) -> None:
+    """Add one point to an image; what lies beyond the border is cut off."""
+    top, left = max(speck.row - REACH, 0), max(speck.column - REACH, 0)
+    bottom, right = min(speck.row + REACH + 1, image.shape[0]), min(speck.column + REACH + 1, image.shape[1])
+    at = (REACH - speck.row, REACH - speck.column)
+    spot = profile(size)[top + at[0] : bottom + at[0], left + at[1] : right + at[1]]
+    image[top:bottom, left:right] += np.float32(height) * spot
+
+
+def _mark(broken: Cells, speck: Speck) -> None:
+    rows = slice(max(speck.row - _AROUND, 0) // CELL, (speck.row + _AROUND) // CELL + 1)
+    broken[rows, max(speck.column - _AROUND, 0) // CELL : (speck.column + _AROUND) // CELL + 1] = True
+
+
+def _touches(tile: tuple[int, int], speck: Speck) -> bool:
+    return all(start - 32 <= at < start + 256 + 32 for start, at in zip(tile, (speck.row, speck.column), strict=True))
