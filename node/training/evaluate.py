@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.noise import measure_noise
+from node.codec.noise import measure_deviation
 from node.codec.source import Original
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.lines import LineNoise
@@ -26,6 +26,7 @@ from node.training.plates import Coded, coded
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.dicomfile import HeaderBytes
+from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -145,20 +146,14 @@ def _series(image: Float, inside: Mask, noise: LineNoise, top: float, scale: int
     own = band_energies(image, inside)[:BANDS].sum(axis=(1, 2))
     for distance in DISTANCES[scale]:
         base = coded(image, scale, distance, top)
-        deviation = measure_noise(image, base.lifted, inside, inside).deviation(base.lifted) * inside
-        task = UpscaleTask(
-            samples=base.samples,
-            operator=base.operator,
-            lifted=base.lifted,
-            deviation=deviation,
-            scale=scale,
-            distance=distance,
-            steps=0,
-        )
+        upsampled = base.operator.up(base.samples)
+        deviation = measure_deviation(image, upsampled, inside, inside).deviation(upsampled) * inside
+        point = OperatingPoint(scale=scale, coder="jpegxl", distance=distance)
+        task = UpscaleTask(base.samples, base.operator, upsampled, point, base.quantisation, deviation)
         began = time.monotonic()
         made = mammo.structure(task)
         seconds = time.monotonic() - began
-        measured = [_structure(image, inside, part, base, noise, own) for part in (base.lifted, made)]
+        measured = [_structure(image, inside, part, base, noise, own) for part in (upsampled, made)]
         yield Pair(distance, base.size, *measured, seconds)
         if all(part.excess > 1 for part in measured):
             return

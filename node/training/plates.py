@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from node.codec.noise import measure_noise, unit_noise
+from node.codec.noise import measure_deviation, unit_noise, with_spectrum
+from node.fidelity.bands import BANDS, band_energies
 from node.training.pictures import Picture
 from node.upscalers.conditioning import point_features, scene
 from node.upscalers.network import LATENT, STRIDE, UNSHUFFLE, to_latent, to_pixels
@@ -36,15 +37,17 @@ _LOUDEST = 8.0
 """Deviations at which a residual is clipped: beyond lie single specks, which would drown the rest of a batch."""
 _FILM = 0.6
 """Weight of a picture of film: there are many pixels in each."""
+_TOLD = 0.6
+"""Least share of the quantisation that a network is told: a base's recorded figure averages over breast and air."""
 _SCALES = ((1, 0.2), (2, 0.62), (4, 0.18))
-_DISTANCES = {1: (0.6, 4.0), 2: (0.3, 3.0), 4: (0.2, 1.5)}
+_DISTANCES = {1: (0.6, 6.0), 2: (0.3, 5.0), 4: (0.2, 2.0)}
 
 
 @dataclass(frozen=True)
 class Plate:
-    """``seen``: float16 (20, h, w). ``wanted``: float16 (16, h, w), the latent of the residual over its deviation.
+    """``seen``: float16 (21, h, w). ``wanted``: float16 (16, h, w), the latent of the residual over its deviation.
     ``share``: float16 (h, w), 1 in the breast. ``point``: float32 (3,). ``noise``: float16 (16, h, w), the latent of
-    drawn noise of unit variance with the spectrum of what is missing: z of flow.py.
+    drawn noise with the spectrum of what is missing: z of flow.py.
     """
 
     seen: Tensor
@@ -80,13 +83,17 @@ def degrade(
     pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, random: np.random.Generator
 ) -> Plate:
     """A plate from 12-bit grey levels. ``inside``: bool, where there is breast."""
-    lifted = coded(pixels, scale, distance).lifted
-    model = measure_noise(pixels, lifted, inside, inside)
-    deviation = model.deviation(lifted) * inside
-    wanted = np.divide(pixels - lifted, deviation, out=np.zeros_like(lifted), where=deviation > 0)
-    noise = unit_noise(*pixels.shape, model.spectrum, int(random.integers(2**32)))
+    base = coded(pixels, scale, distance)
+    upsampled = base.operator.up(base.samples)
+    lacking = [band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, base.lifted)]
+    model = measure_deviation(pixels, upsampled, inside, inside)
+    model = with_spectrum(model, pixels, base.lifted, inside, lacking[0] - lacking[1])
+    deviation = model.deviation(upsampled) * inside
+    wanted = np.divide(pixels - base.lifted, deviation, out=np.zeros_like(pixels), where=deviation > 0)
+    noise = unit_noise(*pixels.shape, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)
+    told = float(random.uniform(_TOLD, 1.0))
     return Plate(
-        seen=scene(lifted, deviation, scale).half(),
+        seen=scene(base.lifted, deviation, base.quantisation * told, scale).half(),
         wanted=_as_latent(np.clip(wanted, -_LOUDEST, _LOUDEST)),
         share=torch.from_numpy((deviation > 0)[::UNSHUFFLE, ::UNSHUFFLE].astype(np.float16)),
         point=point_features(scale, distance),

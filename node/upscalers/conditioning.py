@@ -26,19 +26,25 @@ _BLOCK = 8
 """Samples of the base per side of the smallest block of JPEG XL's transform (ISO/IEC 18181-1)."""
 
 
-def scene(lifted: Float, deviation: Float, scale: int) -> Tensor:
-    """Channels for the network: float32 (20, padded rows / 4, padded columns / 4), padded to multiples of STRIDE.
+def scene(lifted: Float, deviation: Float, quantisation_rms: float, scale: int) -> Tensor:
+    """Channels for the network: float32 (21, padded rows / 4, padded columns / 4), padded to multiples of STRIDE.
 
-    ``lifted``: the consistent base at full size, grey levels. ``deviation``: of the missing noise, grey levels; the
-    result is 0 where it is 0. The first 16 channels are the latent of detail over deviation; the last four say where
-    in its 8 x 8 block of the coder a cell lies (sine and cosine of row and column), since errors follow blocks.
+    ``lifted``: the consistent base at full size, grey levels. ``deviation``: of the missing noise, grey levels; what is
+    shown is 0 where it is 0. ``quantisation_rms``: of the base's own error, grey levels.
+
+    16 channels are the latent of detail over deviation, one is the logarithm of quantisation over deviation; four say
+    where in its 8 x 8 block of the coder a cell lies (sine and cosine of row and of column): errors follow blocks.
     """
     pixels = torch.from_numpy(padded(lifted))[None, None]
     units = torch.from_numpy(padded(deviation))[None, None]
-    detail = torch.where(units > 0, (pixels - _smooth(pixels)) / torch.where(units > 0, units, 1.0), 0.0)
-    bent = torch.asinh(detail / _BEND) * _BEND
-    latent = to_latent(bent)[0]
-    return torch.cat([latent, _phases(latent.shape[1], latent.shape[2], scale)])
+    over = torch.where(units > 0, units, 1.0)
+    bent = torch.asinh((pixels - _smooth(pixels)) / over / _BEND) * _BEND
+    coarse = F.avg_pool2d(over, UNSHUFFLE)
+    noise = torch.log2(max(quantisation_rms, 1e-3) / coarse).clamp(-6, 3) / 3
+    quiet = F.avg_pool2d(units, UNSHUFFLE) == 0
+    latent = to_latent(torch.where(units > 0, bent, 0.0))
+    seen = torch.cat([latent, noise.masked_fill(quiet, 0.0)], dim=1)[0]
+    return torch.cat([seen, _phases(seen.shape[1], seen.shape[2], scale)])
 
 
 def point_features(scale: int, distance: float) -> Tensor:

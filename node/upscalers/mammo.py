@@ -9,7 +9,6 @@ leave no trace; tiles where no noise is to be drawn are skipped.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from functools import cached_property
 from importlib import import_module
@@ -53,7 +52,7 @@ class Mammo:
     """
 
     name = "mammo"
-    method = "LDM_MAMMO_1"
+    method = "LPACS_MAMMO"
     generative = True
 
     def __init__(
@@ -98,46 +97,48 @@ class Mammo:
         return found
 
     def structure(self, task: UpscaleTask) -> Float:
-        """The consistent base plus the posterior mean of what it lacks: float32, full size, grey levels."""
+        """The consistent base plus the posterior mean of what it lacks: float32, full size, grey levels.
+
+        It starts from ``Operator.lift``, not from plain bicubic: its detail is what the network was trained on.
+        """
         from node.upscalers import flow
 
+        lifted = task.operator.lift(task.samples)
         if not task.deviation.any():
-            return task.lifted.copy()
-        v = self._velocity(task)
-        like = _latent(task.lifted)
-        change = _pixels(flow.mean(v, like), *task.lifted.shape)
+            return lifted
+        v = self._velocity(task, lifted)
+        change = _pixels(flow.mean(v, _latent(lifted)), *lifted.shape)
         change *= task.deviation
-        change += task.lifted
+        change += lifted
         return change
 
     def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
         """What is to be added to ``structure`` instead of ``noise``: float32, full size, grey levels.
 
-        ``noise`` has the deviation and the spectrum that the encoder measured. It is the start x_0 of the flow, whose
-        end x_1 is a residual to the consistent base; of it, ``structure`` holds the mean already.
+        ``noise`` has the deviation and the spectrum that the encoder measured: over its deviation it is the start x_0
+        of the flow, whose end x_1 is a residual to the consistent base. Its mean is in ``structure`` already, beside
+        repairs of which the flow knows nothing.
         """
         if task.steps == 0 or not task.deviation.any():
             return noise
         from node.upscalers import flow
 
-        known = structure - task.lifted
-        first = _latent(_over(known, task.deviation)) * (math.pi / 2)
-        later = self._velocity(task)
+        later = self._velocity(task, task.operator.lift(task.samples))
+        z = _latent(_over(noise, task.deviation))
+        first = later(z, 0.0)
 
         def v(x: torch.Tensor, t: float) -> torch.Tensor:
             return first if t == 0 else later(x, t)
 
-        drawn = _pixels(flow.sample(v, _latent(_over(noise, task.deviation)), task.steps), *noise.shape)
-        drawn *= task.deviation
-        drawn -= known
-        return drawn
+        made = flow.sample(v, z, task.steps) - flow.mean(v, z)
+        return _pixels(made, *noise.shape) * task.deviation
 
-    def _velocity(self, task: UpscaleTask) -> Velocity:
+    def _velocity(self, task: UpscaleTask, lifted: Float) -> Velocity:
         """v(x, t) of the whole image: from and to float32 (1, 16, padded rows / 4, padded columns / 4)."""
         from node.upscalers.conditioning import point_features, scene
 
-        seen = scene(task.lifted, task.deviation, task.scale)[None]
-        point = point_features(task.scale, task.distance)[None]
+        seen = scene(lifted, task.deviation, task.quantisation_rms, task.point.scale)[None]
+        point = point_features(task.point.scale, task.point.distance)[None]
         tiles = _Tiles(task.deviation > 0, seen.shape[-2], seen.shape[-1], self._tile, self._network.halo)
 
         def v(x: torch.Tensor, t: float) -> torch.Tensor:

@@ -21,7 +21,7 @@ UNSHUFFLE = 4
 STRIDE = 8
 """Pixels per cell of the coarsest grid: crops and tiles start and end on multiples of it."""
 LATENT = UNSHUFFLE**2
-SEEN = LATENT + 4
+SEEN = LATENT + 5
 """Channels that the network is shown of a place (conditioning.py)."""
 POINT = 3
 """Numbers that say how the base was made (conditioning.py)."""
@@ -92,7 +92,7 @@ class MammoNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, x: Tensor, seen: Tensor, t: Tensor, point: Tensor) -> Tensor:
         """The velocity: float32, shape of ``x``.
 
-        ``x``: (n, 16, h, w), the latent of x_t. ``seen``: (n, 20, h, w), see ``conditioning.scene``. ``t``: (n,), 0..1.
+        ``x``: (n, 16, h, w), the latent of x_t. ``seen``: (n, 21, h, w), see ``conditioning.scene``. ``t``: (n,), 0..1.
         ``point``: (n, 3), see ``conditioning.point_features``. h and w are even.
         """
         kind = self.enter.weight.dtype
