@@ -21,18 +21,20 @@ from typing import IO, cast
 from pydicom import Dataset, config
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from storage.elements import values_of
 from storage.errors import Unparseable
+from storage.writing import ALL, written
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
 IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
 
 PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _MAX_DEPTH = 64
 _MAX_INFLATED = 1 << 30
@@ -298,23 +300,19 @@ def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
     write_file_meta_info(cast(DicomIO, out), meta)
 
 
-def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> None:
+def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> bytes:
     """A Part 10 file in explicit VR little endian, up to and including the pixel data element's length.
 
-    The caller appends ``value_bytes`` bytes (an even number). Elements beyond pixel data are not expected here.
+    The caller appends ``value_bytes`` bytes (an even number), and then what comes back: the elements behind the pixels,
+    since tags ascend (PS3.5 7.1). ``header`` has no element of group 7FE0.
     """
     write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, ExplicitVRLittleEndian))
-    out.write(encode(header, ExplicitVRLittleEndian))
+    out.write(encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA)))
     out.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, value_bytes))
+    return encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA, ALL.stop))
 
 
-def encode(dataset: Dataset, syntax: UID) -> bytes:
-    """A data set as bytes in a native transfer syntax."""
-    from pydicom.filebase import DicomBytesIO
-
-    out = DicomBytesIO()
-    out.is_implicit_VR = syntax.is_implicit_VR
-    out.is_little_endian = syntax.is_little_endian
+def encode(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
+    """A data set as bytes in a native transfer syntax; ``verbatim`` and ``within`` as of ``written``."""
     with quiet():
-        write_dataset(out, dataset)
-    return out.getvalue()
+        return written(dataset, syntax, verbatim=verbatim, within=within)
