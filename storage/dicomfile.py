@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from pydicom import Dataset, config
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
@@ -167,6 +168,12 @@ def scan(data: Bytes, syntax: UID) -> Layout:
     return layout
 
 
+def check_order(data: Bytes, syntax: UID) -> None:
+    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item."""
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    _Walk(data, explicit=explicit, little=syntax.is_little_endian).check_order(0, len(data), 0)
+
+
 def looks_implicit(data: Bytes) -> bool:
     """Some senders encode implicitly under an explicit transfer syntax; pydicom reads that too."""
     return len(data) >= 6 and not bytes(data[4:6]).isalpha()
@@ -225,6 +232,46 @@ class _Walk:
                     at = value
                     break
                 at = self.skip(tag, vr, value, length, depth + 1)
+
+    def check_order(self, at: int, end: int, depth: int) -> None:
+        last = (-1, -1)
+        while at < end:
+            tag, vr, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE00D):
+                return
+            if tag <= last:
+                raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) comes behind ({last[0]:04X},{last[1]:04X})")
+            last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
+            at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
+            if not encapsulated and self._is_sequence(tag, vr, length):
+                inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
+                inner.check_items(value, at, depth + 1)
+
+    def check_items(self, at: int, end: int, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise Unparseable(f"sequences nested more than {_MAX_DEPTH} deep")
+        while at < end:
+            tag, _, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE0DD):
+                return
+            if tag != (0xFFFE, 0xE000):
+                raise Unparseable(f"no sequence item at byte {at}")
+            stop = value + length if length != _UNDEFINED else self._end_of_item(value)
+            self.check_order(value, stop, depth)
+            at = stop
+
+    def _end_of_item(self, at: int) -> int:
+        while True:
+            tag, vr, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE00D):
+                return value
+            at = self.skip(tag, vr, value, length, 0)
+
+    def _is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
+        if length == _UNDEFINED or vr == b"SQ":
+            return True
+        number = tag[0] << 16 | tag[1]
+        return not self.explicit and dictionary_has_tag(number) and dictionary_VR(number) == "SQ"
 
     def pixels(self, at: int, vr: bytes, value: int, length: int) -> Layout:
         name = vr.decode("ascii")
