@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from pydicom.datadict import dictionary_VR
+
 from node.archive.derive import derived_header
 from node.codec.rendering import read_pair
 from node.workers.worker import Answer, ProofRequest, ReconstructRequest
+from storage.content import differences
 from storage.dicomfile import write_header_for_pixels
 from storage.errors import (
     DataSetError,
@@ -28,6 +31,9 @@ from storage.errors import (
     WorkerDied,
 )
 from storage.records import Applied
+
+_NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
+"""Names of what a gateway may change: private elements have none, and pixels are compared by their digest."""
 
 Ask = Callable[[ReconstructRequest | ProofRequest], Answer]
 """Has a worker carry out a request, and waits for its answer."""
@@ -82,6 +88,25 @@ def prove_object(parts: Parts, spool: Path, ask: Ask) -> None:
             raise NotReconstructable(f"its reconstruction cannot be made as a whole: {told(error)}") from error
     if fault:
         raise NotReconstructable(f"its reconstruction cannot be sent: {fault}")
+
+
+def changed_attributes(parts: Parts, returned: Path, spool: Path) -> tuple[str, ...]:
+    """Keywords of the attributes that a derived object has otherwise than one that came back; sequences and private
+    elements, which gateways code anew, and those that it has in addition, are not compared.
+
+    Raises Unparseable, and whatever an odd header leads to.
+    """
+    base, made = read_pair(parts.base, parts.rendition)
+    header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied)
+    with tempfile.NamedTemporaryFile(dir=spool) as out:
+        out.write(write_header_for_pixels(out, header, 0))
+        out.flush()
+        found = differences(Path(out.name), returned)
+    return tuple(one.name for one in found if one.one and _is_compared(one.name))
+
+
+def _is_compared(keyword: str) -> bool:
+    return keyword not in _NOT_COMPARED and dictionary_VR(keyword) != "SQ"
 
 
 def told(error: BaseException) -> str:
