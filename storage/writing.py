@@ -117,8 +117,7 @@ class _Writer:
             return "UN"
         if vr == "US or SS":
             return "SS" if _is_signed(around) else "US"
-        # PS3.5 A.1: implicit VR has pixels, overlays and tables in words
-        return "OW" if " or " in vr else vr
+        return _of_two(raw.tag) if " or " in vr else vr
 
     # --- what a program made ---
 
@@ -128,7 +127,7 @@ class _Writer:
             corrected = correct_ambiguous_vr_element(element, data_sets[0], self._little, data_sets)
             element = cast(DataElement, corrected)
             if " or " in element.VR:
-                element = DataElement(element.tag, "OW", element.value, already_converted=True)
+                element = DataElement(element.tag, _of_two(element.tag), element.value, already_converted=True)
         if element.VR == "SQ":
             undefined = bool(element.is_undefined_length)
             return self._sequence(element.tag, element.value or (), around, undefined=undefined)
@@ -197,6 +196,15 @@ def _private_vr(tag: BaseTag, dataset: Dataset) -> str:
         return "LO"
     creator = values_of(dataset, BaseTag(tag.group << 16 | tag.element >> 8), "LO", ("ascii",))
     return str(private_dictionary_VR(tag, str(creator[0]))) if creator else "UN"
+
+
+def _of_two(tag: BaseTag) -> str:
+    """The VR of what may be bytes or words.
+
+    Pixels, overlays and tables are words in implicit VR (PS3.5 A.1), and what the retired groups 50xx of curves hold
+    was bytes there (PS3.5-2004 A.1; dcmconv writes it so).
+    """
+    return "OB" if tag.group & 0xFF00 == 0x5000 else "OW"
 
 
 def _is_signed(around: tuple[Dataset, ...]) -> bool:
