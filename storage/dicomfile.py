@@ -19,20 +19,23 @@ from pathlib import Path
 from typing import IO, cast
 
 from pydicom import Dataset, config
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_dataset, write_file_meta_info
+from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from storage.elements import values_of
 from storage.errors import Unparseable
+from storage.writing import ALL, written
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
 IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
 
 PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _MAX_DEPTH = 64
 _MAX_INFLATED = 1 << 30
@@ -165,6 +168,12 @@ def scan(data: Bytes, syntax: UID) -> Layout:
     return layout
 
 
+def check_order(data: Bytes, syntax: UID) -> None:
+    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item."""
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    _Walk(data, explicit=explicit, little=syntax.is_little_endian).check_order(0, len(data), 0)
+
+
 def looks_implicit(data: Bytes) -> bool:
     """Some senders encode implicitly under an explicit transfer syntax; pydicom reads that too."""
     return len(data) >= 6 and not bytes(data[4:6]).isalpha()
@@ -223,6 +232,46 @@ class _Walk:
                     at = value
                     break
                 at = self.skip(tag, vr, value, length, depth + 1)
+
+    def check_order(self, at: int, end: int, depth: int) -> None:
+        last = (-1, -1)
+        while at < end:
+            tag, vr, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE00D):
+                return
+            if tag <= last:
+                raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) comes behind ({last[0]:04X},{last[1]:04X})")
+            last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
+            at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
+            if not encapsulated and self._is_sequence(tag, vr, length):
+                inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
+                inner.check_items(value, at, depth + 1)
+
+    def check_items(self, at: int, end: int, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise Unparseable(f"sequences nested more than {_MAX_DEPTH} deep")
+        while at < end:
+            tag, _, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE0DD):
+                return
+            if tag != (0xFFFE, 0xE000):
+                raise Unparseable(f"no sequence item at byte {at}")
+            stop = value + length if length != _UNDEFINED else self._end_of_item(value)
+            self.check_order(value, stop, depth)
+            at = stop
+
+    def _end_of_item(self, at: int) -> int:
+        while True:
+            tag, vr, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE00D):
+                return value
+            at = self.skip(tag, vr, value, length, 0)
+
+    def _is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
+        if length == _UNDEFINED or vr == b"SQ":
+            return True
+        number = tag[0] << 16 | tag[1]
+        return not self.explicit and dictionary_has_tag(number) and dictionary_VR(number) == "SQ"
 
     def pixels(self, at: int, vr: bytes, value: int, length: int) -> Layout:
         name = vr.decode("ascii")
@@ -298,23 +347,19 @@ def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
     write_file_meta_info(cast(DicomIO, out), meta)
 
 
-def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> None:
+def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> bytes:
     """A Part 10 file in explicit VR little endian, up to and including the pixel data element's length.
 
-    The caller appends ``value_bytes`` bytes (an even number). Elements beyond pixel data are not expected here.
+    The caller appends ``value_bytes`` bytes (an even number), and then what comes back: the elements behind the pixels,
+    since tags ascend (PS3.5 7.1). ``header`` has no element of group 7FE0.
     """
     write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, ExplicitVRLittleEndian))
-    out.write(encode(header, ExplicitVRLittleEndian))
+    out.write(encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA)))
     out.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, value_bytes))
+    return encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA, ALL.stop))
 
 
-def encode(dataset: Dataset, syntax: UID) -> bytes:
-    """A data set as bytes in a native transfer syntax."""
-    from pydicom.filebase import DicomBytesIO
-
-    out = DicomBytesIO()
-    out.is_implicit_VR = syntax.is_implicit_VR
-    out.is_little_endian = syntax.is_little_endian
+def encode(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
+    """A data set as bytes in a native transfer syntax; ``verbatim`` and ``within`` as of ``written``."""
     with quiet():
-        write_dataset(out, dataset)
-    return out.getvalue()
+        return written(dataset, syntax, verbatim=verbatim, within=within)

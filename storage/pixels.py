@@ -224,9 +224,10 @@ def _decompress(dataset: Dataset, source: Path) -> None:
 
 
 def _swap_to_little_endian(dataset: Dataset) -> None:
-    """The values of these VRs are words in the data set's byte order (PS3.5 section 7.3); pydicom keeps them."""
-    widths = {"OW": 2, "OB or OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
-    for element in dataset.iterall():
-        width = widths.get(element.VR)
-        if width and isinstance(element.value, bytes) and len(element.value) % width == 0:
-            element.value = np.frombuffer(element.value, f">u{width}").astype(f"<u{width}").tobytes()
+    """Pixels are words in the data set's byte order (PS3.5 section 7.3); ``encode`` turns all that is as received."""
+    widths = {"OW": 2, "OF": 4, "OD": 8}
+    for tag in (0x7FE00008, 0x7FE00009, 0x7FE00010):
+        width = widths.get(dataset[tag].VR) if tag in dataset else None
+        if width and len(dataset[tag].value) % width == 0:
+            value = np.frombuffer(dataset[tag].value, f">u{width}")
+            dataset[tag].value = value.astype(f"<u{width}").tobytes()

@@ -18,10 +18,11 @@ from node.archive.quarantine import Examine, QuarantineDesk
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.trail import AuditTrail
+from node.archive.whole_object import Parts, prove_object
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import ReconstructRequest, RestoreRequest
+from node.workers.worker import RestoreRequest
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
@@ -133,13 +134,19 @@ def examine_in(pool: WorkerPool) -> Examine:
 
 
 def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
-    """Renders into a file that nobody keeps: the worker compares the pixels with those that were verified."""
+    """Proves that the object can be made and sent: its pixels those that were verified, its header as amended today."""
     models = ModelShelf(index, store)
 
     def render(rendition: StoredRendition) -> None:
-        with tempfile.NamedTemporaryFile(dir=store.spool) as target:
-            base, made = store.held(rendition.base_digest), store.held(rendition.rendition_digest)
-            model = models.folder(rendition.upscaler, rendition.weights_digest)
-            pool.submit(ReconstructRequest(base, made, Path(target.name), model), Priority.ARCHIVIST).result()
+        image = next((index.by_key(key) for key in index.renditions([rendition.derived_uid])), None)
+        parts = Parts(
+            store.held(rendition.base_digest),
+            store.held(rendition.rendition_digest),
+            rendition.payload_bytes,
+            rendition.verified_at,
+            models.folder(rendition.upscaler, rendition.weights_digest),
+            image.amended if image else (),
+        )
+        prove_object(parts, store.spool, lambda request: pool.submit(request, Priority.ARCHIVIST).result())
 
     return render

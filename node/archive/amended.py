@@ -21,6 +21,7 @@ from storage.dicomfile import DataSetFile, encode, file_meta, looks_implicit, op
 from storage.elements import codecs_of
 from storage.errors import Unparseable
 from storage.records import Applied
+from storage.writing import ALL
 
 NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 """Digital signatures, their MAC parameters, and trailing padding: true of the received bytes only."""
@@ -103,11 +104,14 @@ def _pieces(header: Dataset, file: DataSetFile) -> list[bytes | memoryview]:
     layout, syntax = file.layout, file.transfer_syntax
     as_received = UID(ImplicitVRLittleEndian if looks_implicit(file.data) else syntax)
     if not layout.has_pixels:
-        return [encode(header, as_received)]
+        return [encode(header, as_received, verbatim=True)]
     pixels = file.data[layout.pixel_start : layout.pixel_end]
     group, element = struct.unpack_from("<HH" if syntax.is_little_endian else ">HH", pixels)
     tag = group << 16 | element
-    return [encode(header[:tag], as_received), pixels, encode(header[tag:], as_received)]
+    before, after = (
+        encode(header, as_received, verbatim=True, within=part) for part in (range(tag), range(tag, ALL.stop))
+    )
+    return [before, pixels, after]
 
 
 def _deflated(pieces: list[bytes | memoryview]) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from node.archive.originals import Originals
 from node.archive.policy import why_exact
 from node.archive.regions import Box
 from node.archive.remake import patched_anew, remake
+from node.archive.whole_object import Parts, prove_object
 from node.codec.encoding import EncodeRequest, EncodeResult
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
@@ -171,7 +173,7 @@ class Archivist:
         codec, encode = self._settings.codec, partial(self._encode, claim, path, regions)
         result = None
         if not self._lacks(held, regions):
-            if remake(claim, self._index, self._store, codec, encode):
+            if remake(claim, self._index, self._store, codec, encode, partial(self._prove, claim)):
                 return
         elif (result := patched_anew(claim, self._index, codec, encode)) is None:
             assert held.rendition is not None
@@ -228,6 +230,13 @@ class Archivist:
         self._models.keep(result.model)
         base_digest = self._store.put(result.base)
         rendition_digest = self._store.put(result.rendition)
+        try:
+            payload_bytes = len(result.base) + len(result.rendition)
+            self._prove(claim, base_digest, rendition_digest, payload_bytes, (made.upscaler, made.weights_digest))
+        except NotReconstructable:
+            for digest in (base_digest, rendition_digest):
+                self._index.custody.doom(digest, Tier.HOT)
+            raise
         new = NewRendition(
             derived_uid=made.derived_uid,
             base_digest=base_digest,
@@ -247,6 +256,26 @@ class Archivist:
         if not self._index.finish_with(claim, state, new, present=holds(self._store)):
             for digest in (base_digest, rendition_digest):  # the image is another's by now, or deleted
                 self._index.custody.doom(digest, Tier.HOT)
+
+    def _prove(
+        self, claim: Claim, base_digest: str, rendition_digest: str, payload_bytes: int, model: tuple[str, str]
+    ) -> None:
+        """The whole object, header and pixels, can be made from what is stored, and sent. Raises NotReconstructable.
+
+        ``model``: name and digest of the weights.
+        """
+        held = self._index.by_key(claim.key)
+        parts = Parts(
+            self._store.held(base_digest),
+            self._store.held(rendition_digest),
+            payload_bytes,
+            datetime.now(UTC),
+            self._models.folder(*model),
+            held.amended if held else (),
+        )
+        prove_object(
+            parts, self._store.spool, lambda request: self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
+        )
 
     def _give_back(self, claim: Claim, error: Exception) -> None:
         if self._stopping.is_set() and isinstance(error, WorkerDied):

@@ -6,19 +6,23 @@ from which source, with a private block that proves it. Everything the modality 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from copy import deepcopy
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.sequence import Sequence as Items
+from pydicom.tag import BaseTag
 from pydicom.uid import UID
 from pydicom.valuerep import DSfloat
 
 from node.archive.amended import NOT_OF_THIS_HEADER, amend, drop
 from node.archive.policy import PRIVATE_CREATOR, PRIVATE_GROUP
+from node.archive.sifted import note_of, sift
 from storage.dicomfile import quiet
+from storage.elements import BadValueError, checked, codecs_of, items_of, values_of
 from storage.payload import Base, Rendition
 from storage.records import Applied
 
@@ -40,6 +44,13 @@ PRIVATE_ATTRIBUTES = {
 }
 """The private block (0099,xx01 ff.) of creator LATENT_PACS 1; docs/CONFORMANCE.md lists it for readers."""
 
+_LONGEST_ST = 1024
+"""Characters of the longest value of VR ST (PS3.5 6.2)."""
+_METHOD = re.compile(r"[ -\[\]-~]{1,16}")
+"""A value of VR CS, lower case included, since it is not ours to correct: printable ASCII without backslash."""
+_TEXTS = {"CS", "DS", "IS", "LO", "LT", "SH", "ST", "UC", "UN", "UT"}
+"""VRs that an attribute of text may have come in."""
+
 
 def derived_header(
     base: Base,
@@ -54,11 +65,12 @@ def derived_header(
     """
     with quiet():
         header = base.header.dataset()
+        notes = [note_of(sift(header))]
         amend(header, applied)
         ratio = base.rows * base.columns * 2 / payload_bytes
         _identify(header, rendition)
-        _declare_lossy(header, rendition, ratio)
-        _describe(header, base, rendition, ratio)
+        notes += _declare_lossy(header, rendition, ratio)
+        _describe(header, base, rendition, ratio, [note for note in notes if note])
         _point_to_source(header, rendition)
         _credit_equipment(header, verified_at)
         _private_block(header, base, rendition)
@@ -68,45 +80,56 @@ def derived_header(
 
 
 def _identify(header: Dataset, rendition: Rendition) -> None:
-    image_type = list(_values(header, "ImageType"))
+    image_type = _values(header, "ImageType")
     # Image Type is type 3 in some IODs; where it is absent the two values that lossy derivation implies are written
-    header.ImageType = ["DERIVED", *image_type[1:]] if image_type else ["DERIVED", "PRIMARY"]
-    header.SOPInstanceUID = UID(rendition.derived_uid)
+    _set(header, "ImageType", ["DERIVED", *image_type[1:]] if image_type else ["DERIVED", "PRIMARY"])
+    _set(header, "SOPInstanceUID", UID(rendition.derived_uid))
 
 
-def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> None:
-    header.LossyImageCompression = "01"
-    ratios = [*_values(header, "LossyImageCompressionRatio")]
-    methods = [*_values(header, "LossyImageCompressionMethod")]
+def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> list[str]:
+    """Append to the ratios and methods of the source; notes on what of those is none, and is not carried."""
+    _set(header, "LossyImageCompression", "01")
+    notes = []
+    ratios, methods = _values(header, "LossyImageCompressionRatio"), _values(header, "LossyImageCompressionMethod")
+    if any(not _METHOD.fullmatch(method) for method in methods):
+        methods = [method if _METHOD.fullmatch(method) else "UNKNOWN" for method in methods]
+        notes.append("an odd Lossy Image Compression Method of the source is given as UNKNOWN")
     while len(methods) < len(ratios):  # same count as Ratio (C.7.6.1.1.5.2), also where the source was careless
         methods.append("UNKNOWN")
     ratios += ["1"] * (len(methods) - len(ratios))
-    header.LossyImageCompressionRatio = [*ratios, DSfloat(round(ratio, 2))]
-    header.LossyImageCompressionMethod = [*methods, rendition.method]
+    known = [pair for pair in zip(ratios, methods, strict=True) if _is_decimal(pair[0])]
+    if len(known) < len(ratios):
+        lost = ", ".join(method for one, method in zip(ratios, methods, strict=True) if not _is_decimal(one))
+        notes.append(
+            f"a Lossy Image Compression Ratio of the source that is no number was left out, with method {lost}"
+        )
+    _set(header, "LossyImageCompressionRatio", [*(one for one, _ in known), str(DSfloat(round(ratio, 2)))])
+    _set(header, "LossyImageCompressionMethod", [*(method for _, method in known), rendition.method])
+    return notes
 
 
-def _describe(header: Dataset, base: Base, rendition: Rendition, ratio: float) -> None:
+def _describe(header: Dataset, base: Base, rendition: Rendition, ratio: float, notes: Sequence[str]) -> None:
     own = (
         f"Latent PACS reconstruction: {base.rung}, {ratio:.0f}:1, upscaler {rendition.upscaler}; "
         f"measured PSNR {rendition.verdict.psnr_db:.1f} dB, tile FSIM {rendition.verdict.fsim_mean:.3f}; "
         "not for primary interpretation"
     )
-    before = str(header.get("DerivationDescription", "") or "")
-    room = 1024 - len(own) - 2  # ST holds 1024 characters (PS3.5 6.2)
-    header.DerivationDescription = f"{before[:room]}; {own}" if before else own
-    codes = Items(deepcopy(list(header.get("DerivationCodeSequence") or [])))
-    codes += [_code("113040", "DCM", "Lossy Compression"), _code("113085", "DCM", "Spatial resampling")]
-    header.DerivationCodeSequence = codes
+    own = "; ".join([own, *notes])[:_LONGEST_ST]
+    before = "\\".join(_values(header, "DerivationDescription"))
+    room = max(_LONGEST_ST - len(own) - 2, 0)
+    _set(header, "DerivationDescription", f"{before[:room]}; {own}" if before[:room] else own)
+    _append(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
+    _append(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
     if rendition.generative:
         header.add_new(0x0008001C, "CS", "YES")
 
 
 def _point_to_source(header: Dataset, rendition: Rendition) -> None:
     item = Dataset()
-    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPClassUID = UID(str(header.SOPClassUID))
     item.ReferencedSOPInstanceUID = UID(rendition.original_uid)
     item.PurposeOfReferenceCodeSequence = Items([_code("121320", "DCM", "Uncompressed predecessor")])
-    header.SourceImageSequence = Items([*(header.get("SourceImageSequence") or []), item])
+    _append(header, "SourceImageSequence", item)
 
 
 def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
@@ -116,11 +139,12 @@ def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
     item.ManufacturerModelName = "latent-pacs"
     item.SoftwareVersions = _product_version()
     item.ContributionDateTime = verified_at.strftime("%Y%m%d%H%M%S.%f") + "+0000"
-    header.ContributingEquipmentSequence = Items([*(header.get("ContributingEquipmentSequence") or []), item])
+    _append(header, "ContributingEquipmentSequence", item)
 
 
 def _private_block(header: Dataset, base: Base, rendition: Rendition) -> None:
-    block = header.private_block(PRIVATE_GROUP, PRIVATE_CREATOR, create=True)
+    block = _free_block(header)
+    header.add_new(PRIVATE_GROUP << 16 | block, "LO", PRIVATE_CREATOR)
     verdict = rendition.verdict
     values = {
         0x01: str(base.rung),
@@ -139,23 +163,55 @@ def _private_block(header: Dataset, base: Base, rendition: Rendition) -> None:
         0x0E: rendition.postprocessing,
     }
     for offset, (vr, _) in PRIVATE_ATTRIBUTES.items():
-        block.add_new(offset, vr, values[offset])
+        header.add_new(PRIVATE_GROUP << 16 | block << 8 | offset, vr, values[offset])
+
+
+def _free_block(header: Dataset) -> int:
+    """The first block of the private group that has neither a creator nor elements, which nobody may lay claim to."""
+    taken = {tag.element >> 8 or tag.element for tag in header.keys() if tag.group == PRIVATE_GROUP}  # noqa: SIM118
+    return next(block for block in range(0x10, 0x100) if block not in taken)
 
 
 def _pixel_range(header: Dataset, rendition: Rendition) -> None:
     """The reconstruction's own extremes, stated only where the source stated its own."""
     for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
-            header[keyword].value = rendition.extra[name]
+            header.add_new(keyword, "US", rendition.extra[name])
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:
-    value = header.get(keyword)
-    if value in (None, ""):
+    """The values of a text attribute, as they stand there; none where it holds something else."""
+    vr, tag = dictionary_VR(keyword), BaseTag(tag_for_keyword(keyword) or 0)
+    element = header.get_item(tag)
+    if element is None or (element.VR or vr) not in _TEXTS:
         return []
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-        return [str(value)]
-    return [str(part) for part in value]
+    try:
+        return [str(value) for value in values_of(header, tag, vr, codecs_of(header)) if value != ""]
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return []
+
+
+def _set(header: Dataset, keyword: str, value: object) -> None:
+    """An attribute in its own VR, whatever VR the source had for it."""
+    header.add_new(keyword, dictionary_VR(keyword), value)
+
+
+def _append(header: Dataset, keyword: str, item: Dataset) -> None:
+    """Add an item to a sequence, after those that it has; to an empty one where it is none."""
+    try:
+        before = items_of(header, BaseTag(tag_for_keyword(keyword) or 0), codecs_of(header))
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        before = []
+    _set(header, keyword, Items([*before, item]))
+
+
+def _is_decimal(text: str) -> bool:
+    """Whether it is a value of VR DS: at most 16 characters (PS3.5 6.2)."""
+    try:
+        checked(text, "DS")
+    except BadValueError:
+        return False
+    return len(text) <= 16
 
 
 def _code(value: str, scheme: str, meaning: str) -> Dataset:

@@ -6,6 +6,7 @@ status for it is in node/dimse/status.py.
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from node.archive.amended import write_amended
 from node.archive.custodian import holds
 from node.archive.originals import Originals
 from node.archive.references import references_of, write_copy
+from node.archive.whole_object import Parts, changed_attributes, told
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import DataSetFile, opened
@@ -39,7 +41,9 @@ from storage.index.references import copy_of_uid
 from storage.levels import levels_of
 from storage.objects import ObjectStore
 from storage.pixels import PixelShape, native_pixel_warning
-from storage.records import NewInstance, ReferencingCopy, StoredInstance, Tier
+from storage.records import NewInstance, ReferencingCopy, StoredInstance, StoredRendition, Tier
+
+LOGGER = logging.getLogger(__name__)
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
@@ -80,7 +84,7 @@ class Ingest:
             raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
         own = self._index.rendition(new.sop_instance_uid)
         if own is not None:
-            return self._own_reconstruction(spooled, new, own.output_digest)
+            return self._own_reconstruction(spooled, new, own)
         copy = copy_of_uid(self._index.engine, new.sop_instance_uid)
         if copy is not None:
             return self._own_copy(spooled, new, copy)
@@ -98,19 +102,44 @@ class Ingest:
             self._arrived(new.study_instance_uid)
         return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
 
-    def _own_reconstruction(self, spooled: Path, new: NewInstance, output_digest: str) -> Receipt:
-        """A reconstruction of ours that comes back is known already; one with other pixels is an impostor."""
+    def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
+        """A reconstruction of ours that comes back is known already; one with other pixels is an impostor, and one with
+        other attributes was corrected on its way, which somebody should see."""
         try:
-            same = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result() == output_digest
+            same = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result() == own.output_digest
         except (PixelError, WorkerDied):
             same = False
-        if same:
+        others = self._other_attributes(spooled, own) if same else ()
+        if same and not others:
             spooled.unlink()
             return Receipt(new.sop_instance_uid, False)
         digest = self._store.adopt(spooled)
-        reason = "carries the UID of a reconstruction of this archive, with other pixels"
+        what = f"another {', '.join(others)}" if same else "other pixels"
+        reason = f"carries the UID of a reconstruction of this archive, with {what}"
         self._quarantine(replace(new, original_digest=digest), reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _other_attributes(self, returned: Path, own: StoredRendition) -> tuple[str, ...]:
+        """Which attributes of a reconstruction came back changed, of it as amended today or as it was received.
+
+        None where our own cannot be made any more, since its payload is gone: then its pixels alone tell.
+        """
+        key = next(iter(self._index.renditions([own.derived_uid])), None)
+        held = None if key is None else self._index.by_key(key)
+        if held is None:
+            return ()
+        base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
+        found: tuple[str, ...] = ()
+        for applied in dict.fromkeys((held.amended, ())):
+            parts = Parts(base, rendition, own.payload_bytes, own.verified_at, applied=applied)
+            try:
+                found = changed_attributes(parts, returned, self._store.spool)
+            except Exception as error:  # noqa: BLE001 - a header that cannot be made says nothing of what came back
+                LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, told(error))
+                return ()
+            if not found:
+                break
+        return found
 
     def _own_copy(self, spooled: Path, new: NewInstance, copy: ReferencingCopy) -> Receipt:
         """A copy of an annotation that was made for a peer, and comes back, is known already."""

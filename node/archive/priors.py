@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 
 from node.archive.retrieve import Choice, Retrieve
+from node.archive.whole_object import told
 from node.config import RenditionPolicy
-from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.index.priors import prior_keys
 
@@ -85,8 +85,8 @@ class Priors:
             try:
                 self._retrieve.render_ahead(choice)
                 ready += 1
-            except LatentPacsError as error:
-                LOGGER.warning("prior %s not rendered ahead: %s", choice.sop_instance_uid, error)
+            except Exception as error:  # noqa: BLE001 - the next one may work
+                LOGGER.warning("prior %s not rendered ahead: %s", choice.sop_instance_uid, told(error))
         return ready
 
     def _choices(self, study_instance_uid: str) -> list[Choice]:

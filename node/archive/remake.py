@@ -19,7 +19,7 @@ from dataclasses import replace
 from node.archive.custodian import holds
 from node.codec.encoding import EncodeResult
 from node.config import FORMER_RUNGS, CodecSettings, Profile
-from storage.errors import ObjectDamaged, ObjectMissing
+from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing
 from storage.index import Index
 from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
@@ -32,15 +32,32 @@ Encode = Callable[[tuple[Rung, ...], bool, str], EncodeResult]
 """What the ladder makes of the claimed original; then: whether the gate decides, and the coarseness of one rung."""
 
 
-def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings, encode: Encode) -> bool:
-    """Whether the claimed instance is at rest with the rendition it had; False for one that never had any."""
+Prove = Callable[[str, str, int, tuple[str, str]], None]
+"""That the object of a rendition can be made and sent: digests of base and rendition, their bytes, and the model's name
+and digest. Raises NotReconstructable."""
+
+
+def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings, encode: Encode, prove: Prove) -> bool:
+    """Whether the claimed instance is at rest with the rendition it had; False for one that never had any.
+
+    Raises NotReconstructable where that rendition cannot be sent; it is withdrawn then.
+    """
     held = index.by_key(claim.key)
     lost = held.rendition if held is not None else None
     if lost is None:
         return False
     upkeep = Upkeep(index.engine)
+
+    def prove_or_withdraw(base_digest: str, rendition_digest: str, payload_bytes: int) -> None:
+        try:
+            prove(base_digest, rendition_digest, payload_bytes, (lost.upscaler, lost.weights_digest))
+        except NotReconstructable as error:
+            upkeep.withdraw(lost.derived_uid, str(error))
+            raise
+
     state = upkeep.state_with(lost.derived_uid)
     if _intact(store, lost.base_digest) and _intact(store, lost.rendition_digest):
+        prove_or_withdraw(lost.base_digest, lost.rendition_digest, lost.payload_bytes)
         index.finish(claim, state, "")
         return True
     coarseness = _coarseness(upkeep, lost)
@@ -55,11 +72,13 @@ def remake(claim: Claim, index: Index, store: ObjectStore, codec: CodecSettings,
             continue
         store.put(result.base)
         if _intact(store, lost.rendition_digest):
+            prove_or_withdraw(lost.base_digest, lost.rendition_digest, lost.payload_bytes)
             if not index.finish(claim, state, ""):
                 index.custody.doom(lost.base_digest, Tier.HOT)
             return True
         if (result.made.derived_uid, result.made.output_digest) == (lost.derived_uid, lost.output_digest):
             new = _as_it_was(lost, result.made, upkeep.tried(lost.derived_uid), store)
+            prove_or_withdraw(new.base_digest, new.rendition_digest, new.base_bytes + new.rendition_bytes)
             if not index.finish_with(claim, state, new, present=holds(store)):
                 for digest in (new.base_digest, new.rendition_digest):
                     index.custody.doom(digest, Tier.HOT)

@@ -1,7 +1,8 @@
 """Retention: removes originals that may go, and brings back to the hot store those that did not.
 
 An original may go when its image is VERIFIED, it was held as long as ``originals.keep`` says, no hold and no pin is on
-it, the audit reserve does not want it, and this very node has just made the verified pixels from what would be left.
+it, the audit reserve does not want it, and this very node has just made the whole object, header and verified pixels,
+from what would be left, encoded it as it is sent, and read it back.
 The order is: row and trail in one commit, journal, file. A crash in between leaves a file that no row promises, which
 the next run unlinks.
 """
@@ -25,7 +26,7 @@ from storage.records import Purgeable, StoredRendition, Tier, TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 Render = Callable[[StoredRendition], None]
-"""Makes the pixels of a rendition and compares them with those that were verified. Raises LatentPacsError."""
+"""Makes the object of a rendition, header and verified pixels, and reads it back. Raises LatentPacsError."""
 
 
 @dataclass(frozen=True)

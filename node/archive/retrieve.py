@@ -16,26 +16,16 @@ from pathlib import Path
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.archive.amended import write_amended
-from node.archive.derive import derived_header
 from node.archive.models import ModelShelf
 from node.archive.originals import Originals
 from node.archive.references import write_copy
 from node.archive.rendered import RenderedCache
-from node.codec.rendering import read_pair
+from node.archive.whole_object import Parts, make_object, told
 from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import ReconstructRequest, TranscodeRequest
+from node.workers.worker import TranscodeRequest
 from storage.corrections import version_of
-from storage.dicomfile import write_header_for_pixels
-from storage.errors import (
-    ModelMissing,
-    NotReconstructable,
-    ObjectDamaged,
-    ObjectMissing,
-    PayloadError,
-    RenditionMismatch,
-    WorkerDied,
-)
+from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged
 from storage.index import Index
 from storage.index.references import copies
 from storage.objects import ObjectStore
@@ -185,18 +175,19 @@ class Retrieve:
             return self._original(choice.instance)
         try:
             return self._reconstruction(choice.instance, choice.rendition)
-        except (
-            ModelMissing,
-            NotReconstructable,
-            ObjectDamaged,
-            ObjectMissing,
-            PayloadError,
-            RenditionMismatch,
-        ) as error:
-            LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, error)
-        except WorkerDied as error:
-            LOGGER.error("rendition %s not made, original sent: %s", choice.sop_instance_uid, error)
-        return self._original(choice.instance)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the original can still be sent
+            return self.instead(choice, error)
+
+    def instead(self, choice: Choice, error: Exception) -> Sendable:
+        """The original in place of a rendition that cannot be sent, for that reason. Raises LatentPacsError."""
+        try:
+            original = self._original(choice.instance)
+        except (OriginalPurged, ObjectMissing) as gone:
+            raise NotReconstructable(
+                f"the rendition cannot be sent: {told(error)}; nor can the original: {gone}"
+            ) from error
+        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, told(error))
+        return original
 
     def render_ahead(self, choice: Choice) -> None:
         """A reconstruction into the cache, after all other work, where it is not there yet. Raises LatentPacsError."""
@@ -257,17 +248,17 @@ class Retrieve:
         return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
 
     def _render(self, rendition: StoredRendition, applied: Sequence[Applied], priority: Priority) -> Path:
-        base_path = self._store.held(rendition.base_digest)
-        rendition_path = self._store.held(rendition.rendition_digest)
-        base, made = read_pair(base_path, rendition_path)
+        parts = Parts(
+            self._store.held(rendition.base_digest),
+            self._store.held(rendition.rendition_digest),
+            rendition.payload_bytes,
+            rendition.verified_at,
+            self._models.folder(rendition.upscaler, rendition.weights_digest),
+            applied,
+        )
         target = self._cache.blank()
         try:
-            with target.open("wb") as out:
-                header = derived_header(base, made, rendition.payload_bytes, rendition.verified_at, applied)
-                write_header_for_pixels(out, header, base.rows * base.columns * 2)
-            model = self._models.folder(rendition.upscaler, rendition.weights_digest)
-            request = ReconstructRequest(base_path, rendition_path, target, model)
-            self._pool.submit(request, priority).result()
+            make_object(parts, target, lambda request: self._pool.submit(request, priority).result())
         except BaseException:
             target.unlink(missing_ok=True)
             raise

@@ -16,19 +16,21 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from node.archive.models import ModelShelf
+from node.archive.whole_object import Parts, prove_object
 from node.codec.encoding import EncodeResult, ReverifyRequest
 from node.config import Settings
 from node.upscalers.installed import Installed
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, ModelRequest, Request
-from storage.errors import LatentPacsError, ModelMissing, ObjectMissing, WorkerDied
+from storage.errors import LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
 from storage.index.reverifications import Outcome, Reverifications, Terms, Trial
 from storage.objects import ObjectStore
@@ -45,7 +47,7 @@ Originals = Callable[[str], AbstractContextManager[Path]]
 """Lends the file of an original by its digest; raises ObjectMissing where it is not held."""
 
 
-class Cancelled(Exception):
+class Cancelled(CancelledError):
     """The run is to end; the image at hand goes back untried."""
 
 
@@ -159,6 +161,12 @@ class _Run:
             return Outcome.KEPT, reason
         self._shelf.keep(result.model)
         new = self._new(trial, result)
+        try:
+            self._prove(trial, new)
+        except NotReconstructable as error:
+            work.index.custody.doom(new.rendition_digest, Tier.HOT)
+            self._rows.settle(trial, Outcome.KEPT, str(error))
+            return Outcome.KEPT, str(error)
         outcome, reason = self._rows.adopt(trial, new)
         if outcome is not Outcome.PASSED:  # nothing came to need it
             work.index.custody.doom(new.rendition_digest, Tier.HOT)
@@ -183,6 +191,20 @@ class _Run:
             seconds=made.tried[-1].seconds,
             recipe=model.recipe,
         )
+
+    def _prove(self, trial: Trial, new: NewRendition) -> None:
+        """The whole object of the new rendition can be made and sent. Raises NotReconstructable."""
+        work = self._work
+        image = work.index.by_key(trial.instance_key)
+        parts = Parts(
+            work.store.held(new.base_digest),
+            work.store.held(new.rendition_digest),
+            new.base_bytes + new.rendition_bytes,
+            datetime.now(UTC),
+            self._shelf.folder(new.upscaler, new.weights_digest),
+            image.amended if image else (),
+        )
+        prove_object(parts, work.store.spool, lambda request: self._ask(request, trial))
 
     def _ask(self, request: Request, trial: Trial | None = None) -> Answer:
         """The worker's answer, the lease renewed meanwhile."""

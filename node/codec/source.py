@@ -52,12 +52,15 @@ class Source:
     pixel_vr: str
     header_bytes: HeaderBytes
     inverted: bool = False
+    _extremes: tuple[int, int] | None = field(default=None, compare=False, repr=False)
     _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
     _regions: dict[int, CodedRegion | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def extremes(self) -> tuple[int, int]:
-        """Smallest and largest stored value outside padding."""
+        """Smallest and largest stored value outside padding; of an excerpt, those of the whole image."""
+        if self._extremes is not None:
+            return self._extremes
         shown = self.pixels if self.padding_pixels is None else self.pixels[~self.padding_pixels]
         return int(shown.min()), int(shown.max())
 
@@ -86,7 +89,9 @@ class Source:
 
     def excerpt(self, pixels: Pixels) -> Source:
         """The same image with other pixels, none of them padding; nothing is worked out of them yet."""
-        return replace(self, pixels=pixels, padding=None, padding_pixels=None, _lowered={}, _regions={})
+        return replace(
+            self, pixels=pixels, padding=None, padding_pixels=None, _extremes=self.extremes, _lowered={}, _regions={}
+        )
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Source:

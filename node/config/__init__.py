@@ -13,10 +13,6 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from node.config.sections import (
-    FLOOR_FSIM_MEAN,
-    FLOOR_FSIM_P5,
-    FLOOR_PSNR_DB,
-    FORMER_RUNGS,
     ArchivistSettings,
     AuditSettings,
     CodecSettings,
@@ -40,15 +36,21 @@ from node.config.sections import (
     UnknownPeers,
     ValidationSettings,
 )
-from node.config.values import Profile, RenditionPolicy, Verb, When, WireSyntax, keep_text, parse_sample, parse_when
+from node.config.values import (
+    Profile,
+    RenditionPolicy,
+    Texture,
+    Verb,
+    When,
+    WireSyntax,
+    keep_text,
+    parse_sample,
+    parse_when,
+)
 from storage.errors import ConfigError
 from storage.records import Thresholds
 
 __all__ = [
-    "FLOOR_FSIM_MEAN",
-    "FLOOR_FSIM_P5",
-    "FLOOR_PSNR_DB",
-    "FORMER_RUNGS",
     "AuditSettings",
     "CodecSettings",
     "CommitmentSettings",
@@ -65,6 +67,7 @@ __all__ = [
     "SdX2Settings",
     "Settings",
     "StorageSettings",
+    "Texture",
     "TlsSettings",
     "ToleranceSettings",
     "ValidationSettings",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
@@ -23,6 +22,7 @@ from node.config.values import (
     Share,
     Size,
     Span,
+    Texture,
     Uid,
     Verb,
     When,
@@ -30,10 +30,7 @@ from node.config.values import (
     ZoneName,
     parse_when,
 )
-from storage.records import Rung
-
-FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB = 0.93, 0.90, 28.42
-"""The floor of profile ``balanced``: config.yaml may raise these, never lower them."""
+from storage.records import OperatingPoint, Thresholds
 
 
 class Section(BaseModel):
@@ -148,78 +145,10 @@ class StorageSettings(Section):
         return self.database or f"sqlite:///{self.root / 'index.sqlite'}"
 
 
-class RungSettings(Section):
-    scale: Literal[1, 2, 4]
-    coder: Literal["avif", "jpegxl", "jpegls", "png16"]
-    distance: float = Field(default=0.0, ge=0, le=25)
-    effort: int = Field(default=7, ge=1, le=9)
-    sample_bits: int = Field(default=0, ge=0, le=16)
-
-    @model_validator(mode="after")
-    def _as_its_coder_does(self) -> RungSettings:
-        if self.distance and self.coder not in ("avif", "jpegxl"):
-            raise ValueError(f"coder {self.coder} is lossless: leave distance out")
-        if self.coder == "avif" and not (self.distance and 0 < self.sample_bits <= 12):
-            raise ValueError("coder avif is lossy and takes 12 bits: give it a distance, and sample_bits from 1 to 12")
-        return self
-
-    def rung(self) -> Rung:
-        return Rung(**self.model_dump())
-
-
-def _avif(scale: Literal[1, 2, 4], *quantisers: int) -> Iterator[RungSettings]:
-    """Rungs by AV1's quantiser, each with the distance that stands for it (storage.coders.quantiser)."""
-    for quantiser in quantisers:
-        distance = float(f"{2 ** ((quantiser - 27) / 9):.2g}")
-        yield RungSettings(scale=scale, coder="avif", distance=distance, sample_bits=12)
-
-
-def _jpegxl(scale: Literal[1, 2, 4], *distances: float) -> Iterator[RungSettings]:
-    """At effort 6: as good as 7 by tile FSIM and PSNR, and a third faster."""
-    for distance in distances:
-        yield RungSettings(scale=scale, coder="jpegxl", distance=distance, effort=6, sample_bits=12)
-
-
-_STRICT = (
-    *_avif(2, *range(16, 3, -2)),
-    *_avif(1, *range(36, 3, -3)),
-    *_jpegxl(2, 0.4, 0.33, 0.27, 0.22, 0.18, 0.14, 0.1),
-    *_jpegxl(1, 1.5, 1.2, 1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2),
-)
-_BALANCED = (
-    *_avif(4, 14, 11, 8, 5),
-    *_avif(2, 30, 26, *range(23, 4, -3)),
-    *_avif(1, *range(44, 8, -3)),
-    *_jpegxl(2, 0.5, 0.42, 0.35, 0.28, 0.22, 0.18, 0.14, 0.1),
-    *_jpegxl(1, 3.0, 2.4, 1.9, 1.5, 1.2, 0.95, 0.75, 0.6),
-)
-FORMER_RUNGS = tuple(
-    Rung(scale, "jpegxl", distance, 7, bits)
-    for scale, bits, distances in (
-        (4, 12, (0.3,)),
-        (2, 12, (1.2, 1.1, 1.0, 0.92, 0.85, 0.8, 0.75, 0.71, 0.67, 0.63, 0.6, 0.57, 0.54, 0.51, 0.5, 0.48, 0.45, 0.43)),
-        (2, 12, (0.4, 0.38, 0.36, 0.34, 0.32, 0.3, 0.28, 0.26, 0.24, 0.22, 0.2, 0.18, 0.16, 0.14, 0.12, 0.1)),
-        (2, 11, (0.49, 0.47, 0.46, 0.44, 0.42, 0.41, 0.39, 0.37)),
-        (1, 12, (3.0, 2.8, 2.6, 2.45, 2.3, 2.2, 2.1, 2.0, 1.9, 1.82, 1.75, 1.67, 1.6, 1.52, 1.45, 1.37, 1.3, 1.25)),
-        (1, 12, (1.2, 1.15, 1.1, 1.05, 1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2)),
-        (2, 12, (0.42, 0.35, 0.33, 0.27)),
-        (1, 12, (2.4, 1.5)),
-    )
-    for distance in distances
-)
-"""Of the ladders of earlier builds: a base that was lost is made again with the rung it had."""
-
-_LADDERS: dict[Profile, tuple[RungSettings, ...]] = {
-    Profile.BALANCED: _BALANCED,
-    Profile.STRICT: _STRICT,
-    Profile.US_MQSA: _STRICT,
-    Profile.PAPER: (RungSettings(scale=2, coder="png16", effort=6),),
-}
-
-
 class CodecSettings(Section):
     profile: Profile = Profile.BALANCED
-    ladder: tuple[RungSettings, ...] = ()
+    scales: tuple[Literal[1, 2, 4], ...] = Field(default=(4, 2, 1), min_length=1)
+    effort: int = Field(default=7, ge=1, le=9)
 
     @property
     def gated(self) -> bool:
@@ -227,41 +156,43 @@ class CodecSettings(Section):
         return self.profile is not Profile.PAPER
 
     @property
-    def rungs(self) -> tuple[Rung, ...]:
-        """The configured ladder, or the profile's own."""
-        return tuple(step.rung() for step in self.ladder or _LADDERS[self.profile])
+    def fixed_point(self) -> OperatingPoint | None:
+        """The only operating point of profile ``paper``; None where one is searched for."""
+        return None if self.gated else OperatingPoint(2, "png16", effort=6)
+
+
+_BALANCED, _STRICT = Thresholds(), Thresholds(lines=(3.0, 1.0, 0.4), lost=(1.0, 0.9, 0.5, 0.2), shift=0.001, slow=0.002)
+Positive = Annotated[float, Field(gt=0)]
 
 
 class GateLimits(Section):
     """Thresholds of profile ``balanced``; storage.records.Thresholds says what each means."""
 
-    fsim_mean: float = Field(default=FLOOR_FSIM_MEAN, ge=FLOOR_FSIM_MEAN, le=1.0)
-    fsim_p5: float = Field(default=FLOOR_FSIM_P5, ge=FLOOR_FSIM_P5, le=1.0)
-    psnr_db: float = Field(default=FLOOR_PSNR_DB, ge=FLOOR_PSNR_DB, le=200.0)
-    fsim_worst: float = Field(default=0.85, ge=0.0, le=1.0)
-    error_p999: float = Field(default=10.0, gt=0)
-    error_max: float = Field(default=20.0, gt=0)
-    shift: float = Field(default=0.002, gt=0)
-    outside: float = Field(default=0.10, gt=0)
-    speck: float = Field(default=5.0, ge=4.0)
-    speck_near: float = Field(default=4.0, ge=4.0)
-    speck_kept: float = Field(default=0.95, ge=0.0, le=1.0)
-    speck_new: float = Field(default=6.0, ge=5.0)
+    lines: tuple[Positive, Positive, Positive] = _BALANCED.lines
+    lines_tile: float = Field(default=_BALANCED.lines_tile, ge=1)
+    lines_most: float = Field(default=_BALANCED.lines_most, ge=1)
+    lost: tuple[Positive, Positive, Positive, Positive] = _BALANCED.lost
+    shift: Positive = _BALANCED.shift
+    slow: Positive = _BALANCED.slow
+    outside: Positive = _BALANCED.outside
+    speck: float = Field(default=_BALANCED.speck, ge=4.0)
+    speck_near: float = Field(default=_BALANCED.speck_near, ge=4.0)
+    speck_least: float = Field(default=_BALANCED.speck_least, ge=0.0, le=1.0)
+    speck_most: float = Field(default=_BALANCED.speck_most, ge=1.0)
+    speck_new: float = Field(default=_BALANCED.speck_new, ge=5.0)
+    spectrum_db: Positive = _BALANCED.spectrum_db
+    spectrum_tile_db: Positive = _BALANCED.spectrum_tile_db
+    repeat: Positive = _BALANCED.repeat
+    quiet: float = Field(default=_BALANCED.quiet, ge=0.0)
 
 
 class StrictLimits(GateLimits):
-    """Thresholds of profiles ``strict`` and ``us-mqsa``; the floor of ``balanced`` holds here too."""
+    """Thresholds of profiles ``strict`` and ``us-mqsa``."""
 
-    fsim_mean: float = Field(default=0.95, ge=FLOOR_FSIM_MEAN, le=1.0)
-    fsim_p5: float = Field(default=0.92, ge=FLOOR_FSIM_P5, le=1.0)
-    psnr_db: float = Field(default=30.0, ge=FLOOR_PSNR_DB, le=200.0)
-    fsim_worst: float = Field(default=0.88, ge=0.0, le=1.0)
-    error_p999: float = Field(default=6.0, gt=0)
-    error_max: float = Field(default=12.0, gt=0)
-    shift: float = Field(default=0.001, gt=0)
-    outside: float = Field(default=0.03, gt=0)
-    speck_kept: float = Field(default=1.0, ge=0.0, le=1.0)
-    speck_new: float = Field(default=5.0, ge=5.0)
+    lines: tuple[Positive, Positive, Positive] = _STRICT.lines
+    lost: tuple[Positive, Positive, Positive, Positive] = _STRICT.lost
+    shift: Positive = _STRICT.shift
+    slow: Positive = _STRICT.slow
 
 
 class PatchSettings(Section):
@@ -312,7 +243,7 @@ class MammoSettings(Section):
 
 class ReconstructSettings(Section):
     upscaler: Literal["mammo", "bicubic", "sd_x2"] = "mammo"
-    detail: float = Field(default=0.0, ge=0, le=1)
+    texture: Texture = Texture.DRAWN
     device: str = "auto"
     threads: int = Field(default=0, ge=0)
     cache: Size = 2 * 10**9

@@ -192,6 +192,15 @@ class RenditionPolicy(StrEnum):
     """Bit-exact while held, else the reconstruction."""
 
 
+class Texture(StrEnum):
+    """Whether reconstructions are served with the noise that the base lacks."""
+
+    DRAWN = "drawn"
+    """With noise drawn: what it looks like is the original's, what it is is synthetic."""
+    NONE = "none"
+    """The structure alone, for those who measure or compute on pixels."""
+
+
 class Profile(StrEnum):
     """How the archivist treats the gate."""
 

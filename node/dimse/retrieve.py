@@ -24,7 +24,7 @@ from node.archive.selection import select
 from node.config import Peer
 from node.dimse.extended import agreed
 from node.dimse.models import ROOTS
-from node.dimse.outgoing import Outgoing
+from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.peers import Peers
 from node.dimse.sender import Channel, Destination
 from node.dimse.status import (
@@ -294,10 +294,26 @@ def _aside(work: Callable[[], Sendable]) -> Future[Sendable]:
 def _fitted(
     retrieve: Retrieve, choice: Choice, made: Future[Sendable], channel: Callable[[Choice], Channel]
 ) -> Sendable:
-    """The image as this receiver takes it, its association open. Both may take long."""
+    """The image as this receiver takes it, its association open. Both may take long.
+
+    Where a reconstruction cannot be encoded for this receiver, its original goes out instead.
+    """
     sendable = made.result()
     try:
-        return channel(choice).fitted(sendable, retrieve)
+        return _closing(sendable, lambda: channel(choice).fitted(sendable, retrieve))
+    except DestinationUnavailable:
+        raise
+    except Exception as error:
+        if choice.rendition is None or sendable.sop_instance_uid != choice.rendition.derived_uid:
+            raise
+        original = retrieve.instead(choice, error)
+    return _closing(original, lambda: channel(choice).fitted(original, retrieve))
+
+
+def _closing(sendable: Sendable, work: Callable[[], Sendable]) -> Sendable:
+    """What comes of the work; the file is let go where nothing does."""
+    try:
+        return work()
     except BaseException:
         sendable.close()
         raise

@@ -21,7 +21,6 @@ from node.config import Peer, WireSyntax
 from node.dimse.models import in_order
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.wire import send_at_once, stream_files
-from storage.errors import LatentPacsError, PixelError, Unparseable, WorkerDied
 
 LOGGER = logging.getLogger(__name__)
 
@@ -58,14 +57,14 @@ class Channel:
         May take long. Raises DestinationUnavailable where no context fits, else why no encoding does. The caller closes
         what comes back, and ``sendable`` where nothing does.
         """
-        failure: LatentPacsError | None = None
+        failure: Exception | None = None
         for syntax in self._syntaxes_for(sendable):
             if syntax == sendable.transfer_syntax_uid:
                 return sendable
             try:
                 return retrieve.as_syntax(sendable, UID(syntax))
-            except (PixelError, Unparseable, WorkerDied) as error:
-                failure = error  # pixels that this encoding does not fit
+            except Exception as error:  # noqa: BLE001 - this encoding does not fit; another may
+                failure = error
         raise failure or DestinationUnavailable(
             f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
             f"{sendable.transfer_syntax_uid} or little endian"

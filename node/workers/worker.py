@@ -30,6 +30,7 @@ from storage.originals import pack_original, restore_original
 from storage.payload import Base
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
 from storage.records import Rung
+from storage.sound import fault_of_object
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,18 @@ class RestoreRequest:
     target: Path
 
 
-DecodeRequest = CheckRequest | DigestRequest | CompareRequest | TranscodeRequest | PackRequest | RestoreRequest
+@dataclass(frozen=True)
+class ProofRequest:
+    """Read an object that we made back, in each encoding that it is sent in; the answer is what is wrong with it."""
+
+    path: Path
+    pixel_digest: str
+    sop_instance_uid: str
+
+
+DecodeRequest = (
+    CheckRequest | DigestRequest | CompareRequest | TranscodeRequest | PackRequest | RestoreRequest | ProofRequest
+)
 """Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
 written in C may end its process on a hostile codestream."""
 
@@ -183,6 +195,8 @@ def decode(request: DecodeRequest) -> str:
     if isinstance(request, RestoreRequest):
         restore_original(request.packed, request.original_digest, request.target)
         return ""
+    if isinstance(request, ProofRequest):
+        return fault_of_object(request.path, request.pixel_digest, request.sop_instance_uid)
     transcode(request.source, request.target, UID(request.transfer_syntax_uid))
     return ""
 
