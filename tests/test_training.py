@@ -20,7 +20,7 @@ from pydicom import Dataset
 from node.fidelity.regions import breast_mask
 from node.training import evaluate as evaluation
 from node.training import trainer
-from node.training.evaluate import bytes_at_limits, evaluate, original_of, summary
+from node.training.evaluate import bytes_at_limits, evaluate, summary
 from node.training.pictures import Picture
 from node.training.plates import degrade
 from node.training.trainer import CHECKPOINT, CheckpointError, Plan, Progress, TrainingFailed, train
@@ -454,9 +454,3 @@ def test_a_summary_leaves_out_what_was_not_bracketed() -> None:
 
     rows = summary([row("a", 1000, 900), row("b", 1000, 1000), row("c", None, 900), row("d", None, None, 4)])
     assert rows == [{"scale": 2, "images": 2, "bytes_ratio": 0.9487, "worst_bytes_ratio": 1.0}]
-
-
-def test_a_picture_as_the_codec_takes_it() -> None:
-    original = original_of(SEEN_WOMAN)
-    assert original.pixels is SEEN_WOMAN.pixels
-    assert (original.bits_stored, original.padding_pixels) == (12, None)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.noise import measure_deviation
-from node.codec.source import Original
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.lines import LineNoise
 from node.fidelity.windows import display_window
@@ -25,7 +24,6 @@ from node.training.pictures import Picture
 from node.training.plates import Coded, coded
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
-from storage.dicomfile import HeaderBytes
 from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
@@ -115,21 +113,6 @@ def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def original_of(picture: Picture) -> Original:
-    """A picture as the codec takes it: no padding, and no header that anything here would need."""
-    return Original(
-        pixels=picture.pixels,
-        padding=None,
-        padding_value=0,
-        padding_pixels=None,
-        bits_stored=picture.bits,
-        digest="",
-        pixel_digest="",
-        pixel_vr="OW",
-        header_bytes=HeaderBytes("1.2.840.10008.1.2.1", b"", b""),
-    )
 
 
 def _breast_of(picture: Picture) -> tuple[Float, Mask]:

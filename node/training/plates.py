@@ -145,7 +145,7 @@ def _symmetric(maps: tuple[Tensor, Tensor, Tensor, Tensor], number: int) -> tupl
     A block of the coder lies mirrored in a mirrored image: the sines of its place change sign (conditioning.py).
     """
     seen, wanted, share, noise = maps
-    detail, phases = seen[:LATENT], seen[LATENT:].clone()
+    detail, quantisation, phases = seen[:LATENT], seen[LATENT:-4], seen[-4:].clone()
     axes = [axis for bit, axis in ((1, -2), (2, -1)) if number & bit]
     phases[0] *= -1 if number & 1 else 1
     phases[2] *= -1 if number & 2 else 1
@@ -159,7 +159,7 @@ def _symmetric(maps: tuple[Tensor, Tensor, Tensor, Tensor], number: int) -> tupl
     def latent(values: Tensor) -> Tensor:
         return to_latent(turned(to_pixels(values[None])))[0]
 
-    return torch.cat([latent(detail), turned(phases)]), latent(wanted), turned(share), latent(noise)
+    return torch.cat([latent(detail), turned(quantisation), turned(phases)]), latent(wanted), turned(share), latent(noise)
 
 
 def _somewhere(rows: int, columns: int, cells: int, step: int, random: np.random.Generator) -> tuple[Any, ...]:
