@@ -56,7 +56,7 @@ class Mammo:
     generative = True
 
     def __init__(
-        self, folder: Path = SHIPPED, *, device: str = "auto", dtype: str = "auto", steps: int = 0, tile: int = 768
+        self, folder: Path = SHIPPED, *, device: str = "auto", dtype: str = "auto", steps: int = 0, tile: int = 512
     ) -> None:
         if tile < 64 or tile % 8:
             raise ValueError(f"mammo: tile {tile} is below 64 or not a multiple of 8")
@@ -138,28 +138,30 @@ class Mammo:
         from node.upscalers.conditioning import point_features, scene
 
         seen = scene(lifted, task.deviation, task.quantisation_rms, task.point.scale)[None]
-        point = point_features(task.point.scale, task.point.distance)[None]
+        point = point_features(task.point.scale, task.point.distance)[None].to(self._device)
         tiles = _Tiles(task.deviation > 0, seen.shape[-2], seen.shape[-1], self._tile, self._network.halo)
+        whole = tiles.spread(seen.to(self._network.enter.weight.dtype))
 
         def v(x: torch.Tensor, t: float) -> torch.Tensor:
-            return self._evaluated(tiles, x, seen, t, point)
+            return self._evaluated(tiles, x, whole, t, point)
 
         return v
 
     def _evaluated(
         self, tiles: _Tiles, x: torch.Tensor, seen: torch.Tensor, t: float, point: torch.Tensor
     ) -> torch.Tensor:
-        """The velocity tile by tile; 0 in tiles where nothing is wanted."""
+        """The velocity tile by tile; 0 in tiles where nothing is wanted. ``seen``: spread already."""
         import torch
 
-        result = torch.zeros_like(x)
-        device, last = self._device, torch.channels_last
-        moment, point = torch.tensor([t], device=device), point.to(device)
+        device = self._device
+        result, moment = torch.zeros_like(x), torch.tensor([t], device=device)
+        drawn = tiles.spread(x) if t > 0 else None
         with torch.inference_mode():
             for top, left in tiles.wanted:
-                parts = [tiles.cut(part, top, left).to(device, memory_format=last) for part in (x, seen)]
-                tiles.paste(result, self._network(*parts, moment, point).cpu(), top, left)
-        if not bool(torch.isfinite(result).all()):
+                part = None if drawn is None else tiles.cut(drawn, top, left).to(device)
+                made = self._network(part, tiles.cut(seen, top, left).to(device), moment, point)
+                tiles.paste(result, made.cpu(), top, left)
+        if not bool(torch.isfinite(result.sum())):  # of one value that is not, no sum is
             raise ModelNotFound(f"{self._folder} returned values that are not finite: its weights are damaged")
         return result
 
@@ -202,13 +204,19 @@ class _Tiles:
                 if self._wanted[row : row + side, column : column + side].any():
                     yield top, left
 
-    def cut(self, latent: torch.Tensor, top: int, left: int) -> torch.Tensor:
-        """One tile with its halo: (1, channels, tile + 2 halo, tile + 2 halo)."""
+    def spread(self, latent: torch.Tensor) -> torch.Tensor:
+        """A latent (1, channels, rows, columns), continued so that every tile can be cut out of it."""
         import torch
+        from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
-        rows = torch.arange(top - self._halo, top + self._tile + self._halo).clamp_(0, self._rows - 1)
-        columns = torch.arange(left - self._halo, left + self._tile + self._halo).clamp_(0, self._columns - 1)
-        return latent[:, :, rows][:, :, :, columns]
+        right, bottom = (self._halo + -length % self._tile for length in (self._columns, self._rows))
+        around = F.pad(latent, (self._halo, right, self._halo, bottom), mode="replicate")
+        return around.contiguous(memory_format=torch.channels_last)
+
+    def cut(self, spread: torch.Tensor, top: int, left: int) -> torch.Tensor:
+        """One tile with its halo: (1, channels, tile + 2 halo, tile + 2 halo)."""
+        side = self._tile + 2 * self._halo
+        return spread[:, :, top : top + side, left : left + side]
 
     def paste(self, latent: torch.Tensor, tile: torch.Tensor, top: int, left: int) -> None:
         """Put the inner part of a tile where it belongs."""

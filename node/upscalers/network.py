@@ -89,16 +89,20 @@ class MammoNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         fine = 2 + 2 * (len(self.before) + len(self.after))
         return -(-(UNSHUFFLE * fine + STRIDE * (2 * len(self.middle) + 1)) // STRIDE) * STRIDE
 
-    def forward(self, x: Tensor, seen: Tensor, t: Tensor, point: Tensor) -> Tensor:
-        """The velocity: float32, shape of ``x``.
+    def forward(self, x: Tensor | None, seen: Tensor, t: Tensor, point: Tensor) -> Tensor:
+        """The velocity: float32, (n, 16, h, w).
 
-        ``x``: (n, 16, h, w), the latent of x_t. ``seen``: (n, 21, h, w), see ``conditioning.scene``. ``t``: (n,), 0..1.
+        ``x``: (n, 16, h, w), the latent of x_t; None is as good where t is 0. ``seen``: (n, 21, h, w), see
+        ``conditioning.scene``. ``t``: (n,), 0..1.
         ``point``: (n, 3), see ``conditioning.point_features``. h and w are even.
         """
         kind = self.enter.weight.dtype
         condition = self.embed(torch.cat([_waves(t), point], dim=1))
-        weight = torch.sin(math.pi / 2 * t)[:, None, None, None]
-        y = self.enter(torch.cat([x * weight, seen], dim=1).to(kind))
+        if x is None:
+            y = F.conv2d(seen.to(kind), self.enter.weight[:, LATENT:], self.enter.bias, padding=1)
+        else:
+            weight = torch.sin(math.pi / 2 * t)[:, None, None, None]
+            y = self.enter(torch.cat([x * weight, seen], dim=1).to(kind))
         for block in self.before:
             y = block(y, condition)
         z = self.narrow(y)
