@@ -8,9 +8,10 @@ Laguerre-Gauss functions (Gallas and Barrett, J Opt Soc Am A 20, 1725 (2003)); l
 dimension, Hermite-Gauss functions of even order across the line.
 
 d' of the very places that K was estimated from is too high, by about p / n. Here the places are dealt into ten groups,
-and each group is judged by the template of the other nine. The interval of a ratio of two d' comes from drawing places
-again with replacement, the same ones for both images; each stays in its own group, so that no template has seen the
-place that it judges.
+and each group is judged by the template of the other nine. ``background``, responses at further places that never had
+a signal, steadies K where a signal takes so much room that few can be planted. The interval of a ratio of two d' comes
+from drawing places again with replacement, the same ones for both images; each stays in its own group, so that no
+template has seen the place that it judges.
 """
 
 from __future__ import annotations
@@ -61,12 +62,22 @@ def hermite_gauss(distance: NDArray[np.floating], width: float, count: int) -> K
     return np.stack(made).astype(np.float32)
 
 
-def detectability(absent: Values, present: Values, weights: Values | None = None) -> Values:
-    """d' of channel responses without and with the signal, each (places, channels), same places in the same order.
+@dataclass(frozen=True)
+class Responses:
+    """Of the channels: (places, channels) without and with the signal at the same places, and at further places."""
+
+    absent: Values
+    present: Values
+    background: Values | None = None
+
+
+def detectability(responses: Responses, weights: Values | None = None) -> Values:
+    """d' of an observer with these channel responses.
 
     ``weights``: (draws, places), how often each place counts in each draw; one draw of all without it. Returns
     (draws,). Places are dealt into groups by their order, which therefore has to be random.
     """
+    absent, present = responses.absent, responses.present
     places, channels = absent.shape
     weights = np.ones((1, places)) if weights is None else weights
     scale = absent.std(axis=0) + 1e-12
@@ -76,6 +87,10 @@ def detectability(absent: Values, present: Values, weights: Values | None = None
     own = weights[:, None] * member  # (draws, groups, places)
     others = weights[:, None] * ~member
     mean, spread = _moments(classes, others, channels)
+    if responses.background is not None:
+        count, total = len(responses.background), 2 * others.sum(axis=-1)[..., None, None]
+        further = np.cov((responses.background / scale).T).reshape(channels, channels)
+        spread = (total * spread + count * further) / (total + count)
     template = np.linalg.solve(spread, (mean[1] - mean[0])[..., None])[..., 0]
     size = np.sqrt(np.einsum("dgc,dgce,dge->dg", template, spread, template))
     template /= size[..., None] + 1e-300
@@ -103,9 +118,9 @@ def _moments(classes: list[Values], weights: Values, channels: int) -> tuple[lis
     return means, spread
 
 
-def compared(original: tuple[Values, Values], reconstruction: tuple[Values, Values], seed: int = 1) -> Ratio:
-    """Both d' and their ratio; each image given as its responses (absent, present) at the same places."""
-    places = len(original[0])
+def compared(original: Responses, reconstruction: Responses, seed: int = 1) -> Ratio:
+    """Both d' and their ratio, from responses at the same places of both images."""
+    places = len(original.absent)
     groups = min(GROUPS, places)
     random = np.random.default_rng(seed)
     weights = np.zeros((DRAWS + 1, places))
@@ -113,15 +128,16 @@ def compared(original: tuple[Values, Values], reconstruction: tuple[Values, Valu
     for group in range(groups):
         own = np.arange(group, places, groups)
         weights[1:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=DRAWS)
-    both = [detectability(*pair, weights) for pair in (original, reconstruction)]
+    both = [detectability(responses, weights) for responses in (original, reconstruction)]
     low, high = np.nanpercentile(both[1][1:] / both[0][1:], [2.5, 97.5])
     return Ratio(float(both[0][0]), float(both[1][0]), float(both[1][0] / both[0][0]), float(low), float(high))
 
 
-def transferred(original: tuple[Values, Values], other: tuple[Values, Values]) -> float:
+def transferred(original: Responses, other: Responses) -> float:
     """What the original's template finds of the signal in another image, over what it finds in the original."""
-    scale = original[0].std(axis=0) + 1e-12
-    difference = (original[1] - original[0]).mean(axis=0) / scale
-    spread = sum(np.cov((values / scale).T) for values in original) / 2
-    template = np.linalg.solve(np.atleast_2d(spread), difference)
-    return float(template @ ((other[1] - other[0]).mean(axis=0) / scale) / (template @ difference))
+    scale = original.absent.std(axis=0) + 1e-12
+    difference = (original.present - original.absent).mean(axis=0) / scale
+    both = [original.absent, original.present] if original.background is None else [original.background]
+    spread = sum(np.atleast_2d(np.cov((values / scale).T)) for values in both)
+    template = np.linalg.solve(spread, difference)
+    return float(template @ ((other.present - other.absent).mean(axis=0) / scale) / (template @ difference))

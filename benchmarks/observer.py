@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rich.table import Table
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.coded import EVALUATION, Coded, Image, code, images
-from benchmarks.hotelling import compared, detectability, transferred
+from benchmarks.hotelling import Responses, compared, detectability, transferred
 from benchmarks.signals import Signal, Stamp, all_signals
 
 Float = NDArray[np.float32]
@@ -43,14 +43,19 @@ MARGIN_MM = 2.0
 """From a signal to the skin line, and to the edge of the frame."""
 MOST_COPIES = 40
 _FEWEST = 12
-"""Places below which no figure is given: the observer has up to six channels."""
+"""Places below which no figure is given."""
+_BACKGROUND = 150
+"""Further places without a signal, per kind, that the observer knows the noise from; they may overlap."""
 _TRIES = 300
 _GRID = 4
 
 
 @dataclass
 class Site:
-    """A signal at its place (the middle's row and column), in one of the copies. ``noise``: grey levels."""
+    """A signal at its place (the middle's row and column), in one of the copies, or in none where that is negative.
+
+    ``noise``: that around the place, in grey levels. ``responses``: by image, and by whether the signal is there.
+    """
 
     signal: int
     stamp: Stamp
@@ -58,7 +63,7 @@ class Site:
     column: int
     copy: int
     noise: float
-    responses: dict[str, Values] = field(default_factory=dict)
+    responses: dict[tuple[str, int], Values] = field(default_factory=dict)
 
     def square(self, image: NDArray[Any]) -> NDArray[Any]:
         reach = self.stamp.reach
@@ -91,23 +96,25 @@ def main() -> None:
         print(json.dumps({"threshold": options.threshold, "seed": options.seed, "images": report}, indent=2))
 
 
-def measured(image: Image, signals: int, threshold: float, seed: int) -> dict[str, Any]:
-    """All kinds of signal in one image."""
+def measured(
+    image: Image, signals: int, threshold: float, seed: int, coder: Callable[[Image], Coded] = code
+) -> dict[str, Any]:
+    """All kinds of signal in one image, as ``coder`` gives it back."""
     random = np.random.default_rng(seed)
     kinds = all_signals()
     sites = laid_out(image, kinds, signals, random)
-    amplitudes = calibrated(image, kinds, sites, threshold)
-    sites = [site for site in sites if not _clipped(image, site, amplitudes[site.signal])]
-    plain = code(image)
+    plain = coder(image)
     for site in sites:
         site.responses["original", 0] = site.seen(image.picture.pixels)
         site.responses["served", 0] = site.seen(plain.served)
         site.responses["structure", 0] = site.seen(plain.structure)
-    payloads = [plain.payload_bytes]
-    copies = sorted({site.copy for site in sites})
+    amplitudes = calibrated(image, kinds, sites, threshold)
+    sites = [site for site in sites if site.copy < 0 or not _clipped(image, site, amplitudes[site.signal])]
+    payloads = []
+    copies = sorted({site.copy for site in sites if site.copy >= 0})
     for copy in track(copies, console=Console(stderr=True), description=image.name):
         own = [site for site in sites if site.copy == copy]
-        coded = code(planted(image, own, amplitudes))
+        coded = coder(planted(image, own, amplitudes))
         payloads.append(coded.payload_bytes)
         for site in own:
             _look(site, coded)
@@ -120,7 +127,7 @@ def measured(image: Image, signals: int, threshold: float, seed: int) -> dict[st
         "spacing_mm": image.spacing_mm,
         "point": plain.point,
         "payload_bytes": plain.payload_bytes,
-        "payload_bytes_with_signals": round(float(np.mean(payloads[1:])), 0),
+        "payload_bytes_with_signals": round(float(np.mean(payloads)), 0),
         "copies": len(copies),
         "signals": rows,
         "below": [row["signal"] for row in rows if row["ratio"] is not None and row["ratio"] < WANTED],
@@ -152,6 +159,23 @@ def laid_out(image: Image, kinds: Sequence[Signal], count: int, random: np.rando
         if not found:
             break
         copy += 1
+    return sites + _background(image, kinds, inside, values, random)
+
+
+def _background(
+    image: Image, kinds: Sequence[Signal], inside: NDArray[np.bool_], values: Float, random: np.random.Generator
+) -> list[Site]:
+    """Places that no signal will be planted at."""
+    sites = []
+    for number, kind in enumerate(kinds):
+        for _ in range(5 * _BACKGROUND):
+            nothing = np.zeros(inside.shape, dtype=bool)
+            stamp = kind.draw(random, image.spacing_mm)
+            place = _place(inside, nothing, nothing, stamp, random)
+            if place is not None:
+                sites.append(Site(number, stamp, *place, -1, _local_noise(values, stamp, *place)))
+            if sum(site.signal == number for site in sites[-_BACKGROUND:]) == _BACKGROUND:
+                break
     return sites
 
 
@@ -198,18 +222,20 @@ def calibrated(image: Image, kinds: Sequence[Signal], sites: Sequence[Site], thr
     """Amplitude of each kind, in units of local noise, at which the observer reaches ``threshold`` in the original.
 
     The signal is added to the image, so that the noise stays what it is and d' is proportional to the amplitude.
+    Kinds with too few places have 0.
     """
     found = []
     for number in range(len(kinds)):
         own = [site for site in sites if site.signal == number]
-        if len(own) < _FEWEST:
+        places = [site for site in own if site.copy >= 0]
+        if len(places) < _FEWEST:
             found.append(0.0)
             continue
-        absent = np.stack([site.seen(image.picture.pixels) for site in own])
-        added = np.stack([np.tensordot(site.stamp.channels(), site.stamp.pattern, 2) for site in own])
-        added *= np.array([site.stamp.strength for site in own])[:, None]
-        sign = -1 if image.inverted else 1
-        found.append(threshold / float(detectability(absent, absent + sign * added)[0]))
+        added = np.stack([np.tensordot(site.stamp.channels(), site.stamp.pattern, 2) for site in places])
+        added *= np.array([site.stamp.strength for site in places])[:, None]
+        absent = _stacked(places, "original", 0)
+        present = absent + (-added if image.inverted else added)
+        found.append(threshold / float(detectability(Responses(absent, present, _noise(own, "original")))[0]))
     return found
 
 
@@ -240,12 +266,16 @@ def _look(site: Site, coded: Coded) -> None:
 
 def _row(name: str, sites: Sequence[Site], amplitude: float) -> dict[str, Any]:
     """The figures of one kind of signal; None where too few places were found."""
-    row: dict[str, Any] = {"signal": name, "sites": len(sites), "ratio": None}
-    if len(sites) < _FEWEST:
+    places = [site for site in sites if site.copy >= 0]
+    row: dict[str, Any] = {"signal": name, "sites": len(places), "ratio": None}
+    if len(places) < _FEWEST:
         return row
-    original, served, structure = (_pair(sites, image) for image in ("original", "served", "structure"))
+    original, served, structure = (
+        Responses(_stacked(places, image, 0), _stacked(places, image, 1), _noise(sites, image))
+        for image in ("original", "served", "structure")
+    )
     ratio = compared(original, served)
-    levels = float(np.median([amplitude * site.noise * site.stamp.strength for site in sites]))
+    levels = float(np.median([amplitude * site.noise * site.stamp.strength for site in places]))
     return row | {
         "amplitude_in_noise": round(amplitude, 2),
         "amplitude_grey_levels": round(levels, 2),
@@ -257,9 +287,14 @@ def _row(name: str, sites: Sequence[Site], amplitude: float) -> dict[str, Any]:
     }
 
 
-def _pair(sites: Sequence[Site], image: str) -> tuple[Values, Values]:
-    absent, present = (np.stack([site.responses[image, which] for site in sites]) for which in (0, 1))
-    return absent, present
+def _stacked(sites: Sequence[Site], image: str, present: int) -> Values:
+    return np.stack([site.responses[image, present] for site in sites])
+
+
+def _noise(sites: Sequence[Site], image: str) -> Values | None:
+    """Responses where no signal was planted; None where there are hardly any."""
+    further = [site for site in sites if site.copy < 0]
+    return _stacked(further, image, 0) if len(further) >= _FEWEST else None
 
 
 def show(report: dict[str, Any]) -> None:

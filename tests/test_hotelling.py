@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.hotelling import compared, detectability, hermite_gauss, laguerre_gauss, transferred
+from benchmarks.hotelling import Responses, compared, detectability, hermite_gauss, laguerre_gauss, transferred
 
 
 def distances(reach: int) -> np.ndarray:
@@ -19,7 +19,7 @@ def test_channels_are_orthonormal() -> None:
     assert line @ line.T == pytest.approx(np.eye(5), abs=1e-3)
 
 
-def white(places: int, amplitude: float, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
+def white(places: int, amplitude: float, seed: int) -> tuple[Responses, float]:
     """Responses to white noise of deviation 2 with a Gaussian in it, absent and present; and d' in theory."""
     random = np.random.default_rng(seed)
     width, reach = 10.0, 16
@@ -27,16 +27,16 @@ def white(places: int, amplitude: float, seed: int) -> tuple[np.ndarray, np.ndar
     signal = amplitude * np.exp(-np.pi * np.square(distances(reach) / width)).ravel()
     absent = 2.0 * random.standard_normal((places, signal.size)) @ kernels.T
     present = 2.0 * random.standard_normal((places, signal.size)) @ kernels.T + kernels @ signal
-    return absent, present, float(np.sqrt(np.square(signal).sum()) / 2.0)
+    return Responses(absent, present), float(np.sqrt(np.square(signal).sum()) / 2.0)
 
 
 def test_white_noise() -> None:
-    found = [detectability(*white(200, 0.7, seed)[:2])[0] for seed in range(8)]
-    assert np.mean(found) == pytest.approx(white(1, 0.7, 0)[2], rel=0.04)  # 2.47
+    found = [detectability(white(200, 0.7, seed)[0])[0] for seed in range(8)]
+    assert np.mean(found) == pytest.approx(white(1, 0.7, 0)[1], rel=0.04)  # 2.47
 
 
 def test_it_sees_nothing_where_nothing_is() -> None:
-    assert np.mean([detectability(*white(200, 0.0, seed)[:2])[0] for seed in range(8)]) == pytest.approx(0, abs=0.1)
+    assert np.mean([detectability(white(200, 0.0, seed)[0])[0] for seed in range(8)]) == pytest.approx(0, abs=0.1)
 
 
 def test_it_learns_the_noise() -> None:
@@ -45,22 +45,31 @@ def test_it_learns_the_noise() -> None:
     common = 10 * random.standard_normal((400, 1))
     absent = common + random.standard_normal((400, 2))
     present = absent + np.array([2.0, 0.0])
-    assert detectability(absent, present)[0] == pytest.approx(2 / np.sqrt(2), rel=0.1)
+    assert detectability(Responses(absent, present))[0] == pytest.approx(2 / np.sqrt(2), rel=0.1)
 
 
 def test_equals_compare_as_equal() -> None:
-    first = white(150, 0.7, 1)[:2]
+    first = white(150, 0.7, 1)[0]
     same = compared(first, first)
     assert same.ratio == same.low == same.high == 1
-    other = compared(first, white(150, 0.7, 2)[:2])  # other noise of the same kind
+    other = compared(first, white(150, 0.7, 2)[0])  # other noise of the same kind
     assert other.low < 1 < other.high
     assert other.high - other.low < 0.6
-    half = compared(first, (first[0], (first[0] + first[1]) / 2))
+    half = compared(first, Responses(first.absent, (first.absent + first.present) / 2))
     assert half.ratio == pytest.approx(0.5, abs=0.2)
     assert half.high < 0.8
 
 
+def test_few_places_and_much_background() -> None:
+    found = []
+    for seed in range(20):
+        few, theory = white(16, 0.7, seed)
+        many, _ = white(200, 0.0, 100 + seed)
+        signal = white(2, 0.7, 0)[0].present - white(2, 0.0, 0)[0].present
+        found.append(detectability(Responses(few.absent, few.absent + signal[0], many.absent))[0])
+    assert np.mean(found) == pytest.approx(theory, rel=0.1)
+
+
 def test_transferred() -> None:
-    absent, _, _ = white(100, 0.7, 1)
-    present = absent + 1.0
-    assert transferred((absent, present), (absent, absent + 0.8)) == pytest.approx(0.8)
+    absent = white(100, 0.7, 1)[0].absent
+    assert transferred(Responses(absent, absent + 1.0), Responses(absent, absent + 0.8)) == pytest.approx(0.8)
