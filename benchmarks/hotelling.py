@@ -131,13 +131,3 @@ def compared(original: Responses, reconstruction: Responses, seed: int = 1) -> R
     both = [detectability(responses, weights) for responses in (original, reconstruction)]
     low, high = np.nanpercentile(both[1][1:] / both[0][1:], [2.5, 97.5])
     return Ratio(float(both[0][0]), float(both[1][0]), float(both[1][0] / both[0][0]), float(low), float(high))
-
-
-def transferred(original: Responses, other: Responses) -> float:
-    """What the original's template finds of the signal in another image, over what it finds in the original."""
-    scale = original.absent.std(axis=0) + 1e-12
-    difference = (original.present - original.absent).mean(axis=0) / scale
-    both = [original.absent, original.present] if original.background is None else [original.background]
-    spread = sum(np.atleast_2d(np.cov((values / scale).T)) for values in both)
-    template = np.linalg.solve(spread, difference)
-    return float(template @ ((other.present - other.absent).mean(axis=0) / scale) / (template @ difference))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.hotelling import Responses, compared, detectability, hermite_gauss, laguerre_gauss, transferred
+from benchmarks.hotelling import Responses, compared, detectability, hermite_gauss, laguerre_gauss
 
 
 def distances(reach: int) -> np.ndarray:
@@ -68,8 +68,3 @@ def test_few_places_and_much_background() -> None:
         signal = white(2, 0.7, 0)[0].present - white(2, 0.0, 0)[0].present
         found.append(detectability(Responses(few.absent, few.absent + signal[0], many.absent))[0])
     assert np.mean(found) == pytest.approx(theory, rel=0.1)
-
-
-def test_transferred() -> None:
-    absent = white(100, 0.7, 1)[0].absent
-    assert transferred(Responses(absent, absent + 1.0), Responses(absent, absent + 0.8)) == pytest.approx(0.8)
