@@ -98,7 +98,7 @@ def first_sheet(image: Image, coded: Coded, places: Sequence[Place], row: dict[s
         f"{coded.payload_bytes:,} bytes ({coded.point}): raw pixels are {row['raw_over_payload']:g} times that, "
         f"lossless JPEG XL {row['lossless_over_payload']:g} times",
         "Reconstruction: as it is served, structure with noise drawn into it. All pixels are shown 1:1.",
-        "Each place twice: above at the image's own window, below at a narrow one (0.5 to 99.5% of its tissue).",
+        "Each place twice: above at the image's own window, below at a narrow one, which fits a quarter of it.",
         f"Differences: middle grey is none; black and white are {NOISES:g} times the original's local noise, or more.",
         "Upper difference: what is served less the original, noise for noise. Lower: structure less the original,",
         "which should hold the original's noise and nothing that has a shape.",
@@ -140,7 +140,7 @@ def second_sheet(image: Image, coded: Coded, places: Sequence[Place], rivals: Se
         _named(image),
         f"Original; Latent PACS at {coded.payload_bytes:,} bytes ({coded.point}, noise drawn in);",
         *(f"full-size {each.name} at {each.size:,} bytes ({each.setting})" for each in rivals),
-        "All at the narrow window of each place (0.5 to 99.5% of its tissue); all pixels are shown 1:1.",
+        "All at the narrow window of each place, which fits a quarter of it; all pixels are shown 1:1.",
     ]
     overview, scale = overview_of(coded, inverted=image.inverted)
     return sheet(rows, heading, overview, places, scale)

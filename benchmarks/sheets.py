@@ -1,8 +1,8 @@
 """Contact sheets to look at: an image's chosen places, original and reconstruction side by side, with their windows.
 
 All pixels are drawn one to one. A difference is drawn in units of the original's noise around it (the median absolute
-deviation of what a Gaussian of 2 pixels takes away, in blocks of 32 pixels): middle grey is none, black and white are
-four times the noise and more.
+deviation of what a Gaussian of 2 pixels takes away, in blocks of 32 pixels), or of the rounding of a display of 256
+levels where that is more: middle grey is none, black and white are four times the noise and more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
-from scipy.ndimage import gaussian_filter, median_filter, uniform_filter, zoom
+from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter, uniform_filter, zoom
 
 from benchmarks.coded import Coded
 from node.fidelity.fsim import TILE
@@ -29,6 +29,7 @@ NOISES = 4.0
 _GAP, _TITLE, _THUMB = 6, 24, 300
 _BLOCK = 32
 _COARSE = 8
+_RIM = 48
 _TEXT, _FAINT, _PAPER = (235, 235, 235), (170, 170, 170), (18, 18, 18)
 _MARK = (255, 210, 0)
 
@@ -60,7 +61,7 @@ def places_of(coded: Coded) -> list[Place]:
     They lie apart by at least half of their side; where the breast is small, fewer are found.
     """
     side = min(SIDE, *coded.original.shape)
-    corners, inside = _corners(coded.breast, side)
+    corners, inside = _corners(_without_rim(coded.breast), side)
     deep = inside >= min(0.98, float(inside.max()) - 0.02)
     brightness, fine = _brightness_and_detail(coded, side, corners)
     chosen: list[Place] = []
@@ -75,7 +76,7 @@ def places_of(coded: Coded) -> list[Place]:
         ("finest structure", np.where(deep, fine, -np.inf)),
         ("dense tissue", np.where(deep, brightness, -np.inf)),
         ("fatty tissue", np.where(deep, -brightness, -np.inf)),
-        ("skin line", -np.abs(inside - 0.6)),
+        ("skin line", -np.abs(inside - 0.55)),
         ("breast", np.where(deep, inside, -np.inf)),
         ("breast", np.where(deep, inside, -np.inf)),
     ]
@@ -93,6 +94,13 @@ def _take(chosen: list[Place], place: Place) -> bool:
     if free:
         chosen.append(place)
     return free
+
+
+def _without_rim(breast: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Breast deeper than 48 pixels below the skin, so that the skin line does not count as structure."""
+    coarse = np.pad(breast[::_COARSE, ::_COARSE], 1, mode="edge")
+    deep = distance_transform_edt(coarse)[1:-1, 1:-1] * _COARSE > _RIM
+    return np.kron(deep, np.ones((_COARSE, _COARSE), dtype=bool))[: breast.shape[0], : breast.shape[1]]
 
 
 def _corners(breast: NDArray[np.bool_], side: int) -> tuple[NDArray[np.intp], Float]:
@@ -118,12 +126,13 @@ def _brightness_and_detail(coded: Coded, side: int, corners: NDArray[np.intp]) -
 def difference(image: NDArray[np.generic], coded: Coded, place: Place) -> Grey:
     """``image - original`` at a place, in units of the original's noise there."""
     original = place.of(coded.original)
-    over = (place.of(image) - original) / local_noise(original)
+    step = (coded.window[1] - coded.window[0]) / 256
+    over = (place.of(image) - original) / local_noise(original, step)
     return _grey(over / (2 * NOISES) + 0.5)
 
 
-def local_noise(image: Float) -> Float:
-    """Standard deviation of the noise at each pixel, in grey levels, at least that of rounding."""
+def local_noise(image: Float, step: float = 1.0) -> Float:
+    """Standard deviation of the noise at each pixel, in grey levels, at least that of rounding to ``step``."""
     rough = np.abs(image - gaussian_filter(image, 2.0))
     block = min(_BLOCK, *image.shape)
     rows, columns = (-(-size // block) for size in image.shape)
@@ -131,7 +140,7 @@ def local_noise(image: Float) -> Float:
     blocks = whole.reshape(rows, block, columns, block).transpose(0, 2, 1, 3).reshape(rows, columns, -1)
     median = median_filter(1.4826 * np.median(blocks, axis=2), 3, mode="nearest")
     smooth = zoom(median, block, order=1, mode="nearest", grid_mode=True)[: image.shape[0], : image.shape[1]]
-    return np.maximum(smooth, 1 / np.sqrt(12)).astype(np.float32)
+    return np.maximum(smooth, step / np.sqrt(12)).astype(np.float32)
 
 
 def windowed(image: NDArray[np.generic], place: Place, window: tuple[float, float], *, inverted: bool = False) -> Grey:
@@ -141,10 +150,19 @@ def windowed(image: NDArray[np.generic], place: Place, window: tuple[float, floa
 
 
 def narrow_window(coded: Coded, place: Place) -> tuple[float, float]:
-    """What shows the faintest contrast of a place: from the 0.5th to the 99.5th percentile of its breast."""
-    values, breast = place.of(coded.original), place.of(coded.breast) > 0
-    low, high = np.percentile(values[breast] if breast.any() else values, [0.5, 99.5])
-    return float(low), float(max(high, low + 1))
+    """What shows the faintest contrast of a place: the 0.5th to the 99.5th percentile of the part, a quarter of the
+    place and all of it breast, where that is narrowest, and a fifth more to either side. Other parts may be black or
+    white in it."""
+    values, breast = place.of(coded.original), place.of(_without_rim(coded.breast)) > 0
+    half, found = place.side // 2, []
+    for row in range(0, place.side - half + 1, max(1, half // 4)):
+        for column in range(0, place.side - half + 1, max(1, half // 4)):
+            part = np.s_[row : row + half, column : column + half]
+            low, high = np.percentile(values[part], [0.5, 99.5])
+            found.append((-round(float(breast[part].mean()), 2), float(high - low), float(low), float(high)))
+    _, _, low, high = min(found)
+    room = (high - low) / 5
+    return low - room, max(high + room, low + 1)
 
 
 def _grey(shown: Float) -> Grey:
