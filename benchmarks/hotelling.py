@@ -13,10 +13,10 @@ a signal, steadies K where a signal takes so much room that few can be planted. 
 from drawing places again with replacement, the same ones for both images; each stays in its own group, so that no
 template has seen the place that it judges.
 
-With ``internal`` noise each channel is as uncertain to the observer as people's are: noise of its own is added to it,
-of ``internal`` times the variance that the image gives it, to no other (Abbey and Barrett, J Opt Soc Am A 18, 473
-(2001)). The observer without it undoes whatever blur a detector has, and lives on frequencies in which a smooth image
-has hardly any noise and people see nothing.
+With ``internal`` noise each channel carries noise of the observer's own as well, independent of the others', of
+``internal`` times the variance that the image gives it, as observers that follow people do (Abbey and Barrett, J Opt
+Soc Am A 18, 473 (2001)). Without it an observer undoes the blur of a detector, and lives on frequencies at which a
+smooth image has hardly any noise.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ The amplitude of each kind is the multiple of the local noise at which the obser
 originals, by default d' = 2.5: an area under the ROC curve of 0.96 to one who knows where to look, and far from
 conspicuous to one who has to search. Local noise is the deviation, around the place, of what lies between two
 Gaussians of a quarter and half of the signal's size; all responses are in units of it. The figure to reach is a
-ratio of 0.95; the interval is of 95%, by drawing places again. ``as people`` is the ratio to an observer whose channels
-have internal noise of their own, as much as the original's: signals are no fainter for it, so d' is less. ``contrast`` is the share of the signal that is in the
+ratio of 0.95; the interval is of 95%, by drawing places again.
+
+Two more figures help to read it. ``internal`` is the same ratio for an observer with internal noise in each channel,
+as much as the image's own: nearer to people, who see less. ``contrast`` is the share of the signal that is in the
 structure, before noise is drawn: the difference that planting has made there, along the signal's own shape, over the
 difference that it has made in the original. Below 1 the coder smooths.
 
@@ -49,7 +51,7 @@ _FEWEST = 8
 _BACKGROUND = 150
 """Further places without a signal, per kind, that the observer knows the noise from; they may overlap."""
 INTERNAL = 1.0
-"""Variance of internal noise over that of the image's, per channel; human observers have been fitted by 0.5 to 2."""
+"""Variance of internal noise over that of the image's, per channel: assumed, not fitted to readers."""
 _TRIES = 300
 _GRID = 4
 
@@ -289,7 +291,7 @@ def _row(name: str, sites: Sequence[Site], amplitude: float) -> dict[str, Any]:
         for image in ("original", "structure")
     ]
     ratio = compared(original, served)
-    people = compared(original, served, internal=INTERNAL)
+    noisy = compared(original, served, internal=INTERNAL)
     levels = float(np.median([amplitude * site.noise * site.stamp.strength for site in places]))
     return row | {
         "amplitude_in_noise": round(amplitude, 2),
@@ -298,9 +300,9 @@ def _row(name: str, sites: Sequence[Site], amplitude: float) -> dict[str, Any]:
         "d_reconstruction": round(ratio.reconstruction, 3),
         "ratio": round(ratio.ratio, 3),
         "interval": [round(ratio.low, 3), round(ratio.high, 3)],
-        "people_d_original": round(people.original, 3),
-        "people_ratio": round(people.ratio, 3),
-        "people_interval": [round(people.low, 3), round(people.high, 3)],
+        "internal_d_original": round(noisy.original, 3),
+        "internal_ratio": round(noisy.ratio, 3),
+        "internal_interval": [round(noisy.low, 3), round(noisy.high, 3)],
         "contrast": round(added[1] / added[0], 3),
     }
 
@@ -328,7 +330,7 @@ def show(report: dict[str, Any]) -> None:
         "d' served",
         "ratio",
         "95%",
-        "as people",
+        "internal",
         "95%",
         "contrast",
         title=title,
@@ -350,8 +352,8 @@ def _cells(row: dict[str, Any]) -> Iterator[str]:
     mark = "" if row["ratio"] >= WANTED else "[bold red]"
     yield f"{mark}{row['ratio']:.3f}"
     yield "{:.3f} to {:.3f}".format(*row["interval"])
-    yield f"{row['people_ratio']:.3f}"
-    yield "{:.3f} to {:.3f}".format(*row["people_interval"])
+    yield f"{row['internal_ratio']:.3f}"
+    yield "{:.3f} to {:.3f}".format(*row["internal_interval"])
     yield f"{row['contrast']:.3f}"
 
 
