@@ -83,7 +83,8 @@ class Coded:
     ``original``, ``served``: uint16 (rows, columns). ``structure``: float32 (rows, columns), the reconstruction before
     noise is drawn into it, in grey levels. ``window``: stored values shown as black and as white. ``breast``: bool
     (rows, columns). ``payload_bytes``: header and all side information counted. ``point``: scale and distance in words.
-    ``worst``: top left corners (row, column) of 256-pixel tiles with breast, the one the gate likes least first.
+    ``worst``: top left corners (row, column) of 256-pixel tiles with breast, the one the gate likes least first; all of
+    them, or some dozens.
     ``seconds``: what coding and decoding took.
     """
 

@@ -61,7 +61,7 @@ def coded(
     )
 
 
-def worst_tiles(pixels: Pixels, structure: Float, mask: Mask, count: int = 12) -> list[tuple[int, int]]:
+def worst_tiles(pixels: Pixels, structure: Float, mask: Mask, count: int = 60) -> list[tuple[int, int]]:
     """Tiles with breast by how far the smoothed error rises out of the original's own noise, the highest first."""
     image = pixels.astype(np.float32)
     error = np.abs(gaussian_filter(structure - image, 1.5))

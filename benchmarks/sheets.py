@@ -56,22 +56,25 @@ class Panel:
 
 
 def places_of(coded: Coded) -> list[Place]:
-    """Six squares: the two tiles the gate likes least, and dense, fatty, finely structured tissue and the skin line.
+    """Six squares: the tile the gate likes least, the one that it likes least well inside the breast, and dense,
+    fatty, finely structured tissue and the skin line.
 
     They lie apart by at least half of their side; where the breast is small, fewer are found.
     """
     side = min(SIDE, *coded.original.shape)
-    corners, inside = _corners(_without_rim(coded.breast), side)
+    tissue = _without_rim(coded.breast)
+    corners, inside = _corners(tissue, side)
     deep = inside >= min(0.98, float(inside.max()) - 0.02)
     brightness, fine = _brightness_and_detail(coded, side, corners)
     chosen: list[Place] = []
     for row, column in coded.worst:
-        if len(chosen) < 2:
-            middle = (row + (TILE - side) // 2, column + (TILE - side) // 2)
-            top, left = (
-                int(np.clip(at, 0, size - side)) for at, size in zip(middle, coded.original.shape, strict=True)
-            )
-            _take(chosen, Place(top, left, side, ("worst tile by the gate", "second worst tile")[len(chosen)]))
+        middle = (row + (TILE - side) // 2, column + (TILE - side) // 2)
+        top, left = (int(np.clip(at, 0, size - side)) for at, size in zip(middle, coded.original.shape, strict=True))
+        place = Place(top, left, side, ("worst tile by the gate", "worst in the breast")[len(chosen)])
+        if not chosen or place.of(tissue).mean() > min(0.9, float(inside.max()) - 0.1):
+            _take(chosen, place)
+        if len(chosen) == 2:
+            break
     wishes: list[tuple[str, Float]] = [
         ("finest structure", np.where(deep, fine, -np.inf)),
         ("dense tissue", np.where(deep, brightness, -np.inf)),
@@ -97,8 +100,9 @@ def _take(chosen: list[Place], place: Place) -> bool:
 
 
 def _without_rim(breast: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Breast deeper than 48 pixels below the skin, so that the skin line does not count as structure."""
-    coarse = np.pad(breast[::_COARSE, ::_COARSE], 1, mode="edge")
+    """Breast deeper than 48 pixels below the skin, so that the skin line does not count as structure, and as far from
+    the frame, where film has its own edge."""
+    coarse = np.pad(breast[::_COARSE, ::_COARSE], 1)
     deep = distance_transform_edt(coarse)[1:-1, 1:-1] * _COARSE > _RIM
     return np.kron(deep, np.ones((_COARSE, _COARSE), dtype=bool))[: breast.shape[0], : breast.shape[1]]
 
@@ -162,7 +166,8 @@ def narrow_window(coded: Coded, place: Place) -> tuple[float, float]:
             found.append((-round(float(breast[part].mean()), 2), float(high - low), float(low), float(high)))
     _, _, low, high = min(found)
     room = (high - low) / 5
-    return low - room, max(high + room, low + 1)
+    low, high = max(low - room, float(values.min())), min(high + room, float(values.max()))
+    return low, max(high, low + 1)
 
 
 def _grey(shown: Float) -> Grey:
