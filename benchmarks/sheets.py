@@ -26,6 +26,8 @@ SIDE = 384
 """Of a place, in pixels; less where the image is smaller."""
 PLACES = 6
 NOISES = 4.0
+NARROWEST = 40
+"""The image's own window over the narrowest one that is used: below it there are only rounding and air to see."""
 _GAP, _TITLE, _THUMB = 6, 24, 300
 _BLOCK = 32
 _COARSE = 8
@@ -167,7 +169,7 @@ def narrow_window(coded: Coded, place: Place) -> tuple[float, float]:
     _, _, low, high = min(found)
     room = (high - low) / 5
     low, high = max(low - room, float(values.min())), min(high + room, float(values.max()))
-    return low, max(high, low + 1)
+    return low, max(high, low + (coded.window[1] - coded.window[0]) / NARROWEST)
 
 
 def _grey(shown: Float) -> Grey:
