@@ -12,11 +12,6 @@ and each group is judged by the template of the other nine. ``background``, resp
 a signal, steadies K where a signal takes so much room that few can be planted. The interval of a ratio of two d' comes
 from drawing places again with replacement, the same ones for both images; each stays in its own group, so that no
 template has seen the place that it judges.
-
-With ``internal`` noise each channel carries noise of the observer's own as well, independent of the others', of
-``internal`` times the variance that the image gives it, as observers that follow people do (Abbey and Barrett, J Opt
-Soc Am A 18, 473 (2001)). Without it an observer undoes the blur of a detector, and lives on frequencies at which a
-smooth image has hardly any noise.
 """
 
 from __future__ import annotations
@@ -76,7 +71,7 @@ class Responses:
     background: Values | None = None
 
 
-def detectability(responses: Responses, weights: Values | None = None, internal: float = 0.0) -> Values:
+def detectability(responses: Responses, weights: Values | None = None) -> Values:
     """d' of an observer with these channel responses.
 
     ``weights``: (draws, places), how often each place counts in each draw; one draw of all without it. Returns
@@ -96,8 +91,6 @@ def detectability(responses: Responses, weights: Values | None = None, internal:
         count, total = len(responses.background), 2 * others.sum(axis=-1)[..., None, None]
         further = np.cov((responses.background / scale).T).reshape(channels, channels)
         spread = (total * spread + count * further) / (total + count)
-    own_noise = internal * np.diagonal(spread, axis1=-2, axis2=-1)
-    spread = spread + own_noise[..., None] * np.eye(channels)
     template = np.linalg.solve(spread, (mean[1] - mean[0])[..., None])[..., 0]
     size = np.sqrt(np.einsum("dgc,dgce,dge->dg", template, spread, template))
     template /= size[..., None] + 1e-300
@@ -106,7 +99,6 @@ def detectability(responses: Responses, weights: Values | None = None, internal:
     for values, middle, sign in zip(classes, overall, (-1, 1), strict=True):
         scores = np.einsum("dgc,dgnc->dgn", template, values - middle[:, :, None])
         noise += np.einsum("dgn,dgn->d", own, np.square(scores)) / 2
-        noise += np.einsum("dgn,dgc,dgc->d", own, own_noise, np.square(template)) / 2
         signal += sign * np.einsum("dgn,dgc,nc->d", own, template, values)
     total = weights.sum(axis=1)
     return np.asarray(signal / total / np.sqrt(noise / (total - 1)))
@@ -126,7 +118,7 @@ def _moments(classes: list[Values], weights: Values, channels: int) -> tuple[lis
     return means, spread
 
 
-def compared(original: Responses, reconstruction: Responses, *, internal: float = 0.0, seed: int = 1) -> Ratio:
+def compared(original: Responses, reconstruction: Responses, seed: int = 1) -> Ratio:
     """Both d' and their ratio, from responses at the same places of both images."""
     places = len(original.absent)
     groups = min(GROUPS, places)
@@ -136,6 +128,6 @@ def compared(original: Responses, reconstruction: Responses, *, internal: float 
     for group in range(groups):
         own = np.arange(group, places, groups)
         weights[1:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=DRAWS)
-    both = [detectability(responses, weights, internal) for responses in (original, reconstruction)]
+    both = [detectability(responses, weights) for responses in (original, reconstruction)]
     low, high = np.nanpercentile(both[1][1:] / both[0][1:], [2.5, 97.5])
     return Ratio(float(both[0][0]), float(both[1][0]), float(both[1][0] / both[0][0]), float(low), float(high))

@@ -68,14 +68,3 @@ def test_few_places_and_much_background() -> None:
         signal = white(2, 0.7, 0)[0].present - white(2, 0.0, 0)[0].present
         found.append(detectability(Responses(few.absent, few.absent + signal[0], many.absent))[0])
     assert np.mean(found) == pytest.approx(theory, rel=0.1)
-
-
-def test_internal_noise() -> None:
-    """Of one channel it halves the variance's worth; and it keeps the observer from subtracting like channels."""
-    random = np.random.default_rng(5)
-    one = random.standard_normal((400, 1))
-    alone = [detectability(Responses(one, one + 2.0), internal=internal)[0] for internal in (0.0, 1.0)]
-    assert alone[1] == pytest.approx(alone[0] / np.sqrt(2), rel=0.01)
-    both = 10 * one + random.standard_normal((400, 2))
-    found = [detectability(Responses(both, both + np.array([2.0, 0.0])), internal=i)[0] for i in (0.0, 1.0)]
-    assert found[1] < found[0] / 4
