@@ -65,7 +65,6 @@ def test_no_signal_lies_in_the_channels_of_another(image: Image) -> None:
     assert not changed.any()
 
 
-@pytest.mark.slow
 def test_what_is_not_coded_is_seen_whole(image: Image) -> None:
     def nothing(image: Image) -> Coded:
         pixels = image.picture.pixels
