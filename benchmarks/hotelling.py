@@ -121,13 +121,9 @@ def _moments(classes: list[Values], weights: Values, channels: int) -> tuple[lis
 def compared(original: Responses, reconstruction: Responses, seed: int = 1) -> Ratio:
     """Both d' and their ratio, from responses at the same places of both images."""
     places = len(original.absent)
-    groups = min(GROUPS, places)
     random = np.random.default_rng(seed)
-    weights = np.zeros((DRAWS + 1, places))
-    weights[0] = 1
-    for group in range(groups):
-        own = np.arange(group, places, groups)
-        weights[1:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=DRAWS)
+    weights = np.ones((DRAWS + 1, places))
+    weights[1:] = random.multinomial(places, np.full(places, 1 / places), size=DRAWS)
     both = [detectability(responses, weights) for responses in (original, reconstruction)]
     low, high = np.nanpercentile(both[1][1:] / both[0][1:], [2.5, 97.5])
     return Ratio(float(both[0][0]), float(both[1][0]), float(both[1][0] / both[0][0]), float(low), float(high))

@@ -68,3 +68,14 @@ def test_few_places_and_much_background() -> None:
         signal = white(2, 0.7, 0)[0].present - white(2, 0.0, 0)[0].present
         found.append(detectability(Responses(few.absent, few.absent + signal[0], many.absent))[0])
     assert np.mean(found) == pytest.approx(theory, rel=0.1)
+
+
+def test_the_interval_holds_the_truth() -> None:
+    """Of 40 pairs of images that are alike, about 38 have 1 in the interval of their ratio."""
+    held = 0
+    for seed in range(40):
+        many = white(150, 0.0, 500 + seed)[0].absent
+        pair = [white(24, 0.7, 1000 + 2 * seed + which)[0] for which in (0, 1)]
+        ratio = compared(*(Responses(each.absent, each.present, many) for each in pair))
+        held += ratio.low <= 1 <= ratio.high
+    assert held >= 34
