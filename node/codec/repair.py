@@ -58,21 +58,22 @@ def points_for(
 
 def repairs_for(
     reference: Reference, structure: Float, broken: Cells, limits: Thresholds, share: float
-) -> Repairs | None:
-    """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
+) -> tuple[Repairs | None, Cells]:
+    """The coded residual of the broken cells of a structure (float32, grey levels, points added), None without any;
+    and the cells that stay broken, which only exact patches mend.
 
     Cells that turn out to be broken once others are repaired are added. ``share``: of the image's cells, at most.
     """
-    repairs = None
+    repairs, left = None, broken
     for _ in range(_REPAIR_ROUNDS):
-        if not broken.any() or broken.mean() > share:
-            return repairs
-        repairs = Repairs.of(reference.image - structure, broken, reference.grain)
-        more = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
-        if not (more & ~broken).any():
+        if not left.any() or broken.mean() > share:
             break
-        broken = broken | more
-    return repairs
+        broken = broken | left
+        repairs = Repairs.of(reference.image - structure, broken, reference.grain)
+        left = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
+        if not (left & ~broken).any():
+            break
+    return repairs, left
 
 
 def _sizes() -> list[tuple[int, float]]:

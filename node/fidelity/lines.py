@@ -44,6 +44,8 @@ _NOISE_CELL = 128
 """Side of the cells whose median absolute response is the local noise, in pixels of the full image."""
 _LEAST = 0.25
 """Share of a noise cell that is breast at least, for its noise to be measured; others take the nearest cell's."""
+_HALVING = 0.75
+"""Variance of the weights with which an image is halved, in pixels squared."""
 _MAD = 0.6745
 """Median of the absolute value of a normal distribution, in standard deviations."""
 
@@ -94,7 +96,7 @@ class LineNoise:
     """What the filters find in one original: the noise of each filter per cell, and the squares to measure.
 
     ``breast``: bool (rows, columns), where anything is measured. ``floor``: the least noise that counts, in grey
-    levels: that of rounding to the 256 steps of a display.
+    levels: that of rounding to the 256 steps of a display; on a halved image half of it.
     """
 
     breast: Mask
@@ -162,7 +164,7 @@ class LineNoise:
         across, left = _between(column, side, noise.shape[2])
         part = torch.from_numpy(noise[:, first : first + down.shape[1], left : left + across.shape[1]].copy())
         fine = torch.matmul(torch.matmul(torch.from_numpy(down), part), torch.from_numpy(across).T)
-        return fine.clamp_(min=self.floor)
+        return fine.clamp_(min=self.floor / (1 << level))
 
 
 def _measure_noise(responses: torch.Tensor, inside: Mask, square: tuple[int, int], side: int, noise: Float) -> None:
@@ -218,7 +220,9 @@ def _kernels(level: int) -> torch.Tensor:
     import torch
 
     side = SQUARE + 2 * _RIM
-    width, length = WIDTHS[level] / (1 << level), (8 * WIDTHS[level] + 13) / (1 << level)
+    halving = _HALVING * (4**level - 1) / 3  # the variance that all halvings have added
+    width = float(np.sqrt(WIDTHS[level] ** 2 - halving)) / (1 << level)
+    length = (8 * WIDTHS[level] + 13) / (1 << level)
     made = []
     for number in range(DIRECTIONS):
         for kernel in _ridge_and_edge(length, np.pi * number / DIRECTIONS, width):
@@ -241,12 +245,22 @@ def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
 
 
 def _reduced(image: Float, level: int) -> Float:
-    """The image halved ``level`` times by the mean of 2 x 2 pixels; a last odd line is dropped."""
+    """The image halved ``level`` times; a last odd line is dropped.
+
+    Weights of 1, 3, 3, 1 along both axes: a mean of 2 x 2 pixels would fold lost fine noise into the coarse widths.
+    """
     for _ in range(level):
-        rows, columns = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-        part = image[:rows, :columns]
-        image = (part[::2, ::2] + part[1::2, ::2] + part[::2, 1::2] + part[1::2, 1::2]) * np.float32(0.25)
+        image = _halved(_halved(image).T).T
     return image
+
+
+def _halved(image: Float) -> Float:
+    """Every second row, from four rows each."""
+    rows = image.shape[0] // 2
+    padded = np.concatenate([image[:1], image, image[-1:]])
+    inner = padded[1 : 2 * rows + 1 : 2] + padded[2 : 2 * rows + 2 : 2]
+    outer = padded[: 2 * rows : 2] + padded[3 : 2 * rows + 2 : 2]
+    return inner * np.float32(3 / 8) + outer * np.float32(1 / 8)
 
 
 def _filled(cells: Float) -> Float:
