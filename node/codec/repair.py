@@ -43,10 +43,10 @@ def points_for(
         for speck in kept if left else ():
             size, answer = sizes[speck.size]
             missing = speck.missing / answer * (-1 if reference.inverted else 1)
-            height = grey_levels(level_of(missing))
             key = (speck.row, speck.column, size)
-            heights[key] = heights.get(key, 0.0) + height
-            _add(image, speck, height, size)
+            before = heights.get(key, 0.0)
+            heights[key] = grey_levels(level_of(before + missing))  # as the decoder will have it
+            _add(image, speck, heights[key] - before, size)
         tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in kept)]
     points = tuple(
         Point(row, column, size, level_of(height))
