@@ -99,7 +99,7 @@ def decode_repairs(data: bytes) -> Repairs:
         form, rows, columns, unit, size = _HEADER.unpack_from(data)
     except struct.error as error:
         raise PayloadError(f"repairs are malformed: {error}") from error
-    if form != _FORMAT or not unit > 0:
+    if form != _FORMAT or not 0 < unit < float("inf"):
         raise PayloadError(f"repairs have format {form} and unit {unit}; this release reads format {_FORMAT}")
     cells = unpack_mask(data[_HEADER.size : _HEADER.size + size], -(-rows // CELL), -(-columns // CELL))
     if not cells.any():
