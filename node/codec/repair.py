@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.points import REACH, SIGMAS, Point, Points, grey_levels, level_of, profile
-from node.codec.repairs import CELL, Repairs
+from node.codec.repairs import CELL, COARSE, FINE, Repairs
 from node.fidelity.gate import Reference, broken_cells, look, specks_of, wrong_specks
 from node.fidelity.specks import Speck, spot_responses
 from storage.records import Thresholds
@@ -61,16 +61,18 @@ def repairs_for(
 ) -> Repairs | None:
     """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
 
-    Cells that turn out to be broken once others are repaired are added. ``share``: of the image's cells, at most.
+    Cells that turn out to be broken once others are repaired are added; where a repaired one is still broken, all are
+    coded more finely. ``share``: of the image's cells, at most.
     """
-    repairs = None
+    repairs, distance = None, COARSE
     for _ in range(_REPAIR_ROUNDS):
         if not broken.any() or broken.mean() > share:
             return repairs
-        repairs = Repairs.of(reference.image - structure, broken, reference.grain)
+        repairs = Repairs.of(reference.image - structure, broken, reference.grain, distance)
         more = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
-        if not (more & ~broken).any():
+        if not more.any():
             break
+        distance = FINE if (more & broken).any() else distance
         broken = broken | more
     return repairs
 
