@@ -67,7 +67,8 @@ def plain_response(original: Values, error: Values, level: int) -> Values:
     for kernel in plain_filters(level):
         own = np.abs(convolved(small - small.mean(), kernel))
         cells = own.reshape(small.shape[0] // side, side, small.shape[1] // side, side).transpose(0, 2, 1, 3)
-        cells = np.median(cells[:, :, ::2, ::2].reshape(*cells.shape[:2], -1), axis=2) / 0.6745
+        cells = np.sort(cells[:, :, ::2, ::2].reshape(*cells.shape[:2], -1), axis=2)
+        cells = cells[:, :, (cells.shape[2] - 1) // 2] / 0.6745
         local = np.maximum(linear(cells, small.shape, side), WINDOW / 256 / np.sqrt(12))
         best = np.maximum(best, np.abs(convolved(wrong, kernel)) / local)
     return best
@@ -83,16 +84,17 @@ def linear(cells: Values, shape: tuple[int, ...], side: int) -> Values:
 
 def test_responses_equal_plain_convolution() -> None:
     """On noise with a planted line, lost and moved things: the greatest of each cell, and the percentile, per width."""
-    original = noise(512, 640)
-    error = noise(512, 640, seed=1, deviation=8.0) - GREY
+    rows, columns = 384, 512
+    original = noise(rows, columns)
+    error = noise(rows, columns, seed=1, deviation=8.0) - GREY
     error[100:240, 300:303] += 30
-    error[400:430, 50:300] -= 15
+    error[330:360, 50:300] -= 15
     found = noise_of(original).look(error)
     for level in range(len(WIDTHS)):
         plain = plain_response(original.astype(float), error.astype(float), level)
         side = CELL >> level
-        cells = plain.reshape(512 // CELL, side, 640 // CELL, side).max(axis=(1, 3))
-        np.testing.assert_allclose(found.worst[level], cells, rtol=1e-2)
+        cells = plain.reshape(rows // CELL, side, columns // CELL, side).max(axis=(1, 3))
+        np.testing.assert_allclose(found.worst[level], cells, rtol=2e-3)
         for share in (0.5, 0.999):
             wanted = float(np.quantile(plain, share))
             assert found.percentile(share)[level] == pytest.approx(wanted, rel=3e-3, abs=2 / BINS_PER_UNIT)
@@ -138,7 +140,7 @@ def test_a_lost_vessel_shows_at_its_width_and_place(level: int, width: float, an
 
 
 def test_the_edge_of_a_block_shows() -> None:
-    """A step of two thirds of a standard deviation, as blocks leave: below the noise at any pixel, and found as a line."""
+    """A step of two thirds of a standard deviation, as blocks leave: below the noise of a pixel, found as a line."""
     error = np.zeros((512, 512), dtype=np.float32)
     error[:, 256:] = 8.0
     found = noise_of(noise(512, 512)).look(error)
