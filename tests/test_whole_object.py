@@ -162,6 +162,11 @@ def test_odd_ratios_and_methods(
     assert ("left out" in copy.DerivationDescription) == (note not in ("", "UNKNOWN"))
 
 
+def test_an_empty_value_of_image_type_holds_its_place(tmp_path: Path) -> None:
+    copy = derived(tmp_path, EXPLICIT, el(0x00080008, "CS", b"ORIGINAL\\PRIMARY\\\\CAD "))
+    assert list(copy.ImageType) == ["DERIVED", "PRIMARY", "", "CAD"]
+
+
 WRONG_VRS = {
     0x00080008: ("US", b"\1\2"),
     0x00080018: ("LO", b"1.2.3.4 "),

@@ -186,9 +186,10 @@ def _values(header: Dataset, keyword: str) -> list[str]:
     if element is None or (element.VR or vr) not in _TEXTS:
         return []
     try:
-        return [str(value) for value in values_of(header, tag, vr, codecs_of(header)) if value != ""]
+        values = [str(value) for value in values_of(header, tag, vr, codecs_of(header))]
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
         return []
+    return values if any(values) else []  # an empty one among others holds its place
 
 
 def _set(header: Dataset, keyword: str, value: object) -> None:

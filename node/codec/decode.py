@@ -80,7 +80,7 @@ class Decoded:
 
     def task(self, noise: NoiseModel | None, seed: int = 0, steps: int = 0) -> UpscaleTask:
         """The work of an upscaler; without a noise model its ``deviation`` is 0 everywhere."""
-        deviation = np.zeros_like(self.upsampled) if noise is None else noise.deviation(self.upsampled)
+        deviation = _nothing(self.upsampled.shape) if noise is None else noise.deviation(self.upsampled)
         base = self.base
         return UpscaleTask(
             *(self.samples, base.operator, self.upsampled, base.point, base.quantisation_rms, deviation),
@@ -141,11 +141,16 @@ def reconstruct(
     """
     side.check(base.rows, base.columns)
     decoded = Decoded.of(base)
-    task = decoded.task(side.noise, seed, steps)
+    task = decoded.task(side.noise if upscaler.needs_deviation else None, seed, steps)
     image = decoded.structure(upscaler, task, side)
     if draw:
         image += decoded.grain(upscaler, task, image, side)
     return decoded.pixels(image, side)
+
+
+def _nothing(shape: tuple[int, ...]) -> Float:
+    """Zeros that take no memory: float32, read-only."""
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def uncounted(side: SideInformation, shape: tuple[int, int]) -> Mask:

@@ -292,11 +292,16 @@ class Encoder:
         """The structure that an upscaler makes of a base, measured as a whole."""
         reference, data = self.reference, data or encode_base(base)
         seed = seed_of(hashlib.sha256(data).hexdigest())
-        noise = measure_deviation(reference.image, decoded.upsampled, reference.breast, reference.counted)
-        task = decoded.task(decode_noise(encode_noise(noise)), seed, upscaler.steps)
+        noise = self._deviation(decoded) if upscaler.needs_deviation else None
+        task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
         found = look(reference, structure, specks=False)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
+
+    def _deviation(self, decoded: Decoded) -> NoiseModel:
+        reference = self.reference
+        found = measure_deviation(reference.image, decoded.upsampled, reference.breast, reference.counted)
+        return decode_noise(encode_noise(found))
 
     def _finished(self, attempt: Attempt) -> Encoded:
         """Repairs, noise, and the verdict on what a viewer gets."""
@@ -307,7 +312,8 @@ class Encoder:
         found = look(reference, structure)
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
-        noise = decode_noise(encode_noise(with_spectrum(attempt.noise, reference.image, structure, inside, lacking)))
+        noise = attempt.noise or self._deviation(attempt.decoded)
+        noise = decode_noise(encode_noise(with_spectrum(noise, reference.image, structure, inside, lacking)))
         side = replace(side, noise=noise)
         grain = attempt.decoded.grain(attempt.upscaler, attempt.task, structure, side)
         served = attempt.decoded.pixels(structure + grain, side)
@@ -364,7 +370,7 @@ class Attempt:
     data: bytes
     decoded: Decoded
     upscaler: Upscaler
-    noise: NoiseModel
+    noise: NoiseModel | None
     task: UpscaleTask
     structure: Float
     found: Structure
@@ -386,7 +392,7 @@ class _Walk:
         here = np.log2(self.distance), np.log2(max(heavy, 1e-3) / _AIM)
         slope = _SLOPE
         if self._seen and abs(here[0] - self._seen[-1][0]) > 1e-6:
-            slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.15, 1.5))
+            slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))
         self._seen.append(here)
         wanted = float(np.clip(here[0] - here[1] / slope, here[0] - 2, here[0] + 2))
         passing = [x for x, y in self._seen if y <= 0]

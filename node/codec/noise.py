@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,8 @@ _PER_OCTAVE = 8.0
 """Steps of the codes of curve and map per doubling of the standard deviation: 0.75 dB."""
 _POWER_STEP = 0.25
 """Octaves of power per step of the spectrum's codes: 0.75 dB."""
+_STREAM = 0x6C617465
+"""Second word of the generator's key: it sets this use of a seed apart from others."""
 _CLIPPED = 4.0
 """Residuals beyond so many local standard deviations are structure, and are cut to that before they are squared."""
 _HEADER = struct.Struct("<BHHfffIIB")
@@ -80,29 +82,46 @@ class NoiseModel:
     spectrum: Codes
     gain: float = 1.0
 
+    @cached_property
+    def part(self) -> tuple[slice, slice]:
+        """The part of the image that holds all cells with noise."""
+        found = [np.flatnonzero((self.place > 0).any(axis=axis)) for axis in (1, 0)]
+        if not all(each.size for each in found):
+            return slice(0, 0), slice(0, 0)
+        rows, columns = (slice(int(each[0]) * PLACE, (int(each[-1]) + 1) * PLACE) for each in found)
+        return slice(rows.start, min(rows.stop, self.rows)), slice(columns.start, min(columns.stop, self.columns))
+
     def deviation(self, structure: Float) -> Float:
         """Standard deviation of the missing noise at each pixel of a structure, float32, grey levels; without gain."""
+        result = np.zeros(structure.shape, dtype=np.float32)
+        result[self.part] = self._deviation_of(structure)
+        return result
+
+    def _deviation_of(self, structure: Float) -> Float:
+        """The same of ``part``."""
         import torch
 
-        level = torch.from_numpy(structure).sub(self.low).mul_((LEVELS - 1) / max(self.high - self.low, 1e-6))
-        level.clamp_(0, LEVELS - 1)
+        level = torch.from_numpy(np.ascontiguousarray(structure[self.part]))
+        level = level.sub(self.low).mul_((LEVELS - 1) / max(self.high - self.low, 1e-6)).clamp_(0, LEVELS - 1)
         knots = torch.from_numpy(_deviations(self.curve))
-        lower = level.floor().clamp_(max=LEVELS - 2)
-        share = level.sub_(lower)
-        index = lower.to(torch.int32)
-        found = knots[index]
-        found += share * (knots[index + 1] - found)
-        place = _deviations(self.place) * np.float32(1 / 256)
-        found *= torch.from_numpy(_spread(place, self.rows, self.columns))
-        return found.numpy()
+        lower = level.to(torch.int32).clamp_(max=LEVELS - 2)
+        found = torch.lerp(knots[lower], knots[lower + 1], level - lower)
+        rows, columns = self.part
+        cells = self.place[rows.start // PLACE : -(-rows.stop // PLACE), columns.start // PLACE :]
+        place = _deviations(cells) * np.float32(1 / 256)
+        spread = _spread(place, rows.stop - rows.start, columns.stop - columns.start)
+        return found.mul_(torch.from_numpy(spread)).numpy()
 
     def draw(self, structure: Float, seed: int) -> Float:
         """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``."""
-        import torch
-
-        noise = unit_noise(self.rows, self.columns, self.spectrum, seed)
-        noise *= np.float32(self.gain)
-        return torch.from_numpy(noise).mul_(torch.from_numpy(self.deviation(structure))).numpy()
+        result = np.zeros(structure.shape, dtype=np.float32)
+        rows, columns = self.part
+        if rows.stop:
+            noise = unit_noise(rows, columns, self.spectrum, seed)
+            noise *= self._deviation_of(structure)
+            noise *= np.float32(self.gain)
+            result[self.part] = noise
+        return result
 
 
 # --- measuring ------------------------------------------------------------------------------------------------
@@ -226,7 +245,7 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     if top <= 0:
         return np.zeros(SPECTRUM, dtype=np.uint8)
     steps = np.log2(np.maximum(coarse / top, 1e-12)) / _POWER_STEP
-    return np.where(steps > -80, np.maximum(np.rint(255 + steps), 0), 0).astype(np.uint8)
+    return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
 def _matched(model: NoiseModel, structure: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
@@ -301,40 +320,50 @@ def _power(codes: Codes) -> NDArray[np.float64]:
 # --- drawing --------------------------------------------------------------------------------------------------
 
 
-def unit_noise(rows: int, columns: int, spectrum: Codes, seed: int) -> Float:
-    """Gaussian noise of unit variance and of that spectrum: float32 (rows, columns), the same on any tiling."""
+def unit_noise(rows: slice, columns: slice, spectrum: Codes, seed: int) -> Float:
+    """Gaussian noise of unit variance and of that spectrum for a part of an image, float32: the same on any tiling.
+
+    The part's first row and column are multiples of PLACE.
+    """
     import torch
 
     kernel = _kernel(spectrum.tobytes())
-    white = torch.from_numpy(white_noise(rows + 2 * _REACH, columns + 2 * _REACH, seed))
-    result = torch.empty((rows, columns), dtype=torch.float32)
-    inner = _SQUARE - 2 * _REACH
-    for row in range(0, rows, inner):
-        band = torch.zeros((_SQUARE, -(-columns // inner) * inner + 2 * _REACH), dtype=torch.float32)
-        part = white[row : row + _SQUARE]
-        band[: part.shape[0], : part.shape[1]] = part
-        squares = band.unfold(1, _SQUARE, inner).transpose(0, 1)  # (n, _SQUARE, _SQUARE)
+    inner, height, width = _SQUARE - 2 * _REACH, rows.stop - rows.start, columns.stop - columns.start
+    down, across = -(-height // inner), -(-width // inner)
+    white = torch.from_numpy(
+        white_noise(
+            slice(rows.start, rows.start + down * inner + 2 * _REACH),
+            slice(columns.start, columns.start + across * inner + 2 * _REACH),
+            seed,
+        )
+    )
+    result = torch.empty((height, width), dtype=torch.float32)
+    for row in range(0, height, inner):
+        squares = white[row : row + _SQUARE].unfold(1, _SQUARE, inner).transpose(0, 1)  # (n, _SQUARE, _SQUARE)
         drawn = torch.fft.irfft2(torch.fft.rfft2(squares) * kernel, s=(_SQUARE, _SQUARE))
         drawn = drawn[:, _REACH:-_REACH, _REACH:-_REACH].transpose(0, 1).reshape(inner, -1)
-        height = min(inner, rows - row)
-        result[row : row + height] = drawn[:height, :columns]
+        result[row : row + inner] = drawn[: height - row, :width]
     return result.numpy()
 
 
-def white_noise(rows: int, columns: int, seed: int) -> Float:
-    """Independent normal values, float32: Philox (Salmon et al. 2011) keyed by ``seed`` and the block of 256 pixels.
+def white_noise(rows: slice, columns: slice, seed: int) -> Float:
+    """Independent normal values of a part of the plane, float32: Philox (Salmon et al. 2011) keyed by ``seed`` and the
+    block of 256 pixels.
 
     The raw output of a bit generator is the same in every release of numpy; 16 bits of it look a quantile up.
     """
     quantiles = _quantiles()
-    result = np.empty((rows, columns), dtype=np.float32)
-    for row in range(0, rows, _BLOCK):
-        for column in range(0, columns, _BLOCK):
+    result = np.empty((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
+    for row in range(rows.start // _BLOCK * _BLOCK, rows.stop, _BLOCK):
+        for column in range(columns.start // _BLOCK * _BLOCK, columns.stop, _BLOCK):
             key = (seed & 0xFFFFFFFF) | (row // _BLOCK) << 32 | (column // _BLOCK) << 48
-            raw = np.random.Philox(key=[key, 0x6C617465]).random_raw(_BLOCK * _BLOCK // 4)
+            raw = np.random.Philox(key=[key, _STREAM]).random_raw(_BLOCK * _BLOCK // 4)
             values = quantiles[raw.view("<u2").reshape(_BLOCK, _BLOCK)]
-            place = result[row : row + _BLOCK, column : column + _BLOCK]
-            place[:] = values[: place.shape[0], : place.shape[1]]
+            top, left = max(row, rows.start), max(column, columns.start)
+            place = result[top - rows.start : row + _BLOCK - rows.start, left - columns.start :]
+            part = values[top - row :, left - column :][: place.shape[0]]
+            place = place[:, : part.shape[1]]
+            place[:] = part[:, : place.shape[1]]
     return result
 
 

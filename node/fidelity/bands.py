@@ -21,6 +21,8 @@ BANDS = 4
 """Octave bands: sigma 0 to 0.7, to 1.4, to 2.8, to 5.6 pixels."""
 TILE = 256
 """Side of the tiles over which energies are summed, in pixels of the full image."""
+_MARGIN = 64
+"""Pixels around the tiles that count which are filtered with them: the coarsest Gaussian reaches 23."""
 _FIRST = 0.7
 """Standard deviation of the finest Gaussian, in pixels."""
 _STEP = float(np.sqrt(1.4**2 - 0.7**2))
@@ -34,16 +36,38 @@ def band_energies(image: Float, inside: Mask) -> NDArray[np.float64]:
     Returns float64 (BANDS + 1, tile rows, tile columns): sums of squares in grey levels squared, per counted pixel of
     the full image. The last plane is that of the image blurred by 5.6 pixels: for a difference image, its slow error.
     """
-    parts, mask = octaves(image), inside
     rows, columns = (-(-length // TILE) for length in image.shape)
     result = np.zeros((BANDS + 1, rows, columns))
-    for band, part in enumerate(parts):
+    box = _tiles_around(inside)
+    if box is None:
+        return result
+    (top, bottom), (left, right) = box
+    around = tuple(
+        slice(max(low * TILE - _MARGIN, 0), min(high * TILE + _MARGIN, length))
+        for (low, high), length in zip(box, image.shape, strict=True)
+    )
+    offsets = [low * TILE - part.start for (low, _), part in zip(box, around, strict=True)]
+    mask = inside[top * TILE : bottom * TILE, left * TILE : right * TILE]
+    for band, part in enumerate(octaves(image[around])):
         level = max(0, min(band, BANDS - 1) - 1)
-        while mask.shape[0] > image.shape[0] >> level:
-            mask = mask[: mask.shape[0] // 2 * 2 : 2, : mask.shape[1] // 2 * 2 : 2]
-        counted = np.where(mask[: part.shape[0], : part.shape[1]], np.square(part), np.float32(0))
-        result[band] = _tile_sums(counted, TILE >> level, rows, columns) * 4**level
+        seen = mask[:: 1 << level, :: 1 << level]
+        row, column = (offset >> level for offset in offsets)
+        own = part[row : row + seen.shape[0], column : column + seen.shape[1]]
+        counted = np.where(seen[: own.shape[0], : own.shape[1]], np.square(own), np.float32(0))
+        sums = _tile_sums(counted, TILE >> level, bottom - top, right - left) * 4**level
+        result[band, top:bottom, left:right] = sums
     return result
+
+
+def _tiles_around(inside: Mask) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """First and last tile, plus one, of both axes, that hold what counts; None where nothing does."""
+    spans = []
+    for axis in (1, 0):
+        found = np.flatnonzero(inside.any(axis=axis))
+        if not found.size:
+            return None
+        spans.append((int(found[0]) // TILE, int(found[-1]) // TILE + 1))
+    return spans[0], spans[1]
 
 
 def octaves(image: Float) -> list[Float]:

@@ -227,8 +227,8 @@ def _kernels(level: int) -> torch.Tensor:
             placed = np.zeros((side, side), dtype=np.float32)
             placed[: 2 * half + 1, : 2 * half + 1] = kernel
             made.append(np.roll(placed, (-half, -half), axis=(0, 1)))
-    kernels: torch.Tensor = torch.fft.rfft2(torch.from_numpy(np.stack(made)))
-    return kernels
+    transforms: torch.Tensor = torch.fft.rfft2(torch.from_numpy(np.stack(made)))
+    return transforms
 
 
 def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:

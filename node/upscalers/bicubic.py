@@ -18,6 +18,7 @@ class Bicubic:
     generative = False
     files: tuple[tuple[str, Path], ...] = ()
     steps = 0
+    needs_deviation = False
 
     @property
     def weights_digest(self) -> str:

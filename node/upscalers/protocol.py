@@ -22,7 +22,8 @@ class UpscaleTask:
     ``samples``: float32 (operator.low_rows, operator.low_columns), the decoded base in the grey levels of the
     original. ``upsampled``: float32, full size, its plain bicubic upsampling; not to be written to. ``point`` and
     ``quantisation_rms`` (grey levels): how the base was made. ``deviation``: float32, full size, standard deviation of
-    the noise that the upsampled base lacks, in grey levels; 0 where it lacks none.
+    the noise that the upsampled base lacks, in grey levels; 0 where it lacks none. An upscaler that does not need it
+    gets zeros.
     """
 
     samples: Float
@@ -71,6 +72,10 @@ class Upscaler(Protocol):
     @property
     def numerics(self) -> dict[str, str]:
         """What can change a grey level without changing the model: device, dtype, versions, kernels."""
+
+    @property
+    def needs_deviation(self) -> bool:
+        """True when ``structure`` looks at ``task.deviation``, which takes time to measure."""
 
     def structure(self, task: UpscaleTask) -> Float:
         """The full-matrix structure, without noise: float32 (operator.rows, operator.columns), grey levels."""

