@@ -94,7 +94,8 @@ class NoiseModel:
     def deviation(self, structure: Float) -> Float:
         """Standard deviation of the missing noise at each pixel of a structure, float32, grey levels; without gain."""
         result = np.zeros(structure.shape, dtype=np.float32)
-        result[self.part] = self._deviation_of(structure)
+        if self.part[0].stop:
+            result[self.part] = self._deviation_of(structure)
         return result
 
     def _deviation_of(self, structure: Float) -> Float:

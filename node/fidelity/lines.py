@@ -3,8 +3,8 @@
 The difference of a structure to its original is filtered by ridges and edges of twelve directions and three widths.
 Each response is divided by the response of the same filter to the original's own noise at that place, so that the
 unit is "times the local noise", and the strongest of all directions is kept. Lost noise alone gives a 99.9th
-percentile of about 4 at the finest width where all noise is lost, and less at the wider ones, where little noise is lost. Blocks, bars,
-lost vessels, lost spiculations and displaced edges give more.
+percentile of about 4 at the finest width where all of it is lost, and less at the wider ones, where less is lost.
+Blocks, bars, lost vessels, lost spiculations and displaced edges give more.
 
 The finest width is measured at full size, each wider one on an image that is halved once more. Squares of 256 pixels
 are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast.
