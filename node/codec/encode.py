@@ -290,9 +290,10 @@ class Encoder:
 
     def _looked(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
         """The structure that an upscaler makes of a base, measured as a whole."""
-        reference = self.reference
+        reference, data = self.reference, data or encode_base(base)
+        seed = seed_of(hashlib.sha256(data).hexdigest())
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
-        task = decoded.task(noise)
+        task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
         found = look(reference, structure, specks=False)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
@@ -310,15 +311,12 @@ class Encoder:
         structure = attempt.decoded.structure(attempt.upscaler, attempt.task, side)
         plain = attempt.decoded.pixels(structure.copy(), side)
         found = look(reference, plain.astype(np.float32))
-        data = attempt.data or encode_base(attempt.base)
-        seed = seed_of(hashlib.sha256(data).hexdigest())
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         noise = attempt.noise or self._deviation(attempt.decoded)
         noise = decode_noise(encode_noise(with_spectrum(noise, reference.image, structure, inside, lacking)))
         side = replace(side, noise=noise)
-        task = replace(attempt.task, seed=seed, steps=attempt.upscaler.steps)
-        grain = attempt.decoded.grain(attempt.upscaler, task, structure, side)
+        grain = attempt.decoded.grain(attempt.upscaler, attempt.task, structure, side)
         served = attempt.decoded.pixels(structure + grain, side)
         figures = measure_noise(reference, plain.astype(np.float32), served)
         verdict = judge(reference, plain.astype(np.float32), found, served, figures, limits)
@@ -329,7 +327,8 @@ class Encoder:
             "patches": encode_patches(side.patches) if side.patches else b"",
         }
         made = Encoded(
-            *(attempt.base, data, attempt.upscaler, side, parts, structure, found, served, plain, verdict, seed)
+            *(attempt.base, attempt.data, attempt.upscaler, side, parts, structure, found, served, plain, verdict),
+            seed=attempt.task.seed,
         )
         self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
         return made
@@ -367,7 +366,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes, where known."""
+    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes."""
 
     base: Base
     data: bytes

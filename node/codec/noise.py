@@ -63,6 +63,8 @@ _HEADER = struct.Struct("<BHHfffIIIB")
 _FORMAT = 1
 _MATCHING = 6
 """Rounds in which band energies are matched: bands overlap, so one does not do."""
+_FINER = 8
+"""Times as fine as SPECTRUM is the grid on which it is worked out what an octave band passes."""
 _MAD = 0.6745
 
 
@@ -99,7 +101,8 @@ class NoiseModel:
     def deviation(self, structure: Float) -> Float:
         """Standard deviation of the missing noise at each pixel of a structure, float32, grey levels; without gain."""
         result = np.zeros(structure.shape, dtype=np.float32)
-        result[self.part] = self._deviation_of(structure)
+        if self.part[0].stop:
+            result[self.part] = self._deviation_of(structure)
         return result
 
     def _deviation_of(self, structure: Float) -> Float:
@@ -271,7 +274,7 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     if top <= 0:
         return np.zeros(SPECTRUM, dtype=np.uint8)
     steps = np.log2(np.maximum(coarse / top, 1e-12)) / _POWER_STEP
-    return np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80)
+    return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
 def _matched(model: NoiseModel, deviation: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
@@ -304,11 +307,27 @@ def _matched(model: NoiseModel, deviation: Float, breast: Mask, wanted: NDArray[
 
 @lru_cache(maxsize=1)
 def _band_shares() -> tuple[NDArray[np.float64], ...]:
-    """Energy that each octave band of node/fidelity/bands.py passes, per frequency of SPECTRUM: float64."""
-    down, across = np.linspace(-0.5, 0.5, SPECTRUM[0])[:, None], np.linspace(0, 0.5, SPECTRUM[1])[None]
-    square = (2 * np.pi) ** 2 * (down**2 + across**2) / 2
-    smooth = [np.ones(SPECTRUM), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
-    return tuple(np.square(before - after) for before, after in pairwise(smooth))
+    """Energy that each octave band of node/fidelity/bands.py passes, per frequency of SPECTRUM: float64.
+
+    Between its frequencies power is interpolated linearly: each one gets the mean of what is passed around it, on a
+    finer grid, weighed as it is in the interpolation. The two coarser bands are halved by means of 2 x 2 pixels first.
+    """
+    down, from_down = _finer(-0.5, 0.5, SPECTRUM[0])
+    across, from_across = _finer(0.0, 0.5, SPECTRUM[1])
+    square = (2 * np.pi) ** 2 * (down[:, None] ** 2 + across[None] ** 2) / 2
+    smooth = [np.ones_like(square), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
+    once, twice = (np.outer(np.cos(np.pi * by * down), np.cos(np.pi * by * across)) for by in (1, 2))
+    halved = (1.0, 1.0, once, once * twice)
+    passed = [np.square((before - after) * by) for (before, after), by in zip(pairwise(smooth), halved, strict=True)]
+    return tuple(from_down @ band @ from_across.T for band in passed)
+
+
+def _finer(first: float, last: float, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frequencies on a finer grid, and the weights (count, fine) with which means are taken around coarse ones."""
+    fine, coarse = np.linspace(first, last, (count - 1) * _FINER + 1), np.linspace(first, last, count)
+    weights = np.maximum(1 - np.abs(fine[None] - coarse[:, None]) * (count - 1) / (last - first), 0)
+    weights[:, [0, -1]] /= 2
+    return fine, weights / weights.sum(axis=1, keepdims=True)
 
 
 @lru_cache(maxsize=1)
