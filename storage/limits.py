@@ -11,7 +11,7 @@ WIDTHS = ("1.2", "2.5", "5")
 
 
 def limits_of(thresholds: Thresholds) -> dict[str, float]:
-    """The greatest value that each figure of a passing verdict may have, by its name; figures in dB in either direction.
+    """The greatest value that each figure of a passing verdict may have, by its name; figures in dB up or down.
 
     Limits of single tiles are not among them: no figure of a verdict tells of these.
     """

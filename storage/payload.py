@@ -258,7 +258,8 @@ def decode_rendition(data: bytes) -> Rendition:
         meta = json.loads(sections["meta"])
         verdict = meta["verdict"]
         meta["verdict"] = Verdict(**{**verdict, "failures": tuple(verdict["failures"])})
-        return Rendition(**meta, **{name: sections.get(name, b"") for name in _PARTS})
+        meta |= {name: sections.get(name, b"") for name in _PARTS}
+        return Rendition(**meta)
 
 
 def _json(value: Any) -> bytes:

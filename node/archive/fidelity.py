@@ -55,8 +55,8 @@ class Outcome(StrEnum):
     REMEASURED = "measured otherwise"
     """The very pixels, but figures away from those recorded: the measure changed, or the record is wrong."""
     WORSE = "worse"
-    """Figures worse than those recorded by more than the tolerance, or, for a gated one, beyond a limit of the gate that
-    those recorded keep to."""
+    """Figures worse than those recorded by more than the tolerance, or, for a gated one, beyond a limit of the gate
+    that those recorded keep to."""
     MISMATCH = "other pixels"
     """Other pixels than those verified, under the very same numerics."""
     UNMADE = "cannot be made"

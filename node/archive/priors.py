@@ -94,5 +94,9 @@ class Priors:
     def _choices(self, study_instance_uid: str) -> list[Choice]:
         """The renditions that some peer would get."""
         keys = prior_keys(self._index.engine, study_instance_uid, self._images)
-        found = (choice for policy, draw in sorted(self._wanted) for choice in self._retrieve.choices(keys, policy, draw=draw))
+        found = (
+            choice
+            for policy, draw in sorted(self._wanted)
+            for choice in self._retrieve.choices(keys, policy, draw=draw)
+        )
         return list({choice.sop_instance_uid: choice for choice in found if choice.rendition}.values())

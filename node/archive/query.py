@@ -15,8 +15,8 @@ conformance statement:
 - Such a peer with ``references: rewrite`` sees an annotation of such images under the UID of a copy that references
   the reconstructions, and finds it by either UID.
 - A peer with ``texture: none`` sees the UIDs of reconstructions without drawn noise in place of those with it.
-- Asked by the derived UID of an older rendition alone, or by that of the other texture, such a peer sees the image under that UID: it is what a
-  retrieval by it gives. Every other query shows the current one.
+- Asked by the derived UID of an older rendition alone, or by that of the other texture, such a peer sees
+  the image under that UID: it is what a retrieval by it gives. Every other query shows the current one.
 """
 
 from __future__ import annotations

@@ -262,9 +262,7 @@ class Retrieve:
                     self._cache.drop(key)
         with self._lock:
             self._making.pop(key, None)
-        return Sendable(
-            link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian), own=True
-        )
+        return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian), own=True)
 
     def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:
         parts = Parts(

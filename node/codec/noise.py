@@ -224,7 +224,7 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     if top <= 0:
         return np.zeros(SPECTRUM, dtype=np.uint8)
     steps = np.log2(np.maximum(coarse / top, 1e-12)) / _POWER_STEP
-    return np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80)
+    return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
 def _matched(model: NoiseModel, structure: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:

@@ -208,7 +208,7 @@ def _filtered(image: Float, row: int, column: int, level: int) -> torch.Tensor:
     if any(any(sides) for sides in pad):
         part = np.pad(part, pad, mode="edge")
     seen = torch.from_numpy(np.ascontiguousarray(part - part.mean(), dtype=np.float32))  # filters ignore the mean
-    responses = torch.fft.irfft2(torch.fft.rfft2(seen)[None] * _kernels(level), s=seen.shape)
+    responses: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(seen)[None] * _kernels(level), s=seen.shape)
     return responses[:, _RIM : _RIM + SQUARE, _RIM : _RIM + SQUARE]
 
 
@@ -226,7 +226,8 @@ def _kernels(level: int) -> torch.Tensor:
             placed = np.zeros((side, side), dtype=np.float32)
             placed[: 2 * half + 1, : 2 * half + 1] = kernel
             made.append(np.roll(placed, (-half, -half), axis=(0, 1)))
-    return torch.fft.rfft2(torch.from_numpy(np.stack(made)))
+    transforms: torch.Tensor = torch.fft.rfft2(torch.from_numpy(np.stack(made)))
+    return transforms
 
 
 def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:

@@ -90,7 +90,11 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
         Section("What was found", _outcomes(run)),
         *([Section("By device, institution, operating point and age", [_strata(run)])] if run.findings else []),
         *([Section("Over time", _over_time(run))] if run.trends else []),
-        *([Section("Fidelity of the images audited", [_histograms(run), _of_the_gate(run)])] if run.summary["measured"] else []),
+        *(
+            [Section("Fidelity of the images audited", [_histograms(run), _of_the_gate(run)])]
+            if run.summary["measured"]
+            else []
+        ),
         *([Section("The least faithful images", _worst(run))] if run.sights else []),
         Section("How this was done", [Paragraph(text) for text in _method(run)]),
     ]
@@ -166,7 +170,18 @@ def _strata(run: AuditRun) -> Table:
                 Mark(alarm, "bad") if alarm else calm,
             ]
         )
-    head = ["stratum", "images", "audited", "failed", "measured", "FSIM", "FSIM p5", "PSNR dB", "nearest limit", "over time"]
+    head = [
+        "stratum",
+        "images",
+        "audited",
+        "failed",
+        "measured",
+        "FSIM",
+        "FSIM p5",
+        "PSNR dB",
+        "nearest limit",
+        "over time",
+    ]
     caption = "Figures are means over the images whose originals are held; FSIM over tiles with breast. Nearest limit: "
     "the figure of the gate that is nearest to its limit, as a share of it."
     return Table(head, rows, caption, "lrrrrrrrrl")
@@ -284,23 +299,23 @@ def _method(run: AuditRun) -> list[str]:
     drift, tolerance = run.settings.drift, run.settings.tolerance
     return [
         f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that a reconstruction stands for, at "
-        "random, in proportion to device, institution, rung and time since verification, at least one of each "
-        f"combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are always "
+        "random, in proportion to device, institution, operating point and time since verification, at least one of "
+        f"each combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are always "
         "looked at again.",
         "Each was reconstructed anew by the node's own workers. The SHA-256 of the pixels must be the one recorded "
         "when the image was verified. Where the original is held, or kept in the audit reserve "
         f"({100 * run.settings.reserve:g} % of originals), FSIM over 256-pixel tiles with breast, and PSNR through the "
         f"display window, were measured anew: they may be {tolerance.fsim:g} FSIM and {tolerance.psnr_db:g} dB from "
-        "those recorded, and not below the floor of the gate "
-        f"({FLOORS['fsim_mean']}, {FLOORS['fsim_p5']}, {FLOORS['psnr_db']} dB).",
+        f"those recorded. So were the gate's own figures, which may be {100 * tolerance.gate:g} % of their limits from "
+        "those recorded, and beyond no limit that those recorded keep to.",
         "What fails is withdrawn, and its original served instead; where there is no original, the image is flagged, "
         "and retrieving it fails rather than giving other pixels. Both are in the audit trail.",
         "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "
         f"{drift.weight:g}, limit {drift.limit:g} standard deviations, widened for the number of charts by Bonferroni, "
         f"calibrated on its first {drift.baseline} runs; and a threshold of {drift.fsim:g} FSIM and "
-        f"{drift.psnr_db:g} dB below their mean. Charts begin anew when ladder, gate or model change in config.yaml.",
-        "FSIM and PSNR do not prove that a microcalcification survived; the gate's other measures were applied when "
-        "each image was verified.",
+        f"{drift.psnr_db:g} dB below their mean. Charts begin anew when codec, gate or model change in config.yaml.",
+        "FSIM and PSNR do not prove that a microcalcification survived; the gate's own figures, specks lost and "
+        "invented among them, look for that.",
     ]
 
 

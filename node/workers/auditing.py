@@ -48,8 +48,9 @@ class Sight:
     """The original, the reconstruction, and what the structure differs from the original by: uint8, (rows, columns)
     grey, and RGB.
 
-    The difference is to hold nothing but noise. Black is none, orange brighter, blue darker, full colour at ``reach`` grey levels, which is
-    ``share`` of the display window. ``whole`` images are scaled down; ``detail`` is around the greatest error.
+    The difference is to hold nothing but noise. Black is none, orange brighter, blue darker, full colour at ``reach``
+    grey levels, which is ``share`` of the display window. ``whole`` images are scaled down; ``detail`` is around the
+    greatest error.
     """
 
     whole: tuple[NDArray[np.uint8], ...]

@@ -440,5 +440,5 @@ def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredIn
     fields = {name: getattr(row, name) for name in StoredInstance.__dataclass_fields__ if name not in made_here}
     held = held_original(row) if row.form is not None else None
     amended = tuple(Applied(**one) for one in row.amended or ())
-    told = {"state": InstanceState(row.state), "reason_code": ReasonCode(row.reason_code)}
-    return StoredInstance(**fields, **told, rendition=current, held=held, amended=amended)
+    fields |= {"state": InstanceState(row.state), "reason_code": ReasonCode(row.reason_code)}
+    return StoredInstance(**fields, rendition=current, held=held, amended=amended)
