@@ -299,9 +299,9 @@ def _method(run: AuditRun) -> list[str]:
     drift, tolerance = run.settings.drift, run.settings.tolerance
     return [
         f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that a reconstruction stands for, at "
-        "random, in proportion to device, institution, operating point and time since verification, at least one of "
-        f"each combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are always "
-        "looked at again.",
+        "random, in proportion to device, institution, operating point and time since verification, at least one "
+        f"of each combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are "
+        "always looked at again.",
         "Each was reconstructed anew by the node's own workers. The SHA-256 of the pixels must be the one recorded "
         "when the image was verified. Where the original is held, or kept in the audit reserve "
         f"({100 * run.settings.reserve:g} % of originals), FSIM over 256-pixel tiles with breast, and PSNR through the "
