@@ -42,7 +42,7 @@ from tests.samples import breast, mammogram
 from tests.test_cli import run as command
 from tests.test_reverify import moved, send
 
-LADDER = {"ladder": [{"scale": 1, "coder": "jpegxl", "distance": 0.3, "sample_bits": 12}]}
+SCALES = {"scales": [1]}
 
 
 IMAGES = (
@@ -82,7 +82,7 @@ def workers() -> Iterator[WorkerPool]:
 
 def node_settings(tmp_path: Path, receiver: Receiver, **changes: Any) -> Settings:
     reconstruct = {"upscaler": "bicubic", "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
-    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, codec=LADDER, **changes)
+    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
 
 
 Audited = Callable[..., StoredReport]

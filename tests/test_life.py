@@ -26,7 +26,7 @@ from tests.annotations import cad_report, finding, scoord, selected_from
 from tests.conftest import Archive, wait_for
 from tests.samples import breast, mammogram
 from tests.test_cli import run as command
-from tests.test_regions import LADDER, current, send
+from tests.test_regions import SCALES, current, send
 
 PATCH_COLOUR = (255, 170, 0)
 
@@ -57,8 +57,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         "node": {"host": "127.0.0.1", "port": 0},
         "storage": {"root": str(folder / "a"), "min_free": 0},
         "reconstruct": {"upscaler": "bicubic", "threads": 1},
-        "gate": {"balanced": {"speck_kept": 0.95}},
-        "codec": LADDER,
+        "codec": SCALES,
         "originals": {"coder": "none"},
     }
     config.write_text(yaml.safe_dump(raw))
@@ -99,7 +98,8 @@ def test_json_tells_everything(shown: Shown) -> None:
     made = decode_rendition(store.read(current(held).rendition_digest))
     assert now["parts"] == {
         "base_pixels": now["parts"]["base_pixels"],
-        "guide": len(made.guide),
+        "noise": len(made.noise),
+        "repairs": len(made.repairs),
         "points": len(made.points),
         "patches": len(made.patches),
     }
@@ -108,10 +108,11 @@ def test_json_tells_everything(shown: Shown) -> None:
     assert now["payload_bytes"] == now["base_bytes"] + now["rendition_bytes"]
     assert now["ratio"] == pytest.approx(held.pixel_bytes / now["payload_bytes"], abs=0.01)
     assert now["parts"]["base_pixels"] < now["base_bytes"]
-    assert now["mends"]["patched_cells"] >= 4  # the region of 32 x 32 pixels touches that many cells
-    assert now["mends"]["share_of_image"] == now["mends"]["patched_cells"] / 320
-    assert former["tried"][:-1] == now["tried"][:-1]
-    assert now["tried"][-1]["verdict"]["figures"]["patch_bytes"] == now["parts"]["patches"]
+    assert now["mends"]["patched"] >= 4  # the region of 32 x 32 pixels touches that many cells
+    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 320
+    assert now["operating_point"] == former["operating_point"], "where the former one passed, so does the new one"
+    assert now["tried"][-1]["point"] == now["point"]
+    assert now["tried"][-1]["failures"] == []
     assert (now["verdict"]["gated"], now["verdict"]["failures"], now["withdrawn"]) == (True, [], "")
     assert now["steps"] is not None
     assert now["verified_at"].endswith("Z")
@@ -151,7 +152,7 @@ def test_text_says_why_an_image_is_exact(shown: Shown) -> None:
     assert "smaller than 256 pixels a side" in done.stdout
     assert "exact" in done.stdout
     done = run("instance", "show", str(shown.ds.SOPInstanceUID), "-c", str(shown.config))
-    for word in ("former rendition", "current rendition", "taken", "patches of 32 x 32 pixels", "fsim_worst_tile"):
+    for word in ("former rendition", "current rendition", "taken", "patches of 32 x 32 pixels", "specks_lost"):
         assert word in done.stdout, word
 
 

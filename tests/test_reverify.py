@@ -41,13 +41,13 @@ from tests.holdings import Holdings, filled
 from tests.samples import breast, mammogram, write
 from tests.test_cli import run as command
 
-LADDER = {"ladder": [{"scale": 1, "coder": "jpegxl", "distance": 0.3, "sample_bits": 12}]}
-OTHER = Terms("mammo", "d" * 64, "steps 1 detail 0", True, "t" * 64)
+SCALES = {"scales": [1]}
+OTHER = Terms("mammo", "d" * 64, "steps 1", True, "t" * 64)
 
 
 def settings(root: Path, receiver: Receiver, upscaler: str, **changes: Any) -> Settings:
     reconstruct = {"upscaler": upscaler, "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
-    return settings_for(root, receiver.port, reconstruct=reconstruct, codec=LADDER, **changes)
+    return settings_for(root, receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
 
 
 def send(archive: Archive, folder: Path, *images: Dataset) -> list[StoredInstance]:

@@ -508,7 +508,7 @@ def rendition_of(made: Encoded, original_uid: str) -> Rendition:
         derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, told),
         upscaler=name,
         method=upscaler.method,
-        generative=True,
+        generative=upscaler.generative,
         weights_digest=weights,
         numerics=upscaler.numerics,
         steps=steps,
