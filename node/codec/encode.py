@@ -295,7 +295,7 @@ class Encoder:
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        found = look(reference, structure, specks=False)
+        found = look(reference, structure, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:

@@ -12,6 +12,7 @@ are filtered by FFT, with a rim of 16 pixels, and nothing is measured where ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -65,17 +66,6 @@ class Lines:
         """Per width, the response that ``share`` (0..1) of all pixels do not exceed."""
         return tuple(float(_percentiles(counts.sum(axis=0)[None], share)[0]) for counts in self.counts)
 
-    def up_to(self, most: Sequence[float]) -> Lines:
-        """The same with responses beyond ``most``, one limit per width, counted as none: such places are repaired."""
-        counts = []
-        for of_level, limit in zip(self.counts, most, strict=True):
-            kept = of_level.copy()
-            beyond = min(int(limit * BINS_PER_UNIT), BINS)
-            kept[:, 0] += kept[:, beyond:].sum(axis=1)
-            kept[:, beyond:] = 0
-            counts.append(kept)
-        return Lines(tuple(counts), self.worst)
-
     def by_square(self, share: float, least: int = 16384) -> tuple[NDArray[np.float64], ...]:
         """The same of each square that has ``least`` pixels of breast, at its own scale."""
         return tuple(
@@ -128,11 +118,15 @@ class LineNoise:
             found.noise.append(_filled(noise))
         return found
 
-    def look(self, error: Float) -> Lines:
-        """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels."""
+    def look(self, error: Float, most: Sequence[float] = (math.inf,) * len(WIDTHS)) -> Lines:
+        """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels.
+
+        ``most``: per width, the response beyond which a place is repaired anyway: its cell and those around it are in
+        ``worst``, and left out of ``counts``.
+        """
         counts = []
-        cells = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
-        worst = np.zeros((len(WIDTHS), *cells), dtype=np.float32)
+        grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
+        worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)
         for level, squares in enumerate(self.squares):
             small, inside = _reduced(error, level), self._inside(level)
             side, of_level = CELL >> level, np.zeros((len(squares), BINS), dtype=np.int64)
@@ -144,11 +138,13 @@ class LineNoise:
                 seen = inside[row : row + height, column : column + width]
                 strongest[:height, :width][~seen] = 0
                 strongest[height:], strongest[:, width:] = 0, 0
+                cells = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
+                target = worst[level, row // side :, column // side :][: SQUARE // side, : SQUARE // side]
+                target[:] = cells[: target.shape[0], : target.shape[1]]
+                if cells.max() > most[level]:
+                    seen = seen & ~_around(cells > most[level], side)[:height, :width]
                 bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
                 of_level[number] = np.bincount(bins, minlength=BINS)
-                most = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
-                target = worst[level, row // side :, column // side :][: SQUARE // side, : SQUARE // side]
-                target[:] = most[: target.shape[0], : target.shape[1]]
             counts.append(of_level)
         return Lines(tuple(counts), worst)
 
@@ -165,6 +161,14 @@ class LineNoise:
         part = torch.from_numpy(noise[:, first : first + down.shape[1], left : left + across.shape[1]].copy())
         fine = torch.matmul(torch.matmul(torch.from_numpy(down), part), torch.from_numpy(across).T)
         return fine.clamp_(min=self.floor / (1 << level))
+
+
+def _around(cells: Mask, side: int) -> Mask:
+    """Cells and their neighbours as pixels of their own scale."""
+    from scipy.ndimage import binary_dilation
+
+    wide = binary_dilation(cells, np.ones((3, 3), dtype=bool))
+    return np.repeat(np.repeat(wide, side, axis=0), side, axis=1)
 
 
 def _measure_noise(responses: torch.Tensor, inside: Mask, square: tuple[int, int], side: int, noise: Float) -> None:
@@ -262,7 +266,7 @@ def _halved(image: Float) -> Float:
     padded = np.concatenate([image[:1], image, image[-1:]])
     inner = padded[1 : 2 * rows + 1 : 2] + padded[2 : 2 * rows + 2 : 2]
     outer = padded[: 2 * rows : 2] + padded[3 : 2 * rows + 2 : 2]
-    return inner * np.float32(3 / 8) + outer * np.float32(1 / 8)
+    return np.asarray(inner * np.float32(3 / 8) + outer * np.float32(1 / 8), dtype=np.float32)
 
 
 def _filled(cells: Float) -> Float:

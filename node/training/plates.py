@@ -159,7 +159,12 @@ def _symmetric(maps: tuple[Tensor, Tensor, Tensor, Tensor], number: int) -> tupl
     def latent(values: Tensor) -> Tensor:
         return to_latent(turned(to_pixels(values[None])))[0]
 
-    return torch.cat([latent(detail), turned(quantisation), turned(phases)]), latent(wanted), turned(share), latent(noise)
+    return (
+        torch.cat([latent(detail), turned(quantisation), turned(phases)]),
+        latent(wanted),
+        turned(share),
+        latent(noise),
+    )
 
 
 def _somewhere(rows: int, columns: int, cells: int, step: int, random: np.random.Generator) -> tuple[Any, ...]:
