@@ -25,7 +25,7 @@ from node.codec.repair import points_for, repairs_for
 from node.codec.repairs import CELL, encode_repairs
 from node.codec.source import Source, read_source
 from node.fidelity.bands import BANDS, band_energies
-from node.fidelity.gate import Reference, Structure, broken_cells, burden, judge, look, measure_noise
+from node.fidelity.gate import Reference, Structure, as_shown, broken_cells, burden, judge, look, measure_noise
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
 from node.upscalers.protocol import Upscaler, UpscaleTask
@@ -483,7 +483,8 @@ def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Energy per octave band of the original less that of the structure, summed over ``inside``."""
-    own, made = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (reference.image, structure))
+    images = reference.image, as_shown(reference, structure)
+    own, made = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in images)
     return np.asarray(own - made)
 
 

@@ -306,12 +306,18 @@ def specks_of(
     reference: Reference, structure: Float, tiles: Sequence[tuple[int, int]]
 ) -> tuple[tuple[Speck, ...], tuple[Speck, ...]]:
     """The original's specks with the share of their contrast that is kept, and the structure's own."""
+    structure = as_shown(reference, structure)
 
     def one(tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
         return specks_of_tile(reference.bright(structure, tile), reference.truth(tile), tile)
 
     found = on_all_cores(one, tiles)
     return tuple(speck for kept, _ in found for speck in kept), tuple(speck for _, new in found for speck in new)
+
+
+def as_shown(reference: Reference, structure: Float) -> Float:
+    """The structure with the original's padding: a step to padding reaches into the filters beside it."""
+    return structure if reference.counted.all() else np.where(reference.counted, structure, reference.image)
 
 
 def _tile_counts(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
