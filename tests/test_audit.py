@@ -356,7 +356,7 @@ def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audit
 def test_the_command_beside_a_running_node(archive: Archive, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     told = archive.node.settings.model_dump(mode="json", include={"storage": {"root"}, "reconstruct": True})
-    config.write_text(yaml.safe_dump({**told, "codec": LADDER}), encoding="utf-8")
+    config.write_text(yaml.safe_dump({**told, "codec": SCALES}), encoding="utf-8")
     done = command("audit", "run", "--sample", "1", "--json", "--config", str(config))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
