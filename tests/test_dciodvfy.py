@@ -209,7 +209,7 @@ def all_made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mad
     folder = tmp_path_factory.mktemp("dciodvfy")
     (folder / "received").mkdir()
     settings: dict[str, Any] = {
-        "codec": {"scales": [2], "effort": 3},
+        "codec": {"scales": [1], "effort": 3},
         "reconstruct": {"upscaler": "bicubic"},
     }
     sent = {}

@@ -252,6 +252,7 @@ def test_an_instance_comes_back_as_it_was_added(index: Index) -> None:
         pixel_bytes=32,
         state=InstanceState.RECEIVED,
         reason="",
+        reason_code=ReasonCode.NONE,
         received_at=found.received_at,
         calling_aet="MODALITY",
         rendition=None,

@@ -122,12 +122,12 @@ def test_until_verified_the_original_is_served(quiet_archive: Archive, tmp_path:
     assert data_set_bytes(quiet_archive.receiver.received[ds.SOPInstanceUID]) == data_set_bytes(sent)
 
 
-HALF_SIZE = {"scales": [2]}
+FULL_SIZE = {"scales": [1]}
 
 
 @pytest.mark.slow
 def test_a_study_of_several_kinds(receiver: Receiver, tmp_path: Path) -> None:
-    with Node(settings_for(tmp_path / "archive", receiver.port, codec=HALF_SIZE)) as node:
+    with Node(settings_for(tmp_path / "archive", receiver.port, codec=FULL_SIZE)) as node:
         several_kinds(Archive(node, receiver), tmp_path)
 
 

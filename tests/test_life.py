@@ -21,12 +21,12 @@ from node.config import load
 from node.dimse.client import Receiver
 from storage.errors import ConfigError, UnknownUid
 from storage.payload import decode_rendition
-from storage.records import InstanceState, StoredInstance, Tier
+from storage.records import InstanceState, StoredInstance, StoredRendition, Tier
 from tests.annotations import cad_report, finding, scoord, selected_from
 from tests.conftest import Archive, wait_for
 from tests.samples import breast, mammogram
 from tests.test_cli import run as command
-from tests.test_regions import SCALES, current, send
+from tests.test_renditions import send
 
 PATCH_COLOUR = (255, 170, 0)
 
@@ -41,6 +41,14 @@ class Shown:
     small: Dataset
     former: StoredInstance
     held: StoredInstance
+
+
+SCALES = {"scales": [1]}
+
+
+def current(held: StoredInstance) -> StoredRendition:
+    assert held.rendition is not None
+    return held.rendition
 
 
 def run(*arguments: str) -> Result:

@@ -56,7 +56,7 @@ def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Rece
 
 def test_a_peer_without_texture_gets_the_structure_alone(tmp_path: Path, receiver: Receiver) -> None:
     """One payload, two objects: each peer finds and gets that of its texture, and the other one by its own UID."""
-    settings = settings_for(tmp_path / "a", receiver.port, codec={"scales": [2]})
+    settings = settings_for(tmp_path / "a", receiver.port, codec={"scales": [1]})
     plain = settings.peers[1].model_copy(update={"ae_title": "MEASURER", "texture": Texture.NONE})
     settings = settings.model_copy(update={"peers": (*settings.peers, plain)})
     ds = mammogram()

@@ -25,7 +25,6 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from node.jobs.runner import Runner
 from node.upscalers.installed import Installed
-from node.upscalers.mammo import SHIPPED, Mammo
 from node.workers.pool import WorkerPool
 from storage.index import Index
 from storage.index.connection import writing
@@ -93,7 +92,7 @@ def reverified(node: Node) -> dict[str, Any]:
 
 
 def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: Path, receiver: Receiver) -> None:
-    ds, root = mammogram(breast(400, 380)), tmp_path / "a"
+    ds, root = mammogram(breast(640, 512)), tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
         archive = Archive(node, receiver)
         (held,) = send(archive, tmp_path, ds)
@@ -201,6 +200,8 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
 def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from node.upscalers.mammo import SHIPPED, Mammo
+
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
     config = folder / "config.json"
     config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be
