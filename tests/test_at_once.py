@@ -34,7 +34,7 @@ TWO = {"archivist": {"poll": 0.1, "at_once": 2}}
 
 def sent(archive: Archive, folder: Path, count: int) -> dict[str, Any]:
     """Mammograms stored over one association, by UID."""
-    images = [mammogram(breast(seed=number)) for number in range(count)]
+    images = [mammogram(breast(seed=number % 4)) for number in range(count)]
     paths = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in images]
     statuses: list[int] = []
     client.store(paths, archive.address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
