@@ -30,7 +30,7 @@ from node.upscalers.sd_x2 import SdX2
 from storage.index import Index
 from storage.levels import levels_of
 from storage.objects import ObjectStore
-from storage.records import Claim, InstanceState, NewInstance, NewRendition, Rung, Verdict
+from storage.records import Claim, InstanceState, NewInstance, NewRendition, OperatingPoint, ReasonCode, Verdict
 from tests import test_cli, tiny_sd
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
@@ -126,27 +126,31 @@ class Archive:
         assert claim is not None
         return digest, claim
 
-    def rest(self, ds: Dataset, folder: Path, state: InstanceState, reason: str = "", **made_with: str) -> str:
+    def rest(
+        self, ds: Dataset, folder: Path, state: InstanceState, code: ReasonCode = ReasonCode.NONE, **made_with: str
+    ) -> str:
         """Take an instance in and bring it to rest, with a rendition where ``made_with`` names its model."""
         digest, claim = self.hold(ds, folder)
         if made_with:
             assert self.index.finish_with(claim, state, rendition(ds.SOPInstanceUID, **made_with))
         else:
-            assert self.index.finish(claim, state, reason)
+            assert self.index.finish(claim, state, code)
         return digest
 
 
 def rendition(uid: str, upscaler: str = "mammo", weights_digest: str = "") -> NewRendition:
     return NewRendition(
         derived_uid=f"{uid}.1",
+        structure_uid=f"{uid}.2",
         base_digest=hashlib.sha256(uid.encode()).hexdigest(),
         base_bytes=70,
         rendition_digest=hashlib.sha256(uid.encode() + b"r").hexdigest(),
         rendition_bytes=30,
-        rung="x2 jpegxl d0.3",
+        point=OperatingPoint(2, "jpegxl", 0.3),
         upscaler=upscaler,
         weights_digest=weights_digest,
         output_digest="0" * 64,
+        structure_digest="0" * 64,
         verdict=VERDICT,
         tried=(),
         seconds=1.0,
@@ -325,8 +329,8 @@ def test_originals_to_learn_from_are_those_a_reconstruction_was_tried_of(archive
     for state, reason, learned_from in (
         (InstanceState.VERIFIED, "", True),
         (InstanceState.EXACT, "not a class of the allow-list", False),
-        (InstanceState.EXACT, "no rung passed the gate: tile FSIM mean", True),
-        (InstanceState.FAILED, "no rung passed the gate: or so it says", False),
+        (InstanceState.EXACT, ReasonCode.GATE, True),
+        (InstanceState.FAILED, ReasonCode.GATE, False),
         (InstanceState.MEASURED, "", True),
     ):
         digest = archive.rest(mammogram(breast(256, 256)), tmp_path, state, reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import struct
 import zlib
 from pathlib import Path
@@ -17,18 +16,16 @@ from PIL import Image
 from pydicom import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from node.codec.guide import LEVEL_TILE, measure_levels, unit_map
 from node.fidelity.regions import breast_mask
 from node.training import plates
 from node.training.pictures import NoPictures, Picture, picture_files, read_picture, read_pictures
-from node.training.plates import Plate, code, crops, degrade, make_plate, piece_of
-from node.upscalers.network import STRIDE, UNSHUFFLE, to_pixels
-from storage.coarseness import Coarseness
+from node.training.plates import Plate, coded, crops, degrade, make_plate
+from node.upscalers.network import LATENT, SEEN, STRIDE, UNSHUFFLE, to_pixels
 from storage.errors import LatentPacsError
-from storage.records import Rung
 from tests.samples import breast, mammogram, write
 
 Pixels = NDArray[np.uint16]
+Float = NDArray[np.float32]
 
 
 def save(pixels: NDArray[Any], path: Path, **options: Any) -> Path:
@@ -279,17 +276,18 @@ def picture(rows: int = 320, columns: int = 256, *, seed: int = 0, bits: int = 1
     return Picture(str(seed), pixels, bits, Dataset(), False, breast_mask(pixels, "MONOCHROME2"))
 
 
-def jpegxl(scale: int, distance: float) -> Rung:
-    return Rung(scale=scale, coder="jpegxl", distance=distance, effort=7, sample_bits=12)
-
-
-def tissue(seed: int = 0) -> Pixels:
+def tissue(seed: int = 0) -> Float:
     """256 x 256 pixels of breast without air."""
-    return breast(640, 512, seed=seed)[192:448, :256]
+    return breast(640, 512, seed=seed)[192:448, :256].astype(np.float32)
+
+
+def plate_of(pixels: Float, scale: int = 2, distance: float = 0.6, *, inside: NDArray[np.bool_] | None = None) -> Plate:
+    where = np.ones(pixels.shape, dtype=bool) if inside is None else inside
+    return degrade(pixels, where, scale, distance, np.random.default_rng(1))
 
 
 def parts(plate: Plate) -> tuple[torch.Tensor, ...]:
-    return plate.seen, plate.wanted, plate.share, plate.rung
+    return plate.seen, plate.wanted, plate.share, plate.point, plate.noise
 
 
 def same(one: Plate, other: Plate) -> bool:
@@ -308,157 +306,111 @@ def test_a_plate_is_a_function_of_pictures_seed_and_number() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "sides"), [(330, 270, {64, 80}), (1100, 800, {192, 256})])
 def test_the_shape_of_a_plate(rows: int, columns: int, sides: set[int]) -> None:
-    """Multiples of 64 pixels, at most 1024 x 768, in either orientation."""
+    """Multiples of 16 pixels, at most 1024 x 768, in either orientation."""
     plate = make_plate([picture(rows, columns)], 1, 1)
     height, width = plate.share.shape
     assert {height, width} == sides
-    assert plate.seen.shape == (17, height, width)
-    assert plate.wanted.shape == (16, height, width)
-    assert plate.rung.shape == (3,)
-    assert {part.dtype for part in parts(plate)[:3]} == {torch.float16}
-    assert plate.rung.dtype == torch.float32
+    assert plate.seen.shape == (SEEN, height, width)
+    assert plate.wanted.shape == plate.noise.shape == (LATENT, height, width)
+    assert plate.point.shape == (3,)
+    assert {part.dtype for part in (plate.seen, plate.wanted, plate.share, plate.noise)} == {torch.float16}
+    assert plate.point.dtype == torch.float32
     assert all(bool(torch.isfinite(part).all()) for part in parts(plate))
-    assert 0 <= float(plate.share.min()) <= float(plate.share.max()) <= 1
+    assert set(plate.share.unique().tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("rung", [jpegxl(1, 2.0), jpegxl(2, 0.6), jpegxl(4, 0.3)], ids=str)
-def test_what_is_wanted_has_unit_variance_and_leads_back_to_the_original(rung: Rung) -> None:
+@pytest.mark.parametrize(("scale", "distance"), [(1, 2.0), (2, 0.6), (4, 0.3)])
+def test_what_is_wanted_has_unit_variance_and_so_has_noise(scale: int, distance: float) -> None:
     pixels = tissue()
-    inside = np.ones((4, 4), dtype=bool)
-    inside[0, 3] = False
-    plate = degrade(pixels, inside, rung, 0.8)
-    followed = plate.wanted.float()[:, plate.share == 1]
-    assert followed.shape[1] > 0.7 * plate.share.numel()
-    assert float(followed.std()) == pytest.approx(1, abs=0.15)
-    assert float(plate.wanted.abs().max()) <= 6
-    image = code(pixels, rung)[2]
-    unit = unit_map(measure_levels(pixels - image, inside), *pixels.shape)
+    inside = np.ones(pixels.shape, dtype=bool)
+    inside[:64, 192:] = False
+    plate = plate_of(pixels, scale, distance, inside=inside)
+    assert float(plate.wanted.float()[:, plate.share > 0].std()) == pytest.approx(1, abs=0.2)
+    assert float(plate.noise.float().std()) == pytest.approx(1, abs=0.2)
+    assert float(plate.wanted.abs().max()) <= 8
+    assert not plate.share[:16, 48:].any()
+    assert not plate.wanted[:, :16, 48:].any()
+    residual = pixels - coded(pixels, scale, distance).lifted
     wanted = to_pixels(plate.wanted.float()[None])[0, 0].numpy()
-    reached = np.abs(wanted) < 5.9
-    np.testing.assert_allclose((image + wanted * unit)[reached], pixels[reached], atol=0.01 * unit.max())
-    assert plate.share[0, -1] == 0
+    there = np.corrcoef(wanted[inside], residual[inside])[0, 1]
+    assert there > 0.9
 
 
-def test_less_is_told_of_the_noise_than_there_is() -> None:
-    """The last channel is the base's quantisation, in octaves; ``told`` moves it and nothing else."""
-    pixels, inside = tissue(), np.ones((4, 4), dtype=bool)
-    whole, half = (degrade(pixels, inside, jpegxl(2, 0.6), told) for told in (1.0, 0.5))
-    assert torch.equal(whole.seen[:16], half.seen[:16])
-    assert torch.equal(whole.wanted, half.wanted)
-    np.testing.assert_allclose((whole.seen[16] - half.seen[16]).float().numpy(), 1 / 3, atol=2e-3)
+def test_a_coarser_base_is_smaller_and_further_off() -> None:
+    fine, coarse = coded(tissue(), 2, 0.3), coded(tissue(), 2, 3.0)
+    assert fine.size > coarse.size
+    assert fine.quantisation < coarse.quantisation
+    np.testing.assert_allclose(fine.operator.down(fine.lifted), fine.samples, atol=0.05)
 
 
-def test_every_kind_of_rung_and_orientation_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
-    met: list[tuple[Pixels, Rung, float]] = []
-    maps: list[Coarseness] = []
-    empty = Plate(*[torch.zeros(1)] * 4)
+def test_every_scale_distance_and_orientation_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[tuple[Float, int, float]] = []
+    empty = Plate(*[torch.zeros(1)] * 5)
 
-    def note(
-        pixels: Pixels, inside: NDArray[np.bool_], rung: Rung, told: float, coarseness: Coarseness | None
-    ) -> Plate:
-        assert inside.shape == (pixels.shape[0] // LEVEL_TILE, pixels.shape[1] // LEVEL_TILE)
+    def note(pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, _: np.random.Generator) -> Plate:
+        assert inside.shape == pixels.shape
         assert inside.any()
-        met.append((pixels, rung, told))
-        if coarseness is not None:
-            assert rung.distance
-            assert (coarseness.rows, coarseness.columns) == pixels.shape
-            maps.append(coarseness)
+        met.append((pixels, scale, distance))
         return empty
 
     monkeypatch.setattr(plates, "degrade", note)
     pictures = [picture(), picture(bits=8), picture(bits=14)]
     for number in range(120):
         make_plate(pictures, 1, number)
-    scales = [rung.scale for _, rung, _ in met]
+    scales = [scale for _, scale, _ in met]
     assert set(scales) == {1, 2, 4}
-    assert min(scales.count(1), scales.count(2) // 4, scales.count(4) // 3) >= 6
+    assert scales.count(2) > scales.count(1) + scales.count(4)
     assert {pixels.shape for pixels, _, _ in met} == {(320, 256), (256, 320)}
-    assert all(pixels.dtype == np.uint16 and pixels.max() <= 4095 for pixels, _, _ in met)
+    assert all(pixels.dtype == np.float32 and pixels.min() >= 0 and pixels.max() <= 4095 for pixels, _, _ in met)
     assert all(np.percentile(pixels, 99) > 300 for pixels, _, _ in met)  # whatever their bits, all are 12 now
-    distances = [rung.distance for _, rung, _ in met]
-    assert 0.0 in distances
-    assert 0.07 <= min(distance for distance in distances if distance) < 0.2
-    assert 1.2 < max(distances) <= 4
-    assert all(rung.distance >= 0.5 for _, rung, _ in met if rung.scale == 1 and rung.coder == "jpegxl")
-    coders = [rung.coder for _, rung, _ in met]
-    assert 20 < coders.count("avif") < 65
-    assert 15 < len(maps) < 60
-    assert len({int(np.median(each.steps)) for each in maps}) > 5
-    assert min(told for _, _, told in met) >= 0.6
-    assert max(told for _, _, told in met) <= 1.0
+    distances = [distance for _, scale, distance in met if scale == 2]
+    assert 0.3 <= min(distances) < 0.4
+    assert 3.5 < max(distances) <= 5
 
 
-def test_a_piece_is_the_picture_as_it_is() -> None:
-    for bits in (8, 12, 14):
-        own = picture(256, 320, bits=bits)
-        pixels, inside = piece_of(own, np.random.default_rng(1))
-        expected = np.clip(np.rint(own.pixels * 2.0 ** (12 - bits)), 0, 4095)
-        assert pixels.dtype == np.uint16
-        assert np.array_equal(pixels, expected)
-        assert inside.shape == (4, 5)
-        assert np.array_equal(inside, own.mask.reshape(4, 4, 5, 4).any(axis=(1, 3)))
+def test_crops_are_cut_at_whole_cells_and_belong_together() -> None:
+    """What is wanted, turned back by brute force, is found in the plate at the place of what is seen."""
+    plate = plate_of(tissue())
+    whole = to_pixels(plate.wanted.float()[None])[0, 0]
+    views = [
+        image
+        for turned in (whole, whole.T)
+        for image in (turned, turned.flip(0), turned.flip(1), turned.flip(0).flip(1))
+    ]
+    detail = to_pixels(plate.seen[:LATENT].float()[None])[0, 0]
+    same_views = [
+        image
+        for turned in (detail, detail.T)
+        for image in (turned, turned.flip(0), turned.flip(1), turned.flip(0).flip(1))
+    ]
+    seen, wanted, share, point, noise = crops([plate], 64, 12, np.random.default_rng(3))
+    assert seen.shape == (12, SEEN, 16, 16)
+    assert wanted.shape == noise.shape == (12, LATENT, 16, 16)
+    assert share.shape == (12, 1, 16, 16)
+    assert torch.equal(point, plate.point.expand(12, 3))
+    found = set()
+    for crop, its_detail in zip(to_pixels(wanted)[:, 0], to_pixels(seen[:, :LATENT])[:, 0], strict=True):
+        for number, (view, other) in enumerate(zip(views, same_views, strict=True)):
+            places = [
+                (top, left)
+                for top in range(0, 256 - 63, STRIDE)
+                for left in range(0, 256 - 63, STRIDE)
+                if torch.equal(view[top : top + 64, left : left + 64], crop)
+            ]
+            if places:
+                (top, left) = places[0]
+                assert torch.equal(other[top : top + 64, left : left + 64], its_detail)
+                found.add(number)
+    assert len(found) > 3
 
 
-# --- the base of a plate ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rung", [jpegxl(1, 1.0), jpegxl(2, 0.6), jpegxl(2, 0.0), jpegxl(4, 1.2)], ids=str)
-def test_the_lift_is_consistent_with_the_decoded_base(rung: Rung) -> None:
-    pixels = tissue()
-    decoded, plain, consistent, rms = code(pixels, rung)
-    operator = plates.Operator(*pixels.shape, rung.scale)
-    assert decoded.shape == (256 // rung.scale, 256 // rung.scale)
-    assert plain.shape == consistent.shape == pixels.shape
-    np.testing.assert_allclose(operator.down(consistent), decoded, atol=0.02)
-    error = operator.down(pixels) - decoded
-    assert rms == pytest.approx(float(np.sqrt(np.square(error).mean())), rel=1e-3)
-    if rung.distance == 0:
-        assert np.array_equal(decoded, np.clip(np.rint(operator.down(pixels)), 0, 4095))
-        assert rms == pytest.approx(1 / math.sqrt(12), rel=0.05)
-    if rung.scale > 1:
-        assert np.abs(operator.down(plain) - decoded).max() > 1  # and plain bicubic is not
-
-
-# --- crops --------------------------------------------------------------------------------------------------------
-
-
-def numbered(rows: int = 48, columns: int = 64) -> Plate:
-    """A plate whose channels say where they are: row, column."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    place = torch.stack([row, column]).half()
-    share = torch.ones(rows, columns).half()
-    share[:, : columns // 2] = 0
-    return Plate(place.repeat(9, 1, 1)[:17], place.repeat(8, 1, 1), share, torch.tensor([1.0, 2.0, 3.0]))
-
-
-def test_crops_are_of_one_place_on_the_coarsest_grid() -> None:
-    seen, wanted, share, rung = crops([numbered()], 64, 40, np.random.default_rng(1))
-    assert (seen.shape, wanted.shape, share.shape, rung.shape) == (
-        (40, 17, 16, 16),
-        (40, 16, 16, 16),
-        (40, 1, 16, 16),
-        (40, 3),
-    )
-    assert {part.dtype for part in (seen, wanted, share, rung)} == {torch.float32}
-    assert torch.equal(seen[:, :16], wanted)
-    top, left = seen[:, 0, 0, 0], seen[:, 1, 0, 0]
-    for corner in (top, left):
-        assert not (corner % (STRIDE // UNSHUFFLE)).any()
-        assert len(set(corner.tolist())) > 4
-    assert torch.equal(seen[:, 0, :, 0] - top[:, None], torch.arange(16.0).expand(40, 16))
-    assert torch.equal(share[:, 0], (seen[:, 1] >= 32).float())
-    assert float((share.mean(dim=(1, 2, 3)) > 0.5).float().mean()) > 0.9  # they look for the breast
-
-
-def test_crops_as_large_as_the_plate_and_crops_of_nothing() -> None:
-    whole = numbered(16, 16)
-    nothing = Plate(whole.seen, whole.wanted, torch.zeros(16, 16).half(), whole.rung)
-    seen = crops([nothing], 64, 2, np.random.default_rng(1))[0]
-    assert torch.equal(seen, whole.seen.float().expand(2, 17, 16, 16))
-
-
-def test_crops_are_a_function_of_the_random_state() -> None:
-    deck = [make_plate([picture()], 1, number) for number in range(2)]
-    one, other, next_one = (crops(deck, 64, 3, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[0], next_one[0])
+def test_the_grid_of_the_coder_turns_with_the_image() -> None:
+    """A crop of a mirrored plate has the phases that the mirrored block would have: sine negated, cosine kept."""
+    plate = plate_of(tissue())
+    cells = 64 // UNSHUFFLE
+    seen, *_ = crops([plate], 64, 16, np.random.default_rng(3))
+    squares = seen[:, -4:].square()
+    torch.testing.assert_close(squares[:, 0] + squares[:, 1], torch.ones(16, cells, cells), atol=2e-3, rtol=0)
+    torch.testing.assert_close(squares[:, 2] + squares[:, 3], torch.ones(16, cells, cells), atol=2e-3, rtol=0)
+    steps = torch.atan2(seen[:, -4], seen[:, -3]).diff(dim=1)
+    assert set(torch.sign(torch.sin(steps)).flatten().tolist()) == {1.0}  # whatever way it was turned

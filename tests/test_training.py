@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -16,34 +17,21 @@ import torch
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from node.codec.engine import make_base, reconstruct
-from node.codec.guiding import guided
-from node.fidelity.gate import Reference
 from node.fidelity.regions import breast_mask
-from node.fidelity.spectrum import BANDS, band_edges, closer_in_every_band, power_spectrum, relative_power
 from node.training import evaluate as evaluation
 from node.training import trainer
-from node.training.baseline import DISTANCES, DampedBicubic, damping_at, fit_damping
-from node.training.evaluate import evaluate, latent_ceiling, original_of, summary
+from node.training.evaluate import bytes_at_limits, evaluate, summary
 from node.training.pictures import Picture
-from node.training.plates import code, degrade, piece_of
+from node.training.plates import degrade
 from node.training.trainer import CHECKPOINT, CheckpointError, Plan, Progress, TrainingFailed, train
 from node.upscalers.mammo import WEIGHTS, Mammo, load_network, save_network
-from node.upscalers.network import MammoNetwork, to_latent, to_pixels
-from node.upscalers.protocol import UpscaleTask
+from node.upscalers.network import SEEN, MammoNetwork, to_latent, to_pixels
 from storage.errors import LatentPacsError
-from storage.payload import seed_of
-from storage.records import Rung
-from storage.resample import Operator
 from tests.samples import breast
 
 Pixels = NDArray[np.uint16]
 
-TINY = Plan(steps=6, width=8, blocks=(1, 1, 1), batch=2, crop=64, deck=2, renew=2)
-
-
-def jpegxl(scale: int, distance: float) -> Rung:
-    return Rung(scale=scale, coder="jpegxl", distance=distance, effort=7, sample_bits=12)
+TINY = Plan(steps=6, width=8, wide=16, blocks=(1, 1, 1), batch=2, crop=64, deck=2, renew=2)
 
 
 def ribbed(rows: int = 256, columns: int = 256, *, seed: int = 0, air: int = 0) -> Pixels:
@@ -98,10 +86,11 @@ def same_weights(one: MammoNetwork, other: MammoNetwork) -> bool:
 
 def mean_error(network: MammoNetwork) -> float:
     """Squared error of the posterior mean on a picture that was not trained on, in units of the missing detail's."""
-    plate = degrade(ribbed(256, 256, seed=9), np.ones((4, 4), dtype=bool), jpegxl(2, 0.3), 0.8)
+    everywhere = np.ones((256, 256), dtype=bool)
+    plate = degrade(ribbed(seed=9).astype(np.float32), everywhere, 2, 0.5, np.random.default_rng(1))
     wanted, seen = plate.wanted.float()[None], plate.seen.float()[None]
     with torch.inference_mode():
-        guess = network(torch.zeros_like(wanted), seen, torch.ones(1), plate.rung[None])
+        guess = network(torch.zeros_like(wanted), seen, torch.zeros(1), plate.point[None]) * (2 / np.pi)
     return float(torch.square(guess - wanted).mean())
 
 
@@ -127,7 +116,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def awake(width: int = 8, blocks: tuple[int, int, int] = (1, 1, 1), seed: int = 1) -> MammoNetwork:
     """A network whose every layer does something: fresh ones are zero at the ends."""
     torch.manual_seed(seed)
-    network = MammoNetwork(width=width, blocks=blocks)
+    network = MammoNetwork(width=width, wide=2 * width, blocks=blocks)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3 / max(parameter[0].numel(), 1) ** 0.5)
@@ -135,25 +124,33 @@ def awake(width: int = 8, blocks: tuple[int, int, int] = (1, 1, 1), seed: int = 
 
 
 def inputs(rows: int = 24, columns: int = 32, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """noisy, seen and rung for one image of so many latent cells."""
+    """x, seen and point for one image of so many latent cells."""
     random = torch.Generator().manual_seed(seed)
-    noisy, seen = (torch.randn(1, channels, rows, columns, generator=random) for channels in (16, 17))
-    return noisy, seen, torch.tensor([[1.0, -0.3, 0.0]])
+    x, seen = (torch.randn(1, channels, rows, columns, generator=random) for channels in (16, SEEN))
+    return x, seen, torch.tensor([[0.0, 1.0, -0.3]])
 
 
-def test_the_posterior_mean_hears_no_noise() -> None:
+def test_at_the_start_no_draw_is_heard() -> None:
     network = awake()
-    noisy, seen, rung = inputs()
-    one, other = (network(x, seen, torch.ones(1), rung) for x in (noisy, noisy * -37))
+    x, seen, point = inputs()
+    one, other = (network(drawn, seen, torch.zeros(1), point) for drawn in (x, x * -37))
     assert torch.equal(one, other)
     assert float(one.std()) > 0
-    assert not torch.equal(network(noisy, seen, torch.tensor([0.5]), rung), network(-noisy, seen, torch.ones(1), rung))
+    later = torch.tensor([0.5])
+    assert not torch.equal(network(x, seen, later, point), network(-x, seen, later, point))
 
 
-def test_without_noise_nothing_is_left_to_guess() -> None:
-    network = awake()
-    noisy, seen, rung = inputs()
-    assert torch.equal(network(noisy, seen, torch.zeros(1), rung), noisy)
+def test_an_untrained_network_has_no_velocity() -> None:
+    x, seen, point = inputs()
+    assert not MammoNetwork(width=8, wide=16)(x, seen, torch.tensor([0.5]), point).any()
+
+
+def test_a_trunk_of_half_precision_ends_in_full() -> None:
+    network, x = awake(), inputs()
+    whole = network(x[0], x[1], torch.tensor([0.5]), x[2])
+    half = network.with_trunk(torch.bfloat16)(x[0], x[1], torch.tensor([0.5]), x[2])
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, atol=0.05 * float(whole.std()), rtol=0.05)
 
 
 def test_the_latent_is_the_image_itself() -> None:
@@ -169,15 +166,15 @@ def test_a_pixel_depends_on_its_surroundings_as_far_as_the_halo_and_no_further(b
     network = awake(blocks=blocks)
     cells = network.halo // 4
     size = 2 * (cells + 8)
-    noisy, seen, rung = inputs(size, size)
-    time = torch.tensor([0.5])
-    before = network(noisy, seen, time, rung)
+    x, seen, point = inputs(size, size)
+    t = torch.tensor([0.5])
+    before = network(x, seen, t, point)
     reach = 0
     for row, column in ((cells + 8, cells + 8), (cells + 9, cells + 9)):  # both phases of the coarse grid
-        moved, other = noisy.clone(), seen.clone()
+        moved, other = x.clone(), seen.clone()
         moved[..., row, column] += 5
         other[..., row, column] -= 5
-        changed = (network(moved, other, time, rung) != before).any(dim=1)[0].nonzero()
+        changed = (network(moved, other, t, point) != before).any(dim=1)[0].nonzero()
         assert len(changed)
         reach = max(reach, int((changed - torch.tensor([row, column])).abs().max()))
     assert reach * 4 <= network.halo
@@ -186,16 +183,14 @@ def test_a_pixel_depends_on_its_surroundings_as_far_as_the_halo_and_no_further(b
 
 def test_a_model_saved_and_loaded_as_diffusers_does_is_the_same_model(tmp_path: Path) -> None:
     network = awake(blocks=(1, 2, 1))
-    network.register_to_config(damping=[[2, 0.1, 0.25]])
     save_network(network, tmp_path)
-    noisy, seen, rung = inputs()
-    expected = network(noisy, seen, torch.tensor([0.4]), rung)
+    x, seen, point = inputs()
+    expected = network(x, seen, torch.tensor([0.4]), point)
     for loaded in (
         load_network(tmp_path),
         MammoNetwork.from_pretrained(str(tmp_path), low_cpu_mem_usage=False),
     ):
-        assert torch.equal(loaded(noisy, seen, torch.tensor([0.4]), rung), expected)
-        assert loaded.config.damping == [[2, 0.1, 0.25]]
+        assert torch.equal(loaded(x, seen, torch.tensor([0.4]), point), expected)
         assert loaded.halo == network.halo
         assert not loaded.training
 
@@ -205,16 +200,28 @@ def test_a_model_saved_and_loaded_as_diffusers_does_is_the_same_model(tmp_path: 
 
 def test_it_learns_what_the_base_cannot_hold(learned: Path) -> None:
     """The grid is lost in every base, and is the same in every picture: forty steps suffice."""
-    before, after = mean_error(MammoNetwork(width=8, blocks=(1, 1, 1))), mean_error(load_network(learned))
+    before, after = mean_error(MammoNetwork(width=8, wide=16, blocks=(1, 1, 1))), mean_error(load_network(learned))
     assert before == pytest.approx(1, abs=0.3)
     assert after < 0.4 * before
 
 
-def test_the_ablation_learns_too_and_differently(learned: Path, tmp_path: Path) -> None:
-    regression = run(tmp_path, replace(ENOUGH, mean_share=1.0))
+def test_a_regression_of_the_mean_alone_learns_too_and_differently(learned: Path, tmp_path: Path) -> None:
+    regression = run(tmp_path, replace(ENOUGH, zero_share=1.0))
     assert mean_error(regression) < 0.4
     assert not same_weights(regression, load_network(learned))
-    assert checkpoint(tmp_path)["plan"]["mean_share"] == 1.0
+
+
+def test_band_energies_add_up_to_what_bands_hold() -> None:
+    """By Parseval: as filtering in space would give, on a pattern that wraps around."""
+    x = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    found = trainer.band_energies(x)
+    spectrum = torch.fft.fft2(x[:, 0])
+    squared = torch.fft.fftfreq(64)[:, None].square() + torch.fft.fftfreq(64)[None].square()
+    passed = [torch.ones_like(squared)]
+    passed += [torch.exp(-2 * torch.pi**2 * sigma**2 * squared) for sigma in (0.7, 1.4, 2.8, 5.6)]
+    for band, (fine, coarse) in enumerate(itertools.pairwise(passed)):
+        pixels = torch.fft.ifft2(spectrum * (fine - coarse)).real
+        torch.testing.assert_close(found[:, band], pixels.square().mean(dim=(1, 2)))
 
 
 def test_progress_is_reported_step_by_step_and_decided_by_the_seed(straight: Path, tmp_path: Path) -> None:
@@ -227,22 +234,20 @@ def test_progress_is_reported_step_by_step_and_decided_by_the_seed(straight: Pat
     assert losses[0] != checkpoint(straight)["losses"][0]
 
 
-def test_the_result_is_a_model_with_its_baseline(straight: Path) -> None:
+def test_the_result_is_a_model(straight: Path) -> None:
     network = load_network(straight)
     assert network.config.width == 8
-    assert network.config.damping == fit_damping(PICTURES[:1], TINY.seed)
-    assert [point[:2] for point in network.config.damping] == [[scale, d] for scale in (2, 4) for d in DISTANCES]
     assert Mammo(straight).weights_digest == Mammo(straight).weights_digest
 
 
 def test_a_gpu_gets_batches_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(TINY, mean_share=1.0)
+    plan = replace(TINY, zero_share=1.0)
     assert plan.sized_for("cpu") == plan
     monkeypatch.setattr(trainer, "_device", lambda name: torch.device("cuda"))
     larger = plan.sized_for("auto")
     assert larger.batch > plan.batch
     assert larger.deck > plan.deck
-    assert (larger.steps, larger.width, larger.mean_share, larger.seed) == (plan.steps, plan.width, 1.0, plan.seed)
+    assert (larger.steps, larger.width, larger.zero_share, larger.seed) == (plan.steps, plan.width, 1.0, plan.seed)
 
 
 # --- going on -----------------------------------------------------------------------------------------------------
@@ -345,7 +350,7 @@ def test_a_checkpoint_of_another_kind_is_refused(straight: Path, tmp_path: Path,
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
-    network = MammoNetwork(width=8, blocks=(1, 1, 1))
+    network = MammoNetwork(width=8, wide=16, blocks=(1, 1, 1))
     with torch.no_grad():
         network.enter.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(TrainingFailed, match="step 1 is not finite"):
@@ -402,178 +407,50 @@ def test_fine_tuning_a_model_of_another_size_resumes_too(learned: Path, tmp_path
     assert checkpoint(tmp_path)["step"] == 2
 
 
-# --- the baseline -------------------------------------------------------------------------------------------------
-
-
-def test_the_fitted_damping_is_no_worse_than_either_end() -> None:
-    """Pictures of 256 pixels: their pieces are all of them."""
-    pictures = [picture(breast(640, 512, seed=seed)[192:448, :256]) for seed in (1, 2)]
-    fitted = fit_damping(pictures, seed=1)
-    assert [(scale, distance) for scale, distance, _ in fitted] == [(s, d) for s in (2, 4) for d in DISTANCES]
-    assert all(0 <= damping <= 1 for _, _, damping in fitted)
-    assert max(damping for _, _, damping in fitted) > 0.05
-    for scale, distance, damping in fitted[1::2]:
-        errors = np.zeros(3)
-        for each in pictures:
-            pixels, inside = piece_of(each, np.random.default_rng(5))
-            share = np.kron(inside, np.ones((64, 64)))
-            plain, consistent = code(pixels, jpegxl(int(scale), distance))[1:3]
-            for number, weight in enumerate((0.0, damping, 1.0)):
-                image = consistent + weight * (plain - consistent)
-                errors[number] += float((np.square(pixels - image, dtype=np.float64) * share).sum())
-        assert errors[1] <= errors[[0, 2]].min() * (1 + 1e-5)
-
-
-def test_damped_bicubic_goes_from_consistent_to_plain() -> None:
-    operator = Operator(256, 200, 2)
-    base = operator.down(breast(256, 256)[:, :200])
-    task = UpscaleTask(base, operator, 0, 4095, 1, 0, jpegxl(2, 0.6))
-    consistent, half, plain = (DampedBicubic(damping).upscale(task) for damping in (0.0, 0.5, 1.0))
-    assert consistent.texture is None
-    assert np.array_equal(consistent.image, operator.lift(base))
-    np.testing.assert_allclose(plain.image, operator.up(base), atol=1e-2)
-    np.testing.assert_allclose(half.image, (consistent.image + plain.image) / 2, atol=1e-2)
-
-
-def test_damping_between_the_fitted_distances() -> None:
-    fitted = [[2, 1.0, 0.6], [2, 0.5, 0.2], [4, 0.5, 0.9]]
-    asked = [jpegxl(2, distance) for distance in (0.1, 0.5, 0.75, 1.0, 3.0)]
-    assert [damping_at(fitted, rung) for rung in asked] == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.6])
-    assert damping_at(fitted, jpegxl(4, 2.0)) == pytest.approx(0.9)
-    assert damping_at(fitted, jpegxl(1, 0.5)) == 0
-    assert damping_at(None, jpegxl(2, 0.5)) == damping_at([], jpegxl(2, 0.5)) == 0
-
-
 # --- evaluation ---------------------------------------------------------------------------------------------------
 
-SEEN = picture(ribbed(512, 256, seed=5, air=200), "woman/view.dcm")
-RUNGS = (jpegxl(2, 0.6),)
+SEEN_WOMAN = picture(ribbed(512, 256, seed=5, air=200), "woman/view.dcm")
 
 
 @pytest.fixture(scope="module")
 def result(learned: Path) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "RUNGS", RUNGS)
-        (found,) = evaluate([SEEN], learned, steps=2, ablation=learned, device="cpu")
+        patch.setattr(evaluation, "DISTANCES", {2: (0.5, 2.0)})
+        (found,) = evaluate([SEEN_WOMAN], learned, device="cpu")
     return found
-
-
-PROMISED = {"image", "scale", "distance", "bpp", "base", "model", "model_detail", "mse_ratio", "seconds"}
 
 
 def test_the_form_of_an_evaluation(result: dict[str, Any]) -> None:
     result = json.loads(json.dumps(result))
-    assert result.keys() >= PROMISED
-    assert (result["image"], result["scale"], result["distance"]) == ("woman/view.dcm", 2, 0.6)
-    for arm in ("base", "model", "model_detail"):
-        assert result[arm].keys() == {"psnr_db", "fsim_mean", "fsim_p5"}
-        assert 0 < result[arm]["fsim_p5"] <= result[arm]["fsim_mean"] <= 1
-        assert 10 < result[arm]["psnr_db"] < 100
-    assert result["seconds"] > 0
-    assert result["film"] is False
-    assert result["latent_ceiling_max_error"] == 0
+    assert (result["image"], result["scale"], result["film"]) == ("woman/view.dcm", 2, False)
+    assert {"base_bytes", "model_bytes"} <= result.keys()
+    for point, distance in zip(result["points"], (0.5, 2.0), strict=False):
+        assert point["distance"] == distance
+        assert point["bytes"] > 0
+        for of in ("base", "model"):
+            assert len(point[f"{of}_lines"]) == 3
+            assert len(point[f"{of}_lost"]) == 4
+        assert point["model_inconsistency"] >= 0
+        assert point["seconds"] > 0
 
 
-def test_the_figures_are_those_of_the_reconstruction(learned: Path, result: dict[str, Any]) -> None:
-    """Recomputed from the pixels: the squared errors over the breast, and the bits per pixel of its bounding box."""
-    reference = Reference(SEEN.pixels, SEEN.header)
-    inside = np.kron(reference.mask, np.ones((16, 16), dtype=bool))
-    base = make_base(original_of(SEEN), RUNGS[0])
-    damped = DampedBicubic(damping_at(load_network(learned).config.damping, RUNGS[0]))
-    before = reconstruct(base, damped, seed=0, steps=0)
-    _, after = guided(reference, base, Mammo(learned, device="cpu"), seed=seed_of("5eed5eed"), steps=1, detail=0)
-    errors = [float(np.square(SEEN.pixels.astype(float) - image)[inside].sum()) for image in (before, after)]
-    assert result["mse_ratio"] == pytest.approx(errors[1] / errors[0], abs=2e-5)
-    assert result["mse_ratio"] < 0.5  # the grid that it was trained on
-    assert result["ablation_mse_ratio"] == result["mse_ratio"]  # of the same model
-    assert result["breast_pixels"] == inside.sum()
-    assert result["base_mse"] == pytest.approx(errors[0] / inside.sum(), rel=1e-3)
-    rows, columns = np.nonzero(inside)
-    area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-    guide_bits = result["bpp"] * result["guide_share"] * area
-    assert result["bpp"] * area == pytest.approx(8 * len(base.coded) + guide_bits, rel=1e-3)
-    assert 0 < guide_bits < 8 * 200
-    assert result["model"]["psnr_db"] > result["base"]["psnr_db"]
+def test_what_was_learned_shows_in_the_lines(result: dict[str, Any]) -> None:
+    first = result["points"][0]
+    assert first["model_lost"][0] < 0.8 * first["base_lost"][0]
 
 
-def test_spectra_are_relative_to_the_original(result: dict[str, Any]) -> None:
-    found = result["spectrum"]
-    assert len(found["cycles_per_pixel"]) == BANDS + 1
-    assert (found["cycles_per_pixel"][0], found["cycles_per_pixel"][-1]) == (0.125, 0.5)
-    assert all(len(found[arm]) == BANDS for arm in ("base", "model", "model_detail"))
-    assert found["base"][-1] < 0.1  # the grid is at the end of the spectrum
-    assert found["model"][-1] > 3 * found["base"][-1]
+def test_bytes_at_the_limits_lie_between_the_points_around_them() -> None:
+    assert bytes_at_limits([(0.5, 4000), (2.0, 1000)]) == 2000
+    assert bytes_at_limits([(2.0, 1000), (0.5, 4000), (4.0, 700)]) == 2000
+    assert bytes_at_limits([(1.0, 4000), (2.0, 1000)]) == 4000
+    assert bytes_at_limits([(1.5, 4000), (2.0, 1000)]) is None
+    assert bytes_at_limits([(0.5, 4000), (0.7, 1000)]) is None
+    assert bytes_at_limits([]) is None
 
 
-def test_the_same_image_has_the_same_power() -> None:
-    power = power_spectrum(SEEN.pixels, SEEN.mask)
-    assert (power > 0).all()
-    for scale in (1, 2, 4):
-        assert band_edges(scale)[0] == 32 // scale
-        assert np.array_equal(relative_power(power_spectrum(SEEN.pixels.copy(), SEEN.mask), power, scale), [1] * BANDS)
+def test_a_summary_leaves_out_what_was_not_bracketed() -> None:
+    def row(image: str, base: int | None, model: int | None, scale: int = 2) -> dict[str, Any]:
+        return {"image": image, "scale": scale, "base_bytes": base, "model_bytes": model}
 
-
-@pytest.mark.parametrize(
-    ("power", "than", "closer"), [(1, 1, False), (0.9, 0.5, True), (1.2, 0.8, True), (1.5, 0.9, False), (1, 2, True)]
-)
-def test_closer_is_closer_in_every_band(power: float, than: float, closer: bool) -> None:
-    truth = np.arange(1.0, 65.0)
-    assert closer_in_every_band(power * truth, than * truth, truth, 2) is closer
-    one_worse = power * truth
-    one_worse[-1] = 1e4
-    assert not closer_in_every_band(one_worse, than * truth, truth, 2)
-
-
-def test_the_spectrum_is_power_by_frequency() -> None:
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[:16, 16:] = True
-    wave = np.broadcast_to(2000 + 100 * np.sin(2 * np.pi * np.arange(512) / 4), (512, 512)).copy()
-    power = power_spectrum(wave.astype(np.uint16), mask)
-    assert power.shape == (64,)
-    assert int(power.argmax()) == 32
-    assert power[30:35].sum() > 0.99 * power.sum()
-    stronger = power_spectrum((2 * wave).astype(np.uint16), mask)
-    assert stronger[32] / power[32] == pytest.approx(4, rel=0.02)
-    elsewhere = wave.copy()
-    elsewhere[256:] = 0
-    elsewhere[:, :256] = 0
-    assert np.array_equal(power_spectrum(elsewhere.astype(np.uint16), mask), power)
-    assert not power_spectrum(wave.astype(np.uint16), np.zeros_like(mask)).any()
-
-
-def test_the_latent_has_no_ceiling() -> None:
-    assert latent_ceiling(breast(301, 270, bits=16)) == 0
-
-
-def outcome(ratio: float, base_mse: float, breast_pixels: int, **changes: Any) -> dict[str, Any]:
-    figures = {"psnr_db": 30 + ratio, "fsim_mean": 0.9, "fsim_p5": 0.8}
-    rung = evaluation.RUNGS[0]
-    return {
-        "film": False,
-        "scale": rung.scale,
-        "distance": rung.distance,
-        "mse_ratio": ratio,
-        "base_mse": base_mse,
-        "breast_pixels": breast_pixels,
-        "spectrum": {"closer_in_every_band": True},
-        "seconds": 1.0,
-        **dict.fromkeys(("base", "model", "model_detail", "bicubic_detail"), figures),
-        **changes,
-    }
-
-
-def test_the_summary_pools_errors_not_ratios() -> None:
-    loud = outcome(0.5, 300.0, 1000)
-    quiet = outcome(1.0, 10.0, 3000, spectrum={"closer_in_every_band": False}, seconds=3.0)
-    film = outcome(0.1, 1e6, 1000, film=True)
-    other = outcome(0.7, 10.0, 1000, scale=4, distance=0.6)
-    first, second = summary([quiet, film, loud, other])
-    errors = 300.0 * 1000, 10.0 * 3000
-    assert first["mse_ratio"] == pytest.approx((0.5 * errors[0] + errors[1]) / sum(errors), abs=1e-5)
-    assert (first["images"], first["worst_mse_ratio"], first["seconds"]) == (2, 1.0, 2.0)
-    assert first["model"]["psnr_db"] == pytest.approx(30.75)
-    assert first["closer_in_every_band"] is False
-    assert "ablation_mse_ratio" not in first
-    assert (second["images"], second["mse_ratio"]) == (1, 0.7)
-    assert [row["mse_ratio"] for row in summary([film])] == [0.1]  # nothing else is there
-    assert summary([]) == []
+    rows = summary([row("a", 1000, 900), row("b", 1000, 1000), row("c", None, 900), row("d", None, None, 4)])
+    assert rows == [{"scale": 2, "images": 2, "bytes_ratio": 0.9487, "worst_bytes_ratio": 1.0}]

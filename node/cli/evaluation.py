@@ -8,69 +8,44 @@ from rich.table import Table
 
 
 def evaluation_tables(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[Table]:
-    """One table by image and rung, and one by rung, pooled over digital images."""
-    return [_by_image(results), _pooled(rows)]
+    """One table by image and distance, one of bytes at the limits by image, and one pooled over images."""
+    return [_by_distance(results), _by_image(results), _pooled(rows)]
+
+
+def _by_distance(results: list[dict[str, Any]]) -> Table:
+    table = Table(
+        *("image", "point", "bytes", "lines base", "model", "lost base", "model", "s"),
+        title="lines in local noise at widths 1.2 / 2.5 / 5 px; share of each octave band lost",
+    )
+    for result in results:
+        for point in result["points"]:
+            table.add_row(
+                _name(result),
+                f"x{result['scale']} d{point['distance']:g}",
+                f"{point['bytes']:,}",
+                *(" ".join(f"{v:.2f}" for v in point[f"{of}_lines"]) for of in ("base", "model")),
+                *(" ".join(f"{v:.3f}" for v in point[f"{of}_lost"]) for of in ("base", "model")),
+                f"{point['seconds']:.1f}",
+            )
+    return table
 
 
 def _by_image(results: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "image",
-        "rung",
-        "bits/px",
-        "MSE ratio",
-        "PSNR base",
-        "model",
-        "detail",
-        "FSIM base",
-        "model",
-        "detail",
-        "s",
-        title="by image (FSIM: mean / 5th percentile of 256-pixel tiles)",
-    )
+    table = Table("image", "scale", "base", "model", "model / base", title="bytes where lines just meet the limits")
     for result in results:
-        arms = [result[name] for name in ("base", "model", "model_detail")]
-        table.add_row(
-            result["image"] + (" (film)" if result["film"] else ""),
-            f"x{result['scale']} d{result['distance']:g}",
-            f"{result['bpp']:.3f}",
-            f"{result['mse_ratio']:.4f}",
-            *(f"{arm['psnr_db']:.2f}" for arm in arms),
-            *(f"{arm['fsim_mean']:.3f} / {arm['fsim_p5']:.3f}" for arm in arms),
-            f"{result['seconds']:.1f}",
-        )
+        base, model = result["base_bytes"], result["model_bytes"]
+        ratio = f"{model / base:.3f}" if base and model else "-"
+        table.add_row(_name(result), f"x{result['scale']}", *(f"{n:,}" if n else "-" for n in (base, model)), ratio)
     return table
 
 
 def _pooled(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        "rung",
-        "images",
-        "MSE ratio",
-        "worst",
-        "regression",
-        "detail: FSIM mean",
-        "p5",
-        "PSNR",
-        "noise + bicubic: mean",
-        "p5",
-        "PSNR",
-        "spectrum closer",
-        title="pooled; figures with detail are differences to the base (damped bicubic)",
-    )
+    table = Table("scale", "images", "model / base", "worst", title="bytes at the limits, geometric mean over images")
     for row in rows:
-        base = row["base"]
-        differences = [
-            f"{row[arm][figure] - base[figure]:+.4f}"
-            for arm in ("model_detail", "bicubic_detail")
-            for figure in ("fsim_mean", "fsim_p5", "psnr_db")
-        ]
-        table.add_row(
-            row["rung"],
-            str(row["images"]),
-            f"{row['mse_ratio']:.4f}",
-            f"{row['worst_mse_ratio']:.4f}",
-            f"{row['ablation_mse_ratio']:.4f}" if "ablation_mse_ratio" in row else "-",
-            *differences,
-            "yes" if row["closer_in_every_band"] else "no",
-        )
+        ratios = f"{row['bytes_ratio']:.3f}", f"{row['worst_bytes_ratio']:.3f}"
+        table.add_row(f"x{row['scale']}", str(row["images"]), *ratios)
     return table
+
+
+def _name(result: dict[str, Any]) -> str:
+    return str(result["image"]) + (" (film)" if result["film"] else "")

@@ -37,9 +37,6 @@ def train(
         "mammo-model"
     ),
     resume: ResumeOption = False,
-    ablation: Annotated[
-        bool, typer.Option("--ablation", help="A plain regression network of the same size, to compare with.")
-    ] = False,
     seed: SeedOption = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -52,7 +49,7 @@ def train(
     with console.status("reading pictures"):
         pictures = read_pictures([*data, *(more or [])])
     console.print(f"{len(pictures)} pictures", highlight=False)
-    plan = Plan(steps=1, seed=seed, mean_share=1.0 if ablation else 0.5).sized_for(device)
+    plan = Plan(steps=1, seed=seed).sized_for(device)
     with _training(console) as watch:
         train(pictures, plan, out, minutes=minutes, resume=resume, device=device, watch=watch)
     _report(out, watch.last, as_json=as_json)
@@ -99,28 +96,28 @@ def evaluate(
     model: Annotated[
         Path | None, typer.Option("--model", help="Another model than the shipped one.", metavar="FOLDER")
     ] = None,
-    ablation: Annotated[
-        Path | None,
-        typer.Option("--ablation", help="The regression network to compare with; shipped: its own.", metavar="FOLDER"),
+    scale: Annotated[
+        list[int] | None, typer.Option("--scale", help="Scales of the base, 1, 2 or 4 (default 2); repeatable.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Sampling steps with detail.")] = 3,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on whole images of women it was not trained on, against bicubic with the best damping."""
-    from node.training.evaluate import RUNGS, summary
+    """Measure the bytes that a model saves on whole images, of women it was not trained on, where lines are as good."""
+    from node.training.evaluate import DISTANCES, summary
     from node.training.evaluate import evaluate as results_of
     from node.training.pictures import read_pictures
-    from node.upscalers.mammo import SHIPPED, SHIPPED_ABLATION
+    from node.upscalers.mammo import SHIPPED
 
+    scales = scale or [2]
+    if unknown := [each for each in scales if each not in DISTANCES]:
+        raise typer.BadParameter(f"{unknown[0]} is none of 1, 2, 4", param_hint="--scale")
     console = Console(stderr=True)
     with console.status("reading pictures"):
         pictures = read_pictures([*data, *(more or [])])
-    compared = ablation or (SHIPPED_ABLATION if model is None and SHIPPED_ABLATION.is_dir() else None)
     results = []
-    with bar(console, "images x rungs") as progress:
-        task = progress.add_task("evaluating", total=len(pictures) * len(RUNGS), note="")
-        for result in results_of(pictures, model or SHIPPED, steps=steps, ablation=compared, device=device):
+    with bar(console, "images x scales") as progress:
+        task = progress.add_task("evaluating", total=len(pictures) * len(scales), note="")
+        for result in results_of(pictures, model or SHIPPED, scales=scales, device=device):
             results.append(result)
             progress.advance(task)
     print_json(results) if as_json else _print_evaluation(results, summary(results))

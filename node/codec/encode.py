@@ -22,7 +22,7 @@ from node.codec.noise import NoiseModel, decode_noise, encode_noise, measure_dev
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.repair import points_for, repairs_for
-from node.codec.repairs import encode_repairs
+from node.codec.repairs import CELL, encode_repairs
 from node.codec.source import Source, read_source
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import Reference, Structure, as_shown, broken_cells, burden, judge, look, measure_noise
@@ -295,7 +295,7 @@ class Encoder:
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        found = look(reference, structure, specks=False)
+        found = look(reference, structure, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:
@@ -309,7 +309,8 @@ class Encoder:
         reference, limits = self.reference, self.limits
         side = self._repaired(attempt)
         structure = attempt.decoded.structure(attempt.upscaler, attempt.task, side)
-        found = look(reference, structure)
+        plain = attempt.decoded.pixels(structure.copy(), side)
+        found = look(reference, plain.astype(np.float32))
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         noise = attempt.noise or self._deviation(attempt.decoded)
@@ -317,9 +318,8 @@ class Encoder:
         side = replace(side, noise=noise)
         grain = attempt.decoded.grain(attempt.upscaler, attempt.task, structure, side)
         served = attempt.decoded.pixels(structure + grain, side)
-        plain = attempt.decoded.pixels(structure.copy(), side)
-        figures = measure_noise(reference, structure, served)
-        verdict = judge(reference, structure, found, served, figures, limits)
+        figures = measure_noise(reference, plain.astype(np.float32), served)
+        verdict = judge(reference, plain.astype(np.float32), found, served, figures, limits)
         parts = {
             "noise": encode_noise(noise),
             "repairs": encode_repairs(side.repairs) if side.repairs else b"",
@@ -336,14 +336,16 @@ class Encoder:
     def _repaired(self, attempt: Attempt) -> SideInformation:
         """Points for specks, coded residuals for what else is broken, exact patches where regions ask for them."""
         rows, columns = self.source.pixels.shape
-        cells = cells_under(self.regions, rows, columns)
+        boxes, repairs, points = list(self.regions), None, None
+        if self.limits is not None:
+            broken = broken_cells(attempt.found, self.limits)
+            points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
+            structure = attempt.structure if points is None else attempt.structure + points.field()
+            repairs, left = repairs_for(self.reference, structure, broken, self.limits, self.share)
+            if left.mean() <= self.share:
+                boxes += [(row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(left)]
+        cells = cells_under(boxes, rows, columns)
         patches = cut(self.source.pixels, cells) if cells.any() else None
-        if self.limits is None:
-            return SideInformation(patches=patches)
-        broken = broken_cells(attempt.found, self.limits)
-        points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
-        structure = attempt.structure if points is None else attempt.structure + points.field()
-        repairs = repairs_for(self.reference, structure, broken, self.limits, self.share)
         return SideInformation(repairs=repairs, points=points, patches=patches)
 
     def _note(
@@ -509,7 +511,7 @@ def rendition_of(made: Encoded, original_uid: str) -> Rendition:
         derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, told),
         upscaler=name,
         method=upscaler.method,
-        generative=True,
+        generative=upscaler.generative,
         weights_digest=weights,
         numerics=upscaler.numerics,
         steps=steps,

@@ -58,23 +58,22 @@ def points_for(
 
 def repairs_for(
     reference: Reference, structure: Float, broken: Cells, limits: Thresholds, share: float
-) -> Repairs | None:
-    """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
+) -> tuple[Repairs | None, Cells]:
+    """The coded residual of the broken cells of a structure (float32, grey levels, points added), None without any;
+    and the cells that stay broken, which only exact patches mend.
 
     Cells that turn out to be broken once others are repaired are added; where a repaired one is still broken, all are
     coded more finely. ``share``: of the image's cells, at most.
     """
-    repairs, distance = None, COARSE
+    repairs, left, distance = None, broken, COARSE
     for _ in range(_REPAIR_ROUNDS):
-        if not broken.any() or broken.mean() > share:
-            return repairs
-        repairs = Repairs.of(reference.image - structure, broken, reference.grain, distance)
-        more = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
-        if not more.any():
+        if not left.any() or broken.mean() > share:
             break
-        distance = FINE if (more & broken).any() else distance
-        broken = broken | more
-    return repairs
+        broken = broken | left
+        repairs = Repairs.of(reference.image - structure, broken, reference.grain, distance)
+        left = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
+        distance = FINE if (left & broken).any() else distance
+    return repairs, left
 
 
 def _sizes() -> list[tuple[int, float]]:

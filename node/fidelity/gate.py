@@ -68,8 +68,11 @@ class Structure:
     new: tuple[Speck, ...] = ()
 
 
-def look(reference: Reference, structure: Float, *, specks: bool = True) -> Structure:
-    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too."""
+def look(reference: Reference, structure: Float, *, specks: bool = True, limits: Thresholds | None = None) -> Structure:
+    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too.
+
+    ``limits``: of a structure that is still to be repaired; places beyond them count in ``broken_cells`` only.
+    """
     error = structure - reference.image
     error[~reference.counted] = 0
     width = reference.window.width
@@ -79,7 +82,7 @@ def look(reference: Reference, structure: Float, *, specks: bool = True) -> Stru
     large = large if large.any() else inside > 0
     kept, new = specks_of(reference, structure, reference.tiles) if specks else ((), ())
     return Structure(
-        lines=reference.line_noise.look(error),
+        lines=reference.line_noise.look(error, _most(limits)) if limits else reference.line_noise.look(error),
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(_tile_sums(np.where(reference.breast, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
@@ -94,9 +97,8 @@ def burden(found: Structure, limits: Thresholds) -> float:
 
     Single places are left out, since they can be repaired.
     """
-    lines = found.lines.up_to([limit * limits.lines_most for limit in limits.lines])
-    shares = [value / limit for value, limit in zip(lines.percentile(_TAIL), limits.lines, strict=True)]
-    for values, limit in zip(lines.by_square(_TAIL), limits.lines, strict=True):
+    shares = [value / limit for value, limit in zip(found.lines.percentile(_TAIL), limits.lines, strict=True)]
+    for values, limit in zip(found.lines.by_square(_TAIL), limits.lines, strict=True):
         if len(values):
             shares.append(float(np.quantile(values, _TILES)) / (limit * limits.lines_tile))
     shares += [float(value) / limit for value, limit in zip(found.lost, limits.lost, strict=True)]
@@ -105,9 +107,14 @@ def burden(found: Structure, limits: Thresholds) -> float:
 
 def broken_cells(found: Structure, limits: Thresholds) -> Cells:
     """Cells of 16 pixels with a coherent or an outside error beyond what is allowed at any place: bool."""
-    allowed = np.array(limits.lines, dtype=np.float32) * limits.lines_most
+    allowed = np.array(_most(limits), dtype=np.float32)
     broken = (found.lines.worst > allowed[:, None, None]).any(axis=0)
     return np.asarray(broken | (found.outside > limits.outside))
+
+
+def _most(limits: Thresholds) -> tuple[float, ...]:
+    """The greatest coherent error at any place, per width."""
+    return tuple(limit * limits.lines_most for limit in limits.lines)
 
 
 def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
@@ -234,7 +241,7 @@ def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> I
                 f"coherent error at width {width:g} in a twentieth of the tiles is", of_tiles, limit * limits.lines_tile
             )
         worst = float(found.lines.worst[level].max())
-        yield from _above(f"greatest coherent error at width {width:g} is", worst, limit * limits.lines_most)
+        yield from _above(f"greatest coherent error at width {width:g} is", worst, _most(limits)[level])
     for number, (value, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):
         yield from _above(f"lost share of octave band {number} is", float(value), limit)
     yield from _above("shift of a tile's mean in window widths is", found.shift, limits.shift)

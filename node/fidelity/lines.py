@@ -12,6 +12,7 @@ are filtered by FFT, with a rim of 16 pixels, and nothing is measured where ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,6 +45,8 @@ _NOISE_CELL = 128
 """Side of the cells whose median absolute response is the local noise, in pixels of the full image."""
 _LEAST = 0.25
 """Share of a noise cell that is breast at least, for its noise to be measured; others take the nearest cell's."""
+_HALVING = 0.75
+"""Variance of the weights with which an image is halved, in pixels squared."""
 _MAD = 0.6745
 """Median of the absolute value of a normal distribution, in standard deviations."""
 
@@ -62,17 +65,6 @@ class Lines:
     def percentile(self, share: float) -> tuple[float, ...]:
         """Per width, the response that ``share`` (0..1) of all pixels do not exceed."""
         return tuple(float(_percentiles(counts.sum(axis=0)[None], share)[0]) for counts in self.counts)
-
-    def up_to(self, most: Sequence[float]) -> Lines:
-        """The same with responses beyond ``most``, one limit per width, counted as none: such places are repaired."""
-        counts = []
-        for of_level, limit in zip(self.counts, most, strict=True):
-            kept = of_level.copy()
-            beyond = min(int(limit * BINS_PER_UNIT), BINS)
-            kept[:, 0] += kept[:, beyond:].sum(axis=1)
-            kept[:, beyond:] = 0
-            counts.append(kept)
-        return Lines(tuple(counts), self.worst)
 
     def by_square(self, share: float, least: int = 16384) -> tuple[NDArray[np.float64], ...]:
         """The same of each square that has ``least`` pixels of breast, at its own scale."""
@@ -94,7 +86,7 @@ class LineNoise:
     """What the filters find in one original: the noise of each filter per cell, and the squares to measure.
 
     ``breast``: bool (rows, columns), where anything is measured. ``floor``: the least noise that counts, in grey
-    levels: that of rounding to the 256 steps of a display.
+    levels: that of rounding to the 256 steps of a display; on a halved image half of it.
     """
 
     breast: Mask
@@ -126,11 +118,15 @@ class LineNoise:
             found.noise.append(_filled(noise))
         return found
 
-    def look(self, error: Float) -> Lines:
-        """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels."""
+    def look(self, error: Float, most: Sequence[float] = (math.inf,) * len(WIDTHS)) -> Lines:
+        """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels.
+
+        ``most``: per width, the response beyond which a place is repaired anyway: its cell and those around it are in
+        ``worst``, and left out of ``counts``.
+        """
         counts = []
-        cells = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
-        worst = np.zeros((len(WIDTHS), *cells), dtype=np.float32)
+        grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
+        worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)
         for level, squares in enumerate(self.squares):
             small, inside = _reduced(error, level), self._inside(level)
             side, of_level = CELL >> level, np.zeros((len(squares), BINS), dtype=np.int64)
@@ -142,11 +138,13 @@ class LineNoise:
                 seen = inside[row : row + height, column : column + width]
                 strongest[:height, :width][~seen] = 0
                 strongest[height:], strongest[:, width:] = 0, 0
+                cells = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
+                target = worst[level, row // side :, column // side :][: SQUARE // side, : SQUARE // side]
+                target[:] = cells[: target.shape[0], : target.shape[1]]
+                if cells.max() > most[level]:
+                    seen = seen & ~_around(cells > most[level], side)[:height, :width]
                 bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
                 of_level[number] = np.bincount(bins, minlength=BINS)
-                most = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
-                target = worst[level, row // side :, column // side :][: SQUARE // side, : SQUARE // side]
-                target[:] = most[: target.shape[0], : target.shape[1]]
             counts.append(of_level)
         return Lines(tuple(counts), worst)
 
@@ -162,7 +160,15 @@ class LineNoise:
         across, left = _between(column, side, noise.shape[2])
         part = torch.from_numpy(noise[:, first : first + down.shape[1], left : left + across.shape[1]].copy())
         fine = torch.matmul(torch.matmul(torch.from_numpy(down), part), torch.from_numpy(across).T)
-        return fine.clamp_(min=self.floor)
+        return fine.clamp_(min=self.floor / (1 << level))
+
+
+def _around(cells: Mask, side: int) -> Mask:
+    """Cells and their neighbours as pixels of their own scale."""
+    from scipy.ndimage import binary_dilation
+
+    wide = binary_dilation(cells, np.ones((3, 3), dtype=bool))
+    return np.repeat(np.repeat(wide, side, axis=0), side, axis=1)
 
 
 def _measure_noise(responses: torch.Tensor, inside: Mask, square: tuple[int, int], side: int, noise: Float) -> None:
@@ -219,7 +225,9 @@ def _kernels(level: int) -> torch.Tensor:
     import torch
 
     side = SQUARE + 2 * _RIM
-    width, length = WIDTHS[level] / (1 << level), (8 * WIDTHS[level] + 13) / (1 << level)
+    halving = _HALVING * (4**level - 1) / 3  # the variance that all halvings have added
+    width = float(np.sqrt(WIDTHS[level] ** 2 - halving)) / (1 << level)
+    length = (8 * WIDTHS[level] + 13) / (1 << level)
     made = []
     for number in range(DIRECTIONS):
         for kernel in _ridge_and_edge(length, np.pi * number / DIRECTIONS, width):
@@ -243,12 +251,22 @@ def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
 
 
 def _reduced(image: Float, level: int) -> Float:
-    """The image halved ``level`` times by the mean of 2 x 2 pixels; a last odd line is dropped."""
+    """The image halved ``level`` times; a last odd line is dropped.
+
+    Weights of 1, 3, 3, 1 along both axes: a mean of 2 x 2 pixels would fold lost fine noise into the coarse widths.
+    """
     for _ in range(level):
-        rows, columns = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-        part = image[:rows, :columns]
-        image = (part[::2, ::2] + part[1::2, ::2] + part[::2, 1::2] + part[1::2, 1::2]) * np.float32(0.25)
+        image = _halved(_halved(image).T).T
     return image
+
+
+def _halved(image: Float) -> Float:
+    """Every second row, from four rows each."""
+    rows = image.shape[0] // 2
+    padded = np.concatenate([image[:1], image, image[-1:]])
+    inner = padded[1 : 2 * rows + 1 : 2] + padded[2 : 2 * rows + 2 : 2]
+    outer = padded[: 2 * rows : 2] + padded[3 : 2 * rows + 2 : 2]
+    return np.asarray(inner * np.float32(3 / 8) + outer * np.float32(1 / 8), dtype=np.float32)
 
 
 def _filled(cells: Float) -> Float:

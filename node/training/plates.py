@@ -8,49 +8,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from node.codec.guide import LEVEL_TILE, measure_levels
+from node.codec.noise import measure_deviation, unit_noise, with_spectrum
+from node.fidelity.bands import BANDS, band_energies
 from node.training.pictures import Picture
-from node.upscalers.conditioning import scene
-from node.upscalers.network import STRIDE, UNSHUFFLE, to_latent
+from node.upscalers.conditioning import point_features, scene
+from node.upscalers.network import LATENT, STRIDE, UNSHUFFLE, to_latent, to_pixels
 from storage import coders
-from storage.coarseness import PER_OCTAVE, Coarseness
-from storage.coarseness import TILE as COARSENESS_TILE
-from storage.records import Rung
+from storage.records import OperatingPoint
 from storage.resample import Operator
 
 Float = NDArray[np.float32]
 
 _ROWS, _COLUMNS = 1024, 768
 BITS = 12
+"""Bits of the grey levels of a plate."""
 _TOP = float((1 << BITS) - 1)
+SAMPLE_TOP = 65535.0
+"""Samples of a base span 16 bits: JPEG XL's distances are made for a full range."""
 _BLOCK = 16
-_LOUDEST = 6.0
-_FILM = 0.4
-_SCALES = ((1, 0.12), (2, 0.53), (4, 0.35))
-_DISTANCES = {
-    "jpegxl": {1: (0.5, 4.0), 2: (0.07, 2.0), 4: (0.07, 1.5)},
-    "avif": {1: (0.25, 4.0), 2: (0.15, 1.6), 4: (0.15, 1.2)},
-}
-_AVIF = 0.35
-_BALANCED = 0.3
+_LOUDEST = 8.0
+"""Deviations at which a residual is clipped: beyond lie single specks, which would drown the rest of a batch."""
+_FILM = 0.6
+"""Weight of a picture of film: there are many pixels in each."""
+_TOLD = 0.6
+"""Least share of the quantisation that a network is told: a base's recorded figure averages over breast and air."""
+_SCALES = ((1, 0.2), (2, 0.62), (4, 0.18))
+_DISTANCES = {1: (0.6, 6.0), 2: (0.3, 5.0), 4: (0.2, 2.0)}
 
 
 @dataclass(frozen=True)
 class Plate:
-    """``seen``: float16 (17, h, w). ``wanted``: float16 (16, h, w), the latent of the residual in units of its
-    standard deviation. ``share``: float16 (h, w). ``rung``: float32 (3,).
+    """``seen``: float16 (21, h, w). ``wanted``: float16 (16, h, w), the latent of the residual over its deviation.
+    ``share``: float16 (h, w), 1 in the breast. ``point``: float32 (3,). ``noise``: float16 (16, h, w), the latent of
+    drawn noise with the spectrum of what is missing: z of flow.py.
     """
 
     seen: Tensor
     wanted: Tensor
     share: Tensor
-    rung: Tensor
+    point: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A base: its samples as decoded and the consistent image, float32 grey levels; the RMS of its error; its bytes."""
+
+    operator: Operator
+    samples: Float
+    lifted: Float
+    quantisation: float
+    size: int
 
 
 def make_plate(pictures: Sequence[Picture], seed: int, number: int) -> Plate:
@@ -60,67 +75,107 @@ def make_plate(pictures: Sequence[Picture], seed: int, number: int) -> Plate:
     picture = pictures[int(random.choice(len(pictures), p=weights / weights.sum()))]
     pixels, inside = _cut(picture, random)
     pixels, inside = _turned(_varied(pixels, random), inside, random)
-    told, rung = float(random.uniform(0.6, 1.0)), _rung(random)
-    coarseness = _coarseness(pixels.shape, random) if rung.distance and random.random() < _BALANCED else None
-    return degrade(np.rint(pixels).astype(np.uint16), inside, rung, told, coarseness)
+    scale, distance = _point(random)
+    return degrade(np.rint(pixels).astype(np.float32), inside, scale, distance, random)
 
 
 def degrade(
-    pixels: NDArray[np.uint16], inside: NDArray[np.bool_], rung: Rung, told: float, coarseness: Coarseness | None = None
+    pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, random: np.random.Generator
 ) -> Plate:
-    """A plate from 12-bit pixels. ``inside``: bool per 64-pixel tile. The network is told ``told`` times the
-    quantisation it meets: a base's recorded figure is an average over breast and air."""
-    _, _, image, rms = code(pixels, rung, coarseness)
-    residual = pixels - image
-    levels = measure_levels(residual, inside)
-    seen = scene(image, levels, rms * told, rung, coarseness)
-    wanted = np.clip(residual / seen.unit, -_LOUDEST, _LOUDEST)
+    """A plate from 12-bit grey levels. ``inside``: bool, where there is breast."""
+    base = coded(pixels, scale, distance)
+    upsampled = base.operator.up(base.samples)
+    lacking = [band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, base.lifted)]
+    model = measure_deviation(pixels, upsampled, inside, inside)
+    model = with_spectrum(model, pixels, base.lifted, inside, lacking[0] - lacking[1])
+    deviation = model.deviation(upsampled) * inside
+    wanted = np.divide(pixels - base.lifted, deviation, out=np.zeros_like(pixels), where=deviation > 0)
+    noise = unit_noise(*pixels.shape, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)
+    told = float(random.uniform(_TOLD, 1.0))
     return Plate(
-        seen=seen.seen.half(),
-        wanted=to_latent(torch.from_numpy(wanted)[None, None])[0].half(),
-        share=torch.from_numpy(np.ascontiguousarray(seen.share[::UNSHUFFLE, ::UNSHUFFLE])).half(),
-        rung=seen.rung,
+        seen=scene(base.lifted, deviation, base.quantisation * told, scale).half(),
+        wanted=_as_latent(np.clip(wanted, -_LOUDEST, _LOUDEST)),
+        share=torch.from_numpy((deviation > 0)[::UNSHUFFLE, ::UNSHUFFLE].astype(np.float16)),
+        point=point_features(scale, distance),
+        noise=_as_latent(noise),
     )
 
 
-def code(
-    pixels: NDArray[np.uint16], rung: Rung, coarseness: Coarseness | None = None
-) -> tuple[Float, Float, Float, float]:
-    """The decoded base of 12-bit pixels, its plain and its consistent bicubic, and its quantisation RMS."""
-    operator = Operator(pixels.shape[0], pixels.shape[1], rung.scale)
-    ideal = operator.down(pixels)
-    scaling = np.float32(1) if coarseness is None else coarseness.scaling(rung.scale)
-    samples = np.clip(np.rint(ideal * scaling), 0, _TOP).astype(np.uint16)
-    decoded = coders.decode(coders.encode(samples, rung), rung, samples.shape).astype(np.float32) / scaling
-    rms = float(np.sqrt(np.mean(np.square(decoded - ideal))))
-    return decoded, operator.up(decoded), operator.lift(decoded), rms
+def _as_latent(values: Float) -> Tensor:
+    return to_latent(torch.from_numpy(np.ascontiguousarray(values))[None, None])[0].half()
 
 
-def piece_of(picture: Picture, random: np.random.Generator) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """A piece of a picture as it is: 12-bit pixels, and which of its 64-pixel tiles hold breast."""
-    pixels, inside = _cut(picture, random)
-    return np.rint(np.clip(pixels, 0, _TOP)).astype(np.uint16), inside
+def coded(pixels: Float, scale: int, distance: float, top: float = _TOP) -> Coded:
+    """``pixels``, grey levels of 0..``top``, downsampled, coded by JPEG XL over 16 bits, and decoded."""
+    operator = Operator(pixels.shape[0], pixels.shape[1], scale)
+    point = OperatingPoint(scale=scale, coder="jpegxl", distance=distance)
+    gain = np.float32(SAMPLE_TOP / top)
+    wanted = operator.down(pixels)
+    samples = np.clip(np.rint(wanted * gain), 0, SAMPLE_TOP).astype(np.uint16)
+    data = coders.encode(samples, point)
+    decoded = coders.decode(data, point, samples.shape).astype(np.float32) / gain
+    quantisation = float(np.sqrt(np.mean(np.square(decoded - wanted))))
+    return Coded(operator, decoded, operator.lift(decoded), quantisation, len(data))
 
 
 def crops(plates: Sequence[Plate], size: int, count: int, random: np.random.Generator) -> tuple[Tensor, ...]:
-    """``count`` crops of ``size`` pixels: seen, wanted, share (n, 1, h, w) and rung, float32."""
+    """``count`` crops of ``size`` pixels: seen, wanted, share (n, 1, h, w), point and noise z, float32.
+
+    z is cut from the noise of its plate at a place of its own.
+    """
     cells, step = size // UNSHUFFLE, STRIDE // UNSHUFFLE
     parts: list[tuple[Tensor, ...]] = []
     for _ in range(count):
         plate = plates[int(random.integers(len(plates)))]
         rows, columns = plate.share.shape
         for _ in range(8):
-            top = int(random.integers((rows - cells) // step + 1)) * step
-            left = int(random.integers((columns - cells) // step + 1)) * step
-            here = (..., slice(top, top + cells), slice(left, left + cells))
+            here = _somewhere(rows, columns, cells, step, random)
             if float(plate.share[here].float().mean()) > 0.5:
                 break
-        parts.append((plate.seen[here], plate.wanted[here], plate.share[here][None], plate.rung))
+        there = _somewhere(rows, columns, cells, 1, random)
+        parts_here = (plate.seen[here], plate.wanted[here], plate.share[here][None], plate.noise[there])
+        seen, wanted, share, noise = _symmetric(parts_here, int(random.integers(8)))
+        parts.append((seen, wanted, share, plate.point, noise))
     return tuple(torch.stack(group).float() for group in zip(*parts, strict=True))
 
 
+def _symmetric(maps: tuple[Tensor, Tensor, Tensor, Tensor], number: int) -> tuple[Tensor, ...]:
+    """One of the eight symmetries of the square, of latents and of what goes with them.
+
+    A block of the coder lies mirrored in a mirrored image: the sines of its place change sign (conditioning.py).
+    """
+    seen, wanted, share, noise = maps
+    detail, quantisation, phases = seen[:LATENT], seen[LATENT:-4], seen[-4:].clone()
+    axes = [axis for bit, axis in ((1, -2), (2, -1)) if number & bit]
+    phases[0] *= -1 if number & 1 else 1
+    phases[2] *= -1 if number & 2 else 1
+    if number & 4:
+        phases = phases[[2, 3, 0, 1]]
+
+    def turned(values: Tensor) -> Tensor:
+        values = values.flip(axes) if axes else values
+        return values.transpose(-1, -2) if number & 4 else values
+
+    def latent(values: Tensor) -> Tensor:
+        return to_latent(turned(to_pixels(values[None])))[0]
+
+    return (
+        torch.cat([latent(detail), turned(quantisation), turned(phases)]),
+        latent(wanted),
+        turned(share),
+        latent(noise),
+    )
+
+
+def _somewhere(rows: int, columns: int, cells: int, step: int, random: np.random.Generator) -> tuple[Any, ...]:
+    """A square of ``cells`` at a random place, on multiples of ``step``: an index."""
+    top = int(random.integers((rows - cells) // step + 1)) * step
+    left = int(random.integers((columns - cells) // step + 1)) * step
+    return (..., slice(top, top + cells), slice(left, left + cells))
+
+
 def _cut(picture: Picture, random: np.random.Generator) -> tuple[Float, NDArray[np.bool_]]:
-    """A piece around a random place of the breast, in 12-bit grey levels, and which of its tiles hold breast."""
+    """A piece around a random place of the breast, in 12-bit grey levels, and where in it breast is (bool)."""
     pixels = picture.pixels
     mask: NDArray[np.bool_] = picture.mask
     scaled = pixels.astype(np.float32) * np.float32(2.0 ** (BITS - picture.bits))
@@ -131,16 +186,14 @@ def _cut(picture: Picture, random: np.random.Generator) -> tuple[Float, NDArray[
         mask = np.asarray(quads.any(axis=(1, 3)), dtype=bool)
         mask = mask if mask.any() else np.ones_like(mask)
     row, column = random.permutation(np.argwhere(mask))[0] * _BLOCK
-    top = int(np.clip(row - _ROWS // 2, 0, max(scaled.shape[0] - _ROWS, 0))) // LEVEL_TILE * LEVEL_TILE
-    left = int(np.clip(column - _COLUMNS // 2, 0, max(scaled.shape[1] - _COLUMNS, 0))) // LEVEL_TILE * LEVEL_TILE
+    top = int(np.clip(row - _ROWS // 2, 0, max(scaled.shape[0] - _ROWS, 0))) // _BLOCK * _BLOCK
+    left = int(np.clip(column - _COLUMNS // 2, 0, max(scaled.shape[1] - _COLUMNS, 0))) // _BLOCK * _BLOCK
     piece = scaled[top : top + _ROWS, left : left + _COLUMNS]
-    piece = piece[: piece.shape[0] // LEVEL_TILE * LEVEL_TILE, : piece.shape[1] // LEVEL_TILE * LEVEL_TILE]
-    blocks = LEVEL_TILE // _BLOCK
-    part = mask[top // _BLOCK :, left // _BLOCK :][: piece.shape[0] // _BLOCK, : piece.shape[1] // _BLOCK]
-    grown = np.zeros((piece.shape[0] // _BLOCK, piece.shape[1] // _BLOCK), dtype=bool)
-    grown[: part.shape[0], : part.shape[1]] = part
-    tiles = grown.reshape(grown.shape[0] // blocks, blocks, grown.shape[1] // blocks, blocks).any(axis=(1, 3))
-    return np.ascontiguousarray(piece), np.asarray(tiles, dtype=bool)
+    piece = piece[: piece.shape[0] // _BLOCK * _BLOCK, : piece.shape[1] // _BLOCK * _BLOCK]
+    blocks = (piece.shape[0] // _BLOCK, piece.shape[1] // _BLOCK)
+    part = mask[top // _BLOCK :, left // _BLOCK :][: blocks[0], : blocks[1]]
+    inside = np.kron(part, np.ones((_BLOCK, _BLOCK), dtype=bool))
+    return np.ascontiguousarray(piece), np.asarray(inside, dtype=bool)
 
 
 def _varied(pixels: Float, random: np.random.Generator) -> Float:
@@ -188,19 +241,9 @@ def _turned(pixels: Float, inside: NDArray[np.bool_], random: np.random.Generato
     return np.ascontiguousarray(np.rot90(pixels, turns)), np.ascontiguousarray(np.rot90(inside, turns))
 
 
-def _rung(random: np.random.Generator) -> Rung:
+def _point(random: np.random.Generator) -> tuple[int, float]:
+    """Scale and distance."""
     scales, chances = zip(*_SCALES, strict=True)
     scale = int(random.choice(scales, p=chances))
-    coder = "avif" if random.random() < _AVIF else "jpegxl"
-    low, high = np.log(_DISTANCES[coder][scale])
-    lossless = coder == "jpegxl" and scale > 1 and random.random() < 0.09
-    distance = 0.0 if lossless else round(float(np.exp(random.uniform(low, high))), 3)
-    return Rung(scale=scale, coder=coder, distance=distance, effort=7, sample_bits=BITS)
-
-
-def _coarseness(shape: tuple[int, ...], random: np.random.Generator) -> Coarseness:
-    """A map such as the encoder makes (balancing.py): up to an octave and a half, mostly coarser than the rung."""
-    rows, columns = shape
-    grid = (-(-rows // COARSENESS_TILE), -(-columns // COARSENESS_TILE))
-    steps = PER_OCTAVE * np.clip(random.normal(random.uniform(-0.2, 0.7), random.uniform(0, 0.6), grid), -1.5, 1.5)
-    return Coarseness(rows, columns, np.rint(steps).astype(np.int8))
+    low, high = np.log(_DISTANCES[scale])
+    return scale, round(float(np.exp(random.uniform(low, high))), 3)

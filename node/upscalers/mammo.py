@@ -1,8 +1,9 @@
-"""``mammo``: our own latent diffusion upscaler for mammograms, compact, trained on mammograms, shipped here.
+"""``mammo``: our own latent flow for mammograms, compact, trained on mammograms, shipped here.
 
-It draws the residual of the original to the consistent base (network.py). One deterministic step gives the posterior
-mean, the default; with ``detail`` a flow-matching sampler adds texture in a few steps. The image is cut into tiles
-with a halo as wide as the network sees, so that tiles leave no trace; tiles where the guide wants nothing are skipped.
+It starts from the noise that the ``bicubic`` upscaler would draw and can only change it (flow.py). One evaluation gives
+the posterior mean of the residual, which makes the structure better; further steps turn the drawn noise into grain that
+knows about the tissue it lies on. The image is cut into tiles with a halo as wide as the network sees, so that tiles
+leave no trace; tiles where no noise is to be drawn are skipped.
 """
 
 from __future__ import annotations
@@ -17,26 +18,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.guide import LEVEL_TILE
-from node.upscalers.noise import noise_rows
 from node.upscalers.numerics import cpu_numerics, device_of
-from node.upscalers.protocol import Upscaled, UpscaleTask, hidden_from_base
+from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
 
 if TYPE_CHECKING:
     import torch
 
+    from node.upscalers.flow import Velocity
     from node.upscalers.network import MammoNetwork
 
 Float = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 SHIPPED = Path(__file__).parent / "weights" / "mammo"
 """The model that comes with this release."""
-SHIPPED_ABLATION = SHIPPED.with_name("mammo-regression")
-"""A plain regression network of the same size, trained alike: what evaluations compare with."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_CELLS = LEVEL_TILE // 4
-_FILES = ("config.json", WEIGHTS, "scheduler_config.json")
+_CELL = 4
+"""Pixels per latent cell along each side: ``network.UNSHUFFLE``, which is not imported for torch's sake."""
+_FILES = ("config.json", WEIGHTS)
 
 
 class ModelNotFound(ModelMissing):
@@ -44,29 +44,31 @@ class ModelNotFound(ModelMissing):
 
 
 class Mammo:
-    """``folder`` as ``latent-pacs model train`` writes it. ``detail`` 0 takes one step, more takes ``steps``.
+    """``folder`` as ``latent-pacs model train`` writes it. With ``steps`` 0 noise is passed on as it was drawn.
 
-    ``tile``: pixels of the full image that go through the network at once, without the halo. Nothing is read before
+    ``tile``: pixels of the full image that go through the network at once, without the halo; a multiple of 8.
+    ``dtype``: of the trunk; ``auto`` is bfloat16 where the device computes in it, else float32. Nothing is read before
     it is needed; once loaded, the model stays.
     """
 
     name = "mammo"
-    method = "LDM_MAMMO_1"
+    method = "LPACS_MAMMO"
     generative = True
-    guided = True
-    consistent = False
+    needs_deviation = True
 
     def __init__(
-        self, folder: Path = SHIPPED, *, device: str = "auto", detail: float = 0.0, steps: int = 3, tile: int = 768
+        self, folder: Path = SHIPPED, *, device: str = "auto", dtype: str = "auto", steps: int = 0, tile: int = 512
     ) -> None:
-        if tile < LEVEL_TILE or tile % LEVEL_TILE:
-            raise ValueError(f"mammo: tile {tile} is not a multiple of {LEVEL_TILE}")
-        if steps < 2:
-            raise ValueError(f"mammo: {steps} steps; texture takes two at least")
-        self.detail = detail
-        self.steps = steps if detail > 0 else 1
+        if tile < 64 or tile % 8:
+            raise ValueError(f"mammo: tile {tile} is below 64 or not a multiple of 8")
+        if steps < 0:
+            raise ValueError(f"mammo: {steps} steps; 0 leaves noise as it was drawn")
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"mammo: dtype {dtype!r} is neither auto nor float32 nor bfloat16")
+        self.steps = steps
         self._folder = folder
         self._device_name = device
+        self._dtype_name = dtype
         self._tile = tile
 
     @cached_property
@@ -89,148 +91,171 @@ class Mammo:
     def numerics(self) -> dict[str, str]:
         import torch
 
-        found = cpu_numerics() | {"device": self._device.type, "tile": str(self._tile)}
+        found = cpu_numerics() | {"device": self._device.type, "dtype": self._dtype, "tile": str(self._tile)}
         if self._device.type == "cuda":
             cudnn: Any = torch.backends.cudnn
             found |= {"gpu": torch.cuda.get_device_name(self._device), "cudnn": str(cudnn.version())}
         return found
 
-    def upscale(self, task: UpscaleTask) -> Upscaled:
-        """The consistent base plus the mean residual; with two steps or more, a draw minus that mean as texture.
+    def structure(self, task: UpscaleTask) -> Float:
+        """The consistent base plus the posterior mean of what it lacks: float32, full size, grey levels.
 
-        Raises ValueError where the task has no levels: ``mammo`` cannot work without the encoder's guide.
+        It starts from ``Operator.lift``, not from plain bicubic: its detail is what the network was trained on.
         """
-        from node.upscalers.conditioning import scene
-        from node.upscalers.network import to_pixels
+        from node.upscalers import flow
 
-        if task.levels is None:
-            raise ValueError("mammo needs the levels that the encoder measured")
-        image = task.consistent_base()
-        if not task.levels.any():
-            return Upscaled(image)
-        seen = scene(image, task.levels, task.quantisation_rms, task.rung, task.coarseness)
-        strength = seen.unit * seen.share
-        plan = _Plan(seen.seen.shape[1], seen.seen.shape[2], task.levels, self._tile, self._network.halo)
-        mean, drawn = self._sample(plan, seen.seen, seen.rung, task.seed, task.steps)
-        rows, columns = image.shape
-        residual = to_pixels(mean[None])[0, 0, :rows, :columns].numpy()
-        image += residual * strength
-        if drawn is None:
-            return Upscaled(image)
-        texture = to_pixels((drawn - mean)[None])[0, 0, :rows, :columns].numpy() * strength
-        return Upscaled(image, hidden_from_base(texture, task.operator, strength))
+        lifted = task.operator.lift(task.samples)
+        if not task.deviation.any():
+            return lifted
+        v = self._velocity(task, lifted)
+        change = _pixels(flow.mean(v, _latent(lifted)), *lifted.shape)
+        change *= task.deviation
+        change += lifted
+        return change
 
-    def _sample(
-        self, plan: _Plan, seen: torch.Tensor, rung: torch.Tensor, seed: int, steps: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The posterior mean and, with several steps, a draw: latents (16, rows / 4, columns / 4)."""
-        import torch
+    def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
+        """What is to be added to ``structure`` instead of ``noise``: float32, full size, grey levels.
 
-        noise = torch.zeros(16, *seen.shape[1:])
-        if steps > 1:
-            rows = noise_rows(seed, range(seen.shape[1]), seen.shape[2] * 16)
-            noise = torch.from_numpy(rows).reshape(seen.shape[1], seen.shape[2], 16).permute(2, 0, 1)
-        mean = self._denoise(plan, noise, seen, rung, 1.0)
-        if steps == 1:
-            return mean, None
-        scheduler = self._scheduler
-        scheduler.set_timesteps(sigmas=[1 - step / steps for step in range(steps)])
-        x, clean = noise, mean
-        for time, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1].tolist(), strict=True):
-            if sigma < 1:
-                clean = self._denoise(plan, x, seen, rung, sigma)
-            x = scheduler.step((x - clean) / sigma, time, x, return_dict=False)[0]
-        return mean, x
+        ``noise`` has the deviation and the spectrum that the encoder measured: over its deviation it is the start x_0
+        of the flow, whose end x_1 is a residual to the consistent base. Its mean is in ``structure`` already, beside
+        repairs of which the flow knows nothing.
+        """
+        if task.steps == 0 or not task.deviation.any():
+            return noise
+        from node.upscalers import flow
 
-    def _denoise(
-        self, plan: _Plan, noisy: torch.Tensor, seen: torch.Tensor, rung: torch.Tensor, time: float
+        later = self._velocity(task, task.operator.lift(task.samples))
+        z = _latent(_over(noise, task.deviation))
+        first = later(z, 0.0)
+
+        def v(x: torch.Tensor, t: float) -> torch.Tensor:
+            return first if t == 0 else later(x, t)
+
+        made = flow.sample(v, z, task.steps) - flow.mean(v, z)
+        return _pixels(made, *noise.shape) * task.deviation
+
+    def _velocity(self, task: UpscaleTask, lifted: Float) -> Velocity:
+        """v(x, t) of the whole image: from and to float32 (1, 16, padded rows / 4, padded columns / 4)."""
+        from node.upscalers.conditioning import point_features, scene
+
+        seen = scene(lifted, task.deviation, task.quantisation_rms, task.point.scale)[None]
+        point = point_features(task.point.scale, task.point.distance)[None].to(self._device)
+        tiles = _Tiles(task.deviation > 0, seen.shape[-2], seen.shape[-1], self._tile, self._network.halo)
+        whole = tiles.spread(seen.to(self._network.enter.weight.dtype))
+
+        def v(x: torch.Tensor, t: float) -> torch.Tensor:
+            return self._evaluated(tiles, x, whole, t, point)
+
+        return v
+
+    def _evaluated(
+        self, tiles: _Tiles, x: torch.Tensor, seen: torch.Tensor, t: float, point: torch.Tensor
     ) -> torch.Tensor:
-        """E[x0 | x_s] of the whole image, tile by tile; 0 where no tile is wanted."""
+        """The velocity tile by tile; 0 in tiles where nothing is wanted. ``seen``: spread already."""
         import torch
 
-        clean = torch.zeros_like(noisy, memory_format=torch.contiguous_format)
-        whole = torch.cat([noisy, seen])
+        device = self._device
+        result, moment = torch.zeros_like(x), torch.tensor([t], device=device)
+        drawn = tiles.spread(x) if t > 0 else None
         with torch.inference_mode():
-            for top, left in plan.wanted:
-                part = plan.cut(whole, top, left).to(self._device, memory_format=torch.channels_last)
-                guess = self._network(
-                    part[:, :16],
-                    part[:, 16:],
-                    torch.tensor([time], device=self._device),
-                    rung[None].to(self._device),
-                )
-                plan.paste(clean, guess[0].cpu(), top, left)
-        if not bool(torch.isfinite(clean).all()):
+            for top, left in tiles.wanted:
+                part = None if drawn is None else tiles.cut(drawn, top, left).to(device)
+                made = self._network(part, tiles.cut(seen, top, left).to(device), moment, point)
+                tiles.paste(result, made.cpu(), top, left)
+        if not bool(torch.isfinite(result.sum())):  # of one value that is not, no sum is
             raise ModelNotFound(f"{self._folder} returned values that are not finite: its weights are damaged")
-        return clean
+        return result
 
     @cached_property
     def _network(self) -> MammoNetwork:
         import torch
 
         network = load_network(self._folder).to(self._device)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
-
-    @cached_property
-    def _scheduler(self) -> Any:
-        from diffusers import FlowMatchEulerDiscreteScheduler
-
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(str(self._folder))
+        network = network.to(memory_format=torch.channels_last)
+        return network.with_trunk(getattr(torch, self._dtype))  # type: ignore[no-any-return]
 
     @cached_property
     def _device(self) -> torch.device:
         return device_of(self._device_name)
 
+    @cached_property
+    def _dtype(self) -> str:
+        if self._dtype_name != "auto":
+            return self._dtype_name
+        return "bfloat16" if _computes_in_bfloat16(self._device) else "float32"
 
-class _Plan:
-    """Tiles over a latent of ``rows`` x ``columns``, each cut out with its halo; all have one shape.
 
-    Beyond the image the latent goes on with its border cells, and where neither a tile of ``levels`` nor its
-    neighbours want anything the result is 0: both whatever the tiling.
+class _Tiles:
+    """Square tiles over a latent of ``rows`` x ``columns`` cells, each cut out with its halo; all have one shape.
+
+    Beyond the image the latent goes on with its border cells, whatever the tiling. ``wanted`` pixels: bool, full size.
     """
 
-    def __init__(self, rows: int, columns: int, levels: NDArray[np.uint8], tile: int, halo: int) -> None:
-        self._rows, self._columns = rows, columns
-        self._tile, self._halo = tile // 4, halo // 4
-        self._near = _near(levels)
+    def __init__(self, wanted: Mask, rows: int, columns: int, tile: int, halo: int) -> None:
+        self._wanted, self._rows, self._columns = wanted, rows, columns
+        self._tile, self._halo = tile // _CELL, halo // _CELL
 
     @property
     def wanted(self) -> Iterator[tuple[int, int]]:
-        """Top-left corners, in latent cells, of the tiles where the network has to run."""
+        """Top-left corners, in cells, of the tiles where the network has to run."""
+        side = self._tile * _CELL
         for top in range(0, self._rows, self._tile):
             for left in range(0, self._columns, self._tile):
-                if self._near[_cells(top, self._tile), _cells(left, self._tile)].any():
+                row, column = top * _CELL, left * _CELL
+                if self._wanted[row : row + side, column : column + side].any():
                     yield top, left
 
-    def cut(self, latent: torch.Tensor, top: int, left: int) -> torch.Tensor:
-        """One tile with its halo: (1, channels, tile + 2 halo, tile + 2 halo)."""
+    def spread(self, latent: torch.Tensor) -> torch.Tensor:
+        """A latent (1, channels, rows, columns), continued so that every tile can be cut out of it."""
         import torch
+        from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
-        rows = torch.arange(top - self._halo, top + self._tile + self._halo).clamp_(0, self._rows - 1)
-        columns = torch.arange(left - self._halo, left + self._tile + self._halo).clamp_(0, self._columns - 1)
-        return latent[:, rows][:, :, columns][None]
+        right, bottom = (self._halo + -length % self._tile for length in (self._columns, self._rows))
+        around = F.pad(latent, (self._halo, right, self._halo, bottom), mode="replicate")
+        return around.contiguous(memory_format=torch.channels_last)
+
+    def cut(self, spread: torch.Tensor, top: int, left: int) -> torch.Tensor:
+        """One tile with its halo: (1, channels, tile + 2 halo, tile + 2 halo)."""
+        side = self._tile + 2 * self._halo
+        return spread[:, :, top : top + side, left : left + side]
 
     def paste(self, latent: torch.Tensor, tile: torch.Tensor, top: int, left: int) -> None:
         """Put the inner part of a tile where it belongs."""
-        import torch
-
         rows, columns = min(self._tile, self._rows - top), min(self._tile, self._columns - left)
-        inner = tile[:, self._halo : self._halo + rows, self._halo : self._halo + columns]
-        near = np.kron(self._near[_cells(top, self._tile), _cells(left, self._tile)], np.ones((_CELLS, _CELLS)))
-        inner *= torch.from_numpy(near[:rows, :columns].astype(np.float32))
-        latent[:, top : top + rows, left : left + columns] = inner
+        inner = tile[:, :, self._halo : self._halo + rows, self._halo : self._halo + columns]
+        latent[:, :, top : top + rows, left : left + columns] = inner
 
 
-def _near(levels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tiles with a level, and their neighbours: where ``share`` is above 0."""
-    from scipy.ndimage import binary_dilation
+def _latent(image: Float) -> torch.Tensor:
+    """float32 (1, 16, padded rows / 4, padded columns / 4)."""
+    import torch
 
-    return np.asarray(binary_dilation(levels > 0, np.ones((3, 3), dtype=bool)), dtype=bool)
+    from node.upscalers.conditioning import padded
+    from node.upscalers.network import to_latent
+
+    return to_latent(torch.from_numpy(padded(image))[None, None])
 
 
-def _cells(start: int, tile: int) -> slice:
-    """Which tiles of ``levels`` a stretch of latent cells meets."""
-    return slice(start // _CELLS, (start + tile) // _CELLS)
+def _pixels(latent: torch.Tensor, rows: int, columns: int) -> Float:
+    """The inverse of ``_latent``: an array of its own to write to."""
+    from node.upscalers.network import to_pixels
+
+    return np.ascontiguousarray(to_pixels(latent)[0, 0, :rows, :columns].numpy())
+
+
+def _over(values: Float, deviation: Float) -> Float:
+    """``values`` in units of ``deviation``; 0 where that is 0."""
+    return np.divide(values, deviation, out=np.zeros_like(values), where=deviation > 0)
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether there are instructions for it: true of every GPU in use, and of CPUs with AMX or AVX-512 BF16."""
+    import torch
+
+    if device.type == "cuda":
+        return True
+    cpu: Any = torch.cpu
+    return bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
 
 
 def load_network(folder: Path) -> MammoNetwork:
@@ -255,12 +280,9 @@ def load_network(folder: Path) -> MammoNetwork:
 
 
 def save_network(network: MammoNetwork, folder: Path) -> None:
-    """Write a model as ``load_network`` and diffusers read it: network, configuration and scheduler."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
+    """Write a model as ``load_network`` and diffusers read it."""
     network.save_pretrained(str(folder), safe_serialization=True)
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
-    FlowMatchEulerDiscreteScheduler().save_pretrained(str(folder))
 
 
 def _not_found(folder: Path, why: str) -> ModelNotFound:
