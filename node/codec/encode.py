@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +50,14 @@ Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
-SQUARES = 6
-"""Squares of the sample; benchmarks.ablation prints what more and fewer of them cost."""
-SQUARE = 512
+SQUARES = 24
+"""Most squares of the sample, in four columns: about 0.8 megapixels are measured."""
+SQUARE = 256
 """Side of a square of the sample, in pixels."""
-_RIM = 32
+_RIM = 40
 """Pixels of a square that are not measured: neighbours in the sample ring into them."""
+_FILLED = 0.75
+"""Share of a square that is breast at least."""
 _FINEST, _COARSEST = 0.1, 15.0
 """JPEG XL distances that are tried: beyond them a scale is given up."""
 _START = {1: 2.0, 2: 0.9, 4: 0.5}
@@ -71,8 +74,6 @@ _AIM = 0.98
 """Share of the limit that a search aims at."""
 _RESERVE = 0.98
 """A second upscaler is taken where its payload on the sample is at most this share of the first one's."""
-_WITHIN = 1.15
-"""A scale is tried on the whole image where the sample promises at most so much more than the best so far."""
 
 
 @dataclass(frozen=True)
@@ -198,15 +199,11 @@ class Encoder:
         assert self.limits is not None, "a search needs limits"
         best: Encoded | None = None
         for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
-            if best is not None and promise.payload_bytes > _WITHIN * best.payload_bytes:
+            if best is not None and promise.payload_bytes > best.payload_bytes:
                 break
-            if best is not None and promise.point.scale == best.base.point.scale:
-                continue
             made = self._settled(promise.point, promise.upscaler)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
                 best = made
-            if best is not None:
-                break
         return best
 
     def at(self, point: OperatingPoint) -> Encoded | None:
@@ -464,23 +461,27 @@ def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
     rows, columns = breast.shape
     places = [
         (row, column)
-        for row in range(0, rows - SQUARE + 1, SQUARE // 4)
-        for column in range(0, columns - SQUARE + 1, SQUARE // 4)
-        if breast[row : row + SQUARE, column : column + SQUARE].all()
+        for row in range(0, rows - SQUARE + 1, SQUARE // 2)
+        for column in range(0, columns - SQUARE + 1, SQUARE // 2)
+        if breast[row : row + SQUARE, column : column + SQUARE].mean() >= _FILLED
     ]
     chosen: list[tuple[int, int]] = []
     for number in np.random.default_rng(0).permutation(len(places)):
         row, column = places[number]
         if all(abs(row - r) >= SQUARE or abs(column - c) >= SQUARE for r, c in chosen):
             chosen.append((row, column))
-    chosen = sorted(chosen[:SQUARES])
-    if not chosen or len(chosen) * SQUARE * SQUARE > 0.7 * source.pixels.size:
+    chosen = sorted(chosen[: min(SQUARES, len(chosen) // 4 * 4)])
+    if not chosen or 2 * len(chosen) * SQUARE * SQUARE > breast.sum():
         return source, reference
-    cuts = [source.pixels[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
-    pixels = np.concatenate(cuts)
     inner = np.zeros((SQUARE, SQUARE), dtype=bool)
     inner[_RIM:-_RIM, _RIM:-_RIM] = True
-    return source.excerpt(pixels), reference.excerpt(pixels, np.concatenate([inner] * len(chosen)))
+
+    def sheet(cuts: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([np.concatenate(cuts[at : at + 4], axis=1) for at in range(0, len(cuts), 4)])
+
+    parts = [np.s_[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
+    pixels = sheet([source.pixels[part] for part in parts])
+    return source.excerpt(pixels), reference.excerpt(pixels, sheet([breast[part] & inner for part in parts]))
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -23,6 +23,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.cores import on_all_cores
 from storage.errors import PayloadError
 from storage.padding import pack_mask, unpack_mask
 
@@ -367,11 +368,14 @@ def unit_noise(rows: slice, columns: slice, spectrum: Codes, seed: int) -> Float
         )
     )
     result = torch.empty((height, width), dtype=torch.float32)
-    for row in range(0, height, inner):
+
+    def one(row: int) -> None:
         squares = white[row : row + _SQUARE].unfold(1, _SQUARE, inner).transpose(0, 1)  # (n, _SQUARE, _SQUARE)
         drawn = torch.fft.irfft2(torch.fft.rfft2(squares) * kernel, s=(_SQUARE, _SQUARE))
         drawn = drawn[:, _REACH:-_REACH, _REACH:-_REACH].transpose(0, 1).reshape(inner, -1)
         result[row : row + inner] = drawn[: height - row, :width]
+
+    on_all_cores(one, range(0, height, inner))
     return result.numpy()
 
 

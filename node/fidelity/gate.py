@@ -11,15 +11,14 @@ the original is flat. FSIM and PSNR are measured beside the paper's figures and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.bands import BANDS, TILE, band_energies
+from node.fidelity.cores import on_all_cores
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import CELL, WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
@@ -31,8 +30,6 @@ __all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
-T = TypeVar("T")
-R = TypeVar("R")
 
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
@@ -287,19 +284,6 @@ def psnr(mean_squared_error: float, peak: float) -> float:
     if mean_squared_error == 0:
         return EXACT_PSNR_DB
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)
-
-
-def on_all_cores(one: Callable[[T], R], tiles: Sequence[T]) -> list[R]:
-    """``one`` for every tile, in order. A tile per thread, each with torch on one core: a tile's operations are too
-    small to share between cores, and threads that wait for each other lose badly on a busy machine."""
-    import torch
-
-    cores = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            return list(threads.map(one, tiles))
-    finally:
-        torch.set_num_threads(cores)
 
 
 def specks_of(
