@@ -8,6 +8,7 @@ one model makes of one base, what the encoder tells the decoder besides, and wha
 from __future__ import annotations
 
 import json
+import math
 import struct
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -218,8 +219,9 @@ def decode_base(data: bytes) -> Base:
     sections = unpack(data, b"B")
     with malformed_is_payload_error("base"):
         meta = json.loads(sections["meta"])
-        if not float(meta["gain"]):
-            raise PayloadError("base is malformed: its gain is 0")
+        offset, gain = float(meta["offset"]), float(meta["gain"])
+        if not (math.isfinite(offset) and math.isfinite(gain) and gain):
+            raise PayloadError(f"base is malformed: its offset is {offset} and its gain {gain}")
         return Base(
             point=OperatingPoint(**meta["point"]),
             rows=meta["rows"],
@@ -228,8 +230,8 @@ def decode_base(data: bytes) -> Base:
             minimum=meta["minimum"],
             maximum=meta["maximum"],
             padding=(meta["padding"][0], meta["padding"][1]) if meta["padding"] else None,
-            offset=float(meta["offset"]),
-            gain=float(meta["gain"]),
+            offset=offset,
+            gain=gain,
             quantisation_rms=meta["quantisation_rms"],
             original_digest=meta["original_digest"],
             pixel_digest=meta["pixel_digest"],
@@ -258,7 +260,8 @@ def decode_rendition(data: bytes) -> Rendition:
         meta = json.loads(sections["meta"])
         verdict = meta["verdict"]
         meta["verdict"] = Verdict(**{**verdict, "failures": tuple(verdict["failures"])})
-        return Rendition(**meta, **{name: sections.get(name, b"") for name in _PARTS})
+        meta |= {name: sections.get(name, b"") for name in _PARTS}
+        return Rendition(**meta)
 
 
 def _json(value: Any) -> bytes:

@@ -28,6 +28,25 @@ class InstanceState(StrEnum):
     """The archivist could not finish (``reason`` says why). Served bit-exact; ``latent-pacs retry``."""
 
 
+class ReasonCode(StrEnum):
+    """What the reason of an instance is about, for programs; ``reason`` is for people."""
+
+    NONE = ""
+    """Nothing keeps it from being what its state says."""
+    LEFT_OUT = "left out"
+    """It is not to be reconstructed: the allow-list, its pixels or its header rule it out."""
+    GATE = "gate"
+    """A reconstruction was tried, and nothing passed the gate."""
+    AUDIT = "audit"
+    """An audit withdrew or flagged its rendition."""
+    ORIGINAL_LOST = "original lost"
+    """A scrub found its original damaged or missing."""
+    PAYLOAD_LOST = "payload lost"
+    """A scrub found its base or rendition damaged or missing."""
+    OTHER = "other"
+    """What went wrong or was decided otherwise, which ``reason`` alone tells."""
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """How a base is made.
@@ -160,43 +179,61 @@ class NewRendition:
     """A rendition about to be committed, beside the base that it belongs to."""
 
     derived_uid: str
+    structure_uid: str
     base_digest: str
     base_bytes: int
     rendition_digest: str
     rendition_bytes: int
-    point: str
+    point: OperatingPoint
     upscaler: str
     weights_digest: str
     output_digest: str
+    structure_digest: str
     verdict: Verdict
     tried: tuple[Trial, ...]
     seconds: float
     recipe: str = ""
-    """How the model was used: its steps and detail."""
+    """How the model was used: its sampling steps."""
 
 
 @dataclass(frozen=True)
 class StoredRendition:
-    """A rendition row."""
+    """A rendition row.
+
+    It stands for two objects: with drawn noise, ``derived_uid`` and ``output_digest``; without, ``structure_uid`` and
+    ``structure_digest``. ``point`` is for people, ``operating_point`` is how the base was made.
+    """
 
     derived_uid: str
+    structure_uid: str
     base_digest: str
     base_bytes: int
     rendition_digest: str
     rendition_bytes: int
     point: str
+    operating_point: OperatingPoint
     upscaler: str
     weights_digest: str
     output_digest: str
+    structure_digest: str
     psnr_db: float
     fsim_mean: float
     fsim_p5: float
+    gated: bool
     seconds: float
     verified_at: datetime
 
     @property
     def payload_bytes(self) -> int:
         return self.base_bytes + self.rendition_bytes
+
+    def uid(self, *, draw: bool) -> str:
+        """The SOP Instance UID of the object with drawn noise, or of the one without."""
+        return self.derived_uid if draw else self.structure_uid
+
+    def pixel_digest(self, *, draw: bool) -> str:
+        """The digest of that object's pixels."""
+        return self.output_digest if draw else self.structure_digest
 
 
 class OriginalForm(StrEnum):
@@ -372,6 +409,7 @@ class StoredInstance:
     pixel_bytes: int
     state: InstanceState
     reason: str
+    reason_code: ReasonCode
     received_at: datetime
     calling_aet: str
     rendition: StoredRendition | None
@@ -387,7 +425,7 @@ class StoredInstance:
     @property
     def original_lost(self) -> bool:
         """A scrub found the original damaged or missing; what is left is the rendition."""
-        return self.reason.startswith(ORIGINAL_LOST)
+        return self.reason_code is ReasonCode.ORIGINAL_LOST
 
 
 @dataclass(frozen=True)
@@ -398,12 +436,6 @@ class ReferencingCopy:
     instance_key: int
     pairs: tuple[tuple[str, str], ...]
     made_at: datetime
-
-
-AUDIT_FAILED = "audit: "
-"""How the reason of an instance begins that an audit withdrew or flagged."""
-ORIGINAL_LOST = "scrub: original"
-"""How the reason of an instance begins whose original a scrub found damaged or missing."""
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,7 @@ from storage.objects import ObjectStore
 from storage.records import InstanceState
 
 LONG_AGO = 1_000_000_000.0
-VERDICT = {
-    "psnr_db": 40.0,
-    "fsim_mean": 0.95,
-    "fsim_p5": 0.92,
-    "tiles": 4,
-    "figures": {},
-    "failures": [],
-    "gated": True,
-}
+POINT = "x2 jpegxl d0.3"
 
 
 @dataclass
@@ -116,6 +108,7 @@ def _instance(number: int, digest: str, size: int, now: datetime) -> dict[str, A
         "received_at": now,
         "state": InstanceState.VERIFIED,
         "reason": "",
+        "reason_code": "",
         "attempts": 1,
     }
 
@@ -125,19 +118,25 @@ def _rendition(number: int, base: str, digest: str, now: datetime) -> dict[str, 
         "key": number,
         "instance_key": number,
         "derived_uid": f"2.25.{number}",
+        "structure_uid": f"2.25.9{number}",
         "base_digest": base,
         "base_bytes": 1,
         "rendition_digest": digest,
         "rendition_bytes": 1,
-        "rung": "x2 jpegxl d0.3",
+        "point": POINT,
+        "operating_point": {"scale": 2, "coder": "jpegxl", "distance": 0.3, "effort": 7},
         "upscaler": "bicubic",
         "weights_digest": "",
         "output_digest": "",
+        "structure_digest": "",
         "psnr_db": 40.0,
         "fsim_mean": 0.95,
         "fsim_p5": 0.92,
+        "tiles": 4,
+        "figures": {},
         "gated": 1,
-        "tried": [{"rung": "x2 jpegxl d0.3", "payload_bytes": 2, "verdict": VERDICT, "seconds": 1.0}],
+        "recipe": "steps 0",
+        "tried": [{"point": POINT, "upscaler": "bicubic", "payload_bytes": 2, "failures": [], "seconds": 1.0}],
         "seconds": 1.0,
         "verified_at": now,
     }

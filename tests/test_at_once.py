@@ -7,35 +7,34 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from sqlalchemy import select
 
 from node.app import Node
 from node.app.hands import EACH, cores_at_hand, encoders_beside, memory_at_hand
-from node.codec.engine import make_base, reconstruct
-from node.codec.guide import LEVEL_TILE, Guide, grid
+from node.codec.decode import SideInformation, reconstruct
+from node.codec.encode import make_base
+from node.codec.noise import measure_deviation
+from node.codec.source import read_source
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.metrics.measured import MeasuredPool
-from node.upscalers.mammo import Mammo
 from node.workers.pool import Priority
 from node.workers.worker import ReadyRequest
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.tables import instance
 from storage.pixels import integer_pixels, pixel_digest
-from storage.records import InstanceState, Rung
+from storage.records import InstanceState, OperatingPoint
 from tests.conftest import Archive, settings_for, wait_for
 from tests.samples import breast, mammogram, write
-from tests.test_engine import original_of
 
 TWO = {"archivist": {"poll": 0.1, "at_once": 2}}
 
 
 def sent(archive: Archive, folder: Path, count: int) -> dict[str, Any]:
     """Mammograms stored over one association, by UID."""
-    images = [mammogram(breast(500, 400, seed=number)) for number in range(count)]
+    images = [mammogram(breast(seed=number % 4)) for number in range(count)]
     paths = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in images]
     statuses: list[int] = []
     client.store(paths, archive.address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
@@ -145,18 +144,23 @@ def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int) -> None:
+def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_path: Path) -> None:
     """What a worker with one thread has verified one with all of them must make again."""
     import torch
 
-    base = make_base(original_of(breast(700, 600, seed=seed)), Rung(2, "jpegxl", 0.4, effort=6, sample_bits=12))
-    levels = np.full(grid(base.rows, base.columns, LEVEL_TILE), 20, dtype=np.uint8)
-    network, guide = Mammo(), Guide.neutral(base.rows, base.columns, levels)
+    from node.upscalers.mammo import Mammo
+
+    path = write(mammogram(breast(700, 600, seed=seed)), tmp_path / "x.dcm")
+    source, reference = read_source(path, "")
+    base = make_base(source, OperatingPoint(2, "jpegxl", 0.4))
+    plain = base.operator.up(base.samples())
+    side = SideInformation(noise=measure_deviation(reference.image, plain, reference.breast, reference.counted))
+    network = Mammo()
     before, made = torch.get_num_threads(), set()
     try:
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
-            made.add(pixel_digest(reconstruct(base, network, seed=seed, steps=1, guide=guide)))
+            made.add(pixel_digest(reconstruct(base, network, side, seed=seed, steps=1)))
     finally:
         torch.set_num_threads(before)
     assert len(made) == 1

@@ -26,7 +26,6 @@ from node.dimse.client import Receiver
 from node.jobs.audit import KIND, AuditPlan
 from node.jobs.runner import Runner
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.mammo import SHIPPED
 from node.workers.pool import WorkerPool
 from storage.index.connection import writing
 from storage.index.jobs import Cause, JobRows, RunState
@@ -42,13 +41,13 @@ from tests.samples import breast, mammogram
 from tests.test_cli import run as command
 from tests.test_reverify import moved, send
 
-LADDER = {"ladder": [{"scale": 1, "coder": "jpegxl", "distance": 0.3, "sample_bits": 12}]}
+SCALES = {"scales": [1]}
 
 
 IMAGES = (
-    mammogram(breast(400, 380, seed=0)),
-    mammogram(breast(400, 380, seed=1), ManufacturerModelName="Other"),
-    mammogram(breast(400, 380, seed=2), InstitutionName="West"),
+    mammogram(breast(640, 512, seed=0)),
+    mammogram(breast(640, 512, seed=1), ManufacturerModelName="Other"),
+    mammogram(breast(640, 512, seed=2), InstitutionName="West"),
 )
 FIRST, SECOND, _ = IMAGES
 CATALOGUE = Catalogue(ReconstructSettings(upscaler="bicubic"))
@@ -82,7 +81,7 @@ def workers() -> Iterator[WorkerPool]:
 
 def node_settings(tmp_path: Path, receiver: Receiver, **changes: Any) -> Settings:
     reconstruct = {"upscaler": "bicubic", "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
-    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, codec=LADDER, **changes)
+    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
 
 
 Audited = Callable[..., StoredReport]
@@ -184,7 +183,7 @@ def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, au
     after = now(archive, SECOND)
     assert (after.state, after.rendition) == (InstanceState.WITHDRAWN, None)
     assert after.reason.startswith("audit: other pixels")
-    sent = pixel_digest(breast(400, 380, seed=1))
+    sent = pixel_digest(breast(640, 512, seed=1))
     assert moved(archive, SECOND) == {SECOND.SOPInstanceUID: sent}
     assert moved(archive, SECOND, before.derived_uid) == {SECOND.SOPInstanceUID: sent}, "its UID leads to the image"
     assert now(archive, FIRST).state is InstanceState.VERIFIED
@@ -332,6 +331,8 @@ def test_drift_against_recorded_runs_is_an_alarm(archive: Archive, audited: Audi
 @pytest.mark.slow
 def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audited: Audited) -> None:
     """Both where it is installed and where the archive kept it: what it made is withdrawn, the original is served."""
+    from node.upscalers.mammo import SHIPPED
+
     weights = shutil.copytree(SHIPPED, tmp_path / "weights")
     reconstruct = {"upscaler": "mammo", "mammo": {"weights": str(weights)}}
     own = weights / "config.json"
@@ -356,7 +357,7 @@ def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audit
 def test_the_command_beside_a_running_node(archive: Archive, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     told = archive.node.settings.model_dump(mode="json", include={"storage": {"root"}, "reconstruct": True})
-    config.write_text(yaml.safe_dump({**told, "codec": LADDER}), encoding="utf-8")
+    config.write_text(yaml.safe_dump({**told, "codec": SCALES}), encoding="utf-8")
     done = command("audit", "run", "--sample", "1", "--json", "--config", str(config))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""``latent-pacs gate calibrate``: figures per rung of a folder of images, and thresholds that let them through."""
+"""``latent-pacs gate calibrate``: a folder of images as the archive would encode them, beside the gate's limits."""
 
 from __future__ import annotations
 
@@ -11,52 +11,53 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from node.cli.calibration import measured, pictures_in, report_of
+from node.cli.calibration import calibrated, pictures_in, report_of
 from node.config import parse
 from node.training.pictures import NoPictures
+from storage.limits import limits_of
 from tests.samples import breast, mammogram, write
 from tests.test_cli import run
 
-RAW = {
-    "codec": {
-        "ladder": [
-            {"scale": 2, "coder": "jpegxl", "distance": 0.6, "sample_bits": 12},
-            {"scale": 1, "coder": "jpegxl", "distance": 0.3, "sample_bits": 12},
-        ]
-    },
-    "reconstruct": {"upscaler": "bicubic"},
-}
+RAW = {"codec": {"scales": [1]}, "gate": {"patches": {"share": 0.5}}, "reconstruct": {"upscaler": "bicubic"}}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     images = tmp_path / "images"
     images.mkdir()
-    write(mammogram(breast(400, 300)), images / "one.dcm")
-    Image.fromarray((breast(420, 310, bits=12, seed=3) * 16).astype(np.uint16)).save(images / "two.png")
+    write(mammogram(breast(640, 512)), images / "one.dcm")
+    Image.fromarray((breast(640, 512, bits=12, seed=3) * 16).astype(np.uint16)).save(images / "two.png")
     (images / "notes.txt").write_text("no picture")
     return images
 
 
-def test_figures_per_rung_and_thresholds_that_fit(folder: Path) -> None:
+def test_each_image_at_its_operating_point_and_the_figures_of_all(folder: Path) -> None:
     settings = parse(RAW, "test")
-    found = list(measured(pictures_in(folder), 0, settings))
+    found = list(calibrated(pictures_in(folder), 0, settings))
     report = report_of(found, settings)
-    assert report["images"] == 2
-    assert [rung["rung"] for rung in report["rungs"]] == ["x2 jpegxl d0.6", "x1 jpegxl d0.3"]
-    cheap, good = (rung["figures"] for rung in report["rungs"])
-    assert good["psnr_db"]["median"] > cheap["psnr_db"]["median"]
-    assert good["error_p999"]["median"] < cheap["error_p999"]["median"]
-    assert cheap["fsim_worst"]["worst"] <= cheap["fsim_worst"]["worst_5_percent"] <= cheap["fsim_worst"]["median"]
-    fair = [each for each in found if each.verdict.fsim_mean >= 0.93 and each.verdict.fsim_p5 >= 0.9]
-    tiles = np.concatenate([each.survey.error_max[each.survey.breast] for each in fair])
-    assert (tiles <= report["proposed"]["error_max"]).mean() >= 0.99
-    assert report["proposed"]["error_max"] <= 1.2 * tiles.max()
+    assert [one["name"] for one in report["images"]] == ["images/one.dcm", "images/two.png"]
+    first, second = report["images"]
+    assert report["passed"] == bool(first["point"]) + bool(second["point"]) >= 1
+    assert all(one["why"] for one in (first, second) if not one["point"])
+    for one in filter(lambda each: each["point"], (first, second)):
+        assert one["point"].startswith("x1 jpegxl d")
+        assert 0 < one["burden"] <= 1
+        assert one["figures"][one["nearest"]] > 0
+    assert report["figures"].keys() == limits_of(settings.thresholds).keys()
+    for name, spread in report["figures"].items():
+        assert 0 <= spread["median"] <= spread["percentile_95"] <= spread["max"] <= spread["limit"], name
+
+
+def test_what_does_not_pass_says_why(folder: Path) -> None:
+    settings = parse({**RAW, "gate": {"balanced": {"spectrum_db": 1e-9}, "patches": {"share": 0.5}}}, "test")
+    (one,) = calibrated(pictures_in(folder), 1, settings)
+    assert (one.point, one.figures) == ("", {})
+    assert "energy of octave band" in one.why
 
 
 def test_a_limit_is_kept_to(folder: Path) -> None:
     settings = parse(RAW, "test")
-    assert {each.name for each in measured(pictures_in(folder), 1, settings)} == {"images/one.dcm"}
+    assert {each.name for each in calibrated(pictures_in(folder), 1, settings)} == {"images/one.dcm"}
 
 
 def test_a_folder_without_pictures(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_folder_without_pictures(tmp_path: Path) -> None:
         pictures_in(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(NoPictures, match="256 pixels"):
-        list(measured(pictures_in(tmp_path), 0, parse(RAW, "test")))
+        list(calibrated(pictures_in(tmp_path), 0, parse(RAW, "test")))
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
@@ -73,12 +74,12 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     done = run("gate", "calibrate", str(folder), "--limit", "1", "--json", "--config", str(config))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["images"] == 1
-    assert report["section"] == "balanced"
+    assert len(report["images"]) == 1
+    assert report["profile"] == "balanced"
     shown = run("gate", "calibrate", str(folder), "--limit", "1", "--config", str(config))
     assert shown.returncode == 0, shown.stderr
-    assert "error_p999" in shown.stdout
-    assert "Proposed for gate.balanced" in shown.stdout
+    assert "spectrum_tile_db" in shown.stdout
+    assert "gate.balanced" in shown.stdout
     assert run("gate", "calibrate", "--help").returncode == 0
 
 

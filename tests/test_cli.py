@@ -130,13 +130,13 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
     assert report["ok"] is True
     by_uid = {image["original_uid"]: image for image in report["images"]}
     first, second = by_uid[good.SOPInstanceUID], by_uid[small.SOPInstanceUID]
-    keys = "original_uid derived_uid rows columns raw_bytes payload_bytes ratio rung psnr_db fsim_mean fsim_p5"
+    keys = "original_uid derived_uid rows columns raw_bytes payload_bytes ratio point psnr_db fsim_mean fsim_p5"
     assert set(first) == {*keys.split(), "store_s", "verify_s", "move_s", "get_s", "rendition"}
     assert (first["rows"], first["columns"], first["raw_bytes"]) == (640, 512, 655360)
     assert first["ratio"] == pytest.approx(first["raw_bytes"] / first["payload_bytes"], abs=0.01)
     assert first["fsim_mean"] >= 0.93
     assert first["rendition"] == "mammo"
-    assert (second["derived_uid"], second["rendition"], second["rung"]) == (None, "original", "exact")
+    assert (second["derived_uid"], second["rendition"], second["point"]) == (None, "original", "exact")
     (picture,) = out.glob("*.png")
     assert str(picture) in done.stdout
     with Image.open(picture) as image:

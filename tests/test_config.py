@@ -11,7 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from node.config import Profile, RenditionPolicy, Settings, load, parse, parse_sample
+from node.dimse.peers import Peers
 from storage.errors import ConfigError
+from storage.records import Thresholds
 
 SHIPPED = Path(__file__).parent.parent / "config.yaml"
 
@@ -64,16 +66,20 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"nod": {}}, "nod: unknown key; did you mean node?"),
         ({"reconstruct": {"sd_x2": {"weigths": "x"}}}, "did you mean weights?"),
         ({"peers": [{"ae_title": "A", "alow": []}]}, "peers.0.alow: unknown key; did you mean allow?"),
-        ({"gate": {"balanced": {"fsim_mean": 0.9}}}, "gate.balanced.fsim_mean"),
-        ({"gate": {"balanced": {"fsim_p5": 0.5}}}, "gate.balanced.fsim_p5"),
-        ({"gate": {"strict": {"psnr_db": 28}}}, "gate.strict.psnr_db"),
-        ({"gate": {"fsim_mean": 0.95}}, "gate.fsim_mean: unknown key"),
+        ({"gate": {"balanced": {"lines": [4.0, 2.0]}}}, "gate.balanced.lines"),
+        ({"gate": {"balanced": {"speck": 3.0}}}, "gate.balanced.speck"),
+        ({"gate": {"balanced": {"speck_most": 0.9}}}, "gate.balanced.speck_most"),
+        ({"gate": {"strict": {"shift": 0}}}, "gate.strict.shift"),
+        ({"gate": {"strict": {"fsim_mean": 0.95}}}, "gate.strict.fsim_mean: unknown key"),
         ({"storage": {"min_free": "much"}}, "'much' is no size"),
         ({"node": {"ae_title": "A TITLE THAT IS TOO LONG"}}, "is no AE title"),
         ({"node": {"port": 70000}}, "node.port"),
         ({"peers": [{"ae_title": "A"}, {"ae_title": "A"}]}, "appears more than once"),
-        ({"codec": {"ladder": [{"scale": 3, "coder": "jpegxl"}]}}, "codec.ladder.0.scale"),
-        ({"codec": {"ladder": [{"scale": 2, "coder": "png16", "distance": 1}]}}, "lossless"),
+        ({"codec": {"scales": [3]}}, "codec.scales.0"),
+        ({"codec": {"scales": []}}, "codec.scales"),
+        ({"codec": {"effort": 10}}, "codec.effort"),
+        ({"reconstruct": {"texture": "smooth"}}, "reconstruct.texture"),
+        ({"peers": [{"ae_title": "A", "texture": "none"}]}, "texture is for peers with rendition"),
         ({"reconstruct": {"upscaler": "magic"}}, "reconstruct.upscaler"),
         ({"audit": {"sample": "0"}}, "is no sample"),
         ({"audit": {"reserve": 5}}, "is no share"),
@@ -107,13 +113,32 @@ def test_samples_and_the_reserve() -> None:
     assert parse({"audit": {"reserve": "100%"}}, "t").audit.reserve_bound > "f" * 64
 
 
-def test_sizes_and_ladders() -> None:
+def test_sizes_and_operating_points() -> None:
     assert parse({"storage": {"min_free": "1.5GB"}}, "t").storage.min_free == 1_500_000_000
     assert parse({"storage": {"min_free": 7}}, "t").storage.min_free == 7
-    own = parse({"codec": {"ladder": [{"scale": 2, "coder": "jpegls"}]}}, "t").codec
-    assert [str(rung) for rung in own.rungs] == ["x2 jpegls"]
+    assert Settings().codec.fixed_point is None, "it is searched for"
     paper = parse({"codec": {"profile": "paper"}}, "t").codec
     assert paper.profile is Profile.PAPER
-    assert [str(rung) for rung in paper.rungs] == ["x2 png16"]
+    assert str(paper.fixed_point) == "x2 png16"
     assert not paper.gated
     assert Settings().codec.gated
+
+
+def test_limits_by_profile() -> None:
+    assert Settings().thresholds == Thresholds()
+    strict = parse({"codec": {"profile": "us-mqsa"}}, "t").thresholds
+    assert strict.lines < Thresholds().lines
+    assert strict.lost < Thresholds().lost
+    assert strict.speck == Thresholds().speck
+    own = parse({"gate": {"balanced": {"shift": 0.01}}}, "t").thresholds
+    assert own == Thresholds(shift=0.01)
+
+
+def test_a_peer_may_have_a_texture_of_its_own() -> None:
+    viewer = {"ae_title": "V", "rendition": "reconstructed"}
+    measuring = {**viewer, "ae_title": "M", "texture": "none"}
+    peers = Peers(parse({"peers": [viewer, measuring]}, "t"))
+    assert [peers.draws(title) for title in ("V", "M", "UNKNOWN")] == [True, False, True]
+    drawn = {**viewer, "ae_title": "D", "texture": "drawn"}
+    peers = Peers(parse({"peers": [viewer, drawn], "reconstruct": {"texture": "none"}}, "t"))
+    assert [peers.draws(title) for title in ("V", "D")] == [False, True]

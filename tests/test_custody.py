@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import insert, inspect, text
+from sqlalchemy import insert, text
 
 from node.archive import retention as retention_module
 from node.archive.custodian import Custodian
@@ -24,15 +22,15 @@ from node.archive.trail import AuditTrail, TrailWriter
 from node.config import parse
 from node.workers.worker import PackRequest, decode
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged, ProofFailed, StoreFull
-from storage.index import Index, connect
+from storage.index import Index
 from storage.index.commitments import Commitments
-from storage.index.connection import MIGRATIONS, now, writing
+from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.tables import commitment, pin
 from storage.journal import Journal
 from storage.objects import ObjectStore
 from storage.originals import restore_original
-from storage.records import HoldKind, InstanceState, OriginalForm, StoredRendition, Tier, TrailEntry
+from storage.records import HoldKind, InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier, TrailEntry
 from tests.samples import breast, mammogram, write
 from tests.test_index import new_instance, new_rendition
 
@@ -100,7 +98,7 @@ class Bench:
                 claim, state, new_rendition(f"2.25.{uid[-1]}", base_digest=base, rendition_digest=rendition)
             )
         else:
-            self.index.finish(claim, state, "because")
+            self.index.finish(claim, state, ReasonCode.OTHER, "because")
         return data
 
     def read(self, data: bytes) -> bytes:
@@ -150,7 +148,7 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: Bench) -> None:
     assert bench.index.custody.totals().to_pack == 1
     claim = bench.index.claim("test", 60)
     assert claim is not None
-    bench.index.finish(claim, InstanceState.EXACT, "not eligible")
+    bench.index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
     assert bench.work() == 1
     totals = bench.index.custody.totals()
     assert (totals.packed, totals.verbatim, totals.to_pack) == (1, 0, 0)
@@ -528,38 +526,6 @@ def test_mqsa_keeps_for_ever() -> None:
         parse({"codec": {"profile": "us-mqsa"}, "originals": {"keep": "30d"}}, "config.yaml")
     assert parse({"originals": {"keep": "2w"}}, "x").originals.keep == timedelta(days=14)
     assert parse({"originals": {"path": "file:///a%20b"}}, "x").originals.path == Path("/a b")
-
-
-def test_an_archive_of_revision_1_is_upgraded(tmp_path: Path) -> None:
-    """Rows of the first release: their originals are verbatim, in the hot store, and wait to be packed."""
-    url = f"sqlite:///{tmp_path / 'index.sqlite'}"
-    old = connect(url)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with writing(old) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(text("INSERT INTO patient VALUES (1, 'P', 'P', '', '', '', '{}')"))
-        connection.execute(text("INSERT INTO study VALUES (1, 1, '1.2', '', '', '', '', '{}')"))
-        connection.execute(text("INSERT INTO series VALUES (1, 1, '1.2.1', 'MG', '{}')"))
-        columns = (
-            "series_key, sop_instance_uid, sop_class_uid, transfer_syntax_uid, attributes, original_digest,"
-            " original_bytes, pixel_bytes, pixel_warning, calling_aet, received_at, state, reason, attempts"
-        )
-        for number in (1, 2):
-            values = f"1, '1.3.{number}', '1.4', '1.5', '{{}}', '{number:064x}', {number * 10}, 5, '', 'A',"
-            values += " '2026-01-02 03:04:05.000000', 'exact', '', 0"
-            connection.execute(text(f"INSERT INTO instance ({columns}) VALUES ({values})"))
-    old.dispose()
-    index = Index.open(url)
-    held = index.by_uid("1.3.2").held  # type: ignore[union-attr]
-    assert held is not None
-    assert (held.form, held.tier, held.object_digest) == (OriginalForm.VERBATIM, Tier.HOT, f"{2:064x}")
-    assert (held.object_bytes, held.held_since.year, held.purged_at) == (20, 2026, None)
-    assert index.custody.totals().to_pack == 2
-    assert index.counts().bytes_by_kind["original"] == 30
-    with index.engine.connect() as connection:
-        assert {"original", "doomed", "hold", "label", "trail"} <= set(inspect(connection).get_table_names())
 
 
 def test_reports_are_plain(bench: Bench) -> None:

@@ -209,7 +209,7 @@ def all_made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mad
     folder = tmp_path_factory.mktemp("dciodvfy")
     (folder / "received").mkdir()
     settings: dict[str, Any] = {
-        "codec": {"ladder": [{"scale": 2, "coder": "jpegxl", "distance": 0.3, "effort": 3, "sample_bits": 12}]},
+        "codec": {"scales": [1], "effort": 3},
         "reconstruct": {"upscaler": "bicubic"},
     }
     sent = {}
@@ -375,7 +375,7 @@ def test_private_block(made: Made) -> None:
     derived, rendition = made.derived, made.rendition
     block = derived.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
     expected = {
-        0x01: rendition.rung,
+        0x01: rendition.point,
         0x02: "bicubic",
         0x03: rendition.weights_digest,
         0x06: made.original.SOPInstanceUID,
@@ -386,6 +386,8 @@ def test_private_block(made: Made) -> None:
         0x0B: rendition.fsim_mean,
         0x0C: rendition.fsim_p5,
         0x0D: "PASSED",
+        0x0F: "DRAWN",
+        0x10: rendition.structure_uid,
     }
     for offset, value in expected.items():
         assert (block[offset].value or "") == value, PRIVATE_ATTRIBUTES[offset]

@@ -22,15 +22,18 @@ from storage.index import Index, connect, holdings, migrate
 from storage.index.connection import writing
 from storage.index.holdings import Added
 from storage.index.tables import instance, metadata, patient, rendition, series, study
+from storage.index.upkeep import Upkeep
 from storage.levels import levels_of
 from storage.records import (
     Claim,
     InstanceState,
     NewInstance,
     NewRendition,
-    RungOutcome,
+    OperatingPoint,
+    ReasonCode,
     StoredInstance,
     StoredRendition,
+    Trial,
     Verdict,
 )
 from tests.samples import MAMMOGRAPHY, mammogram
@@ -67,6 +70,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return moved
 
 
+POINT = OperatingPoint(2, "jpegxl", 0.3)
+
+
 def new_instance(
     uid: str = "1.2.3.1", *, patient_id: str = "P1", study_uid: str = "1.2.1", **changes: Any
 ) -> NewInstance:
@@ -93,16 +99,18 @@ def new_instance(
 def new_rendition(derived_uid: str = "2.25.1", **changes: Any) -> NewRendition:
     made = NewRendition(
         derived_uid=derived_uid,
+        structure_uid=f"{derived_uid}.9",
         base_digest=digest(f"base {derived_uid}"),
         base_bytes=70,
         rendition_digest=digest(f"rendition {derived_uid}"),
         rendition_bytes=30,
-        rung="x2 jpegxl d0.3",
+        point=POINT,
         upscaler="mammo",
         weights_digest=digest("weights"),
         output_digest=digest("output"),
+        structure_digest=digest("structure"),
         verdict=VERDICT,
-        tried=(RungOutcome("x4 jpegxl d0.3", 50, replace(VERDICT, failures=("too coarse",)), 1.5),),
+        tried=(Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5),),
         seconds=2.5,
     )
     return replace(made, **changes)
@@ -244,6 +252,7 @@ def test_an_instance_comes_back_as_it_was_added(index: Index) -> None:
         pixel_bytes=32,
         state=InstanceState.RECEIVED,
         reason="",
+        reason_code=ReasonCode.NONE,
         received_at=found.received_at,
         calling_aet="MODALITY",
         rendition=None,
@@ -354,7 +363,7 @@ def test_instances_come_in_the_order_of_the_keys_asked_for(index: Index) -> None
 def test_states_are_of_the_instances_that_are_held(index: Index) -> None:
     index.add(new_instance("1.2.3.1"))
     index.add(new_instance("1.2.3.2"))
-    index.finish(claimed(index), InstanceState.EXACT, "not eligible")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
     assert index.states(["1.2.3.2", "1.2.3.1", "1.2.3.9"]) == {
         "1.2.3.1": InstanceState.EXACT,
         "1.2.3.2": InstanceState.RECEIVED,
@@ -423,13 +432,13 @@ def test_a_lost_lease_changes_nothing_any_more(index: Index, clock: Clock) -> No
     assert not index.renew(lost, 3600)
     assert not index.release(lost)
     assert not index.release(lost, forgive=True)
-    assert not index.finish(lost, InstanceState.FAILED, "too late")
+    assert not index.finish(lost, InstanceState.FAILED, ReasonCode.OTHER, "too late")
     assert not index.finish_with(lost, InstanceState.VERIFIED, new_rendition())
     found = held(index)
     assert (found.state, found.reason, found.rendition) == (InstanceState.RECEIVED, "", None)
     clock.now += 59
     assert index.claim("third", 60) is None  # the lease of the second is as long as it was
-    assert index.finish(owner, InstanceState.EXACT, "done")
+    assert index.finish(owner, InstanceState.EXACT, ReasonCode.LEFT_OUT, "done")
     assert held(index).state is InstanceState.EXACT
 
 
@@ -439,7 +448,7 @@ def test_a_lease_that_ran_out_and_was_not_taken_is_still_good(index: Index, cloc
     clock.now += 600
     assert index.renew(claim, 60)
     assert index.claim("second", 60) is None
-    assert index.finish(claim, InstanceState.EXACT, "done")
+    assert index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, "done")
 
 
 def test_a_renewed_lease_lasts_longer(index: Index, clock: Clock) -> None:
@@ -475,10 +484,10 @@ def test_what_failed_before_comes_after_what_is_new(index: Index) -> None:
 def test_finished_work_is_at_rest(index: Index, state: InstanceState) -> None:
     index.add(new_instance())
     claim = claimed(index)
-    assert index.finish(claim, state, "the reason")
+    assert index.finish(claim, state, ReasonCode.OTHER, "the reason")
     assert (held(index).state, held(index).reason) == (state, "the reason")
     assert index.claim("second", 60) is None
-    assert not index.finish(claim, InstanceState.FAILED, "again")
+    assert not index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, "again")
     assert held(index).state is state
 
 
@@ -492,17 +501,21 @@ def test_a_rendition_is_committed_with_the_state_it_means(index: Index) -> None:
     assert made is not None
     assert made == StoredRendition(
         derived_uid="2.25.1",
+        structure_uid="2.25.1.9",
         base_digest=digest("base 2.25.1"),
         base_bytes=70,
         rendition_digest=digest("rendition 2.25.1"),
         rendition_bytes=30,
-        rung="x2 jpegxl d0.3",
+        point="x2 jpegxl d0.3",
+        operating_point=POINT,
         upscaler="mammo",
         weights_digest=digest("weights"),
         output_digest=digest("output"),
+        structure_digest=digest("structure"),
         psnr_db=38.5,
         fsim_mean=0.96,
         fsim_p5=0.94,
+        gated=True,
         seconds=2.5,
         verified_at=made.verified_at,
     )
@@ -512,7 +525,10 @@ def test_a_rendition_is_committed_with_the_state_it_means(index: Index) -> None:
     with index.engine.connect() as connection:
         row = connection.execute(select(rendition.c.tried, rendition.c.gated)).one()
     assert row.gated == 1
-    assert [(each["rung"], each["verdict"]["failures"]) for each in row.tried] == [("x4 jpegxl d0.3", ["too coarse"])]
+    assert [(each["point"], each["failures"]) for each in row.tried] == [("x4 jpegxl d0.3", ["too coarse"])]
+    verdict, (trial,) = Upkeep(index.engine).measured("2.25.1")
+    assert verdict == VERDICT
+    assert trial == Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5)
 
 
 def test_an_instance_is_found_by_its_derived_uid(index: Index) -> None:
@@ -521,6 +537,8 @@ def test_an_instance_is_found_by_its_derived_uid(index: Index) -> None:
     index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition("2.25.1"))
     index.finish_with(claimed(index), InstanceState.MEASURED, new_rendition("2.25.2"))
     assert held(index, "2.25.2") == held(index, "1.2.3.2")
+    assert held(index, "2.25.2.9") == held(index, "1.2.3.2"), "the same rendition without noise"
+    assert index.rendition("2.25.2.9") == index.rendition("2.25.2")
     assert held(index, "2.25.1") == held(index, "1.2.3.1")
     assert held(index, "2.25.2").state is InstanceState.MEASURED
     assert index.rendition("2.25.1") == held(index, "1.2.3.1").rendition
@@ -557,8 +575,8 @@ def back_to_work(index: Index) -> None:
 def test_what_failed_can_be_tried_again_from_the_start(index: Index) -> None:
     for number in range(3):
         index.add(new_instance(f"1.2.3.{number}"))
-    index.finish(claimed(index), InstanceState.FAILED, "worker died")
-    index.finish(claimed(index), InstanceState.EXACT, "not eligible")
+    index.finish(claimed(index), InstanceState.FAILED, ReasonCode.OTHER, "worker died")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
     index.release(claimed(index))
     assert index.retry_failed() == 1
     assert index.retry_failed() == 0
@@ -587,7 +605,7 @@ def test_counts_add_up(index: Index) -> None:
     index.add(new_instance("1.2.3.2", original_bytes=2000, pixel_bytes=5000))
     index.finish_with(claimed(index), InstanceState.MEASURED, new_rendition("2.25.2", base_bytes=7, rendition_bytes=3))
     index.add(new_instance("1.2.3.3", original_bytes=300, pixel_bytes=0))  # a report: its file counts
-    index.finish(claimed(index), InstanceState.EXACT, "no pixels")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.LEFT_OUT, "no pixels")
     index.add(new_instance("1.2.3.4", original_bytes=50, pixel_bytes=60))
     index.add(new_instance("1.2.3.5", original_bytes=51, pixel_bytes=60))
     index.quarantine.put(digest("q"), "1.2.3.4", "MODALITY", "why")

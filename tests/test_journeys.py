@@ -13,6 +13,7 @@ from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.dicomfile import opened
+from storage.index.upkeep import Upkeep
 from storage.payload import decode_base, decode_rendition
 from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState
@@ -121,15 +122,12 @@ def test_until_verified_the_original_is_served(quiet_archive: Archive, tmp_path:
     assert data_set_bytes(quiet_archive.receiver.received[ds.SOPInstanceUID]) == data_set_bytes(sent)
 
 
-HALF_SIZE = {
-    "ladder": [{"scale": 2, "coder": "jpegxl", "distance": each, "sample_bits": 12} for each in (0.5, 0.3, 0.1)]
-}
-"""Rungs on which pure noise cannot pass; at full size, finely coded, it can."""
+FULL_SIZE = {"scales": [1]}
 
 
 @pytest.mark.slow
 def test_a_study_of_several_kinds(receiver: Receiver, tmp_path: Path) -> None:
-    with Node(settings_for(tmp_path / "archive", receiver.port, codec=HALF_SIZE)) as node:
+    with Node(settings_for(tmp_path / "archive", receiver.port, codec=FULL_SIZE)) as node:
         several_kinds(Archive(node, receiver), tmp_path)
 
 
@@ -144,7 +142,11 @@ def several_kinds(archive: Archive, tmp_path: Path) -> None:
     stored(archive, tmp_path, good, small, hopeless, processing)
     settled = {ds.SOPInstanceUID: archive.settled(ds.SOPInstanceUID) for ds in (good, small, hopeless, processing)}
     assert settled[good.SOPInstanceUID].state is InstanceState.VERIFIED
-    for ds, reason in ((small, "smaller than 256"), (hopeless, "no rung passed the gate"), (processing, "processing")):
+    for ds, reason in (
+        (small, "smaller than 256"),
+        (hopeless, "no operating point passed the gate"),
+        (processing, "processing"),
+    ):
         assert settled[ds.SOPInstanceUID].state is InstanceState.EXACT
         assert reason in settled[ds.SOPInstanceUID].reason
 
@@ -159,7 +161,7 @@ def several_kinds(archive: Archive, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> None:
-    """The objects of a verified image: base and rendition, with every rung tried and its figures."""
+    """The objects of a verified image: base and rendition, and what was tried for it."""
     ds = mammogram()
     stored(archive, tmp_path, ds)
     rendition = archive.settled(ds.SOPInstanceUID).rendition
@@ -169,11 +171,12 @@ def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> 
     made = decode_rendition(store.read(rendition.rendition_digest))
     assert made.base_digest == rendition.base_digest
     assert made.derived_uid == rendition.derived_uid
-    assert str(base.rung) == rendition.rung == made.tried[-1].rung
-    assert made.tried[-1].verdict.passed
-    assert all(outcome.verdict.failures for outcome in made.tried[:-1])
-    figures = made.verdict.figures
-    assert figures["consistency_rms"] <= max(figures["quantisation_rms"], 0.5)
+    assert made.structure_uid == rendition.structure_uid
+    assert base.point == rendition.operating_point
+    assert made.verdict.passed
+    verdict, tried = Upkeep(archive.node.index.engine).measured(rendition.derived_uid)
+    assert verdict == made.verdict
+    assert (tried[-1].point, tried[-1].failures) == (rendition.point, ())
     assert base.header.dataset().PatientName == ds.PatientName
 
 

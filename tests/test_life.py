@@ -21,12 +21,12 @@ from node.config import load
 from node.dimse.client import Receiver
 from storage.errors import ConfigError, UnknownUid
 from storage.payload import decode_rendition
-from storage.records import InstanceState, StoredInstance, Tier
+from storage.records import InstanceState, StoredInstance, StoredRendition, Tier
 from tests.annotations import cad_report, finding, scoord, selected_from
 from tests.conftest import Archive, wait_for
 from tests.samples import breast, mammogram
 from tests.test_cli import run as command
-from tests.test_regions import LADDER, current, send
+from tests.test_renditions import send
 
 PATCH_COLOUR = (255, 170, 0)
 
@@ -43,6 +43,14 @@ class Shown:
     held: StoredInstance
 
 
+SCALES = {"scales": [1]}
+
+
+def current(held: StoredInstance) -> StoredRendition:
+    assert held.rendition is not None
+    return held.rendition
+
+
 def run(*arguments: str) -> Result:
     """The command in this process: errors come as exceptions."""
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
@@ -57,8 +65,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         "node": {"host": "127.0.0.1", "port": 0},
         "storage": {"root": str(folder / "a"), "min_free": 0},
         "reconstruct": {"upscaler": "bicubic", "threads": 1},
-        "gate": {"balanced": {"speck_kept": 0.95}},
-        "codec": LADDER,
+        "codec": SCALES,
         "originals": {"coder": "none"},
     }
     config.write_text(yaml.safe_dump(raw))
@@ -99,7 +106,8 @@ def test_json_tells_everything(shown: Shown) -> None:
     made = decode_rendition(store.read(current(held).rendition_digest))
     assert now["parts"] == {
         "base_pixels": now["parts"]["base_pixels"],
-        "guide": len(made.guide),
+        "noise": len(made.noise),
+        "repairs": len(made.repairs),
         "points": len(made.points),
         "patches": len(made.patches),
     }
@@ -108,10 +116,11 @@ def test_json_tells_everything(shown: Shown) -> None:
     assert now["payload_bytes"] == now["base_bytes"] + now["rendition_bytes"]
     assert now["ratio"] == pytest.approx(held.pixel_bytes / now["payload_bytes"], abs=0.01)
     assert now["parts"]["base_pixels"] < now["base_bytes"]
-    assert now["mends"]["patched_cells"] >= 4  # the region of 32 x 32 pixels touches that many cells
-    assert now["mends"]["share_of_image"] == now["mends"]["patched_cells"] / 320
-    assert former["tried"][:-1] == now["tried"][:-1]
-    assert now["tried"][-1]["verdict"]["figures"]["patch_bytes"] == now["parts"]["patches"]
+    assert now["mends"]["patched"] >= 4  # the region of 32 x 32 pixels touches that many cells
+    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 320
+    assert now["operating_point"] == former["operating_point"], "where the former one passed, so does the new one"
+    assert now["tried"][-1]["point"] == now["point"]
+    assert now["tried"][-1]["failures"] == []
     assert (now["verdict"]["gated"], now["verdict"]["failures"], now["withdrawn"]) == (True, [], "")
     assert now["steps"] is not None
     assert now["verified_at"].endswith("Z")
@@ -151,7 +160,7 @@ def test_text_says_why_an_image_is_exact(shown: Shown) -> None:
     assert "smaller than 256 pixels a side" in done.stdout
     assert "exact" in done.stdout
     done = run("instance", "show", str(shown.ds.SOPInstanceUID), "-c", str(shown.config))
-    for word in ("former rendition", "current rendition", "taken", "patches of 32 x 32 pixels", "fsim_worst_tile"):
+    for word in ("former rendition", "current rendition", "taken", "patches of 32 x 32 pixels", "specks_lost"):
         assert word in done.stdout, word
 
 

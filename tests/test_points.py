@@ -1,4 +1,5 @@
-"""Points: spots that restore what a base lost of single specks (node/codec/points.py, spotting.py)."""
+"""Points: spots that restore what a base lost of single specks (node/codec/points.py), and where
+the encoder sets them (repair.py)."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ from node.codec.points import (
     encode_points,
     grey_levels,
     level_of,
-    profile,
 )
-from node.codec.spotting import spots_for
-from node.fidelity.gate import Reference, Spots, Thresholds, spots, survey
+from node.codec.repair import points_for
+from node.codec.repairs import CELL
+from node.fidelity.gate import Reference, specks_of, wrong_specks
 from storage.errors import PayloadError
+from storage.records import Thresholds
 from tests.samples import breast
 
-LISTED = Thresholds(0.0, 0.0, 0.0, speck=4.0, speck_near=4.0, speck_kept=1.0)
+LIMITS = Thresholds()
 
 
 @st.composite
@@ -80,34 +82,80 @@ def test_of_an_unknown_size_or_place() -> None:
         decode_points(b"\x09" + encode_points(Points(10, 10, ()))[1:])
 
 
-@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
-def test_what_was_taken_away_is_put_back(photometric: str) -> None:
-    """Planted specks, removed again: the gate says lost, and points restore at least 95 % of their contrast."""
-    smooth = breast(512, 512)
-    random = np.random.default_rng(3)
-    places = random.integers(150, 360, size=(12, 2))
-    pixels = smooth.astype(np.float32)
+def with_specks(photometric: str, sigma: float) -> tuple[Reference, np.ndarray, list[tuple[int, int]]]:
+    """A breast with planted specks, the same without them as a structure, and where they are."""
+    smooth = breast(512, 512).astype(np.float32)
+    places, peak = (
+        [(row, column) for row in (170, 220, 270, 320) for column in (60, 130, 200)],
+        400 * max(sigma - 0.4, 1.0),
+    )
+    pixels, y, x = smooth.copy(), *np.mgrid[0:512, 0:512]
     for row, column in places:
-        pixels[row - REACH : row + REACH + 1, column - REACH : column + REACH + 1] += 400 * profile(1)
+        pixels += peak * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * sigma**2)).astype(np.float32)
     header = Dataset()
     header.PhotometricInterpretation = photometric
     top = 4095 if photometric == "MONOCHROME1" else 0
+    stored, structure = (np.abs(top - np.clip(np.rint(image), 0, 4095)) for image in (pixels, smooth))
+    return Reference(stored.astype(np.uint16), header), structure.astype(np.float32), places
 
-    def stored(values: np.ndarray) -> np.ndarray:
-        return np.abs(top - np.clip(values, 0, 4095)).astype(np.uint16)
 
-    reference, without = Reference(stored(pixels), header), stored(smooth.astype(np.float32))
-    found = spots(survey(reference, without), LISTED)
-    near = [np.abs(found.lost[:, :2] - place).max(axis=1).min() <= 2 for place in places]
-    assert all(near), "every planted speck is listed as lost"
-    points = Points(512, 512, tuple(sorted(spots_for(reference, without, found))))
-    mended = np.clip(without + points.field(), 0, 4095).astype(np.uint16)
-    left = spots(survey(reference, mended), LISTED).lost
-    worst = left[:, 3].min() if len(left) else 1.0
-    assert worst >= 0.95
+def wrong(reference: Reference, structure: np.ndarray) -> list[tuple[int, int]]:
+    lost, invented = wrong_specks(*specks_of(reference, structure, reference.tiles), LIMITS)
+    return [(speck.row, speck.column) for speck in [*lost, *invented]]
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+@pytest.mark.parametrize("sigma", [0.8, 1.4, 1.8])
+def test_what_was_taken_away_is_put_back(photometric: str, sigma: float) -> None:
+    """Planted specks, removed again: the gate says lost, and points or repaired cells restore each of them."""
+    reference, structure, places = with_specks(photometric, sigma)
+    lost = np.array(wrong(reference, structure))
+    assert all(np.abs(lost - place).max(axis=1).min() <= 2 for place in places), "every planted speck is lost"
+    nothing = np.zeros((32, 32), dtype=bool)
+    points, broken = points_for(reference, structure, nothing, LIMITS)
+    assert points is not None
+    assert not nothing.any()
+    mended = structure + points.field()
+    left = [place for place in wrong(reference, mended) if not broken[place[0] // CELL, place[1] // CELL]]
+    assert left == []
+    assert len(points.spots) >= 9, "most of them take no more than a point"
+    assert broken.mean() < 0.05
+    sign = -1 if photometric == "MONOCHROME1" else 1
+    assert all(sign * spot.height > 0 for spot in points.spots if (spot.row, spot.column) in places)
+
+
+def test_what_the_encoder_measures_is_what_the_decoder_adds() -> None:
+    """Heights that were corrected twice are written down as one."""
+    reference, structure, _ = with_specks("MONOCHROME2", 1.4)
+    half = structure + 0.5 * (reference.image - structure)
+    points, broken = points_for(reference, half, np.zeros((32, 32), dtype=bool), LIMITS)
+    assert points is not None
+    decoded = decode_points(encode_points(points)).field()
+    left = [place for place in wrong(reference, half + decoded) if not broken[place[0] // CELL, place[1] // CELL]]
+    assert left == []
+
+
+def test_specks_in_cells_that_are_repaired_anyway_take_no_points() -> None:
+    reference, structure, _ = with_specks("MONOCHROME2", 1.4)
+    points, broken = points_for(reference, structure, np.ones((32, 32), dtype=bool), LIMITS)
+    assert points is None
+    assert broken.all()
+
+
+def test_an_invented_speck_marks_its_cells() -> None:
+    pixels = breast(512, 512)
+    reference = Reference(pixels, Dataset())
+    structure = pixels.astype(np.float32)
+    y, x = np.mgrid[0:512, 0:512]
+    structure += 900 * np.exp(-((y - 251) ** 2 + (x - 101) ** 2) / 4).astype(np.float32)
+    assert wrong(reference, structure) == [(251, 101)]
+    points, broken = points_for(reference, structure, np.zeros((32, 32), dtype=bool), LIMITS)
+    assert points is None
+    assert np.argwhere(broken).tolist() == [[15, 5], [15, 6], [16, 5], [16, 6]]
 
 
 def test_nothing_to_mend() -> None:
     reference = Reference(breast(512, 512), Dataset())
-    nothing = Spots(np.zeros((0, 5)), np.zeros((0, 5)), [])
-    assert spots_for(reference, reference.pixels, nothing) == []
+    points, broken = points_for(reference, reference.image, np.zeros((32, 32), dtype=bool), LIMITS)
+    assert points is None
+    assert not broken.any()

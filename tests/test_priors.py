@@ -108,7 +108,7 @@ def test_priors_wait_while_there_is_other_work(archive: Archive, tmp_path: Path)
         assert rendered(archive) == before
         return looks < 3
 
-    policies = frozenset({RenditionPolicy.RECONSTRUCTED})
+    policies = frozenset({(RenditionPolicy.RECONSTRUCTED, True)})
     priors = Priors(archive.node.index, archive.node.retrieve, policies, 10, busy)
     assert priors.prepare(arrived.StudyInstanceUID) == 1
     assert looks == 3
@@ -119,13 +119,13 @@ def test_priors_wait_while_there_is_other_work(archive: Archive, tmp_path: Path)
 @pytest.mark.parametrize(
     ("policies", "images", "wanted"),
     [
-        ({RenditionPolicy.ORIGINAL}, 5, False),
-        ({RenditionPolicy.RECONSTRUCTED}, 0, False),
-        ({RenditionPolicy.ORIGINAL, RenditionPolicy.AUTO}, 5, True),
+        ({(RenditionPolicy.ORIGINAL, True)}, 5, False),
+        ({(RenditionPolicy.RECONSTRUCTED, True)}, 0, False),
+        ({(RenditionPolicy.ORIGINAL, True), (RenditionPolicy.AUTO, False)}, 5, True),
     ],
 )
 def test_where_nobody_would_get_them_none_are_rendered(
-    archive: Archive, policies: set[RenditionPolicy], images: int, wanted: bool
+    archive: Archive, policies: set[tuple[RenditionPolicy, bool]], images: int, wanted: bool
 ) -> None:
     priors = Priors(archive.node.index, archive.node.retrieve, frozenset(policies), images, lambda: False)
     assert priors.wanted is wanted
@@ -134,7 +134,7 @@ def test_where_nobody_would_get_them_none_are_rendered(
 def test_auto_peers_get_originals_while_they_are_held(archive: Archive, tmp_path: Path) -> None:
     prior = stored(archive, tmp_path, PatientID="P2", StudyDate="20200101")
     arrived = stored(archive, tmp_path, (64, 48), PatientID="P2", StudyDate="20220101")
-    policies = frozenset({RenditionPolicy.AUTO})
+    policies = frozenset({(RenditionPolicy.AUTO, True)})
     priors = Priors(archive.node.index, archive.node.retrieve, policies, 10, lambda: False)
     assert priors.prepare(arrived.StudyInstanceUID) == 0
     assert rendition_digest(archive, prior) not in rendered(archive)

@@ -25,7 +25,6 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from node.jobs.runner import Runner
 from node.upscalers.installed import Installed
-from node.upscalers.mammo import SHIPPED, Mammo
 from node.workers.pool import WorkerPool
 from storage.index import Index
 from storage.index.connection import writing
@@ -41,13 +40,13 @@ from tests.holdings import Holdings, filled
 from tests.samples import breast, mammogram, write
 from tests.test_cli import run as command
 
-LADDER = {"ladder": [{"scale": 1, "coder": "jpegxl", "distance": 0.3, "sample_bits": 12}]}
-OTHER = Terms("mammo", "d" * 64, "steps 1 detail 0", True, "t" * 64)
+SCALES = {"scales": [1]}
+OTHER = Terms("mammo", "d" * 64, "steps 1", True, "t" * 64)
 
 
 def settings(root: Path, receiver: Receiver, upscaler: str, **changes: Any) -> Settings:
     reconstruct = {"upscaler": upscaler, "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
-    return settings_for(root, receiver.port, reconstruct=reconstruct, codec=LADDER, **changes)
+    return settings_for(root, receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
 
 
 def send(archive: Archive, folder: Path, *images: Dataset) -> list[StoredInstance]:
@@ -93,7 +92,7 @@ def reverified(node: Node) -> dict[str, Any]:
 
 
 def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: Path, receiver: Receiver) -> None:
-    ds, root = mammogram(breast(400, 380)), tmp_path / "a"
+    ds, root = mammogram(breast(640, 512)), tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
         archive = Archive(node, receiver)
         (held,) = send(archive, tmp_path, ds)
@@ -201,6 +200,8 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
 def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from node.upscalers.mammo import SHIPPED, Mammo
+
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
     config = folder / "config.json"
     config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be

@@ -20,7 +20,7 @@ from storage.errors import ObjectMissing
 from storage.index.jobs import JobRows
 from storage.index.upkeep import HOT, Upkeep
 from storage.inspection import DAMAGED, set_aside
-from storage.records import InstanceState
+from storage.records import InstanceState, ReasonCode
 from tests.holdings import LONG_AGO, Holdings, filled
 
 FULL = ScrubPlan(extent=Extent.FULL)
@@ -241,7 +241,7 @@ def test_everything_of_an_image_back_at_once(held: Holdings) -> None:
 
 def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holdings) -> None:
     upkeep = Upkeep(held.index.engine)
-    upkeep.send_back(1, "test")
+    upkeep.send_back(1, ReasonCode.OTHER, "test")
     claim = held.index.claim("worker", 60)
     assert claim is not None
     held.store.path(held.originals[0]).unlink()

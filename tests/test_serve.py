@@ -53,7 +53,7 @@ class Served:
                     "archivist": {"poll": 0.1, "lease": 2},
                     "reconstruct": {"upscaler": "bicubic"},
                     "gate": {"patches": {"share": 0.5}},
-                    "codec": {"ladder": [{"scale": 2, "coder": "jpegxl", "distance": 0.3, "sample_bits": 12}]},
+                    "codec": {"scales": [1]},
                     "originals": {"coder": "none"},
                     "peers": [
                         {"ae_title": "MODALITY", "allow": ["echo", "store"]},

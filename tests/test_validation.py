@@ -19,7 +19,7 @@ from tests.chromium import open_page
 from tests.conftest import settings_for, wait_for
 from tests.phantoms import COARSE, FINE, cohort
 
-UNGATED_X4 = {"profile": "paper", "ladder": [{"scale": 4, "coder": "png16"}]}
+UNGATED = {"profile": "paper"}
 
 
 def filled(node: Node, files: list[Path], labels: Path) -> None:
@@ -59,7 +59,7 @@ def made_when(folder: Path) -> dict[Path, int]:
 @pytest.mark.parametrize(("sign", "verdict"), [(COARSE, "equivalent"), (FINE, "different")])
 def test_the_verdict_follows_what_compression_did(tmp_path: Path, sign: str, verdict: str) -> None:
     files, labels = cohort(tmp_path / "phantoms", 40, sign, rows=320, columns=256)
-    with Node(settings(tmp_path / "archive", codec=UNGATED_X4)) as node:
+    with Node(settings(tmp_path / "archive", codec=UNGATED)) as node:
         filled(node, files, labels)
         run = validated(node)
         assert (run.state, run.error) == ("done", "")

@@ -22,7 +22,7 @@ from storage import coders
 from storage.dicomfile import HeaderBytes, encode, write_header_for_pixels
 from storage.payload import Base, Rendition
 from storage.pixels import pixel_digest
-from storage.records import InstanceState, OriginalForm, Rung, Verdict
+from storage.records import InstanceState, OperatingPoint, OriginalForm, Verdict
 from storage.sound import fault_of_object
 from tests.conftest import Archive, settings_for
 from tests.peers import data_set_bytes
@@ -50,14 +50,14 @@ def between(ds: Dataset, syntax: UID, *odd: bytes) -> bytes:
 def derived(tmp_path: Path, syntax: UID, *odd: bytes, behind: bytes = b"") -> Dataset:
     """The derived object of a mammogram with odd elements, proved and read back from its explicit encoding."""
     header = HeaderBytes(str(syntax), between(mammogram(PIXELS), syntax, *odd), behind)
-    rung = Rung(2, "jpegls", 0.0)
-    coded = coders.encode(np.zeros((16, 12), np.uint16), rung)
-    base = Base(rung, *PIXELS.shape, 12, 0, 4095, None, 0, 0, 0.0, "", "0" * 64, "OW", header, coded)
-    verdict = Verdict(True, 40.0, 0.99, 0.98)
+    point = OperatingPoint(2, "jpegls")
+    coded = coders.encode(np.zeros((16, 12), np.uint16), point)
+    base = Base(point, *PIXELS.shape, 12, 0, 4095, None, 0.0, 1.0, 0.0, "", "0" * 64, "OW", header, coded)
+    verdict = Verdict(40.0, 0.99, 0.98, 1)
     made = Rendition(
         *("0" * 64, "1.2.3", DERIVED, "bicubic", "BICUBIC_UP_1", False, "0" * 64, {}, 1, 1),
-        *(pixel_digest(PIXELS), verdict),
-        extra={"minimum": 0, "maximum": 4095},
+        *(pixel_digest(PIXELS), pixel_digest(PIXELS), verdict),
+        extra={"minimum": [0, 0], "maximum": [4095, 4095]},
     )
     path = tmp_path / "derived.dcm"
     with path.open("wb") as out:

@@ -95,7 +95,9 @@ def make_audit(
     def checks(cancelled: Callable[[], bool]) -> Iterator[FidelityCheck]:
         with lent() as workers:
             tolerance = settings.audit.tolerance
-            yield FidelityCheck(index, store, archive.originals, archive.trail, tolerance, workers, cancelled)
+            yield FidelityCheck(
+                index, store, archive.originals, archive.trail, tolerance, settings.thresholds, workers, cancelled
+            )
 
     return Audit(index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
 

@@ -151,6 +151,7 @@ class Node:
             root,
             policy=peers.rendition(caller),
             copies=peers.rewrites(caller),
+            draw=peers.draws(caller),
             retrieve_ae_title=self.settings.node.ae_title,
             relational=agreed.relational,
             combined_datetime=agreed.combined_datetime,
@@ -211,10 +212,12 @@ class Node:
         self.stop()
 
 
-def _who_wants_priors(settings: Settings) -> tuple[frozenset[RenditionPolicy], int]:
-    """The policies of the peers that retrieve, and how many images are rendered ahead for them."""
+def _who_wants_priors(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
+    """Rendition and texture of the peers that retrieve, and how many images are rendered ahead for them."""
     images = settings.reconstruct.priors if settings.reconstruct.cache else 0
-    return frozenset(peer.rendition for peer in settings.peers if {"move", "get"} & set(peer.allow)), images
+    peers = Peers(settings)
+    those = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
+    return frozenset((peer.rendition, peers.draws(peer.ae_title)) for peer in those), images
 
 
 def _exposition(

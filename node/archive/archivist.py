@@ -26,7 +26,7 @@ from node.archive.policy import why_exact
 from node.archive.regions import Box
 from node.archive.remake import patched_anew, remake
 from node.archive.whole_object import Parts, prove_object
-from node.codec.encoding import EncodeRequest, EncodeResult
+from node.codec.encode import EncodeRequest, EncodeResult
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer
@@ -42,8 +42,8 @@ from storage.errors import (
 from storage.index import Index
 from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
-from storage.payload import Rendition
-from storage.records import Claim, InstanceState, NewRendition, Rung, StoredInstance, Tier
+from storage.payload import Rendition, decode_base
+from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, ReasonCode, StoredInstance, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class Archivist:
         try:
             self._settle(claim)
         except (NotReconstructable, PixelError) as error:
-            self._index.finish(claim, InstanceState.EXACT, str(error))
+            self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, str(error))
         except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
             self._give_back(claim, error)
         finally:
@@ -160,7 +160,7 @@ class Archivist:
                 reason = why_exact(file, header, self._settings.eligibility)
             if reason:
                 self._named.arrived(held)
-                self._index.finish(claim, InstanceState.EXACT, reason)
+                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, reason)
                 return
             size = int(header.Rows), int(header.Columns)
             regions = self._named.of(held, *size)
@@ -170,18 +170,18 @@ class Archivist:
 
     def _reconstruct(self, claim: Claim, held: StoredInstance, path: Path, regions: tuple[Box, ...]) -> None:
         """A rendition of an eligible image, or none."""
-        codec, encode = self._settings.codec, partial(self._encode, claim, path, regions)
+        gated, encode = self._settings.codec.gated, partial(self._encode, claim, path, regions)
         result = None
         if not self._lacks(held, regions):
-            if remake(claim, self._index, self._store, codec, encode, partial(self._prove, claim)):
+            if remake(claim, self._index, self._store, gated, encode, partial(self._prove, claim)):
                 return
-        elif (result := patched_anew(claim, self._index, codec, encode)) is None:
+        elif (result := patched_anew(claim, self._index, gated, encode)) is None:
             assert held.rendition is not None
-            why = "regions named since it was made cannot be patched on its rung"
+            why = "regions named since it was made cannot be patched at its operating point"
             Upkeep(self._index.engine).withdraw(held.rendition.derived_uid, why)
-        result = result or encode(codec.rungs, codec.gated, "")
+        result = result or encode(self._settings.codec.fixed_point, gated)
         if result.made is None:
-            self._index.finish(claim, InstanceState.EXACT, _no_rung(result))
+            self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _what_missed(result))
             return
         self._keep(claim, result, result.made)
 
@@ -193,17 +193,18 @@ class Archivist:
             return False
 
     def _encode(
-        self, claim: Claim, path: Path, regions: tuple[Box, ...], ladder: tuple[Rung, ...], gated: bool, coarseness: str
+        self, claim: Claim, path: Path, regions: tuple[Box, ...], point: OperatingPoint | None, gated: bool
     ) -> EncodeResult:
         request = EncodeRequest(
             original=path,
             original_digest=claim.original_digest,
             original_uid=claim.sop_instance_uid,
-            ladder=ladder,
             thresholds=self._settings.thresholds if gated else None,
+            point=point,
+            scales=self._settings.codec.scales,
+            effort=self._settings.codec.effort,
             patch_share=self._settings.gate.patches.share,
             regions=regions,
-            coarseness=coarseness,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
         assert isinstance(answer, EncodeResult)
@@ -239,17 +240,19 @@ class Archivist:
             raise
         new = NewRendition(
             derived_uid=made.derived_uid,
+            structure_uid=made.structure_uid,
             base_digest=base_digest,
             base_bytes=len(result.base),
             rendition_digest=rendition_digest,
             rendition_bytes=len(result.rendition),
-            rung=made.tried[-1].rung,
+            point=decode_base(result.base).point,
             upscaler=made.upscaler,
             weights_digest=made.weights_digest,
             output_digest=made.output_digest,
+            structure_digest=made.structure_digest,
             verdict=made.verdict,
-            tried=made.tried,
-            seconds=sum(outcome.seconds for outcome in made.tried),
+            tried=result.tried,
+            seconds=sum(trial.seconds for trial in result.tried),
             recipe=result.model.recipe,
         )
         state = InstanceState.VERIFIED if made.verdict.passed else InstanceState.MEASURED
@@ -284,14 +287,16 @@ class Archivist:
         known = isinstance(error, LatentPacsError)
         LOGGER.error("instance %s: %s", claim.sop_instance_uid, error, exc_info=not known)
         if claim.attempts >= self._settings.archivist.attempts:
-            self._index.finish(claim, InstanceState.FAILED, f"{type(error).__name__}: {error}")
+            said = f"{type(error).__name__}: {error}"
+            self._index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, said)
         else:
             self._index.release(claim)
 
 
-def _no_rung(result: EncodeResult) -> str:
-    missed = "; ".join(
-        f"{outcome.rung}, {outcome.payload_bytes} bytes: {', '.join(outcome.verdict.failures)}"
-        for outcome in result.tried
+def _what_missed(result: EncodeResult) -> str:
+    missed = (
+        f"{trial.point}, {trial.payload_bytes} bytes: {', '.join(trial.failures)}"
+        for trial in result.tried
+        if trial.failures
     )
-    return f"no rung passed the gate: {missed}"
+    return f"no operating point passed the gate: {'; '.join(missed) or 'none on a sample of the image'}"

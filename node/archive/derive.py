@@ -24,10 +24,10 @@ from node.archive.sifted import note_of, sift
 from storage.dicomfile import quiet
 from storage.elements import BadValueError, checked, codecs_of, items_of, values_of
 from storage.payload import Base, Rendition
-from storage.records import Applied
+from storage.records import Applied, Verdict
 
 PRIVATE_ATTRIBUTES = {
-    0x01: ("LO", "Codec: rung of the base"),
+    0x01: ("LO", "Codec: operating point of the base"),
     0x02: ("LO", "Upscaler"),
     0x03: ("LO", "SHA-256 of the upscaler's weights"),
     0x04: ("UL", "Seed"),
@@ -41,11 +41,15 @@ PRIVATE_ATTRIBUTES = {
     0x0C: ("FD", "Measured tile FSIM against the original, 5th percentile"),
     0x0D: ("CS", "Gate: PASSED, or MEASURED where profile paper did not gate"),
     0x0E: ("LO", "Post-processing version"),
+    0x0F: ("CS", "Texture: DRAWN, or NONE where this is the structure alone"),
+    0x10: ("UI", "SOP Instance UID of the same reconstruction with the other texture"),
 }
 """The private block (0099,xx01 ff.) of creator LATENT_PACS 1; docs/CONFORMANCE.md lists it for readers."""
 
-_LONGEST_ST = 1024
-"""Characters of the longest value of VR ST (PS3.5 6.2)."""
+_DRAWN = "noise is synthetic, drawn with the spectrum of the original's; structure is the original's to within noise"
+_ALONE = "structure alone, the original's to within its noise; fine noise is left out and none was drawn"
+_LONGEST_ST, _LONGEST_LT = 1024, 10240
+"""Characters of the longest values of VRs ST and LT (PS3.5 6.2)."""
 _METHOD = re.compile(r"[ -\[\]-~]{1,16}")
 """A value of VR CS, lower case included, since it is not ours to correct: printable ASCII without backslash."""
 _TEXTS = {"CS", "DS", "IS", "LO", "LT", "SH", "ST", "UC", "UN", "UT"}
@@ -58,32 +62,36 @@ def derived_header(
     payload_bytes: int,
     verified_at: datetime,
     applied: Sequence[Applied] = (),
+    *,
+    draw: bool = True,
 ) -> Dataset:
     """The header, without pixel data, of what ``rendition`` makes of ``base``; ``verified_at`` is in UTC.
 
-    ``applied``: the amendments of the image's study.
+    ``applied``: the amendments of the image's study. ``draw``: of the object with drawn noise, else of the structure
+    alone.
     """
     with quiet():
         header = base.header.dataset()
         notes = [note_of(sift(header))]
         amend(header, applied)
         ratio = base.rows * base.columns * 2 / payload_bytes
-        _identify(header, rendition)
+        _identify(header, rendition, draw)
         notes += _declare_lossy(header, rendition, ratio)
-        _describe(header, base, rendition, ratio, [note for note in notes if note])
+        _describe(header, base, rendition, ratio, [note for note in notes if note], draw)
+        _tell_readers(header, draw)
         _point_to_source(header, rendition)
         _credit_equipment(header, verified_at)
-        _private_block(header, base, rendition)
-        _pixel_range(header, rendition)
+        _private_block(header, base, rendition, draw)
+        _pixel_range(header, rendition, draw)
         drop(header, NOT_OF_THIS_HEADER)
     return header
 
 
-def _identify(header: Dataset, rendition: Rendition) -> None:
+def _identify(header: Dataset, rendition: Rendition, draw: bool) -> None:
     image_type = _values(header, "ImageType")
     # Image Type is type 3 in some IODs; where it is absent the two values that lossy derivation implies are written
     _set(header, "ImageType", ["DERIVED", *image_type[1:]] if image_type else ["DERIVED", "PRIMARY"])
-    _set(header, "SOPInstanceUID", UID(rendition.derived_uid))
+    _set(header, "SOPInstanceUID", UID(rendition.derived_uid if draw else rendition.structure_uid))
 
 
 def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> list[str]:
@@ -108,10 +116,13 @@ def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> list[
     return notes
 
 
-def _describe(header: Dataset, base: Base, rendition: Rendition, ratio: float, notes: Sequence[str]) -> None:
+def _describe(
+    header: Dataset, base: Base, rendition: Rendition, ratio: float, notes: Sequence[str], draw: bool
+) -> None:
+    psnr, fsim, _ = _figures(rendition.verdict, draw)
     own = (
-        f"Latent PACS reconstruction: {base.rung}, {ratio:.0f}:1, upscaler {rendition.upscaler}; "
-        f"measured PSNR {rendition.verdict.psnr_db:.1f} dB, tile FSIM {rendition.verdict.fsim_mean:.3f}; "
+        f"Latent PACS reconstruction: {base.point}, {ratio:.0f}:1, upscaler {rendition.upscaler}; "
+        f"{_DRAWN if draw else _ALONE}; measured PSNR {psnr:.1f} dB, tile FSIM {fsim:.3f}; "
         "not for primary interpretation"
     )
     own = "; ".join([own, *notes])[:_LONGEST_ST]
@@ -120,8 +131,23 @@ def _describe(header: Dataset, base: Base, rendition: Rendition, ratio: float, n
     _set(header, "DerivationDescription", f"{before[:room]}; {own}" if before[:room] else own)
     _append(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
     _append(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
-    if rendition.generative:
+    if draw or rendition.generative:
         header.add_new(0x0008001C, "CS", "YES")
+
+
+def _tell_readers(header: Dataset, draw: bool) -> None:
+    """Image Comments (C.7.6.1), which plain viewers show; the words of the modality stay before ours."""
+    own = f"Reconstructed by Latent PACS from a lossy payload: {_DRAWN if draw else _ALONE}"
+    before = "\\".join(_values(header, "ImageComments"))[: _LONGEST_LT - len(own) - 2]
+    _set(header, "ImageComments", f"{before}; {own}" if before else own)
+
+
+def _figures(verdict: Verdict, draw: bool) -> tuple[float, float, float]:
+    """PSNR in dB, mean FSIM and its 5th percentile of what is sent."""
+    if draw:
+        return verdict.psnr_db, verdict.fsim_mean, verdict.fsim_p5
+    named = verdict.figures
+    return named["structure_psnr_db"], named["structure_fsim_mean"], named["structure_fsim_p5"]
 
 
 def _point_to_source(header: Dataset, rendition: Rendition) -> None:
@@ -142,12 +168,12 @@ def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
     _append(header, "ContributingEquipmentSequence", item)
 
 
-def _private_block(header: Dataset, base: Base, rendition: Rendition) -> None:
+def _private_block(header: Dataset, base: Base, rendition: Rendition, draw: bool) -> None:
     block = _free_block(header)
     header.add_new(PRIVATE_GROUP << 16 | block, "LO", PRIVATE_CREATOR)
-    verdict = rendition.verdict
+    psnr, fsim, fsim_p5 = _figures(rendition.verdict, draw)
     values = {
-        0x01: str(base.rung),
+        0x01: str(base.point),
         0x02: rendition.upscaler,
         0x03: rendition.weights_digest,
         0x04: rendition.seed,
@@ -155,12 +181,14 @@ def _private_block(header: Dataset, base: Base, rendition: Rendition) -> None:
         0x06: rendition.original_uid,
         0x07: base.pixel_digest,
         0x08: rendition.base_digest,
-        0x09: rendition.output_digest,
-        0x0A: verdict.psnr_db,
-        0x0B: verdict.fsim_mean,
-        0x0C: verdict.fsim_p5,
-        0x0D: "PASSED" if verdict.passed else "MEASURED",
+        0x09: rendition.output_digest if draw else rendition.structure_digest,
+        0x0A: psnr,
+        0x0B: fsim,
+        0x0C: fsim_p5,
+        0x0D: "PASSED" if rendition.verdict.passed else "MEASURED",
         0x0E: rendition.postprocessing,
+        0x0F: "DRAWN" if draw else "NONE",
+        0x10: UID(rendition.structure_uid if draw else rendition.derived_uid),
     }
     for offset, (vr, _) in PRIVATE_ATTRIBUTES.items():
         header.add_new(PRIVATE_GROUP << 16 | block << 8 | offset, vr, values[offset])
@@ -172,11 +200,11 @@ def _free_block(header: Dataset) -> int:
     return next(block for block in range(0x10, 0x100) if block not in taken)
 
 
-def _pixel_range(header: Dataset, rendition: Rendition) -> None:
+def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:
     """The reconstruction's own extremes, stated only where the source stated its own."""
     for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
-            header.add_new(keyword, "US", rendition.extra[name])
+            header.add_new(keyword, "US", rendition.extra[name][0 if draw else 1])
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:

@@ -17,23 +17,32 @@ from enum import StrEnum
 from node.archive.models import ModelShelf
 from node.archive.originals import Originals
 from node.archive.trail import AuditTrail
-from node.config import FLOOR_FSIM_MEAN, FLOOR_FSIM_P5, FLOOR_PSNR_DB, ToleranceSettings
+from node.config import ToleranceSettings
 from node.workers.auditing import Audited, AuditRequest, Sight
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer
 from storage.errors import LatentPacsError, ModelMissing, ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
 from storage.index import Index
 from storage.index.audits import AuditRows
+from storage.limits import burden_of, limits_of, shares_of
 from storage.objects import ObjectStore
-from storage.records import InstanceState, StoredInstance, StoredRendition, TrailEntry, Verdict
+from storage.records import (
+    InstanceState,
+    StoredInstance,
+    StoredRendition,
+    Thresholds,
+    TrailEntry,
+    Verdict,
+)
 
-__all__ = ["FLOORS", "Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
+__all__ = ["TRENDS", "Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
 
 LOGGER = logging.getLogger(__name__)
 
 _LOOK = 0.2
-FLOORS = {"fsim_mean": FLOOR_FSIM_MEAN, "fsim_p5": FLOOR_FSIM_P5, "psnr_db": FLOOR_PSNR_DB}
-"""Below these no gated rendition may be, by figure."""
+TRENDS = ("fsim_mean", "fsim_p5", "psnr_db", "burden")
+"""The figures that are followed over time: those of the paper, and the gate's figure that is nearest to its limit, as a
+share of that limit."""
 
 
 class Outcome(StrEnum):
@@ -46,7 +55,8 @@ class Outcome(StrEnum):
     REMEASURED = "measured otherwise"
     """The very pixels, but figures away from those recorded: the measure changed, or the record is wrong."""
     WORSE = "worse"
-    """Figures below those recorded by more than the tolerance, or, for a gated one, below the floor of the gate."""
+    """Figures worse than those recorded by more than the tolerance, or, for a gated one, beyond a limit of the gate
+    that those recorded keep to."""
     MISMATCH = "other pixels"
     """Other pixels than those verified, under the very same numerics."""
     UNMADE = "cannot be made"
@@ -69,8 +79,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One image audited. ``action``: withdrawn, flagged, cleared, or nothing. Figures are fsim_mean, fsim_p5 and
-    psnr_db; ``now`` is empty where nothing could be measured against an original."""
+    """One image audited. ``action``: withdrawn, flagged, cleared, or nothing. Figures are those of ``TRENDS``, and the
+    gate's by their names; ``now`` is empty where nothing could be measured against an original."""
 
     instance_key: int
     sop_instance_uid: str
@@ -99,11 +109,13 @@ class FidelityCheck:
         originals: Originals,
         trail: AuditTrail,
         tolerance: ToleranceSettings,
+        thresholds: Thresholds,
         pool: WorkerPool,
         cancelled: Callable[[], bool],
     ) -> None:
         self._index, self._store, self._originals, self._trail = index, store, originals, trail
-        self._tolerance, self._pool, self._cancelled = tolerance, pool, cancelled
+        self._tolerance, self._thresholds = tolerance, thresholds
+        self._pool, self._cancelled = pool, cancelled
         self._rows, self._shelf = AuditRows(index.engine), ModelShelf(index, store)
 
     def of(self, instance_key: int) -> Finding | None:
@@ -159,6 +171,7 @@ class FidelityCheck:
             self._store.held(made.rendition_digest),
             model=self._shelf.folder(made.upscaler, made.weights_digest),
             original_digest=image.original_digest,
+            thresholds=self._thresholds if made.gated else None,
             pictures=pictures,
         )
         try:
@@ -168,22 +181,49 @@ class FidelityCheck:
             return self._ask(request), str(error)
 
     def _judged(self, blank: Finding, image: StoredInstance, made: StoredRendition, answer: Audited) -> Finding:
-        recorded = {name: getattr(made, name) for name in ("fsim_mean", "fsim_p5", "psnr_db")}
-        found = replace(blank, recorded=recorded, now={} if answer.now is None else _figures(answer.now))
-        same = answer.pixel_digest == made.output_digest == answer.recorded_digest
-        drop = _away(found, self._tolerance, lower_only=True)
+        recorded = replace(answer.recorded, **{name: getattr(made, name) for name in TRENDS[:3]})
+        now = {} if answer.now is None else self._figures(answer.now)
+        found = replace(blank, recorded=self._figures(recorded), now=now)
+        same = answer.same and answer.pixel_digest == made.output_digest
+        drop = self._away(found, worse_only=True)
         if not same and answer.numerics == answer.recorded_numerics:
             said = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
             return replace(found, outcome=Outcome.MISMATCH, reason=said)
         if not answer.original_whole:
             return replace(found, outcome=Outcome.DAMAGED, reason=f"original {image.original_digest} is not whole")
-        below = _below_the_floor(found) if answer.recorded.gated else ""
-        if below or (drop and not same):
-            return replace(found, outcome=Outcome.WORSE, reason=below or drop)
+        beyond = self._beyond_the_gate(found, answer.now) if made.gated else ""
+        if beyond or (drop and not same):
+            return replace(found, outcome=Outcome.WORSE, reason=beyond or drop)
         if not same:
             return replace(found, outcome=Outcome.OTHER_NUMERICS, reason=_changed(answer))
-        moved = _away(found, self._tolerance)
+        moved = self._away(found)
         return replace(found, outcome=Outcome.REMEASURED if moved else Outcome.SAME, reason=moved)
+
+    def _figures(self, verdict: Verdict) -> dict[str, float]:
+        named = {name: value for name, value in verdict.figures.items() if name in limits_of(self._thresholds)}
+        trends = {"fsim_mean": verdict.fsim_mean, "fsim_p5": verdict.fsim_p5, "psnr_db": verdict.psnr_db}
+        return {**trends, "burden": burden_of(named, self._thresholds), **named}
+
+    def _away(self, found: Finding, *, worse_only: bool = False) -> str:
+        """Which figures are further from those recorded than the tolerance; empty where none is, or none was
+        measured."""
+        if not found.now:
+            return ""
+        tolerance, said = self._tolerance, []
+        for name, allowed in (("fsim_mean", tolerance.fsim), ("psnr_db", tolerance.psnr_db)):
+            change = found.now[name] - found.recorded[name]
+            if change < -allowed or (change > allowed and not worse_only):
+                said.append(f"{name} {found.now[name]:.4f}, recorded was {found.recorded[name]:.4f}")
+        shares, before = (shares_of(figures, self._thresholds) for figures in (found.now, found.recorded))
+        for name, share in shares.items():
+            change = share - before.get(name, share)
+            if change > tolerance.gate or (change < -tolerance.gate and not worse_only):
+                said.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
+        return "; ".join(said)
+
+    def _beyond_the_gate(self, found: Finding, now: Verdict | None) -> str:
+        """The limits that are missed now, where those recorded keep to them all; a stricter gate is no fault of it."""
+        return "; ".join(now.failures) if now is not None and found.recorded["burden"] <= 1 else ""
 
     def _acted(self, found: Finding, image: StoredInstance, made: StoredRendition, why_no_original: str) -> Finding:
         """Withdraw or flag what failed, clear what was flagged and passes; noted in the audit trail."""
@@ -227,25 +267,6 @@ class FidelityCheck:
                 continue
             assert isinstance(answer, Audited)
             return answer
-
-
-def _figures(verdict: Verdict) -> dict[str, float]:
-    return {"fsim_mean": verdict.fsim_mean, "fsim_p5": verdict.fsim_p5, "psnr_db": verdict.psnr_db}
-
-
-def _away(found: Finding, tolerance: ToleranceSettings, *, lower_only: bool = False) -> str:
-    """Which figures are further from those recorded than the tolerance; empty where none is, or none was measured."""
-    said = []
-    for name, allowed in (("fsim_mean", tolerance.fsim), ("psnr_db", tolerance.psnr_db)) if found.now else ():
-        change = found.now[name] - found.recorded[name]
-        if change < -allowed or (change > allowed and not lower_only):
-            said.append(f"{name} {found.now[name]:.4f}, recorded was {found.recorded[name]:.4f}")
-    return "; ".join(said)
-
-
-def _below_the_floor(found: Finding) -> str:
-    lower = (name for name in FLOORS if found.now and found.now[name] < FLOORS[name])
-    return "; ".join(f"{name} {found.now[name]:.4f} is below the gate's floor {FLOORS[name]:g}" for name in lower)
 
 
 def _changed(answer: Audited) -> str:

@@ -105,11 +105,13 @@ class Ingest:
     def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
         """A reconstruction of ours that comes back is known already; one with other pixels is an impostor, and one with
         other attributes was corrected on its way, which somebody should see."""
+        draw = new.sop_instance_uid == own.derived_uid
         try:
-            same = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result() == own.output_digest
+            found = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result()
+            same = found == own.pixel_digest(draw=draw)
         except (PixelError, WorkerDied):
             same = False
-        others = self._other_attributes(spooled, own) if same else ()
+        others = self._other_attributes(spooled, own, draw) if same else ()
         if same and not others:
             spooled.unlink()
             return Receipt(new.sop_instance_uid, False)
@@ -119,7 +121,7 @@ class Ingest:
         self._quarantine(replace(new, original_digest=digest), reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
 
-    def _other_attributes(self, returned: Path, own: StoredRendition) -> tuple[str, ...]:
+    def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...]:
         """Which attributes of a reconstruction came back changed, of it as amended today or as it was received.
 
         None where our own cannot be made any more, since its payload is gone: then its pixels alone tell.
@@ -131,7 +133,7 @@ class Ingest:
         base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
         found: tuple[str, ...] = ()
         for applied in dict.fromkeys((held.amended, ())):
-            parts = Parts(base, rendition, own.payload_bytes, own.verified_at, applied=applied)
+            parts = Parts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
             try:
                 found = changed_attributes(parts, returned, self._store.spool)
             except Exception as error:  # noqa: BLE001 - a header that cannot be made says nothing of what came back

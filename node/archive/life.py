@@ -18,12 +18,14 @@ from pydicom.uid import UID
 
 from node.codec.patches import CELL, decode_patches
 from node.codec.points import decode_points
+from node.codec.repairs import CELL as REPAIR
+from node.codec.repairs import decode_repairs
 from storage.errors import LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.lives import LifeRows, OpenDamage, RenditionRow, life_rows
 from storage.objects import ObjectStore
 from storage.payload import Rendition, decode_base, decode_rendition
-from storage.records import DicomJson, RungOutcome, Tier, Verdict
+from storage.records import DicomJson, OperatingPoint, Tier, Trial, Verdict
 
 
 @dataclass(frozen=True)
@@ -53,34 +55,42 @@ class Parts:
     The rest of both objects is the header, the padding mask and what was measured."""
 
     base_pixels: int
-    guide: int
+    noise: int
+    repairs: int
     points: int
     patches: int
 
 
 @dataclass(frozen=True)
 class Mends:
-    """What is exact in a rendition, and where. ``cells``: bool, per 32 x 32 pixels; ``points``: (row, column)."""
+    """What is stored in another way than by the base, and where. ``patched``: exactly, cells of 32 x 32 pixels;
+    ``repaired``: by coded residuals, cells of 16 x 16; shares are of the image. ``cells`` and ``repairs``: bool, per
+    cell; ``points``: (row, column)."""
 
     rows: int
     columns: int
-    patched_cells: int
-    share_of_image: float
-    share_of_breast: float | None
+    patched: int
+    patched_share: float
+    repaired: int
+    repaired_share: float
     point_count: int
     cells: NDArray[np.bool_] | None = field(default=None, compare=False)
+    repairs: NDArray[np.bool_] | None = field(default=None, compare=False)
     points: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class RenditionLife:
-    """One rendition. ``verdict``: of the rung that was taken. ``unreadable``: why its objects told nothing more; then
+    """One rendition, of which two objects are made: ``derived_uid`` with drawn noise, ``structure_uid`` without.
+    ``unreadable``: why its objects told nothing more; then
     ``parts`` and ``mends`` are None."""
 
     derived_uid: str
+    structure_uid: str
     current: bool
     withdrawn: str
-    rung: str
+    point: str
+    operating_point: OperatingPoint
     upscaler: str
     weights_digest: str
     steps: int | None
@@ -93,8 +103,9 @@ class RenditionLife:
     rendition_digest: str
     rendition_bytes: int
     output_digest: str
+    structure_digest: str
     verdict: Verdict
-    tried: tuple[RungOutcome, ...]
+    tried: tuple[Trial, ...]
     parts: Parts | None
     mends: Mends | None
     unreadable: str
@@ -127,6 +138,7 @@ class Life:
     received_at: datetime
     state: str
     reason: str
+    reason_code: str
     pixel_warning: str
     attempts: int
     pixel_bytes: int
@@ -139,7 +151,7 @@ class Life:
     @property
     def rendition(self) -> RenditionLife | None:
         """The one that was asked for by its UID, else the current one."""
-        by_uid = next((one for one in self.renditions if one.derived_uid == self.asked), None)
+        by_uid = next((one for one in self.renditions if self.asked in (one.derived_uid, one.structure_uid)), None)
         return by_uid or next((one for one in self.renditions if one.current), None)
 
 
@@ -164,6 +176,7 @@ def life_of(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patie
         received_at=instance.received_at,
         state=instance.state.value,
         reason=instance.reason,
+        reason_code=instance.reason_code.value,
         pixel_warning=rows.pixel_warning,
         attempts=rows.attempts,
         pixel_bytes=instance.pixel_bytes,
@@ -201,7 +214,6 @@ def original_of(rows: LifeRows, index: Index, stores: Mapping[Tier, ObjectStore]
 
 
 def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionLife:
-    verdict = row.tried[-1].verdict
     plain = {
         name: getattr(row, name)
         for name in RenditionRow.__dataclass_fields__
@@ -209,13 +221,13 @@ def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionLife:
     }
     nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "mends": None}
     try:
-        inside = _inside(row, store, verdict)
+        inside = _inside(row, store)
     except LatentPacsError as error:
-        return RenditionLife(**plain, **nothing, verdict=verdict, unreadable=str(error))
-    return RenditionLife(**plain, **inside, verdict=verdict, unreadable="")
+        return RenditionLife(**plain, **nothing, unreadable=str(error))
+    return RenditionLife(**plain, **inside, unreadable="")
 
 
-def _inside(row: RenditionRow, store: ObjectStore, verdict: Verdict) -> dict[str, Any]:
+def _inside(row: RenditionRow, store: ObjectStore) -> dict[str, Any]:
     """What the objects of a rendition tell. Raises ObjectMissing, ObjectDamaged, PayloadError."""
     made = decode_rendition(store.read(row.rendition_digest))
     base = decode_base(store.read(row.base_digest))
@@ -223,18 +235,22 @@ def _inside(row: RenditionRow, store: ObjectStore, verdict: Verdict) -> dict[str
         "steps": made.steps,
         "seed": made.seed,
         "numerics": made.numerics,
-        "parts": Parts(len(base.coded), len(made.guide), len(made.points), len(made.patches)),
-        "mends": _mends_of(made, base.rows, base.columns, verdict.figures.get("patch_share")),
+        "parts": Parts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
+        "mends": _mends_of(made, base.rows, base.columns),
     }
 
 
-def _mends_of(made: Rendition, rows: int, columns: int, of_breast: float | None) -> Mends:
+def _mends_of(made: Rendition, rows: int, columns: int) -> Mends:
     cells = decode_patches(made.patches).cells if made.patches else None
+    repairs = decode_repairs(made.repairs).cells if made.repairs else None
     spots = decode_points(made.points).spots if made.points else ()
-    count = 0 if cells is None else int(cells.sum())
     points = tuple((spot.row, spot.column) for spot in spots)
-    covered = min(count * CELL * CELL / (rows * columns), 1.0)
-    return Mends(rows, columns, count, covered, of_breast, len(points), cells, points)
+
+    def share(mask: NDArray[np.bool_] | None, side: int) -> tuple[int, float]:
+        count = 0 if mask is None else int(mask.sum())
+        return count, min(count * side * side / (rows * columns), 1.0)
+
+    return Mends(rows, columns, *share(cells, CELL), *share(repairs, REPAIR), len(points), cells, repairs, points)
 
 
 def _patient_of(attributes: DicomJson) -> Patient:

@@ -21,7 +21,7 @@ from storage.index.lives import held_in_study, uids_of
 from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
 from storage.payload import decode_base, decode_rendition
-from storage.records import InstanceState, StoredInstance
+from storage.records import InstanceState, ReasonCode, StoredInstance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class NamedRegions:
             uid = instance.sop_instance_uid
             LOGGER.error("%s cannot get patches on regions named since: its original is not here", uid)
             return
-        Upkeep(self._index.engine).send_back(instance.key, BACK_TO_WORK)
+        Upkeep(self._index.engine).send_back(instance.key, ReasonCode.OTHER, BACK_TO_WORK)
 
 
 def read_regions(file: Path) -> dict[str, list[Box]]:

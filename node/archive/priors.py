@@ -27,7 +27,8 @@ _LOOK = 0.2
 
 
 class Priors:
-    """``images``: how many are rendered per study that arrives. ``policies``: those of the peers that retrieve.
+    """``images``: how many are rendered per study that arrives. ``wanted``: rendition, and whether noise is drawn, for
+    each of the peers that retrieve.
 
     ``busy`` says whether there is other work. ``run`` is meant for a thread of its own.
     """
@@ -36,12 +37,13 @@ class Priors:
         self,
         index: Index,
         retrieve: Retrieve,
-        policies: frozenset[RenditionPolicy],
+        wanted: frozenset[tuple[RenditionPolicy, bool]],
         images: int,
         busy: Callable[[], bool],
     ) -> None:
         self._index, self._retrieve, self._busy = index, retrieve, busy
-        self._policies, self._images = policies - {RenditionPolicy.ORIGINAL}, images
+        self._images = images
+        self._wanted = {one for one in wanted if one[0] is not RenditionPolicy.ORIGINAL}
         self._studies: queue.Queue[str] = queue.Queue(_STUDIES)
         self._known: deque[str] = deque(maxlen=_STUDIES)
         self._lock = threading.Lock()
@@ -50,7 +52,7 @@ class Priors:
     @property
     def wanted(self) -> bool:
         """False where config.yaml asks for none, or no peer would get them."""
-        return bool(self._images and self._policies)
+        return bool(self._images and self._wanted)
 
     def arrived(self, study_instance_uid: str) -> None:
         """An image of a study has come in; its priors are seen to once, at its first image."""
@@ -92,5 +94,9 @@ class Priors:
     def _choices(self, study_instance_uid: str) -> list[Choice]:
         """The renditions that some peer would get."""
         keys = prior_keys(self._index.engine, study_instance_uid, self._images)
-        found = (choice for policy in self._policies for choice in self._retrieve.choices(keys, policy))
+        found = (
+            choice
+            for policy, draw in sorted(self._wanted)
+            for choice in self._retrieve.choices(keys, policy, draw=draw)
+        )
         return list({choice.sop_instance_uid: choice for choice in found if choice.rendition}.values())

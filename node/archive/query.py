@@ -14,8 +14,9 @@ conformance statement:
   original was removed. Others see the original, UNAVAILABLE where it was removed, and what holds it likewise.
 - Such a peer with ``references: rewrite`` sees an annotation of such images under the UID of a copy that references
   the reconstructions, and finds it by either UID.
-- Asked by the derived UID of an older rendition alone, such a peer sees the image under that UID: it is what a
-  retrieval by it gives. Every other query shows the current one.
+- A peer with ``texture: none`` sees the UIDs of reconstructions without drawn noise in place of those with it.
+- Asked by the derived UID of an older rendition alone, or by that of the other texture, such a peer sees
+  the image under that UID: it is what a retrieval by it gives. Every other query shows the current one.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def find(
     policy: RenditionPolicy,
     retrieve_ae_title: str,
     copies: bool = False,
+    draw: bool = True,
     relational: bool = False,
     combined_datetime: bool = False,
     adjust_zones: bool = False,
@@ -71,7 +73,8 @@ def find(
 ) -> Iterator[Dataset]:
     """The answers to a query, as a stream. Raises IdentifierError before the first one.
 
-    ``copies``: annotations are shown as copies whose references name reconstructions. ``adjust_zones``: dates and
+    ``copies``: annotations are shown as copies whose references name reconstructions. ``draw``: reconstructions are
+    shown by the UIDs of those with drawn noise, else of those without. ``adjust_zones``: dates and
     times are meant in the zone of the request, and moved there; ``home`` is that of images which state none.
     ``implicit``: the little endian encoding that answers will be sent in, where it is known.
     """
@@ -84,7 +87,7 @@ def find(
         attributes = _as_seen(candidate)
         return adjustment.seen(attributes) if adjustment else attributes
 
-    found = candidates(index.engine, query.search(policy, copies), lambda one: query.matches(seen(one)))
+    found = candidates(index.engine, query.search(policy, copies, draw), lambda one: query.matches(seen(one)))
     return (
         query.answer(attributes, retrieve_ae_title, implicit)
         for attributes in map(seen, found)
@@ -128,7 +131,7 @@ class Query:
     combined: tuple[Callable[[DicomJson], bool], ...]
     adjusted: bool = False
 
-    def search(self, policy: RenditionPolicy, copies: bool = False) -> Search:
+    def search(self, policy: RenditionPolicy, copies: bool = False, draw: bool = True) -> Search:
         """What SQL can do for it."""
         return Search(
             level=self.level,
@@ -139,6 +142,7 @@ class Query:
             only_purged=policy is RenditionPolicy.AUTO,
             availability=policy is RenditionPolicy.ORIGINAL,
             copies=self.level is Level.IMAGE and copies,
+            draw=draw,
             computed=frozenset(asked.key.keyword for asked in self.asked) & _COMPUTED,
         )
 

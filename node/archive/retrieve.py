@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged
 from storage.index import Index
 from storage.index.references import copies
 from storage.objects import ObjectStore
-from storage.records import Applied, ReferencingCopy, StoredInstance, StoredRendition
+from storage.records import ReferencingCopy, StoredInstance, StoredRendition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,10 +39,14 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Choice:
-    """What one peer gets of one instance: the original, or a rendition with the original to fall back on."""
+    """What one peer gets of one instance: the original, or a rendition with the original to fall back on.
+
+    ``draw``: of a rendition the object with drawn noise, else that of the structure alone.
+    """
 
     instance: StoredInstance
     rendition: StoredRendition | None
+    draw: bool = True
     copy: ReferencingCopy | None = None
     """Of an annotation: with references to reconstructions."""
 
@@ -55,7 +59,7 @@ class Choice:
         """The UID under which the peer knows it, for the failed list too."""
         if self.copy:
             return self.copy.uid
-        return self.rendition.derived_uid if self.rendition else self.instance.sop_instance_uid
+        return self.rendition.uid(draw=self.draw) if self.rendition else self.instance.sop_instance_uid
 
     @property
     def transfer_syntax_uid(self) -> str:
@@ -77,32 +81,46 @@ class Sendable:
             self.path.unlink(missing_ok=True)
 
 
-def choose(instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str] = frozenset()) -> Choice:
-    """The encoding of an instance that a peer of that policy gets; ``asked``: UIDs it named at IMAGE level."""
+def choose(
+    instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str] = frozenset(), *, draw: bool = True
+) -> Choice:
+    """The encoding of an instance that a peer of that policy gets; ``asked``: UIDs it named at IMAGE level; ``draw``:
+    whether it gets reconstructions with drawn noise."""
     rendition = instance.rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
     # who names an original that is gone by its own UID hears so, rather than getting something else
     gone = instance.purged or instance.original_lost
-    wants_original = rendition.derived_uid not in asked and (instance.sop_instance_uid in asked or not gone)
+    wants_original = rendition.uid(draw=draw) not in asked and (instance.sop_instance_uid in asked or not gone)
     if policy is RenditionPolicy.AUTO and wants_original:
         return Choice(instance, None)
-    return Choice(instance, rendition)
+    return Choice(instance, rendition, draw)
 
 
 def choose_all(
-    instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str], named: list[StoredRendition]
+    instance: StoredInstance,
+    policy: RenditionPolicy,
+    asked: frozenset[str],
+    named: list[StoredRendition],
+    *,
+    draw: bool = True,
 ) -> list[Choice]:
-    """The encodings of an instance that a peer gets; ``named``: renditions that it asked for by their derived UIDs.
+    """The encodings of an instance that a peer gets; ``named``: renditions of which it asked for an object by its UID.
 
-    A derived UID leads to its own pixels for ever: an older rendition is sent where it was named.
+    A derived UID leads to its own pixels for ever: what is sent is the object that was named, be it of an older
+    rendition or of the texture that the peer would not get otherwise.
     """
-    current = instance.rendition.derived_uid if instance.rendition else None
-    older = [one for one in named if one.derived_uid != current]
-    if policy is RenditionPolicy.ORIGINAL or not older:
-        return [choose(instance, policy, asked)]
-    others = {instance.sop_instance_uid, current} & asked
-    return [*([choose(instance, policy, asked)] if others else []), *(Choice(instance, one) for one in older)]
+    current = instance.rendition.uid(draw=draw) if instance.rendition else None
+    others = [
+        Choice(instance, one, draws)
+        for one in named
+        for draws in (True, False)
+        if one.uid(draw=draws) in asked and one.uid(draw=draws) != current
+    ]
+    if policy is RenditionPolicy.ORIGINAL or not others:
+        return [choose(instance, policy, asked, draw=draw)]
+    own = {instance.sop_instance_uid, current} & asked
+    return [*([choose(instance, policy, asked, draw=draw)] if own else []), *others]
 
 
 class Retrieve:
@@ -137,15 +155,17 @@ class Retrieve:
         asked: frozenset[str] = frozenset(),
         *,
         rewrite: bool = False,
+        draw: bool = True,
     ) -> list[Choice]:
-        """What a peer gets for those instance keys, in their order; ``rewrite``: annotations as copies."""
+        """What a peer gets for those instance keys, in their order; ``rewrite``: annotations as copies; ``draw``:
+        reconstructions with drawn noise."""
         named = self._index.renditions(sorted(asked)) if asked else {}
         chosen: list[Choice] = []
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
-            told = copies(self._index.engine, some, asked) if rewrite else {}
+            told = copies(self._index.engine, some, asked, draw=draw) if rewrite else {}
             for instance in self._index.by_keys(some):
-                for choice in choose_all(instance, policy, asked, named.get(instance.key, [])):
+                for choice in choose_all(instance, policy, asked, named.get(instance.key, []), draw=draw):
                     chosen.append(replace(choice, copy=told.get(instance.key)))
         return chosen
 
@@ -174,7 +194,7 @@ class Retrieve:
         if choice.rendition is None:
             return self._original(choice.instance)
         try:
-            return self._reconstruction(choice.instance, choice.rendition)
+            return self._reconstruction(choice)
         except Exception as error:  # noqa: BLE001 - whatever it was, the original can still be sent
             return self.instead(choice, error)
 
@@ -191,9 +211,8 @@ class Retrieve:
 
     def render_ahead(self, choice: Choice) -> None:
         """A reconstruction into the cache, after all other work, where it is not there yet. Raises LatentPacsError."""
-        assert choice.rendition is not None
-        if not self._cache.has(choice.rendition.rendition_digest):
-            self._reconstruction(choice.instance, choice.rendition, Priority.AHEAD).close()
+        if not self._cache.has(_cache_key(choice)):
+            self._reconstruction(choice, Priority.AHEAD).close()
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
         """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""
@@ -230,31 +249,30 @@ class Retrieve:
             received.unlink(missing_ok=True)
         return target
 
-    def _reconstruction(
-        self, instance: StoredInstance, rendition: StoredRendition, priority: Priority = Priority.VIEWER
-    ) -> Sendable:
-        version = version_of(instance.amended)
-        key = f"{rendition.rendition_digest}-{version}" if version else rendition.rendition_digest
+    def _reconstruction(self, choice: Choice, priority: Priority = Priority.VIEWER) -> Sendable:
+        assert choice.rendition is not None
+        key = _cache_key(choice)
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:  # two peers that want the same image wait for one reconstruction
             link = self._cache.link(key)
             if link is None:
-                link = self._cache.keep(key, self._render(rendition, instance.amended, priority))
-                if self._index.rendition(rendition.derived_uid) is None:
+                link = self._cache.keep(key, self._render(choice, choice.rendition, priority))
+                if self._index.rendition(choice.sop_instance_uid) is None:
                     self._cache.drop(key)
         with self._lock:
             self._making.pop(key, None)
-        return Sendable(link, instance.sop_class_uid, rendition.derived_uid, str(ExplicitVRLittleEndian), own=True)
+        return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian), own=True)
 
-    def _render(self, rendition: StoredRendition, applied: Sequence[Applied], priority: Priority) -> Path:
+    def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:
         parts = Parts(
             self._store.held(rendition.base_digest),
             self._store.held(rendition.rendition_digest),
             rendition.payload_bytes,
             rendition.verified_at,
             self._models.folder(rendition.upscaler, rendition.weights_digest),
-            applied,
+            choice.instance.amended,
+            choice.draw,
         )
         target = self._cache.blank()
         try:
@@ -263,6 +281,14 @@ class Retrieve:
             target.unlink(missing_ok=True)
             raise
         return target
+
+
+def _cache_key(choice: Choice) -> str:
+    """Of what decides the bytes of a reconstruction: rendition, texture, and the version of its header."""
+    assert choice.rendition is not None
+    version = version_of(choice.instance.amended)
+    parts = [choice.rendition.rendition_digest, "" if choice.draw else "plain", version]
+    return "-".join(filter(None, parts))
 
 
 def discard(future: Future[Sendable]) -> None:

@@ -25,14 +25,14 @@ from typing import Any
 
 from node.archive.models import ModelShelf
 from node.archive.whole_object import Parts, prove_object
-from node.codec.encoding import EncodeResult, ReverifyRequest
+from node.codec.encode import EncodeResult, ReverifyRequest
 from node.config import Settings
 from node.upscalers.installed import Installed
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, ModelRequest, Request
 from storage.errors import LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
-from storage.index.reverifications import Outcome, Reverifications, Terms, Trial
+from storage.index.reverifications import Attempt, Outcome, Reverifications, Terms
 from storage.objects import ObjectStore
 from storage.records import NewRendition, Tier
 
@@ -105,13 +105,13 @@ class _Run:
         self._model = terms.model
         total, last = self._rows.count(terms, self._most), 0
         self._progress(0, total)
-        while trial := self._next(terms, last):
-            last = trial.instance_key
-            self._try(trial)
+        while attempt := self._next(terms, last):
+            last = attempt.instance_key
+            self._try(attempt)
             done = self._counts.total()
             self._progress(done, max(total, done))
 
-    def _next(self, terms: Terms, last: int) -> Trial | None:
+    def _next(self, terms: Terms, last: int) -> Attempt | None:
         """The next image, once the archivist has nothing to do."""
         while self._work.busy():
             self._end_where_cancelled()
@@ -119,83 +119,85 @@ class _Run:
         self._end_where_cancelled()
         return self._rows.claim(terms, self._owner, self._lease, after=last, most=self._most)
 
-    def _try(self, trial: Trial) -> None:
+    def _try(self, attempt: Attempt) -> None:
         try:
-            outcome, reason = self._outcome(trial)
+            outcome, reason = self._outcome(attempt)
         except Cancelled:
-            self._rows.release(trial, forgive=True)
+            self._rows.release(attempt, forgive=True)
             raise
         except ObjectMissing as error:  # an original may come back from its store: nothing is remembered
-            self._rows.release(trial, forgive=True)
+            self._rows.release(attempt, forgive=True)
             outcome, reason = Outcome.UNTRIED, str(error)
         except Exception as error:  # one bad image must not stop the others
             known = isinstance(error, LatentPacsError)
-            LOGGER.error("re-verifying %s: %s", trial.sop_instance_uid, error, exc_info=not known)
+            LOGGER.error("re-verifying %s: %s", attempt.sop_instance_uid, error, exc_info=not known)
             outcome, reason = Outcome.UNTRIED, f"{type(error).__name__}: {error}"
-            if trial.attempts >= self._most:
-                self._rows.settle(trial, outcome, reason)
+            if attempt.attempts >= self._most:
+                self._rows.settle(attempt, outcome, reason)
             else:
-                self._rows.release(trial)
+                self._rows.release(attempt)
         self._counts[outcome] += 1
         entries = self._listed.get(outcome)
         if entries is not None and len(entries) < _LISTED:
-            entries.append({"sop_instance_uid": trial.sop_instance_uid, "reason": reason})
+            entries.append({"sop_instance_uid": attempt.sop_instance_uid, "reason": reason})
 
-    def _outcome(self, trial: Trial) -> tuple[Outcome, str]:
+    def _outcome(self, attempt: Attempt) -> tuple[Outcome, str]:
         work, settings = self._work, self._work.settings
-        with work.originals(trial.original_digest) as original:
+        with work.originals(attempt.original_digest) as original:
             request = ReverifyRequest(
                 original=original,
-                original_digest=trial.original_digest,
-                original_uid=trial.sop_instance_uid,
-                base=work.store.held(trial.current.base_digest),
+                original_digest=attempt.original_digest,
+                original_uid=attempt.sop_instance_uid,
+                base=work.store.held(attempt.current.base_digest),
                 thresholds=settings.thresholds if settings.codec.gated else None,
                 patch_share=settings.gate.patches.share,
-                regions=work.regions(trial.instance_key),
+                regions=work.regions(attempt.instance_key),
             )
-            result = self._ask(request, trial)
+            result = self._ask(request, attempt)
         assert isinstance(result, EncodeResult)
         if result.made is None or result.model is None:
-            reason = "; ".join(result.tried[-1].verdict.failures)
-            self._rows.settle(trial, Outcome.KEPT, reason)
+            reason = "; ".join(result.tried[-1].failures)
+            self._rows.settle(attempt, Outcome.KEPT, reason)
             return Outcome.KEPT, reason
         self._shelf.keep(result.model)
-        new = self._new(trial, result)
+        new = self._new(attempt, result)
         try:
-            self._prove(trial, new)
+            self._prove(attempt, new)
         except NotReconstructable as error:
             work.index.custody.doom(new.rendition_digest, Tier.HOT)
-            self._rows.settle(trial, Outcome.KEPT, str(error))
+            self._rows.settle(attempt, Outcome.KEPT, str(error))
             return Outcome.KEPT, str(error)
-        outcome, reason = self._rows.adopt(trial, new)
+        outcome, reason = self._rows.adopt(attempt, new)
         if outcome is not Outcome.PASSED:  # nothing came to need it
             work.index.custody.doom(new.rendition_digest, Tier.HOT)
         return outcome, reason
 
-    def _new(self, trial: Trial, result: EncodeResult) -> NewRendition:
+    def _new(self, attempt: Attempt, result: EncodeResult) -> NewRendition:
         made, model = result.made, result.model
         assert made is not None
         assert model is not None
         return NewRendition(
             derived_uid=made.derived_uid,
-            base_digest=trial.current.base_digest,
-            base_bytes=trial.current.base_bytes,
+            structure_uid=made.structure_uid,
+            base_digest=attempt.current.base_digest,
+            base_bytes=attempt.current.base_bytes,
             rendition_digest=self._work.store.put(result.rendition),
             rendition_bytes=len(result.rendition),
-            rung=trial.current.rung,
+            point=attempt.current.operating_point,
             upscaler=made.upscaler,
             weights_digest=made.weights_digest,
             output_digest=made.output_digest,
+            structure_digest=made.structure_digest,
             verdict=made.verdict,
-            tried=made.tried,
-            seconds=made.tried[-1].seconds,
+            tried=result.tried,
+            seconds=sum(one.seconds for one in result.tried),
             recipe=model.recipe,
         )
 
-    def _prove(self, trial: Trial, new: NewRendition) -> None:
+    def _prove(self, attempt: Attempt, new: NewRendition) -> None:
         """The whole object of the new rendition can be made and sent. Raises NotReconstructable."""
         work = self._work
-        image = work.index.by_key(trial.instance_key)
+        image = work.index.by_key(attempt.instance_key)
         parts = Parts(
             work.store.held(new.base_digest),
             work.store.held(new.rendition_digest),
@@ -204,9 +206,9 @@ class _Run:
             self._shelf.folder(new.upscaler, new.weights_digest),
             image.amended if image else (),
         )
-        prove_object(parts, work.store.spool, lambda request: self._ask(request, trial))
+        prove_object(parts, work.store.spool, lambda request: self._ask(request, attempt))
 
-    def _ask(self, request: Request, trial: Trial | None = None) -> Answer:
+    def _ask(self, request: Request, attempt: Attempt | None = None) -> Answer:
         """The worker's answer, the lease renewed meanwhile."""
         future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
         renewal = time.monotonic() + self._lease / 3
@@ -222,8 +224,8 @@ class _Run:
             if self._cancelled():
                 future.cancel()
                 raise Cancelled
-            if trial is not None and time.monotonic() > renewal:
-                self._rows.renew(trial, self._lease)
+            if attempt is not None and time.monotonic() > renewal:
+                self._rows.renew(attempt, self._lease)
                 renewal = time.monotonic() + self._lease / 3
 
     def _keep_older_models(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -46,7 +46,8 @@ _PASSING = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, O
 class Parts:
     """What a derived object is made of.
 
-    ``verified_at`` is in UTC; ``model``: as of ReconstructRequest; ``applied``: the amendments of the image's study.
+    ``verified_at`` is in UTC; ``model``: as of ReconstructRequest; ``applied``: the amendments of the image's study;
+    ``draw``: whether it is the object with drawn noise, or the one of the structure alone.
     """
 
     base: Path
@@ -55,6 +56,7 @@ class Parts:
     verified_at: datetime
     model: Path | None = None
     applied: Sequence[Applied] = ()
+    draw: bool = True
 
 
 def make_object(parts: Parts, target: Path, ask: Ask) -> None:
@@ -62,26 +64,44 @@ def make_object(parts: Parts, target: Path, ask: Ask) -> None:
 
     Raises RenditionMismatch where they are not those that were verified, and whatever an odd header leads to.
     """
+    behind = _begin(parts, target)
+    drawn, plain = (target, None) if parts.draw else (None, target)
+    ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
+    _end(target, behind)
+
+
+def _begin(parts: Parts, target: Path) -> bytes:
+    """Write what comes before the pixels; what comes after them."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
-        header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied)
-        behind = write_header_for_pixels(out, header, base.rows * base.columns * 2)
-    ask(ReconstructRequest(parts.base, parts.rendition, target, parts.model))
+        header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
+        return write_header_for_pixels(out, header, base.rows * base.columns * 2)
+
+
+def _end(target: Path, behind: bytes) -> None:
     with target.open("ab") as out:
         out.write(behind)
 
 
 def prove_object(parts: Parts, spool: Path, ask: Ask) -> None:
-    """Make the derived object in a folder of ``spool``, and read it back from each encoding that it is sent in.
+    """Make the derived objects, with drawn noise and without, in a folder of ``spool``, and read each back from every
+    encoding that it is sent in; ``parts.draw`` does not matter.
 
     Raises NotReconstructable where that fails, and would again.
     """
     with tempfile.TemporaryDirectory(dir=spool) as folder:
-        target = Path(folder) / "object"
+        drawn, plain = Path(folder) / "drawn", Path(folder) / "plain"
         try:
-            make_object(parts, target, ask)
+            behind = {target: _begin(replace(parts, draw=target is drawn), target) for target in (drawn, plain)}
+            ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
             _, made = read_pair(parts.base, parts.rendition)
-            fault = ask(ProofRequest(target, made.output_digest, made.derived_uid))
+            fault: Answer = ""
+            for target, digest, uid in (
+                (drawn, made.output_digest, made.derived_uid),
+                (plain, made.structure_digest, made.structure_uid),
+            ):
+                _end(target, behind[target])
+                fault = fault or ask(ProofRequest(target, digest, uid))
         except _PASSING:
             raise
         except Exception as error:
@@ -97,7 +117,7 @@ def changed_attributes(parts: Parts, returned: Path, spool: Path) -> tuple[str, 
     Raises Unparseable, and whatever an odd header leads to.
     """
     base, made = read_pair(parts.base, parts.rendition)
-    header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied)
+    header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
     with tempfile.NamedTemporaryFile(dir=spool) as out:
         out.write(write_header_for_pixels(out, header, 0))
         out.flush()

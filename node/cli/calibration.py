@@ -1,40 +1,43 @@
-"""What ``latent-pacs gate calibrate`` measures and proposes."""
+"""What ``latent-pacs gate calibrate`` measures: a user's own images at the operating points chosen for them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.uid import ExplicitVRLittleEndian
 
-from node.codec.engine import make_base, reconstruct
-from node.codec.guiding import guided
-from node.config import Profile, Settings
-from node.fidelity.gate import Reference, Survey, judge, survey
-from node.training.evaluate import original_of
-from node.training.pictures import NoPictures, picture_files, read_picture
+from node.codec.encode import Encoded, Encoder
+from node.codec.source import Source
+from node.config import Settings
+from node.fidelity.gate import Reference
+from node.training.pictures import NoPictures, Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
-from storage.payload import seed_of
+from storage.dicomfile import HeaderBytes
+from storage.errors import NotReconstructable
+from storage.limits import burden_of, limits_of, shares_of
 from storage.pixels import pixel_digest
-from storage.records import Verdict
-
-_LEAST_IS_WORST = ("fsim_mean", "fsim_p5", "psnr_db", "fsim_worst")
-_PROPOSED = ("fsim_worst", "error_p999", "error_max", "shift", "outside")
-_SHARE = 1.0
-"""Percent of tiles that the proposed thresholds leave to patches or to the next rung."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One image on one rung."""
+class Calibrated:
+    """One image. ``point``: the operating point chosen for it; empty where none passed, and ``why`` says why.
+
+    ``figures``: those of the gate by name. ``burden``: the one nearest to its limit, ``nearest``, over that limit.
+    """
 
     name: str
-    rung: str
-    verdict: Verdict
-    survey: Survey
+    point: str = ""
+    upscaler: str = ""
+    payload_bytes: int = 0
+    ratio: float = 0.0
+    nearest: str = ""
+    burden: float = 0.0
+    figures: dict[str, float] = field(default_factory=dict)
+    why: str = ""
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -45,24 +48,14 @@ def pictures_in(folder: Path) -> list[Path]:
     return files
 
 
-def measured(files: Sequence[Path], limit: int, settings: Settings) -> Iterator[Measured]:
-    """Every picture on every rung of the ladder, by the configured upscaler. Raises NoPictures where there is none."""
-    upscaler = Catalogue(settings.reconstruct).configured()
-    done = 0
+def calibrated(files: Sequence[Path], limit: int, settings: Settings) -> Iterator[Calibrated]:
+    """Every picture as the archivist would encode it. Raises NoPictures where there is none."""
+    catalogue, done = Catalogue(settings.reconstruct), 0
     for file in files:
         picture = read_picture(file)
         if picture is None:
             continue
-        original, reference = original_of(picture), Reference(picture.pixels, picture.header)
-        seed = seed_of(pixel_digest(picture.pixels))
-        for rung in settings.codec.rungs:
-            base = make_base(original, rung)
-            if upscaler.guided:
-                output = guided(reference, base, upscaler, seed=seed, steps=upscaler.steps, detail=upscaler.detail)[1]
-            else:
-                output = reconstruct(base, upscaler, seed=seed, steps=upscaler.steps)
-            found = survey(reference, output)
-            yield Measured(picture.name, str(rung), judge(found, settings.thresholds), found)
+        yield _calibrated(picture, settings, catalogue)
         done += 1
         if limit and done == limit:
             return
@@ -70,65 +63,56 @@ def measured(files: Sequence[Path], limit: int, settings: Settings) -> Iterator[
         raise NoPictures(f"no DICOM, PNG or JPEG mammogram of 256 pixels or more a side in {files[0].parent}")
 
 
-def report_of(found: Sequence[Measured], settings: Settings) -> dict[str, Any]:
-    """Distributions per rung, over images or over tiles with breast, and the thresholds proposed."""
-    limits = settings.thresholds
-    rungs = []
-    for rung in dict.fromkeys(each.rung for each in found):
-        own = [each for each in found if each.rung == rung]
-        passed = sum(not each.verdict.failures for each in own)
-        figures = {name: _spread(name, values) for name, values in _figures(own).items()}
-        rungs.append({"rung": rung, "images": len(own), "passed": passed, "figures": figures})
-    fair = [
-        each
-        for each in found
-        if each.verdict.fsim_mean >= limits.fsim_mean
-        and each.verdict.fsim_p5 >= limits.fsim_p5
-        and each.verdict.psnr_db >= limits.psnr_db
-    ]
-    strict = settings.codec.profile in (Profile.STRICT, Profile.US_MQSA)
+def _calibrated(picture: Picture, settings: Settings, catalogue: Catalogue) -> Calibrated:
+    codec, header_bytes = settings.codec, HeaderBytes(ExplicitVRLittleEndian, b"", b"")
+    try:
+        source = Source.of(picture.pixels, picture.header, header_bytes, pixel_digest(picture.pixels), "OW")
+    except NotReconstructable as error:
+        return Calibrated(picture.name, why=str(error))
+    reference = Reference(picture.pixels, picture.header, source.padding_pixels)
+    encoder = Encoder(
+        *(source, reference, catalogue.candidates(), settings.thresholds if codec.gated else None),
+        scales=codec.scales,
+        effort=codec.effort,
+        share=settings.gate.patches.share,
+    )
+    made = encoder.at(codec.fixed_point) if codec.fixed_point else encoder.search()
+    if made is None:
+        missed = [trial for trial in encoder.tried if trial.failures]
+        why = f"{missed[-1].point}: {'; '.join(missed[-1].failures)}" if missed else "none passes on a sample"
+        return Calibrated(picture.name, why=why)
+    return _of(picture, made, settings)
+
+
+def _of(picture: Picture, made: Encoded, settings: Settings) -> Calibrated:
+    figures = {name: made.verdict.figures[name] for name in limits_of(settings.thresholds)}
+    shares = shares_of(figures, settings.thresholds)
+    return Calibrated(
+        picture.name,
+        str(made.base.point),
+        made.upscaler.name,
+        made.payload_bytes,
+        round(picture.pixels.size * 2 / made.payload_bytes, 1),
+        max(shares, key=lambda name: shares[name]),
+        round(burden_of(figures, settings.thresholds), 4),
+        figures,
+    )
+
+
+def report_of(found: Sequence[Calibrated], settings: Settings) -> dict[str, Any]:
+    """Every image, and each figure's distribution over those that passed, beside its limit."""
+    limits = limits_of(settings.thresholds)
+    passed = [each for each in found if each.point]
     return {
-        "images": len({each.name for each in found}),
         "profile": settings.codec.profile.value,
-        "section": "strict" if strict else "balanced",
-        "thresholds": {name: value for name, value in vars(limits).items() if math.isfinite(value)},
-        "rungs": rungs,
-        "proposed": _proposed(fair) if fair else {},
+        "images": [vars(each) for each in found],
+        "passed": len(passed),
+        "figures": {name: _spread([each.figures[name] for each in passed], limits[name]) for name in limits},
     }
 
 
-def _figures(found: Sequence[Measured]) -> dict[str, np.ndarray[Any, Any]]:
-    """Each figure, named as its threshold is, of all images or of all tiles."""
-    breast = [each.survey.breast for each in found]
-    return {
-        "fsim_mean": np.array([each.verdict.fsim_mean for each in found]),
-        "fsim_p5": np.array([each.verdict.fsim_p5 for each in found]),
-        "psnr_db": np.array([each.verdict.psnr_db for each in found]),
-        "fsim_worst": np.concatenate([each.survey.fsim[own] for each, own in zip(found, breast, strict=True)]),
-        "error_p999": np.concatenate([each.survey.error_p999[own] for each, own in zip(found, breast, strict=True)]),
-        "error_max": np.concatenate([each.survey.error_max[own] for each, own in zip(found, breast, strict=True)]),
-        "shift": np.concatenate([np.abs(each.survey.shift[own]) for each, own in zip(found, breast, strict=True)]),
-        "outside": np.concatenate([each.survey.outside_max for each in found]),
-        "specks_lost": np.array([each.verdict.figures["specks_lost"] for each in found]),
-        "specks_invented": np.array([each.verdict.figures["specks_invented"] for each in found]),
-    }
-
-
-def _spread(name: str, values: np.ndarray[Any, Any]) -> dict[str, float]:
-    percentiles = (50, 5, 0) if name in _LEAST_IS_WORST else (50, 95, 100)
-    median, bad, worst = (float(value) for value in np.percentile(values, percentiles))
-    return {"median": median, "worst_5_percent": bad, "worst": worst}
-
-
-def _proposed(fair: Sequence[Measured]) -> dict[str, float]:
-    """What all but one percent of tiles keep to, rounded to two digits towards letting more through."""
-    figures = _figures(fair)
-    proposed = {}
-    for name in _PROPOSED:
-        least = name in _LEAST_IS_WORST
-        share, side = (_SHARE, "lower") if least else (100 - _SHARE, "higher")
-        value = float(np.percentile(figures[name], share, method=side))  # type: ignore[call-overload]
-        step = 10.0 ** (math.floor(math.log10(value)) - 1) if value > 0 else 1e-3
-        rounded = math.floor(value / step) * step if least else math.ceil(value / step) * step
-        proposed[name] = float(f"{max(rounded, step):.3g}")
-    return proposed
+def _spread(values: list[float], limit: float) -> dict[str, float]:
+    if not values:
+        return {"limit": limit}
+    median, most, greatest = (float(value) for value in np.percentile(np.abs(values), (50, 95, 100)))
+    return {"median": median, "percentile_95": most, "max": greatest, "limit": limit}

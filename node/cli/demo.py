@@ -47,7 +47,7 @@ class Row:
     raw_bytes: int = 0
     payload_bytes: int = 0
     ratio: float | None = None
-    rung: str = "exact"
+    point: str = "exact"
     psnr_db: float | None = None
     fsim_mean: float | None = None
     fsim_p5: float | None = None
@@ -199,7 +199,7 @@ def _describe(row: Row, instance: StoredInstance) -> None:
     row.payload_bytes = instance.original_bytes
     rendition = instance.rendition
     if rendition is not None:
-        row.derived_uid, row.rung, row.rendition = rendition.derived_uid, rendition.rung, rendition.upscaler
+        row.derived_uid, row.point, row.rendition = rendition.derived_uid, rendition.point, rendition.upscaler
         row.payload_bytes = rendition.payload_bytes
         row.psnr_db, row.fsim_mean, row.fsim_p5 = rendition.psnr_db, rendition.fsim_mean, rendition.fsim_p5
         row.verify_s = round(rendition.seconds, 3)
@@ -243,7 +243,7 @@ def _pictures(pairs: list[tuple[Path, Path, str]], out: Path) -> list[Path]:
 
 
 def _table(rows: list[Row]) -> Table:
-    headings = ["image", "raw", "payload", "ratio", "rung", "PSNR dB", "FSIM mean/p5", "s: store verify move get"]
+    headings = ["image", "raw", "payload", "ratio", "point", "PSNR dB", "FSIM mean/p5", "s: store verify move get"]
     table = Table(title="the study, measured")
     for heading in headings:
         table.add_column(heading, no_wrap=True)
@@ -251,7 +251,7 @@ def _table(rows: list[Row]) -> Table:
         fsim = f"{_figure(row.fsim_mean, 3)} {_figure(row.fsim_p5, 3)}"
         seconds = " ".join(f"{_figure(value, 2):>5}" for value in (row.store_s, row.verify_s, row.move_s, row.get_s))
         sizes = [size_text(row.raw_bytes), size_text(row.payload_bytes), _figure(row.ratio, 0)]
-        table.add_row(str(number), *sizes, row.rung.replace("jpegxl ", ""), _figure(row.psnr_db, 1), fsim, seconds)
+        table.add_row(str(number), *sizes, row.point.replace("jpegxl ", ""), _figure(row.psnr_db, 1), fsim, seconds)
     return table
 
 

@@ -27,8 +27,8 @@ def calibrate(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Print how each figure of the gate is distributed per rung on your images, and propose thresholds."""
-    from node.cli.calibration import measured, pictures_in, report_of
+    """Encode your images as the archive would, and print the gate's figures beside their limits."""
+    from node.cli.calibration import calibrated, pictures_in, report_of
     from node.config import load
 
     settings = load(config)
@@ -37,8 +37,8 @@ def calibrate(
         files = pictures_in(folder)
     found: list[Any] = []
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-        task = progress.add_task("measuring", total=len(settings.codec.rungs) * min(len(files), limit or len(files)))
-        for each in measured(files, limit, settings):
+        task = progress.add_task("measuring", total=min(len(files), limit or len(files)))
+        for each in calibrated(files, limit, settings):
             found.append(each)
             progress.update(task, advance=1, description=each.name)
     report = report_of(found, settings)
@@ -47,21 +47,22 @@ def calibrate(
 
 def _print(report: dict[str, Any]) -> None:
     console = Console()
-    title = f"{report['images']} image(s), profile {report['profile']}: median / worst 5% / worst"
-    table = Table("rung", "passed", "figure", "median", "5%", "worst", "threshold", title=title)
-    for rung in report["rungs"]:
-        for number, (name, spread) in enumerate(rung["figures"].items()):
-            first = (rung["rung"], f"{rung['passed']} of {rung['images']}") if number == 0 else ("", "")
-            limit = report["thresholds"].get(name)
-            cells = (f"{spread[part]:.4g}" for part in ("median", "worst_5_percent", "worst"))
-            table.add_row(*first, name, *cells, "-" if limit is None else f"{limit:g}")
-        table.add_section()
-    console.print(table)
-    if not report["proposed"]:
-        console.print("Nothing to propose: on no rung did an image reach mean FSIM, its 5th percentile and PSNR.")
-        return
-    console.print(
-        f"Proposed for gate.{report['section']}: what 99 of 100 tiles keep to where an image as a whole passes"
-    )
-    for name, value in report["proposed"].items():
-        console.print(f"    {name}: {value:g}", highlight=False)
+    title = f"{report['passed']} of {len(report['images'])} image(s) passed, profile {report['profile']}"
+    images = Table("image", "point", "upscaler", "bytes", "ratio", "nearest limit", "used", title=title)
+    for one in report["images"]:
+        if one["point"]:
+            told = (one["point"], one["upscaler"], str(one["payload_bytes"]), f"{one['ratio']:.0f}", one["nearest"])
+            images.add_row(one["name"], *told, f"{100 * one['burden']:.0f} %")
+        else:
+            images.add_row(one["name"], "exact", "", "", "", one["why"], "")
+    console.print(images)
+    figures = Table("figure", "median", "95%", "max", "limit", title=f"gate.{_section(report['profile'])}")
+    for name, spread in report["figures"].items():
+        values = (spread.get(part) for part in ("median", "percentile_95", "max", "limit"))
+        figures.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
+    console.print(figures)
+
+
+def _section(profile: str) -> str:
+    """Of config.yaml: where the limits of a profile stand."""
+    return "strict" if profile in ("strict", "us-mqsa") else "balanced"

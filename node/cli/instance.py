@@ -16,10 +16,10 @@ from node.cli.status import open_index
 from node.config import load
 from node.reports.words import size_text
 from storage.objects import ObjectStore
-from storage.records import RungOutcome
 
 if TYPE_CHECKING:
     from node.archive.life import Life, RenditionLife
+    from storage.records import Trial
 
 instances = typer.Typer(help="Look at single images.", no_args_is_help=True)
 
@@ -38,13 +38,13 @@ def show(
         Path | None,
         typer.Option(
             "--picture",
-            help="Draw the image with its exact patches outlined and its points dotted.",
+            help="Draw the image with patches and repairs outlined and points dotted.",
             metavar="FILE.png",
         ),
     ] = None,
     patient: Annotated[bool, typer.Option("--patient", help="Name the patient too.")] = False,
 ) -> None:
-    """Tell the life of one image: state, bytes per object, every rung tried and why it failed, figures, patches, UIDs.
+    """Tell the life of one image: state, bytes per object, every operating point tried, figures, repairs, UIDs.
 
     Works while the node runs. Without --patient nothing that is printed names the patient; the picture shows the image
     itself, with whatever is burned into it.
@@ -72,7 +72,7 @@ def life_report(life: Life) -> dict[str, Any]:
         one["payload_bytes"] = rendition.payload_bytes
         one["ratio"] = _ratio(life, rendition)
         if one["mends"] is not None:
-            del one["mends"]["cells"], one["mends"]["points"]
+            del one["mends"]["cells"], one["mends"]["repairs"], one["mends"]["points"]
     if life.patient is None:
         del report["patient"]
     assert isinstance(report, dict)
@@ -103,7 +103,7 @@ def _print(life: Life) -> None:
         console.print(_rendition(life, rendition))
     shown = life.rendition
     if shown is not None:
-        console.print(_rungs(shown))
+        console.print(_trials(shown))
         console.print(_figures(shown))
 
 
@@ -151,17 +151,19 @@ def _rendition(life: Life, made: RenditionLife) -> Table:
     ratio = _ratio(life, made)
     words = "verified" if made.verdict.passed else "measured"
     facts: list[tuple[str, object]] = [
-        ("derived UID", made.derived_uid),
-        ("rung", f"{made.rung}, {made.payload_bytes} bytes" + (f", {ratio:.0f} : 1" if ratio else "")),
+        ("derived UID", f"{made.derived_uid} with drawn noise"),
+        ("", f"{made.structure_uid} structure alone"),
+        ("point", f"{made.point}, {made.payload_bytes} bytes" + (f", {ratio:.0f} : 1" if ratio else "")),
         ("base", _base_text(made)),
         ("", made.base_digest),
         ("rendition", _rendition_text(made)),
         ("", made.rendition_digest),
-        ("exact", _exact_text(made)),
+        ("mended", _mended_text(made)),
         ("upscaler", f"{made.upscaler}, steps {made.steps}, seed {made.seed}" if made.parts else made.upscaler),
         ("  weights", made.weights_digest),
         ("  numerics", ", ".join(f"{name} {value}" for name, value in made.numerics.items())),
-        ("pixels", made.output_digest),
+        ("pixels", f"{made.output_digest} with drawn noise"),
+        ("", f"{made.structure_digest} structure alone"),
         (words, f"{_time(made.verified_at)}, in {made.seconds:.1f} s"),
         ("withdrawn", made.withdrawn),
         ("unreadable", made.unreadable),
@@ -178,42 +180,38 @@ def _rendition_text(made: RenditionLife) -> str:
     parts = made.parts
     if parts is None:
         return f"{made.rendition_bytes} bytes"
-    inside = f"guide {parts.guide}, points {parts.points}, patches {parts.patches}, the rest what was measured"
-    return f"{made.rendition_bytes} bytes: {inside}"
+    named = {"noise": parts.noise, "repairs": parts.repairs, "points": parts.points, "patches": parts.patches}
+    inside = ", ".join(f"{name} {size}" for name, size in named.items())
+    return f"{made.rendition_bytes} bytes: {inside}, the rest what was measured"
 
 
-def _exact_text(made: RenditionLife) -> str:
+def _mended_text(made: RenditionLife) -> str:
     mends = made.mends
     if mends is None:
         return ""
-    breast = "" if mends.share_of_breast is None else f", as much as {100 * mends.share_of_breast:.2f} % of the breast"
-    share = f"{100 * mends.share_of_image:.2f} % of the image{breast}"
-    return f"{mends.patched_cells} patches of 32 x 32 pixels, {share}; {mends.point_count} points"
+    patches = f"{mends.patched} patches of 32 x 32 pixels, {100 * mends.patched_share:.2f} % of the image"
+    repairs = f"{mends.repaired} repairs of 16 x 16, {100 * mends.repaired_share:.2f} %"
+    return f"{patches}; {repairs}; {mends.point_count} points"
 
 
-def _rungs(made: RenditionLife) -> Table:
-    columns = ("rung", "bytes", "PSNR dB", "FSIM mean", "FSIM p5", "s", "came to")
+def _trials(made: RenditionLife) -> Table:
     table = Table(
-        *columns,
-        title="\nrungs: forecasts first, then attempts in their order",
+        *("point", "upscaler", "bytes", "s", "came to"),
+        title="\noperating points: estimates from a sample first, then the whole image in order",
         title_justify="left",
         title_style="bold",
     )
-    for number, tried in enumerate(made.tried, start=1):
-        verdict = tried.verdict
-        figures = (f"{verdict.psnr_db:.2f}", f"{verdict.fsim_mean:.4f}", f"{verdict.fsim_p5:.4f}")
-        seconds = "-" if tried.forecast else f"{tried.seconds:.1f}"
-        taken = number == len(made.tried)
-        table.add_row(tried.rung, str(tried.payload_bytes), *figures, seconds, _came_to(tried, taken=taken))
+    for number, trial in enumerate(made.tried, start=1):
+        size = f"about {trial.payload_bytes}" if trial.sample else str(trial.payload_bytes)
+        came_to = _came_to(trial, taken=number == len(made.tried))
+        table.add_row(trial.point, trial.upscaler, size, f"{trial.seconds:.1f}", came_to)
     return table
 
 
-def _came_to(tried: RungOutcome, *, taken: bool) -> str:
-    if tried.forecast:
-        return f"forecast, not tried: {'; '.join(tried.verdict.failures)}"
-    if taken:
-        return "taken"
-    return "; ".join(tried.verdict.failures) or "passed, but takes more bytes"
+def _came_to(trial: Trial, *, taken: bool) -> str:
+    if trial.sample:
+        return "the coarsest that passes on a sample"
+    return "; ".join(trial.failures) or ("taken" if taken else "passed, but takes more bytes")
 
 
 def _figures(made: RenditionLife) -> Table:

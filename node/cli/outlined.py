@@ -1,4 +1,4 @@
-"""One image with what is exact in its rendition: patches outlined, points dotted, and a legend with the numbers."""
+"""One image with what is mended in its rendition: patches and repairs outlined, points dotted, and a legend."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from node.archive.life import Life, RenditionLife
 from node.cli.picture import grey
 from node.codec.patches import CELL
 from node.codec.rendering import read_pair, reconstructed
+from node.codec.repairs import CELL as REPAIR
 from node.config import ReconstructSettings
 from node.fidelity.regions import breast_mask
 from node.fidelity.windows import display_window
@@ -26,7 +27,8 @@ from storage.pixels import integer_pixels
 
 _LONGER_SIDE = 1200
 _LINE = 26
-_PATCH, _POINT, _TEXT, _GROUND = (255, 170, 0), (0, 220, 255), (235, 235, 235), (24, 24, 24)
+_PATCH, _REPAIR, _POINT = (255, 170, 0), (255, 90, 160), (0, 220, 255)
+_TEXT, _GROUND = (235, 235, 235), (24, 24, 24)
 
 
 def draw_life(life: Life, store: ObjectStore, settings: ReconstructSettings, target: Path) -> None:
@@ -76,19 +78,25 @@ def _sheet(image: Image.Image, made: RenditionLife | None, legend: list[str]) ->
     sheet = Image.new("RGB", (width, image.height + _LINE * (len(legend) + 1)), _GROUND)
     if made is not None and made.mends is not None:
         scale = image.height / made.mends.rows
-        _outline(ImageDraw.Draw(image), made.mends.cells, scale)
+        _outline(ImageDraw.Draw(image), made.mends.repairs, REPAIR * scale, _REPAIR)
+        _outline(ImageDraw.Draw(image), made.mends.cells, CELL * scale, _PATCH)
         _dot(ImageDraw.Draw(image), made.mends.points, scale)
     sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(legend):
         top = image.height + _LINE // 2 + number * _LINE
-        colour = _PATCH if "patches" in line else _POINT if "points" in line else _TEXT
+        colour = next((one for word, one in _COLOURS.items() if line.startswith(word)), _TEXT)
         draw.text((_LINE, top), line, fill=colour, font=font)
     return sheet
 
 
-def _outline(draw: ImageDraw.ImageDraw, cells: NDArray[np.bool_] | None, scale: float) -> None:
-    """Lines where patched cells end."""
+_COLOURS = {"exact patches": _PATCH, "repairs": _REPAIR, "points": _POINT}
+
+
+def _outline(
+    draw: ImageDraw.ImageDraw, cells: NDArray[np.bool_] | None, side: float, colour: tuple[int, int, int]
+) -> None:
+    """Lines where marked cells end; ``side``: of a cell, in pixels of the picture."""
     if cells is None:
         return
     around = np.pad(cells, 1)
@@ -97,7 +105,7 @@ def _outline(draw: ImageDraw.ImageDraw, cells: NDArray[np.bool_] | None, scale: 
             # an edge between cell and neighbour: below (axis 0) or right of (axis 1) number down, across of ``around``
             row, column = (down, across - 1) if axis == 0 else (down - 1, across)
             ends = [(column, row), (column + 1, row) if axis == 0 else (column, row + 1)]
-            draw.line([(x * CELL * scale, y * CELL * scale) for x, y in ends], fill=_PATCH, width=2)
+            draw.line([(x * side, y * side) for x, y in ends], fill=colour, width=2)
 
 
 def _dot(draw: ImageDraw.ImageDraw, points: tuple[tuple[int, int], ...], scale: float) -> None:
@@ -112,14 +120,14 @@ def _legend(life: Life, made: RenditionLife | None, source: str) -> list[str]:
         return [*lines, f"state {life.state}: held bit-exact, no rendition"]
     verdict = made.verdict
     lines.append(
-        f"{made.rung}, {made.upscaler}: {made.payload_bytes} bytes for {life.pixel_bytes}; "
+        f"{made.point}, {made.upscaler}: {made.payload_bytes} bytes for {life.pixel_bytes}; "
         f"PSNR {verdict.psnr_db:.1f} dB, tile FSIM {verdict.fsim_mean:.3f} / {verdict.fsim_p5:.3f}"
     )
     if made.mends is not None and made.parts is not None:
-        share = 100 * made.mends.share_of_image
-        lines.append(
-            f"exact patches: {made.mends.patched_cells} of 32 x 32 pixels, {share:.2f} % of the image, "
-            f"{made.parts.patches} bytes"
-        )
+        mends, parts = made.mends, made.parts
+        share = f"{100 * mends.patched_share:.2f} % of the image"
+        lines.append(f"exact patches: {mends.patched} of 32 x 32 pixels, {share}, {parts.patches} bytes")
+        share = f"{100 * mends.repaired_share:.2f} % of the image"
+        lines.append(f"repairs: {mends.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
         lines.append(f"points: {made.mends.point_count}, {made.parts.points} bytes")
     return lines

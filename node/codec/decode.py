@@ -1,6 +1,6 @@
 """A payload to pixels.
 
-    base ── decode, upsample ──► upscaler ──► + repairs, + points ──► STRUCTURE ── round ──► served without noise
+    base ── decode, upsample ──► upscaler ──► + points, + repairs ──► STRUCTURE ── round ──► served without noise
                                                                           │
                           noise model ── draw ── upscaler shapes it ──► + noise ── round ──► served
 
@@ -90,11 +90,14 @@ class Decoded:
 
     def structure(self, upscaler: Upscaler, task: UpscaleTask, side: SideInformation) -> Float:
         """The image before noise is drawn: float32, grey levels."""
-        image = upscaler.structure(task)
-        if side.repairs is not None:
-            image += side.repairs.field()
+        image = self._within_range(upscaler.structure(task))  # what points and repairs were measured against
         if side.points is not None:
             image += side.points.field()
+        if side.repairs is not None:
+            image += side.repairs.field()
+        return self._within_range(image)
+
+    def _within_range(self, image: Float) -> Float:
         return np.clip(image, self.base.minimum, self.base.maximum, out=image)
 
     def grain(self, upscaler: Upscaler, task: UpscaleTask, structure: Float, side: SideInformation) -> Float:

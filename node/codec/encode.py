@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,10 @@ from node.codec.noise import NoiseModel, decode_noise, encode_noise, measure_dev
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.repair import points_for, repairs_for
-from node.codec.repairs import encode_repairs
+from node.codec.repairs import CELL, encode_repairs
 from node.codec.source import Source, read_source
 from node.fidelity.bands import BANDS, band_energies
-from node.fidelity.gate import Reference, Structure, broken_cells, burden, judge, look, measure_noise
+from node.fidelity.gate import Reference, Structure, as_shown, broken_cells, burden, judge, look, measure_noise
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
 from node.upscalers.protocol import Upscaler, UpscaleTask
@@ -49,12 +50,14 @@ Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
-SQUARES = 6
-"""Squares of the sample; benchmarks.ablation prints what more and fewer of them cost."""
-SQUARE = 512
+SQUARES = 24
+"""Most squares of the sample, in four columns: about 0.8 megapixels are measured."""
+SQUARE = 256
 """Side of a square of the sample, in pixels."""
-_RIM = 32
+_RIM = 40
 """Pixels of a square that are not measured: neighbours in the sample ring into them."""
+_FILLED = 0.75
+"""Share of a square that is breast at least."""
 _FINEST, _COARSEST = 0.1, 15.0
 """JPEG XL distances that are tried: beyond them a scale is given up."""
 _START = {1: 2.0, 2: 0.9, 4: 0.5}
@@ -71,8 +74,6 @@ _AIM = 0.98
 """Share of the limit that a search aims at."""
 _RESERVE = 0.98
 """A second upscaler is taken where its payload on the sample is at most this share of the first one's."""
-_WITHIN = 1.15
-"""A scale is tried on the whole image where the sample promises at most so much more than the best so far."""
 
 
 @dataclass(frozen=True)
@@ -198,15 +199,11 @@ class Encoder:
         assert self.limits is not None, "a search needs limits"
         best: Encoded | None = None
         for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
-            if best is not None and promise.payload_bytes > _WITHIN * best.payload_bytes:
+            if best is not None and promise.payload_bytes > best.payload_bytes:
                 break
-            if best is not None and promise.point.scale == best.base.point.scale:
-                continue
             made = self._settled(promise.point, promise.upscaler)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
                 best = made
-            if best is not None:
-                break
         return best
 
     def at(self, point: OperatingPoint) -> Encoded | None:
@@ -290,11 +287,12 @@ class Encoder:
 
     def _looked(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
         """The structure that an upscaler makes of a base, measured as a whole."""
-        reference = self.reference
+        reference, data = self.reference, data or encode_base(base)
+        seed = seed_of(hashlib.sha256(data).hexdigest())
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
-        task = decoded.task(noise)
+        task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        found = look(reference, structure, specks=False)
+        found = look(reference, structure, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:
@@ -308,20 +306,17 @@ class Encoder:
         reference, limits = self.reference, self.limits
         side = self._repaired(attempt)
         structure = attempt.decoded.structure(attempt.upscaler, attempt.task, side)
-        found = look(reference, structure)
-        data = attempt.data or encode_base(attempt.base)
-        seed = seed_of(hashlib.sha256(data).hexdigest())
+        plain = attempt.decoded.pixels(structure.copy(), side)
+        found = look(reference, plain.astype(np.float32))
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         noise = attempt.noise or self._deviation(attempt.decoded)
         noise = decode_noise(encode_noise(with_spectrum(noise, reference.image, structure, inside, lacking)))
         side = replace(side, noise=noise)
-        task = replace(attempt.task, seed=seed, steps=attempt.upscaler.steps)
-        grain = attempt.decoded.grain(attempt.upscaler, task, structure, side)
+        grain = attempt.decoded.grain(attempt.upscaler, attempt.task, structure, side)
         served = attempt.decoded.pixels(structure + grain, side)
-        plain = attempt.decoded.pixels(structure.copy(), side)
-        figures = measure_noise(reference, structure, served)
-        verdict = judge(reference, structure, found, served, figures, limits)
+        figures = measure_noise(reference, plain.astype(np.float32), served)
+        verdict = judge(reference, plain.astype(np.float32), found, served, figures, limits)
         parts = {
             "noise": encode_noise(noise),
             "repairs": encode_repairs(side.repairs) if side.repairs else b"",
@@ -329,7 +324,8 @@ class Encoder:
             "patches": encode_patches(side.patches) if side.patches else b"",
         }
         made = Encoded(
-            *(attempt.base, data, attempt.upscaler, side, parts, structure, found, served, plain, verdict, seed)
+            *(attempt.base, attempt.data, attempt.upscaler, side, parts, structure, found, served, plain, verdict),
+            seed=attempt.task.seed,
         )
         self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
         return made
@@ -337,14 +333,16 @@ class Encoder:
     def _repaired(self, attempt: Attempt) -> SideInformation:
         """Points for specks, coded residuals for what else is broken, exact patches where regions ask for them."""
         rows, columns = self.source.pixels.shape
-        cells = cells_under(self.regions, rows, columns)
+        boxes, repairs, points = list(self.regions), None, None
+        if self.limits is not None:
+            broken = broken_cells(attempt.found, self.limits)
+            points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
+            structure = attempt.structure if points is None else attempt.structure + points.field()
+            repairs, left = repairs_for(self.reference, structure, broken, self.limits, self.share)
+            if left.mean() <= self.share:
+                boxes += [(row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(left)]
+        cells = cells_under(boxes, rows, columns)
         patches = cut(self.source.pixels, cells) if cells.any() else None
-        if self.limits is None:
-            return SideInformation(patches=patches)
-        broken = broken_cells(attempt.found, self.limits)
-        points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
-        structure = attempt.structure if points is None else attempt.structure + points.field()
-        repairs = repairs_for(self.reference, structure, broken, self.limits, self.share)
         return SideInformation(repairs=repairs, points=points, patches=patches)
 
     def _note(
@@ -365,7 +363,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes, where known."""
+    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes."""
 
     base: Base
     data: bytes
@@ -403,8 +401,10 @@ class _Walk:
             wanted = (
                 float(np.clip(wanted, low + (high - low) * 0.1, high - (high - low) * 0.1)) if low < high else wanted
             )
-        after = float(2.0**wanted)
-        if not _FINEST <= after <= _COARSEST or abs(wanted - here[0]) < 0.02:
+        if not np.log2(_FINEST) - 1 <= wanted <= np.log2(_COARSEST) + 1:
+            return False
+        after = float(np.clip(2.0**wanted, _FINEST, _COARSEST))
+        if abs(np.log2(after) - here[0]) < 0.02:
             return False
         self.distance = after
         return True
@@ -461,28 +461,33 @@ def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
     rows, columns = breast.shape
     places = [
         (row, column)
-        for row in range(0, rows - SQUARE + 1, SQUARE // 4)
-        for column in range(0, columns - SQUARE + 1, SQUARE // 4)
-        if breast[row : row + SQUARE, column : column + SQUARE].all()
+        for row in range(0, rows - SQUARE + 1, SQUARE // 2)
+        for column in range(0, columns - SQUARE + 1, SQUARE // 2)
+        if breast[row : row + SQUARE, column : column + SQUARE].mean() >= _FILLED
     ]
     chosen: list[tuple[int, int]] = []
     for number in np.random.default_rng(0).permutation(len(places)):
         row, column = places[number]
         if all(abs(row - r) >= SQUARE or abs(column - c) >= SQUARE for r, c in chosen):
             chosen.append((row, column))
-    chosen = sorted(chosen[:SQUARES])
-    if not chosen or len(chosen) * SQUARE * SQUARE > 0.7 * source.pixels.size:
+    chosen = sorted(chosen[: min(SQUARES, len(chosen) // 4 * 4)])
+    if not chosen or 2 * len(chosen) * SQUARE * SQUARE > breast.sum():
         return source, reference
-    cuts = [source.pixels[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
-    pixels = np.concatenate(cuts)
     inner = np.zeros((SQUARE, SQUARE), dtype=bool)
     inner[_RIM:-_RIM, _RIM:-_RIM] = True
-    return source.excerpt(pixels), reference.excerpt(pixels, np.concatenate([inner] * len(chosen)))
+
+    def sheet(cuts: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([np.concatenate(cuts[at : at + 4], axis=1) for at in range(0, len(cuts), 4)])
+
+    parts = [np.s_[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
+    pixels = sheet([source.pixels[part] for part in parts])
+    return source.excerpt(pixels), reference.excerpt(pixels, sheet([breast[part] & inner for part in parts]))
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Energy per octave band of the original less that of the structure, summed over ``inside``."""
-    own, made = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (reference.image, structure))
+    images = reference.image, as_shown(reference, structure)
+    own, made = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in images)
     return np.asarray(own - made)
 
 
@@ -507,7 +512,7 @@ def rendition_of(made: Encoded, original_uid: str) -> Rendition:
         derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, told),
         upscaler=name,
         method=upscaler.method,
-        generative=True,
+        generative=upscaler.generative,
         weights_digest=weights,
         numerics=upscaler.numerics,
         steps=steps,

@@ -16,14 +16,16 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.cores import on_all_cores
 from storage.errors import PayloadError
+from storage.padding import pack_mask, unpack_mask
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,10 @@ PLACE = 64
 """Side of the cells of the map of the place, in pixels."""
 SPECTRUM = (65, 33)
 """Frequencies of the stored spectrum: vertical -0.5 to 0.5, horizontal 0 to 0.5 cycles per pixel."""
+CELL = 16
+"""Side of the cells of ``quiet``, in pixels."""
+_FAINT = 0.25
+"""Standard deviations below this many grey levels round to nothing: no cell is marked quiet for them."""
 _WINDOW = 128
 """Side of the periodograms, in pixels."""
 _REACH = 32
@@ -54,10 +60,12 @@ _STREAM = 0x6C617465
 """Second word of the generator's key: it sets this use of a seed apart from others."""
 _CLIPPED = 4.0
 """Residuals beyond so many local standard deviations are structure, and are cut to that before they are squared."""
-_HEADER = struct.Struct("<BHHfffIIB")
+_HEADER = struct.Struct("<BHHfffIIIB")
 _FORMAT = 1
 _MATCHING = 6
 """Rounds in which band energies are matched: bands overlap, so one does not do."""
+_FINER = 8
+"""Times as fine as SPECTRUM is the grid on which it is worked out what an octave band passes."""
 _MAD = 0.6745
 
 
@@ -68,7 +76,8 @@ class NoiseModel:
     ``curve``: uint8 (LEVELS,), standard deviation per knot, as ``_deviations`` reads it, of levels from ``low`` to
     ``high``. ``place``: uint8 (rows / PLACE, columns / PLACE), likewise, times 2**-8; 0 is none. ``spectrum``: uint8
     SPECTRUM, power of the noise per frequency over the greatest, 255 less ``_POWER_STEP`` octaves a step; 0 is none.
-    ``gain``: what drawn noise is multiplied by besides.
+    ``gain``: what drawn noise is multiplied by besides. ``quiet``: bool, cells of CELL pixels where nothing is drawn:
+    the original has one value there.
     """
 
     rows: int
@@ -79,6 +88,7 @@ class NoiseModel:
     place: Codes
     spectrum: Codes
     gain: float = 1.0
+    quiet: Mask | None = None
 
     @cached_property
     def part(self) -> tuple[slice, slice]:
@@ -92,7 +102,8 @@ class NoiseModel:
     def deviation(self, structure: Float) -> Float:
         """Standard deviation of the missing noise at each pixel of a structure, float32, grey levels; without gain."""
         result = np.zeros(structure.shape, dtype=np.float32)
-        result[self.part] = self._deviation_of(structure)
+        if self.part[0].stop:
+            result[self.part] = self._deviation_of(structure)
         return result
 
     def _deviation_of(self, structure: Float) -> Float:
@@ -119,6 +130,8 @@ class NoiseModel:
             noise *= self._deviation_of(structure)
             noise *= np.float32(self.gain)
             result[self.part] = noise
+        if self.quiet is not None:
+            result[_cell_pixels(self.quiet, self.rows, self.columns)] = 0
         return result
 
 
@@ -147,8 +160,27 @@ def with_spectrum(
     ``inside``: pixels of breast that are coded by base and noise. ``lacking``: float64 (BANDS,), energy of the
     original less that of the structure per band, summed over ``inside``, grey levels squared.
     """
-    spectrum = _spectrum(original, structure, inside, model.deviation(structure))
-    return _matched(replace(model, spectrum=spectrum), structure, inside, lacking)
+    deviation = model.deviation(structure)
+    spectrum = _spectrum(original, structure, inside, deviation)
+    made = _matched(replace(model, spectrum=spectrum), deviation, inside, lacking)
+    quiet = _flat(original) & (_cells(deviation).max(axis=(1, 3)) * made.gain > _FAINT)
+    return replace(made, quiet=quiet if quiet.any() else None)
+
+
+def _flat(image: Float) -> Mask:
+    """Cells of CELL pixels that have one value: bool (rows / CELL, columns / CELL), rounded up."""
+    cells = _cells(image)
+    return np.asarray(cells.max(axis=(1, 3)) == cells.min(axis=(1, 3)))
+
+
+def _cells(image: Float) -> Float:
+    """An image as (cell rows, CELL, cell columns, CELL), its border repeated."""
+    padded = np.pad(image, ((0, -image.shape[0] % CELL), (0, -image.shape[1] % CELL)), mode="edge")
+    return padded.reshape(padded.shape[0] // CELL, CELL, padded.shape[1] // CELL, CELL)
+
+
+def _cell_pixels(cells: Mask, rows: int, columns: int) -> Mask:
+    return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
@@ -243,16 +275,16 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     if top <= 0:
         return np.zeros(SPECTRUM, dtype=np.uint8)
     steps = np.log2(np.maximum(coarse / top, 1e-12)) / _POWER_STEP
-    return np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80)
+    return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
-def _matched(model: NoiseModel, structure: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
+def _matched(model: NoiseModel, deviation: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
     """The model with its spectrum and gain set so that every octave band gets the energy that it lacks.
 
     ``wanted``: float64 (BANDS,), energy of the original less that of the structure per band, summed over ``breast``,
     grey levels squared. Drawn noise has a known energy per band, so nothing needs to be drawn for this.
     """
-    drawn = float(np.square(model.deviation(structure)[breast], dtype=np.float64).sum())
+    drawn = float(np.square(deviation[breast], dtype=np.float64).sum())
     if drawn <= 0 or not model.spectrum.any():
         return model
     passed = _band_shares()
@@ -268,7 +300,7 @@ def _matched(model: NoiseModel, structure: Float, breast: Mask, wanted: NDArray[
         drawn *= float(weights.sum() / total)
         share = np.maximum(wanted, 0) / drawn
     power = weights / _half_weights()
-    gain = float(np.sqrt(drawn / np.square(model.deviation(structure)[breast], dtype=np.float64).sum()))
+    gain = float(np.sqrt(drawn / np.square(deviation[breast], dtype=np.float64).sum()))
     steps = np.log2(np.maximum(power / power.max(), 1e-12)) / _POWER_STEP
     spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)
     return replace(model, spectrum=spectrum, gain=model.gain * gain)
@@ -276,11 +308,27 @@ def _matched(model: NoiseModel, structure: Float, breast: Mask, wanted: NDArray[
 
 @lru_cache(maxsize=1)
 def _band_shares() -> tuple[NDArray[np.float64], ...]:
-    """Energy that each octave band of node/fidelity/bands.py passes, per frequency of SPECTRUM: float64."""
-    down, across = np.linspace(-0.5, 0.5, SPECTRUM[0])[:, None], np.linspace(0, 0.5, SPECTRUM[1])[None]
-    square = (2 * np.pi) ** 2 * (down**2 + across**2) / 2
-    smooth = [np.ones(SPECTRUM), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
-    return tuple(np.square(before - after) for before, after in pairwise(smooth))
+    """Energy that each octave band of node/fidelity/bands.py passes, per frequency of SPECTRUM: float64.
+
+    Between its frequencies power is interpolated linearly: each one gets the mean of what is passed around it, on a
+    finer grid, weighed as it is in the interpolation. The two coarser bands are halved by means of 2 x 2 pixels first.
+    """
+    down, from_down = _finer(-0.5, 0.5, SPECTRUM[0])
+    across, from_across = _finer(0.0, 0.5, SPECTRUM[1])
+    square = (2 * np.pi) ** 2 * (down[:, None] ** 2 + across[None] ** 2) / 2
+    smooth = [np.ones_like(square), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
+    once, twice = (np.outer(np.cos(np.pi * by * down), np.cos(np.pi * by * across)) for by in (1, 2))
+    halved = (1.0, 1.0, once, once * twice)
+    passed = [np.square((before - after) * by) for (before, after), by in zip(pairwise(smooth), halved, strict=True)]
+    return tuple(from_down @ band @ from_across.T for band in passed)
+
+
+def _finer(first: float, last: float, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Frequencies on a finer grid, and the weights (count, fine) with which means are taken around coarse ones."""
+    fine, coarse = np.linspace(first, last, (count - 1) * _FINER + 1), np.linspace(first, last, count)
+    weights = np.maximum(1 - np.abs(fine[None] - coarse[:, None]) * (count - 1) / (last - first), 0)
+    weights[:, [0, -1]] /= 2
+    return fine, weights / weights.sum(axis=1, keepdims=True)
 
 
 @lru_cache(maxsize=1)
@@ -320,11 +368,14 @@ def unit_noise(rows: slice, columns: slice, spectrum: Codes, seed: int) -> Float
         )
     )
     result = torch.empty((height, width), dtype=torch.float32)
-    for row in range(0, height, inner):
+
+    def one(row: int) -> None:
         squares = white[row : row + _SQUARE].unfold(1, _SQUARE, inner).transpose(0, 1)  # (n, _SQUARE, _SQUARE)
         drawn = torch.fft.irfft2(torch.fft.rfft2(squares) * kernel, s=(_SQUARE, _SQUARE))
         drawn = drawn[:, _REACH:-_REACH, _REACH:-_REACH].transpose(0, 1).reshape(inner, -1)
         result[row : row + inner] = drawn[: height - row, :width]
+
+    on_all_cores(one, range(0, height, inner))
     return result.numpy()
 
 
@@ -418,33 +469,35 @@ def _deviations(codes: Codes) -> Float:
 
 
 def encode_noise(model: NoiseModel) -> bytes:
-    """A model as bytes: header, curve, then map and spectrum as JPEG-LS."""
+    """A model as bytes: header, curve, map and spectrum as JPEG-LS, mask of quiet cells."""
     place, spectrum = (bytes(imagecodecs.jpegls_encode(part)) for part in (model.place, model.spectrum))
+    quiet = b"" if model.quiet is None else pack_mask(model.quiet)
     header = _HEADER.pack(
         *(_FORMAT, model.rows, model.columns, model.low, model.high, model.gain),
-        *(len(place), len(spectrum), LEVELS),
+        *(len(place), len(spectrum), len(quiet), LEVELS),
     )
-    return header + model.curve.tobytes() + place + spectrum
+    return header + model.curve.tobytes() + place + spectrum + quiet
 
 
 def decode_noise(data: bytes) -> NoiseModel:
     """The inverse of ``encode_noise``. Raises PayloadError."""
     try:
-        form, rows, columns, low, high, gain, place_bytes, spectrum_bytes, levels = _HEADER.unpack_from(data)
+        form, rows, columns, low, high, gain, *sizes, levels = _HEADER.unpack_from(data)
     except struct.error as error:
         raise PayloadError(f"noise model is malformed: {error}") from error
     if form != _FORMAT or levels != LEVELS:
         raise PayloadError(f"noise model has format {form} with {levels} levels; this release reads {_FORMAT}")
     at = _HEADER.size + LEVELS
-    ends = (at, at + place_bytes, at + place_bytes + spectrum_bytes)
-    if len(data) != ends[2] or not np.isfinite([low, high, gain]).all():
+    ends = tuple(accumulate(sizes, initial=at))
+    if len(data) != ends[-1] or not np.isfinite([low, high, gain]).all():
         raise PayloadError("noise model is malformed: its length is not what its header says")
     try:
-        place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in pairwise(ends))
+        place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in pairwise(ends[:3]))
     except Exception as error:
         raise PayloadError(f"noise model cannot be decoded: {error}") from error
     shape = (-(-rows // PLACE), -(-columns // PLACE))
     if place.shape != shape or spectrum.shape != SPECTRUM or place.dtype != np.uint8 or spectrum.dtype != np.uint8:
         raise PayloadError(f"noise model is malformed: map {place.shape}, spectrum {spectrum.shape}")
     curve = np.frombuffer(data, np.uint8, LEVELS, _HEADER.size)
-    return NoiseModel(rows, columns, low, high, curve, place, spectrum, gain)
+    quiet = unpack_mask(data[ends[2] :], -(-rows // CELL), -(-columns // CELL)) if sizes[2] else None
+    return NoiseModel(rows, columns, low, high, curve, place, spectrum, gain, quiet)

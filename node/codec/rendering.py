@@ -9,49 +9,76 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from node.codec.decode import Decoded, SideInformation
 from node.upscalers.catalogue import Catalogue
 from storage.errors import PayloadError, RenditionMismatch
 from storage.payload import Base, Rendition, decode_base, decode_rendition
 from storage.pixels import pixel_digest
+
+Pixels = NDArray[np.uint16]
+Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Rendered:
     """What came out here and now: uint16 (rows, columns), its digest, and the numerics it was made with."""
 
-    pixels: NDArray[np.uint16]
+    pixels: Pixels
     digest: str
     numerics: dict[str, str]
 
 
-def rendered(base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None) -> Rendered:
-    """The pixels of a rendition, whatever they are. Raises ModelMissing, PayloadError."""
-    from node.codec.engine import reconstruct
-    from node.codec.guide import decode_guide
-    from node.codec.patches import decode_patches
-    from node.codec.points import decode_points
+class Rendering:
+    """A rendition being made: its structure once, from which both of its objects come.
 
-    upscaler = catalogue.for_rendition(rendition, model)
-    guide = decode_guide(rendition.guide) if rendition.guide else None
-    points = decode_points(rendition.points) if rendition.points else None
-    patches = decode_patches(rendition.patches) if rendition.patches else None
-    pixels = reconstruct(
-        base, upscaler, seed=rendition.seed, steps=rendition.steps, guide=guide, points=points, patches=patches
-    )
-    return Rendered(pixels, pixel_digest(pixels), dict(upscaler.numerics))
+    ``structure``: float32 (rows, columns), grey levels. ``numerics``: what it is made with here and now. Raises
+    ModelMissing and PayloadError.
+    """
+
+    def __init__(self, base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None) -> None:
+        self._side = SideInformation.of(rendition)
+        self._side.check(base.rows, base.columns)
+        self._upscaler = catalogue.for_rendition(rendition, model)
+        self._decoded = Decoded.of(base)
+        self._task = self._decoded.task(self._side.noise, rendition.seed, rendition.steps)
+        self.structure: Float = self._decoded.structure(self._upscaler, self._task, self._side)
+        self.numerics = dict(self._upscaler.numerics)
+
+    def pixels(self, *, draw: bool) -> Pixels:
+        """With the noise that the base lacks drawn, or without: uint16, (rows, columns)."""
+        image = self.structure.copy()
+        if draw:
+            image += self._decoded.grain(self._upscaler, self._task, self.structure, self._side)
+        return self._decoded.pixels(image, self._side)
+
+
+def rendered(
+    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None, *, draw: bool = True
+) -> Rendered:
+    """The pixels of a rendition, whatever they are. Raises ModelMissing, PayloadError."""
+    rendering = Rendering(base, rendition, catalogue, model)
+    pixels = rendering.pixels(draw=draw)
+    return Rendered(pixels, pixel_digest(pixels), rendering.numerics)
 
 
 def reconstructed(
-    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None
-) -> NDArray[np.uint16]:
+    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None, *, draw: bool = True
+) -> Pixels:
     """The verified pixels of a rendition. Raises RenditionMismatch where others come out."""
-    made = rendered(base, rendition, catalogue, model)
-    if made.digest != rendition.output_digest:
+    return verified(Rendering(base, rendition, catalogue, model), rendition, draw=draw)
+
+
+def verified(rendering: Rendering, rendition: Rendition, *, draw: bool) -> Pixels:
+    """The pixels of a rendering. Raises RenditionMismatch where they are not those that were verified."""
+    pixels = rendering.pixels(draw=draw)
+    digest = pixel_digest(pixels)
+    expected = rendition.output_digest if draw else rendition.structure_digest
+    if digest != expected:
         raise RenditionMismatch(
-            f"reconstruction of {rendition.derived_uid} gives pixels {made.digest}, verified were "
-            f"{rendition.output_digest} with numerics {rendition.numerics}; now {made.numerics}"
+            f"reconstruction of {rendition.derived_uid if draw else rendition.structure_uid} gives pixels {digest}, "
+            f"verified were {expected} with numerics {rendition.numerics}; now {rendering.numerics}"
         )
-    return made.pixels
+    return pixels
 
 
 def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:

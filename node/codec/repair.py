@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.points import REACH, SIGMAS, Point, Points, grey_levels, level_of, profile
-from node.codec.repairs import CELL, Repairs
+from node.codec.repairs import CELL, COARSE, FINE, Repairs
 from node.fidelity.gate import Reference, broken_cells, look, specks_of, wrong_specks
 from node.fidelity.specks import Speck, spot_responses
 from storage.records import Thresholds
@@ -43,10 +43,10 @@ def points_for(
         for speck in kept if left else ():
             size, answer = sizes[speck.size]
             missing = speck.missing / answer * (-1 if reference.inverted else 1)
-            height = grey_levels(level_of(missing))
             key = (speck.row, speck.column, size)
-            heights[key] = heights.get(key, 0.0) + height
-            _add(image, speck, height, size)
+            before = heights.get(key, 0.0)
+            heights[key] = grey_levels(level_of(before + missing))  # as the decoder will have it
+            _add(image, speck, heights[key] - before, size)
         tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in kept)]
     points = tuple(
         Point(row, column, size, level_of(height))
@@ -58,21 +58,22 @@ def points_for(
 
 def repairs_for(
     reference: Reference, structure: Float, broken: Cells, limits: Thresholds, share: float
-) -> Repairs | None:
-    """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
+) -> tuple[Repairs | None, Cells]:
+    """The coded residual of the broken cells of a structure (float32, grey levels, points added), None without any;
+    and the cells that stay broken, which only exact patches mend.
 
-    Cells that turn out to be broken once others are repaired are added. ``share``: of the image's cells, at most.
+    Cells that turn out to be broken once others are repaired are added; where a repaired one is still broken, all are
+    coded more finely. ``share``: of the image's cells, at most.
     """
-    repairs = None
+    repairs, left, distance = None, broken, COARSE
     for _ in range(_REPAIR_ROUNDS):
-        if not broken.any() or broken.mean() > share:
-            return repairs
-        repairs = Repairs.of(reference.image - structure, broken, reference.grain)
-        more = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
-        if not (more & ~broken).any():
+        if not left.any() or broken.mean() > share:
             break
-        broken = broken | more
-    return repairs
+        broken = broken | left
+        repairs = Repairs.of(reference.image - structure, broken, reference.grain, distance)
+        left = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
+        distance = FINE if (left & broken).any() else distance
+    return repairs, left
 
 
 def _sizes() -> list[tuple[int, float]]:

@@ -93,6 +93,7 @@ class Peer(Section):
     port: Port = 0
     allow: tuple[Verb, ...] = ("echo",)
     rendition: RenditionPolicy = RenditionPolicy.ORIGINAL
+    texture: Texture | None = None
     references: Literal["keep", "rewrite"] = "keep"
     networks: tuple[Network, ...] = Field(default=(), alias="from")
     tls: bool = False
@@ -102,9 +103,11 @@ class Peer(Section):
     transfer_syntaxes: tuple[WireSyntax, ...] = ()
 
     @model_validator(mode="after")
-    def _rewrites_for_reconstructions(self) -> Peer:
+    def _what_is_for_reconstructions(self) -> Peer:
         if self.references == "rewrite" and self.rendition is not RenditionPolicy.RECONSTRUCTED:
             raise ValueError("references: rewrite is for peers with rendition: reconstructed; others get originals")
+        if self.texture is not None and self.rendition is RenditionPolicy.ORIGINAL:
+            raise ValueError("texture is for peers with rendition: reconstructed or auto; others get originals")
         return self
 
     @property
@@ -328,6 +331,7 @@ class DriftSettings(Section):
 class ToleranceSettings(Section):
     fsim: float = Field(default=0.005, ge=0)
     psnr_db: float = Field(default=0.3, ge=0)
+    gate: float = Field(default=0.05, ge=0)
 
 
 class AuditSettings(Section):

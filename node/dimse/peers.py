@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from node.config import Peer, RenditionPolicy, Settings, Verb, WireSyntax
+from node.config import Peer, RenditionPolicy, Settings, Texture, Verb, WireSyntax
 
 
 class Peers:
@@ -27,6 +27,12 @@ class Peers:
         """Which encoding that AE title gets."""
         peer = self._settings.peer(ae_title)
         return RenditionPolicy.ORIGINAL if peer is None else peer.rendition
+
+    def draws(self, ae_title: str) -> bool:
+        """Whether that AE title gets reconstructions with the noise drawn that they lack."""
+        peer = self._settings.peer(ae_title)
+        own = None if peer is None else peer.texture
+        return (own or self._settings.reconstruct.texture) is Texture.DRAWN
 
     def rewrites(self, ae_title: str) -> bool:
         """Whether that AE title gets annotations as copies whose references name reconstructions."""

@@ -164,7 +164,13 @@ def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
     if level_of(identifier, root) is Level.IMAGE:
         asked = frozenset(key_values(identifier, UNIQUE[Level.IMAGE]))
     peers = services.peers
-    return services.retrieve.choices(keys, peers.rendition(receiver), asked, rewrite=peers.rewrites(receiver))
+    return services.retrieve.choices(
+        keys,
+        peers.rendition(receiver),
+        asked,
+        rewrite=peers.rewrites(receiver),
+        draw=peers.draws(receiver),
+    )
 
 
 def _root(event: Any, identifier: Dataset) -> Root:
@@ -304,7 +310,7 @@ def _fitted(
     except DestinationUnavailable:
         raise
     except Exception as error:
-        if choice.rendition is None or sendable.sop_instance_uid != choice.rendition.derived_uid:
+        if choice.rendition is None or sendable.sop_instance_uid != choice.rendition.uid(draw=choice.draw):
             raise
         original = retrieve.instead(choice, error)
     return _closing(original, lambda: channel(choice).fitted(original, retrieve))

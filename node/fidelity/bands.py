@@ -6,10 +6,13 @@ are measured on an image that is halved first, which changes their energies by l
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from node.fidelity.cores import on_all_cores
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +25,7 @@ BANDS = 4
 TILE = 256
 """Side of the tiles over which energies are summed, in pixels of the full image."""
 _MARGIN = 64
-"""Pixels around the tiles that count which are filtered with them: the coarsest Gaussian reaches 23."""
+"""Pixels around a tile which are filtered with it: the coarsest Gaussian reaches 23."""
 _FIRST = 0.7
 """Standard deviation of the finest Gaussian, in pixels."""
 _STEP = float(np.sqrt(1.4**2 - 0.7**2))
@@ -38,36 +41,34 @@ def band_energies(image: Float, inside: Mask) -> NDArray[np.float64]:
     """
     rows, columns = (-(-length // TILE) for length in image.shape)
     result = np.zeros((BANDS + 1, rows, columns))
-    box = _tiles_around(inside)
-    if box is None:
-        return result
-    (top, bottom), (left, right) = box
-    around = tuple(
-        slice(max(low * TILE - _MARGIN, 0), min(high * TILE + _MARGIN, length))
-        for (low, high), length in zip(box, image.shape, strict=True)
-    )
-    offsets = [low * TILE - part.start for (low, _), part in zip(box, around, strict=True)]
-    mask = inside[top * TILE : bottom * TILE, left * TILE : right * TILE]
-    for band, part in enumerate(octaves(image[around])):
-        level = max(0, min(band, BANDS - 1) - 1)
-        seen = mask[:: 1 << level, :: 1 << level]
-        row, column = (offset >> level for offset in offsets)
-        own = part[row : row + seen.shape[0], column : column + seen.shape[1]]
-        counted = np.where(seen[: own.shape[0], : own.shape[1]], np.square(own), np.float32(0))
-        sums = _tile_sums(counted, TILE >> level, bottom - top, right - left) * 4**level
-        result[band, top:bottom, left:right] = sums
+    places = [
+        (row, column)
+        for row in range(rows)
+        for column in range(columns)
+        if inside[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].any()
+    ]
+    for (row, column), energies in zip(places, on_all_cores(partial(_of_tile, image, inside), places), strict=True):
+        result[:, row, column] = energies
     return result
 
 
-def _tiles_around(inside: Mask) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """First and last tile, plus one, of both axes, that hold what counts; None where nothing does."""
-    spans = []
-    for axis in (1, 0):
-        found = np.flatnonzero(inside.any(axis=axis))
-        if not found.size:
-            return None
-        spans.append((int(found[0]) // TILE, int(found[-1]) // TILE + 1))
-    return spans[0], spans[1]
+def _of_tile(image: Float, inside: Mask, place: tuple[int, int]) -> list[float]:
+    """Energy per band of one tile, filtered with what lies around it."""
+    top, left = (at * TILE for at in place)
+    around = tuple(
+        slice(max(at - _MARGIN, 0), min(at + TILE + _MARGIN, length))
+        for at, length in zip((top, left), image.shape, strict=True)
+    )
+    mask = inside[top : top + TILE, left : left + TILE]
+    energies = []
+    for band, part in enumerate(octaves(image[around])):
+        level = max(0, min(band, BANDS - 1) - 1)
+        row, column = (top - around[0].start) >> level, (left - around[1].start) >> level
+        seen = mask[:: 1 << level, :: 1 << level]
+        own = part[row : row + seen.shape[0], column : column + seen.shape[1]]
+        seen = seen[: own.shape[0], : own.shape[1]]
+        energies.append(float(np.square(own, dtype=np.float32)[seen].sum(dtype=np.float64)) * 4**level)
+    return energies
 
 
 def octaves(image: Float) -> list[Float]:
@@ -97,9 +98,3 @@ def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
     weights /= weights.sum()
     padded = F.pad(image[None, None], (reach, reach, reach, reach), mode="replicate")
     return F.conv2d(F.conv2d(padded, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))[0, 0]
-
-
-def _tile_sums(values: Float, side: int, rows: int, columns: int) -> NDArray[np.float64]:
-    pad = (max(rows * side - values.shape[0], 0), max(columns * side - values.shape[1], 0))
-    whole = np.pad(values, ((0, pad[0]), (0, pad[1])))[: rows * side, : columns * side]
-    return np.asarray(whole.reshape(rows, side, columns, side).sum(axis=(1, 3), dtype=np.float64))

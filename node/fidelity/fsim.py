@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 TILE = 256
 _SCALES, _ORIENTATIONS = 4, 4
 _T1, _T2 = 0.85, 160.0
-_EPS = torch.finfo(torch.float32).eps
+_EPS = float(np.finfo(np.float32).eps)
 _SAMPLED = 61
 """Of so many values one is looked at to see about where the median is."""
 
@@ -55,6 +58,8 @@ def similarity_of_squares(x: Features, y: Features, side: int) -> NDArray[np.flo
 
 def _alike_and_weight(x: Features, y: Features) -> tuple[torch.Tensor, torch.Tensor]:
     """How alike two tiles are at each pixel, and what that counts."""
+    import torch
+
     alike = _alike(x.congruency, y.congruency, _T1) * _alike(x.gradient, y.gradient, _T2)
     return alike, torch.maximum(x.congruency, y.congruency)
 
@@ -65,6 +70,8 @@ def _alike(x: torch.Tensor, y: torch.Tensor, constant: float) -> torch.Tensor:
 
 def _gradient(grey: torch.Tensor) -> torch.Tensor:
     """By Scharr's filters, each a difference along one axis and a mean of three along the other; beyond the tile 0."""
+    import torch
+
     around = torch.nn.functional.pad(grey[None, None], (1, 1, 1, 1))[0, 0]
     down = (around[:-2] + around[2:]).mul_(3.0).add_(around[1:-1], alpha=10.0)
     across = (around[:, :-2] + around[:, 2:]).mul_(3.0).add_(around[:, 1:-1], alpha=10.0)
@@ -73,6 +80,8 @@ def _gradient(grey: torch.Tensor) -> torch.Tensor:
 
 
 def _phase_congruency(grey: torch.Tensor) -> torch.Tensor:
+    import torch
+
     bank = _filters()
     spectrum = torch.fft.fft2(grey)
     kept, total = torch.zeros(TILE, TILE), torch.zeros(TILE, TILE)
@@ -125,6 +134,8 @@ class _Bank:
 @lru_cache(maxsize=1)
 def _filters() -> _Bank:
     """Log-Gabor filters, shape (orientations, scales, 256, 256), and the constants the noise estimate needs."""
+    import torch
+
     axis = torch.arange(-TILE / 2, TILE / 2) / TILE
     down, across = torch.meshgrid(axis, axis, indexing="ij")
     radius = torch.sqrt(down**2 + across**2)

@@ -11,15 +11,14 @@ the original is flat. FSIM and PSNR are measured beside the paper's figures and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.bands import BANDS, TILE, band_energies
+from node.fidelity.cores import on_all_cores
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import CELL, WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
@@ -31,8 +30,6 @@ __all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
-T = TypeVar("T")
-R = TypeVar("R")
 
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
@@ -68,8 +65,11 @@ class Structure:
     new: tuple[Speck, ...] = ()
 
 
-def look(reference: Reference, structure: Float, *, specks: bool = True) -> Structure:
-    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too."""
+def look(reference: Reference, structure: Float, *, specks: bool = True, limits: Thresholds | None = None) -> Structure:
+    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too.
+
+    ``limits``: of a structure that is still to be repaired; places beyond them count in ``broken_cells`` only.
+    """
     error = structure - reference.image
     error[~reference.counted] = 0
     width = reference.window.width
@@ -79,7 +79,7 @@ def look(reference: Reference, structure: Float, *, specks: bool = True) -> Stru
     large = large if large.any() else inside > 0
     kept, new = specks_of(reference, structure, reference.tiles) if specks else ((), ())
     return Structure(
-        lines=reference.line_noise.look(error),
+        lines=reference.line_noise.look(error, _most(limits)) if limits else reference.line_noise.look(error),
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(_tile_sums(np.where(reference.breast, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
@@ -94,9 +94,8 @@ def burden(found: Structure, limits: Thresholds) -> float:
 
     Single places are left out, since they can be repaired.
     """
-    lines = found.lines.up_to([limit * limits.lines_most for limit in limits.lines])
-    shares = [value / limit for value, limit in zip(lines.percentile(_TAIL), limits.lines, strict=True)]
-    for values, limit in zip(lines.by_square(_TAIL), limits.lines, strict=True):
+    shares = [value / limit for value, limit in zip(found.lines.percentile(_TAIL), limits.lines, strict=True)]
+    for values, limit in zip(found.lines.by_square(_TAIL), limits.lines, strict=True):
         if len(values):
             shares.append(float(np.quantile(values, _TILES)) / (limit * limits.lines_tile))
     shares += [float(value) / limit for value, limit in zip(found.lost, limits.lost, strict=True)]
@@ -105,9 +104,14 @@ def burden(found: Structure, limits: Thresholds) -> float:
 
 def broken_cells(found: Structure, limits: Thresholds) -> Cells:
     """Cells of 16 pixels with a coherent or an outside error beyond what is allowed at any place: bool."""
-    allowed = np.array(limits.lines, dtype=np.float32) * limits.lines_most
+    allowed = np.array(_most(limits), dtype=np.float32)
     broken = (found.lines.worst > allowed[:, None, None]).any(axis=0)
     return np.asarray(broken | (found.outside > limits.outside))
+
+
+def _most(limits: Thresholds) -> tuple[float, ...]:
+    """The greatest coherent error at any place, per width."""
+    return tuple(limit * limits.lines_most for limit in limits.lines)
 
 
 def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
@@ -234,7 +238,7 @@ def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> I
                 f"coherent error at width {width:g} in a twentieth of the tiles is", of_tiles, limit * limits.lines_tile
             )
         worst = float(found.lines.worst[level].max())
-        yield from _above(f"greatest coherent error at width {width:g} is", worst, limit * limits.lines_most)
+        yield from _above(f"greatest coherent error at width {width:g} is", worst, _most(limits)[level])
     for number, (value, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):
         yield from _above(f"lost share of octave band {number} is", float(value), limit)
     yield from _above("shift of a tile's mean in window widths is", found.shift, limits.shift)
@@ -282,29 +286,22 @@ def psnr(mean_squared_error: float, peak: float) -> float:
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)
 
 
-def on_all_cores(one: Callable[[T], R], tiles: Sequence[T]) -> list[R]:
-    """``one`` for every tile, in order. A tile per thread, each with torch on one core: a tile's operations are too
-    small to share between cores, and threads that wait for each other lose badly on a busy machine."""
-    import torch
-
-    cores = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            return list(threads.map(one, tiles))
-    finally:
-        torch.set_num_threads(cores)
-
-
 def specks_of(
     reference: Reference, structure: Float, tiles: Sequence[tuple[int, int]]
 ) -> tuple[tuple[Speck, ...], tuple[Speck, ...]]:
     """The original's specks with the share of their contrast that is kept, and the structure's own."""
+    structure = as_shown(reference, structure)
 
     def one(tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
         return specks_of_tile(reference.bright(structure, tile), reference.truth(tile), tile)
 
     found = on_all_cores(one, tiles)
     return tuple(speck for kept, _ in found for speck in kept), tuple(speck for _, new in found for speck in new)
+
+
+def as_shown(reference: Reference, structure: Float) -> Float:
+    """The structure with the original's padding: a step to padding reaches into the filters beside it."""
+    return structure if reference.counted.all() else np.where(reference.counted, structure, reference.image)
 
 
 def _tile_counts(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -3,25 +3,24 @@
 The difference of a structure to its original is filtered by ridges and edges of twelve directions and three widths.
 Each response is divided by the response of the same filter to the original's own noise at that place, so that the
 unit is "times the local noise", and the strongest of all directions is kept. Lost noise alone gives a 99.9th
-percentile of about 3.5 to 4 at the finest width and less at the wider ones, where little noise is lost. Blocks, bars,
-lost vessels, lost spiculations and displaced edges give more.
+percentile of about 4 at the finest width where all of it is lost, and less at the wider ones, where less is lost.
+Blocks, bars, lost vessels, lost spiculations and displaced edges give more.
 
-The finest width is measured at full size, each wider one on an image that is halved once more. Squares of 256 pixels
+The finest width is measured at full size, each wider one on an image that is halved once more. Squares of 224 pixels
 are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import torch
+from node.fidelity.cores import on_all_cores
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -30,8 +29,9 @@ WIDTHS = (1.2, 2.5, 5.0)
 """Standard deviations of the filters' profiles across a line, in pixels of the full image."""
 DIRECTIONS = 12
 """Directions over half a turn: 15 degrees apart."""
-SQUARE = 256
-"""Side of the squares that are filtered at once, in pixels of their own scale."""
+SQUARE = 224
+"""Side of the squares that are filtered at once, in pixels of their own scale: 256 with the rim, the size at which a
+Fourier transform is fastest."""
 CELL = 16
 """Side of the cells of ``Lines.worst``, in pixels of the full image."""
 BINS_PER_UNIT = 64
@@ -40,10 +40,12 @@ BINS = 32 * BINS_PER_UNIT
 """Responses beyond 32 times the noise share the last bin."""
 _RIM = 16
 """Pixels around a square that its filters reach: the longest filter is 33 pixels long."""
-_NOISE_CELL = 128
+_NOISE_CELL = 112
 """Side of the cells whose median absolute response is the local noise, in pixels of the full image."""
 _LEAST = 0.25
 """Share of a noise cell that is breast at least, for its noise to be measured; others take the nearest cell's."""
+_HALVING = 0.75
+"""Variance of the weights with which an image is halved, in pixels squared."""
 _MAD = 0.6745
 """Median of the absolute value of a normal distribution, in standard deviations."""
 
@@ -62,17 +64,6 @@ class Lines:
     def percentile(self, share: float) -> tuple[float, ...]:
         """Per width, the response that ``share`` (0..1) of all pixels do not exceed."""
         return tuple(float(_percentiles(counts.sum(axis=0)[None], share)[0]) for counts in self.counts)
-
-    def up_to(self, most: Sequence[float]) -> Lines:
-        """The same with responses beyond ``most``, one limit per width, counted as none: such places are repaired."""
-        counts = []
-        for of_level, limit in zip(self.counts, most, strict=True):
-            kept = of_level.copy()
-            beyond = min(int(limit * BINS_PER_UNIT), BINS)
-            kept[:, 0] += kept[:, beyond:].sum(axis=1)
-            kept[:, beyond:] = 0
-            counts.append(kept)
-        return Lines(tuple(counts), self.worst)
 
     def by_square(self, share: float, least: int = 16384) -> tuple[NDArray[np.float64], ...]:
         """The same of each square that has ``least`` pixels of breast, at its own scale."""
@@ -94,7 +85,7 @@ class LineNoise:
     """What the filters find in one original: the noise of each filter per cell, and the squares to measure.
 
     ``breast``: bool (rows, columns), where anything is measured. ``floor``: the least noise that counts, in grey
-    levels: that of rounding to the 256 steps of a display.
+    levels: that of rounding to the 256 steps of a display; on a halved image half of it.
     """
 
     breast: Mask
@@ -118,66 +109,81 @@ class LineNoise:
                 for column in range(0, small.shape[1], SQUARE)
                 if inside[row : row + SQUARE, column : column + SQUARE].any()
             ]
-            side = _NOISE_CELL >> level
-            noise = np.full((2 * DIRECTIONS, *(-(-n // side) for n in small.shape)), np.nan, dtype=np.float32)
-            for square in squares:
-                _measure_noise(_filtered(small, *square, level), inside, square, side, noise)
+            cells = (-(-length // (_NOISE_CELL >> level)) for length in small.shape)
+            noise = np.full((2 * DIRECTIONS, *cells), np.nan, dtype=np.float32)
+            on_all_cores(partial(_measure_noise, small, inside, level, noise), squares)
             found.squares.append(squares)
             found.noise.append(_filled(noise))
         return found
 
-    def look(self, error: Float) -> Lines:
-        """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels."""
+    def look(self, error: Float, most: Sequence[float] = (math.inf,) * len(WIDTHS)) -> Lines:
+        """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels.
+
+        ``most``: per width, the response beyond which a place is repaired anyway: its cell and those around it are in
+        ``worst``, and left out of ``counts``.
+        """
         counts = []
-        cells = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
-        worst = np.zeros((len(WIDTHS), *cells), dtype=np.float32)
+        grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
+        worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)
         for level, squares in enumerate(self.squares):
             small, inside = _reduced(error, level), self._inside(level)
-            side, of_level = CELL >> level, np.zeros((len(squares), BINS), dtype=np.int64)
-            for number, (row, column) in enumerate(squares):
-                responses = _filtered(small, row, column, level).abs_()
-                responses /= self._noise_at(level, row, column)
-                strongest = responses.amax(dim=0).numpy()
-                height, width = min(SQUARE, small.shape[0] - row), min(SQUARE, small.shape[1] - column)
-                seen = inside[row : row + height, column : column + width]
-                strongest[:height, :width][~seen] = 0
-                strongest[height:], strongest[:, width:] = 0, 0
-                bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
-                of_level[number] = np.bincount(bins, minlength=BINS)
-                most = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
-                target = worst[level, row // side :, column // side :][: SQUARE // side, : SQUARE // side]
-                target[:] = most[: target.shape[0], : target.shape[1]]
-            counts.append(of_level)
+            one = partial(self._look_at, small, inside, level, most[level], worst[level])
+            found = on_all_cores(one, squares)
+            counts.append(np.array(found, dtype=np.int64).reshape(len(squares), BINS))
         return Lines(tuple(counts), worst)
+
+    def _look_at(
+        self, small: Float, inside: Mask, level: int, most: float, worst: Float, square: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """The histogram of one square; its cells are written into ``worst``."""
+        (row, column), side = square, CELL >> level
+        responses = _filtered(small, row, column, level)
+        responses /= self._noise_at(level, row, column)
+        strongest = np.maximum(responses.max(axis=0), -responses.min(axis=0))
+        height, width = min(SQUARE, small.shape[0] - row), min(SQUARE, small.shape[1] - column)
+        seen = inside[row : row + height, column : column + width]
+        strongest[:height, :width][~seen] = 0
+        strongest[height:], strongest[:, width:] = 0, 0
+        cells = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
+        target = worst[row // side :, column // side :][: SQUARE // side, : SQUARE // side]
+        target[:] = cells[: target.shape[0], : target.shape[1]]
+        if cells.max() > most:
+            seen = seen & ~_around(cells > most, side)[:height, :width]
+        bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
+        return np.bincount(bins, minlength=BINS)
 
     def _inside(self, level: int) -> Mask:
         return self.breast if level == 0 else _reduced(self.breast.astype(np.float32), level) > 0.5
 
-    def _noise_at(self, level: int, row: int, column: int) -> torch.Tensor:
+    def _noise_at(self, level: int, row: int, column: int) -> Float:
         """Noise of every filter at a square, interpolated between the middles of cells: (filters, SQUARE, SQUARE)."""
-        import torch
-
         noise, side = self.noise[level], _NOISE_CELL >> level
         down, first = _between(row, side, noise.shape[1])
         across, left = _between(column, side, noise.shape[2])
-        part = torch.from_numpy(noise[:, first : first + down.shape[1], left : left + across.shape[1]].copy())
-        fine = torch.matmul(torch.matmul(torch.from_numpy(down), part), torch.from_numpy(across).T)
-        return fine.clamp_(min=self.floor)
+        part = noise[:, first : first + down.shape[1], left : left + across.shape[1]]
+        fine = np.matmul(np.matmul(down, part), across.T)
+        return np.maximum(fine, np.float32(self.floor / (1 << level)), out=fine)
 
 
-def _measure_noise(responses: torch.Tensor, inside: Mask, square: tuple[int, int], side: int, noise: Float) -> None:
+def _around(cells: Mask, side: int) -> Mask:
+    """Cells and their neighbours as pixels of their own scale."""
+    from scipy.ndimage import binary_dilation
+
+    wide = binary_dilation(cells, np.ones((3, 3), dtype=bool))
+    return np.repeat(np.repeat(wide, side, axis=0), side, axis=1)
+
+
+def _measure_noise(small: Float, inside: Mask, level: int, noise: Float, square: tuple[int, int]) -> None:
     """Write the robust standard deviation of each filter into the noise cells of one square."""
-    import torch
-
-    sizes = responses.abs_()
+    sizes, side, step = np.abs(_filtered(small, *square, level)), _NOISE_CELL >> level, max(4 >> level, 1)
     for row in range(square[0], min(square[0] + SQUARE, inside.shape[0]), side):
         for column in range(square[1], min(square[1] + SQUARE, inside.shape[1]), side):
-            seen = torch.from_numpy(inside[row : row + side : 2, column : column + side : 2])
-            if seen.float().mean() < _LEAST:
+            seen = inside[row : row + side : step, column : column + side : step]
+            if seen.mean() < _LEAST:
                 continue
             top, left = row - square[0], column - square[1]
-            part = sizes[:, top : top + side : 2, left : left + side : 2][:, : seen.shape[0], : seen.shape[1]]
-            noise[:, row // side, column // side] = part[:, seen].median(dim=1).values.numpy() / _MAD
+            part = sizes[:, top : top + side : step, left : left + side : step][:, : seen.shape[0], : seen.shape[1]]
+            noise[:, row // side, column // side] = np.median(part[:, seen], axis=1) / _MAD
 
 
 def _between(at: int, side: int, count: int) -> tuple[Float, int]:
@@ -193,9 +199,9 @@ def _between(at: int, side: int, count: int) -> tuple[Float, int]:
     return weights, first
 
 
-def _filtered(image: Float, row: int, column: int, level: int) -> torch.Tensor:
+def _filtered(image: Float, row: int, column: int, level: int) -> Float:
     """All filters at one square: float32 (filters, SQUARE, SQUARE); beyond the image its border is repeated."""
-    import torch
+    from scipy import fft
 
     rows, columns = image.shape
     top, left = max(row - _RIM, 0), max(column - _RIM, 0)
@@ -207,18 +213,18 @@ def _filtered(image: Float, row: int, column: int, level: int) -> torch.Tensor:
     )
     if any(any(sides) for sides in pad):
         part = np.pad(part, pad, mode="edge")
-    seen = torch.from_numpy(np.ascontiguousarray(part - part.mean(), dtype=np.float32))  # filters ignore the mean
-    responses = torch.fft.irfft2(torch.fft.rfft2(seen)[None] * _kernels(level), s=seen.shape)
+    seen = np.asarray(part - part.mean(), dtype=np.float32)  # filters ignore the mean
+    responses: Float = fft.irfft2(fft.rfft2(seen) * _kernels(level), s=seen.shape, overwrite_x=True)
     return responses[:, _RIM : _RIM + SQUARE, _RIM : _RIM + SQUARE]
 
 
 @lru_cache(maxsize=len(WIDTHS))
-def _kernels(level: int) -> torch.Tensor:
+def _kernels(level: int) -> NDArray[np.complex64]:
     """Transforms of all filters of one width: complex64 (2 * DIRECTIONS, side, side / 2 + 1)."""
-    import torch
-
     side = SQUARE + 2 * _RIM
-    width, length = WIDTHS[level] / (1 << level), (8 * WIDTHS[level] + 13) / (1 << level)
+    halving = _HALVING * (4**level - 1) / 3  # the variance that all halvings have added
+    width = float(np.sqrt(WIDTHS[level] ** 2 - halving)) / (1 << level)
+    length = (8 * WIDTHS[level] + 13) / (1 << level)
     made = []
     for number in range(DIRECTIONS):
         for kernel in _ridge_and_edge(length, np.pi * number / DIRECTIONS, width):
@@ -226,7 +232,7 @@ def _kernels(level: int) -> torch.Tensor:
             placed = np.zeros((side, side), dtype=np.float32)
             placed[: 2 * half + 1, : 2 * half + 1] = kernel
             made.append(np.roll(placed, (-half, -half), axis=(0, 1)))
-    return torch.fft.rfft2(torch.from_numpy(np.stack(made)))
+    return np.fft.rfft2(np.stack(made)).astype(np.complex64)
 
 
 def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
@@ -241,12 +247,22 @@ def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
 
 
 def _reduced(image: Float, level: int) -> Float:
-    """The image halved ``level`` times by the mean of 2 x 2 pixels; a last odd line is dropped."""
+    """The image halved ``level`` times; a last odd line is dropped.
+
+    Weights of 1, 3, 3, 1 along both axes: a mean of 2 x 2 pixels would fold lost fine noise into the coarse widths.
+    """
     for _ in range(level):
-        rows, columns = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
-        part = image[:rows, :columns]
-        image = (part[::2, ::2] + part[1::2, ::2] + part[::2, 1::2] + part[1::2, 1::2]) * np.float32(0.25)
+        image = _halved(_halved(image).T).T
     return image
+
+
+def _halved(image: Float) -> Float:
+    """Every second row, from four rows each."""
+    rows = image.shape[0] // 2
+    padded = np.concatenate([image[:1], image, image[-1:]])
+    inner = padded[1 : 2 * rows + 1 : 2] + padded[2 : 2 * rows + 2 : 2]
+    outer = padded[: 2 * rows : 2] + padded[3 : 2 * rows + 2 : 2]
+    return np.asarray(inner * np.float32(3 / 8) + outer * np.float32(1 / 8), dtype=np.float32)
 
 
 def _filled(cells: Float) -> Float:

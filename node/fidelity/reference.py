@@ -60,7 +60,8 @@ class Reference:
         inner = binary_erosion(self.mask, border_value=1)
         inner = inner if inner.any() else self.mask
         rows, columns = self.pixels.shape
-        return np.repeat(np.repeat(inner, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns] & self.counted
+        whole = np.repeat(np.repeat(inner, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns]
+        return np.asarray(whole & self.counted)
 
     @cached_property
     def line_noise(self) -> LineNoise:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from node.archive.fidelity import Cancelled, FidelityCheck, Finding, Outcome, Sight
+from node.archive.fidelity import TRENDS, Cancelled, FidelityCheck, Finding, Outcome, Sight
 from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
 from node.jobs.drift import Point, control_chart
@@ -29,10 +29,11 @@ from storage.index.audits import AuditRows, Candidate
 from storage.index.connection import now
 from storage.index.jobs import JobRows
 from storage.index.reports import StoredReport
+from storage.limits import limits_of
 
 KIND = "audit"
 ALL = "all"
-FIGURES = ("fsim_mean", "fsim_p5", "psnr_db")
+FIGURES = TRENDS
 CHARTED = ("fsim_mean", "psnr_db")
 
 _REMEMBERED_RUNS = 50
@@ -154,6 +155,7 @@ class Audit:
             tuple(trends),
             tuple(sights),
             self._settings.audit,
+            limits_of(self._settings.thresholds),
         )
         details = {"findings": [asdict(one) for one in findings], "drift": [_told(one) for one in trends]}
         return self._reports.publish(
@@ -199,7 +201,7 @@ class Audit:
     def _terms(self) -> str:
         """What the figures depend on by intention; where it changes, the charts begin anew."""
         said = self._settings.model_dump_json(
-            include={"codec": True, "gate": True, "reconstruct": {"upscaler", "detail", "mammo"}}
+            include={"codec": True, "gate": True, "reconstruct": {"upscaler", "mammo"}}
         )
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 

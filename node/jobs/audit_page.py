@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from node.archive.fidelity import FLOORS, Finding, Outcome, Sight
+from node.archive.fidelity import TRENDS, Finding, Outcome, Sight
 from node.config import AuditSettings
 from node.jobs.drift import ControlChart
 from node.reports.charts import ALARM, COLOURS, draw
@@ -34,14 +35,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LISTED = 100
-_NAMES = {"fsim_mean": "mean tile FSIM", "fsim_p5": "tile FSIM, 5th percentile", "psnr_db": "PSNR, dB"}
+_NAMES = {
+    "fsim_mean": "mean tile FSIM",
+    "fsim_p5": "tile FSIM, 5th percentile",
+    "psnr_db": "PSNR, dB",
+    "burden": "nearest limit of the gate, used",
+}
 _MEANING = {
     Outcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
     Outcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says nothing, "
     "and figures measured anew are within tolerance. Such pixels never leave under the verified UID",
     Outcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or the record is "
     "wrong",
-    Outcome.WORSE: "figures against the original below those recorded, or below the floor of the gate",
+    Outcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",
     Outcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
     Outcome.UNMADE: "the model or the payload cannot be used",
     Outcome.DAMAGED: "an object is missing or not whole; `latent-pacs scrub` repairs what it can",
@@ -71,6 +77,7 @@ class AuditRun:
     trends: tuple[Trend, ...]
     sights: tuple[tuple[Finding, Sight], ...]
     settings: AuditSettings
+    limits: dict[str, float]
 
 
 def audit_page(run: AuditRun, held: HoldingCounts) -> str:
@@ -81,9 +88,13 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
     sections = [
         Section("At a glance", [_key_figures(run, held)]),
         Section("What was found", _outcomes(run)),
-        *([Section("By device, institution, rung and age", [_strata(run)])] if run.findings else []),
+        *([Section("By device, institution, operating point and age", [_strata(run)])] if run.findings else []),
         *([Section("Over time", _over_time(run))] if run.trends else []),
-        *([Section("Fidelity of the images audited", [_histograms(run)])] if run.summary["measured"] else []),
+        *(
+            [Section("Fidelity of the images audited", [_histograms(run), _of_the_gate(run)])]
+            if run.summary["measured"]
+            else []
+        ),
         *([Section("The least faithful images", _worst(run))] if run.sights else []),
         Section("How this was done", [Paragraph(text) for text in _method(run)]),
     ]
@@ -159,12 +170,24 @@ def _strata(run: AuditRun) -> Table:
                 Mark(alarm, "bad") if alarm else calm,
             ]
         )
-    head = ["stratum", "images", "audited", "failed", "measured", "FSIM", "FSIM p5", "PSNR dB", "over time"]
-    caption = "Figures are means over the images whose originals are held; FSIM over tiles with breast."
-    return Table(head, rows, caption, "lrrrrrrrl")
+    head = [
+        "stratum",
+        "images",
+        "audited",
+        "failed",
+        "measured",
+        "FSIM",
+        "FSIM p5",
+        "PSNR dB",
+        "nearest limit",
+        "over time",
+    ]
+    caption = "Figures are means over the images whose originals are held; FSIM over tiles with breast. Nearest limit: "
+    "the figure of the gate that is nearest to its limit, as a share of it."
+    return Table(head, rows, caption, "lrrrrrrrrl")
 
 
-_PLACES = {"fsim_mean": 4, "fsim_p5": 4, "psnr_db": 2}
+_PLACES = {"fsim_mean": 4, "fsim_p5": 4, "psnr_db": 2, "burden": 2}
 
 
 def _over_time(run: AuditRun) -> list[Part]:
@@ -227,15 +250,29 @@ def _histograms(run: AuditRun) -> Chart:
     measured = [one.now for one in run.findings if one.now]
 
     def paint(canvas: Figure) -> None:
-        for number, (axes, (name, floor)) in enumerate(zip(canvas.subplots(1, 3), FLOORS.items(), strict=True)):
-            axes.hist([one[name] for one in measured], bins=20, color=COLOURS[number])
-            axes.axvline(floor, color=ALARM, linewidth=1.2)
+        for number, (axes, name) in enumerate(zip(canvas.subplots(1, len(TRENDS)), TRENDS, strict=True)):
+            axes.hist([one[name] for one in measured], bins=20, color=COLOURS[number % len(COLOURS)])
+            if name == "burden":
+                axes.axvline(1.0, color=ALARM, linewidth=1.2)
             axes.set_xlabel(_NAMES[name])
             axes.locator_params(axis="x", nbins=5)
         canvas.axes[0].set_ylabel("images")
 
-    caption = f"{len(measured)} images measured against their originals; the red line is the floor of the gate."
+    caption = f"{len(measured)} images measured against their originals; the red line is the limit of the gate."
     return Chart(draw(paint, caption, 2.6), caption)
+
+
+def _of_the_gate(run: AuditRun) -> Table:
+    """Every figure of the gate beside its limit."""
+    measured = [one.now for one in run.findings if one.now]
+    rows: list[list[str | Mark]] = []
+    for name, limit in run.limits.items():
+        values = sorted(abs(one[name]) for one in measured if name in one)
+        if values:
+            told = (median(values), values[min(int(0.95 * len(values)), len(values) - 1)], values[-1], limit)
+            rows.append([name, *(f"{value:.4g}" for value in told)])
+    caption = "Figures of the gate over the images measured; docs/METRICS.md says what each means."
+    return Table(["figure", "median", "95%", "greatest", "limit"], rows, caption, "lrrrr")
 
 
 def _worst(run: AuditRun) -> list[Part]:
@@ -243,9 +280,9 @@ def _worst(run: AuditRun) -> list[Part]:
     for one, sight in run.sights:
         figures = f"mean tile FSIM {one.now['fsim_mean']:.4f}, {one.now['psnr_db']:.1f} dB"
         window = f"{100 * sight.share:.2g} % of the display window"
-        scale = f"difference, full colour at ±{sight.reach:.0f} grey levels, {window}"
+        scale = f"original less structure, full colour at ±{sight.reach:.0f} grey levels, {window}"
         whole = zip(sight.whole, ("original", "reconstruction", scale), strict=True)
-        close = ("original, around the greatest error", "reconstruction", "difference, on the same scale")
+        close = ("original, around the greatest error", "reconstruction", "original less structure, same scale")
         detail = zip(sight.detail, close, strict=True)
         parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
         parts += [Pictures([Picture(*picture) for picture in row]) for row in (whole, detail)]
@@ -262,23 +299,23 @@ def _method(run: AuditRun) -> list[str]:
     drift, tolerance = run.settings.drift, run.settings.tolerance
     return [
         f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that a reconstruction stands for, at "
-        "random, in proportion to device, institution, rung and time since verification, at least one of each "
-        f"combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are always "
-        "looked at again.",
+        "random, in proportion to device, institution, operating point and time since verification, at least one "
+        f"of each combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are "
+        "always looked at again.",
         "Each was reconstructed anew by the node's own workers. The SHA-256 of the pixels must be the one recorded "
         "when the image was verified. Where the original is held, or kept in the audit reserve "
         f"({100 * run.settings.reserve:g} % of originals), FSIM over 256-pixel tiles with breast, and PSNR through the "
         f"display window, were measured anew: they may be {tolerance.fsim:g} FSIM and {tolerance.psnr_db:g} dB from "
-        "those recorded, and not below the floor of the gate "
-        f"({FLOORS['fsim_mean']}, {FLOORS['fsim_p5']}, {FLOORS['psnr_db']} dB).",
+        f"those recorded. So were the gate's own figures, which may be {100 * tolerance.gate:g} % of their limits from "
+        "those recorded, and beyond no limit that those recorded keep to.",
         "What fails is withdrawn, and its original served instead; where there is no original, the image is flagged, "
         "and retrieving it fails rather than giving other pixels. Both are in the audit trail.",
         "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "
         f"{drift.weight:g}, limit {drift.limit:g} standard deviations, widened for the number of charts by Bonferroni, "
         f"calibrated on its first {drift.baseline} runs; and a threshold of {drift.fsim:g} FSIM and "
-        f"{drift.psnr_db:g} dB below their mean. Charts begin anew when ladder, gate or model change in config.yaml.",
-        "FSIM and PSNR do not prove that a microcalcification survived; the gate's other measures were applied when "
-        "each image was verified.",
+        f"{drift.psnr_db:g} dB below their mean. Charts begin anew when codec, gate or model change in config.yaml.",
+        "FSIM and PSNR do not prove that a microcalcification survived; the gate's own figures, specks lost and "
+        "invented among them, look for that.",
     ]
 
 

@@ -18,7 +18,7 @@ from storage.index import Index
 from storage.index.upkeep import Damage, NewDamage, Promise, Upkeep
 from storage.inspection import Condition, Look, examine, recover, set_aside
 from storage.objects import ObjectStore
-from storage.records import ORIGINAL_LOST, InstanceState, StoredInstance
+from storage.records import InstanceState, ReasonCode, StoredInstance
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ class Mending:
             action,
         )
         self._upkeep.note(found)
-        what = f"{ORIGINAL_LOST if promise.kind == 'original' else 'scrub: ' + promise.kind} {look.condition}"
+        code = ReasonCode.ORIGINAL_LOST if promise.kind == "original" else ReasonCode.PAYLOAD_LOST
+        what = f"scrub: {promise.kind} {look.condition}"
         if action == "queued" and promise.instance_key is not None:
-            self._upkeep.send_back(promise.instance_key, f"{what}; made again from the original")
+            self._upkeep.send_back(promise.instance_key, code, f"{what}; made again from the original")
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
-            self._upkeep.flag(found, state, f"{what}; {left}")
+            self._upkeep.flag(found, state, code, f"{what}; {left}")
         return self._finding(promise, look, action, instance)
 
     def _judge(self, promise: Promise, instance: StoredInstance | None, look: Look) -> tuple[str, InstanceState | None]:

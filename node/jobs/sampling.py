@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from storage.index.audits import Candidate
 
-AXES = ("device", "site", "rung", "age")
+AXES = ("device", "site", "point", "age")
 Cell = tuple[str, str, str, str]
 """Where an image belongs on each of ``AXES``."""
 
@@ -21,7 +21,7 @@ def cell_of(candidate: Candidate, now: datetime) -> Cell:
     """``now`` as rows have it: UTC, without a zone."""
     since = now - candidate.verified_at
     age = "under 30 days" if since < _YOUNG else "under a year" if since < _YEAR else "over a year"
-    return candidate.device, candidate.site, candidate.rung, age
+    return candidate.device, candidate.site, candidate.point, age
 
 
 def draw(candidates: Sequence[Candidate], sample: float | int, seed: int, now: datetime) -> list[Candidate]:

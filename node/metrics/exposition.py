@@ -90,7 +90,7 @@ def _holdings(held: Figures) -> Iterator[Any]:
     yield _gauge("bytes", "Bytes of objects on disk, by kind", {"kind": counts.bytes_by_kind})
     yield _plain("backlog", "Instances that the archivist has yet to take to rest", counts.backlog)
     yield _plain("quarantined", "Objects in quarantine", counts.quarantined)
-    yield _plain("gate_failures", "Images of which no rung passed the gate", held.gate_failures)
+    yield _plain("gate_failures", "Images of which no operating point passed the gate", held.gate_failures)
     yield _plain("damage_open", "Damaged or missing objects that are not whole again", held.damage)
 
 

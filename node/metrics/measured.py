@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node.archive.ingest import Ingest, Receipt
 from node.archive.retrieve import Choice, Retrieve, Sendable
-from node.codec.encoding import EncodeRequest, ReverifyRequest
+from node.codec.encode import EncodeRequest, ReverifyRequest
 from node.workers.auditing import AuditRequest
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, ReconstructRequest, Request

@@ -23,5 +23,4 @@ class Installed:
 
 def installed(upscaler: Upscaler) -> Installed:
     """What stands behind an upscaler. Raises ModelMissing where its files cannot be read."""
-    recipe = f"steps {upscaler.steps} detail {upscaler.detail:g}"
-    return Installed(upscaler.name, upscaler.weights_digest, recipe, upscaler.files)
+    return Installed(upscaler.name, upscaler.weights_digest, f"steps {upscaler.steps}", upscaler.files)

@@ -54,6 +54,7 @@ class Mammo:
     name = "mammo"
     method = "LPACS_MAMMO"
     generative = True
+    needs_deviation = True
 
     def __init__(
         self, folder: Path = SHIPPED, *, device: str = "auto", dtype: str = "auto", steps: int = 0, tile: int = 512

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.upscalers.numerics import cpu_numerics, device_of
-from node.upscalers.protocol import Upscaled, UpscaleTask
+from node.upscalers.protocol import UpscaleTask
 from node.upscalers.tiles import TilePlan, blend
 from storage.errors import LatentPacsError
 
@@ -69,6 +69,8 @@ class NotFinite(LatentPacsError):
 class SdX2:
     """The x2 model once for scale 2, twice in a row for scale 4 (the paper's 512 and 256 to 1024).
 
+    Its autoencoder alone moves every pixel, so the result is projected: downsampled, it is the base again.
+
     ``source`` is a folder as ``hf download`` makes it, or a model id on the hub. ``tile`` and ``overlap``
     count pixels of the base. Nothing is read before it is needed; once loaded, the model stays.
     """
@@ -76,9 +78,7 @@ class SdX2:
     name = "sd_x2"
     method = "LDM_UPSCALE_1"
     generative = True
-    guided = False  # the paper's model as it was published
-    detail = 0.0
-    consistent = False  # the autoencoder alone moves every pixel: the engine projects
+    needs_deviation = False
     files: tuple[tuple[str, Path], ...] = ()  # gigabytes, published by others: they stay where they are installed
 
     def __init__(
@@ -138,30 +138,36 @@ class SdX2:
             found["threads"] = str(torch.get_num_threads())
         return found
 
-    def upscale(self, task: UpscaleTask) -> Upscaled:
+    def structure(self, task: UpscaleTask) -> Float:
         """See Protocol. All randomness is the noise of the whole image, from ``task.seed``, on the CPU."""
         import torch
 
-        operator = task.operator
+        operator, samples = task.operator, task.samples
+        if operator.scale == 1:
+            return task.upsampled.copy()  # there is nothing to upscale
         if operator.scale not in _DOUBLINGS:
-            raise ValueError(f"sd_x2 does not do scale {operator.scale}, only 2 and 4")
-        if task.base.shape != (operator.low_rows, operator.low_columns):
-            raise ValueError(f"sd_x2: base {task.base.shape} does not belong to {operator}")
+            raise ValueError(f"sd_x2 does not do scale {operator.scale}, only 1, 2 and 4")
+        if samples.shape != (operator.low_rows, operator.low_columns):
+            raise ValueError(f"sd_x2: samples {samples.shape} do not belong to {operator}")
         if task.steps < 1:
             raise ValueError(f"sd_x2: {task.steps} steps; it takes one at least")
-        low, span = np.float32(task.minimum), np.float32(task.maximum - task.minimum)
+        low, span = samples.min(), np.ptp(samples)
         if span <= 0:
-            return Upscaled(np.full((operator.rows, operator.columns), low, dtype=np.float32))
+            return task.upsampled.copy()
         generator = torch.Generator("cpu").manual_seed(task.seed)
         # One range for the image, never one per tile: tiles must agree on what a grey level means.
-        image = (task.base - low) * (2 / span) - 1
+        image = (samples - low) * (2 / span) - 1
         for _ in range(_DOUBLINGS[operator.scale]):
             image = self._double(image, task.steps, generator)
         # Where rows or columns are no multiple of the scale, D has shrunk by a little less than the scale,
         # and a crop would shift the far border by up to scale - 1 pixels. U resamples; else it returns its
         # input.
         image = np.clip(operator.up(image), -1, 1)
-        return Upscaled(np.asarray((image + 1) * (span / 2) + low, dtype=np.float32))
+        return operator.project(np.asarray((image + 1) * (span / 2) + low, dtype=np.float32), samples)
+
+    def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
+        """The noise as it was drawn: the paper's model knows nothing of it."""
+        return noise
 
     def _double(self, image: Float, steps: int, generator: torch.Generator) -> Float:
         """``image`` in [-1, 1], float32 (rows, columns), at twice the size."""

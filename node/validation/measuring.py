@@ -48,7 +48,7 @@ def measured(files: Files, arms: list[Arm], backbone: Backbone) -> dict[Arm, Mea
         else:
             base = decode_base(files.base.read_bytes())
             samples = base.samples()
-            shown, scale = _shown(reference, samples), base.rung.scale
+            shown, scale = _shown(reference, samples), base.point.scale
             fidelity = _of_payload(reference, base, shown)
         found[arm] = Measured(backbone.features(_input(shown, box, scale, reference.pixels.shape)), fidelity)
     return found

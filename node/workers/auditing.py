@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.rendering import read_pair, rendered
+from node.codec.rendering import Rendering, read_pair
 from node.upscalers.catalogue import Catalogue
-from storage.records import Verdict
+from storage.pixels import pixel_digest
+from storage.records import Thresholds, Verdict
 
 if TYPE_CHECKING:
     from node.fidelity.gate import Reference
@@ -30,7 +31,7 @@ Pixels = NDArray[np.uint16]
 class AuditRequest:
     """Make a rendition anew. ``original``: to measure against, where it is held; ``pictures``: what to show of it too.
 
-    ``model``: as of ReconstructRequest.
+    ``model``: as of ReconstructRequest. ``thresholds``: of today's gate; None for a rendition that was not gated.
     """
 
     base: Path
@@ -38,15 +39,18 @@ class AuditRequest:
     original: Path | None = None
     original_digest: str = ""
     model: Path | None = None
+    thresholds: Thresholds | None = None
     pictures: bool = False
 
 
 @dataclass(frozen=True)
 class Sight:
-    """The original, the reconstruction and their difference, for people: uint8, (rows, columns) grey, and RGB.
+    """The original, the reconstruction, and what the structure differs from the original by: uint8, (rows, columns)
+    grey, and RGB.
 
-    In the difference black is none, orange brighter, blue darker, full colour at ``reach`` grey levels, which is
-    ``share`` of the display window. ``whole`` images are scaled down; ``detail`` is around the greatest error.
+    The difference is to hold nothing but noise. Black is none, orange brighter, blue darker, full colour at ``reach``
+    grey levels, which is ``share`` of the display window. ``whole`` images are scaled down; ``detail`` is around the
+    greatest error.
     """
 
     whole: tuple[NDArray[np.uint8], ...]
@@ -59,11 +63,12 @@ class Sight:
 class Audited:
     """What came out. ``recorded``: what the rendition says of itself; ``now``: measured anew, None without an original.
 
+    ``same``: both of its objects have the very pixels that were verified; ``pixel_digest``: of the one with noise.
     ``original_whole`` is False where the original's bytes have another digest: then nothing was measured against it.
     """
 
+    same: bool
     pixel_digest: str
-    recorded_digest: str
     numerics: dict[str, str]
     recorded_numerics: dict[str, str]
     recorded: Verdict
@@ -74,27 +79,33 @@ class Audited:
 
 def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     """Raises ModelMissing or PayloadError where the rendition cannot be made."""
-    from node.codec.source import read_original
-    from node.fidelity.gate import measure
+    from node.codec.source import read_source
+    from node.fidelity.gate import judge, look, measure_noise
 
     base, rendition = read_pair(request.base, request.rendition)
-    made = rendered(base, rendition, catalogue, request.model)
-    told = (made.digest, rendition.output_digest, made.numerics, rendition.numerics, rendition.verdict)
+    rendering = Rendering(base, rendition, catalogue, request.model)
+    served, plain = rendering.pixels(draw=True), rendering.pixels(draw=False)
+    digests = pixel_digest(served), pixel_digest(plain)
+    same = digests == (rendition.output_digest, rendition.structure_digest)
+    told = (same, digests[0], rendering.numerics, rendition.numerics, rendition.verdict)
     if request.original is None:
         return Audited(*told)
     with request.original.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != request.original_digest:
             return Audited(*told, original_whole=False)
-    _, reference = read_original(request.original, request.original_digest)
-    sight = _sight(reference, made.pixels) if request.pictures else None
-    return Audited(*told, now=measure(reference, made.pixels, None), sight=sight)
+    _, reference = read_source(request.original, request.original_digest)
+    structure = rendering.structure
+    noise = measure_noise(reference, structure, served)
+    now = judge(reference, structure, look(reference, structure), served, noise, request.thresholds)
+    sight = _sight(reference, served, plain) if request.pictures else None
+    return Audited(*told, now=now, sight=sight)
 
 
-def _sight(reference: Reference, made: Pixels) -> Sight:
+def _sight(reference: Reference, made: Pixels, plain: Pixels) -> Sight:
     from node.fidelity.regions import Window
 
     original, window = reference.pixels, reference.window
-    difference = made.astype(np.float32) - original
+    difference = plain.astype(np.float32) - original
     size = np.abs(difference)
     reach = max(float(np.percentile(size, _SHOWN_FULL)), 1.0)
     near = tuple(

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from node.codec.encoding import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
-from node.codec.rendering import read_pair, reconstructed
+from node.codec.encode import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
+from node.codec.rendering import Rendering, read_pair, verified
 from node.config import ReconstructSettings
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
@@ -29,20 +29,22 @@ from storage.errors import PixelError
 from storage.originals import pack_original, restore_original
 from storage.payload import Base
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
-from storage.records import Rung
+from storage.records import OperatingPoint
 from storage.sound import fault_of_object
 
 
 @dataclass(frozen=True)
 class ReconstructRequest:
-    """Append the pixels of a rendition to ``target`` (a file that ends where pixel data begins).
+    """Append the pixels of a rendition to files that end where pixel data begins: those with drawn noise to ``drawn``,
+    those of the structure alone to ``plain``.
 
     ``model``: a folder with the model that the archive kept, for one that is not installed any more.
     """
 
     base: Path
     rendition: Path
-    target: Path
+    drawn: Path | None = None
+    plain: Path | None = None
     model: Path | None = None
 
 
@@ -166,7 +168,8 @@ def _answer(request: Request, catalogue: Catalogue) -> Answer:
     if isinstance(request, ReverifyRequest):
         return reverify(request, catalogue)
     if isinstance(request, ReconstructRequest):
-        return reconstruct_to_file(request, catalogue)
+        reconstruct_to_files(request, catalogue)
+        return ""
     if isinstance(request, AuditRequest):
         return audit(request, catalogue)
     if isinstance(request, ModelRequest):
@@ -203,28 +206,31 @@ def decode(request: DecodeRequest) -> str:
 
 def get_ready(catalogue: Catalogue) -> None:
     """Make one small black image: what is loaded when it is first used is loaded then."""
-    from node.codec.engine import reconstruct
-    from node.codec.guide import LEVEL_TILE, Guide, grid
+    from node.codec.decode import SideInformation, reconstruct
+    from node.codec.noise import measure_deviation
 
-    upscaler, rung, side = catalogue.configured(), Rung(2, "avif", 1.0, sample_bits=12), 64
-    coded = coders.encode(np.zeros((side, side), dtype=np.uint16), rung)
+    upscaler, point, side = catalogue.configured(), OperatingPoint(2, "jpegxl", 1.0), 64
+    coded = coders.encode(np.zeros((side, side), dtype=np.uint16), point)
     header = HeaderBytes(ExplicitVRLittleEndian, b"", b"")
-    base = Base(rung, 2 * side, 2 * side, 12, 0, 1, None, 0, 0, 1.0, "", "", "OW", header, coded)
-    levels = np.ones(grid(base.rows, base.columns, LEVEL_TILE), dtype=np.uint8)
-    guide = Guide.neutral(base.rows, base.columns, levels) if upscaler.guided else None
-    reconstruct(base, upscaler, seed=0, steps=upscaler.steps, guide=guide)
+    base = Base(point, 2 * side, 2 * side, 12, 0, 1, None, 0.0, 1.0, 1.0, "", "", "OW", header, coded)
+    shape = base.rows, base.columns
+    missing = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    noise = measure_deviation(missing, np.zeros_like(missing), np.ones(shape, bool), np.ones(shape, bool))
+    reconstruct(base, upscaler, SideInformation(noise=noise), seed=0, steps=upscaler.steps)
 
 
-def reconstruct_to_file(request: ReconstructRequest, catalogue: Catalogue) -> str:
-    """Append the rendition's pixels, little endian, to the target; returns their digest.
+def reconstruct_to_files(request: ReconstructRequest, catalogue: Catalogue) -> None:
+    """Append the rendition's pixels, little endian, to the files that ask for them.
 
-    Raises RenditionMismatch, and leaves the target alone, where they are not the pixels that were verified.
+    Raises RenditionMismatch, and leaves a file alone, where they are not the pixels that were verified.
     """
     base, rendition = read_pair(request.base, request.rendition)
-    pixels = reconstructed(base, rendition, catalogue, request.model)
-    with request.target.open("ab") as out:
-        out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
-    return rendition.output_digest
+    rendering = Rendering(base, rendition, catalogue, request.model)
+    for target, draw in ((request.drawn, True), (request.plain, False)):
+        if target is not None:
+            pixels = verified(rendering, rendition, draw=draw)
+            with target.open("ab") as out:
+                out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
 
 
 def check_codestream(request: CheckRequest) -> str:

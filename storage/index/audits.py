@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, and_, or_, select, update
 from storage.index.connection import writing
 from storage.index.tables import instance, rendition, series
 from storage.index.trail import append_in
-from storage.records import AUDIT_FAILED, InstanceState, TrailEntry
+from storage.records import InstanceState, ReasonCode, TrailEntry
 
 _MANUFACTURER, _MODEL, _INSTITUTION = "00080070", "00081090", "00080080"
 
@@ -24,7 +24,7 @@ class Candidate:
     instance_key: int
     device: str
     site: str
-    rung: str
+    point: str
     verified_at: datetime
     flagged: bool
 
@@ -38,7 +38,7 @@ class AuditRows:
     def candidates(self) -> list[Candidate]:
         """Every image with a current rendition, by key. Device: manufacturer and model; site: institution, or, where
         the data set names none, the AE title that sent it."""
-        flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason.startswith(AUDIT_FAILED))
+        flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
         standing = instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED])
         query = (
             select(
@@ -48,7 +48,7 @@ class AuditRows:
                 _text(_MANUFACTURER),
                 _text(_MODEL),
                 _text(_INSTITUTION),
-                rendition.c.rung,
+                rendition.c.point,
                 rendition.c.verified_at,
             )
             .join(rendition, instance.c.rendition_key == rendition.c.key)
@@ -62,11 +62,11 @@ class AuditRows:
                     key,
                     " ".join(filter(None, (maker, model))) or "unknown",
                     institution or sender,
-                    rung,
+                    point,
                     verified_at,
                     state == InstanceState.FAILED,
                 )
-                for key, state, sender, maker, model, institution, rung, verified_at in connection.execute(query)
+                for key, state, sender, maker, model, institution, point, verified_at in connection.execute(query)
             ]
 
     def withdraw(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
@@ -77,7 +77,7 @@ class AuditRows:
             if key is None:
                 return False
             connection.execute(update(rendition).where(rendition.c.key == key).values(withdrawn=why))
-            news = {"state": InstanceState.WITHDRAWN, "reason": AUDIT_FAILED + why, "rendition_key": None}
+            news = {"state": InstanceState.WITHDRAWN, **_told(why), "rendition_key": None}
             connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
             append_in(connection, [entry])
         return True
@@ -88,7 +88,7 @@ class AuditRows:
         with writing(self._engine) as connection:
             if _current(connection, instance_key, derived_uid) is None:
                 return False
-            news = {"state": InstanceState.FAILED, "reason": AUDIT_FAILED + why}
+            news = {"state": InstanceState.FAILED, **_told(why)}
             connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
             append_in(connection, [entry])
         return True
@@ -100,10 +100,15 @@ class AuditRows:
             if key is None:
                 return False
             gated = connection.execute(select(rendition.c.gated).where(rendition.c.key == key)).scalar_one()
-            news = {"state": InstanceState.VERIFIED if gated else InstanceState.MEASURED, "reason": ""}
+            state = InstanceState.VERIFIED if gated else InstanceState.MEASURED
+            news = {"state": state, "reason": "", "reason_code": ReasonCode.NONE}
             connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
             append_in(connection, [entry])
         return True
+
+
+def _told(why: str) -> dict[str, str]:
+    return {"reason": f"audit: {why}", "reason_code": ReasonCode.AUDIT}
 
 
 def _text(tag: str) -> Any:

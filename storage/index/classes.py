@@ -77,13 +77,14 @@ class ClassLabels:
     def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
         """Per UID the SOP Instance UID of the original, for images held here; a UID may be a reconstruction's."""
         found: dict[str, str] = {}
-        derived = select(rendition.c.derived_uid, instance.c.sop_instance_uid).join(
-            instance, rendition.c.instance_key == instance.c.key
-        )
+        objects = (rendition.c.derived_uid, rendition.c.structure_uid)
         with self._engine.connect() as connection:
             for some in _batches(uids):
-                of_derived = connection.execute(derived.where(rendition.c.derived_uid.in_(some)))
-                found |= {row.derived_uid: row.sop_instance_uid for row in of_derived}
+                for uid in objects:
+                    query = select(uid, instance.c.sop_instance_uid).join(
+                        instance, rendition.c.instance_key == instance.c.key
+                    )
+                    found |= {row[0]: row[1] for row in connection.execute(query.where(uid.in_(some)))}
                 own = select(instance.c.sop_instance_uid).where(instance.c.sop_instance_uid.in_(some))
                 found |= {uid: uid for uid in connection.execute(own).scalars()}
         return found

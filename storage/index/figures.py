@@ -8,12 +8,12 @@ from sqlalchemy import func, select
 
 from storage.index.holdings import Index
 from storage.index.tables import damage, instance
-from storage.records import HoldingCounts, InstanceState
+from storage.records import HoldingCounts, InstanceState, ReasonCode
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One look at the index. ``gate_failures``: images of which no rung passed; ``damage``: found, not whole again."""
+    """One look at the index. ``gate_failures``: images of which nothing passed; ``damage``: found, not whole again."""
 
     counts: HoldingCounts
     gate_failures: int
@@ -22,7 +22,7 @@ class Figures:
 
 def figures(index: Index) -> Figures:
     """Count everything once."""
-    failed = (instance.c.state == InstanceState.EXACT, instance.c.reason.startswith("no rung passed"))
+    failed = (instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE)
     with index.engine.connect() as connection:
         gate_failures = connection.execute(select(func.count()).select_from(instance).where(*failed)).scalar_one()
         open_damage = select(func.count()).select_from(damage).where(damage.c.closed_at.is_(None))

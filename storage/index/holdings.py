@@ -24,7 +24,6 @@ from storage.index.tables import instance, original, patient, quarantine, rendit
 from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
 from storage.index.trail import Trail, append_in
 from storage.records import (
-    AUDIT_FAILED,
     Applied,
     Claim,
     HoldingCounts,
@@ -32,6 +31,8 @@ from storage.records import (
     ModelUse,
     NewInstance,
     NewRendition,
+    OperatingPoint,
+    ReasonCode,
     StoredInstance,
     StoredRendition,
     TrailEntry,
@@ -114,9 +115,7 @@ class Index:
         with self.engine.connect() as connection:
             key = connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid == uid)).scalar()
             if key is None:
-                key = connection.execute(
-                    select(rendition.c.instance_key).where(rendition.c.derived_uid == uid)
-                ).scalar()
+                key = connection.execute(select(rendition.c.instance_key).where(is_known_by([uid]))).scalar()
         return None if key is None else self.by_key(key)
 
     def by_key(self, key: int) -> StoredInstance | None:
@@ -147,16 +146,17 @@ class Index:
             renditions = {row.key: stored_rendition(row) for row in found}
         return [_stored_instance(rows[key], renditions.get(rows[key].rendition_key)) for key in keys if key in rows]
 
-    def rendition(self, derived_uid: str) -> StoredRendition | None:
-        """A rendition by its derived UID, current or not."""
+    def rendition(self, uid: str) -> StoredRendition | None:
+        """A rendition by the UID of either of its objects, current or not."""
         with self.engine.connect() as connection:
-            row = connection.execute(select(rendition).where(rendition.c.derived_uid == derived_uid)).first()
+            row = connection.execute(select(rendition).where(is_known_by([uid]))).first()
         return None if row is None else stored_rendition(row)
 
     def renditions(self, uids: Sequence[str]) -> dict[int, list[StoredRendition]]:
-        """Per instance key the renditions of those derived UIDs, current or not, oldest first; no withdrawn ones."""
+        """Per instance key the renditions of which an object has one of those UIDs, current or not, oldest first; no
+        withdrawn ones."""
         found: dict[int, list[StoredRendition]] = {}
-        wanted = (rendition.c.derived_uid.in_(uids), rendition.c.withdrawn == "")
+        wanted = (is_known_by(uids), rendition.c.withdrawn == "")
         with self.engine.connect() as connection:
             for row in connection.execute(select(rendition).where(*wanted).order_by(rendition.c.key)):
                 found.setdefault(row.instance_key, []).append(stored_rendition(row))
@@ -204,10 +204,11 @@ class Index:
             attempts = claim.attempts - 1 if forgive else claim.attempts
             return _touch(connection, claim, lease_owner=None, lease_until=None, attempts=attempts)
 
-    def finish(self, claim: Claim, state: InstanceState, reason: str) -> bool:
+    def finish(self, claim: Claim, state: InstanceState, code: ReasonCode = ReasonCode.NONE, reason: str = "") -> bool:
         """Bring an instance to rest without a rendition; False when the lease was lost."""
+        told = {"state": state, "reason": reason, "reason_code": code}
         with writing(self.engine) as connection:
-            return _touch(connection, claim, state=state, reason=reason, lease_owner=None, lease_until=None)
+            return _touch(connection, claim, **told, lease_owner=None, lease_until=None)
 
     def finish_with(
         self, claim: Claim, state: InstanceState, new: NewRendition, present: Present = lambda _: True
@@ -225,14 +226,14 @@ class Index:
             key = _rendition_key(connection, claim, new)
             if key is None:
                 reason = f"{new.derived_uid} was issued for other pixels than can be made of it now"
-                return _touch(
-                    connection, claim, state=InstanceState.EXACT, reason=reason, lease_owner=None, lease_until=None
-                )
+                told = {"state": InstanceState.EXACT, "reason": reason, "reason_code": ReasonCode.OTHER}
+                return _touch(connection, claim, **told, lease_owner=None, lease_until=None)
             return _touch(
                 connection,
                 claim,
                 state=state,
                 reason="",
+                reason_code=ReasonCode.NONE,
                 rendition_key=key,
                 lease_owner=None,
                 lease_until=None,
@@ -243,12 +244,13 @@ class Index:
 
         One that an audit flagged has no original to work on: it waits for an audit that it passes.
         """
-        flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason.startswith(AUDIT_FAILED))
+        flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
+        told = {"state": InstanceState.RECEIVED, "reason": "", "reason_code": ReasonCode.NONE}
         with writing(self.engine) as connection:
             result = connection.execute(
                 update(instance)
                 .where(instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN]), ~flagged)
-                .values(state=InstanceState.RECEIVED, reason="", attempts=0, lease_owner=None, lease_until=None)
+                .values(**told, attempts=0, lease_owner=None, lease_until=None)
             )
             return int(result.rowcount)
 
@@ -258,7 +260,7 @@ class Index:
         """Digests of the originals that a reconstruction was tried of, whether one passed or not, oldest first."""
         tried = or_(
             instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
-            and_(instance.c.state == InstanceState.EXACT, instance.c.reason.startswith("no rung passed")),
+            and_(instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE),
         )
         with self.engine.connect() as connection:
             query = select(instance.c.original_digest).where(tried).order_by(instance.c.key)
@@ -380,12 +382,12 @@ def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
 def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> int | None:
     """The row of a rendition, inserted where it is new. One made again keeps its row and points to the new objects;
     None where its UID stands for other pixels already."""
-    known = select(rendition.c.key, rendition.c.output_digest).where(rendition.c.derived_uid == new.derived_uid)
+    known = select(rendition).where(rendition.c.derived_uid == new.derived_uid)
     row = connection.execute(known).first()
     if row is None:
         fresh = insert(rendition).values(rendition_row(claim.key, new))
         return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
-    if row.output_digest != new.output_digest:
+    if (row.output_digest, row.structure_digest) != (new.output_digest, new.structure_digest):
         return None
     objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}
     connection.execute(update(rendition).where(rendition.c.key == row.key).values(objects))
@@ -397,19 +399,24 @@ def rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
     return {
         "instance_key": instance_key,
         "derived_uid": new.derived_uid,
+        "structure_uid": new.structure_uid,
         "base_digest": new.base_digest,
         "base_bytes": new.base_bytes,
         "rendition_digest": new.rendition_digest,
         "rendition_bytes": new.rendition_bytes,
-        "rung": new.rung,
+        "point": str(new.point),
+        "operating_point": asdict(new.point),
         "upscaler": new.upscaler,
         "weights_digest": new.weights_digest,
         "output_digest": new.output_digest,
+        "structure_digest": new.structure_digest,
         "psnr_db": new.verdict.psnr_db,
         "fsim_mean": new.verdict.fsim_mean,
         "fsim_p5": new.verdict.fsim_p5,
+        "tiles": new.verdict.tiles,
+        "figures": new.verdict.figures,
         "gated": int(new.verdict.gated),
-        "tried": [asdict(outcome) for outcome in new.tried],
+        "tried": [asdict(trial) for trial in new.tried],
         "seconds": new.seconds,
         "recipe": new.recipe,
         "verified_at": now(),
@@ -418,13 +425,20 @@ def rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:
 
 def stored_rendition(row: Row[Any]) -> StoredRendition:
     """A rendition row as the rest of the archive knows it."""
-    names = StoredRendition.__dataclass_fields__
-    return StoredRendition(**{name: getattr(row, name) for name in names})
+    fields = {name: getattr(row, name) for name in StoredRendition.__dataclass_fields__}
+    told = {"operating_point": OperatingPoint(**row.operating_point), "gated": bool(row.gated)}
+    return StoredRendition(**{**fields, **told})
+
+
+def is_known_by(uids: Sequence[str]) -> Any:
+    """That one of the two objects of a rendition has one of those UIDs."""
+    return or_(rendition.c.derived_uid.in_(uids), rendition.c.structure_uid.in_(uids))
 
 
 def _stored_instance(row: Row[Any], current: StoredRendition | None) -> StoredInstance:
-    made_here = {"rendition", "state", "held", "amended"}
+    made_here = {"rendition", "state", "reason_code", "held", "amended"}
     fields = {name: getattr(row, name) for name in StoredInstance.__dataclass_fields__ if name not in made_here}
     held = held_original(row) if row.form is not None else None
     amended = tuple(Applied(**one) for one in row.amended or ())
-    return StoredInstance(**fields, state=InstanceState(row.state), rendition=current, held=held, amended=amended)
+    fields |= {"state": InstanceState(row.state), "reason_code": ReasonCode(row.reason_code)}
+    return StoredInstance(**fields, rendition=current, held=held, amended=amended)

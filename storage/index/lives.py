@@ -14,8 +14,8 @@ from sqlalchemy import Row, select
 
 from storage.index.holdings import Index
 from storage.index.tables import damage, instance, patient, quarantine, rendition, series, study
-from storage.index.upkeep import outcomes_of
-from storage.records import DicomJson, RungOutcome, StoredInstance
+from storage.index.upkeep import trials_of, verdict_of
+from storage.records import DicomJson, OperatingPoint, StoredInstance, Trial, Verdict
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,24 @@ class RenditionRow:
     """One rendition with all that its row tells. ``withdrawn``: why it stands for its image no more; empty: it does."""
 
     derived_uid: str
+    structure_uid: str
     base_digest: str
     base_bytes: int
     rendition_digest: str
     rendition_bytes: int
-    rung: str
+    point: str
+    operating_point: OperatingPoint
     upscaler: str
     weights_digest: str
     output_digest: str
+    structure_digest: str
+    verdict: Verdict
     seconds: float
     verified_at: datetime
     gated: bool
     current: bool
     withdrawn: str
-    tried: tuple[RungOutcome, ...]
+    tried: tuple[Trial, ...]
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,10 @@ def life_rows(index: Index, uid: str) -> LifeRows | None:
 def uids_of(index: Index, instance_key: int) -> set[str]:
     """Every UID an image was ever known by: its own, and those of its renditions."""
     own = select(instance.c.sop_instance_uid).where(instance.c.key == instance_key)
-    derived = select(rendition.c.derived_uid).where(rendition.c.instance_key == instance_key)
+    objects = (rendition.c.derived_uid, rendition.c.structure_uid)
+    derived = [select(uid).where(rendition.c.instance_key == instance_key) for uid in objects]
     with index.engine.connect() as connection:
-        return {uid for query in (own, derived) for uid in connection.execute(query).scalars()}
+        return {uid for query in (own, *derived) for uid in connection.execute(query).scalars()}
 
 
 def held_in_study(index: Index, study_instance_uid: str, sop_classes: Collection[str]) -> list[StoredInstance]:
@@ -113,5 +118,11 @@ def held_in_study(index: Index, study_instance_uid: str, sop_classes: Collection
 
 def _rendition(row: Row[Any], current: int | None) -> RenditionRow:
     plain = {name: getattr(row, name) for name in RenditionRow.__dataclass_fields__ if hasattr(row, name)}
-    told = {"gated": bool(row.gated), "tried": outcomes_of(row.tried), "current": row.key == current}
+    told = {
+        "gated": bool(row.gated),
+        "tried": trials_of(row.tried),
+        "current": row.key == current,
+        "operating_point": OperatingPoint(**row.operating_point),
+        "verdict": verdict_of(row),
+    }
     return RenditionRow(**{**plain, **told})

@@ -17,7 +17,7 @@ from storage.corrections import ISSUER, PATIENT_ID, Amendment, AmendmentKind, Fo
 from storage.index.connection import now
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.levels import columns_of
-from storage.records import DicomJson, InstanceState, Levels, NewInstance
+from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
 
 
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
         "received_at": now(),
         "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
         "reason": new.pixel_warning,
+        "reason_code": ReasonCode.LEFT_OUT if new.pixel_warning else ReasonCode.NONE,
         "attempts": 0,
     }
 

@@ -27,15 +27,17 @@ def note_references(connection: Connection, instance_key: int, uids: Iterable[st
         connection.execute(insert(reference), rows)
 
 
-def copies(engine: Engine, keys: Sequence[int], asked: Iterable[str] = ()) -> dict[int, ReferencingCopy]:
+def copies(
+    engine: Engine, keys: Sequence[int], asked: Iterable[str] = (), *, draw: bool = True
+) -> dict[int, ReferencingCopy]:
     """The copies to show and send of those instances, as far as there are any; told UIDs are durable.
 
     ``asked``: SOP Instance UIDs of a request: an older copy is meant where its UID is among them, unless the current
-    copy or the annotation itself is too.
+    copy or the annotation itself is too. ``draw``: whether the references name reconstructions with drawn noise.
     """
     wanted = set(asked)
     with engine.connect() as connection:
-        own, due = _due(connection, keys)
+        own, due = _due(connection, keys, draw)
         told = _told(connection, list(due))
     if len(told) < len(due):
         with writing(engine) as connection:
@@ -63,7 +65,7 @@ def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
     return None if row is None else _copy(row)
 
 
-def _due(connection: Connection, keys: Sequence[int]) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
+def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
     """SOP Instance UIDs of the annotations by key, and by its UID the copy that today's reconstructions ask for."""
     image = instance.alias()
     query = (
@@ -72,7 +74,7 @@ def _due(connection: Connection, keys: Sequence[int]) -> tuple[dict[int, str], d
             instance.c.sop_instance_uid,
             instance.c.original_digest,
             reference.c.uid,
-            rendition.c.derived_uid,
+            (rendition.c.derived_uid if draw else rendition.c.structure_uid).label("object_uid"),
         )
         .join(instance, reference.c.instance_key == instance.c.key)
         .join(image, image.c.sop_instance_uid == reference.c.uid, isouter=True)
@@ -86,8 +88,8 @@ def _due(connection: Connection, keys: Sequence[int]) -> tuple[dict[int, str], d
     for row in connection.execute(query):
         own[row.instance_key] = row.sop_instance_uid
         names[row.instance_key] = f"{row.sop_instance_uid}|{row.original_digest}"
-        if row.derived_uid is not None:
-            pairs.setdefault(row.instance_key, []).append([row.uid, row.derived_uid])
+        if row.object_uid is not None:
+            pairs.setdefault(row.instance_key, []).append([row.uid, row.object_uid])
     due = [{"uid": _uid(names[key], found), "instance_key": key, "pairs": found} for key, found in pairs.items()]
     return own, {str(row["uid"]): row for row in due}
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from storage.index.connection import writing
 from storage.index.holdings import rendition_row, stored_rendition
 from storage.index.tables import instance, rendition, reverification
-from storage.records import ORIGINAL_LOST, InstanceState, NewRendition, StoredRendition
+from storage.records import InstanceState, NewRendition, ReasonCode, StoredRendition
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """The right to re-verify one image until the lease runs out. ``current``: the rendition that it has now."""
 
     key: int
@@ -77,7 +77,7 @@ class Reverifications:
             due = _due(terms, most, time.time()).subquery()
             return int(connection.execute(select(func.count()).select_from(due)).scalar_one())
 
-    def claim(self, terms: Terms, owner: str, lease: float, *, after: int, most: int) -> Trial | None:
+    def claim(self, terms: Terms, owner: str, lease: float, *, after: int, most: int) -> Attempt | None:
         """Take the first image beyond instance key ``after`` that nobody tries; None when there is none."""
         while True:
             try:
@@ -86,45 +86,45 @@ class Reverifications:
             except IntegrityError:  # another node claimed it in between (not possible on SQLite): look again
                 continue
 
-    def renew(self, trial: Trial, lease: float) -> bool:
+    def renew(self, attempt: Attempt, lease: float) -> bool:
         """Extend a lease; False when it was lost."""
         with writing(self._engine) as connection:
-            return _touch(connection, trial, lease_until=time.time() + lease)
+            return _touch(connection, attempt, lease_until=time.time() + lease)
 
-    def release(self, trial: Trial, *, forgive: bool = False) -> bool:
+    def release(self, attempt: Attempt, *, forgive: bool = False) -> bool:
         """Give the image back untried; ``forgive`` takes the attempt back too (a shutdown is no failure)."""
         with writing(self._engine) as connection:
-            attempts = trial.attempts - 1 if forgive else trial.attempts
-            return _touch(connection, trial, lease_owner=None, lease_until=None, attempts=attempts)
+            attempts = attempt.attempts - 1 if forgive else attempt.attempts
+            return _touch(connection, attempt, lease_owner=None, lease_until=None, attempts=attempts)
 
-    def settle(self, trial: Trial, outcome: Outcome, reason: str) -> bool:
+    def settle(self, attempt: Attempt, outcome: Outcome, reason: str) -> bool:
         """Remember what came of it; the image stays as it is. False when the lease was lost."""
         with writing(self._engine) as connection:
-            return _settle(connection, trial, outcome, reason)
+            return _settle(connection, attempt, outcome, reason)
 
-    def adopt(self, trial: Trial, new: NewRendition) -> tuple[Outcome, str]:
+    def adopt(self, attempt: Attempt, new: NewRendition) -> tuple[Outcome, str]:
         """Commit the new rendition beside the old ones and make it the image's current one; what came of it, and why.
 
         A derived UID stands for one image for ever: where it was issued for other pixels, the old model is kept.
         """
         with writing(self._engine) as connection:
-            if not _still_as_claimed(connection, trial):
-                _touch(connection, trial, lease_owner=None, lease_until=None, attempts=trial.attempts - 1)
+            if not _still_as_claimed(connection, attempt):
+                _touch(connection, attempt, lease_owner=None, lease_until=None, attempts=attempt.attempts - 1)
                 return Outcome.MOVED, "its rendition or state changed meanwhile"
-            if new.derived_uid == trial.current.derived_uid:
+            if new.derived_uid == attempt.current.derived_uid:
                 reason = "the configured model makes the rendition that it has"
-                _settle(connection, trial, Outcome.SAME, reason)
+                _settle(connection, attempt, Outcome.SAME, reason)
                 return Outcome.SAME, reason
-            key = _row_for(connection, trial, new)
+            key = _row_for(connection, attempt, new)
             if key is None:
                 reason = f"{new.derived_uid} was issued for other pixels than the model makes here and now"
-                _settle(connection, trial, Outcome.KEPT, reason)
+                _settle(connection, attempt, Outcome.KEPT, reason)
                 return Outcome.KEPT, reason
             news: dict[str, Any] = {"rendition_key": key}
             if new.verdict.passed:
                 news |= {"state": InstanceState.VERIFIED}
-            connection.execute(update(instance).where(instance.c.key == trial.instance_key).values(news))
-            _settle(connection, trial, Outcome.PASSED, "")
+            connection.execute(update(instance).where(instance.c.key == attempt.instance_key).values(news))
+            _settle(connection, attempt, Outcome.PASSED, "")
             return Outcome.PASSED, ""
 
 
@@ -134,7 +134,7 @@ def _due(terms: Terms, most: int, now: float) -> Select[Any]:
     other = or_(
         rendition.c.upscaler != terms.upscaler,
         rendition.c.weights_digest != terms.weights_digest,
-        rendition.c.recipe.not_in(["", terms.recipe]),
+        rendition.c.recipe != terms.recipe,
     )
     done = exists().where(
         *_of(instance.c.key, rendition.c.base_digest, terms),
@@ -143,7 +143,7 @@ def _due(terms: Terms, most: int, now: float) -> Select[Any]:
     return (
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
-        .where(instance.c.state.in_(states), ~instance.c.reason.startswith(ORIGINAL_LOST), other, ~done)
+        .where(instance.c.state.in_(states), instance.c.reason_code != ReasonCode.ORIGINAL_LOST, other, ~done)
     )
 
 
@@ -155,7 +155,7 @@ def _of(instance_key: Any, base_digest: Any, terms: Terms) -> tuple[Any, ...]:
     )
 
 
-def _claim(connection: Connection, terms: Terms, owner: str, lease: float, after: int, most: int) -> Trial | None:
+def _claim(connection: Connection, terms: Terms, owner: str, lease: float, after: int, most: int) -> Attempt | None:
     now = time.time()
     first = _due(terms, most, now).where(instance.c.key > after).order_by(instance.c.key).limit(1)
     found = connection.execute(first).first()
@@ -178,22 +178,22 @@ def _claim(connection: Connection, terms: Terms, owner: str, lease: float, after
         row = connection.execute(
             insert(reverification).values(fresh).returning(reverification.c.key, reverification.c.attempts)
         ).one()
-    return Trial(row.key, found.key, found.sop_instance_uid, found.original_digest, current, row.attempts, owner)
+    return Attempt(row.key, found.key, found.sop_instance_uid, found.original_digest, current, row.attempts, owner)
 
 
-def _touch(connection: Connection, trial: Trial, **values: Any) -> bool:
+def _touch(connection: Connection, attempt: Attempt, **values: Any) -> bool:
     owned = and_(
-        reverification.c.key == trial.key,
-        reverification.c.lease_owner == trial.owner,
-        reverification.c.attempts == trial.attempts,
+        reverification.c.key == attempt.key,
+        reverification.c.lease_owner == attempt.owner,
+        reverification.c.attempts == attempt.attempts,
     )
     return bool(connection.execute(update(reverification).where(owned).values(**values)).rowcount)
 
 
-def _settle(connection: Connection, trial: Trial, outcome: Outcome, reason: str) -> bool:
+def _settle(connection: Connection, attempt: Attempt, outcome: Outcome, reason: str) -> bool:
     return _touch(
         connection,
-        trial,
+        attempt,
         outcome=outcome.value,
         reason=reason,
         lease_owner=None,
@@ -202,31 +202,31 @@ def _settle(connection: Connection, trial: Trial, outcome: Outcome, reason: str)
     )
 
 
-def _still_as_claimed(connection: Connection, trial: Trial) -> bool:
+def _still_as_claimed(connection: Connection, attempt: Attempt) -> bool:
     """Whether the lease is ours and the image at rest with the rendition that it had."""
     rested = [InstanceState.VERIFIED, InstanceState.MEASURED]
     held = (
         select(instance.c.key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .where(
-            instance.c.key == trial.instance_key,
+            instance.c.key == attempt.instance_key,
             instance.c.state.in_(rested),
-            rendition.c.derived_uid == trial.current.derived_uid,
+            rendition.c.derived_uid == attempt.current.derived_uid,
         )
     )
-    return _touch(connection, trial, outcome="") and connection.execute(held).scalar() is not None
+    return _touch(connection, attempt, outcome="") and connection.execute(held).scalar() is not None
 
 
-def _row_for(connection: Connection, trial: Trial, new: NewRendition) -> int | None:
+def _row_for(connection: Connection, attempt: Attempt, new: NewRendition) -> int | None:
     """The row of the rendition, inserted where it is new; None where its UID stands for other pixels already.
 
     One that was made before, by a model that the archive comes back to, keeps its row and its objects.
     """
     known = connection.execute(select(rendition).where(rendition.c.derived_uid == new.derived_uid)).first()
     if known is None:
-        fresh = insert(rendition).values(rendition_row(trial.instance_key, new))
+        fresh = insert(rendition).values(rendition_row(attempt.instance_key, new))
         return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
-    if known.output_digest != new.output_digest:
+    if (known.output_digest, known.structure_digest) != (new.output_digest, new.structure_digest):
         return None
     if known.withdrawn:
         objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, literal, select, tuple_, union
 
+from storage.index.holdings import is_known_by
 from storage.index.references import copies as copies_of
 from storage.index.tables import instance, patient, reference_copy, rendition, series, study
 from storage.index.tables import original as held
 from storage.levels import COMPUTED_KEYS, Key, Level
-from storage.records import DicomJson, InstanceState, OriginalForm, Tier
+from storage.records import DicomJson, InstanceState, OriginalForm, ReferencingCopy, Tier
 
 PAGE = 500
 
@@ -63,12 +64,15 @@ class Search:
     availability: bool = False
     copies: bool = False
     """Annotations go by the UIDs of their copies (storage.index.references)."""
+    draw: bool = True
+    """Reconstructions go by the UIDs of those with drawn noise; False: of those without."""
     computed: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One entity with the attributes of its own level and of those above; ``derived_uid`` where asked for.
+    """One entity with the attributes of its own level and of those above; ``derived_uid``, that of the reconstruction
+    that stands for it, with drawn noise or without, where asked for.
 
     Instance Availability (0008,0056) is among them where it was asked for and an original is gone.
     """
@@ -182,7 +186,7 @@ def _instances_of_uids(
     original = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
     if not derived:
         return original
-    of_rendition = select(rendition.c.instance_key).where(rendition.c.derived_uid.in_(uids))
+    of_rendition = select(rendition.c.instance_key).where(is_known_by(uids))
     if only_purged:
         of_rendition = of_rendition.join(held, held.c.instance_key == rendition.c.instance_key)
         of_rendition = of_rendition.where(held.c.form == OriginalForm.PURGED)
@@ -298,9 +302,11 @@ def _with_attributes(
     uids: dict[int, str] = {}
     if search.derived:
         uids = _derived_uids(
-            connection, [row["IMAGE_key"] for row in rows], search.uids, only_purged=search.only_purged
+            connection, [row["IMAGE_key"] for row in rows], search.uids, search.only_purged, search.draw
         )
-    told = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids) if search.copies else {}
+    told: dict[int, ReferencingCopy] = {}
+    if search.copies:
+        told = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
     own = f"{search.level}_key"
     gone = _with_purged(connection, search.level, {row[own] for row in rows}) if search.availability else set()
     found = []
@@ -342,14 +348,15 @@ def _with_purged(connection: Connection, level: Level, keys: Iterable[int]) -> s
 
 
 def _derived_uids(
-    connection: Connection, keys: Sequence[int], asked: Sequence[str], *, only_purged: bool
+    connection: Connection, keys: Sequence[int], asked: Sequence[str], only_purged: bool, draw: bool
 ) -> dict[int, str]:
-    """Per instance the UID of the rendition that stands for it; instances without one are absent.
+    """Per instance the UID of the reconstruction that stands for it; instances without one are absent.
 
-    Asked for by the UID of an older rendition alone, that one stands for it: its UID still leads to its own pixels.
+    Asked for by the UID of an older rendition alone, or of the other texture, that one stands for it: its UID still
+    leads to its own pixels.
     """
     query = (
-        select(instance.c.key, rendition.c.derived_uid)
+        select(instance.c.key, _object_uid(draw).label("uid"))
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .where(
             instance.c.key.in_(keys),
@@ -358,26 +365,33 @@ def _derived_uids(
     )
     if only_purged:
         query = query.join(held, held.c.instance_key == instance.c.key).where(held.c.form == OriginalForm.PURGED)
-    current = {row.key: row.derived_uid for row in connection.execute(query)}
-    return {**current, **_older_uids(connection, keys, asked, current)} if asked else current
+    current = {row.key: row.uid for row in connection.execute(query)}
+    return {**current, **_other_uids(connection, keys, asked, current, draw)} if asked else current
 
 
-def _older_uids(
-    connection: Connection, keys: Sequence[int], asked: Sequence[str], current: dict[int, str]
+def _object_uid(draw: bool) -> Any:
+    return rendition.c.derived_uid if draw else rendition.c.structure_uid
+
+
+def _other_uids(
+    connection: Connection, keys: Sequence[int], asked: Sequence[str], current: dict[int, str], draw: bool
 ) -> dict[int, str]:
-    """Per instance the newest of the asked renditions, where neither its current one nor the original was asked for."""
-    named = (
-        select(rendition.c.instance_key, rendition.c.derived_uid)
-        .join(instance, rendition.c.instance_key == instance.c.key)
-        .where(
-            rendition.c.derived_uid.in_(asked),
-            rendition.c.instance_key.in_(keys),
-            rendition.c.withdrawn == "",
-            instance.c.sop_instance_uid.not_in(asked),
+    """Per instance the newest of the reconstructions asked for, of either texture, the peer's own first; none where
+    its current one or the original was asked for."""
+    found: dict[int, str] = {}
+    for uid in (_object_uid(not draw), _object_uid(draw)):
+        named = (
+            select(rendition.c.instance_key, uid.label("uid"))
+            .join(instance, rendition.c.instance_key == instance.c.key)
+            .where(
+                uid.in_(asked),
+                rendition.c.instance_key.in_(keys),
+                rendition.c.withdrawn == "",
+                instance.c.sop_instance_uid.not_in(asked),
+            )
+            .order_by(rendition.c.key)
         )
-        .order_by(rendition.c.key)
-    )
-    found = {row.instance_key: row.derived_uid for row in connection.execute(named)}
+        found |= {row.instance_key: row.uid for row in connection.execute(named)}
     return {key: uid for key, uid in found.items() if current.get(key) not in asked}
 
 

@@ -22,7 +22,6 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    text,
 )
 
 metadata = MetaData(
@@ -101,6 +100,8 @@ instance = Table(
     Column("received_at", DateTime, nullable=False),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False),
+    # what the reason is about (storage.records.ReasonCode)
+    Column("reason_code", String(16), nullable=False),
     Column("rendition_key", Key, nullable=True),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(100), nullable=True),
@@ -113,26 +114,34 @@ rendition = Table(
     metadata,
     Column("key", Key, primary_key=True),
     Column("instance_key", ForeignKey("instance.key"), nullable=False, index=True),
+    # one payload, two objects: with drawn noise, and the structure alone
     Column("derived_uid", _text(64), nullable=False, unique=True),
+    Column("structure_uid", _text(64), nullable=False, unique=True),
     Column("base_digest", String(64), nullable=False, index=True),
     Column("base_bytes", BigInteger, nullable=False),
     Column("rendition_digest", String(64), nullable=False, index=True),
     Column("rendition_bytes", BigInteger, nullable=False),
-    Column("rung", String(64), nullable=False),
+    # the operating point for people, and exactly, so that a lost base is made again as it was
+    Column("point", String(64), nullable=False),
+    Column("operating_point", JSON, nullable=False),
     Column("upscaler", String(32), nullable=False),
     Column("weights_digest", String(64), nullable=False),
     Column("output_digest", String(64), nullable=False),
+    Column("structure_digest", String(64), nullable=False),
     Column("psnr_db", Float, nullable=False),
     Column("fsim_mean", Float, nullable=False),
     Column("fsim_p5", Float, nullable=False),
+    Column("tiles", Integer, nullable=False),
+    # every further measure of the verdict by name
+    Column("figures", JSON, nullable=False),
     Column("gated", Integer, nullable=False),
     Column("tried", JSON, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("verified_at", DateTime, nullable=False),
     # why it stands for its image no more; its UID keeps leading to the image, and its objects are not promised
-    Column("withdrawn", Text, nullable=False, default="", server_default=text("''")),
-    # the steps and detail that the model was used with; empty where it was made before this was noted
-    Column("recipe", String(64), nullable=False, default="", server_default=text("''")),
+    Column("withdrawn", Text, nullable=False, default=""),
+    # the steps that the model was used with
+    Column("recipe", String(64), nullable=False),
 )
 
 reverification = Table(
@@ -228,6 +237,7 @@ damage = Table(
     # what the instance said before and after, so that it can say it again once the object is whole
     Column("former_state", String(16), nullable=False),
     Column("former_reason", Text, nullable=False),
+    Column("former_code", String(16), nullable=False),
     Column("set_reason", Text, nullable=False),
     Column("closed_at", Float, nullable=True),
     Column("outcome", Text, nullable=False),

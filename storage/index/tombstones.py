@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, select, update
 
 from storage.errors import CorrectionRefused, UnknownUid
 from storage.index.commitments import is_pinned
@@ -35,7 +35,7 @@ from storage.index.tables import (
     tombstone,
 )
 from storage.index.trail import append_in
-from storage.records import InstanceState, OriginalForm, Tier, TrailEntry, TrailRecord
+from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, TrailEntry, TrailRecord
 
 _NAMED = 5
 """Images that a refusal names."""
@@ -90,7 +90,12 @@ class Tombstones:
                 for each in (one.sop_instance_uid, *one.derived_uids):
                     _put(connection, each, one, reason=reason, who=who, at=now())
             uids = [one.sop_instance_uid for one in found]
-            stopped = {"state": InstanceState.EXACT, "reason": "being deleted", "lease_owner": None}
+            stopped = {
+                "state": InstanceState.EXACT,
+                "reason": "being deleted",
+                "reason_code": ReasonCode.OTHER,
+                "lease_owner": None,
+            }
             for start in range(0, len(uids), 500):  # the archivist's claims are lost: what it makes is not kept
                 those = instance.c.sop_instance_uid.in_(uids[start : start + 500])
                 news = {**stopped, "attempts": instance.c.attempts + 1}
@@ -205,7 +210,9 @@ def _plan(connection: Connection, level: str, uid: str) -> list[Condemned]:
     rows = connection.execute(query).all()
     if not rows:
         of = select(instance.c.sop_instance_uid).join(rendition, rendition.c.instance_key == instance.c.key)
-        made_of = connection.execute(of.where(rendition.c.derived_uid == uid)).scalar()
+        made_of = connection.execute(
+            of.where(or_(rendition.c.derived_uid == uid, rendition.c.structure_uid == uid))
+        ).scalar()
         hint = f"; it is a reconstruction of {made_of}, which can be deleted" if made_of else ""
         raise UnknownUid(f"no {level} {uid} is held here{hint}")
     return [
@@ -223,9 +230,10 @@ def _plan(connection: Connection, level: str, uid: str) -> list[Condemned]:
 
 
 def _derived(connection: Connection, instance_key: int) -> Sequence[str]:
-    made = select(rendition.c.derived_uid).where(rendition.c.instance_key == instance_key).order_by(rendition.c.key)
+    objects = (rendition.c.derived_uid, rendition.c.structure_uid)
+    made = select(*objects).where(rendition.c.instance_key == instance_key).order_by(rendition.c.key)
     told = select(reference_copy.c.uid).where(reference_copy.c.instance_key == instance_key)
-    return [*connection.execute(made).scalars(), *connection.execute(told).scalars()]
+    return [*(uid for row in connection.execute(made) for uid in row), *connection.execute(told).scalars()]
 
 
 def _put(connection: Connection, uid: str, one: Condemned, *, reason: str, who: str, at: datetime) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Integer, Row, Select, func, insert, l
 
 from storage.index.connection import writing
 from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
-from storage.records import InstanceState, OriginalForm, RungOutcome, Tier, Verdict
+from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, Trial, Verdict
 
 HOT = Tier.HOT
 """The store that everything but originals is in."""
@@ -96,7 +96,7 @@ class Upkeep:
             key = connection.execute(select(damage.c.key).where(*_open(found))).scalar()
             if key is None:
                 row = {name: getattr(found, name) for name in NewDamage.__dataclass_fields__}
-                blank = {"former_state": "", "former_reason": "", "set_reason": "", "outcome": ""}
+                blank = {"former_state": "", "former_reason": "", "former_code": "", "set_reason": "", "outcome": ""}
                 connection.execute(insert(damage).values(**row, **blank, found_at=time.time()))
             else:
                 news = {"action": found.action} | ({"moved_to": found.moved_to} if found.moved_to else {})
@@ -117,12 +117,14 @@ class Upkeep:
                 return
             said = (instance.c.key == row.instance_key, instance.c.reason == row.set_reason)
             connection.execute(
-                update(instance).where(*said).values(state=row.former_state, reason=row.former_reason, attempts=0)
+                update(instance)
+                .where(*said)
+                .values(state=row.former_state, reason=row.former_reason, reason_code=row.former_code, attempts=0)
             )
 
     # --- what it makes of an instance ---
 
-    def flag(self, found: NewDamage, state: InstanceState, reason: str) -> bool:
+    def flag(self, found: NewDamage, state: InstanceState, code: ReasonCode, reason: str) -> bool:
         """Let the instance of a damage row say ``state`` and ``reason``, and note what it said before.
 
         False where somebody works on the instance; the next scrub comes by again.
@@ -130,7 +132,9 @@ class Upkeep:
         idle = or_(instance.c.lease_until.is_(None), instance.c.lease_until < time.time())
         with writing(self._engine) as connection:
             row = connection.execute(
-                select(instance.c.state, instance.c.reason).where(instance.c.key == found.instance_key, idle)
+                select(instance.c.state, instance.c.reason, instance.c.reason_code).where(
+                    instance.c.key == found.instance_key, idle
+                )
             ).first()
             if row is None:
                 return False
@@ -138,30 +142,39 @@ class Upkeep:
                 return True
             noted = connection.execute(select(damage).where(*_open(found))).one()
             connection.execute(
-                update(instance).where(instance.c.key == found.instance_key).values(state=state, reason=reason)
+                update(instance)
+                .where(instance.c.key == found.instance_key)
+                .values(state=state, reason=reason, reason_code=code)
             )
-            before = {} if noted.former_state else {"former_state": row.state, "former_reason": row.reason}
+            former = {"former_state": row.state, "former_reason": row.reason, "former_code": row.reason_code}
+            before = {} if noted.former_state else former
             connection.execute(update(damage).where(damage.c.key == noted.key).values(set_reason=reason, **before))
         return True
 
-    def send_back(self, instance_key: int, reason: str) -> None:
+    def send_back(self, instance_key: int, code: ReasonCode, reason: str) -> None:
         """Give an instance to the archivist once more; it keeps its rendition, which it is to make again."""
         rested = [InstanceState.VERIFIED, InstanceState.MEASURED, InstanceState.FAILED]
         with writing(self._engine) as connection:
             connection.execute(
                 update(instance)
                 .where(instance.c.key == instance_key, instance.c.state.in_(rested))
-                .values(state=InstanceState.RECEIVED, reason=reason, attempts=0, lease_owner=None, lease_until=None)
+                .values(
+                    state=InstanceState.RECEIVED,
+                    reason=reason,
+                    reason_code=code,
+                    attempts=0,
+                    lease_owner=None,
+                    lease_until=None,
+                )
             )
 
     # --- making a rendition again ---
 
-    def tried(self, derived_uid: str) -> tuple[RungOutcome, ...]:
-        """Every rung that was tried for a rendition, with its verdict, as recorded when it was made."""
-        query = select(rendition.c.tried).where(rendition.c.derived_uid == derived_uid)
+    def measured(self, derived_uid: str) -> tuple[Verdict, tuple[Trial, ...]]:
+        """The verdict on a rendition and what was tried for it, as recorded when it was made."""
         with self._engine.connect() as connection:
-            outcomes = connection.execute(query).scalar() or []
-        return outcomes_of(outcomes)
+            row = connection.execute(select(rendition).where(rendition.c.derived_uid == derived_uid)).one()
+        return verdict_of(row), trials_of(row.tried)
 
     def state_with(self, derived_uid: str) -> InstanceState:
         """The state of an instance that this rendition stands for."""
@@ -230,13 +243,14 @@ def _open(found: NewDamage) -> tuple[Any, ...]:
     )
 
 
-def outcomes_of(recorded: list[dict[str, Any]]) -> tuple[RungOutcome, ...]:
-    """What a rendition's row tells of the rungs that were tried."""
-    return tuple(RungOutcome(**{**outcome, "verdict": _verdict(outcome["verdict"])}) for outcome in recorded)
+def trials_of(recorded: list[dict[str, Any]]) -> tuple[Trial, ...]:
+    """What a rendition's row tells of the operating points that were tried."""
+    return tuple(Trial(**{**trial, "failures": tuple(trial["failures"])}) for trial in recorded)
 
 
-def _verdict(recorded: dict[str, Any]) -> Verdict:
-    return Verdict(**{**recorded, "failures": tuple(recorded["failures"])})
+def verdict_of(row: Row[Any]) -> Verdict:
+    """The verdict of a rendition's row; what was kept had missed no limit."""
+    return Verdict(row.psnr_db, row.fsim_mean, row.fsim_p5, row.tiles, row.figures, (), bool(row.gated))
 
 
 def _damage_of(row: Row[Any]) -> Damage:

@@ -1,7 +1,7 @@
-"""Makes the golden files: a base of each version, a rendition, two packed originals.
+"""Makes the golden files: two bases, a rendition, two packed originals.
 
-``python -m tests.golden.make`` writes those that are missing, for a new format version under new names. The files that
-are here stay as they are, since every release must read what any release before it wrote.
+``python -m tests.golden.make`` writes those that are missing. The files that are here stay as they are: every release
+must read what any release before it wrote.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ from pathlib import Path
 
 import numpy as np
 
+from node.codec.noise import LEVELS, SPECTRUM, NoiseModel, encode_noise
+from node.codec.patches import cells_under, cut, encode_patches
+from node.codec.points import Point, Points, encode_points
+from node.codec.repairs import Repairs, encode_repairs
 from storage import coders
-from storage.coarseness import Coarseness
 from storage.dicomfile import opened
 from storage.originals import pack_original
 from storage.packbits import encode_plane
+from storage.padding import pack_padding
 from storage.payload import (
     Base,
+    CodedRegion,
     Rendition,
-    Window,
     derived_uid,
     encode_base,
     encode_rendition,
-    pack_mask,
     seed_of,
 )
 from storage.pixels import pixel_digest
-from storage.records import Rung, RungOutcome, Verdict
+from storage.records import OperatingPoint, Verdict
 from storage.resample import Operator
 from tests.samples import breast, byte_planes, mammogram, rle_file, write
 
@@ -41,32 +44,21 @@ WEIGHTS = hashlib.sha256(b"weights").hexdigest()
 
 def golden_base() -> Base:
     """A base of synthetic pixels: x2, 16-bit PNG, with padding outside the breast and an element after the pixels."""
-    return base_of(Rung(2, "png16", distance=0.0, effort=9, sample_bits=16))
+    return base_of(OperatingPoint(2, "png16", distance=0.0, effort=9), offset=0.0, gain=16.0)
 
 
-def golden_base_with_a_map() -> Base:
-    """The same image: x2, lossy AVIF, samples scaled by a map of 2 x 2 tiles."""
-    steps = np.array([[4, -3], [-2, 11]], dtype=np.int8)
-    return base_of(Rung(2, "avif", distance=0.5, effort=7, sample_bits=12), Coarseness(ROWS, COLUMNS, steps))
+def golden_base_of_a_region() -> Base:
+    """The same image: x2, lossy JPEG XL of 129 x 114 of its 150 x 140 samples, inverted; beyond them all are 0."""
+    point = OperatingPoint(2, "jpegxl", distance=0.5, effort=7)
+    return base_of(point, offset=2973.0, gain=-20.0, region=CodedRegion(11, 0, 129, 114, beyond=0))
 
 
-def golden_base_with_a_window() -> Base:
-    """The same of which only 129 x 114 of 150 x 140 samples are coded; beyond them all are 0."""
-    steps = np.array([[4, -3], [-2, 11]], dtype=np.int8)
-    rung = Rung(2, "avif", distance=0.5, effort=7, sample_bits=12)
-    return base_of(rung, Coarseness(ROWS, COLUMNS, steps), Window(11, 0, 129, 114, beyond=0))
-
-
-def base_of(rung: Rung, coarseness: Coarseness | None = None, window: Window | None = None) -> Base:
-    """The synthetic image at that rung."""
+def base_of(point: OperatingPoint, offset: float, gain: float, region: CodedRegion | None = None) -> Base:
+    """The synthetic image at that operating point."""
     pixels = breast(ROWS, COLUMNS, seed=1)
     padded = pixels == 0
-    exponent = rung.sample_bits - 12
-    ideal = Operator(ROWS, COLUMNS, rung.scale).down(pixels)
-    scaled = ideal * 2.0**exponent
-    if coarseness is not None:
-        scaled = scaled * coarseness.scaling(rung.scale)
-    samples = np.clip(np.rint(scaled), 0, coders.top_sample(rung.coder)).astype(np.uint16)
+    ideal = Operator(ROWS, COLUMNS, point.scale).down(pixels)
+    samples = np.clip(np.rint((ideal - np.float32(offset)) * np.float32(gain)), 0, 65535).astype(np.uint16)
     ds = mammogram(
         pixels,
         SOPInstanceUID=ORIGINAL_UID,
@@ -81,53 +73,72 @@ def base_of(rung: Rung, coarseness: Coarseness | None = None, window: Window | N
         with opened(path) as file:
             header, pixel_vr = file.header_bytes(), file.layout.pixel_vr
     base = Base(
-        rung=rung,
+        point=point,
         rows=ROWS,
         columns=COLUMNS,
         bits_stored=12,
         minimum=int(pixels[~padded].min()),
         maximum=int(pixels.max()),
         padding=(0, 0),
-        padding_value=0,
-        exponent=exponent,
+        offset=offset,
+        gain=gain,
         quantisation_rms=0.0,
         original_digest=original_digest,
         pixel_digest=pixel_digest(pixels),
         pixel_vr=pixel_vr,
         header=header,
-        coded=coders.encode(samples if window is None else samples[window.part], rung),
-        padding_mask=pack_mask(padded),
-        coarseness=coarseness,
-        window=window,
+        coded=coders.encode(samples if region is None else samples[region.part], point),
+        padding_bytes=pack_padding(pixels, padded),
+        region=region,
     )
     return replace(base, quantisation_rms=float(np.sqrt(np.mean((base.samples() - ideal).astype(np.float64) ** 2))))
 
 
 def golden_rendition(base: bytes) -> Rendition:
-    """A rendition of that base with something in every field; the figures are made up."""
+    """A rendition of that base with something in every field; figures and side information are made up."""
     digest = hashlib.sha256(base).hexdigest()
-    missed = Verdict(31.5, 0.91, 0.87, 4, {"rmse": 40.25}, ("tile FSIM mean 0.91 is below 0.93",))
-    passed = Verdict(38.25, 0.96875, 0.9375, 4, {"rmse": 12.5, "window_width": 4096.0})
+    passed = Verdict(38.25, 0.96875, 0.9375, 4, {"lines_1.2": 3.75, "window_width": 4096.0})
     seed = seed_of(digest)
+    parts = golden_parts()
+    told = hashlib.sha256(b"".join(parts.values())).hexdigest()
     return Rendition(
         base_digest=digest,
         original_uid=ORIGINAL_UID,
-        derived_uid=derived_uid(ORIGINAL_UID, digest, "sd_x2", WEIGHTS, 10, seed),
+        derived_uid=derived_uid(ORIGINAL_UID, digest, "sd_x2", WEIGHTS, 10, seed, told),
         upscaler="sd_x2",
-        method="ISO_15444_1",
+        method="LDM_UPSCALE_1",
         generative=True,
         weights_digest=WEIGHTS,
         numerics={"device": "cpu", "dtype": "float32", "torch": "2.0"},
         steps=10,
         seed=seed,
         output_digest=hashlib.sha256(b"output").hexdigest(),
+        structure_digest=hashlib.sha256(b"structure").hexdigest(),
         verdict=passed,
-        tried=(RungOutcome("x4 png16", 9_000, missed, 1.5), RungOutcome("x2 png16", len(base), passed, 2.25)),
-        guide=b"guide of each tile",
-        points=b"points",
-        patches=b"patches",
-        extra={"note": "golden"},
+        **parts,
+        extra={"minimum": [704, 705], "maximum": [2973, 2970]},
     )
+
+
+def golden_parts() -> dict[str, bytes]:
+    """A noise model, four repaired cells, two points and two patches of the synthetic image."""
+    place = np.full((5, 5), 192, dtype=np.uint8)
+    place[0, 0] = 0
+    curve = np.linspace(140, 160, LEVELS).astype(np.uint8)
+    spectrum = np.full(SPECTRUM, 255, dtype=np.uint8)
+    spectrum[:, 20:] = 200
+    quiet, cells = np.zeros((19, 18), dtype=bool), np.zeros((19, 18), dtype=bool)
+    quiet[10, 12:14] = cells[4:6, 2:4] = True
+    noise = NoiseModel(ROWS, COLUMNS, 704.0, 2973.0, curve, place, spectrum, gain=1.25, quiet=quiet)
+    residual = np.zeros((ROWS, COLUMNS), dtype=np.float32)
+    residual[70:80, 40:50] = 300.0
+    points = Points(ROWS, COLUMNS, (Point(150, 60, 1, 50), Point(150, 90, 3, -20)))
+    return {
+        "noise": encode_noise(noise),
+        "repairs": encode_repairs(Repairs.of(residual, cells, 8.0)),
+        "points": encode_points(points),
+        "patches": encode_patches(cut(breast(ROWS, COLUMNS, seed=1), cells_under([(190, 30, 10, 10)], ROWS, COLUMNS))),
+    }
 
 
 def golden_originals() -> dict[str, bytes]:
@@ -155,8 +166,7 @@ def golden_files() -> dict[str, bytes]:
     return {
         **{f"original-{name}-v1.lpacs": packed for name, packed in golden_originals().items()},
         "base-v1.lpacs": base,
-        "base-v2.lpacs": encode_base(golden_base_with_a_map()),
-        "base-v3.lpacs": encode_base(golden_base_with_a_window()),
+        "base-region-v1.lpacs": encode_base(golden_base_of_a_region()),
         "rendition-v1.lpacs": encode_rendition(golden_rendition(base)),
     }
 

@@ -1,0 +1,48 @@
+"""The figures of a verdict beside the thresholds that they are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from storage.records import Thresholds
+
+WIDTHS = ("1.2", "2.5", "5")
+"""Widths of the filters along lines, in pixels, as figures name them."""
+
+
+def limits_of(thresholds: Thresholds) -> dict[str, float]:
+    """The greatest value that each figure of a passing verdict may have, by its name; figures in dB up or down.
+
+    Limits of single tiles are not among them: no figure of a verdict tells of these.
+    """
+    return {
+        **{f"lines_{width}": limit for width, limit in zip(WIDTHS, thresholds.lines, strict=True)},
+        **{
+            f"lines_most_{width}": limit * thresholds.lines_most
+            for width, limit in zip(WIDTHS, thresholds.lines, strict=True)
+        },
+        **{f"lost_{number}": limit for number, limit in enumerate(thresholds.lost, start=1)},
+        "shift": thresholds.shift,
+        "slow": thresholds.slow,
+        "outside": thresholds.outside,
+        "specks_lost": 0.0,
+        "specks_invented": 0.0,
+        **{f"spectrum_db_{number}": thresholds.spectrum_db for number in range(1, len(thresholds.lost) + 1)},
+        "spectrum_tile_db": thresholds.spectrum_tile_db,
+        "repeat": thresholds.repeat,
+        "quiet": thresholds.quiet,
+    }
+
+
+def shares_of(figures: Mapping[str, float], thresholds: Thresholds) -> dict[str, float]:
+    """Each figure over its limit, above 1 where it is missed; where the limit is 0, 1 more than the figure, or 0."""
+    return {
+        name: abs(figures[name]) / limit if limit else (abs(figures[name]) + 1.0) * (figures[name] != 0)
+        for name, limit in limits_of(thresholds).items()
+        if name in figures
+    }
+
+
+def burden_of(figures: Mapping[str, float], thresholds: Thresholds) -> float:
+    """The figure nearest to its limit, over that limit; 0 where there are no figures."""
+    return max(shares_of(figures, thresholds).values(), default=0.0)

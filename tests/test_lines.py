@@ -1,0 +1,245 @@
+"""Coherent error along lines (node/fidelity/lines.py), against plain convolution and planted faults."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.signal import fftconvolve
+
+from node.fidelity.lines import BINS_PER_UNIT, CELL, DIRECTIONS, WIDTHS, LineNoise
+
+Float = NDArray[np.float32]
+Values = NDArray[np.float64]
+GREY = 2000.0
+WINDOW = 2048.0
+
+
+def noise(rows: int, columns: int, seed: int = 0, deviation: float = 12.0) -> Float:
+    """A detector's noise on one grey level."""
+    grain = gaussian_filter(np.random.default_rng(seed).standard_normal((rows, columns)), 0.7)
+    return (GREY + deviation * grain / grain.std()).astype(np.float32)
+
+
+def everywhere(image: Float) -> NDArray[np.bool_]:
+    return np.ones(image.shape, dtype=bool)
+
+
+def noise_of(image: Float, inside: NDArray[np.bool_] | None = None) -> LineNoise:
+    return LineNoise.of(image, everywhere(image) if inside is None else inside, WINDOW)
+
+
+# --- the plain way --------------------------------------------------------------------------------------------
+
+
+def halved(image: Values, times: int) -> Values:
+    for _ in range(times):
+        rows, columns = image.shape[0] // 2, image.shape[1] // 2
+        image = image[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean(axis=(1, 3))
+    return image
+
+
+def plain_filters(level: int) -> list[Values]:
+    """A ridge and an edge in each direction: second and first derivative of a Gaussian across a straight line."""
+    width, length = WIDTHS[level] / 2**level, (8 * WIDTHS[level] + 13) / 2**level
+    half, made = int(length * 0.75), []
+    for number in range(DIRECTIONS):
+        angle = np.pi * number / DIRECTIONS
+        y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(float)
+        along, across = x * np.cos(angle) + y * np.sin(angle), (y * np.cos(angle) - x * np.sin(angle)) / width
+        line = np.exp(-(across**2) / 2) * (np.abs(along) <= length / 2)
+        for kernel in ((1 - across**2) * line, across * line):
+            centred = kernel - kernel.mean()
+            made.append(centred / np.sqrt(np.sum(centred**2)))
+    return made
+
+
+def convolved(image: Values, kernel: Values) -> Values:
+    half = kernel.shape[0] // 2
+    return np.asarray(fftconvolve(np.pad(image, half, mode="symmetric"), kernel, mode="valid"))
+
+
+def plain_response(original: Values, error: Values, level: int) -> Values:
+    """Strongest response over all filters, each in units of its own noise: the median over cells of 128 pixels."""
+    small, wrong, side = halved(original, level), halved(error, level), 128 >> level
+    best = np.zeros(small.shape)
+    for kernel in plain_filters(level):
+        own = np.abs(convolved(small - small.mean(), kernel))
+        cells = own.reshape(small.shape[0] // side, side, small.shape[1] // side, side).transpose(0, 2, 1, 3)
+        cells = np.sort(cells[:, :, ::2, ::2].reshape(*cells.shape[:2], -1), axis=2)
+        cells = cells[:, :, (cells.shape[2] - 1) // 2] / 0.6745
+        local = np.maximum(linear(cells, small.shape, side), WINDOW / 256 / np.sqrt(12))
+        best = np.maximum(best, np.abs(convolved(wrong, kernel)) / local)
+    return best
+
+
+def linear(cells: Values, shape: tuple[int, ...], side: int) -> Values:
+    """Cells interpolated linearly between their middles, the outer ones going on."""
+    for axis in (0, 1):
+        places = (np.arange(shape[axis]) + 0.5) / side - 0.5
+        cells = np.apply_along_axis(lambda line, at=places: np.interp(at, np.arange(line.size), line), axis, cells)
+    return cells
+
+
+def test_responses_equal_plain_convolution() -> None:
+    """On noise with a planted line, lost and moved things: the greatest of each cell, and the percentile, per width."""
+    rows, columns = 384, 512
+    original = noise(rows, columns)
+    error = noise(rows, columns, seed=1, deviation=8.0) - GREY
+    error[100:240, 300:303] += 30
+    error[330:360, 50:300] -= 15
+    found = noise_of(original).look(error)
+    for level in range(len(WIDTHS)):
+        plain = plain_response(original.astype(float), error.astype(float), level)
+        side = CELL >> level
+        cells = plain.reshape(rows // CELL, side, columns // CELL, side).max(axis=(1, 3))
+        np.testing.assert_allclose(found.worst[level], cells, rtol=2e-3)
+        for share in (0.5, 0.999):
+            wanted = float(np.quantile(plain, share))
+            assert found.percentile(share)[level] == pytest.approx(wanted, rel=3e-3, abs=2 / BINS_PER_UNIT)
+
+
+# --- what it finds --------------------------------------------------------------------------------------------
+
+
+def test_lost_noise_alone_is_about_four() -> None:
+    """Independent noise of the original's own strength: the 99.9th percentile of 24 filters of a normal variable."""
+    found = noise_of(noise(768, 768)).look(noise(768, 768, seed=1) - GREY)
+    fine, *wider = found.percentile(0.999)
+    assert 3.8 <= fine <= 4.3
+    assert all(3.7 <= each <= 4.5 for each in wider)
+    rim = np.concatenate([found.worst[:, [0, -1]].ravel(), found.worst[:, :, [0, -1]].ravel()])
+    assert rim.max() < found.worst[:, 1:-1, 1:-1].max() + 0.5, "the border of the image is no line"
+    half = noise_of(noise(768, 768)).look(0.5 * (noise(768, 768, seed=1) - GREY))
+    assert half.percentile(0.999) == pytest.approx(tuple(each / 2 for each in found.percentile(0.999)), abs=0.05)
+
+
+@pytest.mark.parametrize(("level", "width"), list(enumerate(WIDTHS)))
+@pytest.mark.parametrize("angle", [0.0, 0.4, 2.1])
+def test_a_lost_vessel_shows_at_its_width_and_place(level: int, width: float, angle: float) -> None:
+    """In white noise, where the matched filter is the best one; a vessel with the rims that sharpening gives it."""
+    original = (GREY + 12 * np.random.default_rng(0).standard_normal((512, 512))).astype(np.float32)
+    y, x = np.mgrid[0:512, 0:512]
+    across = (y - 250) * np.cos(angle) - (x - 270) * np.sin(angle)
+    along = (y - 250) * np.sin(angle) + (x - 270) * np.cos(angle)
+    profile = (1 - (across / width) ** 2) * np.exp(-((across / width) ** 2) / 2)
+    vessel = 40.0 * profile * (np.abs(along) < 4 * width + 6)
+    worst = noise_of(original).look(-vessel.astype(np.float32)).worst
+    assert int(np.argmax([each.max() for each in worst])) == level
+    assert worst[level].max() > 6
+    row, column = np.unravel_index(int(worst[level].argmax()), worst[level].shape)
+    middle = (row * CELL + 8 - 250, column * CELL + 8 - 270)
+    assert abs(middle[0] * np.cos(angle) - middle[1] * np.sin(angle)) < CELL
+    assert np.hypot(*middle) < 4 * width + 6 + CELL
+    far = (
+        np.hypot(*(np.indices(worst[level].shape) * CELL + 8 - np.array([250, 270])[:, None, None]))
+        > 4 * width + 6 + 64
+    )
+    assert worst[level][far].max() < 0.5
+
+
+def test_the_edge_of_a_block_shows() -> None:
+    """A step of two thirds of a standard deviation, as blocks leave: below the noise of a pixel, found as a line."""
+    error = np.zeros((512, 512), dtype=np.float32)
+    error[:, 256:] = 8.0
+    found = noise_of(noise(512, 512)).look(error)
+    columns = found.worst[2].max(axis=0)
+    assert columns[15:17].min() > 4
+    assert columns[:12].max() < 1
+    assert columns[20:].max() < 1
+    assert (found.worst[:, 3:-3, 15:17].max(axis=0) > 4).all()
+
+
+def test_a_constant_changes_nothing() -> None:
+    original, error = noise(512, 400), noise(512, 400, seed=1) - GREY
+    one, other = noise_of(original).look(error), noise_of(original + 1000).look(error + 300)
+    np.testing.assert_allclose(one.worst, other.worst, rtol=2e-3, atol=2e-3)
+
+
+def test_the_sign_changes_nothing() -> None:
+    """MONOCHROME1: what is dark there is bright here."""
+    original, error = noise(400, 512), noise(400, 512, seed=1) - GREY
+    one, other = noise_of(original).look(error), noise_of(4095 - original).look(-error)
+    np.testing.assert_allclose(one.worst, other.worst, rtol=2e-3, atol=2e-3)
+    assert one.percentile(0.999) == pytest.approx(other.percentile(0.999), abs=0.05)
+
+
+def test_flat_images_are_measured_against_rounding() -> None:
+    """Where the original has no noise, one step of a display is the unit: responses stay finite."""
+    flat = np.full((256, 256), GREY, dtype=np.float32)
+    error = np.random.default_rng(1).standard_normal((256, 256)).astype(np.float32)
+    error *= np.float32(WINDOW / 256 / np.sqrt(12))
+    found = noise_of(flat).look(error)
+    assert 3 < found.percentile(0.999)[0] < 6
+    assert not noise_of(flat).look(np.zeros_like(flat)).worst.any()
+
+
+def test_only_the_breast_is_measured() -> None:
+    original = noise(512, 512)
+    inside = np.zeros((512, 512), dtype=bool)
+    inside[:, :256] = True
+    error = noise(512, 512, seed=1, deviation=5.0) - GREY
+    quiet = noise_of(original, inside).look(error)
+    error[100:400, 400:403] += 500  # a marker, out of it
+    original[:, 300:] = 0
+    found = noise_of(original, inside).look(error)
+    assert not found.worst[:, :, 17:].any()
+    counted = [counts.sum() for counts in found.counts]
+    assert counts_near(counted, [512 * 256, 256 * 128, 128 * 64])
+    assert found.percentile(0.999) == pytest.approx(quiet.percentile(0.999), rel=0.03)
+
+
+def counts_near(found: list[int], wanted: list[int]) -> bool:
+    return all(abs(one - other) <= 0.01 * other for one, other in zip(found, wanted, strict=True))
+
+
+def test_nothing_is_measured_without_a_breast() -> None:
+    original = noise(256, 256)
+    found = noise_of(original, np.zeros((256, 256), dtype=bool)).look(original)
+    assert not found.worst.any()
+    assert all(len(counts) == 0 for counts in found.counts)
+
+
+@pytest.mark.parametrize("shape", [(300, 700), (257, 255), (513, 259), (131, 90)])
+def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
+    """The percentile is that of a large image; a fault beside the far border is found there."""
+    original, error = noise(*shape), noise(*shape, seed=1) - GREY
+    found = noise_of(original).look(error)
+    assert found.worst.shape == (3, -(-shape[0] // CELL), -(-shape[1] // CELL))
+    assert 3.3 <= found.percentile(0.999)[0] <= 4.7
+    assert sum(int(counts.sum()) for counts in found.counts[:1]) == shape[0] * shape[1]
+    planted = np.zeros(shape, dtype=np.float32)
+    planted[20:60, shape[1] - 6 : shape[1] - 3] = 60
+    worst = noise_of(original).look(planted).worst[0]
+    row, column = np.unravel_index(int(worst.argmax()), worst.shape)
+    assert abs(column * CELL + 8 - (shape[1] - 5)) <= CELL
+    assert 20 - CELL <= row * CELL <= 60
+
+
+# --- summaries ------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_square_shows_among_the_squares_and_not_in_the_whole() -> None:
+    original = noise(1024, 1024)
+    error = 0.5 * (noise(1024, 1024, seed=1) - GREY)
+    error[256:512, 512:768] *= 3
+    found = noise_of(original).look(error)
+    squares = found.by_square(0.999)
+    assert [len(each) for each in squares] == [16, 4, 1]
+    assert np.sort(squares[0])[-1] > 1.8 * np.sort(squares[0])[-2]
+    assert found.percentile(0.9)[0] < 2.2
+
+
+def test_places_that_are_repaired_do_not_count() -> None:
+    original = noise(512, 512)
+    error = 0.5 * (noise(512, 512, seed=1) - GREY)
+    quiet = noise_of(original).look(error).percentile(0.999)
+    error[100:400, 200:203] += 200
+    found = noise_of(original).look(error)
+    assert found.percentile(0.999)[0] > 3 * quiet[0]
+    limited = found.up_to([3.0, 3.0, 3.0])
+    assert limited.percentile(0.999) == pytest.approx(quiet, rel=0.4)
+    assert max(limited.percentile(1.0)) <= 3.0
+    assert [c.sum() for c in limited.counts] == [c.sum() for c in found.counts]
+    assert np.array_equal(limited.worst, found.worst)
