@@ -281,7 +281,8 @@ def structure_weights(detail: Tensor) -> Tensor:
     fine, coarse, broad = (_passed(side, sigma).to(detail.device) for sigma in _STRUCTURE)
     band = torch.fft.irfft2(torch.fft.rfft2(detail) * (fine - coarse), s=(side, side))
     energy = torch.fft.irfft2(torch.fft.rfft2(band.square()) * broad, s=(side, side))
-    return (energy / (energy.mean(dim=(2, 3), keepdim=True) + _FAINT)).clamp(*_WEIGHTS)
+    result: Tensor = energy / (energy.mean(dim=(2, 3), keepdim=True) + _FAINT)
+    return result.clamp(*_WEIGHTS)
 
 
 def _passed(side: int, sigma: float) -> Tensor:
