@@ -52,17 +52,19 @@ class OperatingPoint:
     """How a base is made.
 
     ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL's
-    Butteraugli distance; 0 for a lossless base. ``effort``: coder effort, 1 to 9.
+    Butteraugli distance; 0 for a lossless base. ``effort``: coder effort, 1 to 9. ``companded``: samples are mapped so
+    that the image's own noise is alike at every grey level.
     """
 
     scale: int
     coder: str
     distance: float = 0.0
     effort: int = 7
+    companded: bool = False
 
     def __str__(self) -> str:
         lossy = f" d{self.distance:.3g}" if self.distance else ""
-        return f"x{self.scale} {self.coder}{lossy}"
+        return f"x{self.scale} {self.coder}{lossy}{' companded' if self.companded else ''}"
 
 
 @dataclass(frozen=True)

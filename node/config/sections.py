@@ -150,7 +150,7 @@ class StorageSettings(Section):
 
 class CodecSettings(Section):
     profile: Profile = Profile.BALANCED
-    scales: tuple[Literal[1, 2, 4], ...] = Field(default=(4, 2, 1), min_length=1)
+    scales: tuple[Literal[1, 2, 4], ...] = Field(default=(2, 1), min_length=1)
     effort: int = Field(default=7, ge=1, le=9)
 
     @property
