@@ -135,7 +135,7 @@ def test_scheduled_times(text: str, now: str, before: str, after: str, monkeypat
     assert following(when, moment) == expected_after
 
 
-def test_every_command_has_help_and_is_in_the_readme() -> None:
+def test_every_command_has_help_and_is_documented() -> None:
     manual = (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8")
     names = [one.name or one.callback.__name__ for one in jobs_app.registered_commands if one.callback]
     assert names == ["list", "run", "pause", "resume", "cancel", "history"]
