@@ -95,7 +95,9 @@ def reference() -> Reference:
     return Reference(ORIGINAL, mammogram(ORIGINAL, WindowCenter=2048, WindowWidth=4096))
 
 
-def kinds(reference: Reference, structure: Float, served: Pixels | None = None, limits: Thresholds = LIMITS) -> set[str]:
+def kinds(
+    reference: Reference, structure: Float, served: Pixels | None = None, limits: Thresholds = LIMITS
+) -> set[str]:
     """What fails."""
     found = look(reference, structure)
     noise = {} if served is None else measure_noise(reference, structure, served)
@@ -175,7 +177,9 @@ def test_a_blurred_structure(reference: Reference) -> None:
 
 
 def test_block_artefacts(reference: Reference) -> None:
-    steps = np.repeat(np.repeat(np.random.default_rng(0).standard_normal((22, 24)), 32, axis=0), 32, axis=1)[:ROWS, :COLUMNS]
+    steps = np.repeat(np.repeat(np.random.default_rng(0).standard_normal((22, 24)), 32, axis=0), 32, axis=1)[
+        :ROWS, :COLUMNS
+    ]
     assert kinds(reference, in_air(TISSUE + np.float32(8) * steps.astype(np.float32))) >= {"lines"}
 
 
@@ -210,7 +214,9 @@ def test_a_marker_lost_out_of_the_breast(value: int) -> None:
     }
 
 
-@pytest.mark.parametrize(("share", "fails"), [(0.8, {"specks lost"}), (0.98, set()), (1.02, set()), (1.2, {"specks lost"})])
+@pytest.mark.parametrize(
+    ("share", "fails"), [(0.8, {"specks lost"}), (0.98, set()), (1.02, set()), (1.2, {"specks lost"})]
+)
 def test_a_speck_whose_contrast_is_not_kept(reference: Reference, share: float, fails: set[str]) -> None:
     """Lost by a fifth, or raised by a fifth; the structure of everything else is the original's own."""
     speck = in_air(np.float32(PEAK * (share - 1)) * spot(SPECKS[2]))
@@ -339,7 +345,9 @@ def test_a_single_place_is_repaired_and_not_a_burden(reference: Reference) -> No
 
 @pytest.mark.parametrize("sigma", [3.0, 6.0])
 def test_worse_is_a_greater_burden(reference: Reference, sigma: float) -> None:
-    assert burden(look(reference, in_air(gaussian_filter(TISSUE, sigma))), LIMITS) > burden(look(reference, STRUCTURE), LIMITS)
+    assert burden(look(reference, in_air(gaussian_filter(TISSUE, sigma))), LIMITS) > burden(
+        look(reference, STRUCTURE), LIMITS
+    )
 
 
 def test_every_figure_is_documented(reference: Reference) -> None:
@@ -347,7 +355,11 @@ def test_every_figure_is_documented(reference: Reference) -> None:
 
     text = (Path(__file__).parent.parent / "docs/METRICS.md").read_text(encoding="utf-8")
     part = text.split("\n## Figures of the gate\n")[1].split("\n## ")[0]
-    documented = set(re.findall(r"`([a-z0-9_.]+)`", " ".join(line.split("|")[1] for line in part.splitlines() if line.startswith("| `"))))
+    documented = set(
+        re.findall(
+            r"`([a-z0-9_.]+)`", " ".join(line.split("|")[1] for line in part.splitlines() if line.startswith("| `"))
+        )
+    )
     noise = measure_noise(reference, STRUCTURE, SERVED)
     verdict = judge(reference, STRUCTURE, look(reference, STRUCTURE), SERVED, noise, LIMITS)
     assert documented == {*verdict.figures, "psnr_db", "fsim_mean", "fsim_p5"}

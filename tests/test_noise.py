@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import ndtri
 
 from node.codec.noise import (
+    CELL,
     LEVELS,
     PLACE,
     SPECTRUM,
@@ -90,13 +91,15 @@ def test_bytes_and_back(rows: int, columns: int, ends: tuple[float, float], gain
     codes = {name: random.integers(0, 256, shape).astype(np.uint8) for name, shape in shapes.items()}
     made = NoiseModel(rows, columns, *ends, **codes, gain=gain)
     assert same(decode_noise(encode_noise(made)), made)
+    quiet = random.random((-(-rows // CELL), -(-columns // CELL))) < 0.5
+    assert same(decode_noise(encode_noise(replace(made, quiet=quiet))), replace(made, quiet=quiet))
 
 
 def test_a_smooth_model_takes_some_hundred_bytes() -> None:
     assert len(encode_noise(model(4000, 3000))) < 1000
 
 
-WHOLE = encode_noise(model(300, 280))
+WHOLE = encode_noise(model(300, 280, quiet=np.eye(19, 18, dtype=bool)))
 
 
 @pytest.mark.parametrize("end", range(0, len(WHOLE), 7))
@@ -284,6 +287,29 @@ def test_no_noise_where_place_or_curve_is_zero() -> None:
     assert not noise[192:256, 256:320].any()
     assert noise[64:192].all()
     assert not model(spectrum=np.zeros(SPECTRUM, dtype=np.uint8)).draw(structure, 1).any()
+
+
+def test_no_noise_in_quiet_cells() -> None:
+    quiet = np.zeros((38, 44), dtype=bool)
+    quiet[5, 7] = True
+    structure = np.full((600, 700), 2000, dtype=np.float32)
+    noise, loud = (model(quiet=cells).draw(structure, 1) for cells in (quiet, None))
+    assert not noise[80:96, 112:128].any()
+    noise[80:96, 112:128] = loud[80:96, 112:128]
+    assert np.array_equal(noise, loud)
+
+
+def test_cells_of_one_value_are_quiet() -> None:
+    """A burnt-in square in the tissue: the noise around it is not drawn over it."""
+    original, structure, _ = known()
+    original[128:192, 256:320] = structure[128:192, 256:320] = 3000
+    everywhere = np.ones(original.shape, dtype=bool)
+    own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
+    plain = measure_deviation(original, structure, everywhere, everywhere)
+    told = with_spectrum(plain, original, structure, everywhere, own - made)
+    drawn = told.draw(structure, 1)
+    assert not drawn[128:192, 256:320].any()
+    assert drawn[128:192, 192:256].all()
 
 
 def test_the_same_seed_is_the_same_noise() -> None:

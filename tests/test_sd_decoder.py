@@ -25,13 +25,12 @@ from node.training.sd_decoder import (
     fine_tune_decoder,
 )
 from node.training.trainer import CheckpointError, Progress, TrainingFailed
-from node.upscalers.protocol import UpscaleTask
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound
 from storage.errors import LatentPacsError
-from storage.records import Rung
 from storage.resample import Operator
 from tests import tiny_sd
 from tests.samples import breast
+from tests.test_sd_x2 import task_of
 
 VAE = Path("vae", "diffusion_pytorch_model.safetensors")
 PLAN = DecoderPlan(steps=6, batch=2, crop=32, rate=1e-3)
@@ -133,10 +132,10 @@ def test_only_the_decoder_moves(model: Path, tuned: Path) -> None:
 
 def test_the_result_is_a_model_that_sd_x2_upscales_with(model: Path, tuned: Path) -> None:
     operator = Operator(160, 128, 2)
-    task = UpscaleTask(operator.down(PICTURES[0].pixels), operator, 0, 4095, seed=7, steps=2, rung=Rung(2, "jpegxl"))
+    task = task_of(operator.down(PICTURES[0].pixels), operator)
     made = [SdX2(str(folder), device="cpu", tile=64, overlap=16, steps=2) for folder in (model, tuned)]
     assert made[0].weights_digest != made[1].weights_digest
-    images = [upscaler.upscale(task).image for upscaler in made]
+    images = [upscaler.structure(task) for upscaler in made]
     assert images[1].shape == (160, 128)
     assert not np.array_equal(*images)
 

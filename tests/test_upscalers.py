@@ -8,22 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from numpy.typing import NDArray
 
-from node.codec.engine import consistency, make_base, reconstruct
-from node.codec.guide import LEVEL_TILE, deviations, grid, measure_levels, share_map, tile_means, unit_map
-from node.codec.guiding import guided
+from node.codec.decode import Decoded, SideInformation, reconstruct
+from node.codec.encode import make_base
+from node.codec.noise import NoiseModel
 from node.config import ReconstructSettings, SdX2Settings
-from node.fidelity.gate import Reference
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.protocol import Upscaled, Upscaler, UpscaleTask
+from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.errors import ModelMissing
 from storage.payload import Rendition
-from storage.records import Rung, Verdict
-from storage.resample import Operator
+from storage.records import OperatingPoint, Verdict
 from tests import tiny_sd
-from tests.samples import breast
-from tests.test_engine import original_of
+from tests.test_encode import phantom, source_of
+from tests.test_noise import model
+
+Float = NDArray[np.float32]
 
 
 @pytest.fixture(scope="session")
@@ -31,40 +31,37 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_sd.build(tmp_path_factory.mktemp("tiny"))
 
 
-def settings(name: str, weights: Path, detail: float = 0.0) -> ReconstructSettings:
+def settings(name: str, weights: Path) -> ReconstructSettings:
     own = SdX2Settings(weights=str(weights), steps=2, tile=64, overlap=16)
-    return ReconstructSettings.model_validate({"upscaler": name, "device": "cpu", "detail": detail, "sd_x2": own})
+    return ReconstructSettings.model_validate({"upscaler": name, "device": "cpu", "sd_x2": own})
 
 
-@pytest.fixture(params=["bicubic", "bicubic detail", "mammo", "mammo detail", "sd_x2"])
+@pytest.fixture(params=["bicubic", "mammo", "sd_x2"])
 def fresh(request: pytest.FixtureRequest, weights: Path) -> Callable[[], Upscaler]:
     """Builds the upscaler anew, as a new process would."""
-    name, _, detail = request.param.partition(" ")
-    return lambda: Catalogue(settings(name, weights, 1.0 if detail else 0.0)).configured()
+    return lambda: Catalogue(settings(request.param, weights)).configured()
 
 
-def task(upscaler: Upscaler, scale: int = 2, rows: int = 150, columns: int = 131, seed: int = 3) -> UpscaleTask:
-    operator = Operator(rows, columns, scale)
-    pixels = breast(max(rows, 260), max(columns, 260))[:rows, :columns]
-    base = operator.down(pixels)
-    levels = measure_levels(pixels - operator.lift(base), np.ones(grid(rows, columns, LEVEL_TILE), dtype=bool))
-    return UpscaleTask(
-        base,
-        operator,
-        int(pixels.min()),
-        int(pixels.max()),
-        seed,
-        upscaler.steps,
-        Rung(scale, "png16"),
-        levels=levels if upscaler.guided else None,
-    )
+def noise_of(rows: int, columns: int) -> NoiseModel:
+    return model(rows, columns, deviation=12.0)
 
 
-def same(one: Upscaled, other: Upscaled) -> bool:
-    if (one.texture is None) != (other.texture is None):
-        return False
-    textures = one.texture is None or np.array_equal(one.texture, other.texture)
-    return textures and np.array_equal(one.image, other.image)
+def task(upscaler: Upscaler, scale: int = 2, rows: int = 280, columns: int = 270, seed: int = 3) -> UpscaleTask:
+    """Of a corner of the phantom, lossy."""
+    pixels = phantom()[200 : 200 + rows, :columns]
+    decoded = Decoded.of(make_base(source_of(pixels)[0], OperatingPoint(scale, "jpegxl", 0.5, 3)))
+    return decoded.task(noise_of(rows, columns), seed, upscaler.steps)
+
+
+def made(upscaler: Upscaler, given: UpscaleTask) -> tuple[Float, Float]:
+    """Structure and grain."""
+    structure = upscaler.structure(given)
+    rows, columns = structure.shape
+    return structure, upscaler.grain(given, structure, noise_of(rows, columns).draw(structure, given.seed))
+
+
+def same(one: tuple[Float, Float], other: tuple[Float, Float]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_says_what_it_is(fresh: Callable[[], Upscaler]) -> None:
@@ -78,85 +75,77 @@ def test_says_what_it_is(fresh: Callable[[], Upscaler]) -> None:
     assert all(isinstance(value, str) for value in numerics.values())
 
 
-@pytest.mark.parametrize("scale", [2, 4])
-def test_shape_type_and_range(fresh: Callable[[], Upscaler], scale: int) -> None:
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_shape_and_type(fresh: Callable[[], Upscaler], scale: int) -> None:
     upscaler = fresh()
-    drawn = upscaler.upscale(task(upscaler, scale))
-    assert (drawn.texture is not None) is (upscaler.detail > 0)
-    for part in (drawn.image, drawn.texture):
-        if part is not None:
-            assert part.shape == (150, 131)
-            assert part.dtype == np.float32
-            assert np.isfinite(part).all()
+    for part in made(upscaler, task(upscaler, scale)):
+        assert part.shape == (280, 270)
+        assert part.dtype == np.float32
+        assert np.isfinite(part).all()
 
 
 def test_a_pure_function(fresh: Callable[[], Upscaler]) -> None:
-    """Again, after another image, and in a fresh process: the same bits. The base is not written to."""
+    """Again, after another image, and in a fresh process: the same bits. The task is not written to."""
     upscaler = fresh()
     given = task(upscaler)
-    before = given.base.copy()
-    first = upscaler.upscale(given)
-    assert np.array_equal(given.base, before)
-    upscaler.upscale(task(upscaler, rows=99, columns=140, seed=9))
-    assert same(upscaler.upscale(given), first)
-    assert same(fresh().upscale(given), first)
+    before = {name: getattr(given, name).copy() for name in ("samples", "upsampled", "deviation")}
+    first = made(upscaler, given)
+    first[0][:] += 0.0  # it is the caller's own
+    assert all(np.array_equal(getattr(given, name), array) for name, array in before.items())
+    made(upscaler, task(upscaler, rows=260, columns=300, seed=9))
+    assert same(made(upscaler, given), first)
+    assert same(made(fresh(), given), first)
 
 
-def test_consistent_where_it_says_so(fresh: Callable[[], Upscaler]) -> None:
+def test_a_structure_may_be_written_to(fresh: Callable[[], Upscaler]) -> None:
     upscaler = fresh()
     given = task(upscaler)
-    if upscaler.consistent:
-        away = given.operator.down(upscaler.upscale(given).image) - given.base
-        assert np.abs(away).max() < 0.01
+    before = given.upsampled.copy()
+    upscaler.structure(given)[:] = 0
+    assert np.array_equal(given.upsampled, before)
 
 
-def test_texture_is_hidden_from_the_base_and_of_the_strength_asked_for(fresh: Callable[[], Upscaler]) -> None:
+@pytest.mark.parametrize("point", [OperatingPoint(2, "png16"), OperatingPoint(4, "jpegxl", 0.6)], ids=str)
+def test_a_structure_is_consistent_with_its_base(fresh: Callable[[], Upscaler], point: OperatingPoint) -> None:
+    """Downsampled it is the base, to within what a coder changes and the noise that the base does not hold."""
     upscaler = fresh()
-    given = task(upscaler, rows=384, columns=384)
-    texture = upscaler.upscale(given).texture
-    if texture is None:
-        return
-    assert np.abs(given.operator.down(texture)).max() < 0.01
-    assert given.levels is not None
-    strength = unit_map(given.levels, 384, 384) * share_map(given.levels, 384, 384)
-    assert np.square(texture).sum() == pytest.approx(np.square(strength).sum(), rel=1e-3)
-    loud = deviations(given.levels) > np.median(deviations(given.levels))
-    power = tile_means(np.square(texture), LEVEL_TILE)
-    assert power[loud].mean() > power[~loud].mean()
+    pixels = phantom()[200:480, :270]
+    base = make_base(source_of(pixels)[0], point)
+    image = reconstruct(base, upscaler, SideInformation(), seed=5, steps=upscaler.steps)
+    away = base.operator.down(image) - base.samples()
+    assert np.sqrt(np.mean(np.square(away))) < 1.5 * max(base.quantisation_rms, 2.0)
 
 
-@pytest.mark.parametrize("rung", [Rung(2, "png16"), Rung(4, "jpegxl", distance=0.6, sample_bits=12)], ids=str)
-def test_the_engine_makes_any_of_them_consistent(fresh: Callable[[], Upscaler], rung: Rung) -> None:
-    """Within a grey level of a lossless base, within its own quantisation RMS of a lossy one (DESIGN, decision 4)."""
+def test_grain_has_the_strength_of_the_noise(fresh: Callable[[], Upscaler]) -> None:
     upscaler = fresh()
-    original = original_of(breast(300, 280))
-    base = make_base(original, rung)
-    guide = None
-    if upscaler.guided:
-        reference = Reference(original.pixels, Dataset())
-        guide, made = guided(reference, base, upscaler, seed=5, steps=upscaler.steps, detail=upscaler.detail)
-        assert guide.levels.any()
-        assert upscaler.detail > 0 or not guide.amplitude.any()
-    pixels = reconstruct(base, upscaler, seed=5, steps=upscaler.steps, guide=guide)
-    if guide is not None:
-        assert np.array_equal(pixels, made)
-    away = consistency(pixels, base)
-    if rung.distance:
-        assert 0 < away.rms <= base.quantisation_rms
-    else:
-        assert away.maximum <= 1.0
+    given = task(upscaler)
+    structure = upscaler.structure(given)
+    noise = noise_of(*structure.shape).draw(structure, given.seed)
+    grain = upscaler.grain(given, structure, noise.copy())
+    assert grain.std() == pytest.approx(noise.std(), rel=0.25)
 
 
-def test_drawn_content_depends_on_the_seed_and_nothing_else_does(fresh: Callable[[], Upscaler]) -> None:
+def test_what_draws_says_so(fresh: Callable[[], Upscaler]) -> None:
+    """A structure that depends on the seed holds what a model drew."""
     upscaler = fresh()
-    equal = same(upscaler.upscale(task(upscaler, seed=1)), upscaler.upscale(task(upscaler, seed=2)))
-    assert equal is not (upscaler.detail > 0 or upscaler.name == "sd_x2")
-    assert upscaler.generative or equal, "what draws says so"
+    one, other = (upscaler.structure(task(upscaler, seed=seed)) for seed in (1, 2))
+    assert np.array_equal(one, other) is (upscaler.name != "sd_x2")
+    assert upscaler.generative or np.array_equal(one, other)
+
+
+def test_the_deviation_is_not_looked_at_where_it_is_not_needed(fresh: Callable[[], Upscaler]) -> None:
+    upscaler = fresh()
+    if not upscaler.needs_deviation:
+        with_noise = task(upscaler)
+        pixels = phantom()[200:480, :270]
+        decoded = Decoded.of(make_base(source_of(pixels)[0], OperatingPoint(2, "jpegxl", 0.5, 3)))
+        without = decoded.task(None, with_noise.seed, upscaler.steps)
+        assert np.array_equal(upscaler.structure(with_noise), upscaler.structure(without))
 
 
 def test_missing_model_names_the_digest(weights: Path) -> None:
     """A rendition whose weights are not the installed ones is not rendered with others."""
-    made = Rendition(
+    rendition = Rendition(
         base_digest="0" * 64,
         original_uid="1.2",
         derived_uid="2.25.1",
@@ -168,7 +157,8 @@ def test_missing_model_names_the_digest(weights: Path) -> None:
         steps=2,
         seed=1,
         output_digest="0" * 64,
+        structure_digest="0" * 64,
         verdict=Verdict(40.0, 0.95, 0.92, 1),
     )
     with pytest.raises(ModelMissing, match="ab" * 32):
-        Catalogue(settings("bicubic", weights)).for_rendition(made)
+        Catalogue(settings("bicubic", weights)).for_rendition(rendition)

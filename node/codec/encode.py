@@ -401,8 +401,10 @@ class _Walk:
             wanted = (
                 float(np.clip(wanted, low + (high - low) * 0.1, high - (high - low) * 0.1)) if low < high else wanted
             )
-        after = float(2.0**wanted)
-        if not _FINEST <= after <= _COARSEST or abs(wanted - here[0]) < 0.02:
+        if not np.log2(_FINEST) - 1 <= wanted <= np.log2(_COARSEST) + 1:
+            return False
+        after = float(np.clip(2.0**wanted, _FINEST, _COARSEST))
+        if abs(np.log2(after) - here[0]) < 0.02:
             return False
         self.distance = after
         return True

@@ -127,9 +127,9 @@ def golden_parts() -> dict[str, bytes]:
     curve = np.linspace(140, 160, LEVELS).astype(np.uint8)
     spectrum = np.full(SPECTRUM, 255, dtype=np.uint8)
     spectrum[:, 20:] = 200
-    noise = NoiseModel(ROWS, COLUMNS, 704.0, 2973.0, curve, place, spectrum, gain=1.25)
-    cells = np.zeros((19, 18), dtype=bool)
-    cells[4:6, 2:4] = True
+    quiet, cells = np.zeros((19, 18), dtype=bool), np.zeros((19, 18), dtype=bool)
+    quiet[10, 12:14] = cells[4:6, 2:4] = True
+    noise = NoiseModel(ROWS, COLUMNS, 704.0, 2973.0, curve, place, spectrum, gain=1.25, quiet=quiet)
     residual = np.zeros((ROWS, COLUMNS), dtype=np.float32)
     residual[70:80, 40:50] = 300.0
     points = Points(ROWS, COLUMNS, (Point(150, 60, 1, 50), Point(150, 90, 3, -20)))
