@@ -80,6 +80,11 @@ class Image:
         return self.picture.name
 
     @property
+    def file_name(self) -> str:
+        """The name as that of a file, without a suffix."""
+        return (self.name.rpartition(".")[0] or self.name).replace("/", "-")
+
+    @property
     def breast(self) -> Bools:
         """Where the breast is, bool at the image's own size."""
         rows, columns = self.picture.pixels.shape

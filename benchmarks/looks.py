@@ -56,7 +56,7 @@ def main() -> None:
 def looked_at(image: Image, out: Path, coder: Callable[[Image], Coded] = code) -> dict[str, Any]:
     """Code one image, write its three files, and say what was lost."""
     coded = coder(image)
-    name = image.name.rpartition(".")[0].replace("/", "-")
+    name = image.file_name
     raw = coded.original.nbytes
     lossless = len(imagecodecs.jpegxl_encode(coded.original, lossless=True, effort=7, numthreads=1))
     row = {
