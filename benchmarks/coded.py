@@ -257,7 +257,7 @@ def _structure(made: Encoded, reference: Reference) -> Float:
 
 
 def _worst_tiles(made: Encoded, reference: Reference, limits: Thresholds) -> list[tuple[int, int]]:
-    """By the greatest coherent error of any width, over its limit; tiles that are mostly breast, where there are any."""
+    """By the greatest coherent error over its limit; only tiles that are mostly breast, where there are any."""
     worst = (made.found.lines.worst / np.array(limits.lines)[:, None, None]).max(axis=0)
 
     def cells(tile: tuple[int, int]) -> tuple[slice, slice]:

@@ -9,7 +9,8 @@ For each image three files are written to ``--out``:
 The table has one line per image; benchmarks/losses.py says what its figures mean. "of lossless" is over JPEG XL of the
 same pixels, lossless, effort 7. Real mammograms are on the sheets: keep them where such images may be kept.
 
-    python -m benchmarks.looks --out FOLDER [--data FOLDER] [--only NAME] [--profile balanced] [--upscaler mammo] [--json]
+    python -m benchmarks.looks --out FOLDER [--data FOLDER] [--only NAME] [--profile balanced]
+        [--upscaler mammo] [--json]
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def measured(image: Image, settings: Settings, *, rival: bool) -> dict[str, Any]
 def rival_of(encoder: Encoder) -> Encoder:
     """The same image at its full size, held to the structure's half of the gate."""
     assert encoder.limits is not None
-    free = {name: math.inf for name in ("spectrum_db", "spectrum_tile_db", "repeat", "quiet")}
+    free = dict.fromkeys(("spectrum_db", "spectrum_tile_db", "repeat", "quiet"), math.inf)
     limits = replace(encoder.limits, **free)
     return replace(encoder, upscalers=(Bicubic(),), limits=limits, scales=(1,), tried=[])
 
