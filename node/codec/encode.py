@@ -246,7 +246,7 @@ class Encoder:
         source, reference = _sample(self.source, self.reference)
         area = self.reference.breast.sum() / max(reference.breast.sum(), 1)
         sampler = replace(self, source=source, reference=reference, tried=[])
-        ways = (False, True)
+        ways: tuple[bool, ...] = (False, True)
         for scale in self.scales:
             best: Promise | None = None
             for upscaler in reversed(self.upscalers):  # the baseline first: another must be worth its while

@@ -217,4 +217,4 @@ def _noise_curve(source: Source) -> bytes:
     filled_in = np.interp(np.arange(CURVE_KNOTS - 1), np.flatnonzero(known), noise[known])
     steps = 1 / np.clip(filled_in, typical / 2, typical * 4)
     knots = np.rint(np.concatenate([[0], np.cumsum(steps)]) * (65535 / steps.sum())).astype("<u2")
-    return knots.tobytes()
+    return bytes(knots.tobytes())

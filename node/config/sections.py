@@ -172,7 +172,6 @@ class GateLimits(Section):
     """Thresholds of profile ``balanced``; storage.records.Thresholds says what each means."""
 
     lines: tuple[Positive, Positive, Positive] = _BALANCED.lines
-    lines_tile: float = Field(default=_BALANCED.lines_tile, ge=1)
     lines_most: float = Field(default=_BALANCED.lines_most, ge=1)
     lost: tuple[Positive, Positive, Positive, Positive] = _BALANCED.lost
     shift: Positive = _BALANCED.shift
