@@ -61,9 +61,17 @@ class Lines:
     counts: tuple[NDArray[np.int64], ...]
     worst: Float
 
-    def percentile(self, share: float) -> tuple[float, ...]:
-        """Per width, the response that ``share`` (0..1) of all pixels do not exceed."""
-        return tuple(float(_percentiles(counts.sum(axis=0)[None], share)[0]) for counts in self.counts)
+    def percentile(self, share: float, spared: float = 0.0) -> tuple[float, ...]:
+        """Per width, the response that ``share`` (0..1) of all pixels do not exceed.
+
+        ``spared``: share of the squares that are left out, those with the greatest percentiles of their own.
+        """
+        found = []
+        for counts in self.counts:
+            order = np.argsort(_percentiles(counts, share), kind="stable")
+            kept = counts[order[: len(order) - int(len(order) * spared)]]
+            found.append(float(_percentiles(kept.sum(axis=0)[None], share)[0]))
+        return tuple(found)
 
 
 def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]:
