@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from node.codec.guide import decode_guide
 from pydicom import dcmread
 
 from node.app import Node
-from node.codec.guide import decode_guide
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.upscalers.mammo import SHIPPED, Mammo

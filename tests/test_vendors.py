@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from node.codec.engine import make_base, reconstruct
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.policy import why_exact
-from node.codec.engine import make_base, reconstruct
 from node.codec.source import Original, read_original
 from node.config import EligibilitySettings
 from node.fidelity.reference import Reference
