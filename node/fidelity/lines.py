@@ -162,7 +162,7 @@ class LineNoise:
         across, left = _between(column, side, noise.shape[2])
         part = noise[:, first : first + down.shape[1], left : left + across.shape[1]]
         fine = np.matmul(np.matmul(down, part), across.T)
-        return np.maximum(fine, np.float32(self.floor / (1 << level)), out=fine)
+        return np.asarray(np.maximum(fine, np.float32(self.floor / (1 << level)), out=fine))
 
 
 def _around(cells: Mask, side: int) -> Mask:
@@ -200,7 +200,8 @@ def _between(at: int, side: int, count: int) -> tuple[Float, int]:
 
 
 def _filtered(image: Float, row: int, column: int, level: int) -> Float:
-    """All filters at one square: float32 (filters, SQUARE, SQUARE); beyond the image its border is repeated."""
+    """All filters at one square: float32 (filters, SQUARE, SQUARE); beyond the image it is mirrored, since a repeated
+    border would draw lines of its own."""
     from scipy import fft
 
     rows, columns = image.shape
@@ -212,7 +213,7 @@ def _filtered(image: Float, row: int, column: int, level: int) -> Float:
         (left - column + _RIM, column + SQUARE + _RIM - right),
     )
     if any(any(sides) for sides in pad):
-        part = np.pad(part, pad, mode="edge")
+        part = np.pad(part, pad, mode="symmetric")
     seen = np.asarray(part - part.mean(), dtype=np.float32)  # filters ignore the mean
     responses: Float = fft.irfft2(fft.rfft2(seen) * _kernels(level), s=seen.shape, overwrite_x=True)
     return responses[:, _RIM : _RIM + SQUARE, _RIM : _RIM + SQUARE]
