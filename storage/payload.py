@@ -31,6 +31,8 @@ POSTPROCESSING = "1"
 """Version of everything between upscaler and output pixels (repairs, points, noise, rounding, clipping, padding)."""
 
 _REGION = "<5I"
+CURVE_KNOTS = 33
+"""Knots of the curve of a companded base."""
 
 NAMESPACE = uuid.UUID("6a4cbdd1-2a3e-5b0a-9f0e-94dc6f2c1b57")
 
@@ -66,7 +68,9 @@ class Base:
     ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its extreme stored values
     outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
     ``padding_bytes``: which pixels are padding and what they hold (storage/padding.py). Coded samples are
-    ``(grey levels - offset) * gain``; a negative gain codes a MONOCHROME1 image as it is displayed.
+    ``(grey levels - offset) * gain``, mapped by ``curve`` where there is one; a negative gain codes a MONOCHROME1 image
+    as it is displayed. ``curve``: uint16, CURVE_KNOTS values that rise from 0 to 65535, little endian: coded samples at
+    evenly spaced samples before it.
     ``quantisation_rms``: root mean square of decoded base minus ideal base, in grey levels. ``pixel_digest``: of the
     original's stored values. ``region``: what was coded; None: everything.
     """
@@ -89,6 +93,7 @@ class Base:
     padding_bytes: bytes = b""
     operator_name: str = OPERATOR
     region: CodedRegion | None = None
+    curve: bytes = b""
 
     @property
     def operator(self) -> Operator:
@@ -103,6 +108,8 @@ class Base:
         if not region.within(*shape):
             raise PayloadError(f"region {tuple(region)} of a base reaches beyond its {shape} samples")
         decoded = coders.decode(self.coded, self.point, (region.rows, region.columns)).astype(np.float32)
+        if self.curve:
+            decoded = unmapped(decoded, self.curve)
         decoded *= np.float32(1 / self.gain)
         decoded += np.float32(self.offset)
         if self.region is None:
@@ -149,6 +156,25 @@ class Rendition:
     def structure_uid(self) -> str:
         """The SOP Instance UID of the same reconstruction without drawn noise."""
         return structure_uid(self.derived_uid)
+
+
+def mapped(samples: NDArray[np.float32], curve: bytes) -> NDArray[np.float32]:
+    """Samples of 0 to 65535 mapped by a curve: float32, the same shape. Raises PayloadError where it does not rise."""
+    knots = _knots(curve)
+    return np.interp(samples, np.linspace(0, 65535, CURVE_KNOTS), knots).astype(np.float32)
+
+
+def unmapped(samples: NDArray[np.float32], curve: bytes) -> NDArray[np.float32]:
+    """The inverse of ``mapped``."""
+    knots = _knots(curve)
+    return np.interp(samples, knots, np.linspace(0, 65535, CURVE_KNOTS)).astype(np.float32)
+
+
+def _knots(curve: bytes) -> NDArray[np.float64]:
+    knots = np.frombuffer(curve, "<u2").astype(np.float64) if len(curve) == 2 * CURVE_KNOTS else np.zeros(1)
+    if len(knots) != CURVE_KNOTS or knots[0] != 0 or knots[-1] != 65535 or (np.diff(knots) <= 0).any():
+        raise PayloadError(f"curve of a base does not rise from 0 to 65535 in {CURVE_KNOTS} knots")
+    return knots
 
 
 _PARTS = ("noise", "repairs", "points", "patches")
@@ -209,9 +235,10 @@ def encode_base(base: Base) -> bytes:
         "trailer": base.header.after,
         "pixels": base.coded,
         "padding": base.padding_bytes,
+        "curve": base.curve,
         "region": b"" if base.region is None else struct.pack(_REGION, *base.region),
     }
-    return pack(b"B", sections, stored={"pixels", "padding", "region"})
+    return pack(b"B", sections, stored={"pixels", "padding", "region", "curve"})
 
 
 def decode_base(data: bytes) -> Base:
@@ -241,6 +268,7 @@ def decode_base(data: bytes) -> Base:
             padding_bytes=sections.get("padding", b""),
             operator_name=meta["operator"],
             region=CodedRegion(*struct.unpack(_REGION, sections["region"])) if "region" in sections else None,
+            curve=sections.get("curve", b""),
         )
 
 

@@ -52,17 +52,19 @@ class OperatingPoint:
     """How a base is made.
 
     ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL's
-    Butteraugli distance; 0 for a lossless base. ``effort``: coder effort, 1 to 9.
+    Butteraugli distance; 0 for a lossless base. ``effort``: coder effort, 1 to 9. ``companded``: samples are mapped so
+    that the image's own noise is alike at every grey level.
     """
 
     scale: int
     coder: str
     distance: float = 0.0
     effort: int = 7
+    companded: bool = False
 
     def __str__(self) -> str:
         lossy = f" d{self.distance:.3g}" if self.distance else ""
-        return f"x{self.scale} {self.coder}{lossy}"
+        return f"x{self.scale} {self.coder}{lossy}{' companded' if self.companded else ''}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,7 @@ class Thresholds:
     Of the structure (the reconstruction before noise is drawn):
 
     - ``lines``: 99.9th percentile of coherent error along lines at widths of 1.2, 2.5 and 5 pixels, in units of the
-      original's noise in the same filters; ``lines_tile`` times that in 95% of tiles, ``lines_most`` times that at
-      any pixel;
+      original's noise in the same filters; ``lines_most`` times that at any pixel;
     - ``lost``: share of the RMS of each octave band (about 2, 4, 8 and 16 pixels) that is lost;
     - ``shift`` of any tile's mean, and ``slow``, the RMS of the error below all bands, in window widths;
     - ``outside``: greatest error out of the breast, in window widths;
@@ -142,7 +143,6 @@ class Thresholds:
     """
 
     lines: tuple[float, float, float] = (4.0, 2.0, 0.8)
-    lines_tile: float = 1.5
     lines_most: float = 2.0
     lost: tuple[float, float, float, float] = (1.05, 1.0, 0.75, 0.35)
     shift: float = 0.002

@@ -1,4 +1,4 @@
-"""Who may import whom (the layout in README.md), and what keeps ``latent-pacs --help`` fast."""
+"""Who may import whom (the layout in docs/OPERATIONS.md), and what keeps ``latent-pacs --help`` fast."""
 
 from __future__ import annotations
 

@@ -225,17 +225,6 @@ def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
 # --- summaries ------------------------------------------------------------------------------------------------
 
 
-def test_a_bad_square_shows_among_the_squares_and_not_in_the_whole() -> None:
-    original = noise(4 * SQUARE, 4 * SQUARE)
-    error = 0.5 * (noise(4 * SQUARE, 4 * SQUARE, seed=1) - GREY)
-    error[SQUARE : 2 * SQUARE, 2 * SQUARE : 3 * SQUARE] *= 3
-    found = noise_of(original).look(error)
-    squares = found.by_square(0.999)
-    assert [len(each) for each in squares] == [16, 4, 1]
-    assert np.sort(squares[0])[-1] > 1.8 * np.sort(squares[0])[-2]
-    assert found.percentile(0.9)[0] < 2.2
-
-
 def test_places_that_are_repaired_do_not_count() -> None:
     """Their cells and those around them; the rest is as it was without the fault."""
     original = noise(512, 512)

@@ -10,7 +10,7 @@ from pydicom import Dataset
 from scipy.ndimage import gaussian_filter
 
 from benchmarks import losses as figures
-from benchmarks.coded import EVALUATION, Coded, Image, code, described
+from benchmarks.coded import EVALUATION, EXACT, Coded, Image, code, described, lossless_bytes
 from benchmarks.looks import first_sheet, second_sheet
 from benchmarks.losses import lines_of
 from benchmarks.rivals import Rival, at_size, jpeg_2000, jpeg_xl
@@ -22,7 +22,7 @@ from tests.samples import breast
 
 @pytest.fixture(scope="module")
 def image() -> Image:
-    pixels, header = breast(1024, 768), Dataset()
+    pixels, header = breast(640, 512, seed=1), Dataset()
     header.PhotometricInterpretation = "MONOCHROME2"
     picture = Picture("samples/breast.dcm", pixels, 12, header, False, breast_mask(pixels, "MONOCHROME2"))
     return described(picture, "samples")
@@ -30,7 +30,7 @@ def image() -> Image:
 
 @pytest.fixture(scope="module")
 def coded(image: Image) -> Coded:
-    return code(image)
+    return code(image, upscaler="bicubic")
 
 
 def test_what_is_known_of_an_image(image: Image) -> None:
@@ -47,8 +47,22 @@ def test_coded(image: Image, coded: Coded) -> None:
     assert coded.served.shape == coded.structure.shape == coded.breast.shape == coded.original.shape
     assert 0 < coded.payload_bytes < coded.original.nbytes / 20
     assert coded.worst
-    assert np.array_equal(code(image).served, coded.served)
-    assert not np.array_equal(code(image, seed=2).served, coded.served)
+    assert coded.point.startswith("x")
+    again = code(image, seed=2, upscaler="bicubic")
+    assert np.array_equal(again.structure, coded.structure)
+    assert again.payload_bytes == coded.payload_bytes
+    assert not np.array_equal(again.served, coded.served)
+
+
+def test_an_image_of_which_nothing_passes(image: Image) -> None:
+    noise = np.random.default_rng(0).integers(0, 4096, (300, 280)).astype(np.uint16)
+    picture = replace(image.picture, pixels=noise, mask=np.ones((19, 18), dtype=bool))
+    found = code(replace(image, picture=picture), upscaler="bicubic")
+    assert found.point == EXACT
+    assert found.payload_bytes == lossless_bytes(noise)
+    assert np.array_equal(found.served, noise)
+    assert np.array_equal(found.structure, noise)
+    assert found.worst
 
 
 def test_places_and_windows(coded: Coded) -> None:

@@ -224,6 +224,17 @@ def test_band_energies_add_up_to_what_bands_hold() -> None:
         torch.testing.assert_close(found[:, band], pixels.square().mean(dim=(1, 2)))
 
 
+def test_errors_count_most_where_the_base_holds_structure() -> None:
+    detail = 0.5 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    detail[0, 0, 30:32] += 6
+    weights = trainer.structure_weights(detail)
+    assert weights.shape == detail.shape
+    assert float(weights[0, 0, 31].mean()) > 4 * float(weights[0, 0, 5].mean())
+    assert float(weights.min()) >= 0.5
+    assert float(weights.max()) <= 8
+    assert bool(torch.isfinite(trainer.structure_weights(torch.zeros(1, 1, 64, 64))).all())
+
+
 def test_progress_is_reported_step_by_step_and_decided_by_the_seed(straight: Path, tmp_path: Path) -> None:
     met: list[Progress] = []
     run(tmp_path, replace(TINY, steps=2, seed=2), watch=met.append)

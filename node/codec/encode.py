@@ -20,13 +20,23 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.noise import NoiseModel, decode_noise, encode_noise, measure_deviation, with_spectrum
-from node.codec.patches import cells_under, cut, encode_patches
+from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.repair import points_for, repairs_for
 from node.codec.repairs import CELL, encode_repairs
 from node.codec.source import Source, read_source
 from node.fidelity.bands import BANDS, band_energies
-from node.fidelity.gate import Reference, Structure, as_shown, broken_cells, burden, judge, look, measure_noise
+from node.fidelity.gate import (
+    Reference,
+    Structure,
+    as_shown,
+    broken_cells,
+    burden,
+    judge,
+    look,
+    measure_noise,
+    wrong_specks,
+)
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
 from node.upscalers.protocol import Upscaler, UpscaleTask
@@ -40,6 +50,7 @@ from storage.payload import (
     derived_uid,
     encode_base,
     encode_rendition,
+    mapped,
     seed_of,
 )
 from storage.pixels import pixel_digest
@@ -68,6 +79,12 @@ _SAMPLE_LOOKS = 5
 """Most looks at the sample per scale."""
 _LOOKS = 4
 """Most looks at the whole image."""
+_FINISHES = 3
+"""Most times that an image is finished, each with a finer quantiser: noise or a stubborn place may miss its limit."""
+_FINER = 0.85
+"""JPEG XL distance of the next such try, over that of the last."""
+_PATCHES = 3
+"""Most times that exact patches are added: a patch changes what filters find beside it."""
 _NEAR = 0.93
 """A distance is near enough where the figure nearest to its limit uses at least this share of it."""
 _AIM = 0.98
@@ -90,7 +107,7 @@ class EncodeRequest:
     original_uid: str
     thresholds: Thresholds | None
     point: OperatingPoint | None = None
-    scales: tuple[int, ...] = (4, 2, 1)
+    scales: tuple[int, ...] = (2, 1)
     effort: int = 7
     patch_share: float = 0.15
     regions: tuple[Box, ...] = ()
@@ -188,7 +205,7 @@ class Encoder:
     reference: Reference
     upscalers: Sequence[Upscaler]
     limits: Thresholds | None
-    scales: tuple[int, ...] = (4, 2, 1)
+    scales: tuple[int, ...] = (2, 1)
     effort: int = 7
     share: float = 0.15
     regions: tuple[Box, ...] = ()
@@ -222,27 +239,38 @@ class Encoder:
     # --- on the sample ---
 
     def _promises(self) -> Iterator[Promise]:
-        """The coarsest operating point per scale that passes on a sample, with the upscaler that makes it cheapest."""
+        """The coarsest operating point per scale that passes on a sample, with the upscaler that makes it cheapest.
+
+        Whether samples are companded is decided at the first scale where anything passes.
+        """
         source, reference = _sample(self.source, self.reference)
         area = self.reference.breast.sum() / max(reference.breast.sum(), 1)
         sampler = replace(self, source=source, reference=reference, tried=[])
+        ways: tuple[bool, ...] = (False, True)
         for scale in self.scales:
-            found = [each for upscaler in self.upscalers if (each := sampler._coarsest(scale, upscaler, area))]
-            if found:
-                best = found[-1]
-                for promise in found[:-1]:  # the configured upscaler must be worth its while
-                    if promise.payload_bytes <= _RESERVE * best.payload_bytes:
-                        best = promise
-                self.tried.extend(each.trial for each in found)
+            best: Promise | None = None
+            for upscaler in reversed(self.upscalers):  # the baseline first: another must be worth its while
+                for companded in ways:
+                    found = sampler._coarsest(
+                        OperatingPoint(scale, "jpegxl", 0.0, self.effort, companded), upscaler, area
+                    )
+                    if found is None:
+                        continue
+                    self.tried.append(found.trial)
+                    if best is None or found.payload_bytes <= _RESERVE * best.payload_bytes:
+                        best = found
+                if best is not None:
+                    ways = (best.point.companded,)
+            if best is not None:
                 yield best
 
-    def _coarsest(self, scale: int, upscaler: Upscaler, area: float) -> Promise | None:
+    def _coarsest(self, like: OperatingPoint, upscaler: Upscaler, area: float) -> Promise | None:
         """By the secant method on the logarithms of distance and burden."""
         assert self.limits is not None
         began = time.monotonic()
-        walk, best = _Walk(_START[scale]), None
+        walk, best = _Walk(_START[like.scale]), None
         for _ in range(_SAMPLE_LOOKS):
-            point = OperatingPoint(scale, "jpegxl", round(walk.distance, 4), self.effort)
+            point = replace(like, distance=round(walk.distance, 4))
             attempt = self._attempt(point, upscaler)
             heavy = burden(attempt.found, self.limits)
             if heavy <= 1 and (best is None or attempt.base_bytes < best[1]):
@@ -274,12 +302,13 @@ class Encoder:
                 break
         if best is None:
             return None
-        made = self._finished(best)
-        if made.verdict.passed:
-            return made
-        finer = replace(best.base.point, distance=round(best.base.point.distance * 0.85, 4))
-        made = self._finished(self._attempt(finer, upscaler))
-        return made if made.verdict.passed else None
+        for _ in range(_FINISHES):
+            made = self._finished(best)
+            if made.verdict.passed:
+                return made
+            finer = replace(best.base.point, distance=round(best.base.point.distance * _FINER, 4))
+            best = self._attempt(finer, upscaler)
+        return None
 
     def _attempt(self, point: OperatingPoint, upscaler: Upscaler) -> Attempt:
         base = make_base(self.source, point)
@@ -306,8 +335,13 @@ class Encoder:
         reference, limits = self.reference, self.limits
         side = self._repaired(attempt)
         structure = attempt.decoded.structure(attempt.upscaler, attempt.task, side)
-        plain = attempt.decoded.pixels(structure.copy(), side)
-        found = look(reference, plain.astype(np.float32))
+        for _ in range(_PATCHES):
+            plain = attempt.decoded.pixels(structure.copy(), side)
+            found = look(reference, plain.astype(np.float32))
+            patches = self._patched(side.patches, found)
+            if patches is side.patches:
+                break
+            side = replace(side, patches=patches)
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         noise = attempt.noise or self._deviation(attempt.decoded)
@@ -332,18 +366,32 @@ class Encoder:
 
     def _repaired(self, attempt: Attempt) -> SideInformation:
         """Points for specks, coded residuals for what else is broken, exact patches where regions ask for them."""
-        rows, columns = self.source.pixels.shape
-        boxes, repairs, points = list(self.regions), None, None
+        points = repairs = None
         if self.limits is not None:
             broken = broken_cells(attempt.found, self.limits)
             points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
             structure = attempt.structure if points is None else attempt.structure + points.field()
-            repairs, left = repairs_for(self.reference, structure, broken, self.limits, self.share)
-            if left.mean() <= self.share:
-                boxes += [(row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(left)]
-        cells = cells_under(boxes, rows, columns)
+            repairs = repairs_for(self.reference, structure, broken, self.limits, self.share)
+        cells = cells_under(self.regions, *self.source.pixels.shape)
         patches = cut(self.source.pixels, cells) if cells.any() else None
         return SideInformation(repairs=repairs, points=points, patches=patches)
+
+    def _patched(self, patches: Patches | None, found: Structure) -> Patches | None:
+        """Patches that hold what is still broken, too; the same object where nothing is, or too much."""
+        if self.limits is None:
+            return patches
+        rows, columns = self.source.pixels.shape
+        lost, new = wrong_specks(found.kept, found.new, self.limits)
+        boxes = [
+            (row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(broken_cells(found, self.limits))
+        ]
+        boxes += [(max(speck.row - 8, 0), max(speck.column - 8, 0), 17, 17) for speck in (*lost, *new)]
+        cells = cells_under(boxes, rows, columns)
+        if patches is not None:
+            cells |= patches.cells
+        if not boxes or cells.mean() > self.share or (patches is not None and (cells == patches.cells).all()):
+            return patches
+        return cut(self.source.pixels, cells)
 
     def _note(
         self, point: OperatingPoint, upscaler: Upscaler, size: int, failures: tuple[str, ...], began: float
@@ -422,6 +470,9 @@ def make_base(source: Source, point: OperatingPoint) -> Base:
     part = (region or CodedRegion.whole(*ideal.shape)).part
     offset, gain = _mapping(source, point)
     scaled = np.clip((ideal[part] - np.float32(offset)) * np.float32(gain), 0, 65535)
+    curve = source.noise_curve if point.companded else b""
+    if curve:
+        scaled = mapped(scaled, curve)
     base = Base(
         point=point,
         rows=operator.rows,
@@ -440,6 +491,7 @@ def make_base(source: Source, point: OperatingPoint) -> Base:
         coded=coders.encode(np.rint(scaled).astype(np.uint16), point),
         padding_bytes=source.padding_bytes,
         region=region,
+        curve=curve,
     )
     off = np.square(base.samples() - ideal, dtype=np.float64)
     return replace(base, quantisation_rms=float(np.sqrt(np.mean(off))))

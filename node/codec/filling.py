@@ -19,7 +19,7 @@ Float = NDArray[np.float32]
 _BLOCK = 8
 """Pixels a side of the squares whose means are interpolated: as far as the operator reaches at scale 4."""
 _FADE = 64
-"""Pixels from the valid ones, at which the filling is one value: the largest block of AV1."""
+"""Pixels from the valid ones, at which the filling is one value. Chosen, not measured."""
 _BLUR = 1.5
 """Standard deviation, in blocks, by which the means of blocks without a valid pixel are smoothed."""
 

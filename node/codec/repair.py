@@ -58,9 +58,8 @@ def points_for(
 
 def repairs_for(
     reference: Reference, structure: Float, broken: Cells, limits: Thresholds, share: float
-) -> tuple[Repairs | None, Cells]:
-    """The coded residual of the broken cells of a structure (float32, grey levels, points added), None without any;
-    and the cells that stay broken, which only exact patches mend.
+) -> Repairs | None:
+    """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
 
     Cells that turn out to be broken once others are repaired are added; where a repaired one is still broken, all are
     coded more finely. ``share``: of the image's cells, at most.
@@ -73,7 +72,7 @@ def repairs_for(
         repairs = Repairs.of(reference.image - structure, broken, reference.grain, distance)
         left = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
         distance = FINE if (left & broken).any() else distance
-    return repairs, left
+    return repairs
 
 
 def _sizes() -> list[tuple[int, float]]:

@@ -15,7 +15,7 @@ from storage.dicomfile import HeaderBytes, opened
 from storage.eligibility import LeftOut
 from storage.errors import NotReconstructable
 from storage.padding import pack_padding
-from storage.payload import CodedRegion
+from storage.payload import CURVE_KNOTS, CodedRegion
 from storage.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.resample import Operator
 
@@ -28,6 +28,10 @@ Float = NDArray[np.float32]
 
 _SAME = 1 / 64
 """Grey levels by which samples of one value may differ: of resampling."""
+_EVERY = 4
+"""Of so many rows one is looked at for the noise at each grey level."""
+_SEEN = 200
+"""Pixels of a grey level whose noise is believed at least."""
 _WORTH_CUTTING = 0.9
 """Largest share of the samples that a coded region may have: beyond it everything is coded."""
 
@@ -54,6 +58,7 @@ class Source:
     inverted: bool = False
     _extremes: tuple[int, int] | None = field(default=None, compare=False, repr=False)
     _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
+    _curves: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     _regions: dict[int, CodedRegion | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -74,6 +79,17 @@ class Source:
         """Which pixels are not padding: bool, the shape of ``pixels``."""
         return np.ones(self.pixels.shape, dtype=bool) if self.padding_pixels is None else ~self.padding_pixels
 
+    @property
+    def noise_curve(self) -> bytes:
+        """The curve of a companded base (storage/payload.py): its slope is the inverse of the image's own noise.
+
+        Noise per grey level is the median of what is finer than a Gaussian of 0.7 pixels, between half of and four
+        times its typical value. Worked out once, and that of the whole image for an excerpt.
+        """
+        if "noise" not in self._curves:
+            self._curves["noise"] = _noise_curve(self)
+        return self._curves["noise"]
+
     def lowered(self, scale: int) -> Float:
         """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
         if scale not in self._lowered:
@@ -90,7 +106,14 @@ class Source:
     def excerpt(self, pixels: Pixels) -> Source:
         """The same image with other pixels, none of them padding; nothing is worked out of them yet."""
         return replace(
-            self, pixels=pixels, padding=None, padding_pixels=None, _extremes=self.extremes, _lowered={}, _regions={}
+            self,
+            pixels=pixels,
+            padding=None,
+            padding_pixels=None,
+            _extremes=self.extremes,
+            _lowered={},
+            _regions={},
+            _curves={"noise": self.noise_curve},
         )
 
     @classmethod
@@ -172,3 +195,26 @@ def _region(samples: Float) -> CodedRegion | None:
             if best is None or found.rows * found.columns < best.rows * best.columns:
                 best = found
     return best if best is not None and best.rows * best.columns < _WORTH_CUTTING * samples.size else None
+
+
+def _noise_curve(source: Source) -> bytes:
+    low, high = source.extremes
+    pixels = source.pixels[::_EVERY].astype(np.float32)
+    fine = np.abs(pixels[:, 1:-1] - (pixels[:, :-2] + pixels[:, 2:]) / 2)
+    level = (pixels[:, 1:-1] - low) * (np.float32(CURVE_KNOTS - 1) / max(high - low, 1))
+    if source.inverted:
+        level = CURVE_KNOTS - 1 - level
+    number = np.clip(level, 0, CURVE_KNOTS - 2).astype(np.int32)
+    counted = source.counted[::_EVERY, 1:-1] & (fine > 0)
+    order = np.argsort(number[counted], kind="stable")
+    values, groups = fine[counted][order], np.bincount(number[counted], minlength=CURVE_KNOTS - 1)
+    parts = np.split(values, np.cumsum(groups)[:-1])
+    noise = np.array([float(np.median(part)) if len(part) >= _SEEN else np.nan for part in parts])
+    known = ~np.isnan(noise)
+    if not known.any():
+        noise, known = np.ones(CURVE_KNOTS - 1), np.ones(CURVE_KNOTS - 1, dtype=bool)
+    typical = float(np.average(noise[known], weights=groups[known]))
+    filled_in = np.interp(np.arange(CURVE_KNOTS - 1), np.flatnonzero(known), noise[known])
+    steps = 1 / np.clip(filled_in, typical / 2, typical * 4)
+    knots = np.rint(np.concatenate([[0], np.cumsum(steps)]) * (65535 / steps.sum())).astype("<u2")
+    return bytes(knots.tobytes())

@@ -150,7 +150,7 @@ class StorageSettings(Section):
 
 class CodecSettings(Section):
     profile: Profile = Profile.BALANCED
-    scales: tuple[Literal[1, 2, 4], ...] = Field(default=(4, 2, 1), min_length=1)
+    scales: tuple[Literal[1, 2, 4], ...] = Field(default=(2, 1), min_length=1)
     effort: int = Field(default=7, ge=1, le=9)
 
     @property
@@ -172,7 +172,6 @@ class GateLimits(Section):
     """Thresholds of profile ``balanced``; storage.records.Thresholds says what each means."""
 
     lines: tuple[Positive, Positive, Positive] = _BALANCED.lines
-    lines_tile: float = Field(default=_BALANCED.lines_tile, ge=1)
     lines_most: float = Field(default=_BALANCED.lines_most, ge=1)
     lost: tuple[Positive, Positive, Positive, Positive] = _BALANCED.lost
     shift: Positive = _BALANCED.shift

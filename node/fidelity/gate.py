@@ -38,7 +38,7 @@ CLUSTER = 50.0
 _TAIL = 0.999
 """Share of the pixels within which coherent errors are judged."""
 _TILES = 0.95
-"""Share of the tiles that must keep to the limits of a tile."""
+"""Share of the tiles whose band energies must keep to the limit of a tile."""
 _ENOUGH = 0.25
 """Share of a tile that is breast at least, for its bands and its slow error to be judged."""
 _FAR = 48
@@ -95,9 +95,6 @@ def burden(found: Structure, limits: Thresholds) -> float:
     Single places are left out, since they can be repaired.
     """
     shares = [value / limit for value, limit in zip(found.lines.percentile(_TAIL), limits.lines, strict=True)]
-    for values, limit in zip(found.lines.by_square(_TAIL), limits.lines, strict=True):
-        if len(values):
-            shares.append(float(np.quantile(values, _TILES)) / (limit * limits.lines_tile))
     shares += [float(value) / limit for value, limit in zip(found.lost, limits.lost, strict=True)]
     return max(*shares, found.slow / limits.slow)
 
@@ -228,15 +225,9 @@ def judge(
 def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> Iterator[str]:
     """One sentence per limit that is missed."""
     tails = found.lines.percentile(_TAIL)
-    tiles = found.lines.by_square(_TAIL)
     for level, width in enumerate(WIDTHS):
         limit = limits.lines[level]
         yield from _above(f"coherent error at width {width:g} is", tails[level], limit)
-        if len(tiles[level]):
-            of_tiles = float(np.quantile(tiles[level], _TILES))
-            yield from _above(
-                f"coherent error at width {width:g} in a twentieth of the tiles is", of_tiles, limit * limits.lines_tile
-            )
         worst = float(found.lines.worst[level].max())
         yield from _above(f"greatest coherent error at width {width:g} is", worst, _most(limits)[level])
     for number, (value, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):

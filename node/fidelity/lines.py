@@ -65,13 +65,6 @@ class Lines:
         """Per width, the response that ``share`` (0..1) of all pixels do not exceed."""
         return tuple(float(_percentiles(counts.sum(axis=0)[None], share)[0]) for counts in self.counts)
 
-    def by_square(self, share: float, least: int = 16384) -> tuple[NDArray[np.float64], ...]:
-        """The same of each square that has ``least`` pixels of breast, at its own scale."""
-        return tuple(
-            _percentiles(counts[counts.sum(axis=1) >= least >> (2 * level)], share)
-            for level, counts in enumerate(self.counts)
-        )
-
 
 def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]:
     """Of histograms (n, BINS): float64 (n,)."""
@@ -150,7 +143,7 @@ class LineNoise:
         if cells.max() > most:
             seen = seen & ~_around(cells > most, side)[:height, :width]
         bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
-        return np.bincount(bins, minlength=BINS)
+        return np.asarray(np.bincount(bins, minlength=BINS), dtype=np.int64)
 
     def _inside(self, level: int) -> Mask:
         return self.breast if level == 0 else _reduced(self.breast.astype(np.float32), level) > 0.5
@@ -162,7 +155,7 @@ class LineNoise:
         across, left = _between(column, side, noise.shape[2])
         part = noise[:, first : first + down.shape[1], left : left + across.shape[1]]
         fine = np.matmul(np.matmul(down, part), across.T)
-        return np.asarray(np.maximum(fine, np.float32(self.floor / (1 << level)), out=fine))
+        return np.asarray(np.maximum(fine, np.float32(self.floor / (1 << level))), dtype=np.float32)
 
 
 def _around(cells: Mask, side: int) -> Mask:

@@ -136,9 +136,9 @@ def _series(image: Float, inside: Mask, noise: LineNoise, top: float, scale: int
         began = time.monotonic()
         made = mammo.structure(task)
         seconds = time.monotonic() - began
-        measured = [_structure(image, inside, part, base, noise, own) for part in (upsampled, made)]
-        yield Pair(distance, base.size, *measured, seconds)
-        if all(part.excess > 1 for part in measured):
+        plain, ours = (_structure(image, inside, part, base, noise, own) for part in (upsampled, made))
+        yield Pair(distance, base.size, plain, ours, seconds)
+        if plain.excess > 1 and ours.excess > 1:
             return
 
 

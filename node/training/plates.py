@@ -90,7 +90,8 @@ def degrade(
     model = with_spectrum(model, pixels, base.lifted, inside, lacking[0] - lacking[1])
     deviation = model.deviation(upsampled) * inside
     wanted = np.divide(pixels - base.lifted, deviation, out=np.zeros_like(pixels), where=deviation > 0)
-    noise = unit_noise(*pixels.shape, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)
+    rows, columns = (slice(0, length) for length in pixels.shape)
+    noise = unit_noise(rows, columns, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)
     told = float(random.uniform(_TOLD, 1.0))
     return Plate(
         seen=scene(base.lifted, deviation, base.quantisation * told, scale).half(),

