@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-from node.fidelity.lines import BINS_PER_UNIT, CELL, DIRECTIONS, SQUARE, WIDTHS, LineNoise
+from node.fidelity.lines import BINS_PER_UNIT, CELL, DIRECTIONS, WIDTHS, LineNoise
 
 Float = NDArray[np.float32]
 Values = NDArray[np.float64]
