@@ -335,8 +335,9 @@ def test_burden_is_the_figure_nearest_to_its_limit(reference: Reference, field: 
 def test_a_single_place_is_repaired_and_not_a_burden(reference: Reference) -> None:
     structure = STRUCTURE.copy()
     structure[304:316, 202:204] += 300
-    one = look(reference, structure, specks=False)
+    one = look(reference, structure, specks=False, limits=LIMITS)
     assert burden(one, LIMITS) <= 1
+    assert burden(look(reference, structure, specks=False), LIMITS) > 1
     broken = broken_cells(one, LIMITS)
     assert broken[19, 12]
     assert broken.mean() < 0.02

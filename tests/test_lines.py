@@ -34,15 +34,20 @@ def noise_of(image: Float, inside: NDArray[np.bool_] | None = None) -> LineNoise
 
 
 def halved(image: Values, times: int) -> Values:
+    """Every second row and column, from four each with weights of 1, 3, 3, 1; borders repeated."""
     for _ in range(times):
-        rows, columns = image.shape[0] // 2, image.shape[1] // 2
-        image = image[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2).mean(axis=(1, 3))
+        for axis in (0, 1):
+            size = image.shape[axis] // 2
+            places = 2 * np.arange(size)[:, None] + np.arange(-1, 3)
+            lines = np.take(image, np.clip(places, 0, image.shape[axis] - 1), axis=axis)
+            image = np.moveaxis(np.tensordot(lines, np.array([1, 3, 3, 1]) / 8, axes=(axis + 1, 0)), -1, -1)
     return image
 
 
 def plain_filters(level: int) -> list[Values]:
     """A ridge and an edge in each direction: second and first derivative of a Gaussian across a straight line."""
-    width, length = WIDTHS[level] / 2**level, (8 * WIDTHS[level] + 13) / 2**level
+    blurred = (0, 0.75, 0.75 * 5)[level]  # the variance of the weights with which images were halved
+    width, length = np.sqrt(WIDTHS[level] ** 2 - blurred) / 2**level, (8 * WIDTHS[level] + 13) / 2**level
     half, made = int(length * 0.75), []
     for number in range(DIRECTIONS):
         angle = np.pi * number / DIRECTIONS
@@ -61,15 +66,15 @@ def convolved(image: Values, kernel: Values) -> Values:
 
 
 def plain_response(original: Values, error: Values, level: int) -> Values:
-    """Strongest response over all filters, each in units of its own noise: the median over cells of 128 pixels."""
-    small, wrong, side = halved(original, level), halved(error, level), 128 >> level
+    """Strongest response over all filters, each in units of its own noise: the median over cells of 112 pixels."""
+    small, wrong, side = halved(original, level), halved(error, level), 112 >> level
     best = np.zeros(small.shape)
     for kernel in plain_filters(level):
         own = np.abs(convolved(small - small.mean(), kernel))
         cells = own.reshape(small.shape[0] // side, side, small.shape[1] // side, side).transpose(0, 2, 1, 3)
-        cells = np.sort(cells[:, :, ::2, ::2].reshape(*cells.shape[:2], -1), axis=2)
-        cells = cells[:, :, (cells.shape[2] - 1) // 2] / 0.6745
-        local = np.maximum(linear(cells, small.shape, side), WINDOW / 256 / np.sqrt(12))
+        step = 4 >> level
+        cells = np.median(cells[:, :, ::step, ::step].reshape(*cells.shape[:2], -1), axis=2) / 0.6745
+        local = np.maximum(linear(cells, small.shape, side), WINDOW / 256 / np.sqrt(12) / 2**level)
         best = np.maximum(best, np.abs(convolved(wrong, kernel)) / local)
     return best
 
@@ -84,11 +89,11 @@ def linear(cells: Values, shape: tuple[int, ...], side: int) -> Values:
 
 def test_responses_equal_plain_convolution() -> None:
     """On noise with a planted line, lost and moved things: the greatest of each cell, and the percentile, per width."""
-    rows, columns = 384, 512
+    rows, columns = 336, 448
     original = noise(rows, columns)
     error = noise(rows, columns, seed=1, deviation=8.0) - GREY
     error[100:240, 300:303] += 30
-    error[330:360, 50:300] -= 15
+    error[280:310, 50:300] -= 15
     found = noise_of(original).look(error)
     for level in range(len(WIDTHS)):
         plain = plain_response(original.astype(float), error.astype(float), level)
@@ -97,7 +102,7 @@ def test_responses_equal_plain_convolution() -> None:
         np.testing.assert_allclose(found.worst[level], cells, rtol=2e-3)
         for share in (0.5, 0.999):
             wanted = float(np.quantile(plain, share))
-            assert found.percentile(share)[level] == pytest.approx(wanted, rel=3e-3, abs=2 / BINS_PER_UNIT)
+            assert found.percentile(share)[level] == pytest.approx(wanted, rel=6e-3, abs=2 / BINS_PER_UNIT)
 
 
 # --- what it finds --------------------------------------------------------------------------------------------
@@ -148,7 +153,7 @@ def test_the_edge_of_a_block_shows() -> None:
     assert columns[15:17].min() > 4
     assert columns[:12].max() < 1
     assert columns[20:].max() < 1
-    assert (found.worst[:, 3:-3, 15:17].max(axis=0) > 4).all()
+    assert (found.worst[:, 3:-3, 15:17].max(axis=0) > 3).all()
 
 
 def test_a_constant_changes_nothing() -> None:
@@ -221,14 +226,15 @@ def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
 
 
 def test_places_that_are_repaired_do_not_count() -> None:
+    """Their cells and those around them; the rest is as it was without the fault."""
     original = noise(512, 512)
     error = 0.5 * (noise(512, 512, seed=1) - GREY)
-    quiet = noise_of(original).look(error).percentile(0.999)
+    quiet = noise_of(original).look(error)
     error[100:400, 200:203] += 200
-    found = noise_of(original).look(error)
-    assert found.percentile(0.999)[0] > 3 * quiet[0]
-    limited = found.up_to([3.0, 3.0, 3.0])
-    assert limited.percentile(0.999) == pytest.approx(quiet, rel=0.4)
-    assert max(limited.percentile(1.0)) <= 3.0
-    assert [c.sum() for c in limited.counts] == [c.sum() for c in found.counts]
+    found, limited = noise_of(original).look(error), noise_of(original).look(error, (3.0, 3.0, 3.0))
+    assert found.percentile(0.999)[0] > 3 * quiet.percentile(0.999)[0]
+    assert limited.percentile(0.999) == pytest.approx(quiet.percentile(0.999), rel=0.15)
+    assert max(limited.percentile(1.0)) <= 3.1
+    share = limited.counts[0].sum() / quiet.counts[0].sum()
+    assert 0.8 < share < 0.95
     assert np.array_equal(limited.worst, found.worst)

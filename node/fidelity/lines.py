@@ -201,7 +201,8 @@ def _between(at: int, side: int, count: int) -> tuple[Float, int]:
 
 
 def _filtered(image: Float, row: int, column: int, level: int) -> Float:
-    """All filters at one square: float32 (filters, SQUARE, SQUARE); beyond the image its border is repeated."""
+    """All filters at one square: float32 (filters, SQUARE, SQUARE); beyond the image it is mirrored, since a repeated
+    border would draw lines of its own."""
     from scipy import fft
 
     rows, columns = image.shape
@@ -213,7 +214,7 @@ def _filtered(image: Float, row: int, column: int, level: int) -> Float:
         (left - column + _RIM, column + SQUARE + _RIM - right),
     )
     if any(any(sides) for sides in pad):
-        part = np.pad(part, pad, mode="edge")
+        part = np.pad(part, pad, mode="symmetric")
     seen = np.asarray(part - part.mean(), dtype=np.float32)  # filters ignore the mean
     responses: Float = fft.irfft2(fft.rfft2(seen) * _kernels(level), s=seen.shape, overwrite_x=True)
     return responses[:, _RIM : _RIM + SQUARE, _RIM : _RIM + SQUARE]

@@ -23,12 +23,14 @@ from storage.originals import pack_original
 from storage.packbits import encode_plane
 from storage.padding import pack_padding
 from storage.payload import (
+    CURVE_KNOTS,
     Base,
     CodedRegion,
     Rendition,
     derived_uid,
     encode_base,
     encode_rendition,
+    mapped,
     seed_of,
 )
 from storage.pixels import pixel_digest
@@ -48,17 +50,22 @@ def golden_base() -> Base:
 
 
 def golden_base_of_a_region() -> Base:
-    """The same image: x2, lossy JPEG XL of 129 x 114 of its 150 x 140 samples, inverted; beyond them all are 0."""
-    point = OperatingPoint(2, "jpegxl", distance=0.5, effort=7)
-    return base_of(point, offset=2973.0, gain=-20.0, region=CodedRegion(11, 0, 129, 114, beyond=0))
+    """The same image: x2, lossy JPEG XL of 129 x 114 of its 150 x 140 samples, inverted and companded; beyond them all
+    are 0."""
+    point = OperatingPoint(2, "jpegxl", distance=0.5, effort=7, companded=True)
+    curve = np.rint(65535 * np.linspace(0, 1, CURVE_KNOTS) ** 0.8).astype("<u2").tobytes()
+    return base_of(point, offset=2973.0, gain=-20.0, region=CodedRegion(11, 0, 129, 114, beyond=0), curve=curve)
 
 
-def base_of(point: OperatingPoint, offset: float, gain: float, region: CodedRegion | None = None) -> Base:
+def base_of(
+    point: OperatingPoint, offset: float, gain: float, region: CodedRegion | None = None, curve: bytes = b""
+) -> Base:
     """The synthetic image at that operating point."""
     pixels = breast(ROWS, COLUMNS, seed=1)
     padded = pixels == 0
     ideal = Operator(ROWS, COLUMNS, point.scale).down(pixels)
-    samples = np.clip(np.rint((ideal - np.float32(offset)) * np.float32(gain)), 0, 65535).astype(np.uint16)
+    scaled = np.clip((ideal - np.float32(offset)) * np.float32(gain), 0, 65535)
+    samples = np.rint(mapped(scaled, curve) if curve else scaled).astype(np.uint16)
     ds = mammogram(
         pixels,
         SOPInstanceUID=ORIGINAL_UID,
@@ -90,6 +97,7 @@ def base_of(point: OperatingPoint, offset: float, gain: float, region: CodedRegi
         coded=coders.encode(samples if region is None else samples[region.part], point),
         padding_bytes=pack_padding(pixels, padded),
         region=region,
+        curve=curve,
     )
     return replace(base, quantisation_rms=float(np.sqrt(np.mean((base.samples() - ideal).astype(np.float64) ** 2))))
 
