@@ -128,7 +128,8 @@ class Thresholds:
     Of the structure (the reconstruction before noise is drawn):
 
     - ``lines``: 99.9th percentile of coherent error along lines at widths of 1.2, 2.5 and 5 pixels, in units of the
-      original's noise in the same filters, the worst tenth of all squares left out; ``lines_most`` times that at any pixel;
+      original's noise in the same filters, the worst tenth of all squares left out; ``lines_most`` times that at any
+      pixel;
     - ``lost``: share of the RMS of each octave band (about 2, 4, 8 and 16 pixels) that is lost;
     - ``shift`` of any tile's mean, and ``slow``, the RMS of the error below all bands, in window widths;
     - ``outside``: greatest error out of the breast, in window widths;

@@ -60,7 +60,7 @@ class SideInformation:
 class Decoded:
     """A base decoded, for whoever makes more than one image of it.
 
-    ``samples``: float32, low resolution. ``upsampled``: float32, full size, plain bicubic. Both in grey levels.
+    ``samples``: float32, low resolution. ``upsampled``: float32, full size, by consistent bicubic (storage/resample.py). Both in grey levels.
     """
 
     base: Base
@@ -71,7 +71,7 @@ class Decoded:
     def of(cls, base: Base) -> Decoded:
         """Raises PayloadError."""
         samples = base.samples()
-        return cls(base, samples, base.operator.up(samples))
+        return cls(base, samples, base.operator.lift(samples))
 
     @cached_property
     def padding(self) -> tuple[Mask, Pixels] | None:

@@ -1,4 +1,4 @@
-"""The baseline: plain bicubic upsampling of the base, and the image's own Gaussian noise as it was drawn."""
+"""The baseline: consistent bicubic upsampling of the base (``Operator.lift``), and the image's own Gaussian noise as it was drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.resample import OPERATOR
 
 
 class Bicubic:
-    """torchvision's bicubic resize, in float32 on the CPU."""
+    """Bicubic upsampling whose downsampling gives the base back, in float32 on the CPU."""
 
     name = "bicubic"
     method = "LPACS_BICUBIC"
@@ -23,7 +23,7 @@ class Bicubic:
     @property
     def weights_digest(self) -> str:
         """There are no weights: the digest is that of the definition."""
-        return hashlib.sha256(f"bicubic/{OPERATOR}".encode()).hexdigest()
+        return hashlib.sha256(f"bicubic/lift/{OPERATOR}".encode()).hexdigest()
 
     @property
     def numerics(self) -> dict[str, str]:

@@ -104,9 +104,9 @@ class Mammo:
         """
         from node.upscalers import flow
 
-        lifted = task.operator.lift(task.samples)
+        lifted = task.upsampled
         if not task.deviation.any():
-            return lifted
+            return lifted.copy()
         v = self._velocity(task, lifted)
         change = _pixels(flow.mean(v, _latent(lifted)), *lifted.shape)
         change *= task.deviation

@@ -20,7 +20,8 @@ class UpscaleTask:
     """One image to upscale.
 
     ``samples``: float32 (operator.low_rows, operator.low_columns), the decoded base in the grey levels of the
-    original. ``upsampled``: float32, full size, its plain bicubic upsampling; not to be written to. ``point`` and
+    original. ``upsampled``: float32, full size, the smooth image whose downsampling gives
+    them back (``Operator.lift``); not to be written to. ``point`` and
     ``quantisation_rms`` (grey levels): how the base was made. ``deviation``: float32, full size, standard deviation of
     the noise that the upsampled base lacks, in grey levels; 0 where it lacks none. An upscaler that does not need it
     gets zeros.
