@@ -60,7 +60,8 @@ class SideInformation:
 class Decoded:
     """A base decoded, for whoever makes more than one image of it.
 
-    ``samples``: float32, low resolution. ``upsampled``: float32, full size, by consistent bicubic (storage/resample.py). Both in grey levels.
+    ``samples``: float32, low resolution. ``upsampled``: float32, full size, by consistent bicubic
+    (storage/resample.py). Both in grey levels.
     """
 
     base: Base

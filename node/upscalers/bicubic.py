@@ -1,4 +1,5 @@
-"""The baseline: consistent bicubic upsampling of the base (``Operator.lift``), and the image's own Gaussian noise as it was drawn."""
+"""The baseline: consistent bicubic upsampling of the base (``Operator.lift``), and the image's own Gaussian noise as it
+was drawn."""
 
 from __future__ import annotations
 
