@@ -128,6 +128,7 @@ def test_strict_takes_more_bytes() -> None:
     assert strict.payload_bytes > 1.1 * balanced.payload_bytes
 
 
+@pytest.mark.slow
 def test_the_same_bytes_twice() -> None:
     again = encoder(phantom(), BALANCED).search()
     assert again is not None
@@ -135,6 +136,7 @@ def test_the_same_bytes_twice() -> None:
     assert np.array_equal(again.served, searched().served)
 
 
+@pytest.mark.slow
 def test_which_upscaler_is_named_first_does_not_matter() -> None:
     both = [encoder(phantom(), BALANCED, upscalers=pair).search() for pair in orders(Bicubic(), Blurred())]
     assert all(made is not None and made.data == searched().data for made in both)
@@ -145,6 +147,7 @@ def orders(one: Any, other: Any) -> list[list[Any]]:
     return [[one, other], [other, one]]
 
 
+@pytest.mark.slow
 def test_the_cheapest_scale_is_taken() -> None:
     several = encoder(phantom(), BALANCED, scales=(1, 2))
     made = several.search()
@@ -200,6 +203,7 @@ def test_a_marker_is_repaired() -> None:
     assert np.array_equal(decoded(made), made.served)
 
 
+@pytest.mark.slow
 def test_no_more_than_its_share_is_repaired() -> None:
     trying = encoder(marked(), BALANCED, share=0.001)
     assert trying.at(POINT) is None
