@@ -239,7 +239,7 @@ class SdX2Settings(Section):
 class MammoSettings(Section):
     weights: str = ""
     older: tuple[str, ...] = ()
-    steps: int = Field(default=3, ge=2, le=100)
+    steps: int = Field(default=0, ge=0, le=100)
     tile: int = Field(default=768, ge=64, multiple_of=64)
 
 

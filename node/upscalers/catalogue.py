@@ -79,6 +79,7 @@ class Catalogue:
                 device=device,
                 steps=self._settings.mammo.steps,
                 tile=int(numerics.get("tile", self._settings.mammo.tile)),
+                dtype=numerics.get("dtype", "auto"),
             )
         if name == "bicubic":
             from node.upscalers.bicubic import Bicubic
