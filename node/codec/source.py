@@ -32,6 +32,8 @@ _EVERY = 4
 """Of so many rows one is looked at for the noise at each grey level."""
 _SEEN = 200
 """Pixels of a grey level whose noise is believed at least."""
+_BLOCK = 8
+"""A coded region begins at a multiple of this many samples, so that JPEG XL's blocks lie as in the whole image."""
 _WORTH_CUTTING = 0.9
 """Largest share of the samples that a coded region may have: beyond it everything is coded."""
 
@@ -187,11 +189,9 @@ def _region(samples: Float) -> CodedRegion | None:
         other = np.abs(samples - np.float32(round(corner))) > _SAME
         rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
         if rows.size:
-            found = CodedRegion(
-                *(int(rows[0]), int(columns[0])),
-                *(int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1),
-                beyond=round(corner),
-            )
+            row, column = (int(found[0]) // _BLOCK * _BLOCK for found in (rows, columns))
+            region = (row, column, int(rows[-1]) + 1 - row, int(columns[-1]) + 1 - column)
+            found = CodedRegion(*region, beyond=round(corner))
             if best is None or found.rows * found.columns < best.rows * best.columns:
                 best = found
     return best if best is not None and best.rows * best.columns < _WORTH_CUTTING * samples.size else None
