@@ -179,7 +179,7 @@ class Archivist:
             assert held.rendition is not None
             why = "regions named since it was made cannot be patched at its operating point"
             Upkeep(self._index.engine).withdraw(held.rendition.derived_uid, why)
-        result = result or encode(self._settings.codec.fixed_point, gated)
+        result = result or encode(self._settings.codec.fixed_point, gated, "")
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _what_missed(result))
             return
@@ -193,7 +193,13 @@ class Archivist:
             return False
 
     def _encode(
-        self, claim: Claim, path: Path, regions: tuple[Box, ...], point: OperatingPoint | None, gated: bool
+        self,
+        claim: Claim,
+        path: Path,
+        regions: tuple[Box, ...],
+        point: OperatingPoint | None,
+        gated: bool,
+        upscaler: str,
     ) -> EncodeResult:
         request = EncodeRequest(
             original=path,
@@ -205,6 +211,7 @@ class Archivist:
             effort=self._settings.codec.effort,
             patch_share=self._settings.gate.patches.share,
             regions=regions,
+            upscaler=upscaler,
         )
         answer = self._wait(claim, self._pool.submit(request, Priority.ARCHIVIST))
         assert isinstance(answer, EncodeResult)

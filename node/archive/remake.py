@@ -26,8 +26,9 @@ from storage.records import Claim, NewRendition, OperatingPoint, StoredRendition
 
 LOGGER = logging.getLogger(__name__)
 
-Encode = Callable[[OperatingPoint | None, bool], EncodeResult]
-"""What becomes of the claimed original at an operating point, or by a search for one; and whether the gate decides."""
+Encode = Callable[[OperatingPoint | None, bool, str], EncodeResult]
+"""What becomes of the claimed original at an operating point, or by a search for one; whether the gate decides; and
+with which upscaler, by name, or any."""
 
 
 Prove = Callable[[str, str, int, tuple[str, str]], None]
@@ -60,7 +61,7 @@ def remake(claim: Claim, index: Index, store: ObjectStore, gated: bool, encode: 
         return True
     # it passed the gate of its day, and its figures stay those: where today's lets it through no more, none decides
     for gate in dict.fromkeys((gated, False)):
-        result = encode(lost.operating_point, gate)
+        result = encode(lost.operating_point, gate, lost.upscaler)
         if result.made is None or hashlib.sha256(result.base).hexdigest() != lost.base_digest:
             continue
         store.put(result.base)
@@ -116,7 +117,7 @@ def patched_anew(claim: Claim, index: Index, gated: bool, encode: Encode) -> Enc
     held = index.by_key(claim.key)
     if held is None or held.rendition is None:
         return None
-    result = encode(held.rendition.operating_point, gated)
+    result = encode(held.rendition.operating_point, gated, held.rendition.upscaler)
     return None if result.made is None else result
 
 

@@ -99,7 +99,8 @@ class EncodeRequest:
 
     ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
     largest part of the image that repairs may cover; ``regions`` (row, column, height, width, in pixels) are stored
-    exactly whatever the gate says of them.
+    exactly whatever the gate says of them; ``upscaler``: the only one of the catalogue's candidates to try, by name;
+    all of them where it is empty, or is none of them.
     """
 
     original: Path
@@ -111,6 +112,7 @@ class EncodeRequest:
     effort: int = 7
     patch_share: float = 0.15
     regions: tuple[Box, ...] = ()
+    upscaler: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,10 @@ class Encoded:
 def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
     """Encode one file as ``request`` says. Raises NotReconstructable or PixelError where its pixels rule it out."""
     source, reference = read_source(request.original, request.original_digest)
+    candidates = catalogue.candidates()
     encoder = Encoder(
-        *(source, reference, catalogue.candidates(), request.thresholds),
+        *(source, reference, [each for each in candidates if each.name == request.upscaler] or candidates),
+        request.thresholds,
         scales=request.scales,
         effort=request.effort,
         share=request.patch_share,
