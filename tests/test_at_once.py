@@ -153,7 +153,7 @@ def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_p
     path = write(mammogram(breast(700, 600, seed=seed)), tmp_path / "x.dcm")
     source, reference = read_source(path, "")
     base = make_base(source, OperatingPoint(2, "jpegxl", 0.4))
-    plain = base.operator.up(base.samples())
+    plain = base.operator.lift(base.samples())
     side = SideInformation(noise=measure_deviation(reference.image, plain, reference.breast, reference.counted))
     network = Mammo()
     before, made = torch.get_num_threads(), set()

@@ -50,7 +50,7 @@ def task(rows: int, columns: int, *, steps: int = 0, quiet: bool = False, scale:
     if quiet:
         deviation[:, columns // 2 :] = 0
     point = replace(X2, scale=scale)
-    return UpscaleTask(samples, operator, operator.up(samples), point, 8.0, deviation, steps=steps)
+    return UpscaleTask(samples, operator, operator.lift(samples), point, 8.0, deviation, steps=steps)
 
 
 def noise(job: UpscaleTask, seed: int = 1) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
@@ -125,9 +125,15 @@ def test_a_lighter_or_finer_image_is_the_same_image() -> None:
     def change(job: UpscaleTask) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         return exact().structure(job) - job.operator.lift(job.samples)
 
-    brighter = replace(job, samples=job.samples + np.float32(500))
+    brighter = replace(job, samples=job.samples + np.float32(500), upsampled=job.upsampled + np.float32(500))
     np.testing.assert_allclose(change(brighter), change(job), atol=0.05)
-    finer = replace(job, samples=job.samples * 16, quantisation_rms=8.0 * 16, deviation=job.deviation * 16)
+    finer = replace(
+        job,
+        samples=job.samples * 16,
+        upsampled=job.upsampled * 16,
+        quantisation_rms=8.0 * 16,
+        deviation=job.deviation * 16,
+    )
     np.testing.assert_allclose(change(finer) / 16, change(job), atol=0.05)
 
 
@@ -262,7 +268,7 @@ def test_the_shipped_weights_beat_bicubic_on_a_woman_they_have_not_seen(film: Pi
     """The consistent image that it starts from; on film plain bicubic is as good. No line gets worse."""
     image, everywhere = film.pixels.astype(np.float32), np.ones(film.pixels.shape, dtype=bool)
     base = coded(image, 2, 0.5, float((1 << film.bits) - 1))
-    upsampled = base.operator.up(base.samples)
+    upsampled = base.operator.lift(base.samples)
     deviation = measure_deviation(image, upsampled, everywhere, everywhere).deviation(upsampled)
     job = UpscaleTask(base.samples, base.operator, upsampled, replace(X2, distance=0.5), base.quantisation, deviation)
     made = Mammo().structure(job)

@@ -129,7 +129,7 @@ def _series(image: Float, inside: Mask, noise: LineNoise, top: float, scale: int
     own = band_energies(image, inside)[:BANDS].sum(axis=(1, 2))
     for distance in DISTANCES[scale]:
         base = coded(image, scale, distance, top)
-        upsampled = base.operator.up(base.samples)
+        upsampled = base.operator.lift(base.samples)
         deviation = measure_deviation(image, upsampled, inside, inside).deviation(upsampled) * inside
         point = OperatingPoint(scale=scale, coder="jpegxl", distance=distance)
         task = UpscaleTask(base.samples, base.operator, upsampled, point, base.quantisation, deviation)

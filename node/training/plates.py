@@ -84,7 +84,7 @@ def degrade(
 ) -> Plate:
     """A plate from 12-bit grey levels. ``inside``: bool, where there is breast."""
     base = coded(pixels, scale, distance)
-    upsampled = base.operator.up(base.samples)
+    upsampled = base.operator.lift(base.samples)
     lacking = [band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, base.lifted)]
     model = measure_deviation(pixels, upsampled, inside, inside)
     model = with_spectrum(model, pixels, base.lifted, inside, lacking[0] - lacking[1])

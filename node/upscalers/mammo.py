@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.cores import on_all_cores
 from node.upscalers.numerics import cpu_numerics, device_of
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
@@ -157,11 +158,15 @@ class Mammo:
         device = self._device
         result, moment = torch.zeros_like(x), torch.tensor([t], device=device)
         drawn = tiles.spread(x) if t > 0 else None
-        with torch.inference_mode():
-            for top, left in tiles.wanted:
-                part = None if drawn is None else tiles.cut(drawn, top, left).to(device)
-                made = self._network(part, tiles.cut(seen, top, left).to(device), moment, point)
-                tiles.paste(result, made.cpu(), top, left)
+
+        def one(corner: tuple[int, int]) -> None:
+            with torch.inference_mode():  # holds for one thread
+                part = None if drawn is None else tiles.cut(drawn, *corner).to(device)
+                made = network(part, tiles.cut(seen, *corner).to(device), moment, point)
+                tiles.paste(result, made.cpu(), *corner)
+
+        network = self._network
+        on_all_cores(one, tiles.wanted)  # a tile on one core: its pixels do not depend on how many there are
         if not bool(torch.isfinite(result.sum())):  # of one value that is not, no sum is
             raise ModelNotFound(f"{self._folder} returned values that are not finite: its weights are damaged")
         return result
