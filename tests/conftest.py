@@ -38,7 +38,7 @@ def unavailable(why: str) -> None:
     pytest.skip(why)
 
 
-def wait_for(condition: Callable[[], Any], *, timeout: float = 60.0, what: str = "") -> Any:
+def wait_for(condition: Callable[[], Any], *, timeout: float = 120.0, what: str = "") -> Any:
     """Wait until a condition holds, and return its value."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -107,7 +107,7 @@ class Archive:
     def address(self) -> Address:
         return Address("127.0.0.1", self.node.server.port, self.node.settings.node.ae_title)
 
-    def settled(self, uid: str, *, timeout: float = 60.0) -> StoredInstance:
+    def settled(self, uid: str, *, timeout: float = 120.0) -> StoredInstance:
         """The instance, once the archivist is done with it."""
 
         def at_rest() -> StoredInstance | None:

@@ -61,8 +61,8 @@ def test_two_are_in_hand_and_what_is_made_is_served_by_another_process(tmp_path:
         watching = threading.Thread(target=watch)
         watching.start()
         try:
-            images = sent(archive, tmp_path, 5)
-            held = [archive.settled(uid, timeout=120) for uid in images]
+            images = sent(archive, tmp_path, 4)
+            held = [archive.settled(uid, timeout=180) for uid in images]
         finally:
             done.set()
             watching.join()
@@ -105,7 +105,7 @@ def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver:
     with Node(settings) as node:
         archive = Archive(node, receiver)
         for uid in images:
-            assert archive.settled(uid, timeout=120).state is InstanceState.VERIFIED
+            assert archive.settled(uid, timeout=180).state is InstanceState.VERIFIED
 
 
 @pytest.mark.parametrize(("threads", "at_once", "size", "each"), [(4, 0, 4, 1), (8, 2, 2, 4), (2, 5, 5, 1)])
