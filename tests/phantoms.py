@@ -1,7 +1,7 @@
 """Mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
 
-``coarse``: a soft, round density, tens of pixels wide, as a mass is; every quantiser keeps it. ``fine``: a checkerboard of
-single pixels across a part of the breast, at the Nyquist limit, which downsampling by two or four removes whole.
+``coarse``: a soft, round density, tens of pixels wide, as a mass is; every quantiser keeps it. ``fine``: a checkerboard
+of single pixels across a part of the breast, at the Nyquist limit, which downsampling by two or four removes whole.
 Random-weight ResNet50 features carry both: the pooled stem and first stage answer to local contrast, the deeper ones to
 brightness.
 """

@@ -1,4 +1,4 @@
-"""``mammo`` through the whole node: store, verify, retrieve; texture; a model that is gone."""
+"""``mammo`` through the whole node: store, measure, retrieve; a model that is gone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from node.codec.guide import decode_guide
 from pydicom import dcmread
 
 from node.app import Node
+from node.codec.noise import decode_noise
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.upscalers.mammo import SHIPPED, Mammo
@@ -21,13 +21,11 @@ from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.samples import breast, mammogram, write
 
-RUNGS = [{"scale": 2, "coder": "jpegxl", "distance": 0.1, "sample_bits": 12}]
-
 
 def test_default_model_there_and_back_and_gone(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Verified with the shipped weights and sent as the verified pixels, synthetic and named. Once that model is not
+    """Measured with the shipped weights and sent as the measured pixels, synthetic and named. Once that model is not
     installed any more it is read from the object store; without that too, the log names its digest and the original
     is sent in its stead."""
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
@@ -41,27 +39,25 @@ def test_default_model_there_and_back_and_gone(
         tmp_path / "a",
         receiver.port,
         reconstruct=reconstruct,
-        codec={"ladder": RUNGS},
-        gate={"patches": {"share": 0.5}},
+        codec={"profile": "paper"},  # the configured upscaler, whatever another would take
     )
     with Node(settings) as node:
         archive = Archive(node, receiver)
         file = write(ds, tmp_path / "one.dcm")
         client.store([file], archive.address, calling="MODALITY", each=lambda *_: None)
         held = archive.settled(ds.SOPInstanceUID, timeout=180)
-        assert held.state is InstanceState.VERIFIED, held.reason
+        assert held.state is InstanceState.MEASURED, held.reason
         assert held.rendition is not None
         made = decode_rendition(node.store.read(held.rendition.rendition_digest))
-        assert (made.upscaler, made.steps, made.weights_digest) == ("mammo", 1, digest)
-        guide = decode_guide(made.guide)
-        assert (guide.rows, guide.columns) == (420, 380)
-        assert not guide.amplitude.any()
+        assert (made.upscaler, made.steps, made.weights_digest) == ("mammo", 0, digest)
+        noise = decode_noise(made.noise)
+        assert (noise.rows, noise.columns) == (420, 380)
         assert client.move(identifier, archive.address, calling="VIEWER", destination="VIEWER").Status == 0x0000
         path = receiver.received[held.rendition.derived_uid]
         assert pixel_digest(integer_pixels(path)) == made.output_digest
         copy = dcmread(path)
         assert copy[0x0008, 0x001C].value == "YES"
-        assert copy.LossyImageCompressionMethod == "LDM_MAMMO_1"
+        assert copy.LossyImageCompressionMethod == "LPACS_MAMMO"
         assert copy[0x0099, 0x1002].value == "mammo"
 
     config.write_text(config.read_text() + "\n")

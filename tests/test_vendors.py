@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from node.codec.engine import make_base, reconstruct
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.policy import why_exact
-from node.codec.source import Original, read_original
+from node.codec.decode import SideInformation, reconstruct
+from node.codec.encode import make_base
+from node.codec.source import Source, read_source
 from node.config import EligibilitySettings
 from node.fidelity.reference import Reference
 from node.fidelity.regions import Shape
@@ -20,18 +21,18 @@ from node.upscalers.bicubic import Bicubic
 from storage.dicomfile import opened
 from storage.padding import unpack_padding
 from storage.payload import decode_base, encode_base
-from storage.records import Rung
+from storage.records import OperatingPoint
 from tests.samples import write
 from tests.vendors import LARGEST, VENDORS, breast_tissue, pixels_of, vendor_mammogram
 
-RUNG = Rung(2, "jpegxl", 0.6, sample_bits=12)
+POINT = OperatingPoint(2, "jpegxl", 0.6)
 
 
-def read(ds: Dataset, folder: Path) -> tuple[Original, Reference]:
+def read(ds: Dataset, folder: Path) -> tuple[Source, Reference]:
     path = write(ds, folder / "one.dcm", ExplicitVRLittleEndian)
     with opened(path) as file:
         assert why_exact(file, file.header(), EligibilitySettings()) == ""
-    return read_original(path, "0" * 64)
+    return read_source(path, "0" * 64)
 
 
 def is_padding(ds: Dataset) -> NDArray[np.bool_]:
@@ -46,8 +47,8 @@ def test_padding_comes_back_exactly(vendor: str, tmp_path: Path) -> None:
     ds = vendor_mammogram(vendor)
     pixels, padded = pixels_of(ds), is_padding(ds)
     original, _ = read(ds, tmp_path)
-    base = decode_base(encode_base(make_base(original, RUNG)))
-    result = reconstruct(base, Bicubic(), seed=1, steps=0)
+    base = decode_base(encode_base(make_base(original, POINT)))
+    result = reconstruct(base, Bicubic(), SideInformation(), seed=1, steps=0)
     assert np.array_equal(result[padded], pixels[padded])
     if padded.any():
         low, high = original.padding or (0, 0)
@@ -109,7 +110,7 @@ def test_padding_within_the_breast(tmp_path: Path) -> None:
     padded = is_padding(ds)
     assert padded[300, 100]
     original, _ = read(ds, tmp_path)
-    result = reconstruct(make_base(original, RUNG), Bicubic(), seed=1, steps=0)
+    result = reconstruct(make_base(original, POINT), Bicubic(), SideInformation(), seed=1, steps=0)
     assert np.array_equal((result <= 30), padded)
     assert np.array_equal(result[padded], pixels[padded])
     around = np.s_[296:306, 96:106]

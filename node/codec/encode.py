@@ -228,8 +228,12 @@ class Encoder:
         return best
 
     def at(self, point: OperatingPoint) -> Encoded | None:
-        """The encoding at one operating point; None where it does not pass."""
-        return self._kept([self._finished(self._attempt(point, upscaler)) for upscaler in self.upscalers])
+        """The encoding at one operating point; None where it does not pass.
+
+        Where nothing is gated there is nothing to compare upscalers by: the configured one makes it.
+        """
+        upscalers = self.upscalers if self.limits is not None else self.upscalers[:1]
+        return self._kept([self._finished(self._attempt(point, upscaler)) for upscaler in upscalers])
 
     def of_base(self, base: Base, data: bytes) -> Encoded | None:
         """What the upscalers make of a base that is there already; None where it does not pass."""
