@@ -330,7 +330,7 @@ def test_it_is_declared_lossy(made: Made) -> None:
     assert derived.LossyImageCompression == "01"
     ratios, methods = _list(derived, "LossyImageCompressionRatio"), _list(derived, "LossyImageCompressionMethod")
     assert len(ratios) == len(methods) == 1
-    assert methods == ["BICUBIC_UP_1"]
+    assert methods == ["LPACS_BICUBIC"]
     assert all(len(method) <= 16 for method in methods)
     payload_bytes = made.base.stat().st_size + made.payload.stat().st_size
     assert float(ratios[0]) == pytest.approx(len(made.original.PixelData) / payload_bytes, abs=0.005)

@@ -55,7 +55,7 @@ def derived(tmp_path: Path, syntax: UID, *odd: bytes, behind: bytes = b"") -> Da
     base = Base(point, *PIXELS.shape, 12, 0, 4095, None, 0.0, 1.0, 0.0, "", "0" * 64, "OW", header, coded)
     verdict = Verdict(40.0, 0.99, 0.98, 1)
     made = Rendition(
-        *("0" * 64, "1.2.3", DERIVED, "bicubic", "BICUBIC_UP_1", False, "0" * 64, {}, 1, 1),
+        *("0" * 64, "1.2.3", DERIVED, "bicubic", "LPACS_BICUBIC", False, "0" * 64, {}, 1, 1),
         *(pixel_digest(PIXELS), pixel_digest(PIXELS), verdict),
         extra={"minimum": [0, 0], "maximum": [4095, 4095]},
     )
@@ -136,13 +136,13 @@ def test_private_elements_of_any_kind_are_carried(tmp_path: Path) -> None:
 
 RATIOS: list[Any] = [
     # ratio and method of the source, those of the reconstruction, what is noted
-    pytest.param(b"10:1", b"", ["15.36"], ["BICUBIC_UP_1"], "no number", id="text"),
-    pytest.param(b"10:1\\5 ", b"A\\B ", ["5", "15.36"], ["B", "BICUBIC_UP_1"], "with method A", id="one of two"),
-    pytest.param(b"5 ", b"", ["5", "15.36"], ["UNKNOWN", "BICUBIC_UP_1"], "", id="no method"),
-    pytest.param(b"", b"A ", ["1", "15.36"], ["A", "BICUBIC_UP_1"], "", id="no ratio"),
-    pytest.param(b"28.00000000000000001", b"A ", ["15.36"], ["BICUBIC_UP_1"], "no number", id="20 characters"),
-    pytest.param(b"5 ", b"x" * 18, ["5", "15.36"], ["UNKNOWN", "BICUBIC_UP_1"], "UNKNOWN", id="method too long"),
-    pytest.param(b"5 ", b"\xff\xfe", ["5", "15.36"], ["UNKNOWN", "BICUBIC_UP_1"], "UNKNOWN", id="method no text"),
+    pytest.param(b"10:1", b"", ["15.36"], ["LPACS_BICUBIC"], "no number", id="text"),
+    pytest.param(b"10:1\\5 ", b"A\\B ", ["5", "15.36"], ["B", "LPACS_BICUBIC"], "with method A", id="one of two"),
+    pytest.param(b"5 ", b"", ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "", id="no method"),
+    pytest.param(b"", b"A ", ["1", "15.36"], ["A", "LPACS_BICUBIC"], "", id="no ratio"),
+    pytest.param(b"28.00000000000000001", b"A ", ["15.36"], ["LPACS_BICUBIC"], "no number", id="20 characters"),
+    pytest.param(b"5 ", b"x" * 18, ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "UNKNOWN", id="method too long"),
+    pytest.param(b"5 ", b"\xff\xfe", ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "UNKNOWN", id="method no text"),
 ]
 
 
@@ -190,7 +190,7 @@ def test_attributes_of_a_wrong_vr_are_written_in_their_own(tmp_path: Path) -> No
     assert copy.ContributingEquipmentSequence[0].ManufacturerModelName == "latent-pacs"
     assert (copy["SmallestImagePixelValue"].VR, copy.SmallestImagePixelValue) == ("US", 0)
     assert (copy.LossyImageCompression, copy.LossyImageCompressionRatio) == ("01", 15.36)
-    assert copy.LossyImageCompressionMethod == "BICUBIC_UP_1"
+    assert copy.LossyImageCompressionMethod == "LPACS_BICUBIC"
 
 
 def test_what_stands_behind_the_pixels_stays_there(tmp_path: Path) -> None:
