@@ -15,6 +15,7 @@ from benchmarks.looks import first_sheet, second_sheet
 from benchmarks.losses import lines_of
 from benchmarks.rivals import Rival, at_size, jpeg_2000, jpeg_xl
 from benchmarks.sheets import difference, narrow_window, places_of
+from node.codec.encode import Encoder
 from node.fidelity.regions import breast_mask
 from node.training.pictures import Picture
 from tests.samples import breast
@@ -54,7 +55,8 @@ def test_coded(image: Image, coded: Coded) -> None:
     assert not np.array_equal(again.served, coded.served)  # the noise alone is another
 
 
-def test_an_image_of_which_nothing_passes(image: Image) -> None:
+def test_an_image_of_which_nothing_passes(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Encoder, "search", lambda _: None)
     noise = np.random.default_rng(0).integers(0, 4096, (300, 280)).astype(np.uint16)
     picture = replace(image.picture, pixels=noise, mask=np.ones((19, 18), dtype=bool))
     found = code(replace(image, picture=picture), upscaler="bicubic")

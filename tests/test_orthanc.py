@@ -216,7 +216,7 @@ def test_move_of_a_reconstruction_to_orthanc(orthanc: Orthanc, node: Node, image
     tags = orthanc.get(f"/instances/{identifier}/simplified-tags")
     assert tags["ImageType"].startswith("DERIVED\\")
     assert tags["LossyImageCompression"] == "01"
-    assert tags["LossyImageCompressionMethod"] == "BICUBIC_UP_1"
+    assert tags["LossyImageCompressionMethod"] == "LPACS_BICUBIC"
     assert tags["StudyInstanceUID"] == image.dataset.StudyInstanceUID
     assert tags["SourceImageSequence"][-1]["ReferencedSOPInstanceUID"] == image.dataset.SOPInstanceUID
     assert "not for primary interpretation" in tags["DerivationDescription"]

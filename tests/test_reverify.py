@@ -34,7 +34,7 @@ from storage.index.tables import instance, model_file, rendition, reverification
 from storage.index.upkeep import Upkeep
 from storage.payload import decode_rendition
 from storage.pixels import integer_pixels, pixel_digest
-from storage.records import InstanceState, NewRendition, StoredInstance, Verdict
+from storage.records import InstanceState, NewRendition, OperatingPoint, StoredInstance, Verdict
 from tests.conftest import Archive, settings_for
 from tests.holdings import Holdings, filled
 from tests.samples import breast, mammogram, write
@@ -367,7 +367,8 @@ def test_without_a_gate_no_verified_image_is_touched(held: Holdings) -> None:
 
 def new_rendition(uid: str) -> NewRendition:
     verdict = Verdict(40.0, 0.95, 0.92, 4)
-    return NewRendition(uid, "b" * 64, 1, "e" * 64, 1, "x1", "mammo", "d" * 64, "0" * 64, verdict, (), 1.0)
+    point, digests = OperatingPoint(1, "jpegxl", 1.0), ("d" * 64, "0" * 64, "1" * 64)
+    return NewRendition(uid, uid + ".1", "b" * 64, 1, "e" * 64, 1, point, "mammo", *digests, verdict, (), 1.0)
 
 
 # --- the run ---
