@@ -143,7 +143,7 @@ class Thresholds:
     pixels; ``quiet``: greatest change by drawing where the original is flat, in window widths.
     """
 
-    lines: tuple[float, float, float] = (4.3, 1.8, 0.8)
+    lines: tuple[float, float, float] = (4.3, 1.8, 1.0)
     lines_most: float = 1.8
     lost: tuple[float, float, float, float] = (1.05, 1.0, 0.75, 0.35)
     shift: float = 0.002

@@ -32,7 +32,7 @@ from storage.index.jobs import Cause, JobRows, RunState
 from storage.index.reverifications import Outcome, Reverifications, Terms
 from storage.index.tables import instance, model_file, rendition, reverification
 from storage.index.upkeep import Upkeep
-from storage.payload import decode_rendition
+from storage.payload import decode_rendition, structure_uid
 from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState, NewRendition, OperatingPoint, StoredInstance, Verdict
 from tests.conftest import Archive, settings_for
@@ -367,8 +367,10 @@ def test_without_a_gate_no_verified_image_is_touched(held: Holdings) -> None:
 
 def new_rendition(uid: str) -> NewRendition:
     verdict = Verdict(40.0, 0.95, 0.92, 4)
-    point, digests = OperatingPoint(1, "jpegxl", 1.0), ("d" * 64, "0" * 64, "1" * 64)
-    return NewRendition(uid, uid + ".1", "b" * 64, 1, "e" * 64, 1, point, "mammo", *digests, verdict, (), 1.0)
+    return NewRendition(
+        *(uid, structure_uid(uid), "b" * 64, 1, "e" * 64, 1, OperatingPoint(1, "jpegxl", 1.0), "mammo", "d" * 64),
+        *("0" * 64, "1" * 64, verdict, (), 1.0),
+    )
 
 
 # --- the run ---
