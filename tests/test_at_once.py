@@ -48,6 +48,7 @@ def in_hand(node: Node) -> list[Any]:
         return list(connection.execute(select(instance).where(instance.c.lease_owner.is_not(None))))
 
 
+@pytest.mark.slow
 def test_two_are_in_hand_and_what_is_made_is_served_by_another_process(tmp_path: Path, receiver: Receiver) -> None:
     """Two leases at a time, never three; the worker for viewers, with other threads, makes the very pixels."""
     settings = settings_for(tmp_path / "archive", receiver.port, **TWO, reconstruct={"threads": 2, "cache": 0})
@@ -88,6 +89,7 @@ def test_the_worker_for_viewers_is_ready_before_the_first(tmp_path: Path) -> Non
         assert done.result(timeout=1) == ""
 
 
+@pytest.mark.slow
 def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver: Receiver) -> None:
     """No attempt is counted, and the next start takes them to rest."""
     settings = settings_for(tmp_path / "archive", receiver.port, **TWO)

@@ -196,6 +196,7 @@ def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
         }
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     """Holds, labels, a dry run, a purge and the trail, on an archive whose node is not running."""
     config = tmp_path / "config.yaml"
