@@ -48,6 +48,7 @@ def test_each_image_at_its_operating_point_and_the_figures_of_all(folder: Path) 
         assert 0 <= spread["median"] <= spread["percentile_95"] <= spread["max"] <= spread["limit"], name
 
 
+@pytest.mark.slow
 def test_what_does_not_pass_says_why(folder: Path) -> None:
     settings = parse({**RAW, "gate": {"balanced": {"spectrum_db": 1e-9}, "patches": {"share": 0.5}}}, "test")
     (one,) = calibrated(pictures_in(folder), 1, settings)
@@ -68,6 +69,7 @@ def test_a_folder_without_pictures(tmp_path: Path) -> None:
         list(calibrated(pictures_in(tmp_path), 0, parse(RAW, "test")))
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(RAW), encoding="utf-8")

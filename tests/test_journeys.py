@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
@@ -19,6 +18,7 @@ from storage.pixels import integer_pixels, pixel_digest
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
+from tests.test_encode import phantom
 
 
 def stored(archive: Archive, tmp_path: Path, *datasets: Dataset, syntax: str = ExplicitVRLittleEndian) -> list[Path]:
@@ -122,22 +122,20 @@ def test_until_verified_the_original_is_served(quiet_archive: Archive, tmp_path:
     assert data_set_bytes(quiet_archive.receiver.received[ds.SOPInstanceUID]) == data_set_bytes(sent)
 
 
-FULL_SIZE = {"scales": [1]}
-
-
 @pytest.mark.slow
 def test_a_study_of_several_kinds(receiver: Receiver, tmp_path: Path) -> None:
-    with Node(settings_for(tmp_path / "archive", receiver.port, codec=FULL_SIZE)) as node:
+    with Node(settings_for(tmp_path / "archive", receiver.port, codec={"scales": [2]})) as node:
         several_kinds(Archive(node, receiver), tmp_path)
 
 
 def several_kinds(archive: Archive, tmp_path: Path) -> None:
     """Reconstructable, ineligible and failing images of one study: every one arrives once, in its encoding."""
     study = generate_uid()
-    good = mammogram(StudyInstanceUID=study)
+    good = mammogram(phantom(), StudyInstanceUID=study)
     small = mammogram(breast(200, 200), StudyInstanceUID=study)
-    noise = np.random.default_rng(0).integers(0, 4096, (512, 512)).astype(np.uint16)
-    hopeless = mammogram(noise, StudyInstanceUID=study)
+    threads = phantom().copy()  # too thin for scale 2, and too many to be repaired
+    threads[:, 10::24] += 500
+    hopeless = mammogram(threads.clip(0, 4095), StudyInstanceUID=study)
     processing = mammogram(StudyInstanceUID=study, PresentationIntentType="FOR PROCESSING")
     stored(archive, tmp_path, good, small, hopeless, processing)
     settled = {ds.SOPInstanceUID: archive.settled(ds.SOPInstanceUID) for ds in (good, small, hopeless, processing)}

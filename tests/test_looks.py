@@ -56,7 +56,7 @@ def test_coded(image: Image, coded: Coded) -> None:
 
 
 def test_an_image_of_which_nothing_passes(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Encoder, "search", lambda encoder: None)
+    monkeypatch.setattr(Encoder, "search", lambda _: None)
     noise = np.random.default_rng(0).integers(0, 4096, (300, 280)).astype(np.uint16)
     picture = replace(image.picture, pixels=noise, mask=np.ones((19, 18), dtype=bool))
     found = code(replace(image, picture=picture), upscaler="bicubic")
