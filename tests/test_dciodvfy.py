@@ -269,7 +269,8 @@ def error_lines(file: Path) -> set[str]:
     """What dciodvfy calls an error; its exit code says nothing."""
     ran = run("dciodvfy", file)
     assert "Image" in ran.output, f"dciodvfy did not recognise the object: {ran.output}"
-    return {line for line in ran.output.splitlines() if line.startswith("Error")}
+    newer = "not a recognized standard attribute - (0x0008,0x001c)"  # Synthetic Data, younger than this dciodvfy
+    return {line for line in ran.output.splitlines() if line.startswith("Error") and newer not in line}
 
 
 def test_dciodvfy_finds_no_new_error(made: Made) -> None:
@@ -334,8 +335,7 @@ def test_it_is_declared_lossy(made: Made) -> None:
     assert all(len(method) <= 16 for method in methods)
     payload_bytes = made.base.stat().st_size + made.payload.stat().st_size
     assert float(ratios[0]) == pytest.approx(len(made.original.PixelData) / payload_bytes, abs=0.005)
-    assert "SyntheticData" not in derived  # bicubic invents nothing
-    assert (0x0008, 0x001C) not in derived
+    assert derived[0x0008, 0x001C].value == "YES"  # its noise is drawn
 
 
 def test_derivation(made: Made) -> None:
@@ -344,7 +344,7 @@ def test_derivation(made: Made) -> None:
     assert _codes(derived, "DerivationCodeSequence") == [*before, ("113040", "DCM"), ("113085", "DCM")]
     description = str(derived.DerivationDescription)
     assert len(description) <= 1024
-    for part in ("x2 jpegxl", "bicubic", ":1", "not for primary interpretation"):
+    for part in ("x1 jpegxl", "bicubic", ":1", "not for primary interpretation"):
         assert part in description
     assert description.startswith(str(original.get("DerivationDescription", ""))[:800])
 
@@ -401,6 +401,7 @@ def test_private_block(made: Made) -> None:
 # --- what stays as it was ---
 
 CHANGED = {
+    "SyntheticData": "its noise is drawn",
     "ImageType": "value 1 is DERIVED",
     "SOPInstanceUID": "an image of its own",
     "LossyImageCompression": "01",
