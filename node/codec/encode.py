@@ -9,6 +9,7 @@ would get is measured against the original once more.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,8 @@ _FINER = 0.85
 """JPEG XL distance of the next such try, over that of the last."""
 _PATCHES = 3
 """Most times that exact patches are added: a patch changes what filters find beside it."""
+_REACH = 14
+"""Pixels around a speck that a patch for it holds: the filter that finds the largest specks sees about as far."""
 _NEAR = 0.93
 """A distance is near enough where the figure nearest to its limit uses at least this share of it."""
 _AIM = 0.98
@@ -218,8 +221,14 @@ class Encoder:
     def search(self) -> Encoded | None:
         """The cheapest encoding that passes; None where none does."""
         assert self.limits is not None, "a search needs limits"
+        best = self._cheapest(list(self._promises(give_up=True)))
+        # a scale that was given up for a cheaper one may be the only one that passes as a whole
+        return best or self._cheapest(list(self._promises(give_up=False)))
+
+    def _cheapest(self, promises: Sequence[Promise]) -> Encoded | None:
+        """The cheapest of what the promises come to on the whole image; None where none passes."""
         best: Encoded | None = None
-        for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
+        for promise in sorted(promises, key=lambda each: each.payload_bytes):
             if best is not None and promise.payload_bytes > best.payload_bytes:
                 break
             made = self._settled(promise.point, promise.upscaler)
@@ -246,34 +255,40 @@ class Encoder:
 
     # --- on the sample ---
 
-    def _promises(self) -> Iterator[Promise]:
+    def _promises(self, *, give_up: bool) -> Iterator[Promise]:
         """The coarsest operating point per scale that passes on a sample, with the upscaler that makes it cheapest.
 
-        Whether samples are companded is decided at the first scale where anything passes.
+        Whether samples are companded is decided at the first scale where anything passes. ``give_up``: end a search
+        as soon as it cannot be cheaper than what was found before.
         """
         source, reference = _sample(self.source, self.reference)
         area = self.reference.breast.sum() / max(reference.breast.sum(), 1)
         sampler = replace(self, source=source, reference=reference, tried=[])
         ways: tuple[bool, ...] = (False, True)
+        enough = math.inf
         for scale in self.scales:
             best: Promise | None = None
             for upscaler in reversed(self.upscalers):  # the baseline first: another must be worth its while
                 for companded in ways:
                     found = sampler._coarsest(
-                        OperatingPoint(scale, "jpegxl", 0.0, self.effort, companded), upscaler, area
+                        OperatingPoint(scale, "jpegxl", 0.0, self.effort, companded), upscaler, area, enough
                     )
                     if found is None:
                         continue
                     self.tried.append(found.trial)
                     if best is None or found.payload_bytes <= _RESERVE * best.payload_bytes:
                         best = found
+                        enough = min(enough, best.payload_bytes) if give_up else enough
                 if best is not None:
                     ways = (best.point.companded,)
             if best is not None:
                 yield best
 
-    def _coarsest(self, like: OperatingPoint, upscaler: Upscaler, area: float) -> Promise | None:
-        """By the secant method on the logarithms of distance and burden."""
+    def _coarsest(self, like: OperatingPoint, upscaler: Upscaler, area: float, enough: float) -> Promise | None:
+        """By the secant method on the logarithms of distance and burden.
+
+        It is given up where a look that fails takes ``enough`` bytes already: what passes would take more.
+        """
         assert self.limits is not None
         began = time.monotonic()
         walk, best = _Walk(_START[like.scale]), None
@@ -283,7 +298,8 @@ class Encoder:
             heavy = burden(attempt.found, self.limits)
             if heavy <= 1 and (best is None or attempt.base_bytes < best[1]):
                 best = point, attempt.base_bytes
-            if _NEAR <= heavy <= 1 or not walk.step(heavy):
+            hopeless = heavy > 1 and attempt.base_bytes * area >= enough
+            if hopeless or _NEAR <= heavy <= 1 or not walk.step(heavy):
                 break
         if best is None:
             return None
@@ -393,7 +409,10 @@ class Encoder:
         boxes = [
             (row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(broken_cells(found, self.limits))
         ]
-        boxes += [(max(speck.row - 8, 0), max(speck.column - 8, 0), 17, 17) for speck in (*lost, *new)]
+        boxes += [
+            (max(speck.row - _REACH, 0), max(speck.column - _REACH, 0), 2 * _REACH + 1, 2 * _REACH + 1)
+            for speck in (*lost, *new)
+        ]
         cells = cells_under(boxes, rows, columns)
         if patches is not None:
             cells |= patches.cells
