@@ -1,6 +1,6 @@
 # make install   an environment in .venv with the command latent-pacs in it
 # make demo      the whole road on a real study; DICOM=folder takes your own files
-# make test      lint, types, tests on all cores; SLOW=1 runs the slow ones too, one at a time: some measure time
+# make test      lint, types, tests on all cores; SLOW=1 runs the slow ones too, one at a time: some measure time; SLOW="FILES" those of some files
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,7 +42,7 @@ types: .venv/installed-test
 
 test: lint types
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
-	$(if $(SLOW),$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS))
+	$(if $(SLOW),$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS) $(filter-out 1,$(SLOW)))
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
