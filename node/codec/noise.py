@@ -23,6 +23,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from node.codec.repairs import cell_pixels
 from node.fidelity.cores import on_all_cores
 from storage.errors import PayloadError
 from storage.padding import pack_mask, unpack_mask
@@ -131,7 +132,7 @@ class NoiseModel:
             noise *= np.float32(self.gain)
             result[self.part] = noise
         if self.quiet is not None:
-            result[_cell_pixels(self.quiet, self.rows, self.columns)] = 0
+            result[cell_pixels(self.quiet, self.rows, self.columns)] = 0
         return result
 
 
@@ -177,10 +178,6 @@ def _cells(image: Float) -> Float:
     """An image as (cell rows, CELL, cell columns, CELL), its border repeated."""
     padded = np.pad(image, ((0, -image.shape[0] % CELL), (0, -image.shape[1] % CELL)), mode="edge")
     return padded.reshape(padded.shape[0] // CELL, CELL, padded.shape[1] // CELL, CELL)
-
-
-def _cell_pixels(cells: Mask, rows: int, columns: int) -> Mask:
-    return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
