@@ -91,7 +91,10 @@ class Decoded:
 
     def structure(self, upscaler: Upscaler, task: UpscaleTask, side: SideInformation) -> Float:
         """The image before noise is drawn: float32, grey levels."""
-        image = self._within_range(upscaler.structure(task))  # what points and repairs were measured against
+        return self.with_side(self._within_range(upscaler.structure(task)), side)
+
+    def with_side(self, image: Float, side: SideInformation) -> Float:
+        """A structure without side information (float32, within the image's range; written to), with it."""
         if side.points is not None:
             image += side.points.field()
         if side.repairs is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.noise import NoiseModel, decode_noise, encode_noise, measure_deviation, with_spectrum
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
-from node.codec.repair import points_for, repairs_for
-from node.codec.repairs import CELL, encode_repairs
+from node.codec.repair import points_for
+from node.codec.repairs import CELL, Repairs, encode_repairs
 from node.codec.source import Source, read_source
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import (
@@ -36,6 +36,7 @@ from node.fidelity.gate import (
     judge,
     look,
     measure_noise,
+    speck_lists,
     wrong_specks,
 )
 from node.upscalers.catalogue import Catalogue
@@ -86,12 +87,14 @@ _FINER = 0.85
 """JPEG XL distance of the next such try, over that of the last."""
 _PATCHES = 3
 """Most times that exact patches are added: a patch changes what filters find beside it."""
-_REACH = 14
-"""Pixels around a speck that a patch for it holds: the filter that finds the largest specks sees about as far."""
-_NEAR = 0.93
+_REACHES = (5, 7, 11, 16)
+"""Pixels around a speck that a patch for it holds, per filter that finds it: most of what the filter sees."""
+_NEAR = 0.955
 """A distance is near enough where the figure nearest to its limit uses at least this share of it."""
 _AIM = 0.98
 """Share of the limit that a search aims at."""
+_DEARER = 1.25
+"""log2 increase of the bytes per halving of the gate's figures; typical. It tells which of two searches goes on."""
 _RESERVE = 0.98
 """A second upscaler is taken where its payload on the sample is at most this share of the first one's."""
 
@@ -221,15 +224,9 @@ class Encoder:
     def search(self) -> Encoded | None:
         """The cheapest encoding that passes; None where none does."""
         assert self.limits is not None, "a search needs limits"
-        best = self._cheapest(list(self._promises(give_up=True)))
-        # a scale that was given up for a cheaper one may be the only one that passes as a whole
-        return best or self._cheapest(list(self._promises(give_up=False)))
-
-    def _cheapest(self, promises: Sequence[Promise]) -> Encoded | None:
-        """The cheapest of what the promises come to on the whole image; None where none passes."""
         best: Encoded | None = None
-        for promise in sorted(promises, key=lambda each: each.payload_bytes):
-            if best is not None and promise.payload_bytes > best.payload_bytes:
+        for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
+            if best is not None and promise.payload_bytes > len(best.base.coded):
                 break
             made = self._settled(promise.point, promise.upscaler)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
@@ -255,57 +252,39 @@ class Encoder:
 
     # --- on the sample ---
 
-    def _promises(self, *, give_up: bool) -> Iterator[Promise]:
-        """The coarsest operating point per scale that passes on a sample, with the upscaler that makes it cheapest.
+    def _promises(self) -> list[Promise]:
+        """What the scales may come to, each with its coarsest operating point: the one that may be cheapest is searched
+        to its end on a sample, others as far as they could be cheaper.
 
-        Whether samples are companded is decided at the first scale where anything passes. ``give_up``: end a search
-        as soon as it cannot be cheaper than what was found before.
+        Whether samples are companded is decided at the first scale, by one look each. The last upscaler, the baseline,
+        makes all these looks; another one is tried where the baseline has ended, and must be worth its while.
         """
         source, reference = _sample(self.source, self.reference)
         area = self.reference.breast.sum() / max(reference.breast.sum(), 1)
         sampler = replace(self, source=source, reference=reference, tried=[])
-        ways: tuple[bool, ...] = (False, True)
-        enough = math.inf
-        for scale in self.scales:
-            best: Promise | None = None
-            for upscaler in reversed(self.upscalers):  # the baseline first: another must be worth its while
-                for companded in ways:
-                    found = sampler._coarsest(
-                        OperatingPoint(scale, "jpegxl", 0.0, self.effort, companded), upscaler, area, enough
-                    )
-                    if found is None:
-                        continue
-                    self.tried.append(found.trial)
-                    if best is None or found.payload_bytes <= _RESERVE * best.payload_bytes:
-                        best = found
-                        enough = min(enough, best.payload_bytes) if give_up else enough
-                if best is not None:
-                    ways = (best.point.companded,)
-            if best is not None:
-                yield best
 
-    def _coarsest(self, like: OperatingPoint, upscaler: Upscaler, area: float, enough: float) -> Promise | None:
-        """By the secant method on the logarithms of distance and burden.
+        def candidate(scale: int, companded: bool, upscaler: Upscaler, distance: float) -> _Candidate:
+            point = OperatingPoint(scale, "jpegxl", distance, self.effort, companded)
+            one = _Candidate(point, upscaler, _Walk(distance))
+            one.see(sampler)
+            return one
 
-        It is given up where a look that fails takes ``enough`` bytes already: what passes would take more.
-        """
-        assert self.limits is not None
-        began = time.monotonic()
-        walk, best = _Walk(_START[like.scale]), None
-        for _ in range(_SAMPLE_LOOKS):
-            point = replace(like, distance=round(walk.distance, 4))
-            attempt = self._attempt(point, upscaler)
-            heavy = burden(attempt.found, self.limits)
-            if heavy <= 1 and (best is None or attempt.base_bytes < best[1]):
-                best = point, attempt.base_bytes
-            hopeless = heavy > 1 and attempt.base_bytes * area >= enough
-            if hopeless or _NEAR <= heavy <= 1 or not walk.step(heavy):
-                break
-        if best is None:
-            return None
-        size = round(best[1] * area)
-        trial = Trial(str(best[0]), upscaler.name, size, (), round(time.monotonic() - began, 2), sample=True)
-        return Promise(best[0], upscaler, size, trial)
+        *others, baseline = self.upscalers
+        first, *more = self.scales
+        ways = [candidate(first, companded, baseline, _START[first]) for companded in (False, True)]
+        found = [min(ways, key=lambda each: each.forecast)]
+        found += [candidate(scale, found[0].point.companded, baseline, _START[scale]) for scale in more]
+        while not (best := min(found, key=lambda each: each.forecast)).ended:
+            best.see(sampler)
+        for upscaler in others:
+            other = candidate(best.point.scale, best.point.companded, upscaler, best.distance)
+            while other.forecast <= _RESERVE * best.forecast and not other.ended:
+                other.see(sampler)
+            if other.forecast <= _RESERVE * best.forecast:
+                found.append(other)
+        promises = [each.promise(area) for each in found if each.forecast < math.inf]
+        self.tried.extend(promise.trial for promise in promises)
+        return promises
 
     # --- on the whole image ---
 
@@ -330,8 +309,9 @@ class Encoder:
             made = self._finished(best)
             if made.verdict.passed:
                 return made
-            finer = replace(best.base.point, distance=round(best.base.point.distance * _FINER, 4))
-            best = self._attempt(finer, upscaler)
+            heavy = burden(made.found, self.limits)  # places that were left to repairs count here
+            finer = float(np.clip((_AIM / heavy) ** (1 / _SLOPE), _FINER, 0.98)) if heavy > 1 else _FINER
+            best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
         return None
 
     def _attempt(self, point: OperatingPoint, upscaler: Upscaler) -> Attempt:
@@ -345,7 +325,8 @@ class Encoder:
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        found = look(reference, structure, specks=False, limits=self.limits)
+        plain = decoded.pixels(structure.copy(), SideInformation())
+        found = look(reference, plain.astype(np.float32), specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:
@@ -356,25 +337,27 @@ class Encoder:
     def _finished(self, attempt: Attempt) -> Encoded:
         """Repairs, noise, and the verdict on what a viewer gets."""
         began = time.monotonic()
-        reference, limits = self.reference, self.limits
-        side = self._repaired(attempt)
-        structure = attempt.decoded.structure(attempt.upscaler, attempt.task, side)
+        reference, limits, decoded = self.reference, self.limits, attempt.decoded
+        plain = decoded.pixels(attempt.structure.copy(), SideInformation()).astype(np.float32)
+        found = look(reference, plain, limits=limits, before=attempt.found)
+        side = self._repaired(attempt, found)
+        structure = decoded.with_side(attempt.structure.copy(), side)
         for _ in range(_PATCHES):
-            plain = attempt.decoded.pixels(structure.copy(), side)
-            found = look(reference, plain.astype(np.float32))
+            plain = decoded.pixels(structure.copy(), side).astype(np.float32)
+            found = look(reference, plain, before=found)
             patches = self._patched(side.patches, found)
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
-        noise = attempt.noise or self._deviation(attempt.decoded)
+        noise = attempt.noise or self._deviation(decoded)
         noise = decode_noise(encode_noise(with_spectrum(noise, reference.image, structure, inside, lacking)))
         side = replace(side, noise=noise)
-        grain = attempt.decoded.grain(attempt.upscaler, attempt.task, structure, side)
-        served = attempt.decoded.pixels(structure + grain, side)
-        figures = measure_noise(reference, plain.astype(np.float32), served)
-        verdict = judge(reference, plain.astype(np.float32), found, served, figures, limits)
+        grain = decoded.grain(attempt.upscaler, attempt.task, structure, side)
+        served = decoded.pixels(structure + grain, side)
+        figures = measure_noise(reference, plain, served)
+        verdict = judge(reference, plain, found, served, figures, limits)
         parts = {
             "noise": encode_noise(noise),
             "repairs": encode_repairs(side.repairs) if side.repairs else b"",
@@ -382,20 +365,21 @@ class Encoder:
             "patches": encode_patches(side.patches) if side.patches else b"",
         }
         made = Encoded(
-            *(attempt.base, attempt.data, attempt.upscaler, side, parts, structure, found, served, plain, verdict),
-            seed=attempt.task.seed,
+            *(attempt.base, attempt.data, attempt.upscaler, side, parts, structure, found, served),
+            *(plain.astype(np.uint16), verdict, attempt.task.seed),
         )
         self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
         return made
 
-    def _repaired(self, attempt: Attempt) -> SideInformation:
+    def _repaired(self, attempt: Attempt, found: Structure) -> SideInformation:
         """Points for specks, coded residuals for what else is broken, exact patches where regions ask for them."""
         points = repairs = None
         if self.limits is not None:
-            broken = broken_cells(attempt.found, self.limits)
-            points, broken = points_for(self.reference, attempt.structure, broken, self.limits)
-            structure = attempt.structure if points is None else attempt.structure + points.field()
-            repairs = repairs_for(self.reference, structure, broken, self.limits, self.share)
+            broken = broken_cells(found, self.limits)
+            points, broken = points_for(self.reference, attempt.structure, found.specks, broken, self.limits)
+            if 0 < broken.mean() <= self.share:
+                structure = attempt.structure if points is None else attempt.structure + points.field()
+                repairs = Repairs.of(self.reference.image - structure, broken, self.reference.grain)
         cells = cells_under(self.regions, *self.source.pixels.shape)
         patches = cut(self.source.pixels, cells) if cells.any() else None
         return SideInformation(repairs=repairs, points=points, patches=patches)
@@ -405,14 +389,13 @@ class Encoder:
         if self.limits is None:
             return patches
         rows, columns = self.source.pixels.shape
-        lost, new = wrong_specks(found.kept, found.new, self.limits)
+        lost, new = wrong_specks(*speck_lists(found.specks), self.limits)
         boxes = [
             (row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(broken_cells(found, self.limits))
         ]
-        boxes += [
-            (max(speck.row - _REACH, 0), max(speck.column - _REACH, 0), 2 * _REACH + 1, 2 * _REACH + 1)
-            for speck in (*lost, *new)
-        ]
+        for speck in (*lost, *new):
+            reach = _REACHES[speck.size]
+            boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
         cells = cells_under(boxes, rows, columns)
         if patches is not None:
             cells |= patches.cells
@@ -452,6 +435,42 @@ class Attempt:
     @property
     def base_bytes(self) -> int:
         return len(self.base.coded)
+
+
+@dataclass
+class _Candidate:
+    """A scale, with an upscaler, searched on the sample. ``forecast``: bytes of the sample that it may come to."""
+
+    point: OperatingPoint
+    upscaler: Upscaler
+    walk: _Walk
+    forecast: float = math.inf
+    distance: float = 0.0
+    ended: bool = False
+    looks: int = 0
+    seconds: float = 0.0
+
+    def see(self, sampler: Encoder) -> None:
+        """One more look, by the secant method on the logarithms of distance and burden."""
+        assert sampler.limits is not None
+        began = time.monotonic()
+        attempt = sampler._attempt(replace(self.point, distance=round(self.walk.distance, 4)), self.upscaler)
+        heavy = burden(attempt.found, sampler.limits)
+        self.forecast = attempt.base_bytes * (heavy / _AIM) ** _DEARER
+        self.looks += 1
+        near, here = _NEAR <= heavy <= 1, self.walk.distance
+        moves = self.walk.step(heavy)
+        self.distance = here if near or not moves else self.walk.distance
+        self.ended = near or not moves or self.looks == _SAMPLE_LOOKS
+        if heavy > 1 and not moves:
+            self.forecast = math.inf
+        self.seconds += time.monotonic() - began
+
+    def promise(self, area: float) -> Promise:
+        """``area``: the breast's, over that of the sample."""
+        point, size = replace(self.point, distance=round(self.distance, 4)), round(self.forecast * area)
+        trial = Trial(str(point), self.upscaler.name, size, (), round(self.seconds, 2), sample=True)
+        return Promise(point, self.upscaler, size, trial)
 
 
 class _Walk:
@@ -549,8 +568,9 @@ def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
         row, column = places[number]
         if all(abs(row - r) >= SQUARE or abs(column - c) >= SQUARE for r, c in chosen):
             chosen.append((row, column))
-    chosen = sorted(chosen[: min(SQUARES, len(chosen) // 4 * 4)])
-    if not chosen or 2 * len(chosen) * SQUARE * SQUARE > breast.sum():
+    most = min(SQUARES, len(chosen), int(breast.sum()) // (2 * SQUARE * SQUARE))
+    chosen = sorted(chosen[: most // 4 * 4])
+    if not chosen:
         return source, reference
     inner = np.zeros((SQUARE, SQUARE), dtype=bool)
     inner[_RIM:-_RIM, _RIM:-_RIM] = True

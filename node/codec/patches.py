@@ -1,8 +1,8 @@
 """Exact patches: squares of the original that a rendition carries losslessly and pastes into what it reconstructs.
 
 What the gate finds lost or invented (a clip, a cluster of calcifications, a lead marker) is so served bit-exact, and
-the rest of the image still pays. Patches are cells of 32 pixels on a grid from the image's top left. For coding, the
-cells of each square of 256 pixels are laid out in rows of eight, in their order: a whole square keeps its shape.
+the rest of the image still pays. Patches are cells of 16 pixels on a grid from the image's top left. For coding, the
+cells of each square of 256 pixels are laid out in rows of sixteen, in their order: a whole square keeps its shape.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
 """Which cells of an image are patched: bool, shape ``cell_grid``."""
 
-CELL = 32
-_ACROSS = 8
+CELL = 16
+_ACROSS = 16
 _CODER = OperatingPoint(1, "jpegxl", distance=0.0, effort=7)
 _HEADER = struct.Struct("<BHHI")
 _FORMAT = 1

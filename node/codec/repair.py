@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.points import REACH, SIGMAS, Point, Points, grey_levels, level_of, profile
-from node.codec.repairs import CELL, COARSE, FINE, Repairs
-from node.fidelity.gate import Reference, broken_cells, look, specks_of, wrong_specks
+from node.codec.repairs import CELL
+from node.fidelity.gate import Reference, Specks, speck_lists, specks_of, wrong_specks
 from node.fidelity.specks import Speck, spot_responses
 from storage.records import Thresholds
 
@@ -16,25 +16,23 @@ Cells = NDArray[np.bool_]
 
 _ROUNDS = 4
 """Times that points are set at most: neighbours pull on each other, and heights are in steps of a tenth."""
-_REPAIR_ROUNDS = 2
-"""Times that residuals are coded: what is left of a wide error shows in cells beside those that caused it."""
 _AROUND = 6
 """Pixels around a speck whose cells are coded where points do not restore it."""
 
 
 def points_for(
-    reference: Reference, structure: Float, broken: Cells, limits: Thresholds
+    reference: Reference, structure: Float, specks: Specks, broken: Cells, limits: Thresholds
 ) -> tuple[Points | None, Cells]:
     """Points that give specks of the original their contrast back, and ``broken`` with the cells of those that fail.
 
-    ``structure``: float32, grey levels. ``broken``: cells of 16 pixels that are coded anyway.
+    ``structure``: float32, grey levels; ``specks``: those of all of its tiles. ``broken``: cells of 16 pixels that are
+    coded anyway.
     """
     broken, image = broken.copy(), structure.copy()
     heights: dict[tuple[int, int, int], float] = {}
-    tiles = reference.tiles
     sizes = _sizes()
     for left in range(_ROUNDS, -1, -1):
-        kept, new = wrong_specks(*specks_of(reference, image, tiles), limits)
+        kept, new = wrong_specks(*speck_lists(specks), limits)
         kept = [speck for speck in kept if not broken[speck.row // CELL, speck.column // CELL]]
         for speck in [*new, *(() if left else kept)]:
             _mark(broken, speck)
@@ -48,31 +46,13 @@ def points_for(
             heights[key] = grey_levels(level_of(before + missing))  # as the decoder will have it
             _add(image, speck, heights[key] - before, size)
         tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in kept)]
+        specks = specks_of(reference, image, tiles)
     points = tuple(
         Point(row, column, size, level_of(height))
         for (row, column, size), height in sorted(heights.items())
         if level_of(height) and not broken[row // CELL, column // CELL]
     )
     return (Points(structure.shape[0], structure.shape[1], points) if points else None), broken
-
-
-def repairs_for(
-    reference: Reference, structure: Float, broken: Cells, limits: Thresholds, share: float
-) -> Repairs | None:
-    """The coded residual of the broken cells of a structure (float32, grey levels, points added); None without any.
-
-    Cells that turn out to be broken once others are repaired are added; where a repaired one is still broken, all are
-    coded more finely. ``share``: of the image's cells, at most.
-    """
-    repairs, left, distance = None, broken, COARSE
-    for _ in range(_REPAIR_ROUNDS):
-        if not left.any() or broken.mean() > share:
-            break
-        broken = broken | left
-        repairs = Repairs.of(reference.image - structure, broken, reference.grain, distance)
-        left = broken_cells(look(reference, structure + repairs.field(), specks=False), limits)
-        distance = FINE if (left & broken).any() else distance
-    return repairs
 
 
 def _sizes() -> list[tuple[int, float]]:

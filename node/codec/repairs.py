@@ -25,14 +25,14 @@ Cells = NDArray[np.bool_]
 CELL = 16
 _ACROSS = 16
 """Cells side by side in the coded image."""
-COARSE, FINE = 1.5, 0.5
-"""JPEG XL distances. The coarse one leaves an error of about half the standard deviation of a detector's noise, and up
-to half of a great error beside an edge; the fine one a fifth, and 3%, for two to three times the bytes;
-benchmarks.ablation prints it."""
+DISTANCE = 1.5
+"""JPEG XL distance: it leaves an error of about half the standard deviation of a detector's noise, and up to half of a
+great error beside an edge; a third of it a fifth, and 3%, for two to three times the bytes (benchmarks.ablation)."""
 _LINEAR = 4.0
 """Standard deviations of noise up to which companding is nearly linear."""
 _GAIN = 4600.0
 """Coded levels per unit of the inverse hyperbolic sine: 1000 standard deviations reach 28,000 of 32,767."""
+_CODER = OperatingPoint(1, "jpegxl", distance=DISTANCE, effort=7)
 _MIDDLE = 32768
 _HEADER = struct.Struct("<BHHfI")
 _FORMAT = 1
@@ -52,8 +52,8 @@ class Repairs:
     coded: bytes
 
     @classmethod
-    def of(cls, residual: Float, cells: Cells, unit: float, distance: float = COARSE) -> Repairs:
-        """Code the residual (float32, grey levels) of the marked cells. ``distance``: COARSE or FINE."""
+    def of(cls, residual: Float, cells: Cells, unit: float) -> Repairs:
+        """Code the residual (float32, grey levels) of the marked cells."""
         rows, columns = residual.shape
         padded = np.pad(residual, ((0, -rows % CELL), (0, -columns % CELL)), mode="edge")
         places = np.argwhere(cells)
@@ -64,13 +64,13 @@ class Repairs:
         samples = _MIDDLE + _GAIN * np.arcsinh(sheet / (_LINEAR * unit))
         image = np.clip(np.rint(samples), 0, 65535).astype(np.uint16)
         image = image.reshape(tall, _ACROSS, CELL, CELL).transpose(0, 2, 1, 3).reshape(tall * CELL, _ACROSS * CELL)
-        return cls(rows, columns, unit, cells, coders.encode(image, _point(distance)))
+        return cls(rows, columns, unit, cells, coders.encode(image, _CODER))
 
     def field(self) -> Float:
         """What they add: float32 (rows, columns), grey levels. Raises PayloadError."""
         places = np.argwhere(self.cells)
         tall = -(-len(places) // _ACROSS)
-        image = coders.decode(self.coded, _point(COARSE), (tall * CELL, _ACROSS * CELL)).astype(np.float32)
+        image = coders.decode(self.coded, _CODER, (tall * CELL, _ACROSS * CELL)).astype(np.float32)
         sheet = image.reshape(tall, CELL, _ACROSS, CELL).transpose(0, 2, 1, 3).reshape(-1, CELL, CELL)
         sheet = np.sinh((sheet - _MIDDLE) / np.float32(_GAIN)) * np.float32(_LINEAR * self.unit)
         whole = np.zeros((self.cells.shape[0] * CELL, self.cells.shape[1] * CELL), dtype=np.float32)
@@ -82,10 +82,6 @@ class Repairs:
     def pixels(self) -> NDArray[np.bool_]:
         """Which pixels are repaired: bool (rows, columns)."""
         return cell_pixels(self.cells, self.rows, self.columns)
-
-
-def _point(distance: float) -> OperatingPoint:
-    return OperatingPoint(1, "jpegxl", distance=distance, effort=7)
 
 
 def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:

@@ -32,24 +32,35 @@ _STEP = float(np.sqrt(1.4**2 - 0.7**2))
 """Standard deviation that takes a Gaussian of 0.7 pixels to one of 1.4; on a halved image, 1.4 to 2.8, and so on."""
 
 
-def band_energies(image: Float, inside: Mask) -> NDArray[np.float64]:
+def band_energies(
+    image: Float, inside: Mask, before: NDArray[np.float64] | None = None, changed: Mask | None = None
+) -> NDArray[np.float64]:
     """Energy per band and tile, and what is coarser than all bands.
 
     ``image``: float32 (rows, columns), grey levels. ``inside``: bool, the same shape: the pixels that count.
     Returns float64 (BANDS + 1, tile rows, tile columns): sums of squares in grey levels squared, per counted pixel of
     the full image. The last plane is that of the image blurred by 5.6 pixels: for a difference image, its slow error.
+    ``before``: what this gave for an image that differed only in the cells ``changed``, bool (rows / 16, columns / 16):
+    tiles away from them are not measured again.
     """
     rows, columns = (-(-length // TILE) for length in image.shape)
-    result = np.zeros((BANDS + 1, rows, columns))
+    result = np.zeros((BANDS + 1, rows, columns)) if before is None else before.copy()
     places = [
         (row, column)
         for row in range(rows)
         for column in range(columns)
         if inside[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].any()
+        and (before is None or changed is None or changed[around((row * TILE, column * TILE), _MARGIN)].any())
     ]
     for (row, column), energies in zip(places, on_all_cores(partial(_of_tile, image, inside), places), strict=True):
         result[:, row, column] = energies
     return result
+
+
+def around(tile: tuple[int, int], margin: int) -> tuple[slice, slice]:
+    """The cells of 16 pixels that a tile with a margin touches. ``tile``: its top left corner, in pixels."""
+    row, column = (slice(max(at - margin, 0) // 16, -(-(at + TILE + margin) // 16)) for at in tile)
+    return row, column
 
 
 def _of_tile(image: Float, inside: Mask, place: tuple[int, int]) -> list[float]:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.bands import BANDS, TILE, band_energies
+from node.fidelity.bands import BANDS, TILE, around, band_energies
 from node.fidelity.cores import on_all_cores
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import CELL, WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
-from node.fidelity.specks import Speck, specks_of_tile
+from node.fidelity.specks import HALO, Speck, specks_of_tile
 from storage.records import Thresholds, Verdict
 
 __all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", "measure_noise", "psnr"]
@@ -30,6 +31,7 @@ __all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
+Specks = dict[tuple[int, int], tuple[list[Speck], list[Speck]]]
 
 EXACT_PSNR_DB = 200.0
 """What an identical image is given, since infinity is no JSON number."""
@@ -56,7 +58,9 @@ class Structure:
 
     ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
     worst tile, in window widths. ``outside``: float32, greatest error out of the breast per cell of 16 pixels, in
-    window widths. ``kept``: the original's specks, ``new``: the structure's own; empty where they were not looked for.
+    window widths. ``specks``: per tile (its top left corner), those of the original, and the structure's own; empty
+    where they were not looked for. ``error``: what was measured, float32, structure minus original, 0 in padding.
+    ``bands``: its energies as of ``band_energies``.
     """
 
     lines: Lines
@@ -64,31 +68,51 @@ class Structure:
     shift: float
     slow: float
     outside: Float
-    kept: tuple[Speck, ...] = ()
-    new: tuple[Speck, ...] = ()
+    specks: Specks
+    error: Float
+    bands: NDArray[np.float64]
 
 
-def look(reference: Reference, structure: Float, *, specks: bool = True, limits: Thresholds | None = None) -> Structure:
+def look(
+    reference: Reference,
+    structure: Float,
+    *,
+    specks: bool = True,
+    limits: Thresholds | None = None,
+    before: Structure | None = None,
+) -> Structure:
     """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too.
 
     ``limits``: of a structure that is still to be repaired; places beyond them count in ``broken_cells`` only.
+    ``before``: what was found in another structure of this original: where both are equal nothing is measured again.
     """
     error = structure - reference.image
     error[~reference.counted] = 0
     width = reference.window.width
-    bands = band_energies(error, reference.breast)
+    changed = None if before is None else _cell_max(error != before.error) > 0
+    bands = band_energies(error, reference.breast, None if before is None else before.bands, changed)
     inside = _tile_counts(reference.breast)
     large = inside >= _ENOUGH * TILE * TILE
     large = large if large.any() else inside > 0
-    kept, new = specks_of(reference, structure, reference.tiles) if specks else ((), ())
+    found: Specks = {}
+    if specks:
+        found = dict(before.specks) if before is not None else {}
+        again = [
+            tile
+            for tile in reference.tiles
+            if tile not in found or changed is None or changed[around(tile, HALO)].any()
+        ]
+        found |= specks_of(reference, structure, again)
+    most = _most(limits) if limits else (math.inf,) * len(WIDTHS)
     return Structure(
-        lines=reference.line_noise.look(error, _most(limits)) if limits else reference.line_noise.look(error),
+        lines=reference.line_noise.look(error, most, None if before is None else before.lines, changed),
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(_tile_sums(np.where(reference.breast, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
         outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float32(width),
-        kept=kept,
-        new=new,
+        specks=found,
+        error=error,
+        bands=bands,
     )
 
 
@@ -112,6 +136,13 @@ def broken_cells(found: Structure, limits: Thresholds) -> Cells:
 def _most(limits: Thresholds) -> tuple[float, ...]:
     """The greatest coherent error at any place, per width."""
     return tuple(limit * limits.lines_most for limit in limits.lines)
+
+
+def speck_lists(specks: Specks) -> tuple[list[Speck], list[Speck]]:
+    """Of all tiles: the original's specks, and the structure's own."""
+    return [speck for own, _ in specks.values() for speck in own], [
+        speck for _, made in specks.values() for speck in made
+    ]
 
 
 def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
@@ -198,7 +229,7 @@ def judge(
     """All figures of one reconstruction. Without ``limits`` it is measured only, and never counts as passed."""
     fsim, served_psnr = paper_figures(reference, served)
     plain_fsim, plain_psnr = paper_figures(reference, structure)
-    kept, new = wrong_specks(found.kept, found.new, limits or Thresholds())
+    kept, new = wrong_specks(*speck_lists(found.specks), limits or Thresholds())
     figures = {
         **{
             f"lines_{width:g}": value
@@ -241,7 +272,7 @@ def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> I
     yield from _above("shift of a tile's mean in window widths is", found.shift, limits.shift)
     yield from _above("slow error of a tile in window widths is", found.slow, limits.slow)
     yield from _above("error out of the breast in window widths is", float(found.outside.max()), limits.outside)
-    kept, new = wrong_specks(found.kept, found.new, limits)
+    kept, new = wrong_specks(*speck_lists(found.specks), limits)
     yield from _above("number of specks whose contrast is not kept is", float(len(kept)), 0)
     yield from _above("number of specks invented is", float(len(new)), 0)
     for name, value in noise.items():
@@ -283,17 +314,14 @@ def psnr(mean_squared_error: float, peak: float) -> float:
     return min(10 * math.log10(peak * peak / mean_squared_error), EXACT_PSNR_DB)
 
 
-def specks_of(
-    reference: Reference, structure: Float, tiles: Sequence[tuple[int, int]]
-) -> tuple[tuple[Speck, ...], tuple[Speck, ...]]:
-    """The original's specks with the share of their contrast that is kept, and the structure's own."""
+def specks_of(reference: Reference, structure: Float, tiles: Sequence[tuple[int, int]]) -> Specks:
+    """Per tile, the original's specks with the share of their contrast that is kept, and the structure's own."""
     structure = as_shown(reference, structure)
 
     def one(tile: tuple[int, int]) -> tuple[list[Speck], list[Speck]]:
         return specks_of_tile(reference.bright(structure, tile), reference.truth(tile), tile)
 
-    found = on_all_cores(one, tiles)
-    return tuple(speck for kept, _ in found for speck in kept), tuple(speck for _, new in found for speck in new)
+    return dict(zip(tiles, on_all_cores(one, tiles), strict=True))
 
 
 def as_shown(reference: Reference, structure: Float) -> Float:
@@ -311,7 +339,7 @@ def _tile_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(whole.reshape(rows, TILE, columns, TILE).sum(axis=(1, 3), dtype=np.float64))
 
 
-def _cell_max(values: NDArray[np.float32]) -> Float:
+def _cell_max(values: NDArray[Any]) -> Float:
     rows, columns = (-(-length // CELL) for length in values.shape)
     whole = np.pad(values, ((0, rows * CELL - values.shape[0]), (0, columns * CELL - values.shape[1])))
     return np.asarray(whole.reshape(rows, CELL, columns, CELL).max(axis=(1, 3)), dtype=np.float32)

@@ -7,7 +7,9 @@ percentile of about 4 at the finest width where all of it is lost, and less at t
 Blocks, bars, lost vessels, lost spiculations and displaced edges give more.
 
 The finest width is measured at full size, each wider one on an image that is halved once more. Squares of 224 pixels
-are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast.
+are filtered by FFT, with a rim of 16 pixels, and nothing is measured where there is no breast. Responses are worked out
+at every second pixel of both axes: a ridge and an edge together miss little between these, lines are 22 pixels long,
+and it takes a quarter of the time.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ BINS_PER_UNIT = 64
 """Bins of the histograms of responses per unit of local noise: percentiles are good to 1/64."""
 BINS = 32 * BINS_PER_UNIT
 """Responses beyond 32 times the noise share the last bin."""
+STEP = 2
+"""Of so many rows and columns responses are worked out in one."""
 _RIM = 16
 """Pixels around a square that its filters reach: the longest filter is 33 pixels long."""
 _NOISE_CELL = 112
@@ -85,14 +89,16 @@ def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]
 class LineNoise:
     """What the filters find in one original: the noise of each filter per cell, and the squares to measure.
 
-    ``breast``: bool (rows, columns), where anything is measured. ``floor``: the least noise that counts, in grey
-    levels: that of rounding to the 256 steps of a display; on a halved image half of it.
+    ``breast``: bool (rows, columns), where anything is measured; ``inside``: the same, at the size of each width.
+    ``floor``: the least noise that counts, in grey levels: that of rounding to the 256 steps of a display; on a halved
+    image half of it.
     """
 
     breast: Mask
     floor: float
     squares: list[list[tuple[int, int]]] = field(default_factory=list)
     noise: list[Float] = field(default_factory=list)
+    inside: list[Mask] = field(default_factory=list)
 
     @classmethod
     def of(cls, original: Float, breast: Mask, window_width: float) -> LineNoise:
@@ -117,36 +123,51 @@ class LineNoise:
             found.noise.append(_filled(noise))
         return found
 
-    def look(self, error: Float, most: Sequence[float] = (math.inf,) * len(WIDTHS)) -> Lines:
+    def look(
+        self,
+        error: Float,
+        most: Sequence[float] = (math.inf,) * len(WIDTHS),
+        before: Lines | None = None,
+        changed: Mask | None = None,
+    ) -> Lines:
         """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels.
 
         ``most``: per width, the response beyond which a place is repaired anyway: its cell and those around it are in
-        ``worst``, and left out of ``counts``.
+        ``worst``, and left out of ``counts``. ``before``: what was found in an error that differs from this one only in
+        the cells ``changed``, bool (rows / CELL, columns / CELL), or did not: squares away from them are not measured
+        again.
         """
-        counts = []
-        grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
-        worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)
+        if before is None or changed is None:
+            grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
+            changed = np.ones(grid, dtype=bool)
+            counts = [np.zeros((len(squares), BINS), dtype=np.int64) for squares in self.squares]
+            worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)
+        else:
+            counts, worst = [each.copy() for each in before.counts], before.worst.copy()
         for level, squares in enumerate(self.squares):
+            again = [number for number, square in enumerate(squares) if changed[_seen_by(square, level)].any()]
             small, inside = _reduced(error, level), self._inside(level)
             one = partial(self._look_at, small, inside, level, most[level], worst[level])
-            found = on_all_cores(one, squares)
-            counts.append(np.array(found, dtype=np.int64).reshape(len(squares), BINS))
+            found = on_all_cores(one, [squares[number] for number in again])
+            for number, histogram in zip(again, found, strict=True):
+                counts[level][number] = histogram
         return Lines(tuple(counts), worst)
 
     def _look_at(
         self, small: Float, inside: Mask, level: int, most: float, worst: Float, square: tuple[int, int]
     ) -> NDArray[np.int64]:
         """The histogram of one square; its cells are written into ``worst``."""
-        (row, column), side = square, CELL >> level
+        (row, column), side = square, (CELL >> level) // STEP
         responses = _filtered(small, row, column, level)
         responses /= self._noise_at(level, row, column)
         strongest = np.maximum(responses.max(axis=0), -responses.min(axis=0))
-        height, width = min(SQUARE, small.shape[0] - row), min(SQUARE, small.shape[1] - column)
-        seen = inside[row : row + height, column : column + width]
+        seen = inside[row : row + SQUARE : STEP, column : column + SQUARE : STEP]
+        height, width = seen.shape
         strongest[:height, :width][~seen] = 0
         strongest[height:], strongest[:, width:] = 0, 0
-        cells = strongest.reshape(SQUARE // side, side, SQUARE // side, side).max(axis=(1, 3))
-        target = worst[row // side :, column // side :][: SQUARE // side, : SQUARE // side]
+        count = SQUARE // STEP // side
+        cells = strongest.reshape(count, side, count, side).max(axis=(1, 3))
+        target = worst[row // STEP // side :, column // STEP // side :][:count, :count]
         target[:] = cells[: target.shape[0], : target.shape[1]]
         if cells.max() > most:
             seen = seen & ~_around(cells > most, side)[:height, :width]
@@ -154,10 +175,13 @@ class LineNoise:
         return np.asarray(np.bincount(bins, minlength=BINS), dtype=np.int64)
 
     def _inside(self, level: int) -> Mask:
-        return self.breast if level == 0 else _reduced(self.breast.astype(np.float32), level) > 0.5
+        if not self.inside:
+            self.inside = [_reduced(self.breast.astype(np.float32), each) > 0.5 for each in range(len(WIDTHS))]
+        return self.inside[level]
 
     def _noise_at(self, level: int, row: int, column: int) -> Float:
-        """Noise of every filter at a square, interpolated between the middles of cells: (filters, SQUARE, SQUARE)."""
+        """Noise of every filter at a square, interpolated between the middles of cells: float32 (filters,
+        SQUARE / STEP, SQUARE / STEP)."""
         noise, side = self.noise[level], _NOISE_CELL >> level
         down, first = _between(row, side, noise.shape[1])
         across, left = _between(column, side, noise.shape[2])
@@ -166,8 +190,17 @@ class LineNoise:
         return np.asarray(np.maximum(fine, np.float32(self.floor / (1 << level))), dtype=np.float32)
 
 
+def _seen_by(square: tuple[int, int], level: int) -> tuple[slice, slice]:
+    """The cells of CELL pixels of the full image that the filters see from one square."""
+    reach = _RIM + 2  # halving reaches two pixels further
+    row, column = (
+        slice(max((at - reach) << level, 0) // CELL, -(-((at + SQUARE + reach) << level) // CELL)) for at in square
+    )
+    return row, column
+
+
 def _around(cells: Mask, side: int) -> Mask:
-    """Cells and their neighbours as pixels of their own scale."""
+    """Cells and their neighbours as pixels, ``side`` of them to a cell."""
     from scipy.ndimage import binary_dilation
 
     wide = binary_dilation(cells, np.ones((3, 3), dtype=bool))
@@ -176,33 +209,35 @@ def _around(cells: Mask, side: int) -> Mask:
 
 def _measure_noise(small: Float, inside: Mask, level: int, noise: Float, square: tuple[int, int]) -> None:
     """Write the robust standard deviation of each filter into the noise cells of one square."""
-    sizes, side, step = np.abs(_filtered(small, *square, level)), _NOISE_CELL >> level, max(4 >> level, 1)
+    sizes, side, every = np.abs(_filtered(small, *square, level)), _NOISE_CELL >> level, max(2 >> level, 1)
+    step = every * STEP
     for row in range(square[0], min(square[0] + SQUARE, inside.shape[0]), side):
         for column in range(square[1], min(square[1] + SQUARE, inside.shape[1]), side):
             seen = inside[row : row + side : step, column : column + side : step]
             if seen.mean() < _LEAST:
                 continue
-            top, left = row - square[0], column - square[1]
-            part = sizes[:, top : top + side : step, left : left + side : step][:, : seen.shape[0], : seen.shape[1]]
+            top, left = (row - square[0]) // STEP, (column - square[1]) // STEP
+            part = sizes[:, top::every, left::every][:, : seen.shape[0], : seen.shape[1]]
             noise[:, row // side, column // side] = np.median(part[:, seen], axis=1) / _MAD
 
 
 def _between(at: int, side: int, count: int) -> tuple[Float, int]:
-    """Weights (SQUARE, cells) of linear interpolation from cells to the pixels of a square, and the first cell."""
-    places = np.clip((np.arange(at, at + SQUARE) + 0.5) / side - 0.5, 0, count - 1)
+    """Weights (SQUARE / STEP, cells) of linear interpolation from cells to every STEPth pixel of a square, and the
+    first cell."""
+    places = np.clip((np.arange(at, at + SQUARE, STEP) + 0.5) / side - 0.5, 0, count - 1)
     low = np.minimum(places.astype(int), max(count - 2, 0))
     first, last = int(low.min()), int(min(low.max() + 1, count - 1))
-    weights = np.zeros((SQUARE, last - first + 1), dtype=np.float32)
+    weights = np.zeros((len(places), last - first + 1), dtype=np.float32)
     share = (places - low).astype(np.float32)
-    lines = np.arange(SQUARE)
+    lines = np.arange(len(places))
     weights[lines, low - first] += 1 - share
     weights[lines, np.minimum(low + 1, count - 1) - first] += share
     return weights, first
 
 
 def _filtered(image: Float, row: int, column: int, level: int) -> Float:
-    """All filters at one square: float32 (filters, SQUARE, SQUARE); beyond the image it is mirrored, since a repeated
-    border would draw lines of its own."""
+    """All filters at every STEPth pixel of one square: float32 (filters, SQUARE / STEP, SQUARE / STEP). Beyond the
+    image it is mirrored, since a repeated border would draw lines of its own."""
     from scipy import fft
 
     rows, columns = image.shape
@@ -216,8 +251,15 @@ def _filtered(image: Float, row: int, column: int, level: int) -> Float:
     if any(any(sides) for sides in pad):
         part = np.pad(part, pad, mode="symmetric")
     seen = np.asarray(part - part.mean(), dtype=np.float32)  # filters ignore the mean
-    responses: Float = fft.irfft2(fft.rfft2(seen) * _kernels(level), s=seen.shape, overwrite_x=True)
-    return responses[:, _RIM : _RIM + SQUARE, _RIM : _RIM + SQUARE]
+    side, fewer, rim, inner = len(seen), len(seen) // STEP, _RIM // STEP, SQUARE // STEP
+    whole = fft.rfft2(seen) * _kernels(level)
+    # what is taken at every second pixel has the sum of both halves of the spectrum as its own, along each axis
+    half = (whole[:, :fewer] + whole[:, fewer:]) * np.float32(1 / STEP**2)
+    folded = half[:, :, : fewer // 2 + 1].copy()
+    mirrored = np.conj(half[:, np.r_[0, fewer - 1 : 0 : -1], side // 2 : fewer // 2 - 1 : -1])
+    folded += mirrored
+    responses: Float = fft.irfft2(folded, s=(fewer, fewer), overwrite_x=True)
+    return responses[:, rim : rim + inner, rim : rim + inner]
 
 
 @lru_cache(maxsize=len(WIDTHS))
