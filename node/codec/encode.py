@@ -33,6 +33,7 @@ from node.fidelity.gate import (
     as_shown,
     broken_cells,
     burden,
+    failures,
     judge,
     look,
     measure_noise,
@@ -85,7 +86,7 @@ _FINISHES = 3
 """Most times that an image is finished, each with a finer quantiser: noise or a stubborn place may miss its limit."""
 _FINER = 0.85
 """JPEG XL distance of the next such try, over that of the last."""
-_PATCHES = 3
+_PATCHES = 8
 """Most times that exact patches are added: a patch changes what filters find beside it."""
 _REACHES = (5, 7, 11, 16)
 """Pixels around a speck that a patch for it holds, per filter that finds it: most of what the filter sees."""
@@ -306,10 +307,13 @@ class Encoder:
         if best is None:
             return None
         for _ in range(_FINISHES):
-            made = self._finished(best)
-            if made.verdict.passed:
+            began, mended = time.monotonic(), self._mended(best)
+            wrong = tuple(failures(mended.found, {}, self.limits))
+            if wrong:
+                self._note(best.base.point, upscaler, best.base_bytes, wrong, began)
+            elif (made := self._drawn(best, mended)).verdict.passed:
                 return made
-            heavy = burden(made.found, self.limits)  # places that were left to repairs count here
+            heavy = burden(mended.found, self.limits)  # places that were left to repairs count here
             finer = float(np.clip((_AIM / heavy) ** (1 / _SLOPE), _FINER, 0.98)) if heavy > 1 else _FINER
             best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
         return None
@@ -335,8 +339,10 @@ class Encoder:
         return decode_noise(encode_noise(found))
 
     def _finished(self, attempt: Attempt) -> Encoded:
-        """Repairs, noise, and the verdict on what a viewer gets."""
-        began = time.monotonic()
+        return self._drawn(attempt, self._mended(attempt))
+
+    def _mended(self, attempt: Attempt) -> Mended:
+        """The structure with single places put right, as far as they can be."""
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         plain = decoded.pixels(attempt.structure.copy(), SideInformation()).astype(np.float32)
         found = look(reference, plain, limits=limits, before=attempt.found)
@@ -349,6 +355,13 @@ class Encoder:
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
+        return Mended(side, structure, plain, found)
+
+    def _drawn(self, attempt: Attempt, mended: Mended) -> Encoded:
+        """Noise, and the verdict on what a viewer gets."""
+        began = time.monotonic()
+        reference, limits, decoded = self.reference, self.limits, attempt.decoded
+        side, structure, plain, found = mended.side, mended.structure, mended.plain, mended.found
         inside = reference.breast & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         noise = attempt.noise or self._deviation(decoded)
@@ -473,6 +486,16 @@ class _Candidate:
         return Promise(point, self.upscaler, size, trial)
 
 
+@dataclass(frozen=True)
+class Mended:
+    """A structure with points, repairs and patches, as float32 grey levels and as it is served without noise."""
+
+    side: SideInformation
+    structure: Float
+    plain: Float
+    found: Structure
+
+
 class _Walk:
     """The next distance, from where the burden is and how it grew with the distance so far."""
 
@@ -568,9 +591,8 @@ def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
         row, column = places[number]
         if all(abs(row - r) >= SQUARE or abs(column - c) >= SQUARE for r, c in chosen):
             chosen.append((row, column))
-    most = min(SQUARES, len(chosen), int(breast.sum()) // (2 * SQUARE * SQUARE))
-    chosen = sorted(chosen[: most // 4 * 4])
-    if not chosen:
+    chosen = sorted(chosen[: min(SQUARES, len(chosen) // 4 * 4)])
+    if not chosen or 2 * len(chosen) * SQUARE * SQUARE > breast.sum():
         return source, reference
     inner = np.zeros((SQUARE, SQUARE), dtype=bool)
     inner[_RIM:-_RIM, _RIM:-_RIM] = True

@@ -119,10 +119,12 @@ def look(
 def burden(found: Structure, limits: Thresholds) -> float:
     """The figure of the whole image that is nearest to its limit, over that limit: above 1 the structure fails.
 
-    Single places are left out, since they can be repaired.
+    Single places are left out, since they can be repaired; and bands that may be lost wholly, as long as nothing wrong
+    is in them: they come near their limit at once, and stay there.
     """
     shares = [value / limit for value, limit in zip(found.lines.percentile(_TAIL, _SPARED), limits.lines, strict=True)]
-    shares += [float(value) / limit for value, limit in zip(found.lost, limits.lost, strict=True)]
+    lost = zip(found.lost, limits.lost, strict=True)
+    shares += [float(value) / limit for value, limit in lost if limit < 1 or value > limit]
     return max(*shares, found.slow / limits.slow)
 
 

@@ -132,10 +132,9 @@ class LineNoise:
     ) -> Lines:
         """Measure ``error``: float32 (rows, columns), a structure minus the original, in grey levels.
 
-        ``most``: per width, the response beyond which a place is repaired anyway: its cell and those around it are in
-        ``worst``, and left out of ``counts``. ``before``: what was found in an error that differs from this one only in
-        the cells ``changed``, bool (rows / CELL, columns / CELL), or did not: squares away from them are not measured
-        again.
+        ``most``: per width, the response beyond which a place is repaired anyway: its cell is in ``worst``, and left
+        out of ``counts``. ``before``: what was found in an error that differs from this one only in the cells
+        ``changed``, bool (rows / CELL, columns / CELL): squares away from them are not measured again.
         """
         if before is None or changed is None:
             grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
@@ -170,7 +169,8 @@ class LineNoise:
         target = worst[row // STEP // side :, column // STEP // side :][:count, :count]
         target[:] = cells[: target.shape[0], : target.shape[1]]
         if cells.max() > most:
-            seen = seen & ~_around(cells > most, side)[:height, :width]
+            broken = np.repeat(np.repeat(cells > most, side, axis=0), side, axis=1)
+            seen = seen & ~broken[:height, :width]
         bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
         return np.asarray(np.bincount(bins, minlength=BINS), dtype=np.int64)
 
@@ -197,14 +197,6 @@ def _seen_by(square: tuple[int, int], level: int) -> tuple[slice, slice]:
         slice(max((at - reach) << level, 0) // CELL, -(-((at + SQUARE + reach) << level) // CELL)) for at in square
     )
     return row, column
-
-
-def _around(cells: Mask, side: int) -> Mask:
-    """Cells and their neighbours as pixels, ``side`` of them to a cell."""
-    from scipy.ndimage import binary_dilation
-
-    wide = binary_dilation(cells, np.ones((3, 3), dtype=bool))
-    return np.repeat(np.repeat(wide, side, axis=0), side, axis=1)
 
 
 def _measure_noise(small: Float, inside: Mask, level: int, noise: Float, square: tuple[int, int]) -> None:
