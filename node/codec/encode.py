@@ -385,14 +385,14 @@ class Encoder:
         return made
 
     def _repaired(self, attempt: Attempt, found: Structure) -> SideInformation:
-        """Points for specks, coded residuals for what else is broken, exact patches where regions ask for them."""
+        """Coded residuals where lines are broken, points for specks, exact patches where regions ask for them."""
         points = repairs = None
         if self.limits is not None:
-            broken = broken_cells(found, self.limits)
-            points, broken = points_for(self.reference, attempt.structure, found.specks, broken, self.limits)
+            broken, structure = broken_cells(found, self.limits), attempt.structure
             if 0 < broken.mean() <= self.share:
-                structure = attempt.structure if points is None else attempt.structure + points.field()
                 repairs = Repairs.of(self.reference.image - structure, broken, self.reference.grain)
+                structure = structure + repairs.field()
+            points = points_for(self.reference, structure, found.specks, broken, self.limits)
         cells = cells_under(self.regions, *self.source.pixels.shape)
         patches = cut(self.source.pixels, cells) if cells.any() else None
         return SideInformation(repairs=repairs, points=points, patches=patches)

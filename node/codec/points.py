@@ -25,9 +25,9 @@ SIGMAS = (0.6, 0.9, 1.4, 2.1, 3.2)
 """Sizes of spots: standard deviations of the Gaussian, in pixels."""
 REACH = 9
 """Pixels from a spot's middle beyond which it is nothing."""
-_LEAST, _PER_OCTAVE = 0.25, 7.0
+_LEAST, _PER_OCTAVE, _MOST = 0.25, 14.0, 255
 _HEADER = struct.Struct("<BHHI")
-_PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("size", "u1"), ("height", "i1")])
+_PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("size", "u1"), ("height", "<i2")])
 _FORMAT = 1
 
 
@@ -68,11 +68,11 @@ def profile(size: int) -> Float:
 
 
 def level_of(grey: float) -> int:
-    """The height that is nearest to ``grey`` levels: -127..127, 0 for none; one step is a tenth more."""
+    """The height that is nearest to ``grey`` levels: -255..255, 0 for none; one step is a twentieth more."""
     if abs(grey) < _LEAST / 2:
         return 0
     steps = 1 + round(_PER_OCTAVE * float(np.log2(max(abs(grey), _LEAST) / _LEAST)))
-    return int(np.sign(grey)) * min(steps, 127)
+    return int(np.sign(grey)) * min(steps, _MOST)
 
 
 def grey_levels(height: int) -> float:
@@ -105,7 +105,7 @@ def decode_points(data: bytes) -> Points:
     down = np.cumsum(np.frombuffer(raw, "<u2", count), dtype=np.int64)
     across = np.frombuffer(raw, "<u2", count, 2 * count)
     sizes = np.frombuffer(raw, "u1", count, 4 * count)
-    heights = np.frombuffer(raw, "i1", count, 5 * count)
+    heights = np.frombuffer(raw, "<i2", count, 5 * count)
     if count and (down.max() >= rows or across.max() >= columns or sizes.max() >= len(SIGMAS)):
         raise PayloadError("points lie outside the image, or have an unknown size")
     return Points(rows, columns, _spots(down, across, sizes, heights))

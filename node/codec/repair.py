@@ -1,4 +1,4 @@
-"""What the encoder does about single places: points for specks, coded residuals for everything else."""
+"""Points for the specks of one image: which ones restore their contrast."""
 
 from __future__ import annotations
 
@@ -14,45 +14,41 @@ from storage.records import Thresholds
 Float = NDArray[np.float32]
 Cells = NDArray[np.bool_]
 
-_ROUNDS = 4
-"""Times that points are set at most: neighbours pull on each other, and heights are in steps of a tenth."""
-_AROUND = 6
-"""Pixels around a speck whose cells are coded where points do not restore it."""
+_ROUNDS = 5
+"""Times that points are set at most: neighbours pull on each other, and grey levels are whole."""
 
 
 def points_for(
     reference: Reference, structure: Float, specks: Specks, broken: Cells, limits: Thresholds
-) -> tuple[Points | None, Cells]:
-    """Points that give specks of the original their contrast back, and ``broken`` with the cells of those that fail.
+) -> Points | None:
+    """Points that give specks of the original their contrast back; None where none is needed.
 
-    ``structure``: float32, grey levels; ``specks``: those of all of its tiles. ``broken``: cells of 16 pixels that are
-    coded anyway.
+    ``structure``: float32, grey levels; ``specks``: those of all of its tiles. ``broken``: cells of 16 pixels where no
+    point is set, since something else is done there. Specks are measured as they will be served, in whole grey levels.
     """
-    broken, image = broken.copy(), structure.copy()
+    image = structure.copy()
     heights: dict[tuple[int, int, int], float] = {}
     sizes = _sizes()
-    for left in range(_ROUNDS, -1, -1):
-        kept, new = wrong_specks(*speck_lists(specks), limits)
-        kept = [speck for speck in kept if not broken[speck.row // CELL, speck.column // CELL]]
-        for speck in [*new, *(() if left else kept)]:
-            _mark(broken, speck)
-        if not kept:
+    for _ in range(_ROUNDS):
+        lost, _new = wrong_specks(*speck_lists(specks), limits)
+        lost = [speck for speck in lost if not broken[speck.row // CELL, speck.column // CELL]]
+        if not lost:
             break
-        for speck in kept if left else ():
+        for speck in lost:
             size, answer = sizes[speck.size]
             missing = speck.missing / answer * (-1 if reference.inverted else 1)
             key = (speck.row, speck.column, size)
             before = heights.get(key, 0.0)
             heights[key] = grey_levels(level_of(before + missing))  # as the decoder will have it
             _add(image, speck, heights[key] - before, size)
-        tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in kept)]
-        specks = specks_of(reference, image, tiles)
+        tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in lost)]
+        specks = specks_of(reference, np.rint(image), tiles)
     points = tuple(
         Point(row, column, size, level_of(height))
         for (row, column, size), height in sorted(heights.items())
-        if level_of(height) and not broken[row // CELL, column // CELL]
+        if level_of(height)
     )
-    return (Points(structure.shape[0], structure.shape[1], points) if points else None), broken
+    return Points(structure.shape[0], structure.shape[1], points) if points else None
 
 
 def _sizes() -> list[tuple[int, float]]:
@@ -71,11 +67,6 @@ def _add(image: Float, speck: Speck, height: float, size: int) -> None:
     at = (REACH - speck.row, REACH - speck.column)
     spot = profile(size)[top + at[0] : bottom + at[0], left + at[1] : right + at[1]]
     image[top:bottom, left:right] += np.float32(height) * spot
-
-
-def _mark(broken: Cells, speck: Speck) -> None:
-    rows = slice(max(speck.row - _AROUND, 0) // CELL, (speck.row + _AROUND) // CELL + 1)
-    broken[rows, max(speck.column - _AROUND, 0) // CELL : (speck.column + _AROUND) // CELL + 1] = True
 
 
 def _touches(tile: tuple[int, int], speck: Speck) -> bool:

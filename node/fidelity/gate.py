@@ -46,6 +46,8 @@ _TILES = 0.95
 """Share of the tiles whose band energies must keep to the limit of a tile."""
 _ENOUGH = 0.25
 """Share of a tile that is breast at least, for its bands and its slow error to be judged."""
+_ROUNDING = 0.5
+"""Grey levels of contrast that a speck may always lack or have too much: pixels are whole."""
 _FAR = 48
 """Pixels beyond which drawn noise may not resemble itself: film grain and detector blur reach less far."""
 _PATTERN = 512
@@ -150,7 +152,11 @@ def speck_lists(specks: Specks) -> tuple[list[Speck], list[Speck]]:
 def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
     """Of the original's ``own`` specks those whose contrast is not kept, and of the structure's those it invented."""
     counted = _counting(own, limits)
-    wrong = [speck for speck in counted if not limits.speck_least <= speck.share <= limits.speck_most]
+    wrong = [
+        speck
+        for speck in counted
+        if not limits.speck_least <= speck.share <= limits.speck_most and abs(speck.missing) > _ROUNDING
+    ]
     new = [speck for speck in made if speck.strength >= limits.speck_new and speck.share < 0.5]
     return wrong, new
 
