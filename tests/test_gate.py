@@ -23,6 +23,7 @@ from node.fidelity.gate import (
     look,
     measure_noise,
     paper_figures,
+    speck_lists,
     wrong_specks,
 )
 from storage.records import Thresholds
@@ -230,7 +231,7 @@ def test_a_speck_whose_contrast_is_not_kept(reference: Reference, share: float, 
 
 def specks(reference: Reference, structure: Float) -> tuple[Any, Any]:
     found = look(reference, structure)
-    return found.kept, found.new
+    return speck_lists(found.specks)[0], speck_lists(found.specks)[1]
 
 
 def test_a_speck_that_was_invented(reference: Reference) -> None:
@@ -253,7 +254,7 @@ def test_in_monochrome1_specks_are_dark() -> None:
 
 def test_weak_specks_count_near_two_strong_ones_only(reference: Reference) -> None:
     found = look(reference, STRUCTURE)
-    weak = next(speck for speck in found.kept if 4 <= speck.strength < 5)
+    weak = next(speck for speck in speck_lists(found.specks)[0] if 4 <= speck.strength < 5)
     lost = weak._replace(share=0.5)
     strong = [weak._replace(row=weak.row + by, strength=9.0, share=1.0) for by in (20, 30)]
     assert wrong_specks([lost, *strong], [], LIMITS)[0] == [lost]
@@ -326,10 +327,18 @@ def test_burden_is_the_figure_nearest_to_its_limit(reference: Reference, field: 
     """With all other limits far away it grows as that limit shrinks; single places do not count."""
     found = look(reference, STRUCTURE, specks=False)
     far: dict[str, Any] = {"lines": (1e6,) * 3, "lost": (1e6,) * 4, "slow": 1e6}
-    own = getattr(LIMITS, field)
+    own = (0.9,) * 4 if field == "lost" else getattr(LIMITS, field)
     halved = tuple(each / 2 for each in own) if isinstance(own, tuple) else own / 2
     one, two = (burden(found, replace(LIMITS, **(far | {field: value}))) for value in (own, halved))
     assert two == pytest.approx(2 * one, rel=0.05)
+
+
+def test_a_band_that_may_be_lost_wholly_is_no_burden_until_it_is_wrong(reference: Reference) -> None:
+    found = look(reference, STRUCTURE, specks=False)
+    far = replace(LIMITS, lines=(1e6,) * 3, slow=1e6, lost=(1.0, 1e6, 1e6, 1e6))
+    assert burden(found, far) < 1e-3
+    wrong = replace(found, lost=np.array([1.2, 0.5, 0.5, 0.5]))
+    assert burden(wrong, far) == pytest.approx(1.2)
 
 
 def test_a_single_place_is_repaired_and_not_a_burden(reference: Reference) -> None:

@@ -38,9 +38,9 @@ def test_bytes_and_back(rows: int, columns: int, share: float, seed: int) -> Non
 
 
 def test_cells_under_boxes() -> None:
-    cells = cells_under([(31, 31, 2, 2), (96, 0, 32, 32)], 128, 128)
+    cells = cells_under([(15, 15, 2, 2), (48, 0, 16, 16)], 64, 64)
     assert np.argwhere(cells).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [3, 0]]
-    assert not cells_under([], 128, 128).any()
+    assert not cells_under([], 64, 64).any()
 
 
 @given(st.binary(max_size=60))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from node.codec.repairs import CELL, COARSE, FINE, Repairs, cell_pixels, decode_repairs, encode_repairs
+from node.codec.repairs import CELL, Repairs, cell_pixels, decode_repairs, encode_repairs
 from storage.errors import PayloadError
 
 Float = NDArray[np.float32]
@@ -45,41 +45,39 @@ def test_bytes_and_back(rows: int, columns: int, share: float, unit: float) -> N
 
 
 @pytest.mark.parametrize("unit", [0.3, 12.0, 700.0])
-@pytest.mark.parametrize(("distance", "most"), [(COARSE, 0.6), (FINE, 0.35)])
-def test_noise_is_coded_to_within_its_own_size(unit: float, distance: float, most: float) -> None:
+def test_noise_is_coded_to_within_its_own_size(unit: float) -> None:
     """A detector's noise: the RMS of what stays wrong in standard deviations, whatever the unit."""
     noise = gaussian_filter(residual(389, 512, 1.0), 0.7)
     wanted, cells = noise * np.float32(unit / noise.std()), some(389, 512, 0.5)
     inside = cell_pixels(cells, 389, 512)
-    left = (restored(Repairs.of(wanted, cells, unit, distance)) - wanted)[inside] / unit
-    assert np.sqrt(np.mean(np.square(left))) < most
+    left = (restored(Repairs.of(wanted, cells, unit)) - wanted)[inside] / unit
+    assert np.sqrt(np.mean(np.square(left))) < 0.6
     assert np.abs(left).max() < 5
 
 
 @pytest.mark.parametrize("size", [100, 1000])
 def test_great_errors_fit(size: float) -> None:
-    """A missing marker is 1000 standard deviations of noise: finely coded it comes back to within 2 or 3%."""
+    """A missing marker is 1000 standard deviations of noise: it comes back to within some percent."""
     wanted = residual(256, 256, 3.0)
     wanted[64:128, 64:160] -= 3 * size
     wanted[160:224, 32:96] += 3 * size
     cells = np.zeros((16, 16), dtype=bool)
     cells[3:9, 3:11] = cells[9:15, 1:7] = True
-    off = np.abs(restored(Repairs.of(wanted, cells, 3.0, FINE)) - wanted) / (3 * size)
+    off = np.abs(restored(Repairs.of(wanted, cells, 3.0)) - wanted) / (3 * size)
     great = np.abs(wanted) > 2 * size
-    allowed = 2 / size + 0.02
-    assert np.percentile(off[great], 99) < allowed
-    assert off[great].max() < allowed + 0.03
-    assert np.sqrt(np.mean(np.square(off[cell_pixels(cells, 256, 256)]))) < 0.02
+    assert np.percentile(off[great], 99) < 0.1
+    assert off[great].max() < 0.6
+    assert np.sqrt(np.mean(np.square(off[cell_pixels(cells, 256, 256)]))) < 0.05
 
 
 def test_cells_at_the_border_reach_only_to_it() -> None:
     wanted = residual(35, 50, 10.0)
     cells = np.zeros((3, 4), dtype=bool)
     cells[2, 3] = True
-    field = restored(Repairs.of(wanted, cells, 10.0, FINE))
+    field = restored(Repairs.of(wanted, cells, 10.0))
     assert not field[:32].any()
     assert not field[:, :48].any()
-    assert np.corrcoef(field[32:, 48:].ravel(), wanted[32:, 48:].ravel())[0, 1] > 0.8, "and there they are right"
+    assert np.corrcoef(field[32:, 48:].ravel(), wanted[32:, 48:].ravel())[0, 1] > 0.6, "and there they are right"
 
 
 # --- damage ---------------------------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ _LINEAR = 4.0
 """Standard deviations of noise up to which companding is nearly linear."""
 _GAIN = 4600.0
 """Coded levels per unit of the inverse hyperbolic sine: 1000 standard deviations reach 28,000 of 32,767."""
-_CODER = OperatingPoint(1, "jpegxl", distance=DISTANCE, effort=7)
 _MIDDLE = 32768
 _HEADER = struct.Struct("<BHHfI")
 _FORMAT = 1
@@ -64,13 +63,13 @@ class Repairs:
         samples = _MIDDLE + _GAIN * np.arcsinh(sheet / (_LINEAR * unit))
         image = np.clip(np.rint(samples), 0, 65535).astype(np.uint16)
         image = image.reshape(tall, _ACROSS, CELL, CELL).transpose(0, 2, 1, 3).reshape(tall * CELL, _ACROSS * CELL)
-        return cls(rows, columns, unit, cells, coders.encode(image, _CODER))
+        return cls(rows, columns, unit, cells, coders.encode(image, _point()))
 
     def field(self) -> Float:
         """What they add: float32 (rows, columns), grey levels. Raises PayloadError."""
         places = np.argwhere(self.cells)
         tall = -(-len(places) // _ACROSS)
-        image = coders.decode(self.coded, _CODER, (tall * CELL, _ACROSS * CELL)).astype(np.float32)
+        image = coders.decode(self.coded, _point(), (tall * CELL, _ACROSS * CELL)).astype(np.float32)
         sheet = image.reshape(tall, CELL, _ACROSS, CELL).transpose(0, 2, 1, 3).reshape(-1, CELL, CELL)
         sheet = np.sinh((sheet - _MIDDLE) / np.float32(_GAIN)) * np.float32(_LINEAR * self.unit)
         whole = np.zeros((self.cells.shape[0] * CELL, self.cells.shape[1] * CELL), dtype=np.float32)
@@ -82,6 +81,10 @@ class Repairs:
     def pixels(self) -> NDArray[np.bool_]:
         """Which pixels are repaired: bool (rows, columns)."""
         return cell_pixels(self.cells, self.rows, self.columns)
+
+
+def _point() -> OperatingPoint:
+    return OperatingPoint(1, "jpegxl", distance=DISTANCE, effort=7)
 
 
 def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
