@@ -37,8 +37,8 @@ from benchmarks.coded import (
     options_of_coding,
     settings_of,
 )
-from node.codec import encode
-from node.codec.encode import Encoder
+from node.codec import search
+from node.codec.search import Encoder
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ VARIATIONS = (
     PLAIN,
     *(Variation(f"effort {effort}", {"effort": effort}) for effort in (5, 6, 7, 9)),
     *(Variation(f"scale {scale}", {"scales": (scale,)}) for scale in (1, 2, 4)),
-    *(Variation(f"sample {squares}", constant=(encode, "SQUARES", squares)) for squares in (12, 24, 48)),
-    *(Variation(f"near {near:g}", constant=(encode, "_NEAR", near)) for near in (0.9, 0.98)),
+    *(Variation(f"sample {squares}", constant=(search, "SQUARES", squares)) for squares in (12, 24, 48)),
+    *(Variation(f"near {near:g}", constant=(search, "NEAR", near)) for near in (0.9, 0.98)),
 )
 
 

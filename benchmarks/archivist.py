@@ -40,7 +40,8 @@ from benchmarks.coded import (
     settings_of,
 )
 from node.codec.decode import SideInformation, reconstruct
-from node.codec.encode import Encoded, Encoder, rendition_of
+from node.codec.encode import rendition_of
+from node.codec.search import Encoded, Encoder
 from node.config import Settings
 from node.fidelity.regions import breast_mask
 from node.training.pictures import Picture

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian
 
 from node.codec.decode import Decoded
-from node.codec.encode import Encoded, Encoder, rendition_of
+from node.codec.encode import rendition_of
 from node.codec.patches import patched_pixels
+from node.codec.search import Encoded, Encoder
 from node.codec.source import read_source
 from node.config import Settings, parse
 from node.fidelity.fsim import TILE

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from node.codec.bases import make_base
 from node.codec.decode import Decoded, SideInformation, reconstruct
-from node.codec.encode import make_base
 from node.codec.noise import decode_noise, encode_noise, measure_deviation, with_spectrum
 from node.codec.source import Source
 from node.fidelity.bands import BANDS, band_energies

@@ -12,8 +12,8 @@ from sqlalchemy import select
 
 from node.app import Node
 from node.app.hands import EACH, cores_at_hand, encoders_beside, memory_at_hand
+from node.codec.bases import make_base
 from node.codec.decode import SideInformation, reconstruct
-from node.codec.encode import make_base
 from node.codec.noise import measure_deviation
 from node.codec.source import read_source
 from node.dimse import client

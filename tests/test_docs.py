@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENCODER = (ROOT / "docs/ENCODER.md").read_text(encoding="utf-8")
 MODULES = (
-    "node/codec/encode.py",
+    "node/codec/search.py",
+    "node/codec/walk.py",
     "node/codec/noise.py",
     "node/codec/repairs.py",
     "node/codec/repair.py",

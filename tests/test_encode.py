@@ -1,4 +1,4 @@
-"""The encoder's search (node/codec/encode.py) on a phantom, and that what is decoded is what was verified."""
+"""The encoder's search (node/codec/search.py) on a phantom, and that what is decoded is what was verified."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
 from scipy.ndimage import gaussian_filter
 
+from node.codec.bases import make_base
 from node.codec.decode import SideInformation, reconstruct
-from node.codec.encode import Encoded, Encoder, make_base, rendition_of
+from node.codec.encode import rendition_of
 from node.codec.noise import unit_noise
+from node.codec.search import Encoded, Encoder
 from node.codec.source import Source
 from node.fidelity.gate import Reference, burden, look
 from node.upscalers.bicubic import Bicubic

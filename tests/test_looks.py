@@ -15,7 +15,7 @@ from benchmarks.looks import first_sheet, second_sheet
 from benchmarks.losses import lines_of
 from benchmarks.rivals import Rival, at_size, jpeg_2000, jpeg_xl
 from benchmarks.sheets import difference, narrow_window, places_of
-from node.codec.encode import Encoder
+from node.codec.search import Encoder
 from node.fidelity.regions import breast_mask
 from node.training.pictures import Picture
 from tests.samples import breast

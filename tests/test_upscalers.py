@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from node.codec.bases import make_base
 from node.codec.decode import Decoded, SideInformation, reconstruct
-from node.codec.encode import make_base
 from node.codec.noise import NoiseModel
 from node.config import ReconstructSettings, SdX2Settings
 from node.upscalers.catalogue import Catalogue

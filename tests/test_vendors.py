@@ -11,8 +11,8 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.policy import why_exact
+from node.codec.bases import make_base
 from node.codec.decode import SideInformation, reconstruct
-from node.codec.encode import make_base
 from node.codec.source import Source, read_source
 from node.config import EligibilitySettings
 from node.fidelity.reference import Reference

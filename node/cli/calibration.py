@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.codec.encode import Encoded, Encoder
+from node.codec.search import Encoded, Encoder
 from node.codec.source import Source
 from node.config import Settings
 from node.fidelity.gate import Reference

@@ -1,0 +1,45 @@
+"""The walk along one quantiser: from how near the figures are to their limits, the next distance to try."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FINEST, COARSEST = 0.1, 15.0
+"""JPEG XL distances that are tried: beyond them a scale is given up."""
+SLOPE = 0.6
+"""log2 increase of the gate's figures per doubling of the distance, before two looks tell it; typical."""
+NEAR = 0.955
+"""A distance is near enough where the figure nearest to its limit uses at least this share of it."""
+AIM = 0.98
+"""Share of the limit that a search aims at."""
+
+
+class Walk:
+    """The next distance, from where the burden is and how it grew with the distance so far."""
+
+    def __init__(self, start: float) -> None:
+        self.distance = start
+        self._seen: list[tuple[float, float]] = []
+
+    def step(self, heavy: float) -> bool:
+        """Move on from a burden; False where there is nowhere else to go."""
+        here = np.log2(self.distance), np.log2(max(heavy, 1e-3) / AIM)
+        slope = SLOPE
+        if self._seen and abs(here[0] - self._seen[-1][0]) > 1e-6:
+            slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))
+        self._seen.append(here)
+        wanted = float(np.clip(here[0] - here[1] / slope, here[0] - 2, here[0] + 2))
+        passing = [x for x, y in self._seen if y <= 0]
+        failing = [x for x, y in self._seen if y > 0]
+        if passing and failing:  # never outside the bracket
+            low, high = max(passing), min(failing)
+            wanted = (
+                float(np.clip(wanted, low + (high - low) * 0.1, high - (high - low) * 0.1)) if low < high else wanted
+            )
+        if not np.log2(FINEST) - 1 <= wanted <= np.log2(COARSEST) + 1:
+            return False
+        after = float(np.clip(2.0**wanted, FINEST, COARSEST))
+        if abs(np.log2(after) - here[0]) < 0.02:
+            return False
+        self.distance = after
+        return True
