@@ -126,10 +126,10 @@ def payload_of(pixels: NDArray[np.uint16], bits: int) -> Payload:
     reference = Reference(pixels, ds)
     base = make_base(Source.of(pixels, ds, header, "0" * 64, "OW"), POINT)
     structure = Decoded.of(base).upsampled
-    own, made = (band_energies(values, reference.breast)[:BANDS] for values in (reference.image, structure))
-    noise = measure_deviation(reference.image, structure, reference.breast, reference.counted)
+    own, made = (band_energies(values, reference.core)[:BANDS] for values in (reference.image, structure))
+    noise = measure_deviation(reference.image, structure, reference.core, reference.counted)
     lacking = (own - made).sum(axis=(1, 2))
-    noise = with_spectrum(decode_noise(encode_noise(noise)), reference.image, structure, reference.breast, lacking)
+    noise = with_spectrum(decode_noise(encode_noise(noise)), reference.image, structure, reference.core, lacking)
     return Payload(encode_base(base), encode_noise(noise))
 
 

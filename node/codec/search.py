@@ -164,7 +164,7 @@ class Encoder:
         makes all these looks; another one is tried where the baseline has ended, and must be worth its while.
         """
         source, reference = _sample(self.source, self.reference)
-        area = self.reference.breast.sum() / max(reference.breast.sum(), 1)
+        area = self.reference.core.sum() / max(reference.core.sum(), 1)
         sampler = self if source is self.source else replace(self, source=source, reference=reference)
 
         def candidate(scale: int, companded: bool, upscaler: Upscaler, distance: float) -> _Candidate:
@@ -241,7 +241,7 @@ class Encoder:
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:
         reference = self.reference
-        found = measure_deviation(reference.image, decoded.upsampled, reference.breast, reference.counted)
+        found = measure_deviation(reference.image, decoded.upsampled, reference.core, reference.counted)
         return decode_noise(encode_noise(found))
 
     def _finished(self, attempt: Attempt) -> Encoded:
@@ -268,7 +268,7 @@ class Encoder:
         began = time.monotonic()
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         side, structure, plain, found = mended.side, mended.structure, mended.plain, mended.found
-        inside = reference.breast & ~uncounted(side, structure.shape)
+        inside = reference.core & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         noise = attempt.noise or self._deviation(decoded)
         noise = decode_noise(encode_noise(with_spectrum(noise, reference.image, structure, inside, lacking)))
@@ -404,7 +404,7 @@ class Mended:
 
 def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
     """Squares of the breast, one below the other; the image itself where it has none, or is hardly larger."""
-    breast = reference.breast
+    breast = reference.core
     rows, columns = breast.shape
     places = [
         (row, column)
@@ -433,7 +433,7 @@ def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Energy per octave band of the original less that of the structure, summed over ``inside``."""
-    left_out = ~inside & reference.breast
+    left_out = ~inside & reference.core
     own = band_energies(reference.image, inside, reference.bands, cell_any(left_out))
     made = band_energies(as_shown(reference, structure), inside)
     return np.asarray((own - made)[:BANDS].sum(axis=(1, 2)))

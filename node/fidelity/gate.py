@@ -93,8 +93,8 @@ def look(
     error[~reference.counted] = 0
     width = reference.window.width
     changed = None if before is None else cell_any(error != before.error)
-    bands = band_energies(error, reference.breast, None if before is None else before.bands, changed)
-    inside = _tile_counts(reference.breast)
+    bands = band_energies(error, reference.core, None if before is None else before.bands, changed)
+    inside = _tile_counts(reference.core)
     large = inside >= _ENOUGH * TILE * TILE
     large = large if large.any() else inside > 0
     found: Specks = {}
@@ -110,7 +110,7 @@ def look(
     return Structure(
         lines=reference.line_noise.look(error, most, None if before is None else before.lines, changed),
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
-        shift=float(np.abs(_tile_sums(np.where(reference.breast, error, 0))[large] / inside[large]).max()) / width,
+        shift=float(np.abs(_tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
         outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float32(width),
         specks=found,
@@ -181,16 +181,16 @@ def _counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
 def measure_noise(reference: Reference, structure: Float, served: Pixels) -> dict[str, float]:
     """Figures of what is served, in dB, shares and window widths; see ``Thresholds`` for their meaning."""
     image = served.astype(np.float32)
-    bands = band_energies(image, reference.breast)[:BANDS]
+    bands = band_energies(image, reference.core)[:BANDS]
     own = reference.bands[:BANDS]
     whole = 10 * np.log10(np.maximum(bands.sum(axis=(1, 2)), 1e-12) / np.maximum(own.sum(axis=(1, 2)), 1e-12))
-    large = _tile_counts(reference.breast) >= _ENOUGH * TILE * TILE
+    large = _tile_counts(reference.core) >= _ENOUGH * TILE * TILE
     tiles = np.abs(10 * np.log10(np.maximum(bands[:, large], 1e-12) / np.maximum(own[:, large], 1e-12)))
     drawn = image - structure
     drawn[~reference.counted] = 0
     figures = {f"spectrum_db_{number + 1}": float(value) for number, value in enumerate(whole)}
     figures["spectrum_tile_db"] = float(np.quantile(tiles, _TILES)) if tiles.size else 0.0
-    figures["repeat"] = _repeat(drawn, reference.breast)
+    figures["repeat"] = _repeat(drawn, reference.core)
     figures["quiet"] = _where_flat(reference.image, drawn) / reference.window.width
     return figures
 

@@ -89,27 +89,28 @@ def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]
 class LineNoise:
     """What the filters find in one original: the noise of each filter per cell, and the squares to measure.
 
-    ``breast``: bool (rows, columns), where anything is measured; ``inside``: the same, at the size of each width.
-    ``floor``: the least noise that counts, in grey levels: that of rounding to the 256 steps of a display; on a halved
-    image half of it.
+    ``breast``: bool (rows, columns), where anything is measured; ``core``: the part of it that histograms are of;
+    ``inside``: both, at the size of each width. ``floor``: the least noise that counts, in grey levels: that of
+    rounding to the 256 steps of a display; on a halved image half of it.
     """
 
     breast: Mask
+    core: Mask
     floor: float
     squares: list[list[tuple[int, int]]] = field(default_factory=list)
     noise: list[Float] = field(default_factory=list)
-    inside: list[Mask] = field(default_factory=list)
+    inside: list[tuple[Mask, Mask]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, original: Float, breast: Mask, window_width: float) -> LineNoise:
+    def of(cls, original: Float, breast: Mask, window_width: float, core: Mask | None = None) -> LineNoise:
         """Measure an original.
 
         ``original``: float32 (rows, columns), grey levels. ``breast``: bool, the same shape. ``window_width``: of the
-        display window, grey levels.
+        display window, grey levels. ``core``: the part of the breast that histograms are of; all of it where None.
         """
-        found = cls(breast, window_width / 256 / float(np.sqrt(12)))
+        found = cls(breast, breast if core is None else core, window_width / 256 / float(np.sqrt(12)))
         for level in range(len(WIDTHS)):
-            small, inside = _reduced(original, level), found._inside(level)
+            small, (inside, _) = _reduced(original, level), found._inside(level)
             squares = [
                 (row, column)
                 for row in range(0, small.shape[0], SQUARE)
@@ -145,15 +146,14 @@ class LineNoise:
             counts, worst = [each.copy() for each in before.counts], before.worst.copy()
         for level, squares in enumerate(self.squares):
             again = [number for number, square in enumerate(squares) if changed[_seen_by(square, level)].any()]
-            small, inside = _reduced(error, level), self._inside(level)
-            one = partial(self._look_at, small, inside, level, most[level], worst[level])
+            one = partial(self._look_at, _reduced(error, level), level, most[level], worst[level])
             found = on_all_cores(one, [squares[number] for number in again])
             for number, histogram in zip(again, found, strict=True):
                 counts[level][number] = histogram
         return Lines(tuple(counts), worst)
 
     def _look_at(
-        self, small: Float, inside: Mask, level: int, most: float, worst: Float, square: tuple[int, int]
+        self, small: Float, level: int, most: float, worst: Float, square: tuple[int, int]
     ) -> NDArray[np.int64]:
         """The histogram of one square; its cells are written into ``worst``."""
         (row, column), step = square, STEPS[level]
@@ -161,7 +161,9 @@ class LineNoise:
         responses = _filtered(small, row, column, level)
         responses /= self._noise_at(level, row, column)
         strongest = np.maximum(responses.max(axis=0), -responses.min(axis=0))
-        seen = inside[row : row + SQUARE : step, column : column + SQUARE : step]
+        seen, counted = (
+            inside[row : row + SQUARE : step, column : column + SQUARE : step] for inside in self._inside(level)
+        )
         height, width = seen.shape
         strongest[:height, :width][~seen] = 0
         strongest[height:], strongest[:, width:] = 0, 0
@@ -171,13 +173,17 @@ class LineNoise:
         target[:] = cells[: target.shape[0], : target.shape[1]]
         if cells.max() > most:
             broken = np.repeat(np.repeat(cells > most, side, axis=0), side, axis=1)
-            seen = seen & ~broken[:height, :width]
-        bins = np.minimum(strongest[:height, :width][seen] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
+            counted = counted & ~broken[:height, :width]
+        bins = np.minimum(strongest[:height, :width][counted] * BINS_PER_UNIT, BINS - 1).astype(np.int64)
         return np.asarray(np.bincount(bins, minlength=BINS), dtype=np.int64)
 
-    def _inside(self, level: int) -> Mask:
+    def _inside(self, level: int) -> tuple[Mask, Mask]:
+        """Breast and core at the size of one width."""
         if not self.inside:
-            self.inside = [_reduced(self.breast.astype(np.float32), each) > 0.5 for each in range(len(WIDTHS))]
+            whole = [mask.astype(np.float32) for mask in (self.breast, self.core)]
+            for each in range(len(WIDTHS)):
+                breast, core = (_reduced(mask, each) > 0.5 for mask in whole)
+                self.inside.append((breast, core))
         return self.inside[level]
 
     def _noise_at(self, level: int, row: int, column: int) -> Float:

@@ -13,7 +13,7 @@ from pydicom import Dataset
 from node.fidelity.bands import band_energies
 from node.fidelity.fsim import TILE, Features, features
 from node.fidelity.lines import LineNoise
-from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles
+from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, without_strips
 from node.fidelity.specks import BLOCK, HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
 
@@ -32,7 +32,9 @@ class Reference:
     def __init__(self, pixels: Pixels, header: Dataset, padding: Mask | None = None) -> None:
         inverted = is_inverted(header)
         self.pixels = pixels
-        self.mask = breast_mask(pixels, "MONOCHROME1" if inverted else "MONOCHROME2", padding)
+        self.mask, self._opened = without_strips(
+            breast_mask(pixels, "MONOCHROME1" if inverted else "MONOCHROME2", padding)
+        )
         self.window: Window = display_window(header, pixels, self.mask)
         self.tiles = breast_tiles(self.mask, *pixels.shape)
         self.all_tiles = all_tiles(*pixels.shape)
@@ -58,37 +60,47 @@ class Reference:
         from scipy.ndimage import binary_erosion
 
         inner = binary_erosion(self.mask, border_value=1)
-        inner = inner if inner.any() else self.mask
+        return self._pixels_of(inner if inner.any() else self.mask)
+
+    @cached_property
+    def core(self) -> NDArray[np.bool_]:
+        """``breast`` without what is narrow, as a nipple in profile: figures of the whole are of these pixels. Bool,
+        shape of ``pixels``."""
+        core = self._pixels_of(self._opened) & self.breast
+        return core if core.any() else self.breast
+
+    def _pixels_of(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Blocks as pixels that are not padding."""
         rows, columns = self.pixels.shape
-        whole = np.repeat(np.repeat(inner, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns]
+        whole = np.repeat(np.repeat(blocks, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns]
         return np.asarray(whole & self.counted)
 
     @cached_property
     def line_noise(self) -> LineNoise:
         """What line filters find in the original's own noise."""
-        return LineNoise.of(self.image, self.breast, self.window.width)
+        return LineNoise.of(self.image, self.breast, self.window.width, self.core)
 
     @cached_property
     def bands(self) -> NDArray[np.float64]:
         """Energies of the original's octave bands per tile, as ``band_energies`` gives them."""
-        return band_energies(self.image, self.breast)
+        return band_energies(self.image, self.core)
 
     @cached_property
     def grain(self) -> float:
         """The typical standard deviation of the breast's finest noise, in grey levels; at least that of rounding."""
-        finest = self.bands[0].sum() / max(int(self.breast.sum()), 1)
+        finest = self.bands[0].sum() / max(int(self.core.sum()), 1)
         return max(float(np.sqrt(finest)), self._step / float(np.sqrt(12)))
 
     def excerpt(self, pixels: Pixels, breast: NDArray[np.bool_]) -> Reference:
         """Other pixels seen through the same window. ``breast``: bool, their shape, where they are measured."""
         other = copy(self)
-        for name in ("image", "breast", "line_noise", "bands", "grain"):
+        for name in ("image", "breast", "core", "line_noise", "bands", "grain"):
             other.__dict__.pop(name, None)
         other.pixels, other.counted = pixels, np.ones(pixels.shape, dtype=bool)
         other.tiles = other.all_tiles = all_tiles(*pixels.shape)
-        other.mask = np.ones((-(-pixels.shape[0] // BLOCK), -(-pixels.shape[1] // BLOCK)), dtype=bool)
+        other.mask = other._opened = np.ones((-(-pixels.shape[0] // BLOCK), -(-pixels.shape[1] // BLOCK)), dtype=bool)
         other._features, other._truths = {}, {}
-        other.__dict__["breast"] = breast
+        other.__dict__["breast"] = other.__dict__["core"] = breast
         return other
 
     def features(self, tile: Tile) -> Features:
