@@ -37,6 +37,8 @@ Codes = NDArray[np.uint8]
 
 LEVELS = 32
 """Knots of the curve, evenly spaced between the image's extreme values."""
+_STEPS = 4096
+"""Steps between the image's extreme values in which the curve is looked up, interpolated linearly between its knots."""
 PLACE = 64
 """Side of the cells of the map of the place, in pixels."""
 SPECTRUM = (65, 33)
@@ -111,16 +113,17 @@ class NoiseModel:
         """The same of ``part``."""
         import torch
 
+        knots = np.linspace(0, LEVELS - 1, _STEPS)
+        steps = np.interp(knots, np.arange(LEVELS), _deviations(self.curve)).astype(np.float32)
         level = torch.from_numpy(np.ascontiguousarray(structure[self.part]))
-        level = level.sub(self.low).mul_((LEVELS - 1) / max(self.high - self.low, 1e-6)).clamp_(0, LEVELS - 1)
-        knots = torch.from_numpy(_deviations(self.curve))
-        lower = level.to(torch.int32).clamp_(max=LEVELS - 2)
-        found = torch.lerp(knots[lower], knots[lower + 1], level - lower)
+        level = level.sub(self.low).mul_((_STEPS - 1) / max(self.high - self.low, 1e-6)).round_().clamp_(0, _STEPS - 1)
+        found = steps.take(level.to(torch.int32).numpy())
         rows, columns = self.part
         cells = self.place[rows.start // PLACE : -(-rows.stop // PLACE), columns.start // PLACE :]
         place = _deviations(cells) * np.float32(1 / 256)
         spread = _spread(place, rows.stop - rows.start, columns.stop - columns.start)
-        return found.mul_(torch.from_numpy(spread)).numpy()
+        found *= spread
+        return found
 
     def draw(self, structure: Float, seed: int) -> Float:
         """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``."""

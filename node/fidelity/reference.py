@@ -131,7 +131,7 @@ class Reference:
             (HALO - (row - top), HALO - min(HALO, rows - row - TILE)),
             (HALO - (column - left), HALO - min(HALO, columns - column - TILE)),
         )
-        return np.pad(inner, pad, mode="edge")
+        return np.pad(inner, pad, mode="edge") if any(map(any, pad)) else inner
 
     def blocks(self, tile: Tile) -> NDArray[np.bool_]:
         """Which blocks of 16 pixels of a tile hold breast: bool (16, 16). Those of a tile that was moved inward are
