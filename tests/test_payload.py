@@ -604,7 +604,7 @@ def golden_base() -> bytes:
 
 
 def golden_rendition() -> bytes:
-    return golden("rendition-v1.lpacs", "7512ed46972711f311d1eaa4d0db86a759d1d7110d56f9908b759e05ed8ff697")
+    return golden("rendition-v1.lpacs", "4b1f1120264b855f323e0c7498f59fa6ce4d7797c83fd50f7620d624eae2ff0d")
 
 
 def test_the_golden_base_reads_as_it_was_written() -> None:
@@ -673,13 +673,13 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
     assert {name: (len(part), sha256(part)[:16]) for name, part in parts.items()} == {
         "noise": (311, "b1a99888764475fe"),
         "repairs": (166, "fb8e1f8b337c917f"),
-        "points": (23, "7de935ced544ef43"),
-        "patches": (4002, "e3760b64d03b6dce"),
+        "points": (25, "2c0e36c01d081316"),
+        "patches": (1121, "90c98a05c9af4e4f"),
     }
     assert rendition == Rendition(
         base_digest="d67da9487b6472cd85763b7bbac67b0f68a41fcab7004433f939dd6557220d26",
         original_uid="2.25.313131313131313131313131313131313131313",
-        derived_uid="2.25.126437957796673639883425764517713245731",
+        derived_uid="2.25.58729268702235317464571608929826616674",
         upscaler="sd_x2",
         method="LDM_UPSCALE_1",
         generative=True,
@@ -694,7 +694,7 @@ def test_the_golden_rendition_reads_as_it_was_written() -> None:
         **parts,
         extra={"minimum": [704, 705], "maximum": [2973, 2970]},
     )
-    assert rendition.structure_uid == "2.25.57969159029355728210016258659888874213"
+    assert rendition.structure_uid == "2.25.238637540340089835826174893073015424089"
     base = sha256(golden_base())
     assert (rendition.base_digest, rendition.seed) == (base, seed_of(base))
     told = sha256(b"".join(parts.values()))
@@ -718,8 +718,8 @@ def test_the_golden_side_information_reads_as_it_was_written() -> None:
     assert field[74, 44] == pytest.approx(300, rel=0.02)
     assert not field[:64].any()
     assert spots.spots == (Point(150, 60, 1, 50), Point(150, 90, 3, -20))
-    assert np.argwhere(patches.cells).tolist() == [[5, 0], [5, 1], [6, 0], [6, 1]]
-    assert np.array_equal(patches.strip[:32, :32], breast(300, 280, seed=1)[160:192, :32])
+    assert np.argwhere(patches.cells).tolist() == [[11, 1], [11, 2], [12, 1], [12, 2]]
+    assert np.array_equal(patches.strip[:16, :32], breast(300, 280, seed=1)[176:192, 16:48])
 
 
 @pytest.mark.parametrize(
