@@ -17,6 +17,7 @@ from node.codec.bases import make_base
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode import rendition_of
 from node.codec.noise import unit_noise
+from node.codec.patches import patched_pixels
 from node.codec.search import Encoded, Encoder
 from node.codec.source import Source
 from node.fidelity.gate import Reference, burden, look
@@ -195,11 +196,30 @@ def marked() -> Pixels:
     return np.maximum(phantom(), np.rint(3500 * gaussian_filter(strokes, 0.8))).astype(np.uint16)
 
 
-def test_a_marker_is_repaired() -> None:
+def on_film() -> Pixels:
+    """The same with grain in the air, of which exact patches would take much more than residuals do."""
+    grain = gaussian_filter(np.random.default_rng(3).standard_normal(phantom().shape), 0.8)
+    return np.clip(np.rint(marked() + 150 + 60 * grain / grain.std()), 0, 4095).astype(np.uint16)
+
+
+def test_a_marker_in_clean_air_comes_back_exactly() -> None:
     made = encoder(marked(), BALANCED).at(POINT)
     assert made is not None
+    assert made.side.repairs is None
+    off = made.served.astype(int) - marked()
+    assert np.abs(off)[20:60, 470:530].max() <= 0.1 * 4096 + 0.5
+    assert made.side.patches is not None
+    inside = patched_pixels(made.side.patches.cells, *off.shape)
+    assert inside[20:60, 470:530].any()
+    assert not off[inside].any()
+    assert np.array_equal(decoded(made), made.served)
+
+
+def test_a_marker_on_film_is_repaired() -> None:
+    made = encoder(on_film(), BALANCED).at(POINT)
+    assert made is not None
     assert made.side.repairs is not None
-    off = np.abs(made.served.astype(int) - marked())[20:60, 470:530]
+    off = np.abs(made.plain.astype(int) - on_film())[20:60, 470:530]
     assert off.max() <= 0.1 * 4096 + 0.5  # it is rounded
     assert np.sqrt(np.mean(np.square(off))) < 100
     assert np.array_equal(decoded(made), made.served)
@@ -326,8 +346,7 @@ def test_side_information_of_another_image_is_refused() -> None:
 
 def test_repairs_are_added_to_what_is_within_range() -> None:
     """Beside a marker the upsampled base overshoots the greatest value: repairs were measured after it was clipped."""
-    pixels = marked()
-    pixels = np.minimum(pixels, 2600)
+    pixels = np.minimum(on_film(), 2600)
     made = encoder(pixels, BALANCED).at(POINT)
     assert made is not None
     assert made.side.repairs is not None

@@ -76,6 +76,8 @@ _PATCHES = 8
 """Most times that exact patches are added: a patch changes what filters find beside it."""
 _REACHES = (5, 7, 11, 16)
 """Pixels around a speck that a patch for it holds, per filter that finds it: most of what the filter sees."""
+_EXACT = 2.0
+"""Exact patches are made instead of repairs where they take at most so much more: half of such repairs fail."""
 _DEARER = 1.25
 """log2 increase of the bytes per halving of the gate's figures; typical. It tells which of two searches goes on."""
 _RESERVE = 0.98
@@ -291,17 +293,27 @@ class Encoder:
         return made
 
     def _repaired(self, attempt: Attempt, found: Structure) -> SideInformation:
-        """Coded residuals where lines are broken, points for specks, exact patches where regions ask for them."""
+        """Coded residuals where lines are broken, and points for specks. Exact patches where regions ask for them, and
+        where they take less than residuals do, as for letters in the air."""
         points = repairs = None
+        cells = cells_under(self.regions, *self.source.pixels.shape)
         if self.limits is not None:
             broken, structure = broken_cells(found, self.limits), attempt.structure
+            aside = found.outside > self.limits.outside
             if 0 < broken.mean() <= self.share:
-                repairs = Repairs.of(self.reference.image - structure, broken, self.reference.grain)
-                structure = structure + repairs.field()
+                repairs = self._residual(structure, broken)
+                within = self._residual(structure, broken & ~aside)
+                exact = encode_patches(cut(self.source.pixels, aside)) if aside.any() else b""
+                if _bytes_of(within) + len(exact) <= _EXACT * _bytes_of(repairs):
+                    repairs, cells = within, cells | aside
+                structure = structure if repairs is None else structure + repairs.field()
             points = points_for(self.reference, structure, found.specks, broken, self.limits)
-        cells = cells_under(self.regions, *self.source.pixels.shape)
         patches = cut(self.source.pixels, cells) if cells.any() else None
         return SideInformation(repairs=repairs, points=points, patches=patches)
+
+    def _residual(self, structure: Float, cells: NDArray[np.bool_]) -> Repairs | None:
+        reference = self.reference
+        return Repairs.of(reference.image - structure, cells, reference.grain) if cells.any() else None
 
     def _patched(self, patches: Patches | None, found: Structure) -> Patches | None:
         """Patches that hold what is still broken, too; the same object where nothing is, or too much."""
@@ -400,6 +412,10 @@ class Mended:
     structure: Float
     plain: Float
     found: Structure
+
+
+def _bytes_of(repairs: Repairs | None) -> int:
+    return 0 if repairs is None else len(repairs.coded)
 
 
 def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
