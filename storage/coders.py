@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Protocol
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.codestreams import announced
 from storage.errors import PayloadError
 from storage.records import OperatingPoint
 
@@ -91,13 +93,26 @@ def encode(samples: Samples, point: OperatingPoint) -> bytes:
 
 def decode(data: bytes, point: OperatingPoint, shape: tuple[int, int]) -> Samples:
     """Decode base samples and check that they are what the payload says. Raises PayloadError."""
-    try:
-        samples = CODERS[point.coder].decode(data)
-    except Exception as error:
-        raise PayloadError(f"{point.coder} codestream cannot be decoded: {error}") from error
+    samples = decode_of_shape(CODERS, point.coder, data, shape)
     if samples.shape != shape or samples.dtype != np.uint16:
         raise PayloadError(f"{point.coder} codestream holds {samples.dtype} {samples.shape}, not uint16 {shape}")
     return samples
+
+
+def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: tuple[int, int]) -> Samples:
+    """Decode a codestream that announces that shape; its first bytes are looked at before the decoder may allocate.
+
+    Raises PayloadError.
+    """
+    try:
+        found = announced(data)
+        if (found.rows, found.columns) != shape or found.samples > 1:
+            raise PayloadError(f"{name} codestream announces {tuple(found)}, not {shape}")
+        return coders[name].decode(data)
+    except PayloadError:
+        raise
+    except Exception as error:
+        raise PayloadError(f"{name} codestream cannot be decoded: {error!r}") from error
 
 
 def _threads() -> int:

@@ -19,7 +19,7 @@ from pydicom.tag import BaseTag
 
 from storage.dicomfile import DataSetFile, opened, quiet
 from storage.errors import PixelError, Unparseable
-from storage.pixels import PixelShape, decode_frame
+from storage.pixels import PixelShape, check_frames, decode_frame
 
 _TRAILING_PADDING = 0xFFFCFFFC
 
@@ -100,6 +100,7 @@ def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
 def _decoded_pixels(path: Path, shape: PixelShape) -> bytes:
     if shape.frames == 1:
         return decode_frame(path).tobytes()
+    check_frames(path)
     with quiet():
         try:
             return bytes(pixel_array(path, raw=True).tobytes())

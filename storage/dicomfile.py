@@ -11,9 +11,8 @@ import io
 import mmap
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -28,6 +27,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 
 from storage.elements import values_of
 from storage.errors import Unparseable
+from storage.inflating import inflated
 from storage.writing import ALL, written
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
@@ -38,8 +38,9 @@ _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN
 _PIXEL_DATA = 0x7FE00010
 _UNDEFINED = 0xFFFFFFFF
 _MAX_DEPTH = 64
-_MAX_INFLATED = 1 << 30
 _MAX_META = 1 << 20
+_BULK = 1 << 20
+"""Bytes of a value beyond which ``outline`` leaves it out."""
 
 Bytes = bytes | memoryview | mmap.mmap
 
@@ -95,6 +96,12 @@ class DataSetFile:
     def header(self) -> Dataset:
         return self.header_bytes().dataset()
 
+    def outline(self) -> Dataset:
+        """The header without values of more than a megabyte that are no sequence: those are bytes or text in bulk, and
+        reading them costs memory several times their size."""
+        kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
+        return parse(b"".join(bytes(self.data[start:end]) for start, end in kept), self.transfer_syntax)
+
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]
 
@@ -102,14 +109,14 @@ class DataSetFile:
 @contextmanager
 def opened(path: Path) -> Iterator[DataSetFile]:
     """Open a Part 10 file. Raises Unparseable where PS3.10 or PS3.5 is broken outside the pixel data."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, ExitStack() as stack:
         start, syntax = _data_set_start(file)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         view = memoryview(mapped)
         data = view[start:]
         try:
             if syntax == DeflatedExplicitVRLittleEndian:
-                data = memoryview(_inflate(data))
+                data = memoryview(stack.enter_context(inflated(data, path.parent)))
             yield DataSetFile(syntax, data, scan(data, syntax))
         finally:
             data.release()
@@ -135,17 +142,6 @@ def _data_set_start(file: IO[bytes]) -> tuple[int, UID]:
     return start, syntax
 
 
-def _inflate(data: memoryview) -> bytes:
-    engine = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = engine.decompress(data, _MAX_INFLATED)
-    except zlib.error as error:
-        raise Unparseable(f"deflated data set cannot be inflated: {error}") from error
-    if not engine.eof:
-        raise Unparseable("deflated data set is truncated or larger than 1 GiB")
-    return inflated
-
-
 # --- the walk -------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +162,24 @@ def scan(data: Bytes, syntax: UID) -> Layout:
         else:
             position = walk.skip(tag, vr, value, length, 0)
     return layout
+
+
+def kept_ranges(data: Bytes, syntax: UID, layout: Layout, most: int) -> list[tuple[int, int]]:
+    """Where the elements of the top level lie, without pixel data and without long values that are no sequence."""
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+    kept: list[tuple[int, int]] = []
+    for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
+        at = since = start
+        while at < end and any(data[at : at + 8]):
+            tag, vr, value, length = walk.element(at)
+            after = walk.skip(tag, vr, value, length, 0)
+            if after - at > most and not walk.is_sequence(tag, vr, length):
+                kept.append((since, at))
+                since = after
+            at = after
+        kept.append((since, end))
+    return kept
 
 
 def check_order(data: Bytes, syntax: UID) -> None:
@@ -243,7 +257,7 @@ class _Walk:
                 raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) comes behind ({last[0]:04X},{last[1]:04X})")
             last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
             at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
-            if not encapsulated and self._is_sequence(tag, vr, length):
+            if not encapsulated and self.is_sequence(tag, vr, length):
                 inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
                 inner.check_items(value, at, depth + 1)
 
@@ -267,7 +281,7 @@ class _Walk:
                 return value
             at = self.skip(tag, vr, value, length, 0)
 
-    def _is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
+    def is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
         if length == _UNDEFINED or vr == b"SQ":
             return True
         number = tag[0] << 16 | tag[1]

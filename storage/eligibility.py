@@ -22,6 +22,7 @@ class LeftOut(StrEnum):
     HIGH_BIT = "high bit is not bits stored - 1"
     SIGNED_PIXELS = "signed pixels"
     SMALL = "smaller than 256 pixels a side"
+    LARGE = "larger than limits.encoder_memory can encode"
     LOSSY = "already lossy"
     BIG_ENDIAN = "big endian"
     SIGNATURE = "digitally signed"

@@ -16,6 +16,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
+from storage.codestreams import check_codestream
 from storage.errors import PixelError
 
 JPEG_XL_LOSSLESS = "1.2.840.10008.1.2.4.110"
@@ -61,7 +62,12 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
 def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:
     """The frames of an encapsulated JPEG XL value. Raises PixelError."""
     try:
-        return [np.asarray(imagecodecs.jpegxl_decode(one)) for one in generate_frames(value, number_of_frames=frames)]
+        codestreams = list(generate_frames(value, number_of_frames=frames))
+        for one in codestreams:
+            check_codestream(one)
+        return [np.asarray(imagecodecs.jpegxl_decode(one)) for one in codestreams]
+    except PixelError:
+        raise
     except Exception as error:
         raise PixelError(f"codestream cannot be decoded: {error}") from error
 

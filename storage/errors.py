@@ -45,6 +45,10 @@ class Unparseable(DataSetError):
     """Not a DICOM data set, or truncated outside its pixel data."""
 
 
+class InflatesTooFar(Unparseable):
+    """A deflated data set that becomes larger than this archive takes."""
+
+
 class MissingUid(DataSetError):
     """A UID that identifies the instance is absent or empty."""
 
@@ -59,6 +63,14 @@ class ClassMismatch(DataSetError):
 
 class PixelError(LatentPacsError):
     """The data set parses, but its pixels are short, odd or undecodable."""
+
+
+class TooManyPixels(PixelError):
+    """A frame, by its header or its codestream, that has more pixels than are decoded here."""
+
+
+class OutOfMemory(PixelError):
+    """A worker would have needed more memory than it may take."""
 
 
 class PayloadError(LatentPacsError):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.coders import ORIGINAL_CODERS
+from storage.coders import ORIGINAL_CODERS, decode_of_shape
 from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import DataSetFile, opened
 from storage.errors import KeptVerbatim, ObjectDamaged, ProofFailed
@@ -94,7 +94,7 @@ def _has_integers(file: DataSetFile) -> bool:
     layout, syntax = file.layout, file.transfer_syntax
     if not layout.has_pixels or layout.truncated or syntax == DeflatedExplicitVRLittleEndian:
         return False
-    shape = PixelShape.of(file.header())
+    shape = PixelShape.of(file.outline())
     if shape.bits_allocated not in (8, 16) or not shape.rows or not shape.columns or not shape.samples:
         return False
     if layout.encapsulated:
@@ -104,7 +104,7 @@ def _has_integers(file: DataSetFile) -> bool:
 
 
 def _with_pixels(file: DataSetFile, path: Path, coder: str) -> bytes:
-    shape, start = PixelShape.of(file.header()), path.stat().st_size - file.layout.end
+    shape, start = PixelShape.of(file.outline()), path.stat().st_size - file.layout.end
     if file.layout.encapsulated:
         planes = decode_frame(path).reshape(1, shape.rows, shape.columns)
         begin, end, pads = _rle_extent(file, planes)
@@ -193,7 +193,8 @@ def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
     planes = np.empty((coding.frames * coding.samples, coding.rows, coding.columns), np.uint16)
     at = 0
     for plane, length in zip(planes, coding.lengths, strict=True):
-        plane[...] = ORIGINAL_CODERS[coding.coder].decode(coded[at : at + length])
+        codestream = coded[at : at + length]
+        plane[...] = decode_of_shape(ORIGINAL_CODERS, coding.coder, codestream, (coding.rows, coding.columns))
         at += length
     values = _from_ranks(planes, levels)
     if coding.signed:
@@ -225,7 +226,7 @@ def _from_ranks(ranks: Values, levels: bytes) -> Values:
 
 
 def _is_planar(file: DataSetFile, shape: PixelShape) -> bool:
-    return shape.samples > 1 and file.header().get("PlanarConfiguration") == 1
+    return shape.samples > 1 and file.outline().get("PlanarConfiguration") == 1
 
 
 def _planes(file: DataSetFile, shape: PixelShape) -> NDArray[Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.coders import JpegXl
+from storage.codestreams import Announced, announced
 from storage.errors import PayloadError
 
 Mask = NDArray[np.bool_]
@@ -234,7 +235,7 @@ def _packed_picture(picture: NDArray[Any]) -> bytes:
 def _unpacked_picture(data: bytes, rows: int, columns: int, kind: type[np.unsignedinteger[Any]]) -> NDArray[Any]:
     """A picture of that shape and type; its size is looked at before anything is decoded."""
     found = _jpeg_xl_size(data)
-    if found != (rows, columns):
+    if (found.rows, found.columns) != (rows, columns):
         raise PayloadError(f"padding is a picture of {found.rows} x {found.columns}, not {rows} x {columns}")
     try:
         picture: NDArray[Any] = JpegXl().decode(data)
@@ -245,34 +246,14 @@ def _unpacked_picture(data: bytes, rows: int, columns: int, kind: type[np.unsign
     return picture
 
 
-class _Size(NamedTuple):
-    rows: int
-    columns: int
-
-
 _BARE = b"\xff\x0a"
-_RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
-def _jpeg_xl_size(data: bytes) -> _Size:
-    """Rows and columns of a bare codestream (ISO/IEC 18181-1, SizeHeader). Raises PayloadError."""
+def _jpeg_xl_size(data: bytes) -> Announced:
+    """What a bare codestream announces. Raises PayloadError."""
     if data[:2] != _BARE:
         raise PayloadError("padding is no JPEG XL codestream")
-    bits, at = int.from_bytes(data[2:14], "little"), 0
-
-    def read(count: int) -> int:
-        nonlocal at
-        at += count
-        return (bits >> (at - count)) & ((1 << count) - 1)
-
-    def side(small: int) -> int:
-        return 8 * (1 + read(5)) if small else 1 + read((9, 13, 18, 30)[read(2)])
-
-    small = read(1)
-    rows = side(small)
-    ratio = read(3)
-    above, below = _RATIOS[ratio]
-    return _Size(rows, rows * above // below if ratio else side(small))
+    return announced(data)
 
 
 # --- a mask alone ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ end its process on a hostile codestream.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.encaps import generate_frames
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
+from storage.codestreams import check_codestream, check_pixels
 from storage.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.encapsulate import JPEG_XL, decoded_jpeg_xl, encapsulated
-from storage.errors import PixelError, Unparseable
+from storage.errors import PixelError, TooManyPixels, Unparseable
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class PixelShape:
             bits = bits * 2 // 3
         return (bits + 7) // 8
 
+    def check(self) -> None:
+        """Raises TooManyPixels where a frame has more than are decoded in this process."""
+        check_pixels("header says", self.rows, self.columns, self.samples)
+
 
 def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
     """Why the pixels cannot be trusted, as far as bytes and bits tell without a decoder; empty when sound."""
@@ -101,7 +108,7 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
 
 def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
     """Rows, columns and bits without pixels, and no address to get them from (Pixel Data Provider URL)."""
-    return bool(shape.rows and shape.columns and shape.bits_stored) and 0x00287FE0 not in file.header()
+    return bool(shape.rows and shape.columns and shape.bits_stored) and 0x00287FE0 not in file.outline()
 
 
 def integer_pixels(path: Path) -> NDArray[np.uint16]:
@@ -110,12 +117,13 @@ def integer_pixels(path: Path) -> NDArray[np.uint16]:
     Raises PixelError where there are none, or they are of another kind, short, odd or undecodable.
     """
     with opened(path) as file:
-        shape = PixelShape.of(file.header())
+        shape = PixelShape.of(file.outline())
         if not file.layout.has_pixels:
             raise PixelError("no pixel data")
         warning = native_pixel_warning(file, shape)
         if warning:
             raise PixelError(warning)
+        shape.check()
         if (shape.bits_allocated, shape.samples) != (16, 1):
             raise PixelError(f"pixels of {shape.samples} x {shape.bits_allocated} bits, not of 1 x 16")
         if not file.layout.encapsulated:
@@ -137,15 +145,19 @@ _SECOND_CHANCE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 
 
 def decode_frame(path: Path) -> NDArray[Any]:
-    """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError."""
+    """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError.
+
+    What header and codestream say of its size is looked at before anything is decoded.
+    """
     from pydicom.pixels.utils import pixel_array
 
     with opened(path) as file:
         syntax = str(file.transfer_syntax)
+        codestream = next(checked_frames(file), b"")
     with quiet():
         try:
             if syntax in _NOT_BY_GDCM or syntax in JPEG_XL:
-                return _decode_with_imagecodecs(path)
+                return _decode_with_imagecodecs(path, codestream)
             return pixel_array(path, index=0, raw=True)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -153,18 +165,57 @@ def decode_frame(path: Path) -> NDArray[Any]:
         if syntax not in _SECOND_CHANCE:
             raise failure
         try:
-            return _decode_with_imagecodecs(path)
+            return _decode_with_imagecodecs(path, codestream)
         except Exception as error:
             raise failure from error
 
 
-def _decode_with_imagecodecs(path: Path) -> NDArray[Any]:
+def checked_frames(file: DataSetFile) -> Iterator[bytes]:
+    """The codestreams of an encapsulated image, one by one, none of which announces more than is decoded here.
+
+    They are found as pydicom finds them. Raises PixelError.
+    """
+    header = file.outline()
+    shape = PixelShape.of(header)
+    shape.check()
+    try:
+        offsets = header.get("ExtendedOffsetTable"), header.get("ExtendedOffsetTableLengths")
+        frames = generate_frames(
+            bytes(file.native_value()),
+            number_of_frames=shape.frames,
+            extended_offsets=(offsets[0], offsets[1]) if offsets[0] and offsets[1] else None,
+        )
+        for frame in frames:
+            if file.transfer_syntax == RLELossless:
+                _check_rle(frame, shape)
+            else:
+                check_codestream(frame)
+            yield frame
+    except PixelError:
+        raise
+    except Exception as error:
+        raise PixelError(f"frames cannot be found: {str(error) or type(error).__name__}") from error
+
+
+def check_frames(path: Path) -> None:
+    """Raises PixelError where a frame of an encapsulated image is more than is decoded here."""
+    with opened(path) as file:
+        for _ in checked_frames(file):
+            pass
+
+
+def _check_rle(frame: bytes, shape: PixelShape) -> None:
+    """PackBits announces nothing: a codestream twice as long as its pixels holds more than these (PS3.5 G.3.1)."""
+    most = 2 * shape.native_bytes // shape.frames + 64 + 2 * 15
+    if len(frame) > most:
+        raise TooManyPixels(f"RLE of {len(frame)} bytes is longer than {most}, which its pixels can need")
+
+
+def _decode_with_imagecodecs(path: Path, codestream: bytes) -> NDArray[Any]:
     import imagecodecs
-    from pydicom.encaps import get_frame
 
     with opened(path) as file:
-        shape = PixelShape.of(file.header())
-        codestream = get_frame(bytes(file.native_value()), 0, number_of_frames=shape.frames)
+        shape = PixelShape.of(file.outline())
         syntax = str(file.transfer_syntax)
     decoder = imagecodecs.jpegls_decode if syntax in _NOT_BY_GDCM else imagecodecs.jpeg_decode
     frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
@@ -191,6 +242,7 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
         try:
             dataset = dcmread(source)
             if is_encapsulated:
+                check_frames(source)
                 _decompress(dataset, source)
             elif not little:
                 _swap_to_little_endian(dataset)

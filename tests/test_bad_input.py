@@ -33,13 +33,15 @@ from storage.records import InstanceState
 from tests.conftest import Archive, size_of, spooled, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless)
+
 
 class Sender:
     """An association that sends any bytes as the data set of a C-STORE."""
 
-    def __init__(self, archive: Archive, calling: str = "MODALITY") -> None:
+    def __init__(self, archive: Archive, calling: str = "MODALITY", syntaxes: tuple[str, ...] = SYNTAXES) -> None:
         entity = AE(calling)
-        for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless):
+        for syntax in syntaxes:
             entity.add_requested_context(MAMMOGRAPHY, syntax)
         self.assoc: Association = entity.associate("127.0.0.1", archive.address.port)
         assert self.assoc.is_established

@@ -119,7 +119,7 @@ def test_a_bomb_is_not_inflated() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (256, 256), (7, 9), (257, 512), (300, 400), (640, 512), (1, 1000), (900, 8)])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_sizes_are_read_off_codestreams(shape: tuple[int, int], kind: type[np.unsignedinteger[object]]) -> None:
-    assert padding._jpeg_xl_size(padding._packed_picture(np.zeros(shape, kind))) == shape
+    assert padding._jpeg_xl_size(padding._packed_picture(np.zeros(shape, kind)))[:2] == shape
 
 
 # --- what it takes --------------------------------------------------------------------------------------------

@@ -32,7 +32,14 @@ def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
     if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # whose pixels depend on the number of threads
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
-    return MeasuredPool(each, size=size, name="encode", nice=NICE + _GIVES_WAY)
+    return MeasuredPool(
+        each,
+        size=size,
+        name="encode",
+        nice=NICE + _GIVES_WAY,
+        within=settings.limits.encoders,
+        idle=settings.limits.idle,
+    )
 
 
 def cores_at_hand() -> int:

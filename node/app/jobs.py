@@ -131,7 +131,7 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
 def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:
     @contextmanager
     def opened() -> Iterator[WorkerPool]:
-        pool = WorkerPool(settings.reconstruct, name="reverify")
+        pool = WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders)
         try:
             yield pool
         finally:
@@ -144,7 +144,9 @@ def _own_retrieve(settings: Settings, archive: Services) -> Callable[[], Abstrac
     @contextmanager
     def opened() -> Iterator[Retrieve]:
         with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
-            pool, decoders = (WorkerPool(settings.reconstruct, name=name) for name in ("reconstruct", "decode"))
+            within, made = settings.limits, settings.reconstruct
+            pool = WorkerPool(made, name="reconstruct", within=within.encoders)
+            decoders = WorkerPool(made, name="decode", within=within.decoders)
             stack.callback(pool.close)
             stack.callback(decoders.close)
             cache = RenderedCache(Path(folder), 0)

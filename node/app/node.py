@@ -42,6 +42,7 @@ from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
+from storage.bounds import keep_bounds
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
@@ -66,6 +67,8 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         accept_odd_values()
+        limits = settings.limits
+        keep_bounds(limits.decoders)
         file = settings.gate.patches.file
         in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
         self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
@@ -77,9 +80,15 @@ class Node:
         self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
         self.trail.recover()
         self._told = TrailWriter(self.trail)
-        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct")
+        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
-        self.decoders = WorkerPool(settings.reconstruct, size=min(os.cpu_count() or 1, _MOST_DECODERS), name="decode")
+        self.decoders = WorkerPool(
+            settings.reconstruct,
+            size=min(os.cpu_count() or 1, _MOST_DECODERS),
+            name="decode",
+            within=limits.decoders,
+            idle=limits.idle,
+        )
         rendered = settings.storage.root / "rendered"
         cache = RenderedCache(rendered, settings.reconstruct.cache)
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)

@@ -23,6 +23,7 @@ from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import RestoreRequest
+from storage.bounds import keep_bounds
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
@@ -52,13 +53,14 @@ class Services:
 def services(settings: Settings) -> Iterator[Services]:
     """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
     accept_odd_values()
+    keep_bounds(settings.limits.decoders)
     index = _open_index(settings)
     try:
         store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
         stores = open_stores(settings, index, store)
         trail = AuditTrail(index, Journal(settings.storage.root / "journal"))
         with tempfile.TemporaryDirectory(dir=store.spool) as folder:
-            pool = WorkerPool(settings.reconstruct, name="reconstruct")
+            pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
             try:
                 originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
                 retention = Retention(index, stores, trail, settings, render_in(pool, index, store))

@@ -31,6 +31,7 @@ from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer
 from storage.dicomfile import opened
+from storage.eligibility import LeftOut
 from storage.errors import (
     LatentPacsError,
     NotReconstructable,
@@ -46,6 +47,10 @@ from storage.payload import Rendition, decode_base
 from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, ReasonCode, StoredInstance, Tier
 
 LOGGER = logging.getLogger(__name__)
+
+
+PER_PIXEL = 190
+"""Bytes that encoding takes for each pixel at most: 2.5 GB for 13 megapixels, as measured."""
 
 
 class Archivist:
@@ -156,13 +161,17 @@ class Archivist:
             return
         with self._originals.borrowed(claim.original_digest) as path:
             with opened(path) as file:
-                header = file.header()
+                header = file.outline()
                 reason = why_exact(file, header, self._settings.eligibility)
             if reason:
                 self._named.arrived(held)
                 self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, reason)
                 return
             size = int(header.Rows), int(header.Columns)
+            memory = self._settings.limits.encoder_memory
+            if memory and size[0] * size[1] * PER_PIXEL > memory:
+                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, LeftOut.LARGE.value)
+                return
             regions = self._named.of(held, *size)
             self._reconstruct(claim, held, path, regions)
         if self._named.of(held, *size) != regions:  # named meanwhile, by an annotation that found no rendition yet

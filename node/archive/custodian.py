@@ -22,7 +22,7 @@ from node.archive.trail import AuditTrail
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, PackRequest
-from storage.errors import KeptVerbatim, LatentPacsError, ProofFailed, StoreFull, WorkerDied
+from storage.errors import KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.objects import ObjectStore
 from storage.records import CustodyClaim, Tier, TrailEntry
@@ -78,7 +78,7 @@ class Custodian:
             LOGGER.error("original of %s is not packed: %s", claim.sop_instance_uid, error)
             custody.stays_verbatim(claim, str(error), [self._failure(claim, error)])
             self._trail.write_down()
-        except KeptVerbatim as error:
+        except (KeptVerbatim, PixelError) as error:
             custody.stays_verbatim(claim, str(error))
         except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
             self._give_back(claim, error, packing=work == self._pack)

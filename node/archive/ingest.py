@@ -212,7 +212,7 @@ class Ingest:
 def examine(path: Path, calling_aet: str, decoders: WorkerPool) -> NewInstance:
     """What a Part 10 file holds, without its digest. Raises DataSetError."""
     with opened(path) as file:
-        header = file.header()
+        header = file.outline()
         uids = {name: _required_uid(header, name) for name in _IDENTITY}
         shape = PixelShape.of(header)
         warning = native_pixel_warning(file, shape) or _codestream_warning(file, path, decoders)

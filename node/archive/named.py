@@ -73,7 +73,7 @@ class NamedRegions:
         """What a held annotation points at; nothing where it cannot be read."""
         try:
             with self._originals.borrowed(annotation.original_digest) as path, opened(path) as file:
-                return regions_of(file.header())
+                return regions_of(file.outline())
         except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on hostile values
             # not the error's own text: it may quote what a peer sent
             uid, kind = annotation.sop_instance_uid, type(error).__name__

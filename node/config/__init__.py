@@ -22,6 +22,7 @@ from node.config.sections import (
     EligibleClass,
     GateSettings,
     JobsSettings,
+    LimitSettings,
     LogSettings,
     MetricsSettings,
     NodeSettings,
@@ -57,6 +58,7 @@ __all__ = [
     "DriftSettings",
     "EligibilitySettings",
     "EligibleClass",
+    "LimitSettings",
     "LogSettings",
     "MetricsSettings",
     "NodeSettings",
@@ -89,6 +91,7 @@ class Settings(Section):
     tls: TlsSettings = TlsSettings()
     peers: tuple[Peer, ...] = ()
     unknown_peers: UnknownPeers = UnknownPeers()
+    limits: LimitSettings = LimitSettings()
     commitment: CommitmentSettings = CommitmentSettings()
     storage: StorageSettings = StorageSettings()
     codec: CodecSettings = CodecSettings()

@@ -30,6 +30,7 @@ from node.config.values import (
     ZoneName,
     parse_when,
 )
+from storage.bounds import Bounds
 from storage.records import OperatingPoint, Thresholds
 
 
@@ -118,6 +119,34 @@ class Peer(Section):
 
 class UnknownPeers(Section):
     allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+
+
+_LIBRARIES = 4 << 30
+"""Address space that torch and its libraries reserve when they are loaded: 3.5 GB as measured; they use a quarter."""
+
+
+class LimitSettings(Section):
+    """How much of this machine what peers send may take."""
+
+    pixels: int = Field(default=128_000_000, ge=1_000_000)
+    inflated: Size = 512 * 10**6
+    ratio: int = Field(default=100, ge=1)
+    decoder_memory: Size = 25 * 10**8
+    encoder_memory: Size = 8 * 10**9
+    idle: Span = 600.0
+    connections: int = Field(default=200, ge=1)
+    connections_per_address: int = Field(default=100, ge=1)
+
+    @property
+    def decoders(self) -> Bounds:
+        """Of the processes that only decode, and of our own, which does not."""
+        return Bounds(self.pixels, self.inflated, self.ratio, self.decoder_memory)
+
+    @property
+    def encoders(self) -> Bounds:
+        """Of the processes that encode and reconstruct."""
+        memory = self.encoder_memory + _LIBRARIES if self.encoder_memory else 0
+        return Bounds(self.pixels, self.inflated, self.ratio, memory)
 
 
 class CommitmentSettings(Section):

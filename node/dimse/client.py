@@ -84,7 +84,7 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
     contexts = {}
     for path in files:
         with opened(path) as file:
-            sop_class = str(file.header().SOPClassUID)
+            sop_class = str(file.outline().SOPClassUID)
             contexts[sop_class, str(file.transfer_syntax)] = build_context(UID(sop_class), file.transfer_syntax)
     with _associated(entity, to, contexts=list(contexts.values())) as assoc:
         wire.send_at_once(assoc)

@@ -12,6 +12,7 @@ from storage.errors import (
     DataSetError,
     Deleted,
     Duplicate,
+    InflatesTooFar,
     InstanceTooLarge,
     InvalidUid,
     LatentPacsError,
@@ -43,6 +44,7 @@ class Meaning:
 STORE_ERRORS: dict[type[Exception], Meaning] = {
     StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
     InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive takes"),
+    InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive takes"),
     ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
     InvalidUid: Meaning(0x0117, "Invalid SOP instance: a UID that PS3.5 9.1 does not allow"),
     MissingUid: Meaning(0xC001, "SOP Class, SOP Instance, Study or Series Instance UID missing"),

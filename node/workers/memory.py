@@ -9,6 +9,12 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import lru_cache
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # not on this system
+    resource = None  # type: ignore[assignment]
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Parameters of mallopt, from malloc.h."""
@@ -30,6 +36,20 @@ def give_back() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+def limit_to(bytes_more: int) -> None:
+    """Let this process take at most so much address space more; 0 is no limit.
+
+    An allocation beyond it fails with MemoryError. CUDA reserves address space for the whole device, so a process that
+    may use one is not limited.
+    """
+    if not bytes_more or resource is None or any(Path("/dev").glob("nvidia[0-9]*")):
+        return
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = has + bytes_more
+    resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 @lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from typing import Any
 from node.config import ReconstructSettings
 from node.workers import worker
 from node.workers.worker import Answer, Request
+from storage.bounds import Bounds
 from storage.errors import WorkerDied
 
 
@@ -32,16 +33,29 @@ class Priority(IntEnum):
     """What nobody has asked for yet."""
 
 
-class WorkerPool:
-    """``size`` worker processes behind one priority queue. Processes start with the first request.
+_IDLE = 600.0
+"""Seconds after which an idle worker ends, where config.yaml does not say (limits.idle)."""
 
-    ``nice``: how much they leave to others, as of nice(2).
+
+class WorkerPool:
+    """``size`` worker processes behind one priority queue. Processes start with a request, and end when none has come
+    for ``idle`` seconds: what a process has taken goes back to the system only with it.
+
+    ``nice``: how much they leave to others, as of nice(2). ``within``: their limits.
     """
 
     def __init__(
-        self, settings: ReconstructSettings, *, size: int = 1, name: str = "worker", nice: int = worker.NICE
+        self,
+        settings: ReconstructSettings,
+        *,
+        size: int = 1,
+        name: str = "worker",
+        nice: int = worker.NICE,
+        within: Bounds | None = None,
+        idle: float = _IDLE,
     ) -> None:
         self._settings, self._nice, self.size = settings, nice, size
+        self._within, self._idle = within, idle
         self._queue: queue.PriorityQueue[tuple[int, int, Request | None, Future[Answer]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._closing = threading.Event()
@@ -77,7 +91,13 @@ class WorkerPool:
     def _serve(self) -> None:
         executor: ProcessPoolExecutor | None = None
         while True:
-            _, _, request, future = self._queue.get()
+            try:
+                _, _, request, future = self._queue.get(timeout=self._idle if executor else None)
+            except queue.Empty:
+                if executor is not None:
+                    _kill(executor)
+                executor = None
+                continue
             if request is None:
                 break
             if future.set_running_or_notify_cancel():
@@ -127,7 +147,7 @@ class WorkerPool:
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=worker.start,
-            initargs=(self._settings, self._nice),
+            initargs=(self._settings, self._nice, self._within),
         )
 
 

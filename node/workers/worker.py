@@ -21,11 +21,12 @@ from node.config import ReconstructSettings
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
 from node.workers.auditing import Audited, AuditRequest, audit
-from node.workers.memory import give_back, keep_freed
+from node.workers.memory import give_back, keep_freed, limit_to
 from storage import coders
+from storage.bounds import Bounds, bounds, keep_bounds
 from storage.content import same_content
 from storage.dicomfile import HeaderBytes, accept_odd_values
-from storage.errors import PixelError
+from storage.errors import OutOfMemory, PixelError
 from storage.originals import pack_original, restore_original
 from storage.payload import Base
 from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
@@ -140,9 +141,11 @@ NICE = 12
 _catalogue: Catalogue | None = None
 
 
-def start(settings: ReconstructSettings, nice: int = NICE) -> None:
+def start(settings: ReconstructSettings, nice: int = NICE, within: Bounds | None = None) -> None:
     """Process initialiser: runs once in each worker, before its first request."""
     global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
+    keep_bounds(within or Bounds())
+    limit_to(bounds().memory)
     _catalogue = Catalogue(settings)
     accept_odd_values()
     keep_freed()
@@ -158,6 +161,10 @@ def answer(request: Request) -> Answer:
     assert _catalogue is not None, "the worker was not started"
     try:
         return _answer(request, _catalogue)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # as torch says it
+            raise
+        raise OutOfMemory(f"{type(request).__name__} takes more memory than a worker may have (limits)") from error
     finally:
         give_back()
 
