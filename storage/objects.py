@@ -75,7 +75,7 @@ class ObjectStore:
         try:
             with full_disk_is_store_full():
                 shutil.copyfile(source, copied)
-            if not _hashes_to(copied, digest):
+            if not has_digest(copied, digest):
                 raise ObjectDamaged(f"object {digest} in {other.root} does not have that digest any more")
             self.adopt(copied)
         finally:
@@ -95,7 +95,7 @@ class ObjectStore:
         with file.open("rb") as opened, full_disk_is_store_full():
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             final = self.path(digest)
-            if final.exists() and _hashes_to(final, digest) and _renew(final):
+            if final.exists() and has_digest(final, digest) and _renew(final):
                 file.unlink()
                 return digest
             os.fsync(opened.fileno())
@@ -176,8 +176,8 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _hashes_to(path: Path, digest: str) -> bool:
-    """Whether what lies there is whole: a copy that was damaged since is replaced by the newcomer."""
+def has_digest(path: Path, digest: str) -> bool:
+    """Whether what lies there is whole: has the SHA-256 that it is named by."""
     try:
         with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == digest

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
 
+from node.app.damage import settle_in
 from node.app.hands import encoders_beside
 from node.app.jobs import plan_jobs
 from node.app.services import Services, examine_in, open_stores, render_in, restore_in
@@ -94,6 +95,7 @@ class Node:
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)
         deletion.finish()  # what a process that was killed left half deleted
         self.originals = Originals(self.index, stores, cache, restore_in(self.decoders))
+        self.originals.damaged = settle_in(self.index, stores, self.trail)
         self.custodian = Custodian(self.index, stores, self.originals, self.encoders, self.trail, settings)
         self.retention = Retention(
             self.index, stores, self.trail, settings, render_in(self.pool, self.index, self.store)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.app.damage import settle_in
 from node.archive.deletion import Deletion
 from node.archive.ingest import examine
 from node.archive.models import ModelShelf
@@ -63,6 +64,7 @@ def services(settings: Settings) -> Iterator[Services]:
             pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
             try:
                 originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
+                originals.damaged = settle_in(index, stores, trail)
                 retention = Retention(index, stores, trail, settings, render_in(pool, index, store))
                 file = settings.gate.patches.file
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})

@@ -7,7 +7,6 @@ anew. Where the original is held they are measured in any case, and compared wit
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -179,6 +178,8 @@ class FidelityCheck:
                 return self._ask(replace(request, original=original)), ""
         except (OriginalPurged, ObjectMissing) as error:
             return self._ask(request), str(error)
+        except ObjectDamaged as error:
+            return replace(self._ask(request), original_whole=False), str(error)
 
     def _judged(self, blank: Finding, image: StoredInstance, made: StoredRendition, answer: Audited) -> Finding:
         recorded = replace(answer.recorded, **{name: getattr(made, name) for name in TRENDS[:3]})
@@ -248,8 +249,8 @@ class FidelityCheck:
     def _original_whole(self, image: StoredInstance) -> bool:
         """Whether the original can be served: held, and the bytes that were received."""
         try:
-            with self._originals.borrowed(image.original_digest) as path, path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == image.original_digest
+            with self._originals.borrowed(image.original_digest):
+                return True
         except (LatentPacsError, OSError):
             return False
 

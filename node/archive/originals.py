@@ -7,15 +7,18 @@ moved or removed looks at its row again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from node.archive.rendered import RenderedCache
-from storage.errors import ObjectMissing, OriginalPurged
+from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
-from storage.objects import ObjectStore
+from storage.objects import ObjectStore, has_digest
 from storage.records import HeldOriginal, OriginalForm, Tier
+
+LOGGER = logging.getLogger(__name__)
 
 _LOOKS = 5
 
@@ -23,21 +26,33 @@ Restore = Callable[[Path, str, Path], None]
 """Writes the received bytes of a packed original: (packed, digest of the original, target)."""
 
 
+Damaged = Callable[[Tier, str], None]
+"""Hears of an object that does not have its digest any more: (the store it is in, its digest)."""
+
+
 class Originals:
-    """Lends originals as files. ``restored`` keeps what was restored for the next reader, as far as its budget goes."""
+    """Lends originals as files. ``restored`` keeps what was restored for the next reader, as far as its budget goes.
+
+    What is lent has the digest of what was received: it is read once more whenever it is lent. ``damaged`` is set by
+    whoever looks after damage.
+    """
 
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
     ) -> None:
         self._index, self._stores, self._restored, self._restore = index, stores, restored, restore
+        self.damaged: Damaged = lambda tier, digest: None
 
     def lend(self, original_digest: str) -> Path:
-        """A file with the received bytes, for one reader, who unlinks it. Raises OriginalPurged, ObjectMissing."""
+        """A file with the received bytes, for one reader, who unlinks it.
+
+        Raises OriginalPurged, ObjectMissing, ObjectDamaged.
+        """
         seen: HeldOriginal | None = None
         for _ in range(_LOOKS):
             held = self._index.custody.of_digest(original_digest)
             if held is None:  # in quarantine, or not indexed yet
-                return self._stores[Tier.HOT].lend(original_digest)
+                return self._lend_object(Tier.HOT, original_digest)
             if held.purged:
                 raise OriginalPurged(f"original {original_digest} was removed by retention at {held.purged_at} UTC")
             try:
@@ -59,11 +74,11 @@ class Originals:
 
     def _lend(self, held: HeldOriginal) -> Path:
         if held.form is OriginalForm.VERBATIM:
-            return self._store(held).lend(held.object_digest)
+            return self._lend_object(held.tier, held.object_digest)
         link = self._restored.link(held.original_digest)
         if link is not None:
             return link
-        packed = self._store(held).lend(held.object_digest)
+        packed = self._lend_object(held.tier, held.object_digest)
         target = self._restored.blank()
         try:
             self._restore(packed, held.original_digest, target)
@@ -75,8 +90,20 @@ class Originals:
             packed.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
 
-    def _store(self, held: HeldOriginal) -> ObjectStore:
-        store = self._stores.get(held.tier)
+    def _lend_object(self, tier: Tier, digest: str) -> Path:
+        """An object for one reader, its bytes compared with its name. Raises ObjectMissing, ObjectDamaged."""
+        lent = self._store(tier, digest).lend(digest)
+        try:
+            if has_digest(lent, digest):
+                return lent
+        except OSError as error:
+            LOGGER.error("object %s cannot be read: %s", digest, error.strerror)
+        lent.unlink(missing_ok=True)
+        self.damaged(tier, digest)
+        raise ObjectDamaged(f"object {digest} does not have that digest any more")
+
+    def _store(self, tier: Tier, digest: str) -> ObjectStore:
+        store = self._stores.get(tier)
         if store is None:
-            raise ObjectMissing(f"original {held.original_digest} is in the {held.tier} store; set originals.path")
+            raise ObjectMissing(f"object {digest} of an original is in the {tier} store; set originals.path")
         return store

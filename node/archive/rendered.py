@@ -6,11 +6,17 @@ dropped while it is being sent.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+
+from storage.objects import has_digest
+
+LOGGER = logging.getLogger(__name__)
 
 
 class RenderedCache:
@@ -32,32 +38,46 @@ class RenderedCache:
 
     def has(self, key: str) -> bool:
         """Whether there is an entry."""
-        return (self._root / f"{key}.dcm").is_file()
+        return self._entry(key) is not None
 
     def link(self, key: str) -> Path | None:
-        """A link to the entry for one reader, who unlinks it; None where there is no entry."""
-        entry = self._root / f"{key}.dcm"
+        """A link to the entry for one reader, who unlinks it; None where there is no entry that is whole."""
+        entry = self._entry(key)
+        if entry is None:
+            return None
         link = self._new_link()
         try:
             os.link(entry, link)
             os.utime(entry)
-        except FileNotFoundError:
-            link.unlink(missing_ok=True)
-            return None
-        return link
+            if has_digest(link, entry.name.split(".")[1]):
+                return link
+            LOGGER.error("cached object %s is damaged; it is made anew", key)
+            entry.unlink(missing_ok=True)
+        except FileNotFoundError:  # dropped meanwhile
+            pass
+        link.unlink(missing_ok=True)
+        return None
 
     def keep(self, key: str, made: Path) -> Path:
         """Take a finished file in (its name is gone) and return a link to it for one reader."""
         link = self._new_link()
         os.link(made, link)
+        with made.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         with self._lock:
-            made.replace(self._root / f"{key}.dcm")
+            self.drop(key)
+            made.replace(self._root / f"{key}.{digest}.dcm")
             self._evict()
         return link
 
     def drop(self, key: str) -> None:
         """Let go of an entry: what it was made of was deleted meanwhile."""
-        (self._root / f"{key}.dcm").unlink(missing_ok=True)
+        for entry in self._root.glob(f"{key}.*.dcm"):
+            entry.unlink(missing_ok=True)
+
+    def _entry(self, key: str) -> Path | None:
+        """``KEY.SHA-256.dcm``: a medium that gives other bytes back is noticed."""
+        return next(self._root.glob(f"{key}.*.dcm"), None)
 
     def _new_link(self) -> Path:
         handle, name = tempfile.mkstemp(dir=self._links)

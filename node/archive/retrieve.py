@@ -25,7 +25,7 @@ from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import TranscodeRequest
 from storage.corrections import version_of
-from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged
+from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
 from storage.index.references import copies
 from storage.objects import ObjectStore
@@ -202,7 +202,7 @@ class Retrieve:
         """The original in place of a rendition that cannot be sent, for that reason. Raises LatentPacsError."""
         try:
             original = self._original(choice.instance)
-        except (OriginalPurged, ObjectMissing) as gone:
+        except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
             raise NotReconstructable(
                 f"the rendition cannot be sent: {told(error)}; nor can the original: {gone}"
             ) from error
