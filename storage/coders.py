@@ -107,7 +107,8 @@ def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: 
     try:
         found = announced(data)
         if (found.rows, found.columns) != shape or found.samples > 1:
-            raise PayloadError(f"{name} codestream announces {tuple(found)}, not {shape}")
+            size = (found.rows, found.columns, *((found.samples,) if found.samples > 1 else ()))
+            raise PayloadError(f"{name} codestream holds {size}, not uint16 {shape}")
         return coders[name].decode(data)
     except PayloadError:
         raise

@@ -14,7 +14,13 @@ from storage.errors import PayloadError
 
 MAGIC = b"LPACS\x00"
 VERSION = 1
+MOST = 1 << 30
+"""Bytes that a section may have when it is inflated."""
 _STORED, _DEFLATED = 0, 1
+_MALFORMED = (
+    *(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError),
+    *(MemoryError, RecursionError, struct.error, zlib.error),
+)
 
 
 def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
@@ -49,6 +55,8 @@ def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
             name = data[at + 1 : at + 1 + size].decode("ascii")
             encoding, length, coded = struct.unpack_from("<BQQ", data, at + 1 + size)
             at += 1 + size + 17
+            if length > MOST:
+                raise PayloadError(f"payload section {name} would have {length} bytes")
             body = data[at : at + coded]
             sections[name] = body if encoding == _STORED else _inflate(body, length)
             if len(sections[name]) != length:
@@ -73,5 +81,5 @@ class malformed_is_payload_error:  # noqa: N801 - reads as a statement: with mal
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, IndexError, OverflowError, struct.error, zlib.error)):
-            raise PayloadError(f"{self.what} is malformed: {error!r}") from error
+        if isinstance(error, _MALFORMED):
+            raise PayloadError(f"{self.what} is malformed: {str(repr(error))[:200]}") from error

@@ -77,7 +77,8 @@ class HeaderBytes:
 
     def dataset(self) -> Dataset:
         """The header as a pydicom data set without pixel data."""
-        return parse(self.before + self.after, UID(self.transfer_syntax_uid))
+        syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
+        return parse(self.before + self.after, syntax)
 
 
 @dataclass(frozen=True)

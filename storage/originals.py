@@ -13,7 +13,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from storage.coders import ORIGINAL_CODERS, decode_of_shape
-from storage.container import malformed_is_payload_error, pack, unpack
+from storage.container import MOST, malformed_is_payload_error, pack, unpack
 from storage.dicomfile import DataSetFile, opened
-from storage.errors import KeptVerbatim, ObjectDamaged, ProofFailed
+from storage.errors import KeptVerbatim, ObjectDamaged, PayloadError, ProofFailed
+from storage.fields import SIDE, Fields
 from storage.packbits import encode_plane
 from storage.pixels import PixelShape, decode_frame
 
@@ -33,7 +34,7 @@ KIND = b"O"
 EFFORT = 5
 """Coder effort, which only JPEG XL heeds. Behind the level table effort 5 is as small as any, at half the time of 7."""
 
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = MOST
 """Larger files stay verbatim: packing holds a file and its pixels in memory."""
 _LEVELS = 1 << 16
 _PAYS = 0.95
@@ -166,15 +167,31 @@ def unpack_original(packed: bytes) -> Iterator[bytes]:
         yield sections["bytes"]
         return
     with malformed_is_payload_error("packed original"):
-        meta = json.loads(sections["meta"])
-        coding = PixelCoding(**{**meta, "rle_pads": tuple(meta["rle_pads"]), "lengths": tuple(meta["lengths"])})
+        coding = _coding(Fields("packed original", json.loads(sections["meta"])))
         planes = _decoded_planes(coding, sections["pixels"], sections.get("levels", b""))
-    yield sections["head"]
-    if coding.rle_pads:
-        yield from _rle_segments(planes[0], coding)
-    else:
-        yield from _native_frames(planes, coding)
-    yield sections.get("tail", b"")
+        yield sections["head"]
+        if coding.rle_pads:
+            yield from _rle_segments(planes[0], coding)
+        else:
+            yield from _native_frames(planes, coding)
+        yield sections.get("tail", b"")
+
+
+def _coding(meta: Fields) -> PixelCoding:
+    meta.only(*(one.name for one in fields(PixelCoding)))
+    return PixelCoding(
+        coder=meta.text("coder"),
+        rows=meta.integer("rows", 1, SIDE),
+        columns=meta.integer("columns", 1, SIDE),
+        samples=meta.integer("samples", 1, SIDE),
+        frames=meta.integer("frames", 1, 2**31),
+        sample_bytes=meta.integer("sample_bytes", 1, 2),
+        big_endian=meta.truth("big_endian"),
+        planar=meta.truth("planar"),
+        signed=meta.truth("signed"),
+        rle_pads=meta.texts("rle_pads"),
+        lengths=meta.integers("lengths", 0, MOST),
+    )
 
 
 def restore_original(packed: Path, digest: str, target: Path) -> None:
@@ -190,6 +207,8 @@ def restore_original(packed: Path, digest: str, target: Path) -> None:
 
 def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
     """(planes, rows, columns): the stored values, as unsigned integers."""
+    if len(coding.lengths) != coding.frames * coding.samples:
+        raise PayloadError(f"packed original has {len(coding.lengths)} planes, not {coding.frames} x {coding.samples}")
     planes = np.empty((coding.frames * coding.samples, coding.rows, coding.columns), np.uint16)
     at = 0
     for plane, length in zip(planes, coding.lengths, strict=True):

@@ -8,10 +8,9 @@ one model makes of one base, what the encoder tells the decoder besides, and wha
 from __future__ import annotations
 
 import json
-import math
 import struct
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from storage import coders
 from storage.container import malformed_is_payload_error, pack, unpack
 from storage.dicomfile import HeaderBytes
 from storage.errors import PayloadError
+from storage.fields import SIDE, Fields
 from storage.padding import pack_mask as pack_mask  # noqa: PLC0414 - part of the format
 from storage.padding import unpack_mask as unpack_mask  # noqa: PLC0414
 from storage.padding import unpack_padding
@@ -114,7 +114,10 @@ class Base:
         decoded += np.float32(self.offset)
         if self.region is None:
             return decoded
-        whole = np.full(shape, region.beyond, dtype=np.float32)
+        try:
+            whole = np.full(shape, region.beyond, dtype=np.float32)
+        except MemoryError as error:
+            raise PayloadError(f"base of {shape} samples does not fit into memory") from error
         whole[region.part] = decoded
         return whole
 
@@ -245,31 +248,45 @@ def decode_base(data: bytes) -> Base:
     """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
     sections = unpack(data, b"B")
     with malformed_is_payload_error("base"):
-        meta = json.loads(sections["meta"])
-        offset, gain = float(meta["offset"]), float(meta["gain"])
-        if not (math.isfinite(offset) and math.isfinite(gain) and gain):
-            raise PayloadError(f"base is malformed: its offset is {offset} and its gain {gain}")
+        meta = Fields("base", json.loads(sections["meta"]))
+        gain, padding = meta.number("gain"), None
+        if not gain:
+            raise PayloadError("base is malformed: its gain is 0")
+        if meta.optional("padding"):
+            low, high = meta.integers("padding", 0, 65535)
+            padding = low, high
         return Base(
-            point=OperatingPoint(**meta["point"]),
-            rows=meta["rows"],
-            columns=meta["columns"],
-            bits_stored=meta["bits_stored"],
-            minimum=meta["minimum"],
-            maximum=meta["maximum"],
-            padding=(meta["padding"][0], meta["padding"][1]) if meta["padding"] else None,
-            offset=offset,
+            point=_point(meta.of("point")),
+            rows=meta.integer("rows", 1, SIDE),
+            columns=meta.integer("columns", 1, SIDE),
+            bits_stored=meta.integer("bits_stored", 1, 16),
+            minimum=meta.integer("minimum", 0, 65535),
+            maximum=meta.integer("maximum", 0, 65535),
+            padding=padding,
+            offset=meta.number("offset"),
             gain=gain,
-            quantisation_rms=meta["quantisation_rms"],
-            original_digest=meta["original_digest"],
-            pixel_digest=meta["pixel_digest"],
-            pixel_vr=meta["pixel_vr"],
-            header=HeaderBytes(meta["transfer_syntax"], sections["header"], sections.get("trailer", b"")),
+            quantisation_rms=meta.number("quantisation_rms"),
+            original_digest=meta.text("original_digest"),
+            pixel_digest=meta.text("pixel_digest"),
+            pixel_vr=meta.text("pixel_vr"),
+            header=HeaderBytes(meta.text("transfer_syntax"), sections["header"], sections.get("trailer", b"")),
             coded=sections["pixels"],
             padding_bytes=sections.get("padding", b""),
-            operator_name=meta["operator"],
+            operator_name=meta.text("operator"),
             region=CodedRegion(*struct.unpack(_REGION, sections["region"])) if "region" in sections else None,
             curve=sections.get("curve", b""),
         )
+
+
+def _point(meta: Fields) -> OperatingPoint:
+    meta.only("scale", "coder", "distance", "effort", "companded")
+    return OperatingPoint(
+        scale=meta.integer("scale", 1, 16),
+        coder=meta.text("coder"),
+        distance=meta.number("distance", 0.0),
+        effort=meta.integer("effort", 0, 100, 7),
+        companded=meta.truth("companded", default=False),
+    )
 
 
 # --- rendition ------------------------------------------------------------------------------------------------
@@ -285,11 +302,40 @@ def decode_rendition(data: bytes) -> Rendition:
     """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
     sections = unpack(data, b"R")
     with malformed_is_payload_error("rendition"):
-        meta = json.loads(sections["meta"])
-        verdict = meta["verdict"]
-        meta["verdict"] = Verdict(**{**verdict, "failures": tuple(verdict["failures"])})
-        meta |= {name: sections.get(name, b"") for name in _PARTS}
-        return Rendition(**meta)
+        meta = Fields("rendition", json.loads(sections["meta"]))
+        meta.only(*(one.name for one in fields(Rendition)))
+        return Rendition(
+            base_digest=meta.text("base_digest"),
+            original_uid=meta.text("original_uid"),
+            derived_uid=meta.text("derived_uid"),
+            upscaler=meta.text("upscaler"),
+            method=meta.text("method"),
+            generative=meta.truth("generative"),
+            weights_digest=meta.text("weights_digest"),
+            numerics={name: meta.of("numerics").text(name) for name in meta.members("numerics")},
+            steps=meta.integer("steps", 0, 2**31),
+            seed=meta.integer("seed", 0, 2**31),
+            output_digest=meta.text("output_digest"),
+            structure_digest=meta.text("structure_digest"),
+            verdict=_verdict(meta.of("verdict")),
+            postprocessing=meta.text("postprocessing"),
+            extra=dict(meta.members("extra")),
+            **{name: sections.get(name, b"") for name in _PARTS},
+        )
+
+
+def _verdict(meta: Fields) -> Verdict:
+    meta.only(*(one.name for one in fields(Verdict)))
+    figures = meta.of("figures")
+    return Verdict(
+        psnr_db=meta.number("psnr_db"),
+        fsim_mean=meta.number("fsim_mean"),
+        fsim_p5=meta.number("fsim_p5"),
+        tiles=meta.integer("tiles", 0, 2**31),
+        figures={name: figures.number(name) for name in meta.members("figures")},
+        failures=meta.texts("failures"),
+        gated=meta.truth("gated", default=True),
+    )
 
 
 def _json(value: Any) -> bytes:

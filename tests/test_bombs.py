@@ -207,7 +207,7 @@ def test_a_codestream_cut_anywhere_is_a_pixel_error() -> None:
 def test_a_base_is_not_decoded_to_more_than_its_size(coder: str) -> None:
     point = OperatingPoint(1, coder)
     large = coders.encode(np.zeros((3000, 3000), np.uint16), point)
-    with pytest.raises(PayloadError, match="announces"):
+    with pytest.raises(PayloadError, match="holds"):
         coders.decode(large, point, (30, 30))
 
 

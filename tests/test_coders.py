@@ -220,7 +220,7 @@ def test_a_png_with_one_bit_flipped_is_noticed_by_its_own_checksum() -> None:
 @pytest.mark.parametrize("shape", [(20, 24), (24, 21), (23, 20), (480, 1), (24, 20, 1)])
 def test_another_shape_than_announced_is_a_payload_error(coder: str, shape: tuple[int, ...]) -> None:
     coded = coders.encode(noise(24, 20), point(coder))
-    with pytest.raises(PayloadError, match=rf"{coder} codestream announces \(24, 20, [01]\), not"):
+    with pytest.raises(PayloadError, match=rf"{coder} codestream holds \(24, 20\), not uint16"):
         coders.decode(coded, point(coder), shape)  # type: ignore[arg-type]
 
 
@@ -235,7 +235,7 @@ def test_samples_of_another_kind_are_a_payload_error(coder: str) -> None:
     with pytest.raises(PayloadError, match=r"holds uint8 \(24, 20\)"):
         coders.decode(eight, point(coder), (24, 20))
     colour = bytes(encoders[coder](np.zeros((24, 20, 3), np.uint16)))
-    with pytest.raises(PayloadError, match=r"(holds uint16|announces) \(24, 20, 3\)"):
+    with pytest.raises(PayloadError, match=r"holds (uint16 )?\(24, 20, 3\)"):
         coders.decode(colour, point(coder), (24, 20))
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from node.codec.repairs import cell_pixels
 from node.fidelity.cores import on_all_cores
+from storage.codestreams import announced
 from storage.errors import PayloadError
 from storage.padding import pack_mask, unpack_mask
 
@@ -491,11 +492,14 @@ def decode_noise(data: bytes) -> NoiseModel:
     ends = tuple(accumulate(sizes, initial=at))
     if len(data) != ends[-1] or not np.isfinite([low, high, gain]).all():
         raise PayloadError("noise model is malformed: its length is not what its header says")
+    shape = (-(-rows // PLACE), -(-columns // PLACE))
     try:
+        for (begin, end), wanted in zip(pairwise(ends[:3]), (shape, SPECTRUM), strict=True):
+            if announced(data[begin:end])[:2] != wanted:
+                raise PayloadError(f"noise model is malformed: a part is not of {wanted}")
         place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in pairwise(ends[:3]))
     except Exception as error:
         raise PayloadError(f"noise model cannot be decoded: {error}") from error
-    shape = (-(-rows // PLACE), -(-columns // PLACE))
     if place.shape != shape or spectrum.shape != SPECTRUM or place.dtype != np.uint8 or spectrum.dtype != np.uint8:
         raise PayloadError(f"noise model is malformed: map {place.shape}, spectrum {spectrum.shape}")
     curve = np.frombuffer(data, np.uint8, LEVELS, _HEADER.size)

@@ -27,6 +27,8 @@ REACH = 9
 """Pixels from a spot's middle beyond which it is nothing."""
 _LEAST, _PER_OCTAVE, _MOST = 0.25, 14.0, 255
 _HEADER = struct.Struct("<BHHI")
+_MOST_SPOTS = 1 << 20
+"""Points that are read: an image of 13 megapixels has some hundred."""
 _PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("size", "u1"), ("height", "<i2")])
 _FORMAT = 1
 
@@ -96,6 +98,8 @@ def decode_points(data: bytes) -> Points:
         form, rows, columns, count = _HEADER.unpack_from(data)
         if form != _FORMAT:
             raise PayloadError(f"points have format {form}; this release reads {_FORMAT}")
+        if count > _MOST_SPOTS:
+            raise PayloadError(f"points are malformed: {count} are more than any image has")
         size = count * _PLACE.itemsize
         raw = zlib.decompressobj(-15).decompress(data[_HEADER.size :], size + 1)
     except (struct.error, zlib.error) as error:
@@ -108,6 +112,8 @@ def decode_points(data: bytes) -> Points:
     heights = np.frombuffer(raw, "<i2", count, 5 * count)
     if count and (down.max() >= rows or across.max() >= columns or sizes.max() >= len(SIGMAS)):
         raise PayloadError("points lie outside the image, or have an unknown size")
+    if count and (heights.min() < -_MOST or heights.max() > _MOST):
+        raise PayloadError(f"points are malformed: a height is not from {-_MOST} to {_MOST}")
     return Points(rows, columns, _spots(down, across, sizes, heights))
 
 
