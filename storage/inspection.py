@@ -132,15 +132,15 @@ def is_empty(store: ObjectStore) -> bool:
 
 def _examine(path: Path, digest: str) -> Look:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
             return Look(Condition.DAMAGED, "no regular file")
         with path.open("rb", buffering=0) as opened:
             _forget_cached(opened.fileno())
             found = hashlib.file_digest(opened, "sha256").hexdigest()
             _forget_cached(opened.fileno())
     except FileNotFoundError:
-        return Look(Condition.DAMAGED, "a link to nothing") if path.is_symlink() else Look(Condition.MISSING)
+        return Look(Condition.MISSING)
     except OSError as error:
         medium = error.errno in (errno.EIO, errno.ELOOP)
         return Look(Condition.DAMAGED if medium else Condition.UNREADABLE, f"cannot be read: {error.strerror}")

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
+from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
+from storage.private import close_to_others
 
 _HOST = socket.gethostname().replace("+", "-")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -37,6 +38,7 @@ class ObjectStore:
         self._objects.mkdir(parents=True, exist_ok=True)
         self.spool.mkdir(exist_ok=True)
         self._lent.mkdir(exist_ok=True)
+        close_to_others(root)
 
     def sweep_spool(self) -> None:
         """Remove what a killed process left half received. Only the process that owns the store may call it."""
@@ -56,12 +58,13 @@ class ObjectStore:
     def lend(self, digest: str) -> Path:
         """A name of one reader's own for an object, which the reader unlinks. Raises ObjectMissing."""
         lent = self._own_name()
+        held = self.held(digest)
         try:
-            os.link(self.path(digest), lent)
+            os.link(held, lent)
         except FileNotFoundError:
             raise ObjectMissing(f"object {digest} is not in {self._objects}") from None
         except OSError:  # a file system without links
-            shutil.copyfile(self.held(digest), lent)
+            shutil.copyfile(held, lent, follow_symlinks=False)
         return lent
 
     def take_from(self, other: ObjectStore, digest: str) -> None:
@@ -95,7 +98,7 @@ class ObjectStore:
         with file.open("rb") as opened, full_disk_is_store_full():
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             final = self.path(digest)
-            if final.exists() and has_digest(final, digest) and _renew(final):
+            if self.has(digest) and has_digest(final, digest) and _renew(final):
                 file.unlink()
                 return digest
             os.fsync(opened.fileno())
@@ -122,10 +125,15 @@ class ObjectStore:
             raise ObjectMissing(f"{digest!r} is no SHA-256 digest")
         return self._objects / digest[:2] / digest
 
+    def has(self, digest: str) -> bool:
+        """Whether there is a file for that object; a link to one elsewhere is none."""
+        path = self.path(digest)
+        return path.is_file() and not path.is_symlink() and not path.parent.is_symlink()
+
     def held(self, digest: str) -> Path:
         """The file of an object. Raises ObjectMissing."""
         path = self.path(digest)
-        if not path.is_file():
+        if not self.has(digest):
             raise ObjectMissing(f"object {digest} is not in {self._objects}")
         return path
 
@@ -150,6 +158,8 @@ class ObjectStore:
         return self._lent / f"{_HOST}+{os.getpid()}+{uuid.uuid4().hex}"
 
     def _make_folder(self, folder: Path) -> None:
+        if folder.is_symlink():
+            raise ConfigError(f"{folder} is a symbolic link, and none is followed inside an archive; remove it")
         if not folder.is_dir():
             folder.mkdir(exist_ok=True)
             fsync_folder(self._objects)
@@ -179,10 +189,18 @@ def _runs(pid: int) -> bool:
 def has_digest(path: Path, digest: str) -> bool:
     """Whether what lies there is whole: has the SHA-256 that it is named by."""
     try:
-        with path.open("rb") as opened:
+        with open(path, "rb", opener=_not_a_link) as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == digest
     except FileNotFoundError:  # a scrub moved it aside since
         return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link, which is no object
+            return False
+        raise
+
+
+def _not_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _renew(path: Path) -> bool:

@@ -52,6 +52,7 @@ from storage.index.jobs import JobRows
 from storage.index.reports import ReportRows
 from storage.journal import Journal
 from storage.objects import ObjectStore
+from storage.private import keep_private
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition
@@ -68,6 +69,7 @@ class Node:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         accept_odd_values()
+        keep_private()
         limits = settings.limits
         keep_bounds(limits.decoders)
         file = settings.gate.patches.file

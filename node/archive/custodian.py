@@ -142,4 +142,4 @@ class Custodian:
 
 def holds(store: ObjectStore) -> Callable[[str], bool]:
     """The question that commits ask of a store: is the object of that digest there?"""
-    return lambda digest: store.path(digest).is_file()
+    return store.has

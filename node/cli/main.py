@@ -21,6 +21,7 @@ from node.cli.quarantine import quarantines
 from node.cli.retention import holds, labels
 from node.cli.validation import validations
 from storage.errors import LatentPacsError
+from storage.private import keep_private
 
 app = typer.Typer(
     name="latent-pacs",
@@ -29,6 +30,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _every_command() -> None:
+    """Before any command: what it writes is for its own user alone."""
+    keep_private()
 
 
 @app.command()
