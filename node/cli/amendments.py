@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.retention import BadRequest, ReasonOption, current_user, stated
 from storage.corrections import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
@@ -99,7 +99,7 @@ def show_amendment(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG
         print_json(report)
         return
     for name, value in report.items():
-        Console(soft_wrap=True).print(f"{name}: {value}", markup=False, highlight=False)
+        Console(soft_wrap=True).print(f"{name}: {value}")
 
 
 @contextmanager
@@ -134,11 +134,11 @@ def _print(made: Made, dry_run: bool, as_json: bool) -> None:
         return
     console = Console(soft_wrap=True)
     for study in made.studies:
-        console.print(f"study {study.study_instance_uid}, {study.instances} instances:", highlight=False)
+        console.print(f"study {study.study_instance_uid}, {study.instances} instances:")
         for keyword, before in study.before.items():
-            console.print(f"  {keyword}: {before!r} -> {study.after[keyword]!r}", markup=False, highlight=False)
+            console.print(f"  {keyword}: {before!r} -> {study.after[keyword]!r}")
     done = "would be made; nothing was changed" if dry_run else f"{made.amendment.number} is in force"
-    console.print(f"amendment {done}", highlight=False)
+    console.print(f"amendment {done}")
 
 
 def _text(one: Amendment) -> str:

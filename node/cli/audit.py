@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.jobs import run_in_this_process
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.config import load, parse_sample
@@ -52,7 +52,7 @@ def run(
         done = run_in_this_process(make_audit(settings, archive, plan=plan), archive.index, settings)
         if not done.report.get("finished"):
             told = {**done.report, "state": done.state.value, "error": done.error}
-            print_json(told) if as_json else Console().print(f"not finished: {done.error or done.state}", markup=False)
+            print_json(told) if as_json else Console().print(f"not finished: {done.error or done.state}")
             raise typer.Exit(UNFINISHED)
         _print(archive.reports.find(done.report["report"]), archive.reports, as_json=as_json)
     raise typer.Exit(CLEAN if done.report["clean"] else ALARM)
@@ -77,7 +77,7 @@ def show_report(
         found = reports.find(key, *([kind] if kind else []))
         _print(found, reports, as_json=as_json)
         if opened and not webbrowser.open(reports.html(found).absolute().as_uri()):
-            Console(stderr=True).print("no browser could be started; open the page yourself", highlight=False)
+            Console(stderr=True).print("no browser could be started; open the page yourself")
 
 
 def _print(report: StoredReport, reports: Reports, *, as_json: bool) -> None:
@@ -85,14 +85,14 @@ def _print(report: StoredReport, reports: Reports, *, as_json: bool) -> None:
     if as_json:
         print_json(_as_json(report) | {"html": str(page), "data": str(data)})
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     tone = "bold red" if report.alarm else "bold green"
     console.print(f"{report.kind} {report.key}, {_clock(report.finished_at)}")
-    console.print(report.verdict, style=tone, markup=False)
+    console.print(report.verdict, style=tone)
     for name, value in report.summary.items():
         if not isinstance(value, (list, dict)):
-            console.print(f"  {name}: {value}", markup=False)
-    console.print(f"{page}", markup=False)
+            console.print(f"  {name}: {value}")
+    console.print(f"{page}")
 
 
 def _print_list(found: list[StoredReport], *, as_json: bool) -> None:

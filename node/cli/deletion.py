@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
+from node.cli.console import Console
 from node.cli.options import print_json
 from node.cli.retention import current_user, stated
 
@@ -32,7 +32,7 @@ def run_delete(
             if as_json:
                 print_json({"may_come_back": lifted})
             else:
-                console.print(f"{len(lifted)} UIDs may come back when they are sent again", highlight=False)
+                console.print(f"{len(lifted)} UIDs may come back when they are sent again")
             return
         report = at_hand.deletion.plan(level, uid)
         if not dry_run:
@@ -44,7 +44,7 @@ def run_delete(
         return
     for one in report.images:
         what = f"kept, {one.kept_because}" if one.kept_because else "would be deleted" if dry_run else "deleted"
-        console.print(f"{one.sop_instance_uid}: {what}", highlight=False)
+        console.print(f"{one.sop_instance_uid}: {what}")
     if dry_run and report.refused:
         console.print("nothing would be deleted: it is all of it, or none")
 

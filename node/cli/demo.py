@@ -8,11 +8,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from node.app import Node
+from node.cli.console import Console
 from node.config import (
     EligibilitySettings,
     EligibleClass,
@@ -63,13 +63,11 @@ class Row:
 def run_demo(dicom: Path | None, json_file: Path | None, out: Path) -> bool:
     """Run it; True when every image came back by both ways with the right pixels."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a table in a log file is not cut to 80 columns
     files = _dicom_files(dicom) if dicom else _demo_study()
     with (
         tempfile.TemporaryDirectory(prefix="latent-pacs-demo-") as folder,
         Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -87,7 +85,8 @@ def run_demo(dicom: Path | None, json_file: Path | None, out: Path) -> bool:
         console.print(f"original, reconstruction, difference: {picture}", soft_wrap=True)
     if dicom is None:
         console.print(CREDIT)
-    console.print("[bold green]every image came back by C-MOVE and by C-GET" if ok else "[bold red]images are missing")
+    said = "every image came back by C-MOVE and by C-GET" if ok else "images are missing"
+    console.print(said, style="bold green" if ok else "bold red")
     return ok
 
 
@@ -174,7 +173,7 @@ def _store(files: list[Path], address: Address, progress: Progress) -> dict[str,
             uid = str(file.header().SOPInstanceUID)
         rows[uid] = Row(original_uid=uid, store_s=round(seconds, 3))
         if status not in (0x0000, 0xB007):
-            progress.console.print(f"[red]{path.name}: refused with status 0x{status:04X}")
+            progress.console.print(f"{path.name}: refused with status 0x{status:04X}", style="red")
         progress.advance(task)
 
     client.store(files, address, calling="MODALITY", each=stored)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 
 gates = typer.Typer(help="See what the gate measures on your own images.", no_args_is_help=True)
@@ -40,7 +41,7 @@ def calibrate(
         task = progress.add_task("measuring", total=min(len(files), limit or len(files)))
         for each in calibrated(files, limit, settings):
             found.append(each)
-            progress.update(task, advance=1, description=each.name)
+            progress.update(task, advance=1, description=escape(each.name))
     report = report_of(found, settings)
     print_json(report) if as_json else _print(report)
 

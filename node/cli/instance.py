@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.status import open_index
 from node.config import load
@@ -62,7 +62,7 @@ def show(
         draw_life(life, store, settings.reconstruct, picture)
     print_json(life_report(life)) if as_json else _print(life)
     if picture is not None and not as_json:
-        Console().print(f"picture: {picture}", soft_wrap=True, highlight=False)
+        Console().print(f"picture: {picture}", soft_wrap=True)
 
 
 def life_report(life: Life) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _ratio(life: Life, rendition: RenditionLife) -> float | None:
 
 
 def _print(life: Life) -> None:
-    console = Console(highlight=False)
+    console = Console()
     console.print(_identity(life))
     for rendition in life.renditions:
         console.print(_rendition(life, rendition))

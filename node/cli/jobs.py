@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.progress import bar
 from node.cli.status import open_index
@@ -51,7 +51,7 @@ def list_jobs(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
     console = Console()
     console.print(table)
     for one in listed:
-        console.print(f"{one['name']}: {one['summary']}", highlight=False)
+        console.print(f"{one['name']}: {one['summary']}")
 
 
 @jobs.command()
@@ -259,7 +259,7 @@ def _report(run: JobRun, *, as_json: bool) -> None:
     if as_json:
         print_json(run_json(run))
         return
-    console = Console(highlight=False)
+    console = Console()
     console.print(f"{run.job}: {run.state}{': ' + run.error if run.error else ''}")
     for name, value in run.report.items():
         if not isinstance(value, (list, dict)):
@@ -267,7 +267,7 @@ def _report(run: JobRun, *, as_json: bool) -> None:
 
 
 def _say(report: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print_json(report) if as_json else Console(highlight=False).print(text)
+    print_json(report) if as_json else Console().print(text)
 
 
 def _iso(seconds: float) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.retention import current_user
 
@@ -43,11 +43,9 @@ def import_labels(
             {"images": len(found.classes), "changed": changed, "classes": by_class, "unmatched": found.unmatched}
         )
     else:
-        console = Console(soft_wrap=True, highlight=False)
+        console = Console(soft_wrap=True)
         counts = ", ".join(f"{count} {name}" for name, count in by_class.items())
-        console.print(
-            f"{len(found.classes)} images labelled ({counts or 'none'}), {changed} new or changed", markup=False
-        )
+        console.print(f"{len(found.classes)} images labelled ({counts or 'none'}), {changed} new or changed")
         if found.unmatched:
             lines = ", ".join(map(str, found.unmatched[:_LINES_SHOWN]))
             more = ", ..." if len(found.unmatched) > _LINES_SHOWN else ""

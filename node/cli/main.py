@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from node.cli.amendments import amends
 from node.cli.audit import audits
+from node.cli.console import Console
 from node.cli.gate import gates
 from node.cli.instance import instances
 from node.cli.jobs import jobs
@@ -21,6 +22,7 @@ from node.cli.quarantine import quarantines
 from node.cli.retention import holds, labels
 from node.cli.validation import validations
 from storage.errors import LatentPacsError
+from storage.plain import plain
 from storage.private import keep_private
 
 app = typer.Typer(
@@ -220,5 +222,7 @@ def run() -> None:
     try:
         app()
     except LatentPacsError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]latent-pacs:[/] {error}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            Text.assemble(("latent-pacs: ", "bold red"), "\n".join(map(plain, str(error).splitlines())))
+        )
         sys.exit(2)

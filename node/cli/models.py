@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.progress import bar
 
@@ -48,7 +48,7 @@ def train(
     console = Console(stderr=True)
     with console.status("reading pictures"):
         pictures = read_pictures([*data, *(more or [])])
-    console.print(f"{len(pictures)} pictures", highlight=False)
+    console.print(f"{len(pictures)} pictures")
     plan = Plan(steps=1, seed=seed).sized_for(device)
     with _training(console) as watch:
         train(pictures, plan, out, minutes=minutes, resume=resume, device=device, watch=watch)
@@ -82,7 +82,7 @@ def fine_tune(
     settings = load(config)
     with console.status("reading originals"):
         pictures = held_pictures(settings, config, data)
-    console.print(f"{len(pictures)} pictures", highlight=False)
+    console.print(f"{len(pictures)} pictures")
     adapt = fine_tune_mammo if upscaler == "mammo" else fine_tune_sd_decoder
     with _training(console) as watch:
         extra = adapt(pictures, settings, out, minutes=minutes, seed=seed, resume=resume, device=device, watch=watch)
@@ -167,7 +167,7 @@ def _report(out: Path, last: Any, *, as_json: bool, **extra: Any) -> None:
         print_json(report)
         return
     for name, value in report.items():
-        Console().print(f"{name}: {value}", highlight=False)
+        Console().print(f"{name}: {value}")
 
 
 def _print_evaluation(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:

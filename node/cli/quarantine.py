@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.retention import ReasonOption, current_user, stated
 from storage.records import Quarantined
@@ -52,9 +52,9 @@ def show_quarantined(
         return
     console = Console(soft_wrap=True)
     for name, value in _plain(compared.quarantined).items():
-        console.print(f"{name}: {value}", markup=False, highlight=False)
+        console.print(f"{name}: {value}")
     what = "its UID was deleted here" if compared.deleted else f"held is {held}" if held else "its UID is not held"
-    console.print(what, highlight=False)
+    console.print(what)
     table = Table("tag", "attribute", "held", "in quarantine")
     for one in compared.differences:
         table.add_row(one.tag, one.name, one.one, one.other)
@@ -98,7 +98,7 @@ def _print(one: Quarantined, outcome: str, as_json: bool) -> None:
     if as_json:
         print_json({**_plain(one), "outcome": outcome})
     else:
-        Console(soft_wrap=True).print(f"{one.sop_instance_uid}: {outcome} {one.digest}", highlight=False)
+        Console(soft_wrap=True).print(f"{one.sop_instance_uid}: {outcome} {one.digest}")
 
 
 def _plain(one: Quarantined) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from storage.errors import LatentPacsError
 from storage.records import Hold, HoldKind
@@ -57,7 +57,7 @@ def run_purge(config: Path, *, dry_run: bool, as_json: bool) -> bool:
     for step in done.purged:
         console.print(f"{step.sop_instance_uid}: {verb} ({step.form}, {step.tier}, {size_text(step.bytes)})")
     for step in done.kept:
-        console.print(f"{step.sop_instance_uid}: kept, {step.kept_because}", markup=False)
+        console.print(f"{step.sop_instance_uid}: kept, {step.kept_because}")
     if done.keep == "forever":
         console.print("originals.keep is forever: nothing is removed")
     if done.reserved:
@@ -81,7 +81,7 @@ def run_restore(uid: str, config: Path, *, level: str, as_json: bool) -> bool:
     else:
         for step in steps:
             why = f": {step.detail}" if step.detail else ""
-            Console(soft_wrap=True).print(f"{step.sop_instance_uid}: {step.outcome}{why}", markup=False)
+            Console(soft_wrap=True).print(f"{step.sop_instance_uid}: {step.outcome}{why}")
     return all(step.outcome in ("restored", "hot") for step in steps)
 
 
@@ -108,7 +108,7 @@ def add_hold(
     if as_json:
         print_json({**_plain(placed), "originals": covered})
     else:
-        Console().print(f"hold {placed.key}: {placed.kind} {placed.value}, {covered} originals today", highlight=False)
+        Console().print(f"hold {placed.key}: {placed.kind} {placed.value}, {covered} originals today")
 
 
 @holds.command("list")
@@ -153,7 +153,7 @@ def release_hold(
     if as_json:
         print_json(_plain(hold))
     else:
-        Console().print(f"hold {hold.key} on {hold.kind} {hold.value} is released", highlight=False)
+        Console().print(f"hold {hold.key} on {hold.kind} {hold.value} is released")
 
 
 @labels.command("add")
@@ -206,7 +206,7 @@ def _label(config: Path, name: str, study: str, as_json: bool, *, put: bool) -> 
     if as_json:
         print_json({"label": name, "study": study, "changed": changed})
     else:
-        Console().print(("done" if changed else "nothing to change") + f": {study} {name}", highlight=False)
+        Console().print(("done" if changed else "nothing to change") + f": {study} {name}")
 
 
 def _plain(hold: Hold) -> dict[str, Any]:

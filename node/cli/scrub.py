@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.jobs import run_in_this_process
 from node.cli.options import print_json
 from node.cli.status import open_index
@@ -54,9 +54,9 @@ def _share(text: str) -> float:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console()
     if report["error"]:
-        console.print(f"[bold red]not finished:[/] {report['error']}")
+        console.print(f"not finished: {report['error']}", style="bold red")
     if "checked" not in report:
         return
     console.print(f"{report['checked']} objects checked, {size_text(report['bytes'])}")
@@ -78,7 +78,7 @@ def _print(report: dict[str, Any]) -> None:
     if report["foreign"]:
         console.print(f"{report['foreign']} files in the store are no objects of it")
     if report["clean"] and report["finished"]:
-        console.print("[green]clean[/]")
+        console.print("clean", style="green")
 
 
 _MEANING = {

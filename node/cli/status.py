@@ -9,9 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import print_json
 from node.config import Profile, keep_text, load
 from node.reports.words import size_text

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.options import print_json
 
 
@@ -40,5 +40,5 @@ def verify_trail(config: Path, *, as_json: bool) -> bool:
     if as_json:
         print_json({"records": count, "broken": broken})
     else:
-        Console(soft_wrap=True).print(broken or f"{count} records, unbroken in index and journal", markup=False)
+        Console(soft_wrap=True).print(broken or f"{count} records, unbroken in index and journal")
     return not broken

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from node.cli.console import Console
 from node.cli.jobs import exit_code, run_job, run_json
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 
@@ -47,17 +47,17 @@ def _print(ended: JobRun, config: Path) -> None:
     from node.app import open_reports
     from node.config import load
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     report = ended.report
     if "report" not in report:
-        console.print(f"validation: {ended.state}{': ' + ended.error if ended.error else ''}", markup=False)
+        console.print(f"validation: {ended.state}{': ' + ended.error if ended.error else ''}")
         return
     if report["weights"] == "none":
-        console.print("[bold]Weights: none. The backbone has random weights.[/]")
-    console.print(str(report["sentence"]), markup=False)
+        console.print("Weights: none. The backbone has random weights.", style="bold")
+    console.print(str(report["sentence"]))
     table = Table("trained", "AUC")
     for name, value in dict(report["auc"]).items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
     with open_reports(load(config)) as reports:
-        console.print(str(reports.html(reports.find(report["report"]))), markup=False)
+        console.print(str(reports.html(reports.find(report["report"]))))
