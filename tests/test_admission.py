@@ -78,8 +78,9 @@ def test_titles_and_networks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert rejection(associate(running, "ELSEWHERE")) == CALLING_NOT_RECOGNIZED
         assert rejection(associate(running, "NOBODY")) == CALLING_NOT_RECOGNIZED
         assert rejection(associate(running, "HERE", called="OTHER")) == CALLED_NOT_RECOGNIZED
-    assert "rejected an association of 'ELSEWHERE' from 127.0.0.1: not from its networks" in caplog.text
-    assert "rejected an association of 'NOBODY' from 127.0.0.1: no such peer" in caplog.text
+    assert "rejected an association of ELSEWHERE from 127.0.0.1: not from its networks" in caplog.text
+    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not us" in caplog.text
+    assert "rejected an association of NOBODY from 127.0.0.1: no such peer" in caplog.text
 
 
 def test_a_caller_that_cannot_be_judged_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +242,32 @@ def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             connection.close()
         wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
         assert echoes(running, "MODALITY")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"\x01\x00" + bytes(100), b"GET / HTTP/1.0\r\n\r\n" + bytes(40), b"\x07\0\0\0\0\4\0\0\0\0"]
+)
+def test_connections_that_were_closed_do_not_count(tmp_path: Path, sent: bytes) -> None:
+    """As port scans and load balancers make them, whatever they have sent: gone within seconds, not half a minute."""
+    with node(tmp_path) as running:
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", running.server.port)) as connection:
+                connection.sendall(sent)
+        wait_for(lambda: not running.server.entity.active_associations, timeout=5, what="they are gone")
+        assert echoes(running, "MODALITY")
+
+
+def test_one_address_does_not_lock_out_others(tmp_path: Path) -> None:
+    with node(tmp_path, limits={"connections_per_address": 3}) as running:
+        idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(3)]
+        wait_for(lambda: len(running.server.entity.active_associations) == 3, what="all three wait")
+        with socket.create_connection(("127.0.0.1", running.server.port)) as fourth:
+            assert ended(fourth)
+        other = socket.create_connection(("127.0.0.1", running.server.port), source_address=("127.0.0.2", 0))
+        wait_for(lambda: len(running.server.entity.active_associations) == 4, what="one from elsewhere is let in")
+        for connection in (*idle, other):
+            connection.close()
+        wait_for(lambda: not running.server.entity.active_associations, timeout=5, what="they are gone")
 
 
 def test_an_idle_association_is_ended(tmp_path: Path) -> None:

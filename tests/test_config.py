@@ -19,8 +19,10 @@ SHIPPED = Path(__file__).parent.parent / "config.yaml"
 
 
 def test_the_shipped_file_is_the_defaults_and_two_peers() -> None:
+    """But for unknown peers: a configuration that does not name them is of an earlier release, and lets them store."""
     shipped = load(SHIPPED)
-    assert shipped.model_copy(update={"peers": ()}) == Settings()
+    assert shipped.unknown_peers.allow == ("echo",)
+    assert shipped.model_copy(update={"peers": (), "unknown_peers": Settings().unknown_peers}) == Settings()
     modality, viewer = shipped.peers
     assert (modality.ae_title, modality.allow) == ("MODALITY", ("echo", "store"))
     assert (viewer.ae_title, viewer.allow) == ("VIEWER", ("echo", "find", "move", "get"))

@@ -18,7 +18,7 @@ from pydicom import Dataset
 from node.app.damage import settle_in
 from node.app.hands import encoders_beside
 from node.app.jobs import plan_jobs
-from node.app.services import Services, examine_in, open_stores, render_in, restore_in
+from node.app.services import Services, examine_in, open_store, open_stores, render_in, restore_in
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
@@ -35,6 +35,7 @@ from node.archive.trail import AuditTrail, TrailWriter
 from node.config import RenditionPolicy, Settings
 from node.dimse.extended import Agreed
 from node.dimse.peers import Peers
+from node.dimse.refusals import Refusals
 from node.dimse.retrieve import Services as RetrieveServices
 from node.dimse.server import Door, Server
 from node.jobs.runner import Runner
@@ -74,7 +75,7 @@ class Node:
         keep_bounds(limits.decoders)
         file = settings.gate.patches.file
         in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
-        self.store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
+        self.store = open_store(settings)
         self._lock = _lock_root(self.store)
         self.store.sweep_spool()
         self.store.sweep_lent()
@@ -122,7 +123,14 @@ class Node:
         door = Door(
             ingest=ingest,
             search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),
-            services=RetrieveServices(self.index, self.retrieve, peers, settings.node.keep_alive, self._told.record),
+            services=RetrieveServices(
+                self.index,
+                self.retrieve,
+                peers,
+                settings.node.keep_alive,
+                self._told.record,
+                Refusals(self._told.record),
+            ),
             peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
@@ -185,8 +193,12 @@ class Node:
             raise
         except OSError as error:
             self.stop()
-            ports = f"node.port {node.port} or tls.port {self.settings.tls.port} on {node.host}"
-            raise ConfigError(f"{ports} cannot be used: {error.strerror}") from error
+            tls = self.settings.tls
+            ports = [
+                *([] if tls.only else [f"node.port {node.port}"]),
+                *([f"tls.port {tls.port}"] if tls.listens else []),
+            ]
+            raise ConfigError(f"{' or '.join(ports)} on {node.host} cannot be used: {error.strerror}") from error
         if self.encoders is not self.pool:
             self.pool.submit(ReadyRequest(), Priority.AHEAD)
         if self.settings.archivist.enabled:

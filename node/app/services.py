@@ -57,7 +57,7 @@ def services(settings: Settings) -> Iterator[Services]:
     keep_bounds(settings.limits.decoders)
     index = _open_index(settings)
     try:
-        store = ObjectStore(settings.storage.root, min_free=settings.storage.min_free)
+        store = open_store(settings)
         stores = open_stores(settings, index, store)
         trail = AuditTrail(index, Journal(settings.storage.root / "journal"))
         with tempfile.TemporaryDirectory(dir=store.spool) as folder:
@@ -86,6 +86,15 @@ def open_reports(settings: Settings) -> Iterator[Reports]:
         yield Reports(ReportRows(index.engine), settings.storage.root / "reports")
     finally:
         index.close()
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """The store in ``storage.root``. Raises ConfigError where that folder cannot be used."""
+    root = settings.storage.root
+    try:
+        return ObjectStore(root, min_free=settings.storage.min_free)
+    except OSError as error:
+        raise ConfigError(f"storage.root {root} cannot be used: {error.strerror}") from error
 
 
 def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:

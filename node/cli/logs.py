@@ -25,11 +25,12 @@ from storage.plain import plain
 _QUIET = {
     "alembic": logging.WARNING,
     "pydicom": logging.CRITICAL,  # what it says of odd values
+    "pynetdicom.acse": logging.CRITICAL,  # three lines for each rejection, which we tell in one
 }
 
 
 ASSOCIATIONS = "node.dimse.associations"
-"""Logs each association: who, from where, and how it ended."""
+"""The logger of each association: who, from where, and how it ended (node/dimse/associations.py)."""
 
 _MOST, _WINDOW = 100, 60.0
 """Lines that one place in the code may write within so many seconds."""

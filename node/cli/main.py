@@ -186,7 +186,11 @@ def trail(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """The audit trail: holds, purges, restores, failures; who, what, when. Every record seals the one before."""
+    """The audit trail: who did what, when, and what came of it. Every record seals the one before.
+
+    It holds stores, retrievals and every request or association that was refused, with the peer and the reason; damage
+    that was found; holds, labels, amendments, deletions, quarantine, purges, restores, re-verifications and failures.
+    """
     from node.cli.trail import print_trail, verify_trail
 
     if not verify:

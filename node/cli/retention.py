@@ -15,7 +15,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from storage.errors import LatentPacsError
+from storage.errors import ConfigError, LatentPacsError
 from storage.records import Hold, HoldKind
 
 holds = typer.Typer(help="Legal holds: no original under one is removed.", no_args_is_help=True)
@@ -200,6 +200,8 @@ def _label(config: Path, name: str, study: str, as_json: bool, *, put: bool) -> 
     from node.config import load
 
     with services(load(config)) as at_hand:
+        if put and not at_hand.index.custody.below("study", study):
+            raise ConfigError(f"study {study} is not held here; nothing was labelled")
         change = at_hand.index.holds.put_label if put else at_hand.index.holds.take_label
         changed = change(name, study, who=current_user())
         at_hand.trail.write_down()

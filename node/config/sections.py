@@ -107,6 +107,8 @@ class Peer(Section):
     def _what_is_for_reconstructions(self) -> Peer:
         if self.references == "rewrite" and self.rendition is not RenditionPolicy.RECONSTRUCTED:
             raise ValueError("references: rewrite is for peers with rendition: reconstructed; others get originals")
+        if bool(self.host) != bool(self.port):
+            raise ValueError("host and port belong together: name both where images are moved to, or neither")
         if self.texture is not None and self.rendition is RenditionPolicy.ORIGINAL:
             raise ValueError("texture is for peers with rendition: reconstructed or auto; others get originals")
         return self
@@ -134,8 +136,7 @@ class LimitSettings(Section):
     decoder_memory: Size = 25 * 10**8
     encoder_memory: Size = 8 * 10**9
     idle: Span = 600.0
-    connections: int = Field(default=200, ge=1)
-    connections_per_address: int = Field(default=100, ge=1)
+    connections_per_address: int = Field(default=50, ge=1)
 
     @property
     def decoders(self) -> Bounds:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.config import Peer, Settings
+from node.dimse.refusals import Refusals, address_of
 from node.dimse.tls import ANY_NAME, names_in
 
 LOGGER = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class _Admitted:
 class Admission:
     """Bound to association requests. Counts who is in, and knows who has been for too long."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, refusals: Refusals) -> None:
+        self._settings, self._refusals = settings, refusals
         self._lock = threading.Lock()
         self._inside: dict[Any, _Admitted] = {}
 
@@ -67,10 +68,19 @@ class Admission:
             refusal = _not_recognized("internal error")
         if refusal is None:
             return
-        title, address = _title(assoc), assoc.requestor.address
-        LOGGER.warning("rejected an association of %r from %s: %s", title, address, refusal.why)
+        self._refusals.of_association(_title(assoc), address_of(assoc), refusal.why)
         assoc.acse.send_reject(refusal.result, refusal.source, refusal.reason)
         assoc.kill()  # waits until the rejection has left
+
+    def rejected(self, event: Any) -> None:
+        """Tell of what pynetdicom rejects by itself (its EVT_REJECTED)."""
+        assoc, node = event.assoc, self._settings.node
+        if not assoc.is_acceptor:
+            return
+        called = str(assoc.requestor.primitive.called_ae_title).strip()
+        other = node.require_called_ae_title and called != node.ae_title
+        why = f"it called {called}, not us" if other else f"{node.max_associations} associations are open already"
+        self._refusals.of_association(_title(assoc), address_of(assoc), why)
 
     def overdue(self) -> list[Any]:
         """Associations that have lasted longer than they may; each is told once."""

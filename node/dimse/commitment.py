@@ -29,6 +29,7 @@ from node.dimse import wire
 from node.dimse.models import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.peers import Peers
+from node.dimse.refusals import Refusals
 from node.dimse.status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, response
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
 from storage.index.commitments import Asked, Commitments, Judged, Reference
@@ -54,15 +55,17 @@ class ActionRefused(LatentPacsError):
         self.status = status
 
 
-def handle_action(event: Any, notifier: Notifier, peers: Peers) -> tuple[Dataset, None]:
+def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusals) -> tuple[Dataset, None]:
     """One N-ACTION to one durable request to one status."""
     caller = peers.calling(event)
     if not peers.may(caller, "commit"):
+        refusals.of_request(event, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
         return response(NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here"), None
     try:
         transaction_uid, references = _request(event)
         notifier.asked(event.assoc, transaction_uid, caller, references)
     except ActionRefused as error:
+        refusals.of_request(event, "commit", error.status, str(error))
         return response(error.status, str(error)), None
     except StoreFull as error:
         LOGGER.error("storage commitment request from %s failed: %s", caller, error)

@@ -12,7 +12,8 @@ from node.archive.query import IdentifierError, Root, has_unsupported_keys
 from node.dimse.extended import Agreed, agreed
 from node.dimse.models import ROOTS
 from node.dimse.peers import Peers
-from node.dimse.status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, response
+from node.dimse.refusals import Refusals
+from node.dimse.status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, response, why
 
 LOGGER = logging.getLogger(__name__)
 
@@ -23,10 +24,13 @@ Search = Callable[[Dataset, Root, str, Agreed], Iterator[Dataset]]
 """Identifier, information model, calling AE title, what was agreed: ``node.archive.query.find`` for that peer."""
 
 
-def handle_find(event: Event, *, search: Search, peers: Peers) -> Iterator[tuple[int | Dataset, Dataset | None]]:
+def handle_find(
+    event: Event, *, search: Search, peers: Peers, refusals: Refusals
+) -> Iterator[tuple[int | Dataset, Dataset | None]]:
     """Answer a C-FIND: pending with each match, then success, cancelled, or an error."""
     caller = peers.calling(event)
     if not peers.may(caller, "find"):
+        refusals.of_request(event, "find", NOT_AUTHORIZED, f"{caller} may not query here")
         yield response(NOT_AUTHORIZED, f"{caller} may not query here"), None
         return
     try:
@@ -38,6 +42,7 @@ def handle_find(event: Event, *, search: Search, peers: Peers) -> Iterator[tuple
                 return
             yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer
     except IdentifierError as error:
+        refusals.of_request(event, "find", 0xA900, why(error, QUERY_ERRORS))
         yield of_error(error, QUERY_ERRORS), None
     except Exception as error:
         LOGGER.exception("C-FIND failed")

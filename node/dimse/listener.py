@@ -4,7 +4,8 @@
    of its own and a time limit.
 2. It reads as many bytes as a PDU announces, up to 4 GiB, into memory, and waits for them for ever. Here a PDU has a
    size and a time; so has sending to a peer that does not read.
-3. Connections that never ask for an association do not count for it. Here they do.
+3. Connections that never ask for an association do not count for it. Here they do, as long as they are open, in all
+   and for each address.
 4. Over TLS 1.3 it takes a session ticket for the beginning of a PDU, and neither sends nor receives until one comes.
 5. It copies every presentation context for each association, which takes 80 ms with those of an archive.
 """
@@ -17,6 +18,7 @@ import ssl
 import struct
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ LOGGER = logging.getLogger(__name__)
 
 _SMALLEST_LIMIT = 2**20
 """An A-ASSOCIATE-RQ, 128 contexts with every transfer syntax there is, takes half of this."""
+
+_LOOK = 0.1
+"""Seconds between two looks whether a caller that has not asked for an association is still there."""
+_CLOSED = "Sta1"
+"""No connection: the state of PS3.8 9.2 that an upper layer begins and ends in."""
 
 _WAITING = 64
 """Connections beyond the associations allowed: they are told that there are too many, by DICOM."""
@@ -148,7 +155,7 @@ class _Caller(RequestHandler):
         connection: Any = self.request
         connection.settimeout(self.server.patience)
         try:
-            with self.server.shaking_hands():
+            with self.server.shaking_hands(self.client_address[0]):
                 self.request = context.wrap_socket(connection, server_side=True)
         except (OSError, ValueError) as error:  # SSLError and TimeoutError are OSErrors
             LOGGER.warning("no TLS with %s: %s", self.client_address[0], error)
@@ -157,24 +164,57 @@ class _Caller(RequestHandler):
         return True
 
     def _create_association(self) -> Any:
-        assoc = super()._create_association()
+        assoc: Any = super()._create_association()
         assoc.acceptor.supported_contexts = self.server.offered
         # it is connected and has told the state machine so; a second one would tell it again
         assoc.dul.socket.__class__ = BoundedSocket
+        assoc.called_from = self.client_address[0]
+        _notice_closing(assoc)
         return assoc
+
+
+def _notice_closing(assoc: Any) -> None:
+    """Let a new connection wait for its association request only as long as it is open.
+
+    pynetdicom waits the whole time for the request of a caller that has closed already, as port scans and load
+    balancers do, and counts it meanwhile.
+    """
+    take, machine, begun = assoc.dul.receive_pdu, assoc.dul.state_machine, threading.Event()
+
+    def receive(wait: bool = False, timeout: float | None = None) -> Any:
+        if not wait or timeout is None:
+            return take(wait, timeout)
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            primitive = take(True, min(left, _LOOK))
+            if machine.current_state != _CLOSED:
+                begun.set()
+            closed = not assoc.dul.is_alive() or (begun.is_set() and machine.current_state == _CLOSED)
+            if primitive is not None or closed:
+                return primitive
+        return None
+
+    assoc.dul.receive_pdu = receive
 
 
 class Listener(ThreadedAssociationServer):
     """Listens on one port, for TLS where ``tls`` is given. ``patience``: seconds for a TLS handshake."""
 
     def __init__(
-        self, entity: Any, address: tuple[str, int], handlers: list[Any], tls: ssl.SSLContext | None = None
+        self,
+        entity: Any,
+        address: tuple[str, int],
+        handlers: list[Any],
+        tls: ssl.SSLContext | None = None,
+        *,
+        per_address: int = 100,
     ) -> None:
         self.tls, self.patience = tls, float(entity.acse_timeout)
         self.offered = entity.supported_contexts
         self._entity = entity
         self._lock = threading.Lock()
-        self._shaking = 0
+        self._shaking: Counter[str] = Counter()
+        self._per_address = per_address
         super().__init__(entity, address, entity.ae_title, [], None, evt_handlers=handlers, request_handler=_Caller)
         entity._servers.append(self)
 
@@ -188,31 +228,40 @@ class Listener(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """False closes the connection: there are too many to be told so by DICOM."""
-        waiting = self._shaking + len(self._entity.active_associations)
-        if waiting < self._entity.maximum_associations + _WAITING:
-            return True
-        LOGGER.warning("closed a connection from %s: %s are open", client_address[0], waiting)
-        return False
+        address, associations = client_address[0], self._entity.active_associations
+        waiting = self._shaking.total() + len(associations)
+        if waiting >= self._entity.maximum_associations + _WAITING:
+            LOGGER.warning("closed a connection from %s: %s are open", address, waiting)
+            return False
+        own = self._shaking[address] + sum(getattr(one, "called_from", "") == address for one in associations)
+        if own >= self._per_address:
+            LOGGER.warning(
+                "closed a connection from %s: %s from there are open (limits.connections_per_address)", address, own
+            )
+            return False
+        return True
 
-    def shaking_hands(self) -> _Count:
+    def shaking_hands(self, address: str) -> _Count:
         """Counts a TLS handshake while it lasts."""
-        return _Count(self)
+        return _Count(self, address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """socketserver would print it."""
         LOGGER.exception("connection from %s failed", client_address[0])
 
-    def count(self, by: int) -> None:
+    def count(self, address: str, by: int) -> None:
         with self._lock:
-            self._shaking += by
+            self._shaking[address] += by
+            if not self._shaking[address]:
+                del self._shaking[address]
 
 
 class _Count:
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, listener: Listener, address: str) -> None:
+        self._listener, self._address = listener, address
 
     def __enter__(self) -> None:
-        self._listener.count(1)
+        self._listener.count(self._address, 1)
 
     def __exit__(self, *_: object) -> None:
-        self._listener.count(-1)
+        self._listener.count(self._address, -1)

@@ -69,7 +69,7 @@ class Outgoing:
                 # one that serves a single association leaves the next caller without an answer
                 with_us = before != (0, line.added) and (says_busy or not assoc.is_rejected)
                 if not with_us and not (says_busy and time.monotonic() < patience):
-                    raise DestinationUnavailable(f"{self._name(peer)} did not accept an association")
+                    raise DestinationUnavailable(f"{self._name(peer)} {_why_not(assoc)}")
                 line.wait_for_less(wanted, at_most=_AGAIN if says_busy else None)
 
     def _ask(self, peer: Peer, contexts: list[PresentationContext], roles: Sequence[Any]) -> Association:
@@ -155,6 +155,14 @@ def _wait(until: Callable[[], bool], wanted: Callable[[], bool]) -> None:
         if not wanted():
             raise DestinationUnavailable("it is busy, and nobody waits for it any more")
         time.sleep(_LOOK)
+
+
+def _why_not(assoc: Association) -> str:
+    answer = _rejection(assoc)
+    if answer is not None:
+        result, source, reason = answer
+        return f"rejected the association: result {result}, source {source}, reason {reason} (PS3.8 9.3.4)"
+    return "cannot be reached, or did not answer an association request"
 
 
 def _rejection(assoc: Association) -> tuple[int, int, int] | None:

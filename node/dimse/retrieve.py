@@ -11,6 +11,7 @@ import functools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from node.dimse.extended import agreed
 from node.dimse.models import ROOTS
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.peers import Peers
+from node.dimse.refusals import Record, Refusals
 from node.dimse.sender import Channel, Destination
 from node.dimse.status import (
     ALL_SUBOPERATIONS_FAILED,
@@ -39,8 +41,8 @@ from node.dimse.status import (
     SUCCESS,
     for_log,
     of_error,
+    why,
 )
-from node.dimse.store import Record
 from node.dimse.wire import Report, has_gone
 from storage.errors import LatentPacsError
 from storage.index import Index
@@ -66,10 +68,14 @@ class Tally:
     failed: int = 0
     warning: int = 0
     failed_uids: list[str] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)
+    """What receivers answered that was no success: statuses, and how often."""
 
     def count(self, choice: Choice, status: int | None) -> None:
         """``status``: what the receiver answered to C-STORE, None where it was not sent or not answered."""
         self.remaining -= 1
+        if status not in (None, SUCCESS):
+            self.answers[f"{status:04X}"] += 1
         if status == SUCCESS:
             self.completed += 1
         elif status is not None and (status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)):
@@ -106,17 +112,20 @@ class Services:
     peers: Peers
     keep_alive: float
     record: Record
+    refusals: Refusals
 
 
 def handle_get(event: Any, services: Services) -> Iterator[Report]:
     """C-GET: images go back over the requester's own association, as far as it took the SCP role for them."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "get"):
+        services.refusals.of_request(event, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
         yield Report(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
         return
     try:
         choices = _choices(event, services, caller)
     except IdentifierError as error:
+        services.refusals.of_request(event, "get", 0xA900, why(error, QUERY_ERRORS))
         yield _refusal(error)
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
@@ -130,16 +139,20 @@ def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[
     """C-MOVE: images go to a configured peer over an association of our own, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
+        services.refusals.of_request(event, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
         yield Report(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
         return
     title = str(event.move_destination).strip()
     peer = services.peers.destination(title)
     if peer is None:
+        why_not = f"move destination {title[:16]} is no peer with host and port"
+        services.refusals.of_request(event, "move", DESTINATION_UNKNOWN, why_not)
         yield Report(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
         return
     try:
         choices = _choices(event, services, peer.ae_title)
     except IdentifierError as error:
+        services.refusals.of_request(event, "move", 0xA900, why(error, QUERY_ERRORS))
         yield _refusal(error)
         return
     yield from _send_to(event, services, choices, outgoing, peer)
@@ -207,7 +220,9 @@ def _in_the_trail(told: TrailEntry, choices: list[Choice], tally: Tally) -> Trai
     kinds = sorted({"reconstructed" if choice.rendition else "original" for choice in choices})
     sent = tally.completed + tally.warning
     outcome = f"{sent} of {len(choices)} sent" + (f", {tally.failed} failed" if tally.failed else "")
-    return replace(told, level="study", uids=studies, rendition="+".join(kinds)[:16], outcome=outcome)
+    answers = "".join(f"; {status} answered {count} times" for status, count in sorted(tally.answers.items()))
+    detail = told.detail + answers
+    return replace(told, level="study", uids=studies, rendition="+".join(kinds)[:16], outcome=outcome, detail=detail)
 
 
 def _walk(
@@ -332,7 +347,10 @@ def _send_one(choice: Choice, fitting: Future[Sendable], channel: Callable[[Choi
         LOGGER.error("instance %s cannot be sent: %s", choice.sop_instance_uid, for_log(error))
         return None
     try:
-        return channel(choice).store(sendable)
+        status = channel(choice).store(sendable)
+        if status != SUCCESS:
+            LOGGER.warning("instance %s: %s answered %04X", choice.sop_instance_uid, channel(choice).receiver, status)
+        return status
     except (LatentPacsError, OSError) as error:
         LOGGER.error("instance %s not sent: %s", choice.sop_instance_uid, for_log(error))
         return None

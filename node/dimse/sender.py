@@ -46,6 +46,12 @@ class Channel:
         stream_files(assoc)
 
     @property
+    def receiver(self) -> str:
+        """The AE title of who receives."""
+        other = self._assoc.acceptor if self._assoc.is_requestor else self._assoc.requestor
+        return str(other.ae_title).strip()
+
+    @property
     def usable(self) -> bool:
         """False from the first C-STORE without an answer: pynetdicom itself sees that a peer aborted only later,
         and would wait a whole DIMSE timeout for the answer to the next one."""

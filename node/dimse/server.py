@@ -18,7 +18,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.archive.commitment import Committer
 from node.archive.ingest import Ingest
 from node.config import Settings
-from node.dimse import extended, wire
+from node.dimse import associations, extended, wire
 from node.dimse.admission import Admission
 from node.dimse.commitment import Notifier, handle_action
 from node.dimse.find import Search, handle_find
@@ -26,6 +26,7 @@ from node.dimse.listener import Listener
 from node.dimse.models import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
 from node.dimse.outgoing import Outgoing
 from node.dimse.peers import Peers
+from node.dimse.refusals import Refusals
 from node.dimse.retrieve import Services, handle_get, handle_move
 from node.dimse.spool import Allowance
 from node.dimse.status import NOT_AUTHORIZED, SUCCESS
@@ -62,13 +63,13 @@ class Server:
     def __init__(self, settings: Settings, door: Door, spool: Path) -> None:
         wire.install()
         self._settings, self._door, self._peer = settings.node, door, settings.peer
-        self._tls = settings.tls
+        self._tls, self._per_address = settings.tls, settings.limits.connections_per_address
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
         self._outgoing = Outgoing(self.entity, settings)
         self._notifier = Notifier(settings, door.commitments, door.committer, self._outgoing)
         self.entity.after_action = self._notifier.answered
-        self._admission = Admission(settings)
+        self._admission = Admission(settings, door.services.refusals)
         self._in_flight = _InFlight()
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
@@ -91,11 +92,12 @@ class Server:
 
     def start(self) -> None:
         """Start listening. Raises OSError where a port is taken."""
-        host, handlers = self._settings.host, self._handlers()
+        host, handlers, most = self._settings.host, self._handlers(), self._per_address
         if not self._tls.only:
-            self._listeners.append(Listener(self.entity, (host, self._settings.port), handlers))
+            self._listeners.append(Listener(self.entity, (host, self._settings.port), handlers, per_address=most))
         if self._tls_context is not None:
-            self._listeners.append(Listener(self.entity, (host, self._tls.port), handlers, self._tls_context))
+            address = host, self._tls.port
+            self._listeners.append(Listener(self.entity, address, handlers, self._tls_context, per_address=most))
         for listener in self._listeners:
             listener.start()
         self._notifier.start()
@@ -150,16 +152,24 @@ class Server:
         door, flight = self._door, self._in_flight
         services = door.services
         return [
-            (evt.EVT_C_ECHO, functools.partial(_handle_echo, peers=door.peers)),
+            (evt.EVT_C_ECHO, functools.partial(_handle_echo, peers=door.peers, refusals=services.refusals)),
             (
                 evt.EVT_C_STORE,
                 flight.call(
-                    functools.partial(handle_store, ingest=door.ingest, peers=door.peers, record=door.services.record)
+                    functools.partial(
+                        handle_store,
+                        ingest=door.ingest,
+                        peers=door.peers,
+                        refusals=services.refusals,
+                        record=services.record,
+                    )
                 ),
             ),
             (
                 evt.EVT_C_FIND,
-                flight.walk(functools.partial(handle_find, search=door.search, peers=door.peers)),
+                flight.walk(
+                    functools.partial(handle_find, search=door.search, peers=door.peers, refusals=services.refusals)
+                ),
             ),
             (evt.EVT_C_GET, flight.walk(functools.partial(handle_get, services=services))),
             (
@@ -168,11 +178,19 @@ class Server:
             ),
             (
                 evt.EVT_N_ACTION,
-                flight.call(functools.partial(handle_action, notifier=self._notifier, peers=door.peers)),
+                flight.call(
+                    functools.partial(
+                        handle_action, notifier=self._notifier, peers=door.peers, refusals=services.refusals
+                    )
+                ),
             ),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
+            (evt.EVT_REJECTED, self._admission.rejected),
             (evt.EVT_SOP_EXTENDED, extended.answer),
+            (evt.EVT_ACCEPTED, associations.accepted),
+            (evt.EVT_RELEASED, associations.released),
+            (evt.EVT_ABORTED, associations.aborted),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 
@@ -181,8 +199,12 @@ class Server:
         self._in_flight.forget(event.assoc)
 
 
-def _handle_echo(event: Any, peers: Peers) -> int:
-    return SUCCESS if peers.may(peers.calling(event), "echo") else NOT_AUTHORIZED
+def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
+    caller = peers.calling(event)
+    if peers.may(caller, "echo"):
+        return SUCCESS
+    refusals.of_request(event, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
+    return NOT_AUTHORIZED
 
 
 def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:

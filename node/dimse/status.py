@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pydicom import Dataset
@@ -71,6 +72,20 @@ ACTION_ERRORS = {
 OTHER_ERROR = Meaning(UNABLE_TO_PROCESS, "Unable to process; the node's log says why")
 
 
+_LONG_UID = re.compile(r"\b[0-2](\.\d+){4,}[:,]? ?")
+_PATH = re.compile(r"(?<![\w.])/[^\s,;:]+")
+
+
+def why(error: Exception, table: dict[type[Exception], Meaning]) -> str:
+    """What log and trail may say of an error: the meaning of its status, since its text may quote the peer's values."""
+    meaning = next((meaning for kind, meaning in table.items() if isinstance(error, kind)), None)
+    if isinstance(error, StoreFull) or meaning is None:
+        return (
+            str(error) if isinstance(error, (LatentPacsError, OSError)) else f"internal error, {type(error).__name__}"
+        )
+    return meaning.means
+
+
 def response(code: int, comment: str = "") -> Dataset:
     """A status data set; Error Comment (0000,0902) is LO, 64 characters."""
     status = Dataset()
@@ -84,9 +99,16 @@ def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset
     """The status for an error; unexpected ones say nothing of our inside."""
     for kind, meaning in table.items():
         if isinstance(error, kind):
-            return response(meaning.code, str(error))
-    comment = str(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
+            return response(meaning.code, "no room for it here" if kind is StoreFull else _for_peer(error))
+    if isinstance(error, OSError):
+        return response(0xA700, "the archive cannot write at the moment")
+    comment = _for_peer(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
     return response(OTHER_ERROR.code, comment)
+
+
+def _for_peer(error: Exception) -> str:
+    """A sentence that fits into 64 characters better, and does not show our folders: the peer knows its UIDs."""
+    return _PATH.sub("(a folder)", _LONG_UID.sub("", str(error))).strip()
 
 
 def for_log(error: Exception) -> str:
