@@ -63,8 +63,8 @@ class ObjectStore:
             os.link(held, lent)
         except FileNotFoundError:
             raise ObjectMissing(f"object {digest} is not in {self._objects}") from None
-        except OSError:  # a file system without links
-            shutil.copyfile(held, lent, follow_symlinks=False)
+        except OSError:  # a file system without links, or one that is read-only
+            return _copied(held, lent)
         return lent
 
     def take_from(self, other: ObjectStore, digest: str) -> None:
@@ -163,6 +163,19 @@ class ObjectStore:
         if not folder.is_dir():
             folder.mkdir(exist_ok=True)
             fsync_folder(self._objects)
+
+
+def _copied(held: Path, lent: Path) -> Path:
+    """A copy of an object, beside it where that can be written to, else in the system's folder for such."""
+    try:
+        shutil.copyfile(held, lent, follow_symlinks=False)
+        return lent
+    except FileNotFoundError:
+        raise
+    except OSError:
+        handle, name = tempfile.mkstemp(prefix="latent-pacs-lent-")
+        os.close(handle)
+        return Path(shutil.copyfile(held, name, follow_symlinks=False))
 
 
 @contextmanager

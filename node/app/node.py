@@ -266,7 +266,10 @@ def _exposition(
 
 def _lock_root(store: ObjectStore) -> IO[bytes]:
     """One node per storage root: the spool and the rendered cache belong to one process."""
-    lock = (store.root / "lock").open("wb")
+    try:
+        lock = (store.root / "lock").open("wb")
+    except OSError as error:
+        raise ConfigError(f"storage.root {store.root} cannot be written: {error.strerror}") from error
     for wait in (0.1, 0.0):  # a command that looks whether a node runs holds it for a moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

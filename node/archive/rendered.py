@@ -32,7 +32,10 @@ class RenderedCache:
 
     def blank(self) -> Path:
         """A new empty file to render into."""
-        handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
+        try:
+            handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
+        except OSError:  # full or read-only: what is made here is sent, and not kept
+            handle, name = tempfile.mkstemp(suffix=".making")
         os.close(handle)
         return Path(name)
 
@@ -45,7 +48,10 @@ class RenderedCache:
         entry = self._entry(key)
         if entry is None:
             return None
-        link = self._new_link()
+        try:
+            link = self._new_link()
+        except OSError:  # full or read-only
+            return None
         try:
             os.link(entry, link)
             os.utime(entry)
@@ -60,8 +66,11 @@ class RenderedCache:
 
     def keep(self, key: str, made: Path) -> Path:
         """Take a finished file in (its name is gone) and return a link to it for one reader."""
-        link = self._new_link()
-        os.link(made, link)
+        try:
+            link = self._new_link()
+            os.link(made, link)
+        except OSError:  # full or read-only, or made elsewhere for that reason
+            return made
         with made.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         with self._lock:

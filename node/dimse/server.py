@@ -37,6 +37,8 @@ from storage.index.commitments import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
+_ANSWERED = 0.02
+"""Seconds after a handler in which its answer has left."""
 _QUIET_SECONDS = 1.0
 """An association without an operation for this long is idle, and may be ended at a stop."""
 
@@ -115,6 +117,7 @@ class Server:
             listener.shutdown()
         deadline = time.monotonic() + self._settings.drain
         while time.monotonic() < deadline and self._busy():
+            self._end_refused()
             time.sleep(0.05)
         self._notifier.stop()
         self.entity.shutdown()
@@ -144,6 +147,12 @@ class Server:
                 # blocks until the peer has gone or a timer has run out
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
+    def _end_refused(self) -> None:
+        """End associations that have been told that the node is stopping, and would go on sending."""
+        for assoc in self.entity.active_associations:
+            if self._in_flight.told_to_stop(assoc):
+                threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
+
     def _busy(self) -> bool:
         """True while an association works: an operation runs or has just run, or a data set is arriving."""
         return any(self._in_flight.busy(assoc) or wire.is_receiving(assoc) for assoc in self.entity.active_associations)
@@ -162,6 +171,7 @@ class Server:
                         peers=door.peers,
                         refusals=services.refusals,
                         record=services.record,
+                        stopping=self._stopping.is_set,
                     )
                 ),
             ),
@@ -267,6 +277,18 @@ class _InFlight:
         with self._lock:
             recent = time.monotonic() - self._last.get(id(assoc), -1e9) < _QUIET_SECONDS
             return recent or self._running.get(id(assoc), 0) > 0
+
+    def told_to_stop(self, assoc: Any) -> bool:
+        """Whether two of its stores were refused because of the stop, and their answers have left; True once."""
+        with self._lock:
+            answered = time.monotonic() - self._last.get(id(assoc), 0.0) > _ANSWERED and not self._running.get(
+                id(assoc), 0
+            )
+            if not answered or assoc.__dict__.get("told_to_stop", 0) < 2:
+                return False
+            assoc.told_to_stop = 0
+            self._last.pop(id(assoc), None)
+            return True
 
     def forget(self, assoc: Any) -> None:
         with self._lock:

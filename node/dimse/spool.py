@@ -5,13 +5,15 @@ What is refused is thrown away as it comes, so that the answer can be the right 
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 from storage.errors import InstanceTooLarge, LatentPacsError, StoreFull
 
@@ -32,11 +34,17 @@ class SpoolFile:
     """What pynetdicom takes for a ``NamedTemporaryFile``. ``refused`` says why nothing more was written."""
 
     def __init__(self, folder: Path, allowance: Allowance) -> None:
-        handle, self.name = tempfile.mkstemp(dir=folder, suffix=".dcm")
-        self._out = os.fdopen(handle, "wb")
         self._allowance = allowance
         self._size = self._checked = 0
         self.refused: LatentPacsError | None = None
+        self._out: IO[bytes] = BytesIO()
+        self.name = str(folder / f"refused-{uuid.uuid4().hex}.dcm")  # of no file, where none can be made
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, self.name = tempfile.mkstemp(dir=folder, suffix=".dcm")
+            self._out = os.fdopen(handle, "wb")
+        except OSError as error:
+            self.refused = _no_room(error)
 
     @property
     def file(self) -> SpoolFile:
@@ -52,9 +60,7 @@ class SpoolFile:
             except LatentPacsError as error:
                 self._refuse(error)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise
-                self._refuse(StoreFull(f"no room for the arriving instance: {error.strerror}"))
+                self._refuse(_no_room(error))
         return len(data)
 
     def flush(self) -> None:
@@ -62,13 +68,13 @@ class SpoolFile:
             try:
                 self._out.flush()
             except OSError as error:
-                self._refuse(StoreFull(f"no room for the arriving instance: {error.strerror}"))
+                self._refuse(_no_room(error))
 
     def close(self) -> None:
         try:
             self._out.close()
         except OSError as error:
-            self.refused = self.refused or StoreFull(f"no room for the arriving instance: {error.strerror}")
+            self.refused = self.refused or _no_room(error)
 
     def _check(self) -> None:
         if self._size > self._allowance.most + _META:
@@ -81,4 +87,10 @@ class SpoolFile:
         self.refused = error
         with suppress(OSError):  # what was buffered may have no room either
             self._out.close()
-        os.truncate(self.name, 0)
+        with suppress(OSError):
+            os.truncate(self.name, 0)
+
+
+def _no_room(error: OSError) -> StoreFull:
+    """A disk that is full, read-only or gone is told alike (status A700): the sender may try again later."""
+    return StoreFull(f"an arriving instance cannot be written: {error.strerror}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from pydicom import Dataset
@@ -17,12 +18,26 @@ from storage.records import TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 
-def handle_store(event: Any, ingest: Ingest, peers: Peers, refusals: Refusals, record: Record) -> Dataset:
-    """One C-STORE request to one ingest call to one status, and one entry in the trail."""
+def handle_store(
+    event: Any,
+    ingest: Ingest,
+    peers: Peers,
+    refusals: Refusals,
+    record: Record,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Dataset:
+    """One C-STORE request to one ingest call to one status, and one entry in the trail.
+
+    ``stopping``: whether the node takes no further instances; the sender is told so, and may send them later.
+    """
     caller, uids = peers.calling(event), (str(event.request.AffectedSOPInstanceUID)[:64],)
     if not peers.may(caller, "store"):
         refusals.of_request(event, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
+    if stopping():
+        event.assoc.told_to_stop = event.assoc.__dict__.get("told_to_stop", 0) + 1
+        refusals.of_request(event, "store", 0xA700, "the node is stopping", uids)
+        return response(0xA700, "the archive is stopping; send it again later")
     arrived = event.request._dataset_file
     arrived.flush()
     try:

@@ -326,9 +326,7 @@ def _spool_file(**options: Any) -> Any:
     assoc = getattr(_current, "association", None)
     if assoc is None:
         return tempfile.NamedTemporaryFile(**options)
-    spool = association_spool(assoc)
-    spool.mkdir(parents=True, exist_ok=True)
-    return SpoolFile(spool, assoc.ae.allowance(assoc))
+    return SpoolFile(association_spool(assoc), assoc.ae.allowance(assoc))
 
 
 _MOST_COMMAND, _MOST_IDENTIFIER = 2**16, 2**24

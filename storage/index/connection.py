@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError
 
 from storage.errors import StoreFull
 
+_CANNOT_WRITE = ("disk is full", "disk full", "readonly database", "read-only", "disk I/O error", "unable to open")
+"""How SQLite and PostgreSQL say it."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
@@ -39,13 +41,13 @@ def migrate(engine: Engine) -> None:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A write transaction. A full disk or database becomes StoreFull."""
+    """A write transaction. A full or read-only disk or database becomes StoreFull."""
     try:
         with engine.connect().execution_options(write=True) as connection, connection.begin():
             yield connection
     except DBAPIError as error:
-        if "disk is full" in str(error.orig) or "disk full" in str(error.orig):
-            raise StoreFull(f"the index has no room: {error.orig}") from error
+        if any(said in str(error.orig) for said in _CANNOT_WRITE):
+            raise StoreFull(f"the index cannot be written: {error.orig}") from error
         raise
 
 
