@@ -7,7 +7,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS ?=
 
-.PHONY: install demo test lint types clean
+# make audit     compare installed versions with known vulnerabilities; without the database, list them in audit.json
+# make sbom      a CycloneDX bill of materials in sbom.json
+
+.PHONY: install demo test lint types audit sbom clean
 
 install: .venv/installed
 demo-install: .venv/installed-demo
@@ -43,6 +46,15 @@ types: .venv/installed-test
 test: lint types
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
 	$(if $(SLOW),$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS) $(filter-out 1,$(SLOW)))
+
+audit: .venv/installed
+	-$(PIP) install --quiet pip-audit
+	@rm -f audit.json
+	@$(BIN)/python -m pip_audit --progress-spinner off --format json --output audit.json || test ! -s audit.json || { cat audit.json; exit 1; }
+	@test -s audit.json || { $(BIN)/latent-pacs sbom > audit.json && echo "The database of pip-audit cannot be reached. audit.json lists the installed versions, to be compared elsewhere."; }
+
+sbom: .venv/installed
+	@if test -x $(BIN)/cyclonedx-py; then $(BIN)/cyclonedx-py environment $(BIN)/python > sbom.json; else $(BIN)/latent-pacs sbom > sbom.json; fi
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,6 +23,9 @@ from tests.conftest import Archive, settings_for, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram
 from tests.test_damage import got, stored
 
+# pynetdicom leaves the socket of an association that broke to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")
+
 
 def refuse(*_: Any, **__: Any) -> Any:
     raise OSError(errno.EROFS, "Read-only file system")

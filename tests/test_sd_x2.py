@@ -415,10 +415,11 @@ def test_the_digest_follows_the_weights_and_nothing_else(upscaler: SdX2, copy: P
     assert SdX2(str(copy)).weights_digest != upscaler.weights_digest
 
 
-def test_pickled_weights_count_where_there_are_no_others(copy: Path) -> None:
+def test_pickled_weights_are_never_read(copy: Path) -> None:
     (copy / "text_encoder" / "model.safetensors").unlink()
     (copy / "text_encoder" / "pytorch_model.bin").write_bytes(b"")
-    assert copy / "text_encoder" / "pytorch_model.bin" in weight_files(copy)
+    with pytest.raises(WeightsNotFound, match=r"model\.safetensors is missing"):
+        weight_files(copy)
 
 
 def assert_it_says_what_to_do(error: WeightsNotFound) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pydicom import Dataset
+from safetensors.torch import save_file
 
 from node.fidelity.gate import Reference
 from node.validation.arms import Arm, Fidelity, Measured
@@ -107,9 +108,9 @@ def test_features_are_resnet50s_own(tmp_path: Path) -> None:
     hook.remove()
     assert found[-2048:] == pytest.approx(seen[0].flatten().numpy(), rel=1e-4)
     assert load_backbone("none").digest == backbone.digest
-    file = tmp_path / "weights.pth"
+    file = tmp_path / "weights.safetensors"
     backbone.network.fc.bias.add_(1)
-    torch.save(backbone.network.state_dict(), file)
+    save_file(backbone.network.state_dict(), file)
     other = load_backbone(str(file))
     assert other.digest != backbone.digest
     assert np.array_equal(other.features(picture), found)
@@ -126,8 +127,11 @@ def test_weights_that_cannot_be_had_are_one_clear_sentence(tmp_path: Path, monke
     with pytest.raises(ModelMissing, match="holds no weights that can be read"):
         load_backbone(str(tmp_path / "odd.pth"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(ModelMissing, match="not the weights of a torchvision ResNet50"):
+    with pytest.raises(ModelMissing, match="nor a file that torchvision publishes"):
         load_backbone(str(tmp_path / "other.pth"))
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelMissing, match="not the weights of a torchvision ResNet50"):
+        load_backbone(str(tmp_path / "other.safetensors"))
 
 
 def test_dense_layers_learn_what_is_there_and_nothing_else() -> None:

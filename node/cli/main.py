@@ -213,6 +213,14 @@ app.add_typer(instances, name="instance")
 
 
 @app.command()
+def sbom() -> None:
+    """Print a CycloneDX bill of materials (JSON): every package that is installed, with version and licence."""
+    from node.cli.sbom import bill_of_materials
+
+    print_json(bill_of_materials())
+
+
+@app.command()
 def version(as_json: JsonOption = False) -> None:
     """Print the version."""
     from importlib.metadata import version as installed

@@ -29,6 +29,7 @@ from node.config.values import (
     WireSyntax,
     ZoneName,
     parse_when,
+    secret,
 )
 from storage.bounds import Bounds
 from storage.records import OperatingPoint, Thresholds
@@ -168,14 +169,14 @@ class CommitmentSettings(Section):
 
 class StorageSettings(Section):
     root: Path = Path("latent-pacs-data")
-    database: str = ""
+    database: str = Field(default="", repr=False)
     min_free: Size = 10**9
     duplicates: Literal["keep"] = "keep"
 
     @property
     def database_url(self) -> str:
-        """The configured URL, or SQLite beside the objects."""
-        return self.database or f"sqlite:///{self.root / 'index.sqlite'}"
+        """The configured URL, or SQLite beside the objects. Raises ConfigError where ``secret`` does."""
+        return secret("storage.database", self.database) or f"sqlite:///{self.root / 'index.sqlite'}"
 
 
 class CodecSettings(Section):

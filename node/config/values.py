@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +15,24 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from storage.errors import ConfigError
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def secret(key: str, value: str) -> str:
+    """A value that may be kept elsewhere: ``env:NAME`` or ``file:PATH``. Raises ConfigError, which does not show it."""
+    where, _, name = value.partition(":")
+    if where == "env":
+        if name not in os.environ:
+            raise ConfigError(f"{key}: environment variable {name} is not set")
+        return os.environ[name].strip()
+    if where == "file":
+        try:
+            return Path(name).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"{key}: file {name} cannot be read: {error.strerror}") from error
+    return value
 
 
 def _bytes(value: object) -> object:

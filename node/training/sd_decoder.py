@@ -218,7 +218,7 @@ def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
 def _fresh(origin: Path, plan: DecoderPlan, where: torch.device) -> _State:
     try:
         vae = AutoencoderKL.from_pretrained(
-            str(origin), subfolder="vae", local_files_only=True, low_cpu_mem_usage=False
+            str(origin), subfolder="vae", local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsNotFound(f"{origin / 'vae'} cannot be loaded ({error}); get the model again") from error

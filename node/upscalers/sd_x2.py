@@ -50,11 +50,11 @@ _BATCH = {"cpu": 1, "cuda": 4}
 # The UNet sees 2 latents per 8 pixels of the base and halves them three times.
 _TILE_UNIT = 32
 _DOUBLINGS = {2: 1, 4: 2}
-# The weights that are read, in the libraries' own order of preference.
+# The weights that are read. Files of the same names with .bin are pickles, which can run code, and are never read.
 _WEIGHTS = {
-    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
-    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+    "unet": ("diffusion_pytorch_model.safetensors",),
+    "vae": ("diffusion_pytorch_model.safetensors",),
+    "text_encoder": ("model.safetensors",),
 }
 
 
@@ -340,7 +340,9 @@ def _load(folder: Path) -> Any:
 
     try:
         with _quiet():
-            pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(str(folder), local_files_only=True)
+            pipeline = StableDiffusionLatentUpscalePipeline.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise _not_found(f"{folder} cannot be loaded ({reason})") from error

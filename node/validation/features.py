@@ -94,10 +94,24 @@ def _from_file(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
+        if not _is_published(path):
+            raise ValueError("it is no .safetensors, nor a file that torchvision publishes; convert it")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelMissing(f"jobs.validation.weights {path} holds no weights that can be read: {error}") from error
     return dict(state.get("state_dict", state)) if isinstance(state, dict) else {}
+
+
+def _is_published(path: Path) -> bool:
+    """Whether the file is one of torchvision's, by the beginning of its SHA-256, which is in the name of each.
+
+    Others are pickles of unknown origin, and are not read.
+    """
+    from torchvision.models import ResNet50_Weights
+
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest[:8] in {Path(one.url).stem.rpartition("-")[2] for one in ResNet50_Weights}
 
 
 def _digest(network: Any) -> str:
