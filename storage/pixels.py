@@ -23,6 +23,9 @@ from storage.dicomfile import DataSetFile, encode, file_meta, opened, quiet, wri
 from storage.encapsulate import JPEG_XL, decoded_jpeg_xl, encapsulated
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
+_MOST_BYTES = 1 << 62
+"""A header that claims more claims this much: the index holds numbers of 64 bits."""
+
 
 @dataclass(frozen=True)
 class PixelShape:
@@ -72,7 +75,7 @@ class PixelShape:
         bits = self.rows * self.columns * self.samples * self.frames * self.bits_allocated
         if self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422"):
             bits = bits * 2 // 3
-        return (bits + 7) // 8
+        return min((bits + 7) // 8, _MOST_BYTES)
 
     def check(self) -> None:
         """Raises TooManyPixels where a frame has more than are decoded in this process."""

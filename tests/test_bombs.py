@@ -350,3 +350,14 @@ def test_an_image_that_no_encoder_has_the_memory_for_is_not_tried(tmp_path: Path
         client.store([path], archive.address, calling="MODALITY", each=lambda *_: None)
         held = archive.settled(str(ds.SOPInstanceUID))
     assert (held.state, held.reason) == (InstanceState.EXACT, LeftOut.LARGE)
+
+
+@pytest.mark.parametrize("frames", [2**31 - 1, 10**20])
+def test_a_header_that_lies_about_its_frames_is_kept(quiet_archive: Archive, frames: int) -> None:
+    ds = mammogram(breast(64, 64))
+    ds.Rows = ds.Columns = HUGE
+    ds.NumberOfFrames = str(frames)
+    sender = Sender(quiet_archive)
+    status = sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=ds.SOPInstanceUID)
+    assert status.Status == 0xB007, status
+    sender.assoc.release()

@@ -21,6 +21,8 @@ def serve_until_stopped(config: Path, *, verbose: bool) -> None:
     """Run a node as ``config`` says until SIGTERM or SIGINT."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
+    if "unknown_peers" not in settings.model_fields_set:
+        LOGGER.warning("AE titles that are not listed may store, since unknown_peers is not set; set allow to [echo]")
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
