@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from node.config import ReconstructSettings
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import CheckRequest
+from tests.conftest import wait_for
 
 COUNTED = """
 import resource, sys
@@ -41,3 +48,20 @@ def test_freed_memory_is_kept_and_given_back() -> None:
     plain, _ = counted("plain")
     assert kept < plain / 4
     assert given > 48 << 20
+
+
+def test_an_idle_worker_ends_and_another_begins() -> None:
+    """What a process has taken goes back to the system only with it."""
+    pool = WorkerPool(ReconstructSettings(upscaler="bicubic", threads=1, device="cpu"), idle=0.2)
+    before = set(multiprocessing.active_children())
+
+    def workers() -> set[object]:
+        return set(multiprocessing.active_children()) - before
+
+    try:
+        for _ in range(2):
+            with pytest.raises(FileNotFoundError):
+                pool.submit(CheckRequest(Path("/nowhere/at/all")), Priority.VIEWER).result(timeout=60)
+            wait_for(lambda: not workers(), timeout=20, what="no worker")
+    finally:
+        pool.close()
