@@ -116,8 +116,8 @@ def test_json_tells_everything(shown: Shown) -> None:
     assert now["payload_bytes"] == now["base_bytes"] + now["rendition_bytes"]
     assert now["ratio"] == pytest.approx(held.pixel_bytes / now["payload_bytes"], abs=0.01)
     assert now["parts"]["base_pixels"] < now["base_bytes"]
-    assert now["mends"]["patched"] >= 4  # the region of 32 x 32 pixels touches that many cells
-    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 320
+    assert now["mends"]["patched"] >= 4  # the region touches that many cells
+    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 1280
     assert now["operating_point"] == former["operating_point"], "where the former one passed, so does the new one"
     assert now["tried"][-1]["point"] == now["point"]
     assert now["tried"][-1]["failures"] == []
@@ -160,7 +160,7 @@ def test_text_says_why_an_image_is_exact(shown: Shown) -> None:
     assert "smaller than 256 pixels a side" in done.stdout
     assert "exact" in done.stdout
     done = run("instance", "show", str(shown.ds.SOPInstanceUID), "-c", str(shown.config))
-    for word in ("former rendition", "current rendition", "taken", "patches of 32 x 32 pixels", "specks_lost"):
+    for word in ("former rendition", "current rendition", "taken", "patches of 16 x 16 pixels", "specks_lost"):
         assert word in done.stdout, word
 
 

@@ -63,7 +63,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Mends:
-    """What is stored in another way than by the base, and where. ``patched``: exactly, cells of 32 x 32 pixels;
+    """What is stored in another way than by the base, and where. ``patched``: exactly, cells of 16 x 16 pixels;
     ``repaired``: by coded residuals, cells of 16 x 16; shares are of the image. ``cells`` and ``repairs``: bool, per
     cell; ``points``: (row, column)."""
 

@@ -189,7 +189,7 @@ def _mended_text(made: RenditionLife) -> str:
     mends = made.mends
     if mends is None:
         return ""
-    patches = f"{mends.patched} patches of 32 x 32 pixels, {100 * mends.patched_share:.2f} % of the image"
+    patches = f"{mends.patched} patches of 16 x 16 pixels, {100 * mends.patched_share:.2f} % of the image"
     repairs = f"{mends.repaired} repairs of 16 x 16, {100 * mends.repaired_share:.2f} %"
     return f"{patches}; {repairs}; {mends.point_count} points"
 

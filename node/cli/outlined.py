@@ -126,7 +126,7 @@ def _legend(life: Life, made: RenditionLife | None, source: str) -> list[str]:
     if made.mends is not None and made.parts is not None:
         mends, parts = made.mends, made.parts
         share = f"{100 * mends.patched_share:.2f} % of the image"
-        lines.append(f"exact patches: {mends.patched} of 32 x 32 pixels, {share}, {parts.patches} bytes")
+        lines.append(f"exact patches: {mends.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
         share = f"{100 * mends.repaired_share:.2f} % of the image"
         lines.append(f"repairs: {mends.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
         lines.append(f"points: {made.mends.point_count}, {made.parts.points} bytes")
