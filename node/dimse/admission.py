@@ -16,20 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.config import Peer, Settings
+from node.dimse.negotiation import Refusal
 from node.dimse.refusals import Refusals, address_of
 from node.dimse.tls import ANY_NAME, names_in
 
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """An A-ASSOCIATE-RJ (PS3.8 9.3.4): why, for our log, and its result, source and reason."""
-
-    why: str
-    result: int
-    source: int
-    reason: int
 
 
 def _not_recognized(why: str) -> Refusal:
@@ -94,6 +85,9 @@ class Admission:
         return late
 
     def _refusal(self, assoc: Any) -> Refusal | None:
+        unusable: Refusal | None = assoc.dul.refusal
+        if unusable is not None:
+            return unusable
         title = _title(assoc)
         peer = self._settings.peer(title)
         if peer is None:

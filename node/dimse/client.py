@@ -18,6 +18,7 @@ from pynetdicom.presentation import build_context
 
 from node.archive.identifier import Root
 from node.dimse import wire
+from node.dimse.listener import send_at_once
 from node.dimse.models import FIND, GET, MOVE, query_retrieve
 from storage.dicomfile import opened
 from storage.errors import LatentPacsError
@@ -87,7 +88,6 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
             sop_class = str(file.outline().SOPClassUID)
             contexts[sop_class, str(file.transfer_syntax)] = build_context(UID(sop_class), file.transfer_syntax)
     with _associated(entity, to, contexts=list(contexts.values())) as assoc:
-        wire.send_at_once(assoc)
         for path in files:
             began = time.monotonic()
             status = assoc.send_c_store(path)
@@ -153,6 +153,8 @@ def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association
     assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, **options)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
+    connection: Any = assoc.dul.socket
+    send_at_once(connection.socket)
     wire.keep_answers(assoc)
     try:
         yield assoc

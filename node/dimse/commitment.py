@@ -118,12 +118,13 @@ class Notifier:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Finish the report in hand, if its peer answers in time; all are rows, and go on at the next start."""
+    def stop(self, within: float) -> None:
+        """Finish the report in hand, if its peer answers within so many seconds; all are rows, and go on at the next
+        start."""
         self._stopping.set()
         self._ready.put(None)
         if self._thread.is_alive():
-            self._thread.join(timeout=self._settings.node.drain + 1)
+            self._thread.join(timeout=within)
 
     def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[Reference]) -> None:
         """Make a request durable; it is worked on when its response has left."""

@@ -8,22 +8,36 @@
    and for each address.
 4. Over TLS 1.3 it takes a session ticket for the beginning of a PDU, and neither sends nor receives until one comes.
 5. It copies every presentation context for each association, which takes 80 ms with those of an archive.
+6. Small messages wait for each other (Nagle's algorithm): an answer is a command and a data set, and with the delayed
+   acknowledgement of most systems the second waits 40 ms for the first to be confirmed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
+import socket
 import ssl
 import struct
+import sys
+import termios
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pynetdicom import evt
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.transport import (
+    AddressInformation,
+    AssociationSocket,
+    RequestHandler,
+    ThreadedAssociationServer,
+)
+
+from node.dimse.upper_layer import take_over
 
 LOGGER = logging.getLogger(__name__)
 
@@ -44,6 +58,13 @@ class BoundedSocket(AssociationSocket):
 
     _first = b""
     """What ``ready`` has read already."""
+    lost = ""
+    """Why the connection was lost while sending; empty where it was not."""
+
+    def _create_socket(self, address: AddressInformation) -> socket.socket:
+        made = super()._create_socket(address)
+        send_at_once(made)
+        return made
 
     @property
     def ready(self) -> bool:
@@ -66,16 +87,18 @@ class BoundedSocket(AssociationSocket):
         return True  # nothing read: the peer closed, and recv will see it too
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """That many bytes, or fewer where the peer closed. Raises OSError where they are too many or too slow."""
+        """That many bytes, or fewer where the peer closed, or where they are too many or too slow: pynetdicom takes the
+        connection for closed then."""
         if nr_bytes > self._limit:
-            raise OSError(f"a PDU of {nr_bytes} bytes, {self._limit} are taken at most")
+            LOGGER.warning("a PDU of %s bytes from %s, %s are taken at most", nr_bytes, self._peer, self._limit)
+            return bytearray()
         connection: Any = self.socket
         patience = self._patience
         deadline = None if patience is None else time.monotonic() + patience
         buffer = bytearray(nr_bytes)
         read = min(len(self._first), nr_bytes)
         buffer[:read], self._first = self._first[:read], self._first[read:]
-        with memoryview(buffer) as view:
+        with memoryview(buffer) as view, suppress(OSError):  # reset, or timed out
             while read < nr_bytes:
                 connection.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
                 got = connection.recv_into(view[read:])
@@ -89,11 +112,10 @@ class BoundedSocket(AssociationSocket):
         connection: Any = self.socket
         try:
             connection.settimeout(self._patience)
-            connection.sendall(bytestream)
+            _send_all(connection, memoryview(bytestream))
             evt.trigger(self.assoc, evt.EVT_DATA_SENT, {"data": bytestream})
         except Exception as error:  # noqa: BLE001 - as pynetdicom's own: whatever it was, the connection is of no use
-            LOGGER.info("connection to %s lost while sending: %s", self.assoc.remote.get("address"), error)
-            self.event_queue.put("Evt17")
+            self._count_as_closed(error)
 
     def send_file(self, path: Path, offset: int, context_id: int, most: int) -> None:
         """The data set from ``offset`` of a file on, as P-DATA-TF PDUs of at most ``most`` bytes (PS3.8 9.3.5)."""
@@ -110,8 +132,32 @@ class BoundedSocket(AssociationSocket):
                         last = 0x02 if start + len(part) == len(whole) else 0x00
                         _send_both(connection, _PDV.pack(4, len(part) + 6, len(part) + 2, context_id, last), part)
         except Exception as error:  # noqa: BLE001 - as above
-            LOGGER.info("connection to %s lost while sending: %s", self.assoc.remote.get("address"), error)
-            self.event_queue.put("Evt17")
+            self._count_as_closed(error)
+
+    def unsent(self) -> int:
+        """Bytes that the peer has not acknowledged yet; 0 where the system does not tell (other than Linux)."""
+        answer = bytearray(4)
+        try:
+            fcntl.ioctl(self.socket.fileno(), termios.TIOCOUTQ, answer)  # type: ignore[union-attr]
+        except (OSError, AttributeError, ValueError):
+            return 0
+        return int.from_bytes(answer, sys.byteorder)
+
+    def cut(self) -> None:
+        """End the connection at once, also under a thread that is sending or receiving."""
+        if self.socket is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def _count_as_closed(self, error: Exception) -> None:
+        slow = f"no byte taken for {self._patience:g} s (node.network_timeout)"
+        self.lost = slow if isinstance(error, TimeoutError) else str(error)
+        LOGGER.info("connection to %s lost while sending: %s", self._peer, self.lost)
+        self.event_queue.put("Evt17")
+
+    @property
+    def _peer(self) -> str:
+        return str((self.assoc.requestor if self.assoc.is_acceptor else self.assoc.acceptor).address)
 
     @property
     def _limit(self) -> int:
@@ -129,16 +175,31 @@ _PDV = struct.Struct(">BxIIBB")
 """The header of a P-DATA-TF PDU with one presentation data value: PDU type and length, PDV length, context, control."""
 
 
+_PORTION = 2**16
+"""Bytes that a peer may take ``node.network_timeout`` for. A whole PDU could need longer on a slow line."""
+
+
+def send_at_once(connection: socket.socket) -> None:
+    """Switch Nagle's algorithm off (TCP_NODELAY)."""
+    with suppress(OSError):  # closed meanwhile: the next send says so
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 def _send_both(connection: Any, header: bytes, part: memoryview) -> None:
     """Header and data without a copy of the data, where the connection can do that."""
     if isinstance(connection, ssl.SSLSocket):
-        connection.sendall(header + part)
+        _send_all(connection, memoryview(header + part))
         return
     sent = connection.sendmsg([header, part])
     if sent < len(header):
         connection.sendall(header[sent:])
         sent = len(header)
-    connection.sendall(part[sent - len(header) :])
+    _send_all(connection, part[sent - len(header) :])
+
+
+def _send_all(connection: Any, data: memoryview) -> None:
+    for start in range(0, len(data), _PORTION):
+        connection.sendall(data[start : start + _PORTION])
 
 
 class _Caller(RequestHandler):
@@ -147,6 +208,7 @@ class _Caller(RequestHandler):
     server: Listener
 
     def handle(self) -> None:
+        send_at_once(self.request)
         if self.server.tls is not None and not self._secured(self.server.tls):
             return
         super().handle()
@@ -170,6 +232,7 @@ class _Caller(RequestHandler):
         assoc.dul.socket.__class__ = BoundedSocket
         assoc.called_from = self.client_address[0]
         _notice_closing(assoc)
+        take_over(assoc)
         return assoc
 
 

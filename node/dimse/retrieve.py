@@ -1,8 +1,9 @@
 """C-MOVE and C-GET (PS3.4 C.4.2, C.4.3): the same walk over the same images, over two kinds of association.
 
 The counts are truthful: an image is completed when its receiver said so, and failed with its UID otherwise. While an
-image is being made, or a busy destination is waited for, the requester gets pending responses, and may cancel; else a
-cancel is honoured before the next image.
+image is being made or sent to a move destination, or a busy destination is waited for, the requester gets pending
+responses, and may cancel. Nothing can pass an image on the association of a C-GET (PS3.7 6.3.1): there a cancel is
+honoured before the next image.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ LOGGER = logging.getLogger(__name__)
 
 _LOOK = 0.1
 """Seconds between two looks for a cancel while an image is being made, or its destination is busy."""
+_GRACE = 2.0
+"""Seconds that an image on its way to a move destination has to arrive when nobody waits for it any more."""
 _STUDIES_TOLD = 100
 """Studies of one request that the audit trail names."""
 MOST_SUBOPERATIONS = 65535
@@ -130,9 +133,8 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     told = TrailEntry("get", caller, detail=f"to {caller}")
-    yield from _send(
-        event, services, choices, lambda _: channel, lambda: not channel.usable or has_gone(event.assoc), told
-    )
+    request = _Request(event, lambda: not channel.usable or has_gone(event.assoc))
+    yield from _send(request, services, choices, lambda _: channel, told)
 
 
 def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[Report]:
@@ -162,7 +164,8 @@ def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Ou
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         told = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        yield from _send(event, services, choices, destination.channel, lambda: has_gone(event.assoc), told)
+        request = _Request(event, lambda: has_gone(event.assoc), destination)
+        yield from _send(request, services, choices, destination.channel, told)
 
 
 def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
@@ -200,16 +203,15 @@ def _refusal(error: IdentifierError) -> Report:
 
 
 def _send(
-    event: Any,
+    request: _Request,
     services: Services,
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
-    requester_gone: Callable[[], bool],
     told: TrailEntry,
 ) -> Iterator[Report]:
     tally = Tally(len(choices))
     try:
-        yield from _walk(event, services, choices, channel, requester_gone, tally)
+        yield from _walk(request, services, choices, channel, tally)
     finally:
         services.record(_in_the_trail(told, choices, tally))
 
@@ -226,26 +228,32 @@ def _in_the_trail(told: TrailEntry, choices: list[Choice], tally: Tally) -> Trai
 
 
 def _walk(
-    event: Any,
+    request: _Request,
     services: Services,
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
-    requester_gone: Callable[[], bool],
     tally: Tally,
 ) -> Iterator[Report]:
     if len(choices) > MOST_SUBOPERATIONS:
         yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
-    request = _Request(event, requester_gone)
+    patience = services.keep_alive
     for choice, making in services.retrieve.prepare(choices):
-        if (yield from _over_while(making, tally, services.keep_alive, request)):
-            discard(making)
+        if (yield from _over_while(making, tally, patience, request, functools.partial(discard, making))):
             break
         fitting = _aside(functools.partial(_fitted, services.retrieve, choice, making, channel))
-        if (yield from _over_while(fitting, tally, services.keep_alive, request)):
-            discard(fitting)
+        if (yield from _over_while(fitting, tally, patience, request, functools.partial(discard, fitting))):
             break
-        tally.count(choice, _send_one(choice, fitting, channel))
+        send = functools.partial(_send_one, choice, fitting, channel)
+        if request.destination is None:
+            tally.count(choice, send())
+        else:
+            sending = _aside(send)
+            cut_short = functools.partial(_cut_short, sending, request.destination)
+            over = yield from _over_while(sending, tally, patience, request, cut_short)
+            tally.count(choice, sending.result() if sending.done() else None)
+            if over:
+                break
         if tally.remaining:
             yield tally.report(PENDING)
     else:
@@ -256,10 +264,10 @@ def _walk(
 
 
 class _Request:
-    """Whether somebody still waits for the images."""
+    """Whether somebody still waits for the images. ``destination``: None where they go back over its association."""
 
-    def __init__(self, event: Any, gone: Callable[[], bool]) -> None:
-        self._event, self._gone = event, gone
+    def __init__(self, event: Any, gone: Callable[[], bool], destination: Destination | None = None) -> None:
+        self._event, self._gone, self.destination = event, gone, destination
         self.cancelled = False
 
     @property
@@ -270,11 +278,11 @@ class _Request:
 
 
 def _over_while(
-    future: Future[Sendable], tally: Tally, keep_alive: float, request: _Request
+    future: Future[Any], tally: Tally, keep_alive: float, request: _Request, let_go: Callable[[], None]
 ) -> Generator[Report, None, bool]:
-    """Until the image is ready, with a pending response each time the keep-alive time has passed.
+    """Until that is done, with a pending response each time the keep-alive time has passed.
 
-    Returns early, and True, where the request is over.
+    Returns early, and True, where the request is over; what is being done is let go then.
     """
     told = time.monotonic()
     try:
@@ -285,12 +293,13 @@ def _over_while(
                 told = time.monotonic()
                 yield tally.report(PENDING)
     except GeneratorExit:  # the requester has gone
-        discard(future)
+        let_go()
         raise
+    let_go()
     return True
 
 
-def _is_done(future: Future[Sendable], within: float) -> bool:
+def _is_done(future: Future[Any], within: float) -> bool:
     try:
         future.exception(timeout=within)
     except TimeoutError:
@@ -298,9 +307,9 @@ def _is_done(future: Future[Sendable], within: float) -> bool:
     return True
 
 
-def _aside(work: Callable[[], Sendable]) -> Future[Sendable]:
+def _aside(work: Callable[[], Any]) -> Future[Any]:
     """Work in a thread of its own, so that this one can keep the requester informed."""
-    future: Future[Sendable] = Future()
+    future: Future[Any] = Future()
 
     def carry_out() -> None:
         try:
@@ -308,7 +317,7 @@ def _aside(work: Callable[[], Sendable]) -> Future[Sendable]:
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
             future.set_exception(error)
 
-    threading.Thread(target=carry_out, name="fitting", daemon=True).start()
+    threading.Thread(target=carry_out, name="sub-operation", daemon=True).start()
     return future
 
 
@@ -356,3 +365,10 @@ def _send_one(choice: Choice, fitting: Future[Sendable], channel: Callable[[Choi
         return None
     finally:
         sendable.close()
+
+
+def _cut_short(sending: Future[int | None], destination: Destination) -> None:
+    """An image on its way arrives soon, or not at all: its association is ended."""
+    if not _is_done(sending, _GRACE):
+        destination.give_up("nobody waits for it any more")
+        _is_done(sending, _GRACE)

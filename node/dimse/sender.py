@@ -20,7 +20,7 @@ from node.archive.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer, WireSyntax
 from node.dimse.models import in_order
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.wire import send_at_once, stream_files
+from node.dimse.wire import stream_files, why_no_answer
 
 LOGGER = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Channel:
         self._prefers = prefers
         self._message_id = 0
         self._unanswered = False
-        send_at_once(assoc)
+        self._given_up = ""
         stream_files(assoc)
 
     @property
@@ -98,8 +98,14 @@ class Channel:
             raise DestinationUnavailable(str(error)) from error
         if "Status" not in status:
             self._unanswered = True
-            raise DestinationUnavailable("receiver aborted the association, or did not answer in time")
+            raise DestinationUnavailable(self._given_up or why_no_answer(self._assoc))
         return int(status.Status)
+
+    def give_up(self, why: str) -> None:
+        """End the association at once, under a thread that is in ``store``; that one is told why."""
+        self._given_up = why
+        connection: Any = self._assoc.dul.socket
+        connection.cut()
 
 
 class Destination:
@@ -138,6 +144,11 @@ class Destination:
         """The association for one of the choices. Raises DestinationUnavailable. May be called in another thread."""
         with self._lock:
             return self._channel(self._batch_of[id(choice)])
+
+    def give_up(self, why: str) -> None:
+        """End the association at once, whatever is on its way; ``why`` is for the log. Waits for no other thread."""
+        if (now_open := self._open) is not None:
+            now_open[1].give_up(why)
 
     def _channel(self, number: int) -> Channel:
         if self._open is not None and self._open[0] == number and self._open[1].usable:

@@ -41,6 +41,8 @@ _ANSWERED = 0.02
 """Seconds after a handler in which its answer has left."""
 _QUIET_SECONDS = 1.0
 """An association without an operation for this long is idle, and may be ended at a stop."""
+_LAST_SECONDS = 2.0
+"""What is left at the end of a drain has this long to end: half of it to take an A-ABORT, half when it is cut off."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Server:
         self._watch.start()
 
     def stop(self) -> None:
-        """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest."""
+        """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest at once."""
         listeners, self._listeners = self._listeners, []
         if not self._watch.is_alive():
             for listener in listeners:  # never started, since another port was taken
@@ -119,8 +121,8 @@ class Server:
         while time.monotonic() < deadline and self._busy():
             self._end_refused()
             time.sleep(0.05)
-        self._notifier.stop()
-        self.entity.shutdown()
+        self._notifier.stop(max(deadline - time.monotonic(), 0.0))
+        wire.end_all(self.entity, _LAST_SECONDS)
         self._watch.join()
 
     def _prefer(self, event: Any) -> None:

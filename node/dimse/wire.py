@@ -6,7 +6,8 @@
 2. A received data set is spooled to the system's temporary folder and left there when a peer dies. Here each
    association spools into a folder of its own on the store's file system, which goes with the association.
 3. An association on which a handler works for longer than the network timeout is ended when it is done.
-4. Small messages wait for each other (Nagle's algorithm).
+4. ``dimse_timeout`` counts the time that a data set takes to be sent (pynetdicom#792): on a slow line a large image
+   could never be moved. Here the clock starts when the last byte is out.
 5. ``send_c_store`` sends a file's bytes as they are only by a module-wide switch.
 6. A requestor's own reactor thread can take the answer that a ``send_*`` method waits for.
 7. A command set or identifier is collected in memory however long it is, and an error while a message is decoded
@@ -24,7 +25,6 @@ import logging
 import os
 import queue
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -49,6 +49,7 @@ from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.dimse.listener import BoundedSocket
 from node.dimse.spool import Allowance, SpoolFile
+from node.dimse.upper_layer import take_over
 
 LOGGER = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class ArchiveEntity(AE):
 
     def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> BoundedSocket:
         """For the associations that we open: as those of callers, bounded."""
+        take_over(assoc)
         made = BoundedSocket(assoc, address=address)
         made.tls_args = tls_args
         return made
@@ -209,6 +211,8 @@ _current = threading.local()
 
 _LARGE_PDU = 2**20
 """Bytes of the largest PDU that we send; larger ones are no faster."""
+_LOOK = 0.1
+"""Seconds between two looks at whether bytes still leave."""
 
 
 def association_spool(assoc: Any) -> Path:
@@ -230,25 +234,18 @@ def not_idle(assoc: Any) -> None:
     assoc.dul._idle_timer.restart()
 
 
-def send_at_once(assoc: Any) -> None:
-    """Switch Nagle's algorithm off for an established association (TCP_NODELAY).
-
-    A C-STORE is a command and then a data set; with the delayed acknowledgement of most systems the second would wait
-    40 ms for the first to be confirmed, for every image.
-    """
-    connection = assoc.dul.socket.socket if assoc.dul.socket else None
-    if connection is not None:
-        with suppress(OSError):  # closed meanwhile: the next send says so
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
 def stream_files(assoc: Any) -> None:
-    """Send what ``send_c_store`` is given as a path straight from the file, in the thread that owns the connection."""
+    """Send what ``send_c_store`` is given as a path straight from the file, in the thread that owns the connection.
+
+    The time in which an answer must come starts when the last byte is out.
+    """
     dul, dimse = assoc.dul, assoc.dimse
     if "send_msg" in vars(dimse):
         return  # an earlier C-GET on this association
-    send_msg, send = dimse.send_msg, dul._send
+    send_msg, send, take = dimse.send_msg, dul._send, dimse.get_msg
     files: deque[tuple[Path, int, int]] = deque()
+    out = threading.Event()
+    out.set()
 
     def send_msg_or_file(primitive: Any, context_id: int) -> None:
         if getattr(primitive, "_dataset_path", None) is None:
@@ -257,6 +254,7 @@ def stream_files(assoc: Any) -> None:
         message: Any = dimse_messages.C_STORE_RQ()
         message.primitive_to_message(primitive)
         message._data_set_path = None  # leaves the command set, which says that a data set follows
+        out.clear()
         for command in message.encode_msg(context_id, dimse.maximum_pdu_size):
             dul.send_pdu(command)
         files.append((*primitive._dataset_path, context_id))
@@ -264,11 +262,39 @@ def stream_files(assoc: Any) -> None:
 
     def send_pdu_or_file(pdu: Any) -> None:
         if isinstance(pdu, P_DATA_TF) and not pdu.presentation_data_value_items:
-            dul.socket.send_file(*files.popleft(), min(dimse.maximum_pdu_size or _LARGE_PDU, _LARGE_PDU))
+            try:
+                dul.socket.send_file(*files.popleft(), min(dimse.maximum_pdu_size or _LARGE_PDU, _LARGE_PDU))
+            finally:
+                out.set()
         else:
             send(pdu)
 
     dimse.send_msg, dul._send = send_msg_or_file, send_pdu_or_file
+    dimse.get_msg = lambda block=False: _answer(assoc, out) if block else take(block=False)
+
+
+def _answer(assoc: Any, out: threading.Event) -> tuple[Any, Any]:
+    """The next message; (None, None) where none came within the DIMSE timeout since bytes of ours last left."""
+    timeout = assoc.dimse_timeout or float("inf")
+    deadline, unsent = time.monotonic() + timeout, 0
+    while assoc.dul.is_alive() and time.monotonic() < deadline:
+        with suppress(queue.Empty):
+            context_id, message = assoc.dimse.msg_queue.get(timeout=_LOOK)
+            return context_id, message
+        before, unsent = unsent, assoc.dul.socket.unsent() if out.is_set() else -1
+        if unsent < 0 or unsent != before:
+            deadline = time.monotonic() + timeout
+    return None, None
+
+
+def why_no_answer(assoc: Any) -> str:
+    """Why no answer came to what was sent last on an association, in words."""
+    lost = getattr(assoc.dul.socket, "lost", "")
+    if lost:
+        return f"the connection was lost while sending: {lost}"
+    if assoc._sent_abort:  # by pynetdicom, when its wait was over
+        return f"receiver did not answer within {assoc.dimse_timeout:g} s of the last byte (node.dimse_timeout)"
+    return "receiver aborted the association, or closed the connection"
 
 
 def keep_answers(assoc: Any) -> None:
@@ -281,6 +307,29 @@ def keep_answers(assoc: Any) -> None:
         return  # there the reactor thread is the one that sends
     take = assoc.dimse.get_msg
     assoc.dimse.get_msg = lambda block=False: take(block=True) if block else (None, None)
+
+
+def end_all(entity: ArchiveEntity, within: float) -> None:
+    """Abort every association of ours; those that do not end by half that time, in seconds, are cut off."""
+    for end in (_abort, _cut):
+        left = [assoc for assoc in entity.active_associations if assoc.dul.is_alive()]
+        for assoc in left:
+            end(assoc)
+        deadline = time.monotonic() + within / 2
+        while any(assoc.dul.is_alive() for assoc in left) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _abort(assoc: Any) -> None:
+    if assoc.is_established:
+        assoc.abort(block=False)
+    else:  # nothing to abort yet
+        _cut(assoc)
+
+
+def _cut(assoc: Any) -> None:
+    if assoc.dul.socket is not None:
+        assoc.dul.socket.cut()
 
 
 def has_gone(assoc: Any) -> bool:
