@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import Dataset
 
 from node.app import Node
 from node.cli.logs import TextLines
 from node.config import Settings
-from node.dimse.negotiation import gone_over
+from node.dimse.negotiation import gone_over, plain_titles
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.upper_layer import Caller
 from tests.conftest import settings_for, wait_for
@@ -252,3 +253,51 @@ def test_a_sound_request_is_left_as_it_is() -> None:
     asked = associate(context(1, VERIFICATION, IMPLICIT, b"1.2.840.10008.1.2.1"))
     assert gone_over(asked) == (asked, None)
     assert struct.unpack(">xxI", asked[:6])[0] == len(asked) - 6
+
+
+# --- titles in commands ---
+
+MOVE = b"1.2.840.10008.5.1.4.1.2.2.2"
+
+
+def move(destination: bytes) -> bytes:
+    """A C-MOVE-RQ of a study that is not held."""
+
+    def element(group: int, number: int, value: bytes) -> bytes:
+        return struct.pack("<HHI", group, number, len(value)) + value
+
+    rest = element(0, 2, MOVE + b"\0") + element(0, 0x100, b"\x21\0") + element(0, 0x110, b"\1\0")
+    rest += element(0, 0x600, destination) + element(0, 0x700, b"\2\0") + element(0, 0x800, b"\0\0")
+    command = bytes((1, 3)) + element(0, 0, struct.pack("<I", len(rest))) + rest
+    keys = bytes((1, 2)) + element(8, 0x52, b"STUDY ") + element(0x20, 0xD, b"1.2.3\0")
+    return b"".join(pdu(4, struct.pack(">I", len(one)) + one) for one in (command, keys))
+
+
+@pytest.mark.parametrize(
+    ("destination", "status"),
+    [
+        (b"VIEWER", 0x0000),
+        (b"VIEWER\0\0", 0x0000),
+        (b" VIEWER \0", 0x0000),
+        (b"NOBODY\0\0", 0xA801),
+        (b"V\nX\0", 0xA801),
+        (b"\xc4X", 0xA801),
+        (b"V\\X ", 0xA801),
+        (b"V" * 18, 0xA801),
+        (b"", 0xA801),
+        (bytes(4), 0xA801),
+    ],
+)
+def test_padding_of_a_move_destination_is_taken_off(port: int, destination: bytes, status: int) -> None:
+    asked = associate(context(1, MOVE, IMPLICIT), calling=b"VIEWER\0\0")
+    _, answered = ask(port, asked, move(destination))
+    at = answered.index(struct.pack("<HHI", 0, 0x900, 2))
+    assert struct.unpack_from("<H", answered, at + 8) == (status,)
+
+
+@pytest.mark.parametrize(("sent", "taken"), [("A\0\0", "A"), (" A ", "A"), ("A\nB", None), ("", None)])
+def test_a_move_originator_is_taken_without_padding(sent: str, taken: str | None) -> None:
+    command = Dataset()
+    command.MoveOriginatorApplicationEntityTitle = sent
+    plain_titles(command)
+    assert command.MoveOriginatorApplicationEntityTitle == taken

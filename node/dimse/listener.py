@@ -263,6 +263,8 @@ def _notice_closing(assoc: Any) -> None:
 class Listener(ThreadedAssociationServer):
     """Listens on one port, for TLS where ``tls`` is given. ``patience``: seconds for a TLS handshake."""
 
+    daemon_threads = True  # a process need not wait at its end for a handshake
+
     def __init__(
         self,
         entity: Any,

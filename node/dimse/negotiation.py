@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom.pdu_items import PDU_ITEM_TYPES
 
 REQUEST, ANSWER = 0x01, 0x02
@@ -87,12 +88,29 @@ def _titles(pdu: bytes) -> tuple[bytes, Refusal | None]:
     """Called and calling AE title, without padding; a question mark for one that is none."""
     titles, refusal = [], None
     for name, reason, raw in (("called", 7, pdu[10:26]), ("calling", 3, pdu[26:42])):
-        title = raw.strip(b" \0")
-        if not _AE_TITLE.fullmatch(title):
+        title = _title(raw)
+        if not title:
             # permanent, by the service user, (called or) calling AE title not recognized
             refusal, title = Refusal(f"{raw!r} is no {name} AE title", 1, 1, reason), b"?"
         titles.append(title.ljust(16))
     return b"".join(titles), refusal
+
+
+def _title(raw: bytes) -> bytes:
+    """An AE title without padding; empty where it is none."""
+    title = raw.strip(b" \0")
+    return title if _AE_TITLE.fullmatch(title) else b""
+
+
+def plain_titles(command: Dataset) -> None:
+    """Take AE titles in a command set without padding, too (PS3.7 9.3.1, 9.3.4).
+
+    What is none is a question mark as move destination, which nobody is called, and absent as move originator.
+    """
+    for keyword, otherwise in (("MoveDestination", "?"), ("MoveOriginatorApplicationEntityTitle", None)):
+        if keyword in command:
+            raw = str(command[keyword].value or "").encode("utf-8", "replace")
+            setattr(command, keyword, _title(raw).decode("ascii") or otherwise)
 
 
 def _context(kind: int, value: bytes) -> list[bytes]:

@@ -48,6 +48,7 @@ from pynetdicom.service_class_n import StorageCommitmentServiceClass
 from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.dimse.listener import BoundedSocket
+from node.dimse.negotiation import plain_titles
 from node.dimse.spool import Allowance, SpoolFile
 from node.dimse.upper_layer import take_over
 
@@ -353,7 +354,10 @@ def _spooling(original: Callable[..., bool]) -> Callable[..., bool]:
         _current.association = assoc if assoc.is_acceptor else None
         try:
             _check_size(self, primitive)
-            return original(self, primitive, assoc)
+            is_whole = original(self, primitive, assoc)
+            if is_whole:
+                plain_titles(self.command_set)
+            return is_whole
         except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
             LOGGER.error("message of %s cannot be decoded: %s", assoc.requestor.ae_title, type(error).__name__)
             assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
