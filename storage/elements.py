@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydicom import DataElement, Dataset
-from pydicom.charset import decode_bytes, python_encoding
+from pydicom.charset import python_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import BaseTag
-from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS, PersonName
+from pydicom.valuerep import PersonName
 from pydicom.values import convert_SQ, convert_value
+
+from storage import iso2022
 
 # --- decoding ---
 
@@ -47,7 +49,7 @@ def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *,
     if vr in _BINARY:
         number = convert_value(vr, element)
         return [number] if isinstance(number, int | float) else list(number)
-    text = _decoded(element.value, vr, codecs)
+    text = decoded(element.value, vr, codecs)
     one = single or vr in _ONE_TEXT
     return [_unpadded(value, vr) for value in ([text] if one else text.split("\\"))]
 
@@ -63,22 +65,23 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
 
 def _codec(term: str) -> str:
     """The codec of a defined term, its common misspellings included; ASCII for what nobody knows."""
-    known = python_encoding.get(term)
+    known = _KNOWN.get(term)
     number = re.fullmatch(r"ISO[ _-]?(2022[ _-]?)?(?:IR)?[ _-]?(\d+)", term.upper())
     if known is None and number:
-        known = python_encoding.get(("ISO 2022 IR " if number[1] else "ISO_IR ") + number[2])
+        known = _KNOWN.get(("ISO 2022 IR " if number[1] else "ISO_IR ") + number[2])
     if known is None and term.upper().replace("-", "") == "UTF8":
         known = "utf-8"
     return "ascii" if known in {None, "iso8859"} else str(known)
 
 
-def _decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
-    if b"\x1b" in value and vr in _IN_CHARACTER_SET:  # code extensions, PS3.5 section 6.1.2.5
+def decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
+    """Text as queries read it."""
+    if b"\x1b" in value and vr in IN_CHARACTER_SET:  # code extensions, PS3.5 section 6.1.2.5
         try:
-            return decode_bytes(value, list(codecs), PN_DELIMS if vr == "PN" else TEXT_VR_DELIMS)
-        except Exception:  # noqa: BLE001 - as far as the first codec goes
+            return iso2022.decoded(value, codecs, b"\\^=" if vr == "PN" else b"\\")
+        except UnicodeError:  # as far as the first codec goes
             return value.decode(codecs[0], errors="replace")
-    if vr not in _IN_CHARACTER_SET:
+    if vr not in IN_CHARACTER_SET:
         return value.decode("latin-1")
     for codec in (codecs[0], "utf-8"):  # undeclared UTF-8 and Latin-1 are common: better read than lost
         try:
@@ -110,9 +113,12 @@ def _unpadded(text: str, vr: str) -> str:
 
 
 _CHARACTER_SET = BaseTag(0x00080005)
+_KNOWN = python_encoding | {"ISO_IR 203": "iso8859_15", "ISO 2022 IR 203": "iso8859_15"}
+"""Python's codecs by defined term; Latin alphabet No. 9 came after pydicom 3.0."""
 _BINARY = frozenset({"US", "UL", "SS", "SL", "FL", "FD"})
 _ONE_TEXT = frozenset({"ST", "LT", "UT", "UR"})
-_IN_CHARACTER_SET = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
+IN_CHARACTER_SET = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
+"""VRs that Specific Character Set is for (PS3.5 6.1.2.3)."""
 
 # --- checking ---
 

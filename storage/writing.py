@@ -75,7 +75,7 @@ class _Writer:
     def _element(self, element: DataElement | RawDataElement, around: _Outside) -> bytes:
         if isinstance(element, DataElement):
             return self._made(element, around)
-        vr = self._vr(element, around.data_sets)
+        vr = vr_of(element, around.data_sets)
         if around.changed and vr in _IN_CHARACTER_SET:
             return self._made(around.data_sets[0][element.tag], around)
         return self._received(element, vr, around)
@@ -106,18 +106,6 @@ class _Writer:
         if vr not in _LONG_VRS and len(value) > _LONGEST_SHORT:
             vr = "UN"
         return self._head(tag, vr, len(value)) + value
-
-    def _vr(self, raw: RawDataElement, around: tuple[Dataset, ...]) -> str:
-        """The VR of explicit encodings: as received, by the dictionary where none was, UN where nobody knows."""
-        if raw.VR is not None:
-            return str(raw.VR) if raw.VR in STANDARD_VR else "UN"
-        try:
-            vr = str(_private_vr(raw.tag, around[0]) if raw.tag.is_private else dictionary_VR(raw.tag))
-        except Exception:  # noqa: BLE001 - KeyError, or whatever a hostile creator leads to
-            return "UN"
-        if vr == "US or SS":
-            return "SS" if _is_signed(around) else "US"
-        return _of_two(raw.tag) if " or " in vr else vr
 
     # --- what a program made ---
 
@@ -179,6 +167,22 @@ def _around(dataset: Dataset, outside: _Outside) -> _Outside:
     except Exception:  # noqa: BLE001 - a hostile character set is an unknown one, and no text is coded anew
         pass
     return _Outside(data_sets, outside.characters, outside.changed)
+
+
+def vr_of(raw: RawDataElement, around: tuple[Dataset, ...]) -> str:
+    """The VR of explicit encodings: as received, by the dictionary where none was, UN where nobody knows.
+
+    ``around``: the data sets that the element is in, from the inside.
+    """
+    if raw.VR is not None:
+        return str(raw.VR) if raw.VR in STANDARD_VR else "UN"
+    try:
+        vr = str(_private_vr(raw.tag, around[0]) if raw.tag.is_private else dictionary_VR(raw.tag))
+    except Exception:  # noqa: BLE001 - KeyError, or whatever a hostile creator leads to
+        return "UN"
+    if vr == "US or SS":
+        return "SS" if _is_signed(around) else "US"
+    return _of_two(raw.tag) if " or " in vr else vr
 
 
 def _items(raw: RawDataElement, dataset: Dataset) -> Items | None:

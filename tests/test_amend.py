@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from storage.index.connection import now
 from storage.journal import Journal
 from storage.levels import levels_of
 from storage.records import Applied, HoldKind, InstanceState, NewInstance
-from tests.conftest import Archive, need, settings_for
+from tests.conftest import SECONDARY_CAPTURE, Archive, need, settings_for
 from tests.peers import findscu, free_port, getscu, movescu, storescp, storescu
 from tests.samples import breast, mammogram, rle_file, write
 from tests.test_cli import invoke
@@ -429,3 +430,69 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
         assert isinstance(done.exception, LatentPacsError)
     records = json.loads(invoke("trail", "--study", ds.StudyInstanceUID, "-c", str(config), "--json").stdout)
     assert [record["entry"]["action"] for record in records] == ["amend", "amend", "amend"]
+
+
+# --- character sets ---
+
+
+def raw(tag: int, vr: str, value: bytes) -> bytes:
+    value += b" " * (len(value) % 2)
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
+
+
+def amended(folder: Path, declared: bytes | None, institution: bytes, **changes: str) -> Dataset:
+    """A data set with that Institution Name, in an item too, and Study Description; as amended, read by pydicom."""
+    inner = raw(0x00080080, "LO", institution)
+    items = struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner
+    body = b"" if declared is None else raw(0x00080005, "CS", declared)
+    body += raw(0x00080016, "UI", SECONDARY_CAPTURE.encode() + b"\0") + raw(0x00080018, "UI", b"1.2.3\0")
+    body += raw(0x00080080, "LO", institution) + raw(0x00081030, "LO", institution)
+    body += struct.pack("<HH2sHI", 0x0008, 0x1250, b"SQ", 0, len(items)) + items + raw(0x00100020, "LO", b"P1")
+    path, target = folder / "in.dcm", folder / "out.dcm"
+    with path.open("wb") as out:
+        write_preamble(out, file_meta(SECONDARY_CAPTURE, "1.2.3", ExplicitVRLittleEndian))
+        out.write(body)
+    write_amended(path, target, applied(**changes))
+    return dcmread(target)
+
+
+GB = b"\x1b$)A\xd5\xc5"
+
+
+@pytest.mark.parametrize(
+    ("declared", "institution", "text", "news", "becomes"),
+    [
+        (None, "Köln".encode(), "Köln", "Größe", "ISO_IR 192"),
+        (None, "Köln".encode(), "Köln", "山田", "ISO_IR 192"),
+        (None, "Köln".encode("latin-1"), "Köln", "Größe", "ISO_IR 100"),
+        (None, "Köln".encode("latin-1"), "Köln", "山田", "ISO_IR 192"),
+        (None, b"Koeln", "Koeln", "Größe", "ISO_IR 192"),
+        (b"ISO_IR 100", "Köln".encode("latin-1"), "Köln", "山田", "ISO_IR 192"),
+        (b"ISO_IR 192", "Köln".encode(), "Köln", "山田", "ISO_IR 192"),
+        (b"ISO_IR 144", "Иван".encode("iso8859-5"), "Иван", "Größe", "ISO_IR 192"),
+        (b"GB18030", "张".encode("gb18030"), "张", "ö山", "GB18030"),
+        (b"\\ISO 2022 IR 58", GB, "张", "Größe", "ISO_IR 192"),
+        (b"\\ISO 2022 IR 87", b"\x1b$B;3ED\x1b(B", "山田", "Größe", "ISO_IR 192"),
+    ],
+)
+def test_other_text_keeps_its_characters(
+    tmp_path: Path, declared: bytes | None, institution: bytes, text: str, news: str, becomes: str
+) -> None:
+    """An amendment that the character set cannot write changes the set, and no other attribute."""
+    ds = amended(tmp_path, declared, institution, StudyDescription=news)
+    assert (ds.SpecificCharacterSet, ds.StudyDescription) == (becomes, news)
+    assert (ds.InstitutionName, ds[0x00081250].value[0].InstitutionName) == (text, text)
+    former = ds.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
+    assert former.StudyDescription == text
+
+
+@pytest.mark.parametrize("institution", ["Köln".encode(), "Köln".encode("latin-1"), b"\xff\xfe\x80", GB])
+@pytest.mark.parametrize("declared", [None, b"ISO_IR 100", b"ISO_IR 192", b"\\ISO 2022 IR 58"])
+def test_text_is_not_touched_where_it_need_not_be(tmp_path: Path, declared: bytes | None, institution: bytes) -> None:
+    """Nor are former values."""
+    ds = amended(tmp_path, declared, institution, StudyDescription="Clinic", PatientID="P2")
+    held = institution + b" " * (len(institution) % 2)
+    assert ds[0x00081250].value[0].get_item(0x00080080).value == held
+    former = ds.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
+    assert former.get_item(0x00081030).value == held
+    assert ds.get("SpecificCharacterSet") == dcmread(tmp_path / "in.dcm").get("SpecificCharacterSet")

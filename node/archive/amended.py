@@ -17,10 +17,12 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from storage.dicomfile import DataSetFile, encode, file_meta, looks_implicit, opened, quiet, write_preamble
+from storage.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.elements import codecs_of
 from storage.errors import Unparseable
+from storage.recoding import to_utf8, undeclared_latin_1
 from storage.records import Applied
+from storage.walk import looks_implicit
 from storage.writing import ALL
 
 NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
@@ -55,7 +57,7 @@ def amend(header: Dataset, applied: Iterable[Applied]) -> None:
         former = Dataset()
         for element in news:
             if element.tag in header:
-                former[element.tag] = deepcopy(header[element.tag])
+                former[element.tag] = deepcopy(header.get_item(element.tag))
             elif element.is_empty:  # it is absent, and stays so
                 continue
             header[element.tag] = element
@@ -82,15 +84,24 @@ def drop(header: Dataset, tags: Iterable[int]) -> None:
 
 
 def _make_room_for(news: Dataset, header: Dataset) -> None:
-    """Go over to UTF-8 where the header's character set cannot write the new values."""
+    """Go over to another character set where the header's cannot write the new values."""
     texts = [str(value) for element in news for value in _values(element.value)]
     codecs = codecs_of(header)
+    if _can_write(texts, codecs[0] if len(codecs) == 1 else "ascii"):
+        return
+    if undeclared_latin_1(header) and _can_write(texts, "latin-1"):
+        header.SpecificCharacterSet = "ISO_IR 100"  # nothing needs to be written anew
+    else:
+        to_utf8(header)
+
+
+def _can_write(texts: Iterable[str], codec: str) -> bool:
     try:
         for text in texts:
-            text.encode(codecs[0] if len(codecs) == 1 else "ascii")
+            text.encode(codec)
     except UnicodeError:
-        header.decode()
-        header.SpecificCharacterSet = "ISO_IR 192"
+        return False
+    return True
 
 
 def _values(value: object) -> list[object]:
