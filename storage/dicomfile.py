@@ -1,8 +1,6 @@
-"""DICOM bytes: where the pixel data lies, the header around it, and how files are written.
+"""DICOM files: the data set in one, the header around its pixel data, and how files are written.
 
-The archive keeps a peer's data set verbatim, so it needs byte offsets, which pydicom does not report, and it must
-notice a data set that ends in the middle of an element, which pydicom accepts. ``scan`` walks the encoding
-(PS3.5 sections 7.1 and A.4) without interpreting values; pydicom interprets them.
+storage/walk.py finds out where what lies; pydicom interprets values.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import IO, cast
 
 from pydicom import Dataset, config
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
@@ -28,43 +25,16 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from storage.elements import values_of
 from storage.errors import Unparseable
 from storage.inflating import inflated
+from storage.walk import Layout, kept_ranges, mended, scan
 from storage.writing import ALL, written
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
 IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
 
-PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
-_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 _PIXEL_DATA = 0x7FE00010
-_UNDEFINED = 0xFFFFFFFF
-_MAX_DEPTH = 64
 _MAX_META = 1 << 20
 _BULK = 1 << 20
 """Bytes of a value beyond which ``outline`` leaves it out."""
-
-Bytes = bytes | memoryview | mmap.mmap
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Byte offsets inside one encoded data set; the pixel fields are equal to ``end`` where there is none."""
-
-    end: int
-    pixel_start: int
-    """Offset of the pixel data element's tag."""
-    value_start: int
-    value_end: int
-    pixel_end: int
-    """Offset after the element: its value, or its sequence delimiter when encapsulated."""
-    pixel_vr: str
-    """``OB``, ``OW`` ...; empty in implicit VR or without pixel data."""
-    encapsulated: bool
-    truncated: bool
-    """The pixel data element announces more bytes than there are."""
-
-    @property
-    def has_pixels(self) -> bool:
-        return self.pixel_start < self.end
 
 
 @dataclass(frozen=True)
@@ -78,7 +48,7 @@ class HeaderBytes:
     def dataset(self) -> Dataset:
         """The header as a pydicom data set without pixel data."""
         syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
-        return parse(self.before + self.after, syntax)
+        return parse(mended(self.before + self.after, syntax), syntax)
 
 
 @dataclass(frozen=True)
@@ -101,7 +71,8 @@ class DataSetFile:
         """The header without values of more than a megabyte that are no sequence: those are bytes or text in bulk, and
         reading them costs memory several times their size."""
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
-        return parse(b"".join(bytes(self.data[start:end]) for start, end in kept), self.transfer_syntax)
+        left = b"".join(bytes(self.data[start:end]) for start, end in kept)
+        return parse(mended(left, self.transfer_syntax), self.transfer_syntax)
 
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]
@@ -141,167 +112,6 @@ def _data_set_start(file: IO[bytes]) -> tuple[int, UID]:
     if not syntax.is_transfer_syntax:
         raise Unparseable(f"file meta information names no known transfer syntax: {syntax!r}")
     return start, syntax
-
-
-# --- the walk -------------------------------------------------------------------------------------------------
-
-
-def scan(data: Bytes, syntax: UID) -> Layout:
-    """Walk the top level of an encoded data set. Raises Unparseable; a short pixel element is not an error."""
-    end = len(data)
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
-    position = 0
-    layout = Layout(end, end, end, end, end, "", False, False)
-    while position < end:
-        if not any(data[position : position + 8]) and end - position < 8:
-            break  # padding of a few zero bytes after the last element
-        tag, vr, value, length = walk.element(position)
-        if tag in PIXEL_TAGS and not layout.has_pixels:
-            layout = walk.pixels(position, vr, value, length)
-            position = layout.pixel_end
-        else:
-            position = walk.skip(tag, vr, value, length, 0)
-    return layout
-
-
-def kept_ranges(data: Bytes, syntax: UID, layout: Layout, most: int) -> list[tuple[int, int]]:
-    """Where the elements of the top level lie, without pixel data and without long values that are no sequence."""
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
-    kept: list[tuple[int, int]] = []
-    for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
-        at = since = start
-        while at < end and any(data[at : at + 8]):
-            tag, vr, value, length = walk.element(at)
-            after = walk.skip(tag, vr, value, length, 0)
-            if after - at > most and not walk.is_sequence(tag, vr, length):
-                kept.append((since, at))
-                since = after
-            at = after
-        kept.append((since, end))
-    return kept
-
-
-def check_order(data: Bytes, syntax: UID) -> None:
-    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item."""
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    _Walk(data, explicit=explicit, little=syntax.is_little_endian).check_order(0, len(data), 0)
-
-
-def looks_implicit(data: Bytes) -> bool:
-    """Some senders encode implicitly under an explicit transfer syntax; pydicom reads that too."""
-    return len(data) >= 6 and not bytes(data[4:6]).isalpha()
-
-
-class _Walk:
-    def __init__(self, data: Bytes, *, explicit: bool, little: bool) -> None:
-        self.data, self.explicit, self.end = data, explicit, len(data)
-        self.order = "<" if little else ">"
-
-    def element(self, at: int) -> tuple[tuple[int, int], bytes, int, int]:
-        """(tag, VR, offset of the value, length) of the element at ``at``."""
-        if at + 8 > self.end:
-            raise Unparseable(f"data set ends inside an element header at byte {at}")
-        tag = struct.unpack_from(self.order + "HH", self.data, at)
-        if not self.explicit or tag[0] == 0xFFFE:
-            return tag, b"", at + 8, struct.unpack_from(self.order + "I", self.data, at + 4)[0]
-        vr = bytes(self.data[at + 4 : at + 6])
-        if vr in _LONG_VRS:
-            if at + 12 > self.end:
-                raise Unparseable(f"data set ends inside an element header at byte {at}")
-            return tag, vr, at + 12, struct.unpack_from(self.order + "I", self.data, at + 8)[0]
-        if not (vr.isalpha() and vr.isupper()):
-            raise Unparseable(f"no value representation at byte {at + 4}: {vr!r}")
-        return tag, vr, at + 8, struct.unpack_from(self.order + "H", self.data, at + 6)[0]
-
-    def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
-        """Offset after the element; descends only where the length is undefined."""
-        if length != _UNDEFINED:
-            if value + length > self.end:
-                raise Unparseable(
-                    f"data set ends inside ({tag[0]:04X},{tag[1]:04X}): {length} bytes announced, "
-                    f"{self.end - value} there"
-                )
-            return value + length
-        if depth > _MAX_DEPTH:
-            raise Unparseable(f"sequences nested more than {_MAX_DEPTH} deep")
-        # PS3.5 6.2.2 note: UN of undefined length holds an implicit VR little endian sequence
-        inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
-        return inner.items(value, depth)
-
-    def items(self, at: int, depth: int) -> int:
-        while True:
-            tag, _, value, length = self.element(at)
-            if tag == (0xFFFE, 0xE0DD):
-                return value
-            if tag != (0xFFFE, 0xE000):
-                raise Unparseable(f"no sequence item at byte {at}")
-            if length != _UNDEFINED:
-                at = self.skip(tag, b"", value, length, depth)
-                continue
-            at = value
-            while True:
-                tag, vr, value, length = self.element(at)
-                if tag == (0xFFFE, 0xE00D):
-                    at = value
-                    break
-                at = self.skip(tag, vr, value, length, depth + 1)
-
-    def check_order(self, at: int, end: int, depth: int) -> None:
-        last = (-1, -1)
-        while at < end:
-            tag, vr, value, length = self.element(at)
-            if tag == (0xFFFE, 0xE00D):
-                return
-            if tag <= last:
-                raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) comes behind ({last[0]:04X},{last[1]:04X})")
-            last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
-            at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
-            if not encapsulated and self.is_sequence(tag, vr, length):
-                inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
-                inner.check_items(value, at, depth + 1)
-
-    def check_items(self, at: int, end: int, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise Unparseable(f"sequences nested more than {_MAX_DEPTH} deep")
-        while at < end:
-            tag, _, value, length = self.element(at)
-            if tag == (0xFFFE, 0xE0DD):
-                return
-            if tag != (0xFFFE, 0xE000):
-                raise Unparseable(f"no sequence item at byte {at}")
-            stop = value + length if length != _UNDEFINED else self._end_of_item(value)
-            self.check_order(value, stop, depth)
-            at = stop
-
-    def _end_of_item(self, at: int) -> int:
-        while True:
-            tag, vr, value, length = self.element(at)
-            if tag == (0xFFFE, 0xE00D):
-                return value
-            at = self.skip(tag, vr, value, length, 0)
-
-    def is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
-        if length == _UNDEFINED or vr == b"SQ":
-            return True
-        number = tag[0] << 16 | tag[1]
-        return not self.explicit and dictionary_has_tag(number) and dictionary_VR(number) == "SQ"
-
-    def pixels(self, at: int, vr: bytes, value: int, length: int) -> Layout:
-        name = vr.decode("ascii")
-        if length != _UNDEFINED:
-            stop = min(value + length, self.end)
-            return Layout(self.end, at, value, stop, stop, name, False, value + length > self.end)
-        position = value
-        while position + 8 <= self.end:
-            tag, _, inner, size = self.element(position)
-            if tag == (0xFFFE, 0xE0DD):
-                return Layout(self.end, at, value, position, inner, name, True, False)
-            if tag != (0xFFFE, 0xE000) or inner + size > self.end:
-                break
-            position = inner + size
-        return Layout(self.end, at, value, self.end, self.end, name, True, True)
 
 
 # --- values ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ end its process on a hostile codestream.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
@@ -92,7 +94,8 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
     if not (shape.rows and shape.columns and shape.bits_allocated):
         return "pixel data without rows, columns or bits allocated"
     if layout.encapsulated:
-        return ""
+        native = not file.transfer_syntax.is_encapsulated
+        return "encapsulated pixel data in a transfer syntax for native pixel data" if native else ""
     if file.transfer_syntax.is_compressed and file.transfer_syntax != DeflatedExplicitVRLittleEndian:
         return "native pixel data in a transfer syntax for encapsulated pixel data"
     have, need = layout.value_end - layout.value_start, shape.native_bytes
@@ -107,6 +110,30 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
         if used >> (shape.high_bit + 1):
             return f"pixels have bits set above High Bit {shape.high_bit}"
     return ""
+
+
+def counted_bytes(file: DataSetFile, shape: PixelShape, warning: str, *, decodable: bool) -> int:
+    """Uncompressed bytes of the pixels that are there, whatever the header claims; no frame is without a fragment.
+
+    Of encapsulated pixels that cannot be decoded nobody knows more than what they take. ``warning``: why they are not
+    sound; ``decodable``: whether there is a decoder for them.
+    """
+    layout = file.layout
+    held = layout.value_end - layout.value_start
+    if not layout.encapsulated or warning or not decodable:
+        return min(shape.native_bytes, held)
+    frames = min(shape.frames, max(_fragments(file), 1))
+    return shape.native_bytes // shape.frames * frames
+
+
+def _fragments(file: DataSetFile) -> int:
+    """How many there are, the offset table left out (PS3.5 A.4)."""
+    at, count = file.layout.value_start, -1
+    order = "<I" if file.transfer_syntax.is_little_endian else ">I"
+    while at + 8 <= file.layout.value_end:
+        at += 8 + struct.unpack_from(order, file.data, at + 4)[0]
+        count += 1
+    return count
 
 
 def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
@@ -237,17 +264,13 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
 
     Raises PixelError where the pixels cannot be decoded or encoded, Unparseable where an element cannot be written.
     """
-    from pydicom import dcmread
-
-    with opened(source) as file:
-        is_encapsulated, little = file.layout.encapsulated, file.transfer_syntax.is_little_endian
     with quiet():
         try:
-            dataset = dcmread(source)
-            if is_encapsulated:
+            dataset = _with_pixels(source)
+            if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
                 check_frames(source)
                 _decompress(dataset, source)
-            elif not little:
+            elif not dataset.file_meta.TransferSyntaxUID.is_little_endian:
                 _swap_to_little_endian(dataset)
             if syntax.is_encapsulated:
                 encapsulated(dataset, str(syntax))
@@ -262,14 +285,43 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
             out.write(body)
 
 
+def _with_pixels(path: Path) -> Dataset:
+    """The whole data set of a file, and its file meta information as far as decoding needs it."""
+    with opened(path) as file:
+        dataset, layout = file.header(), file.layout
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = file.transfer_syntax
+        if layout.has_pixels:
+            order = "<HH" if file.transfer_syntax.is_little_endian else ">HH"
+            group, element = struct.unpack_from(order, file.data, layout.pixel_start)
+            implicit = "OB" if layout.encapsulated else _IMPLICIT_VRS[element]  # PS3.5 A.1
+            value = bytes(file.native_value())
+            pixels = DataElement(group << 16 | element, layout.pixel_vr or implicit, value, already_converted=True)
+            pixels.is_undefined_length = layout.encapsulated
+            dataset[pixels.tag] = pixels
+    return dataset
+
+
+_IMPLICIT_VRS = {0x0008: "OF", 0x0009: "OD", 0x0010: "OW"}
+"""The VRs of pixel data in implicit VR, by element number."""
+
+
 def _decompress(dataset: Dataset, source: Path) -> None:
-    """Native pixels in place of encapsulated ones. Raises PixelError."""
+    """Native pixels in place of encapsulated ones, with the Photometric Interpretation that they have then.
+
+    Raises PixelError.
+    """
     if dataset.file_meta.TransferSyntaxUID in JPEG_XL:
         frames = decoded_jpeg_xl(dataset.PixelData, PixelShape.of(dataset).frames)
         dataset.add_new(0x7FE00010, "OW", b"".join(frame.astype(f"<u{frame.itemsize}").tobytes() for frame in frames))
+        if PixelShape.of(dataset).samples == 3:  # the decoder gives them so, whatever the codestream had
+            dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
         return
     try:
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        shape = PixelShape.of(dataset)
+        if shape.photometric == "YBR_FULL_422" and len(dataset.PixelData) >= shape.native_bytes * 3 // 2:
+            dataset.PhotometricInterpretation = "YBR_FULL"  # the decoder has doubled the chroma (PS3.3 C.7.6.3.1.2)
     except Exception as error:
         shape = PixelShape.of(dataset)
         if (shape.samples, shape.frames, shape.bits_allocated) != (1, 1, 16):

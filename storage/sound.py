@@ -13,9 +13,10 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from storage.dicomfile import check_order, opened, quiet
+from storage.dicomfile import opened, quiet
 from storage.errors import Unparseable
 from storage.pixels import transcode
+from storage.walk import check_order
 
 
 def fault_of_object(path: Path, pixel_digest: str, sop_instance_uid: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from storage.dicomfile import check_order, encode, file_meta, parse, write_preamble
+from storage.dicomfile import encode, file_meta, parse, write_preamble
 from storage.errors import Unparseable
+from storage.walk import check_order
 from tests.peers import data_set_bytes, run
 from tests.samples import MAMMOGRAPHY
 from tests.test_dicomfile import element, item, sequence

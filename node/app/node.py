@@ -119,7 +119,14 @@ class Node:
         fault = functools.partial(original_fault, self.originals)
         peers = Peers(settings)
         self.priors = Priors(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
-        ingest = MeasuredIngest(self.index, self.store, self.originals, self.decoders, self._arrived)
+        ingest = MeasuredIngest(
+            self.index,
+            self.store,
+            self.originals,
+            self.decoders,
+            self._arrived,
+            leading_zeros=settings.storage.leading_zeros == "accept",
+        )
         door = Door(
             ingest=ingest,
             search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),

@@ -40,12 +40,14 @@ from storage.index.holdings import Added
 from storage.index.references import copy_of_uid
 from storage.levels import levels_of
 from storage.objects import ObjectStore
-from storage.pixels import PixelShape, native_pixel_warning
+from storage.pixels import PixelShape, counted_bytes, native_pixel_warning
 from storage.records import NewInstance, ReferencingCopy, StoredInstance, StoredRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_LENIENT_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+"""UIDs with zeros that lead a component, which PS3.5 9.1 does not allow and some modalities make."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class Receipt:
 
 
 class Ingest:
-    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` hears of studies."""
+    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` hears of studies.
+
+    ``leading_zeros``: whether UIDs with zeros that lead a component are taken.
+    """
 
     def __init__(
         self,
@@ -67,9 +72,11 @@ class Ingest:
         originals: Originals,
         decoders: WorkerPool,
         arrived: Callable[[str], None],
+        *,
+        leading_zeros: bool = True,
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
-        self._decoders, self._arrived = decoders, arrived
+        self._decoders, self._arrived, self._leading_zeros = decoders, arrived, leading_zeros
 
     def receive(self, spooled: Path, *, sop_class: str, sop_instance: str, calling_aet: str) -> Receipt:
         """Take a spooled Part 10 file in; on return it is durable and indexed, and the spooled name is gone.
@@ -78,8 +85,8 @@ class Ingest:
         Duplicate (the newcomer is in quarantine) or StoreFull.
         """
         self._store.check_room()
-        check_uid("Affected SOP Instance UID", sop_instance)
-        new = examine(spooled, calling_aet, self._decoders)
+        check_uid("Affected SOP Instance UID", sop_instance, leading_zeros=self._leading_zeros)
+        new = examine(spooled, calling_aet, self._decoders, leading_zeros=self._leading_zeros)
         if (new.sop_class_uid, new.sop_instance_uid) != (sop_class, sop_instance):
             raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
         own = self._index.rendition(new.sop_instance_uid)
@@ -209,11 +216,11 @@ class Ingest:
         return self._decoders.submit(request, Priority.VIEWER).result() == "same"
 
 
-def examine(path: Path, calling_aet: str, decoders: WorkerPool) -> NewInstance:
-    """What a Part 10 file holds, without its digest. Raises DataSetError."""
+def examine(path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True) -> NewInstance:
+    """What a Part 10 file holds, without its digest; ``leading_zeros`` as of ``check_uid``. Raises DataSetError."""
     with opened(path) as file:
         header = file.outline()
-        uids = {name: _required_uid(header, name) for name in _IDENTITY}
+        uids = {name: _required_uid(header, name, leading_zeros=leading_zeros) for name in _IDENTITY}
         shape = PixelShape.of(header)
         warning = native_pixel_warning(file, shape) or _codestream_warning(file, path, decoders)
         return NewInstance(
@@ -225,7 +232,7 @@ def examine(path: Path, calling_aet: str, decoders: WorkerPool) -> NewInstance:
             levels=levels_of(header),
             original_digest="",
             original_bytes=path.stat().st_size,
-            pixel_bytes=shape.native_bytes if file.layout.has_pixels else 0,
+            pixel_bytes=counted_bytes(file, shape, warning, decodable=str(file.transfer_syntax) in DECODABLE),
             calling_aet=calling_aet,
             references=references_of(header),
             pixel_warning=warning,
@@ -252,13 +259,13 @@ DECODABLE = {
 codestream from one it does not know."""
 
 
-def check_uid(name: str, value: str) -> None:
-    """Raises InvalidUid unless PS3.5 section 9.1 allows the value."""
-    if len(value) > 64 or not _UID.fullmatch(value):
+def check_uid(name: str, value: str, *, leading_zeros: bool = True) -> None:
+    """Raises InvalidUid unless PS3.5 section 9.1 allows the value, or would but for ``leading_zeros`` of components."""
+    if len(value) > 64 or not (_LENIENT_UID if leading_zeros else _UID).fullmatch(value):
         raise InvalidUid(f"{name} is no valid UID: {value[:70]!r}")
 
 
-def _required_uid(header: Dataset, name: str) -> str:
+def _required_uid(header: Dataset, name: str, *, leading_zeros: bool) -> str:
     try:
         value = header.get(name)
     except Exception as error:
@@ -267,5 +274,5 @@ def _required_uid(header: Dataset, name: str) -> str:
         raise MissingUid(f"data set has no {name}")
     if not isinstance(value, (str, UID)):
         raise InvalidUid(f"{name} has more than one value")
-    check_uid(name, str(value))
+    check_uid(name, str(value), leading_zeros=leading_zeros)
     return str(value)

@@ -172,6 +172,7 @@ class StorageSettings(Section):
     database: str = Field(default="", repr=False)
     min_free: Size = 10**9
     duplicates: Literal["keep"] = "keep"
+    leading_zeros: Literal["accept", "refuse"] = "accept"
 
     @property
     def database_url(self) -> str:

@@ -1,0 +1,314 @@
+"""Where the elements of an encoded data set lie: its bytes are walked (PS3.5 7.1, A.4), and no value is interpreted.
+
+The archive keeps a peer's data set verbatim, so it needs byte offsets, which pydicom does not report, and it must
+notice a data set that ends in the middle of an element, which pydicom accepts. ``mended`` turns what pydicom would
+misread into what it reads right.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.uid import UID
+from pydicom.valuerep import STANDARD_VR
+
+from storage.errors import Unparseable
+
+PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
+_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
+_UNDEFINED = 0xFFFFFFFF
+_MAX_DEPTH = 64
+_PORTION = 1 << 20
+
+Bytes = bytes | memoryview | mmap.mmap
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Byte offsets inside one encoded data set; the pixel fields are equal to ``end`` where there is none."""
+
+    end: int
+    pixel_start: int
+    """Offset of the pixel data element's tag."""
+    value_start: int
+    value_end: int
+    pixel_end: int
+    """Offset after the element: its value, or its sequence delimiter when encapsulated."""
+    pixel_vr: str
+    """``OB``, ``OW`` ...; empty in implicit VR or without pixel data."""
+    encapsulated: bool
+    truncated: bool
+    """The pixel data element announces more bytes than there are."""
+
+    @property
+    def has_pixels(self) -> bool:
+        return self.pixel_start < self.end
+
+
+def scan(data: Bytes, syntax: UID) -> Layout:
+    """Walk the top level of an encoded data set. Raises Unparseable; a short pixel element is not an error."""
+    end = len(data)
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+    position = 0
+    layout = Layout(end, end, end, end, end, "", False, False)
+    while not walk.is_at_end(position):
+        tag, vr, value, length = walk.element(position)
+        if tag in PIXEL_TAGS and not layout.has_pixels:
+            layout = walk.pixels(position, vr, value, length)
+            position = layout.pixel_end
+        else:
+            position = walk.skip(tag, vr, value, length, 0)
+    return layout
+
+
+def kept_ranges(data: Bytes, syntax: UID, layout: Layout, most: int) -> list[tuple[int, int]]:
+    """Where the elements of the top level lie, without pixel data and without long values that are no sequence."""
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+    kept: list[tuple[int, int]] = []
+    for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
+        at = since = start
+        while at < end and any(data[at : at + 8]):
+            tag, vr, value, length = walk.element(at)
+            after = walk.skip(tag, vr, value, length, 0)
+            if after - at > most and not walk.is_sequence(tag, vr, length):
+                kept.append((since, at))
+                since = after
+            at = after
+        kept.append((since, end))
+    return kept
+
+
+def mended(header: bytes, syntax: UID) -> bytes:
+    """A data set without pixels as pydicom reads it right: the same elements, some in another form.
+
+    - Zero bytes behind the last element are left out.
+    - An element of a VR that PS3.5 does not have becomes one of VR UN.
+    - In big endian, UN of undefined length becomes one of a defined length: its items are in implicit VR little endian
+      (PS3.5 6.2.2, pydicom#1312).
+    """
+    explicit = not syntax.is_implicit_VR and not looks_implicit(header)
+    try:
+        return _Mender(header, explicit=explicit, little=syntax.is_little_endian).data_set()
+    except Unparseable:
+        return header  # for pydicom to say what it thinks of it
+
+
+def check_order(data: Bytes, syntax: UID) -> None:
+    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item."""
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    _Walk(data, explicit=explicit, little=syntax.is_little_endian).check_order(0, len(data), 0)
+
+
+def looks_implicit(data: Bytes) -> bool:
+    """Some senders encode implicitly under an explicit transfer syntax; pydicom reads that too."""
+    return len(data) >= 6 and not bytes(data[4:6]).isalpha()
+
+
+class _Walk:
+    def __init__(self, data: Bytes, *, explicit: bool, little: bool) -> None:
+        self.data, self.explicit, self.end = data, explicit, len(data)
+        self.order = "<" if little else ">"
+        self.mends: dict[int, tuple[int, bytes]] = {}
+        """By offset: where what is there ends, and the bytes in its stead (see ``mended``)."""
+
+    def is_at_end(self, at: int) -> bool:
+        """True at the end, and where nothing but zero bytes follow, which some senders pad with."""
+        if at >= self.end:
+            return True
+        if any(self.data[at : at + 8]):
+            return False
+        portions = range(at, self.end, _PORTION)
+        return not any(bytes(self.data[start : start + _PORTION]).strip(b"\0") for start in portions)
+
+    def element(self, at: int) -> tuple[tuple[int, int], bytes, int, int]:
+        """(tag, VR, offset of the value, length) of the element at ``at``."""
+        if at + 8 > self.end:
+            raise Unparseable(f"data set ends inside an element header at byte {at}")
+        tag = struct.unpack_from(self.order + "HH", self.data, at)
+        if not self.explicit or tag[0] == 0xFFFE:
+            return tag, b"", at + 8, struct.unpack_from(self.order + "I", self.data, at + 4)[0]
+        vr = bytes(self.data[at + 4 : at + 6])
+        if vr in _LONG_VRS:
+            if at + 12 > self.end:
+                raise Unparseable(f"data set ends inside an element header at byte {at}")
+            return tag, vr, at + 12, struct.unpack_from(self.order + "I", self.data, at + 8)[0]
+        if vr not in _VRS:
+            return self._odd(at, tag, vr)
+        return tag, vr, at + 8, struct.unpack_from(self.order + "H", self.data, at + 6)[0]
+
+    def _odd(self, at: int, tag: tuple[int, int], vr: bytes) -> tuple[tuple[int, int], bytes, int, int]:
+        """An element of a VR that PS3.5 does not have: with a length of 16 bits as toolkits mark unknown ones, of 32
+        bits as every new VR has, or without a VR: whatever leads to another element."""
+        short, reserved = struct.unpack_from(self.order + "H", self.data, at + 6)[0], self.data[at + 6 : at + 8]
+        if self._leads_on(tag, vr, at + 8 + short):
+            self.mends[at + 4] = at + 8, struct.pack(self.order + "2s2xI", b"UN", short)
+            return tag, b"UN", at + 8, short
+        if at + 12 <= self.end and not any(reserved):
+            long = struct.unpack_from(self.order + "I", self.data, at + 8)[0]
+            if self._leads_on(tag, vr, at + 12 + long):
+                self.mends[at + 4] = at + 6, b"UN"
+                return tag, b"UN", at + 12, long
+        if vr.isalpha() and vr.isupper():
+            return tag, vr, at + 8, short
+        implicit = struct.unpack_from(self.order + "I", self.data, at + 4)[0]
+        if self._leads_on(tag, vr, at + 8 + implicit):  # pydicom reads that too
+            return tag, b"", at + 8, implicit
+        raise Unparseable(f"no value representation at byte {at + 4}: {vr!r}")
+
+    def _leads_on(self, tag: tuple[int, int], vr: bytes, at: int) -> bool:
+        """Whether an element may end there: at the end, before a delimiter, or before a higher tag with a VR."""
+        if at >= self.end:
+            return at == self.end
+        if at + 8 > self.end:
+            return self.is_at_end(at)
+        following = struct.unpack_from(self.order + "HH", self.data, at)
+        if following[0] == 0xFFFE or self.is_at_end(at):
+            return True
+        return following > tag and bytes(self.data[at + 4 : at + 6]) in (*_VRS, vr)
+
+    def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
+        """Offset after the element; descends only where the length is undefined."""
+        if length != _UNDEFINED:
+            if value + length > self.end:
+                raise Unparseable(
+                    f"data set ends inside ({tag[0]:04X},{tag[1]:04X}): {length} bytes announced, "
+                    f"{self.end - value} there"
+                )
+            return value + length
+        if depth > _MAX_DEPTH:
+            raise Unparseable(f"sequences nested more than {_MAX_DEPTH} deep")
+        # PS3.5 6.2.2 note: UN of undefined length holds an implicit VR little endian sequence
+        inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
+        return inner.items(value, depth)
+
+    def items(self, at: int, depth: int) -> int:
+        while True:
+            tag, _, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE0DD):
+                return value
+            if tag != (0xFFFE, 0xE000):
+                raise Unparseable(f"no sequence item at byte {at}")
+            if length != _UNDEFINED:
+                at = self.skip(tag, b"", value, length, depth)
+                continue
+            at = value
+            while True:
+                tag, vr, value, length = self.element(at)
+                if tag == (0xFFFE, 0xE00D):
+                    at = value
+                    break
+                at = self.skip(tag, vr, value, length, depth + 1)
+
+    def check_order(self, at: int, end: int, depth: int) -> None:
+        last = (-1, -1)
+        while at < end and not self.is_at_end(at):
+            tag, vr, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE00D):
+                return
+            if tag <= last:
+                raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) comes behind ({last[0]:04X},{last[1]:04X})")
+            last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
+            at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
+            if not encapsulated and self.is_sequence(tag, vr, length):
+                inner = _Walk(self.data, explicit=False, little=True) if vr == b"UN" else self
+                inner.check_items(value, at, depth + 1)
+
+    def check_items(self, at: int, end: int, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise Unparseable(f"sequences nested more than {_MAX_DEPTH} deep")
+        while at < end:
+            tag, _, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE0DD):
+                return
+            if tag != (0xFFFE, 0xE000):
+                raise Unparseable(f"no sequence item at byte {at}")
+            stop = value + length if length != _UNDEFINED else self._end_of_item(value)
+            self.check_order(value, stop, depth)
+            at = stop
+
+    def _end_of_item(self, at: int) -> int:
+        while True:
+            tag, vr, value, length = self.element(at)
+            if tag == (0xFFFE, 0xE00D):
+                return value
+            at = self.skip(tag, vr, value, length, 0)
+
+    def is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
+        if length == _UNDEFINED or vr == b"SQ":
+            return True
+        number = tag[0] << 16 | tag[1]
+        return not self.explicit and dictionary_has_tag(number) and dictionary_VR(number) == "SQ"
+
+    def pixels(self, at: int, vr: bytes, value: int, length: int) -> Layout:
+        name = vr.decode("ascii")
+        if length != _UNDEFINED:
+            stop = min(value + length, self.end)
+            return Layout(self.end, at, value, stop, stop, name, False, value + length > self.end)
+        position = value
+        while position + 8 <= self.end:
+            tag, _, inner, size = self.element(position)
+            if tag == (0xFFFE, 0xE0DD):
+                return Layout(self.end, at, value, position, inner, name, True, False)
+            if tag != (0xFFFE, 0xE000) or inner + size > self.end:
+                break
+            position = inner + size
+        return Layout(self.end, at, value, self.end, self.end, name, True, True)
+
+
+class _Mender(_Walk):
+    """Descends everywhere, and puts together what was mended."""
+
+    def __init__(self, data: bytes, *, explicit: bool, little: bool, depth: int = 0) -> None:
+        super().__init__(data, explicit=explicit, little=little)
+        self.depth = depth
+
+    def data_set(self) -> bytes:
+        at = 0
+        while not self.is_at_end(at):
+            at = self.skip(*self.element(at), 0)
+        return self._put_together(at)
+
+    def sequence(self) -> bytes:
+        """The items of a sequence of defined length."""
+        at = 0
+        while at < self.end:
+            tag, vr, value, length = self.element(at)
+            if tag != (0xFFFE, 0xE000):
+                raise Unparseable(f"no sequence item at byte {at}")
+            at = self._end_of_item(value) if length == _UNDEFINED else self.skip(tag, vr, value, length, 0)
+        return self._put_together(at)
+
+    def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
+        end = super().skip(tag, vr, value, length, depth)
+        if length == _UNDEFINED:
+            if vr == b"UN" and self.order == ">":
+                self.mends[value - 4] = value, struct.pack(">I", end - 8 - value)
+                self.mends[end - 8] = end, b""
+        elif self.explicit and self.depth < _MAX_DEPTH and (vr == b"SQ" or tag == (0xFFFE, 0xE000)):
+            self._descend(value, end, is_sequence=vr == b"SQ")
+        return end
+
+    def _descend(self, value: int, end: int, *, is_sequence: bool) -> None:
+        content = bytes(self.data[value:end])
+        inner = _Mender(content, explicit=True, little=self.order == "<", depth=self.depth + 1)
+        try:
+            instead = inner.sequence() if is_sequence else inner.data_set()
+        except Unparseable:
+            return
+        if instead != content:
+            self.mends[value - 4] = end, struct.pack(self.order + "I", len(instead)) + instead
+
+    def _put_together(self, end: int) -> bytes:
+        if not self.mends:
+            return bytes(self.data[:end])
+        parts, at = [], 0
+        for start, (stop, instead) in sorted(self.mends.items()):
+            parts += [self.data[at:start], instead]
+            at = stop
+        return b"".join([*parts, self.data[at:end]])
