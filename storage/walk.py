@@ -100,9 +100,15 @@ def mended(header: bytes, syntax: UID) -> bytes:
 
 
 def check_order(data: Bytes, syntax: UID) -> None:
-    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item."""
+    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item.
+
+    So it does where something would have to be mended.
+    """
     explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    _Walk(data, explicit=explicit, little=syntax.is_little_endian).check_order(0, len(data), 0)
+    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+    walk.check_order(0, len(data), 0)
+    if walk.mends:
+        raise Unparseable(f"no value representation at byte {min(walk.mends)}")
 
 
 def looks_implicit(data: Bytes) -> bool:
@@ -207,7 +213,7 @@ class _Walk:
 
     def check_order(self, at: int, end: int, depth: int) -> None:
         last = (-1, -1)
-        while at < end and not self.is_at_end(at):
+        while at < end:
             tag, vr, value, length = self.element(at)
             if tag == (0xFFFE, 0xE00D):
                 return

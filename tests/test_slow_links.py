@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset
-from pydicom.uid import ImplicitVRLittleEndian, generate_uid
-from pynetdicom import AE, evt
+from pydicom.uid import UID, ImplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 
 from node.app import Node
@@ -23,7 +23,7 @@ from node.dimse.client import Address
 from storage.dicomfile import encode, file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, settings_for, wait_for
 
-MOVE, FIND = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.1"
+FIND, MOVE, GET = (f"1.2.840.10008.5.1.4.1.2.2.{service}" for service in (1, 2, 3))
 FAILED, CANCELLED, PENDING, SUCCESS = 0xA702, 0xFE00, 0xFF00, 0x0000
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
@@ -31,14 +31,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:py
 
 
 class Line:
-    """A destination behind a line of ``rate`` bytes a second; 0: it takes the association and reads no more."""
+    """A destination behind a line of ``rate`` bytes a second; 0: it takes the association and reads no more.
 
-    def __init__(self, rate: float, answers: Any) -> None:
+    ``to``: the port of an SCP that is called over this line, and whose answers are slow, in place of a destination.
+    """
+
+    def __init__(self, rate: float, answers: Any, to: int = 0) -> None:
         self.rate, self.received, self.connected, self._over = rate, 0, threading.Event(), threading.Event()
         entity = AE("VIEWER")
         entity.add_supported_context(SECONDARY_CAPTURE, ImplicitVRLittleEndian)
         entity.network_timeout = entity.dimse_timeout = None
         self._scp: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answers)])
+        self._to, self._slow_back = ("127.0.0.1", to) if to else self._scp.server_address, bool(to)
         self._listening = socket.socket()
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self._listening.bind(("127.0.0.1", 0))
@@ -52,13 +56,16 @@ class Line:
         with suppress(OSError):
             while True:
                 caller, _ = self._listening.accept()
-                scp = socket.create_connection(self._scp.server_address)
+                scp = socket.socket()
+                scp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                scp.connect(self._to)
                 scp.sendall(caller.recv(65536))
                 caller.sendall(scp.recv(65536))
                 self._sockets += [caller, scp]
                 self.connected.set()
-                for pair in ((caller, scp, self.rate), (scp, caller, float("inf"))):
-                    self._threads.append(threading.Thread(target=self._pass_on, args=pair))
+                rates = (float("inf"), self.rate) if self._slow_back else (self.rate, float("inf"))
+                for way in ((caller, scp, rates[0]), (scp, caller, rates[1])):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=way))
                     self._threads[-1].start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket, rate: float) -> None:
@@ -83,8 +90,8 @@ class Line:
 
 
 @contextmanager
-def line(rate: float, answers: Any = lambda event: 0) -> Iterator[Line]:
-    made = Line(rate, answers)
+def line(rate: float, answers: Any = lambda event: 0, to: int = 0) -> Iterator[Line]:
+    made = Line(rate, answers, to)
     try:
         yield made
     finally:
@@ -143,6 +150,26 @@ def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path) -> None:
         assert last == SUCCESS
         assert set(pending) == {PENDING}
         assert len(pending) >= 4
+
+
+def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
+    """A C-GET that takes three times the DIMSE timeout and the network timeout."""
+    wire.install()
+    came: list[str] = []
+    entity = AE("EXACTVIEW")
+    entity.maximum_pdu_size = 0
+    entity.dimse_timeout = entity.network_timeout = 120
+    contexts = [build_context(GET), build_context(SECONDARY_CAPTURE, ImplicitVRLittleEndian)]
+    roles: list[Any] = [build_role(UID(SECONDARY_CAPTURE), scp_role=True)]
+    handlers: list[Any] = [(evt.EVT_C_STORE, lambda event: came.append(event.request.AffectedSOPInstanceUID) or 0)]
+    with (
+        archive(tmp_path, 1, dimse_timeout=1, network_timeout=1) as (node, identifier),
+        line(1e6, to=node.server.port) as way,
+    ):
+        assoc = entity.associate("127.0.0.1", way.port, contexts=contexts, ext_neg=roles, evt_handlers=handlers)
+        statuses = [int(status.get("Status", -1)) for status, _ in assoc.send_c_get(identifier, GET)]
+        assoc.release()
+    assert (statuses[-1], len(came)) == (SUCCESS, 1)
 
 
 def test_a_cancel_is_honoured_while_an_object_is_sent(tmp_path: Path) -> None:
