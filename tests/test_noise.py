@@ -21,6 +21,7 @@ from node.codec.noise import (
     NoiseModel,
     decode_noise,
     encode_noise,
+    matched,
     measure_deviation,
     unit_noise,
     white_noise,
@@ -306,7 +307,7 @@ def test_cells_of_one_value_are_quiet() -> None:
     everywhere = np.ones(original.shape, dtype=bool)
     own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
     plain = measure_deviation(original, structure, everywhere, everywhere)
-    told = with_spectrum(plain, original, structure, everywhere, own - made)
+    told = matched(with_spectrum(plain, original, structure, everywhere), structure, everywhere, own - made)
     drawn = told.draw(structure, 1)
     assert not drawn[128:192, 256:320].any()
     assert drawn[128:192, 192:256].all()
@@ -353,7 +354,8 @@ def test_what_is_drawn_has_the_energy_that_was_missing_in_every_band() -> None:
     everywhere = np.ones(original.shape, dtype=bool)
     own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
     plain = measure_deviation(original, structure, everywhere, everywhere)
-    told = decode_noise(encode_noise(with_spectrum(plain, original, structure, everywhere, own - made)))
+    spectral = with_spectrum(plain, original, structure, everywhere)
+    told = decode_noise(encode_noise(matched(spectral, structure, everywhere, own - made)))
     drawn = band_energies(structure + told.draw(structure, 9), everywhere)[:BANDS].sum(axis=(1, 2))
     np.testing.assert_allclose(10 * np.log10((drawn - made) / (own - made)), 0, atol=0.4)
     again = unit(512, 512, told.spectrum, 1)
@@ -390,7 +392,7 @@ def test_nothing_is_missing_in_the_original_itself() -> None:
     original, _, _ = known(256, 256)
     everywhere = np.ones(original.shape, dtype=bool)
     found = measure_deviation(original, original, everywhere, everywhere)
-    told = with_spectrum(found, original, original, everywhere, np.zeros(BANDS))
+    told = matched(with_spectrum(found, original, original, everywhere), original, everywhere, np.zeros(BANDS))
     assert not told.draw(original, 1).any()
 
 
@@ -399,5 +401,5 @@ def test_a_breast_smaller_than_a_periodogram_has_no_spectrum() -> None:
     small = np.zeros(original.shape, dtype=bool)
     small[:100, :100] = True
     plain = measure_deviation(original, structure, small, np.ones_like(small))
-    told = with_spectrum(plain, original, structure, small, np.ones(BANDS))
+    told = matched(with_spectrum(plain, original, structure, small), structure, small, np.ones(BANDS))
     assert not told.draw(structure, 1).any()

@@ -157,19 +157,18 @@ def measure_deviation(original: Float, structure: Float, breast: Mask, counted: 
     return replace(model, place=_place(energy, model, structure, counted))
 
 
-def with_spectrum(
-    model: NoiseModel, original: Float, structure: Float, inside: Mask, lacking: NDArray[np.float64]
-) -> NoiseModel:
-    """The model with the spectrum of what ``structure`` lacks, and a gain, so that every octave band comes out right.
+def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask) -> NoiseModel:
+    """The model with the spectrum of what ``structure`` lacks, and the cells where nothing is drawn.
 
-    ``inside``: pixels of breast that are coded by base and noise. ``lacking``: float64 (BANDS,), energy of the
-    original less that of the structure per band, summed over ``inside``, grey levels squared.
+    ``inside``: pixels of breast that are coded by base and noise.
     """
     deviation = model.deviation(structure)
-    spectrum = _spectrum(original, structure, inside, deviation)
-    made = _matched(replace(model, spectrum=spectrum), deviation, inside, lacking)
-    quiet = _flat(original) & (_cells(deviation).max(axis=(1, 3)) * made.gain > _FAINT)
-    return replace(made, quiet=quiet if quiet.any() else None)
+    quiet = _flat(original) & (_cells(deviation).max(axis=(1, 3)) > _FAINT)
+    return replace(
+        model,
+        spectrum=_spectrum(original, structure, inside, deviation),
+        quiet=quiet if quiet.any() else None,
+    )
 
 
 def _flat(image: Float) -> Mask:
@@ -279,13 +278,14 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
-def _matched(model: NoiseModel, deviation: Float, breast: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
+def matched(model: NoiseModel, structure: Float, inside: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
     """The model with its spectrum and gain set so that every octave band gets the energy that it lacks.
 
-    ``wanted``: float64 (BANDS,), energy of the original less that of the structure per band, summed over ``breast``,
+    ``wanted``: float64 (BANDS,), energy of the original less that of the structure per band, summed over ``inside``,
     grey levels squared. Drawn noise has a known energy per band, so nothing needs to be drawn for this.
     """
-    drawn = float(np.square(deviation[breast], dtype=np.float64).sum())
+    own = float(np.square(model.deviation(structure)[inside], dtype=np.float64).sum())
+    drawn = own
     if drawn <= 0 or not model.spectrum.any():
         return model
     passed = _band_shares()
@@ -301,10 +301,10 @@ def _matched(model: NoiseModel, deviation: Float, breast: Mask, wanted: NDArray[
         drawn *= float(weights.sum() / total)
         share = np.maximum(wanted, 0) / drawn
     power = weights / _half_weights()
-    gain = float(np.sqrt(drawn / np.square(deviation[breast], dtype=np.float64).sum()))
+    gain = float(np.sqrt(drawn / own))
     steps = np.log2(np.maximum(power / power.max(), 1e-12)) / _POWER_STEP
     spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)
-    return replace(model, spectrum=spectrum, gain=model.gain * gain)
+    return replace(model, spectrum=spectrum, gain=gain)
 
 
 @lru_cache(maxsize=1)

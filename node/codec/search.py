@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from node.codec.bases import make_base
 from node.codec.decode import Decoded, SideInformation, uncounted
-from node.codec.noise import NoiseModel, decode_noise, encode_noise, measure_deviation, with_spectrum
+from node.codec.noise import NoiseModel, decode_noise, encode_noise, matched, measure_deviation, with_spectrum
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.repair import points_for
@@ -72,6 +72,10 @@ _FINISHES = 3
 """Most times that an image is finished, each with a finer quantiser: noise or a stubborn place may miss its limit."""
 _FINER = 0.85
 """JPEG XL distance of the next such try, over that of the last."""
+_DRAWS = 3
+"""Most times that noise is drawn: what is served has other energies than were asked for, since codes are rounded."""
+_EVEN = 0.05
+"""dB by which the energy of an octave band may be off without another draw."""
 _PATCHES = 8
 """Most times that exact patches are added: a patch changes what filters find beside it."""
 _REACHES = (5, 7, 11, 16)
@@ -272,12 +276,18 @@ class Encoder:
         side, structure, plain, found = mended.side, mended.structure, mended.plain, mended.found
         inside = reference.core & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
-        noise = attempt.noise or self._deviation(decoded)
-        noise = decode_noise(encode_noise(with_spectrum(noise, reference.image, structure, inside, lacking)))
-        side = replace(side, noise=noise)
-        grain = decoded.grain(attempt.upscaler, attempt.task, structure, side)
-        served = decoded.pixels(structure + grain, side)
-        figures = measure_noise(reference, plain, served)
+        spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
+        own = reference.bands[:BANDS].sum(axis=(1, 2))
+        for _ in range(_DRAWS):
+            noise = decode_noise(encode_noise(matched(spectral, structure, inside, lacking)))
+            side = replace(side, noise=noise)
+            grain = decoded.grain(attempt.upscaler, attempt.task, structure, side)
+            served = decoded.pixels(structure + grain, side)
+            figures = measure_noise(reference, plain, served)
+            off = np.array([figures[f"spectrum_db_{band + 1}"] for band in range(BANDS)])
+            if np.abs(off).max() <= _EVEN:
+                break
+            lacking = lacking + own * (1 - 10 ** (off / 10))
         verdict = judge(reference, plain, found, served, figures, limits)
         parts = {
             "noise": encode_noise(noise),
