@@ -22,7 +22,7 @@ from node.archive.originals import Originals
 from node.archive.references import references_of, write_copy
 from node.archive.whole_object import Parts, changed_attributes, told
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import CheckRequest, CompareRequest, DigestRequest
+from node.workers.worker import Answer, CheckRequest, CompareRequest, DigestRequest
 from storage.dicomfile import DataSetFile, opened
 from storage.errors import (
     ClassMismatch,
@@ -38,6 +38,8 @@ from storage.errors import (
 from storage.index import Index
 from storage.index.holdings import Added
 from storage.index.references import copy_of_uid
+from storage.index.returns import let_go, replace_lost
+from storage.inspection import examine as examine_object
 from storage.levels import levels_of
 from storage.objects import ObjectStore
 from storage.pixels import PixelShape, counted_bytes, native_pixel_warning
@@ -97,36 +99,65 @@ class Ingest:
             return self._own_copy(spooled, new, copy)
         digest = self._store.adopt(spooled)
         new = replace(new, original_digest=digest)
-        added = self._index.add(new, present=holds(self._store))
-        if added is Added.GONE:
+        added, healed = self._add(new)
+        if added in (Added.GONE, Added.DERIVED):
             raise ObjectMissing(_GONE)
         if added is Added.DELETED:
             self._refuse_return(new)
         if added is Added.HELD:
             self._settle_duplicate(new)
         taken_in = added in (Added.NEW, Added.AGAIN)
-        if taken_in:
+        if taken_in or healed:
             self._arrived(new.study_instance_uid)
         return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
+
+    def _add(self, new: NewInstance) -> tuple[Added, bool]:
+        """Commit an instance. Of one that is held with these very bytes, whole or not, a whole original is held then.
+
+        The second value says whether the newcomer took the place of what was lost.
+        """
+        engine, present = self._index.engine, holds(self._store)
+        for _ in range(_LOOKS):
+            added = self._index.add(new, present=present)
+            held = self._index.custody.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
+            if held is None:
+                return added, False
+            if held.purged:
+                continue
+            if self._originals.whole(held):
+                if let_go(engine, held, new.original_digest):
+                    return added, False
+            elif replace_lost(engine, held, new, present):
+                LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
+                return added, True
+        raise ObjectMissing(f"original {new.original_digest} changes its place faster than it can be looked at")
 
     def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
         """A reconstruction of ours that comes back is known already; one with other pixels is an impostor, and one with
         other attributes was corrected on its way, which somebody should see."""
         draw = new.sop_instance_uid == own.derived_uid
         try:
-            found = self._decoders.submit(DigestRequest(spooled), Priority.VIEWER).result()
-            same = found == own.pixel_digest(draw=draw)
+            same = _asked(self._decoders, DigestRequest(spooled)) == own.pixel_digest(draw=draw)
         except (PixelError, WorkerDied):
             same = False
         others = self._other_attributes(spooled, own, draw) if same else ()
-        if same and not others:
+        kept = self._is_kept(own)
+        if same and kept and not others:
             spooled.unlink()
             return Receipt(new.sop_instance_uid, False)
         digest = self._store.adopt(spooled)
-        what = f"another {', '.join(others)}" if same else "other pixels"
+        what = "other pixels" if not same else f"another {', '.join(others)}" if kept else "a payload that is lost here"
         reason = f"carries the UID of a reconstruction of this archive, with {what}"
         self._quarantine(replace(new, original_digest=digest), reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _is_kept(self, own: StoredRendition) -> bool:
+        """Whether a reconstruction can be made again: its payload is whole, or the original that it was made of is."""
+        if all(examine_object(self._store, digest).whole for digest in (own.base_digest, own.rendition_digest)):
+            return True
+        held = self._index.by_uid(own.derived_uid)
+        original = held.held if held is not None else None
+        return original is not None and not original.purged and self._originals.whole(original)
 
     def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...]:
         """Which attributes of a reconstruction came back changed, of it as amended today or as it was received.
@@ -137,7 +168,10 @@ class Ingest:
         held = None if key is None else self._index.by_key(key)
         if held is None:
             return ()
-        base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
+        try:
+            base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
+        except ObjectMissing:
+            return ()
         found: tuple[str, ...] = ()
         for applied in dict.fromkeys((held.amended, ())):
             parts = Parts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
@@ -160,8 +194,10 @@ class Ingest:
                 tempfile.NamedTemporaryFile(dir=self._store.spool) as made,
             ):
                 write_copy(path, Path(made.name), copy, held.amended)
-                if self._compare(Path(made.name), new.original_digest):
-                    self._index.custody.doom(new.original_digest, Tier.HOT)
+                original = held.held
+                whole = original is not None and self._originals.whole(original)
+                if whole and self._compare(Path(made.name), new.original_digest):
+                    self._discard(new.original_digest)
                     return Receipt(new.sop_instance_uid, False)
         reason = "carries the UID of a copy that this archive made of an annotation, with other content"
         self._quarantine(new, reason)
@@ -188,17 +224,26 @@ class Ingest:
         if held is None:
             raise ObjectMissing(_GONE)  # deleted at this very moment
         reason = "another data set is held under this SOP Instance UID"
+        original = held.held
         try:
-            same = self._is_same(held, new.original_digest)
+            if original is not None and not original.purged and not self._originals.whole(original):
+                same, reason = False, "the original of this SOP Instance UID is lost or damaged, and had other bytes"
+            else:
+                same = self._is_same(held, new.original_digest)
         except OriginalPurged:
             same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
         except WorkerDied:
             same = False
         if same:
-            self._store.delete(new.original_digest)
+            self._discard(new.original_digest)
             return
         self._quarantine(new, reason)
         raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
+
+    def _discard(self, digest: str) -> None:
+        """Unlink a newcomer that is not needed, unless a row (of the quarantine, for one) needs that very object."""
+        self._index.custody.doom(digest, Tier.HOT)
+        self._index.custody.collect({Tier.HOT: self._store})
 
     def _is_same(self, held: StoredInstance, newcomer: str) -> bool:
         """Whether a newcomer has the content of what is held, as it was received or as it goes out amended."""
@@ -213,7 +258,7 @@ class Ingest:
 
     def _compare(self, one: Path, newcomer: str) -> bool:
         request = CompareRequest(one, self._store.path(newcomer))
-        return self._decoders.submit(request, Priority.VIEWER).result() == "same"
+        return _asked(self._decoders, request) == "same"
 
 
 def examine(path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True) -> NewInstance:
@@ -243,11 +288,20 @@ def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> 
     if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
         return ""
     try:
-        return str(decoders.submit(CheckRequest(path), Priority.VIEWER).result())
+        return str(_asked(decoders, CheckRequest(path)))
     except WorkerDied:
         return "codestream cannot be decoded: the decoder crashed on it"
 
 
+def _asked(decoders: WorkerPool, request: CheckRequest | CompareRequest | DigestRequest) -> Answer:
+    """A decoder's answer. One that was killed may have been killed for something else, so it is asked alone then."""
+    try:
+        return decoders.submit(request, Priority.VIEWER).result()
+    except WorkerDied:
+        return decoders.alone(request)
+
+
+_LOOKS = 5
 _GONE = "it was being removed while it came in again; send it once more"
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 

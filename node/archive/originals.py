@@ -15,6 +15,7 @@ from pathlib import Path
 from node.archive.rendered import RenderedCache
 from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
+from storage.inspection import examine
 from storage.objects import ObjectStore, has_digest
 from storage.records import HeldOriginal, OriginalForm, Tier
 
@@ -71,6 +72,11 @@ class Originals:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    def whole(self, held: HeldOriginal) -> bool:
+        """Whether the object of an original is there and has its digest, read from the disk just now."""
+        store = self._stores.get(held.tier)
+        return store is not None and examine(store, held.object_digest).whole
 
     def _lend(self, held: HeldOriginal) -> Path:
         if held.form is OriginalForm.VERBATIM:

@@ -59,6 +59,7 @@ class WorkerPool:
         self._queue: queue.PriorityQueue[tuple[int, int, Request | None, Future[Answer]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._closing = threading.Event()
+        self._alone = threading.Lock()
         self._threads = [
             threading.Thread(target=self._serve, name=f"{name}-{number}", daemon=True) for number in range(size)
         ]
@@ -72,6 +73,18 @@ class WorkerPool:
         future: Future[Answer] = Future()
         self._queue.put((priority, next(self._order), request, future))
         return future
+
+    def alone(self, request: Request) -> Answer:
+        """Ask in a new process that has no other work, one such request at a time: for a request whose workers died,
+        which may have been killed for what others asked of the machine. Raises what ``submit``'s future raises."""
+        with self._alone:
+            executor = self._new_executor()
+            try:
+                return self._ask(executor, request)
+            except (BrokenProcessPool, CancelledError) as error:
+                raise WorkerDied(f"a process that had only {type(request).__name__} to work on ended") from error
+            finally:
+                _kill(executor)
 
     @property
     def idle(self) -> bool:

@@ -147,7 +147,7 @@ class Custody:
         """Commit that an original's object is in the other store; False where its row or that object changed."""
         restored = now() if to is Tier.HOT else None
         with writing(self._engine) as connection:
-            if not _still(connection, held) or not _spare(connection, held.object_digest, to, present):
+            if not still_held(connection, held) or not _spare(connection, held.object_digest, to, present):
                 return False
             _change(connection, held, tier=to, restored_at=restored, lease_owner=None, lease_until=None, attempts=0)
             doom_in(connection, held.object_digest, held.tier)
@@ -301,12 +301,6 @@ def spare_hot(connection: Connection, digest: str, present: Present) -> bool:
     return _spare(connection, digest, Tier.HOT, present)
 
 
-def doom_copy(connection: Connection, held: HeldOriginal, digest: str) -> None:
-    """A verbatim copy came in again beside the form in which the original is held: it goes."""
-    if (held.object_digest, held.tier) != (digest, Tier.HOT):
-        doom_in(connection, digest, Tier.HOT)
-
-
 def held_columns() -> list[ColumnElement[Any]]:
     """The columns that ``held_original`` needs."""
     names = [name for name in HeldOriginal.__dataclass_fields__ if name != "original_digest"]
@@ -355,10 +349,10 @@ def _change(connection: Connection, held: HeldOriginal, **values: Any) -> None:
 def _owns(connection: Connection, claim: CustodyClaim) -> bool:
     owned = and_(original.c.lease_owner == claim.owner, original.c.attempts == claim.attempts)
     query = select(1).where(original.c.instance_key == claim.original.instance_key, owned)
-    return connection.execute(query).first() is not None and _still(connection, claim.original)
+    return connection.execute(query).first() is not None and still_held(connection, claim.original)
 
 
-def _still(connection: Connection, held: HeldOriginal) -> bool:
+def still_held(connection: Connection, held: HeldOriginal) -> bool:
     """Whether an original is still held by the object that it was seen with."""
     query = select(1).where(
         original.c.instance_key == held.instance_key,

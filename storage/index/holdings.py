@@ -15,14 +15,15 @@ from storage.errors import ObjectMissing
 from storage.index.amendments import Amendments
 from storage.index.classes import ClassLabels
 from storage.index.connection import connect, migrate, now, writing
-from storage.index.custody import Custody, Present, doom_copy, held_columns, held_original, spare_hot, take_in
+from storage.index.custody import Custody, Present, held_columns, held_original, spare_hot, take_in
 from storage.index.holds import Holds
 from storage.index.places import instance_row
 from storage.index.quarantine import Quarantine
 from storage.index.references import note_references
+from storage.index.returns import take_in_purged
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
 from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
-from storage.index.trail import Trail, append_in
+from storage.index.trail import Trail
 from storage.records import (
     Applied,
     Claim,
@@ -35,7 +36,6 @@ from storage.records import (
     ReasonCode,
     StoredInstance,
     StoredRendition,
-    TrailEntry,
     TrailRecord,
 )
 
@@ -45,12 +45,15 @@ class Added(Enum):
 
     NEW = "new"
     SAME_BYTES = "same bytes"
+    """The original is known; whether what is held of it is whole is for the caller to find out."""
     AGAIN = "again"
     """The very bytes of an original that had been purged: it is held again."""
     GONE = "gone"
     """The object was unlinked meanwhile, and nothing was committed: the sender has to send it again."""
     DELETED = "deleted"
     """The UID was deleted here, and may not come back."""
+    DERIVED = "derived"
+    """The UID was issued to a reconstruction at this very moment."""
     HELD = "held"
     """The UID is held with other bytes; whether the content is the same is for the caller to find out."""
 
@@ -95,6 +98,8 @@ class Index:
                 return Added.GONE
             if is_deleted(connection, new.sop_instance_uid):
                 return Added.DELETED
+            if connection.execute(select(rendition.c.key).where(is_known_by([new.sop_instance_uid]))).first():
+                return Added.DERIVED
             held = connection.execute(
                 select(instance.c.key, instance.c.original_digest, *held_columns())
                 .outerjoin(original, original.c.instance_key == instance.c.key)
@@ -225,7 +230,7 @@ class Index:
                 raise ObjectMissing(f"{new.derived_uid}: an object was being removed while it was made again")
             key = _rendition_key(connection, claim, new)
             if key is None:
-                reason = f"{new.derived_uid} was issued for other pixels than can be made of it now"
+                reason = f"{new.derived_uid}, or its UID without noise, stands for another object already"
                 told = {"state": InstanceState.EXACT, "reason": reason, "reason_code": ReasonCode.OTHER}
                 return _touch(connection, claim, **told, lease_owner=None, lease_until=None)
             return _touch(
@@ -331,16 +336,9 @@ def _arrived_again(connection: Connection, new: NewInstance, held: Row[Any]) -> 
     """What to do with an original whose SOP Instance UID is known."""
     if held.original_digest != new.original_digest:
         return Added.HELD
-    if held.form is None:
-        return Added.SAME_BYTES
-    before = held_original(held)
-    if not before.purged:
-        doom_copy(connection, before, new.original_digest)
-        return Added.SAME_BYTES
-    take_in(connection, held.key, new.original_digest, new.original_bytes)
-    entry = TrailEntry("original.again", new.calling_aet, "image", (new.sop_instance_uid,), "original")
-    append_in(connection, [entry])
-    return Added.AGAIN
+    if held.form is not None and take_in_purged(connection, new, held):
+        return Added.AGAIN
+    return Added.SAME_BYTES
 
 
 def _raw_bytes() -> Any:
@@ -381,10 +379,12 @@ def _touch(connection: Connection, claim: Claim, **values: Any) -> bool:
 
 def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> int | None:
     """The row of a rendition, inserted where it is new. One made again keeps its row and points to the new objects;
-    None where its UID stands for other pixels already."""
+    None where its UID stands for another object already."""
     known = select(rendition).where(rendition.c.derived_uid == new.derived_uid)
     row = connection.execute(known).first()
     if row is None:
+        if is_taken(connection, new):
+            return None
         fresh = insert(rendition).values(rendition_row(claim.key, new))
         return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
     if (row.output_digest, row.structure_digest) != (new.output_digest, new.structure_digest):
@@ -392,6 +392,14 @@ def _rendition_key(connection: Connection, claim: Claim, new: NewRendition) -> i
     objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}
     connection.execute(update(rendition).where(rendition.c.key == row.key).values(objects))
     return int(row.key)
+
+
+def is_taken(connection: Connection, new: NewRendition) -> bool:
+    """Whether an object that somebody stored, or another rendition, has one of the UIDs of a rendition that is new."""
+    uids = [new.derived_uid, new.structure_uid]
+    stored = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
+    made = select(rendition.c.key).where(is_known_by(uids))
+    return any(connection.execute(query).first() is not None for query in (stored, made))
 
 
 def rendition_row(instance_key: int, new: NewRendition) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Select, and_, exists, func, insert, o
 from sqlalchemy.exc import IntegrityError
 
 from storage.index.connection import writing
-from storage.index.holdings import rendition_row, stored_rendition
+from storage.index.holdings import is_taken, rendition_row, stored_rendition
 from storage.index.tables import instance, rendition, reverification
 from storage.records import InstanceState, NewRendition, ReasonCode, StoredRendition
 
@@ -117,7 +117,7 @@ class Reverifications:
                 return Outcome.SAME, reason
             key = _row_for(connection, attempt, new)
             if key is None:
-                reason = f"{new.derived_uid} was issued for other pixels than the model makes here and now"
+                reason = f"{new.derived_uid}, or its UID without noise, stands for another object already"
                 _settle(connection, attempt, Outcome.KEPT, reason)
                 return Outcome.KEPT, reason
             news: dict[str, Any] = {"rendition_key": key}
@@ -224,6 +224,8 @@ def _row_for(connection: Connection, attempt: Attempt, new: NewRendition) -> int
     """
     known = connection.execute(select(rendition).where(rendition.c.derived_uid == new.derived_uid)).first()
     if known is None:
+        if is_taken(connection, new):
+            return None
         fresh = insert(rendition).values(rendition_row(attempt.instance_key, new))
         return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
     if (known.output_digest, known.structure_digest) != (new.output_digest, new.structure_digest):
