@@ -228,6 +228,7 @@ REST = {
     "received_at": datetime(2024, 1, 1),
     "state": InstanceState.RECEIVED.value,
     "reason": "",
+    "reason_code": "",
     "rendition_key": None,
     "attempts": 0,
 }

@@ -14,7 +14,10 @@ LatentPacsError
 ├── KeptVerbatim            an original that has no smaller form from which its very bytes come back
 │   └── ProofFailed         it had one, and that gave other bytes
 ├── OriginalPurged          retention removed the original; only its reconstruction is left
-├── JournalDamaged          the audit trail's journal cannot be read
+├── JournalDamaged          the audit trail's journal, or that of changes, cannot be read
+├── IndexRefused            an index that is empty, foreign, older than the journal or damaged, and may not be used
+├── IndexLost               the file of the index was removed or replaced while it was in use
+├── NewerFormat             files or a schema of a newer version than this one
 ├── PurgeRefused            retention may not remove originals here
 ├── CorrectionRefused       an amendment, a deletion or a quarantined object that the rules do not allow to go on
 ├── StoreFull               disk, quota or database full: nothing was stored
@@ -98,7 +101,19 @@ class OriginalPurged(LatentPacsError):
 
 
 class JournalDamaged(LatentPacsError):
-    """A line of the journal is no record of the audit trail."""
+    """A line of the journal is no record of the audit trail, or no change of the index."""
+
+
+class IndexRefused(LatentPacsError):
+    """The index is not that of the objects beside it, or is damaged; the message says what to do."""
+
+
+class IndexLost(LatentPacsError):
+    """What was just committed went to a file that is not the index any more: it counts as not done."""
+
+
+class NewerFormat(LatentPacsError):
+    """A newer version wrote this, and an older one must not touch it."""
 
 
 class PurgeRefused(LatentPacsError):

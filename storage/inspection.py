@@ -19,6 +19,7 @@ from storage.errors import ObjectMissing
 from storage.objects import ObjectStore
 
 DAMAGED = "damaged"
+ORPHANS = "orphans"
 
 
 class Condition(StrEnum):
@@ -60,46 +61,29 @@ def set_aside(store: ObjectStore, digest: str) -> Path | None:
         final.rename(aside)
     except FileNotFoundError:
         return None
-    _fsync(final.parent, aside.parent)
+    fsync_folders(final.parent, aside.parent)
     if not _examine(aside, digest).whole:
         return aside
-    _put_back(aside, final)
+    put_back(aside, final)
     return None
 
 
 def recover(store: ObjectStore, digest: str) -> bool:
-    """Put back an object that is missing and lies whole in ``damaged/``: a killed process can leave it there."""
-    for aside in sorted((store.root / DAMAGED).glob(f"{digest}.*")):
+    """Put back an object that is missing and lies whole in ``damaged/`` or ``orphans/``."""
+    among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
+    for aside in [*sorted((store.root / DAMAGED).glob(f"{digest}.*")), *among_orphans]:
         if _examine(aside, digest).whole:
             store.path(digest).parent.mkdir(exist_ok=True)
-            _put_back(aside, store.path(digest))
+            put_back(aside, store.path(digest))
             return True
     return False
 
 
 def remove_aside(store: ObjectStore, digest: str) -> None:
     """Delete what was moved aside of an object that is deleted on purpose."""
-    for aside in (store.root / DAMAGED).glob(f"{digest}.*"):
+    among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
+    for aside in [*(store.root / DAMAGED).glob(f"{digest}.*"), *among_orphans]:
         aside.unlink(missing_ok=True)
-
-
-def remove_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
-    """Delete an object that no row promises, if it still was written before ``older_than`` (epoch seconds).
-
-    Storing bytes that are there already renews their time (``ObjectStore.adopt``). So the object is renamed first
-    and its time read then: whoever found it before renewed it, and whoever comes later writes it anew.
-    """
-    final, aside = store.path(digest), _free_name(store, digest)
-    try:
-        final.rename(aside)
-    except FileNotFoundError:
-        return False
-    if aside.stat().st_mtime >= older_than:
-        _put_back(aside, final)
-        return False
-    aside.unlink()
-    _fsync(final.parent, aside.parent)
-    return True
 
 
 @dataclass(frozen=True)
@@ -127,7 +111,13 @@ def listing(store: ObjectStore, folder: str) -> list[Listed]:
 
 def is_empty(store: ObjectStore) -> bool:
     """Whether the store holds no object at all, as when its disk is not mounted."""
-    return not any(any(folder.iterdir()) for folder in (store.root / "objects").iterdir() if folder.is_dir())
+    return not holds_any(store.root / "objects")
+
+
+def holds_any(objects: Path) -> bool:
+    """Whether a folder of objects has any; False where there is no such folder."""
+    folders = (folder for folder in objects.iterdir() if folder.is_dir()) if objects.is_dir() else ()
+    return any(any(folder.iterdir()) for folder in folders)
 
 
 def _examine(path: Path, digest: str) -> Look:
@@ -155,19 +145,20 @@ def _forget_cached(handle: int) -> None:
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _put_back(aside: Path, final: Path) -> None:
+def put_back(aside: Path, final: Path) -> None:
+    """Give an object its place again, unless it was stored anew meanwhile; on return that is on disk."""
     with contextlib.suppress(FileExistsError):  # stored anew meanwhile
         os.link(aside, final)
-    _fsync(final.parent)
+    fsync_folders(final.parent)
     aside.unlink()
-    _fsync(aside.parent)
+    fsync_folders(aside.parent)
 
 
 def _free_name(store: ObjectStore, digest: str) -> Path:
     folder = store.root / DAMAGED
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)
-        _fsync(store.root)
+        fsync_folders(store.root)
     number = 1
     taken = {entry.name for entry in folder.glob(f"{digest}.*")}
     while f"{digest}.{number}" in taken:
@@ -183,7 +174,8 @@ def _digest_of(store: ObjectStore, entry: Path) -> str:
         return ""
 
 
-def _fsync(*folders: Path) -> None:
+def fsync_folders(*folders: Path) -> None:
+    """Bring what was renamed in these folders to disk."""
     for folder in folders:
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,7 +39,7 @@ class Journal:
     def last(self) -> TrailRecord | None:
         """The newest whole record. Raises JournalDamaged."""
         for segment in reversed(self._segments()):
-            line = _last_whole_line(segment)
+            line = last_whole_line(segment)
             if line:
                 return _record(line, segment)
         return None
@@ -48,6 +49,26 @@ class Journal:
         for segment in self._segments():
             for line in _whole_lines(segment):
                 yield _record(line, segment)
+
+    def repair(self) -> str:
+        """Cut lines that are no records off the end, and keep them beside; what was done in words, empty for nothing.
+
+        What was cut is in the index, which writes it down again.
+        """
+        with self.locked():
+            for segment in reversed(self._segments()):
+                data = segment.read_bytes() if _ends_badly(segment) else b""
+                end = _sound_length(data, segment)
+                if end == len(data):
+                    return ""
+                aside = self.folder / f"damaged-{time.time_ns()}"
+                aside.write_bytes(data[end:])
+                with segment.open("r+b") as file:
+                    file.truncate(end)
+                    os.fsync(file.fileno())
+                if end:
+                    return f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}"
+        return ""
 
     def append(self, records: Iterable[TrailRecord]) -> None:
         """Add records; on return they are on disk. The caller has the lock."""
@@ -91,7 +112,8 @@ def _whole_lines(segment: Path) -> list[bytes]:
     return data[: data.rfind(b"\n") + 1].splitlines()
 
 
-def _last_whole_line(segment: Path) -> bytes:
+def last_whole_line(segment: Path) -> bytes:
+    """The last line that has an end, without it; empty where there is none."""
     size, reach = segment.stat().st_size, 1 << 16
     with segment.open("rb") as file:
         while True:
@@ -100,6 +122,30 @@ def _last_whole_line(segment: Path) -> bytes:
             if len(lines) > 1 or reach >= size:  # the first one found may have lost its beginning
                 return lines[-1]
             reach *= 2
+
+
+def _ends_badly(segment: Path) -> bool:
+    line = last_whole_line(segment)
+    return bool(line) and not _is_record(line, segment)
+
+
+def _is_record(line: bytes, segment: Path) -> bool:
+    try:
+        _record(line, segment)
+    except JournalDamaged:
+        return False
+    return True
+
+
+def _sound_length(data: bytes, segment: Path) -> int:
+    """Bytes up to the end of the last line that is a record."""
+    end = data.rfind(b"\n") + 1
+    while end:
+        begin = data.rfind(b"\n", 0, end - 1) + 1
+        if _is_record(data[begin : end - 1], segment):
+            return end
+        end = begin
+    return 0
 
 
 def _cut_torn_end(segment: Path) -> None:

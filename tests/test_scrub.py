@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 from node.jobs import scrub as scrub_module
 from node.jobs.mending import Mending
 from node.jobs.scrub import END, Extent, Scrub, ScrubPlan
-from storage.errors import ObjectMissing
+from storage.errors import IndexRefused, ObjectMissing
 from storage.index.jobs import JobRows
 from storage.index.upkeep import HOT, Upkeep
-from storage.inspection import DAMAGED, set_aside
+from storage.inspection import DAMAGED, ORPHANS, set_aside
+from storage.orphans import move_orphan
 from storage.records import InstanceState, ReasonCode
 from tests.holdings import LONG_AGO, Holdings, filled
 
@@ -272,10 +274,71 @@ def test_orphans(held: Holdings) -> None:
     assert (report["orphan_bytes"], report["foreign"]) == (len(b"nobody's"), 1)
     assert held.store.path(old).exists()
     report = scrubbed(held, replace(FULL, remove_orphans=True))
-    assert (report["orphans"], report["orphans_removed"]) == (1, 1)
+    assert (report["orphans"], report["orphans_moved"], report["orphans_deleted"]) == (1, 1, 0)
     assert not held.store.path(old).exists()
     assert held.store.path(young).exists()
     assert scrubbed(held)["orphans"] == 0
+    (aside,) = (held.root / ORPHANS).glob("*/*/*")
+    assert (aside.parent.name, aside.name, aside.read_bytes()) == (old[:2], old, b"nobody's")
+
+
+def aged(held: Holdings, days: int) -> None:
+    """Let what was moved aside have been there for so many days."""
+    (folder,) = (held.root / ORPHANS).iterdir()
+    folder.rename(folder.with_name(f"{datetime.now(UTC) - timedelta(days=days):%Y-%m-%d}"))
+
+
+def test_an_orphan_is_kept_for_the_configured_time(held: Holdings) -> None:
+    digest = held.put(b"nobody's")
+    removing = replace(FULL, remove_orphans=True, keep_orphans=10 * DAY)
+    scrubbed(held, removing)
+    aged(held, 10)
+    assert scrubbed(held, removing)["orphans_deleted"] == 0
+    aged(held, 12)
+    assert scrubbed(held)["orphans_deleted"] == 0, "nothing is deleted unasked"
+    assert scrubbed(held, removing)["orphans_deleted"] == 1
+    assert not list((held.root / ORPHANS).rglob(digest))
+
+
+def test_an_orphan_that_a_row_needs_after_all_is_put_back(held: Holdings) -> None:
+    """Moved aside by an index that was wrong: the next scrub finds it missing, and where it is."""
+    removing = replace(FULL, remove_orphans=True)
+    base = held.bases[0]
+    move_orphan(held.store, base, older_than=time.time())
+    assert not held.store.path(base).exists()
+    report = scrubbed(held)
+    assert (report["clean"], report["recovered"]) == (True, 1)
+    assert held.store.read(base) == held.objects[base]
+    move_orphan(held.store, base, older_than=time.time())
+    aged(held, 100)
+    scrubbed(held, removing)
+    assert held.store.read(base) == held.objects[base]
+
+
+class Doubtful:
+    def doubt(self) -> str:
+        return "it is the index of another archive"
+
+    def damage(self) -> list[str]:
+        return ["a page is damaged"]
+
+
+def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
+    digest = held.put(b"nobody's")
+    scrub = scrub_of(held, replace(FULL, remove_orphans=True))
+    scrub._standing = Doubtful()
+    with pytest.raises(IndexRefused, match="index rebuild"):
+        scrub.run(Watched())
+    assert held.store.path(digest).exists()
+
+
+def test_what_a_rebuild_would_bring_back_is_not_moved(held: Holdings) -> None:
+    digest = held.put(b"somebody's")
+    scrub = scrub_of(held, replace(FULL, remove_orphans=True))
+    scrub._would_return = lambda store, found: found == digest
+    report = scrub.run(Watched())
+    assert (report["orphans"], report["unclaimed"]) == (0, 1)
+    assert held.store.path(digest).exists()
 
 
 def test_an_orphan_that_is_stored_again_is_not_removed(held: Holdings) -> None:
@@ -284,7 +347,7 @@ def test_an_orphan_that_is_stored_again_is_not_removed(held: Holdings) -> None:
     listed = held.store.path(old).stat().st_mtime
     assert listed == LONG_AGO
     assert held.store.put(b"once nobody's") == old
-    assert not scrub_module.remove_orphan(held.store, old, older_than=time.time() - DAY)
+    assert not move_orphan(held.store, old, older_than=time.time() - DAY)
     assert held.store.read(old) == b"once nobody's"
 
 
@@ -293,9 +356,7 @@ def test_storing_against_removing(held: Holdings) -> None:
     data = b"wanted and unwanted"
     for _ in range(40):
         digest = held.put(data)
-        remover = threading.Thread(
-            target=scrub_module.remove_orphan, args=(held.store, digest), kwargs={"older_than": LONG_AGO + 1}
-        )
+        remover = threading.Thread(target=move_orphan, args=(held.store, digest), kwargs={"older_than": LONG_AGO + 1})
         remover.start()
         assert held.store.put(data) == digest
         remover.join()

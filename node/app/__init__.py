@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs
 from node.app.node import Node
-from node.app.services import Services, open_reports, open_stores, runs_here, services
+from node.app.rebuilding import rebuild_index
+from node.app.services import Services, open_reports, open_stores, services
+from node.archive.opening import runs_here
 
 __all__ = [
     "Node",
@@ -15,6 +17,7 @@ __all__ = [
     "open_reports",
     "open_stores",
     "plan_jobs",
+    "rebuild_index",
     "runs_here",
     "services",
 ]

@@ -23,6 +23,7 @@ from node.validation.study import Validation
 from node.workers.pool import WorkerPool
 from storage.index import Index
 from storage.index.jobs import JobRows
+from storage.index.standing import IndexStanding
 from storage.index.upkeep import Upkeep
 from storage.objects import ObjectStore
 
@@ -124,8 +125,9 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     scrub, upkeep = settings.jobs.scrub, Upkeep(index.engine)
     stores = {str(tier): each for tier, each in open_stores(settings, index, store).items()}
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
-    mending = Mending(index, upkeep, stores)
-    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan))
+    timed = replace(timed, keep_orphans=scrub.keep_orphans)
+    mending, standing = Mending(index, upkeep, stores), IndexStanding(index, settings.storage.root)
+    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing)
 
 
 def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:

@@ -25,6 +25,7 @@ from node.archive.custodian import Custodian
 from node.archive.deletion import Deletion
 from node.archive.identifier import Root
 from node.archive.named import NamedRegions, read_regions
+from node.archive.opening import open_for_node
 from node.archive.originals import Originals
 from node.archive.priors import Priors
 from node.archive.quarantine import QuarantineDesk
@@ -67,7 +68,7 @@ _MOST_DECODERS = 4
 class Node:
     """A running archive. ``with Node(settings) as node:`` listens inside the block."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, accept_empty_index: bool = False) -> None:
         self.settings = settings
         accept_odd_values()
         keep_private()
@@ -76,10 +77,10 @@ class Node:
         file = settings.gate.patches.file
         in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
         self.store = open_store(settings)
-        self._lock = _lock_root(self.store)
+        self._lock = lock_root(self.store)
         self.store.sweep_spool()
         self.store.sweep_lent()
-        self.index = Index.open(settings.storage.database_url)
+        self.index = self._open_index(accept_empty_index)
         stores = open_stores(settings, self.index, self.store)
         self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
         self.trail.recover()
@@ -164,6 +165,13 @@ class Node:
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, {self.pool, self.encoders})
         self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
         self._priors_thread = threading.Thread(target=self.priors.run, name="priors")
+
+    def _open_index(self, accept_empty: bool) -> Index:
+        try:
+            return open_for_node(self.settings, accept_empty=accept_empty)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def _arrived(self, study_instance_uid: str) -> None:
         self.archivist.wake()
@@ -271,7 +279,7 @@ def _exposition(
     return page
 
 
-def _lock_root(store: ObjectStore) -> IO[bytes]:
+def lock_root(store: ObjectStore) -> IO[bytes]:
     """One node per storage root: the spool and the rendered cache belong to one process."""
     try:
         lock = (store.root / "lock").open("wb")

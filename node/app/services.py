@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from node.archive.deletion import Deletion
 from node.archive.ingest import examine
 from node.archive.models import ModelShelf
 from node.archive.named import NamedRegions, read_regions
+from node.archive.opening import open_for_command
 from node.archive.originals import Originals
 from node.archive.quarantine import Examine, QuarantineDesk
 from node.archive.rendered import RenderedCache
@@ -55,7 +55,7 @@ def services(settings: Settings) -> Iterator[Services]:
     """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
     accept_odd_values()
     keep_bounds(settings.limits.decoders)
-    index = _open_index(settings)
+    index = open_for_command(settings)
     try:
         store = open_store(settings)
         stores = open_stores(settings, index, store)
@@ -81,7 +81,7 @@ def services(settings: Settings) -> Iterator[Services]:
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[Reports]:
     """The reports of an archive, node or no node. Raises ConfigError where there is no archive yet."""
-    index = _open_index(settings)
+    index = open_for_command(settings)
     try:
         yield Reports(ReportRows(index.engine), settings.storage.root / "reports")
     finally:
@@ -111,25 +111,6 @@ def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier
     except OSError as error:
         raise ConfigError(f"originals.path {folder} cannot be used: {error.strerror}") from error
     return {Tier.HOT: hot, Tier.COLD: cold}
-
-
-def runs_here(root: Path) -> bool:
-    """Whether a node runs on this storage root."""
-    try:
-        with (root / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        pass
-    return False
-
-
-def _open_index(settings: Settings) -> Index:
-    url = settings.storage.database_url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"no index at {url}; has a node run with this configuration yet?")
-    return Index.open(url)
 
 
 def restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:

@@ -13,6 +13,7 @@ from node.cli.amendments import amends
 from node.cli.audit import audits
 from node.cli.console import Console
 from node.cli.gate import gates
+from node.cli.index import indexes
 from node.cli.instance import instances
 from node.cli.jobs import jobs
 from node.cli.labels import class_labels
@@ -44,11 +45,18 @@ def _every_command() -> None:
 def serve(
     config: ConfigOption = DEFAULT_CONFIG,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every association.")] = False,
+    accept_empty_index: Annotated[
+        bool,
+        typer.Option(
+            "--accept-empty-index",
+            help="Begin anew where the index is empty or another archive's, though objects are here.",
+        ),
+    ] = False,
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C; what is in flight is finished first."""
     from node.cli.serving import serve_until_stopped
 
-    serve_until_stopped(config, verbose=verbose)
+    serve_until_stopped(config, verbose=verbose, accept_empty_index=accept_empty_index)
 
 
 @app.command()
@@ -97,7 +105,8 @@ def scrub(
     ] = "",
     full: Annotated[bool, typer.Option("--full", help="Every object, now.")] = False,
     remove_orphans: Annotated[
-        bool, typer.Option("--remove-orphans", help="Delete objects that no row needs and that are old enough.")
+        bool,
+        typer.Option("--remove-orphans", help="Move objects that no row needs aside, for jobs.scrub.keep_orphans."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -199,6 +208,7 @@ def trail(
         raise typer.Exit(1)
 
 
+app.add_typer(indexes, name="index")
 app.add_typer(jobs, name="jobs")
 app.add_typer(audits, name="audit")
 app.add_typer(holds, name="hold")

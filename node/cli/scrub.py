@@ -73,8 +73,17 @@ def _print(report: dict[str, Any]) -> None:
     for name, count in counts.items():
         console.print(f"{count} {name}: {_MEANING[name]}")
     if report["orphans"]:
-        removed = f", {report['orphans_removed']} removed" if report["orphans_removed"] else ""
-        console.print(f"{report['orphans']} objects without a row, {size_text(report['orphan_bytes'])}{removed}")
+        moved = f", {report['orphans_moved']} moved to orphans/" if report["orphans_moved"] else ""
+        console.print(f"{report['orphans']} objects without a row, {size_text(report['orphan_bytes'])}{moved}")
+    if report["orphans_deleted"]:
+        console.print(f"{report['orphans_deleted']} objects deleted that had been in orphans/ for long enough")
+    if report["unclaimed"]:
+        console.print(f"{report['unclaimed']} objects without a row that `latent-pacs index rebuild` would bring back")
+    if report["index_damage"]:
+        console.print(
+            f"[bold red]the index is damaged:[/] {report['index_damage'][0]}; stop the node and run "
+            "`latent-pacs index rebuild`, which makes it anew from the objects and the journal"
+        )
     if report["foreign"]:
         console.print(f"{report['foreign']} files in the store are no objects of it")
     if report["clean"] and report["finished"]:

@@ -17,7 +17,7 @@ _LOOK = 0.2
 """Seconds after which a signal is seen at the latest."""
 
 
-def serve_until_stopped(config: Path, *, verbose: bool) -> None:
+def serve_until_stopped(config: Path, *, verbose: bool, accept_empty_index: bool = False) -> None:
     """Run a node as ``config`` says until SIGTERM or SIGINT."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
@@ -33,7 +33,7 @@ def serve_until_stopped(config: Path, *, verbose: bool) -> None:
         signal.signal(number, stop)
     from node.app import Node
 
-    with Node(settings) as node:
+    with Node(settings, accept_empty_index=accept_empty_index) as node:
         LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.ports)
         # a signal that comes just before a wait begins does not end it, and a handler must not take an event's lock
         while not stopping:

@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.table import Table
 
+from node.archive.opening import open_for_command
 from node.cli.console import Console
 from node.cli.options import print_json
 from node.config import Profile, keep_text, load
 from node.reports.words import size_text
-from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.connection import now
 from storage.records import CustodyTotals, HoldingCounts
@@ -24,11 +24,7 @@ from storage.records import CustodyTotals, HoldingCounts
 @contextmanager
 def open_index(config: Path) -> Iterator[Index]:
     """The index of a configuration, which must exist already. Raises ConfigError."""
-    settings = load(config)
-    url = settings.storage.database_url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"no index at {url}; has a node run with {config} yet?")
-    index = Index.open(url)
+    index = open_for_command(load(config))
     try:
         yield index
     finally:

@@ -316,6 +316,7 @@ class ScrubSettings(JobSettings):
     when: ScheduleText = "daily 02:30"
     period: Span = 30 * DAY
     orphan_grace: Span = DAY
+    keep_orphans: Span = 30 * DAY
 
 
 class PurgeSettings(JobSettings):

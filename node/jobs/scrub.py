@@ -7,22 +7,25 @@ where the period will be when the next one comes. Whatever was added meanwhile i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from node.jobs.job import JSON, Run
 from node.jobs.mending import Finding, Mending
-from storage.errors import ObjectMissing
+from storage.errors import IndexRefused, ObjectMissing
 from storage.index.jobs import JobRows
 from storage.index.upkeep import Promise, Upkeep
-from storage.inspection import Listed, examine, is_empty, listing, remove_orphan
+from storage.inspection import Listed, examine, is_empty, listing
 from storage.objects import ObjectStore
+from storage.orphans import forget_orphans, move_orphan
 
 END = "g"
 """Above every digest."""
@@ -51,7 +54,28 @@ class ScrubPlan:
     period: float = 30 * 86400.0
     gap: float = 86400.0
     orphan_grace: float = 86400.0
+    keep_orphans: float = 30 * 86400.0
     remove_orphans: bool = False
+
+
+class Standing(Protocol):
+    """Whether the index may be believed."""
+
+    def doubt(self) -> str:
+        """Why it may not say what is an orphan; empty where it may."""
+
+    def damage(self) -> list[str]:
+        """Its damaged pages and broken rows, a line each."""
+
+
+class Trusted:
+    """An index that nobody doubts."""
+
+    def doubt(self) -> str:
+        return ""
+
+    def damage(self) -> list[str]:
+        return []
 
 
 @dataclass
@@ -62,7 +86,10 @@ class Tally:
     bytes_read: int = 0
     orphans: int = 0
     orphan_bytes: int = 0
-    orphans_removed: int = 0
+    orphans_moved: int = 0
+    orphans_deleted: int = 0
+    unclaimed: int = 0
+    index_damage: list[str] = field(default_factory=list)
     foreign: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
@@ -83,14 +110,17 @@ class Tally:
         return {
             "extent": extent.value,
             "finished": finished,
-            "clean": self.actions.total() == self.actions["recovered"],
+            "clean": self.actions.total() == self.actions["recovered"] and not self.index_damage,
             "checked": self.checked,
             "bytes": self.bytes_read,
             "damaged": self.actions.total(),
             **{action: self.actions[action] for action in ("recovered", "queued", "flagged", "lost", "reported")},
             "orphans": self.orphans,
             "orphan_bytes": self.orphan_bytes,
-            "orphans_removed": self.orphans_removed,
+            "orphans_moved": self.orphans_moved,
+            "orphans_deleted": self.orphans_deleted,
+            "unclaimed": self.unclaimed,
+            "index_damage": list(self.index_damage),
             "foreign": self.foreign,
             "findings": [asdict(one) for one in self.findings],
             "orphan_list": list(self.orphan_list),
@@ -98,21 +128,32 @@ class Tally:
 
 
 class Scrub:
-    """The job ``scrub``. ``stores`` by the names that promises use."""
+    """The job ``scrub``. ``stores`` by the names that promises use. ``standing`` says whether the index may be
+    believed, ``would_return`` whether a rebuild of it would bring back an object that has no row (store, digest)."""
 
     name = "scrub"
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
 
     def __init__(
-        self, rows: JobRows, upkeep: Upkeep, stores: Mapping[str, ObjectStore], mending: Mending, plan: ScrubPlan
+        self,
+        rows: JobRows,
+        upkeep: Upkeep,
+        stores: Mapping[str, ObjectStore],
+        mending: Mending,
+        plan: ScrubPlan,
+        standing: Standing | None = None,
+        would_return: Callable[[str, str], bool] = lambda store, digest: False,
     ) -> None:
         self._rows, self._upkeep, self._stores = rows, upkeep, stores
         self._mending, self._plan = mending, plan
+        self._standing, self._would_return = standing or Trusted(), would_return
 
     def run(self, run: Run) -> dict[str, JSON]:
-        """Walk, and report. Raises ObjectMissing, having changed nothing, where a store is not there at all."""
+        """Walk, and report. Raises ObjectMissing where a store is not there at all, and IndexRefused where the index is
+        not that of the objects; nothing was changed then."""
         self._refuse_an_empty_store()
-        tally, salt = Tally(), secrets.token_bytes(16)
+        self._refuse_a_doubtful_index()
+        tally, salt = Tally(index_damage=self._standing.damage()), secrets.token_bytes(16)
         again = self._mending.check_again()
         tally.found(again)
         low, high, began = self._range()
@@ -131,6 +172,8 @@ class Scrub:
                 self._remember(digest, began)
                 remembered = time.monotonic()
         self._remember(max(low, high), began)
+        if self._plan.remove_orphans:
+            self._forget_orphans(tally)
         return tally.report(self._plan.extent, finished=True)
 
     def _walk(self, low: str, high: str) -> Iterator[tuple[str, list[Promise], dict[str, Listed]]]:
@@ -172,11 +215,25 @@ class Scrub:
         newest = time.time() - self._plan.orphan_grace
         if entry.written_at >= newest:
             return
-        if any(one.store == store for one in self._upkeep.promises(entry.digest, entry.digest + "0")):
+        if self._promised(store, entry.digest):
+            return
+        if self._would_return(store, entry.digest):
+            tally.unclaimed += 1
             return
         tally.orphan(entry)
-        if self._plan.remove_orphans and remove_orphan(self._stores[store], entry.digest, older_than=newest):
-            tally.orphans_removed += 1
+        if self._plan.remove_orphans and move_orphan(self._stores[store], entry.digest, older_than=newest):
+            tally.orphans_moved += 1
+
+    def _promised(self, store: str, digest: str) -> bool:
+        return any(one.store == store for one in self._upkeep.promises(digest, digest + "0"))
+
+    def _forget_orphans(self, tally: Tally) -> None:
+        """What was moved aside long enough ago goes, unless a row has come to need it."""
+        for name, store in self._stores.items():
+            needed = functools.partial(self._promised, name)
+            deleted, restored = forget_orphans(store, self._plan.keep_orphans, needed)
+            tally.orphans_deleted += deleted
+            tally.actions["recovered"] += restored
 
     def _drawn(self, digest: str, salt: bytes) -> bool:
         if self._plan.extent is not Extent.SAMPLE:
@@ -204,6 +261,14 @@ class Scrub:
     def _remember(self, cursor: str, began: float) -> None:
         if self._plan.extent is Extent.SHARE:
             self._rows.remember(self.name, {"cursor": cursor, "began": began})
+
+    def _refuse_a_doubtful_index(self) -> None:
+        doubt = self._standing.doubt()
+        if doubt:
+            raise IndexRefused(
+                f"the index is not that of the objects here: {doubt}. Nothing was changed; stop the node and run "
+                "`latent-pacs index rebuild`"
+            )
 
     def _refuse_an_empty_store(self) -> None:
         for name, store in self._stores.items():

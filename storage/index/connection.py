@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError
 
-from storage.errors import StoreFull
+from storage.errors import IndexRefused, NewerFormat, StoreFull
+
+LOGGER = logging.getLogger(__name__)
+
+FOLLOWER = "follower"
+"""Execution option of an engine: called after each write transaction."""
 
 _CANNOT_WRITE = ("disk is full", "disk full", "readonly database", "read-only", "disk I/O error", "unable to open")
 """How SQLite and PostgreSQL say it."""
@@ -28,20 +35,76 @@ def connect(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision (alembic)."""
+    """Bring the schema to the newest revision (alembic). A file with an older one is copied first.
+
+    Raises NewerFormat, and IndexRefused for a file that is no index.
+    """
     from alembic import command
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with writing(engine) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    scripts = ScriptDirectory.from_config(config)
+    newest, known = scripts.get_current_head(), {script.revision for script in scripts.walk_revisions()}
+    current = _revision(engine)
+    if current and current not in known:
+        raise NewerFormat(
+            f"the index {engine.url.database} has schema {current}, and this version knows none after {newest}: "
+            "install a newer version"
+        )
+    if current != newest:
+        if current:
+            _copy_before(engine, current)
+        with writing(engine) as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    if engine.dialect.name == "sqlite":
+        _mark_changes(engine, anew=current != newest)
+
+
+def _revision(engine: Engine) -> str:
+    """The revision of the schema; empty where there is no schema yet."""
+    try:
+        with engine.connect() as connection:
+            tables = inspect(connection).get_table_names()
+            if "alembic_version" in tables:
+                return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
+    except DBAPIError as error:
+        raise IndexRefused(
+            f"the index {engine.url.database} cannot be read ({error.orig}); put a sound copy back, or run "
+            "`latent-pacs index rebuild`"
+        ) from error
+    if tables:
+        raise IndexRefused(f"{engine.url.database} is a database, and no index of an archive: is storage.index right?")
+    return ""
+
+
+def _copy_before(engine: Engine, revision: str) -> None:
+    if engine.dialect.name != "sqlite" or not engine.url.database:
+        return
+    copy = Path(f"{engine.url.database}.before-{revision}-{time.time_ns()}")
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.execute("VACUUM INTO ?", (str(copy),))
+    LOGGER.warning("the index has schema %s and is brought up to date; %s is a copy as it was", revision, copy)
+
+
+def _mark_changes(engine: Engine, *, anew: bool) -> None:
+    from storage.index.changes import install_triggers, triggers_are_right
+
+    with engine.connect() as connection:
+        right = triggers_are_right(connection)
+    if anew or not right:
+        with writing(engine) as connection:
+            install_triggers(connection)
 
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A write transaction. A full or read-only disk or database becomes StoreFull."""
+    """A write transaction, which is in the change journal too when the block has ended. A full or read-only disk or
+    database becomes StoreFull."""
+    follower: Callable[[], None] | None = engine.get_execution_options().get(FOLLOWER)
     try:
         with engine.connect().execution_options(write=True) as connection, connection.begin():
             yield connection
@@ -49,6 +112,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
         if any(said in str(error.orig) for said in _CANNOT_WRITE):
             raise StoreFull(f"the index cannot be written: {error.orig}") from error
         raise
+    if follower is not None:
+        follower()
 
 
 def now() -> datetime:

@@ -20,7 +20,7 @@ from storage.records import HeldOriginal, NewInstance, OriginalForm, Tier, Trail
 
 
 def let_go(engine: Engine, held: HeldOriginal, copy: str) -> bool:
-    """The object that is held is whole: a verbatim copy that came in beside it is not needed. False where it changed."""
+    """The object that is held is whole: let a verbatim copy go that came in beside it. False where it changed."""
     with writing(engine) as connection:
         if not still_held(connection, held):
             return False

@@ -427,3 +427,22 @@ trail = Table(
     Column("digest", String(64), nullable=False),
 )
 """The audit trail: rows are only ever added."""
+
+archive = Table(
+    "archive",
+    metadata,
+    Column("identity", String(36), primary_key=True),
+)
+"""One row: which archive this index is of. The change journal beside the objects names the same."""
+
+change = Table(
+    "change",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("name", String(32), nullable=False),
+    Column("key", Text, nullable=False),
+    # 0 where only columns changed that are written down without the rest of the row
+    Column("whole", Integer, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""Rows that changed, in the order of the commits, marked by triggers (storage/index/changes.py)."""

@@ -54,12 +54,21 @@ class Trail:
             after = rows[-1].number
 
     def insert_as_they_are(self, records: Sequence[TrailRecord]) -> None:
-        """Take records back from the journal into an index that has none of them."""
-        with writing(self._engine) as connection:
-            for record in records:
-                row = {**asdict(record.entry), "uids": list(record.entry.uids)}
-                row |= {"number": record.number, "at": record.at, "previous": record.previous, "digest": record.digest}
-                connection.execute(insert(trail).values(row))
+        """Take records back from the journal into an index that does not have them."""
+        rows = [
+            {
+                **asdict(record.entry),
+                "uids": list(record.entry.uids),
+                "number": record.number,
+                "at": record.at,
+                "previous": record.previous,
+                "digest": record.digest,
+            }
+            for record in records
+        ]
+        if rows:
+            with writing(self._engine) as connection:
+                connection.execute(insert(trail), rows)
 
     def _before_the_newest(self, count: int, since: str, uid: str) -> int:
         query = select(trail.c.number).where(*_narrowed(since, uid)).order_by(trail.c.number.desc())

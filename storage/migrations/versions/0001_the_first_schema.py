@@ -11,6 +11,20 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_table(
+        "archive",
+        sa.Column("identity", sa.String(length=36), nullable=False),
+        sa.PrimaryKeyConstraint("identity", name=op.f("pk_archive")),
+    )
+    op.create_table(
+        "change",
+        sa.Column("number", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("whole", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("number", name=op.f("pk_change")),
+        sqlite_autoincrement=True,
+    )
+    op.create_table(
         "amendment",
         sa.Column("key", sa.Integer().with_variant(sa.BigInteger(), "postgresql"), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),

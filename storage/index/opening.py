@@ -1,0 +1,147 @@
+"""Opens the index of an archive, and makes sure that it is the index of the objects and the journal beside it.
+
+An index that is new, or that ends where the journal ends, is opened. One that ends earlier, as a copy from a backup
+does, is brought up to the journal. One that is empty, foreign or damaged is refused: what it does not know would be
+taken for orphans, and deletions, holds and amendments would be undone in silence.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, func, insert, select
+
+from storage.changes import ChangeJournal
+from storage.errors import IndexRefused, JournalDamaged
+from storage.index.changes import all_rows, last_number, marked_since, set_last_number
+from storage.index.connection import FOLLOWER
+from storage.index.following import Follower
+from storage.index.holdings import Index
+from storage.index.loading import Loader, loading
+from storage.index.standing import REBUILD, sqlite_file
+from storage.index.tables import archive, instance, metadata, trail
+from storage.journal import Journal
+
+MEANT = "start the node with --accept-empty-index if an empty archive is what you mean"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An index, and what had to be done about it, one sentence each."""
+
+    index: Index
+    notes: tuple[str, ...] = ()
+
+
+def open_archive(
+    url: str, root: Path, *, holds_objects: bool, accept_empty: bool = False, replay: bool = True
+) -> Opened:
+    """The index of the archive below ``root``. Raises IndexRefused, NewerFormat, JournalDamaged.
+
+    ``holds_objects``: whether a store of the archive has any object. ``accept_empty``: somebody means to begin anew;
+    the former journal is kept in ``journal/superseded``. ``replay``: whether an older index may be brought up to the
+    journal, which needs that no other process works on it.
+    """
+    file = sqlite_file(url)
+    if file is None:  # another database has a log and backups of its own
+        return Opened(Index.open(url))
+    journal = ChangeJournal(root / "journal")
+    with journal.locked():
+        notes = [note for note in (journal.repair(), Journal(root / "journal").repair()) if note]
+        has_past = holds_objects or journal.last() > 0 or Journal(root / "journal").last() is not None
+        if not file.exists() or not file.stat().st_size:
+            _refuse_empty(file, has_past and not accept_empty)
+        index = Index.open(url)
+        try:
+            notes += _settle(index, file, journal, root, has_past, accept_empty, replay)
+        except BaseException:
+            index.close()
+            raise
+    follower = Follower(index.engine, journal, file)
+    index.engine.update_execution_options(**{FOLLOWER: follower})
+    follower()
+    return Opened(index, tuple(notes))
+
+
+def _refuse_empty(file: Path, refuse: bool) -> None:
+    if refuse:
+        what = f"the index {file} is empty or missing, though objects or a journal are here"
+        raise IndexRefused(f"{what}; {REBUILD}, or {MEANT}")
+
+
+def _settle(
+    index: Index, file: Path, journal: ChangeJournal, root: Path, has_past: bool, accept_empty: bool, replay: bool
+) -> list[str]:
+    with index.engine.connect() as connection:
+        identity = connection.execute(select(archive.c.identity)).scalar()
+        blank = _is_blank(connection)
+        number = last_number(connection)
+    recorded, last = journal.archive(), journal.last()
+    if identity is None:
+        _refuse_empty(file, blank and has_past and not accept_empty)
+        identity = str(uuid.uuid4())
+        _begin(index, journal, identity)
+        with index.engine.connect().execution_options(write=True) as connection, connection.begin():
+            connection.execute(insert(archive).values(identity=identity))
+        return ["the archive begins with an empty index, as you accepted"] if blank and has_past else []
+    if recorded and recorded != identity:
+        if not accept_empty:
+            raise IndexRefused(
+                f"the index {file} is that of another archive ({identity}, and the journal is of {recorded}); put the "
+                f"right one back, or {REBUILD}"
+            )
+        journal.set_aside()
+        recorded = ""
+    if recorded and number < last:
+        return [_replayed(index, file, journal, root, number, last, replay)]
+    with index.engine.connect() as connection:
+        marked = marked_since(connection, last)
+    if not recorded or marked != number - last:
+        _begin(index, journal, identity)
+        return ["the journal lacked changes that the index has, so it was begun anew with all rows"]
+    return []
+
+
+def _begin(index: Index, journal: ChangeJournal, identity: str) -> None:
+    with index.engine.connect() as connection:
+        journal.begin(identity, last_number(connection), all_rows(connection))
+
+
+def _is_blank(connection: Connection) -> bool:
+    """Whether an index knows of nothing: no image, no hold, no tombstone, no record of the trail."""
+    counted = (select(func.count()).select_from(metadata.tables[name]) for name in ("hold", "tombstone", "quarantine"))
+    looks = [*counted, *(select(func.count()).select_from(table) for table in (instance, trail))]
+    return not any(connection.execute(look).scalar() for look in looks)
+
+
+def _replayed(
+    index: Index, file: Path, journal: ChangeJournal, root: Path, number: int, last: int, replay: bool
+) -> str:
+    """Bring an older index up to the journal, in one transaction."""
+    what = f"the index {file} is older than the journal (it ends at change {number}, the journal at {last})"
+    if not replay:
+        raise IndexRefused(f"{what}; start the node, which brings it up to date, or {REBUILD}")
+    if journal.whole_since() > number:
+        raise IndexRefused(f"{what}, which does not reach back so far; {REBUILD}")
+    try:
+        with loading(index.engine) as connection:
+            loader = Loader(connection)
+            for group in journal.groups(after=number):
+                for change in group.rows:
+                    loader.add(change)
+            loader.flush()
+            set_last_number(connection, last)
+    except JournalDamaged as error:
+        raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
+    take_in_trail(index, Journal(root / "journal"))
+    return f"{what}: {last - number} changes were done again from the journal"
+
+
+def take_in_trail(index: Index, journal: Journal) -> int:
+    """Take the records of the audit trail that the index lacks from its journal; how many."""
+    after = index.trail.last()[0]
+    records = [record for record in journal.records() if record.number > after]
+    index.trail.insert_as_they_are(records)
+    return len(records)
