@@ -30,7 +30,7 @@ from storage.records import HoldKind
 from tests.conftest import Archive
 from tests.everything import fill, receive, tables_of
 from tests.holdings import filled
-from tests.samples import breast, mammogram
+from tests.samples import breast, mammogram, write
 from tests.test_cli import ROOT, run
 
 EVERYBODY = [{"ae_title": "MODALITY", "allow": ["echo", "store", "find", "get", "commit"], "rendition": "auto"}]
@@ -396,6 +396,79 @@ def test_nothing_is_refused_where_nothing_is(tmp_path: Path) -> None:
         pass
 
 
+# --- the journal is lost too ------------------------------------------------------------------------------------
+
+
+def forget_journal(made: Made) -> None:
+    made.drop_index()
+    for segment in (made.root / "journal").glob("changes-*"):
+        segment.unlink()
+
+
+def test_objects_and_the_trail_alone_bring_images_back(made: Made) -> None:
+    """Not who sent them and when; but pixels, renditions, holds, labels, amendments, classes and tombstones."""
+    before = tables_of(made.file)
+    forget_journal(made)
+    report = rebuilt(made)
+    assert report.from_objects >= 3
+    after = tables_of(made.file)
+    for name in ("label", "tombstone", "class_label", "trail"):
+        assert len(after[name]) == len(before[name]), name
+    with Node(made.quiet) as node:
+        assert {
+            uid: node.index.by_uid(made.uids[uid]) is not None for uid in ("verified", "small", "held", "deleted")
+        } == {
+            "verified": True,
+            "small": True,
+            "held": True,
+            "deleted": False,
+        }
+        verified = node.index.by_uid(made.uids["verified"])
+        assert verified is not None
+        assert verified.rendition is not None
+        assert (verified.state.value, verified.held.form.value) == ("verified", "packed")  # type: ignore[union-attr]
+        with node.originals.borrowed(verified.original_digest) as path:
+            assert path.stat().st_size == verified.original_bytes
+        assert len(node.index.holds.all()) == 2
+        assert [one.undone for one in node.index.amendments.all()] == [False, False, True, False]
+
+
+def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: Made) -> None:
+    with Node(made.quiet) as node:
+        held = node.index.by_uid(made.uids["verified"])
+        assert held is not None
+        assert held.held is not None
+        node.store.path(held.held.object_digest).unlink()
+    forget_journal(made)
+    rebuilt(made)
+    with Node(made.quiet) as node:
+        found = node.index.by_uid(made.uids["verified"])
+        assert found is not None
+        assert (found.purged, found.state.value) == (True, "verified")
+        assert found.rendition is not None
+        assert found.rendition.derived_uid == held.rendition.derived_uid  # type: ignore[union-attr]
+
+
+def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: Made, tmp_path: Path) -> None:
+    """An original that no row speaks of stays; one whose image is held otherwise, and rubbish, are moved aside."""
+    with Node(made.quiet) as node:
+        fresh = write(mammogram(breast(140, 100)), tmp_path / "fresh.dcm").read_bytes()
+        known = write(
+            mammogram(breast(140, 110), SOPInstanceUID=made.uids["small"]), tmp_path / "known.dcm"
+        ).read_bytes()
+        gone = write(mammogram(breast(99, 90), SOPInstanceUID=made.uids["deleted"]), tmp_path / "gone.dcm").read_bytes()
+        digests = [node.store.put(data) for data in (fresh, known, gone, b"rubbish")]
+        for digest in digests:
+            os.utime(node.store.path(digest), (1e9, 1e9))
+    done = run("scrub", "--full", "--remove-orphans", "-c", str(made.config), "--json")
+    report = json.loads(done.stdout)
+    assert (report["unclaimed"], report["orphans_moved"]) == (1, 3), report
+    assert [(made.root / "objects" / one[:2] / one).exists() for one in digests] == [True, False, False, False]
+    assert {one.name for one in (made.root / "orphans").glob("*/*/*")} == set(digests[1:])
+    assert rebuilt(made).from_objects == 1
+    assert json.loads(run("scrub", "--full", "-c", str(made.config), "--json").stdout)["unclaimed"] == 0
+
+
 # --- damage -----------------------------------------------------------------------------------------------------
 
 
@@ -489,8 +562,6 @@ def test_an_index_that_is_taken_away_from_a_node_is_noticed(made: Made) -> None:
     with Node(made.settings) as node:
         made.drop_index()
         statuses: list[int] = []
-        from tests.samples import write
-
         path = write(mammogram(breast(130, 100)), made.root.parent / "nowhere.dcm")
         to = Archive(node, None).address  # type: ignore[arg-type]
         client.store([path], to, calling="MODALITY", each=lambda *sent: statuses.append(sent[1]))

@@ -13,6 +13,7 @@ from node.archive.fidelity import FidelityCheck
 from node.archive.rendered import RenderedCache
 from node.archive.retrieve import Retrieve
 from node.archive.reverification import Reverification
+from node.archive.unclaimed import Unclaimed
 from node.config import Settings, parse_when
 from node.jobs.audit import Audit, AuditPlan
 from node.jobs.job import FunctionJob
@@ -29,7 +30,7 @@ from storage.objects import ObjectStore
 
 if TYPE_CHECKING:
     pass
-from node.app.services import Services, open_stores
+from node.app.services import Services, examine_in, open_stores
 
 
 def plan_jobs(
@@ -127,7 +128,12 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     timed = replace(timed, keep_orphans=scrub.keep_orphans)
     mending, standing = Mending(index, upkeep, stores), IndexStanding(index, settings.storage.root)
-    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing)
+
+    def would_return(tier: str, digest: str) -> bool:
+        with _own_pool(settings)() as pool:
+            return Unclaimed(index, open_stores(settings, index, store), examine_in(pool)).would_return(tier, digest)
+
+    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing, would_return)
 
 
 def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:

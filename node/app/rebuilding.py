@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node.app.node import lock_root
+from node.app.services import examine_in
 from node.archive.opening import has_objects
+from node.archive.unclaimed import Unclaimed
 from node.config import Settings
+from node.workers.pool import WorkerPool
+from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
+from storage.index import Index
 from storage.index.rebuild import Rebuilt, rebuild
 from storage.index.standing import sqlite_file
 from storage.objects import ObjectStore
+from storage.records import Tier
 
 
 def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None]) -> Rebuilt:
@@ -20,8 +26,18 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
         raise ConfigError("storage.database is no SQLite file: restore it with the means of that database")
     if not has_objects(settings) and not (root / "journal").is_dir():
         raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
-    lock = lock_root(ObjectStore(root))
+    accept_odd_values()
+    store = ObjectStore(root)
+    lock, pool = lock_root(store), WorkerPool(settings.reconstruct, name="decode")
+
+    def take_in(index: Index) -> int:
+        stores = {Tier.HOT: store}
+        if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
+            stores[Tier.COLD] = ObjectStore(settings.originals.path)
+        return Unclaimed(index, stores, examine_in(pool)).take_in()
+
     try:
-        return rebuild(file, root, progress=progress)
+        return rebuild(file, root, take_in_objects=take_in, progress=progress)
     finally:
+        pool.close()
         lock.close()

@@ -70,11 +70,11 @@ def rebuild(
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
             made.trail = take_in_trail(index, of_trail)
-            progress(0, 0, "objects")
-            made.from_objects = take_in_objects(index)
-            if not known:
+            if not known:  # what the trail tells applies to what comes in after it
                 for record in of_trail.records():
                     index.replay(record)
+            progress(0, 0, "objects")
+            made.from_objects = take_in_objects(index)
             progress(0, 0, "writing")
             with index.engine.connect() as connection:
                 made.rows = _counts(connection)
