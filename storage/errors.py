@@ -16,6 +16,7 @@ LatentPacsError
 ├── OriginalPurged          retention removed the original; only its reconstruction is left
 ├── JournalDamaged          the audit trail's journal, or that of changes, cannot be read
 ├── IndexRefused            an index that is empty, foreign, older than the journal or damaged, and may not be used
+├── IndexFault              the index cannot be read or written: locked, read-only, unreadable, damaged
 ├── IndexLost               the file of the index was removed or replaced while it was in use
 ├── NewerFormat             files or a schema of a newer version than this one
 ├── PurgeRefused            retention may not remove originals here
@@ -106,6 +107,10 @@ class JournalDamaged(LatentPacsError):
 
 class IndexRefused(LatentPacsError):
     """The index is not that of the objects beside it, or is damaged; the message says what to do."""
+
+
+class IndexFault(LatentPacsError):
+    """The database says that it cannot be read or written here and now; the message says what to look at."""
 
 
 class IndexLost(LatentPacsError):

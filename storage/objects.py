@@ -35,6 +35,7 @@ class ObjectStore:
         self._lent = root / "lent"
         self._objects = root / "objects"
         self._min_free = min_free
+        self._durable: set[str] = set()
         self._objects.mkdir(parents=True, exist_ok=True)
         self.spool.mkdir(exist_ok=True)
         self._lent.mkdir(exist_ok=True)
@@ -99,6 +100,9 @@ class ObjectStore:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
             final = self.path(digest)
             if self.has(digest) and has_digest(final, digest) and _renew(final):
+                # whoever put it there may not have come to that yet, and this caller promises it too
+                self._make_folder(final.parent)
+                fsync_folder(final.parent)
                 file.unlink()
                 return digest
             os.fsync(opened.fileno())
@@ -158,11 +162,13 @@ class ObjectStore:
         return self._lent / f"{_HOST}+{os.getpid()}+{uuid.uuid4().hex}"
 
     def _make_folder(self, folder: Path) -> None:
+        """Make a folder of objects; on return it is on disk, whichever thread or process made it."""
         if folder.is_symlink():
             raise ConfigError(f"{folder} is a symbolic link, and none is followed inside an archive; remove it")
-        if not folder.is_dir():
+        if folder.name not in self._durable or not folder.is_dir():
             folder.mkdir(exist_ok=True)
             fsync_folder(self._objects)
+            self._durable.add(folder.name)
 
 
 def _copied(held: Path, lent: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import storage.objects as objects_module
 from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
 from storage.objects import ObjectStore, full_disk_is_store_full
 
@@ -70,6 +71,20 @@ def test_storing_twice_keeps_one_object_and_writes_nothing(store: ObjectStore) -
     assert before.st_ino == after.st_ino
     assert after.st_mtime > before.st_mtime
     assert list(store.digests()) == [DIGEST]
+
+
+@pytest.mark.parametrize("folder", [True, False], ids=["another folder", "another object"])
+def test_an_object_that_another_thread_is_storing_is_durable_before_either_answers(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, folder: bool
+) -> None:
+    """It is under its name already, and its folder not on disk yet."""
+    final, synced = store.path(DIGEST), []
+    final.parent.mkdir()
+    if not folder:
+        final.write_bytes(DATA)
+    monkeypatch.setattr(objects_module, "fsync_folder", synced.append)
+    store.put(DATA)
+    assert synced == [final.parent.parent, final.parent]
 
 
 def test_a_store_that_is_opened_again_holds_what_it_held(store: ObjectStore) -> None:
@@ -220,7 +235,8 @@ def test_bytes_are_on_disk_before_their_name_and_the_name_before_success(
 def test_a_second_object_of_a_folder_does_not_sync_the_folder_above_again(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.path(DIGEST).parent.mkdir()
+    texts = (f"{number}".encode() for number in range(10_000))
+    store.put(next(text for text in texts if hashlib.sha256(text).hexdigest()[:2] == DIGEST[:2]))
     recorder = Recorder(store.root, monkeypatch)
     store.put(DATA)
     assert recorder.steps == ["fsync bytes", "final name", f"fsync {DIGEST[:2]}"]

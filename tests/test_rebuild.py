@@ -22,7 +22,7 @@ from node.app import Node, rebuild_index
 from node.archive.opening import open_for_command
 from node.config import Settings, load
 from node.dimse import client
-from storage.errors import ConfigError, IndexRefused, NewerFormat
+from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
 from storage.index import Index
 from storage.index.opening import open_archive
 from storage.index.rebuild import rebuild
@@ -621,3 +621,33 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revis
     with Node(made.settings):
         pass
     assert len(list(made.root.glob("index.sqlite.before-*"))) == 1
+
+
+# --- what SQLite says -------------------------------------------------------------------------------------------
+
+
+def test_a_locked_index_is_one_sentence(tmp_path: Path) -> None:
+    held = filled(tmp_path, 1)
+    other = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with held.index.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=50")
+    with pytest.raises(IndexFault, match="another process keeps it locked"):
+        held.index.holds.add(HoldKind.STUDY, "1.2", reason="court", who="user:me")
+    other.close()
+    assert held.index.holds.add(HoldKind.STUDY, "1.2", reason="court", who="user:me").key == 1
+    held.index.close()
+
+
+@pytest.mark.parametrize(
+    "command", [["delete", "1.2.3", "--level", "study", "--yes"], ["hold", "add", "--study", "1.2.3"]]
+)
+def test_commands_on_a_damaged_index_say_one_sentence(made: Made, command: list[str]) -> None:
+    data = bytearray(made.file.read_bytes())
+    for page in range(1, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 100] = random.Random(page).randbytes(100)
+    made.file.write_bytes(data)
+    done = run(*command, "--reason", "court", "-c", str(made.config))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "latent-pacs index rebuild" in " ".join(done.stderr.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
-from storage.errors import IndexRefused, NewerFormat, StoreFull
+from storage.errors import IndexFault, IndexRefused, NewerFormat, StoreFull
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def connect(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "handle_error", _in_a_sentence)
     return engine
 
 
@@ -70,11 +73,8 @@ def _revision(engine: Engine) -> str:
             tables = inspect(connection).get_table_names()
             if "alembic_version" in tables:
                 return str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() or "")
-    except DBAPIError as error:
-        raise IndexRefused(
-            f"the index {engine.url.database} cannot be read ({error.orig}); put a sound copy back, or run "
-            "`latent-pacs index rebuild`"
-        ) from error
+    except IndexFault as error:
+        raise IndexRefused(f"the index {engine.url.database} cannot be used: {error}") from error
     if tables:
         raise IndexRefused(f"{engine.url.database} is a database, and no index of an archive: is storage.index right?")
     return ""
@@ -108,9 +108,10 @@ def writing(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.connect().execution_options(write=True) as connection, connection.begin():
             yield connection
-    except DBAPIError as error:
-        if any(said in str(error.orig) for said in _CANNOT_WRITE):
-            raise StoreFull(f"the index cannot be written: {error.orig}") from error
+    except (DBAPIError, IndexFault) as error:
+        said = str(error.orig) if isinstance(error, DBAPIError) else str(error)
+        if any(words in said for words in _CANNOT_WRITE):
+            raise StoreFull(f"the index cannot be written: {said}") from error
         raise
     if follower is not None:
         follower()
@@ -119,6 +120,37 @@ def writing(engine: Engine) -> Iterator[Connection]:
 def now() -> datetime:
     """The time as rows hold it: UTC, without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _in_a_sentence(context: ExceptionContext) -> None:
+    """What SQLite says of the machine, not of a row, becomes an error of ours: nobody's program is at fault.
+
+    Raises StoreFull, IndexFault.
+    """
+    error = context.original_exception
+    if not isinstance(error, sqlite3.DatabaseError) or isinstance(
+        error, sqlite3.IntegrityError | sqlite3.ProgrammingError
+    ):
+        return
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        raise StoreFull(f"the index cannot be written: {error}") from error
+    if code in _SENTENCES:
+        raise IndexFault(f"the index cannot be used ({error}): {_SENTENCES[code]}") from error
+
+
+_REBUILD = "put a sound copy back, or stop the node and run `latent-pacs index rebuild`"
+_SENTENCES = {
+    sqlite3.SQLITE_BUSY: "another process keeps it locked; try again when that has ended",
+    sqlite3.SQLITE_LOCKED: "another process keeps it locked; try again when that has ended",
+    sqlite3.SQLITE_READONLY: "look at the rights of its file and folder, and whether the disk is mounted read-only",
+    sqlite3.SQLITE_PERM: "look at the rights of its file and folder",
+    sqlite3.SQLITE_CANTOPEN: "look whether its file and folder are there, and at their rights",
+    sqlite3.SQLITE_IOERR: "its disk does not read or write; look at the system's log",
+    sqlite3.SQLITE_CORRUPT: _REBUILD,
+    sqlite3.SQLITE_NOTADB: _REBUILD,
+}
+"""What to do, by SQLite's result code."""
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
