@@ -13,6 +13,7 @@ import threading
 
 from storage.errors import LatentPacsError
 from storage.index import Index
+from storage.index.following import TrailFollower
 from storage.index.trail import first_break
 from storage.journal import Journal
 from storage.records import TrailEntry
@@ -27,7 +28,7 @@ class AuditTrail:
 
     def __init__(self, index: Index, journal: Journal) -> None:
         self._index, self._journal = index, journal
-        self._written = 0
+        self._follow = TrailFollower(index.trail, journal)
 
     def append(self, *entries: TrailEntry) -> None:
         """Add entries; on return they are in the index and in the journal."""
@@ -36,24 +37,17 @@ class AuditTrail:
 
     def write_down(self) -> None:
         """Bring the journal up to the index; costs a look where nothing is new."""
-        if self._index.trail.last()[0] == self._written:
-            return
-        with self._journal.locked():
-            last = self._journal.last()
-            after = last.number if last else 0
-            records = list(self._index.trail.records(after=after))
-            self._journal.append(records)
-            self._written = records[-1].number if records else after
+        self._follow()
 
     def recover(self) -> int:
         """Take the trail, and what it tells of, from the journal into an index that has none; how many records."""
+        if self._index.trail.last()[0]:
+            return 0
         with self._journal.locked():
-            if self._index.trail.last()[0]:
-                return 0
             records = list(self._journal.records())
-            for record in records:
-                self._index.replay(record)
-            self._index.trail.insert_as_they_are(records)
+        for record in records:  # without the lock: what is written is followed into the journal, which takes it
+            self._index.replay(record)
+        self._index.trail.insert_as_they_are(records)
         return len(records)
 
     def broken(self) -> str:

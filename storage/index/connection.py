@@ -100,6 +100,16 @@ def _mark_changes(engine: Engine, *, anew: bool) -> None:
             install_triggers(connection)
 
 
+def commits_need_no_sync(engine: Engine) -> None:
+    """For an index whose follower syncs what was committed: SQLite keeps the order of commits, and does not wait."""
+
+    def not_each(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(engine, "connect", not_each)
+    engine.dispose()
+
+
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A write transaction, which is in the change journal too when the block has ended. A full or read-only disk or

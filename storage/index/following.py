@@ -1,8 +1,9 @@
-"""Follows the index into the change journal: what was committed is written down, with fsync, before anybody is told.
+"""Follows the index into the journals: what was committed is written down, with fsync, before anybody is told.
 
-The journal is written after the commit. A crash in between leaves marks in the index, which are worked off by whoever
-writes next. Also notices where the file of the index was removed or replaced under a running process: what is committed
-then is held nowhere, and nobody may be told that it is.
+The journals are written after the commit. A killed process leaves marks in the index, which are worked off by whoever
+writes next. The commit itself is not synced: what a power failure takes from the index comes back from the journal at
+the next start, and one sync a commit is enough. Also notices where the file of the index was removed or replaced under
+a running process: what is committed then is held nowhere, and nobody may be told that it is.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from sqlalchemy import Engine
 from storage.changes import ChangeJournal, Group
 from storage.errors import IndexLost
 from storage.index.changes import changed_rows
+from storage.index.trail import Trail
+from storage.journal import Journal
 
 _MARKS_KEPT = 1000
 """Marks that were worked off are deleted so many at a time: a commit of its own for each would cost a sync more."""
@@ -23,8 +26,8 @@ _MARKS_KEPT = 1000
 class Follower:
     """Called after each write transaction. Safe to share between threads and processes."""
 
-    def __init__(self, engine: Engine, journal: ChangeJournal, file: Path) -> None:
-        self._engine, self._journal, self._file = engine, journal, file
+    def __init__(self, engine: Engine, journal: ChangeJournal, trail: TrailFollower, file: Path) -> None:
+        self._engine, self._journal, self._trail, self._file = engine, journal, trail, file
         self._identity = _identity(file)
         self._lock = threading.Lock()
         self._written = self._pruned = -1
@@ -41,6 +44,7 @@ class Follower:
                 newest = connection.exec_driver_sql("SELECT max(number) FROM change").scalar()
             if (newest or 0) > self._written:
                 self._write_down()
+        self._trail()
 
     def _write_down(self) -> None:
         with self._journal.locked():
@@ -54,6 +58,25 @@ class Follower:
             with self._engine.connect().execution_options(write=True) as connection, connection.begin():
                 connection.exec_driver_sql("DELETE FROM change WHERE number <= ?", (self._written,))
             self._pruned = self._written
+
+
+class TrailFollower:
+    """Writes the records of the audit trail down in their journal, where they are not yet."""
+
+    def __init__(self, trail: Trail, journal: Journal) -> None:
+        self._trail, self._journal = trail, journal
+        self._written = 0
+
+    def __call__(self) -> None:
+        """Bring the journal up to the index; costs a look where nothing is new."""
+        if self._trail.last()[0] == self._written:
+            return
+        with self._journal.locked():
+            last = self._journal.last()
+            after = last.number if last else 0
+            records = list(self._trail.records(after=after))
+            self._journal.append(records)
+            self._written = records[-1].number if records else after
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
 from storage.changes import ChangeJournal
 from storage.errors import IndexRefused, JournalDamaged
 from storage.index.changes import all_rows, last_number, marked_since, set_last_number
-from storage.index.connection import FOLLOWER
-from storage.index.following import Follower
+from storage.index.connection import FOLLOWER, commits_need_no_sync
+from storage.index.following import Follower, TrailFollower
 from storage.index.holdings import Index
 from storage.index.loading import Loader, loading
 from storage.index.standing import REBUILD, sqlite_file
@@ -59,7 +60,8 @@ def open_archive(
         except BaseException:
             index.close()
             raise
-    follower = Follower(index.engine, journal, file)
+    commits_need_no_sync(index.engine)
+    follower = Follower(index.engine, journal, TrailFollower(index.trail, Journal(root / "journal")), file)
     index.engine.update_execution_options(**{FOLLOWER: follower})
     follower()
     return Opened(index, tuple(notes))
@@ -106,6 +108,8 @@ def _settle(
 
 def _begin(index: Index, journal: ChangeJournal, identity: str) -> None:
     with index.engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the journal may not be ahead of what it begins with
         journal.begin(identity, last_number(connection), all_rows(connection))
 
 
