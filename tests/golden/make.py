@@ -7,7 +7,10 @@ must read what any release before it wrote.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import tempfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,7 +182,29 @@ def golden_files() -> dict[str, bytes]:
     }
 
 
+def golden_archive() -> bytes:
+    """A whole archive, its node stopped, as a ZIP file; ``uids.json`` says which image is which."""
+    from node.app import Node
+    from tests.conftest import settings_for
+    from tests.everything import fill
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, packed = Path(name), io.BytesIO()
+        with Node(settings_for(folder / "archive", originals={"coder": "jpegls"})) as node:
+            uids = fill(node, folder)
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+            out.writestr("uids.json", json.dumps(uids))
+            for part in ("index.sqlite", "journal", "objects"):
+                at = folder / "archive" / part
+                for file in [at] if at.is_file() else sorted(at.rglob("*")):
+                    if file.is_file() and "lock" not in file.name:
+                        out.write(file, file.relative_to(folder / "archive"))
+        return packed.getvalue()
+
+
 if __name__ == "__main__":
+    if not (FOLDER / "archive-v1.zip").exists():
+        (FOLDER / "archive-v1.zip").write_bytes(golden_archive())
     for name, data in golden_files().items():
         if not (FOLDER / name).exists():
             (FOLDER / name).write_bytes(data)
