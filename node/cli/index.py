@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 
 if TYPE_CHECKING:
@@ -46,15 +45,15 @@ def rebuild(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
 
 
 def _print(made: Rebuilt) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(soft_wrap=True)
     rows = ", ".join(f"{count} of {name}" for name, count in made.rows.items() if count)
     console.print(f"{made.changes} changes read in {made.seconds:.1f} s; rows: {rows or 'none'}")
     console.print(f"{made.trail} records of the audit trail")
     if made.from_objects:
         console.print(f"{made.from_objects} objects taken in that the journal does not tell of")
     if made.former:
-        console.print(escape(f"the former index is kept: {made.former}"))
+        console.print(f"the former index is kept: {made.former}")
     for line in made.damaged_lines:
-        console.print(f"[bold red]damaged:[/] {escape(line)}")
+        console.print(f"damaged: {line}", style="bold red")
     if made.unlinked_rows:
         console.print(f"{made.unlinked_rows} rows left out, since what they belong to is in a damaged line")

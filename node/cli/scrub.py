@@ -81,8 +81,9 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"{report['unclaimed']} objects without a row that `latent-pacs index rebuild` would bring back")
     if report["index_damage"]:
         console.print(
-            f"[bold red]the index is damaged:[/] {report['index_damage'][0]}; stop the node and run "
-            "`latent-pacs index rebuild`, which makes it anew from the objects and the journal"
+            f"the index is damaged: {report['index_damage'][0]}; stop the node and run `latent-pacs index rebuild`, "
+            "which makes it anew from the objects and the journal",
+            style="bold red",
         )
     if report["foreign"]:
         console.print(f"{report['foreign']} files in the store are no objects of it")
