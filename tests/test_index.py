@@ -225,7 +225,7 @@ def test_a_full_database_is_store_full_and_stores_nothing(tmp_path: Path) -> Non
     full = Index(engine)
     levels = new_instance().levels
     heavy = replace(levels, instance={**levels.instance, "00204000": {"vr": "LT", "Value": ["x" * 100_000]}})
-    with pytest.raises(StoreFull, match="the index has no room"):
+    with pytest.raises(StoreFull, match="the index cannot be written"):
         full.add(new_instance(levels=heavy))
     assert full.by_uid("1.2.3.1") is None
     assert set(rows_of(engine).values()) == {0}
