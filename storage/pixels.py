@@ -175,7 +175,7 @@ _SECOND_CHANCE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 
 
 def decode_frame(path: Path) -> NDArray[Any]:
-    """Decode the first frame of an encapsulated image, without colour conversion. Raises PixelError.
+    """Decode the first frame of an image, without colour conversion. Raises PixelError.
 
     What header and codestream say of its size is looked at before anything is decoded.
     """
@@ -183,7 +183,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
 
     with opened(path) as file:
         syntax = str(file.transfer_syntax)
-        codestream = next(checked_frames(file), b"")
+        codestream = next(checked_frames(file), b"") if file.layout.encapsulated else b""
     with quiet():
         try:
             if syntax in _NOT_BY_GDCM or syntax in JPEG_XL:

@@ -92,9 +92,10 @@ def mended(header: bytes, syntax: UID) -> bytes:
     - In big endian, UN of undefined length becomes one of a defined length: its items are in implicit VR little endian
       (PS3.5 6.2.2, pydicom#1312).
     """
-    explicit = not syntax.is_implicit_VR and not looks_implicit(header)
+    known = syntax.is_transfer_syntax  # what is not is read as explicit little endian
+    explicit = not (known and syntax.is_implicit_VR) and not looks_implicit(header)
     try:
-        return _Mender(header, explicit=explicit, little=syntax.is_little_endian).data_set()
+        return _Mender(header, explicit=explicit, little=not known or syntax.is_little_endian).data_set()
     except Unparseable:
         return header  # for pydicom to say what it thinks of it
 

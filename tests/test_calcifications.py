@@ -26,7 +26,7 @@ from benchmarks.calcifications import (
     scores_of,
 )
 from benchmarks.coded import Coded, Image, code, described
-from node.fidelity.gate import Reference, failures, look, wrong_specks
+from node.fidelity.gate import Reference, failures, look, speck_lists, wrong_specks
 from node.fidelity.regions import breast_mask
 from node.training.pictures import Picture
 from storage.records import Thresholds
@@ -119,10 +119,10 @@ def test_the_gate_reports_what_smoothing_loses(planted: Planted) -> None:
     inside = planted.image.breast
     smooth = np.where(inside, gaussian_filter(planted.pixels.astype(np.float32), 1.5), planted.pixels)
     found = look(reference, np.asarray(smooth, dtype=np.float32))
-    assert wrong_specks(found.kept, found.new, limits)[0]
+    assert wrong_specks(*speck_lists(found.specks), limits)[0]
     assert any("specks whose contrast is not kept" in each for each in failures(found, {}, limits))
     gone = look(reference, planted.image.picture.pixels.astype(np.float32))
-    lost = np.array([(speck.row, speck.column) for speck in wrong_specks(gone.kept, gone.new, limits)[0]])
+    lost = np.array([(speck.row, speck.column) for speck in wrong_specks(*speck_lists(gone.specks), limits)[0]])
     for cluster in planted.clusters:
         bright = [speck for speck in cluster if speck.noises >= 8.0]
         near = [np.hypot(*(lost - (speck.row, speck.column)).T).min() <= 3 for speck in bright]

@@ -45,7 +45,7 @@ def stored(archive: Archive, folder: Path, size: tuple[int, int] = (300, 280), *
 
 def rendered(archive: Archive) -> set[str]:
     """Digests of the renditions that lie in the cache."""
-    return {entry.stem for entry in (archive.node.settings.storage.root / "rendered").glob("*.dcm")}
+    return {entry.name.split(".")[0] for entry in (archive.node.settings.storage.root / "rendered").glob("*.dcm")}
 
 
 def rendition_digest(archive: Archive, ds: Dataset) -> str:

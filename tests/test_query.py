@@ -35,6 +35,7 @@ from node.archive.selection import select as selection
 from node.config import RenditionPolicy
 from node.dimse.extended import Agreed
 from node.dimse.find import handle_find
+from node.dimse.refusals import Refusals
 from storage.elements import BadValueError, checked
 from storage.index import search
 from storage.index.tables import instance, metadata, patient, rendition, series, study
@@ -957,7 +958,8 @@ class FakeEvent:
         self.context = SimpleNamespace(
             abstract_syntax="1.2.840.10008.5.1.4.1.2.2.1", transfer_syntax="1.2.840.10008.1.2"
         )
-        self.assoc = SimpleNamespace(requestor=SimpleNamespace(ae_title="VIEWER", sop_class_extended={}))
+        requestor = SimpleNamespace(ae_title="VIEWER", address="127.0.0.1", sop_class_extended={})
+        self.assoc = SimpleNamespace(requestor=requestor)
 
     @property
     def identifier(self) -> Dataset:
@@ -986,7 +988,7 @@ def handled(event: FakeEvent, archive: Archive) -> list[tuple[Any, Dataset | Non
         assert calling == "VIEWER"
         return find(archive, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
-    return list(handle_find(event, search=search, peers=FakePeers()))  # type: ignore[arg-type]
+    return list(handle_find(event, search=search, peers=FakePeers(), refusals=Refusals(lambda *_a, **_k: None)))  # type: ignore[arg-type]
 
 
 def test_the_handler_refuses_a_stranger(archive: Archive) -> None:
@@ -1031,7 +1033,7 @@ def test_over_an_association(archive: Archive, crowd: Archive) -> None:
         return find(held, identifier, root, policy=RenditionPolicy.AUTO, retrieve_ae_title="PACS")
 
     def handle(event: evt.Event) -> Iterator[Any]:
-        yield from handle_find(event, search=search, peers=FakePeers())  # type: ignore[arg-type]
+        yield from handle_find(event, search=search, peers=FakePeers(), refusals=Refusals(lambda *_a, **_k: None))  # type: ignore[arg-type]
 
     node = AE("PACS")
     node.add_supported_context(model)

@@ -19,6 +19,8 @@ _MIN_BREAST = 0.02
 """Below this share of the image a segmentation is not believed, and everything is measured."""
 _NARROW = 0.15
 """What is narrow, over the square root of the breast's area: 15 mm along the border for a breast of 10 cm x 10 cm."""
+_STRIP = 0.005
+"""Least area of a strip, over that of the breast: the tip in which a breast ends at the border is less."""
 _PART = 0.2
 """Least area of a part that is not narrow, over that of the largest one."""
 
@@ -129,7 +131,8 @@ def without_strips(mask: Mask) -> tuple[Mask, Mask]:
     wide = mask & (distance_transform_edt(~thick) <= reach)
     narrow, _ = label(mask & ~wide, np.ones((3, 3)))
     touching = np.unique(np.concatenate([narrow[0], narrow[-1], narrow[:, 0], narrow[:, -1]]))
-    return mask & ~(np.isin(narrow, touching) & (narrow > 0)), wide
+    strips = touching[(touching > 0) & (np.bincount(narrow.ravel())[touching] >= _STRIP * mask.sum())]
+    return mask & ~np.isin(narrow, strips), wide
 
 
 def breast_tiles(mask: Mask, rows: int, columns: int) -> list[tuple[int, int]]:
