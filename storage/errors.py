@@ -18,6 +18,7 @@ LatentPacsError
 ├── IndexRefused            an index that is empty, foreign, older than the journal or damaged, and may not be used
 ├── IndexFault              the index cannot be read or written: locked, read-only, unreadable, damaged
 ├── IndexLost               the file of the index was removed or replaced while it was in use
+├── BackupRefused           a backup that cannot be made, read or restored
 ├── NewerFormat             files or a schema of a newer version than this one
 ├── PurgeRefused            retention may not remove originals here
 ├── CorrectionRefused       an amendment, a deletion or a quarantined object that the rules do not allow to go on
@@ -115,6 +116,10 @@ class IndexFault(LatentPacsError):
 
 class IndexLost(LatentPacsError):
     """What was just committed went to a file that is not the index any more: it counts as not done."""
+
+
+class BackupRefused(LatentPacsError):
+    """A backup cannot be made, verified or restored here; the message says why, and what to do."""
 
 
 class NewerFormat(LatentPacsError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from node.app.backups import make_backup, make_replication, stores_of
 from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs
 from node.app.node import Node
 from node.app.rebuilding import rebuild_index
+from node.app.restoring import restore_backup
 from node.app.services import Services, open_reports, open_stores, services
 from node.archive.opening import runs_here
 
@@ -12,12 +14,16 @@ __all__ = [
     "Node",
     "Services",
     "make_audit",
+    "make_backup",
+    "make_replication",
     "make_scrub",
     "make_validation",
     "open_reports",
     "open_stores",
     "plan_jobs",
     "rebuild_index",
+    "restore_backup",
     "runs_here",
     "services",
+    "stores_of",
 ]

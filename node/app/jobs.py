@@ -30,6 +30,7 @@ from storage.objects import ObjectStore
 
 if TYPE_CHECKING:
     pass
+from node.app.backups import make_replication
 from node.app.services import Services, examine_in, open_stores
 
 
@@ -79,6 +80,7 @@ def plan_jobs(
             jobs.reverify.when,
             jobs.reverify.schedule,
         ),
+        Planned(make_replication(settings, index, store), jobs.replicate.when, jobs.replicate.schedule),
         Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
         Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]

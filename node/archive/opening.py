@@ -12,6 +12,7 @@ from storage.index import Index
 from storage.index.opening import open_archive
 from storage.index.standing import quick_check, sqlite_file
 from storage.inspection import holds_any
+from storage.restoring import MARK
 
 LOGGER = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ def runs_here(root: Path) -> bool:
 
 
 def _opened(settings: Settings, *, accept_empty: bool, replay: bool) -> Index:
+    if (settings.storage.root / MARK).exists():
+        raise ConfigError(
+            f"{settings.storage.root} is a backup that is not restored to its end; run `latent-pacs restore-backup` "
+            "again"
+        )
     opened = open_archive(
         settings.storage.database_url,
         settings.storage.root,

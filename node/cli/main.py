@@ -11,6 +11,7 @@ from rich.text import Text
 
 from node.cli.amendments import amends
 from node.cli.audit import audits
+from node.cli.backup import backups, replicate, restore_backup
 from node.cli.console import Console
 from node.cli.gate import gates
 from node.cli.index import indexes
@@ -208,6 +209,9 @@ def trail(
         raise typer.Exit(1)
 
 
+app.command("restore-backup")(restore_backup)
+app.command()(replicate)
+app.add_typer(backups, name="backup")
 app.add_typer(indexes, name="index")
 app.add_typer(jobs, name="jobs")
 app.add_typer(audits, name="audit")

@@ -319,6 +319,16 @@ class ScrubSettings(JobSettings):
     keep_orphans: Span = 30 * DAY
 
 
+class ReplicateSettings(JobSettings):
+    when: ScheduleText = "daily 01:30"
+    to: LocalFolder = None
+
+    @property
+    def schedule(self) -> When | None:
+        """None without a folder: then it only runs on request."""
+        return parse_when(self.when) if self.enabled and self.to is not None else None
+
+
 class PurgeSettings(JobSettings):
     when: ScheduleText = "daily 04:00"
 
@@ -349,6 +359,7 @@ class JobsSettings(Section):
     purge: PurgeSettings = PurgeSettings()
     reverify: ReverifySettings = ReverifySettings()
     audit: AuditJobSettings = AuditJobSettings()
+    replicate: ReplicateSettings = ReplicateSettings()
     validation: ValidationSettings = ValidationSettings()
 
 

@@ -1,0 +1,40 @@
+"""A backup given back into the empty folders that config.yaml names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from node.app.backups import index_file
+from node.app.node import lock_root
+from node.app.services import open_store
+from node.archive.opening import open_for_command
+from node.config import Settings
+from storage.backup import Backup, Progress
+from storage.errors import BackupRefused
+from storage.index.standing import IndexStanding
+from storage.objects import ObjectStore
+from storage.records import Tier
+from storage.restoring import Restored, refuse_what_is_held, restore
+
+
+def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> Restored:
+    """Give a backup back into the empty root that config.yaml names, and check the index. Raises BackupRefused."""
+    file, root, cold = index_file(settings), settings.storage.root, settings.originals.path
+    backup = Backup(folder)
+    with backup.opened() as (manifest, _, _):
+        refuse_what_is_held(manifest, file, root, cold)
+    hot = open_store(settings)
+    lock = lock_root(hot)
+    try:
+        stores = {str(Tier.HOT): hot} | ({} if cold is None else {str(Tier.COLD): ObjectStore(cold)})
+        made = restore(backup, file, root, stores, progress)
+        index = open_for_command(settings)
+        try:
+            doubt = IndexStanding(index, root).doubt()
+        finally:
+            index.close()
+        if doubt:
+            raise BackupRefused(f"the restored index is not sound: {doubt}; run `latent-pacs index rebuild`")
+        return made
+    finally:
+        lock.close()

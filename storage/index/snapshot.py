@@ -1,0 +1,111 @@
+"""The index, the journals and the reports as they are at one point in time, while others go on writing.
+
+A read transaction on the index begins while the locks of both journals are held, and the lengths of the journals are
+noted under the same locks. So the journals never tell of more than the index holds. What the index has and the journals
+lack is still marked in it, and is written down when it is next opened. The locks are held for milliseconds: journals
+are only ever added to, and SQLite keeps the state of a read transaction, so that both are copied afterwards.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sqlalchemy import select
+
+from storage.changes import ChangeJournal
+from storage.index.changes import last_number
+from storage.index.connection import connect
+from storage.index.tables import archive
+from storage.index.upkeep import Upkeep
+from storage.journal import Journal
+from storage.manifest import INDEX
+from storage.objects import full_disk_is_store_full
+
+_PASSING = (".lock", ".making")
+"""Ends of the names of files that are of the moment."""
+
+END = "g"
+"""Text after every digest."""
+
+
+@dataclass(frozen=True)
+class Promised:
+    """An object that the index names, and the store that holds it."""
+
+    store: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A point in time. ``files``: copies by their path below the storage root. ``objects``: what the index names."""
+
+    archive: str
+    number: int
+    files: dict[str, Path]
+    objects: list[Promised]
+
+
+@contextmanager
+def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
+    """Copy the state of an archive with the index ``file`` into ``spool``, which has room. Raises StoreFull."""
+    changes, trail = ChangeJournal(root / "journal"), Journal(root / "journal")
+    with ExitStack() as stack, full_disk_is_store_full():
+        source = stack.enter_context(closing(sqlite3.connect(file, timeout=60, isolation_level=None)))
+        with changes.locked(), trail.locked():
+            source.execute("BEGIN")
+            source.execute(
+                "SELECT count(*) FROM sqlite_master"
+            ).fetchone()  # the transaction sees this moment from now on
+            journals = {name: stack.enter_context(path.open("rb")) for name, path in _files(root, "journal").items()}
+            lengths = {name: opened.seek(0, 2) for name, opened in journals.items()}
+        copy = spool / "snapshot"
+        copy.unlink(missing_ok=True)
+        with closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        source.execute("ROLLBACK")
+        files = {INDEX: copy}
+        for name, opened in journals.items():
+            files[name] = _copied(opened, lengths[name], spool / f"snapshot-{len(files)}")
+        for name, path in _files(root, "reports").items():  # written before their rows, so none is lacking
+            files[name] = Path(shutil.copyfile(path, spool / f"snapshot-{len(files)}"))
+        yield _told_by(copy, files)
+
+
+def _told_by(copy: Path, files: dict[str, Path]) -> Snapshot:
+    engine = connect(f"sqlite:///{copy}")
+    try:
+        with engine.connect() as connection:
+            identity = connection.execute(select(archive.c.identity)).scalar_one()
+            number = last_number(connection)
+        promised = {Promised(one.store, one.digest) for one in Upkeep(engine).promises("", END)}
+    finally:
+        engine.dispose()
+    with closing(sqlite3.connect(copy)) as one_file:
+        one_file.execute("PRAGMA journal_mode=DELETE")
+    return Snapshot(str(identity), number, files, sorted(promised, key=lambda one: (one.digest, one.store)))
+
+
+def _files(root: Path, folder: str) -> dict[str, Path]:
+    found = (path for path in sorted((root / folder).rglob("*")) if path.is_file() and not path.is_symlink())
+    return {
+        path.relative_to(root).as_posix(): path
+        for path in found
+        if path.name != "lock" and not path.name.endswith(_PASSING)
+    }
+
+
+def _copied(opened: IO[bytes], length: int, to: Path) -> Path:
+    """The first ``length`` bytes of a journal, which may have grown since."""
+    opened.seek(0)
+    with to.open("wb") as out:
+        while length > 0 and (some := opened.read(min(length, 1 << 20))):
+            out.write(some)
+            length -= len(some)
+    return to
