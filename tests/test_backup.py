@@ -291,6 +291,24 @@ def test_both_stores(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "cold/objects").rglob("*") if path.is_file()} == before
 
 
+def test_a_scrub_copies_what_is_damaged_from_the_replica(made: Filled, tmp_path: Path) -> None:
+    raw = yaml.safe_load(made.config.read_text())
+    raw["jobs"]["replicate"] = {"to": str(tmp_path / "backup")}
+    made.config.write_text(yaml.safe_dump(raw))
+    store, config = ObjectStore(made.root), ("-c", str(made.config))
+    listed = json.loads(run("jobs", "list", *config, "--json").stdout)
+    assert [one["when"] for one in listed if one["name"] == "replicate"] == ["daily 01:30"]
+    assert run("replicate", *config).returncode == 0
+    damaged, gone = sorted({one.digest for one in read_manifest(tmp_path / "backup").objects})[:2]
+    whole = store.read(damaged), store.read(gone)
+    flip(store.path(damaged))
+    store.delete(gone)
+    report = json.loads(run("scrub", "--full", *config, "--json").stdout)
+    found = {one["digest"]: one["action"] for one in report["findings"]}
+    assert (found[damaged], found[gone]) == ("recovered", "recovered")
+    assert (store.read(damaged), store.read(gone)) == whole
+
+
 def test_replicate_is_a_job(made: Filled, tmp_path: Path) -> None:
     config = ("-c", str(made.config))
     done = run("replicate", str(tmp_path / "backup"), *config, "--json")

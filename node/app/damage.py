@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from node.archive.trail import AuditTrail
-from node.jobs.mending import Mending
+from node.jobs.mending import Finding, Mending
 from storage.index import Index
 from storage.index.upkeep import Upkeep
 from storage.inspection import examine
@@ -15,14 +16,18 @@ from storage.records import Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
+_SEND_AGAIN = "send the image again from its source"
 
-def settle_in(index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail) -> Callable[[Tier, str], None]:
+
+def settle_in(
+    index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, replica: Path | None = None
+) -> Callable[[Tier, str], None]:
     """What to do with an object that does not have its digest: moved aside, its images flagged, log and trail told.
 
     Nothing is raised: whoever met the damage has an answer to give.
     """
     upkeep = Upkeep(index.engine)
-    mending = Mending(index, upkeep, {str(tier): store for tier, store in stores.items()})
+    mending = Mending(index, upkeep, {str(tier): store for tier, store in stores.items()}, replica)
 
     def settle(tier: Tier, digest: str) -> None:
         try:
@@ -44,7 +49,7 @@ def settle_in(index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrai
                         (one.sop_instance_uid,),
                         "original",
                         one.action,
-                        _told(digest, one.detail),
+                        _told(one),
                     )
                     for one in found
                 )
@@ -57,5 +62,6 @@ def settle_in(index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrai
     return settle
 
 
-def _told(digest: str, detail: str) -> str:
-    return f"object {digest}: {detail}; send the image again from its source"
+def _told(found: Finding) -> str:
+    mended = found.action == "recovered"
+    return f"object {found.digest}: {found.detail}; {'it is whole again' if mended else _SEND_AGAIN}"

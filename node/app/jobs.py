@@ -129,7 +129,8 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     stores = {str(tier): each for tier, each in open_stores(settings, index, store).items()}
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     timed = replace(timed, keep_orphans=scrub.keep_orphans)
-    mending, standing = Mending(index, upkeep, stores), IndexStanding(index, settings.storage.root)
+    mending = Mending(index, upkeep, stores, settings.jobs.replicate.to)
+    standing = IndexStanding(index, settings.storage.root)
 
     def would_return(tier: str, digest: str) -> bool:
         with _own_pool(settings)() as pool:

@@ -99,7 +99,7 @@ class Node:
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)
         deletion.finish()  # what a process that was killed left half deleted
         self.originals = Originals(self.index, stores, cache, restore_in(self.decoders))
-        self.originals.damaged = settle_in(self.index, stores, self.trail)
+        self.originals.damaged = settle_in(self.index, stores, self.trail, settings.jobs.replicate.to)
         self.custodian = Custodian(self.index, stores, self.originals, self.encoders, self.trail, settings)
         self.retention = Retention(
             self.index, stores, self.trail, settings, render_in(self.pool, self.index, self.store)

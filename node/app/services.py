@@ -64,7 +64,7 @@ def services(settings: Settings) -> Iterator[Services]:
             pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
             try:
                 originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
-                originals.damaged = settle_in(index, stores, trail)
+                originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
                 retention = Retention(index, stores, trail, settings, render_in(pool, index, store))
                 file = settings.gate.patches.file
                 named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})

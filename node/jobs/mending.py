@@ -1,5 +1,6 @@
 """What to do about an object that is damaged or missing: make it again, say so, or own up that an image is lost.
 
+- Any object that the replica (``jobs.replicate.to``) holds whole is copied from there.
 - A base or rendition whose original is whole: the image goes back to the archivist, which makes the same bytes again
   where it can (node/archive/remake.py). Until then the original is served.
 - An original whose rendition is whole: the image stays what it is, with a reason that says so. Peers that may have
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.index.upkeep import Damage, NewDamage, Promise, Upkeep
 from storage.inspection import Condition, Look, examine, recover, set_aside
@@ -35,10 +38,12 @@ class Finding:
 
 
 class Mending:
-    """Settles what a scrub finds. ``stores`` by the names that promises use."""
+    """Settles what a scrub finds. ``stores`` by the names that promises use; ``replica``: the folder of a backup."""
 
-    def __init__(self, index: Index, upkeep: Upkeep, stores: Mapping[str, ObjectStore]) -> None:
-        self._index, self._upkeep, self._stores = index, upkeep, stores
+    def __init__(
+        self, index: Index, upkeep: Upkeep, stores: Mapping[str, ObjectStore], replica: Path | None = None
+    ) -> None:
+        self._index, self._upkeep, self._stores, self._replica = index, upkeep, stores, replica
 
     def settle(self, promises: list[Promise], look: Look) -> list[Finding]:
         """Deal with one object that is not whole, for every row that promises it; empty where it is whole after all."""
@@ -51,7 +56,19 @@ class Mending:
             moved_to = aside.name if aside else ""
         if look.condition is Condition.MISSING and recover(self._stores[first.store], first.digest):
             return [self._finding(promise, look, "recovered") for promise in promises]
+        if look.condition is not Condition.UNREADABLE and self._copied_from_replica(first):
+            return [self._finding(promise, look, "recovered") for promise in promises]
         return [self._settle_one(promise, look, moved_to) for promise in promises]
+
+    def _copied_from_replica(self, promise: Promise) -> bool:
+        """Whether the replica held the object whole. One that cannot be read is as good as none."""
+        if self._replica is None or not (self._replica / "objects").is_dir():
+            return False
+        try:
+            self._stores[promise.store].take_from(ObjectStore(self._replica), promise.digest)
+        except (LatentPacsError, OSError):
+            return False
+        return True
 
     def check_again(self) -> list[Finding]:
         """What earlier scrubs found: closed where it is whole by now, settled once more where it is not."""
