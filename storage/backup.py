@@ -5,8 +5,9 @@ journals and the reports, by their digests too. ``manifest.jsonl`` says which of
 
 It is consistent because of its order. The state is copied first, as of one point in time. Then every object that this
 state names is copied. Objects never change, and a row is only committed after its objects are on disk, so each of them
-is there already. An object may go meanwhile, because an original was packed, purged or deleted. Then the state is
-copied again, until nothing is lacking that the archive still promises. Each round copies only what is new.
+is there already. An object may go meanwhile, because an original was packed, purged or deleted. The store keeps another
+name for it until the backup has ended (``ObjectStore.keeping``). A file system without hard links cannot do that. There
+the state is copied again, until nothing is lacking that the archive still promises; each round copies what is new.
 
 A backup that is killed has only added objects and files. The former manifest stays valid until the new one takes its
 place in one rename. Objects are never removed from a backup; files of a former state are, after that rename.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,13 +88,14 @@ class Backup:
         ``promised`` says whether the index still names an object by now. Raises BackupRefused, StoreFull.
         """
         self._refuse_another_folder()
-        with self._locked() as (objects, state):
+        with self._locked() as (objects, state), ExitStack() as stack:
+            kept = {name: stack.enter_context(store.keeping()) for name, store in stores.items()}
             for _ in range(_ROUNDS):
                 made = Made()
                 with snapshot_of(file, root, state.spool) as taken:
                     self._refuse_another_archive(taken.archive)
                     files = [_kept(state, name, path) for name, path in taken.files.items()]
-                held, lost = self._copy(objects, stores, taken, made, progress, cancelled)
+                held, lost = self._copy(objects, stores, kept, taken, made, progress, cancelled)
                 if cancelled():
                     return made
                 if all(promised(one) and not examine(stores[one.store], one.digest).whole for one in lost):
@@ -136,6 +138,7 @@ class Backup:
         self,
         objects: ObjectStore,
         stores: Mapping[str, ObjectStore],
+        kept: Mapping[str, Callable[[str], Path]],
         taken: Snapshot,
         made: Made,
         progress: Progress,
@@ -149,13 +152,10 @@ class Backup:
             if cancelled():
                 break
             try:
-                size = stores[one.store].held(one.digest).stat().st_size
-                there = objects.path(one.digest)
-                if not (objects.has(one.digest) and there.stat().st_size == size):
-                    objects.take_from(stores[one.store], one.digest)
-                    made.copied += 1
-                    made.bytes_copied += size
-            except (ObjectMissing, ObjectDamaged, FileNotFoundError, OSError) as error:
+                size, copied = _take(objects, stores[one.store], kept[one.store](one.digest), one.digest)
+                made.copied += copied
+                made.bytes_copied += size * copied
+            except (ObjectMissing, ObjectDamaged, OSError) as error:
                 if isinstance(error, OSError) and examine(stores[one.store], one.digest).whole:
                     raise BackupRefused(f"{self.folder} cannot be written: {error.strerror}") from error
                 if not has_digest(objects.path(one.digest), one.digest):
@@ -208,6 +208,21 @@ class Backup:
                     store.sweep_spool()
                     store.sweep_lent()
             yield objects, state
+
+
+def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> tuple[int, bool]:
+    """Have an object in the backup: its bytes, and whether it was copied. Raises ObjectMissing, ObjectDamaged.
+
+    One that goes meanwhile is first linked to ``kept`` and then removed, so that it is found under one of both names.
+    """
+    for source in (store.path(digest), kept):
+        with suppress(FileNotFoundError):
+            size = source.stat(follow_symlinks=False).st_size
+            if objects.has(digest) and objects.path(digest).stat().st_size == size:
+                return size, False
+            objects.take_copy(source, digest)
+            return size, True
+    raise ObjectMissing(f"object {digest} is not in {store.root}")
 
 
 def _kept(state: ObjectStore, name: str, path: Path) -> Entry:

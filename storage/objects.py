@@ -15,14 +15,15 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
 from storage.private import close_to_others
 
 _HOST = socket.gethostname().replace("+", "-")
+_KEEPING = "-keeping"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -73,14 +74,20 @@ class ObjectStore:
 
         Raises ObjectMissing, ObjectDamaged, StoreFull.
         """
-        source = other.held(digest)
+        self.take_copy(other.held(digest), digest)
+
+    def take_copy(self, source: Path, digest: str) -> None:
+        """Copy a file that holds an object. On return it is durable here, and has that digest.
+
+        Raises ObjectDamaged, StoreFull.
+        """
         self.check_room(source.stat().st_size)
         copied = self._own_name()
         try:
             with full_disk_is_store_full():
-                shutil.copyfile(source, copied)
+                shutil.copyfile(source, copied, follow_symlinks=False)
             if not has_digest(copied, digest):
-                raise ObjectDamaged(f"object {digest} in {other.root} does not have that digest any more")
+                raise ObjectDamaged(f"object {digest} as {source} does not have that digest any more")
             self.adopt(copied)
         finally:
             copied.unlink(missing_ok=True)
@@ -149,8 +156,29 @@ class ObjectStore:
         return data
 
     def delete(self, digest: str) -> None:
-        """Remove an object; absent is fine."""
+        """Remove an object; absent is fine. A backup in progress keeps a name of its own for it."""
+        for mark in self._lent.glob(f"*{_KEEPING}"):
+            host, pid, _ = mark.name.split("+")
+            if host != _HOST or _runs(int(pid)):
+                with suppress(OSError):  # no such object, kept already, or a file system without links
+                    os.link(self.path(digest), _kept_name(mark, digest))
         self.path(digest).unlink(missing_ok=True)
+
+    @contextmanager
+    def keeping(self) -> Iterator[Callable[[str], Path]]:
+        """While the block runs, objects that are deleted are kept under another name, which the function tells.
+
+        ``sweep_lent`` removes what a killed process kept.
+        """
+        mark = self._own_name()
+        mark = mark.with_name(mark.name + _KEEPING)
+        mark.touch()
+        try:
+            yield lambda digest: _kept_name(mark, digest)
+        finally:
+            mark.unlink(missing_ok=True)
+            for kept in self._lent.glob(f"{mark.name.removesuffix(_KEEPING)}-*"):
+                kept.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
         """Every digest in the store, in order."""
@@ -169,6 +197,10 @@ class ObjectStore:
             folder.mkdir(exist_ok=True)
             fsync_folder(self._objects)
             self._durable.add(folder.name)
+
+
+def _kept_name(mark: Path, digest: str) -> Path:
+    return mark.with_name(f"{mark.name.removesuffix(_KEEPING)}-{digest}")
 
 
 def _copied(held: Path, lent: Path) -> Path:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage.backup import Backup, Progress
 from storage.errors import BackupRefused, ObjectDamaged, ObjectMissing
+from storage.index import Index
 from storage.index.rebuild import rebuild
 from storage.index.standing import damage_of
 from storage.inspection import holds_any
 from storage.manifest import INDEX, Entry, Manifest
 from storage.objects import ObjectStore, fsync_folder, full_disk_is_store_full, has_digest
-from storage.records import Tier
 
 MARK = "restoring"
 """File below the storage root while a restore is not complete."""
@@ -64,11 +64,12 @@ def restore(
     file: Path,
     root: Path,
     stores: Mapping[str, ObjectStore],
+    take_in_objects: Callable[[Index], int] = lambda index: 0,
     progress: Progress = lambda done, of: None,
 ) -> Restored:
     """Give a backup back to the storage root ``root`` with the index ``file``. The caller has looked that it is empty.
 
-    The index is checked at the end. Raises BackupRefused, StoreFull.
+    The index is checked at the end. ``take_in_objects``: see ``rebuild``. Raises BackupRefused, StoreFull.
     """
     with backup.opened() as (manifest, objects, state):
         absent = {one.name for one in manifest.objects} - set(stores)
@@ -83,15 +84,17 @@ def restore(
             except (ObjectMissing, ObjectDamaged):
                 made.missing.append(f"object {entry.digest}")
             progress(made.objects + len(made.missing), of)
+        for end in ("-wal", "-shm"):  # a log left behind would be taken for one of the restored index
+            file.with_name(file.name + end).unlink(missing_ok=True)
         for entry in sorted(manifest.files, key=lambda one: one.name == INDEX):
             try:
-                _give_file(state, entry, file if entry.name == INDEX else root / entry.name, stores[Tier.HOT].spool)
+                _give_file(state, entry, file if entry.name == INDEX else root / entry.name)
                 made.files += 1
             except (ObjectMissing, ObjectDamaged):
                 made.missing.append(entry.name)
         progress(of, of)
     if not file.exists() or damage_of(file, "integrity_check"):
-        rebuild(file, root)
+        rebuild(file, root, take_in_objects=take_in_objects)
         made.rebuilt = True
     (root / MARK).unlink()
     fsync_folder(root)
@@ -108,10 +111,10 @@ def _give_object(objects: ObjectStore, store: ObjectStore, entry: Entry) -> None
         store.take_from(objects, entry.digest)
 
 
-def _give_file(state: ObjectStore, entry: Entry, target: Path, spool: Path) -> None:
+def _give_file(state: ObjectStore, entry: Entry, target: Path) -> None:
     """Put a file in its place, complete and on disk. Raises ObjectMissing, ObjectDamaged."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    copied = spool / "restored"
+    copied = target.with_name(f"{target.name}.restored")  # the index may be on another file system
     with full_disk_is_store_full():
         shutil.copyfile(state.held(entry.digest), copied)
         if not has_digest(copied, entry.digest):

@@ -22,7 +22,7 @@ from node.archive.opening import open_for_command
 from node.config import load
 from storage.backup import Backup, Made
 from storage.errors import BackupRefused, ConfigError, NewerFormat
-from storage.manifest import read_manifest
+from storage.manifest import Entry, Manifest, read_manifest, write_manifest
 from storage.objects import ObjectStore
 from storage.records import HoldKind, Tier
 from tests.conftest import wait_for
@@ -309,12 +309,36 @@ def test_a_scrub_copies_what_is_damaged_from_the_replica(made: Filled, tmp_path:
     assert (store.read(damaged), store.read(gone)) == whole
 
 
+def test_an_object_that_goes_meanwhile_is_in_the_backup(made: Filled, tmp_path: Path) -> None:
+    """As when an original is packed after the state was copied, and before its object is."""
+    index = open_for_command(made.settings)
+    stores = stores_of(made.settings, index, ObjectStore(made.root))
+    gone: dict[str, bytes] = {}
+
+    def progress(done: int, of: int) -> None:
+        if not gone and done == 1:
+            gone.update({digest: stores["hot"].read(digest) for digest in list(stores["hot"].digests())[2:4]})
+            for digest in gone:
+                ObjectStore(made.root).delete(digest)
+
+    done = make_backup(made.settings, index, stores, tmp_path / "backup", progress)
+    index.close()
+    assert done.clean
+    held = ObjectStore(tmp_path / "backup")
+    assert {digest: held.read(digest) for digest in gone} == gone
+    assert Backup(tmp_path / "backup").verify().clean
+    assert not list((made.root / "lent").iterdir())
+
+
 def test_replicate_is_a_job(made: Filled, tmp_path: Path) -> None:
     config = ("-c", str(made.config))
     done = run("replicate", str(tmp_path / "backup"), *config, "--json")
     assert (done.returncode, json.loads(done.stdout)["clean"]) == (0, True), done.stderr
     assert Backup(tmp_path / "backup").verify().clean
     assert json.loads(run("jobs", "history", "replicate", *config, "--json").stdout)[0]["state"] == "done"
+    shutil.rmtree(tmp_path / "backup")
+    unmounted = run("replicate", str(tmp_path / "backup"), *config)
+    assert (unmounted.returncode, "is its disk mounted" in unmounted.stderr) == (1, True)
     nowhere = run("replicate", *config)
     assert (nowhere.returncode, "names no folder" in nowhere.stderr) == (1, True)
 
@@ -343,6 +367,13 @@ def test_what_is_refused(made: Filled, tmp_path: Path) -> None:
         pass
     with pytest.raises(BackupRefused, match="another archive"):
         back_up(Filled(other, {}), dest)
+
+
+@pytest.mark.parametrize("name", ["../index.sqlite", "/etc/passwd", "journal/../../x", "objects/ab/cd", "journal", ""])
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
+    write_manifest(tmp_path, Manifest("a", 1, "2026-01-01", 0, (Entry("ab" * 32, 1, name),), ()))
+    with pytest.raises(BackupRefused, match="no part of an archive"):
+        read_manifest(tmp_path)
 
 
 def flip(path: Path) -> None:

@@ -13,9 +13,11 @@ from node.jobs.job import FunctionJob
 from storage.backup import Backup, Made, Progress
 from storage.errors import BackupRefused, ConfigError
 from storage.index import Index
+from storage.index.jobs import JobRows
 from storage.index.snapshot import Promised
 from storage.index.standing import sqlite_file
 from storage.index.upkeep import Upkeep
+from storage.manifest import NAME
 from storage.objects import ObjectStore
 
 
@@ -45,11 +47,18 @@ def make_backup(
 def make_replication(settings: Settings, index: Index, store: ObjectStore, to: Path | None = None) -> FunctionJob:
     """The job that keeps a backup up; ``to``: another folder than ``jobs.replicate.to``."""
     folder, stores = to or settings.jobs.replicate.to, stores_of(settings, index, store)
+    rows = JobRows(index.engine)
 
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         if folder is None:
             raise ConfigError("jobs.replicate.to names no folder; name one there or on the command line")
+        if str(folder) in rows.memory("replicate") and not (folder / NAME).exists():
+            raise BackupRefused(
+                f"{folder} held a backup and is empty now: is its disk mounted? `latent-pacs backup` begins anew there"
+            )
         made = make_backup(settings, index, stores, folder, progress, cancelled)
+        if made.finished:
+            rows.remember("replicate", {str(folder): made.archive})
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 
     return FunctionJob("replicate", "keeps the backup in jobs.replicate.to up to the archive", work)

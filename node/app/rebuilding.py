@@ -28,16 +28,24 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
         raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
     accept_odd_values()
     store = ObjectStore(root)
-    lock, pool = lock_root(store), WorkerPool(settings.reconstruct, name="decode")
+    lock = lock_root(store)
+    try:
+        return rebuild(file, root, take_in_objects=taking_in(settings, store), progress=progress)
+    finally:
+        lock.close()
+
+
+def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
+    """Takes in what the objects hold and no journal tells of; how many objects that were."""
 
     def take_in(index: Index) -> int:
         stores = {Tier.HOT: store}
         if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
             stores[Tier.COLD] = ObjectStore(settings.originals.path)
-        return Unclaimed(index, stores, examine_in(pool)).take_in()
+        pool = WorkerPool(settings.reconstruct, name="decode")
+        try:
+            return Unclaimed(index, stores, examine_in(pool)).take_in()
+        finally:
+            pool.close()
 
-    try:
-        return rebuild(file, root, take_in_objects=take_in, progress=progress)
-    finally:
-        pool.close()
-        lock.close()
+    return take_in

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from node.app.backups import index_file
 from node.app.node import lock_root
+from node.app.rebuilding import taking_in
 from node.app.services import open_store
 from node.archive.opening import open_for_command
 from node.config import Settings
@@ -27,7 +28,7 @@ def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda
     lock = lock_root(hot)
     try:
         stores = {str(Tier.HOT): hot} | ({} if cold is None else {str(Tier.COLD): ObjectStore(cold)})
-        made = restore(backup, file, root, stores, progress)
+        made = restore(backup, file, root, stores, taking_in(settings, hot), progress)
         index = open_for_command(settings)
         try:
             doubt = IndexStanding(index, root).doubt()

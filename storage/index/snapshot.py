@@ -19,6 +19,7 @@ from typing import IO
 from sqlalchemy import select
 
 from storage.changes import ChangeJournal
+from storage.errors import BackupRefused
 from storage.index.changes import last_number
 from storage.index.connection import connect
 from storage.index.tables import archive
@@ -57,8 +58,8 @@ def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
     """Copy the state of an archive with the index ``file`` into ``spool``, which has room. Raises StoreFull."""
     changes, trail = ChangeJournal(root / "journal"), Journal(root / "journal")
     with ExitStack() as stack, full_disk_is_store_full():
-        source = stack.enter_context(closing(sqlite3.connect(file, timeout=60, isolation_level=None)))
         with changes.locked(), trail.locked():
+            source = stack.enter_context(closing(sqlite3.connect(file, timeout=60, isolation_level=None)))
             source.execute("BEGIN")
             source.execute(
                 "SELECT count(*) FROM sqlite_master"
@@ -67,8 +68,11 @@ def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
             lengths = {name: opened.seek(0, 2) for name, opened in journals.items()}
         copy = spool / "snapshot"
         copy.unlink(missing_ok=True)
-        with closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
+        try:
+            with closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+        except sqlite3.Error as error:
+            raise BackupRefused(f"the index {file} cannot be copied to {spool}: {error}") from error
         source.execute("ROLLBACK")
         files = {INDEX: copy}
         for name, opened in journals.items():
