@@ -90,8 +90,8 @@ class Backup:
         self._refuse_another_folder()
         with self._locked() as (objects, state), ExitStack() as stack:
             kept = {name: stack.enter_context(store.keeping()) for name, store in stores.items()}
+            made = Made()
             for _ in range(_ROUNDS):
-                made = Made()
                 with snapshot_of(file, root, state.spool) as taken:
                     self._refuse_another_archive(taken.archive)
                     files = [_kept(state, name, path) for name, path in taken.files.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,8 @@ from storage.index.standing import sqlite_file
 from storage.index.upkeep import Upkeep
 from storage.manifest import NAME
 from storage.objects import ObjectStore
+
+LOGGER = logging.getLogger(__name__)
 
 
 def make_backup(
@@ -58,7 +61,11 @@ def make_replication(settings: Settings, index: Index, store: ObjectStore, to: P
             )
         made = make_backup(settings, index, stores, folder, progress, cancelled)
         if made.finished:
-            rows.remember("replicate", {str(folder): made.archive})
+            rows.remember("replicate", {**rows.memory("replicate"), str(folder): made.archive})
+        if made.missing:
+            LOGGER.error(
+                "%d objects are missing or damaged in the archive; run latent-pacs scrub --full", len(made.missing)
+            )
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 
     return FunctionJob("replicate", "keeps the backup in jobs.replicate.to up to the archive", work)
