@@ -13,12 +13,20 @@ from pathlib import Path
 from pydicom.uid import ExplicitVRLittleEndian
 
 from benchmarks.kills import SUCCESSES
-from benchmarks.mutations import changed_data_set, changed_pdu, command_set, commands, data_sets, element, requests
+from benchmarks.mutations import (
+    changed_command,
+    changed_data_set,
+    changed_pdu,
+    command_set,
+    commands,
+    data_sets,
+    element,
+    requests,
+)
 from benchmarks.victim import Victim
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.errors import LatentPacsError
-from tests.mutants import changed_bytes
 from tests.samples import MAMMOGRAPHY
 from tests.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
 
@@ -105,7 +113,7 @@ class Attack:
         with suppress(OSError), self._connected() as connection:
             connection.sendall(associate(*contexts, calling=b"MODALITY"))
             self._answer(connection)
-            command = changed_bytes(self.chance, self.chance.choice(self._commands))
+            command = changed_command(self.chance, self.chance.choice(self._commands))
             whole = _data(3, 3, command) + _data(3, 2, changed_data_set(self.chance, self._body))
             if self.chance.random() < 0.3:
                 whole = changed_pdu(self.chance, whole)
@@ -118,9 +126,8 @@ class Attack:
         connection: socket.socket | None = None
         for _ in range(count):
             self.tried += 1
-            uid = f"2.25.{self.chance.getrandbits(100) + 10**31}"[: len(self._uid)]
-            body = changed_data_set(self.chance, self._body.replace(self._uid.encode(), uid.ljust(len(self._uid), "1").encode()))
-            uid = uid.ljust(len(self._uid), "1")
+            uid = f"2.25.{self.chance.randrange(10 ** (len(self._uid) - 6), 10 ** (len(self._uid) - 5))}"
+            body = changed_data_set(self.chance, self._body.replace(self._uid.encode(), uid.encode()))
             with suppress(OSError):
                 if connection is None:
                     connection = self._connected(20)
@@ -140,7 +147,7 @@ class Attack:
         if connection is not None:
             connection.close()
 
-    def _connected(self, seconds: float = 0.3) -> socket.socket:
+    def _connected(self, seconds: float = 0.05) -> socket.socket:
         made = socket.create_connection(("127.0.0.1", self.victim.port), 10)
         made.settimeout(seconds)
         return made

@@ -32,6 +32,9 @@ SUCCESSES = (0x0000, 0xB007)
 SMALL, LARGE = (64, 48), (400, 320)
 """Rows and columns: images below 256 pixels a side stay exact, larger ones are encoded."""
 
+PATIENCE = 2
+"""Seconds for which a sender is waited for once the node is dead; it may wait longer for an answer, in vain."""
+
 
 @dataclass(frozen=True)
 class Acknowledged:
@@ -80,13 +83,13 @@ class Kills:
         time.sleep(self.chance.uniform(0.02, 0.7))
         self._kill_node("storing")
         for each in senders:
-            each.join(60)
+            each.join(PATIENCE)
 
     def _encoding(self) -> None:
         """Two images arrive; workers are killed while they encode and verify, and last the node."""
         if not self._up():
             return
-        self._sender(LARGE, 2).join(60)
+        self._sender(LARGE, 2).join(20)
         for _ in range(2):
             time.sleep(self.chance.uniform(0.1, 3.0))
             self._kill_worker("encoding")
@@ -97,7 +100,7 @@ class Kills:
         """The node is killed just after an image was verified, when its original is packed."""
         if not self._up():
             return
-        self._sender(LARGE, 1).join(60)
+        self._sender(LARGE, 1).join(20)
         deadline, index = time.monotonic() + 8, self.victim.index()
         uid = max(self._unchecked, key=list(self.acknowledged).index, default="")
         with suppress(LatentPacsError):
@@ -126,7 +129,7 @@ class Kills:
         if self.chance.random() < 0.5:
             self.kills[name] += killed(command)
         self._kill_node(name)
-        sender.join(60)
+        sender.join(PATIENCE)
         try:
             command.wait(60)
         except subprocess.TimeoutExpired:

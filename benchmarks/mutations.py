@@ -122,10 +122,7 @@ class Reader:
 
     def command(self, chance: random.Random) -> None:
         """A command set in P-DATA, with a data set behind it where it announces one."""
-        chosen = changed_bytes(chance, chance.choice(self._commands))
-        if chance.random() < 0.5:
-            at = chance.randrange(len(chosen))
-            chosen = chosen[:at] + struct.pack("<I", chance.choice(NUMBERS)) + chosen[at + 4 :]
+        chosen = changed_command(chance, chance.choice(self._commands))
         provider: Any = DIMSEServiceProvider(self._assoc)
         try:
             for flags, value in ((3, chosen), (2, changed_bytes(chance, b"\x08\0\x52\0\x06\0\0\0STUDY "))):
@@ -222,7 +219,9 @@ def commands() -> list[bytes]:
     services += [command_set(field, named, element(0x600, b"VIEWER")) for field in (0x10, 0x20, 0x21)]
     services += [command_set(0xFFF, element(0x120, b"\1\0"), data=False), command_set(0x130, named, instance)]
     services += [command_set(0x100, named, instance, element(0x1002, b"\1\0"))]
-    return services + [command_set(field | 0x8000, named, element(0x900, b"\0\0")) for field in (0x01, 0x10, 0x21, 0x30)]
+    return services + [
+        command_set(field | 0x8000, named, element(0x900, b"\0\0")) for field in (0x01, 0x10, 0x21, 0x30)
+    ]
 
 
 # --- how ---
@@ -246,6 +245,30 @@ def changed_data_set(chance: random.Random, body: bytes) -> bytes:
     return bytes(changed)
 
 
+def changed_command(chance: random.Random, whole: bytes) -> bytes:
+    """A command set of which elements were changed, doubled or left out, and now and then any byte."""
+    elements, at = [], 0
+    while at < len(whole):
+        tag, length = struct.unpack_from("<xxHI", whole, at)
+        elements.append((tag, whole[at + 8 : at + 8 + length]))
+        at += 8 + length
+    for _ in range(chance.choice([1, 1, 2, 3])):
+        at, how = chance.randrange(len(elements)), chance.randrange(5)
+        tag, value = elements[at]
+        if how == 0:
+            elements[at] = tag, changed_bytes(chance, value)
+        elif how == 1:
+            elements[at] = tag, struct.pack("<I", chance.choice(NUMBERS))[: len(value)]
+        elif how == 2:
+            elements[at] = chance.choice([0, 2, 0x100, 0x110, 0x120, 0x600, 0x700, 0x800, 0x900, 0x1000, 0x1030]), value
+        elif how == 3:
+            elements.insert(at, (tag, value * chance.choice([1, 2, 100])))
+        elif len(elements) > 1:
+            del elements[at]
+    changed = b"".join(struct.pack("<HHI", 0, tag, len(value)) + value for tag, value in elements)
+    return changed_bytes(chance, changed) if chance.random() < 0.2 else changed
+
+
 def changed_pdu(chance: random.Random, whole: bytes) -> bytes:
     """A PDU with bytes changed; in half of the cases its length is made to fit again, so that its inside is read."""
     changed = bytearray(changed_bytes(chance, whole))
@@ -266,7 +289,6 @@ def fuzz(seed: int, first: int, count: int, seconds: float, report: Path) -> Non
     """Try inputs by their numbers until they or the time are over; what came of them is written to ``report``."""
     limit_to(MEMORY)
     signal.signal(signal.SIGALRM, _too_long)
-    # sys.stderr
     done: dict[str, Any] = {"tried": 0, "kinds": Counter(), "refused": 0, "crashes": []}
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
@@ -302,7 +324,7 @@ def fuzz_in_process_of_its_own(seed: int, first: int, count: int, seconds: float
     report = folder / f"mutations-{first}.json"
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.mutations"]
     words += [str(each) for each in (seed, first, count, seconds, report)]
-    process = subprocess.Popen(words, cwd=ROOT)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)  # a line for each mutant
     try:
         code = process.wait(seconds + 60)
     except subprocess.TimeoutExpired:

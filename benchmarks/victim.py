@@ -50,6 +50,8 @@ class Victim:
         storage = {"root": str(self.root), "min_free": 0}
         self.config.write_text(yaml.safe_dump({**CHEAP, "node": settings, "storage": storage}))
         self.process: subprocess.Popen[bytes] | None = None
+        """The node, until it is killed."""
+        self._groups: list[int] = []
 
     @property
     def address(self) -> Address:
@@ -79,7 +81,9 @@ class Victim:
     def _started(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             words = [*COMMAND, command, *arguments, "-c", str(self.config)]
-            return subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+            started = subprocess.Popen(words, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        self._groups.append(started.pid)
+        return started
 
     @property
     def log(self) -> Path:
@@ -87,18 +91,19 @@ class Victim:
 
     def kill(self) -> bool:
         """SIGKILL of the node; False where it did not run."""
-        return killed(self.process)
+        done, self.process = killed(self.process), None
+        return done
 
     def workers(self) -> list[int]:
         """The processes that the node has started."""
         return children(self.process.pid) if self.process is not None and self.alive else []
 
     def close(self) -> None:
-        """End the node and everything that it started."""
-        if self.process is not None:
+        """End the node, its commands and every process that they started."""
+        killed(self.process)
+        for group in self._groups:
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+                os.killpg(group, signal.SIGKILL)
 
     def index(self) -> Index:
         return Index.open(f"sqlite:///{self.root / 'index.sqlite'}")
@@ -146,5 +151,3 @@ def children(parent: int) -> list[int]:
                 if int(number) == parent and state != "Z":
                     found.append(int(entry.name))
     return found
-
-

@@ -48,6 +48,8 @@ class HeaderBytes:
     def dataset(self) -> Dataset:
         """The header as a pydicom data set without pixel data."""
         syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
+        if not syntax.is_transfer_syntax:
+            raise Unparseable(f"a header in no known transfer syntax: {syntax!r}")
         return parse(mended(self.before + self.after, syntax), syntax)
 
 
