@@ -8,17 +8,19 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydicom import Dataset
+from pynetdicom.fsm import InvalidEventError
 
 from node.app import Node
 from node.cli.logs import TextLines
 from node.config import Settings
 from node.dimse.negotiation import gone_over, plain_titles
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.upper_layer import Caller
+from node.dimse.upper_layer import Caller, UpperLayer
 from tests.conftest import settings_for, wait_for
 from tests.upper_layer import (
     ABORTED,
@@ -189,6 +191,26 @@ def test_a_maximum_length_without_room_for_data_is_rejected(port: int, most: int
 )
 def test_what_contradicts_itself_is_aborted(port: int, broken: bytes) -> None:
     assert kinds(ask(port, broken)) == [ABORTED]
+
+
+def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as an acceptance once an invalid PDU behind the request was answered with an abort."""
+
+    def fail() -> None:
+        raise InvalidEventError("Invalid event 'Evt7' for the current state 'Sta13'")
+
+    ours, theirs = socket.socketpair()
+    layer: Any = UpperLayer.__new__(UpperLayer)
+    threading.Thread.__init__(layer, target=fail)
+    layer._assoc = SimpleNamespace(is_acceptor=True, requestor=SimpleNamespace(address="127.0.0.1"))
+    layer.socket = ours
+    with theirs:
+        layer.start()
+        layer.join(20)
+        theirs.settimeout(20)
+        assert theirs.recv(1) == b""
+    assert "had no place for" in caplog.text
+    assert not [one for one in caplog.records if one.exc_info]
 
 
 def test_an_error_of_ours_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

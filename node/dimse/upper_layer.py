@@ -3,7 +3,8 @@
 1. An error in the thread of an association leaves the one that owns its connection alone: the caller is neither
    answered nor closed, and no limit counts it. Here the association ends with either thread.
 2. A PDU that cannot be decoded prints a traceback that quotes it. Here it is one line, and the association is aborted.
-3. A process waits at its end for threads that are sending to a peer that does not read. Here it does not.
+3. A PDU that comes while the answer to a request is made ends the thread with a traceback. Here that is one line.
+4. A process waits at its end for threads that are sending to a peer that does not read. Here it does not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import A_ABORT_RQ
 
 from node.dimse.negotiation import ANSWER, REQUEST, Refusal, gone_over
@@ -25,6 +27,15 @@ class UpperLayer(DULServiceProvider):
 
     refusal: Refusal | None = None
     """Why the association that was asked for is to be refused."""
+
+    def run(self) -> None:
+        """Until the connection has ended, however it does."""
+        try:
+            super().run()
+        except InvalidEventError:  # such as an invalid PDU behind a request, while the answer to that is made
+            LOGGER.warning("association with %s ended: a PDU arrived that it had no place for", self._peer)
+            if self.socket is not None:
+                self.socket.close()
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
         try:
