@@ -32,6 +32,8 @@ SUCCESSES = (0x0000, 0xB007)
 SMALL, LARGE = (64, 48), (400, 320)
 """Rows and columns: images below 256 pixels a side stay exact, larger ones are encoded."""
 
+TASKS = 6
+"""Things that are interrupted between two checks; each brings one to three kills."""
 PATIENCE = 2
 """Seconds for which a sender is waited for once the node is dead; it may wait longer for an answer, in vain."""
 
@@ -66,10 +68,10 @@ class Kills:
 
     def round(self) -> None:
         """A few kills, and a look at what was acknowledged since the last round and at a few older studies."""
-        for _ in range(4):
+        for _ in range(TASKS):
             if not self._plan:
                 self._plan = [self._storing, self._storing, self._encoding, self._packing]
-                self._plan += [self._storing, self._purging, self._scrubbing, self._rebuilding]
+                self._plan += [self._storing, self._storing, self._purging, self._scrubbing, self._rebuilding]
                 self.chance.shuffle(self._plan)
             self._plan.pop()()
         self.check(everything=False)
@@ -137,9 +139,9 @@ class Kills:
             killed(command)
 
     def _rebuilding(self) -> None:
-        """The rebuild of the index is killed once or twice."""
+        """The rebuild of the index is killed up to three times."""
         self._kill_node("rebuilding")
-        for _ in range(2):
+        for _ in range(3):
             command = self.victim.command("index", "rebuild")
             time.sleep(self.chance.uniform(0.5, 1.6))
             self.kills["rebuilding"] += killed(command)

@@ -1,9 +1,9 @@
 """Kills, mutated inputs and growth, in rounds until the time is over: nothing may be lost, and nothing may crash.
 
-A node is killed while it stores, encodes, packs, purges, scrubs and rebuilds its index, and after each few kills every
-image that it acknowledged since must come back byte for byte, or as the reconstruction that was verified. Meanwhile a
-process mutates inputs of the decoders and parsers, and another node meets mutated PDUs, messages and files. Exit code 1:
-something was lost, wrong or crashed.
+A node is killed while it stores, encodes, packs, purges, scrubs and rebuilds its index. After a few kills every image
+that it acknowledged since must come back byte for byte, or as the reconstruction that was verified. Meanwhile a process
+mutates inputs of the decoders and parsers, and another node meets mutated PDUs, messages and files. The exit code is 1
+where something was lost, wrong or crashed.
 
     python -m benchmarks.torture --minutes 20 [--seed S] [--json]
 """
@@ -29,6 +29,8 @@ from benchmarks.kills import Kills
 from benchmarks.mutations import fuzz_in_process_of_its_own
 from storage.dicomfile import accept_odd_values
 
+WARM_UP = 5
+"""Rounds of attacks after which the node has its threads and connections to the index; found by printing them."""
 LIVE = 30
 """Inputs that the attacked node meets in a round."""
 BATCH = 30.0
@@ -62,7 +64,8 @@ def torture(folder: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
     mutations = Mutations(folder, seed, deadline)
     mutations.start()
     try:
-        attack.round(LIVE)
+        for _ in range(WARM_UP):
+            attack.round(LIVE)
         attack.begin_to_measure()
         while time.monotonic() < deadline:
             kills.round()

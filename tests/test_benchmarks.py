@@ -18,7 +18,7 @@ from node.codec import search
 from node.codec.search import Encoder
 
 MODULES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem != "__init__")
-PARTS = {"coded", "hotelling", "losses", "rivals", "sheets", "signals"}
+PARTS = {"attack", "coded", "hotelling", "kills", "losses", "mutations", "rivals", "sheets", "signals", "victim"}
 """What benchmarks are made of; the others are programs."""
 
 
