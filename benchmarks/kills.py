@@ -57,6 +57,7 @@ class Kills:
         self.kills: Counter[str] = Counter()
         self.lost: set[str] = set()
         self.wrong: set[str] = set()
+        self.reconstructed: set[str] = set()
         self.crashes = 0
         self.found: list[str] = []
         self._unchecked: set[str] = set()
@@ -242,6 +243,7 @@ class Kills:
         if held is not None and held.purged and held.state is InstanceState.VERIFIED and made is not None:
             path = receiver.received.get(made.derived_uid)
             if path is not None and _pixels(path) == made.output_digest:
+                self.reconstructed.add(uid)
                 self._seen.add(uid)
                 return
         self.lost.add(uid)

@@ -89,6 +89,7 @@ def torture(folder: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
         "thread_growth": growth["threads"],
         "seed": seed,
         "seconds": round(time.monotonic() - began),
+        "purged_and_reconstructed": len(kills.reconstructed),
         "killed_while": dict(kills.kills),
         "mutated": {**mutations.kinds, "live": attack.tried},
         "found": [*kills.found, *attack.found, *mutations.crashes],
@@ -116,7 +117,7 @@ class Mutations(threading.Thread):
 def show(report: dict[str, Any]) -> None:
     """The figures as a table, and each thing that was found as a line."""
     table = Table("what", "figure", title="Torture")
-    for name in (*list(report)[:9], "killed_while", "mutated"):
+    for name in (*list(report)[:9], "purged_and_reconstructed", "killed_while", "mutated"):
         value = report[name]
         text = ", ".join(f"{each} {count}" for each, count in value.items()) if isinstance(value, dict) else str(value)
         table.add_row(name.replace("_", " "), text)
