@@ -63,7 +63,7 @@ class Kills:
         self._unchecked: set[str] = set()
         self._seen: set[str] = set()
         self._pixels = {shape: breast(*shape) for shape in (SMALL, LARGE)}
-        self._files = folder / "sent"
+        self._files, self._backup = folder / "sent", folder / "backup"
         self._files.mkdir()
         self._plan: list[Callable[[], None]] = []
 
@@ -72,7 +72,8 @@ class Kills:
         for _ in range(TASKS):
             if not self._plan:
                 self._plan = [self._storing, self._storing, self._encoding, self._packing]
-                self._plan += [self._storing, self._storing, self._purging, self._scrubbing, self._rebuilding]
+                self._plan += [self._storing, self._storing, self._purging, self._scrubbing]
+                self._plan += [self._rebuilding, self._backing_up]
                 self.chance.shuffle(self._plan)
             self._plan.pop()()
         self.check(everything=False)
@@ -122,6 +123,10 @@ class Kills:
     def _scrubbing(self) -> None:
         command = self.victim.command("scrub", "--full", "--remove-orphans") if self._up() else None
         self._beside("scrubbing", command, 0.8, 2.0)
+
+    def _backing_up(self) -> None:
+        command = self.victim.command("backup", str(self._backup)) if self._up() else None
+        self._beside("backing up", command, 0.8, 2.5)
 
     def _beside(self, name: str, command: subprocess.Popen[bytes] | None, least: float, most: float) -> None:
         """A command is killed while the node works, or the node while the command does."""

@@ -1,9 +1,9 @@
 """Kills, mutated inputs and growth, in rounds until the time is over: nothing may be lost, and nothing may crash.
 
-A node is killed while it stores, encodes, packs, purges, scrubs and rebuilds its index. After a few kills every image
-that it acknowledged since must come back byte for byte, or as the reconstruction that was verified. Meanwhile a process
-mutates inputs of the decoders and parsers, and another node meets mutated PDUs, messages and files. The exit code is 1
-where something was lost, wrong or crashed.
+A node is killed while it stores, encodes, packs, purges, scrubs, rebuilds its index and is backed up. After a few kills
+every image that it acknowledged since must come back byte for byte, or as the reconstruction that was verified.
+Meanwhile a process mutates inputs of the decoders and parsers, and another node meets mutated PDUs, messages and files.
+The exit code is 1 where something was lost, wrong or crashed.
 
     python -m benchmarks.torture --minutes 20 [--seed S] [--json]
 """
