@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the nodes end too
     with tempfile.TemporaryDirectory(prefix="latent-pacs-torture-") as folder:
         report = torture(Path(folder), options.minutes * 60, options.seed)
     if options.json:
