@@ -29,7 +29,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from node.codec.bases import make_base
 from node.codec.decode import Decoded, SideInformation, reconstruct
-from node.codec.noise import decode_noise, encode_noise, matched, measure_deviation, with_spectrum
+from node.codec.noise import decode_noise, encode_noise, matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.source import Source
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import Reference
@@ -130,7 +130,7 @@ def payload_of(pixels: NDArray[np.uint16], bits: int) -> Payload:
     noise = measure_deviation(reference.image, structure, reference.core, reference.counted)
     lacking = (own - made).sum(axis=(1, 2))
     noise = with_spectrum(decode_noise(encode_noise(noise)), reference.image, structure, reference.core)
-    noise = matched(noise, structure, reference.core, lacking)
+    noise = matched(noise, missing_energy(noise, structure, reference.core), lacking)
     return Payload(encode_base(base), encode_noise(noise))
 
 

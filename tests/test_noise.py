@@ -23,6 +23,7 @@ from node.codec.noise import (
     encode_noise,
     matched,
     measure_deviation,
+    missing_energy,
     unit_noise,
     white_noise,
     with_spectrum,
@@ -38,6 +39,10 @@ FULL = np.uint8(192)
 
 
 NAMES = [each.name for each in fields(NoiseModel)]
+
+
+def in_bands(model: NoiseModel, structure: Float, inside: NDArray[np.bool_], wanted: NDArray[np.float64]) -> NoiseModel:
+    return matched(model, missing_energy(model, structure, inside), wanted)
 
 
 def level_code(deviation: float) -> int:
@@ -307,7 +312,7 @@ def test_cells_of_one_value_are_quiet() -> None:
     everywhere = np.ones(original.shape, dtype=bool)
     own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
     plain = measure_deviation(original, structure, everywhere, everywhere)
-    told = matched(with_spectrum(plain, original, structure, everywhere), structure, everywhere, own - made)
+    told = in_bands(with_spectrum(plain, original, structure, everywhere), structure, everywhere, own - made)
     drawn = told.draw(structure, 1)
     assert not drawn[128:192, 256:320].any()
     assert drawn[128:192, 192:256].all()
@@ -355,7 +360,7 @@ def test_what_is_drawn_has_the_energy_that_was_missing_in_every_band() -> None:
     own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
     plain = measure_deviation(original, structure, everywhere, everywhere)
     spectral = with_spectrum(plain, original, structure, everywhere)
-    told = decode_noise(encode_noise(matched(spectral, structure, everywhere, own - made)))
+    told = decode_noise(encode_noise(in_bands(spectral, structure, everywhere, own - made)))
     drawn = band_energies(structure + told.draw(structure, 9), everywhere)[:BANDS].sum(axis=(1, 2))
     np.testing.assert_allclose(10 * np.log10((drawn - made) / (own - made)), 0, atol=0.4)
     again = unit(512, 512, told.spectrum, 1)
@@ -392,7 +397,7 @@ def test_nothing_is_missing_in_the_original_itself() -> None:
     original, _, _ = known(256, 256)
     everywhere = np.ones(original.shape, dtype=bool)
     found = measure_deviation(original, original, everywhere, everywhere)
-    told = matched(with_spectrum(found, original, original, everywhere), original, everywhere, np.zeros(BANDS))
+    told = in_bands(with_spectrum(found, original, original, everywhere), original, everywhere, np.zeros(BANDS))
     assert not told.draw(original, 1).any()
 
 
@@ -401,5 +406,5 @@ def test_a_breast_smaller_than_a_periodogram_has_no_spectrum() -> None:
     small = np.zeros(original.shape, dtype=bool)
     small[:100, :100] = True
     plain = measure_deviation(original, structure, small, np.ones_like(small))
-    told = matched(with_spectrum(plain, original, structure, small), structure, small, np.ones(BANDS))
+    told = in_bands(with_spectrum(plain, original, structure, small), structure, small, np.ones(BANDS))
     assert not told.draw(structure, 1).any()

@@ -11,6 +11,7 @@ import pytest
 from node.cli.sbom import bill_of_materials
 from node.config import parse
 from storage.errors import ConfigError
+from tests.named import is_there
 from tests.test_architecture import ROOT, modules
 
 THREATS = (ROOT / "docs/THREATS.md").read_text(encoding="utf-8")
@@ -19,10 +20,7 @@ NAMED = sorted(set(re.findall(r"tests/\w+\.py(?:::\w+)?", THREATS)))
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_test_that_is_named_exists(name: str) -> None:
-    file, _, function = name.partition("::")
-    defined = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-    names = {one.name for one in defined if isinstance(one, ast.FunctionDef)}
-    assert (function or "test_") in names or (not function and any(one.startswith("test_") for one in names))
+    assert is_there(name)
 
 
 def test_every_answer_names_a_test() -> None:

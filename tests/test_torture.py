@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from benchmarks.mutations import fuzz_in_process_of_its_own
 from storage.dicomfile import HeaderBytes
 from storage.errors import Unparseable
-from tests.test_architecture import ROOT
+from tests.named import ROOT, is_there
 
 RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"tests/\w+\.py(?:::\w+)?", RELIABILITY)))
@@ -55,10 +54,7 @@ def test_a_minute_of_torture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMED)
 def test_every_test_that_is_named_exists(name: str) -> None:
-    file, _, function = name.partition("::")
-    defined = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-    names = {one.name for one in defined if isinstance(one, ast.FunctionDef)}
-    assert function in names if function else any(one.startswith("test_") for one in names)
+    assert is_there(name)
 
 
 def test_every_fault_names_a_test() -> None:

@@ -278,14 +278,19 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
-def matched(model: NoiseModel, structure: Float, inside: Mask, wanted: NDArray[np.float64]) -> NoiseModel:
+def missing_energy(model: NoiseModel, structure: Float, inside: Mask) -> float:
+    """Energy of the model's noise before its gain, summed over ``inside``, in grey levels squared."""
+    return float(np.square(model.deviation(structure)[inside], dtype=np.float64).sum())
+
+
+def matched(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:
     """The model with its spectrum and gain set so that every octave band gets the energy that it lacks.
 
-    ``wanted``: float64 (BANDS,), energy of the original less that of the structure per band, summed over ``inside``,
-    grey levels squared. Drawn noise has a known energy per band, so nothing needs to be drawn for this.
+    ``energy``: of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the structure
+    per band, summed over the same pixels, grey levels squared. Drawn noise has a known energy per band, so nothing
+    needs to be drawn for this.
     """
-    own = float(np.square(model.deviation(structure)[inside], dtype=np.float64).sum())
-    drawn = own
+    drawn = energy
     if drawn <= 0 or not model.spectrum.any():
         return model
     passed = _band_shares()
@@ -301,7 +306,7 @@ def matched(model: NoiseModel, structure: Float, inside: Mask, wanted: NDArray[n
         drawn *= float(weights.sum() / total)
         share = np.maximum(wanted, 0) / drawn
     power = weights / _half_weights()
-    gain = float(np.sqrt(drawn / own))
+    gain = float(np.sqrt(drawn / energy))
     steps = np.log2(np.maximum(power / power.max(), 1e-12)) / _POWER_STEP
     spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)
     return replace(model, spectrum=spectrum, gain=gain)

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from node.codec.bases import make_base
 from node.codec.decode import Decoded, SideInformation, uncounted
-from node.codec.noise import NoiseModel, decode_noise, encode_noise, matched, measure_deviation, with_spectrum
+from node.codec.noise import (
+    NoiseModel,
+    decode_noise,
+    encode_noise,
+    matched,
+    measure_deviation,
+    missing_energy,
+    with_spectrum,
+)
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.repair import points_for
@@ -241,9 +249,9 @@ class Encoder:
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        plain = decoded.pixels(structure.copy(), SideInformation())
-        found = look(reference, plain.astype(np.float32), specks=False, limits=self.limits)
-        return Attempt(base, data, decoded, upscaler, noise, task, structure, found)
+        plain = decoded.pixels(structure.copy(), SideInformation()).astype(np.float32)
+        found = look(reference, plain, specks=False, limits=self.limits)
+        return Attempt(base, data, decoded, upscaler, noise, task, structure, plain, found)
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:
         reference = self.reference
@@ -256,8 +264,7 @@ class Encoder:
     def _mended(self, attempt: Attempt) -> Mended:
         """The structure with single places put right, as far as they can be."""
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
-        plain = decoded.pixels(attempt.structure.copy(), SideInformation()).astype(np.float32)
-        found = look(reference, plain, limits=limits, before=attempt.found)
+        found = look(reference, attempt.plain, limits=limits, before=attempt.found)
         side = self._repaired(attempt, found)
         structure = decoded.with_side(attempt.structure.copy(), side)
         for _ in range(_PATCHES):
@@ -277,9 +284,10 @@ class Encoder:
         inside = reference.core & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
+        energy = missing_energy(spectral, structure, inside)
         own = reference.bands[:BANDS].sum(axis=(1, 2))
         for _ in range(_DRAWS):
-            noise = decode_noise(encode_noise(matched(spectral, structure, inside, lacking)))
+            noise = decode_noise(encode_noise(matched(spectral, energy, lacking)))
             side = replace(side, noise=noise)
             grain = decoded.grain(attempt.upscaler, attempt.task, structure, side)
             served = decoded.pixels(structure + grain, side)
@@ -362,7 +370,8 @@ class Promise:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes."""
+    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes; ``plain``: the
+    structure in whole grey levels, float32."""
 
     base: Base
     data: bytes
@@ -371,6 +380,7 @@ class Attempt:
     noise: NoiseModel | None
     task: UpscaleTask
     structure: Float
+    plain: Float
     found: Structure
 
     @property

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from node.codec.noise import matched, measure_deviation, unit_noise, with_spectrum
+from node.codec.noise import matched, measure_deviation, missing_energy, unit_noise, with_spectrum
 from node.fidelity.bands import BANDS, band_energies
 from node.training.pictures import Picture
 from node.upscalers.conditioning import point_features, scene
@@ -88,7 +88,7 @@ def degrade(
     lacking = [band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, base.lifted)]
     model = measure_deviation(pixels, upsampled, inside, inside)
     model = with_spectrum(model, pixels, base.lifted, inside)
-    model = matched(model, base.lifted, inside, lacking[0] - lacking[1])
+    model = matched(model, missing_energy(model, base.lifted, inside), lacking[0] - lacking[1])
     deviation = model.deviation(upsampled) * inside
     wanted = np.divide(pixels - base.lifted, deviation, out=np.zeros_like(pixels), where=deviation > 0)
     rows, columns = (slice(0, length) for length in pixels.shape)
