@@ -44,7 +44,7 @@ class EncodeRequest:
     thresholds: Thresholds | None
     point: OperatingPoint | None = None
     scales: tuple[int, ...] = (2, 1)
-    effort: int = 7
+    effort: int = 5
     patch_share: float = 0.15
     regions: tuple[Box, ...] = ()
     upscaler: str = ""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.repairs import cell_pixels
+from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.cores import on_all_cores
 from storage.codestreams import announced
 from storage.errors import PayloadError
@@ -68,8 +69,6 @@ _HEADER = struct.Struct("<BHHfffIIIB")
 _FORMAT = 1
 _MATCHING = 6
 """Rounds in which band energies are matched: bands overlap, so one does not do."""
-_FINER = 8
-"""Times as fine as SPECTRUM is the grid on which it is worked out what an octave band passes."""
 _MAD = 0.6745
 
 
@@ -163,7 +162,8 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
     ``inside``: pixels of breast that are coded by base and noise.
     """
     deviation = model.deviation(structure)
-    quiet = _flat(original) & (_cells(deviation).max(axis=(1, 3)) > _FAINT)
+    most = reduced(padded_to_cells(deviation, CELL, edge=True), CELL, np.maximum)
+    quiet = _flat(original) & (most > _FAINT)
     return replace(
         model,
         spectrum=_spectrum(original, structure, inside, deviation),
@@ -173,14 +173,8 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
 
 def _flat(image: Float) -> Mask:
     """Cells of CELL pixels that have one value: bool (rows / CELL, columns / CELL), rounded up."""
-    cells = _cells(image)
-    return np.asarray(cells.max(axis=(1, 3)) == cells.min(axis=(1, 3)))
-
-
-def _cells(image: Float) -> Float:
-    """An image as (cell rows, CELL, cell columns, CELL), its border repeated."""
-    padded = np.pad(image, ((0, -image.shape[0] % CELL), (0, -image.shape[1] % CELL)), mode="edge")
-    return padded.reshape(padded.shape[0] // CELL, CELL, padded.shape[1] // CELL, CELL)
+    whole = padded_to_cells(image, CELL, edge=True)
+    return np.asarray(reduced(whole, CELL, np.maximum) == reduced(whole, CELL, np.minimum))
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
@@ -233,25 +227,32 @@ def _cell_means(values: Float) -> Float:
     rows, columns = (-(-length // PLACE) for length in values.shape)
     pad = ((0, rows * PLACE - values.shape[0]), (0, columns * PLACE - values.shape[1]))
     whole = np.pad(values, pad, mode="symmetric" if min(values.shape) > PLACE else "edge")
-    return np.asarray(whole.reshape(rows, PLACE, columns, PLACE).mean(axis=(1, 3)), dtype=np.float32)
+    return (reduced(whole, PLACE, np.add) / np.float32(PLACE**2)).astype(np.float32)
 
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
     """Mean periodogram of the original less the structure's, tiles weighed by the variance of what is missing."""
     window = np.outer(np.hanning(_WINDOW), np.hanning(_WINDOW)).astype(np.float32)
+    places = [
+        np.s_[row : row + _WINDOW, column : column + _WINDOW]
+        for row in range(0, original.shape[0] - _WINDOW + 1, _WINDOW // 2)
+        for column in range(0, original.shape[1] - _WINDOW + 1, _WINDOW // 2)
+        if counted[row : row + _WINDOW, column : column + _WINDOW].all()
+    ]
+
+    def one(where: tuple[slice, slice]) -> NDArray[np.float32] | None:
+        from scipy import fft
+
+        variance = float(np.square(deviation[where]).mean())
+        if variance <= 0:
+            return None
+        own, made = (np.square(np.abs(fft.rfft2(_detrended(image[where]) * window))) for image in (original, structure))
+        return np.asarray((own - made) / np.float32(variance))
+
     total = np.zeros((_WINDOW, _WINDOW // 2 + 1))
-    for row in range(0, original.shape[0] - _WINDOW + 1, _WINDOW // 2):
-        for column in range(0, original.shape[1] - _WINDOW + 1, _WINDOW // 2):
-            where = np.s_[row : row + _WINDOW, column : column + _WINDOW]
-            if not counted[where].all():
-                continue
-            variance = float(np.square(deviation[where]).mean())
-            if variance <= 0:
-                continue
-            powers = [
-                np.square(np.abs(np.fft.rfft2(_detrended(image[where]) * window))) for image in (original, structure)
-            ]
-            total += (powers[0] - powers[1]) / variance
+    for power in on_all_cores(one, places):
+        if power is not None:
+            total += power
     return spectrum_codes(total)
 
 
@@ -287,65 +288,58 @@ def matched(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> No
     """The model with its spectrum and gain set so that every octave band gets the energy that it lacks.
 
     ``energy``: of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the structure
-    per band, summed over the same pixels, grey levels squared. Drawn noise has a known energy per band, so nothing
+    per band, summed over the same pixels, grey levels squared. The drawing filter tells the energy per band, so nothing
     needs to be drawn for this.
     """
-    drawn = energy
-    if drawn <= 0 or not model.spectrum.any():
+    if energy <= 0 or not model.spectrum.any():
         return model
-    passed = _band_shares()
-    power = _power(model.spectrum)
-    weights = power * _half_weights()
-    share = np.maximum(wanted, 0) / drawn
+    bands = _band_shares()
+    either = np.maximum(sum(bands), 1e-9)
+    power, drawn = _power(model.spectrum), energy
     for _ in range(_MATCHING):
-        now = np.array([(weights * band).sum() for band in passed]) / weights.sum()
-        factor = np.clip(np.divide(share, now, out=np.ones_like(share), where=now > 0), 0.25, 4.0)
-        scale = sum(f * band for f, band in zip(factor, passed, strict=True)) / np.maximum(sum(passed), 1e-9)
-        total = weights.sum()
-        weights = weights * np.where(sum(passed) > 0.01, scale, 1.0)
-        drawn *= float(weights.sum() / total)
-        share = np.maximum(wanted, 0) / drawn
-    power = weights / _half_weights()
+        passed, before = _passed(power)
+        factor = np.divide(np.maximum(wanted, 0), passed * drawn, out=np.ones_like(passed), where=passed > 0)
+        scale = sum(f * band for f, band in zip(np.clip(factor, 0.25, 4.0), bands, strict=True)) / either
+        power = power * np.where(either > 0.01, scale, 1.0)
+        drawn *= _passed(power)[1] / before
     gain = float(np.sqrt(drawn / energy))
     steps = np.log2(np.maximum(power / power.max(), 1e-12)) / _POWER_STEP
     spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)
     return replace(model, spectrum=spectrum, gain=gain)
 
 
+def _passed(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Of noise that is drawn with a power spectrum, float64 SPECTRUM: the share of its energy in each octave band,
+    float64 (BANDS,), and its energy before the filter is scaled to 1."""
+    kernel, energy = _filter(power)
+    found = np.square(np.abs(np.fft.rfft2(kernel, s=(_WINDOW, _WINDOW))))
+    return np.array([(found * band).sum() for band in _band_weights()]), energy
+
+
+@lru_cache(maxsize=1)
+def _band_weights() -> tuple[NDArray[np.float64], ...]:
+    """What each octave band passes of a filter's energy, per frequency of ``numpy.fft.rfft2`` of _WINDOW pixels."""
+    down = np.fft.fftshift(np.arange(_WINDOW) - _WINDOW // 2) / _WINDOW
+    passed = _bands_at(down, np.arange(_WINDOW // 2 + 1) / _WINDOW)
+    often = np.full(_WINDOW // 2 + 1, 2.0)
+    often[[0, -1]] = 1
+    return tuple(band * often / _WINDOW**2 for band in passed)
+
+
 @lru_cache(maxsize=1)
 def _band_shares() -> tuple[NDArray[np.float64], ...]:
-    """Energy that each octave band of node/fidelity/bands.py passes, per frequency of SPECTRUM: float64.
+    """Energy that each octave band passes, per frequency of SPECTRUM: float64."""
+    return _bands_at(np.linspace(-0.5, 0.5, SPECTRUM[0]), np.linspace(0.0, 0.5, SPECTRUM[1]))
 
-    Between its frequencies power is interpolated linearly: each one gets the mean of what is passed around it, on a
-    finer grid, weighed as it is in the interpolation. The two coarser bands are halved by means of 2 x 2 pixels first.
-    """
-    down, from_down = _finer(-0.5, 0.5, SPECTRUM[0])
-    across, from_across = _finer(0.0, 0.5, SPECTRUM[1])
+
+def _bands_at(down: NDArray[np.float64], across: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Energy that each octave band of node/fidelity/bands.py passes at frequencies in cycles per pixel. The two coarser
+    bands are halved by means of 2 x 2 pixels first."""
     square = (2 * np.pi) ** 2 * (down[:, None] ** 2 + across[None] ** 2) / 2
     smooth = [np.ones_like(square), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
     once, twice = (np.outer(np.cos(np.pi * by * down), np.cos(np.pi * by * across)) for by in (1, 2))
     halved = (1.0, 1.0, once, once * twice)
-    passed = [np.square((before - after) * by) for (before, after), by in zip(pairwise(smooth), halved, strict=True)]
-    return tuple(from_down @ band @ from_across.T for band in passed)
-
-
-def _finer(first: float, last: float, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Frequencies on a finer grid, and the weights (count, fine) with which means are taken around coarse ones."""
-    fine, coarse = np.linspace(first, last, (count - 1) * _FINER + 1), np.linspace(first, last, count)
-    weights = np.maximum(1 - np.abs(fine[None] - coarse[:, None]) * (count - 1) / (last - first), 0)
-    weights[:, [0, -1]] /= 2
-    return fine, weights / weights.sum(axis=1, keepdims=True)
-
-
-@lru_cache(maxsize=1)
-def _half_weights() -> NDArray[np.float64]:
-    """How often each frequency of SPECTRUM stands for one of a whole spectrum: borders count half."""
-    weights = np.ones(SPECTRUM)
-    weights[:, 0] *= 0.5
-    weights[:, -1] *= 0.5
-    weights[0] *= 0.5
-    weights[-1] *= 0.5
-    return weights
+    return tuple(np.square((before - after) * by) for (before, after), by in zip(pairwise(smooth), halved, strict=True))
 
 
 def _power(codes: Codes) -> NDArray[np.float64]:
@@ -420,8 +414,16 @@ def _kernel(codes: bytes) -> torch.Tensor:
     """The transform, complex64 (_SQUARE, _SQUARE / 2 + 1), of a filter of unit energy whose power is the spectrum's."""
     import torch
 
-    stored = np.frombuffer(codes, np.uint8).reshape(SPECTRUM)
-    power = _power(stored)
+    kernel, _ = _filter(_power(np.frombuffer(codes, np.uint8).reshape(SPECTRUM)))
+    placed = np.zeros((_SQUARE, _SQUARE))
+    placed[: len(kernel), : len(kernel)] = kernel
+    placed = np.roll(placed, (-_REACH, -_REACH), axis=(0, 1))
+    return torch.from_numpy(np.fft.rfft2(placed).astype(np.complex64))
+
+
+def _filter(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """The drawing filter of a power spectrum, float64 SPECTRUM: float64, 2 _REACH + 1 pixels square, of unit energy;
+    and its energy before it was scaled to that. Its taper smooths the spectrum."""
     fine = _doubled(_doubled(power).T).T  # (129, 65)
     half = np.fft.ifftshift(fine[:-1], axes=0)
     impulse = np.fft.fftshift(np.fft.irfft2(np.sqrt(half), s=(_WINDOW, _WINDOW)))
@@ -430,10 +432,7 @@ def _kernel(codes: bytes) -> torch.Tensor:
     taper = np.hanning(2 * _REACH + 3)[1:-1]
     part = part * np.sqrt(np.outer(taper, taper))
     energy = float(np.square(part).sum())
-    placed = np.zeros((_SQUARE, _SQUARE))
-    placed[: part.shape[0], : part.shape[1]] = part / np.sqrt(energy) if energy > 0 else 0
-    placed = np.roll(placed, (-_REACH, -_REACH), axis=(0, 1))
-    return torch.from_numpy(np.fft.rfft2(placed).astype(np.complex64))
+    return (part / np.sqrt(energy) if energy > 0 else np.zeros_like(part)), energy
 
 
 def _doubled(values: NDArray[np.float64]) -> NDArray[np.float64]:

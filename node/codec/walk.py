@@ -17,18 +17,18 @@ AIM = 0.98
 class Walk:
     """The next distance, from where the burden is and how it grew with the distance so far."""
 
-    def __init__(self, start: float) -> None:
+    def __init__(self, start: float, slope: float = SLOPE) -> None:
         self.distance = start
+        self.slope = slope
         self._seen: list[tuple[float, float]] = []
 
     def step(self, heavy: float) -> bool:
         """Move on from a burden; False where there is nowhere else to go."""
         here = np.log2(self.distance), np.log2(max(heavy, 1e-3) / AIM)
-        slope = SLOPE
         if self._seen and abs(here[0] - self._seen[-1][0]) > 1e-6:
-            slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))
+            self.slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))
         self._seen.append(here)
-        wanted = float(np.clip(here[0] - here[1] / slope, here[0] - 2, here[0] + 2))
+        wanted = float(np.clip(here[0] - here[1] / self.slope, here[0] - 2, here[0] + 2))
         passing = [x for x, y in self._seen if y <= 0]
         failing = [x for x, y in self._seen if y > 0]
         if passing and failing:  # never outside the bracket

@@ -183,7 +183,7 @@ class StorageSettings(Section):
 class CodecSettings(Section):
     profile: Profile = Profile.BALANCED
     scales: tuple[Literal[1, 2, 4], ...] = Field(default=(2, 1), min_length=1)
-    effort: int = Field(default=7, ge=1, le=9)
+    effort: int = Field(default=5, ge=1, le=9)
 
     @property
     def gated(self) -> bool:

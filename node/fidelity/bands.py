@@ -6,7 +6,7 @@ are measured on an image that is halved first, which changes their energies by l
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -99,13 +99,26 @@ def octaves(image: Float) -> list[Float]:
 
 
 def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur, float32, with the border repeated."""
+    """Gaussian blur, float32, with the border repeated. Shifted images are added up: on one channel that takes a third
+    of the time of a convolution."""
     import torch
-    from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
-    reach = int(np.ceil(4 * sigma))
-    away = torch.arange(-reach, reach + 1, dtype=torch.float32)
-    weights = torch.exp(-away * away / (2 * sigma * sigma))
-    weights /= weights.sum()
-    padded = F.pad(image[None, None], (reach, reach, reach, reach), mode="replicate")
-    return F.conv2d(F.conv2d(padded, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))[0, 0]
+    weights = _weights(sigma)
+    reach = len(weights) - 1
+    padded = torch.nn.functional.pad(image[None, None], (reach, reach, reach, reach), mode="replicate")[0, 0]
+    for axis in (0, 1):
+        length = padded.shape[axis] - 2 * reach
+        blurred = padded.narrow(axis, reach, length) * weights[0]
+        for away in range(1, reach + 1):
+            blurred.add_(padded.narrow(axis, reach - away, length), alpha=weights[away])
+            blurred.add_(padded.narrow(axis, reach + away, length), alpha=weights[away])
+        padded = blurred
+    return padded
+
+
+@lru_cache(maxsize=2)
+def _weights(sigma: float) -> tuple[float, ...]:
+    """Of a pixel, and of those 1, 2 .. pixels away: up to four standard deviations."""
+    away = np.arange(int(np.ceil(4 * sigma)) + 1)
+    weights = np.exp(-np.square(away) / (2 * sigma * sigma))
+    return tuple(float(weight) for weight in weights / (2 * weights.sum() - 1))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.bands import BANDS, TILE, around, band_energies
+from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.cores import on_all_cores
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import CELL, WIDTHS, Lines
@@ -47,7 +48,7 @@ _ENOUGH = 0.25
 """Share of a tile that is breast at least, for its bands and its slow error to be judged."""
 _ROUNDING = 0.5
 """Grey levels of contrast that a speck may always lack or have too much: pixels are whole."""
-_FSIM_TILES = 48
+_FSIM_TILES = 24
 """Most tiles whose FSIM is measured: it gates nothing, and all tiles of a film take a quarter of the time to encode."""
 _FAR = 48
 """Pixels beyond which drawn noise may not resemble itself: film grain and detector blur reach less far."""
@@ -178,10 +179,13 @@ def _counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
 # --- the noise --------------------------------------------------------------------------------------------------
 
 
-def measure_noise(reference: Reference, structure: Float, served: Pixels) -> dict[str, float]:
-    """Figures of what is served, in dB, shares and window widths; see ``Thresholds`` for their meaning."""
+def measure_noise(
+    reference: Reference, structure: Float, served: Pixels, bands: NDArray[np.float64] | None = None
+) -> dict[str, float]:
+    """Figures of what is served, in dB, shares and window widths; see ``Thresholds`` for their meaning. ``bands``: its
+    energies as of ``band_energies``, where they are known."""
     image = served.astype(np.float32)
-    bands = band_energies(image, reference.core)[:BANDS]
+    bands = (band_energies(image, reference.core) if bands is None else bands)[:BANDS]
     own = reference.bands[:BANDS]
     whole = 10 * np.log10(np.maximum(bands.sum(axis=(1, 2)), 1e-12) / np.maximum(own.sum(axis=(1, 2)), 1e-12))
     large = _tile_counts(reference.core) >= _ENOUGH * TILE * TILE
@@ -218,9 +222,9 @@ def _repeat(drawn: Float, breast: NDArray[np.bool_]) -> float:
 def _where_flat(original: Float, drawn: Float) -> float:
     """The greatest RMS, over cells of 16 pixels where the original has one value only, of what was drawn there."""
     rows, columns = (length // CELL * CELL for length in original.shape)
-    cells = original[:rows, :columns].reshape(rows // CELL, CELL, columns // CELL, CELL)
-    flat = cells.max(axis=(1, 3)) == cells.min(axis=(1, 3))
-    energy = np.square(drawn[:rows, :columns]).reshape(rows // CELL, CELL, columns // CELL, CELL).mean(axis=(1, 3))
+    whole = original[:rows, :columns]
+    flat = reduced(whole, CELL, np.maximum) == reduced(whole, CELL, np.minimum)
+    energy = reduced(np.square(drawn[:rows, :columns]), CELL, np.add) / CELL**2
     return float(np.sqrt(energy[flat].max())) if flat.any() else 0.0
 
 
@@ -345,9 +349,7 @@ def _tile_counts(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _tile_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    rows, columns = (-(-length // TILE) for length in values.shape)
-    whole = np.pad(values, ((0, rows * TILE - values.shape[0]), (0, columns * TILE - values.shape[1])))
-    return np.asarray(whole.reshape(rows, TILE, columns, TILE).sum(axis=(1, 3), dtype=np.float64))
+    return reduced(padded_to_cells(values, TILE), TILE, np.add, np.float64)
 
 
 def cell_any(mask: NDArray[np.bool_]) -> Cells:
@@ -356,6 +358,4 @@ def cell_any(mask: NDArray[np.bool_]) -> Cells:
 
 
 def _cell_max(values: Float) -> Float:
-    rows, columns = (-(-length // CELL) for length in values.shape)
-    whole = np.pad(values, ((0, rows * CELL - values.shape[0]), (0, columns * CELL - values.shape[1])))
-    return np.asarray(whole.reshape(rows, CELL, columns, CELL).max(axis=(1, 3)), dtype=np.float32)
+    return reduced(padded_to_cells(values, CELL), CELL, np.maximum)

@@ -22,6 +22,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.cells import reduced
 from node.fidelity.cores import on_all_cores
 
 Float = NDArray[np.float32]
@@ -109,8 +110,8 @@ class LineNoise:
         display window, grey levels. ``core``: the part of the breast that histograms are of; all of it where None.
         """
         found = cls(breast, breast if core is None else core, window_width / 256 / float(np.sqrt(12)))
-        for level in range(len(WIDTHS)):
-            small, (inside, _) = _reduced(original, level), found._inside(level)
+        for level, small in enumerate(_pyramid(original)):
+            inside, _ = found._inside(level)
             squares = [
                 (row, column)
                 for row in range(0, small.shape[0], SQUARE)
@@ -144,9 +145,9 @@ class LineNoise:
             worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)
         else:
             counts, worst = [each.copy() for each in before.counts], before.worst.copy()
-        for level, squares in enumerate(self.squares):
+        for level, (squares, small) in enumerate(zip(self.squares, _pyramid(error), strict=True)):
             again = [number for number, square in enumerate(squares) if changed[_seen_by(square, level)].any()]
-            one = partial(self._look_at, _reduced(error, level), level, most[level], worst[level])
+            one = partial(self._look_at, small, level, most[level], worst[level])
             found = on_all_cores(one, [squares[number] for number in again])
             for number, histogram in zip(again, found, strict=True):
                 counts[level][number] = histogram
@@ -168,7 +169,7 @@ class LineNoise:
         strongest[:height, :width][~seen] = 0
         strongest[height:], strongest[:, width:] = 0, 0
         count = SQUARE // step // side
-        cells = strongest.reshape(count, side, count, side).max(axis=(1, 3))
+        cells = reduced(strongest, side, np.maximum)
         target = worst[row // step // side :, column // step // side :][:count, :count]
         target[:] = cells[: target.shape[0], : target.shape[1]]
         if cells.max() > most:
@@ -180,10 +181,8 @@ class LineNoise:
     def _inside(self, level: int) -> tuple[Mask, Mask]:
         """Breast and core at the size of one width."""
         if not self.inside:
-            whole = [mask.astype(np.float32) for mask in (self.breast, self.core)]
-            for each in range(len(WIDTHS)):
-                breast, core = (_reduced(mask, each) > 0.5 for mask in whole)
-                self.inside.append((breast, core))
+            breast, core = (_pyramid(mask.astype(np.float32)) for mask in (self.breast, self.core))
+            self.inside = [(wide > 0.5, narrow > 0.5) for wide, narrow in zip(breast, core, strict=True)]
         return self.inside[level]
 
     def _noise_at(self, level: int, row: int, column: int) -> Float:
@@ -289,23 +288,33 @@ def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:
     return [np.asarray(kernel / np.sqrt(np.square(kernel).sum()), dtype=np.float32) for kernel in centred]
 
 
-def _reduced(image: Float, level: int) -> Float:
-    """The image halved ``level`` times; a last odd line is dropped.
+def _pyramid(image: Float) -> list[Float]:
+    """The image at the size of each width, each one half of the last; a last odd line is dropped.
 
     Weights of 1, 3, 3, 1 along both axes: a mean of 2 x 2 pixels would fold lost fine noise into the coarse widths.
     """
-    for _ in range(level):
-        image = _halved(_halved(image).T).T
-    return image
+    sizes = [image]
+    for _ in WIDTHS[1:]:
+        sizes.append(_halved(_halved(sizes[-1], 0), 1))
+    return sizes
 
 
-def _halved(image: Float) -> Float:
-    """Every second row, from four rows each."""
-    rows = image.shape[0] // 2
-    padded = np.concatenate([image[:1], image, image[-1:]])
-    inner = padded[1 : 2 * rows + 1 : 2] + padded[2 : 2 * rows + 2 : 2]
-    outer = padded[: 2 * rows : 2] + padded[3 : 2 * rows + 2 : 2]
-    return np.asarray(inner * np.float32(3 / 8) + outer * np.float32(1 / 8), dtype=np.float32)
+def _halved(image: Float, axis: int) -> Float:
+    """Every second line across one axis, from four lines each; the border is repeated."""
+    lines = image if axis == 0 else image.T
+    count = len(lines) // 2
+    if not count:
+        return image[:0] if axis == 0 else image[:, :0]
+    even, odd = lines[: 2 * count : 2], lines[1 : 2 * count : 2]
+    inner = even + odd
+    inner *= np.float32(3 / 8)
+    outer = np.empty_like(inner)
+    outer[0], outer[1:] = lines[0], odd[:-1]
+    outer[:-1] += even[1:]
+    outer[-1] += lines[-1] if len(lines) == 2 * count else lines[2 * count]
+    outer *= np.float32(1 / 8)
+    inner += outer
+    return np.asarray(inner if axis == 0 else inner.T)
 
 
 def _filled(cells: Float) -> Float:
