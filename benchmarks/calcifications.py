@@ -11,7 +11,9 @@ shares no code with the gate, differences of boxes, answers with at least 5 with
 what it passes of the image's noise before planting, or of a 256-level display's rounding where that is more. A visible
 speck is kept where its contrast (mean of the core less the median of the ring around it) in the STRUCTURE, which is
 the reconstruction before noise is drawn, is 95 to 105% of that in the original; a cluster with visible specks, where
-all of those are. The contrast of an original's speck has noise in it, that of the structure has less.
+all of those are. The contrast of an original's speck has noise in it, that of the structure has less: that alone
+makes a speck of 5 deviations miss 5%. ``clusters_kept_in_sum`` is the steadier figure: clusters whose contrast, summed
+over their visible specks, is 95 to 105%.
 
 Invented specks are those of strength 6, by the noise of the original, that the same detector finds in the structure,
 and in what is served, with nothing half as strong within 3 pixels in the original. In what is served they may be drawn
@@ -77,9 +79,11 @@ class Planted:
 
 @dataclass(frozen=True)
 class Score:
-    """A visible speck: ``noises`` as planted, and the shares of its contrast in the structure and in what is served."""
+    """A visible speck: ``noises`` as planted, its contrast in grey levels, and the shares of that in the structure and
+    in what is served."""
 
     noises: float
+    contrast: float
     structure: float
     served: float
 
@@ -235,7 +239,7 @@ def scores_of(one: Planted, coded: Coded, strength: Float, cluster: Sequence[Spe
         own = contrast(one.pixels, speck)
         if strength[near].max() >= VISIBLE and own > 0:
             shares = (contrast(pixels, speck) / own for pixels in (coded.structure, coded.served))
-            scores.append(Score(speck.noises, *shares))
+            scores.append(Score(speck.noises, own, *shares))
     return scores
 
 
@@ -304,11 +308,22 @@ def _report(clusters: Sequence[Sequence[Score]], found: list[dict[str, Any]]) ->
                 ],
                 "served": [round(float(value), 3) for value in np.percentile([s.served for s in own], [5, 50, 95])],
             }
+    sums = np.array(
+        [
+            sum(score.contrast * score.structure for score in cluster) / sum(score.contrast for score in cluster)
+            for cluster in clusters
+            if cluster
+        ]
+    )
     megapixels = sum(image["megapixels"] for image in found)
     return {
         "clusters": len(clusters),
         "clusters_visible": sum(bool(cluster) for cluster in clusters),
         "clusters_kept": sum(all(score.kept for score in cluster) for cluster in clusters if cluster),
+        "clusters_kept_in_sum": int(((sums >= KEPT[0]) & (sums <= KEPT[1])).sum()),
+        "cluster_sums_percentiles_5_50_95": [round(float(value), 3) for value in np.percentile(sums, [5, 50, 95])]
+        if sums.size
+        else [],
         "visible": len(scores),
         "kept": sum(score.kept for score in scores),
         "invented_in_structure": sum(image["invented_in_structure"] for image in found),

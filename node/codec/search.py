@@ -337,7 +337,7 @@ class Encoder:
                 if _bytes_of(within) + len(exact) <= _EXACT * _bytes_of(repairs):
                     repairs, cells = within, cells | aside
                 structure = structure if repairs is None else structure + repairs.field()
-            points = points_for(self.reference, structure, found.specks, broken, self.limits)
+            points = points_for(self.reference, structure, found.specks, broken, cells, self.limits)
         patches = cut(self.source.pixels, cells) if cells.any() else None
         return SideInformation(repairs=repairs, points=points, patches=patches)
 

@@ -153,7 +153,7 @@ def speck_lists(specks: Specks) -> tuple[list[Speck], list[Speck]]:
 
 def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
     """Of the original's ``own`` specks those whose contrast is not kept, and of the structure's those it invented."""
-    counted = _counting(own, limits)
+    counted = counting(own, limits)
     wrong = [
         speck
         for speck in counted
@@ -163,7 +163,7 @@ def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds
     return wrong, new
 
 
-def _counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
+def counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
     """The specks that must be kept: strong ones, and weaker ones near two of them."""
     strong = [speck for speck in specks if speck.strength >= limits.speck]
     weak = [speck for speck in specks if limits.speck_near <= speck.strength < limits.speck]
