@@ -97,7 +97,7 @@ def test_scores_of_visible_specks(planted: Planted) -> None:
     lost = scores_of(planted, given_back(planted, 0.9 * whole + 0.1 * clean), strength, specks)
     assert all(score.structure == pytest.approx(0.92, abs=0.08) for score in lost)
     assert not any(score.kept for score in scores_of(planted, given_back(planted, clean), strength, specks))
-    assert not Score(8.0, 1.06, 1.0).kept
+    assert not Score(8.0, 500.0, 1.06, 1.0).kept
 
 
 def test_the_other_detector(planted: Planted) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import Dataset
+from scipy.ndimage import gaussian_filter
 
 from node.codec.points import (
     REACH,
@@ -23,7 +24,7 @@ from node.codec.points import (
 )
 from node.codec.repair import points_for
 from node.codec.repairs import CELL
-from node.fidelity.gate import Reference, speck_lists, specks_of, wrong_specks
+from node.fidelity.gate import Reference, cell_any, speck_lists, specks_of, wrong_specks
 from storage.errors import PayloadError
 from storage.records import Thresholds
 from tests.samples import breast
@@ -104,11 +105,10 @@ def wrong(reference: Reference, structure: np.ndarray) -> list[tuple[int, int]]:
     return [(speck.row, speck.column) for speck in [*lost, *invented]]
 
 
-def points_in(reference: Reference, structure: np.ndarray, broken: np.ndarray | None = None) -> Points | None:
+def points_in(reference: Reference, structure: np.ndarray, exact: np.ndarray | None = None) -> Points | None:
     specks = specks_of(reference, np.rint(structure), reference.tiles)
-    return points_for(
-        reference, structure, specks, np.zeros((32, 32), dtype=bool) if broken is None else broken, LIMITS
-    )
+    none = np.zeros((32, 32), dtype=bool)
+    return points_for(reference, structure, specks, none, none if exact is None else exact, LIMITS)
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
@@ -123,7 +123,33 @@ def test_what_was_taken_away_is_put_back(photometric: str, sigma: float) -> None
     assert wrong(reference, structure + points.field()) == []
     assert len(points.spots) >= len(places)
     sign = -1 if photometric == "MONOCHROME1" else 1
-    assert all(sign * spot.height > 0 for spot in points.spots if (spot.row, spot.column) in places)
+    added = points.field()
+    assert all(sign * added[place] > 0 for place in places)
+
+
+def test_the_edge_of_a_speck_is_put_back_with_its_middle() -> None:
+    """Discs of 6 pixels that a base of half the size has blurred. With one spot each, 78 to 85% are kept."""
+    smooth = breast(512, 512).astype(np.float32)
+    y, x = np.mgrid[0:512, 0:512]
+    places = [(row, column) for row in (170, 220, 270, 320) for column in (60, 130, 200)]
+    pixels = smooth.copy()
+    for row, column in places:
+        pixels += 1500 * (np.hypot(y - row, x - column) <= 3)
+    header = Dataset()
+    header.PhotometricInterpretation = "MONOCHROME2"
+    reference = Reference(np.rint(pixels).astype(np.uint16), header)
+    structure = gaussian_filter(reference.image, 1.2)
+    points = points_in(reference, structure)
+    assert points is not None
+
+    def contrast(image: np.ndarray, place: tuple[int, int]) -> float:
+        away = np.hypot(y - place[0], x - place[1])
+        return float(image[away <= 3].mean() - np.median(image[(away > 8) & (away < 14)]))
+
+    before = [contrast(structure, place) / contrast(reference.image, place) for place in places]
+    after = [contrast(structure + points.field(), place) / contrast(reference.image, place) for place in places]
+    assert max(before) < 0.72
+    assert min(after) > 0.86
 
 
 def test_what_the_encoder_measures_is_what_the_decoder_adds() -> None:
@@ -136,7 +162,22 @@ def test_what_the_encoder_measures_is_what_the_decoder_adds() -> None:
     assert wrong(reference, half + decoded) == []
 
 
-def test_specks_in_cells_that_are_repaired_anyway_take_no_points() -> None:
+def test_specks_in_repaired_cells_are_measured_again() -> None:
+    """What was found before the repair does not count."""
+    reference, structure, places = with_specks("MONOCHROME2", 1.4)
+    before = specks_of(reference, np.rint(structure), reference.tiles)
+    repaired, (row, column) = structure.copy(), places[0]
+    repaired[row - 16 : row + 16, column - 16 : column + 16] = reference.image[
+        row - 16 : row + 16, column - 16 : column + 16
+    ]
+    changed, none = cell_any(repaired != structure), np.zeros((32, 32), dtype=bool)
+    points = points_for(reference, repaired, before, changed, none, LIMITS)
+    assert points is not None
+    assert wrong(reference, repaired + points.field()) == []
+    assert places[0] not in {(spot.row, spot.column) for spot in points.spots}
+
+
+def test_specks_in_cells_that_are_stored_exactly_take_no_points() -> None:
     reference, structure, _ = with_specks("MONOCHROME2", 1.4)
     left = np.ones((32, 32), dtype=bool)
     left[:, 8:10] = False
