@@ -273,12 +273,24 @@ def test_noise_follows_curve_place_and_gain() -> None:
     place = np.full((10, 11), FULL, dtype=np.uint8)
     place[:, 6:] += 8  # one octave
     told = model(curve=curve, place=place, gain=1.5)
-    structure = np.zeros((600, 700), dtype=np.float32)
-    structure[300:] = 4095
+    structure = np.full((600, 700), 100, dtype=np.float32)
+    structure[300:] = 3995
     noise = told.draw(structure, 1)
     parts = {"dark": noise[:250, :320], "dark, more": noise[:250, 450:], "bright": noise[350:, :320]}
     found = {name: float(part.std()) for name, part in parts.items()}
     assert found == pytest.approx({"dark": 12, "dark, more": 24, "bright": 48}, rel=0.04)
+
+
+def test_noise_has_no_room_beside_the_extreme_values() -> None:
+    """Air and white that are clipped: 3 grey levels from there, a deviation of 12 and not of 32."""
+    told = model(curve=np.full(LEVELS, level_code(32.0), dtype=np.uint8))
+    structure = np.full((600, 700), 2000, dtype=np.float32)
+    structure[:200], structure[200:400] = 3, 4092
+    noise = told.draw(structure, 1)
+    found = [float(noise[first : first + 150].std()) for first in (20, 220, 420)]
+    assert found == pytest.approx([12, 12, 32], rel=0.04)
+    structure[:] = 0
+    assert not told.draw(structure, 1).any()
 
 
 def test_no_noise_where_place_or_curve_is_zero() -> None:

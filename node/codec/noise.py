@@ -41,6 +41,9 @@ LEVELS = 32
 """Knots of the curve, evenly spaced between the image's extreme values."""
 _STEPS = 4096
 """Steps between the image's extreme values in which the curve is looked up, interpolated linearly between its knots."""
+_AT_ENDS = 4.0
+"""Standard deviation at most, over the distance to the nearer extreme value: where air or white is clipped there is no
+room for noise, and what a knot of the curve says of levels further inward does not hold."""
 PLACE = 64
 """Side of the cells of the map of the place, in pixels."""
 SPECTRUM = (65, 33)
@@ -114,7 +117,9 @@ class NoiseModel:
         import torch
 
         knots = np.linspace(0, LEVELS - 1, _STEPS)
-        steps = np.interp(knots, np.arange(LEVELS), _deviations(self.curve)).astype(np.float32)
+        steps = np.interp(knots, np.arange(LEVELS), _deviations(self.curve))
+        inward = np.minimum(np.arange(_STEPS), np.arange(_STEPS)[::-1]) * ((self.high - self.low) / (_STEPS - 1))
+        steps = np.minimum(steps, _AT_ENDS * inward).astype(np.float32)
         level = torch.from_numpy(np.ascontiguousarray(structure[self.part]))
         level = level.sub(self.low).mul_((_STEPS - 1) / max(self.high - self.low, 1e-6)).round_().clamp_(0, _STEPS - 1)
         found = steps.take(level.to(torch.int32).numpy())
