@@ -14,7 +14,7 @@ from benchmarks.ablation import pooled as pooled_variations
 from benchmarks.archivist import watched
 from benchmarks.coded import EXACT
 from benchmarks.storage import pooled
-from node.codec import search
+from node.codec import sample
 from node.codec.search import Encoder
 
 MODULES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem != "__init__")
@@ -49,12 +49,12 @@ def test_storage_is_pooled_by_kind() -> None:
 
 
 def test_variations_are_applied_and_taken_back() -> None:
-    before = search.SQUARES
+    before = sample.SQUARES
     assert VARIATIONS[0] is PLAIN
     [few] = [each for each in VARIATIONS if each.name == "sample 12"]
     with few.applied():
-        assert search.SQUARES == 12
-    assert before == search.SQUARES
+        assert sample.SQUARES == 12
+    assert before == sample.SQUARES
     rows = [
         {"variation": name, "image": "a", "bytes": size, "point": "x2", "seconds": 1.0}
         for name, size in (("as it is", 100), ("effort 5", 110))

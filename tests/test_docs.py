@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ENCODER = (ROOT / "docs/ENCODER.md").read_text(encoding="utf-8")
 MODULES = (
+    "node/codec/sample.py",
     "node/codec/search.py",
     "node/codec/walk.py",
     "node/codec/noise.py",

@@ -119,10 +119,10 @@ class NoiseModel:
         knots = np.linspace(0, LEVELS - 1, _STEPS)
         steps = np.interp(knots, np.arange(LEVELS), _deviations(self.curve))
         inward = np.minimum(np.arange(_STEPS), np.arange(_STEPS)[::-1]) * ((self.high - self.low) / (_STEPS - 1))
-        steps = np.minimum(steps, _AT_ENDS * inward).astype(np.float32)
+        table: Float = np.minimum(steps, _AT_ENDS * inward).astype(np.float32)
         level = torch.from_numpy(np.ascontiguousarray(structure[self.part]))
         level = level.sub(self.low).mul_((_STEPS - 1) / max(self.high - self.low, 1e-6)).round_().clamp_(0, _STEPS - 1)
-        found = steps.take(level.to(torch.int32).numpy())
+        found = table.take(level.to(torch.int32).numpy())
         rows, columns = self.part
         cells = self.place[rows.start // PLACE : -(-rows.stop // PLACE), columns.start // PLACE :]
         place = _deviations(cells) * np.float32(1 / 256)

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.repair import points_for
 from node.codec.repairs import CELL, Repairs, encode_repairs
+from node.codec.sample import sample_of
 from node.codec.source import Source
 from node.codec.walk import AIM, NEAR, SLOPE, Walk
 from node.fidelity.bands import BANDS, band_energies
@@ -62,15 +62,6 @@ Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
-SQUARES = 12
-"""Most squares of the sample, in four columns: about 0.4 megapixels are measured. On 11 mammograms the burden of 12
-squares was within 13% of the whole image's, and that of 24 was no nearer."""
-SQUARE = 256
-"""Side of a square of the sample, in pixels."""
-_RIM = 40
-"""Pixels of a square that are not measured: neighbours in the sample ring into them."""
-_FILLED = 0.75
-"""Share of a square that is breast at least."""
 _START = {1: 2.0, 2: 0.9, 4: 0.5}
 """JPEG XL distance that a search begins with, per scale: the typical answer on 14 mammograms."""
 _SAMPLE_LOOKS = 5
@@ -184,7 +175,7 @@ class Encoder:
         Whether samples are companded is decided at the first scale. The last upscaler, the baseline, makes all these
         looks; another one is tried where the baseline has ended, and must be worth its while.
         """
-        source, reference = _sample(self.source, self.reference)
+        source, reference = sample_of(self.source, self.reference)
         sampled = source is not self.source
         area = self.reference.core.sum() / source.pixels.size if sampled else 1.0
         sampler = replace(self, source=source, reference=reference) if sampled else self
@@ -449,35 +440,6 @@ class Mended:
 
 def _bytes_of(repairs: Repairs | None) -> int:
     return 0 if repairs is None else len(repairs.coded)
-
-
-def _sample(source: Source, reference: Reference) -> tuple[Source, Reference]:
-    """Squares of the breast, in four columns; the image itself where it has no four of them."""
-    breast = reference.core
-    rows, columns = breast.shape
-    places = [
-        (row, column)
-        for row in range(0, rows - SQUARE + 1, SQUARE // 2)
-        for column in range(0, columns - SQUARE + 1, SQUARE // 2)
-        if breast[row : row + SQUARE, column : column + SQUARE].mean() >= _FILLED
-    ]
-    chosen: list[tuple[int, int]] = []
-    for number in np.random.default_rng(0).permutation(len(places)):
-        row, column = places[number]
-        if all(abs(row - r) >= SQUARE or abs(column - c) >= SQUARE for r, c in chosen):
-            chosen.append((row, column))
-    chosen = sorted(chosen[: min(SQUARES, len(chosen) // 4 * 4)])
-    if not chosen:
-        return source, reference
-    inner = np.zeros((SQUARE, SQUARE), dtype=bool)
-    inner[_RIM:-_RIM, _RIM:-_RIM] = True
-
-    def sheet(cuts: list[NDArray[Any]]) -> NDArray[Any]:
-        return np.concatenate([np.concatenate(cuts[at : at + 4], axis=1) for at in range(0, len(cuts), 4)])
-
-    parts = [np.s_[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
-    pixels = sheet([source.pixels[part] for part in parts])
-    return source.excerpt(pixels), reference.excerpt(pixels, sheet([breast[part] & inner for part in parts]))
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
