@@ -18,7 +18,7 @@ from pydicom import Dataset
 from node.app.damage import settle_in
 from node.app.hands import encoders_beside
 from node.app.jobs import plan_jobs
-from node.app.services import Services, examine_in, open_store, open_stores, render_in, restore_in
+from node.app.services import Services, examine_in, open_store, open_stores, render_in
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
@@ -33,6 +33,7 @@ from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.trail import AuditTrail, TrailWriter
+from node.archive.unpacking import Unpacking
 from node.config import RenditionPolicy, Settings
 from node.dimse.extended import Agreed
 from node.dimse.peers import Peers
@@ -62,7 +63,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 _MOST_DECODERS = 4
-"""Processes that unpack and examine originals, at most one per core; each takes some 100 MB once it has work."""
+"""Processes that examine originals and encode them anew, and threads that unpack them: at most one of each per core. Such a
+process takes some 100 MB once it has work."""
 
 
 class Node:
@@ -87,9 +89,10 @@ class Node:
         self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
+        at_once = min(os.cpu_count() or 1, _MOST_DECODERS)
         self.decoders = WorkerPool(
             settings.reconstruct,
-            size=min(os.cpu_count() or 1, _MOST_DECODERS),
+            size=at_once,
             name="decode",
             within=limits.decoders,
             idle=limits.idle,
@@ -98,7 +101,8 @@ class Node:
         cache = RenderedCache(rendered, settings.reconstruct.cache)
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)
         deletion.finish()  # what a process that was killed left half deleted
-        self.originals = Originals(self.index, stores, cache, restore_in(self.decoders))
+        self.unpacking = Unpacking(self.decoders, at_once)
+        self.originals = Originals(self.index, stores, cache, self.unpacking.restore)
         self.originals.damaged = settle_in(self.index, stores, self.trail, settings.jobs.replicate.to)
         self.custodian = Custodian(self.index, stores, self.originals, self.encoders, self.trail, settings)
         self.retention = Retention(
@@ -238,6 +242,7 @@ class Node:
         for thread in (self._archivist_thread, self._priors_thread):
             if thread.is_alive():
                 thread.join()
+        self.unpacking.close()
         self._told.close()
         self.index.close()
         self._lock.close()

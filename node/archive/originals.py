@@ -88,7 +88,7 @@ class Originals:
         target = self._restored.blank()
         try:
             self._restore(packed, held.original_digest, target)
-            link = self._restored.keep(held.original_digest, target)
+            link = self._restored.keep(held.original_digest, target, held.original_digest)
             if self._index.custody.of_digest(held.original_digest) is None:
                 self._restored.drop(held.original_digest)
             return link

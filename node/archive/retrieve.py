@@ -33,8 +33,8 @@ from storage.records import ReferencingCopy, StoredInstance, StoredRendition
 
 LOGGER = logging.getLogger(__name__)
 
-_AHEAD = 2
-"""Images prepared ahead of the one being sent."""
+_AHEAD = 3
+"""Images prepared ahead of the one being sent: with it as many as are unpacked at once."""
 
 
 @dataclass(frozen=True)

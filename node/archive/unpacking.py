@@ -1,0 +1,50 @@
+"""Unpacking of packed originals: on a few threads of the node's own process, so that the first one waits for no process.
+
+The coders let go of the interpreter while they decode, and what they decode here are codestreams of our own encoder,
+whose object was compared with its digest just before. Where a file is so large that it would grow the node's process,
+a worker unpacks it.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from node.workers.memory import give_back
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import RestoreRequest
+from storage.originals import restore_original, unpacked_bytes
+
+_MOST_BYTES = 128 << 20
+"""Bytes of the largest file that is unpacked in the node's own process; a single mammogram has at most 60 MB."""
+
+
+class Unpacking:
+    """Writes the received bytes of packed originals, ``threads`` at once; more wait for their turn."""
+
+    def __init__(self, workers: WorkerPool, threads: int) -> None:
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="unpack")
+        self._lock = threading.Lock()
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Wait for what is being unpacked; what waits is cancelled."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def restore(self, packed: Path, original_digest: str, target: Path) -> None:
+        """Write the received file to ``target``. Raises PayloadError, ObjectDamaged, WorkerDied."""
+        if unpacked_bytes(packed) > _MOST_BYTES:
+            self._workers.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
+            return
+        with self._lock:
+            self._waiting += 1
+        try:
+            self._threads.submit(restore_original, packed, original_digest, target).result()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                over = not self._waiting
+            if over:
+                give_back()
