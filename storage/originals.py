@@ -222,9 +222,7 @@ def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
         raise PayloadError(f"packed original has {len(coding.lengths)} planes, not {coding.frames} x {coding.samples}")
     shape = (coding.rows, coding.columns)
     bounds = [0, *accumulate(coding.lengths)]
-    decoded = (
-        decode_of_shape(ORIGINAL_CODERS, coding.coder, coded[low:high], shape) for low, high in pairwise(bounds)
-    )
+    decoded = (decode_of_shape(ORIGINAL_CODERS, coding.coder, coded[low:high], shape) for low, high in pairwise(bounds))
     if len(coding.lengths) == 1:
         planes = next(decoded).reshape(1, *shape).astype(np.uint16, copy=False)
     else:

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 _MOST_DECODERS = 4
-"""Processes that examine originals and encode them anew, and threads that unpack them: at most one of each per core. Such a
-process takes some 100 MB once it has work."""
+"""Processes that examine originals, and threads that unpack them: at most one of each per core. Such a process takes
+some 100 MB once it has work."""
 
 
 class Node:
@@ -258,7 +258,7 @@ class Node:
 
 
 def _who_wants_priors(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
-    """Rendition and texture of the peers that retrieve, and how many images are rendered ahead for them."""
+    """Rendition and texture of the peers that retrieve, and how many images are made ready for them."""
     images = settings.reconstruct.priors if settings.reconstruct.cache else 0
     peers = Peers(settings)
     those = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))

@@ -1,8 +1,7 @@
-"""Unpacking of packed originals: on a few threads of the node's own process, so that the first one waits for no process.
+"""Unpacking of packed originals: on a few threads of the node itself, so that the first one waits for no process.
 
-The coders let go of the interpreter while they decode, and what they decode here are codestreams of our own encoder,
-whose object was compared with its digest just before. Where a file is so large that it would grow the node's process,
-a worker unpacks it.
+The coders let go of the interpreter lock while they decode. What they decode here are codestreams of our own encoder,
+compared with the checksum of their object first. A file so large that it would grow the node is unpacked by a worker.
 """
 
 from __future__ import annotations
