@@ -36,6 +36,7 @@ EFFORT = 5
 
 _MOST_BYTES = MOST
 """Larger files stay verbatim: packing holds a file and its pixels in memory."""
+_LIGHT = 128 << 20
 _LEVELS = 1 << 16
 _PAYS = 0.95
 _SAMPLE = 1 << 20
@@ -194,15 +195,17 @@ def _coding(meta: Fields) -> PixelCoding:
     )
 
 
-def unpacked_bytes(packed: Path) -> int:
-    """About how many bytes the received file has, as its packed form says. Raises PayloadError."""
+def is_light(packed: Path) -> bool:
+    """Whether its file is unpacked in a fraction of a second, without much memory: it has at most 128 MB, and no RLE,
+    which takes ten times as long to be written as native pixels. Raises PayloadError."""
     with packed.open("rb") as file, malformed_is_payload_error("packed original"):
         lengths, meta = outline(file, KIND, "meta")
-        pixels = 0
-        if meta:
-            coding = _coding(Fields("packed original", json.loads(meta)))
-            pixels = coding.rows * coding.columns * coding.samples * coding.frames * coding.sample_bytes
-    return pixels + sum(lengths.values())
+        size = sum(lengths.values())
+        if not meta:
+            return size <= _LIGHT
+        coding = _coding(Fields("packed original", json.loads(meta)))
+        size += coding.rows * coding.columns * coding.samples * coding.frames * coding.sample_bytes
+        return size <= _LIGHT and not coding.rle_pads
 
 
 def restore_original(packed: Path, digest: str, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.app.backups import make_backup, make_replication, stores_of
-from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs
+from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
 from node.app.node import Node
 from node.app.rebuilding import rebuild_index
 from node.app.restoring import restore_backup
@@ -24,6 +24,7 @@ __all__ = [
     "rebuild_index",
     "restore_backup",
     "runs_here",
+    "send_to_peer",
     "services",
     "stores_of",
 ]

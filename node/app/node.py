@@ -164,6 +164,7 @@ class Node:
             lambda: nullcontext(self.pool),
             lambda: self.archivist.busy,
             lambda: nullcontext(self.retrieve),
+            lambda: self.server.outgoing,
         )
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, {self.pool, self.encoders})

@@ -1,7 +1,8 @@
 """Unpacking of packed originals: on a few threads of the node itself, so that the first one waits for no process.
 
 The coders let go of the interpreter lock while they decode. What they decode here are codestreams of our own encoder,
-compared with the checksum of their object first. A file so large that it would grow the node is unpacked by a worker.
+compared with the checksum of their object first. Large files are left to a worker, and so is RLE, whose encoder is
+written in Python.
 """
 
 from __future__ import annotations
@@ -13,10 +14,7 @@ from pathlib import Path
 from node.workers.memory import give_back
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import RestoreRequest
-from storage.originals import restore_original, unpacked_bytes
-
-_MOST_BYTES = 128 << 20
-"""Bytes of the largest file that is unpacked in the node's own process; a single mammogram has at most 60 MB."""
+from storage.originals import is_light, restore_original
 
 
 class Unpacking:
@@ -34,7 +32,7 @@ class Unpacking:
 
     def restore(self, packed: Path, original_digest: str, target: Path) -> None:
         """Write the received file to ``target``. Raises PayloadError, ObjectDamaged, WorkerDied."""
-        if unpacked_bytes(packed) > _MOST_BYTES:
+        if not is_light(packed):
             self._workers.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
             return
         with self._lock:

@@ -127,6 +127,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _replica_is_a_peer(self) -> Settings:
+        title = self.jobs.replicate_peer.to
+        peer = self.peer(title) if title else None
+        if title and (peer is None or not peer.reachable):
+            raise ValueError(
+                f"jobs.replicate_peer.to: {title} is no peer with host and port; add it to peers, or empty it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _originals_can_be_kept_so(self) -> Settings:
         if self.codec.profile is Profile.US_MQSA and self.originals.keep is not None:
             raise ValueError("originals.keep: profile us-mqsa keeps originals for ever; leave it at forever")
