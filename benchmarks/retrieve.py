@@ -149,6 +149,7 @@ def running_ours(folder: Path, port: int, target: int, coder: str) -> Iterator[N
     """Profile ``paper``, which makes a reconstruction of every image, at one attempt."""
     at = {"host": "127.0.0.1", "port": target}
     peers = [
+        {"ae_title": "MODALITY", "allow": ["store"]},
         {"ae_title": RECEIVER, "allow": ["move"]},
         {"ae_title": "EXACT", "rendition": "original", **at},
         {"ae_title": "RECONSTRUCTED", "rendition": "reconstructed", **at},

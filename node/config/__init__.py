@@ -153,6 +153,16 @@ class Settings(Section):
             )
         return self
 
+    @property
+    def names_nobody(self) -> bool:
+        """Whether config.yaml says nothing at all of who calls: then any AE title may store, or nobody could."""
+        return not self.model_fields_set & {"peers", "unknown_peers"}
+
+    @property
+    def strangers_may(self) -> tuple[str, ...]:
+        """What an AE title that is no configured peer may do."""
+        return ("echo", "store") if self.names_nobody else self.unknown_peers.allow
+
     def peer(self, ae_title: str) -> Peer | None:
         """The configured peer of that AE title."""
         return next((peer for peer in self.peers if peer.ae_title == ae_title.strip()), None)

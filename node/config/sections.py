@@ -121,7 +121,7 @@ class Peer(Section):
 
 
 class UnknownPeers(Section):
-    allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+    allow: tuple[Literal["echo", "store"], ...] = ("echo",)
 
 
 _LIBRARIES = 4 << 30
