@@ -37,6 +37,7 @@ EFFORT = 5
 _MOST_BYTES = MOST
 """Larger files stay verbatim: packing holds a file and its pixels in memory."""
 _LIGHT = 128 << 20
+_LOOKED_UP = 1 << 15
 _LEVELS = 1 << 16
 _PAYS = 0.95
 _SAMPLE = 1 << 20
@@ -248,14 +249,26 @@ def _to_ranks(values: Values) -> tuple[Values, bytes]:
         return values, b""
     rank_of = np.zeros(_LEVELS, np.uint16)
     rank_of[in_use] = np.arange(in_use.size)
-    return rank_of[values], np.diff(in_use, prepend=0).astype("<u2").tobytes()
+    return _looked_up(rank_of, values), np.diff(in_use, prepend=0).astype("<u2").tobytes()
+
+
+def _looked_up(table: Values, values: Values) -> Values:
+    """``table[values]``, some values at a time: numpy makes 8 bytes of each first, which then stay in the processor."""
+    found = np.empty(values.shape, values.dtype)
+    flat, into = np.ascontiguousarray(values).reshape(-1), found.reshape(-1)
+    if flat.size and int(flat.max()) >= len(table):
+        raise PayloadError(f"packed original has rank {int(flat.max())}, and {len(table)} levels")
+    for at in range(0, flat.size, _LOOKED_UP):
+        some = slice(at, at + _LOOKED_UP)
+        np.take(table, flat[some], out=into[some], mode="clip")
+    return found
 
 
 def _from_ranks(ranks: Values, levels: bytes) -> Values:
     if not levels:
         return ranks
     table: Values = np.cumsum(np.frombuffer(levels, "<u2"), dtype=np.int64).astype(np.uint16)
-    return table[ranks]
+    return _looked_up(table, ranks)
 
 
 # --- native pixels --------------------------------------------------------------------------------------------
