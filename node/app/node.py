@@ -56,6 +56,7 @@ from storage.index.reports import ReportRows
 from storage.journal import Journal
 from storage.objects import ObjectStore
 from storage.private import keep_private
+from storage.reserve import RESERVE, give_room_up, keep_room
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition
@@ -78,11 +79,9 @@ class Node:
         keep_bounds(limits.decoders)
         file = settings.gate.patches.file
         in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
-        self.store = open_store(settings)
-        self._lock = lock_root(self.store)
-        self.store.sweep_spool()
-        self.store.sweep_lent()
+        self.store, self._lock = _own_store(settings)
         self.index = self._open_index(accept_empty_index)
+        keep_room(settings.storage.root)
         stores = open_stores(settings, self.index, self.store)
         self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
         self.trail.recover()
@@ -246,6 +245,7 @@ class Node:
         self.unpacking.close()
         self._told.close()
         self.index.close()
+        keep_room(self.settings.storage.root)
         self._lock.close()
 
     def __enter__(self) -> Node:
@@ -283,6 +283,18 @@ def _exposition(
     for pool in pools:
         pool.observe = page.work
     return page
+
+
+def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
+    """The store, swept, and the lock that keeps other nodes out; on a full disk with room to read what is held."""
+    store = open_store(settings)
+    lock = lock_root(store)
+    if given_up := give_room_up(store.root):
+        LOGGER.error("%s; what peers send is refused with A700 until there is room again", given_up)
+        store.keep_free(RESERVE)
+    store.sweep_spool()
+    store.sweep_lent()
+    return store, lock
 
 
 def lock_root(store: ObjectStore) -> IO[bytes]:
