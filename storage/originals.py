@@ -36,7 +36,7 @@ EFFORT = 5
 
 _MOST_BYTES = MOST
 """Larger files stay verbatim: packing holds a file and its pixels in memory."""
-_LIGHT = 128 << 20
+_LIGHT = 64 << 20
 _LOOKED_UP = 1 << 15
 _LEVELS = 1 << 16
 _PAYS = 0.95
@@ -197,7 +197,7 @@ def _coding(meta: Fields) -> PixelCoding:
 
 
 def is_light(packed: Path) -> bool:
-    """Whether its file is unpacked in a fraction of a second, without much memory: it has at most 128 MB, and no RLE,
+    """Whether its file is unpacked in a fraction of a second, without much memory: it has at most 64 MB, and no RLE,
     which takes ten times as long to be written as native pixels. Raises PayloadError."""
     with packed.open("rb") as file, malformed_is_payload_error("packed original"):
         lengths, meta = outline(file, KIND, "meta")
