@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 from rich.console import Console
 from rich.table import Table
@@ -93,16 +94,15 @@ def compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 class Batch:
     """Files to send, of one study. Their pixels are noise on a ramp; their UIDs are overwritten for each sending."""
 
-    def __init__(self, folder: Path, images: int) -> None:
+    def __init__(self, folder: Path, images: int, **changes: Any) -> None:
         folder.mkdir()
         random = np.random.default_rng(0)
-        ramp = np.linspace(0, 3800, COLUMNS, dtype=np.uint16)[None, :]
         self._count, self.study = 0, generate_uid()
         self._files: list[tuple[Path, bytes]] = []
         for number in range(images):
-            pixels = ramp + random.integers(0, 200, (ROWS, COLUMNS), np.uint16)
+            pixels = noise_on_a_ramp(random)
             uid = f"2.25.{10**38 + number}"
-            ds = mammogram(pixels, SOPInstanceUID=uid, StudyInstanceUID=self.study)
+            ds = mammogram(pixels, SOPInstanceUID=uid, StudyInstanceUID=self.study, **changes)
             self._files.append((write(ds, folder / f"{number:03d}.dcm"), uid.encode()))
         self.megabytes = sum(path.stat().st_size for path, _ in self._files) / 1e6
 
@@ -138,6 +138,12 @@ class Batch:
         if done.returncode != 0 or "E:" in done.stderr:
             sys.exit(f"storescu failed: {done.stderr}")
         return seconds
+
+
+def noise_on_a_ramp(random: np.random.Generator) -> NDArray[np.uint16]:
+    """Pixels that no coder makes much of: 8.2 bits each are left by JPEG-LS, where a mammogram leaves 2 to 4."""
+    ramp = np.linspace(0, 3800, COLUMNS, dtype=np.uint16)[None, :]
+    return ramp + random.integers(0, 200, (ROWS, COLUMNS), np.uint16)
 
 
 def start_ours(folder: Path, port: int, *, archivist: bool, **sections: Any) -> subprocess.Popen[bytes]:

@@ -2,10 +2,13 @@
 
 The same images lie in both. Ours sends them as ``exact``, to a peer that gets originals, which are packed at rest as by
 default; and as ``cached``, to a peer that gets reconstructions, from the rendered cache. Each ratio is Orthanc's time
-over ours. ``exact_first`` and ``reconstructed_first`` are a first retrieval, with unpacking and reconstructing in it.
+over ours. ``exact_first`` is a retrieval in which every original is unpacked first, and ``reconstructed_first`` one in
+which every reconstruction is made first.
 ``reconstruct_s`` is what a 13.6 megapixel reconstruction alone takes (benchmarks.reconstruct).
 
-    python -m benchmarks.retrieve [--images 30] [--rounds 3] [--json]
+    python -m benchmarks.retrieve [--images 30] [--rounds 3] [--coder jpegls] [--originals] [--json]
+
+``--originals`` leaves reconstructions out, which take minutes to be made: then images are for processing.
 """
 
 from __future__ import annotations
@@ -30,15 +33,19 @@ from rich.table import Table
 
 from benchmarks import reconstruct
 from benchmarks.ingest import Batch, free_port, start_orthanc, start_ours, wait_until_listening
+from node.archive.rendered import forget
 from storage.index import Index
 
 RECEIVER = "VIEWER"
+FOR_PROCESSING = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1", "PresentationIntentType": "FOR PROCESSING"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--coder", default="jpegls", help="originals.coder, which packs the originals")
+    parser.add_argument("--originals", action="store_true", help="measure originals only")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     for tool in ("storescu", "movescu", "Orthanc"):
@@ -46,50 +53,75 @@ def main() -> None:
             sys.exit(f"{tool} is not installed (Debian: dcmtk, orthanc)")
     console = Console(stderr=True, quiet=options.json)
     with tempfile.TemporaryDirectory(prefix="latent-pacs-bench-") as folder:
-        report = compare(Path(folder), options.images, options.rounds, console)
-    report["reconstruct_s"] = reconstruct.compare(3)["reconstruct_s"]
+        report = compare(
+            *(Path(folder), options.images, options.rounds, console),
+            coder=options.coder,
+            reconstructed=not options.originals,
+        )
+    if not options.originals:
+        report["reconstruct_s"] = reconstruct.compare(3)["reconstruct_s"]
     if options.json:
         print(json.dumps(report, indent=2))
         return
-    table = Table("", "seconds (median)", "MB/s", title=f"C-MOVE of {options.images} images of 17 MB")
+    table = Table(
+        "", "seconds (median)", "MB/s", "Orthanc's over ours", title=f"C-MOVE of {options.images} images of 17 MB"
+    )
     for name in ("exact", "cached", "orthanc", "exact_first", "reconstructed_first"):
-        seconds = report[f"{name}_s"]
-        table.add_row(name.replace("_", " "), f"{seconds:.2f}", f"{report['megabytes'] / seconds:.0f}")
+        if f"{name}_s" in report:
+            seconds, ratio = report[f"{name}_s"], report.get(f"{name}_ratio", "")
+            table.add_row(name.replace("_", " "), f"{seconds:.2f}", f"{report['megabytes'] / seconds:.0f}", str(ratio))
     Console().print(table)
-    ratios = f"exact {report['exact_ratio']:.2f}, cached {report['cached_ratio']:.2f}"
-    Console().print(f"Orthanc's time over ours: {ratios}; reconstructing one: {report['reconstruct_s']:.2f} s")
+    if not options.originals:
+        Console().print(f"reconstructing one: {report['reconstruct_s']:.2f} s")
 
 
-def compare(folder: Path, images: int, rounds: int, console: Console) -> dict[str, Any]:
+def compare(
+    folder: Path, images: int, rounds: int, console: Console, *, coder: str = "jpegls", reconstructed: bool = True
+) -> dict[str, Any]:
     """Fill both, let ours come to rest, and move the study out of each in turn."""
-    batch = Batch(folder / "files", images)
+    batch = Batch(folder / "files", images, **({} if reconstructed else FOR_PROCESSING))
     target, ours, theirs = free_port(), free_port(), free_port()
-    with receiving(target), running_ours(folder / "ours", ours, target), running_orthanc(folder, theirs, target):
+    archive = folder / "ours" / "archive"
+    kinds = {"exact": "EXACT"} | ({"cached": "RECONSTRUCTED"} if reconstructed else {})
+    with (
+        receiving(target),
+        running_ours(folder / "ours", ours, target, coder),
+        running_orthanc(folder, theirs, target),
+    ):
         batch.send(theirs)
         batch.send(ours)
         began = time.monotonic()
         with console.status("our archive comes to rest"):
-            wait_for_rest(folder / "ours" / "archive", images)
+            wait_for_rest(archive, images)
         console.print(f"{images} images measured and packed in {time.monotonic() - began:.0f} s")
-        times: dict[str, list[float]] = {
-            "exact_first": [move(batch, ours, "EXACT", images)],
-            "reconstructed_first": [move(batch, ours, "RECONSTRUCTED", images)],
-            **{"exact": [], "cached": [], "orthanc": []},
-        }
+        times: dict[str, list[float]] = {name: [] for name in ("orthanc", "exact_first", *kinds)}
+        if reconstructed:
+            times["reconstructed_first"] = [move(batch, ours, "RECONSTRUCTED", images)]
         move(batch, theirs, RECEIVER, images)  # warm too
         for _ in range(rounds):
             times["orthanc"].append(move(batch, theirs, RECEIVER, images))
-            times["exact"].append(move(batch, ours, "EXACT", images))
-            times["cached"].append(move(batch, ours, "RECONSTRUCTED", images))
+            forget_restored(archive, images)
+            times["exact_first"].append(move(batch, ours, "EXACT", images))
+            for name, peer in kinds.items():
+                times[name].append(move(batch, ours, peer, images))
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "images": images,
+        "coder": coder,
         "megabytes": round(batch.megabytes, 1),
         **{f"{name}_s": round(value, 3) for name, value in medians.items()},
-        "exact_ratio": round(medians["orthanc"] / medians["exact"], 2),
-        "cached_ratio": round(medians["orthanc"] / medians["cached"], 2),
-        "exact_first_ratio": round(medians["orthanc"] / medians["exact_first"], 2),
+        **{f"{name}_ratio": round(medians["orthanc"] / medians[name], 2) for name in (*kinds, "exact_first")},
     }
+
+
+def forget_restored(archive: Path, images: int) -> None:
+    """Let every original be unpacked anew: what was unpacked is dropped from the cache, as it is when that is full."""
+    index = Index.open(f"sqlite:///{archive / 'index.sqlite'}")
+    try:
+        digests = [one.original_digest for one in index.by_keys(list(range(1, images + 1)))]
+    finally:
+        index.close()
+    forget(archive / "rendered", digests)
 
 
 def move(batch: Batch, port: int, destination: str, images: int) -> float:
@@ -113,10 +145,11 @@ def receiving(port: int) -> Iterator[None]:
 
 
 @contextmanager
-def running_ours(folder: Path, port: int, target: int) -> Iterator[None]:
+def running_ours(folder: Path, port: int, target: int, coder: str) -> Iterator[None]:
     """Profile ``paper``, which makes a reconstruction of every image, at one attempt."""
     at = {"host": "127.0.0.1", "port": target}
     peers = [
+        {"ae_title": "MODALITY", "allow": ["store"]},
         {"ae_title": RECEIVER, "allow": ["move"]},
         {"ae_title": "EXACT", "rendition": "original", **at},
         {"ae_title": "RECONSTRUCTED", "rendition": "reconstructed", **at},
@@ -128,6 +161,7 @@ def running_ours(folder: Path, port: int, target: int) -> Iterator[None]:
         peers=peers,
         codec={"profile": "paper"},
         reconstruct={"upscaler": "bicubic"},
+        originals={"coder": coder},
     )
     with ending(process, port):
         yield

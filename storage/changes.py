@@ -104,6 +104,37 @@ class ChangeJournal:
 
     def begin(self, archive: str, number: int, rows: Iterable[list[Change]]) -> None:
         """Begin anew with every row there is; what was there before is moved to ``superseded/``. Raises StoreFull."""
+        making = self._made_whole(archive, number, rows)
+        final = self._segment(number, whole=True)
+        self.set_aside([final])
+        making.replace(final)
+        fsync_folder(self.folder)
+        self.set_aside(segment for segment in self._segments() if segment != final)
+        self._end = None
+
+    def compact(self, archive: str, number: int, rows: Iterable[list[Change]]) -> None:
+        """Put one segment with every row there is in place of all segments, which are deleted. Raises StoreFull,
+        JournalDamaged where the new segment cannot be read back.
+
+        It has its final name, on disk, before anything is deleted; segments that a killed process leaves behind are
+        superfluous, and go with the next compaction.
+        """
+        former, final = self._segments(), self._segment(number, whole=True)
+        making = self._made_whole(archive, number, rows)
+        with making.open("rb") as lines:
+            if any(_content(line.rstrip(b"\n")) is None for line in lines):
+                making.unlink()
+                raise JournalDamaged(f"what was written to {making} is not what comes back; is the disk sound?")
+        making.replace(final)
+        fsync_folder(self.folder)
+        for segment in former:
+            if segment != final:
+                segment.unlink()
+        fsync_folder(self.folder)
+        self._end = None
+
+    def _made_whole(self, archive: str, number: int, rows: Iterable[list[Change]]) -> Path:
+        """A file, on disk, that becomes a segment with every row when it is renamed."""
         making = self.folder / "changes.making"
         with full_disk_is_store_full(), making.open("wb") as out:
             out.write(_line({"format": FORMAT, "archive": archive, "number": number, "whole": True}))
@@ -111,12 +142,7 @@ class ChangeJournal:
                 out.write(_line({"number": number, "rows": some}))
             out.flush()
             os.fsync(out.fileno())
-        final = self._segment(number, whole=True)
-        self.set_aside([final])
-        making.replace(final)
-        fsync_folder(self.folder)
-        self.set_aside(segment for segment in self._segments() if segment != final)
-        self._end = None
+        return making
 
     def set_aside(self, segments: Iterable[Path] | None = None) -> None:
         """Move segments, all where none are named, to a folder below ``superseded/``; nothing is deleted."""

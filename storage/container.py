@@ -6,9 +6,10 @@ docs/FORMATS.md has it byte by byte.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import zlib
-from typing import Any
+from typing import Any, BinaryIO
 
 from storage.errors import PayloadError
 
@@ -16,6 +17,8 @@ MAGIC = b"LPACS\x00"
 VERSION = 1
 MOST = 1 << 30
 """Bytes that a section may have when it is inflated."""
+_MOST_OUTLINED = 1 << 20
+"""Bytes of the section that is read for an outline."""
 _STORED, _DEFLATED = 0, 1
 _MALFORMED = (
     *(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError),
@@ -39,13 +42,8 @@ def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
 
 def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
     """The sections of an object of that kind. Raises PayloadError."""
-    if data[:6] != MAGIC:
-        raise PayloadError("not a payload of this archive: no magic")
-    if data[6:7] != kind:
-        raise PayloadError(f"payload is of kind {data[6:7]!r}, not {kind!r}")
-    if data[7:8] != bytes([VERSION]):
-        raise PayloadError(f"payload has version {data[7:8].hex()}; this release reads {VERSION:02x}")
-    if len(data) < 41 or hashlib.sha256(data[:-32]).digest() != data[-32:]:
+    _check_start(data[:8], kind)
+    if len(data) < 41 or hashlib.sha256(memoryview(data)[:-32]).digest() != data[-32:]:
         raise PayloadError("payload is damaged: its checksum does not match")
     sections: dict[str, bytes] = {}
     at = 9
@@ -65,6 +63,37 @@ def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
         if at != len(data) - 32:
             raise PayloadError("payload has bytes after its last section")
     return sections
+
+
+def outline(file: BinaryIO, kind: bytes, wanted: str) -> tuple[dict[str, int], bytes]:
+    """How long each section of an object is, and what is in the one that is wanted, without reading the others.
+
+    Nothing is compared with the checksum. Raises PayloadError.
+    """
+    start = file.read(9)
+    _check_start(start[:8], kind)
+    lengths: dict[str, int] = {}
+    found = b""
+    with malformed_is_payload_error("payload"):
+        for _ in range(start[8]):
+            name = file.read(file.read(1)[0]).decode("ascii")
+            encoding, lengths[name], coded = struct.unpack("<BQQ", file.read(17))
+            if name == wanted and lengths[name] <= _MOST_OUTLINED:
+                body = file.read(coded)
+                found = body if encoding == _STORED else _inflate(body, lengths[name])
+            else:
+                file.seek(coded, os.SEEK_CUR)
+    return lengths, found
+
+
+def _check_start(start: bytes, kind: bytes) -> None:
+    """Raises PayloadError where the first 8 bytes are not those of such an object."""
+    if start[:6] != MAGIC:
+        raise PayloadError("not a payload of this archive: no magic")
+    if start[6:7] != kind:
+        raise PayloadError(f"payload is of kind {start[6:7]!r}, not {kind!r}")
+    if start[7:8] != bytes([VERSION]):
+        raise PayloadError(f"payload has version {start[7:8].hex()}; this release reads {VERSION:02x}")
 
 
 def _inflate(body: bytes, length: int) -> bytes:

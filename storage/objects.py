@@ -92,6 +92,10 @@ class ObjectStore:
         finally:
             copied.unlink(missing_ok=True)
 
+    def keep_free(self, size: int) -> None:
+        """From now on at least so many bytes must stay free, also where fewer were asked for."""
+        self._min_free = max(self._min_free, size)
+
     def check_room(self, coming: int = 0) -> None:
         """Raises StoreFull when ``coming`` more bytes would leave less than ``min_free``."""
         free = shutil.disk_usage(self.root).free

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from storage.coders import ORIGINAL_CODERS, decode_of_shape
-from storage.container import MOST, malformed_is_payload_error, pack, unpack
+from storage.container import MOST, malformed_is_payload_error, outline, pack, unpack
 from storage.dicomfile import DataSetFile, opened
 from storage.errors import KeptVerbatim, ObjectDamaged, PayloadError, ProofFailed
 from storage.fields import SIDE, Fields
@@ -36,6 +36,8 @@ EFFORT = 5
 
 _MOST_BYTES = MOST
 """Larger files stay verbatim: packing holds a file and its pixels in memory."""
+_LIGHT = 64 << 20
+_LOOKED_UP = 1 << 15
 _LEVELS = 1 << 16
 _PAYS = 0.95
 _SAMPLE = 1 << 20
@@ -160,7 +162,7 @@ def _deflated(file: DataSetFile, path: Path) -> bytes:
 # --- object to file -------------------------------------------------------------------------------------------
 
 
-def unpack_original(packed: bytes) -> Iterator[bytes]:
+def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
     """The received file's bytes, piece by piece. Raises PayloadError."""
     sections = unpack(packed, KIND)
     if "bytes" in sections:
@@ -194,6 +196,19 @@ def _coding(meta: Fields) -> PixelCoding:
     )
 
 
+def is_light(packed: Path) -> bool:
+    """Whether its file is unpacked in a fraction of a second, without much memory: it has at most 64 MB, and no RLE,
+    which takes ten times as long to be written as native pixels. Raises PayloadError."""
+    with packed.open("rb") as file, malformed_is_payload_error("packed original"):
+        lengths, meta = outline(file, KIND, "meta")
+        size = sum(lengths.values())
+        if not meta:
+            return size <= _LIGHT
+        coding = _coding(Fields("packed original", json.loads(meta)))
+        size += coding.rows * coding.columns * coding.samples * coding.frames * coding.sample_bytes
+        return size <= _LIGHT and not coding.rle_pads
+
+
 def restore_original(packed: Path, digest: str, target: Path) -> None:
     """Write the received file to ``target``. Raises ObjectDamaged where its bytes do not have that SHA-256."""
     restored = hashlib.sha256()
@@ -209,12 +224,15 @@ def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
     """(planes, rows, columns): the stored values, as unsigned integers."""
     if len(coding.lengths) != coding.frames * coding.samples:
         raise PayloadError(f"packed original has {len(coding.lengths)} planes, not {coding.frames} x {coding.samples}")
-    planes = np.empty((coding.frames * coding.samples, coding.rows, coding.columns), np.uint16)
-    at = 0
-    for plane, length in zip(planes, coding.lengths, strict=True):
-        codestream = coded[at : at + length]
-        plane[...] = decode_of_shape(ORIGINAL_CODERS, coding.coder, codestream, (coding.rows, coding.columns))
-        at += length
+    shape = (coding.rows, coding.columns)
+    bounds = [0, *accumulate(coding.lengths)]
+    decoded = (decode_of_shape(ORIGINAL_CODERS, coding.coder, coded[low:high], shape) for low, high in pairwise(bounds))
+    if len(coding.lengths) == 1:
+        planes = next(decoded).reshape(1, *shape).astype(np.uint16, copy=False)
+    else:
+        planes = np.empty((len(coding.lengths), *shape), np.uint16)
+        for plane, one in zip(planes, decoded, strict=True):
+            plane[...] = one
     values = _from_ranks(planes, levels)
     if coding.signed:
         values ^= np.uint16(0x8000)
@@ -231,14 +249,26 @@ def _to_ranks(values: Values) -> tuple[Values, bytes]:
         return values, b""
     rank_of = np.zeros(_LEVELS, np.uint16)
     rank_of[in_use] = np.arange(in_use.size)
-    return rank_of[values], np.diff(in_use, prepend=0).astype("<u2").tobytes()
+    return _looked_up(rank_of, values), np.diff(in_use, prepend=0).astype("<u2").tobytes()
+
+
+def _looked_up(table: Values, values: Values) -> Values:
+    """``table[values]``, some values at a time: numpy makes 8 bytes of each first, which then stay in the processor."""
+    found = np.empty(values.shape, values.dtype)
+    flat, into = np.ascontiguousarray(values).reshape(-1), found.reshape(-1)
+    if flat.size and int(flat.max()) >= len(table):
+        raise PayloadError(f"packed original has rank {int(flat.max())}, and {len(table)} levels")
+    for at in range(0, flat.size, _LOOKED_UP):
+        some = slice(at, at + _LOOKED_UP)
+        np.take(table, flat[some], out=into[some], mode="clip")
+    return found
 
 
 def _from_ranks(ranks: Values, levels: bytes) -> Values:
     if not levels:
         return ranks
     table: Values = np.cumsum(np.frombuffer(levels, "<u2"), dtype=np.int64).astype(np.uint16)
-    return table[ranks]
+    return _looked_up(table, ranks)
 
 
 # --- native pixels --------------------------------------------------------------------------------------------
@@ -259,13 +289,13 @@ def _planes(file: DataSetFile, shape: PixelShape) -> NDArray[Any]:
     return flat.reshape(-1, rows, columns)
 
 
-def _native_frames(planes: Values, coding: PixelCoding) -> Iterator[bytes]:
+def _native_frames(planes: Values, coding: PixelCoding) -> Iterator[memoryview]:
     dtype = np.dtype(f"{'>' if coding.big_endian else '<'}u{coding.sample_bytes}")
     for at in range(0, len(planes), coding.samples):
         frame = planes[at : at + coding.samples]
         if coding.samples > 1 and not coding.planar:
             frame = np.moveaxis(frame, 0, -1)
-        yield np.ascontiguousarray(frame, dtype).tobytes()
+        yield np.ascontiguousarray(frame, dtype).data.cast("B")
 
 
 # --- one frame of RLE Lossless (PS3.5 Annex G): 64 bytes of header, then a segment per byte of a sample, high first

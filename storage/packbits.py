@@ -31,9 +31,9 @@ def _encode_lines(lines: NDArray[np.uint8]) -> bytes:
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
     while open_lines.size:
         offset = at[open_lines]
-        flat = open_lines * (width + 1) + offset
+        flat = offset * count + open_lines
         is_run = run[flat] >= 2
-        pair_at_the_end = run[np.minimum(flat + _MOST - 2, flat - offset + width)] >= 2
+        pair_at_the_end = run[np.minimum(offset + _MOST - 2, width) * count + open_lines] >= 2
         literal = stop[flat] - offset
         full = np.where(pair_at_the_end, _MOST - 2, np.minimum(_MOST, width - offset))
         literal = np.where(literal <= _MOST - 2, literal, full)
@@ -47,16 +47,22 @@ def _encode_lines(lines: NDArray[np.uint8]) -> bytes:
 
 
 def _lookahead(lines: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-    """Per byte (and one past each line's end), flat: how many equal bytes begin here, and where a literal that
-    reaches here ends."""
+    """Per byte (and one past each line's end), column by column: how many equal bytes begin here, and where a literal
+    that reaches here ends."""
     count, width = lines.shape
-    run = np.zeros((count, width + 1), np.int16)
-    stop = np.full((count, width + 1), width, np.int32)
+    columns = np.ascontiguousarray(lines.T)  # a column is faster to work on where it lies together
+    same = np.zeros((width, count), np.int16)
+    same[:-1] = columns[:-1] == columns[1:]
+    run = np.zeros((width + 1, count), np.int16)
+    stop = np.full((width + 1, count), width, np.int32)
     for column in range(width - 1, -1, -1):
-        same = lines[:, column] == lines[:, column + 1] if column + 1 < width else False
-        run[:, column] = np.where(same, np.minimum(run[:, column + 1], _MOST) + 1, 1)
-        ends = run[:, column] >= (2 if column == width - 2 else 3)
-        stop[:, column] = np.where(ends, column, stop[:, column + 1])
+        here = run[column]
+        np.minimum(run[column + 1], _MOST, out=here)
+        here *= same[column]
+        here += 1
+        ends = here >= (2 if column == width - 2 else 3)
+        np.copyto(stop[column], stop[column + 1])
+        np.putmask(stop[column], ends, column)
     return run.ravel(), stop.ravel()
 
 

@@ -19,6 +19,7 @@ from storage.index.commitments import Reference
 from storage.index.connection import writing
 from storage.index.jobs import Cause, JobRows, RunState
 from storage.index.models import ModelFile, ModelRows
+from storage.index.replicas import Replicas
 from storage.index.reports import NewReport, ReportRows
 from storage.index.tables import reference_copy, reverification, study
 from storage.index.upkeep import NewDamage, Upkeep
@@ -107,6 +108,7 @@ def _look_after(node: Node, uids: dict[str, str]) -> None:
         assert at is not None
         copy = {"uid": "1.2.9.9", "instance_key": held.key, "pairs": [["1.2", "1.3"]], "made_at": held.received_at}
         connection.execute(reference_copy.insert().values(copy))
+    Replicas(index.engine).acknowledged("ELSEWHERE", held)
     index.custody.doom("ef" * 32, held.held.tier if held.held else "hot")  # type: ignore[arg-type]
     node.archive.trail.append(TrailEntry("test", "user:me", "image", (uids["held"],), detail="ä \t \\"))
 
@@ -117,6 +119,8 @@ def tables_of(file: Path) -> dict[str, list[tuple[Any, ...]]]:
     found = {}
     for name in [*TABLES, "trail", "archive"]:
         columns = [row[1] for row in connection.execute(f'PRAGMA table_info("{name}")')]
+        if not columns:  # an earlier schema lacks that table
+            continue
         lasting = ", ".join(f'"{one}"' for one in columns if not one.startswith("lease_"))
         found[name] = sorted(connection.execute(f'SELECT {lasting} FROM "{name}"').fetchall(), key=repr)
     connection.close()

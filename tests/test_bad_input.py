@@ -26,11 +26,12 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
+from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.dicomfile import encode, file_meta, opened
 from storage.records import InstanceState
-from tests.conftest import Archive, size_of, spooled, wait_for
+from tests.conftest import Archive, settings_for, size_of, spooled, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram, write
 
 SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless)
@@ -285,10 +286,19 @@ def test_duplicates(quiet_archive: Archive, sender: Sender) -> None:
     assert held.original_digest == first[0]
 
 
-def test_unknown_peers_store_and_nothing_else(quiet_archive: Archive, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unknown_peers", "status"), [({"allow": ["echo", "store"]}, 0x0000), (None, 0x0124)])
+def test_unknown_peers_store_where_they_may_and_nothing_else(
+    tmp_path: Path, receiver: Receiver, unknown_peers: dict[str, list[str]] | None, status: int
+) -> None:
+    changes = {"unknown_peers": unknown_peers} if unknown_peers else {}
+    with Node(settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False}, **changes)) as node:
+        _strangers(Archive(node, receiver), status)
+
+
+def _strangers(quiet_archive: Archive, expected: int) -> None:
     stranger = Sender(quiet_archive, calling="STRANGER")
     ds = sample()
-    assert stranger.send(encode(ds, ExplicitVRLittleEndian), sop_instance=ds.SOPInstanceUID).Status == 0x0000
+    assert stranger.send(encode(ds, ExplicitVRLittleEndian), sop_instance=ds.SOPInstanceUID).Status == expected
     stranger.assoc.release()
     identifier = client.image_identifier(ds.StudyInstanceUID)
     with pytest.raises(client.PeerRefused, match="0x0124"):

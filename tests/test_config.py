@@ -18,11 +18,27 @@ from storage.records import Thresholds
 SHIPPED = Path(__file__).parent.parent / "config.yaml"
 
 
+@pytest.mark.parametrize(
+    ("raw", "may"),
+    [
+        ({}, ("echo", "store")),
+        ({"node": {"port": 1}}, ("echo", "store")),
+        ({"peers": []}, ("echo",)),
+        ({"peers": [{"ae_title": "A"}]}, ("echo",)),
+        ({"unknown_peers": {}}, ("echo",)),
+        ({"unknown_peers": {"allow": []}}, ()),
+        ({"peers": [], "unknown_peers": {"allow": ["store"]}}, ("store",)),
+    ],
+)
+def test_what_strangers_may(raw: dict[str, Any], may: tuple[str, ...]) -> None:
+    """They store where a configuration says nothing of who calls, or where it says that they may."""
+    assert parse(raw, "t").strangers_may == may
+    assert Peers(parse(raw, "t")).may("STRANGER", "store") is ("store" in may)
+
+
 def test_the_shipped_file_is_the_defaults_and_two_peers() -> None:
-    """But for unknown peers: a configuration that does not name them is of an earlier release, and lets them store."""
     shipped = load(SHIPPED)
-    assert shipped.unknown_peers.allow == ("echo",)
-    assert shipped.model_copy(update={"peers": (), "unknown_peers": Settings().unknown_peers}) == Settings()
+    assert shipped.model_copy(update={"peers": ()}) == Settings()
     modality, viewer = shipped.peers
     assert (modality.ae_title, modality.allow) == ("MODALITY", ("echo", "store"))
     assert (viewer.ae_title, viewer.allow) == ("VIEWER", ("echo", "find", "move", "get"))

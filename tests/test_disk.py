@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -20,9 +23,12 @@ from node.archive.rendered import RenderedCache
 from node.dimse.spool import Allowance, SpoolFile
 from storage.errors import StoreFull
 from storage.objects import ObjectStore
+from storage.reserve import RESERVE, give_room_up, keep_room
 from tests.conftest import Archive, settings_for, wait_for
 from tests.samples import MAMMOGRAPHY, breast, mammogram
 from tests.test_damage import got, stored
+
+ROOT = Path(__file__).parent.parent
 
 # pynetdicom leaves the socket of an association that broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")
@@ -94,6 +100,52 @@ def test_a_read_only_disk_still_serves(quiet_archive: Archive, tmp_path: Path, m
     assert got(quiet_archive, held, "EXACTVIEW") == (0, [held.sop_instance_uid])
     assert send(quiet_archive) == 0xA700
     assert not list(Path(tempfile.gettempdir()).glob("latent-pacs-lent-*"))
+
+
+@pytest.fixture(scope="module")
+def mounts() -> list[str]:
+    """How a command is run that may mount; tests that need it are skipped where nothing may."""
+    prefix = ["unshare", "--map-root-user", "--mount"]
+    probe = ["sh", "-c", "mount -t tmpfs -o size=1m tmpfs /mnt"]
+    if not shutil.which("unshare") or subprocess.run([*prefix, *probe], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    return prefix
+
+
+@pytest.mark.parametrize("kept", ["room", "nothing"])
+def test_a_node_starts_on_a_full_disk(tmp_path: Path, mounts: list[str], kept: str) -> None:
+    """It serves what is held and refuses stores; without room that was kept back it says what is the matter."""
+    script = [sys.executable, "-W", "ignore", "-m", "tests.full_disk", str(tmp_path), kept]
+    done = subprocess.run([*mounts, *script], capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    if kept == "room":
+        assert told == {
+            "first": 0,
+            "stored": [0xA700, 0xA700],
+            "found": 1,
+            "moved": 0,
+            "received": 1,
+            "with room again": 0,
+            "kept back again": True,
+        }
+    else:
+        assert told["refused"].startswith("there is no room beside the index ")
+        assert "rebuild" not in told["refused"]
+
+
+def test_room_is_kept_back_where_there_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_room(tmp_path)
+    file = tmp_path / "reserve"
+    assert file.stat().st_blocks * 512 >= RESERVE
+    assert give_room_up(tmp_path) == ""
+    assert file.exists()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    assert give_room_up(tmp_path).startswith("1000 bytes are free")
+    assert give_room_up(tmp_path) == ""
+    keep_room(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_gives_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -489,7 +489,7 @@ def test_the_commands_on_a_running_node_and_without_one(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(raw))
     with Node(load(config)):
         listed = {each["name"]: each for each in jobs(config, "list")}
-        assert set(listed) == {"audit", "purge", "replicate", "reverify", "scrub", "validation"}
+        assert set(listed) == {"audit", "purge", "replicate", "replicate-peer", "reverify", "scrub", "validation"}
         one = listed["scrub"]
         assert (one["name"], one["when"], one["now"], one["last"]) == ("scrub", "mon 03:00", "waits", None)
         assert one["next"]

@@ -386,7 +386,10 @@ LEADING = ["1.2.03", "01.2.3", "1.2.826.0.1.3680043.8.498.01.20240102", "1.00.3"
 def test_leading_zeros_in_uids_are_a_choice(tmp_path: Path, uid: str, keyword: str) -> None:
     ds = capture(**{keyword: UID(uid)})
     path = file_of(tmp_path / "x.dcm", ds, encode(ds, ExplicitVRLittleEndian))
-    peers = [{"ae_title": "VIEWER", "allow": ["find", "get"], "rendition": "original"}]
+    peers = [
+        {"ae_title": "MODALITY", "allow": ["store"]},
+        {"ae_title": "VIEWER", "allow": ["find", "get"], "rendition": "original"},
+    ]
     for choice, status in ({}, 0), ({"leading_zeros": "accept"}, 0), ({"leading_zeros": "refuse"}, 0x0117):
         root = tmp_path / (choice.get("leading_zeros") or "default")
         storage = {"root": str(root), "min_free": 0, **choice}

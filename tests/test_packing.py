@@ -149,6 +149,21 @@ def test_packbits_is_its_rule(plane: np.ndarray, noisy: bool) -> None:
     assert decoded_packbits(coded, plane.size) == plane.tobytes()
 
 
+def test_what_is_unpacked_by_a_worker(tmp_path: Path) -> None:
+    """RLE, and what has more than 64 MB: a blank image is small when it is packed, and no more."""
+    pixels = breast(400, 300)
+    rle = rle_file(mammogram(pixels), tmp_path / "rle.dcm", [encode_plane(plane) for plane in byte_planes(pixels)])
+    native = write(mammogram(pixels), tmp_path / "native.dcm")
+    blank = write(mammogram(np.zeros((5800, 5800), np.uint16)), tmp_path / "blank.dcm")
+    for path, light in ((rle, False), (native, True), (blank, False)):
+        packed = tmp_path / "packed"
+        packed.write_bytes(pack_original(path, "jpegls", sha256(path)))
+        assert originals.is_light(packed) is light
+    packed.write_bytes(packed.read_bytes()[:40])
+    with pytest.raises(PayloadError):
+        originals.is_light(packed)
+
+
 def test_files_without_pixels_are_deflated_where_it_pays(tmp_path: Path) -> None:
     report = Dataset()
     report.SOPClassUID, report.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.88.33"), generate_uid()

@@ -119,7 +119,8 @@ def test_priors_wait_while_there_is_other_work(archive: Archive, tmp_path: Path)
 @pytest.mark.parametrize(
     ("policies", "images", "wanted"),
     [
-        ({(RenditionPolicy.ORIGINAL, True)}, 5, False),
+        (set(), 5, False),
+        ({(RenditionPolicy.ORIGINAL, True)}, 5, True),
         ({(RenditionPolicy.RECONSTRUCTED, True)}, 0, False),
         ({(RenditionPolicy.ORIGINAL, True), (RenditionPolicy.AUTO, False)}, 5, True),
     ],
@@ -129,6 +130,24 @@ def test_where_nobody_would_get_them_none_are_rendered(
 ) -> None:
     priors = Priors(archive.node.index, archive.node.retrieve, frozenset(policies), images, lambda: False)
     assert priors.wanted is wanted
+
+
+@pytest.mark.parametrize("policy", [RenditionPolicy.ORIGINAL, RenditionPolicy.AUTO])
+def test_originals_that_a_peer_gets_are_unpacked_ahead(tmp_path: Path, policy: RenditionPolicy) -> None:
+    """Packed ones; one that lies there as it was received is left alone."""
+    settings = settings_for(tmp_path / "archive", codec={"profile": "paper"}, originals={"coder": "jpegls"})
+    with Node(settings) as node:
+        archive = Archive(node, Receiver(tmp_path))
+        prior = stored(archive, tmp_path, PatientID="P3", StudyDate="20200101")
+        held = node.index.by_uid(prior.SOPInstanceUID)
+        assert held is not None
+        arrived = stored(archive, tmp_path, (64, 48), PatientID="P3", StudyDate="20220101")
+        wait_for(lambda: node.index.custody.totals().packed == 2, what="packed originals")
+        for entry in (tmp_path / "archive" / "rendered").glob("*.dcm"):
+            entry.unlink()
+        priors = Priors(node.index, node.retrieve, frozenset({(policy, True)}), 10, lambda: False)
+        assert priors.prepare(arrived.StudyInstanceUID) == 1
+        assert rendered(archive) == {held.original_digest}
 
 
 def test_auto_peers_get_originals_while_they_are_held(archive: Archive, tmp_path: Path) -> None:

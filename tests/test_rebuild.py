@@ -24,7 +24,7 @@ from node.config import Settings, load
 from node.dimse import client
 from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
 from storage.index import Index
-from storage.index.opening import open_archive
+from storage.index.opening import compact_journal, open_archive
 from storage.index.rebuild import rebuild
 from storage.records import HoldKind
 from tests.conftest import Archive
@@ -232,7 +232,7 @@ def test_written_down_before_anybody_is_told(tmp_path: Path) -> None:
     script = """
 import sys
 from pathlib import Path
-from storage.index.opening import open_archive
+from storage.index.opening import compact_journal, open_archive
 root, name = Path(sys.argv[1]), sys.argv[2]
 index = open_archive(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True, replay=False).index
 for number in range(10**6):
@@ -622,8 +622,8 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     folder = tmp_path / "migrations"
     shutil.copytree(connection.MIGRATIONS, folder)
-    (folder / "versions" / "0002_next.py").write_text(
-        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+    (folder / "versions" / "0003_next.py").write_text(
+        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
         "def upgrade():\n    op.execute('CREATE TABLE later (key INTEGER PRIMARY KEY)')\n"
     )
     monkeypatch.setattr(connection, "MIGRATIONS", folder)
@@ -634,7 +634,7 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revis
     before = tables_of(made.file)
     with Node(made.settings) as node:
         assert node.index.counts().by_state["verified"] == 1
-    (copy,) = made.root.glob("index.sqlite.before-0001-*")
+    (copy,) = made.root.glob("index.sqlite.before-0002-*")
     assert tables_of(copy) == before
     connection = sqlite3.connect(made.file)
     assert connection.execute("SELECT count(*) FROM later").fetchone() == (0,)
@@ -642,6 +642,112 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revis
     with Node(made.settings):
         pass
     assert len(list(made.root.glob("index.sqlite.before-*"))) == 1
+
+
+# --- the journal made small -------------------------------------------------------------------------------------
+
+_COMPACTED = """
+import os, signal, sys
+from pathlib import Path
+from storage import changes
+from storage.index.opening import compact_journal
+root, steps = Path(sys.argv[1]), int(sys.argv[2])
+def counted(real):
+    def step(*arguments, **named):
+        global steps
+        steps -= 1
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+    return step
+opening = changes.ChangeJournal.compact
+def compact(self, *arguments):
+    Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
+    os.fsync, changes._line = counted(os.fsync), counted(changes._line)
+    opening(self, *arguments)
+changes.ChangeJournal.compact = compact
+compact_journal(f"sqlite:///{root / 'index.sqlite'}", root)
+"""
+
+
+def with_outdated_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
+    """An archive whose journal has many segments and tells of rows that have changed since; its tables."""
+    monkeypatch.setattr("storage.changes._SEGMENT_BYTES", 4000)
+    filled(folder, 20).index.close()
+    index = open_archive(f"sqlite:///{folder / 'index.sqlite'}", folder, holds_objects=True).index
+    for number in range(40):
+        index.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
+    for hold in index.holds.all(released=True):
+        index.holds.release(hold.key, reason="over", who="user:me")
+    index.close()
+    assert len(list((folder / "journal").glob("changes-*"))) > 4
+    return tables_of(folder / "index.sqlite")
+
+
+def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = with_outdated_lines(tmp_path, monkeypatch)
+    shutil.copy(tmp_path / "index.sqlite", tmp_path / "copy")
+    url = f"sqlite:///{tmp_path / 'index.sqlite'}"
+    larger, smaller = compact_journal(url, tmp_path)
+    assert smaller < 0.8 * larger
+    assert len(list((tmp_path / "journal").glob("changes-*"))) == 1
+    assert compact_journal(url, tmp_path) == (smaller, smaller)
+    index = open_archive(url, tmp_path, holds_objects=True).index
+    index.holds.add(HoldKind.STUDY, "1.3", reason="court", who="user:me")
+    index.close()
+    after = tables_of(tmp_path / "index.sqlite")
+    assert len(after["hold"]) == len(before["hold"]) + 1
+    (tmp_path / "index.sqlite").unlink()
+    assert rebuild(tmp_path / "index.sqlite", tmp_path).clean
+    assert tables_of(tmp_path / "index.sqlite") == after
+    shutil.copy(tmp_path / "copy", tmp_path / "index.sqlite")  # it ends where the journal began anew
+    open_archive(url, tmp_path, holds_objects=True).index.close()
+    assert tables_of(tmp_path / "index.sqlite") == after
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 10, -1])
+def test_a_compaction_that_is_killed_has_lost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """SIGKILL while lines are written, before and after the rename, and while former segments go; -1: at the last."""
+    before = with_outdated_lines(tmp_path, monkeypatch)
+    counts = range(steps, steps + 1) if steps >= 0 else range(11, 60)
+    killed = 0
+    for count in counts:
+        twin = tmp_path / f"twin-{count}"
+        shutil.copytree(tmp_path / "journal", twin / "journal")
+        shutil.copy(tmp_path / "index.sqlite", twin)
+        done = subprocess.run(
+            [sys.executable, "-c", _COMPACTED, str(twin), str(count)],
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=120,
+        )
+        killed += done.returncode == -signal.SIGKILL
+        (twin / "index.sqlite").unlink()
+        assert rebuild(twin / "index.sqlite", twin).clean
+        assert tables_of(twin / "index.sqlite") == before
+        compact_journal(f"sqlite:///{twin / 'index.sqlite'}", twin)
+        assert len(list((twin / "journal").glob("changes-*.jsonl"))) == 1
+        if done.returncode == 0:
+            break
+    else:
+        assert steps >= 0
+    assert killed
+
+
+def test_the_command_that_compacts(made: Made) -> None:
+    with Node(made.quiet):
+        busy = run("index", "compact", "-c", str(made.config))
+        assert (busy.returncode, "in use by another node" in busy.stderr) == (2, True)
+    before = tables_of(made.file)
+    done = run("index", "compact", "-c", str(made.config), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0 < report["bytes_after"] < report["bytes_before"]
+    made.drop_index()
+    assert rebuilt(made).clean
+    assert tables_of(made.file) == before
 
 
 # --- what SQLite says -------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from node.app.backups import make_backup, make_replication, stores_of
-from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs
+from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
 from node.app.node import Node
-from node.app.rebuilding import rebuild_index
+from node.app.rebuilding import compact_journal, rebuild_index
 from node.app.restoring import restore_backup
 from node.app.services import Services, open_reports, open_stores, services
 from node.archive.opening import runs_here
@@ -13,6 +13,7 @@ from node.archive.opening import runs_here
 __all__ = [
     "Node",
     "Services",
+    "compact_journal",
     "make_audit",
     "make_backup",
     "make_replication",
@@ -24,6 +25,7 @@ __all__ = [
     "rebuild_index",
     "restore_backup",
     "runs_here",
+    "send_to_peer",
     "services",
     "stores_of",
 ]

@@ -15,6 +15,8 @@ from node.archive.retrieve import Retrieve
 from node.archive.reverification import Reverification
 from node.archive.unclaimed import Unclaimed
 from node.config import Settings, parse_when
+from node.dimse.outgoing import Outgoing
+from node.dimse.server import calling_only
 from node.jobs.audit import Audit, AuditPlan
 from node.jobs.job import FunctionJob
 from node.jobs.mending import Mending
@@ -31,6 +33,7 @@ from storage.objects import ObjectStore
 if TYPE_CHECKING:
     pass
 from node.app.backups import make_replication
+from node.app.replicating import make_peer_replication
 from node.app.services import Services, examine_in, open_stores
 
 
@@ -40,11 +43,12 @@ def plan_jobs(
     pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
     busy: Callable[[], bool] = lambda: False,
     retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None,
+    outgoing: Callable[[], Outgoing] | None = None,
 ) -> list[Planned]:
     """Every job there is, with its times from config.yaml.
 
-    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work, ``retrieve`` lends its retrievals; a
-    command has workers of its own.
+    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work, ``retrieve`` lends its retrievals,
+    and ``outgoing`` its associations; a command has its own.
 
     A new one is a section of JobsSettings in node/config/sections.py, the same in config.yaml, and a line here; a
     function becomes a job by FunctionJob (node/jobs/job.py).
@@ -81,9 +85,30 @@ def plan_jobs(
             jobs.reverify.schedule,
         ),
         Planned(make_replication(settings, index, store), jobs.replicate.when, jobs.replicate.schedule),
+        Planned(
+            send_to_peer(settings, archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule
+        ),
         Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
         Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
+
+
+def send_to_peer(
+    settings: Settings,
+    archive: Services,
+    retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None,
+    outgoing: Callable[[], Outgoing] | None = None,
+    to: str = "",
+) -> FunctionJob:
+    """Replication to a peer; ``retrieve``, ``outgoing``: as for ``plan_jobs``; ``to``: in place of the job's peer."""
+    return make_peer_replication(
+        settings,
+        archive.index,
+        archive.trail,
+        retrieve or _own_retrieve(settings, archive),
+        outgoing or (lambda: calling_only(settings, archive.store.spool)),
+        to,
+    )
 
 
 def make_audit(

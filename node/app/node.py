@@ -18,7 +18,7 @@ from pydicom import Dataset
 from node.app.damage import settle_in
 from node.app.hands import encoders_beside
 from node.app.jobs import plan_jobs
-from node.app.services import Services, examine_in, open_store, open_stores, render_in, restore_in
+from node.app.services import Services, examine_in, open_store, open_stores, render_in
 from node.archive.archivist import Archivist
 from node.archive.commitment import Committer, original_fault
 from node.archive.custodian import Custodian
@@ -33,6 +33,7 @@ from node.archive.query import find
 from node.archive.rendered import RenderedCache
 from node.archive.retention import Retention
 from node.archive.trail import AuditTrail, TrailWriter
+from node.archive.unpacking import Unpacking
 from node.config import RenditionPolicy, Settings
 from node.dimse.extended import Agreed
 from node.dimse.peers import Peers
@@ -55,6 +56,7 @@ from storage.index.reports import ReportRows
 from storage.journal import Journal
 from storage.objects import ObjectStore
 from storage.private import keep_private
+from storage.reserve import RESERVE, give_room_up, keep_room
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition
@@ -62,7 +64,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger(__name__)
 
 _MOST_DECODERS = 4
-"""Processes that unpack and examine originals, at most one per core; each takes some 100 MB once it has work."""
+"""Processes that examine originals, and threads that unpack them: at most one of each per core. Such a process takes
+some 100 MB once it has work."""
 
 
 class Node:
@@ -76,20 +79,19 @@ class Node:
         keep_bounds(limits.decoders)
         file = settings.gate.patches.file
         in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
-        self.store = open_store(settings)
-        self._lock = lock_root(self.store)
-        self.store.sweep_spool()
-        self.store.sweep_lent()
+        self.store, self._lock = _own_store(settings)
         self.index = self._open_index(accept_empty_index)
+        keep_room(settings.storage.root)
         stores = open_stores(settings, self.index, self.store)
         self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
         self.trail.recover()
         self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
+        at_once = min(os.cpu_count() or 1, _MOST_DECODERS)
         self.decoders = WorkerPool(
             settings.reconstruct,
-            size=min(os.cpu_count() or 1, _MOST_DECODERS),
+            size=at_once,
             name="decode",
             within=limits.decoders,
             idle=limits.idle,
@@ -98,7 +100,8 @@ class Node:
         cache = RenderedCache(rendered, settings.reconstruct.cache)
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)
         deletion.finish()  # what a process that was killed left half deleted
-        self.originals = Originals(self.index, stores, cache, restore_in(self.decoders))
+        self.unpacking = Unpacking(self.decoders, at_once)
+        self.originals = Originals(self.index, stores, cache, self.unpacking.restore)
         self.originals.damaged = settle_in(self.index, stores, self.trail, settings.jobs.replicate.to)
         self.custodian = Custodian(self.index, stores, self.originals, self.encoders, self.trail, settings)
         self.retention = Retention(
@@ -160,6 +163,7 @@ class Node:
             lambda: nullcontext(self.pool),
             lambda: self.archivist.busy,
             lambda: nullcontext(self.retrieve),
+            lambda: self.server.outgoing,
         )
         self.schedule = Schedule(planned, runner, settings.jobs.poll)
         self._exposition = _exposition(settings, self.index, ingest, self.retrieve, {self.pool, self.encoders})
@@ -238,8 +242,10 @@ class Node:
         for thread in (self._archivist_thread, self._priors_thread):
             if thread.is_alive():
                 thread.join()
+        self.unpacking.close()
         self._told.close()
         self.index.close()
+        keep_room(self.settings.storage.root)
         self._lock.close()
 
     def __enter__(self) -> Node:
@@ -253,7 +259,7 @@ class Node:
 
 
 def _who_wants_priors(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
-    """Rendition and texture of the peers that retrieve, and how many images are rendered ahead for them."""
+    """Rendition and texture of the peers that retrieve, and how many images are made ready for them."""
     images = settings.reconstruct.priors if settings.reconstruct.cache else 0
     peers = Peers(settings)
     those = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
@@ -277,6 +283,18 @@ def _exposition(
     for pool in pools:
         pool.observe = page.work
     return page
+
+
+def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
+    """The store, swept, and the lock that keeps other nodes out; on a full disk with room to read what is held."""
+    store = open_store(settings)
+    lock = lock_root(store)
+    if given_up := give_room_up(store.root):
+        LOGGER.error("%s; what peers send is refused with A700 until there is room again", given_up)
+        store.keep_free(RESERVE)
+    store.sweep_spool()
+    store.sweep_lent()
+    return store, lock
 
 
 def lock_root(store: ObjectStore) -> IO[bytes]:

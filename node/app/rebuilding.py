@@ -1,4 +1,4 @@
-"""A rebuild of the index with what config.yaml names."""
+"""A rebuild of the index, and a compaction of its journal, with what config.yaml names."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 from node.app.node import lock_root
 from node.app.services import examine_in
-from node.archive.opening import has_objects
+from node.archive.opening import has_objects, open_for_command
 from node.archive.unclaimed import Unclaimed
 from node.config import Settings
 from node.workers.pool import WorkerPool
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.index.opening import compact_journal as compacted
 from storage.index.rebuild import Rebuilt, rebuild
-from storage.index.standing import sqlite_file
+from storage.index.standing import quick_check, sqlite_file
 from storage.objects import ObjectStore
 from storage.records import Tier
 
@@ -31,6 +32,23 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
     lock = lock_root(store)
     try:
         return rebuild(file, root, take_in_objects=taking_in(settings, store), progress=progress)
+    finally:
+        lock.close()
+
+
+def compact_journal(settings: Settings) -> tuple[int, int]:
+    """Write the change journal anew without what is outdated; its bytes before and after.
+
+    Raises ConfigError where a node runs or the index is not SQLite, IndexRefused where the index is not to be trusted.
+    """
+    file = sqlite_file(settings.storage.database_url)
+    if file is None:
+        raise ConfigError("storage.database is no SQLite file, so there is no change journal")
+    lock = lock_root(ObjectStore(settings.storage.root))
+    try:
+        quick_check(file)
+        open_for_command(settings).close()
+        return compacted(settings.storage.database_url, settings.storage.root)
     finally:
         lock.close()
 

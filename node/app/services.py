@@ -23,7 +23,6 @@ from node.archive.whole_object import Parts, prove_object
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import RestoreRequest
 from storage.bounds import keep_bounds
 from storage.dicomfile import accept_odd_values
 from storage.errors import ConfigError
@@ -113,17 +112,8 @@ def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier
     return {Tier.HOT: hot, Tier.COLD: cold}
 
 
-def restore_in(pool: WorkerPool) -> Callable[[Path, str, Path], None]:
-    """Unpacks originals in a worker: a decoder may take its process with it."""
-
-    def restore(packed: Path, original_digest: str, target: Path) -> None:
-        pool.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
-
-    return restore
-
-
 def examine_in(pool: WorkerPool) -> Examine:
-    """Looks at what arrived in a worker, for the same reason."""
+    """Looks at what arrived in a worker: a decoder may take its process with it."""
     return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 

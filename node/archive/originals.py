@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from node.archive.rendered import RenderedCache
-from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged
+from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
 from storage.index import Index
 from storage.inspection import examine
 from storage.objects import ObjectStore, has_digest
@@ -73,6 +73,15 @@ class Originals:
         finally:
             path.unlink(missing_ok=True)
 
+    def unpack_ahead(self, original_digest: str) -> bool:
+        """Unpack an original for its next reader; False where it is not packed. Raises as ``lend`` does."""
+        held = self._index.custody.of_digest(original_digest)
+        if held is None or held.form is not OriginalForm.PACKED:
+            return False
+        if not self._restored.has(original_digest):
+            self.lend(original_digest).unlink(missing_ok=True)
+        return True
+
     def whole(self, held: HeldOriginal) -> bool:
         """Whether the object of an original is there and has its digest, read from the disk just now."""
         store = self._stores.get(held.tier)
@@ -84,11 +93,11 @@ class Originals:
         link = self._restored.link(held.original_digest)
         if link is not None:
             return link
-        packed = self._lend_object(held.tier, held.object_digest)
+        packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
         target = self._restored.blank()
         try:
-            self._restore(packed, held.original_digest, target)
-            link = self._restored.keep(held.original_digest, target)
+            self._unpack(packed, held, target)
+            link = self._restored.keep(held.original_digest, target, held.original_digest)
             if self._index.custody.of_digest(held.original_digest) is None:
                 self._restored.drop(held.original_digest)
             return link
@@ -96,15 +105,32 @@ class Originals:
             packed.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
 
+    def _unpack(self, packed: Path, held: HeldOriginal, target: Path) -> None:
+        """Write the received bytes. Unpacking compares the object with its checksum, and the bytes with their digest;
+        where one of them differs, the object is compared with its name too. Raises as unpacking does."""
+        try:
+            self._restore(packed, held.original_digest, target)
+        except (PayloadError, ObjectDamaged, OSError):
+            self._check(packed, held.tier, held.object_digest)
+            raise
+
     def _lend_object(self, tier: Tier, digest: str) -> Path:
         """An object for one reader, its bytes compared with its name. Raises ObjectMissing, ObjectDamaged."""
         lent = self._store(tier, digest).lend(digest)
         try:
+            self._check(lent, tier, digest)
+        except ObjectDamaged:
+            lent.unlink(missing_ok=True)
+            raise
+        return lent
+
+    def _check(self, lent: Path, tier: Tier, digest: str) -> None:
+        """Raises ObjectDamaged, and tells of the damage, where a lent object does not have its digest."""
+        try:
             if has_digest(lent, digest):
-                return lent
+                return
         except OSError as error:
             LOGGER.error("object %s cannot be read: %s", digest, error.strerror)
-        lent.unlink(missing_ok=True)
         self.damaged(tier, digest)
         raise ObjectDamaged(f"object {digest} does not have that digest any more")
 

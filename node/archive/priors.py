@@ -1,4 +1,6 @@
-"""Prior prefetch: when a study arrives, reconstructions of the patient's earlier images are rendered into the cache.
+"""Prior prefetch: when a study arrives, the patient's earlier images are made ready in the cache.
+
+Those are reconstructions, which are rendered, and packed originals, which are unpacked, as peers would get them.
 
 A convenience, so everything else goes first: an image is begun only while no worker has anything to do, and what
 cannot be prepared in time is made on request as ever.
@@ -21,14 +23,14 @@ from storage.index.priors import prior_keys
 LOGGER = logging.getLogger(__name__)
 
 _STUDIES = 100
-"""Studies whose priors may wait to be rendered; those of further ones are left out."""
+"""Studies whose priors may wait; those of further ones are left out."""
 _LOOK = 0.2
 """Seconds between two looks at whether the workers are idle."""
 
 
 class Priors:
-    """``images``: how many are rendered per study that arrives. ``wanted``: rendition, and whether noise is drawn, for
-    each of the peers that retrieve.
+    """``images``: how many are made ready per study that arrives. ``wanted``: rendition, and whether noise is drawn,
+    for each of the peers that retrieve.
 
     ``busy`` says whether there is other work. ``run`` is meant for a thread of its own.
     """
@@ -43,7 +45,7 @@ class Priors:
     ) -> None:
         self._index, self._retrieve, self._busy = index, retrieve, busy
         self._images = images
-        self._wanted = {one for one in wanted if one[0] is not RenditionPolicy.ORIGINAL}
+        self._wanted = set(wanted)
         self._studies: queue.Queue[str] = queue.Queue(_STUDIES)
         self._known: deque[str] = deque(maxlen=_STUDIES)
         self._lock = threading.Lock()
@@ -77,7 +79,7 @@ class Priors:
                 LOGGER.exception("priors could not be prepared")
 
     def prepare(self, study_instance_uid: str) -> int:
-        """Render the priors of a study, one by one while nothing else is to be done; how many are ready."""
+        """Make the priors of a study ready, one by one while nothing else is to be done; how many had to be and are."""
         ready = 0
         for choice in self._choices(study_instance_uid):
             while self._busy() and not self._stopping.is_set():
@@ -85,18 +87,17 @@ class Priors:
             if self._stopping.is_set():
                 break
             try:
-                self._retrieve.render_ahead(choice)
-                ready += 1
+                ready += self._retrieve.make_ahead(choice)
             except Exception as error:  # noqa: BLE001 - the next one may work
-                LOGGER.warning("prior %s not rendered ahead: %s", choice.sop_instance_uid, told(error))
+                LOGGER.warning("prior %s not made ready ahead: %s", choice.sop_instance_uid, told(error))
         return ready
 
     def _choices(self, study_instance_uid: str) -> list[Choice]:
-        """The renditions that some peer would get."""
+        """What some peer would get of them."""
         keys = prior_keys(self._index.engine, study_instance_uid, self._images)
         found = (
             choice
             for policy, draw in sorted(self._wanted)
             for choice in self._retrieve.choices(keys, policy, draw=draw)
         )
-        return list({choice.sop_instance_uid: choice for choice in found if choice.rendition}.values())
+        return list({choice.sop_instance_uid: choice for choice in found}.values())

@@ -64,15 +64,19 @@ class RenderedCache:
         link.unlink(missing_ok=True)
         return None
 
-    def keep(self, key: str, made: Path) -> Path:
-        """Take a finished file in (its name is gone) and return a link to it for one reader."""
+    def keep(self, key: str, made: Path, digest: str = "") -> Path:
+        """Take a finished file in (its name is gone) and return a link to it for one reader.
+
+        ``digest``: its SHA-256, where whoever made it has compared it.
+        """
         try:
             link = self._new_link()
             os.link(made, link)
         except OSError:  # full or read-only, or made elsewhere for that reason
             return made
-        with made.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if not digest:
+            with made.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         with self._lock:
             self.drop(key)
             made.replace(self._root / f"{key}.{digest}.dcm")

@@ -33,8 +33,8 @@ from storage.records import ReferencingCopy, StoredInstance, StoredRendition
 
 LOGGER = logging.getLogger(__name__)
 
-_AHEAD = 2
-"""Images prepared ahead of the one being sent."""
+_AHEAD = 3
+"""Images prepared ahead of the one being sent: with it as many as are unpacked at once."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +209,16 @@ class Retrieve:
         LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, told(error))
         return original
 
-    def render_ahead(self, choice: Choice) -> None:
-        """A reconstruction into the cache, after all other work, where it is not there yet. Raises LatentPacsError."""
+    def make_ahead(self, choice: Choice) -> bool:
+        """Put what takes time to be made into the cache: a reconstruction, or an unpacked original.
+
+        False where nothing takes time. Raises LatentPacsError.
+        """
+        if choice.rendition is None:
+            return self._originals.unpack_ahead(choice.instance.original_digest)
         if not self._cache.has(_cache_key(choice)):
             self._reconstruction(choice, Priority.AHEAD).close()
+        return True
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
         """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""

@@ -1,5 +1,15 @@
-"""``python -m node.cli``: the same as the command ``latent-pacs``."""
+"""The command ``latent-pacs``, and ``python -m node.cli``.
 
-from node.cli.main import run
+A worker process imports the module that its parent was started from: this one imports the commands only when it runs.
+"""
 
-run()
+
+def main() -> None:
+    """Run a command."""
+    from node.cli.main import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

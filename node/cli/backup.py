@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,7 +19,11 @@ from node.cli.status import open_index
 from node.config import load
 from node.reports.words import size_text
 from storage.backup import Backup
+from storage.errors import ConfigError
 from storage.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from storage.index.jobs import JobRun
 
 _SHOWN = 20
 
@@ -107,33 +111,57 @@ def restore_backup(dest: FolderArgument, config: ConfigOption = DEFAULT_CONFIG, 
 
 
 def replicate(
-    folder: Annotated[
-        Path | None, typer.Argument(help="The folder; jobs.replicate.to where none is named.", metavar="[FOLDER]")
-    ] = None,
+    to: Annotated[
+        str,
+        typer.Argument(
+            help="AE title of a peer, or a folder; jobs.replicate.to or jobs.replicate_peer.to where none is named.",
+            metavar="[PEER-OR-FOLDER]",
+        ),
+    ] = "",
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the backup in a folder up to the archive now, as the job `replicate` does on its schedule.
+    """Bring a peer or the backup in a folder up to the archive now, as the jobs `replicate-peer` and `replicate` do.
 
-    The job runs where jobs.replicate.to names a folder. A DICOM peer cannot be named here. Exit code 1: it failed, or
-    the archive itself lacks objects; 3: it was cancelled.
+    A peer of config.yaml gets the held originals that it has not acknowledged yet, by C-STORE. A folder gets a backup;
+    write ./NAME for one that is named like a peer, or that is not there yet. Exit code 1: it failed, the peer did not
+    take all with status 0000, or the archive itself lacks objects; 3: it was cancelled.
     """
-    from node.app import make_replication
-
     settings = load(config)
-    with open_index(config) as index:
-        done = run_in_this_process(
-            make_replication(settings, index, ObjectStore(settings.storage.root), folder), index, settings
-        )
+    peer = to if settings.peer(to) else ""
+    if not to and settings.jobs.replicate.to is None:
+        peer = settings.jobs.replicate_peer.to
+    if to and not peer and "/" not in to and not Path(to).is_dir():
+        raise ConfigError(f"{to} is neither a peer of config.yaml nor a folder here; write ./{to} for a new folder")
+    done = _sent_to(peer, config) if peer else _copied_to(Path(to) if to else None, config)
     report = {**done.report, "state": done.state.value, "error": done.error}
     if as_json:
         print_json(report)
     elif done.error:
         Console(stderr=True, soft_wrap=True).print(f"not finished: {done.error}", style="bold red")
+    elif peer:
+        _print_sent(report)
     elif report.get("finished"):
         _print_made(report)
     if code := exit_code(done) or int(not report.get("clean")):
         raise typer.Exit(code)
+
+
+def _sent_to(peer: str, config: Path) -> JobRun:
+    from node.app import send_to_peer, services
+
+    settings = load(config)
+    with services(settings) as archive:
+        return run_in_this_process(send_to_peer(settings, archive, to=peer), archive.index, settings)
+
+
+def _copied_to(folder: Path | None, config: Path) -> JobRun:
+    from node.app import make_replication
+
+    settings = load(config)
+    with open_index(config) as index:
+        job = make_replication(settings, index, ObjectStore(settings.storage.root), folder)
+        return run_in_this_process(job, index, settings)
 
 
 @contextmanager
@@ -150,6 +178,18 @@ def _print_made(report: dict[str, Any]) -> None:
     )
     console.print(f"{report['copied']} objects copied, {size_text(report['bytes_copied'])}; the others were there")
     _print_some(console, [f"object {digest} is missing or damaged in the archive" for digest in report["missing"]])
+
+
+def _print_sent(report: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True)
+    sent, of_all = report["acknowledged"], report["held_there"]
+    console.print(f"{report['to']} acknowledged {sent} originals, and {of_all} with those of earlier runs")
+    lines = [f"{one['uid']} is not replicated: {one['why']}" for one in report["not_taken"]]
+    _print_some(console, lines)
+    if not report["clean"]:
+        console.print(
+            f"{report['failed']} failed, {report['warned']} were answered with a warning; a run sends them again"
+        )
 
 
 def _print_some(console: Console, lines: list[str]) -> None:

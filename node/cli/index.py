@@ -1,4 +1,4 @@
-"""``latent-pacs index``: the index made anew from the objects and the journal."""
+"""``latent-pacs index``: the index made anew from the objects and the journal, and the journal made small."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_jso
 if TYPE_CHECKING:
     from storage.index.rebuild import Rebuilt
 
-indexes = typer.Typer(help="Make the index anew where it was lost or damaged.", no_args_is_help=True)
-
-
-@indexes.callback()
-def _callback() -> None:
-    """A group, also while it has one command."""
+indexes = typer.Typer(help="Rebuild an index that was lost or damaged, and compact its journal.", no_args_is_help=True)
 
 
 @indexes.command()
@@ -42,6 +37,24 @@ def rebuild(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     print_json({**asdict(made), "clean": made.clean}) if as_json else _print(made)
     if not made.clean:
         raise typer.Exit(1)
+
+
+@indexes.command()
+def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Write the change journal anew with the rows that there are, without those that they replaced.
+
+    No node may run meanwhile. Killed, it has lost nothing, and is begun again. An older copy of the index can then no
+    longer be brought up to the journal: `index rebuild` is for that.
+    """
+    from node.app import compact_journal
+    from node.config import load
+    from node.reports.words import size_text
+
+    before, after = compact_journal(load(config))
+    if as_json:
+        print_json({"bytes_before": before, "bytes_after": after})
+    else:
+        Console(soft_wrap=True).print(f"the change journal has {size_text(after)}, and had {size_text(before)}")
 
 
 def _print(made: Rebuilt) -> None:

@@ -21,8 +21,8 @@ def serve_until_stopped(config: Path, *, verbose: bool, accept_empty_index: bool
     """Run a node as ``config`` says until SIGTERM or SIGINT."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
-    if "unknown_peers" not in settings.model_fields_set:
-        LOGGER.warning("AE titles that are not listed may store, since unknown_peers is not set; set allow to [echo]")
+    if settings.names_nobody:
+        LOGGER.warning("any AE title may store, since the configuration has neither peers nor unknown_peers; add one")
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

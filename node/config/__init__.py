@@ -127,6 +127,16 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _replica_is_a_peer(self) -> Settings:
+        title = self.jobs.replicate_peer.to
+        peer = self.peer(title) if title else None
+        if title and (peer is None or not peer.reachable):
+            raise ValueError(
+                f"jobs.replicate_peer.to: {title} is no peer with host and port; add it to peers, or empty it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _originals_can_be_kept_so(self) -> Settings:
         if self.codec.profile is Profile.US_MQSA and self.originals.keep is not None:
             raise ValueError("originals.keep: profile us-mqsa keeps originals for ever; leave it at forever")
@@ -142,6 +152,16 @@ class Settings(Section):
                 "viewers has to encode too; leave it at 0 or 1"
             )
         return self
+
+    @property
+    def names_nobody(self) -> bool:
+        """Whether config.yaml says nothing at all of who calls: then any AE title may store, or nobody could."""
+        return not self.model_fields_set & {"peers", "unknown_peers"}
+
+    @property
+    def strangers_may(self) -> tuple[str, ...]:
+        """What an AE title that is no configured peer may do."""
+        return ("echo", "store") if self.names_nobody else self.unknown_peers.allow
 
     def peer(self, ae_title: str) -> Peer | None:
         """The configured peer of that AE title."""

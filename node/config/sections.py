@@ -121,7 +121,7 @@ class Peer(Section):
 
 
 class UnknownPeers(Section):
-    allow: tuple[Literal["echo", "store"], ...] = ("echo", "store")
+    allow: tuple[Literal["echo", "store"], ...] = ("echo",)
 
 
 _LIBRARIES = 4 << 30
@@ -329,6 +329,16 @@ class ReplicateSettings(JobSettings):
         return parse_when(self.when) if self.enabled and self.to is not None else None
 
 
+class ReplicatePeerSettings(JobSettings):
+    when: ScheduleText = "daily 02:00"
+    to: str = ""
+
+    @property
+    def schedule(self) -> When | None:
+        """None without a peer: then it only runs on request."""
+        return parse_when(self.when) if self.enabled and self.to else None
+
+
 class PurgeSettings(JobSettings):
     when: ScheduleText = "daily 04:00"
 
@@ -360,6 +370,7 @@ class JobsSettings(Section):
     reverify: ReverifySettings = ReverifySettings()
     audit: AuditJobSettings = AuditJobSettings()
     replicate: ReplicateSettings = ReplicateSettings()
+    replicate_peer: ReplicatePeerSettings = ReplicatePeerSettings()
     validation: ValidationSettings = ValidationSettings()
 
 

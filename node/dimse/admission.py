@@ -91,7 +91,7 @@ class Admission:
         title = _title(assoc)
         peer = self._settings.peer(title)
         if peer is None:
-            if not self._settings.unknown_peers.allow:
+            if not self._settings.strangers_may:
                 return _not_recognized("no such peer in config.yaml")
             limit, caller = self._settings.node.max_associations_per_peer, ""
         else:

@@ -8,7 +8,7 @@ from node.config import Peer, RenditionPolicy, Settings, Texture, Verb, WireSynt
 
 
 class Peers:
-    """The peers of config.yaml. An AE title that is not there gets ``unknown_peers``."""
+    """The peers of config.yaml. An AE title that is not there may do what strangers may."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -20,7 +20,7 @@ class Peers:
     def may(self, ae_title: str, verb: Verb) -> bool:
         """True when that AE title may use that verb."""
         peer = self._settings.peer(ae_title)
-        allowed: tuple[str, ...] = self._settings.unknown_peers.allow if peer is None else peer.allow
+        allowed: tuple[str, ...] = self._settings.strangers_may if peer is None else peer.allow
         return verb in allowed
 
     def rendition(self, ae_title: str) -> RenditionPolicy:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -24,6 +23,7 @@ from node.archive.identifier import UNIQUE, IdentifierError, Root, key_values, l
 from node.archive.retrieve import Choice, Retrieve, Sendable, discard
 from node.archive.selection import select
 from node.config import Peer
+from node.dimse.aside import aside, is_done
 from node.dimse.extended import agreed
 from node.dimse.models import ROOTS
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
@@ -41,6 +41,7 @@ from node.dimse.status import (
     SUBOPERATIONS_FAILED,
     SUCCESS,
     for_log,
+    is_warning,
     of_error,
     why,
 )
@@ -81,7 +82,7 @@ class Tally:
             self.answers[f"{status:04X}"] += 1
         if status == SUCCESS:
             self.completed += 1
-        elif status is not None and (status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)):
+        elif status is not None and is_warning(status):
             self.warning += 1
         else:
             self.failed += 1
@@ -241,14 +242,14 @@ def _walk(
     for choice, making in services.retrieve.prepare(choices):
         if (yield from _over_while(making, tally, patience, request, functools.partial(discard, making))):
             break
-        fitting = _aside(functools.partial(_fitted, services.retrieve, choice, making, channel))
+        fitting = aside(functools.partial(_fitted, services.retrieve, choice, making, channel))
         if (yield from _over_while(fitting, tally, patience, request, functools.partial(discard, fitting))):
             break
         send = functools.partial(_send_one, choice, fitting, channel)
         if request.destination is None:
             tally.count(choice, send())
         else:
-            sending = _aside(send)
+            sending = aside(send)
             cut_short = functools.partial(_cut_short, sending, request.destination)
             over = yield from _over_while(sending, tally, patience, request, cut_short)
             tally.count(choice, sending.result() if sending.done() else None)
@@ -287,7 +288,7 @@ def _over_while(
     told = time.monotonic()
     try:
         while not request.over:
-            if _is_done(future, min(_LOOK, keep_alive)):
+            if is_done(future, min(_LOOK, keep_alive)):
                 return False
             if time.monotonic() - told >= keep_alive:
                 told = time.monotonic()
@@ -297,28 +298,6 @@ def _over_while(
         raise
     let_go()
     return True
-
-
-def _is_done(future: Future[Any], within: float) -> bool:
-    try:
-        future.exception(timeout=within)
-    except TimeoutError:
-        return False
-    return True
-
-
-def _aside(work: Callable[[], Any]) -> Future[Any]:
-    """Work in a thread of its own, so that this one can keep the requester informed."""
-    future: Future[Any] = Future()
-
-    def carry_out() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
-            future.set_exception(error)
-
-    threading.Thread(target=carry_out, name="sub-operation", daemon=True).start()
-    return future
 
 
 def _fitted(
@@ -369,6 +348,6 @@ def _send_one(choice: Choice, fitting: Future[Sendable], channel: Callable[[Choi
 
 def _cut_short(sending: Future[int | None], destination: Destination) -> None:
     """An image on its way arrives soon, or not at all: its association is ended."""
-    if not _is_done(sending, _GRACE):
+    if not is_done(sending, _GRACE):
         destination.give_up("nobody waits for it any more")
-        _is_done(sending, _GRACE)
+        is_done(sending, _GRACE)

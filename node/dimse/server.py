@@ -70,8 +70,8 @@ class Server:
         self._tls, self._per_address = settings.tls, settings.limits.connections_per_address
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
-        self._outgoing = Outgoing(self.entity, settings)
-        self._notifier = Notifier(settings, door.commitments, door.committer, self._outgoing)
+        self.outgoing = Outgoing(self.entity, settings)
+        self._notifier = Notifier(settings, door.commitments, door.committer, self.outgoing)
         self.entity.after_action = self._notifier.answered
         self._admission = Admission(settings, door.services.refusals)
         self._in_flight = _InFlight()
@@ -186,7 +186,7 @@ class Server:
             (evt.EVT_C_GET, flight.walk(functools.partial(handle_get, services=services))),
             (
                 evt.EVT_C_MOVE,
-                flight.walk(functools.partial(handle_move, services=services, outgoing=self._outgoing)),
+                flight.walk(functools.partial(handle_move, services=services, outgoing=self.outgoing)),
             ),
             (
                 evt.EVT_N_ACTION,
@@ -217,6 +217,12 @@ def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
         return SUCCESS
     refusals.of_request(event, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
     return NOT_AUTHORIZED
+
+
+def calling_only(settings: Settings, spool: Path) -> Outgoing:
+    """Associations that a command opens, as the node would. Raises ConfigError where a file for TLS cannot be used."""
+    wire.install()
+    return Outgoing(_entity(settings, spool, lambda assoc: Allowance(0, lambda: None)), settings)
 
 
 def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:

@@ -111,6 +111,11 @@ def _for_peer(error: Exception) -> str:
     return _PATH.sub("(a folder)", _LONG_UID.sub("", str(error))).strip()
 
 
+def is_warning(status: int) -> bool:
+    """Whether a status answered to C-STORE is one of the warning class (PS3.7 C.4.2)."""
+    return status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)
+
+
 def for_log(error: Exception) -> str:
     """What our log may say of an error. One of a data set may quote its values, and any value may name a patient;
     the peer, whose values they are, gets the whole sentence as Error Comment."""

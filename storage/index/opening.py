@@ -108,9 +108,33 @@ def _settle(
 
 def _begin(index: Index, journal: ChangeJournal, identity: str) -> None:
     with index.engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the journal may not be ahead of what it begins with
+        _checkpoint(connection)
         journal.begin(identity, last_number(connection), all_rows(connection))
+
+
+def _checkpoint(connection: Connection) -> None:
+    """The journal may not be ahead of the rows that it begins with."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def compact_journal(url: str, root: Path) -> tuple[int, int]:
+    """Write the change journal anew with the rows there are; its bytes before and after.
+
+    Its caller keeps nodes out. Raises what ``open_archive`` does, JournalDamaged and StoreFull; nothing is lost then.
+    """
+    index = open_archive(url, root, holds_objects=True).index
+    journal = ChangeJournal(root / "journal")
+    try:
+        with journal.locked(), index.engine.connect() as connection:
+            _checkpoint(connection)
+            before, number = journal.size(), last_number(connection)
+            if journal.last() != number:
+                raise IndexRefused("another process works on the index: compact its journal when it is done")
+            journal.compact(journal.archive(), number, all_rows(connection))
+            return before, journal.size()
+    finally:
+        index.close()
 
 
 def _is_blank(connection: Connection) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
 from sqlalchemy import select
 
 from storage.changes import ChangeJournal
-from storage.errors import IndexRefused
+from storage.errors import IndexRefused, StoreFull
 from storage.index.changes import last_number
 from storage.index.holdings import Index
 from storage.index.tables import archive
 
+_ROOM = 1 << 20
+"""Bytes that SQLite needs at most beside an index to open it."""
 REBUILD = "run `latent-pacs index rebuild`, which makes it anew from the objects and the journal"
 
 
@@ -39,6 +42,8 @@ def damage_of(file: Path, check: str) -> list[str]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN):
             raise
+        if shutil.disk_usage(file.parent).free < _ROOM:  # SQLite calls that an I/O error
+            raise StoreFull(f"there is no room beside the index {file}, which it cannot be opened without") from error
         return [str(error)]
     except sqlite3.DatabaseError as error:
         return [str(error)]

@@ -307,6 +307,18 @@ original = Table(
 )
 """How each instance's original is held. ``instance.original_digest`` stays the digest of the received file."""
 
+replica = Table(
+    "replica",
+    metadata,
+    Column("instance_key", ForeignKey("instance.key"), primary_key=True),
+    Column("peer", String(16), primary_key=True),
+    Column("original_digest", String(64), nullable=False),
+    # of the amendments that its header was sent with; empty for none
+    Column("version", String(16), nullable=False),
+    Column("acknowledged_at", DateTime, nullable=False),
+)
+"""Originals that a peer has: it answered their C-STORE with 0x0000."""
+
 doomed = Table(
     "doomed",
     metadata,

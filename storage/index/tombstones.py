@@ -29,6 +29,7 @@ from storage.index.tables import (
     reference,
     reference_copy,
     rendition,
+    replica,
     reverification,
     series,
     study,
@@ -273,6 +274,6 @@ def _remove(connection: Connection, row: Row[Any]) -> None:
     for made in connection.execute(select(rendition).where(rendition.c.instance_key == row.key)):
         doom_in(connection, made.base_digest, Tier.HOT)
         doom_in(connection, made.rendition_digest, Tier.HOT)
-    for table in (damage, pin, reverification, rendition, original, reference, reference_copy):
+    for table in (damage, pin, replica, reverification, rendition, original, reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == row.key))
     connection.execute(delete(instance).where(instance.c.key == row.key))

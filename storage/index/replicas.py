@@ -1,0 +1,75 @@
+"""Which held originals a peer has acknowledged, and which it has yet to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from sqlalchemy import Engine, and_, func, insert, or_, select, update
+
+from storage.corrections import version_of
+from storage.index.connection import writing
+from storage.index.tables import instance, original, replica, series, study
+from storage.records import OriginalForm, StoredInstance
+
+
+class Replicas:
+    """The acknowledgements of peers, on one database. Safe to share between threads and processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def candidates(self, peer: str) -> list[int]:
+        """Keys of the instances whose original is held and may have to be sent, study by study.
+
+        Among them are all of studies with amendments, then and now: ``lacking`` tells those that have to.
+        """
+        acknowledged = and_(replica.c.instance_key == instance.c.key, replica.c.peer == peer)
+        query = (
+            select(instance.c.key)
+            .join(original, original.c.instance_key == instance.c.key)
+            .join(series, instance.c.series_key == series.c.key)
+            .join(study, series.c.study_key == study.c.key)
+            .outerjoin(replica, acknowledged)
+            .where(
+                original.c.form != OriginalForm.PURGED,
+                or_(
+                    replica.c.peer.is_(None),
+                    replica.c.original_digest != instance.c.original_digest,
+                    replica.c.version != "",
+                    study.c.amended.is_not(None),
+                ),
+            )
+            .order_by(series.c.study_key, series.c.key, instance.c.key)
+        )
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).scalars())
+
+    def lacking(self, peer: str, instances: Sequence[StoredInstance]) -> list[StoredInstance]:
+        """Those of which the peer has not acknowledged these very bytes with the header as it is amended today."""
+        keys = [one.key for one in instances]
+        query = select(replica).where(replica.c.peer == peer, replica.c.instance_key.in_(keys))
+        with self._engine.connect() as connection:
+            known = {row.instance_key: (row.original_digest, row.version) for row in connection.execute(query)}
+        return [one for one in instances if known.get(one.key) != (one.original_digest, version_of(one.amended))]
+
+    def acknowledged(self, peer: str, sent: StoredInstance) -> None:
+        """The peer answered with success; on return that is durable."""
+        row = {
+            "original_digest": sent.original_digest,
+            "version": version_of(sent.amended),
+            "acknowledged_at": datetime.now(UTC).replace(tzinfo=None),
+        }
+        this = and_(replica.c.instance_key == sent.key, replica.c.peer == peer)
+        there = select(instance.c.key).where(instance.c.key == sent.key)
+        with writing(self._engine) as connection:
+            if connection.execute(there).first() is None:  # deleted while it was sent
+                return
+            if not connection.execute(update(replica).where(this).values(row)).rowcount:
+                connection.execute(insert(replica).values(instance_key=sent.key, peer=peer, **row))
+
+    def count(self, peer: str) -> int:
+        """How many originals the peer has acknowledged."""
+        query = select(func.count()).select_from(replica).where(replica.c.peer == peer)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
