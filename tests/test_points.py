@@ -162,6 +162,23 @@ def test_what_the_encoder_measures_is_what_the_decoder_adds() -> None:
     assert wrong(reference, half + decoded) == []
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_specks_that_coding_invented_are_taken_away(photometric: str) -> None:
+    header = Dataset()
+    header.PhotometricInterpretation = photometric
+    top = 4095 if photometric == "MONOCHROME1" else 0
+    bright = np.abs(top - breast(512, 512).astype(np.float32))
+    reference = Reference(bright.astype(np.uint16), header)
+    y, x = np.mgrid[0:512, 0:512]
+    sign = -1 if top else 1
+    structure = reference.image + sign * 900 * np.exp(-((y - 220) ** 2 + (x - 130) ** 2) / 4).astype(np.float32)
+    assert (220, 130) in wrong(reference, structure)
+    points = points_in(reference, structure)
+    assert points is not None
+    assert sign * points.field()[220, 130] == pytest.approx(-900, rel=0.25)
+    assert wrong(reference, structure + points.field()) == []
+
+
 def test_specks_in_repaired_cells_are_measured_again() -> None:
     """What was found before the repair does not count."""
     reference, structure, places = with_specks("MONOCHROME2", 1.4)

@@ -35,7 +35,8 @@ _PRICE = 16.0
 def points_for(
     reference: Reference, structure: Float, specks: Specks, changed: Cells, exact: Cells, limits: Thresholds
 ) -> Points | None:
-    """Points that give specks of the original their contrast back; None where none is needed.
+    """Points that give specks their contrast back, and take away those that the structure invented; None where none is
+    needed.
 
     ``structure``: float32, grey levels; ``specks``: those of all of its tiles before the cells ``changed`` were
     repaired. ``exact``: cells where no point is set, since they are stored exactly. Cells are of 16 pixels, bool.
@@ -44,21 +45,27 @@ def points_for(
     fitting = _Fitting(reference, structure.copy())
     again = [tile for tile in reference.tiles if changed[around(tile, HALO)].any()]
     specks = specks | specks_of(reference, np.rint(structure), again)
-    own, _new = speck_lists(specks)
-    looked_at = counting(own, limits)  # at first all: those that keep their contrast may have a soft edge
+    own, _made = speck_lists(specks)
+    wrong = _wrong(specks, limits)
+    looked_at = {*counting(own, limits), *wrong}  # at first all: those that keep their contrast may have a soft edge
     for _ in range(_ROUNDS):
-        wrong = set(wrong_specks(*speck_lists(specks), limits)[0])
         moved = [
             speck
-            for speck in looked_at
+            for speck in sorted(looked_at)
             if not exact[speck.row // CELL, speck.column // CELL] and fitting.fit(speck, must=speck in wrong)
         ]
         if not moved:
             break
         tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in moved)]
         specks = specks_of(reference, np.rint(fitting.image), tiles)
-        looked_at, _new = wrong_specks(*speck_lists(specks), limits)
+        looked_at = wrong = _wrong(specks, limits)
     return fitting.points()
+
+
+def _wrong(specks: Specks, limits: Thresholds) -> set[Speck]:
+    """Specks that are not kept, and specks that are invented."""
+    lost, new = wrong_specks(*speck_lists(specks), limits)
+    return {*lost, *new}
 
 
 class _Fitting:

@@ -95,7 +95,7 @@ class Speck(NamedTuple):
 
     ``share``: of a speck of the original, the share of its response that the structure has there; of a speck of the
     structure, how strong the original is there at most, over this strength. ``missing``: the response that lacks, in
-    grey levels.
+    grey levels; that of a speck of the structure is what the original's strength leaves over, and negative.
     """
 
     row: int
@@ -117,7 +117,8 @@ def specks_of_tile(image: Float, truth: Truth, tile: tuple[int, int]) -> tuple[l
     new = _peaks(_strength(filtered, truth.noise), FAINTEST_NEW)
     before = truth.strongest[new.rows, new.columns].astype(np.float32) / new.strengths
     kept = zip(*specks, now / truth.responses, truth.responses - now, strict=True)
-    own = zip(*new, before, np.zeros_like(before), strict=True)
+    too_much = filtered[new.filters, new.rows, new.columns] * np.maximum(1 - before, 0)
+    own = zip(*new, before, -too_much, strict=True)
     return _own(kept, tile), _own(own, tile)
 
 
