@@ -235,7 +235,15 @@ def test_twenty_senders_at_once(quiet_archive: Archive, tmp_path: Path) -> None:
     assert study_row.NumberOfStudyRelatedInstances == 100
 
 
-def test_the_same_image_from_many_senders_is_held_once(quiet_archive: Archive, tmp_path: Path) -> None:
+def test_the_same_image_from_many_senders_is_held_once(tmp_path: Path, receiver: Receiver) -> None:
+    strangers = {"allow": ["echo", "store"]}
+    with Node(
+        settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False}, unknown_peers=strangers)
+    ) as running:
+        held_once(Archive(running, receiver), tmp_path)
+
+
+def held_once(quiet_archive: Archive, tmp_path: Path) -> None:
     ds = mammogram(breast(300, 280))
     statuses: list[int] = []
 
