@@ -285,6 +285,7 @@ def test_more_steps_are_another_image(upscaler: SdX2) -> None:
 # The same task, the same pixels
 
 
+@pytest.mark.slow
 def test_what_was_done_before_leaves_no_trace(model: Path, upscaler: SdX2) -> None:
     job = task(200, 170)
     first = upscaler.structure(job)
@@ -296,6 +297,7 @@ def test_what_was_done_before_leaves_no_trace(model: Path, upscaler: SdX2) -> No
     assert np.array_equal(fresh.structure(job), first)
 
 
+@pytest.mark.slow
 def test_a_busy_machine_gives_the_same_pixels(upscaler: SdX2) -> None:
     job = task(200, 170)
     first = upscaler.structure(job)
@@ -323,6 +325,7 @@ def busy(threads: int) -> Iterator[None]:
             worker.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [2, 3, 4])
 def test_every_batch_has_the_full_shape_and_the_tiles_keep_their_places(
     monkeypatch: pytest.MonkeyPatch, upscaler: SdX2, batch: int
