@@ -7,11 +7,12 @@ are measured on an image that is halved first, which changes their energies by l
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.cores import on_all_cores
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ def band_energies(
     for (row, column), energies in zip(places, on_all_cores(partial(_of_tile, image, inside), places), strict=True):
         result[:, row, column] = energies
     return result
+
+
+def tile_sums(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Sums over tiles, those at the right and the lower border cut off: float64 (tile rows, tile columns)."""
+    return reduced(padded_to_cells(values, TILE), TILE, np.add, np.float64)
 
 
 def around(tile: tuple[int, int], margin: int) -> tuple[slice, slice]:

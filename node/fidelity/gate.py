@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.bands import BANDS, TILE, around, band_energies
+from node.fidelity.bands import BANDS, TILE, around, band_energies, tile_sums
 from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.cores import on_all_cores
 from node.fidelity.fsim import similarity
@@ -95,7 +95,7 @@ def look(
     width = reference.window.width
     changed = None if before is None else cell_any(error != before.error)
     bands = band_energies(error, reference.core, None if before is None else before.bands, changed)
-    inside = _tile_counts(reference.core)
+    inside = reference.tile_counts
     large = inside >= _ENOUGH * TILE * TILE
     large = large if large.any() else inside > 0
     found: Specks = {}
@@ -111,7 +111,7 @@ def look(
     return Structure(
         lines=reference.line_noise.look(error, most, None if before is None else before.lines, changed),
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
-        shift=float(np.abs(_tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
+        shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
         outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float32(width),
         specks=found,
@@ -188,7 +188,7 @@ def measure_noise(
     bands = (band_energies(image, reference.core) if bands is None else bands)[:BANDS]
     own = reference.bands[:BANDS]
     whole = 10 * np.log10(np.maximum(bands.sum(axis=(1, 2)), 1e-12) / np.maximum(own.sum(axis=(1, 2)), 1e-12))
-    large = _tile_counts(reference.core) >= _ENOUGH * TILE * TILE
+    large = reference.tile_counts >= _ENOUGH * TILE * TILE
     tiles = np.abs(10 * np.log10(np.maximum(bands[:, large], 1e-12) / np.maximum(own[:, large], 1e-12)))
     drawn = image - structure
     drawn[~reference.counted] = 0
@@ -342,14 +342,6 @@ def specks_of(reference: Reference, structure: Float, tiles: Sequence[tuple[int,
 def as_shown(reference: Reference, structure: Float) -> Float:
     """The structure with the original's padding: a step to padding reaches into the filters beside it."""
     return structure if reference.counted.all() else np.where(reference.counted, structure, reference.image)
-
-
-def _tile_counts(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return _tile_sums(mask.astype(np.float32))
-
-
-def _tile_sums(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    return reduced(padded_to_cells(values, TILE), TILE, np.add, np.float64)
 
 
 def cell_any(mask: NDArray[np.bool_]) -> Cells:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from node.fidelity.bands import band_energies
+from node.fidelity.bands import band_energies, tile_sums
 from node.fidelity.fsim import TILE, Features, features
 from node.fidelity.lines import LineNoise
 from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, without_strips
@@ -86,6 +86,11 @@ class Reference:
         return band_energies(self.image, self.core)
 
     @cached_property
+    def tile_counts(self) -> NDArray[np.float64]:
+        """Pixels of ``core`` per tile of the bands: float64, as ``tile_sums`` gives them."""
+        return tile_sums(self.core.astype(np.float32))
+
+    @cached_property
     def grain(self) -> float:
         """The typical standard deviation of the breast's finest noise, in grey levels; at least that of rounding."""
         finest = self.bands[0].sum() / max(int(self.core.sum()), 1)
@@ -94,7 +99,7 @@ class Reference:
     def excerpt(self, pixels: Pixels, breast: NDArray[np.bool_]) -> Reference:
         """Other pixels seen through the same window. ``breast``: bool, their shape, where they are measured."""
         other = copy(self)
-        for name in ("image", "breast", "core", "line_noise", "bands", "grain"):
+        for name in ("image", "breast", "core", "line_noise", "bands", "tile_counts", "grain"):
             other.__dict__.pop(name, None)
         other.pixels, other.counted = pixels, np.ones(pixels.shape, dtype=bool)
         other.tiles = other.all_tiles = all_tiles(*pixels.shape)
