@@ -3,7 +3,8 @@
 The same images lie in both. Ours sends them as ``exact``, to a peer that gets originals, which are packed at rest as by
 default; and as ``cached``, to a peer that gets reconstructions, from the rendered cache. Each ratio is Orthanc's time
 over ours. ``exact_first`` is a retrieval in which every original is unpacked first, and ``reconstructed_first`` one in
-which every reconstruction is made first.
+which every reconstruction is made first. ``passed_first`` is one to a peer with ``transfer_syntaxes: [jpegls]``, which
+gets the packed codestreams as they lie; Orthanc sends what it holds, uncompressed.
 ``reconstruct_s`` is what a 13.6 megapixel reconstruction alone takes (benchmarks.reconstruct).
 
     python -m benchmarks.retrieve [--images 30] [--rounds 3] [--coder jpegls] [--originals] [--json]
@@ -66,7 +67,7 @@ def main() -> None:
     table = Table(
         "", "seconds (median)", "MB/s", "Orthanc's over ours", title=f"C-MOVE of {options.images} images of 17 MB"
     )
-    for name in ("exact", "cached", "orthanc", "exact_first", "reconstructed_first"):
+    for name in ("exact", "cached", "orthanc", "exact_first", "passed_first", "reconstructed_first"):
         if f"{name}_s" in report:
             seconds, ratio = report[f"{name}_s"], report.get(f"{name}_ratio", "")
             table.add_row(name.replace("_", " "), f"{seconds:.2f}", f"{report['megabytes'] / seconds:.0f}", str(ratio))
@@ -94,13 +95,18 @@ def compare(
         with console.status("our archive comes to rest"):
             wait_for_rest(archive, images)
         console.print(f"{images} images measured and packed in {time.monotonic() - began:.0f} s")
-        times: dict[str, list[float]] = {name: [] for name in ("orthanc", "exact_first", *kinds)}
+        first = ["passed_first", "exact_first"] if coder == "jpegls" else ["exact_first"]
+        times: dict[str, list[float]] = {name: [] for name in ("orthanc", *first, *kinds)}
         if reconstructed:
             times["reconstructed_first"] = [move(batch, ours, "RECONSTRUCTED", images)]
         move(batch, theirs, RECEIVER, images)  # warm too
         for _ in range(rounds):
             times["orthanc"].append(move(batch, theirs, RECEIVER, images))
             forget_restored(archive, images)
+            if "passed_first" in first:
+                times["passed_first"].append(move(batch, ours, "PASSED", images))
+                if not reconstructed and any((archive / "rendered").glob("*.dcm")):
+                    sys.exit("originals were unpacked that should have been passed through")
             times["exact_first"].append(move(batch, ours, "EXACT", images))
             for name, peer in kinds.items():
                 times[name].append(move(batch, ours, peer, images))
@@ -110,7 +116,7 @@ def compare(
         "coder": coder,
         "megabytes": round(batch.megabytes, 1),
         **{f"{name}_s": round(value, 3) for name, value in medians.items()},
-        **{f"{name}_ratio": round(medians["orthanc"] / medians[name], 2) for name in (*kinds, "exact_first")},
+        **{f"{name}_ratio": round(medians["orthanc"] / medians[name], 2) for name in (*kinds, *first)},
     }
 
 
@@ -152,6 +158,7 @@ def running_ours(folder: Path, port: int, target: int, coder: str) -> Iterator[N
         {"ae_title": "MODALITY", "allow": ["store"]},
         {"ae_title": RECEIVER, "allow": ["move"]},
         {"ae_title": "EXACT", "rendition": "original", **at},
+        {"ae_title": "PASSED", "rendition": "original", "transfer_syntaxes": ["jpegls"], **at},
         {"ae_title": "RECONSTRUCTED", "rendition": "reconstructed", **at},
     ]
     folder.mkdir()

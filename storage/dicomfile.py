@@ -84,7 +84,7 @@ class DataSetFile:
 def opened(path: Path) -> Iterator[DataSetFile]:
     """Open a Part 10 file. Raises Unparseable where PS3.10 or PS3.5 is broken outside the pixel data."""
     with path.open("rb") as file, ExitStack() as stack:
-        start, syntax = _data_set_start(file)
+        start, syntax = data_set_start(file)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         view = memoryview(mapped)
         data = view[start:]
@@ -100,7 +100,8 @@ def opened(path: Path) -> Iterator[DataSetFile]:
                 mapped.close()
 
 
-def _data_set_start(file: IO[bytes]) -> tuple[int, UID]:
+def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
+    """Where the data set of a Part 10 file begins, and its transfer syntax. Raises Unparseable."""
     prefix = file.read(144)
     if len(prefix) < 144 or prefix[128:132] != b"DICM" or prefix[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
         raise Unparseable("no DICOM file meta information at the start of the file (PS3.10 section 7.1)")

@@ -36,7 +36,8 @@ EFFORT = 5
 
 _MOST_BYTES = MOST
 """Larger files stay verbatim: packing holds a file and its pixels in memory."""
-_LIGHT = 64 << 20
+LIGHT = 64 << 20
+"""Bytes of what is made in the node's own process."""
 _LOOKED_UP = 1 << 15
 _LEVELS = 1 << 16
 _PAYS = 0.95
@@ -169,7 +170,7 @@ def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
         yield sections["bytes"]
         return
     with malformed_is_payload_error("packed original"):
-        coding = _coding(Fields("packed original", json.loads(sections["meta"])))
+        coding = coding_of(sections["meta"])
         planes = _decoded_planes(coding, sections["pixels"], sections.get("levels", b""))
         yield sections["head"]
         if coding.rle_pads:
@@ -179,7 +180,9 @@ def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
         yield sections.get("tail", b"")
 
 
-def _coding(meta: Fields) -> PixelCoding:
+def coding_of(section: bytes) -> PixelCoding:
+    """What the section ``meta`` says. Raises PayloadError, or what is malformed."""
+    meta = Fields("packed original", json.loads(section))
     meta.only(*(one.name for one in fields(PixelCoding)))
     return PixelCoding(
         coder=meta.text("coder"),
@@ -203,10 +206,10 @@ def is_light(packed: Path) -> bool:
         lengths, meta = outline(file, KIND, "meta")
         size = sum(lengths.values())
         if not meta:
-            return size <= _LIGHT
-        coding = _coding(Fields("packed original", json.loads(meta)))
+            return size <= LIGHT
+        coding = coding_of(meta)
         size += coding.rows * coding.columns * coding.samples * coding.frames * coding.sample_bytes
-        return size <= _LIGHT and not coding.rle_pads
+        return size <= LIGHT and not coding.rle_pads
 
 
 def restore_original(packed: Path, digest: str, target: Path) -> None:

@@ -772,7 +772,7 @@ def test_move_longer_than_the_network_timeout_ends_in_peace(tmp_path: Path, rece
     ds = small()
     with Node(settings) as slow:
         make = slow.retrieve.make
-        slow.retrieve.make = lambda choice: threading.Event().wait(1.0) or make(choice)  # type: ignore[method-assign]
+        slow.retrieve.make = lambda *of: threading.Event().wait(1.0) or make(*of)  # type: ignore[method-assign]
         address = Address("127.0.0.1", slow.server.port, settings.node.ae_title)
         assert storescu([samples.write(ds, tmp_path / "image.dcm")], address).statuses == [0]
         assoc = _associated("EXACTVIEW", address, [build_context(MOVE)])

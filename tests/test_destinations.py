@@ -234,7 +234,7 @@ def test_a_cancel_is_honoured_while_an_image_is_being_made(
 ) -> None:
     (archive, identifier), go_on = four, threading.Event()
     make = archive.node.retrieve.make
-    monkeypatch.setattr(archive.node.retrieve, "make", lambda choice: go_on.wait(60) and make(choice))
+    monkeypatch.setattr(archive.node.retrieve, "make", lambda *of: go_on.wait(60) and make(*of))
     assoc = requested(
         *(archive, build_context(MOVE), build_context(GET), build_context(MG)),
         ext_neg=[build_role(MG, scp_role=True)],

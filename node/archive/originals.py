@@ -17,6 +17,7 @@ from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged, Payload
 from storage.index import Index
 from storage.inspection import examine
 from storage.objects import ObjectStore, has_digest
+from storage.passing import pass_through
 from storage.records import HeldOriginal, OriginalForm, Tier
 
 LOGGER = logging.getLogger(__name__)
@@ -72,6 +73,22 @@ class Originals:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    def pass_through(self, original_digest: str, target: Path) -> bool:
+        """Write a packed original in JPEG-LS Lossless, its codestreams as they lie; False where it is to be lent."""
+        held = self._index.custody.of_digest(original_digest)
+        if held is None or held.purged or held.form is not OriginalForm.PACKED:
+            return False
+        packed = None
+        try:
+            packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
+            pass_through(packed, target)
+        except Exception:  # noqa: BLE001 - ``lend`` looks again at what is missing or damaged, and tells of it
+            return False
+        finally:
+            if packed is not None:
+                packed.unlink(missing_ok=True)
+        return True
 
     def unpack_ahead(self, original_digest: str) -> bool:
         """Unpack an original for its next reader; False where it is not packed. Raises as ``lend`` does."""

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
 
 from node.archive.amended import write_amended
 from node.archive.models import ModelShelf
@@ -68,13 +68,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sendable:
-    """A Part 10 file to send. ``own``: made for this sending, and removed by ``close``."""
+    """A Part 10 file to send. ``own``: made for this sending, and removed by ``close``. ``passed``: the instance whose
+    packed codestreams it holds; what else a receiver takes is made of its original (``unpacked``)."""
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     own: bool = False
+    passed: StoredInstance | None = None
 
     def close(self) -> None:
         if self.own:
@@ -169,15 +171,18 @@ class Retrieve:
                     chosen.append(replace(choice, copy=told.get(instance.key)))
         return chosen
 
-    def prepare(self, choices: list[Choice]) -> Generator[tuple[Choice, Future[Sendable]], None, None]:
+    def prepare(
+        self, choices: list[Choice], expected: Callable[[Choice], str] = lambda choice: ""
+    ) -> Generator[tuple[Choice, Future[Sendable]], None, None]:
         """Each choice with the future of its file, at most a few images ahead of the reader.
 
-        A future raises LatentPacsError where the image cannot be sent.
+        ``expected``: the transfer syntax in which it is likely to go out. A future raises LatentPacsError where the
+        image cannot be sent.
         """
         ahead: list[tuple[Choice, Future[Sendable]]] = []
         try:
             for choice in choices:
-                ahead.append((choice, self._threads.submit(self.make, choice)))
+                ahead.append((choice, self._threads.submit(self.make, choice, expected(choice))))
                 if len(ahead) > _AHEAD:
                     yield ahead.pop(0)
             while ahead:
@@ -187,12 +192,16 @@ class Retrieve:
                 future.cancel()
                 discard(future)
 
-    def make(self, choice: Choice) -> Sendable:
-        """The file for one choice; where the rendition cannot be made as verified, the original in its stead."""
+    def make(self, choice: Choice, expected: str = "") -> Sendable:
+        """The file for one choice; where the rendition cannot be made as verified, the original in its stead.
+
+        ``expected`` as of ``prepare``: an original that is packed in that syntax is passed through, and not unpacked.
+        """
         if choice.copy is not None:
             return self._copy(choice.instance, choice.copy)
         if choice.rendition is None:
-            return self._original(choice.instance)
+            passed = self._passed(choice.instance) if expected == JPEGLSLossless else None
+            return passed or self._original(choice.instance)
         try:
             return self._reconstruction(choice)
         except Exception as error:  # noqa: BLE001 - whatever it was, the original can still be sent
@@ -231,6 +240,22 @@ class Retrieve:
             raise
         sendable.close()
         return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax), own=True)
+
+    def unpacked(self, sendable: Sendable) -> Sendable:
+        """The original as it was received, for one that was passed through. Raises LatentPacsError."""
+        assert sendable.passed is not None
+        return self._original(sendable.passed)
+
+    def _passed(self, instance: StoredInstance) -> Sendable | None:
+        """An original in JPEG-LS Lossless without decoding it; None where it is to be unpacked."""
+        if instance.amended:
+            return None
+        target = self._cache.blank()
+        if not self._originals.pass_through(instance.original_digest, target):
+            target.unlink(missing_ok=True)
+            return None
+        uids = instance.sop_class_uid, instance.sop_instance_uid
+        return Sendable(target, *uids, str(JPEGLSLossless), own=True, passed=instance)
 
     def _original(self, instance: StoredInstance) -> Sendable:
         path = self._originals.lend(instance.original_digest)

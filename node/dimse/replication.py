@@ -80,7 +80,7 @@ class Replication:
     ) -> None:
         unanswered = 0
         with Destination(self._outgoing, self._peer, choices, originator="", originator_id=0) as destination:
-            preparing = self._retrieve.prepare(choices)
+            preparing = self._retrieve.prepare(choices, destination.expected)
             try:
                 for done, (choice, made) in enumerate(preparing):
                     sending = aside(functools.partial(self._one, choice, made, destination))

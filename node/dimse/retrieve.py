@@ -134,7 +134,7 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     told = TrailEntry("get", caller, detail=f"to {caller}")
-    request = _Request(event, lambda: not channel.usable or has_gone(event.assoc))
+    request = _Request(event, lambda: not channel.usable or has_gone(event.assoc), channel.best)
     yield from _send(request, services, choices, lambda _: channel, told)
 
 
@@ -165,7 +165,7 @@ def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Ou
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         told = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        request = _Request(event, lambda: has_gone(event.assoc), destination)
+        request = _Request(event, lambda: has_gone(event.assoc), destination.expected, destination)
         yield from _send(request, services, choices, destination.channel, told)
 
 
@@ -239,7 +239,7 @@ def _walk(
         yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
     patience = services.keep_alive
-    for choice, making in services.retrieve.prepare(choices):
+    for choice, making in services.retrieve.prepare(choices, request.expected):
         if (yield from _over_while(making, tally, patience, request, functools.partial(discard, making))):
             break
         fitting = aside(functools.partial(_fitted, services.retrieve, choice, making, channel))
@@ -265,10 +265,19 @@ def _walk(
 
 
 class _Request:
-    """Whether somebody still waits for the images. ``destination``: None where they go back over its association."""
+    """Whether somebody still waits for the images, and in which transfer syntax they are ``expected`` to go out.
 
-    def __init__(self, event: Any, gone: Callable[[], bool], destination: Destination | None = None) -> None:
-        self._event, self._gone, self.destination = event, gone, destination
+    ``destination``: None where they go back over its association.
+    """
+
+    def __init__(
+        self,
+        event: Any,
+        gone: Callable[[], bool],
+        expected: Callable[[Choice], str],
+        destination: Destination | None = None,
+    ) -> None:
+        self._event, self._gone, self.expected, self.destination = event, gone, expected, destination
         self.cancelled = False
 
     @property

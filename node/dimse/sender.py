@@ -21,6 +21,7 @@ from node.config import Peer, WireSyntax
 from node.dimse.models import in_order
 from node.dimse.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.wire import stream_files, why_no_answer
+from storage.records import StoredInstance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -63,8 +64,18 @@ class Channel:
         May take long. Raises DestinationUnavailable where no context fits, else why no encoding does. The caller closes
         what comes back, and ``sendable`` where nothing does.
         """
+        if sendable.passed and self.best(sendable.passed) != sendable.transfer_syntax_uid:
+            original = retrieve.unpacked(sendable)
+            try:
+                fitted = self.fitted(original, retrieve)
+            except BaseException:
+                original.close()
+                raise
+            sendable.close()
+            return fitted
         failure: Exception | None = None
-        for syntax in self._syntaxes_for(sendable):
+        held = sendable.passed or sendable
+        for syntax in self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid):
             if syntax == sendable.transfer_syntax_uid:
                 return sendable
             try:
@@ -76,13 +87,17 @@ class Channel:
             f"{sendable.transfer_syntax_uid} or little endian"
         )
 
-    def _syntaxes_for(self, sendable: Sendable) -> list[str]:
+    def best(self, held: Choice | StoredInstance) -> str:
+        """The transfer syntax in which it goes out where its pixels fit; empty where the receiver took none."""
+        return next(iter(self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid)), "")
+
+    def _syntaxes_for(self, sop_class: str, held_in: str) -> list[str]:
         taken = {
             str(context.transfer_syntax[0])
             for context in self._assoc.accepted_contexts
-            if context.abstract_syntax == sendable.sop_class_uid and context.as_scu
+            if context.abstract_syntax == sop_class and context.as_scu
         }
-        return [syntax for syntax in in_order(self._prefers, sendable.transfer_syntax_uid) if syntax in taken]
+        return [syntax for syntax in in_order(self._prefers, held_in) if syntax in taken]
 
     def store(self, sendable: Sendable) -> int:
         """Send a fitted file; the receiver's status. Raises DestinationUnavailable where no answer came."""
@@ -144,6 +159,13 @@ class Destination:
         """The association for one of the choices. Raises DestinationUnavailable. May be called in another thread."""
         with self._lock:
             return self._channel(self._batch_of[id(choice)])
+
+    def expected(self, choice: Choice) -> str:
+        """The transfer syntax in which it is likely to go out: as its entry says until the receiver has answered."""
+        now_open = self._open
+        if now_open is not None and now_open[0] == self._batch_of[id(choice)]:
+            return now_open[1].best(choice)
+        return in_order(self._peer.transfer_syntaxes, choice.transfer_syntax_uid)[0]
 
     def give_up(self, why: str) -> None:
         """End the association at once, whatever is on its way; ``why`` is for the log. Waits for no other thread."""

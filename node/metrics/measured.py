@@ -44,10 +44,10 @@ class MeasuredRetrieve(Retrieve):
 
     observe: Observe = staticmethod(nobody)
 
-    def make(self, choice: Choice) -> Sendable:
+    def make(self, choice: Choice, expected: str = "") -> Sendable:
         began, outcome = time.monotonic(), "failed"
         try:
-            made = super().make(choice)
+            made = super().make(choice, expected)
             original = choice.rendition is None or made.sop_instance_uid == choice.instance.sop_instance_uid
             outcome = "original" if original else "reconstruction"
             return made
