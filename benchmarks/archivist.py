@@ -45,6 +45,7 @@ from node.codec.search import Encoded, Encoder
 from node.config import Settings
 from node.fidelity.regions import breast_mask
 from node.training.pictures import Picture
+from node.workers.memory import keep_freed
 from storage.payload import decode_base, decode_rendition, encode_rendition
 from tests.samples import breast
 
@@ -59,6 +60,8 @@ def main() -> None:
     options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    keep_freed()  # as the archivist's worker does
+    measured(synthetic(1024, 1024), settings_of(options.profile, options.upscaler))  # a worker has its libraries loaded
     settings = settings_of(options.profile, options.upscaler)
     chosen = images(options.data, only=options.only) if options.only else one_of_each(options.data)
     rows = [measured(image, settings) for image in chosen]
@@ -81,9 +84,14 @@ def one_of_each(data: Path | None) -> Iterator[Image]:
         if not wanted:
             return
     if DIGITAL in wanted:
-        pixels, header = breast(2560, 2048), Dataset()
-        header.PhotometricInterpretation = "MONOCHROME2"
-        yield described(Picture("synthetic", pixels, 12, header, False, breast_mask(pixels, "MONOCHROME2")), "")
+        yield synthetic(2560, 2048)
+
+
+def synthetic(rows: int, columns: int) -> Image:
+    """A drawn breast of 12 bits."""
+    pixels, header = breast(rows, columns), Dataset()
+    header.PhotometricInterpretation = "MONOCHROME2"
+    return described(Picture("synthetic", pixels, 12, header, False, breast_mask(pixels, "MONOCHROME2")), "")
 
 
 def measured(image: Image, settings: Settings) -> dict[str, Any]:

@@ -87,6 +87,8 @@ _EXACT = 2.0
 """Exact patches are made instead of repairs where they take at most so much more: half of such repairs fail."""
 _DEARER = 1.25
 """log2 increase of the bytes per halving of the gate's figures; typical. It tells which of two searches goes on."""
+_WORTH = 0.95
+"""Another promise is settled only where it is at most this share of the base that was found, since it takes seconds."""
 _RESERVE = 0.98
 """A second upscaler is taken where its payload on the sample is at most this share of the first one's."""
 
@@ -142,7 +144,7 @@ class Encoder:
         for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
             if best is None:  # what a sample does not hold costs bytes, too
                 dearer = self._attempt(promise.point, promise.upscaler).base_bytes / promise.payload_bytes
-            elif promise.payload_bytes * dearer > _RESERVE * len(best.base.coded):
+            elif promise.payload_bytes * dearer > _WORTH * len(best.base.coded):
                 break
             made = self._settled(promise)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
