@@ -44,7 +44,7 @@ types: .venv/installed-test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
 	$(if $(SLOW),$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS) $(filter-out 1,$(SLOW)))
 
 audit: .venv/installed

@@ -33,6 +33,8 @@ from tests import samples
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for
 from tests.peers import run
 
+pytestmark = pytest.mark.xdist_group("dciodvfy")  # one worker makes all images, not each of them
+
 SIDE = 300
 
 
