@@ -155,7 +155,7 @@ class Kills:
     def _up(self) -> bool:
         if self.victim.start():
             return True
-        self._note("the node does not start")
+        self._note(f"the node does not start: {self.victim.last_words()}")
         self.victim.close()
         return False
 
@@ -206,8 +206,9 @@ class Kills:
 
     def check(self, *, everything: bool) -> None:
         """Retrieve what was acknowledged: each image as the original while held, else as its reconstruction."""
-        if not self._up():
-            self.lost |= set(self.acknowledged)
+        if not self._up():  # told as a crash; what does not come back later either is lost
+            if everything:
+                self.lost |= set(self.acknowledged)
             return
         studies: dict[str, list[str]] = defaultdict(list)
         for uid, sent in list(self.acknowledged.items()):

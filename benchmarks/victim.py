@@ -89,6 +89,11 @@ class Victim:
     def log(self) -> Path:
         return self.folder / "log"
 
+    def last_words(self) -> str:
+        """The last line of the log."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return lines[-1] if lines else ""
+
     def kill(self) -> bool:
         """SIGKILL of the node; False where it did not run."""
         done, self.process = killed(self.process), None
