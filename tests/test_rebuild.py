@@ -22,6 +22,7 @@ from node.app import Node, rebuild_index
 from node.archive.opening import open_for_command
 from node.config import Settings, load
 from node.dimse import client
+from storage.changes import ChangeJournal
 from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
 from storage.index import Index
 from storage.index.opening import compact_journal, open_archive
@@ -452,6 +453,37 @@ def test_objects_and_the_trail_alone_bring_images_back(made: Made) -> None:
             assert path.stat().st_size == verified.original_bytes
         assert len(node.index.holds.all()) == 2
         assert [one.undone for one in node.index.amendments.all()] == [False, False, True, False]
+
+
+def damage_a_line(made: Made) -> None:
+    """One line in the middle of the journal, which a rebuild then leaves out."""
+    segment = max((made.root / "journal").glob("changes-*.jsonl"), key=lambda path: path.stat().st_size)
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[len(lines) // 2] = b"0" * 8 + lines[len(lines) // 2][8:]
+    segment.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize("hurt", [forget_journal, damage_a_line])
+def test_a_rebuild_that_dies_before_its_journal_is_begun_needs_nobody(
+    made: Made, hurt: Callable[[Made], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node that starts next begins the journal itself; it had refused the index as older than its journal."""
+    hurt(made)
+
+    def dies(self: ChangeJournal, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChangeJournal, "begin", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rebuilt(made)
+    with Node(made.quiet) as node:
+        assert node.index.by_uid(made.uids["verified"]) is not None
+    before = tables_of(made.file)
+    made.drop_index()
+    assert rebuilt(made).clean
+    after = tables_of(made.file)
+    assert {name for name, rows in before.items() if after[name] != rows} == set()
 
 
 def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: Made) -> None:

@@ -76,17 +76,29 @@ def rebuild(
             progress(0, 0, "objects")
             made.from_objects = take_in_objects(index)
             progress(0, 0, "writing")
-            with index.engine.connect() as connection:
+            begin_anew = not made.clean or made.from_objects > 0 or not known
+            with index.engine.connect().execution_options(write=True) as connection, connection.begin():
                 made.rows = _counts(connection)
-                if not made.clean or made.from_objects or not known:
-                    identity = connection.execute(select(archive.c.identity)).scalar_one()
-                    journal.begin(identity, last_number(connection), all_rows(connection))
+                if begin_anew:  # ahead of the journal: where this is killed, the next one to open it begins the journal
+                    set_last_number(connection, last_number(connection) + 1)
             _into_one_file(index)
         finally:
             index.close()
         made.former = _swap(making, file)
+        if begin_anew:
+            _begin_journal(file, journal)
     made.seconds = round(time.monotonic() - began, 3)
     return made
+
+
+def _begin_journal(file: Path, journal: ChangeJournal) -> None:
+    index = Index.open(f"sqlite:///{file}")
+    try:
+        with index.engine.connect() as connection:
+            identity = connection.execute(select(archive.c.identity)).scalar_one()
+            journal.begin(identity, last_number(connection), all_rows(connection))
+    finally:
+        index.close()
 
 
 def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callable[[int, int, str], None]) -> None:
