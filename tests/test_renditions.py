@@ -240,17 +240,18 @@ def test_the_same_image_from_many_senders_is_held_once(tmp_path: Path, receiver:
     with Node(
         settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False}, unknown_peers=strangers)
     ) as running:
-        held_once(Archive(running, receiver), tmp_path)
+        assert_held_once(Archive(running, receiver), tmp_path)
 
 
-def held_once(quiet_archive: Archive, tmp_path: Path) -> None:
+def assert_held_once(archive: Archive, tmp_path: Path) -> None:
+    """Eight peers send one image at once to an archive whose archivist is off."""
     ds = mammogram(breast(300, 280))
     statuses: list[int] = []
 
     def work(number: int) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
-        statuses.extend(send(quiet_archive, folder, ds, calling=f"S{number}"))
+        statuses.extend(send(archive, folder, ds, calling=f"S{number}"))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -258,9 +259,9 @@ def held_once(quiet_archive: Archive, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert statuses == [0x0000] * 8
-    assert len(list(quiet_archive.node.store.digests())) == 1
-    assert quiet_archive.node.index.counts().backlog == 1
+    assert len(list(archive.node.store.digests())) == 1
+    assert archive.node.index.counts().backlog == 1
     receiver = Receiver(tmp_path)
     identifier = client.image_identifier(ds.StudyInstanceUID)
-    client.get(identifier, quiet_archive.address, calling="EXACTVIEW", sop_classes=[MAMMOGRAPHY], receiver=receiver)
+    client.get(identifier, archive.address, calling="EXACTVIEW", sop_classes=[MAMMOGRAPHY], receiver=receiver)
     assert list(receiver.received) == [ds.SOPInstanceUID]

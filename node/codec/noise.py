@@ -301,12 +301,14 @@ def matched(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> No
     bands = _band_shares()
     either = np.maximum(sum(bands), 1e-9)
     power, drawn = _power(model.spectrum), energy
+    passed, before = _passed(power)
     for _ in range(_MATCHING):
-        passed, before = _passed(power)
         factor = np.divide(np.maximum(wanted, 0), passed * drawn, out=np.ones_like(passed), where=passed > 0)
         scale = sum(f * band for f, band in zip(np.clip(factor, 0.25, 4.0), bands, strict=True)) / either
         power = power * np.where(either > 0.01, scale, 1.0)
-        drawn *= _passed(power)[1] / before
+        passed, after = _passed(power)
+        drawn *= after / before
+        before = after
     gain = float(np.sqrt(drawn / energy))
     steps = np.log2(np.maximum(power / power.max(), 1e-12)) / _POWER_STEP
     spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)

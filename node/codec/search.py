@@ -43,6 +43,7 @@ from node.fidelity.gate import (
     broken_cells,
     burden,
     cell_any,
+    decibels,
     failures,
     judge,
     look,
@@ -297,7 +298,7 @@ class Encoder:
             served = decoded.pixels(structure + grain, side)
             bands = band_energies(served.astype(np.float32), reference.core)
             have, wanted = (each[:BANDS].sum(axis=(1, 2)) for each in (bands, reference.bands))
-            if np.abs(10 * np.log10(np.maximum(have, 1e-12) / np.maximum(wanted, 1e-12))).max() <= _EVEN:
+            if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have
         figures = measure_noise(reference, plain, served, bands)

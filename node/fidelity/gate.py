@@ -187,9 +187,9 @@ def measure_noise(
     image = served.astype(np.float32)
     bands = (band_energies(image, reference.core) if bands is None else bands)[:BANDS]
     own = reference.bands[:BANDS]
-    whole = 10 * np.log10(np.maximum(bands.sum(axis=(1, 2)), 1e-12) / np.maximum(own.sum(axis=(1, 2)), 1e-12))
+    whole = decibels(bands.sum(axis=(1, 2)), own.sum(axis=(1, 2)))
     large = reference.tile_counts >= _ENOUGH * TILE * TILE
-    tiles = np.abs(10 * np.log10(np.maximum(bands[:, large], 1e-12) / np.maximum(own[:, large], 1e-12)))
+    tiles = np.abs(decibels(bands[:, large], own[:, large]))
     drawn = image - structure
     drawn[~reference.counted] = 0
     figures = {f"spectrum_db_{number + 1}": float(value) for number, value in enumerate(whole)}
@@ -197,6 +197,11 @@ def measure_noise(
     figures["repeat"] = _repeat(drawn, reference.core)
     figures["quiet"] = _where_flat(reference.image, drawn) / reference.window.width
     return figures
+
+
+def decibels(energy: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much more energy there is than the original's ``own``, in dB; of none, as of next to none."""
+    return np.asarray(10 * np.log10(np.maximum(energy, 1e-12) / np.maximum(own, 1e-12)))
 
 
 def _repeat(drawn: Float, breast: NDArray[np.bool_]) -> float:

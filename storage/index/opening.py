@@ -84,7 +84,7 @@ def _settle(
     if identity is None:
         _refuse_empty(file, blank and has_past and not accept_empty)
         identity = str(uuid.uuid4())
-        _begin(index, journal, identity)
+        begin_journal(index, journal, identity)
         with index.engine.connect().execution_options(write=True) as connection, connection.begin():
             connection.execute(insert(archive).values(identity=identity))
         return ["the archive begins with an empty index, as you accepted"] if blank and has_past else []
@@ -101,12 +101,13 @@ def _settle(
     with index.engine.connect() as connection:
         marked = marked_since(connection, last)
     if not recorded or marked != number - last:
-        _begin(index, journal, identity)
+        begin_journal(index, journal, identity)
         return ["the journal lacked changes that the index has, so it was begun anew with all rows"]
     return []
 
 
-def _begin(index: Index, journal: ChangeJournal, identity: str) -> None:
+def begin_journal(index: Index, journal: ChangeJournal, identity: str) -> None:
+    """Begin the change journal anew with every row of an index. Raises StoreFull."""
     with index.engine.connect() as connection:
         _checkpoint(connection)
         journal.begin(identity, last_number(connection), all_rows(connection))

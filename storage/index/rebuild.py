@@ -16,10 +16,10 @@ from pathlib import Path
 from sqlalchemy import Connection, func, insert, select
 
 from storage.changes import ChangeJournal
-from storage.index.changes import TABLES, all_rows, last_number, set_last_number
+from storage.index.changes import TABLES, last_number, set_last_number
 from storage.index.holdings import Index
 from storage.index.loading import Loader, loading
-from storage.index.opening import take_in_trail
+from storage.index.opening import begin_journal, take_in_trail
 from storage.index.tables import archive
 from storage.journal import Journal
 from storage.objects import fsync_folder
@@ -86,17 +86,18 @@ def rebuild(
             index.close()
         made.former = _swap(making, file)
         if begin_anew:
-            _begin_journal(file, journal)
+            _journal_of(file, journal)
     made.seconds = round(time.monotonic() - began, 3)
     return made
 
 
-def _begin_journal(file: Path, journal: ChangeJournal) -> None:
+def _journal_of(file: Path, journal: ChangeJournal) -> None:
+    """Begin the journal anew with the rows of the index that took its place."""
     index = Index.open(f"sqlite:///{file}")
     try:
         with index.engine.connect() as connection:
             identity = connection.execute(select(archive.c.identity)).scalar_one()
-            journal.begin(identity, last_number(connection), all_rows(connection))
+        begin_journal(index, journal, identity)
     finally:
         index.close()
 
