@@ -37,8 +37,8 @@ from benchmarks.coded import (
     options_of_coding,
     settings_of,
 )
-from node.codec import sample, search
-from node.codec.search import Encoder
+from node.codec.encode import search, search_sample
+from node.codec.encode.search import Encoder
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ VARIATIONS = (
     PLAIN,
     *(Variation(f"effort {effort}", {"effort": effort}) for effort in (5, 6, 7, 9)),
     *(Variation(f"scale {scale}", {"scales": (scale,)}) for scale in (1, 2, 4)),
-    *(Variation(f"sample {squares}", constant=(sample, "SQUARES", squares)) for squares in (12, 24, 48)),
+    *(Variation(f"sample {squares}", constant=(search_sample, "SQUARES", squares)) for squares in (12, 24, 48)),
     *(Variation(f"near {near:g}", constant=(search, "NEAR", near)) for near in (0.9, 0.98)),
 )
 

@@ -40,14 +40,14 @@ from benchmarks.coded import (
     settings_of,
 )
 from node.codec.decode import SideInformation, reconstruct
-from node.codec.encode import rendition_of
-from node.codec.search import Encoded, Encoder
+from node.codec.encode.encode_request import rendition_of
+from node.codec.encode.search import Encoded, Encoder
 from node.config import Settings
-from node.fidelity.regions import breast_mask
-from node.training.pictures import Picture
+from node.fidelity.breast_regions import breast_mask
+from node.training.image_files import Picture
 from node.workers.memory import keep_freed
-from storage.payload import decode_base, decode_rendition, encode_rendition
-from tests.samples import breast
+from storage.formats.payload import decode_base, decode_rendition, encode_rendition
+from tests.support.samples import breast
 
 PARTS = {"sample": "_promises", "looks": "_attempt", "repairs": "_mended", "verdict": "_drawn"}
 """Methods of Encoder by the part that they are."""

@@ -27,8 +27,8 @@ from benchmarks.victim import Victim
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.errors import LatentPacsError
-from tests.samples import MAMMOGRAPHY
-from tests.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
+from tests.support.samples import MAMMOGRAPHY
+from tests.support.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
 
 EXPLICIT = ExplicitVRLittleEndian.encode()
 SETTLING = 20

@@ -40,7 +40,7 @@ from rich.progress import track
 from scipy.ndimage import binary_erosion, gaussian_filter, maximum_filter, uniform_filter
 
 from benchmarks.coded import Coded, Image, code, coder_of, images, options_of_coding
-from node.training.pictures import Picture
+from node.training.image_files import Picture
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]

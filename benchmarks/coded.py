@@ -24,20 +24,20 @@ from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian
 
 from node.codec.decode import Decoded
-from node.codec.encode import rendition_of
+from node.codec.encode.encode_request import rendition_of
+from node.codec.encode.search import Encoded, Encoder
+from node.codec.encode.source_image import read_source
 from node.codec.patches import patched_pixels
-from node.codec.search import Encoded, Encoder
-from node.codec.source import read_source
 from node.config import Settings, parse
 from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference
 from node.fidelity.windows import display_window
-from node.training.pictures import Picture, picture_files, read_picture
+from node.training.image_files import Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler
-from storage.payload import encode_rendition
+from storage.formats.payload import encode_rendition
 from storage.records import Thresholds
-from tests.samples import mammogram, write
+from tests.support.samples import mammogram, write
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]

@@ -29,11 +29,11 @@ from rich.progress import track
 from rich.table import Table
 from sqlalchemy import Engine, insert
 
-from node.archive.query import Root, find
+from node.archive.query.find import Root, find
 from node.config import RenditionPolicy
+from storage.dicom.levels import columns_of, levels_of
 from storage.index.connection import connect
 from storage.index.tables import instance, metadata, patient, series, study
-from storage.levels import columns_of, levels_of
 from storage.records import InstanceState
 
 FIRST_DAY, DAYS = date(2015, 1, 1), 3650

@@ -22,11 +22,11 @@ from pydicom.uid import generate_uid
 from benchmarks.victim import Victim, killed
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicomfile import opened
+from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.records import InstanceState
-from tests.samples import MAMMOGRAPHY, breast, mammogram, write
+from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
 
 SUCCESSES = (0x0000, 0xB007)
 SMALL, LARGE = (64, 48), (400, 320)

@@ -24,8 +24,8 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import gaussian_filter, uniform_filter, zoom
 
 from benchmarks.coded import Coded
+from node.fidelity.breast_regions import Window
 from node.fidelity.fsim import TILE, features, similarity
-from node.fidelity.regions import Window
 
 Float = NDArray[np.float32]
 Square = tuple[slice, slice]

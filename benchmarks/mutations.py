@@ -38,17 +38,17 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 
 from benchmarks.victim import ROOT
-from node.dimse import wire
-from node.dimse.negotiation import gone_over
+from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.negotiation import gone_over
+from node.dimse.pynetdicom_patches.upper_layer import UpperLayer
 from node.dimse.spool import Allowance
-from node.dimse.upper_layer import UpperLayer
 from node.workers.memory import limit_to
-from storage.dicomfile import accept_odd_values, encode, opened
+from storage.dicom.dicomfile import accept_odd_values, encode, opened
+from storage.dicom.self_check import fault_of_object
 from storage.errors import LatentPacsError
-from storage.sound import fault_of_object
-from tests.mutants import changed_bytes, changed_container, opened_container, use
-from tests.samples import MAMMOGRAPHY, breast, mammogram, write_body
-from tests.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
+from tests.support.mutants import changed_bytes, changed_container, opened_container, use
+from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write_body
+from tests.support.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
 
 MEMORY = 6 << 30
 """Bytes of address space that a mutated input may take."""

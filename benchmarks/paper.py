@@ -39,8 +39,8 @@ from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from benchmarks.coded import encoder_of, settings_of
-from node.fidelity.regions import breast_mask
-from node.training.pictures import Picture, read_pictures
+from node.fidelity.breast_regions import breast_mask
+from node.training.image_files import Picture, read_pictures
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import Upscaler

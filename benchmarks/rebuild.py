@@ -26,13 +26,13 @@ from sqlalchemy import Table, insert, update
 
 from benchmarks.find import mammogram, rows_of
 from node.app import rebuild_index
-from node.archive.opening import open_for_node
+from node.archive.index_opening import open_for_node
 from node.config import parse
-from storage.index.changes import TABLES
+from storage.index.change_capture import TABLES
 from storage.index.connection import writing
-from storage.index.custody import take_in
+from storage.index.original_locations import take_in
 from storage.index.tables import instance, patient, rendition, series, study
-from storage.objects import ObjectStore
+from storage.objects.store import ObjectStore
 from storage.records import InstanceState
 
 PATIENTS_AT_ONCE = 25

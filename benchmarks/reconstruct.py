@@ -27,19 +27,19 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from node.codec.bases import make_base
 from node.codec.decode import Decoded, SideInformation, reconstruct
+from node.codec.encode.base_coding import make_base
+from node.codec.encode.source_image import Source
 from node.codec.noise import decode_noise, encode_noise, matched, measure_deviation, missing_energy, with_spectrum
-from node.codec.source import Source
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import Reference
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import Upscaler
-from storage.dicomfile import HeaderBytes, encode
-from storage.payload import decode_base, encode_base
-from storage.pixels import integer_pixels
+from storage.dicom.dicomfile import HeaderBytes, encode
+from storage.dicom.pixels import integer_pixels
+from storage.formats.payload import decode_base, encode_base
 from storage.records import OperatingPoint
-from tests.samples import breast, mammogram
+from tests.support.samples import breast, mammogram
 
 ROWS, COLUMNS = 4096, 3328
 POINT = OperatingPoint(2, "jpegxl", 0.9)

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from benchmarks import reconstruct
 from benchmarks.ingest import Batch, free_port, start_orthanc, start_ours, wait_until_listening
-from node.archive.rendered import forget
+from node.archive.rendered_cache import forget
 from storage.index import Index
 
 RECEIVER = "VIEWER"

@@ -36,7 +36,7 @@ from benchmarks.coded import (
     options_of_coding,
     settings_of,
 )
-from node.codec.search import Encoder
+from node.codec.encode.search import Encoder
 from node.config import Settings
 from node.upscalers.bicubic import Bicubic
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.attack import Attack
 from benchmarks.kills import Kills
 from benchmarks.mutations import fuzz_in_process_of_its_own
-from storage.dicomfile import accept_odd_values
+from storage.dicom.dicomfile import accept_odd_values
 
 WARM_UP = 5
 """Rounds of attacks after which the node has its threads and connections to the index; found by printing them."""

@@ -26,8 +26,8 @@ from node.app import Node, plan_jobs
 from node.config import Settings, parse
 from node.dimse import client
 from node.dimse.client import Address
-from node.validation.labels import read_labels
-from tests.phantoms import COARSE, FINE, cohort
+from node.validation.label_file import read_labels
+from tests.support.phantoms import COARSE, FINE, cohort
 
 
 def main() -> None:

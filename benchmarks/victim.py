@@ -18,7 +18,7 @@ from pynetdicom import AE
 from benchmarks.ingest import free_port
 from node.dimse.client import Address
 from storage.index import Index
-from tests.upper_layer import VERIFICATION
+from tests.support.upper_layer import VERIFICATION
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]

@@ -51,7 +51,7 @@ class ReasonCode(StrEnum):
 class OperatingPoint:
     """How a base is made.
 
-    ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/coders.py. ``distance``: JPEG XL's
+    ``scale``: downsampling per axis (1, 2, 4). ``coder``: name in storage/formats/coders.py. ``distance``: JPEG XL's
     Butteraugli distance; 0 for a lossless base. ``effort``: coder effort, 1 to 9. ``companded``: samples are mapped so
     that the image's own noise is alike at every grey level.
     """
@@ -243,7 +243,7 @@ class OriginalForm(StrEnum):
     VERBATIM = "verbatim"
     """The received file itself."""
     PACKED = "packed"
-    """Losslessly smaller (storage/originals.py); the same bytes come back."""
+    """Losslessly smaller (storage/formats/packed_original.py); the same bytes come back."""
     PURGED = "purged"
     """Removed by retention: what is left is the reconstruction that was verified against it."""
 
@@ -475,7 +475,7 @@ class HoldingCounts:
     all_hot_bytes: int
     """Payload bytes of reconstructable images plus original bytes of everything that is only held exact."""
     left_out: dict[str, int]
-    """Instances in state EXACT by reason, one of ``storage.eligibility.LeftOut``, most first; ``other``: those whose
+    """Instances in state EXACT by reason, one of ``storage.ineligibility.LeftOut``, most first; ``other``: those whose
     reason is their own, such as what the gate measured or what a decoder said."""
 
 

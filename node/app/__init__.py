@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from node.app.backups import make_backup, make_replication, stores_of
-from node.app.jobs import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
+from node.app.backing_up import make_backup, make_replication, stores_of
+from node.app.job_wiring import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
 from node.app.node import Node
 from node.app.rebuilding import compact_journal, rebuild_index
 from node.app.restoring import restore_backup
 from node.app.services import Services, open_reports, open_stores, services
-from node.archive.opening import runs_here
+from node.archive.index_opening import runs_here
 
 __all__ = [
     "Node",

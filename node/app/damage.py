@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from node.archive.trail import AuditTrail
-from node.jobs.mending import Finding, Mending
+from node.archive.audit_trail import AuditTrail
+from node.jobs.scrub_repair import Finding, Mending
 from storage.index import Index
-from storage.index.upkeep import Upkeep
-from storage.inspection import examine
-from storage.objects import ObjectStore
+from storage.index.integrity import Upkeep
+from storage.objects.inspection import examine
+from storage.objects.store import ObjectStore
 from storage.records import Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)

@@ -16,29 +16,29 @@ from typing import IO, TYPE_CHECKING
 from pydicom import Dataset
 
 from node.app.damage import settle_in
-from node.app.hands import encoders_beside
-from node.app.jobs import plan_jobs
+from node.app.encoder_workers import encoders_beside
+from node.app.job_wiring import plan_jobs
 from node.app.services import Services, examine_in, open_store, open_stores, render_in
-from node.archive.archivist import Archivist
-from node.archive.commitment import Committer, original_fault
-from node.archive.custodian import Custodian
+from node.archive.audit_trail import AuditTrail, TrailWriter
 from node.archive.deletion import Deletion
-from node.archive.identifier import Root
-from node.archive.named import NamedRegions, read_regions
-from node.archive.opening import open_for_node
-from node.archive.originals import Originals
-from node.archive.priors import Priors
-from node.archive.quarantine import QuarantineDesk
-from node.archive.query import find
-from node.archive.rendered import RenderedCache
-from node.archive.retention import Retention
-from node.archive.trail import AuditTrail, TrailWriter
-from node.archive.unpacking import Unpacking
+from node.archive.encode.archivist import Archivist
+from node.archive.index_opening import open_for_node
+from node.archive.intake.marked_regions import NamedRegions, read_regions
+from node.archive.intake.quarantine import QuarantineDesk
+from node.archive.originals.original_access import Originals
+from node.archive.originals.packing import Custodian
+from node.archive.originals.retention import Retention
+from node.archive.originals.storage_commitment import Committer, original_fault
+from node.archive.originals.unpacking import Unpacking
+from node.archive.query.find import find
+from node.archive.query.identifier import Root
+from node.archive.rendered_cache import RenderedCache
+from node.archive.serve.prefetch import Priors
 from node.config import RenditionPolicy, Settings
-from node.dimse.extended import Agreed
-from node.dimse.peers import Peers
-from node.dimse.refusals import Refusals
-from node.dimse.retrieve import Services as RetrieveServices
+from node.dimse.associations.extended_negotiation import Agreed
+from node.dimse.associations.peers import Peers
+from node.dimse.associations.refusals import Refusals
+from node.dimse.handlers.c_move_c_get import Services as RetrieveServices
 from node.dimse.server import Door, Server
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
@@ -46,17 +46,17 @@ from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
-from storage.bounds import keep_bounds
-from storage.dicomfile import accept_odd_values
+from storage.dicom.decode_limits import keep_bounds
+from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
-from storage.index.commitments import Commitments
-from storage.index.jobs import JobRows
-from storage.index.reports import ReportRows
-from storage.journal import Journal
-from storage.objects import ObjectStore
-from storage.private import keep_private
-from storage.reserve import RESERVE, give_room_up, keep_room
+from storage.index.commitment_requests import Commitments
+from storage.index.job_runs import JobRows
+from storage.index.report_rows import ReportRows
+from storage.objects.file_modes import keep_private
+from storage.objects.reserve_file import RESERVE, give_room_up, keep_room
+from storage.objects.store import ObjectStore
+from storage.objects.trail_journal import Journal
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition

@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 from node.app.node import lock_root
 from node.app.services import examine_in
-from node.archive.opening import has_objects, open_for_command
-from node.archive.unclaimed import Unclaimed
+from node.archive.index_opening import has_objects, open_for_command
+from node.archive.orphan_recovery import Unclaimed
 from node.config import Settings
 from node.workers.pool import WorkerPool
-from storage.dicomfile import accept_odd_values
+from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.index.index_trust import quick_check, sqlite_file
 from storage.index.opening import compact_journal as compacted
 from storage.index.rebuild import Rebuilt, rebuild
-from storage.index.standing import quick_check, sqlite_file
-from storage.objects import ObjectStore
+from storage.objects.store import ObjectStore
 from storage.records import Tier
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from node.archive.retrieve import Retrieve
-from node.archive.trail import AuditTrail
+from node.archive.audit_trail import AuditTrail
+from node.archive.serve.retrieve import Retrieve
 from node.config import Peer, Settings
-from node.dimse.outgoing import Outgoing
+from node.dimse.associations.outgoing import Outgoing
 from node.dimse.replication import JOB, Replication
 from node.jobs.job import FunctionJob
 from storage.errors import ConfigError

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from node.app.backups import index_file
+from node.app.backing_up import index_file
 from node.app.node import lock_root
 from node.app.rebuilding import taking_in
 from node.app.services import open_store
-from node.archive.opening import open_for_command
+from node.archive.index_opening import open_for_command
 from node.config import Settings
-from storage.backup import Backup, Progress
+from storage.backup.create import Backup, Progress
+from storage.backup.restore import Restored, refuse_what_is_held, restore
 from storage.errors import BackupRefused
-from storage.index.standing import IndexStanding
-from storage.objects import ObjectStore
+from storage.index.index_trust import IndexStanding
+from storage.objects.store import ObjectStore
 from storage.records import Tier
-from storage.restoring import Restored, refuse_what_is_held, restore
 
 
 def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> Restored:

@@ -9,28 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.app.damage import settle_in
+from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
-from node.archive.ingest import examine
-from node.archive.models import ModelShelf
-from node.archive.named import NamedRegions, read_regions
-from node.archive.opening import open_for_command
-from node.archive.originals import Originals
-from node.archive.quarantine import Examine, QuarantineDesk
-from node.archive.rendered import RenderedCache
-from node.archive.retention import Retention
-from node.archive.trail import AuditTrail
-from node.archive.whole_object import Parts, prove_object
+from node.archive.index_opening import open_for_command
+from node.archive.intake.ingest import examine
+from node.archive.intake.marked_regions import NamedRegions, read_regions
+from node.archive.intake.quarantine import Examine, QuarantineDesk
+from node.archive.model_store import ModelShelf
+from node.archive.originals.original_access import Originals
+from node.archive.originals.retention import Retention
+from node.archive.rendered_cache import RenderedCache
+from node.archive.serve.derived_object import Parts, prove_object
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
-from storage.bounds import keep_bounds
-from storage.dicomfile import accept_odd_values
+from storage.dicom.decode_limits import keep_bounds
+from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
+from storage.formats.packed_original import restore_original
 from storage.index import Index
-from storage.index.reports import ReportRows
-from storage.journal import Journal
-from storage.objects import ObjectStore
-from storage.originals import restore_original
+from storage.index.report_rows import ReportRows
+from storage.objects.store import ObjectStore
+from storage.objects.trail_journal import Journal
 from storage.records import StoredRendition, Tier
 
 

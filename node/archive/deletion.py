@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from node.archive.rendered import forget
-from node.archive.trail import AuditTrail
+from node.archive.audit_trail import AuditTrail
+from node.archive.rendered_cache import forget
 from node.config import Profile, Settings
 from storage.errors import CorrectionRefused
 from storage.index import Index
+from storage.index.integrity import Upkeep
 from storage.index.tombstones import Condemned
-from storage.index.upkeep import Upkeep
-from storage.inspection import remove_aside
-from storage.objects import ObjectStore
+from storage.objects.inspection import remove_aside
+from storage.objects.store import ObjectStore
 from storage.records import Tier
 
 _MQSA = "is kept by profile us-mqsa"

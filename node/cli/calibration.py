@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.codec.search import Encoded, Encoder
-from node.codec.source import Source
+from node.codec.encode.search import Encoded, Encoder
+from node.codec.encode.source_image import Source
 from node.config import Settings
 from node.fidelity.gate import Reference
-from node.training.pictures import NoPictures, Picture, picture_files, read_picture
+from node.training.image_files import NoPictures, Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
-from storage.dicomfile import HeaderBytes
+from storage.dicom.dicomfile import HeaderBytes
+from storage.dicom.pixels import pixel_digest
 from storage.errors import NotReconstructable
-from storage.limits import burden_of, limits_of, shares_of
-from storage.pixels import pixel_digest
+from storage.thresholds import burden_of, limits_of, shares_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rich import console
 from rich.text import Text
 
-from storage.plain import plain
+from storage.printable import plain
 
 _WIDE = 100_000
 """Columns where there is no terminal: the audit trail names up to 100 UIDs in one cell."""

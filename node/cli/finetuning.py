@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from node.cli.status import open_index
+from node.cli.commands.status import open_index
 from node.config import Settings, load
-from node.training.pictures import Picture, read_picture, read_pictures
+from node.training.image_files import Picture, read_picture, read_pictures
 from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged
-from storage.index.models import ModelRows
+from storage.index.model_files import ModelRows
 
 Watch = Callable[[Any], None]
 

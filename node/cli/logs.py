@@ -4,7 +4,7 @@ A record is one line, whatever a peer sent: line breaks and escape sequences are
 its kind and place are given. Where one place in the code says more than a few lines a minute, the rest is counted.
 
 What pydicom says of values is patient data, and never comes through; pynetdicom is told to keep identifiers to
-itself in node/dimse/wire.py.
+itself in node/dimse/pynetdicom_patches/wire.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from node.config import LogSettings
 from storage.errors import LatentPacsError
-from storage.plain import plain
+from storage.printable import plain
 
 _QUIET = {
     "alembic": logging.WARNING,
@@ -29,8 +29,8 @@ _QUIET = {
 }
 
 
-ASSOCIATIONS = "node.dimse.associations"
-"""The logger of each association: who, from where, and how it ended (node/dimse/associations.py)."""
+ASSOCIATIONS = "node.dimse.associations.connection_log"
+"""The logger of each association: who, from where, and how it ended (node/dimse/associations/connection_log.py)."""
 
 _MOST, _WINDOW = 100, 60.0
 """Lines that one place in the code may write within so many seconds."""

@@ -9,23 +9,23 @@ from typing import Annotated, Literal
 import typer
 from rich.text import Text
 
-from node.cli.amendments import amends
-from node.cli.audit import audits
-from node.cli.backup import backups, replicate, restore_backup
+from node.cli.commands.amend import amends
+from node.cli.commands.audit import audits
+from node.cli.commands.backup import backups, replicate, restore_backup
+from node.cli.commands.gate import gates
+from node.cli.commands.index import indexes
+from node.cli.commands.instance import instances
+from node.cli.commands.jobs import jobs
+from node.cli.commands.labels import class_labels
+from node.cli.commands.model import models
+from node.cli.commands.purge import holds, labels
+from node.cli.commands.quarantine import quarantines
+from node.cli.commands.validate import validations
 from node.cli.console import Console
-from node.cli.gate import gates
-from node.cli.index import indexes
-from node.cli.instance import instances
-from node.cli.jobs import jobs
-from node.cli.labels import class_labels
-from node.cli.models import models
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from node.cli.quarantine import quarantines
-from node.cli.retention import holds, labels
-from node.cli.validation import validations
 from storage.errors import LatentPacsError
-from storage.plain import plain
-from storage.private import keep_private
+from storage.objects.file_modes import keep_private
+from storage.printable import plain
 
 app = typer.Typer(
     name="latent-pacs",
@@ -55,7 +55,7 @@ def serve(
     ] = False,
 ) -> None:
     """Run the node until SIGTERM or Ctrl-C; what is in flight is finished first."""
-    from node.cli.serving import serve_until_stopped
+    from node.cli.commands.serve import serve_until_stopped
 
     serve_until_stopped(config, verbose=verbose, accept_empty_index=accept_empty_index)
 
@@ -63,7 +63,7 @@ def serve(
 @app.command()
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Counts by state, bytes by kind, the backlog, and the compression ratio. Works while the node runs."""
-    from node.cli.status import print_status
+    from node.cli.commands.status import print_status
 
     print_status(config, as_json=as_json)
 
@@ -71,7 +71,7 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
 @app.command()
 def retry(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Put images that the archivist gave up on (state failed) back to work."""
-    from node.cli.status import open_index
+    from node.cli.commands.status import open_index
 
     with open_index(config) as index:
         count = index.retry_failed()
@@ -92,7 +92,7 @@ def demo(
     ),
 ) -> None:
     """Start a node in a temporary folder, store a study, retrieve it by C-MOVE and C-GET, and show the figures."""
-    from node.cli.demo import run_demo
+    from node.cli.commands.demo import run_demo
 
     if not run_demo(dicom, json_file, out):
         raise typer.Exit(1)
@@ -115,7 +115,7 @@ def scrub(
 
     Works while the node runs. Exit code 0: all clean; 1: damage was found; 3: ended before it was through.
     """
-    from node.cli.scrub import run_scrub
+    from node.cli.commands.scrub import run_scrub
 
     raise typer.Exit(run_scrub(config, sample=sample, full=full, remove_orphans=remove_orphans, as_json=as_json))
 
@@ -133,7 +133,7 @@ def purge(
     Never what is not verified, on hold or pinned. Works while the node runs. Exit code 1: some were kept for want
     of proof.
     """
-    from node.cli.retention import run_purge
+    from node.cli.commands.purge import run_purge
 
     if not run_purge(config, dry_run=dry_run, as_json=as_json):
         raise typer.Exit(1)
@@ -149,7 +149,7 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Bring originals back from the cold store (originals.path) to storage.root, for at least 7 days."""
-    from node.cli.retention import run_restore
+    from node.cli.commands.purge import run_restore
 
     if not run_restore(uid, config, level=level, as_json=as_json):
         raise typer.Exit(1)
@@ -173,7 +173,7 @@ def delete(
     Refused, all of it, where an image is on hold, pinned by a storage commitment, or kept by profile us-mqsa. Sent
     again it goes to quarantine. Works while the node runs.
     """
-    from node.cli.deletion import run_delete
+    from node.cli.commands.delete import run_delete
 
     run_delete(
         uid,
@@ -201,7 +201,7 @@ def trail(
     It holds stores, retrievals and every request or association that was refused, with the peer and the reason; damage
     that was found; holds, labels, amendments, deletions, quarantine, purges, restores, re-verifications and failures.
     """
-    from node.cli.trail import print_trail, verify_trail
+    from node.cli.commands.trail import print_trail, verify_trail
 
     if not verify:
         print_trail(config, since=since, uid=study, newest=newest, as_json=as_json)
@@ -229,7 +229,7 @@ app.add_typer(instances, name="instance")
 @app.command()
 def sbom() -> None:
     """Print a CycloneDX bill of materials (JSON): every package that is installed, with version and licence."""
-    from node.cli.sbom import bill_of_materials
+    from node.cli.commands.sbom import bill_of_materials
 
     print_json(bill_of_materials())
 

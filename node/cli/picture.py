@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from node.fidelity.regions import Window, breast_mask
+from node.fidelity.breast_regions import Window, breast_mask
 from node.fidelity.windows import display_window
-from storage.dicomfile import opened
-from storage.pixels import integer_pixels
+from storage.dicom.dicomfile import opened
+from storage.dicom.pixels import integer_pixels
 
 _HEIGHT = 900
 _CAPTION = 60

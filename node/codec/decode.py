@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from node.codec.noise import NoiseModel, decode_noise
 from node.codec.patches import Patches, decode_patches, pasted, patched_pixels
 from node.codec.points import Points, decode_points
-from node.codec.repairs import Repairs, decode_repairs
+from node.codec.residuals import Repairs, decode_repairs
 from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.errors import PayloadError
-from storage.payload import Base, Rendition
+from storage.formats.payload import Base, Rendition
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -61,7 +61,7 @@ class Decoded:
     """A base decoded, for whoever makes more than one image of it.
 
     ``samples``: float32, low resolution. ``upsampled``: float32, full size, by consistent bicubic
-    (storage/resample.py). Both in grey levels.
+    (storage/formats/resample.py). Both in grey levels.
     """
 
     base: Base

@@ -23,12 +23,12 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.repairs import cell_pixels
+from node.codec.residuals import cell_pixels
 from node.fidelity.cells import padded_to_cells, reduced
-from node.fidelity.cores import on_all_cores
-from storage.codestreams import announced
+from node.fidelity.threads import on_all_cores
+from storage.dicom.codestreams import announced
 from storage.errors import PayloadError
-from storage.padding import pack_mask, unpack_mask
+from storage.formats.padding import pack_mask, unpack_mask
 
 if TYPE_CHECKING:
     import torch

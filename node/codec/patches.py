@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import coders
 from storage.errors import LatentPacsError, PayloadError
-from storage.padding import pack_mask, unpack_mask
+from storage.formats import coders
+from storage.formats.padding import pack_mask, unpack_mask
 from storage.records import OperatingPoint
 
 Pixels = NDArray[np.uint16]

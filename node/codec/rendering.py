@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation
 from node.upscalers.catalogue import Catalogue
+from storage.dicom.pixels import pixel_digest
 from storage.errors import PayloadError, RenditionMismatch
-from storage.payload import Base, Rendition, decode_base, decode_rendition
-from storage.pixels import pixel_digest
+from storage.formats.payload import Base, Rendition, decode_base, decode_rendition
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]

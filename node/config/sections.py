@@ -31,7 +31,7 @@ from node.config.values import (
     parse_when,
     secret,
 )
-from storage.bounds import Bounds
+from storage.dicom.decode_limits import Bounds
 from storage.records import OperatingPoint, Thresholds
 
 

@@ -16,11 +16,11 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from node.archive.identifier import Root
-from node.dimse import wire
-from node.dimse.listener import send_at_once
-from node.dimse.models import FIND, GET, MOVE, query_retrieve
-from storage.dicomfile import opened
+from node.archive.query.identifier import Root
+from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.listener import send_at_once
+from node.dimse.sop_classes import FIND, GET, MOVE, query_retrieve
+from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 
 _FIND, _MOVE, _GET = (query_retrieve(Root.STUDY, service) for service in (FIND, MOVE, GET))
@@ -48,7 +48,7 @@ class Receiver:
     received: dict[str, Path] = field(default_factory=dict)
 
     def __enter__(self) -> Receiver:
-        from node.dimse.models import STORAGE_CLASSES, TRANSFER_SYNTAXES
+        from node.dimse.sop_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 
         entity = AE(self.ae_title)
         entity.maximum_pdu_size = 0

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from node.archive.retrieve import Choice, Retrieve, Sendable, discard
+from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.config import Peer, RenditionPolicy
-from node.dimse.aside import aside, is_done
-from node.dimse.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.sender import Destination
-from node.dimse.status import SUCCESS, for_log, is_warning
+from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
+from node.dimse.associations.sender import Destination
+from node.dimse.associations.side_thread import aside, is_done
+from node.dimse.dimse_status import SUCCESS, for_log, is_warning
 from storage.index import Index
 from storage.index.replicas import Replicas
 from storage.records import TrailEntry

@@ -15,25 +15,26 @@ from typing import Any
 from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
-from node.archive.commitment import Committer
-from node.archive.ingest import Ingest
+from node.archive.intake.ingest import Ingest
+from node.archive.originals.storage_commitment import Committer
 from node.config import Settings
-from node.dimse import associations, extended, wire
-from node.dimse.admission import Admission
-from node.dimse.commitment import Notifier, handle_action
-from node.dimse.find import Search, handle_find
-from node.dimse.listener import Listener
-from node.dimse.models import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
-from node.dimse.outgoing import Outgoing
-from node.dimse.peers import Peers
-from node.dimse.refusals import Refusals
-from node.dimse.retrieve import Services, handle_get, handle_move
+from node.dimse.associations import connection_log, extended_negotiation
+from node.dimse.associations.admission import Admission
+from node.dimse.associations.outgoing import Outgoing
+from node.dimse.associations.peers import Peers
+from node.dimse.associations.refusals import Refusals
+from node.dimse.dimse_status import NOT_AUTHORIZED, SUCCESS
+from node.dimse.handlers.c_find import Search, handle_find
+from node.dimse.handlers.c_move_c_get import Services, handle_get, handle_move
+from node.dimse.handlers.c_store import handle_store
+from node.dimse.handlers.n_action import Notifier, handle_action
+from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.listener import Listener
+from node.dimse.sop_classes import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
 from node.dimse.spool import Allowance
-from node.dimse.status import NOT_AUTHORIZED, SUCCESS
-from node.dimse.store import handle_store
 from node.dimse.tls import server_context
-from storage.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from storage.index.commitments import Commitments
+from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from storage.index.commitment_requests import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
@@ -199,10 +200,10 @@ class Server:
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
-            (evt.EVT_SOP_EXTENDED, extended.answer),
-            (evt.EVT_ACCEPTED, associations.accepted),
-            (evt.EVT_RELEASED, associations.released),
-            (evt.EVT_ABORTED, associations.aborted),
+            (evt.EVT_SOP_EXTENDED, extended_negotiation.answer),
+            (evt.EVT_ACCEPTED, connection_log.accepted),
+            (evt.EVT_RELEASED, connection_log.released),
+            (evt.EVT_ABORTED, connection_log.aborted),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.cells import padded_to_cells, reduced
-from node.fidelity.cores import on_all_cores
+from node.fidelity.threads import on_all_cores
 
 if TYPE_CHECKING:
     import torch

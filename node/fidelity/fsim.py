@@ -1,7 +1,8 @@
 """FSIM (Zhang et al., IEEE TIP 20(8), 2011) of 256 x 256 grey tiles, with the features of a tile kept for reuse.
 
-Equal to ``piq.fsim(chromatic=False)`` (tests/test_fidelity.py holds it to that), which builds its filters anew and
-computes the original's phase congruency again on every call; here one original is compared with several candidates.
+Equal to ``piq.fsim(chromatic=False)`` (tests/unit/node/fidelity/test_fidelity.py holds it to that), which builds its
+filters anew and computes the original's phase congruency again on every call; here one original is compared with
+several candidates.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from node.fidelity.bands import BANDS, TILE, around, band_energies, tile_sums
 from node.fidelity.cells import padded_to_cells, reduced
-from node.fidelity.cores import on_all_cores
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import CELL, WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
 from node.fidelity.specks import HALO, Speck, specks_of_tile
+from node.fidelity.threads import on_all_cores
 from storage.records import Thresholds, Verdict
 
 __all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", "measure_noise", "psnr"]

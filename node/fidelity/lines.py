@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.cells import reduced
-from node.fidelity.cores import on_all_cores
+from node.fidelity.threads import on_all_cores
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]

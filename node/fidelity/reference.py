@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node.fidelity.bands import band_energies, tile_sums
+from node.fidelity.breast_regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, without_strips
 from node.fidelity.fsim import TILE, Features, features
 from node.fidelity.lines import LineNoise
-from node.fidelity.regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, without_strips
 from node.fidelity.specks import BLOCK, HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
 

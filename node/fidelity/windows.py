@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sequence import Sequence
 
-from node.fidelity.regions import Mask, Pixels, Shape, Window
+from node.fidelity.breast_regions import Mask, Pixels, Shape, Window
 
 _SHAPES: dict[str, Shape] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact", "SIGMOID": "sigmoid"}
 _ENDS = 0.5, 99.5

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from node.archive.fidelity import TRENDS, Finding, Outcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, Finding, Outcome, Sight
 from node.config import AuditSettings
 from node.jobs.drift import ControlChart
 from node.reports.charts import ALARM, COLOURS, draw
+from node.reports.formatting import size_text
 from node.reports.page import (
     Banner,
     Chart,
@@ -27,7 +28,6 @@ from node.reports.page import (
     Tone,
     page,
 )
-from node.reports.words import size_text
 from storage.records import HoldingCounts
 
 if TYPE_CHECKING:

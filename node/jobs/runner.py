@@ -13,7 +13,7 @@ from typing import Any
 
 from node.jobs.job import Job
 from storage.errors import LatentPacsError
-from storage.index.jobs import Cause, JobRows, JobRun, RunState, Ticket
+from storage.index.job_runs import Cause, JobRows, JobRun, RunState, Ticket
 
 LOGGER = logging.getLogger(__name__)
 

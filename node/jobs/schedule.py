@@ -20,7 +20,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from node.config import When
 from node.jobs.job import Job
 from node.jobs.runner import Runner
-from storage.index.jobs import Cause
+from storage.index.job_runs import Cause
 
 LOGGER = logging.getLogger(__name__)
 

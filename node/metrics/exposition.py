@@ -17,9 +17,9 @@ from node.config import MetricsSettings
 from node.metrics.measured import Observe
 from storage.errors import ConfigError
 from storage.index import Index
-from storage.index.figures import Figures, figures
-from storage.index.jobs import JobRows, StoredJob
-from storage.index.reports import ReportRows
+from storage.index.job_runs import JobRows, StoredJob
+from storage.index.monitoring_counts import Figures, figures
+from storage.index.report_rows import ReportRows
 
 FRESH = 15.0
 """Seconds: counting everything takes a while in a large archive, however often it is scraped."""

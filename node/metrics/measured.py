@@ -10,9 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from node.archive.ingest import Ingest, Receipt
-from node.archive.retrieve import Choice, Retrieve, Sendable
-from node.codec.encode import EncodeRequest, ReverifyRequest
+from node.archive.intake.ingest import Ingest, Receipt
+from node.archive.serve.retrieve import Choice, Retrieve, Sendable
+from node.codec.encode.encode_request import EncodeRequest, ReverifyRequest
 from node.workers.auditing import AuditRequest
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, ReconstructRequest, Request

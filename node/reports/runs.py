@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.errors import UnknownReport
-from storage.index.reports import NewReport, ReportRows, StoredReport
-from storage.objects import fsync_folder, full_disk_is_store_full
+from storage.index.report_rows import NewReport, ReportRows, StoredReport
+from storage.objects.store import fsync_folder, full_disk_is_store_full
 
 LOGGER = logging.getLogger(__name__)
 

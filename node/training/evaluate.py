@@ -20,8 +20,8 @@ from node.codec.noise import measure_deviation
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.lines import LineNoise
 from node.fidelity.windows import display_window
-from node.training.pictures import Picture
-from node.training.plates import Coded, coded
+from node.training.image_files import Picture
+from node.training.training_patches import Coded, coded
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.records import OperatingPoint

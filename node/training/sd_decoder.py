@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from node.fidelity.windows import display_window
-from node.training.pictures import NoPictures, Picture
+from node.training.image_files import NoPictures, Picture
 from node.training.trainer import CheckpointError, Progress, TrainingFailed
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError

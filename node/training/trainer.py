@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.training.pictures import Picture
-from node.training.plates import Plate, crops, make_plate
+from node.training.image_files import Picture
+from node.training.training_patches import Plate, crops, make_plate
 from node.upscalers import flow
 from node.upscalers.mammo import save_network
 from node.upscalers.network import LATENT, MammoNetwork, to_pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from node.upscalers.numerics import cpu_numerics
 from node.upscalers.protocol import Float, UpscaleTask
-from storage.resample import OPERATOR
+from storage.formats.resample import OPERATOR
 
 
 class Bicubic:

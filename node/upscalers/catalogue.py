@@ -7,7 +7,7 @@ from pathlib import Path
 from node.config import ReconstructSettings
 from node.upscalers.protocol import Upscaler
 from storage.errors import ModelMissing
-from storage.payload import Rendition
+from storage.formats.payload import Rendition
 
 
 class Catalogue:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.cores import on_all_cores
+from node.fidelity.threads import on_all_cores
 from node.upscalers.numerics import cpu_numerics, device_of
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.formats.resample import Operator
 from storage.records import OperatingPoint
-from storage.resample import Operator
 
 Float = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class UpscaleTask:
 
 
 class Upscaler(Protocol):
-    """The contract every upscaler keeps; ``tests/test_upscalers.py`` holds each one to it.
+    """The contract every upscaler keeps; ``tests/contracts/test_upscalers.py`` holds each one to it.
 
     The same task on the same numerics gives bit-identical results, whatever ran before or beside it.
     """

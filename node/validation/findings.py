@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.config import ValidationSettings
-from node.validation.arms import MEASURES as LIKENESS
-from node.validation.arms import Arm, Subject
 from node.validation.statistics import (
     MEASURES,
     Comparison,
@@ -24,6 +22,8 @@ from node.validation.statistics import (
     measures,
     roc,
 )
+from node.validation.terms import MEASURES as LIKENESS
+from node.validation.terms import Arm, Subject
 
 SETTINGS = (
     (Arm.SOURCE, Arm.SOURCE),

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from node.fidelity.breast_regions import breast_mask, breast_tiles
 from node.fidelity.fsim import TILE, features, similarity
 from node.fidelity.gate import EXACT_PSNR_DB, Reference
-from node.fidelity.regions import breast_mask, breast_tiles
-from node.validation.arms import MEASURES, Arm, Fidelity, Files, Measured
-from storage.dicomfile import opened
-from storage.payload import Base, decode_base
-from storage.pixels import integer_pixels
+from node.validation.terms import MEASURES, Arm, Fidelity, Files, Measured
+from storage.dicom.dicomfile import opened
+from storage.dicom.pixels import integer_pixels
+from storage.formats.payload import Base, decode_base
 
 if TYPE_CHECKING:
     from node.validation.features import Backbone

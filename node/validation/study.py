@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.archive.retrieve import Choice, Retrieve, Sendable, discard
-from node.archive.trail import AuditTrail
+from node.archive.audit_trail import AuditTrail
+from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.config import ValidationSettings
 from node.reports.runs import Outcome, Reports
-from node.validation.arms import Arm, Files, Subject
-from node.validation.bench import Bench, Bool, Lesson, backbone_digest, learn, measure_image, show_tile
-from node.validation.cache import FeatureCache
 from node.validation.findings import SETTINGS, Excluded, find
-from node.validation.report import Worst, page
+from node.validation.measurement_cache import FeatureCache
 from node.validation.splits import grouped_folds
 from node.validation.statistics import Verdict
+from node.validation.terms import Arm, Files, Subject
+from node.validation.validation_page import Worst, page
+from node.validation.validation_worker import Bench, Bool, Lesson, backbone_digest, learn, measure_image, show_tile
 from storage.errors import LatentPacsError, RenditionMismatch
 from storage.index import Index
-from storage.objects import ObjectStore
+from storage.objects.store import ObjectStore
 from storage.records import ClassLabel, StoredInstance
 
 Progress = Callable[[int, int], None]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from node.codec.rendering import Rendering, read_pair
 from node.upscalers.catalogue import Catalogue
-from storage.pixels import pixel_digest
+from storage.dicom.pixels import pixel_digest
 from storage.records import Thresholds, Verdict
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Audited:
 
 def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     """Raises ModelMissing or PayloadError where the rendition cannot be made."""
-    from node.codec.source import read_source
+    from node.codec.encode.source_image import read_source
     from node.fidelity.gate import judge, look, measure_noise
 
     base, rendition = read_pair(request.base, request.rendition)
@@ -102,7 +102,7 @@ def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
 
 
 def _sight(reference: Reference, made: Pixels, plain: Pixels) -> Sight:
-    from node.fidelity.regions import Window
+    from node.fidelity.breast_regions import Window
 
     original, window = reference.pixels, reference.window
     difference = plain.astype(np.float32) - original

@@ -19,7 +19,7 @@ from typing import Any
 from node.config import ReconstructSettings
 from node.workers import worker
 from node.workers.worker import Answer, Request
-from storage.bounds import Bounds
+from storage.dicom.decode_limits import Bounds
 from storage.errors import WorkerDied
 
 

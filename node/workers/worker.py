@@ -15,23 +15,23 @@ from pathlib import Path
 import numpy as np
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from node.codec.encode import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
+from node.codec.encode.encode_request import EncodeRequest, EncodeResult, ReverifyRequest, encode_and_verify, reverify
 from node.codec.rendering import Rendering, read_pair, verified
 from node.config import ReconstructSettings
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
 from node.workers.auditing import Audited, AuditRequest, audit
 from node.workers.memory import give_back, keep_freed, limit_to
-from storage import coders
-from storage.bounds import Bounds, bounds, keep_bounds
-from storage.content import same_content
-from storage.dicomfile import HeaderBytes, accept_odd_values
+from storage.dicom.content import same_content
+from storage.dicom.decode_limits import Bounds, bounds, keep_bounds
+from storage.dicom.dicomfile import HeaderBytes, accept_odd_values
+from storage.dicom.pixels import decode_frame, integer_pixels, pixel_digest, transcode
+from storage.dicom.self_check import fault_of_object
 from storage.errors import OutOfMemory, PixelError
-from storage.originals import pack_original, restore_original
-from storage.payload import Base
-from storage.pixels import decode_frame, integer_pixels, pixel_digest, transcode
+from storage.formats import coders
+from storage.formats.packed_original import pack_original, restore_original
+from storage.formats.payload import Base
 from storage.records import OperatingPoint
-from storage.sound import fault_of_object
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, select
 
-from storage.corrections import (
+from storage.dicom.header_amendments import (
     ISSUER,
     PATIENT_ID,
     AmendedStudy,
@@ -29,9 +29,9 @@ from storage.corrections import (
 )
 from storage.errors import CorrectionRefused, UnknownUid
 from storage.index.connection import now, writing
-from storage.index.places import amendments, settle
+from storage.index.hierarchy import amendments, settle
 from storage.index.tables import amendment, instance, patient, series, study
-from storage.index.trail import append_in
+from storage.index.trail_rows import append_in
 from storage.records import DicomJson, TrailEntry, TrailRecord
 
 _TOLD = 100

@@ -91,7 +91,7 @@ def _copy_before(engine: Engine, revision: str) -> None:
 
 
 def _mark_changes(engine: Engine, *, anew: bool) -> None:
-    from storage.index.changes import install_triggers, triggers_are_right
+    from storage.index.change_capture import install_triggers, triggers_are_right
 
     with engine.connect() as connection:
         right = triggers_are_right(connection)

@@ -10,20 +10,20 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, and_, func, insert, or_, select, update
 
-from storage.eligibility import LeftOut
 from storage.errors import ObjectMissing
 from storage.index.amendments import Amendments
-from storage.index.classes import ClassLabels
+from storage.index.class_labels import ClassLabels
 from storage.index.connection import connect, migrate, now, writing
-from storage.index.custody import Custody, Present, held_columns, held_original, spare_hot, take_in
+from storage.index.hierarchy import instance_row
 from storage.index.holds import Holds
-from storage.index.places import instance_row
-from storage.index.quarantine import Quarantine
-from storage.index.references import note_references
-from storage.index.returns import take_in_purged
+from storage.index.original_locations import Custody, Present, held_columns, held_original, spare_hot, take_in
+from storage.index.quarantined import Quarantine
+from storage.index.resent_originals import take_in_purged
+from storage.index.rewritten_annotations import note_references
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
 from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
-from storage.index.trail import Trail
+from storage.index.trail_rows import Trail
+from storage.ineligibility import LeftOut
 from storage.records import (
     Applied,
     Claim,

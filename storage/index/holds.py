@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, fun
 
 from storage.index.connection import now, writing
 from storage.index.tables import former_patient, hold, instance, label, original, patient, series, study
-from storage.index.trail import append_in
+from storage.index.trail_rows import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
 
 

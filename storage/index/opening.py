@@ -14,16 +14,16 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
-from storage.changes import ChangeJournal
 from storage.errors import IndexRefused, JournalDamaged
-from storage.index.changes import all_rows, last_number, marked_since, set_last_number
+from storage.index.change_capture import all_rows, last_number, marked_since, set_last_number
 from storage.index.connection import FOLLOWER, commits_need_no_sync
-from storage.index.following import Follower, TrailFollower
 from storage.index.holdings import Index
-from storage.index.loading import Loader, loading
-from storage.index.standing import REBUILD, sqlite_file
+from storage.index.index_trust import REBUILD, sqlite_file
+from storage.index.journal_replay import Loader, loading
+from storage.index.journal_writer import Follower, TrailFollower
 from storage.index.tables import archive, instance, metadata, trail
-from storage.journal import Journal
+from storage.objects.change_journal import ChangeJournal
+from storage.objects.trail_journal import Journal
 
 MEANT = "start the node with --accept-empty-index if an empty archive is what you mean"
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select
 
-from storage.changes import ChangeJournal
-from storage.index.changes import TABLES, last_number, set_last_number
+from storage.index.change_capture import TABLES, last_number, set_last_number
 from storage.index.holdings import Index
-from storage.index.loading import Loader, loading
+from storage.index.journal_replay import Loader, loading
 from storage.index.opening import begin_journal, take_in_trail
 from storage.index.tables import archive
-from storage.journal import Journal
-from storage.objects import fsync_folder
+from storage.objects.change_journal import ChangeJournal
+from storage.objects.store import fsync_folder
+from storage.objects.trail_journal import Journal
 
 
 @dataclass

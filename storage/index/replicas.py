@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine, and_, func, insert, or_, select, update
 
-from storage.corrections import version_of
+from storage.dicom.header_amendments import version_of
 from storage.index.connection import writing
 from storage.index.tables import instance, original, replica, series, study
 from storage.records import OriginalForm, StoredInstance

@@ -18,15 +18,15 @@ from typing import IO
 
 from sqlalchemy import select
 
-from storage.changes import ChangeJournal
 from storage.errors import BackupRefused
-from storage.index.changes import last_number
+from storage.index.change_capture import last_number
 from storage.index.connection import connect
+from storage.index.integrity import Upkeep
 from storage.index.tables import archive
-from storage.index.upkeep import Upkeep
-from storage.journal import Journal
-from storage.manifest import INDEX
-from storage.objects import full_disk_is_store_full
+from storage.objects.backup_manifest import INDEX
+from storage.objects.change_journal import ChangeJournal
+from storage.objects.store import full_disk_is_store_full
+from storage.objects.trail_journal import Journal
 
 _PASSING = (".lock", ".making")
 """Ends of the names of files that are of the moment."""

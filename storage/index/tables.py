@@ -2,7 +2,7 @@
 
 patient ─< study ─< series ─< instance ─< rendition. Each level carries the columns that queries narrow by
 and, in ``attributes``, its attributes in the DICOM JSON model, from which C-FIND matches exactly and answers.
-Key columns hold values as SQL compares them: person names folded (storage.levels.fold_name), times filled up
+Key columns hold values as SQL compares them: person names folded (storage.dicom.levels.fold_name), times filled up
 to HHMMSS.FFFFFF, everything else as DICOM writes it; all are compared by code point, on every database.
 """
 
@@ -457,4 +457,4 @@ change = Table(
     Column("whole", Integer, nullable=False),
     sqlite_autoincrement=True,
 )
-"""Rows that changed, in the order of the commits, marked by triggers (storage/index/changes.py)."""
+"""Rows that changed, in the order of the commits, marked by triggers (storage/index/change_capture.py)."""

@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, select, update
 
 from storage.errors import CorrectionRefused, UnknownUid
-from storage.index.commitments import is_pinned
+from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
-from storage.index.custody import doom_in
+from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
-from storage.index.places import drop_empty_above
+from storage.index.original_locations import doom_in
 from storage.index.tables import (
     damage,
     instance,
@@ -35,7 +35,7 @@ from storage.index.tables import (
     study,
     tombstone,
 )
-from storage.index.trail import append_in
+from storage.index.trail_rows import append_in
 from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, TrailEntry, TrailRecord
 
 _NAMED = 5

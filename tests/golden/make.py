@@ -19,13 +19,14 @@ import numpy as np
 from node.codec.noise import LEVELS, SPECTRUM, NoiseModel, encode_noise
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import Point, Points, encode_points
-from node.codec.repairs import Repairs, encode_repairs
-from storage import coders
-from storage.dicomfile import opened
-from storage.originals import pack_original
-from storage.packbits import encode_plane
-from storage.padding import pack_padding
-from storage.payload import (
+from node.codec.residuals import Repairs, encode_repairs
+from storage.dicom.dicomfile import opened
+from storage.dicom.packbits import encode_plane
+from storage.dicom.pixels import pixel_digest
+from storage.formats import coders
+from storage.formats.packed_original import pack_original
+from storage.formats.padding import pack_padding
+from storage.formats.payload import (
     CURVE_KNOTS,
     Base,
     CodedRegion,
@@ -36,10 +37,9 @@ from storage.payload import (
     mapped,
     seed_of,
 )
-from storage.pixels import pixel_digest
+from storage.formats.resample import Operator
 from storage.records import OperatingPoint, Verdict
-from storage.resample import Operator
-from tests.samples import breast, byte_planes, mammogram, rle_file, write
+from tests.support.samples import breast, byte_planes, mammogram, rle_file, write
 
 FOLDER = Path(__file__).parent
 ROWS, COLUMNS = 300, 280
@@ -186,7 +186,7 @@ def golden_archive() -> bytes:
     """A whole archive, its node stopped, as a ZIP file; ``uids.json`` says which image is which."""
     from node.app import Node
     from tests.conftest import settings_for
-    from tests.everything import fill
+    from tests.support.everything import fill
 
     with tempfile.TemporaryDirectory() as name:
         folder, packed = Path(name), io.BytesIO()

@@ -1,0 +1,1 @@
+"""Encoding, verification and repair of what is held."""

@@ -1,0 +1,278 @@
+"""Fidelity of what stands for an original: a rendition made anew, judged, and withdrawn where it fails.
+
+The same base, model and numerics must give the very pixels that were verified (their digest is recorded). Another
+machine's numerics may move a grey level here and there: then the digest says nothing, and the figures are measured
+anew. Where the original is held they are measured in any case, and compared with those that were recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from node.archive.audit_trail import AuditTrail
+from node.archive.model_store import ModelShelf
+from node.archive.originals.original_access import Originals
+from node.config import ToleranceSettings
+from node.workers.auditing import Audited, AuditRequest, Sight
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer
+from storage.errors import LatentPacsError, ModelMissing, ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
+from storage.index import Index
+from storage.index.audit_outcomes import AuditRows
+from storage.objects.store import ObjectStore
+from storage.records import (
+    InstanceState,
+    StoredInstance,
+    StoredRendition,
+    Thresholds,
+    TrailEntry,
+    Verdict,
+)
+from storage.thresholds import burden_of, limits_of, shares_of
+
+__all__ = ["TRENDS", "Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
+
+LOGGER = logging.getLogger(__name__)
+
+_LOOK = 0.2
+TRENDS = ("fsim_mean", "fsim_p5", "psnr_db", "burden")
+"""The figures that are followed over time: those of the paper, and the gate's figure that is nearest to its limit, as a
+share of that limit."""
+
+
+class Outcome(StrEnum):
+    """What an audit says of one rendition."""
+
+    SAME = "as verified"
+    """The very pixels, and, where there is an original, the very figures."""
+    OTHER_NUMERICS = "other numerics"
+    """Other pixels, by another machine or library than those verified; figures, where measured, are as recorded."""
+    REMEASURED = "measured otherwise"
+    """The very pixels, but figures away from those recorded: the measure changed, or the record is wrong."""
+    WORSE = "worse"
+    """Figures worse than those recorded by more than the tolerance, or, for a gated one, beyond a limit of the gate
+    that those recorded keep to."""
+    MISMATCH = "other pixels"
+    """Other pixels than those verified, under the very same numerics."""
+    UNMADE = "cannot be made"
+    """Its model or its payload cannot be used."""
+    DAMAGED = "damaged"
+    """An object of it or of its original is missing or not whole: work for the scrub."""
+    UNTRIED = "not audited"
+    """Something went wrong that says nothing of the image."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the rendition may not stand for its image any more."""
+        return self in (Outcome.WORSE, Outcome.MISMATCH, Outcome.UNMADE)
+
+    @property
+    def alarming(self) -> bool:
+        """Whether somebody should look."""
+        return self not in (Outcome.SAME, Outcome.OTHER_NUMERICS)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One image audited. ``action``: withdrawn, flagged, cleared, or nothing. Figures are those of ``TRENDS``, and the
+    gate's by their names; ``now`` is empty where nothing could be measured against an original."""
+
+    instance_key: int
+    sop_instance_uid: str
+    derived_uid: str
+    outcome: Outcome
+    reason: str = ""
+    action: str = ""
+    recorded: dict[str, float] = field(default_factory=dict)
+    now: dict[str, float] = field(default_factory=dict)
+    pixel_bytes: int = 0
+    payload_bytes: int = 0
+    original_bytes: int = 0
+
+
+class Cancelled(Exception):
+    """The run is to end; the image at hand was not audited."""
+
+
+class FidelityCheck:
+    """Audits one image after the other. ``pool``: where renditions are made."""
+
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        trail: AuditTrail,
+        tolerance: ToleranceSettings,
+        thresholds: Thresholds,
+        pool: WorkerPool,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._index, self._store, self._originals, self._trail = index, store, originals, trail
+        self._tolerance, self._thresholds = tolerance, thresholds
+        self._pool, self._cancelled = pool, cancelled
+        self._rows, self._shelf = AuditRows(index.engine), ModelShelf(index, store)
+
+    def of(self, instance_key: int) -> Finding | None:
+        """Audit the current rendition of an image, and act on what comes of it; None where it has none any more.
+
+        Raises Cancelled.
+        """
+        image = self._index.by_key(instance_key)
+        if image is None or image.rendition is None or image.state is InstanceState.RECEIVED:
+            return None
+        held = self._index.custody.of_digest(image.original_digest)
+        blank = Finding(
+            image.key,
+            image.sop_instance_uid,
+            image.rendition.derived_uid,
+            Outcome.UNTRIED,
+            pixel_bytes=image.pixel_bytes,
+            payload_bytes=image.rendition.payload_bytes,
+            original_bytes=0 if held is None else held.object_bytes,
+        )
+        try:
+            answer, why_no_original = self._audited(image, image.rendition, pictures=False)
+            found = self._judged(blank, image, image.rendition, answer)
+        except Cancelled:
+            raise
+        except (ModelMissing, PayloadError) as error:
+            found, why_no_original = replace(blank, outcome=Outcome.UNMADE, reason=str(error)), ""
+        except (ObjectMissing, ObjectDamaged) as error:
+            return replace(blank, outcome=Outcome.DAMAGED, reason=str(error))
+        except Exception as error:  # one bad image must not stop the others
+            known = isinstance(error, LatentPacsError)
+            LOGGER.error("auditing %s: %s", image.sop_instance_uid, error, exc_info=not known)
+            return replace(blank, reason=f"{type(error).__name__}: {error}")
+        return self._acted(found, image, image.rendition, why_no_original)
+
+    def sight(self, found: Finding) -> Sight | None:
+        """Pictures of an image whose original is held; None where they cannot be made. Raises Cancelled."""
+        image, made = self._index.by_key(found.instance_key), self._index.rendition(found.derived_uid)
+        if image is None or made is None:
+            return None
+        try:
+            return self._audited(image, made, pictures=True)[0].sight
+        except LatentPacsError as error:
+            LOGGER.warning("no pictures of %s: %s", image.sop_instance_uid, error)
+            return None
+
+    def _audited(self, image: StoredInstance, made: StoredRendition, *, pictures: bool) -> tuple[Audited, str]:
+        """The worker's answer, and why it had no original to measure against; empty where it had one."""
+        for digest in (made.base_digest, made.rendition_digest):
+            self._store.read(digest)
+        request = AuditRequest(
+            self._store.held(made.base_digest),
+            self._store.held(made.rendition_digest),
+            model=self._shelf.folder(made.upscaler, made.weights_digest),
+            original_digest=image.original_digest,
+            thresholds=self._thresholds if made.gated else None,
+            pictures=pictures,
+        )
+        try:
+            with self._originals.borrowed(image.original_digest) as original:
+                return self._ask(replace(request, original=original)), ""
+        except (OriginalPurged, ObjectMissing) as error:
+            return self._ask(request), str(error)
+        except ObjectDamaged as error:
+            return replace(self._ask(request), original_whole=False), str(error)
+
+    def _judged(self, blank: Finding, image: StoredInstance, made: StoredRendition, answer: Audited) -> Finding:
+        recorded = replace(answer.recorded, **{name: getattr(made, name) for name in TRENDS[:3]})
+        now = {} if answer.now is None else self._figures(answer.now)
+        found = replace(blank, recorded=self._figures(recorded), now=now)
+        same = answer.same and answer.pixel_digest == made.output_digest
+        drop = self._away(found, worse_only=True)
+        if not same and answer.numerics == answer.recorded_numerics:
+            said = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
+            return replace(found, outcome=Outcome.MISMATCH, reason=said)
+        if not answer.original_whole:
+            return replace(found, outcome=Outcome.DAMAGED, reason=f"original {image.original_digest} is not whole")
+        beyond = self._beyond_the_gate(found, answer.now) if made.gated else ""
+        if beyond or (drop and not same):
+            return replace(found, outcome=Outcome.WORSE, reason=beyond or drop)
+        if not same:
+            return replace(found, outcome=Outcome.OTHER_NUMERICS, reason=_changed(answer))
+        moved = self._away(found)
+        return replace(found, outcome=Outcome.REMEASURED if moved else Outcome.SAME, reason=moved)
+
+    def _figures(self, verdict: Verdict) -> dict[str, float]:
+        named = {name: value for name, value in verdict.figures.items() if name in limits_of(self._thresholds)}
+        trends = {"fsim_mean": verdict.fsim_mean, "fsim_p5": verdict.fsim_p5, "psnr_db": verdict.psnr_db}
+        return {**trends, "burden": burden_of(named, self._thresholds), **named}
+
+    def _away(self, found: Finding, *, worse_only: bool = False) -> str:
+        """Which figures are further from those recorded than the tolerance; empty where none is, or none was
+        measured."""
+        if not found.now:
+            return ""
+        tolerance, said = self._tolerance, []
+        for name, allowed in (("fsim_mean", tolerance.fsim), ("psnr_db", tolerance.psnr_db)):
+            change = found.now[name] - found.recorded[name]
+            if change < -allowed or (change > allowed and not worse_only):
+                said.append(f"{name} {found.now[name]:.4f}, recorded was {found.recorded[name]:.4f}")
+        shares, before = (shares_of(figures, self._thresholds) for figures in (found.now, found.recorded))
+        for name, share in shares.items():
+            change = share - before.get(name, share)
+            if change > tolerance.gate or (change < -tolerance.gate and not worse_only):
+                said.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
+        return "; ".join(said)
+
+    def _beyond_the_gate(self, found: Finding, now: Verdict | None) -> str:
+        """The limits that are missed now, where those recorded keep to them all; a stricter gate is no fault of it."""
+        return "; ".join(now.failures) if now is not None and found.recorded["burden"] <= 1 else ""
+
+    def _acted(self, found: Finding, image: StoredInstance, made: StoredRendition, why_no_original: str) -> Finding:
+        """Withdraw or flag what failed, clear what was flagged and passes; noted in the audit trail."""
+        flagged = image.state is InstanceState.FAILED
+        if not found.outcome.failed and not (flagged and found.outcome is Outcome.SAME):
+            return found
+        said = f"{found.outcome}: {found.reason}" if found.outcome.failed else "passes again"
+        uids = (image.sop_instance_uid, made.derived_uid)
+        entry = TrailEntry("rendition.audit", "job:audit", "image", uids, "reconstructed", detail=said)
+        if not found.outcome.failed:
+            done, action = self._rows.clear(image.key, made.derived_uid, entry), "cleared"
+        elif not why_no_original and self._original_whole(image):
+            entry = replace(entry, action="rendition.withdraw", outcome="failure")
+            done, action = self._rows.withdraw(image.key, made.derived_uid, said, entry), "withdrawn"
+        else:
+            said = f"{said}; no original to serve instead"
+            entry = replace(entry, action="rendition.flag", outcome="failure", detail=said)
+            done, action = flagged or self._rows.flag(image.key, made.derived_uid, said, entry), "flagged"
+        self._trail.write_down()
+        return replace(found, action=action if done else "changed meanwhile")
+
+    def _original_whole(self, image: StoredInstance) -> bool:
+        """Whether the original can be served: held, and the bytes that were received."""
+        try:
+            with self._originals.borrowed(image.original_digest):
+                return True
+        except (LatentPacsError, OSError):
+            return False
+
+    def _ask(self, request: AuditRequest) -> Audited:
+        future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
+        while True:
+            if self._cancelled():
+                future.cancel()
+                raise Cancelled
+            try:
+                answer = future.result(timeout=_LOOK)
+            except TimeoutError:
+                if future.done():
+                    raise
+                continue
+            assert isinstance(answer, Audited)
+            return answer
+
+
+def _changed(answer: Audited) -> str:
+    """What differs between the numerics then and now."""
+    names = sorted({*answer.numerics, *answer.recorded_numerics})
+    then, now = answer.recorded_numerics, answer.numerics
+    changed = (name for name in names if then.get(name) != now.get(name))
+    return ", ".join(f"{name} {now.get(name, 'none')}, then {then.get(name, 'none')}" for name in changed)

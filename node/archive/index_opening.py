@@ -1,0 +1,70 @@
+"""Opens the index that config.yaml names, where it is the index of the objects and the journal beside it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from pathlib import Path
+
+from node.config import Settings
+from storage.backup.restore import MARK
+from storage.errors import ConfigError
+from storage.index import Index
+from storage.index.index_trust import quick_check, sqlite_file
+from storage.index.opening import open_archive
+from storage.objects.inspection import holds_any
+
+LOGGER = logging.getLogger(__name__)
+
+
+def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
+    """For a node, which alone works on its storage root: damaged pages are looked for, and an older index is brought up
+    to the journal. Raises IndexRefused, NewerFormat."""
+    file = sqlite_file(settings.storage.database_url)
+    if file is not None and not accept_empty:
+        quick_check(file)
+    return _opened(settings, accept_empty=accept_empty, replay=True)
+
+
+def open_for_command(settings: Settings) -> Index:
+    """For a command, beside a node or without one. Raises ConfigError where there is no archive yet, IndexRefused."""
+    root, file = settings.storage.root, sqlite_file(settings.storage.database_url)
+    if file is not None and not file.is_file() and not has_objects(settings) and not (root / "journal").is_dir():
+        raise ConfigError(f"no index at {file}; has a node run with this configuration yet?")
+    return _opened(settings, accept_empty=False, replay=not runs_here(root))
+
+
+def has_objects(settings: Settings) -> bool:
+    """Whether a store of the archive has any object."""
+    roots = (settings.storage.root, settings.originals.path)
+    return any(holds_any(root / "objects") for root in roots if root is not None)
+
+
+def runs_here(root: Path) -> bool:
+    """Whether a node runs on this storage root."""
+    try:
+        with (root / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _opened(settings: Settings, *, accept_empty: bool, replay: bool) -> Index:
+    if (settings.storage.root / MARK).exists():
+        raise ConfigError(
+            f"{settings.storage.root} is a backup that is not restored to its end; run `latent-pacs restore-backup` "
+            "again"
+        )
+    opened = open_archive(
+        settings.storage.database_url,
+        settings.storage.root,
+        holds_objects=has_objects(settings),
+        accept_empty=accept_empty,
+        replay=replay,
+    )
+    for note in opened.notes:
+        LOGGER.warning("%s", note)
+    return opened.index

@@ -1,0 +1,261 @@
+"""The life of one image: what is held of it, how it came to be encoded as it is, and what was measured on the way.
+
+Read from the index and from the objects, beside a running node; nothing is decoded but the small parts of a rendition.
+Patient data stays out unless it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.uid import UID
+
+from node.codec.patches import CELL, decode_patches
+from node.codec.points import decode_points
+from node.codec.residuals import CELL as REPAIR
+from node.codec.residuals import decode_repairs
+from storage.errors import LatentPacsError, UnknownUid
+from storage.formats.payload import Rendition, decode_base, decode_rendition
+from storage.index import Index
+from storage.index.instance_rows import LifeRows, OpenDamage, RenditionRow, life_rows
+from storage.objects.store import ObjectStore
+from storage.records import DicomJson, OperatingPoint, Tier, Trial, Verdict
+
+
+@dataclass(frozen=True)
+class OriginalLife:
+    """The received file: ``digest`` and ``bytes`` are its own. ``condition``: held, purged, or lost where a scrub or
+    this look did not find it whole. ``file``: the object that holds it; packed where ``form`` says so."""
+
+    digest: str
+    bytes: int
+    transfer_syntax_uid: str
+    transfer_syntax: str
+    form: str
+    store: str
+    condition: str
+    object_digest: str
+    object_bytes: int
+    note: str = ""
+    restored_at: datetime | None = None
+    purged_at: datetime | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes within the objects of a rendition: the base's coded pixels, and what the encoder tells the decoder.
+
+    The rest of both objects is the header, the padding mask and what was measured."""
+
+    base_pixels: int
+    noise: int
+    repairs: int
+    points: int
+    patches: int
+
+
+@dataclass(frozen=True)
+class Mends:
+    """What is stored in another way than by the base, and where. ``patched``: exactly, cells of 16 x 16 pixels;
+    ``repaired``: by coded residuals, cells of 16 x 16; shares are of the image. ``cells`` and ``repairs``: bool, per
+    cell; ``points``: (row, column)."""
+
+    rows: int
+    columns: int
+    patched: int
+    patched_share: float
+    repaired: int
+    repaired_share: float
+    point_count: int
+    cells: NDArray[np.bool_] | None = field(default=None, compare=False)
+    repairs: NDArray[np.bool_] | None = field(default=None, compare=False)
+    points: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class RenditionLife:
+    """One rendition, of which two objects are made: ``derived_uid`` with drawn noise, ``structure_uid`` without.
+    ``unreadable``: why its objects told nothing more; then
+    ``parts`` and ``mends`` are None."""
+
+    derived_uid: str
+    structure_uid: str
+    current: bool
+    withdrawn: str
+    point: str
+    operating_point: OperatingPoint
+    upscaler: str
+    weights_digest: str
+    steps: int | None
+    seed: int | None
+    numerics: dict[str, str]
+    verified_at: datetime
+    seconds: float
+    base_digest: str
+    base_bytes: int
+    rendition_digest: str
+    rendition_bytes: int
+    output_digest: str
+    structure_digest: str
+    verdict: Verdict
+    tried: tuple[Trial, ...]
+    parts: Parts | None
+    mends: Mends | None
+    unreadable: str
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.base_bytes + self.rendition_bytes
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Who the image is of."""
+
+    name: str
+    patient_id: str
+
+
+@dataclass(frozen=True)
+class Life:
+    """Everything there is to tell of one image. ``asked``: the UID it was asked for by, its own or a rendition's."""
+
+    asked: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    sop_class: str
+    modality: str
+    series_instance_uid: str
+    study_instance_uid: str
+    sent_by: str
+    received_at: datetime
+    state: str
+    reason: str
+    reason_code: str
+    pixel_warning: str
+    attempts: int
+    pixel_bytes: int
+    original: OriginalLife
+    renditions: tuple[RenditionLife, ...]
+    damage: tuple[OpenDamage, ...]
+    quarantined: int
+    patient: Patient | None = None
+
+    @property
+    def rendition(self) -> RenditionLife | None:
+        """The one that was asked for by its UID, else the current one."""
+        by_uid = next((one for one in self.renditions if self.asked in (one.derived_uid, one.structure_uid)), None)
+        return by_uid or next((one for one in self.renditions if one.current), None)
+
+
+def life_of(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patient: bool = False) -> Life:
+    """The life of the image of an original or derived UID. Raises UnknownUid."""
+    rows = life_rows(index, uid)
+    if rows is None:
+        raise UnknownUid(
+            f"no image is known by {uid!r}: give the SOP Instance UID of an original, or of a reconstruction that this "
+            "archive sent"
+        )
+    instance = rows.instance
+    return Life(
+        asked=uid,
+        sop_instance_uid=instance.sop_instance_uid,
+        sop_class_uid=instance.sop_class_uid,
+        sop_class=UID(instance.sop_class_uid).name,
+        modality=rows.modality,
+        series_instance_uid=instance.series_instance_uid,
+        study_instance_uid=instance.study_instance_uid,
+        sent_by=instance.calling_aet,
+        received_at=instance.received_at,
+        state=instance.state.value,
+        reason=instance.reason,
+        reason_code=instance.reason_code.value,
+        pixel_warning=rows.pixel_warning,
+        attempts=rows.attempts,
+        pixel_bytes=instance.pixel_bytes,
+        original=original_of(rows, index, stores),
+        renditions=tuple(_rendition_of(row, stores[Tier.HOT]) for row in rows.renditions),
+        damage=rows.damage,
+        quarantined=rows.quarantined,
+        patient=_patient_of(rows.patient) if patient else None,
+    )
+
+
+def original_of(rows: LifeRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalLife:
+    """How and where the original is held."""
+    instance = rows.instance
+    kept = index.custody.of_digest(instance.original_digest)
+    assert kept is not None
+    store = stores.get(kept.tier)
+    file = store.path(kept.object_digest) if store is not None and not kept.purged else None
+    held = file is not None and file.is_file() and not instance.original_lost
+    return OriginalLife(
+        digest=instance.original_digest,
+        bytes=instance.original_bytes,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        transfer_syntax=UID(instance.transfer_syntax_uid).name,
+        form=kept.form.value,
+        store=kept.tier.value,
+        condition="purged" if kept.purged else "held" if held else "lost",
+        object_digest=kept.object_digest,
+        object_bytes=kept.object_bytes,
+        note=kept.note,
+        restored_at=kept.restored_at,
+        purged_at=kept.purged_at,
+        file=file if held else None,
+    )
+
+
+def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionLife:
+    plain = {
+        name: getattr(row, name)
+        for name in RenditionRow.__dataclass_fields__
+        if name in RenditionLife.__dataclass_fields__
+    }
+    nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "mends": None}
+    try:
+        inside = _inside(row, store)
+    except LatentPacsError as error:
+        return RenditionLife(**plain, **nothing, unreadable=str(error))
+    return RenditionLife(**plain, **inside, unreadable="")
+
+
+def _inside(row: RenditionRow, store: ObjectStore) -> dict[str, Any]:
+    """What the objects of a rendition tell. Raises ObjectMissing, ObjectDamaged, PayloadError."""
+    made = decode_rendition(store.read(row.rendition_digest))
+    base = decode_base(store.read(row.base_digest))
+    return {
+        "steps": made.steps,
+        "seed": made.seed,
+        "numerics": made.numerics,
+        "parts": Parts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
+        "mends": _mends_of(made, base.rows, base.columns),
+    }
+
+
+def _mends_of(made: Rendition, rows: int, columns: int) -> Mends:
+    cells = decode_patches(made.patches).cells if made.patches else None
+    repairs = decode_repairs(made.repairs).cells if made.repairs else None
+    spots = decode_points(made.points).spots if made.points else ()
+    points = tuple((spot.row, spot.column) for spot in spots)
+
+    def share(mask: NDArray[np.bool_] | None, side: int) -> tuple[int, float]:
+        count = 0 if mask is None else int(mask.sum())
+        return count, min(count * side * side / (rows * columns), 1.0)
+
+    return Mends(rows, columns, *share(cells, CELL), *share(repairs, REPAIR), len(points), cells, repairs, points)
+
+
+def _patient_of(attributes: DicomJson) -> Patient:
+    def first(tag: str) -> Any:
+        return (attributes.get(tag, {}).get("Value") or [""])[0]
+
+    name = first("00100010")
+    return Patient(name.get("Alphabetic", "") if isinstance(name, dict) else str(name), str(first("00100020")))

@@ -1,0 +1,123 @@
+"""Which images may be reconstructed: an allow-list. Everything else is stored and returned bit-exact.
+
+Judged from the header alone; what only the pixels can tell (stray bits, nothing but padding) is
+node/codec/encode/source_image.py's. The first rule that an image breaks is its reason, one of
+``storage.ineligibility.LeftOut``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydicom import Dataset
+
+from node.config import EligibilitySettings
+from storage.dicom.dicomfile import DataSetFile
+from storage.dicom.pixels import PixelShape
+from storage.ineligibility import LeftOut
+
+MIN_SIDE = 256
+PRIVATE_GROUP = 0x0099
+PRIVATE_CREATOR = "LATENT_PACS 1"
+"""Creator of the private block that every reconstruction carries (node/archive/serve/derived_header.py)."""
+
+_LOSSY_SYNTAXES = {
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.4.93",
+    "1.2.840.10008.1.2.4.203",
+    "1.2.840.10008.1.2.4.111",
+    "1.2.840.10008.1.2.4.112",
+}
+
+_SPECIAL_VIEWS = {
+    "399163009": LeftOut.MAGNIFICATION_VIEW,
+    "R-102D6": LeftOut.MAGNIFICATION_VIEW,
+    "399055006": LeftOut.SPOT_VIEW,
+    "R-102D7": LeftOut.SPOT_VIEW,
+    "127457009": LeftOut.SPECIMEN,
+    "G-8310": LeftOut.SPECIMEN,
+}
+"""Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT as older devices write it)."""
+
+_MAX_MAGNIFICATION = 1.2
+"""Estimated Radiographic Magnification Factor of a contact view is about 1.0 to 1.1; magnified ones are 1.5 and up."""
+
+
+def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> str:
+    """Why this object may only be kept bit-exact, one of ``LeftOut``; empty when it may be reconstructed."""
+    if not _class_allowed(header, settings):
+        return LeftOut.SOP_CLASS.value
+    return next((reason.value for reason in _objections(file, header)), "")
+
+
+def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
+    sop_class, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
+    return any(allowed.sop_class == sop_class and allowed.modality in ("", modality) for allowed in settings.classes)
+
+
+def _objections(file: DataSetFile, header: Dataset) -> Iterator[LeftOut]:
+    if not _is_pixel_data(file):
+        yield LeftOut.NO_PIXELS
+    yield from _shape_objections(PixelShape.of(header), header)
+    if str(file.transfer_syntax) in _LOSSY_SYNTAXES or header.get("LossyImageCompression") == "01":
+        yield LeftOut.LOSSY
+    if not file.transfer_syntax.is_little_endian:
+        yield LeftOut.BIG_ENDIAN
+    if any(tag in header for tag in (0xFFFAFFFA, 0x4FFE0001)):
+        yield LeftOut.SIGNATURE
+    if PRIVATE_CREATOR in header.private_creators(PRIVATE_GROUP):
+        yield LeftOut.OURS
+    if header.get("BurnedInAnnotation") == "YES":
+        yield LeftOut.BURNED_IN
+    if header.get("QualityControlImage") == "YES" or header.get("QualityControlSubject") == "YES":
+        yield LeftOut.QUALITY_CONTROL
+    if header.get("PresentationIntentType") == "FOR PROCESSING":
+        yield LeftOut.FOR_PROCESSING
+    yield from _view_objections(header)
+
+
+def _is_pixel_data(file: DataSetFile) -> bool:
+    """Pixel Data (7FE0,0010) rather than one of the float forms, in either byte order."""
+    tag = bytes(file.data[file.layout.pixel_start : file.layout.pixel_start + 4])
+    return file.layout.has_pixels and tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+
+
+def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[LeftOut]:
+    if "NumberOfFrames" in header and (shape.frames != 1 or header.get("NumberOfFrames") not in (None, "", 1)):
+        yield LeftOut.MULTI_FRAME
+    if shape.samples != 1 or shape.photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        yield LeftOut.PHOTOMETRIC
+    if shape.bits_allocated != 16:
+        yield LeftOut.BITS_ALLOCATED
+    if not 8 <= shape.bits_stored <= 16:
+        yield LeftOut.BITS_STORED
+    if shape.high_bit != shape.bits_stored - 1:
+        yield LeftOut.HIGH_BIT
+    if shape.signed:
+        yield LeftOut.SIGNED_PIXELS
+    if min(shape.rows, shape.columns) < MIN_SIDE:
+        yield LeftOut.SMALL
+
+
+def _view_objections(header: Dataset) -> Iterator[LeftOut]:
+    for code in _view_codes(header):
+        if code in _SPECIAL_VIEWS:
+            yield _SPECIAL_VIEWS[code]
+    if "SpecimenDescriptionSequence" in header:
+        yield LeftOut.SPECIMEN
+    try:
+        magnification = float(header.get("EstimatedRadiographicMagnificationFactor") or 1.0)
+    except (TypeError, ValueError):
+        magnification = 1.0
+    if magnification > _MAX_MAGNIFICATION:
+        yield LeftOut.MAGNIFIED
+
+
+def _view_codes(header: Dataset) -> Iterator[str]:
+    for view in header.get("ViewCodeSequence") or []:
+        yield str(view.get("CodeValue", ""))
+        for modifier in view.get("ViewModifierCodeSequence") or []:
+            yield str(modifier.get("CodeValue", ""))

@@ -1,0 +1,332 @@
+"""Ingest: a spooled data set becomes a durable original and an index row, or is refused and leaves nothing.
+
+Bytes first, row second, success last. What a sender is told is decided here as an outcome or an error; the DICOM
+status for it is in node/dimse/dimse_status.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.uid import UID
+
+from node.archive.originals.original_access import Originals
+from node.archive.originals.packing import holds
+from node.archive.serve.amended_header import write_amended
+from node.archive.serve.annotation_references import references_of, write_copy
+from node.archive.serve.derived_object import Parts, changed_attributes, told
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, CheckRequest, CompareRequest, DigestRequest
+from storage.dicom.dicomfile import DataSetFile, opened
+from storage.dicom.levels import levels_of
+from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning
+from storage.errors import (
+    ClassMismatch,
+    Deleted,
+    Duplicate,
+    InvalidUid,
+    MissingUid,
+    ObjectMissing,
+    OriginalPurged,
+    PixelError,
+    WorkerDied,
+)
+from storage.index import Index
+from storage.index.holdings import Added
+from storage.index.resent_originals import let_go, replace_lost
+from storage.index.rewritten_annotations import copy_of_uid
+from storage.objects.inspection import examine as examine_object
+from storage.objects.store import ObjectStore
+from storage.records import NewInstance, ReferencingCopy, StoredInstance, StoredRendition, Tier
+
+LOGGER = logging.getLogger(__name__)
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_LENIENT_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+"""UIDs with zeros that lead a component, which PS3.5 9.1 does not allow and some modalities make."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a data set that was accepted. ``warning`` says why its pixels are not trusted."""
+
+    sop_instance_uid: str
+    new: bool
+    warning: str = ""
+
+
+class Ingest:
+    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` hears of studies.
+
+    ``leading_zeros``: whether UIDs with zeros that lead a component are taken.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        decoders: WorkerPool,
+        arrived: Callable[[str], None],
+        *,
+        leading_zeros: bool = True,
+    ) -> None:
+        self._index, self._store, self._originals = index, store, originals
+        self._decoders, self._arrived, self._leading_zeros = decoders, arrived, leading_zeros
+
+    def receive(self, spooled: Path, *, sop_class: str, sop_instance: str, calling_aet: str) -> Receipt:
+        """Take a spooled Part 10 file in; on return it is durable and indexed, and the spooled name is gone.
+
+        ``sop_class`` and ``sop_instance`` are the command's Affected UIDs. Raises DataSetError, ClassMismatch,
+        Duplicate (the newcomer is in quarantine) or StoreFull.
+        """
+        self._store.check_room()
+        check_uid("Affected SOP Instance UID", sop_instance, leading_zeros=self._leading_zeros)
+        new = examine(spooled, calling_aet, self._decoders, leading_zeros=self._leading_zeros)
+        if (new.sop_class_uid, new.sop_instance_uid) != (sop_class, sop_instance):
+            raise ClassMismatch("SOP Class or SOP Instance UID of the data set is not that of the command")
+        own = self._index.rendition(new.sop_instance_uid)
+        if own is not None:
+            return self._own_reconstruction(spooled, new, own)
+        copy = copy_of_uid(self._index.engine, new.sop_instance_uid)
+        if copy is not None:
+            return self._own_copy(spooled, new, copy)
+        digest = self._store.adopt(spooled)
+        new = replace(new, original_digest=digest)
+        added, healed = self._add(new)
+        if added in (Added.GONE, Added.DERIVED):
+            raise ObjectMissing(_GONE)
+        if added is Added.DELETED:
+            self._refuse_return(new)
+        if added is Added.HELD:
+            self._settle_duplicate(new)
+        taken_in = added in (Added.NEW, Added.AGAIN)
+        if taken_in or healed:
+            self._arrived(new.study_instance_uid)
+        return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
+
+    def _add(self, new: NewInstance) -> tuple[Added, bool]:
+        """Commit an instance. Of one that is held with these very bytes, whole or not, a whole original is held then.
+
+        The second value says whether the newcomer took the place of what was lost.
+        """
+        engine, present = self._index.engine, holds(self._store)
+        for _ in range(_LOOKS):
+            added = self._index.add(new, present=present)
+            held = self._index.custody.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
+            if held is None:
+                return added, False
+            if held.purged:
+                continue
+            if self._originals.whole(held):
+                if let_go(engine, held, new.original_digest):
+                    return added, False
+            elif replace_lost(engine, held, new, present):
+                LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
+                return added, True
+        raise ObjectMissing(f"original {new.original_digest} changes its place faster than it can be looked at")
+
+    def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
+        """A reconstruction of ours that comes back is known already; one with other pixels is an impostor, and one with
+        other attributes was corrected on its way, which somebody should see."""
+        draw = new.sop_instance_uid == own.derived_uid
+        try:
+            same = _asked(self._decoders, DigestRequest(spooled)) == own.pixel_digest(draw=draw)
+        except (PixelError, WorkerDied):
+            same = False
+        others = self._other_attributes(spooled, own, draw) if same else ()
+        kept = self._is_kept(own)
+        if same and kept and not others:
+            spooled.unlink()
+            return Receipt(new.sop_instance_uid, False)
+        digest = self._store.adopt(spooled)
+        what = "other pixels" if not same else f"another {', '.join(others)}" if kept else "a payload that is lost here"
+        reason = f"carries the UID of a reconstruction of this archive, with {what}"
+        self._quarantine(replace(new, original_digest=digest), reason)
+        raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _is_kept(self, own: StoredRendition) -> bool:
+        """Whether a reconstruction can be made again: its payload is whole, or the original that it was made of is."""
+        if all(examine_object(self._store, digest).whole for digest in (own.base_digest, own.rendition_digest)):
+            return True
+        held = self._index.by_uid(own.derived_uid)
+        original = held.held if held is not None else None
+        return original is not None and not original.purged and self._originals.whole(original)
+
+    def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...]:
+        """Which attributes of a reconstruction came back changed, of it as amended today or as it was received.
+
+        None where our own cannot be made any more, since its payload is gone: then its pixels alone tell.
+        """
+        key = next(iter(self._index.renditions([own.derived_uid])), None)
+        held = None if key is None else self._index.by_key(key)
+        if held is None:
+            return ()
+        try:
+            base, rendition = self._store.held(own.base_digest), self._store.held(own.rendition_digest)
+        except ObjectMissing:
+            return ()
+        found: tuple[str, ...] = ()
+        for applied in dict.fromkeys((held.amended, ())):
+            parts = Parts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
+            try:
+                found = changed_attributes(parts, returned, self._store.spool)
+            except Exception as error:  # noqa: BLE001 - a header that cannot be made says nothing of what came back
+                LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, told(error))
+                return ()
+            if not found:
+                break
+        return found
+
+    def _own_copy(self, spooled: Path, new: NewInstance, copy: ReferencingCopy) -> Receipt:
+        """A copy of an annotation that was made for a peer, and comes back, is known already."""
+        new = replace(new, original_digest=self._store.adopt(spooled))
+        held = self._index.by_key(copy.instance_key)
+        if held is not None:
+            with (
+                self._originals.borrowed(held.original_digest) as path,
+                tempfile.NamedTemporaryFile(dir=self._store.spool) as made,
+            ):
+                write_copy(path, Path(made.name), copy, held.amended)
+                original = held.held
+                whole = original is not None and self._originals.whole(original)
+                if whole and self._compare(Path(made.name), new.original_digest):
+                    self._discard(new.original_digest)
+                    return Receipt(new.sop_instance_uid, False)
+        reason = "carries the UID of a copy that this archive made of an annotation, with other content"
+        self._quarantine(new, reason)
+        raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _refuse_return(self, new: NewInstance) -> None:
+        """What was deleted on purpose comes back only where somebody allows it."""
+        stone = self._index.tombstones.standing(new.sop_instance_uid)
+        if stone is None:
+            raise ObjectMissing(_GONE)  # lifted at this very moment
+        what = "its SOP Instance UID" if stone.uid == stone.original_uid else f"{stone.original_uid}, its original,"
+        self._quarantine(new, f"{what} was deleted here on {stone.deleted_at:%Y-%m-%d}")
+        raise Deleted("was deleted here, and is in quarantine now")
+
+    def _quarantine(self, new: NewInstance, reason: str) -> None:
+        present = holds(self._store)
+        if not self._index.quarantine.put(
+            new.original_digest, new.sop_instance_uid, new.calling_aet, reason, present=present
+        ):
+            raise ObjectMissing(_GONE)
+
+    def _settle_duplicate(self, new: NewInstance) -> None:
+        held = self._index.by_uid(new.sop_instance_uid)
+        if held is None:
+            raise ObjectMissing(_GONE)  # deleted at this very moment
+        reason = "another data set is held under this SOP Instance UID"
+        original = held.held
+        try:
+            if original is not None and not original.purged and not self._originals.whole(original):
+                same, reason = False, "the original of this SOP Instance UID is lost or damaged, and had other bytes"
+            else:
+                same = self._is_same(held, new.original_digest)
+        except OriginalPurged:
+            same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
+        except WorkerDied:
+            same = False
+        if same:
+            self._discard(new.original_digest)
+            return
+        self._quarantine(new, reason)
+        raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
+
+    def _discard(self, digest: str) -> None:
+        """Unlink a newcomer that is not needed, unless a row (of the quarantine, for one) needs that very object."""
+        self._index.custody.doom(digest, Tier.HOT)
+        self._index.custody.collect({Tier.HOT: self._store})
+
+    def _is_same(self, held: StoredInstance, newcomer: str) -> bool:
+        """Whether a newcomer has the content of what is held, as it was received or as it goes out amended."""
+        with self._originals.borrowed(held.original_digest) as path:
+            if self._compare(path, newcomer):
+                return True
+            if not held.amended:
+                return False
+            with tempfile.NamedTemporaryFile(dir=self._store.spool) as amended:
+                write_amended(path, Path(amended.name), held.amended)
+                return self._compare(Path(amended.name), newcomer)
+
+    def _compare(self, one: Path, newcomer: str) -> bool:
+        request = CompareRequest(one, self._store.path(newcomer))
+        return _asked(self._decoders, request) == "same"
+
+
+def examine(path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True) -> NewInstance:
+    """What a Part 10 file holds, without its digest; ``leading_zeros`` as of ``check_uid``. Raises DataSetError."""
+    with opened(path) as file:
+        header = file.outline()
+        uids = {name: _required_uid(header, name, leading_zeros=leading_zeros) for name in _IDENTITY}
+        shape = PixelShape.of(header)
+        warning = native_pixel_warning(file, shape) or _codestream_warning(file, path, decoders)
+        return NewInstance(
+            sop_instance_uid=uids["SOPInstanceUID"],
+            sop_class_uid=uids["SOPClassUID"],
+            study_instance_uid=uids["StudyInstanceUID"],
+            series_instance_uid=uids["SeriesInstanceUID"],
+            transfer_syntax_uid=str(file.transfer_syntax),
+            levels=levels_of(header),
+            original_digest="",
+            original_bytes=path.stat().st_size,
+            pixel_bytes=counted_bytes(file, shape, warning, decodable=str(file.transfer_syntax) in DECODABLE),
+            calling_aet=calling_aet,
+            references=references_of(header),
+            pixel_warning=warning,
+        )
+
+
+def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> str:
+    if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
+        return ""
+    try:
+        return str(_asked(decoders, CheckRequest(path)))
+    except WorkerDied:
+        return "codestream cannot be decoded: the decoder crashed on it"
+
+
+def _asked(decoders: WorkerPool, request: CheckRequest | CompareRequest | DigestRequest) -> Answer:
+    """A decoder's answer. One that was killed may have been killed for something else, so it is asked alone then."""
+    try:
+        return decoders.submit(request, Priority.VIEWER).result()
+    except WorkerDied:
+        return decoders.alone(request)
+
+
+_LOOKS = 5
+_GONE = "it was being removed while it came in again; send it once more"
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+DECODABLE = {
+    "1.2.840.10008.1.2.5",
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70, 80, 81, 90, 91, 110, 111, 112, 201, 202, 203)),
+}
+"""Encapsulated transfer syntaxes (PS3.5 section 8.2) that this archive can decode, so that it can tell a damaged
+codestream from one it does not know."""
+
+
+def check_uid(name: str, value: str, *, leading_zeros: bool = True) -> None:
+    """Raises InvalidUid unless PS3.5 section 9.1 allows the value, or would but for ``leading_zeros`` of components."""
+    if len(value) > 64 or not (_LENIENT_UID if leading_zeros else _UID).fullmatch(value):
+        raise InvalidUid(f"{name} is no valid UID: {value[:70]!r}")
+
+
+def _required_uid(header: Dataset, name: str, *, leading_zeros: bool) -> str:
+    try:
+        value = header.get(name)
+    except Exception as error:
+        raise InvalidUid(f"{name} cannot be read: {error}") from error
+    if value is None or str(value).strip("\0 ") == "":
+        raise MissingUid(f"data set has no {name}")
+    if not isinstance(value, (str, UID)):
+        raise InvalidUid(f"{name} has more than one value")
+    check_uid(name, str(value), leading_zeros=leading_zeros)
+    return str(value)

@@ -1,0 +1,131 @@
+"""Quarantine: what arrived under a UID that is held with other content, or was deleted; accepted or rejected by people.
+
+Accepting replaces the original that is held, and the image is encoded anew. The one before goes into quarantine in its
+turn, so that nothing is lost until it is rejected; reconstructions of it are withdrawn.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from node.archive.audit_trail import AuditTrail
+from node.archive.deletion import Deletion
+from node.archive.originals.original_access import Originals
+from node.archive.originals.packing import holds
+from node.config import Profile, Settings
+from storage.dicom.content import Difference, differences
+from storage.errors import CorrectionRefused, OriginalPurged, UnknownUid
+from storage.index import Index
+from storage.objects.store import ObjectStore
+from storage.records import NewInstance, Quarantined, StoredInstance, TrailEntry
+
+Examine = Callable[[Path, str], NewInstance]
+"""What ingest finds out about a file that a peer of that AE title sent. Raises DataSetError."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One object in quarantine, and how it differs from what is held under its UID."""
+
+    quarantined: Quarantined
+    held: StoredInstance | None
+    deleted: bool
+    differences: tuple[Difference, ...]
+
+
+class QuarantineDesk:
+    """Where people decide. Every decision is in the audit trail."""
+
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        originals: Originals,
+        deletion: Deletion,
+        trail: AuditTrail,
+        settings: Settings,
+        examine: Examine,
+    ) -> None:
+        self._index, self._store, self._originals = index, store, originals
+        self._deletion, self._trail, self._examine = deletion, trail, examine
+        self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
+
+    def find(self, digest: str) -> Quarantined:
+        """The object in quarantine whose digest begins so. Raises UnknownUid."""
+        found = [one for one in self._index.quarantine.all() if one.digest.startswith(digest)]
+        if len(found) != 1 or not digest:
+            how_many = "no object" if not found else f"{len(found)} objects"
+            raise UnknownUid(f"{how_many} in quarantine begin with {digest!r}; see `latent-pacs quarantine list`")
+        return found[0]
+
+    def compare(self, digest: str) -> Compared:
+        """How an object differs from what is held. Raises UnknownUid."""
+        one = self.find(digest)
+        held = self._index.by_uid(one.sop_instance_uid)
+        deleted = self._index.tombstones.standing(one.sop_instance_uid) is not None
+        found: tuple[Difference, ...] = ()
+        if held is not None and not held.purged:
+            with self._originals.borrowed(held.original_digest) as path:
+                found = differences(path, self._store.held(one.digest))
+        return Compared(one, held, deleted, found)
+
+    def reject(self, digest: str, *, reason: str, who: str) -> Quarantined:
+        """Remove an object from quarantine for good. Raises UnknownUid."""
+        one = self.find(digest)
+        if self._index.quarantine.reject(one, _entry("quarantine.reject", one, reason, who)):
+            self._deletion.finish()
+        return one
+
+    def accept(self, digest: str, *, reason: str, who: str, allow_return: bool = False) -> Quarantined:
+        """Make an object the original of its UID. Raises UnknownUid, CorrectionRefused, DataSetError."""
+        one = self.find(digest)
+        held = self._index.by_uid(one.sop_instance_uid)
+        self._check(one, held, allow_return)
+        new = replace(self._examine(self._store.held(one.digest), one.calling_aet), original_digest=one.digest)
+        former = self._verbatim(held) if held is not None else ""
+        if self._index.tombstones.standing(one.sop_instance_uid) is not None:
+            self._deletion.allow_return("image", one.sop_instance_uid, reason=reason, who=who)
+        entry = _entry("quarantine.accept", one, reason, who)
+        if not self._index.quarantine.accept(new, former, entry, holds(self._store)):
+            raise CorrectionRefused(f"{one.sop_instance_uid} changed meanwhile; look again, and then accept")
+        self._deletion.finish()
+        return one
+
+    def _check(self, one: Quarantined, held: StoredInstance | None, allow_return: bool) -> None:
+        uid = one.sop_instance_uid
+        stone = self._index.tombstones.standing(uid)
+        if stone is not None and stone.original_uid != uid:
+            raise CorrectionRefused(f"{uid} is the UID of a reconstruction of {stone.original_uid}, which was deleted")
+        if stone is not None and not allow_return:
+            raise CorrectionRefused(f"{uid} was deleted here; --allow-return lets it come back")
+        if held is not None and held.sop_instance_uid != uid:
+            raise CorrectionRefused(
+                f"{uid} is the UID of a reconstruction of {held.sop_instance_uid}; nothing replaces it"
+            )
+        if held is not None and self._kept_by_profile:
+            raise CorrectionRefused("profile us-mqsa: originals are never replaced (MQSA)")
+
+    def _verbatim(self, held: StoredInstance) -> str:
+        """The original that is held as a verbatim object in the hot store; empty where it was purged."""
+        try:
+            path = self._originals.lend(held.original_digest)
+        except OriginalPurged:
+            return ""
+        handle, name = tempfile.mkstemp(dir=self._store.spool)
+        os.close(handle)
+        try:
+            shutil.copyfile(path, name)
+            return self._store.adopt(Path(name))
+        finally:
+            path.unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
+
+
+def _entry(action: str, one: Quarantined, reason: str, who: str) -> TrailEntry:
+    detail = f"object {one.digest} from {one.calling_aet}: {reason}"
+    return TrailEntry(action, who, "image", (one.sop_instance_uid,), "original", detail=detail)

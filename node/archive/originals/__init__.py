@@ -1,0 +1,1 @@
+"""Access to originals, and how they are packed, kept and removed."""

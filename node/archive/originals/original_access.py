@@ -1,0 +1,158 @@
+"""Originals: the one way to an original's received bytes, in whatever form and store it is held.
+
+A reader borrows a file: a second name for the object, or the file restored from its packed form. It stays readable
+until it is given back, whatever becomes of the original meanwhile. Whoever comes while an original is being packed,
+moved or removed looks at its row again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from node.archive.rendered_cache import RenderedCache
+from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
+from storage.formats.jpegls_passthrough import pass_through
+from storage.index import Index
+from storage.objects.inspection import examine
+from storage.objects.store import ObjectStore, has_digest
+from storage.records import HeldOriginal, OriginalForm, Tier
+
+LOGGER = logging.getLogger(__name__)
+
+_LOOKS = 5
+
+Restore = Callable[[Path, str, Path], None]
+"""Writes the received bytes of a packed original: (packed, digest of the original, target)."""
+
+
+Damaged = Callable[[Tier, str], None]
+"""Hears of an object that does not have its digest any more: (the store it is in, its digest)."""
+
+
+class Originals:
+    """Lends originals as files. ``restored`` keeps what was restored for the next reader, as far as its budget goes.
+
+    What is lent has the digest of what was received: it is read once more whenever it is lent. ``damaged`` is set by
+    whoever looks after damage.
+    """
+
+    def __init__(
+        self, index: Index, stores: Mapping[Tier, ObjectStore], restored: RenderedCache, restore: Restore
+    ) -> None:
+        self._index, self._stores, self._restored, self._restore = index, stores, restored, restore
+        self.damaged: Damaged = lambda tier, digest: None
+
+    def lend(self, original_digest: str) -> Path:
+        """A file with the received bytes, for one reader, who unlinks it.
+
+        Raises OriginalPurged, ObjectMissing, ObjectDamaged.
+        """
+        seen: HeldOriginal | None = None
+        for _ in range(_LOOKS):
+            held = self._index.custody.of_digest(original_digest)
+            if held is None:  # in quarantine, or not indexed yet
+                return self._lend_object(Tier.HOT, original_digest)
+            if held.purged:
+                raise OriginalPurged(f"original {original_digest} was removed by retention at {held.purged_at} UTC")
+            try:
+                return self._lend(held)
+            except ObjectMissing:
+                if held == seen:  # not moved or packed in between: it really is missing
+                    raise
+                seen = held
+        raise ObjectMissing(f"original {original_digest} changes its place faster than it can be read")
+
+    @contextmanager
+    def borrowed(self, original_digest: str) -> Iterator[Path]:
+        """``lend`` for the length of a block."""
+        path = self.lend(original_digest)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def pass_through(self, original_digest: str, target: Path) -> bool:
+        """Write a packed original in JPEG-LS Lossless, its codestreams as they lie; False where it is to be lent."""
+        held = self._index.custody.of_digest(original_digest)
+        if held is None or held.purged or held.form is not OriginalForm.PACKED:
+            return False
+        packed = None
+        try:
+            packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
+            pass_through(packed, target)
+        except Exception:  # noqa: BLE001 - ``lend`` looks again at what is missing or damaged, and tells of it
+            return False
+        finally:
+            if packed is not None:
+                packed.unlink(missing_ok=True)
+        return True
+
+    def unpack_ahead(self, original_digest: str) -> bool:
+        """Unpack an original for its next reader; False where it is not packed. Raises as ``lend`` does."""
+        held = self._index.custody.of_digest(original_digest)
+        if held is None or held.form is not OriginalForm.PACKED:
+            return False
+        if not self._restored.has(original_digest):
+            self.lend(original_digest).unlink(missing_ok=True)
+        return True
+
+    def whole(self, held: HeldOriginal) -> bool:
+        """Whether the object of an original is there and has its digest, read from the disk just now."""
+        store = self._stores.get(held.tier)
+        return store is not None and examine(store, held.object_digest).whole
+
+    def _lend(self, held: HeldOriginal) -> Path:
+        if held.form is OriginalForm.VERBATIM:
+            return self._lend_object(held.tier, held.object_digest)
+        link = self._restored.link(held.original_digest)
+        if link is not None:
+            return link
+        packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
+        target = self._restored.blank()
+        try:
+            self._unpack(packed, held, target)
+            link = self._restored.keep(held.original_digest, target, held.original_digest)
+            if self._index.custody.of_digest(held.original_digest) is None:
+                self._restored.drop(held.original_digest)
+            return link
+        finally:
+            packed.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+
+    def _unpack(self, packed: Path, held: HeldOriginal, target: Path) -> None:
+        """Write the received bytes. Unpacking compares the object with its checksum, and the bytes with their digest;
+        where one of them differs, the object is compared with its name too. Raises as unpacking does."""
+        try:
+            self._restore(packed, held.original_digest, target)
+        except (PayloadError, ObjectDamaged, OSError):
+            self._check(packed, held.tier, held.object_digest)
+            raise
+
+    def _lend_object(self, tier: Tier, digest: str) -> Path:
+        """An object for one reader, its bytes compared with its name. Raises ObjectMissing, ObjectDamaged."""
+        lent = self._store(tier, digest).lend(digest)
+        try:
+            self._check(lent, tier, digest)
+        except ObjectDamaged:
+            lent.unlink(missing_ok=True)
+            raise
+        return lent
+
+    def _check(self, lent: Path, tier: Tier, digest: str) -> None:
+        """Raises ObjectDamaged, and tells of the damage, where a lent object does not have its digest."""
+        try:
+            if has_digest(lent, digest):
+                return
+        except OSError as error:
+            LOGGER.error("object %s cannot be read: %s", digest, error.strerror)
+        self.damaged(tier, digest)
+        raise ObjectDamaged(f"object {digest} does not have that digest any more")
+
+    def _store(self, tier: Tier, digest: str) -> ObjectStore:
+        store = self._stores.get(tier)
+        if store is None:
+            raise ObjectMissing(f"object {digest} of an original is in the {tier} store; set originals.path")
+        return store

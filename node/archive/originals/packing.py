@@ -1,0 +1,145 @@
+"""The custodian: packs originals whose instance came to rest, and moves those a rendition stands for to the cold store.
+
+Background work with leases, like the archivist's, and done when that has nothing to do. The received bytes are given
+up only after the new object is durable, was proved to give them back, and is committed in the index.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+from node.archive.audit_trail import AuditTrail
+from node.archive.originals.original_access import Originals
+from node.config import Settings
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, PackRequest
+from storage.errors import KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
+from storage.index import Index
+from storage.objects.store import ObjectStore
+from storage.records import CustodyClaim, Tier, TrailEntry
+
+LOGGER = logging.getLogger(__name__)
+
+_RETRY = 600.0
+"""Seconds before an original that could not be packed or moved is tried again."""
+
+
+class Custodian:
+    """``step`` does one thing and says whether there was one to do."""
+
+    def __init__(
+        self,
+        index: Index,
+        stores: Mapping[Tier, ObjectStore],
+        originals: Originals,
+        pool: WorkerPool,
+        trail: AuditTrail,
+        settings: Settings,
+    ) -> None:
+        self._index, self._stores, self._originals, self._pool = index, stores, originals, pool
+        self._trail, self._settings = trail, settings
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Leave the original at hand undone."""
+        self._stopping.set()
+
+    def step(self) -> bool:
+        """Pack or move one original; False when there is none to work on."""
+        lease, coder = self._settings.archivist.lease, self._settings.originals.coder
+        claim = self._index.custody.claim_to_pack(self._owner, lease) if coder != "none" else None
+        if claim is not None:
+            self._attempt(claim, self._pack)
+            return True
+        if Tier.COLD in self._stores:
+            claim = self._index.custody.claim_to_move(self._owner, lease, packed_first=coder != "none")
+            if claim is not None:
+                self._attempt(claim, self._move)
+                return True
+        self._trail.write_down()
+        self._index.custody.collect(self._stores)
+        return False
+
+    def _attempt(self, claim: CustodyClaim, work: Callable[[CustodyClaim], None]) -> None:
+        custody = self._index.custody
+        try:
+            work(claim)
+        except ProofFailed as error:
+            LOGGER.error("original of %s is not packed: %s", claim.sop_instance_uid, error)
+            custody.stays_verbatim(claim, str(error), [self._failure(claim, error)])
+            self._trail.write_down()
+        except (KeptVerbatim, PixelError) as error:
+            custody.stays_verbatim(claim, str(error))
+        except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
+            self._give_back(claim, error, packing=work == self._pack)
+        else:
+            custody.collect(self._stores)
+
+    def _pack(self, claim: CustodyClaim) -> None:
+        hot, digest = self._stores[Tier.HOT], claim.original.original_digest
+        hot.check_room(claim.original.object_bytes)
+        handle, name = tempfile.mkstemp(dir=hot.spool)
+        os.close(handle)
+        target = Path(name)
+        try:
+            with self._originals.borrowed(digest) as path:
+                request = PackRequest(path, digest, target, self._settings.originals.coder)
+                self._wait(self._pool.submit(request, Priority.ARCHIVIST))
+            size = target.stat().st_size
+            packed = hot.adopt(target)
+        finally:
+            target.unlink(missing_ok=True)
+        if not self._index.custody.packed(claim, packed, size, present=holds(hot)):
+            self._index.custody.doom(packed, Tier.HOT)
+
+    def _move(self, claim: CustodyClaim) -> None:
+        cold, digest = self._stores[Tier.COLD], claim.original.object_digest
+        cold.take_from(self._stores[Tier.HOT], digest)
+        if not self._index.custody.moved(claim.original, Tier.COLD, present=holds(cold)):
+            self._index.custody.doom(digest, Tier.COLD)
+
+    def _wait(self, future: Future[Answer]) -> None:
+        deadline = time.monotonic() + self._settings.archivist.lease
+        while True:
+            try:
+                future.result(timeout=0.5)
+                return
+            except TimeoutError:
+                if future.done():
+                    raise
+            if self._stopping.is_set() or time.monotonic() > deadline:
+                future.cancel()
+                raise WorkerDied("the node is stopping, or packing took longer than archivist.lease")
+
+    def _give_back(self, claim: CustodyClaim, error: Exception, *, packing: bool) -> None:
+        custody = self._index.custody
+        if self._stopping.is_set():
+            custody.release(claim)
+            return
+        known = isinstance(error, LatentPacsError | OSError)
+        LOGGER.error("original of %s: %s", claim.sop_instance_uid, error, exc_info=not known)
+        lasting = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
+        if packing and lasting:
+            custody.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
+            self._trail.write_down()
+        else:
+            custody.release(claim, wait=_RETRY)
+
+    def _failure(self, claim: CustodyClaim, error: Exception) -> TrailEntry:
+        uids = (claim.sop_instance_uid,)
+        return TrailEntry("original.pack", "job:archivist", "image", uids, "original", "failure", str(error))
+
+
+def holds(store: ObjectStore) -> Callable[[str], bool]:
+    """The question that commits ask of a store: is the object of that digest there?"""
+    return store.has

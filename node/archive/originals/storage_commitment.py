@@ -1,0 +1,100 @@
+"""Storage commitment (PS3.4 Annex J): for which instances this archive takes over the responsibility.
+
+Committed is an original whose bytes are here and whole, just read again from the disk; from then on it is pinned. The
+UID of a reconstruction is not: what was stored under it is a payload.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from enum import IntEnum
+
+from node.archive.originals.original_access import Originals
+from node.config import CommitmentSettings
+from storage.errors import LatentPacsError, ObjectDamaged
+from storage.index import Index
+from storage.index.commitment_requests import PROCESSING_FAILURE, Asked, Commitments, Judged, Reference
+from storage.records import StoredInstance
+
+LOGGER = logging.getLogger(__name__)
+
+
+class FailureReason(IntEnum):
+    """Failure Reason (0008,1197), as PS3.3 C.14.1.1 defines it."""
+
+    PROCESSING_FAILURE = PROCESSING_FAILURE
+    NO_SUCH_INSTANCE = 0x0112
+    CLASS_INSTANCE_CONFLICT = 0x0119
+    DUPLICATE_TRANSACTION_UID = 0x0131
+
+
+COMMITTED = 0
+
+LEASE = 300.0
+"""Seconds that a request is one node's; renewed while its originals are read."""
+
+
+class Committer:
+    """Judges requests. ``fault``: why an instance's original is not here or not whole, empty where it is."""
+
+    def __init__(
+        self,
+        index: Index,
+        commitments: Commitments,
+        fault: Callable[[StoredInstance], str],
+        settings: CommitmentSettings,
+    ) -> None:
+        self._index, self._commitments, self._fault = index, commitments, fault
+        self._settings = settings
+
+    def judge(self, asked: Asked) -> tuple[Judged, ...]:
+        """The report on a request: what it was before, or judged, pinned and durable now."""
+        if asked.report is not None:
+            return asked.report
+        contested = self._commitments.contested([one.sop_instance_uid for one in asked.references])
+        report, renewed = [], time.monotonic()
+        for one in asked.references:
+            report.append(self._judge_one(one, asked.duplicate, contested))
+            if time.monotonic() - renewed > LEASE / 4:
+                self._commitments.renew(asked, LEASE)
+                renewed = time.monotonic()
+        seconds = self._settings.pin_seconds
+        return self._commitments.judge(asked, report, until=None if seconds is None else time.time() + seconds)
+
+    def _judge_one(self, one: Reference, duplicate: bool, contested: set[str]) -> Judged:
+        if duplicate:
+            return _failed(one, FailureReason.DUPLICATE_TRANSACTION_UID)
+        held = self._index.by_uid(one.sop_instance_uid)
+        if held is None:
+            return _failed(one, FailureReason.NO_SUCH_INSTANCE)
+        if held.sop_class_uid != one.sop_class_uid:
+            return _failed(one, FailureReason.CLASS_INSTANCE_CONFLICT)
+        why_not = self._why_not(held, one.sop_instance_uid, contested)
+        if why_not:
+            LOGGER.warning("not committed: %s, %s", one.sop_instance_uid, why_not)
+            return _failed(one, FailureReason.PROCESSING_FAILURE)
+        return Judged(one.sop_class_uid, one.sop_instance_uid, COMMITTED, held.key, held.original_digest)
+
+    def _why_not(self, held: StoredInstance, uid: str, contested: set[str]) -> str:
+        if held.sop_instance_uid != uid:
+            return "it is a reconstruction"
+        if uid in contested:
+            return "another data set with this UID is in quarantine, and either may be meant"
+        return self._fault(held)
+
+
+def original_fault(originals: Originals, held: StoredInstance) -> str:
+    """Why the original of an instance is not here or not whole, read again from the disk; empty where it is."""
+    try:
+        with originals.borrowed(held.original_digest):
+            return ""
+    except ObjectDamaged:
+        return "its original is damaged"
+    except (LatentPacsError, OSError) as error:
+        return f"its original cannot be read: {error}"
+
+
+def _failed(one: Reference, reason: FailureReason) -> Judged:
+    return Judged(one.sop_class_uid, one.sop_instance_uid, int(reason))

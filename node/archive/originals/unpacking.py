@@ -1,0 +1,47 @@
+"""Unpacking of packed originals: on a few threads of the node itself, so that the first one waits for no process.
+
+The coders let go of the interpreter lock while they decode. What they decode here are codestreams of our own encoder,
+compared with the checksum of their object first. Large files are left to a worker, and so is RLE, whose encoder is
+written in Python.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from node.workers.memory import give_back
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import RestoreRequest
+from storage.formats.packed_original import is_light, restore_original
+
+
+class Unpacking:
+    """Writes the received bytes of packed originals, ``threads`` at once; more wait for their turn."""
+
+    def __init__(self, workers: WorkerPool, threads: int) -> None:
+        self._workers = workers
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="unpack")
+        self._lock = threading.Lock()
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Wait for what is being unpacked; what waits is cancelled."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def restore(self, packed: Path, original_digest: str, target: Path) -> None:
+        """Write the received file to ``target``. Raises PayloadError, ObjectDamaged, WorkerDied."""
+        if not is_light(packed):
+            self._workers.submit(RestoreRequest(packed, original_digest, target), Priority.VIEWER).result()
+            return
+        with self._lock:
+            self._waiting += 1
+        try:
+            self._threads.submit(restore_original, packed, original_digest, target).result()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                over = not self._waiting
+            if over:
+                give_back()

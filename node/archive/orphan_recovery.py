@@ -1,0 +1,177 @@
+"""Objects that no row speaks of, and that hold what the archive promised once: originals, and renditions with bases.
+
+The journal tells of every row, so there are none of these unless it was lost or damaged too. Then the objects tell what
+they can: an original is taken in as if it had just arrived, and a rendition stands for its image again. Who sent an
+image, and when, the objects do not tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from node.archive.intake.quarantine import Examine
+from storage.dicom.levels import levels_of
+from storage.errors import LatentPacsError
+from storage.formats.container import MAGIC
+from storage.formats.packed_original import unpack_original
+from storage.formats.payload import Base, Rendition, decode_base, decode_rendition
+from storage.index import Index
+from storage.index.recovered_rows import (
+    FoundObject,
+    adopt_original,
+    adopt_rendition,
+    has_rendition,
+    may_arrive,
+    spoken_of,
+)
+from storage.objects.store import ObjectStore
+from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, Tier
+
+_HEAD = 132
+_KINDS = {b"O": "packed", b"B": "base", b"R": "rendition"}
+_UNREADABLE = (LatentPacsError, OSError, ValueError)
+"""What becomes of objects that are none of these kinds, or are damaged: a scrub looks after them."""
+
+
+class Unclaimed:
+    """What the objects of an archive hold beyond its rows. ``examine``: what ingest finds out about a file."""
+
+    def __init__(self, index: Index, stores: Mapping[Tier, ObjectStore], examine: Examine) -> None:
+        self._index, self._stores, self._examine = index, stores, examine
+
+    def would_return(self, store: str, digest: str) -> bool:
+        """Whether ``take_in`` would bring back an object that no row promises. Nothing is changed."""
+        there = self._stores[Tier(store)]
+        path = there.path(digest)
+        try:
+            kind = _kind(path)
+            if kind in ("original", "packed"):
+                with self._received(path, kind) as new:
+                    return self._is_new(new.sop_instance_uid)
+            if kind == "rendition":
+                return self._wanted(decode_rendition(path.read_bytes())) is not None
+            return kind == "base" and not has_rendition(
+                self._index.engine, decode_base(path.read_bytes()).original_digest
+            )
+        except _UNREADABLE:
+            return False
+
+    def take_in(self) -> int:
+        """Bring back what the objects hold and no row speaks of; how many objects that were."""
+        known, found = spoken_of(self._index.engine), 0
+        renditions: list[Path] = []
+        for tier, store in self._stores.items():
+            for digest in store.digests():
+                if digest in known:
+                    continue
+                path = store.path(digest)
+                try:
+                    kind = _kind(path)
+                    if kind in ("original", "packed"):
+                        found += self._take_in_original(tier, path, kind)
+                    elif kind == "rendition":
+                        renditions.append(path)
+                except _UNREADABLE:
+                    continue
+        return found + sum(map(self._take_in_rendition, renditions))
+
+    def _take_in_original(self, tier: Tier, path: Path, kind: str) -> int:
+        form = OriginalForm.VERBATIM if kind == "original" else OriginalForm.PACKED
+        with self._received(path, kind) as new:
+            if not self._is_new(new.sop_instance_uid):
+                return 0
+            return int(adopt_original(self._index, new, FoundObject(form, tier, path.name, path.stat().st_size)))
+
+    def _take_in_rendition(self, path: Path) -> int:
+        try:
+            rendition = decode_rendition(path.read_bytes())
+            base = self._wanted(rendition)
+            if base is None:
+                return 0
+            held = self._index.by_uid(rendition.original_uid)
+            if held is None:
+                purged = FoundObject(OriginalForm.PURGED, Tier.HOT, "", 0)
+                adopt_original(self._index, _of_base(base, rendition), purged)
+            state = InstanceState.VERIFIED if rendition.verdict.passed else InstanceState.MEASURED
+            row = self._row(rendition, base, path)
+            return 2 * adopt_rendition(self._index.engine, rendition.original_uid, row, state)
+        except _UNREADABLE:
+            return 0
+
+    def _wanted(self, rendition: Rendition) -> Base | None:
+        """The base of a rendition that its image has no other for; None where it is not wanted."""
+        uid = rendition.original_uid
+        if self._index.rendition(rendition.derived_uid) is not None or not may_arrive(self._index.engine, uid):
+            return None
+        base = decode_base(self._stores[Tier.HOT].read(rendition.base_digest))
+        held = self._index.by_uid(uid)
+        if held is not None and (held.original_digest != base.original_digest or held.rendition is not None):
+            return None
+        return None if has_rendition(self._index.engine, base.original_digest) else base
+
+    def _is_new(self, uid: str) -> bool:
+        return self._index.by_uid(uid) is None and may_arrive(self._index.engine, uid)
+
+    @contextmanager
+    def _received(self, path: Path, kind: str) -> Iterator[NewInstance]:
+        """What an object says of the file that was received."""
+        if kind == "original":
+            yield replace(self._examine(path, ""), original_digest=path.name)
+            return
+        with tempfile.NamedTemporaryFile(dir=self._stores[Tier.HOT].spool) as restored:
+            digest = hashlib.sha256()
+            for piece in unpack_original(path.read_bytes()):
+                digest.update(piece)
+                restored.write(piece)
+            restored.flush()
+            yield replace(self._examine(Path(restored.name), ""), original_digest=digest.hexdigest())
+
+    def _row(self, rendition: Rendition, base: Base, path: Path) -> NewRendition:
+        return NewRendition(
+            derived_uid=rendition.derived_uid,
+            structure_uid=rendition.structure_uid,
+            base_digest=rendition.base_digest,
+            base_bytes=self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size,
+            rendition_digest=path.name,
+            rendition_bytes=path.stat().st_size,
+            point=base.point,
+            upscaler=rendition.upscaler,
+            weights_digest=rendition.weights_digest,
+            output_digest=rendition.output_digest,
+            structure_digest=rendition.structure_digest,
+            verdict=rendition.verdict,
+            tried=(),
+            seconds=0.0,
+            recipe=f"steps {rendition.steps}",
+        )
+
+
+def _kind(path: Path) -> str:
+    """What an object is, by how it begins; empty for anything else."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if head[128:132] == b"DICM":
+        return "original"
+    return _KINDS.get(head[6:7], "") if head[:6] == MAGIC else ""
+
+
+def _of_base(base: Base, rendition: Rendition) -> NewInstance:
+    """What is left of an image whose original was purged."""
+    header = base.header.dataset()
+    return NewInstance(
+        sop_instance_uid=rendition.original_uid,
+        sop_class_uid=str(header.SOPClassUID),
+        study_instance_uid=str(header.StudyInstanceUID),
+        series_instance_uid=str(header.SeriesInstanceUID),
+        transfer_syntax_uid=base.header.transfer_syntax_uid,
+        levels=levels_of(header),
+        original_digest=base.original_digest,
+        original_bytes=0,
+        pixel_bytes=base.rows * base.columns * 2,
+        calling_aet="",
+    )

@@ -1,0 +1,1 @@
+"""C-FIND queries, from an identifier to its responses."""

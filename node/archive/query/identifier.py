@@ -1,0 +1,79 @@
+"""A request's identifier: its level and its unique keys (PS3.4 C.4.1.1.3, for retrievals C.4.2.1.4)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydicom import Dataset
+from pydicom.tag import BaseTag
+
+from node.archive.query.matching import has_wildcard
+from storage.dicom.elements import codecs_of, values_of
+from storage.dicom.levels import KEYS, Key, Level
+from storage.errors import LatentPacsError
+
+
+class IdentifierError(LatentPacsError):
+    """The identifier does not fit the information model; the message is the Error Comment (status A900)."""
+
+
+class Root(StrEnum):
+    """The information model of a request (PS3.4 C.3)."""
+
+    PATIENT = "patient"
+    STUDY = "study"
+    PATIENT_STUDY = "patient-study"
+    """Patient/Study Only, retired."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Its levels, from the top down."""
+        return _LEVELS[self]
+
+
+_LEVELS = {
+    Root.PATIENT: tuple(Level),
+    Root.STUDY: tuple(Level)[1:],
+    Root.PATIENT_STUDY: tuple(Level)[:2],
+}
+
+UNIQUE = {level: keys[0] for level, keys in KEYS.items()}
+
+MOST_UIDS = 10_000
+"""A list of more UIDs is refused: some databases take no more values in one statement."""
+
+_QUERY_RETRIEVE_LEVEL = BaseTag(0x00080052)
+
+
+def level_of(identifier: Dataset, root: Root) -> Level:
+    """Query/Retrieve Level (0008,0052); IdentifierError where the information model has no such level."""
+    try:
+        named = "".join(values_of(identifier, _QUERY_RETRIEVE_LEVEL, "CS", ("ascii",), single=True))
+    except Exception as error:
+        raise IdentifierError("Query/Retrieve Level (0008,0052) cannot be read") from error
+    if named not in root.levels:
+        raise IdentifierError(f"Query/Retrieve Level (0008,0052) {named or 'missing'!s:.16}: not in this model")
+    return Level(named)
+
+
+def key_values(identifier: Dataset, key: Key) -> list[str]:
+    """The values of a unique key, without empty ones."""
+    try:
+        values = values_of(identifier, key.tag, key.vr, codecs_of(identifier), single=key.vr != "UI")
+    except Exception as error:
+        raise IdentifierError(f"{key.keyword} cannot be read") from error
+    if len(values) > MOST_UIDS:
+        raise IdentifierError(f"{key.keyword}: more than {MOST_UIDS} values")
+    return [value for value in values if value]
+
+
+def keys_above(identifier: Dataset, root: Root, level: Level, *, relational: bool = False) -> dict[Level, list[str]]:
+    """The unique keys of the levels above: one value each, unless relational (C.4.1.2.1, C.4.2.2.1)."""
+    found = {}
+    for upper in root.levels[: root.levels.index(level)]:
+        key = UNIQUE[upper]
+        values = key_values(identifier, key)
+        if not relational and (len(values) != 1 or has_wildcard(values[0])):
+            raise IdentifierError(f"{key.keyword}: one value needed at {level} level")
+        found[upper] = values
+    return found

@@ -1,0 +1,37 @@
+"""What a C-MOVE or C-GET identifier means: the instances to send (PS3.4 C.4.2.1.4, C.4.2.2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydicom import Dataset
+
+from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
+from node.archive.query.matching import has_wildcard
+from storage.dicom.levels import Level
+from storage.index.query_candidates import Indexed, Narrow, Search, instance_keys
+
+
+def select(index: Indexed, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
+    """The keys of the instances meant, by series, instance number and key. Raises IdentifierError first.
+
+    Only unique keys select; others are no part of a retrieve identifier. At IMAGE level a UID may be that of
+    an original or of any rendition ever made of it: whether the peer gets it is for the retrieve service.
+    """
+    level = level_of(identifier, root)
+    chosen = keys_above(identifier, root, level, relational=relational)
+    values = key_values(identifier, UNIQUE[level])
+    if not values or (level is Level.PATIENT and (len(values) > 1 or has_wildcard(values[0]))):
+        raise IdentifierError(f"{UNIQUE[level].keyword}: needed for a retrieval at {level} level")
+    if level is not Level.IMAGE:
+        chosen[level] = values
+    narrows = tuple(Narrow(_COLUMNS[upper], any_of=tuple(keys)) for upper, keys in chosen.items() if keys)
+    uids = tuple(values) if level is Level.IMAGE else ()
+    return instance_keys(index.engine, Search(level, frozenset(), narrows, uids))
+
+
+_COLUMNS = {
+    Level.PATIENT: "patient.patient_id",
+    Level.STUDY: "study.study_instance_uid",
+    Level.SERIES: "series.series_instance_uid",
+}

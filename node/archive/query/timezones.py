@@ -1,0 +1,103 @@
+"""Dates and times in the time zone that a query names (PS3.4 C.5.1.1.4, timezone query adjustment).
+
+Where it was agreed to and the request has a Timezone Offset From UTC (0008,0201), its dates and times are meant in
+that zone: those of an image are moved there from the zone that the image states, or else from the archive's own
+(``node.timezone``), before they are compared and returned. Without either they stay as they were written, which the
+answer shows by leaving the offset out. Dates move together with their times only; a date of birth never does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone, tzinfo
+
+from storage.dicom.elements import BadValueError
+from storage.dicom.levels import KEYS, OFFSET_FROM_UTC, fill_time
+from storage.records import DicomJson
+
+FARTHEST = timedelta(days=2)
+"""By how many days a date can move: from UTC+14 to UTC-12 and midnight in between."""
+
+
+def fixed_zone(text: str) -> timezone:
+    """A zone of the form ``+0100``. Raises BadValueError (PS3.3 C.12.1.1)."""
+    match = re.fullmatch(r"([+-])(\d\d)([0-5]\d)", text.strip())
+    offset = timedelta(hours=int(match[2]), minutes=int(match[3])) if match else timedelta(days=1)
+    if match is None or offset > timedelta(hours=14):
+        raise BadValueError("SH")
+    return timezone(-offset if match[1] == "-" else offset)
+
+
+def stated_zone(attributes: DicomJson) -> timezone | None:
+    """The zone that an image's dates and times are in, where it says one that can be read."""
+    try:
+        return fixed_zone(attributes[OFFSET_FROM_UTC.json_tag]["Value"][0])
+    except (BadValueError, KeyError, IndexError, AttributeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """``asked``: the zone of the request; ``home``: that of images which state none, or None."""
+
+    asked: timezone
+    home: tzinfo | None
+
+    def seen(self, attributes: DicomJson) -> DicomJson:
+        """The attributes with their dates and times in the zone that was asked for."""
+        zone = stated_zone(attributes) or self.home
+        if zone is None:
+            return attributes
+        moved = {**attributes, OFFSET_FROM_UTC.json_tag: {"vr": "SH", "Value": [f"{datetime.now(self.asked):%z}"]}}
+        for date, time in _PAIRS:
+            if date in attributes and time in attributes:
+                self._move_pair(moved, date, time, zone)
+        for tag in _MOMENTS:
+            if tag in attributes:
+                values = [self._moved_moment(value, zone) for value in attributes[tag]["Value"]]
+                moved[tag] = {"vr": "DT", "Value": values}
+        return moved
+
+    def _move_pair(self, attributes: DicomJson, date: str, time: str, zone: tzinfo) -> None:
+        [day, *_], [hour, *_] = attributes[date]["Value"], attributes[time]["Value"]
+        moment = _moment(f"{day}{fill_time(hour or '')}") if day and hour else None
+        if moment is None:
+            return
+        there = self._there(moment.replace(tzinfo=zone))
+        fraction = hour.partition(".")[1:]
+        attributes[date] = {"vr": "DA", "Value": [f"{there:%Y%m%d}"]}
+        attributes[time] = {"vr": "TM", "Value": [f"{there:%H%M%S}{''.join(fraction)}"]}
+
+    def _moved_moment(self, value: str | None, zone: tzinfo) -> str | None:
+        match = _DATE_TIME.fullmatch(value or "")
+        moment = _moment(match["time"].ljust(14, "0")) if match else None
+        if match is None or moment is None:
+            return value
+        there = self._there(moment.replace(tzinfo=fixed_zone(match["offset"]) if match["offset"] else zone))
+        return f"{there:%Y%m%d%H%M%S}{match['fraction']}{there:%z}"
+
+    def _there(self, moment: datetime) -> datetime:
+        try:
+            return moment.astimezone(self.asked)
+        except OverflowError:  # in the year 1 or 9999
+            return moment
+
+
+def _moment(text: str) -> datetime | None:
+    """``YYYYMMDDHHMMSS`` and anything after it; None for the 30th of February."""
+    try:
+        return datetime.strptime(text[:12] + f"{min(int(text[12:14]), 59):02d}", "%Y%m%d%H%M%S")
+    except ValueError:
+        return None
+
+
+_PAIRS = tuple(
+    (key.json_tag, other.json_tag)
+    for keys in KEYS.values()
+    for key in keys
+    for other in keys
+    if key.vr == "DA" and other.keyword == key.keyword.removesuffix("Date") + "Time" and "Birth" not in key.keyword
+)
+_MOMENTS = tuple(key.json_tag for keys in KEYS.values() for key in keys if key.vr == "DT")
+_DATE_TIME = re.compile(r"(?P<time>\d{10,14})(?P<fraction>(?:\.\d{1,6})?)(?P<offset>(?:[+-]\d{4})?)", re.ASCII)

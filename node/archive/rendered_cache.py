@@ -1,0 +1,117 @@
+"""The rendered cache: reconstructed objects as files, bounded in bytes, least recently used out first.
+
+Only a convenience: everything in it can be made again. A reader gets a hard link of its own, so that an entry may be
+dropped while it is being sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from storage.objects.store import has_digest
+
+LOGGER = logging.getLogger(__name__)
+
+
+class RenderedCache:
+    """Files below ``root``, at most ``budget`` bytes; 0 keeps nothing."""
+
+    def __init__(self, root: Path, budget: int) -> None:
+        self._root, self._budget = root, budget
+        self._links = root / "sending"
+        self._lock = threading.Lock()
+        self._links.mkdir(parents=True, exist_ok=True)
+        for leftover in (*self._links.iterdir(), *root.glob("*.making")):
+            leftover.unlink(missing_ok=True)
+
+    def blank(self) -> Path:
+        """A new empty file to render into."""
+        try:
+            handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
+        except OSError:  # full or read-only: what is made here is sent, and not kept
+            handle, name = tempfile.mkstemp(suffix=".making")
+        os.close(handle)
+        return Path(name)
+
+    def has(self, key: str) -> bool:
+        """Whether there is an entry."""
+        return self._entry(key) is not None
+
+    def link(self, key: str) -> Path | None:
+        """A link to the entry for one reader, who unlinks it; None where there is no entry that is whole."""
+        entry = self._entry(key)
+        if entry is None:
+            return None
+        try:
+            link = self._new_link()
+        except OSError:  # full or read-only
+            return None
+        try:
+            os.link(entry, link)
+            os.utime(entry)
+            if has_digest(link, entry.name.split(".")[1]):
+                return link
+            LOGGER.error("cached object %s is damaged; it is made anew", key)
+            entry.unlink(missing_ok=True)
+        except FileNotFoundError:  # dropped meanwhile
+            pass
+        link.unlink(missing_ok=True)
+        return None
+
+    def keep(self, key: str, made: Path, digest: str = "") -> Path:
+        """Take a finished file in (its name is gone) and return a link to it for one reader.
+
+        ``digest``: its SHA-256, where whoever made it has compared it.
+        """
+        try:
+            link = self._new_link()
+            os.link(made, link)
+        except OSError:  # full or read-only, or made elsewhere for that reason
+            return made
+        if not digest:
+            with made.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with self._lock:
+            self.drop(key)
+            made.replace(self._root / f"{key}.{digest}.dcm")
+            self._evict()
+        return link
+
+    def drop(self, key: str) -> None:
+        """Let go of an entry: what it was made of was deleted meanwhile."""
+        for entry in self._root.glob(f"{key}.*.dcm"):
+            entry.unlink(missing_ok=True)
+
+    def _entry(self, key: str) -> Path | None:
+        """``KEY.SHA-256.dcm``: a medium that gives other bytes back is noticed."""
+        return next(self._root.glob(f"{key}.*.dcm"), None)
+
+    def _new_link(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self._links)
+        os.close(handle)
+        Path(name).unlink()
+        return Path(name)
+
+    def _evict(self) -> None:
+        entries = sorted(
+            ((entry.stat().st_mtime_ns, entry.stat().st_size, entry) for entry in self._root.glob("*.dcm")),
+            reverse=True,
+        )
+        used = 0
+        for _, size, entry in entries:
+            used += size
+            if used > self._budget:
+                entry.unlink(missing_ok=True)
+
+
+def forget(root: Path, digests: Iterable[str]) -> None:
+    """Remove the entries of those objects from a cache, whichever process owns it; what is being sent is sent."""
+    for digest in digests:
+        for entry in root.glob(f"{digest}*.dcm"):
+            entry.unlink(missing_ok=True)

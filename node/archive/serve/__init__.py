@@ -1,0 +1,1 @@
+"""What leaves the archive: which object a peer gets, and how it is made."""

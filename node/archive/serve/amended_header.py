@@ -1,0 +1,140 @@
+"""Amendments in what leaves: the corrected header around untouched pixels.
+
+What was received stays as it is in the store. An amended original goes out in its own transfer syntax, its pixel data
+element byte for byte; the header says what was changed, and holds the former values, in Original Attributes Sequence
+(PS3.3 C.12.1, SOP Common Module). Digital signatures are dropped, since they sign the former header.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.sequence import Sequence as Items
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
+from storage.dicom.element_walk import looks_implicit
+from storage.dicom.elements import codecs_of
+from storage.dicom.recoding import to_utf8, undeclared_latin_1
+from storage.dicom.writing import ALL
+from storage.errors import Unparseable
+from storage.records import Applied
+
+NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
+"""Digital signatures, their MAC parameters, and trailing padding: true of the received bytes only."""
+
+
+def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
+    """Write a Part 10 file as amended; same UIDs, transfer syntax and pixel data. Raises Unparseable."""
+    write_edited(source, target, lambda header: amend(header, applied))
+
+
+def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) -> None:
+    """Write a Part 10 file with its header edited, around its pixel data as it is. Raises Unparseable."""
+    with opened(source) as file, target.open("wb") as out:
+        header = file.header()
+        try:
+            edit(header)
+        except Exception as error:  # pydicom raises many kinds on hostile values
+            raise Unparseable(f"the header cannot be edited: {type(error).__name__}") from error
+        with quiet():
+            drop(header, NOT_OF_THIS_HEADER)
+            write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
+            pieces = _pieces(header, file)
+        out.writelines(_deflated(pieces) if file.transfer_syntax == DeflatedExplicitVRLittleEndian else pieces)
+
+
+def amend(header: Dataset, applied: Iterable[Applied]) -> None:
+    """Correct a header in place; each amendment adds an item to Original Attributes Sequence."""
+    for one in applied:
+        news = Dataset.from_json(one.changes)
+        _make_room_for(news, header)
+        former = Dataset()
+        for element in news:
+            if element.tag in header:
+                former[element.tag] = deepcopy(header.get_item(element.tag))
+            elif element.is_empty:  # it is absent, and stays so
+                continue
+            header[element.tag] = element
+        note_former(header, former, _date_time(one.at), "CORRECT")
+
+
+def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> None:
+    """Add an item with former values to Original Attributes Sequence. ``when``: DT; ``reason``: CORRECT or COERCE."""
+    item = Dataset()
+    item.AttributeModificationDateTime = when
+    item.ModifyingSystem = "Latent PACS"
+    item.SourceOfPreviousValues = ""
+    item.ReasonForTheAttributeModification = reason
+    item.ModifiedAttributesSequence = Items([former])
+    header.OriginalAttributesSequence = Items([*(header.get("OriginalAttributesSequence") or []), item])
+
+
+def drop(header: Dataset, tags: Iterable[int]) -> None:
+    """Remove those elements, and group lengths (retired), from the top level."""
+    lengths = [tag for tag in header.keys() if tag.element == 0]  # noqa: SIM118 - iterating would parse every value
+    for tag in (*tags, *lengths):
+        if tag in header:
+            del header[tag]
+
+
+def _make_room_for(news: Dataset, header: Dataset) -> None:
+    """Go over to another character set where the header's cannot write the new values."""
+    texts = [str(value) for element in news for value in _values(element.value)]
+    codecs = codecs_of(header)
+    if _can_write(texts, codecs[0] if len(codecs) == 1 else "ascii"):
+        return
+    if undeclared_latin_1(header) and _can_write(texts, "latin-1"):
+        header.SpecificCharacterSet = "ISO_IR 100"  # nothing needs to be written anew
+    else:
+        to_utf8(header)
+
+
+def _can_write(texts: Iterable[str], codec: str) -> bool:
+    try:
+        for text in texts:
+            text.encode(codec)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _values(value: object) -> list[object]:
+    if value is None:
+        return []
+    return list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+
+
+def _pieces(header: Dataset, file: DataSetFile) -> list[bytes | memoryview]:
+    """The data set: what comes before the pixels and after them encoded, the pixel data element as it is."""
+    layout, syntax = file.layout, file.transfer_syntax
+    as_received = UID(ImplicitVRLittleEndian if looks_implicit(file.data) else syntax)
+    if not layout.has_pixels:
+        return [encode(header, as_received, verbatim=True)]
+    pixels = file.data[layout.pixel_start : layout.pixel_end]
+    group, element = struct.unpack_from("<HH" if syntax.is_little_endian else ">HH", pixels)
+    tag = group << 16 | element
+    before, after = (
+        encode(header, as_received, verbatim=True, within=part) for part in (range(tag), range(tag, ALL.stop))
+    )
+    return [before, pixels, after]
+
+
+def _deflated(pieces: list[bytes | memoryview]) -> Iterator[bytes]:
+    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    length = 0
+    for piece in [*map(engine.compress, pieces), engine.flush()]:
+        length += len(piece)
+        yield piece
+    yield b"\0" * (length % 2)  # PS3.5 A.5
+
+
+def _date_time(at: str) -> str:
+    """ISO 8601 in UTC as DT."""
+    moment = at.removesuffix("+00:00").replace("-", "").replace(":", "").replace("T", "")
+    return f"{moment}+0000"

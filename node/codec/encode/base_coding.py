@@ -1,0 +1,68 @@
+"""An original and an operating point to a base: downsampled, mapped to the full range of the coder, and coded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.codec.encode.source_image import Source
+from storage.formats import coders
+from storage.formats.payload import (
+    Base,
+    CodedRegion,
+    mapped,
+)
+from storage.formats.resample import Operator
+from storage.records import OperatingPoint
+
+Float = NDArray[np.float32]
+Pixels = NDArray[np.uint16]
+Box = tuple[int, int, int, int]
+
+
+def make_base(source: Source, point: OperatingPoint) -> Base:
+    """Downsample one original and code it as ``point`` says, lossy samples over the full 16 bits."""
+    low, high = source.extremes
+    operator = Operator(source.pixels.shape[0], source.pixels.shape[1], point.scale)
+    ideal = source.lowered(point.scale)
+    region = source.region(point.scale) if point.distance else None
+    part = (region or CodedRegion.whole(*ideal.shape)).part
+    offset, gain = _mapping(source, point)
+    scaled = np.clip((ideal[part] - np.float32(offset)) * np.float32(gain), 0, 65535)
+    curve = source.noise_curve if point.companded else b""
+    if curve:
+        scaled = mapped(scaled, curve)
+    base = Base(
+        point=point,
+        rows=operator.rows,
+        columns=operator.columns,
+        bits_stored=source.bits_stored,
+        minimum=low,
+        maximum=high,
+        padding=source.padding,
+        offset=offset,
+        gain=gain,
+        quantisation_rms=0.0,
+        original_digest=source.digest,
+        pixel_digest=source.pixel_digest,
+        pixel_vr=source.pixel_vr,
+        header=source.header_bytes,
+        coded=coders.encode(np.rint(scaled).astype(np.uint16), point),
+        padding_bytes=source.padding_bytes,
+        region=region,
+        curve=curve,
+    )
+    off = np.square(base.samples() - ideal, dtype=np.float64)
+    return replace(base, quantisation_rms=float(np.sqrt(np.mean(off))))
+
+
+def _mapping(source: Source, point: OperatingPoint) -> tuple[float, float]:
+    """Offset and gain of coded samples: the image's own range over 16 bits, as it is displayed; lossless ones as they
+    are."""
+    low, high = source.extremes
+    if not point.distance:
+        return 0.0, 1.0
+    gain = 65535 / max(high - low, 1)
+    return (float(high), -gain) if source.inverted else (float(low), gain)

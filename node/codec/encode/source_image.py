@@ -1,0 +1,221 @@
+"""One decoded original, and what is worked out of it once however many bases are made: downsampled, and cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.codec.encode.padding_fill import filled
+from storage.dicom.dicomfile import HeaderBytes, opened
+from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
+from storage.errors import NotReconstructable
+from storage.formats.padding import pack_padding
+from storage.formats.payload import CURVE_KNOTS, CodedRegion
+from storage.formats.resample import Operator
+from storage.ineligibility import LeftOut
+
+if TYPE_CHECKING:
+    from node.fidelity.gate import Reference
+
+Pixels = NDArray[np.uint16]
+Mask = NDArray[np.bool_]
+Float = NDArray[np.float32]
+
+_SAME = 1 / 64
+"""Grey levels by which samples of one value may differ: of resampling."""
+_EVERY = 4
+"""Of so many rows one is looked at for the noise at each grey level."""
+_SEEN = 200
+"""Pixels of a grey level whose noise is believed at least."""
+_BLOCK = 8
+"""A coded region begins at a multiple of this many samples, so that JPEG XL's blocks lie as in the whole image."""
+_WORTH_CUTTING = 0.9
+"""Largest share of the samples that a coded region may have: beyond it everything is coded."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One decoded original: its stored values (uint16, rows x columns), its padding, its header.
+
+    Padding (PS3.3 C.7.5.1.1.2) is every pixel whose value lies in the padding range, wherever it is: a pixel of the
+    breast that has such a value by chance is padding too by what the header says, and viewers treat it so. All of them
+    come back with exactly the values they had, and no other pixel gets one of these values. ``padding``: the inclusive
+    range, or None. ``padding_pixels``: bool, shape (rows, columns), None where no pixel is padding; the values are
+    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values (MONOCHROME1).
+    """
+
+    pixels: Pixels
+    padding: tuple[int, int] | None
+    padding_pixels: Mask | None
+    bits_stored: int
+    digest: str
+    pixel_digest: str
+    pixel_vr: str
+    header_bytes: HeaderBytes
+    inverted: bool = False
+    _extremes: tuple[int, int] | None = field(default=None, compare=False, repr=False)
+    _lowered: dict[int, Float] = field(default_factory=dict, compare=False, repr=False)
+    _curves: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    _regions: dict[int, CodedRegion | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """Smallest and largest stored value outside padding; of an excerpt, those of the whole image."""
+        if self._extremes is not None:
+            return self._extremes
+        shown = self.pixels if self.padding_pixels is None else self.pixels[~self.padding_pixels]
+        return int(shown.min()), int(shown.max())
+
+    @property
+    def padding_bytes(self) -> bytes:
+        """Which pixels are padding and what values they have, by ``pack_padding``; empty where none is."""
+        return b"" if self.padding_pixels is None else pack_padding(self.pixels, self.padding_pixels)
+
+    @property
+    def counted(self) -> Mask:
+        """Which pixels are not padding: bool, the shape of ``pixels``."""
+        return np.ones(self.pixels.shape, dtype=bool) if self.padding_pixels is None else ~self.padding_pixels
+
+    @property
+    def noise_curve(self) -> bytes:
+        """The curve of a companded base (storage/formats/payload.py): its slope is the inverse of the image's own
+        noise.
+
+        Noise per grey level is the median of what is finer than a Gaussian of 0.7 pixels, between half of and four
+        times its typical value. Worked out once, and that of the whole image for an excerpt.
+        """
+        if "noise" not in self._curves:
+            self._curves["noise"] = _noise_curve(self)
+        return self._curves["noise"]
+
+    def lowered(self, scale: int) -> Float:
+        """The image downsampled, padding filled: float32, in grey levels; worked out once. Not to be written to."""
+        if scale not in self._lowered:
+            rows, columns = self.pixels.shape
+            self._lowered[scale] = Operator(rows, columns, scale).down(without_padding(self))
+        return self._lowered[scale]
+
+    def region(self, scale: int) -> CodedRegion | None:
+        """What of ``lowered`` is worth coding; None where that is nearly all. Worked out once."""
+        if scale not in self._regions:
+            self._regions[scale] = _region(self.lowered(scale))
+        return self._regions[scale]
+
+    def excerpt(self, pixels: Pixels) -> Source:
+        """The same image with other pixels, none of them padding; nothing is worked out of them yet."""
+        return replace(
+            self,
+            pixels=pixels,
+            padding=None,
+            padding_pixels=None,
+            _extremes=self.extremes,
+            _lowered={},
+            _regions={},
+            _curves={"noise": self.noise_curve},
+        )
+
+    @classmethod
+    def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Source:
+        """Raises NotReconstructable where the pixels themselves rule a reconstruction out: bits above Bits Stored, or
+        nothing but padding."""
+        bits_stored = PixelShape.of(header).bits_stored
+        if int(pixels.max()) >> bits_stored:
+            raise NotReconstructable(LeftOut.STRAY_BITS.value)
+        padding = padding_range(header)
+        mask = None
+        if padding is not None:
+            inside = (pixels >= padding[0]) & (pixels <= padding[1])
+            if inside.all():
+                raise NotReconstructable(LeftOut.ALL_PADDING.value)
+            if inside.any():
+                mask = inside
+        return cls(
+            pixels=pixels,
+            padding=padding,
+            padding_pixels=mask,
+            bits_stored=bits_stored,
+            digest=digest,
+            pixel_digest=pixel_digest(pixels),
+            pixel_vr=pixel_vr,
+            header_bytes=header_bytes,
+            inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+        )
+
+
+def read_source(path: Path, digest: str) -> tuple[Source, Reference]:
+    """An original from its Part 10 file, and what reconstructions of it are measured against.
+
+    Raises PixelError where it cannot be decoded, NotReconstructable as ``Source.of``.
+    """
+    from node.fidelity.gate import Reference
+
+    pixels = integer_pixels(path)
+    with opened(path) as file:
+        header_bytes, pixel_vr = file.header_bytes(), file.layout.pixel_vr
+    header = header_bytes.dataset()
+    source = Source.of(pixels, header, header_bytes, digest, pixel_vr)
+    return source, Reference(pixels, header, source.padding_pixels)
+
+
+def padding_range(header: Dataset) -> tuple[int, int] | None:
+    """Stored values that mean padding: Pixel Padding Value, to Pixel Padding Range Limit where given."""
+    try:
+        value = header.get("PixelPaddingValue")
+        if value is None or value == "":
+            return None
+        limit = header.get("PixelPaddingRangeLimit")
+        ends = sorted((int(value), int(value if limit in (None, "") else limit)))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return ends[0], ends[1]
+
+
+def without_padding(source: Source) -> Pixels:
+    """Pixels with padding replaced by what goes on from those beside it (node/codec/encode/padding_fill.py)."""
+    if source.padding_pixels is None:
+        return source.pixels
+    return filled(source.pixels, source.padding_pixels)
+
+
+def _region(samples: Float) -> CodedRegion | None:
+    """The smallest part beyond which all samples are one grey level, that of a corner: air that the modality has made
+    black. A coder takes half of its time for it. None where that is hardly smaller than the whole."""
+    best: CodedRegion | None = None
+    for corner in {float(samples[row, column]) for row in (0, -1) for column in (0, -1)}:
+        other = np.abs(samples - np.float32(round(corner))) > _SAME
+        rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
+        if rows.size:
+            row, column = (int(found[0]) // _BLOCK * _BLOCK for found in (rows, columns))
+            region = (row, column, int(rows[-1]) + 1 - row, int(columns[-1]) + 1 - column)
+            found = CodedRegion(*region, beyond=round(corner))
+            if best is None or found.rows * found.columns < best.rows * best.columns:
+                best = found
+    return best if best is not None and best.rows * best.columns < _WORTH_CUTTING * samples.size else None
+
+
+def _noise_curve(source: Source) -> bytes:
+    low, high = source.extremes
+    pixels = source.pixels[::_EVERY].astype(np.float32)
+    fine = np.abs(pixels[:, 1:-1] - (pixels[:, :-2] + pixels[:, 2:]) / 2)
+    level = (pixels[:, 1:-1] - low) * (np.float32(CURVE_KNOTS - 1) / max(high - low, 1))
+    if source.inverted:
+        level = CURVE_KNOTS - 1 - level
+    number = np.clip(level, 0, CURVE_KNOTS - 2).astype(np.int32)
+    counted = source.counted[::_EVERY, 1:-1] & (fine > 0)
+    order = np.argsort(number[counted], kind="stable")
+    values, groups = fine[counted][order], np.bincount(number[counted], minlength=CURVE_KNOTS - 1)
+    parts = np.split(values, np.cumsum(groups)[:-1])
+    noise = np.array([float(np.median(part)) if len(part) >= _SEEN else np.nan for part in parts])
+    known = ~np.isnan(noise)
+    if not known.any():
+        noise, known = np.ones(CURVE_KNOTS - 1), np.ones(CURVE_KNOTS - 1, dtype=bool)
+    typical = float(np.average(noise[known], weights=groups[known]))
+    filled_in = np.interp(np.arange(CURVE_KNOTS - 1), np.flatnonzero(known), noise[known])
+    steps = 1 / np.clip(filled_in, typical / 2, typical * 4)
+    knots = np.rint(np.concatenate([[0], np.cumsum(steps)]) * (65535 / steps.sum())).astype("<u2")
+    return bytes(knots.tobytes())

@@ -1,0 +1,1 @@
+"""Associations, accepted and requested."""

@@ -1,0 +1,122 @@
+"""Every outcome as a DIMSE status (PS3.7 Annex C, PS3.4 Annexes B and C): one table for all handlers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pydicom import Dataset
+
+from node.archive.query.find import IdentifierError
+from storage.errors import (
+    ClassMismatch,
+    DataSetError,
+    Deleted,
+    Duplicate,
+    InflatesTooFar,
+    InstanceTooLarge,
+    InvalidUid,
+    LatentPacsError,
+    MissingUid,
+    StoreFull,
+    Unparseable,
+)
+
+SUCCESS = 0x0000
+PENDING = 0xFF00
+CANCELLED = 0xFE00
+NOT_AUTHORIZED = 0x0124
+PIXELS_NOT_SOUND = 0xB007
+SUBOPERATIONS_FAILED = 0xB000
+CANNOT_COUNT = 0xA701
+ALL_SUBOPERATIONS_FAILED = 0xA702
+DESTINATION_UNKNOWN = 0xA801
+UNABLE_TO_PROCESS = 0xC000
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """A status with the reason for it, as docs/CONFORMANCE.md lists it."""
+
+    code: int
+    means: str
+
+
+STORE_ERRORS: dict[type[Exception], Meaning] = {
+    StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
+    InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive takes"),
+    InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive takes"),
+    ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
+    InvalidUid: Meaning(0x0117, "Invalid SOP instance: a UID that PS3.5 9.1 does not allow"),
+    MissingUid: Meaning(0xC001, "SOP Class, SOP Instance, Study or Series Instance UID missing"),
+    Unparseable: Meaning(0xC002, "Data set cannot be parsed, or is truncated"),
+    Duplicate: Meaning(0xC003, "Held under this UID with other content; the newcomer is quarantined"),
+    Deleted: Meaning(0xC004, "Deleted here under this UID; what was sent is quarantined"),
+}
+
+QUERY_ERRORS: dict[type[Exception], Meaning] = {
+    IdentifierError: Meaning(0xA900, "Identifier does not match the SOP class"),
+}
+
+ACTION_ERRORS = {
+    0x0106: Meaning(0x0106, "Transaction UID, or a referenced UID, is not valid"),
+    0x0110: Meaning(0x0110, "Processing failure; the node's log says why"),
+    0x0112: Meaning(0x0112, "The SOP instance asked is not 1.2.840.10008.1.20.1.1"),
+    0x0115: Meaning(0x0115, "Action Information cannot be read"),
+    0x0120: Meaning(0x0120, "Transaction UID or Referenced SOP Sequence is missing or empty"),
+    0x0123: Meaning(0x0123, "The action type is not 1"),
+    0x0213: Meaning(0x0213, "Resource limitation: disk or database full"),
+}
+"""N-ACTION of storage commitment (PS3.7 10.1.4.1.10)."""
+
+OTHER_ERROR = Meaning(UNABLE_TO_PROCESS, "Unable to process; the node's log says why")
+
+
+_LONG_UID = re.compile(r"\b[0-2](\.\d+){4,}[:,]? ?")
+_PATH = re.compile(r"(?<![\w.])/[^\s,;:]+")
+
+
+def why(error: Exception, table: dict[type[Exception], Meaning]) -> str:
+    """What log and trail may say of an error: the meaning of its status, since its text may quote the peer's values."""
+    meaning = next((meaning for kind, meaning in table.items() if isinstance(error, kind)), None)
+    if isinstance(error, StoreFull) or meaning is None:
+        return (
+            str(error) if isinstance(error, (LatentPacsError, OSError)) else f"internal error, {type(error).__name__}"
+        )
+    return meaning.means
+
+
+def response(code: int, comment: str = "") -> Dataset:
+    """A status data set; Error Comment (0000,0902) is LO, 64 characters."""
+    status = Dataset()
+    status.Status = code
+    if comment:
+        status.ErrorComment = "".join(char if char.isprintable() else " " for char in comment)[:64].replace("\\", "/")
+    return status
+
+
+def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset:
+    """The status for an error; unexpected ones say nothing of our inside."""
+    for kind, meaning in table.items():
+        if isinstance(error, kind):
+            return response(meaning.code, "no room for it here" if kind is StoreFull else _for_peer(error))
+    if isinstance(error, OSError):
+        return response(0xA700, "the archive cannot write at the moment")
+    comment = _for_peer(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
+    return response(OTHER_ERROR.code, comment)
+
+
+def _for_peer(error: Exception) -> str:
+    """A sentence that fits into 64 characters better, and does not show our folders: the peer knows its UIDs."""
+    return _PATH.sub("(a folder)", _LONG_UID.sub("", str(error))).strip()
+
+
+def is_warning(status: int) -> bool:
+    """Whether a status answered to C-STORE is one of the warning class (PS3.7 C.4.2)."""
+    return status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)
+
+
+def for_log(error: Exception) -> str:
+    """What our log may say of an error. One of a data set may quote its values, and any value may name a patient;
+    the peer, whose values they are, gets the whole sentence as Error Comment."""
+    return type(error).__name__ if isinstance(error, DataSetError) else str(error)

@@ -1,0 +1,61 @@
+"""C-STORE (PS3.4 Annex B): a spooled data set goes to ingest; the answer is sent when it is durable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pydicom import Dataset
+
+from node.archive.intake.ingest import Ingest
+from node.dimse.associations.peers import Peers
+from node.dimse.associations.refusals import Record, Refusals
+from node.dimse.dimse_status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, of_error, response, why
+from storage.errors import LatentPacsError
+from storage.records import TrailEntry
+
+LOGGER = logging.getLogger(__name__)
+
+
+def handle_store(
+    event: Any,
+    ingest: Ingest,
+    peers: Peers,
+    refusals: Refusals,
+    record: Record,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Dataset:
+    """One C-STORE request to one ingest call to one status, and one entry in the trail.
+
+    ``stopping``: whether the node takes no further instances; the sender is told so, and may send them later.
+    """
+    caller, uids = peers.calling(event), (str(event.request.AffectedSOPInstanceUID)[:64],)
+    if not peers.may(caller, "store"):
+        refusals.of_request(event, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
+        return response(NOT_AUTHORIZED, f"{caller} may not store here")
+    if stopping():
+        event.assoc.told_to_stop = event.assoc.__dict__.get("told_to_stop", 0) + 1
+        refusals.of_request(event, "store", 0xA700, "the node is stopping", uids)
+        return response(0xA700, "the archive is stopping; send it again later")
+    arrived = event.request._dataset_file
+    arrived.flush()
+    try:
+        if arrived.refused is not None:
+            raise arrived.refused
+        receipt = ingest.receive(
+            event.dataset_path,
+            sop_class=str(event.request.AffectedSOPClassUID),
+            sop_instance=str(event.request.AffectedSOPInstanceUID),
+            calling_aet=caller,
+        )
+    except Exception as error:
+        if not isinstance(error, (LatentPacsError, OSError)):
+            LOGGER.exception("store from %s failed", caller)
+        answer = of_error(error, STORE_ERRORS)
+        refusals.of_request(event, "store", int(answer.Status), why(error, STORE_ERRORS), uids)
+        return answer
+    record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original"))
+    if receipt.warning:
+        return response(PIXELS_NOT_SOUND, receipt.warning)
+    return response(SUCCESS)

@@ -1,0 +1,1 @@
+"""Workarounds for pynetdicom, each with what it answers."""

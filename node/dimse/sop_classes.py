@@ -1,0 +1,79 @@
+"""What is offered: service classes by SOP class UID, and transfer syntaxes (PS3.4 A.4, C.6, J.3, PS3.6 Annex A)."""
+
+from __future__ import annotations
+
+from pydicom.uid import (
+    AllTransferSyntaxes,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+from pynetdicom import AllStoragePresentationContexts
+
+from node.archive.query.identifier import Root
+from node.config import WireSyntax
+from storage.dicom.encapsulate import JPEG_XL, JPEG_XL_LOSSLESS
+
+VERIFICATION = "1.2.840.10008.1.1"
+
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+"""The well-known SOP instance (PS3.4 J.3.5)."""
+
+FIND, MOVE, GET = 1, 2, 3
+_BRANCHES = {
+    Root.PATIENT: "1.2.840.10008.5.1.4.1.2.1",
+    Root.STUDY: "1.2.840.10008.5.1.4.1.2.2",
+    Root.PATIENT_STUDY: "1.2.840.10008.5.1.4.1.2.3",  # retired
+}
+
+
+def query_retrieve(root: Root, service: int) -> str:
+    """The SOP class UID of FIND, MOVE or GET in an information model."""
+    return f"{_BRANCHES[root]}.{service}"
+
+
+ROOTS = {query_retrieve(root, service): root for root in _BRANCHES for service in (FIND, MOVE, GET)}
+"""SOP class UID to information model; the keys are what the server offers."""
+
+STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
+
+TRANSFER_SYNTAXES = tuple(
+    dict.fromkeys(
+        str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes, *JPEG_XL)
+    )
+)
+"""Every transfer syntax that pydicom knows, and JPEG XL, is accepted and kept verbatim. Where one presentation context
+proposes several, the first of these that it has is taken: explicit VR loses nothing, and every peer can encode it."""
+
+WIRE_SYNTAXES: dict[WireSyntax, str] = {
+    "htj2k": str(HTJ2KLossless),
+    "jpegls": str(JPEGLSLossless),
+    "jpeg2000": str(JPEG2000Lossless),
+    "jpegxl": JPEG_XL_LOSSLESS,
+    "rle": str(RLELossless),
+    "explicit": str(ExplicitVRLittleEndian),
+    "implicit": str(ImplicitVRLittleEndian),
+}
+"""The names of ``peers.transfer_syntaxes``, but for ``original``."""
+
+_LOSSLESS = {
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.1.99",
+    *(f"1.2.840.10008.1.2.4.{part}" for part in (57, 70, 92, 202)),
+    *WIRE_SYNTAXES.values(),
+}
+
+
+def in_order(names: tuple[WireSyntax, ...], original: str) -> list[str]:
+    """Transfer syntaxes to send an object in that is held in ``original``, best first, for a peer's ``names``.
+
+    The original encoding and little endian come last where they are not named: something has to be sent. A lossy
+    original comes first: decoded and encoded without loss it would only be larger.
+    """
+    named = [original if name == "original" else WIRE_SYNTAXES[name] for name in names]
+    first = [] if original in _LOSSLESS else [original]
+    return list(dict.fromkeys([*first, *named, original, WIRE_SYNTAXES["explicit"], WIRE_SYNTAXES["implicit"]]))

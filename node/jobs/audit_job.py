@@ -1,0 +1,266 @@
+"""The job ``audit``: a random sample of what stands for originals, made anew, judged, and reported with its trends.
+
+A run that is cut off goes on where it was at its next start, with the sample that it had drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from statistics import fmean, stdev
+from typing import Any
+
+from node.archive.encode.fidelity_check import TRENDS, Cancelled, FidelityCheck, Finding, Outcome, Sight
+from node.config import Settings, parse_sample
+from node.jobs.audit_page import AuditRun, Trend, audit_page
+from node.jobs.audit_sampling import AXES, Cell, cell_of, draw
+from node.jobs.drift import Point, control_chart
+from node.jobs.job import JSON, Run
+from node.reports.runs import Outcome as Published
+from node.reports.runs import Reports
+from storage.index import Index
+from storage.index.audit_outcomes import AuditRows, Candidate
+from storage.index.connection import now
+from storage.index.job_runs import JobRows
+from storage.index.report_rows import StoredReport
+from storage.thresholds import limits_of
+
+KIND = "audit"
+ALL = "all"
+FIGURES = TRENDS
+CHARTED = ("fsim_mean", "psnr_db")
+
+_REMEMBERED_RUNS = 50
+_REMEMBER_EVERY = 10.0
+_GOES_ON_WITHIN = 86400.0
+_SHOWN = 3
+"""Images shown side by side."""
+
+Checks = Callable[[Callable[[], bool]], AbstractContextManager[FidelityCheck]]
+"""Lends what audits single images; told how to learn that the run is to end."""
+
+
+@dataclass(frozen=True)
+class AuditPlan:
+    """What one run is to do. ``sample`` as in config.yaml; ``seed``: None draws one; ``resume``: whether it goes on
+    with what an earlier run left."""
+
+    sample: str
+    seed: int | None = None
+    resume: bool = True
+
+
+@dataclass
+class _Progress:
+    """A run so far. ``left``: keys of the images to come; ``cells``: where those of the sample belong."""
+
+    seed: int
+    sample: str
+    began: float
+    left: list[int]
+    cells: dict[int, Cell]
+    findings: list[Finding] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        cells = {str(key): list(cell) for key, cell in self.cells.items()}
+        return {**vars(self), "cells": cells, "findings": [asdict(one) for one in self.findings]}
+
+    @classmethod
+    def of(cls, memory: dict[str, Any]) -> _Progress:
+        cells = {int(key): tuple(cell) for key, cell in memory["cells"].items()}
+        findings = [Finding(**{**one, "outcome": Outcome(one["outcome"])}) for one in memory["findings"]]
+        return cls(**{**memory, "cells": cells, "findings": findings})
+
+
+class Audit:
+    """The fidelity audit."""
+
+    name = "audit"
+    summary = (
+        "makes a random sample of reconstructions anew, compares them with what was verified, withdraws what fails"
+    )
+
+    def __init__(self, index: Index, settings: Settings, reports: Reports, checks: Checks, plan: AuditPlan) -> None:
+        self._index, self._settings, self._reports = index, settings, reports
+        self._checks, self._plan = checks, plan
+        self._jobs, self._rows = JobRows(index.engine), AuditRows(index.engine)
+
+    def run(self, run: Run) -> dict[str, JSON]:
+        """Audit, publish a report, and tell of it; a run that is to end early leaves no report and goes on later."""
+        progress = self._begun()
+        total, remembered = len(progress.left) + len(progress.findings), time.monotonic()
+        with self._checks(lambda: run.cancelled) as check:
+            try:
+                while progress.left:
+                    found = check.of(progress.left[0])
+                    del progress.left[0]
+                    progress.findings += [found] if found is not None else []
+                    failed = sum(one.outcome.failed for one in progress.findings)
+                    run.progress(total - len(progress.left), total, f"{failed} failed")
+                    acted = found is not None and bool(found.action)  # it is not found again: do not forget it
+                    if acted or time.monotonic() > remembered + _REMEMBER_EVERY:
+                        self._jobs.remember(self.name, progress.as_json())
+                        remembered = time.monotonic()
+                sights = self._worst(check, progress.findings)
+            except Cancelled:
+                self._jobs.remember(self.name, progress.as_json())
+                return {"finished": False, "audited": len(progress.findings), "left": len(progress.left)}
+        report = self._published(progress, sights)
+        self._jobs.remember(self.name, {})
+        counts = {name: report.summary[name] for name in ("audited", "failed", "withdrawn", "flagged", "cleared")}
+        told = {"report": report.key, "verdict": report.verdict, "html": str(self._reports.html(report))}
+        return {"finished": True, "clean": not report.alarm, **told, **counts}
+
+    def _begun(self) -> _Progress:
+        """The run that was cut off, where there is one to go on with, else a new sample."""
+        memory = self._jobs.memory(self.name)
+        if self._plan.resume and memory:
+            left = _Progress.of(memory)
+            if left.sample == self._plan.sample and time.time() - left.began < _GOES_ON_WITHIN:
+                return left
+        seed = secrets.randbits(32) if self._plan.seed is None else self._plan.seed
+        moment = now()
+        drawn = draw(self._rows.candidates(), parse_sample(self._plan.sample), seed, moment)
+        cells = {one.instance_key: cell_of(one, moment) for one in drawn}
+        return _Progress(seed, self._plan.sample, time.time(), list(cells), cells)
+
+    def _worst(self, check: FidelityCheck, findings: Sequence[Finding]) -> list[tuple[Finding, Sight]]:
+        measured = sorted(
+            (one for one in findings if one.now), key=lambda one: (not one.outcome.failed, one.now["fsim_mean"])
+        )
+        seen = ((one, check.sight(one)) for one in measured[:_SHOWN])
+        return [(one, sight) for one, sight in seen if sight is not None]
+
+    def _published(self, progress: _Progress, sights: list[tuple[Finding, Sight]]) -> StoredReport:
+        ended, findings = time.time(), progress.findings
+        strata = _strata(self._rows.candidates(), progress)
+        trends = self._trends(strata, ended)
+        summary = self._summary(progress, strata, trends)
+        alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
+        verdict = _verdict(findings, trends)
+        began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
+        seen = AuditRun(
+            began,
+            finished,
+            verdict,
+            alarm,
+            summary,
+            tuple(findings),
+            tuple(trends),
+            tuple(sights),
+            self._settings.audit,
+            limits_of(self._settings.thresholds),
+        )
+        details = {"findings": [asdict(one) for one in findings], "drift": [_told(one) for one in trends]}
+        return self._reports.publish(
+            Published(KIND, began, finished, verdict, alarm, summary, details, audit_page(seen, self._index.counts()))
+        )
+
+    def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
+        outcomes = Counter(one.outcome for one in progress.findings)
+        actions = Counter(one.action for one in progress.findings)
+        everything = strata.get(ALL, {})
+        return {
+            "images": everything.get("images", 0),
+            "audited": len(progress.findings),
+            "measured": everything.get("measured", 0),
+            "failed": sum(count for outcome, count in outcomes.items() if outcome.failed),
+            **{name: actions[name] for name in ("withdrawn", "flagged", "cleared")},
+            **{name: everything[name]["mean"] for name in FIGURES if name in everything},
+            "drifting": sum(bool(one.chart.alarm) for one in trends),
+            "sample": progress.sample,
+            "seed": progress.seed,
+            "outcomes": {outcome.value: count for outcome, count in sorted(outcomes.items())},
+            "strata": strata,
+            "terms": self._terms(),
+        }
+
+    def _trends(self, strata: dict[str, Any], ended: float) -> list[Trend]:
+        """Every charted figure of every stratum that was measured, over the runs under today's terms."""
+        runs = [
+            one
+            for one in self._reports.rows.newest([KIND], _REMEMBERED_RUNS)[::-1]
+            if one.summary.get("terms") == self._terms()
+        ]
+        drift = self._settings.audit.drift
+        drops = {"fsim_mean": drift.fsim, "psnr_db": drift.psnr_db}
+        wanted = [(stratum, name) for stratum, held in strata.items() for name in CHARTED if name in held]
+        found = []
+        for stratum, name in wanted:
+            points = [_point(one.finished_at, one.summary["strata"].get(stratum, {}), name) for one in runs]
+            points.append(_point(ended, strata[stratum], name))
+            found.append(Trend(stratum, name, control_chart(points, drift, drops[name], len(wanted))))
+        return found
+
+    def _terms(self) -> str:
+        """What the figures depend on by intention; where it changes, the charts begin anew."""
+        said = self._settings.model_dump_json(
+            include={"codec": True, "gate": True, "reconstruct": {"upscaler", "mammo"}}
+        )
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _strata(candidates: Sequence[Candidate], progress: _Progress) -> dict[str, Any]:
+    """Counts and figures of all, and of each value of each axis that is in the sample."""
+    moment = now()
+    images = Counter(name for one in candidates for name in _names(cell_of(one, moment)))
+    members: dict[str, list[Finding]] = defaultdict(list)
+    for one in progress.findings:
+        for name in _names(progress.cells[one.instance_key]):
+            members[name].append(one)
+    return {name: {"images": images[name], **_figures_of(found)} for name, found in sorted(members.items())}
+
+
+def _names(cell: Cell) -> list[str]:
+    return [ALL, *(f"{axis}: {value}" for axis, value in zip(AXES, cell, strict=True))]
+
+
+def _figures_of(findings: Sequence[Finding]) -> dict[str, Any]:
+    measured = [one.now for one in findings if one.now]
+    counts = {
+        "audited": len(findings),
+        "measured": len(measured),
+        "failed": sum(one.outcome.failed for one in findings),
+    }
+    values = {name: [one[name] for one in measured] for name in FIGURES} if measured else {}
+    spread = {name: {"mean": fmean(of), "sd": stdev(of) if len(of) > 1 else 0.0} for name, of in values.items()}
+    return {**counts, **spread}
+
+
+def _point(at: float, stratum: dict[str, Any], name: str) -> Point:
+    figure = stratum.get(name)
+    return Point(at, 0, 0.0, 0.0) if figure is None else Point(at, stratum["measured"], figure["mean"], figure["sd"])
+
+
+def _told(trend: Trend) -> dict[str, Any]:
+    return {"stratum": trend.stratum, "figure": trend.figure, **asdict(trend.chart)}
+
+
+def _verdict(findings: Sequence[Finding], trends: Sequence[Trend]) -> str:
+    """The sentence that a person reads first."""
+    outcomes = Counter(one.outcome for one in findings)
+    failed = sum(count for outcome, count in outcomes.items() if outcome.failed)
+    said = []
+    if failed:
+        actions = Counter(one.action for one in findings if one.outcome.failed)
+        done = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
+        said.append(f"{failed} of {len(findings)} reconstructions failed: {done}.")
+    for outcome in (Outcome.DAMAGED, Outcome.REMEASURED, Outcome.UNTRIED):
+        if outcomes[outcome]:
+            said.append(f"{outcomes[outcome]} {outcome}.")
+    drifting = sorted({one.stratum for one in trends if one.chart.alarm})
+    if drifting:
+        said.append(f"Figures drift: {', '.join(drifting)}.")
+    if said:
+        return " ".join(said)
+    if not findings:
+        return "There is no reconstruction to audit yet."
+    others = outcomes[Outcome.OTHER_NUMERICS]
+    note = f", {others} of them within tolerance under other numerics" if others else ""
+    return f"All {len(findings)} reconstructions audited are as they were verified{note}."

@@ -1,0 +1,65 @@
+"""What was measured of each arm of each image, kept in ``features/`` under the storage root for the next validation.
+
+Only a convenience: everything in it can be made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from node.validation.terms import Fidelity, Measured
+
+LOGGER = logging.getLogger(__name__)
+
+_VERSION = "1"
+"""Of everything between an image and its features and figures."""
+
+
+class FeatureCache:
+    """Files below ``folder``, named by a digest of everything that decides what is in them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._used: set[str] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def key(self, *parts: str) -> str:
+        """The name of an entry; ``parts``: digests of image and backbone, and the arm."""
+        return hashlib.sha256("|".join([_VERSION, *parts]).encode()).hexdigest()
+
+    def get(self, key: str) -> Measured | None:
+        """An entry, or None where there is none that can be read."""
+        self._used.add(key)
+        try:
+            with np.load(self._folder / f"{key}.npz", allow_pickle=False) as held:
+                figures = Fidelity(held["full"], held["tiles"], held["corners"]) if "full" in held else None
+                return Measured(held["features"], figures)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            LOGGER.warning("cached features %s are made anew: %s", key, error)
+            return None
+
+    def put(self, key: str, measured: Measured) -> None:
+        arrays: dict[str, Any] = {"features": measured.features}
+        figures = measured.fidelity
+        if figures is not None:
+            arrays |= {"full": figures.full, "tiles": figures.tiles, "corners": figures.corners}
+        handle, made = tempfile.mkstemp(dir=self._folder, suffix=".making")
+        with os.fdopen(handle, "wb") as out:
+            np.savez(out, **arrays)
+        Path(made).replace(self._folder / f"{key}.npz")
+
+    def drop_unused(self) -> None:
+        """Remove entries that were not looked at since this was made."""
+        for entry in self._folder.iterdir():
+            if entry.stem not in self._used:
+                entry.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""DICOM data sets, their elements and pixels, as bytes and as values."""

@@ -1,0 +1,167 @@
+"""The size that a codestream announces, read from its first bytes without a decoder.
+
+A decoder allocates what a codestream announces, so a kilobyte may ask for gigabytes. ``announced`` knows every format
+that this archive decodes: JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2), JPEG 2000 and HTJ2K (T.800 A.5.1), JPEG XL
+(ISO/IEC 18181-1 D.2) and PNG. RLE Lossless announces no size; PS3.5 Annex G takes it from the header.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from storage.dicom.decode_limits import bounds
+from storage.errors import PixelError, TooManyPixels
+
+_JPEG, _J2K, _PNG, _JXL = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\x89PNG\r\n\x1a\n", b"\xff\x0a"
+_JP2_BOX = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_JXL_BOX = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+"""SOF markers of JPEG, and SOF55 of JPEG-LS."""
+_ALONE = {0x01, *range(0xD0, 0xD9)}
+"""JPEG markers without a length."""
+
+
+class Announced(NamedTuple):
+    """Rows, columns and samples of each pixel that a codestream announces; 0 samples where it does not say early."""
+
+    rows: int
+    columns: int
+    samples: int
+
+    @property
+    def pixels(self) -> int:
+        return self.rows * self.columns * max(self.samples, 1)
+
+
+def announced(data: bytes) -> Announced:
+    """What a codestream announces. Raises PixelError where it is of no format known here, or is cut short."""
+    try:
+        if data[:4] == _J2K:
+            return _jpeg_2000(data)
+        if data[:12] == _JP2_BOX:
+            return _jpeg_2000(_box(data, b"jp2c"))
+        if data[:2] == _JXL:
+            return _jpeg_xl(data)
+        if data[:12] == _JXL_BOX:
+            return _jpeg_xl(_jpeg_xl_box(data))
+        if data[:8] == _PNG:
+            return _png(data)
+        if data[:2] == _JPEG:
+            return _jpeg(data)
+    except (struct.error, IndexError) as error:
+        raise PixelError("codestream cannot be decoded: it ends inside its header") from error
+    raise PixelError("codestream cannot be decoded: it is of no format known here")
+
+
+def check_pixels(what: str, rows: int, columns: int, samples: int) -> None:
+    """Raises TooManyPixels where one frame has more samples than are decoded in this process."""
+    most = bounds().pixels
+    if rows * columns * max(samples, 1) > most:
+        size = f"{rows} x {columns}" + (f" x {samples}" if samples > 1 else "")
+        raise TooManyPixels(f"{what} {size} pixels, more than the {most} that are decoded here (limits.pixels)")
+
+
+def check_codestream(data: bytes) -> None:
+    """Raises TooManyPixels where a codestream announces too many, PixelError where it announces no size."""
+    check_pixels("codestream announces", *announced(data))
+
+
+def _jpeg(data: bytes) -> Announced:
+    """The largest of all frame headers before the first scan."""
+    found: list[Announced] = []
+    for marker, segment in _segments(data):
+        if marker in _FRAME_HEADERS:
+            rows, columns, samples = struct.unpack_from(">xHHB", segment)
+            found.append(Announced(rows, columns, samples))
+    if not found:
+        raise PixelError("codestream cannot be decoded: it has no frame header before its first scan")
+    return max(found, key=lambda one: one.pixels)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Markers and their segments, up to the first scan (T.81 B.1.1)."""
+    at = 2
+    while True:
+        while data[at] != 0xFF:  # decoders look for the next marker too
+            at += 1
+        while data[at] == 0xFF:  # fill bytes
+            at += 1
+        marker = data[at]
+        at += 1
+        if marker in (0xDA, 0xD9):
+            return
+        if marker in _ALONE or marker == 0:
+            continue
+        length = struct.unpack_from(">H", data, at)[0]
+        yield marker, data[at + 2 : at + length]
+        at += max(length, 2)
+
+
+def _jpeg_2000(data: bytes) -> Announced:
+    if data[:4] != _J2K:
+        raise PixelError("codestream cannot be decoded: it does not begin with its size")
+    width, height, left, top = struct.unpack_from(">4I", data, 8)
+    samples = struct.unpack_from(">H", data, 40)[0]
+    return Announced(max(height - top, 0), max(width - left, 0), samples)
+
+
+def _png(data: bytes) -> Announced:
+    columns, rows, _, kind = struct.unpack_from(">IIBB", data, 16)
+    return Announced(rows, columns, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 4))
+
+
+_RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def _jpeg_xl(data: bytes) -> Announced:
+    """SizeHeader: rows, and columns by themselves or as a ratio of them. Samples come too late to be read here."""
+    if data[:2] != _JXL:
+        raise PixelError("codestream cannot be decoded: it is no JPEG XL")
+    bits, at = int.from_bytes(data[2:14], "little"), 0
+
+    def read(count: int) -> int:
+        nonlocal at
+        at += count
+        return (bits >> (at - count)) & ((1 << count) - 1)
+
+    def side(small: int) -> int:
+        return 8 * (1 + read(5)) if small else 1 + read((9, 13, 18, 30)[read(2)])
+
+    small = read(1)
+    rows = side(small)
+    ratio = read(3)
+    above, below = _RATIOS[ratio]
+    return Announced(rows, rows * above // below if ratio else side(small), 0)
+
+
+def _jpeg_xl_box(data: bytes) -> bytes:
+    """The beginning of the codestream in a container: one box, or the first of several, which has a number first."""
+    for kind, content in _boxes(data):
+        if kind == b"jxlc":
+            return content
+        if kind == b"jxlp":
+            return content[4:]
+    raise PixelError("codestream cannot be decoded: its container has none")
+
+
+def _box(data: bytes, wanted: bytes) -> bytes:
+    for kind, content in _boxes(data):
+        if kind == wanted:
+            return content
+    raise PixelError("codestream cannot be decoded: its container has none")
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The boxes of a container on its top level (ISO/IEC 14496-12)."""
+    at = 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        head = 8
+        if length == 1:
+            length, head = struct.unpack_from(">Q", data, at + 8)[0], 16
+        if length == 0:
+            length = len(data) - at
+        yield kind, data[at + head : at + length]
+        at += max(length, 8)

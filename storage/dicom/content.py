@@ -1,0 +1,134 @@
+"""Sameness of content: a digest over the data set's elements and pixels, not over its bytes.
+
+A study sent twice often differs in transfer syntax, sequence lengths or group lengths and is the same study.
+What cannot be compared counts as different: the newcomer of two that are the same is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
+from pydicom.pixels.utils import pixel_array
+from pydicom.tag import BaseTag
+
+from storage.dicom.dicomfile import DataSetFile, opened, quiet
+from storage.dicom.pixels import PixelShape, check_frames, decode_frame
+from storage.errors import PixelError, Unparseable
+
+_TRAILING_PADDING = 0xFFFCFFFC
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256, hex, over every element (group lengths and padding left out) and the decoded pixels.
+
+    Raises PixelError where encapsulated pixels cannot be decoded, and Unparseable.
+    """
+    with opened(path) as file:
+        header = file.header()
+        with quiet():
+            elements = _elements(header)
+        shape = PixelShape.of(header)
+        digest = hashlib.sha256(json.dumps(elements, sort_keys=True).encode())
+        if not file.layout.has_pixels:
+            return digest.hexdigest()
+        if not file.layout.encapsulated:
+            digest.update(_native_pixels(file, shape))
+            return digest.hexdigest()
+    digest.update(_decoded_pixels(path, shape))
+    return digest.hexdigest()
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """True when both hold the same elements and pixels; False also where that cannot be established."""
+    try:
+        return content_digest(one) == content_digest(other)
+    except (PixelError, Unparseable):
+        return False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An element that two data sets do not have in common, or the pixels; values are shortened, absent ones empty."""
+
+    tag: str
+    name: str
+    one: str
+    other: str
+
+
+def differences(one: Path, other: Path) -> tuple[Difference, ...]:
+    """What two Part 10 files differ in. Raises Unparseable."""
+    with opened(one) as first, opened(other) as second, quiet():
+        headers = first.header(), second.header()
+        elements = [dict(_elements(header)) for header in headers]
+        tags = sorted(tag for tag in {*elements[0], *elements[1]} if elements[0].get(tag) != elements[1].get(tag))
+        found = [Difference(_shown(tag), keyword_for_tag(tag), *(_text(each, tag) for each in headers)) for tag in tags]
+        if first.data[first.layout.pixel_start :] != second.data[second.layout.pixel_start :]:
+            found.append(Difference("", "pixel data", *(_size(each) for each in (first, second))))
+    return tuple(found)
+
+
+def _shown(tag: int) -> str:
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+def _text(header: Dataset, tag: int) -> str:
+    if tag not in header:
+        return ""
+    try:
+        return str(header[tag].value)[:64]
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return "(cannot be read)"
+
+
+def _size(file: DataSetFile) -> str:
+    return f"{file.layout.value_end - file.layout.value_start} bytes, {file.transfer_syntax}"
+
+
+def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
+    """The pixels without the byte that makes their length even; the whole value where the header is at odds."""
+    value = bytes(file.native_value())
+    return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
+
+
+def _decoded_pixels(path: Path, shape: PixelShape) -> bytes:
+    if shape.frames == 1:
+        return decode_frame(path).tobytes()
+    check_frames(path)
+    with quiet():
+        try:
+            return bytes(pixel_array(path, raw=True).tobytes())
+        except Exception as error:
+            raise PixelError(f"codestream cannot be decoded: {error}") from error
+
+
+def _elements(dataset: Dataset) -> list[Any]:
+    tags = [tag for tag in sorted(dataset.keys()) if tag.element != 0 and tag != _TRAILING_PADDING]
+    return [[int(tag), _value(dataset, tag)] for tag in tags]
+
+
+def _value(dataset: Dataset, tag: BaseTag) -> Any:
+    """A value as the DICOM JSON model has it; as its bytes where pydicom would guess, lose something or fail."""
+    raw: Any = dataset.get_item(tag, keep_deferred=True)
+    try:
+        element = dataset[tag]
+        if element.VR == "SQ":
+            return [_elements(item) for item in element.value]
+        value = element.to_json_dict(None, 0)
+        if _has_one_vr(tag) and "\ufffd" not in json.dumps(value, ensure_ascii=False):
+            return value
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        pass
+    data = b"" if raw.value is None else raw.value
+    return data.hex() if isinstance(data, bytes) else str(data)
+
+
+def _has_one_vr(tag: BaseTag) -> bool:
+    """Whether an element is of the same VR in implicit and explicit encodings (PS3.5 section 7.1.3)."""
+    return not tag.is_private and dictionary_has_tag(tag) and " or " not in dictionary_VR(tag)

@@ -1,0 +1,193 @@
+"""DICOM files: the data set in one, the header around its pixel data, and how files are written.
+
+storage/dicom/element_walk.py finds out where what lies; pydicom interprets values.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+from pydicom import Dataset, config
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from storage.dicom.element_walk import Layout, kept_ranges, mended, scan
+from storage.dicom.elements import values_of
+from storage.dicom.inflating import inflated
+from storage.dicom.writing import ALL, written
+from storage.errors import Unparseable
+
+IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
+IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
+
+_PIXEL_DATA = 0x7FE00010
+_MAX_META = 1 << 20
+_BULK = 1 << 20
+"""Bytes of a value beyond which ``outline`` leaves it out."""
+
+
+@dataclass(frozen=True)
+class HeaderBytes:
+    """The verbatim bytes of a data set around its pixel data element, enough to parse or restore it."""
+
+    transfer_syntax_uid: str
+    before: bytes
+    after: bytes
+
+    def dataset(self) -> Dataset:
+        """The header as a pydicom data set without pixel data."""
+        syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
+        if not syntax.is_transfer_syntax:
+            raise Unparseable(f"a header in no known transfer syntax: {syntax!r}")
+        return parse(mended(self.before + self.after, syntax), syntax)
+
+
+@dataclass(frozen=True)
+class DataSetFile:
+    """One stored Part 10 file, opened: its data set bytes (inflated where deflated), and their layout."""
+
+    transfer_syntax: UID
+    data: memoryview
+    layout: Layout
+
+    def header_bytes(self) -> HeaderBytes:
+        before = bytes(self.data[: self.layout.pixel_start])
+        after = bytes(self.data[self.layout.pixel_end :])
+        return HeaderBytes(str(self.transfer_syntax), before, after)
+
+    def header(self) -> Dataset:
+        return self.header_bytes().dataset()
+
+    def outline(self) -> Dataset:
+        """The header without values of more than a megabyte that are no sequence: those are bytes or text in bulk, and
+        reading them costs memory several times their size."""
+        kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
+        left = b"".join(bytes(self.data[start:end]) for start, end in kept)
+        return parse(mended(left, self.transfer_syntax), self.transfer_syntax)
+
+    def native_value(self) -> memoryview:
+        return self.data[self.layout.value_start : self.layout.value_end]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[DataSetFile]:
+    """Open a Part 10 file. Raises Unparseable where PS3.10 or PS3.5 is broken outside the pixel data."""
+    with path.open("rb") as file, ExitStack() as stack:
+        start, syntax = data_set_start(file)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(mapped)
+        data = view[start:]
+        try:
+            if syntax == DeflatedExplicitVRLittleEndian:
+                data = memoryview(stack.enter_context(inflated(data, path.parent)))
+            yield DataSetFile(syntax, data, scan(data, syntax))
+        finally:
+            data.release()
+            view.release()
+            # numpy views handed out by native_value may outlive this block: then the mapping closes with them
+            with suppress(BufferError):
+                mapped.close()
+
+
+def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
+    """Where the data set of a Part 10 file begins, and its transfer syntax. Raises Unparseable."""
+    prefix = file.read(144)
+    if len(prefix) < 144 or prefix[128:132] != b"DICM" or prefix[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
+        raise Unparseable("no DICOM file meta information at the start of the file (PS3.10 section 7.1)")
+    start = 144 + int(struct.unpack("<I", prefix[140:144])[0])
+    if start > file.seek(0, io.SEEK_END):
+        raise Unparseable("file ends inside its file meta information")
+    file.seek(132)
+    meta = parse(file.read(min(start - 132, _MAX_META)), ExplicitVRLittleEndian)
+    named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
+    syntax = UID(named[0] if named else "", validation_mode=config.IGNORE)
+    if not syntax.is_transfer_syntax:
+        raise Unparseable(f"file meta information names no known transfer syntax: {syntax!r}")
+    return start, syntax
+
+
+# --- values ---------------------------------------------------------------------------------------------------
+
+
+def accept_odd_values() -> None:
+    """Tell pydicom, for this process, neither to warn of nor to refuse a peer's odd values, and of JPEG XL.
+
+    Called once per process at its start: warning filters are not safe between threads, and what pydicom would print
+    is patient data.
+    """
+    from pydicom import config
+
+    from storage.dicom.encapsulate import know_jpeg_xl
+
+    know_jpeg_xl()
+    config.settings.reading_validation_mode = config.IGNORE
+    config.settings.writing_validation_mode = config.IGNORE
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom warns about odd values; a peer's odd values are not ours to print."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def parse(data: bytes, syntax: UID) -> Dataset:
+    """Parse an encoded data set (already inflated). Raises Unparseable."""
+    with quiet():
+        try:
+            return read_dataset(io.BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian)
+        except Exception as error:
+            raise Unparseable(f"data set cannot be parsed: {error}") from error
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> FileMetaDataset:
+    """File meta information (PS3.10 section 7.1) for a file this archive writes."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    return meta
+
+
+def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
+    """Preamble, prefix and file meta information."""
+    out.write(b"\x00" * 128 + b"DICM")
+    from pydicom.filebase import DicomIO
+
+    write_file_meta_info(cast(DicomIO, out), meta)
+
+
+def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> bytes:
+    """A Part 10 file in explicit VR little endian, up to and including the pixel data element's length.
+
+    The caller appends ``value_bytes`` bytes (an even number), and then what comes back: the elements behind the pixels,
+    since tags ascend (PS3.5 7.1). ``header`` has no element of group 7FE0.
+    """
+    write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, ExplicitVRLittleEndian))
+    out.write(encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA)))
+    out.write(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, value_bytes))
+    return encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA, ALL.stop))
+
+
+def encode(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
+    """A data set as bytes in a native transfer syntax; ``verbatim`` and ``within`` as of ``written``."""
+    with quiet():
+        return written(dataset, syntax, verbatim=verbatim, within=within)

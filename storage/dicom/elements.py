@@ -1,0 +1,182 @@
+"""Data elements as plain Python values, whatever a modality wrote into them.
+
+Decoding leaves the data set as it is (raw elements stay raw) and needs no warning filters, which are not safe
+in threads. ``values_of`` decodes only, which is what a query's ranges and wildcards need; ``checked`` then
+says whether a decoded value is one of its VR (PS3.5 section 6.2).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydicom import DataElement, Dataset
+from pydicom.charset import python_encoding
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
+from pydicom.valuerep import PersonName
+from pydicom.values import convert_SQ, convert_value
+
+from storage.dicom import iso2022
+
+# --- decoding ---
+
+
+def codecs_of(dataset: Dataset, inherited: Sequence[str] = ("ascii",)) -> Sequence[str]:
+    """The Python codecs of Specific Character Set (PS3.3 C.12.1.1.2), or ``inherited`` where it is absent."""
+    if _CHARACTER_SET not in dataset:
+        return inherited
+    try:
+        terms = values_of(dataset, _CHARACTER_SET, "CS", ("ascii",))
+        return tuple(_codec(term) for term in terms) or inherited
+    except Exception:  # noqa: BLE001 - a hostile character set is an unknown one
+        return inherited
+
+
+def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *, single: bool = False) -> list[Any]:
+    """The values of one element: ``str`` for every VR of text, numbers for the binary ones.
+
+    ``single``: the attribute has one value: a backslash is no delimiter. May raise on hostile content.
+    """
+    element: Any = dataset.get_item(tag)
+    if element is None or element.value is None or element.value == b"":
+        return []
+    if not isinstance(element, RawDataElement):
+        values = [] if element.is_empty else _converted(element, vr)
+        return ["\\".join(values)] if len(values) > 1 and single and vr not in _BINARY else values
+    if vr in _BINARY:
+        number = convert_value(vr, element)
+        return [number] if isinstance(number, int | float) else list(number)
+    text = decoded(element.value, vr, codecs)
+    one = single or vr in _ONE_TEXT
+    return [_unpadded(value, vr) for value in ([text] if one else text.split("\\"))]
+
+
+def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Dataset]:
+    """The items of a sequence. May raise on hostile content."""
+    element: Any = dataset.get_item(tag)
+    value: Any = None if element is None else element.value
+    if isinstance(element, RawDataElement) and isinstance(value, bytes):
+        value = convert_SQ(value, element.is_implicit_VR, element.is_little_endian, list(codecs))
+    return [item for item in value or [] if isinstance(item, Dataset)]
+
+
+def _codec(term: str) -> str:
+    """The codec of a defined term, its common misspellings included; ASCII for what nobody knows."""
+    known = _KNOWN.get(term)
+    number = re.fullmatch(r"ISO[ _-]?(2022[ _-]?)?(?:IR)?[ _-]?(\d+)", term.upper())
+    if known is None and number:
+        known = _KNOWN.get(("ISO 2022 IR " if number[1] else "ISO_IR ") + number[2])
+    if known is None and term.upper().replace("-", "") == "UTF8":
+        known = "utf-8"
+    return "ascii" if known in {None, "iso8859"} else str(known)
+
+
+def decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
+    """Text as queries read it."""
+    if b"\x1b" in value and vr in IN_CHARACTER_SET:  # code extensions, PS3.5 section 6.1.2.5
+        try:
+            return iso2022.decoded(value, codecs, b"\\^=" if vr == "PN" else b"\\")
+        except UnicodeError:  # as far as the first codec goes
+            return value.decode(codecs[0], errors="replace")
+    if vr not in IN_CHARACTER_SET:
+        return value.decode("latin-1")
+    for codec in (codecs[0], "utf-8"):  # undeclared UTF-8 and Latin-1 are common: better read than lost
+        try:
+            return value.decode(codec)
+        except UnicodeError:
+            continue
+    return value.decode("latin-1" if codecs[0] in {"ascii", "UTF8"} else codecs[0], errors="replace")
+
+
+def _converted(element: DataElement | RawDataElement, vr: str) -> list[Any]:
+    """The values of an element that pydicom has converted already, or that a program built."""
+    value: Any = element.value
+    one = isinstance(value, str | bytes | int | float | PersonName) or not isinstance(value, Iterable)
+    values = [value] if one else list(value)
+    if vr in _BINARY:
+        return values
+    if vr in {"DS", "IS"}:
+        values = [getattr(each, "original_string", each) for each in values]
+    return [_unpadded(str(each), vr) for each in values]
+
+
+def _unpadded(text: str, vr: str) -> str:
+    """Without padding (PS3.5 section 6.2), and without control characters where the VR has none."""
+    if vr in {"ST", "LT", "UT"}:
+        return text.replace("\0", "").rstrip()
+    if not text.isprintable():
+        text = "".join(character for character in text if character.isprintable())
+    return text.strip()
+
+
+_CHARACTER_SET = BaseTag(0x00080005)
+_KNOWN = python_encoding | {"ISO_IR 203": "iso8859_15", "ISO 2022 IR 203": "iso8859_15"}
+"""Python's codecs by defined term; Latin alphabet No. 9 came after pydicom 3.0."""
+_BINARY = frozenset({"US", "UL", "SS", "SL", "FL", "FD"})
+_ONE_TEXT = frozenset({"ST", "LT", "UT", "UR"})
+IN_CHARACTER_SET = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
+"""VRs that Specific Character Set is for (PS3.5 6.1.2.3)."""
+
+# --- checking ---
+
+
+class BadValueError(ValueError):
+    """What stands in the element is not a value of its VR."""
+
+
+def checked(value: Any, vr: str, longest: int | None = None) -> Any:
+    """A decoded value as it stands in the DICOM JSON model (PS3.18 F.2); BadValueError where it is none."""
+    if vr in _PATTERNS:
+        if not _PATTERNS[vr].fullmatch(value):
+            raise BadValueError(vr)
+        return value
+    if vr in _NUMBERS:
+        return _NUMBERS[vr](value)
+    if len(value) > (longest or _LONGEST.get(vr, 1024)):
+        raise BadValueError(vr)
+    text = value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    return _person_name(text) if vr == "PN" else text
+
+
+def _person_name(text: str) -> dict[str, str] | None:
+    groups = zip(("Alphabetic", "Ideographic", "Phonetic"), text.split("="), strict=False)
+    return {group: name.strip() for group, name in groups if name.strip()} or None
+
+
+def _integer(value: str) -> int:
+    if not _INTEGER.fullmatch(value) or not -(2**31) <= int(value) < 2**31:
+        raise BadValueError("IS")
+    return int(value)
+
+
+def _decimal(value: str) -> int | float:
+    if not _DECIMAL.fullmatch(value) or not math.isfinite(float(value)):
+        raise BadValueError("DS")
+    return int(value) if value.lstrip("+-").isdigit() else float(value)
+
+
+def _finite(value: int | float) -> int | float:
+    if not math.isfinite(value):
+        raise BadValueError("FD")
+    return value
+
+
+_INTEGER = re.compile(r"[+-]?\d{1,12}", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([Ee][+-]?\d{1,3})?", re.ASCII)
+_DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+_TIME = r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?"
+_PATTERNS = {
+    vr: re.compile(pattern, re.ASCII)
+    for vr, pattern in {
+        "DA": _DATE,
+        "TM": _TIME,
+        "DT": rf"(\d{{4}}|\d{{4}}(0[1-9]|1[0-2])|{_DATE}({_TIME})?)([+-]\d{{4}})?",
+        "AS": r"\d{3}[DWMY]",
+        "UI": r"[0-9.]{1,64}",
+    }.items()
+}
+_NUMBERS: dict[str, Callable[[Any], int | float]] = {"IS": _integer, "DS": _decimal} | dict.fromkeys(_BINARY, _finite)
+_LONGEST = {"LT": 10240, "UT": 10240, "ST": 4096}

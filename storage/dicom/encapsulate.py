@@ -1,0 +1,134 @@
+"""Lossless encodings for the wire: frames into the codestreams of PS3.5 section 8.2 and Annex A.4, and JPEG XL's.
+
+Single-sample unsigned pixels of 8 or 16 bits; what is encoded is decoded again and compared before it may leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
+
+from storage.dicom.codestreams import check_codestream
+from storage.errors import PixelError
+
+JPEG_XL_LOSSLESS = "1.2.840.10008.1.2.4.110"
+JPEG_XL = {
+    JPEG_XL_LOSSLESS: "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+}
+"""Transfer syntaxes that pydicom 3.0 does not know yet."""
+
+Frame = NDArray[Any]
+"""One frame: uint8 or uint16, shape (rows, columns)."""
+
+
+def know_jpeg_xl() -> None:
+    """Enter JPEG XL's transfer syntaxes into pydicom's dictionary, for this process."""
+    from pydicom._uid_dict import UID_dictionary
+
+    for uid, name in JPEG_XL.items():
+        UID_dictionary.setdefault(uid, (name, "Transfer Syntax", "", "", name.replace(" ", "")))
+
+
+def encapsulated(dataset: Dataset, syntax: str) -> None:
+    """Replace native little-endian pixels by their lossless encoding in ``syntax``, proven equal.
+
+    Raises PixelError where pixels are of another kind, or do not come back as they were.
+    """
+    native = bytes(dataset.PixelData)
+    frames = _frames(dataset, native)
+    codestreams = [_ENCODE[syntax](frame, int(dataset.BitsStored)) for frame in frames]
+    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if name in dataset:
+            delattr(dataset, name)
+    dataset.PixelData = encapsulate(codestreams, has_bot=len(frames) > 1)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = UID(syntax)
+    for number, frame in enumerate(frames):
+        if not np.array_equal(_decoded(dataset, number, len(frames), syntax), frame):
+            raise PixelError(f"frame {number + 1} does not come back from {syntax} as it was")
+
+
+def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:
+    """The frames of an encapsulated JPEG XL value. Raises PixelError."""
+    try:
+        codestreams = list(generate_frames(value, number_of_frames=frames))
+        for one in codestreams:
+            check_codestream(one)
+        return [np.asarray(imagecodecs.jpegxl_decode(one)) for one in codestreams]
+    except PixelError:
+        raise
+    except Exception as error:
+        raise PixelError(f"codestream cannot be decoded: {error}") from error
+
+
+def _frames(dataset: Dataset, native: bytes) -> list[Frame]:
+    kind = (int(dataset.get("SamplesPerPixel", 1)), int(dataset.BitsAllocated), int(dataset.PixelRepresentation))
+    if kind not in ((1, 8, 0), (1, 16, 0)):
+        raise PixelError("only single-sample unsigned pixels of 8 or 16 bits are encoded")
+    rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
+    values = np.frombuffer(native, "<u2" if kind[1] == 16 else "u1")
+    if values.size < rows * columns * count or not rows * columns:
+        raise PixelError("pixel data is short")
+    return list(values[: rows * columns * count].reshape(count, rows, columns))
+
+
+def _decoded(dataset: Dataset, number: int, count: int, syntax: str) -> Frame:
+    """One frame by the decoder that is not the encoder's own, where there is another."""
+    if syntax == JPEG_XL_LOSSLESS:
+        return decoded_jpeg_xl(dataset.PixelData, count)[number]
+    if syntax == JPEGLSLossless:
+        codestreams = generate_frames(dataset.PixelData, number_of_frames=count)
+        return np.asarray(imagecodecs.jpegls_decode(list(codestreams)[number]))
+    return np.asarray(pixel_array(dataset, index=number, raw=True))
+
+
+def _jpegls(frame: Frame, bits: int) -> bytes:
+    return bytes(imagecodecs.jpegls_encode(frame, level=0))
+
+
+def _jpeg2000(frame: Frame, bits: int) -> bytes:
+    return bytes(imagecodecs.jpeg2k_encode(frame, reversible=True, codecformat="j2k", bitspersample=bits))
+
+
+def _htj2k(frame: Frame, bits: int) -> bytes:
+    return bytes(imagecodecs.htj2k_encode(frame, reversible=True))
+
+
+def _jpegxl(frame: Frame, bits: int) -> bytes:
+    return bytes(imagecodecs.jpegxl_encode(frame, lossless=True, effort=3, usecontainer=False))
+
+
+def _rle(frame: Frame, bits: int) -> bytes:
+    """PS3.5 Annex G: a segment per byte of a pixel, the most significant first, each row packed by itself."""
+    planes = frame[..., None].view(np.uint8)[..., ::-1] if frame.dtype.itemsize == 2 else frame[..., None]
+    segments = []
+    for plane in range(planes.shape[2]):
+        rows = np.ascontiguousarray(planes[:, :, plane])
+        segment = b"".join(bytes(imagecodecs.packbits_encode(row.tobytes())) for row in rows)
+        segments.append(segment + b"\0" * (len(segment) % 2))
+    offsets = [64]
+    for segment in segments[:-1]:
+        offsets.append(offsets[-1] + len(segment))
+    header = np.zeros(16, "<u4")
+    header[0], header[1 : 1 + len(segments)] = len(segments), offsets
+    return header.tobytes() + b"".join(segments)
+
+
+_ENCODE: dict[str, Callable[[Frame, int], bytes]] = {
+    str(JPEGLSLossless): _jpegls,
+    str(JPEG2000Lossless): _jpeg2000,
+    str(HTJ2KLossless): _htj2k,
+    JPEG_XL_LOSSLESS: _jpegxl,
+    str(RLELossless): _rle,
+}

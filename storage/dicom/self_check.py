@@ -1,0 +1,82 @@
+"""Whether an object that this archive made can be sent and read: its encodings written, walked and read back.
+
+An object is made in explicit VR little endian, and sent so or in implicit VR little endian, which every peer takes
+(PS3.5 10.1). Both are looked at, since each fails on headers that the other takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from storage.dicom.dicomfile import opened, quiet
+from storage.dicom.element_walk import check_order
+from storage.dicom.pixels import transcode
+from storage.errors import Unparseable
+
+
+def fault_of_object(path: Path, pixel_digest: str, sop_instance_uid: str) -> str:
+    """Why a Part 10 file in explicit VR little endian is not the object it should be; empty where nothing is wrong.
+
+    ``pixel_digest``: SHA-256, hex, of the value of Pixel Data. Nothing in the answer is a value of the header. Raises
+    OSError where there is no room for the other encoding beside the file.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        other = Path(folder) / "implicit"
+        try:
+            tags = _read(path, ExplicitVRLittleEndian, pixel_digest, sop_instance_uid)
+            transcode(path, other, ImplicitVRLittleEndian)
+            if _read(other, ImplicitVRLittleEndian, pixel_digest, sop_instance_uid) != tags:
+                return "it has other elements in implicit VR little endian than in explicit VR"
+        except _Fault as fault:
+            return str(fault)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on odd values
+            return f"it cannot be encoded in implicit VR little endian: {_kind(error)}"
+    return ""
+
+
+class _Fault(Exception):
+    """What is wrong, for people."""
+
+
+def _read(path: Path, syntax: UID, pixel_digest: str, sop_instance_uid: str) -> list[int]:
+    """The tags of the top level, each of which has been read. Raises _Fault."""
+    where = f"in {syntax.name.lower().replace('vr', 'VR')}"
+    try:
+        with opened(path) as file:
+            if file.transfer_syntax != syntax or file.layout.truncated or file.layout.encapsulated:
+                raise _Fault(f"{where} it is no whole file of that transfer syntax")
+            check_order(file.data, syntax)
+            if hashlib.sha256(file.native_value()).hexdigest() != pixel_digest:
+                raise _Fault(f"{where} its pixels are not those that were verified")
+            header = file.header()
+    except Unparseable as error:
+        said = type(error.__cause__).__name__ if error.__cause__ else str(error)  # pydicom's own may quote values
+        raise _Fault(f"{where} it cannot be read: {said}") from error
+    with quiet():
+        _read_all(header, where)
+    if str(header.get("SOPInstanceUID")) != sop_instance_uid:
+        raise _Fault(f"{where} it does not have the SOP Instance UID {sop_instance_uid}")
+    return sorted(int(tag) for tag in header.keys())  # noqa: SIM118 - iterating gives elements
+
+
+def _read_all(dataset: Dataset, where: str) -> None:
+    for tag in sorted(dataset.keys()):
+        try:
+            element = dataset[tag]
+        except Exception as error:
+            shown = f"({tag.group:04X},{tag.element:04X})"
+            raise _Fault(f"{where} {shown} cannot be read: {type(error).__name__}") from error
+        if element.VR == "SQ":
+            for item in element.value or ():
+                _read_all(item, where)
+
+
+def _kind(error: BaseException) -> str:
+    return type(error.__cause__ or error).__name__

@@ -1,0 +1,336 @@
+"""The object format ``packed original``: a received file, losslessly smaller, from which its very bytes come back.
+
+Kept are the bytes around the pixel value as they are, and the pixels as integers by a lossless coder; docs/FORMATS.md
+has it byte by byte. A file is packed only where unpacking gives the same SHA-256, so that nothing about it needs to be
+compared or believed: native pixels of 8 or 16 bits in either byte order, and RLE Lossless as most toolkits write it
+(storage/dicom/packbits.py). Files without such pixels are deflated where that pays. All else stays verbatim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+
+from storage.dicom.dicomfile import DataSetFile, opened
+from storage.dicom.packbits import encode_plane
+from storage.dicom.pixels import PixelShape, decode_frame
+from storage.errors import KeptVerbatim, ObjectDamaged, PayloadError, ProofFailed
+from storage.formats.coders import ORIGINAL_CODERS, decode_of_shape
+from storage.formats.container import MOST, malformed_is_payload_error, outline, pack, unpack
+from storage.formats.metadata_fields import SIDE, Fields
+
+KIND = b"O"
+EFFORT = 5
+"""Coder effort, which only JPEG XL heeds. Behind the level table effort 5 is as small as any, at half the time of 7."""
+
+_MOST_BYTES = MOST
+"""Larger files stay verbatim: packing holds a file and its pixels in memory."""
+LIGHT = 64 << 20
+"""Bytes of what is made in the node's own process."""
+_LOOKED_UP = 1 << 15
+_LEVELS = 1 << 16
+_PAYS = 0.95
+_SAMPLE = 1 << 20
+_RLE_HEADER = 64
+_ITEM = 8
+
+Values = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class PixelCoding:
+    """How the pixel value's bytes become planes of integers, and back.
+
+    Planes are (rows, columns), ``frames`` x ``samples`` of them. ``planar``: a frame's samples lie plane after plane.
+    ``signed``: the sign bit is flipped, which keeps order. ``rle_pads``: empty for native pixels, else the bytes after
+    each segment of the one RLE frame, hex. ``lengths``: bytes of each plane's codestream.
+    """
+
+    coder: str
+    rows: int
+    columns: int
+    samples: int
+    frames: int
+    sample_bytes: int
+    big_endian: bool
+    planar: bool
+    signed: bool
+    rle_pads: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+# --- file to object -------------------------------------------------------------------------------------------
+
+
+def pack_original(path: Path, coder: str, digest: str) -> bytes:
+    """The packed form of a Part 10 file, proved to give back the bytes of that SHA-256.
+
+    Raises KeptVerbatim where there is no smaller form, ProofFailed where it does not give the same bytes.
+    """
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise KeptVerbatim(f"{size} bytes are more than are packed at once")
+    with opened(path) as file:
+        packed = _with_pixels(file, path, coder) if _has_integers(file) else _deflated(file, path)
+    if len(packed) > _PAYS * size:
+        raise KeptVerbatim(f"packed it would take {len(packed)} of {size} bytes")
+    restored = hashlib.sha256()
+    for piece in unpack_original(packed):
+        restored.update(piece)
+    if restored.hexdigest() != digest:
+        raise ProofFailed(f"packed and unpacked it has digest {restored.hexdigest()}")
+    return packed
+
+
+def _has_integers(file: DataSetFile) -> bool:
+    """Whether the pixels are of a kind that is coded as integers here, and all there."""
+    layout, syntax = file.layout, file.transfer_syntax
+    if not layout.has_pixels or layout.truncated or syntax == DeflatedExplicitVRLittleEndian:
+        return False
+    shape = PixelShape.of(file.outline())
+    if shape.bits_allocated not in (8, 16) or not shape.rows or not shape.columns or not shape.samples:
+        return False
+    if layout.encapsulated:
+        return syntax == RLELossless and (shape.frames, shape.samples) == (1, 1)
+    pixels = shape.rows * shape.columns * shape.samples * shape.frames * shape.bits_allocated // 8
+    return shape.native_bytes == pixels <= layout.value_end - layout.value_start
+
+
+def _with_pixels(file: DataSetFile, path: Path, coder: str) -> bytes:
+    shape, start = PixelShape.of(file.outline()), path.stat().st_size - file.layout.end
+    if file.layout.encapsulated:
+        planes = decode_frame(path).reshape(1, shape.rows, shape.columns)
+        begin, end, pads = _rle_extent(file, planes)
+        value_start, value_end = (start + file.layout.value_start + offset for offset in (begin, end))
+    else:
+        planes = _planes(file, shape)
+        value_start = start + file.layout.value_start
+        value_end, pads = value_start + shape.native_bytes, ()
+    values = planes.astype(np.uint16, copy=False)
+    if shape.signed and shape.bits_allocated == 16:
+        values = values ^ np.uint16(0x8000)
+    ranks, levels = _to_ranks(values)
+    codestreams = [ORIGINAL_CODERS[coder].encode(plane, distance=0, effort=EFFORT) for plane in ranks]
+    with path.open("rb") as whole:
+        head = whole.read(value_start)
+        whole.seek(value_end)
+        tail = whole.read()
+    coding = PixelCoding(
+        coder=coder,
+        rows=shape.rows,
+        columns=shape.columns,
+        samples=shape.samples,
+        frames=shape.frames,
+        sample_bytes=shape.bits_allocated // 8,
+        big_endian=not file.transfer_syntax.is_little_endian,
+        planar=_is_planar(file, shape),
+        signed=shape.signed and shape.bits_allocated == 16,
+        rle_pads=pads,
+        lengths=tuple(map(len, codestreams)),
+    )
+    sections = {
+        "meta": json.dumps(asdict(coding), sort_keys=True, separators=(",", ":")).encode(),
+        "head": head,
+        "tail": tail,
+        "levels": levels,
+        "pixels": b"".join(codestreams),
+    }
+    return pack(KIND, sections, stored={"pixels"})
+
+
+def _deflated(file: DataSetFile, path: Path) -> bytes:
+    """The whole file deflated; a sample from its middle says whether that is worth trying."""
+    data = path.read_bytes()
+    middle = max(0, len(data) // 2 - _SAMPLE // 2)
+    sample = data[middle : middle + _SAMPLE]
+    if len(zlib.compress(sample, 6)) > _PAYS * len(sample):
+        what = f"pixels in {file.transfer_syntax.name}" if file.layout.has_pixels else "bytes that do not deflate"
+        raise KeptVerbatim(f"{what} are kept as they came")
+    return pack(KIND, {"bytes": data}, stored=set())
+
+
+# --- object to file -------------------------------------------------------------------------------------------
+
+
+def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
+    """The received file's bytes, piece by piece. Raises PayloadError."""
+    sections = unpack(packed, KIND)
+    if "bytes" in sections:
+        yield sections["bytes"]
+        return
+    with malformed_is_payload_error("packed original"):
+        coding = coding_of(sections["meta"])
+        planes = _decoded_planes(coding, sections["pixels"], sections.get("levels", b""))
+        yield sections["head"]
+        if coding.rle_pads:
+            yield from _rle_segments(planes[0], coding)
+        else:
+            yield from _native_frames(planes, coding)
+        yield sections.get("tail", b"")
+
+
+def coding_of(section: bytes) -> PixelCoding:
+    """What the section ``meta`` says. Raises PayloadError, or what is malformed."""
+    meta = Fields("packed original", json.loads(section))
+    meta.only(*(one.name for one in fields(PixelCoding)))
+    return PixelCoding(
+        coder=meta.text("coder"),
+        rows=meta.integer("rows", 1, SIDE),
+        columns=meta.integer("columns", 1, SIDE),
+        samples=meta.integer("samples", 1, SIDE),
+        frames=meta.integer("frames", 1, 2**31),
+        sample_bytes=meta.integer("sample_bytes", 1, 2),
+        big_endian=meta.truth("big_endian"),
+        planar=meta.truth("planar"),
+        signed=meta.truth("signed"),
+        rle_pads=meta.texts("rle_pads"),
+        lengths=meta.integers("lengths", 0, MOST),
+    )
+
+
+def is_light(packed: Path) -> bool:
+    """Whether its file is unpacked in a fraction of a second, without much memory: it has at most 64 MB, and no RLE,
+    which takes ten times as long to be written as native pixels. Raises PayloadError."""
+    with packed.open("rb") as file, malformed_is_payload_error("packed original"):
+        lengths, meta = outline(file, KIND, "meta")
+        size = sum(lengths.values())
+        if not meta:
+            return size <= LIGHT
+        coding = coding_of(meta)
+        size += coding.rows * coding.columns * coding.samples * coding.frames * coding.sample_bytes
+        return size <= LIGHT and not coding.rle_pads
+
+
+def restore_original(packed: Path, digest: str, target: Path) -> None:
+    """Write the received file to ``target``. Raises ObjectDamaged where its bytes do not have that SHA-256."""
+    restored = hashlib.sha256()
+    with target.open("wb") as out:
+        for piece in unpack_original(packed.read_bytes()):
+            restored.update(piece)
+            out.write(piece)
+    if restored.hexdigest() != digest:
+        raise ObjectDamaged(f"{packed.name} unpacks to {restored.hexdigest()}, not to {digest}")
+
+
+def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
+    """(planes, rows, columns): the stored values, as unsigned integers."""
+    if len(coding.lengths) != coding.frames * coding.samples:
+        raise PayloadError(f"packed original has {len(coding.lengths)} planes, not {coding.frames} x {coding.samples}")
+    shape = (coding.rows, coding.columns)
+    bounds = [0, *accumulate(coding.lengths)]
+    decoded = (decode_of_shape(ORIGINAL_CODERS, coding.coder, coded[low:high], shape) for low, high in pairwise(bounds))
+    if len(coding.lengths) == 1:
+        planes = next(decoded).reshape(1, *shape).astype(np.uint16, copy=False)
+    else:
+        planes = np.empty((len(coding.lengths), *shape), np.uint16)
+        for plane, one in zip(planes, decoded, strict=True):
+            plane[...] = one
+    values = _from_ranks(planes, levels)
+    if coding.signed:
+        values ^= np.uint16(0x8000)
+    return values
+
+
+# --- values and ranks: scanners and look-up tables leave gaps, which cost a coder dear -----------------------
+
+
+def _to_ranks(values: Values) -> tuple[Values, bytes]:
+    """Values as ranks among those in use, and the table of these, as differences; empty where there are no gaps."""
+    in_use = np.flatnonzero(np.bincount(values.ravel(), minlength=_LEVELS))
+    if not in_use.size or int(in_use[-1]) < in_use.size * 5 // 4:
+        return values, b""
+    rank_of = np.zeros(_LEVELS, np.uint16)
+    rank_of[in_use] = np.arange(in_use.size)
+    return _looked_up(rank_of, values), np.diff(in_use, prepend=0).astype("<u2").tobytes()
+
+
+def _looked_up(table: Values, values: Values) -> Values:
+    """``table[values]``, some values at a time: numpy makes 8 bytes of each first, which then stay in the processor."""
+    found = np.empty(values.shape, values.dtype)
+    flat, into = np.ascontiguousarray(values).reshape(-1), found.reshape(-1)
+    if flat.size and int(flat.max()) >= len(table):
+        raise PayloadError(f"packed original has rank {int(flat.max())}, and {len(table)} levels")
+    for at in range(0, flat.size, _LOOKED_UP):
+        some = slice(at, at + _LOOKED_UP)
+        np.take(table, flat[some], out=into[some], mode="clip")
+    return found
+
+
+def _from_ranks(ranks: Values, levels: bytes) -> Values:
+    if not levels:
+        return ranks
+    table: Values = np.cumsum(np.frombuffer(levels, "<u2"), dtype=np.int64).astype(np.uint16)
+    return _looked_up(table, ranks)
+
+
+# --- native pixels --------------------------------------------------------------------------------------------
+
+
+def _is_planar(file: DataSetFile, shape: PixelShape) -> bool:
+    return shape.samples > 1 and file.outline().get("PlanarConfiguration") == 1
+
+
+def _planes(file: DataSetFile, shape: PixelShape) -> NDArray[Any]:
+    order = "<" if file.transfer_syntax.is_little_endian else ">"
+    width = shape.bits_allocated // 8
+    flat = np.frombuffer(file.native_value()[: shape.native_bytes], f"{order}u{width}")
+    rows, columns = shape.rows, shape.columns
+    if shape.samples > 1 and not _is_planar(file, shape):
+        by_pixel = flat.reshape(shape.frames, rows, columns, shape.samples)
+        return np.moveaxis(by_pixel, -1, 1).reshape(-1, rows, columns)
+    return flat.reshape(-1, rows, columns)
+
+
+def _native_frames(planes: Values, coding: PixelCoding) -> Iterator[memoryview]:
+    dtype = np.dtype(f"{'>' if coding.big_endian else '<'}u{coding.sample_bytes}")
+    for at in range(0, len(planes), coding.samples):
+        frame = planes[at : at + coding.samples]
+        if coding.samples > 1 and not coding.planar:
+            frame = np.moveaxis(frame, 0, -1)
+        yield np.ascontiguousarray(frame, dtype).data.cast("B")
+
+
+# --- one frame of RLE Lossless (PS3.5 Annex G): 64 bytes of header, then a segment per byte of a sample, high first
+
+
+def _rle_extent(file: DataSetFile, planes: NDArray[Any]) -> tuple[int, int, tuple[str, ...]]:
+    """Where in the value the segments begin and end, and what follows each; KeptVerbatim where they are others."""
+    value = bytes(file.native_value())
+    begin = end = 0
+    for _ in range(2):  # Basic Offset Table, then the frame as one fragment
+        (length,) = struct.unpack_from("<I", value, end + 4)
+        begin, end = end + _ITEM, end + _ITEM + length
+    frame = value[begin:end]
+    count, *offsets = struct.unpack_from("<16I", frame)
+    bounds = [*offsets[:count], len(frame)]
+    if count != planes.dtype.itemsize or bounds[0] != _RLE_HEADER or end != len(value):
+        raise KeptVerbatim("RLE of an unusual structure is kept as it came")
+    pads = []
+    for (low, high), plane in zip(pairwise(bounds), _byte_planes(planes[0]), strict=True):
+        rebuilt = encode_plane(plane)
+        if frame[low : low + len(rebuilt)] != rebuilt:
+            raise KeptVerbatim("RLE of another encoder is kept as it came")
+        pads.append(frame[low + len(rebuilt) : high].hex())
+    return begin + _RLE_HEADER, end, tuple(pads)
+
+
+def _rle_segments(plane: Values, coding: PixelCoding) -> Iterator[bytes]:
+    samples = plane.astype(f"u{coding.sample_bytes}")
+    for byte_plane, pad in zip(_byte_planes(samples), coding.rle_pads, strict=True):
+        yield encode_plane(byte_plane) + bytes.fromhex(pad)
+
+
+def _byte_planes(plane: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
+    for shift in range(8 * (plane.dtype.itemsize - 1), -1, -8):
+        yield (plane >> shift).astype(np.uint8)

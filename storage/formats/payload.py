@@ -1,0 +1,342 @@
+"""The object formats ``base`` and ``rendition``; docs/FORMATS.md describes them byte by byte.
+
+Both are the same container: an eight-byte magic with kind and version, named sections, and a SHA-256 over all of
+it. A base is the downsampled, coded pixels plus the verbatim header bytes, free of any model. A rendition is what
+one model makes of one base, what the encoder tells the decoder besides, and what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.dicom.dicomfile import HeaderBytes
+from storage.errors import PayloadError
+from storage.formats import coders
+from storage.formats.container import malformed_is_payload_error, pack, unpack
+from storage.formats.metadata_fields import SIDE, Fields
+from storage.formats.padding import pack_mask as pack_mask  # noqa: PLC0414 - part of the format
+from storage.formats.padding import unpack_mask as unpack_mask  # noqa: PLC0414
+from storage.formats.padding import unpack_padding
+from storage.formats.resample import OPERATOR, Operator
+from storage.records import OperatingPoint, Verdict
+
+POSTPROCESSING = "1"
+"""Version of everything between upscaler and output pixels (repairs, points, noise, rounding, clipping, padding)."""
+
+_REGION = "<5I"
+CURVE_KNOTS = 33
+"""Knots of the curve of a companded base."""
+
+NAMESPACE = uuid.UUID("6a4cbdd1-2a3e-5b0a-9f0e-94dc6f2c1b57")
+
+
+class CodedRegion(NamedTuple):
+    """The part of a base's samples that is coded; all others are ``beyond``, in grey levels."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+    beyond: int
+
+    @classmethod
+    def whole(cls, rows: int, columns: int) -> CodedRegion:
+        """All of samples of that shape."""
+        return cls(0, 0, rows, columns, beyond=0)
+
+    @property
+    def part(self) -> tuple[slice, slice]:
+        return slice(self.row, self.row + self.rows), slice(self.column, self.column + self.columns)
+
+    def within(self, rows: int, columns: int) -> bool:
+        """Whether it lies in samples of that shape."""
+        down = 0 <= self.row < self.row + self.rows <= rows
+        return down and 0 <= self.column < self.column + self.columns <= columns
+
+
+@dataclass(frozen=True)
+class Base:
+    """Downsampled, coded pixels and the header of one image.
+
+    ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its extreme stored values
+    outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
+    ``padding_bytes``: which pixels are padding and what they hold (storage/formats/padding.py). Coded samples are
+    ``(grey levels - offset) * gain``, mapped by ``curve`` where there is one; a negative gain codes a MONOCHROME1 image
+    as it is displayed. ``curve``: uint16, CURVE_KNOTS values that rise from 0 to 65535, little endian: coded samples at
+    evenly spaced samples before it.
+    ``quantisation_rms``: root mean square of decoded base minus ideal base, in grey levels. ``pixel_digest``: of the
+    original's stored values. ``region``: what was coded; None: everything.
+    """
+
+    point: OperatingPoint
+    rows: int
+    columns: int
+    bits_stored: int
+    minimum: int
+    maximum: int
+    padding: tuple[int, int] | None
+    offset: float
+    gain: float
+    quantisation_rms: float
+    original_digest: str
+    pixel_digest: str
+    pixel_vr: str
+    header: HeaderBytes
+    coded: bytes
+    padding_bytes: bytes = b""
+    operator_name: str = OPERATOR
+    region: CodedRegion | None = None
+    curve: bytes = b""
+
+    @property
+    def operator(self) -> Operator:
+        return Operator(self.rows, self.columns, self.point.scale)
+
+    def samples(self) -> NDArray[np.float32]:
+        """The decoded base in grey levels: float32, shape (ceil(rows/scale), ceil(columns/scale))."""
+        if self.operator_name != OPERATOR:
+            raise PayloadError(f"base was made by operator {self.operator_name}; this release has {OPERATOR}")
+        shape = (self.operator.low_rows, self.operator.low_columns)
+        region = self.region or CodedRegion.whole(*shape)
+        if not region.within(*shape):
+            raise PayloadError(f"region {tuple(region)} of a base reaches beyond its {shape} samples")
+        decoded = coders.decode(self.coded, self.point, (region.rows, region.columns)).astype(np.float32)
+        if self.curve:
+            decoded = unmapped(decoded, self.curve)
+        decoded *= np.float32(1 / self.gain)
+        decoded += np.float32(self.offset)
+        if self.region is None:
+            return decoded
+        try:
+            whole = np.full(shape, region.beyond, dtype=np.float32)
+        except MemoryError as error:
+            raise PayloadError(f"base of {shape} samples does not fit into memory") from error
+        whole[region.part] = decoded
+        return whole
+
+    def padding_content(self) -> tuple[NDArray[np.bool_], NDArray[np.uint16]] | None:
+        """Which pixels of the original are padding, bool (rows, columns), and the values of these in raster order."""
+        return unpack_padding(self.padding_bytes, self.rows, self.columns) if self.padding_bytes else None
+
+
+@dataclass(frozen=True)
+class Rendition:
+    """What one model made of one base, how, and how good it was measured to be.
+
+    ``noise``, ``repairs``, ``points`` and ``patches``: what the encoder tells the decoder of the image (the modules of
+    these names in node/codec). Empty means none. ``output_digest``: of the pixels with noise drawn;
+    ``structure_digest``: of the pixels without.
+    """
+
+    base_digest: str
+    original_uid: str
+    derived_uid: str
+    upscaler: str
+    method: str
+    generative: bool
+    weights_digest: str
+    numerics: dict[str, str]
+    steps: int
+    seed: int
+    output_digest: str
+    structure_digest: str
+    verdict: Verdict
+    postprocessing: str = POSTPROCESSING
+    noise: bytes = b""
+    repairs: bytes = b""
+    points: bytes = b""
+    patches: bytes = b""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def structure_uid(self) -> str:
+        """The SOP Instance UID of the same reconstruction without drawn noise."""
+        return structure_uid(self.derived_uid)
+
+
+def mapped(samples: NDArray[np.float32], curve: bytes) -> NDArray[np.float32]:
+    """Samples of 0 to 65535 mapped by a curve: float32, the same shape. Raises PayloadError where it does not rise."""
+    knots = _knots(curve)
+    return np.interp(samples, np.linspace(0, 65535, CURVE_KNOTS), knots).astype(np.float32)
+
+
+def unmapped(samples: NDArray[np.float32], curve: bytes) -> NDArray[np.float32]:
+    """The inverse of ``mapped``."""
+    knots = _knots(curve)
+    return np.interp(samples, knots, np.linspace(0, 65535, CURVE_KNOTS)).astype(np.float32)
+
+
+def _knots(curve: bytes) -> NDArray[np.float64]:
+    knots = np.frombuffer(curve, "<u2").astype(np.float64) if len(curve) == 2 * CURVE_KNOTS else np.zeros(1)
+    if len(knots) != CURVE_KNOTS or knots[0] != 0 or knots[-1] != 65535 or (np.diff(knots) <= 0).any():
+        raise PayloadError(f"curve of a base does not rise from 0 to 65535 in {CURVE_KNOTS} knots")
+    return knots
+
+
+_PARTS = ("noise", "repairs", "points", "patches")
+
+
+def structure_uid(derived: str) -> str:
+    """The SOP Instance UID of the structure alone, from that of the reconstruction with noise (PS3.5 B.2)."""
+    return f"2.25.{uuid.uuid5(NAMESPACE, derived + '|structure').int}"
+
+
+def derived_uid(
+    original_uid: str,
+    base_digest: str,
+    upscaler: str,
+    weights_digest: str,
+    steps: int,
+    seed: int,
+    extra: str = "",
+) -> str:
+    """The SOP Instance UID of a reconstruction: a function of everything that decides its pixels (PS3.5 B.2).
+
+    ``extra`` is the digest of noise, repairs, points and patches; empty where a rendition has none.
+    """
+    parts = [original_uid, base_digest, upscaler, weights_digest, str(steps), str(seed), POSTPROCESSING]
+    name = "|".join([*parts, extra] if extra else parts)
+    return f"2.25.{uuid.uuid5(NAMESPACE, name).int}"
+
+
+def seed_of(base_digest: str) -> int:
+    """The seed of every random draw for a base: 31 bits of its digest."""
+    return int(base_digest[:8], 16) & 0x7FFFFFFF
+
+
+# --- base -----------------------------------------------------------------------------------------------------
+
+
+def encode_base(base: Base) -> bytes:
+    meta = {
+        "operator": base.operator_name,
+        "point": asdict(base.point),
+        "rows": base.rows,
+        "columns": base.columns,
+        "bits_stored": base.bits_stored,
+        "minimum": base.minimum,
+        "maximum": base.maximum,
+        "padding": list(base.padding) if base.padding else None,
+        "offset": base.offset,
+        "gain": base.gain,
+        "quantisation_rms": base.quantisation_rms,
+        "original_digest": base.original_digest,
+        "pixel_digest": base.pixel_digest,
+        "pixel_vr": base.pixel_vr,
+        "transfer_syntax": base.header.transfer_syntax_uid,
+    }
+    sections = {
+        "meta": _json(meta),
+        "header": base.header.before,
+        "trailer": base.header.after,
+        "pixels": base.coded,
+        "padding": base.padding_bytes,
+        "curve": base.curve,
+        "region": b"" if base.region is None else struct.pack(_REGION, *base.region),
+    }
+    return pack(b"B", sections, stored={"pixels", "padding", "region", "curve"})
+
+
+def decode_base(data: bytes) -> Base:
+    """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
+    sections = unpack(data, b"B")
+    with malformed_is_payload_error("base"):
+        meta = Fields("base", json.loads(sections["meta"]))
+        gain, padding = meta.number("gain"), None
+        if not gain:
+            raise PayloadError("base is malformed: its gain is 0")
+        if meta.optional("padding"):
+            low, high = meta.integers("padding", 0, 65535)
+            padding = low, high
+        return Base(
+            point=_point(meta.of("point")),
+            rows=meta.integer("rows", 1, SIDE),
+            columns=meta.integer("columns", 1, SIDE),
+            bits_stored=meta.integer("bits_stored", 1, 16),
+            minimum=meta.integer("minimum", 0, 65535),
+            maximum=meta.integer("maximum", 0, 65535),
+            padding=padding,
+            offset=meta.number("offset"),
+            gain=gain,
+            quantisation_rms=meta.number("quantisation_rms"),
+            original_digest=meta.text("original_digest"),
+            pixel_digest=meta.text("pixel_digest"),
+            pixel_vr=meta.text("pixel_vr"),
+            header=HeaderBytes(meta.text("transfer_syntax"), sections["header"], sections.get("trailer", b"")),
+            coded=sections["pixels"],
+            padding_bytes=sections.get("padding", b""),
+            operator_name=meta.text("operator"),
+            region=CodedRegion(*struct.unpack(_REGION, sections["region"])) if "region" in sections else None,
+            curve=sections.get("curve", b""),
+        )
+
+
+def _point(meta: Fields) -> OperatingPoint:
+    meta.only("scale", "coder", "distance", "effort", "companded")
+    return OperatingPoint(
+        scale=meta.integer("scale", 1, 16),
+        coder=meta.text("coder"),
+        distance=meta.number("distance", 0.0),
+        effort=meta.integer("effort", 0, 100, 7),
+        companded=meta.truth("companded", default=False),
+    )
+
+
+# --- rendition ------------------------------------------------------------------------------------------------
+
+
+def encode_rendition(rendition: Rendition) -> bytes:
+    meta = asdict(rendition)
+    parts = {name: meta.pop(name) for name in _PARTS}
+    return pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
+
+
+def decode_rendition(data: bytes) -> Rendition:
+    """Raises PayloadError on damage, another kind of object, or a version this release does not read."""
+    sections = unpack(data, b"R")
+    with malformed_is_payload_error("rendition"):
+        meta = Fields("rendition", json.loads(sections["meta"]))
+        meta.only(*(one.name for one in fields(Rendition)))
+        return Rendition(
+            base_digest=meta.text("base_digest"),
+            original_uid=meta.text("original_uid"),
+            derived_uid=meta.text("derived_uid"),
+            upscaler=meta.text("upscaler"),
+            method=meta.text("method"),
+            generative=meta.truth("generative"),
+            weights_digest=meta.text("weights_digest"),
+            numerics={name: meta.of("numerics").text(name) for name in meta.members("numerics")},
+            steps=meta.integer("steps", 0, 2**31),
+            seed=meta.integer("seed", 0, 2**31),
+            output_digest=meta.text("output_digest"),
+            structure_digest=meta.text("structure_digest"),
+            verdict=_verdict(meta.of("verdict")),
+            postprocessing=meta.text("postprocessing"),
+            extra=dict(meta.members("extra")),
+            **{name: sections.get(name, b"") for name in _PARTS},
+        )
+
+
+def _verdict(meta: Fields) -> Verdict:
+    meta.only(*(one.name for one in fields(Verdict)))
+    figures = meta.of("figures")
+    return Verdict(
+        psnr_db=meta.number("psnr_db"),
+        fsim_mean=meta.number("fsim_mean"),
+        fsim_p5=meta.number("fsim_p5"),
+        tiles=meta.integer("tiles", 0, 2**31),
+        figures={name: figures.number(name) for name in meta.members("figures")},
+        failures=meta.texts("failures"),
+        gated=meta.truth("gated", default=True),
+    )
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,112 @@
+"""The downsampling operator D, bicubic upsampling U, and the lift that makes an image consistent with its base.
+
+D is torchvision's antialiased bicubic resize (the paper's compression step, arXiv 2310.05299), U its bicubic
+resize upward. Both are separable and linear, so per axis each is an exact sparse matrix, and ``M = D U`` is a
+narrow band matrix on the small side. ``lift(r) = U M^-1 r`` is a right inverse of D: ``D lift(r) = r`` exactly.
+Where the scale is an integer, U equals ``D^T`` up to a factor away from the border, so ``x + lift(y - D x)`` is
+the orthogonal projection of x onto ``{x : D x = y}`` there, and ``lift(y)`` is the projection of plain bicubic.
+A banded solve on the small side and one upsampling therefore replace iterated back-projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Float = NDArray[np.float32]
+
+OPERATOR = "torchvision-bicubic-antialias/1"
+"""Name of the operator as recorded in every base."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """D for one image: from (rows, columns) to ceil(rows/scale), ceil(columns/scale)."""
+
+    rows: int
+    columns: int
+    scale: int
+
+    @property
+    def low_rows(self) -> int:
+        return -(-self.rows // self.scale)
+
+    @property
+    def low_columns(self) -> int:
+        return -(-self.columns // self.scale)
+
+    def down(self, image: NDArray[Any]) -> Float:
+        """D x: float32, shape (low_rows, low_columns), in the grey levels of ``image``."""
+        return _resize(image, self.low_rows, self.low_columns)
+
+    def up(self, small: NDArray[Any]) -> Float:
+        """U y: plain bicubic, float32, shape (rows, columns)."""
+        return _resize(small, self.rows, self.columns)
+
+    def lift(self, residual: NDArray[Any]) -> Float:
+        """U M^-1 r: the smooth image whose downsampling is exactly ``residual`` (float32, full size)."""
+        if self.scale == 1:
+            return np.asarray(residual, dtype=np.float32)
+        return self.up(self._prefilter(residual))
+
+    def project(self, image: Float, base: NDArray[Any], damping: float = 1.0) -> Float:
+        """``image`` moved so that D of it equals ``base``; ``damping`` below 1 goes only part of the way."""
+        residual = np.asarray(base, dtype=np.float32) - self.down(image)
+        lifted = self.lift(residual)
+        lifted *= np.float32(damping)
+        lifted += image
+        return lifted
+
+    def _prefilter(self, small: NDArray[Any]) -> Float:
+        """M^-1 y along both axes; LAPACK's banded LU in float64, one right-hand side per line."""
+        from scipy.linalg import solve_banded
+
+        vertical = _band(self.rows, self.low_rows)
+        horizontal = _band(self.columns, self.low_columns)
+        # LAPACK is column-major: a Fortran-ordered copy holds each image column contiguously, and the
+        # transpose of a C-ordered image holds each image row contiguously.
+        columns = np.asfortranarray(small, dtype=np.float64)
+        columns = solve_banded((len(vertical) // 2,) * 2, vertical, columns, overwrite_b=True, check_finite=False)
+        lines = np.ascontiguousarray(columns).T
+        lines = solve_banded((len(horizontal) // 2,) * 2, horizontal, lines, overwrite_b=True, check_finite=False)
+        return np.ascontiguousarray(lines.T, dtype=np.float32)
+
+
+@lru_cache(maxsize=64)
+def _band(size: int, low: int) -> NDArray[np.float64]:
+    """M = D U along one axis in LAPACK band storage, shape (2k+1, low).
+
+    Read off torch's own resizes of the unit vectors: torch computes its taps in float32, and at sizes that are no
+    multiple of the scale the exact ones (tests/support/exact_operator.py) would be off by a visible part of a grey
+    level.
+    """
+    product = _resize(_resize(np.eye(low, dtype=np.float32), size, low), low, low)
+    row, column = np.nonzero(product)
+    k = int(np.abs(row - column).max())
+    band = np.zeros((2 * k + 1, low))
+    band[k + row - column, column] = product[row, column]
+    return band
+
+
+def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    tensor = _tensor(image)
+    if tuple(tensor.shape[-2:]) == (rows, columns):
+        return tensor[0].numpy()
+    resized = functional.resize(tensor, [rows, columns], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    result: Float = resized[0].numpy()
+    return result
+
+
+def _tensor(image: NDArray[Any]) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]

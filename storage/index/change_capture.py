@@ -1,0 +1,153 @@
+"""What changed in the index, commit by commit: triggers mark rows, and the marked rows are read for the change journal.
+
+The triggers see every write, whichever code or process makes it. A mark names a row, not what became of it: what is
+written down is the row as it is by then, so that marks can be worked off late and together. Leases and the progress of
+a run are of the moment, and leave no mark. Only SQLite has these triggers; another database has its own log.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Table
+
+from storage.index.tables import archive, change, metadata, trail
+from storage.objects.change_journal import Change
+
+_OF_THE_MOMENT = {"lease_owner", "lease_until"}
+_PROGRESS = {"job_run": {"done", "total", "text"}}
+_MOVING = {"instance": ("state", "reason", "reason_code", "rendition_key", "attempts")}
+"""Columns that change often in rows that are large: written down alone."""
+_AT_ONCE = 500
+
+TABLES: dict[str, Table] = {
+    table.name: table for table in metadata.sorted_tables if table.name not in (change.name, trail.name, archive.name)
+}
+"""Tables whose rows are in the change journal. The trail has a journal of its own."""
+
+
+def install_triggers(connection: Connection) -> None:
+    """Make the triggers, in place of those that are there."""
+    remove_triggers(connection)
+    for sql in _triggers().values():
+        connection.exec_driver_sql(sql)
+
+
+def triggers_are_right(connection: Connection) -> bool:
+    """Whether the triggers are there, and as this version makes them."""
+    return _there(connection) == _triggers()
+
+
+def remove_triggers(connection: Connection) -> None:
+    """Take the triggers away, for rows that come from the journal."""
+    for name in _there(connection):
+        connection.exec_driver_sql(f'DROP TRIGGER "{name}"')
+
+
+def last_number(connection: Connection) -> int:
+    """The number of the last change ever made in this index; 0 where there was none."""
+    found = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'change'").scalar()
+    return int(found or 0)
+
+
+def set_last_number(connection: Connection, number: int) -> None:
+    """Let the next change have the number after this one; what is marked is taken as written down."""
+    connection.exec_driver_sql("DELETE FROM change")
+    connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'change'")
+    connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('change', ?)", (number,))
+
+
+def marked_since(connection: Connection, number: int) -> int:
+    """How many changes after that number are still marked."""
+    query = "SELECT count(*) FROM change WHERE number > ?"
+    return int(connection.exec_driver_sql(query, (number,)).scalar_one())
+
+
+def changed_rows(connection: Connection, after: int) -> tuple[int, list[Change]]:
+    """The number of the last change, and the rows that were changed after that number, deleted ones first."""
+    wanted: dict[str, dict[str, bool]] = {}
+    number = after
+    query = "SELECT number, name, key, whole FROM change WHERE number > ? ORDER BY number"
+    for mark, name, key, whole in connection.exec_driver_sql(query, (after,)):
+        number = mark
+        of_table = wanted.setdefault(name, {})
+        of_table[key] = of_table.get(key, False) or bool(whole)
+    gone: list[Change] = []
+    there: list[Change] = []
+    for name in TABLES:
+        keys = wanted.get(name, {})
+        found = {json.dumps(_key(name, row), separators=(",", ":")): row for row in _rows(connection, name, keys)}
+        for key, whole in keys.items():
+            row = found.get(_canonical(key))
+            if row is None:
+                gone.append(["-", name, json.loads(key)])
+            elif whole:
+                there.append(["+", name, json.loads(key), row])
+            else:
+                there.append(["~", name, json.loads(key), {column: row[column] for column in _MOVING[name]}])
+    return number, gone + there
+
+
+def all_rows(connection: Connection) -> Iterator[list[Change]]:
+    """Every row of every table, some at a time."""
+    for name in TABLES:
+        found = connection.exec_driver_sql(f'SELECT * FROM "{name}"').mappings()
+        while some := found.fetchmany(_AT_ONCE):
+            yield [["+", name, _key(name, row), _clean(row)] for row in some]
+
+
+def _rows(connection: Connection, name: str, keys: dict[str, bool]) -> Iterator[dict[str, Any]]:
+    columns = [column.name for column in TABLES[name].primary_key]
+    values = [json.loads(key) for key in keys]
+    for start in range(0, len(values), _AT_ONCE):
+        some = values[start : start + _AT_ONCE]
+        if len(columns) == 1:
+            where = f'"{columns[0]}" IN ({", ".join("?" * len(some))})'
+            looks = [(where, tuple(key for (key,) in some))]
+        else:
+            where = " AND ".join(f'"{column}" = ?' for column in columns)
+            looks = [(where, tuple(key)) for key in some]
+        for where, parameters in looks:
+            for row in connection.exec_driver_sql(f'SELECT * FROM "{name}" WHERE {where}', parameters).mappings():
+                yield _clean(row)
+
+
+def _clean(row: Any) -> dict[str, Any]:
+    return {name: None if name in _OF_THE_MOMENT else value for name, value in row.items()}
+
+
+def _key(name: str, row: Any) -> list[Any]:
+    return [row[column.name] for column in TABLES[name].primary_key]
+
+
+def _canonical(key: str) -> str:
+    return json.dumps(json.loads(key), separators=(",", ":"))
+
+
+def _there(connection: Connection) -> dict[str, str]:
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'change_*'"
+    return {row.name: row.sql for row in connection.exec_driver_sql(query)}
+
+
+def _triggers() -> dict[str, str]:
+    made = {}
+    for name, table in TABLES.items():
+        skipped = _OF_THE_MOMENT | _PROGRESS.get(name, set()) | set(_MOVING.get(name, ()))
+        columns = [column.name for column in table.columns if column.name not in skipped]
+        kinds = [("insert", "INSERT", "NEW", 1), ("delete", "DELETE", "OLD", 1)]
+        kinds.append(("update", f"UPDATE OF {_quoted(columns)}", "NEW", 1))
+        if name in _MOVING:
+            kinds.append(("move", f"UPDATE OF {_quoted(_MOVING[name])}", "NEW", 0))
+        for kind, event, source, whole in kinds:
+            key = ", ".join(f'{source}."{column.name}"' for column in table.primary_key)
+            made[f"change_{name}_{kind}"] = (
+                f'CREATE TRIGGER "change_{name}_{kind}" AFTER {event} ON "{name}" BEGIN '
+                f"INSERT INTO change (name, key, whole) VALUES ('{name}', json_array({key}), {whole}); END"
+            )
+    return made
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(f'"{name}"' for name in names)

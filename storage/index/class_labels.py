@@ -1,0 +1,149 @@
+"""What labelled images show: their classes for a validation, and the hold on their originals until one has used them.
+
+While an original is kept for that, its study has the label HOLD_LABEL, on which there is a legal hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, delete, func, insert, select, update
+
+from storage.index.connection import writing
+from storage.index.holds import add_hold_in, put_label_in, take_label_in
+from storage.index.tables import class_label, hold, instance, patient, rendition, series, study
+from storage.index.trail_rows import append_in
+from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord
+
+HOLD_LABEL = "validation"
+_AT_ONCE = 200
+
+
+class ClassLabels:
+    """The classes of images in one index. Every change is in the audit trail, in the same transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def put(self, classes: Mapping[str, str], *, who: str) -> int:
+        """Give images, by SOP Instance UID, their classes, and hold their originals; how many are new or changed."""
+        changed = 0
+        with writing(self._engine) as connection:
+            for name in sorted(set(classes.values())):
+                uids = sorted(uid for uid, of in classes.items() if of == name)
+                for some in _batches(uids):
+                    before = select(func.count()).where(
+                        class_label.c.sop_instance_uid.in_(some), class_label.c.class_name == name
+                    )
+                    changed += len(some) - int(connection.execute(before).scalar_one())
+                    _put(connection, some, name)
+                    append_in(connection, [TrailEntry("class.put", who, "image", some, detail=name)])
+            for study_uid in _studies(connection, classes):
+                put_label_in(connection, HOLD_LABEL, study_uid, who=who)
+            in_force = (hold.c.kind == HoldKind.LABEL, hold.c.value == HOLD_LABEL, hold.c.released_at.is_(None))
+            if connection.execute(select(hold.c.key).where(*in_force)).first() is None:
+                reason = "labelled images, until a validation has used them"
+                add_hold_in(connection, HoldKind.LABEL, HOLD_LABEL, reason=reason, who=who)
+        return changed
+
+    def release(self, uids: Sequence[str], *, who: str, why: str) -> int:
+        """Hold the originals of these images no longer; they keep their classes. How many were held.
+
+        The other originals of a study are let go with its last labelled one.
+        """
+        released = 0
+        with writing(self._engine) as connection:
+            for some in _batches(sorted(set(uids))):
+                there = (class_label.c.sop_instance_uid.in_(some), class_label.c.held == 1)
+                count = connection.execute(update(class_label).where(*there).values(held=0)).rowcount
+                if count:
+                    append_in(connection, [TrailEntry("class.release", who, "image", some, detail=why)])
+                released += count
+            for study_uid in _studies(connection, uids):
+                if not connection.execute(_held_in(study_uid)).first():
+                    take_label_in(connection, HOLD_LABEL, study_uid, who=who)
+        return released
+
+    def all(self) -> list[ClassLabel]:
+        """Every labelled image, by UID, whether it is held here or not."""
+        query = select(class_label).order_by(class_label.c.sop_instance_uid)
+        with self._engine.connect() as connection:
+            return [
+                ClassLabel(row.sop_instance_uid, row.class_name, bool(row.held)) for row in connection.execute(query)
+            ]
+
+    def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
+        """Per UID the SOP Instance UID of the original, for images held here; a UID may be a reconstruction's."""
+        found: dict[str, str] = {}
+        objects = (rendition.c.derived_uid, rendition.c.structure_uid)
+        with self._engine.connect() as connection:
+            for some in _batches(uids):
+                for uid in objects:
+                    query = select(uid, instance.c.sop_instance_uid).join(
+                        instance, rendition.c.instance_key == instance.c.key
+                    )
+                    found |= {row[0]: row[1] for row in connection.execute(query.where(uid.in_(some)))}
+                own = select(instance.c.sop_instance_uid).where(instance.c.sop_instance_uid.in_(some))
+                found |= {uid: uid for uid in connection.execute(own).scalars()}
+        return found
+
+    def views_of(self, patient_id: str) -> list[LabelledView]:
+        """The images of a patient with the attributes that say which view each is."""
+        query = (
+            select(instance.c.sop_instance_uid, instance.c.attributes, series.c.attributes.label("of_series"))
+            .join(series, instance.c.series_key == series.c.key)
+            .join(study, series.c.study_key == study.c.key)
+            .join(patient, study.c.patient_key == patient.c.key)
+            .where(patient.c.patient_id == patient_id)
+            .order_by(instance.c.key)
+        )
+        with self._engine.connect() as connection:
+            return [
+                LabelledView(row.sop_instance_uid, row.attributes, row.of_series) for row in connection.execute(query)
+            ]
+
+    def replay(self, record: TrailRecord) -> None:
+        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        entry = record.entry
+        with writing(self._engine) as connection:
+            if entry.action == "class.put":
+                _put(connection, entry.uids, entry.detail)
+            elif entry.action == "class.release":
+                of = class_label.c.sop_instance_uid.in_(entry.uids)
+                connection.execute(update(class_label).where(of).values(held=0))
+
+
+def _batches(uids: Collection[str]) -> Iterator[tuple[str, ...]]:
+    rest = iter(uids)
+    while some := tuple(islice(rest, _AT_ONCE)):
+        yield some
+
+
+def _put(connection: Connection, uids: Sequence[str], name: str) -> None:
+    connection.execute(delete(class_label).where(class_label.c.sop_instance_uid.in_(uids)))
+    rows = [{"sop_instance_uid": uid, "class_name": name, "held": 1} for uid in uids]
+    connection.execute(insert(class_label), rows)
+
+
+def _studies(connection: Connection, uids: Collection[str]) -> list[str]:
+    found: set[str] = set()
+    query = (
+        select(study.c.study_instance_uid)
+        .join(series, series.c.study_key == study.c.key)
+        .join(instance, instance.c.series_key == series.c.key)
+    )
+    for some in _batches(uids):
+        found.update(connection.execute(query.where(instance.c.sop_instance_uid.in_(some))).scalars())
+    return sorted(found)
+
+
+def _held_in(study_uid: str) -> Select[Any]:
+    return (
+        select(class_label.c.key)
+        .join(instance, instance.c.sop_instance_uid == class_label.c.sop_instance_uid)
+        .join(series, instance.c.series_key == series.c.key)
+        .join(study, series.c.study_key == study.c.key)
+        .where(study.c.study_instance_uid == study_uid, class_label.c.held == 1)
+    )

@@ -1,0 +1,218 @@
+"""Where an instance belongs: the rows of its patient, study and series, made where they are new.
+
+The first instance to arrive says what a study and a patient are called; amendments say so from then on, also of what
+arrives later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import Connection, Table, and_, delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from storage.dicom.header_amendments import (
+    ISSUER,
+    PATIENT_ID,
+    Amendment,
+    AmendmentKind,
+    Folded,
+    folded,
+    patient_identity,
+    text_of,
+)
+from storage.dicom.levels import columns_of
+from storage.index.connection import now
+from storage.index.tables import amendment, former_patient, instance, patient, series, study
+from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
+
+
+def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
+    """The columns of an instance that came in just now; its series, study and patient are there then."""
+    return {
+        **columns_of(new.levels)["instance"],
+        "series_key": series_key_of(connection, new.levels),
+        "sop_instance_uid": new.sop_instance_uid,
+        "sop_class_uid": new.sop_class_uid,
+        "transfer_syntax_uid": new.transfer_syntax_uid,
+        "original_digest": new.original_digest,
+        "original_bytes": new.original_bytes,
+        "pixel_bytes": new.pixel_bytes,
+        "pixel_warning": new.pixel_warning,
+        "calling_aet": new.calling_aet,
+        "received_at": now(),
+        "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
+        "reason": new.pixel_warning,
+        "reason_code": ReasonCode.LEFT_OUT if new.pixel_warning else ReasonCode.NONE,
+        "attempts": 0,
+    }
+
+
+def series_key_of(connection: Connection, levels: Levels) -> int:
+    """The series of an instance with those attributes; its study and patient are made too where they are new."""
+    columns = columns_of(levels)
+    # a Series Instance UID that comes back in another study is a fault of its sender, and hides no image here
+    in_study = {**columns["series"], "study_key": _study_key(connection, levels)}
+    return key_of(connection, series, in_study, "study_key", "series_instance_uid")
+
+
+def _study_key(connection: Connection, levels: Levels) -> int:
+    uid = columns_of(levels)["study"]["study_instance_uid"]
+    known = connection.execute(select(study.c.key).where(study.c.study_instance_uid == uid)).scalar()
+    if known is not None:
+        return int(known)
+    made = folded(levels.patient, levels.study, standing(connection, uid, levels.patient))
+    columns = made.columns()
+    patient_key = key_of(connection, patient, columns["patient"], "identity")
+    row = {**columns["study"], "patient_key": patient_key, **amended_columns(made, levels.patient, levels.study)}
+    key = key_of(connection, study, row, "study_instance_uid")
+    remember_patients(connection, key, made.patient_ids, columns["patient"]["patient_id"])
+    return key
+
+
+def amended_columns(made: Folded, patient_received: DicomJson, study_received: DicomJson) -> dict[str, Any]:
+    """The columns ``received`` and ``amended`` of a study; neither where no amendment applies."""
+    if not made.applied:
+        return {}
+    received = {"patient": patient_received, "study": study_received}
+    return {"received": received, "amended": [asdict(one) for one in made.applied]}
+
+
+def standing(connection: Connection, study_uid: str, received: DicomJson) -> list[Amendment]:
+    """The amendments in force that may apply to a study with those patient attributes as received, in their order."""
+    of_study = _in_force(connection, and_(amendment.c.kind == AmendmentKind.STUDY, amendment.c.target == study_uid))
+    found = {one.number: one for one in of_study}
+    looked: set[str] = set()
+    names = {_identity(received, {}), *(_identity(received, one.changes) for one in of_study)}
+    while names - looked:  # a patient that was merged into another, who was merged into a third
+        targets, looked = names - looked, looked | names
+        where = and_(amendment.c.kind == AmendmentKind.PATIENT, amendment.c.target.in_(targets))
+        for one in _in_force(connection, where):
+            found[one.number] = one
+            names.add(_identity(received, one.changes))
+    return [found[number] for number in sorted(found)]
+
+
+def _identity(received: DicomJson, changes: DicomJson) -> str:
+    merged = {**received, **changes}
+    return patient_identity(text_of(merged.get(PATIENT_ID)), text_of(merged.get(ISSUER)))
+
+
+def _in_force(connection: Connection, where: Any) -> list[Amendment]:
+    undoing = amendment.alias()
+    undone = select(1).where(undoing.c.undoes == amendment.c.key).exists()
+    return amendments(connection, where, amendment.c.undoes.is_(None), ~undone)
+
+
+def amendments(connection: Connection, *where: Any) -> list[Amendment]:
+    """Amendments by number."""
+    undoing = amendment.alias()
+    undone = select(1).where(undoing.c.undoes == amendment.c.key).exists().label("undone")
+    rows = connection.execute(select(amendment, undone).where(*where).order_by(amendment.c.key))
+    return [
+        Amendment(
+            row.key,
+            AmendmentKind(row.kind),
+            row.target,
+            row.changes,
+            row.reason,
+            row.made_by,
+            row.made_at,
+            row.undoes,
+            bool(row.undone),
+        )
+        for row in rows
+    ]
+
+
+def remember_patients(connection: Connection, study_key: int, ids: Iterable[str], current: str) -> None:
+    """Note Patient IDs that a study went by, for legal holds."""
+    mine = former_patient.c.study_key == study_key
+    known = set(connection.execute(select(former_patient.c.patient_id).where(mine)).scalars())
+    for one in sorted(set(ids) - known - {current, ""}):
+        connection.execute(insert(former_patient).values(study_key=study_key, patient_id=one))
+
+
+def settle(connection: Connection, study_key: int) -> None:
+    """Make the rows of a study, and of the patients that it leaves and comes to, what its amendments say."""
+    row = connection.execute(
+        select(study, patient.c.attributes.label("of_patient"), patient.c.patient_id)
+        .join(patient, study.c.patient_key == patient.c.key)
+        .where(study.c.key == study_key)
+    ).one()
+    received = row.received or {"patient": row.of_patient, "study": row.attributes}
+    found = standing(connection, row.study_instance_uid, received["patient"])
+    made = folded(received["patient"], received["study"], found)
+    columns = made.columns()
+    patient_key = key_of(connection, patient, columns["patient"], "identity")
+    amended = amended_columns(made, **{f"{level}_received": value for level, value in received.items()})
+    news = {**columns["study"], "patient_key": patient_key, "received": received, "amended": amended.get("amended")}
+    connection.execute(update(study).where(study.c.key == study_key).values(news))
+    remember_patients(connection, study_key, [*made.patient_ids, row.patient_id], columns["patient"]["patient_id"])
+    _rename(connection, patient_key)
+    drop_empty(connection, patient, study.c.patient_key, [row.patient_key])
+
+
+def _rename(connection: Connection, patient_key: int) -> None:
+    """A patient is what the first of its own studies makes of it, as on arrival; one that was never amended stands."""
+    identity = connection.execute(select(patient.c.identity).where(patient.c.key == patient_key)).scalar_one()
+    rows = connection.execute(select(study).where(study.c.patient_key == patient_key).order_by(study.c.key)).all()
+    if any(row.received is None for row in rows):
+        return
+
+    def came_from_elsewhere(row: Any) -> bool:
+        levels = Levels(row.received["patient"], row.received["study"], {}, {})
+        return bool(columns_of(levels)["patient"]["identity"] != identity)
+
+    first = min(rows, key=came_from_elsewhere)
+    received = first.received
+    made = folded(
+        received["patient"],
+        received["study"],
+        standing(connection, first.study_instance_uid, received["patient"]),
+    )
+    connection.execute(update(patient).where(patient.c.key == patient_key).values(made.columns()["patient"]))
+
+
+def name_after(connection: Connection, series_key: int, levels: Levels) -> None:
+    """Series, study and patient are called what an instance says that came to be the only one in them."""
+    below = select(instance.c.key).join(series, instance.c.series_key == series.c.key)
+    study_key = connection.execute(select(series.c.study_key).where(series.c.key == series_key)).scalar_one()
+    if len(connection.execute(below.where(series.c.key == series_key).limit(2)).all()) == 1:
+        news = columns_of(levels)["series"]
+        connection.execute(update(series).where(series.c.key == series_key).values(news))
+    if len(connection.execute(below.where(series.c.study_key == study_key).limit(2)).all()) == 1:
+        received = {"patient": levels.patient, "study": levels.study}
+        connection.execute(update(study).where(study.c.key == study_key).values(received=received))
+        settle(connection, study_key)
+
+
+def drop_empty(connection: Connection, table: Table, below: Any, keys: Iterable[int]) -> None:
+    """Remove those rows that nothing below points to any more."""
+    unused = ~select(1).where(below == table.c.key).exists()
+    connection.execute(delete(table).where(table.c.key.in_(list(keys)), unused))
+
+
+def drop_empty_above(connection: Connection, series_keys: Iterable[int]) -> None:
+    """Remove those series, their studies and patients, as far as no instance is left in them."""
+    keys = list(dict.fromkeys(series_keys))
+    above = select(series.c.study_key, study.c.patient_key).join(study, series.c.study_key == study.c.key)
+    rows = connection.execute(above.where(series.c.key.in_(keys)).distinct()).all()
+    drop_empty(connection, series, instance.c.series_key, keys)
+    drop_empty(connection, study, series.c.study_key, [row.study_key for row in rows])
+    drop_empty(connection, patient, study.c.patient_key, [row.patient_key for row in rows])
+
+
+def key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: str) -> int:
+    """The key of the row with those unique values, inserted where it is new; the first one to arrive stands."""
+    found = select(table.c.key).where(*(table.c[name] == row[name] for name in unique))
+    key = connection.execute(found).scalar()
+    if key is not None:
+        return int(key)
+    try:
+        with connection.begin_nested():
+            return int(connection.execute(insert(table).values(row).returning(table.c.key)).scalar_one())
+    except IntegrityError:  # another process inserted it in between (not possible on SQLite)
+        return int(connection.execute(found).scalar_one())

@@ -1,0 +1,76 @@
+"""Whether an index that is open or about to be may be trusted: its pages, and that it ends where the journal ends."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import select
+
+from storage.errors import IndexRefused, StoreFull
+from storage.index.change_capture import last_number
+from storage.index.holdings import Index
+from storage.index.tables import archive
+from storage.objects.change_journal import ChangeJournal
+
+_ROOM = 1 << 20
+"""Bytes that SQLite needs at most beside an index to open it."""
+REBUILD = "run `latent-pacs index rebuild`, which makes it anew from the objects and the journal"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database; None for another one."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def quick_check(file: Path) -> None:
+    """Look for damaged pages. Raises IndexRefused."""
+    found = damage_of(file, "quick_check") if file.exists() and file.stat().st_size else []
+    if found:
+        raise IndexRefused(f"the index {file} is damaged ({found[0]}); {REBUILD}")
+
+
+def damage_of(file: Path, check: str) -> list[str]:
+    """What ``quick_check`` or ``integrity_check`` of SQLite finds, a line each; empty where the file is sound."""
+    try:
+        connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)
+        try:
+            found = [str(line) for (line,) in connection.execute(f"PRAGMA {check}(20)")]
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN):
+            raise
+        if shutil.disk_usage(file.parent).free < _ROOM:  # SQLite calls that an I/O error
+            raise StoreFull(f"there is no room beside the index {file}, which it cannot be opened without") from error
+        return [str(error)]
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return [] if found == ["ok"] else [line for lines in found for line in lines.splitlines()]
+
+
+class IndexStanding:
+    """What a scrub asks of the index of the archive below ``root`` before it believes it."""
+
+    def __init__(self, index: Index, root: Path) -> None:
+        self._index, self._journal = index, root / "journal"
+        self._file = sqlite_file(str(index.engine.url))
+
+    def doubt(self) -> str:
+        """Why the index may not say what is an orphan and what is lost; empty where it may."""
+        if self._file is None:
+            return ""
+        journal = ChangeJournal(self._journal)
+        with journal.locked(), self._index.engine.connect() as connection:
+            identity, last = connection.execute(select(archive.c.identity)).scalar(), journal.last()
+            recorded, number = journal.archive(), last_number(connection)
+        if identity is None or not recorded:
+            return "it is empty or was not opened with the journal beside the objects"
+        if identity != recorded:
+            return "it is the index of another archive"
+        return f"it ends at change {number}, and the journal at {last}" if number < last else ""
+
+    def damage(self) -> list[str]:
+        """Damaged pages and broken rows, a line each."""
+        return [] if self._file is None else damage_of(self._file, "integrity_check")

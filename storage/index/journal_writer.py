@@ -1,0 +1,87 @@
+"""Follows the index into the journals: what was committed is written down, with fsync, before anybody is told.
+
+The journals are written after the commit. A killed process leaves marks in the index, which are worked off by whoever
+writes next. The commit itself is not synced: what a power failure takes from the index comes back from the journal at
+the next start, and one sync a commit is enough. Also notices where the file of the index was removed or replaced under
+a running process: what is committed then is held nowhere, and nobody may be told that it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from storage.errors import IndexLost
+from storage.index.change_capture import changed_rows
+from storage.index.trail_rows import Trail
+from storage.objects.change_journal import ChangeJournal, Group
+from storage.objects.trail_journal import Journal
+
+_MARKS_KEPT = 1000
+"""Marks that were worked off are deleted so many at a time: a commit of its own for each would cost a sync more."""
+
+
+class Follower:
+    """Called after each write transaction. Safe to share between threads and processes."""
+
+    def __init__(self, engine: Engine, journal: ChangeJournal, trail: TrailFollower, file: Path) -> None:
+        self._engine, self._journal, self._trail, self._file = engine, journal, trail, file
+        self._identity = _identity(file)
+        self._lock = threading.Lock()
+        self._written = self._pruned = -1
+
+    def __call__(self) -> None:
+        """Write down what was committed; on return it is on disk. Raises IndexLost, StoreFull."""
+        if _identity(self._file) != self._identity:
+            raise IndexLost(
+                f"{self._file} was removed or replaced while this process had it open, and nothing is kept in it any "
+                "more: stop the node, and put the index back or run `latent-pacs index rebuild`"
+            )
+        with self._lock:
+            with self._engine.connect() as connection:
+                newest = connection.exec_driver_sql("SELECT max(number) FROM change").scalar()
+            if (newest or 0) > self._written:
+                self._write_down()
+        self._trail()
+
+    def _write_down(self) -> None:
+        with self._journal.locked():
+            last = self._journal.last()
+            with self._engine.connect() as connection:
+                number, rows = changed_rows(connection, last)
+            if rows:
+                self._journal.append(Group(number, rows))
+            self._written = number
+        if self._written - self._pruned >= _MARKS_KEPT:
+            with self._engine.connect().execution_options(write=True) as connection, connection.begin():
+                connection.exec_driver_sql("DELETE FROM change WHERE number <= ?", (self._written,))
+            self._pruned = self._written
+
+
+class TrailFollower:
+    """Writes the records of the audit trail down in their journal, where they are not yet."""
+
+    def __init__(self, trail: Trail, journal: Journal) -> None:
+        self._trail, self._journal = trail, journal
+        self._written = 0
+
+    def __call__(self) -> None:
+        """Bring the journal up to the index; costs a look where nothing is new."""
+        if self._trail.last()[0] == self._written:
+            return
+        with self._journal.locked():
+            last = self._journal.last()
+            after = last.number if last else 0
+            records = list(self._trail.records(after=after))
+            self._journal.append(records)
+            self._written = records[-1].number if records else after
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,161 @@
+"""What waits in quarantine, and the two ways out of it: accepted in place of what is held, or rejected."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
+
+from storage.errors import CorrectionRefused
+from storage.index.commitment_requests import is_pinned
+from storage.index.connection import now, writing
+from storage.index.hierarchy import drop_empty_above, instance_row, name_after
+from storage.index.holds import on_hold
+from storage.index.original_locations import Present, doom_in, held_columns, held_original, spare_hot, take_in
+from storage.index.rewritten_annotations import note_references
+from storage.index.tables import (
+    instance,
+    original,
+    patient,
+    quarantine,
+    reference,
+    reference_copy,
+    rendition,
+    series,
+    study,
+)
+from storage.index.tombstones import is_deleted, next_instance_key
+from storage.index.trail_rows import append_in
+from storage.records import NewInstance, Quarantined, Tier, TrailEntry
+
+REPLACED = "its original was replaced from quarantine"
+"""Why a rendition was withdrawn that belongs to the original before."""
+
+
+class Quarantine:
+    """The quarantine of one index. Safe to share between threads and processes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def put(
+        self,
+        digest: str,
+        sop_instance_uid: str,
+        calling_aet: str,
+        reason: str,
+        present: Present = lambda _: True,
+    ) -> bool:
+        """Note an object that may not come in under its UID; the same object twice is one row.
+
+        False where the object was unlinked meanwhile, and nothing was noted.
+        """
+        with writing(self._engine) as connection:
+            if not spare_hot(connection, digest, present):
+                return False
+            _put(connection, digest, sop_instance_uid, calling_aet, reason)
+        return True
+
+    def all(self) -> list[Quarantined]:
+        """Everything in quarantine, oldest first."""
+        names = list(Quarantined.__dataclass_fields__)
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(quarantine).order_by(quarantine.c.key))
+            return [Quarantined(**{name: getattr(row, name) for name in names}) for row in rows]
+
+    def reject(self, one: Quarantined, entry: TrailEntry) -> bool:
+        """Let go of an object; False where it is in quarantine no more."""
+        with writing(self._engine) as connection:
+            if not _take_out(connection, one.digest):
+                return False
+            doom_in(connection, one.digest, Tier.HOT)
+            append_in(connection, [entry])
+        return True
+
+    def accept(self, new: NewInstance, former: str, entry: TrailEntry, present: Present) -> bool:
+        """Make a quarantined object the original of its UID, which is encoded anew; the one before takes its place.
+
+        ``former``: digest of the original before, verbatim in the hot store; empty where there is none left. False
+        where something changed meanwhile. Raises CorrectionRefused where a hold or a pin keeps the one before.
+        """
+        try:
+            with writing(self._engine) as connection:
+                _accept(connection, new, former, present)
+                append_in(connection, [entry])
+        except _Changed:
+            return False
+        return True
+
+
+class _Changed(Exception):
+    """Something is not as it was when the decision was made; the transaction is rolled back."""
+
+
+def _accept(connection: Connection, new: NewInstance, former: str, present: Present) -> None:
+    if is_deleted(connection, new.sop_instance_uid) or not _take_out(connection, new.original_digest):
+        raise _Changed
+    if not all(spare_hot(connection, digest, present) for digest in (new.original_digest, former) if digest):
+        raise _Changed
+    held = _held(connection, new.sop_instance_uid)
+    if held is None:
+        row = {**instance_row(connection, new), **next_instance_key(connection)}
+        key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
+    else:
+        if former != ("" if held_original(held).purged else held.original_digest):
+            raise _Changed
+        key = held.key
+        _replace(connection, held, new, former)
+    take_in(connection, key, new.original_digest, new.original_bytes)
+    note_references(connection, key, new.references)
+
+
+def _held(connection: Connection, uid: str) -> Row[Any] | None:
+    query = (
+        select(
+            instance.c.key,
+            instance.c.series_key,
+            instance.c.original_digest,
+            instance.c.calling_aet,
+            *held_columns(),
+            on_hold().label("on_hold"),
+            is_pinned().label("pinned"),
+        )
+        .join(original, original.c.instance_key == instance.c.key)
+        .join(series, instance.c.series_key == series.c.key)
+        .join(study, series.c.study_key == study.c.key)
+        .join(patient, study.c.patient_key == patient.c.key)
+        .where(instance.c.sop_instance_uid == uid)
+    )
+    return cast(Row[Any] | None, connection.execute(query).first())
+
+
+def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: str) -> None:
+    if held.on_hold or held.pinned:
+        why = "on hold" if held.on_hold else "pinned by a storage commitment"
+        raise CorrectionRefused(f"{new.sop_instance_uid}: the original that is held is {why}, and cannot be replaced")
+    if former:
+        reason = f"was held until {new.original_digest} was accepted in its place"
+        _put(connection, former, new.sop_instance_uid, held.calling_aet, reason)
+        doom_in(connection, held.object_digest, held.tier)
+    mine = (rendition.c.instance_key == held.key, rendition.c.withdrawn == "")
+    for made in connection.execute(select(rendition).where(*mine)).all():
+        doom_in(connection, made.base_digest, Tier.HOT)
+        doom_in(connection, made.rendition_digest, Tier.HOT)
+    connection.execute(update(rendition).where(*mine).values(withdrawn=REPLACED))
+    for table in (reference, reference_copy):
+        connection.execute(delete(table).where(table.c.instance_key == held.key))
+    free = {"rendition_key": None, "lease_owner": None, "lease_until": None}
+    row = {**instance_row(connection, new), **free}
+    connection.execute(update(instance).where(instance.c.key == held.key).values(row))
+    drop_empty_above(connection, [held.series_key])
+    name_after(connection, row["series_key"], new.levels)
+
+
+def _put(connection: Connection, digest: str, uid: str, calling_aet: str, reason: str) -> None:
+    if connection.execute(select(quarantine.c.key).where(quarantine.c.digest == digest)).first() is None:
+        row = {"digest": digest, "sop_instance_uid": uid, "calling_aet": calling_aet, "reason": reason}
+        connection.execute(insert(quarantine).values(**row, arrived_at=now()))
+
+
+def _take_out(connection: Connection, digest: str) -> bool:
+    return bool(connection.execute(delete(quarantine).where(quarantine.c.digest == digest)).rowcount)

@@ -1,0 +1,164 @@
+"""The contract of every upscaler (node/upscalers/protocol.py), held against each one we ship."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from node.codec.decode import Decoded, SideInformation, reconstruct
+from node.codec.encode.base_coding import make_base
+from node.codec.noise import NoiseModel
+from node.config import ReconstructSettings, SdX2Settings
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.protocol import Upscaler, UpscaleTask
+from storage.errors import ModelMissing
+from storage.formats.payload import Rendition
+from storage.records import OperatingPoint, Verdict
+from tests.support import tiny_sd
+from tests.unit.node.codec.encode.test_search import phantom, source_of
+from tests.unit.node.codec.test_noise import model
+
+Float = NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sd.build(tmp_path_factory.mktemp("tiny"))
+
+
+def settings(name: str, weights: Path) -> ReconstructSettings:
+    own = SdX2Settings(weights=str(weights), steps=2, tile=64, overlap=16)
+    return ReconstructSettings.model_validate({"upscaler": name, "device": "cpu", "sd_x2": own})
+
+
+@pytest.fixture(params=["bicubic", "mammo", "sd_x2"])
+def fresh(request: pytest.FixtureRequest, weights: Path) -> Callable[[], Upscaler]:
+    """Builds the upscaler anew, as a new process would."""
+    return lambda: Catalogue(settings(request.param, weights)).configured()
+
+
+def noise_of(rows: int, columns: int) -> NoiseModel:
+    return model(rows, columns, deviation=12.0)
+
+
+def task(upscaler: Upscaler, scale: int = 2, rows: int = 280, columns: int = 270, seed: int = 3) -> UpscaleTask:
+    """Of a corner of the phantom, lossy."""
+    pixels = phantom()[200 : 200 + rows, :columns]
+    decoded = Decoded.of(make_base(source_of(pixels)[0], OperatingPoint(scale, "jpegxl", 0.5, 3)))
+    return decoded.task(noise_of(rows, columns), seed, upscaler.steps)
+
+
+def made(upscaler: Upscaler, given: UpscaleTask) -> tuple[Float, Float]:
+    """Structure and grain."""
+    structure = upscaler.structure(given)
+    rows, columns = structure.shape
+    return structure, upscaler.grain(given, structure, noise_of(rows, columns).draw(structure, given.seed))
+
+
+def same(one: tuple[Float, Float], other: tuple[Float, Float]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_says_what_it_is(fresh: Callable[[], Upscaler]) -> None:
+    upscaler = fresh()
+    assert re.fullmatch(r"[a-z0-9_]{1,32}", upscaler.name)
+    assert re.fullmatch(r"[A-Z0-9_ ]{1,16}", upscaler.method)  # CS, PS3.5 6.2
+    assert re.fullmatch(r"[0-9a-f]{64}", upscaler.weights_digest)
+    assert upscaler.steps >= 0
+    numerics = upscaler.numerics
+    assert {"device", "dtype", "torch"} <= numerics.keys()
+    assert all(isinstance(value, str) for value in numerics.values())
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_shape_and_type(fresh: Callable[[], Upscaler], scale: int) -> None:
+    upscaler = fresh()
+    for part in made(upscaler, task(upscaler, scale)):
+        assert part.shape == (280, 270)
+        assert part.dtype == np.float32
+        assert np.isfinite(part).all()
+
+
+def test_a_pure_function(fresh: Callable[[], Upscaler]) -> None:
+    """Again, after another image, and in a fresh process: the same bits. The task is not written to."""
+    upscaler = fresh()
+    given = task(upscaler)
+    before = {name: getattr(given, name).copy() for name in ("samples", "upsampled", "deviation")}
+    first = made(upscaler, given)
+    first[0][:] += 0.0  # it is the caller's own
+    assert all(np.array_equal(getattr(given, name), array) for name, array in before.items())
+    made(upscaler, task(upscaler, rows=260, columns=300, seed=9))
+    assert same(made(upscaler, given), first)
+    assert same(made(fresh(), given), first)
+
+
+def test_a_structure_may_be_written_to(fresh: Callable[[], Upscaler]) -> None:
+    upscaler = fresh()
+    given = task(upscaler)
+    before = given.upsampled.copy()
+    upscaler.structure(given)[:] = 0
+    assert np.array_equal(given.upsampled, before)
+
+
+@pytest.mark.parametrize("point", [OperatingPoint(2, "png16"), OperatingPoint(4, "jpegxl", 0.6)], ids=str)
+def test_a_structure_is_consistent_with_its_base(fresh: Callable[[], Upscaler], point: OperatingPoint) -> None:
+    """Downsampled it is the base, to within what a coder changes and the noise that the base does not hold."""
+    upscaler = fresh()
+    pixels = phantom()[200:480, :270]
+    base = make_base(source_of(pixels)[0], point)
+    image = reconstruct(base, upscaler, SideInformation(), seed=5, steps=upscaler.steps)
+    away = base.operator.down(image) - base.samples()
+    assert np.sqrt(np.mean(np.square(away))) < 1.5 * max(base.quantisation_rms, 2.0)
+
+
+def test_grain_has_the_strength_of_the_noise(fresh: Callable[[], Upscaler]) -> None:
+    upscaler = fresh()
+    given = task(upscaler)
+    structure = upscaler.structure(given)
+    noise = noise_of(*structure.shape).draw(structure, given.seed)
+    grain = upscaler.grain(given, structure, noise.copy())
+    assert grain.std() == pytest.approx(noise.std(), rel=0.25)
+
+
+def test_what_draws_says_so(fresh: Callable[[], Upscaler]) -> None:
+    """A structure that depends on the seed holds what a model drew."""
+    upscaler = fresh()
+    one, other = (upscaler.structure(task(upscaler, seed=seed)) for seed in (1, 2))
+    assert np.array_equal(one, other) is (upscaler.name != "sd_x2")
+    assert upscaler.generative or np.array_equal(one, other)
+
+
+def test_the_deviation_is_not_looked_at_where_it_is_not_needed(fresh: Callable[[], Upscaler]) -> None:
+    upscaler = fresh()
+    if not upscaler.needs_deviation:
+        with_noise = task(upscaler)
+        pixels = phantom()[200:480, :270]
+        decoded = Decoded.of(make_base(source_of(pixels)[0], OperatingPoint(2, "jpegxl", 0.5, 3)))
+        without = decoded.task(None, with_noise.seed, upscaler.steps)
+        assert np.array_equal(upscaler.structure(with_noise), upscaler.structure(without))
+
+
+def test_missing_model_names_the_digest(weights: Path) -> None:
+    """A rendition whose weights are not the installed ones is not rendered with others."""
+    rendition = Rendition(
+        base_digest="0" * 64,
+        original_uid="1.2",
+        derived_uid="2.25.1",
+        upscaler="sd_x2",
+        method="LDM_UPSCALE_1",
+        generative=True,
+        weights_digest="ab" * 32,
+        numerics={"device": "cpu", "dtype": "float32"},
+        steps=2,
+        seed=1,
+        output_digest="0" * 64,
+        structure_digest="0" * 64,
+        verdict=Verdict(40.0, 0.95, 0.92, 1),
+    )
+    with pytest.raises(ModelMissing, match="ab" * 32):
+        Catalogue(settings("bicubic", weights)).for_rendition(rendition)

@@ -1,0 +1,80 @@
+"""An archive as an earlier state left it: it opens, answers, gives its images back, and can be rebuilt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from node.app import Node, rebuild_index
+from node.config import Settings
+from storage.records import InstanceState
+from tests.conftest import settings_for
+from tests.support.everything import tables_of
+from tests.support.paths import GOLDEN
+
+ARCHIVE = GOLDEN / "archive-v1.zip"
+
+ROWS = {
+    "amendment": 4,
+    "archive": 1,
+    "class_label": 1,
+    "commitment": 2,
+    "damage": 1,
+    "doomed": 0,
+    "former_patient": 1,
+    "hold": 3,
+    "instance": 4,
+    "job": 6,
+    "job_run": 1,
+    "label": 2,
+    "model_file": 1,
+    "original": 4,
+    "patient": 2,
+    "pin": 1,
+    "quarantine": 2,
+    "reference": 1,
+    "reference_copy": 1,
+    "rendition": 1,
+    "report": 1,
+    "reverification": 1,
+    "series": 4,
+    "study": 2,
+    "tombstone": 1,
+    "trail": 22,
+}
+ORIGINAL = "cbf1c38b3c473de94d1a25d918bbd481661a6fdd71869f8d2195b2a69757c2ac"
+DERIVED = "2.25.82334479419042623966543016577183387688"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    with zipfile.ZipFile(ARCHIVE) as packed:
+        packed.extractall(tmp_path / "archive")
+    return settings_for(tmp_path / "archive", archivist={"enabled": False}, originals={"coder": "jpegls"})
+
+
+def test_it_opens_and_gives_its_images_back(settings: Settings) -> None:
+    root = settings.storage.root
+    uids = json.loads((root / "uids.json").read_text())
+    assert {name: len(rows) for name, rows in tables_of(root / "index.sqlite").items()} == ROWS
+    with Node(settings) as node:
+        verified = node.index.by_uid(DERIVED)
+        assert verified is not None
+        assert (verified.sop_instance_uid, verified.state) == (uids["verified"], InstanceState.VERIFIED)
+        assert verified.original_digest == ORIGINAL
+        with node.originals.borrowed(ORIGINAL) as path:
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == ORIGINAL
+        assert node.index.tombstones.standing(uids["deleted"]) is not None
+        assert node.archive.audit_trail.broken() == ""
+
+
+def test_it_can_be_rebuilt(settings: Settings) -> None:
+    file = settings.storage.root / "index.sqlite"
+    before = tables_of(file)
+    file.unlink()
+    assert rebuild_index(settings, lambda *_: None).clean
+    assert tables_of(file) == {**before, "replica": []}  # a table that came later

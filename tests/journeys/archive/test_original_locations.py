@@ -1,0 +1,539 @@
+"""Where originals are, when processes are killed and when several work at once: no row ever promises a file that is
+gone, and no rule is passed by. Real index, real files; only the worker's answers are made here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, text
+
+from node.archive.audit_trail import AuditTrail, TrailWriter
+from node.archive.originals import retention
+from node.archive.originals.original_access import Originals
+from node.archive.originals.packing import Custodian
+from node.archive.originals.retention import PurgeReport, Retention
+from node.archive.rendered_cache import RenderedCache
+from node.config import parse
+from node.workers.worker import PackRequest, decode
+from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged, ProofFailed, StoreFull
+from storage.formats.packed_original import restore_original
+from storage.index import Index
+from storage.index.commitment_requests import Commitments
+from storage.index.connection import now, writing
+from storage.index.holdings import Added
+from storage.index.tables import commitment, pin
+from storage.objects.store import ObjectStore
+from storage.objects.trail_journal import Journal
+from storage.records import HoldKind, InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier, TrailEntry
+from tests.support.samples import breast, mammogram, write
+from tests.unit.storage.index.test_index import new_instance, new_rendition
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Pool:
+    """The worker's part done at once."""
+
+    def submit(self, request: PackRequest, priority: object) -> Future[str]:
+        done: Future[str] = Future()
+        try:
+            done.set_result(decode(request))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class Bench:
+    """One archive without its doors, made anew on the same folder as often as a test likes."""
+
+    def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
+        self.root = root
+        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"keep": "0d", **originals}}
+        raw["audit"] = {"reserve": reserve}
+        self.settings = parse(raw, "test")
+        self.hot = ObjectStore(root)
+        self.stores = {Tier.HOT: self.hot}
+        if self.settings.originals.path:
+            self.stores[Tier.COLD] = ObjectStore(self.settings.originals.path)
+        self.index = Index.open(self.settings.storage.database_url)
+        self.journal = Journal(root / "journal")
+        self.trail = AuditTrail(self.index, self.journal)
+        self.originals = Originals(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
+        self.custodian = Custodian(
+            self.index,
+            self.stores,
+            self.originals,
+            Pool(),
+            self.trail,
+            self.settings,  # type: ignore[arg-type]
+        )
+        self.rendered: list[str] = []
+        self.retention = self.purging_with(lambda rendition: self.rendered.append(rendition.derived_uid))
+
+    def purging_with(self, render: Callable[[StoredRendition], None]) -> Retention:
+        return Retention(self.index, self.stores, self.trail, self.settings, render)
+
+    def receive(self, uid: str, *, state: InstanceState = InstanceState.VERIFIED) -> bytes:
+        """An instance at rest; what was received."""
+        path = write(mammogram(breast(300, 280), SOPInstanceUID=uid), self.root / f"{uid}.dcm")
+        data = path.read_bytes()
+        self.hot.adopt(path)
+        digest = hashlib.sha256(data).hexdigest()
+        assert self.index.add(new_instance(uid, original_digest=digest, original_bytes=len(data))) is Added.NEW
+        if state is InstanceState.RECEIVED:
+            return data
+        claim = self.index.claim("test", 60)
+        assert claim is not None
+        if state in (InstanceState.VERIFIED, InstanceState.MEASURED):
+            base, rendition = self.hot.put(f"base {uid}".encode()), self.hot.put(f"rendition {uid}".encode())
+            self.index.finish_with(
+                claim, state, new_rendition(f"2.25.{uid[-1]}", base_digest=base, rendition_digest=rendition)
+            )
+        else:
+            self.index.finish(claim, state, ReasonCode.OTHER, "because")
+        return data
+
+    def read(self, data: bytes) -> bytes:
+        with self.originals.borrowed(hashlib.sha256(data).hexdigest()) as path:
+            return path.read_bytes()
+
+    def work(self) -> int:
+        """Everything the custodian has to do; how many steps that were."""
+        steps = 0
+        while self.custodian.step():
+            steps += 1
+        return steps
+
+    def check_promises(self) -> None:
+        """Every original that a row promises is there, and gives the received bytes back."""
+        with self.index.engine.connect() as connection:
+            for row in connection.execute(
+                text("SELECT o.*, i.original_digest FROM original o JOIN instance i ON i.key = o.instance_key")
+            ):
+                if row.form != OriginalForm.PURGED:
+                    assert self.stores[Tier(row.tier)].read(row.object_digest)
+                    with self.originals.borrowed(row.original_digest) as path:
+                        assert hashlib.sha256(path.read_bytes()).hexdigest() == row.original_digest
+
+    def files(self) -> int:
+        return sum(len(list(store.digests())) for store in self.stores.values())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "archive")
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+# --- packing ------------------------------------------------------------------------------------------------------
+
+
+def test_packed_only_at_rest_and_served_all_the_same(bench: Bench) -> None:
+    waiting = bench.receive("1.2.3.1", state=InstanceState.RECEIVED)
+    assert bench.work() == 0
+    assert bench.index.custody.totals().to_pack == 1
+    claim = bench.index.claim("test", 60)
+    assert claim is not None
+    bench.index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
+    assert bench.work() == 1
+    totals = bench.index.custody.totals()
+    assert (totals.packed, totals.verbatim, totals.to_pack) == (1, 0, 0)
+    assert totals.packed_bytes < 0.6 * len(waiting)
+    assert bench.files() == 1
+    assert bench.read(waiting) == waiting
+    assert list((bench.root / "lent").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["adopt", "packed", "collect", "delete"])
+def test_killed_while_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """At any step: the row promises what is there, and the next run ends with one object."""
+    data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
+    owner: Any = bench.hot if step in ("adopt", "delete") else bench.index.custody
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, raising(Killed()))
+        with pytest.raises(Killed):
+            bench.work()
+    again = Bench(bench.root)
+    again.check_promises()
+    with writing(again.index.engine) as connection:
+        connection.execute(text("UPDATE original SET lease_until = 0"))  # as time would
+    again.work()
+    again.check_promises()
+    assert again.index.custody.totals().packed == 1
+    assert again.files() == 1
+    assert again.read(data) == data
+
+
+def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
+    monkeypatch.setattr("node.workers.worker.pack_original", raising(ProofFailed("other bytes")))
+    assert bench.work() == 1
+    held = bench.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    assert held is not None
+    assert (held.form, held.note) == (OriginalForm.VERBATIM, "other bytes")
+    (record,) = bench.journal.records()
+    assert (record.entry.action, record.entry.outcome) == ("original.pack", "failure")
+    assert bench.work() == 0  # once is enough
+    assert bench.read(data) == data
+
+
+def test_a_reader_who_comes_while_it_is_packed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row was read, then the object went: the reader looks again. A file in hand stays readable."""
+    data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
+    in_hand = bench.originals.lend(hashlib.sha256(data).hexdigest())
+    lend = bench.hot.lend
+
+    def packed_first(digest: str) -> Path:
+        monkeypatch.setattr(bench.hot, "lend", lend)
+        bench.work()
+        return lend(digest)
+
+    monkeypatch.setattr(bench.hot, "lend", packed_first)
+    assert bench.read(data) == data
+    assert bench.index.custody.totals().packed == 1
+    assert in_hand.read_bytes() == data
+    in_hand.unlink()
+
+
+def test_the_same_bytes_again_while_they_are_being_unlinked(bench: Bench) -> None:
+    """Purged, and its file just going: what arrives is either spared or refused, never promised and gone."""
+    data = bench.receive("1.2.3.1")
+    digest = hashlib.sha256(data).hexdigest()
+    bench.retention.purge()
+    assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=lambda _: False) is Added.GONE
+    assert bench.index.custody.of_digest(digest).purged  # type: ignore[union-attr]
+    bench.hot.put(data)
+    bench.index.custody.doom(digest, Tier.HOT)  # as if the collector were on its way
+    present = lambda each: bench.hot.path(each).is_file()  # noqa: E731
+    assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=present) is Added.AGAIN
+    assert bench.index.custody.collect(bench.stores) == 0
+    bench.check_promises()
+
+
+# --- purging ------------------------------------------------------------------------------------------------------
+
+
+def pinned(bench: Bench, uid: str) -> None:
+    """Promise an original, as storage commitment does (PS3.4 Annex J)."""
+    commitments = Commitments(bench.index.engine)
+    held = bench.index.by_uid(uid)
+    assert held is not None
+    with writing(bench.index.engine) as connection:
+        asked = {"transaction_uid": "1.9", "calling_aet": "MODALITY", "items": [], "duplicate": 0, "state": "done"}
+        row = insert(commitment).values(**asked, attempts=1, due=0.0, asked_at=now())
+        (number,) = connection.execute(row).inserted_primary_key or (0,)
+        connection.execute(insert(pin).values(instance_key=held.key, commitment_key=number, until=None))
+    assert commitments.pinned(held.key)
+
+
+def test_only_what_may_go_goes(bench: Bench) -> None:
+    """Verified, aged, unpinned, unheld: everything else stays, each for its own reason."""
+    states = {
+        "1.2.3.1": InstanceState.VERIFIED,
+        "1.2.3.2": InstanceState.MEASURED,
+        "1.2.3.3": InstanceState.EXACT,
+        "1.2.3.4": InstanceState.FAILED,
+        "1.2.3.5": InstanceState.VERIFIED,
+        "1.2.3.6": InstanceState.RECEIVED,
+    }
+    for uid, state in states.items():
+        bench.receive(uid, state=state)
+    pinned(bench, "1.2.3.5")
+    young = Bench(bench.root, keep="1h")
+    assert young.retention.purge().purged == ()
+    report = bench.retention.purge()
+    assert [step.sop_instance_uid for step in report.purged] == ["1.2.3.1"]
+    assert bench.rendered == ["2.25.1"]
+    assert bench.retention.purge().purged == ()
+    bench.check_promises()
+    forever = Bench(bench.root, keep="forever")
+    assert forever.retention.purge() == PurgeReport(False, "forever")
+
+
+def test_the_audit_reserve_stays(bench: Bench) -> None:
+    """Drawn by the digest of each original: what lies below the bound stays, and the dry run says so."""
+    uids = [f"1.2.3.{number}" for number in range(1, 30)]
+    digests = {uid: hashlib.sha256(bench.receive(uid)).hexdigest() for uid in uids}
+    half = Bench(bench.root, reserve="50%")
+    reserve = {uid for uid, digest in digests.items() if digest < "8"}
+    assert 0 < len(reserve) < len(uids)
+    dry = half.retention.purge(dry_run=True)
+    assert {step.sop_instance_uid for step in dry.purged} == set(uids) - reserve
+    assert dry.reserved == len(reserve)
+    assert dry.reserved_bytes > 0
+    assert half.retention.would_free(timedelta(0))[0] == len(uids) - len(reserve)
+    assert not dry.kept
+    half.retention.purge()
+    assert {uid for uid, digest in digests.items() if not half.index.custody.of_digest(digest).purged} == reserve  # type: ignore[union-attr]
+    everything = Bench(bench.root, reserve="100%")
+    assert everything.retention.purge().reserved == len(reserve)
+    half.check_promises()
+
+
+@pytest.mark.parametrize("step", ["purged", "write_down", "collect", "delete"])
+def test_killed_while_purging(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
+    data = bench.receive("1.2.3.1")
+    owners = {"purged": bench.index.custody, "write_down": bench.trail, "collect": bench.index.custody}
+    owner: Any = owners.get(step, bench.hot)
+    real, calls = getattr(owner, step), []
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        calls.append(step)
+        if step == "collect" and len(calls) == 1:  # the one that cleans up after earlier runs
+            return real(*arguments, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, killed)
+        with pytest.raises(Killed):
+            bench.retention.purge()
+    again = Bench(bench.root)
+    again.check_promises()
+    held = again.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    assert held is not None
+    assert held.purged == (step != "purged")
+    again.retention.purge()
+    again.trail.write_down()
+    assert again.files() == 2  # base and rendition
+    assert [record.entry.action for record in again.journal.records()] == ["original.purge"]
+    with pytest.raises(OriginalPurged):
+        again.read(data)
+
+
+def test_a_hold_placed_between_selection_and_removal(bench: Bench) -> None:
+    data = bench.receive("1.2.3.1")
+    study = bench.index.by_uid("1.2.3.1").study_instance_uid  # type: ignore[union-attr]
+
+    def placing_a_hold(_: StoredRendition) -> None:
+        bench.index.holds.add(HoldKind.STUDY, study, reason="now", who="user:test")
+
+    report = bench.purging_with(placing_a_hold).purge()
+    assert report.purged == ()
+    assert "hold" in report.kept[0].kept_because
+    assert bench.read(data) == data
+
+
+def test_without_the_model_the_original_stays(bench: Bench) -> None:
+    data = bench.receive("1.2.3.1")
+    report = bench.purging_with(raising(ModelMissing("no weights"))).purge()
+    assert (report.purged, report.kept[0].kept_because) == ((), "ModelMissing: no weights")
+    assert bench.read(data) == data
+
+
+def test_a_reader_with_the_file_in_hand(bench: Bench) -> None:
+    data = bench.receive("1.2.3.1")
+    with bench.originals.borrowed(hashlib.sha256(data).hexdigest()) as path:
+        assert len(bench.retention.purge().purged) == 1
+        assert path.read_bytes() == data
+    with pytest.raises(OriginalPurged, match="removed by retention"):
+        bench.read(data)
+
+
+def test_cancelled_and_told_of_progress(bench: Bench) -> None:
+    for uid in ("1.2.3.1", "1.2.3.2", "1.2.3.3"):
+        bench.receive(uid)
+    seen: list[tuple[int, int]] = []
+    report = bench.retention.purge(progress=lambda done, of: seen.append((done, of)), cancelled=lambda: len(seen) == 2)
+    assert seen == [(1, 3), (2, 3)]
+    assert report.cancelled
+    assert len(report.purged) == 2
+    assert report.bytes_freed == sum(step.bytes for step in report.purged) > 0
+
+
+# --- the cold store -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", ["take_from", "moved", "collect"])
+def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    data = bench.receive("1.2.3.1")
+    exact = bench.receive("1.2.3.2", state=InstanceState.EXACT)
+    owner: Any = bench.stores[Tier.COLD] if step == "take_from" else bench.index.custody
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, raising(Killed()))
+        with pytest.raises(Killed):
+            bench.work()
+    again = Bench(bench.root, path=str(tmp_path / "cold"), coder="none")
+    again.check_promises()
+    with writing(again.index.engine) as connection:
+        connection.execute(text("UPDATE original SET lease_until = 0"))
+    again.work()
+    again.check_promises()
+    assert again.index.custody.totals().cold == 1
+    assert again.files() == 4  # base, rendition, one original in each store
+    assert (again.read(data), again.read(exact)) == (data, exact)
+
+
+def test_a_damaged_object_is_not_moved(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    data = bench.receive("1.2.3.1")
+    path = bench.hot.path(hashlib.sha256(data).hexdigest())
+    path.write_bytes(data[:-1] + b"\1")
+    bench.work()
+    assert bench.index.custody.totals().cold == 0
+    assert path.exists()
+    assert list((tmp_path / "cold" / "lent").iterdir()) == []
+
+
+def test_a_full_cold_store_leaves_originals_hot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    data = bench.receive("1.2.3.1")
+    monkeypatch.setattr(bench.stores[Tier.COLD], "check_room", raising(StoreFull("no room")))
+    assert bench.work() == 1
+    assert bench.read(data) == data
+    assert bench.index.custody.totals().cold == 0
+
+
+def test_without_originals_path_cold_ones_say_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    data = bench.receive("1.2.3.1")
+    bench.work()
+    forgot = Bench(bench.root, coder="none")
+    with pytest.raises(ObjectMissing, match=r"originals\.path"):
+        forgot.read(data)
+    assert forgot.retention.restore("image", "1.2.3.1", who="user:test")[0].outcome == "failed"
+    assert "originals.path" in forgot.retention.purge().kept[0].kept_because
+    restored = bench.retention.restore("image", "1.2.3.1", who="user:test")
+    assert [step.outcome for step in restored] == ["restored"]
+    assert forgot.read(data) == data
+    assert bench.index.trail.last()[0] == 1
+
+
+# --- trail, holds, journal ----------------------------------------------------------------------------------------
+
+
+def test_an_index_made_anew_gets_holds_labels_and_trail_back(bench: Bench) -> None:
+    holds = bench.index.holds
+    kept = holds.add(HoldKind.LABEL, "trial", reason="a: b", who="user:a")
+    gone = holds.add(HoldKind.PATIENT, "P1", reason="", who="user:b")
+    holds.release(gone.key, reason="over", who="user:c")
+    holds.put_label("trial", "1.2", who="user:a")
+    holds.put_label("other", "1.2", who="user:a")
+    holds.take_label("other", "1.2", who="user:a")
+    bench.trail.write_down()
+    before = (holds.all(released=True), holds.labels(), list(bench.index.trail.records()))
+    bench.index.close()
+    (bench.root / "index.sqlite").unlink()
+    for leftover in bench.root.glob("index.sqlite-*"):
+        leftover.unlink()
+    again = Bench(bench.root)
+    assert again.trail.recover() == 6
+    assert again.trail.recover() == 0
+    after = (again.index.holds.all(released=True), again.index.holds.labels(), list(again.index.trail.records()))
+    assert after[1:] == before[1:]
+    assert [(one.key, one.kind, one.value, one.reason, one.released_by) for one in after[0]] == [
+        (one.key, one.kind, one.value, one.reason, one.released_by) for one in before[0]
+    ]
+    assert again.index.holds.all()[0].key == kept.key
+    assert again.trail.broken() == ""
+
+
+def test_a_torn_line_is_written_anew(bench: Bench) -> None:
+    bench.trail.append(TrailEntry("a", "user:x"), TrailEntry("b", "user:x", uids=("1.2",)))
+    (segment,) = (bench.root / "journal").glob("trail-*.jsonl")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-20])
+    again = Bench(bench.root)
+    again.trail.append(TrailEntry("c", "user:x"))
+    assert [record.entry.action for record in again.journal.records()] == ["a", "b", "c"]
+    assert segment.read_bytes().startswith(whole)
+    assert again.trail.broken() == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE trail SET detail = 'nothing' WHERE number = 2",
+        "DELETE FROM trail WHERE number = 2",
+        "DELETE FROM trail WHERE number = 3",
+        "UPDATE trail SET who = 'user:other', digest = previous WHERE number = 1",
+    ],
+)
+def test_tampering_shows(bench: Bench, change: str) -> None:
+    bench.trail.append(*(TrailEntry(action, "user:x") for action in "abc"))
+    assert bench.trail.broken() == ""
+    with writing(bench.index.engine) as connection:
+        connection.execute(text(change))
+    assert bench.trail.broken()
+
+
+def test_the_journal_shows_tampering_too(bench: Bench) -> None:
+    bench.trail.append(*(TrailEntry(action, "user:x") for action in "abc"))
+    (segment,) = (bench.root / "journal").glob("trail-*.jsonl")
+    segment.write_bytes(segment.read_bytes().replace(b'"action":"b"', b'"action":"z"'))
+    assert "journal: record 2 was changed" in bench.trail.broken()
+
+
+def test_entries_that_nobody_waits_for(bench: Bench) -> None:
+    writer = TrailWriter(bench.trail)
+    for number in range(1200):
+        writer.record(TrailEntry("retrieve", "VIEWER", "image", (f"1.2.{number}",), "original"))
+    writer.close()
+    assert bench.index.trail.last()[0] == 1200
+    assert [record.entry.uids for record in bench.journal.records()] == [(f"1.2.{n}",) for n in range(1200)]
+    assert [record.number for record in bench.index.trail.records(newest=2)] == [1199, 1200]
+    assert [record.number for record in bench.index.trail.records(uid="1.2.7")] == [8]
+
+
+# --- names lent to readers, configuration, and archives of an older release ---------------------------------------
+
+
+def test_names_lent_by_ended_processes_are_swept(bench: Bench) -> None:
+    digest = bench.hot.put(b"x")
+    alive = bench.hot.lend(digest)
+    assert alive.read_bytes() == b"x"
+    host, _, unique = alive.name.split("+")
+    dead, elsewhere = alive.with_name(f"{host}+999999999+{unique}"), alive.with_name(f"other+{1}+{unique}")
+    dead.write_bytes(b"")
+    elsewhere.write_bytes(b"")
+    bench.hot.sweep_lent()
+    assert [path.name for path in alive.parent.iterdir()] == [elsewhere.name]  # ours is from before this start
+    with pytest.raises(ObjectMissing):
+        bench.hot.lend("0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("originals", "says"),
+    [
+        ({"keep": "a month"}, "write forever"),
+        ({"path": "s3://bucket/x"}, "not supported"),
+        ({"path": "file://host/x"}, "not supported"),
+        ({"coder": "jpeg"}, "originals.coder"),
+    ],
+)
+def test_configuration_that_cannot_be_meant(originals: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({"originals": originals}, "config.yaml")
+
+
+def test_mqsa_keeps_for_ever() -> None:
+    with pytest.raises(ConfigError, match="us-mqsa keeps originals for ever"):
+        parse({"codec": {"profile": "us-mqsa"}, "originals": {"keep": "30d"}}, "config.yaml")
+    assert parse({"originals": {"keep": "2w"}}, "x").originals.keep == timedelta(days=14)
+    assert parse({"originals": {"path": "file:///a%20b"}}, "x").originals.path == Path("/a b")
+
+
+def test_reports_are_plain(bench: Bench) -> None:
+    """What the scheduler keeps of a run can be written as JSON."""
+    import json
+    from dataclasses import asdict
+
+    bench.receive("1.2.3.1")
+    report = bench.retention.purge(dry_run=True)
+    assert json.loads(json.dumps(asdict(report)))["purged"][0]["sop_instance_uid"] == "1.2.3.1"
+    assert retention.PurgeReport.__dataclass_params__.frozen  # type: ignore[attr-defined]

@@ -1,0 +1,383 @@
+"""Storage commitment: pynetdicom and Orthanc ask, and hear the truth, once, in time, whatever happens between."""
+
+from __future__ import annotations
+
+import gc
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import generate_uid
+from pynetdicom import AE, build_role, evt
+
+from node.app import Node
+from node.archive.originals.storage_commitment import Committer, FailureReason
+from node.config import parse
+from node.dimse.client import Address, store
+from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from storage.errors import ConfigError
+from storage.index.commitment_requests import Commitments, CommitmentState, Reference
+from tests.conftest import settings_for, wait_for
+from tests.support import samples
+from tests.support.peers import Orthanc, free_port
+
+# pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")
+
+SUCCEEDED, FAILED = 1, 2
+
+
+@dataclass
+class Modality:
+    """A storage commitment SCU that listens for reports; ``answers``: the statuses it gives, the last for ever."""
+
+    port: int = field(default_factory=free_port)
+    answers: list[int] = field(default_factory=lambda: [0])
+    reports: queue.Queue[tuple[int, Dataset]] = field(default_factory=queue.Queue)
+    roles: list[Any] = field(default_factory=list)
+    answered: int = 0
+
+    def handlers(self) -> list[Any]:
+        return [(evt.EVT_N_EVENT_REPORT, self._report)]
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        entity = AE("MODALITY")
+        entity.add_supported_context(STORAGE_COMMITMENT, scu_role=False, scp_role=True)
+        server: Any = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=self.handlers())
+        try:
+            yield
+        finally:
+            server.shutdown()
+
+    def heard(self) -> tuple[int, Dataset]:
+        return self.reports.get(timeout=30)
+
+    def _report(self, event: Any) -> tuple[int, None]:
+        self.roles.append(event.assoc.requestor.role_selection)
+        status = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        self.answered += 1
+        if status == 0:
+            self.reports.put((event.event_type, event.event_information))
+        return status, None
+
+
+@contextmanager
+def node(root: Path, modality: Modality, **changes: Any) -> Iterator[Node]:
+    allow = ["echo", "store", "commit"]
+    peers = [
+        {"ae_title": "MODALITY", "allow": allow, "host": "127.0.0.1", "port": modality.port},
+        {"ae_title": "CLINIC", "allow": allow},
+        {"ae_title": "VIEWER", "allow": ["echo", "find"]},
+    ]
+    settings = {"peers": peers, "archivist": {"enabled": False}, "commitment": {"retry": 0.2}, **changes}
+    with Node(settings_for(root / "archive", **settings)) as running:
+        yield running
+    gc.collect()
+
+
+def address(running: Node) -> Address:
+    return Address("127.0.0.1", running.server.port, "LATENTPACS")
+
+
+def stored(running: Node, folder: Path, **changes: Any) -> Dataset:
+    ds = samples.mammogram(samples.breast(256, 256, seed=len(list(folder.iterdir()))), **changes)
+    path = samples.write(ds, folder / f"{ds.SOPInstanceUID}.dcm")
+    store([path], address(running), calling="MODALITY", each=lambda *_: None)
+    return ds
+
+
+def references(*pairs: tuple[str, str]) -> list[Dataset]:
+    items = []
+    for sop_class, uid in pairs:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+        items.append(item)
+    return items
+
+
+def request(items: list[Dataset], transaction: str = "") -> Dataset:
+    information = Dataset()
+    information.TransactionUID = transaction or generate_uid()
+    information.ReferencedSOPSequence = items
+    return information
+
+
+def of(ds: Dataset) -> tuple[str, str]:
+    return str(ds.SOPClassUID), str(ds.SOPInstanceUID)
+
+
+def associate(running: Node, calling: str, handlers: list[Any] | None = None) -> Any:
+    entity = AE(calling)
+    entity.add_requested_context(STORAGE_COMMITMENT)
+    return entity.associate("127.0.0.1", running.server.port, evt_handlers=handlers or [])
+
+
+def ask(running: Node, information: Dataset, *, calling: str = "MODALITY", action: int = 1, instance: str = "") -> int:
+    """N-ACTION on an association that is released at once; the status."""
+    assoc = associate(running, calling)
+    assert assoc.is_established
+    about = STORAGE_COMMITMENT, instance or STORAGE_COMMITMENT_INSTANCE
+    status, _ = assoc.send_n_action(information, action, *about)
+    assoc.release()
+    return int(status.Status)
+
+
+def test_what_is_held_is_committed_and_pinned(tmp_path: Path) -> None:
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with modality.listening(), node(tmp_path, modality) as running:
+        images = [stored(running, files) for _ in range(2)]
+        information = request(references(*map(of, images)))
+        assert ask(running, information) == 0
+        event_type, report = modality.heard()
+        assert event_type == SUCCEEDED
+        assert report.TransactionUID == information.TransactionUID
+        assert report.RetrieveAETitle == "LATENTPACS"
+        assert {of_item(item) for item in report.ReferencedSOPSequence} == {of(ds) for ds in images}
+        assert "FailedSOPSequence" not in report
+        (role,) = modality.roles[0].values()
+        assert (bool(role.scu_role), bool(role.scp_role)) == (False, True), "the caller is the SCP, and says so"
+        keys = [running.index.by_uid(str(ds.SOPInstanceUID)).key for ds in images]  # type: ignore[union-attr]
+        assert [running.commitments.pinned(key) for key in keys] == [True, True]
+        assert not running.commitments.pinned(keys[0] + 1000)
+        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.TOLD])
+
+
+def of_item(item: Dataset) -> tuple[str, str]:
+    return str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID)
+
+
+def test_every_reason_not_to_commit(tmp_path: Path) -> None:
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with modality.listening(), node(tmp_path, modality) as running:
+        good, damaged, gone, contested = (stored(running, files) for _ in range(4))
+        stored(running, files, SOPInstanceUID=contested.SOPInstanceUID)
+        for ds, spoil in ((damaged, lambda path: path.write_bytes(b"x" * path.stat().st_size)), (gone, Path.unlink)):
+            held = running.index.by_uid(str(ds.SOPInstanceUID))
+            assert held is not None
+            spoil(running.store.held(held.original_digest))
+        unknown = (samples.MAMMOGRAPHY, generate_uid())
+        other_class = ("1.2.840.10008.5.1.4.1.1.7", str(good.SOPInstanceUID))
+        asked = [of(good), of(damaged), of(gone), of(contested), unknown, other_class]
+        assert ask(running, request(references(*asked))) == 0
+        event_type, report = modality.heard()
+        assert event_type == FAILED
+        assert [of_item(item) for item in report.ReferencedSOPSequence] == [of(good)]
+        assert {of_item(item): item.FailureReason for item in report.FailedSOPSequence} == {
+            of(damaged): FailureReason.PROCESSING_FAILURE,
+            of(gone): FailureReason.PROCESSING_FAILURE,
+            of(contested): FailureReason.PROCESSING_FAILURE,
+            unknown: FailureReason.NO_SUCH_INSTANCE,
+            other_class: FailureReason.CLASS_INSTANCE_CONFLICT,
+        }
+
+
+@pytest.mark.slow
+def test_a_reconstruction_is_not_committed(tmp_path: Path) -> None:
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with modality.listening(), node(tmp_path, modality, archivist={"poll": 0.1}) as running:
+        ds = stored(running, files)
+
+        def derived() -> Any:
+            held = running.index.by_uid(str(ds.SOPInstanceUID))
+            return held.rendition if held is not None else None
+
+        rendition = wait_for(derived, what="image verified")
+        assert ask(running, request(references((str(ds.SOPClassUID), rendition.derived_uid), of(ds)))) == 0
+        event_type, report = modality.heard()
+        assert event_type == FAILED
+        assert [of_item(item) for item in report.ReferencedSOPSequence] == [of(ds)]
+        assert [item.FailureReason for item in report.FailedSOPSequence] == [FailureReason.PROCESSING_FAILURE]
+
+
+def test_requests_that_are_none(tmp_path: Path) -> None:
+    modality = Modality()
+    with node(tmp_path, modality) as running:
+        item = references((samples.MAMMOGRAPHY, "1.2.3"))
+        assert ask(running, request(item), calling="VIEWER") == 0x0124
+        assert ask(running, request(item), calling="STRANGER") == 0x0124
+        assert ask(running, request(item), action=2) == 0x0123
+        assert ask(running, request(item), instance="1.2.3") == 0x0112
+        assert ask(running, request([])) == 0x0120
+        assert ask(running, request(item, transaction="1.2.x")) == 0x0106
+        assert ask(running, request(references(("1.2.3", "no uid")))) == 0x0106
+        without = request(item)
+        del without.TransactionUID
+        assert ask(running, without) == 0x0120
+        assert running.commitments.claim("test", 1.0) is None
+
+
+def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
+    """First nobody listens, then the peer refuses, then it takes it; and then it is not told again."""
+    modality, files = Modality(answers=[0x0110, 0]), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        information = request(references(of(ds)))
+        assert ask(running, information) == 0
+        uid = str(information.TransactionUID)
+        wait_for(lambda: running.commitments.states(uid) == [CommitmentState.JUDGED], what="judged, and not told")
+        with modality.listening():
+            event_type, report = modality.heard()
+            assert (event_type, report.TransactionUID) == (SUCCEEDED, uid)
+            wait_for(lambda: running.commitments.states(uid) == [CommitmentState.TOLD], what="told")
+        assert modality.answered == 2
+
+
+def test_a_restart_loses_nothing(tmp_path: Path) -> None:
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        information = request(references(of(ds)))
+        assert ask(running, information) == 0
+        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.JUDGED])
+    with modality.listening(), node(tmp_path, modality):
+        event_type, report = modality.heard()
+        assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
+
+
+def test_a_peer_that_is_never_reached_is_given_up(tmp_path: Path) -> None:
+    modality = Modality()
+    with node(tmp_path, modality, commitment={"retry": 0.1, "give_up": 0.5}) as running:
+        information = request(references((samples.MAMMOGRAPHY, "1.2.3")))
+        assert ask(running, information) == 0
+        states = running.commitments.states
+        wait_for(lambda: states(information.TransactionUID) == [CommitmentState.GIVEN_UP], what="given up")
+
+
+def test_a_transaction_uid_in_use(tmp_path: Path) -> None:
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        information = request(references(of(ds)))
+        assert [ask(running, information) for _ in range(2)] == [0, 0]
+        with modality.listening():
+            heard = [modality.heard() for _ in range(2)]
+        told = dict(heard)
+        assert set(told) == {SUCCEEDED, FAILED}
+        reasons = [item.FailureReason for item in told[FAILED].FailedSOPSequence]
+        assert reasons == [FailureReason.DUPLICATE_TRANSACTION_UID]
+
+
+def test_a_peer_without_an_address_is_told_where_it_asked(tmp_path: Path) -> None:
+    """It keeps its association open, and asks other things meanwhile."""
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        assoc = associate(running, "CLINIC", modality.handlers())
+        for number in range(2):
+            information = request(references(of(ds)))
+            about = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+            status, _ = assoc.send_n_action(information, 1, *about, msg_id=number + 1)
+            assert status.Status == 0
+            event_type, report = modality.heard()
+            assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
+            uid = str(information.TransactionUID)
+            wait_for(lambda uid=uid: running.commitments.states(uid) == [CommitmentState.TOLD])
+        assoc.release()
+
+
+def test_a_peer_without_an_address_that_hangs_up_is_not_told(tmp_path: Path) -> None:
+    with node(tmp_path, Modality(), commitment={"retry": 0.1, "give_up": 0.5}) as running:
+        information = request(references((samples.MAMMOGRAPHY, "1.2.3")))
+        assert ask(running, information, calling="CLINIC") == 0
+        states = running.commitments.states
+        wait_for(lambda: states(information.TransactionUID) == [CommitmentState.GIVEN_UP], what="given up")
+
+
+def test_refuse_is_not_negotiated(tmp_path: Path) -> None:
+    modality = Modality()
+    with node(tmp_path, modality, commitment={"pin_for": "refuse"}) as running:
+        assert not associate(running, "MODALITY").is_established
+
+
+def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        held = running.index.by_uid(str(ds.SOPInstanceUID))
+        assert held is not None
+        commitments = Commitments(running.index.engine)
+        for pin_for, pinned in (("1s", False), ("forever", True)):
+            settings = parse({"commitment": {"pin_for": pin_for}}, "t").commitment
+            key = commitments.ask(generate_uid(), "TEST", [Reference(*of(ds))], due=time.time() + 1000)
+            asked = commitments.claim("test", 60, key=key)
+            assert asked is not None
+            assert Committer(running.index, commitments, lambda held: "", settings).judge(asked)[0].reason == 0
+            assert commitments.pinned(held.key)
+            wait_for(lambda pinned=pinned: commitments.pinned(held.key) == pinned, what="the pin is over, or not")
+
+
+def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Path) -> None:
+    """The purge and the pin meet in the database: what changed since it was read is failed."""
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        commitments = running.commitments
+        key = commitments.ask(generate_uid(), "TEST", [Reference(*of(ds))], due=time.time() + 1000)
+        asked = commitments.claim("test", 60, key=key)
+        assert asked is not None
+        assert commitments.claim("other", 60, key=key) is None, "one at a time"
+        committer = Committer(running.index, commitments, lambda held: "", running.settings.commitment)
+        held = running.index.by_uid(str(ds.SOPInstanceUID))
+        assert held is not None
+        judged = committer._judge_one(asked.references[0], False, set())
+        changed = type(judged)(judged.sop_class_uid, judged.sop_instance_uid, 0, held.key, "0" * 64)
+        assert commitments.judge(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
+        assert not commitments.pinned(held.key)
+
+
+@pytest.mark.parametrize("raw", [{"pin_for": "soon"}, {"retry": "7"}, {"give_up": 0}])
+def test_mistakes(raw: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"commitment.{next(iter(raw))}"):
+        parse({"commitment": raw}, "t")
+
+
+def test_orthanc_asks_and_hears(tmp_path: Path) -> None:
+    """Its REST interface tells what it was told: success for what we hold, failure for what we do not."""
+    modality = Modality()
+    with Orthanc(tmp_path) as orthanc:
+        peers = [{"ae_title": "ORTHANC", "allow": ["echo", "store", "commit"]}]
+        peers[0].update({"host": "127.0.0.1", "port": orthanc.dicom_port})
+        with node(tmp_path, modality, peers=peers) as running:
+            orthanc.know("us", address(running), calling="ORTHANC")
+            for held in (True, False):
+                ds = samples.mammogram(samples.breast(256, 256))
+                path = samples.write(ds, tmp_path / "image.dcm")
+                identifier = orthanc.call("POST", "/instances", path.read_bytes())["ID"]
+                if held:
+                    orthanc.post("/modalities/us/store", [identifier])
+                asked = orthanc.post("/modalities/us/storage-commitment", {"Resources": [identifier]})["ID"]
+                path_of = f"/storage-commitment/{asked}"
+                wait_for(lambda at=path_of: orthanc.get(at)["Status"] != "Pending", what="Orthanc was told")
+                told = orthanc.get(path_of)
+                assert told["Status"] == ("Success" if held else "Failure"), told
+                assert told["RemoteAET"] == "LATENTPACS"
+
+
+def test_role_of_the_one_who_asks(tmp_path: Path) -> None:
+    """Who proposes to be SCP here (a report nobody asked for) is turned down."""
+    modality = Modality()
+    with node(tmp_path, modality) as running:
+        entity = AE("MODALITY")
+        entity.add_requested_context(STORAGE_COMMITMENT)
+        for scu, scp, accepted in ((True, False, True), (False, True, False)):
+            role: Any = build_role(STORAGE_COMMITMENT, scu_role=scu, scp_role=scp)
+            assoc = entity.associate("127.0.0.1", running.server.port, ext_neg=[role])
+            assert assoc.is_established == accepted
+            if accepted:
+                assoc.release()

@@ -1,0 +1,294 @@
+"""Destinations that are busy, slow or broken, and requesters that change their minds: nothing is lost unsaid.
+
+Four small images, no archivist; each test starts the destination that it needs on a port of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+from pynetdicom import AE, build_role, evt
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import Verification
+
+from node.app import Node
+from node.dimse import client
+from node.dimse.client import Receiver
+from node.dimse.pynetdicom_patches import wire
+from tests.conftest import Archive, settings_for, wait_for
+from tests.support import samples
+from tests.support.peers import Ran, free_port, movescu, storescp, storescu
+
+MOVE, GET = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
+MG = "1.2.840.10008.5.1.4.1.1.1.2"
+
+# pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+
+
+@contextmanager
+def archive_of_four(folder: Path, port: int, *, limit: int = 0, **node: Any) -> Iterator[tuple[Archive, Dataset]]:
+    """A node with a study of four images, the identifier of that study, and peer VIEWER on a port."""
+    viewer = {"ae_title": "VIEWER", "host": "127.0.0.1", "port": port, "allow": ["move", "get"]}
+    peers = [{"ae_title": "MODALITY", "allow": ["store"]}, {**viewer, "max_associations_to": limit}]
+    changes = {"host": "127.0.0.1", "port": 0, "drain": 0, "keep_alive": 0.3, **node}
+    study = generate_uid()
+    images = [samples.mammogram(samples.breast(64, 48), StudyInstanceUID=study, InstanceNumber=n) for n in range(4)]
+    files = [samples.write(ds, folder / f"{ds.InstanceNumber}.dcm") for ds in images]
+    settings = settings_for(folder / "archive", peers=peers, node=changes, archivist={"enabled": False})
+    with Node(settings) as running:
+        archive = Archive(running, Receiver(folder))
+        assert storescu(files, archive.address).statuses == [0] * 4
+        identifier = client.image_identifier(study)
+        identifier.SOPInstanceUID = [ds.SOPInstanceUID for ds in images]  # for the tests: not a key at this level
+        yield archive, identifier
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Where the destinations of most tests listen."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[tuple[Archive, Dataset]]:
+    """One node with its study for the tests that need no settings of their own."""
+    with archive_of_four(tmp_path_factory.mktemp("four"), port) as made:
+        yield made
+
+
+Four = tuple[Archive, Dataset]
+
+
+def moved(archive: Archive, identifier: Dataset) -> Ran:
+    return movescu(archive.address, "-S", "STUDY", f"StudyInstanceUID={identifier.StudyInstanceUID}", calling="VIEWER")
+
+
+def requested(archive: Archive, *contexts: Any, **options: Any) -> Any:
+    """An association of VIEWER's."""
+    wire.install()
+    entity, to = AE("VIEWER"), archive.address
+    assoc = entity.associate(to.host, to.port, contexts=list(contexts), ae_title=to.ae_title, **options)
+    assert assoc.is_established
+    wire.keep_answers(assoc)
+    return assoc
+
+
+def study_of(identifier: Dataset) -> Dataset:
+    return client.image_identifier(identifier.StudyInstanceUID)
+
+
+# --- faults, by every switch of storescp's ---
+
+
+@pytest.mark.parametrize("fault", ["--refuse", "--abort-after", "--abort-during"])
+def test_what_a_destination_did_not_take_is_in_the_failed_list(
+    four: Four, port: int, tmp_path: Path, fault: str
+) -> None:
+    archive, identifier = four
+    with storescp(tmp_path / "scp", port, fault):
+        assert_all_failed(moved(archive, identifier), identifier)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "taken"), [("--sleep-during", 0), ("--sleep-after", 1)])
+def test_one_that_sleeps_beyond_the_dimse_timeout(tmp_path: Path, fault: str, taken: int) -> None:
+    """It has taken what it answered; where its answer came too late, nobody can know."""
+    port = free_port()
+    with (
+        archive_of_four(tmp_path, port, dimse_timeout=1, network_timeout=1) as (archive, identifier),
+        storescp(tmp_path / "scp", port, fault, 4),
+    ):
+        ran = moved(archive, identifier)
+    assert (ran.status, ran.counts) == (0xB000 if taken else 0xA702, (taken, 4 - taken, 0)), ran.said
+    assert len(ran.failed_uids) == 4 - taken
+
+
+def assert_all_failed(ran: Ran, identifier: Dataset) -> None:
+    assert (ran.status, ran.counts) == (0xA702, (0, 4, 0)), ran.said
+    assert ran.failed_uids == set(identifier.SOPInstanceUID)
+
+
+HABITS = [
+    *(pytest.param((switch,), id=switch) for switch in ("--reject", "--bit-preserving", "-B", "--fork")),
+    *(pytest.param((switch, 1), id=switch, marks=pytest.mark.slow) for switch in ("--sleep-after", "--sleep-during")),
+]
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_habits_that_are_no_faults(four: Four, port: int, tmp_path: Path, habit: tuple[object, ...]) -> None:
+    """``--reject`` concerns callers without an implementation class UID; the others only take their time."""
+    archive, identifier = four
+    with storescp(tmp_path / "scp", port, *habit) as scp:
+        ran = moved(archive, identifier)
+        assert (ran.status, ran.counts) == (0x0000, (4, 0, 0)), ran.said
+        assert {str(dcmread(file).SOPInstanceUID) for file in scp.files()} == set(identifier.SOPInstanceUID)
+
+
+ANSWERS = [0x0000, 0xB007, 0xA700, 0xC123]
+"""Success, a warning, out of resources, cannot understand: an SCP's answers in turn."""
+
+
+def test_the_counts_of_a_move_are_what_the_destination_answered(four: Four, port: int) -> None:
+    (archive, identifier), asked = four, []
+    with choosy(port, asked):
+        ran = moved(archive, identifier)
+    assert (ran.status, ran.counts) == (0xB000, (1, 2, 1)), ran.said
+    assert ran.failed_uids == set(asked[2:])
+
+
+def test_the_counts_of_a_get_are_what_the_requester_answered(four: Four) -> None:
+    (archive, identifier), asked = four, []
+    assoc = requested(
+        *(archive, build_context(GET), build_context(MG)),
+        ext_neg=[build_role(MG, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, lambda event: answered(event, asked))],
+    )
+    *_, (final, failed) = assoc.send_c_get(study_of(identifier), GET)
+    assoc.release()
+    assert final.Status == 0xB000
+    assert final.NumberOfCompletedSuboperations == 1
+    assert (final.NumberOfFailedSuboperations, final.NumberOfWarningSuboperations) == (2, 1)
+    assert set(failed.FailedSOPInstanceUIDList) == set(asked[2:])
+
+
+@contextmanager
+def choosy(port: int, asked: list[str], *, at_once: int = 10) -> Iterator[None]:
+    """A Storage SCP that gives ``ANSWERS`` in turn."""
+    entity = AE("VIEWER")
+    entity.maximum_associations = at_once
+    entity.add_supported_context(MG)
+    entity.add_supported_context(Verification)
+    handlers: Any = [(evt.EVT_C_STORE, lambda event: answered(event, asked))]
+    server: Any = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers)
+    try:
+        yield
+    finally:
+        server.shutdown()
+
+
+def answered(event: Any, asked: list[str]) -> int:
+    asked.append(str(event.request.AffectedSOPInstanceUID))
+    return ANSWERS[(len(asked) - 1) % len(ANSWERS)]
+
+
+# --- destinations that serve one at a time ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [1, 0], ids=["configured", "found out"])
+def test_moves_to_a_destination_of_one_association_wait_for_each_other(tmp_path: Path, limit: int) -> None:
+    """DCMTK's storescp in its single-process mode: whoever calls meanwhile gets no answer at all."""
+    port = free_port()
+    with (
+        archive_of_four(tmp_path, port, limit=limit, network_timeout=1.5) as (archive, identifier),
+        storescp(tmp_path / "scp", port, "--sleep-after", 1),
+        ThreadPoolExecutor(2) as both,
+    ):
+        for ran in both.map(lambda _: moved(archive, identifier), range(2)):
+            assert (ran.status, ran.counts) == (0x0000, (4, 0, 0)), ran.said
+
+
+@contextmanager
+def occupied(port: int) -> Iterator[None]:
+    """Somebody else's association with the destination, who has no other place."""
+    assoc = AE("OTHER").associate("127.0.0.1", port, contexts=[build_context(Verification)])
+    assert assoc.is_established
+    try:
+        yield
+    finally:
+        assoc.release()
+
+
+def test_a_destination_whose_local_limit_is_exceeded_is_asked_again(four: Four, port: int) -> None:
+    """The requester hears from us meanwhile."""
+    (archive, identifier), asked = four, []
+    with choosy(port, asked, at_once=1):
+        assoc = requested(archive, build_context(MOVE))
+        with occupied(port):
+            answers = assoc.send_c_move(study_of(identifier), "VIEWER", MOVE)
+            assert [next(answers)[0].NumberOfRemainingSuboperations for _ in range(3)] == [4, 4, 4]
+            assert asked == []
+        *_, (final, _) = answers
+        assoc.release()
+    assert (final.Status, final.NumberOfCompletedSuboperations) == (0xB000, 1)
+    assert len(asked) == 4
+
+
+# --- cancelled ---
+
+
+@pytest.mark.parametrize("verb", ["move", "get"])
+def test_a_cancel_is_honoured_while_an_image_is_being_made(
+    four: Four, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (archive, identifier), go_on = four, threading.Event()
+    make = archive.node.retrieve.make
+    monkeypatch.setattr(archive.node.retrieve, "make", lambda *of: go_on.wait(60) and make(*of))
+    assoc = requested(
+        *(archive, build_context(MOVE), build_context(GET), build_context(MG)),
+        ext_neg=[build_role(MG, scp_role=True)],
+    )
+    if verb == "move":
+        answers = assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, msg_id=7)
+    else:
+        answers = assoc.send_c_get(study_of(identifier), GET, msg_id=7)
+    assert_cancelled(assoc, answers, MOVE if verb == "move" else GET)
+    go_on.set()
+    wait_for(lambda: not list(archive.node.store.root.rglob("lent/*")), what="files given back")
+
+
+def test_a_cancel_is_honoured_while_the_destination_is_busy(four: Four, port: int) -> None:
+    (archive, identifier), asked = four, []
+    with choosy(port, asked, at_once=1), occupied(port):
+        assoc = requested(archive, build_context(MOVE))
+        assert_cancelled(assoc, assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, msg_id=7), MOVE)
+    assert asked == []
+
+
+def assert_cancelled(assoc: Any, answers: Any, model: str) -> None:
+    """Cancelled after the first pending response, the request ends at once, and says what remained."""
+    assert next(answers)[0].Status == 0xFF00
+    began = time.monotonic()
+    assoc.send_c_cancel(7, query_model=model)
+    *_, (final, _) = answers
+    assert time.monotonic() - began < 3
+    assert (final.Status, final.NumberOfRemainingSuboperations) == (0xFE00, 4)
+    assert (final.NumberOfCompletedSuboperations, final.NumberOfFailedSuboperations) == (0, 0)
+    assoc.release()
+
+
+@pytest.mark.slow
+def test_movescu_cancels_between_images(four: Four, port: int, tmp_path: Path) -> None:
+    """What was sent counts, and no further image goes out once the cancel is there."""
+    archive, identifier = four
+    with storescp(tmp_path / "scp", port, "--sleep-after", 1) as scp:
+        ran = movescu(
+            *(archive.address, "-S", "STUDY", f"StudyInstanceUID={identifier.StudyInstanceUID}"),
+            calling="VIEWER",
+            options="--cancel 1",
+        )
+        sent = len(scp.files())
+    assert ran.status == 0xFE00, ran.said
+    assert 1 <= sent <= 2
+    assert ran.counts == (sent, 0, 0)
+
+
+def test_a_requester_that_hangs_up_ends_the_wait(four: Four, port: int) -> None:
+    archive, identifier = four
+    with choosy(port, [], at_once=1), occupied(port):
+        assoc = requested(archive, build_context(MOVE))
+        next(assoc.send_c_move(study_of(identifier), "VIEWER", MOVE))
+        assoc.abort()
+        wait_for(lambda: not archive.node.server.entity.active_associations, timeout=10, what="no association left")

@@ -1,0 +1,167 @@
+"""The node under load, as a process of its own: many senders at once, and images that take long."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from pydicom import dcmread
+from pydicom.uid import generate_uid
+from rich.console import Console
+
+from benchmarks.find import fill
+from node.app import Node
+from node.config import ReconstructSettings
+from node.dimse.client import Address, Receiver
+from node.workers.pool import Priority, WorkerPool
+from node.workers.worker import Answer, ReconstructRequest, Request
+from storage.index import Index
+from tests.conftest import Archive, settings_for, wait_for
+from tests.support import samples
+from tests.support.peers import free_port, getscu_command, listens, movescu, run, storescp, storescu
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SENDERS, IMAGES = 20, 50
+
+
+@contextmanager
+def served(folder: Path, **sections: Any) -> Iterator[tuple[Address, subprocess.Popen[bytes]]]:
+    """``latent-pacs serve`` on a folder."""
+    port, config = free_port(), folder / "config.yaml"
+    settings = {
+        "node": {"host": "127.0.0.1", "port": port, "drain": 0},
+        "storage": {"root": str(folder / "archive"), "min_free": 0},
+        **sections,
+    }
+    config.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-W", "ignore", "-m", "node.cli", "serve", "-c", str(config)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: process.poll() is not None or listens(port), what="the node listens")
+        assert process.poll() is None, (folder / "log").read_text()
+        yield Address("127.0.0.1", port, "LATENTPACS"), process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+@contextmanager
+def highest_rss(pid: int) -> Iterator[list[int]]:
+    """Most bytes of memory that a process has held, in a list of one when the block is over."""
+    yield (peak := [])
+    status = Path(f"/proc/{pid}/status").read_text()
+    peak.append(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024)
+
+
+def test_twenty_senders_at_once(tmp_path: Path) -> None:
+    """1000 images of 2 MB, 20 at a time: no failure, and less than 1 GB in the process that takes them."""
+    folders = [tmp_path / f"sender{number:02d}" for number in range(SENDERS)]
+    noise = np.random.default_rng(0).integers(0, 4096, (1024, 1024), np.uint16)
+    sent = set()
+    for folder in folders:
+        folder.mkdir()
+        study = generate_uid()
+        for number in range(IMAGES):
+            ds = samples.mammogram(noise, StudyInstanceUID=study, InstanceNumber=number)
+            samples.write(ds, folder / f"{number:02d}.dcm")
+            sent.add(str(ds.SOPInstanceUID))
+    with served(tmp_path, archivist={"enabled": False}) as (address, process), highest_rss(process.pid) as peak:
+        command = ("storescu", "-d", "-aet", "MODALITY", "-aec", address.ae_title, *address_of(address), "+sd")
+        with ThreadPoolExecutor(SENDERS) as together:
+            for ran in together.map(lambda folder: run(*command, folder, timeout=600), folders):
+                assert ran.statuses == [0x0000] * IMAGES
+        index = Index.open(f"sqlite:///{tmp_path / 'archive' / 'index.sqlite'}")
+        try:
+            assert len(index.states(sorted(sent))) == SENDERS * IMAGES
+        finally:
+            index.close()
+    assert peak[0] < 10**9
+
+
+class OneAtATime(WorkerPool):
+    """A pool whose reconstructions take 45 s each, one after the other, as a large model on a small machine does."""
+
+    def __init__(self, settings: ReconstructSettings) -> None:
+        super().__init__(settings)
+        self._turn = threading.Lock()
+
+    def submit(self, request: Request, priority: Priority) -> Future[Answer]:
+        inner = super().submit(request, priority)
+        if not isinstance(request, ReconstructRequest):
+            return inner
+        slow: Future[Answer] = Future()
+
+        def later() -> None:
+            with self._turn:
+                threading.Event().wait(45)
+                slow.set_result(inner.result())
+
+        threading.Thread(target=later, daemon=True).start()
+        return slow
+
+
+def test_images_that_take_longer_than_the_requester_waits(tmp_path: Path) -> None:
+    """movescu and getscu give up after 30 s without a message; two images of 45 s each arrive all the same."""
+    port, study = free_port(), generate_uid()
+    changes = {"codec": {"profile": "paper"}, "node": {"host": "127.0.0.1", "port": 0, "drain": 0}}
+    node = Node(settings_for(tmp_path / "archive", port, **changes))
+    node.pool.close()
+    node.pool = OneAtATime(node.settings.reconstruct)  # type: ignore[assignment]
+    node.retrieve._pool = node.archivist._pool = node.pool
+    with node, storescp(tmp_path / "scp", port) as scp, ThreadPoolExecutor(2) as both:
+        archive = Archive(node, Receiver(tmp_path))
+        for number in range(2):
+            ds = samples.mammogram(samples.breast(300, 280), StudyInstanceUID=study, InstanceNumber=number)
+            assert storescu([samples.write(ds, tmp_path / f"{number}.dcm")], archive.address).statuses == [0x0000]
+            assert archive.settled(ds.SOPInstanceUID, timeout=300).rendition is not None
+        asked = (archive.address, "-S", "STUDY", f"StudyInstanceUID={study}")
+        (tmp_path / "got").mkdir()
+        command = getscu_command(
+            *(archive.address, tmp_path / "got", *asked[1:]), calling="VIEWER", options="+B --dimse-timeout 30"
+        )
+        began = time.monotonic()
+        moving = both.submit(movescu, *asked, calling="VIEWER", options="--dimse-timeout 30", timeout=200)
+        getting = both.submit(run, *command, timeout=200)
+        for ran in (moving.result(), getting.result()):
+            assert (ran.code, ran.status, ran.counts) == (0, 0x0000, (2, 0, 0)), ran.said
+        assert time.monotonic() - began > 90
+        for got in (scp.files(), list((tmp_path / "got").iterdir())):
+            assert [dcmread(file).ImageType[0] for file in got] == ["DERIVED"] * 2
+
+
+def address_of(address: Address) -> tuple[str, int]:
+    return address.host, address.port
+
+
+def test_a_hundred_thousand_matches_take_no_memory(tmp_path: Path) -> None:
+    """Answers are made as they are sent: queries of 100,000 images need what one of 1600 needs, and SQLite's page cache
+    in each of a few connections."""
+    settings = settings_for(tmp_path)
+    with closing(Index.open(f"sqlite:///{settings.storage.root / 'index.sqlite'}")) as index:
+        fill(index.engine, 100_000, Console(quiet=True))
+    root = str(settings.storage.root)
+    peers = [{"ae_title": "VIEWER", "allow": ["find"]}]
+    with served(tmp_path, storage={"root": root, "min_free": 0}, peers=peers) as (address, process):
+        held = []
+        for keys in (["PatientID=000000*"], *[["PatientID"]] * 3):
+            with highest_rss(process.pid) as peak:
+                asked = [("-k", key) for key in ("QueryRetrieveLevel=IMAGE", "SOPInstanceUID", *keys)]
+                called = ("-aet", "VIEWER", "-aec", address.ae_title, *address_of(address))
+                assert not run("findscu", "-q", "-P", *called, *chain(*asked), timeout=300).code
+            held.append(peak[0])
+    assert max(held) - held[0] < 40_000_000
+    assert held[3] - held[2] < 10_000_000

@@ -1,0 +1,223 @@
+"""An original that is lost or damaged here and is sent again is held whole afterwards, in whatever form it was held."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from pydicom.uid import ImplicitVRLittleEndian
+from sqlalchemy import text
+
+from node.app import Node
+from node.archive.intake.ingest import Ingest, Receipt, examine
+from node.config import parse
+from node.dimse import client
+from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
+from node.jobs.scrub_repair import Mending
+from node.workers.pool import WorkerPool
+from node.workers.worker import CheckRequest
+from storage.errors import Duplicate, WorkerDied
+from storage.index.integrity import Upkeep
+from storage.index.job_runs import JobRows
+from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
+from tests.conftest import Archive, settings_for, wait_for
+from tests.journeys.archive.test_original_locations import Bench, Pool
+from tests.journeys.jobs.test_scrub import Watched
+from tests.support.samples import breast, mammogram, rle_file, write
+from tests.unit.storage.index.test_index import new_rendition
+
+UID = "1.2.3.1"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+HARM: dict[str, Callable[[Path], None]] = {"missing": Path.unlink, "flipped": flip}
+
+
+def ingest_of(bench: Bench) -> Ingest:
+    return Ingest(bench.index, bench.hot, bench.originals, Pool(), lambda _: None)  # type: ignore[arg-type]
+
+
+def send(bench: Bench, data: bytes, uid: str = UID) -> Receipt:
+    path = bench.hot.spool / f"{uid}.dcm"
+    path.write_bytes(data)
+    sop_class = mammogram(breast(64, 48)).SOPClassUID
+    return ingest_of(bench).receive(path, sop_class=sop_class, sop_instance=uid, calling_aet="MODALITY")
+
+
+def held_as(bench: Bench, data: bytes) -> HeldOriginal:
+    held = bench.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    assert held is not None
+    return held
+
+
+def scrub(bench: Bench) -> None:
+    upkeep, rows = Upkeep(bench.index.engine), JobRows(bench.index.engine)
+    rows.ensure(["scrub"])
+    stores = {str(tier): store for tier, store in bench.stores.items()}
+    Scrub(rows, upkeep, stores, Mending(bench.index, upkeep, stores), ScrubPlan(extent=Extent.FULL)).run(Watched())
+
+
+@pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("form", ["verbatim", "packed", "cold"])
+def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubbed: bool) -> None:
+    settings = {"coder": "none"} if form == "verbatim" else {"coder": "jpegls"}
+    if form == "cold":
+        settings["path"] = str(tmp_path / "cold")
+    bench = Bench(tmp_path / "archive", **settings)
+    data = bench.receive(UID)
+    bench.receive("1.2.3.2")  # a store without any object is taken for a disk that is not mounted
+    bench.work()
+    before = held_as(bench, data)
+    assert (before.form, before.tier) == (
+        OriginalForm.VERBATIM if form == "verbatim" else OriginalForm.PACKED,
+        Tier.COLD if form == "cold" else Tier.HOT,
+    )
+    HARM[harm](bench.stores[before.tier].path(before.object_digest))
+    if scrubbed:
+        scrub(bench)
+        assert bench.index.by_uid(UID).reason_code is ReasonCode.ORIGINAL_LOST  # type: ignore[union-attr]
+    assert send(bench, data).sop_instance_uid == UID
+    assert bench.read(data) == data
+    bench.work()
+    assert bench.read(data) == data
+    bench.check_promises()
+    after = bench.index.by_uid(UID)
+    assert after is not None
+    assert (after.state, after.reason_code) == (InstanceState.VERIFIED, ReasonCode.NONE)
+    assert not Upkeep(bench.index.engine).open_damage()
+    if form != "verbatim":
+        newest = list(bench.index.trail.records(newest=1))
+        assert (newest[0].entry.action, newest[0].entry.who) == ("original.again", "MODALITY")
+
+
+def test_a_whole_one_that_is_sent_again_changes_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "archive", coder="jpegls")
+    data = bench.receive(UID)
+    bench.work()
+    before, files = held_as(bench, data), bench.files()
+    assert not send(bench, data).new
+    bench.work()
+    assert (held_as(bench, data), bench.files()) == (before, files)
+
+
+def test_other_bytes_for_a_lost_original_are_kept_and_not_thrown_away(tmp_path: Path) -> None:
+    """Nobody can say any more whether they are the same image; quarantine keeps them until somebody does."""
+    bench = Bench(tmp_path / "archive", coder="jpegls")
+    data = bench.receive(UID)
+    bench.work()
+    bench.hot.path(held_as(bench, data).object_digest).unlink()
+    other = data.replace(b"MONOCHROME2 ", b"MONOCHROME1 ")
+    assert other != data
+    with pytest.raises(Duplicate, match="lost or damaged"):
+        send(bench, other)
+    assert [one.digest for one in bench.index.quarantine.all()] == [hashlib.sha256(other).hexdigest()]
+    assert bench.hot.read(hashlib.sha256(other).hexdigest()) == other
+
+
+def test_what_quarantine_promises_is_not_unlinked(tmp_path: Path) -> None:
+    """The same content in another encoding is let go, unless that very object waits in quarantine."""
+    bench = Bench(tmp_path / "archive", coder="none")
+    ds = mammogram(breast(300, 280), SOPInstanceUID=UID)
+    data = write(ds, tmp_path / "explicit.dcm").read_bytes()
+    other = write(ds, tmp_path / "other.dcm", ImplicitVRLittleEndian).read_bytes()
+    digest = hashlib.sha256(other).hexdigest()
+    assert other != data
+    assert send(bench, data).new
+    bench.hot.put(other)
+    bench.index.quarantine.put(digest, UID, "MODALITY", "it waits")
+    assert not send(bench, other).new
+    assert bench.hot.read(digest) == other
+
+
+def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Bench) -> None:
+    """Two archives of ours: the other one's reconstruction arrives before this one makes the same."""
+    bench.receive("1.2.3.4", state=InstanceState.EXACT)
+    bench.receive("1.2.3.5", state=InstanceState.RECEIVED)
+    claim = bench.index.claim("test", 60)
+    assert claim is not None
+    bench.index.finish_with(claim, InstanceState.VERIFIED, new_rendition("1.2.3.4"))
+    held = bench.index.by_uid("1.2.3.5")
+    assert held is not None
+    assert (held.state, held.rendition) == (InstanceState.EXACT, None)
+    assert "stands for another object" in held.reason
+    found = bench.index.by_uid("1.2.3.4")
+    assert found is not None
+    assert found.sop_instance_uid == "1.2.3.4"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "archive")
+
+
+class Dying(Pool):
+    """Decoders that are killed as often as asked, as when the machine runs out of memory."""
+
+    def __init__(self, deaths: int) -> None:
+        self.deaths = deaths
+
+    def submit(self, request: object, priority: object) -> Future[str]:
+        done: Future[str] = Future()
+        try:
+            done.set_result(self.alone(request))
+        except WorkerDied as error:
+            done.set_exception(error)
+        return done
+
+    def alone(self, request: object) -> str:
+        assert isinstance(request, CheckRequest)
+        self.deaths -= 1
+        if self.deaths >= 0:
+            raise WorkerDied("killed")
+        return ""
+
+
+def test_a_process_of_its_own(tmp_path: Path) -> None:
+    """What kills a worker kills no other request's, and a request that is asked alone has an answer."""
+    pool = WorkerPool(parse({}, "t").reconstruct, name="decode")
+    try:
+        with pytest.raises(FileNotFoundError):
+            pool.alone(CheckRequest(tmp_path / "nothing"))
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(("deaths", "sound"), [(1, True), (2, False)])
+def test_a_killed_decoder_is_no_judgement(tmp_path: Path, deaths: int, sound: bool) -> None:
+    path = rle_file(mammogram(breast(64, 48)), tmp_path / "rle.dcm", [b"\0\0", b"\0\0"])
+    new = examine(path, "MODALITY", Dying(deaths))  # type: ignore[arg-type]
+    assert (new.pixel_warning == "") is sound
+
+
+def test_over_the_network(tmp_path: Path, receiver: client.Receiver) -> None:
+    """As its sender sees it: success, and C-MOVE gives the bytes back."""
+    settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegls"})
+    ds = mammogram()
+    file = write(ds, tmp_path / "sent.dcm")
+    with Node(settings) as node:
+        archive = Archive(node, receiver)
+        client.store([file], archive.address, calling="MODALITY", each=lambda *_: None)
+        digest = archive.settled(ds.SOPInstanceUID).original_digest
+
+        def packed() -> HeldOriginal | None:
+            held = node.index.custody.of_digest(digest)
+            return held if held is not None and held.form is OriginalForm.PACKED else None
+
+        node.store.path(wait_for(packed).object_digest).unlink()
+        statuses = []
+        client.store([file], archive.address, calling="MODALITY", each=lambda *sent: statuses.append(sent[1]))
+        assert statuses == [0]
+        with node.originals.borrowed(digest) as path:
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        wait_for(packed)
+        with node.index.engine.connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM damage WHERE closed_at IS NULL")).scalar() == 0

@@ -1,0 +1,384 @@
+"""The fidelity audit on real nodes: a clean archive is clean; what was tampered with is found, withdrawn and replaced
+by its original over a real association."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydicom import Dataset
+from sqlalchemy import update
+
+from node.app import Node, make_audit
+from node.archive.encode.fidelity_check import Outcome
+from node.codec.points import Point, Points, encode_points
+from node.codec.rendering import rendered
+from node.config import ReconstructSettings, Settings
+from node.dimse import client
+from node.dimse.client import Receiver
+from node.jobs.audit_job import KIND, AuditPlan
+from node.jobs.runner import Runner
+from node.upscalers.catalogue import Catalogue
+from node.workers.pool import WorkerPool
+from storage.dicom.pixels import pixel_digest
+from storage.formats.payload import decode_base, decode_rendition, encode_rendition
+from storage.index.connection import writing
+from storage.index.job_runs import Cause, JobRows, RunState
+from storage.index.model_files import ModelRows
+from storage.index.report_rows import NewReport, StoredReport
+from storage.index.tables import rendition
+from storage.records import HoldKind, InstanceState, StoredInstance, StoredRendition
+from tests.conftest import Archive, settings_for
+from tests.journeys.encode.test_reverification import moved, send
+from tests.support.chromium import open_page
+from tests.support.samples import breast, mammogram
+from tests.unit.node.cli.test_cli import run as command
+
+SCALES = {"scales": [1]}
+
+
+IMAGES = (
+    mammogram(breast(640, 512, seed=0)),
+    mammogram(breast(640, 512, seed=1), ManufacturerModelName="Other"),
+    mammogram(breast(640, 512, seed=2), InstitutionName="West"),
+)
+FIRST, SECOND, _ = IMAGES
+CATALOGUE = Catalogue(ReconstructSettings(upscaler="bicubic"))
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The storage root of a node that has verified three images."""
+    folder = tmp_path_factory.mktemp("verified")
+    with Receiver(folder) as receiver, Node(node_settings(folder, receiver)) as node:
+        held = send(Archive(node, receiver), folder, *IMAGES)
+        assert {one.state for one in held} == {InstanceState.VERIFIED}
+    return folder / "archive"
+
+
+@pytest.fixture
+def archive(verified: Path, tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
+    """A node on a copy of it, whose originals may be purged at once."""
+    shutil.copytree(verified, tmp_path / "archive")
+    with Node(node_settings(tmp_path, receiver, originals={"keep": "0d"})) as node:
+        yield Archive(node, receiver)
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[WorkerPool]:
+    """One pool for all audits here: a worker takes seconds to start."""
+    pool = WorkerPool(ReconstructSettings(upscaler="bicubic", threads=1, device="cpu"))
+    yield pool
+    pool.close()
+
+
+def node_settings(tmp_path: Path, receiver: Receiver, **changes: Any) -> Settings:
+    reconstruct = {"upscaler": "bicubic", "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
+    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
+
+
+Audited = Callable[..., StoredReport]
+
+
+@pytest.fixture
+def audited(workers: WorkerPool) -> Audited:
+    """Runs the job on a node, as its schedule would; the report."""
+
+    def run(node: Node, pool: WorkerPool = workers) -> StoredReport:
+        job = make_audit(node.settings, node.archive, lambda: nullcontext(pool), AuditPlan("100%"))
+        rows = JobRows(node.index.engine)
+        rows.ensure([job.name])
+        done = Runner(rows, 60).run(job, Cause.COMMAND)
+        assert done is not None
+        assert done.state is RunState.DONE, done.error
+        return node.archive.reports.find(done.report["report"])
+
+    return run
+
+
+def findings(node: Node, report: StoredReport) -> dict[str, dict[str, Any]]:
+    """What the JSON file tells of each image, by its UID."""
+    data = json.loads(node.archive.reports.json(report).read_text(encoding="utf-8"))
+    return {one["sop_instance_uid"]: one for one in data["details"]["findings"]}
+
+
+def forge(node: Node, before: StoredRendition, row: dict[str, Any] | None = None, **changes: Any) -> None:
+    """Put another rendition, whole as an object, in the place of the one that was verified; ``row``: in its row too."""
+    made = decode_rendition(node.store.read(before.rendition_digest))
+    digest = node.store.put(encode_rendition(replace(made, **changes)))
+    with writing(node.index.engine) as connection:
+        changed = update(rendition).where(rendition.c.derived_uid == before.derived_uid)
+        connection.execute(changed.values(rendition_digest=digest, **(row or {})))
+
+
+def spots(made: Dataset) -> bytes:
+    """Points in the middle of the breast that nobody asked for: other pixels than those verified."""
+    places = range(100, 200, 10)
+    return encode_points(Points(int(made.Rows), int(made.Columns), tuple(Point(at, at, 4, 90) for at in places)))
+
+
+def now(archive: Archive, ds: Dataset) -> StoredInstance:
+    found = archive.node.index.by_uid(ds.SOPInstanceUID)
+    assert found is not None
+    return found
+
+
+def current(archive: Archive, ds: Dataset) -> StoredRendition:
+    found = now(archive, ds).rendition
+    assert found is not None
+    return found
+
+
+def purge(node: Node, but: Dataset | None = None) -> None:
+    """Remove every original, or all but one."""
+    if but is not None:
+        node.index.holds.add(HoldKind.STUDY, but.StudyInstanceUID, reason="test", who="user:test")
+    node.retention.purge()
+
+
+@pytest.mark.slow
+def test_a_clean_archive_gives_no_alarm(archive: Archive, audited: Audited) -> None:
+    node = archive.node
+    report = audited(node)
+    assert report.verdict == "All 3 reconstructions audited are as they were verified."
+    assert not report.alarm
+    for ds in IMAGES:
+        found = findings(node, report)[ds.SOPInstanceUID]
+        assert found["outcome"] == Outcome.SAME
+        assert found["now"] == pytest.approx(found["recorded"], rel=1e-6)
+        assert found["now"]["psnr_db"] == pytest.approx(current(archive, ds).psnr_db, rel=1e-6)
+    strata = report.summary["strata"]
+    assert strata["all"]["images"] == 3
+    assert strata["device: Latent PACS tests Other"]["audited"] == 1
+    assert strata["site: West"]["measured"] == 1
+    page = node.archive.reports.html(report).read_text(encoding="utf-8")
+    assert "Passed" in page
+    assert page.count("data:image/png") == 18, "three images, whole and in detail: original, made, difference"
+    assert "ller" not in page, "Müller, in whatever encoding"
+    assert "P0001" not in page
+
+
+def test_nothing_to_audit_is_no_alarm(tmp_path: Path, receiver: Receiver, audited: Audited) -> None:
+    with Node(node_settings(tmp_path, receiver)) as node:
+        report = audited(node)
+    assert (report.verdict, report.alarm) == ("There is no reconstruction to audit yet.", False)
+
+
+@pytest.mark.slow
+def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, audited: Audited) -> None:
+    node, before = archive.node, current(archive, SECOND)
+    forge(node, before, points=spots(SECOND))
+    report = audited(node)
+    assert report.alarm
+    assert report.verdict == "1 of 3 reconstructions failed: 1 withdrawn."
+    found = findings(node, report)[SECOND.SOPInstanceUID]
+    assert (found["outcome"], found["action"]) == (Outcome.MISMATCH, "withdrawn")
+    after = now(archive, SECOND)
+    assert (after.state, after.rendition) == (InstanceState.WITHDRAWN, None)
+    assert after.reason.startswith("audit: other pixels")
+    sent = pixel_digest(breast(640, 512, seed=1))
+    assert moved(archive, SECOND) == {SECOND.SOPInstanceUID: sent}
+    assert moved(archive, SECOND, before.derived_uid) == {SECOND.SOPInstanceUID: sent}, "its UID leads to the image"
+    assert now(archive, FIRST).state is InstanceState.VERIFIED
+    told = [record.entry.action for record in node.index.trail.records(uid=SECOND.SOPInstanceUID)]
+    assert "rendition.withdraw" in told
+    assert node.trail.broken() == ""
+    again = audited(node)
+    assert (again.alarm, again.summary["audited"]) == (False, 2)
+    assert node.index.retry_failed() == 1
+    node.archivist.wake()
+    healed = archive.settled(SECOND.SOPInstanceUID)
+    assert healed.state is InstanceState.VERIFIED
+    made_again = current(archive, SECOND)
+    assert (made_again.derived_uid, made_again.output_digest) == (before.derived_uid, before.output_digest)
+
+
+@pytest.mark.slow
+def test_a_record_that_was_changed_with_the_pixels_is_found_too(archive: Archive, audited: Audited) -> None:
+    """The rendition says that its pixels are right; the index still knows the digest of the verification."""
+    node, before = archive.node, current(archive, FIRST)
+    made = decode_rendition(node.store.read(before.rendition_digest))
+    base = decode_base(node.store.read(before.base_digest))
+    changed = replace(made, points=spots(FIRST))
+    forge(node, before, points=changed.points, output_digest=rendered(base, changed, CATALOGUE).digest)
+    assert audited(node).summary["withdrawn"] == 1
+
+
+def test_without_an_original_it_is_flagged_until_it_passes(archive: Archive, audited: Audited) -> None:
+    node, before = archive.node, current(archive, FIRST)
+    purge(node)
+    forge(node, before, points=spots(FIRST))
+    report = audited(node)
+    assert report.verdict == "1 of 3 reconstructions failed: 1 flagged."
+    after = now(archive, FIRST)
+    assert after.state is InstanceState.FAILED
+    assert after.reason.endswith("no original to serve instead")
+    study = client.image_identifier(FIRST.StudyInstanceUID)
+    final = client.move(study, archive.address, calling="VIEWER", destination="VIEWER")
+    assert (final.Status, final.NumberOfFailedSuboperations) == (0xA702, 1)
+    assert node.index.retry_failed() == 0, "there is nothing that the archivist could work on"
+    assert audited(node).summary["flagged"] == 1, "it is looked at every time, and stays flagged"
+    forge(node, before)
+    healed = audited(node)
+    assert (healed.alarm, healed.summary["cleared"]) == (False, 1)
+    assert (now(archive, FIRST).state, now(archive, FIRST).reason) == (InstanceState.VERIFIED, "")
+    assert list(moved(archive, FIRST)) == [before.derived_uid]
+
+
+def elsewhere(node: Node, before: StoredRendition) -> dict[str, str]:
+    """The numerics of another machine."""
+    return {**decode_rendition(node.store.read(before.rendition_digest)).numerics, "torch": "0.0.1", "kernels": "NEON"}
+
+
+@pytest.mark.slow
+def test_other_numerics_are_measured_anew_and_no_alarm(archive: Archive, audited: Audited) -> None:
+    """As if the images had been verified on another machine, whose pixels differ from ours here and there."""
+    node = archive.node
+    purge(node, but=FIRST)
+    for ds in IMAGES:
+        before = current(archive, ds)
+        forge(node, before, {"output_digest": "0" * 64}, numerics=elsewhere(node, before), output_digest="0" * 64)
+    report = audited(node)
+    told = findings(node, report)
+    assert not report.alarm
+    assert report.summary["outcomes"] == {"other numerics": 3}
+    assert "torch" in told[FIRST.SOPInstanceUID]["reason"]
+    assert told[FIRST.SOPInstanceUID]["now"]["psnr_db"] > 30
+    assert told[SECOND.SOPInstanceUID]["now"] == {}
+    assert now(archive, FIRST).state is InstanceState.VERIFIED
+
+
+@pytest.mark.slow
+def test_other_numerics_that_are_worse_are_withdrawn(archive: Archive, audited: Audited) -> None:
+    before = current(archive, FIRST)
+    forge(archive.node, before, numerics=elsewhere(archive.node, before), points=spots(FIRST))
+    report = audited(archive.node)
+    assert findings(archive.node, report)[FIRST.SOPInstanceUID]["outcome"] == Outcome.WORSE
+    assert now(archive, FIRST).state is InstanceState.WITHDRAWN
+
+
+@pytest.mark.slow
+def test_figures_away_from_those_recorded_are_an_alarm_but_nothing_is_withdrawn(
+    archive: Archive, audited: Audited
+) -> None:
+    with writing(archive.node.index.engine) as connection:
+        connection.execute(update(rendition).values(psnr_db=rendition.c.psnr_db + 2))
+    report = audited(archive.node)
+    assert report.alarm
+    assert report.verdict == "3 measured otherwise."
+    assert now(archive, FIRST).state is InstanceState.VERIFIED
+
+
+def test_damage_is_left_to_the_scrub(archive: Archive, audited: Audited) -> None:
+    """A flipped bit in an original must not speak against its reconstruction, nor one in a base."""
+    node = archive.node
+    for digest in (now(archive, FIRST).original_digest, current(archive, SECOND).base_digest):
+        path = node.store.path(digest)
+        data = bytearray(path.read_bytes())
+        data[-1000] ^= 1
+        path.write_bytes(data)
+    report = audited(node)
+    told = findings(node, report)
+    assert [told[ds.SOPInstanceUID]["outcome"] for ds in (FIRST, SECOND)] == [Outcome.DAMAGED] * 2
+    assert (report.alarm, report.summary["withdrawn"]) == (True, 0)
+    assert now(archive, FIRST).state is InstanceState.VERIFIED
+
+
+@pytest.mark.slow
+def test_a_run_that_is_cut_off_goes_on_where_it_was(archive: Archive, workers: WorkerPool, audited: Audited) -> None:
+    node, rows = archive.node, JobRows(archive.node.index.engine)
+    job = make_audit(node.settings, node.archive, lambda: nullcontext(workers), AuditPlan("100%"))
+    rows.ensure([job.name])
+    runner = Runner(rows, 60)
+    stopped = runner.run(job, Cause.COMMAND, watch=lambda *_: runner.stop())
+    assert stopped is not None
+    assert stopped.state is RunState.INTERRUPTED
+    assert stopped.report == {"finished": False, "audited": 1, "left": 2}
+    seed = rows.memory("audit")["seed"]
+    assert not node.archive.reports.rows.newest()
+    report = audited(node)
+    assert (report.summary["seed"], report.summary["audited"]) == (seed, 3)
+    assert rows.history("audit", 1)[0].done == 3
+    assert rows.memory("audit") == {}
+
+
+@pytest.mark.slow
+def test_drift_against_recorded_runs_is_an_alarm(archive: Archive, audited: Audited) -> None:
+    """Five runs that saw far better images than there are today."""
+    reports = archive.node.archive.reports
+    first = audited(archive.node)
+    better = {"mean": first.summary["fsim_mean"] + 0.02, "sd": 0.005}
+    for number in range(5):
+        summary = json.loads(json.dumps(first.summary))
+        summary["strata"]["all"] |= {"fsim_mean": better, "measured": 20}
+        times = {"started_at": float(number), "finished_at": float(number)}
+        reports.rows.add(NewReport(KIND, f"audit-{number}", **times, verdict="", alarm=False, summary=summary))
+    report = audited(archive.node)
+    assert (report.alarm, report.verdict) == (True, "Figures drift: all.")
+    page = reports.html(report).read_text(encoding="utf-8")
+    assert "more than 0.01 below" in page
+    assert "Needs a look" in page
+    assert now(archive, FIRST).state is InstanceState.VERIFIED
+
+
+@pytest.mark.slow
+def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audited: Audited) -> None:
+    """Both where it is installed and where the archive kept it: what it made is withdrawn, the original is served."""
+    from node.upscalers.mammo import SHIPPED
+
+    weights = shutil.copytree(SHIPPED, tmp_path / "weights")
+    reconstruct = {"upscaler": "mammo", "mammo": {"weights": str(weights)}}
+    own = weights / "config.json"
+    own.write_text(own.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # not the one that comes with the package
+    with Node(node_settings(tmp_path, receiver, reconstruct=reconstruct)) as node:
+        (held,) = send(Archive(node, receiver), tmp_path, FIRST)
+        assert held.rendition is not None
+        assert held.rendition.upscaler == "mammo"
+        kept = ModelRows(node.index.engine).files("mammo", held.rendition.weights_digest)
+    for path in (node.store.path(file.digest) for file in kept if file.name == own.name):
+        path.write_bytes(path.read_bytes() + b" ")
+    own.write_text(own.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    with Node(node_settings(tmp_path, receiver, reconstruct=reconstruct)) as node:
+        archive = Archive(node, receiver)
+        report = audited(node, node.pool)
+        assert findings(node, report)[FIRST.SOPInstanceUID]["outcome"] == Outcome.UNMADE
+        assert now(archive, FIRST).state is InstanceState.WITHDRAWN
+        assert list(moved(archive, FIRST)) == [FIRST.SOPInstanceUID]
+
+
+@pytest.mark.slow
+def test_the_command_beside_a_running_node(archive: Archive, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    told = archive.node.settings.model_dump(mode="json", include={"storage": {"root"}, "reconstruct": True})
+    config.write_text(yaml.safe_dump({**told, "codec": SCALES}), encoding="utf-8")
+    done = command("audit", "run", "--sample", "1", "--json", "--config", str(config))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["summary"]["audited"], found["alarm"]) == (1, False)
+    assert Path(found["html"]).is_file()
+    forge(archive.node, current(archive, FIRST), points=spots(FIRST))
+    assert command("audit", "run", "--sample", "100%", "--config", str(config)).returncode == 1
+    assert now(archive, FIRST).state is InstanceState.WITHDRAWN
+    wrong = command("audit", "run", "--sample", "many", "--config", str(config))
+    assert wrong.returncode == 2
+    assert "is no sample" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_chromium_shows_the_page_of_an_audit(archive: Archive, audited: Audited, tmp_path: Path) -> None:
+    reports = archive.node.archive.reports
+    for _ in range(2):
+        forge(archive.node, current(archive, FIRST))
+        audited(archive.node)
+    forge(archive.node, current(archive, FIRST), points=spots(FIRST))
+    seen = open_page(reports.html(audited(archive.node)), tmp_path)
+    assert (seen.requests, seen.console) == ([], [])
+    for text in ("Fidelity audit", "1 of 3 reconstructions failed: 1 withdrawn.", "device: Latent PACS tests Other"):
+        assert text in seen.dom

@@ -1,0 +1,129 @@
+"""Who may import whom (docs/ARCHITECTURE.md), and what keeps ``latent-pacs --help`` fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+LAYERS = {
+    "storage.dicom": ["storage.dicom"],
+    "storage.formats": ["storage.dicom", "storage.formats"],
+    "storage.objects": ["storage.objects"],
+    "storage.index": ["storage.dicom", "storage.formats", "storage.objects", "storage.index"],
+    "storage.backup": ["storage.objects", "storage.index", "storage.backup"],
+    "storage.migrations": ["storage.index"],
+    "storage": [],
+    "node.config": ["storage", "node.config"],
+    "node.fidelity": ["storage", "node.fidelity"],
+    "node.upscalers": ["storage", "node.config", "node.fidelity", "node.codec", "node.upscalers"],
+    "node.codec.encode": ["storage", "node.config", "node.fidelity", "node.upscalers", "node.codec"],
+    "node.codec": ["storage", "node.config", "node.fidelity", "node.upscalers", "node.codec!"],
+    "node.training": ["storage", "node.config", "node.fidelity", "node.upscalers", "node.codec", "node.training"],
+    "node.workers": ["storage", "node.config", "node.fidelity", "node.upscalers", "node.codec", "node.workers"],
+    "node.archive": ["storage", "node.config", "node.upscalers", "node.codec", "node.workers", "node.archive"],
+    "node.dimse": ["storage", "node.config", "node.archive", "node.dimse"],
+    "node.reports": ["storage", "node.reports"],
+    "node.jobs": ["storage", "node.config", "node.archive", "node.reports", "node.jobs"],
+    "node.validation": [
+        *("storage", "node.config", "node.fidelity", "node.archive", "node.reports", "node.jobs", "node.validation"),
+    ],
+    "node.metrics": ["storage", "node.config", "node.codec", "node.workers", "node.archive", "node.metrics"],
+    "node.app": [
+        *("storage", "node.config", "node.upscalers", "node.codec", "node.training", "node.workers", "node.archive"),
+        *("node.dimse", "node.reports", "node.jobs", "node.validation", "node.metrics", "node.app"),
+    ],
+    "node.cli": [
+        *("storage", "node.config", "node.fidelity", "node.upscalers", "node.codec", "node.training", "node.workers"),
+        *("node.archive", "node.dimse", "node.reports", "node.jobs", "node.validation", "node.app", "node.cli"),
+    ],
+}
+"""For each layer, the packages that it may import. An entry that ends in ``!`` allows its modules, not its packages.
+The modules of ``storage`` itself (errors, records and such) may be imported by every layer."""
+ONLY_IN = {
+    "pynetdicom": "node/dimse/",
+    "sqlalchemy": ("storage/index/", "storage/migrations/"),
+    "alembic": ("storage/index/", "storage/migrations/"),
+    "diffusers": ("node/upscalers/", "node/training/"),
+    "yaml": "node/config/__init__.py",
+    "apscheduler": "node/jobs/schedule.py",
+    "prometheus_client": "node/metrics/exposition.py",
+    "optuna": "node/validation/",
+    "typer": "node/cli/",
+}
+
+
+def modules() -> list[Path]:
+    return sorted([*(ROOT / "node").rglob("*.py"), *(ROOT / "storage").rglob("*.py")])
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.Import):
+            found.update(alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{path}: relative import"
+            found.add(statement.module or "")
+    return found
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def layer_of(module: str) -> str | None:
+    """The longest layer that holds the module."""
+    found = [layer for layer in LAYERS if module == layer or module.startswith(layer + ".")]
+    return max(found, key=len, default=None)
+
+
+def allowed(layer: str, module: str) -> bool:
+    if module.startswith("storage.") and layer_of(module) == "storage":
+        return True
+    if module == "storage":
+        return True
+    for entry in LAYERS[layer]:
+        package = entry.removesuffix("!")
+        if entry.endswith("!") and layer_of(module) == package:
+            return True
+        if not entry.endswith("!") and (module == package or module.startswith(package + ".")):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downward(path: Path) -> None:
+    relative = path.relative_to(ROOT)
+    layer = layer_of(name_of(path))
+    for module in imports_of(path):
+        if layer is not None and layer_of(module) is not None:
+            assert allowed(layer, module), f"{relative} imports {module}"
+        package = module.split(".")[0]
+        if package in ONLY_IN:
+            assert str(relative).startswith(ONLY_IN[package]), f"{relative} imports {module}"
+
+
+def test_every_module_has_a_layer() -> None:
+    homeless = [path for path in modules() if layer_of(name_of(path)) is None]
+    assert [path.name for path in homeless] == ["__init__.py"]  # node's own
+
+
+def test_no_file_name_occurs_twice() -> None:
+    """A command's module is named after its command, whatever else has that name."""
+    names = Counter(path.name for path in modules() if "commands" not in path.parts and "versions" not in path.parts)
+    assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
+
+
+@pytest.mark.parametrize("module", ["node.cli.main", "node.app", "node.config", "node.dimse.server"])
+def test_torch_is_not_imported(module: str) -> None:
+    """Torch lives in the workers: neither ``--help`` nor the DIMSE process loads it."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False, timeout=60)
+    assert done.returncode == 0

@@ -1,0 +1,50 @@
+"""benchmarks/observer.py: coders that give back everything, or lose the signals, are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from benchmarks import observer
+from benchmarks.coded import Coded, Image
+from benchmarks.observer import measured
+from benchmarks.signals import Signal, all_signals
+from tests.unit.benchmarks.test_calcifications import image
+
+
+def coder(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[Image], Coded]:
+    """A coder that makes its structure by ``change``, and draws no noise."""
+
+    def code(image: Image) -> Coded:
+        original = image.picture.pixels
+        structure = change(original.astype(np.float32))
+        served = np.clip(np.rint(structure), 0, 4095).astype(np.uint16)
+        return Coded(image.name, original, structure, served, image.window, image.breast, 1000, "x1", [], 0.0)
+
+    return code
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> list[Signal]:
+    """Two kinds of signal only."""
+    kinds = [kind for kind in all_signals() if kind.name in ("cluster 200 um", "cluster 300 um")]
+    monkeypatch.setattr(observer, "all_signals", lambda: kinds)
+    return kinds
+
+
+def test_ratios(few: list[Signal]) -> None:
+    mammogram = replace(image(), spacing_mm=0.07)
+    same = measured(mammogram, 30, 2.5, 1, coder(lambda pixels: pixels))
+    assert same["signals"]
+    for row in same["signals"]:
+        assert row["ratio"] == 1
+        assert row["contrast"] == 1
+        assert row["d_original"] > 0
+    assert not same["below"]
+    smooth = measured(mammogram, 30, 2.5, 1, coder(lambda pixels: gaussian_filter(pixels, 1.5)))
+    assert all(row["contrast"] < 0.95 for row in smooth["signals"])

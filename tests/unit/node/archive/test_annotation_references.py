@@ -1,0 +1,139 @@
+"""References of annotations for peers that know images as reconstructions: kept, or rewritten in copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset, dcmread
+from sqlalchemy import update
+
+from node.app import Node
+from node.config import parse
+from node.dimse.client import Receiver
+from storage.errors import ConfigError
+from storage.index.connection import writing
+from storage.index.tables import instance
+from storage.records import InstanceState
+from tests.conftest import Archive, settings_for
+from tests.support.annotations import cad_report, finding, presentation_state, scoord, selected_from
+from tests.support.peers import data_set_bytes, findscu, getscu, storescu
+from tests.support.samples import breast, mammogram, write
+from tests.unit.storage.index.test_index import claimed, new_rendition
+
+WHY = {"reason": "a test", "who": "user:test"}
+
+
+@dataclass
+class Study:
+    """An image, one that has no reconstruction, and an annotation of both."""
+
+    archive: Archive
+    folder: Path
+    images: list[Dataset]
+    annotation: Dataset
+    file: Path
+
+    def encoded(self, derived_uid: str) -> None:
+        """Give the first image a reconstruction of that UID; only its row is looked at here."""
+        index = self.archive.node.index
+        held = index.by_uid(self.images[0].SOPInstanceUID)
+        assert held is not None
+        with writing(index.engine) as connection:
+            for_us = {"state": InstanceState.RECEIVED, "attempts": 0}
+            others = update(instance).where(instance.c.key != held.key).values(state=InstanceState.EXACT)
+            connection.execute(others)
+            connection.execute(update(instance).where(instance.c.key == held.key).values(for_us))
+        index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition(derived_uid))
+
+    def keys(self, uid: str) -> list[str]:
+        ds = self.annotation
+        levels = [f"StudyInstanceUID={ds.StudyInstanceUID}", f"SeriesInstanceUID={ds.SeriesInstanceUID}"]
+        return [*levels, f"SOPInstanceUID={uid}"]
+
+    def found(self, title: str, uid: str = "") -> list[str]:
+        """The UIDs under which a peer finds the annotation."""
+        _, answers = findscu(self.archive.address, self.folder / "found", "-S", "IMAGE", *self.keys(uid), calling=title)
+        return [str(one.SOPInstanceUID) for one in answers]
+
+    def got(self, title: str, uid: str) -> Path:
+        folder = self.folder / f"{title} {uid}"
+        ran = getscu(self.archive.address, folder, "-S", "IMAGE", *self.keys(uid), calling=title)
+        assert ran.counts == (1, 0, 0), ran.said
+        (path,) = folder.iterdir()
+        return path
+
+
+@pytest.fixture(params=["report", "presentation state"])
+def study(request: pytest.FixtureRequest, tmp_path: Path, receiver: Receiver) -> Iterator[Study]:
+    settings = settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False})
+    peers = [peer.model_dump(by_alias=True) for peer in settings.peers]
+    peers += [{**peers[1], "ae_title": "REWRITTEN", "references": "rewrite"}]
+    with Node(settings_for(tmp_path / "archive", peers=peers, archivist={"enabled": False})) as node:
+        archive = Archive(node, receiver)
+        images = [mammogram(breast(64, 48), StudyInstanceUID="1.2.826.0.1.3680043.8.498.1") for _ in range(2)]
+        uids = [str(ds.SOPInstanceUID) for ds in images]
+        if request.param == "report":
+            marks = [finding("1", scoord("POINT", [1.0, 2.0], selected_from(uid))) for uid in uids]
+            annotation = cad_report(images[0].StudyInstanceUID, uids, *marks)
+        else:
+            annotation = presentation_state(images[0].StudyInstanceUID, uids)
+        files = [write(ds, tmp_path / f"{number}.dcm") for number, ds in enumerate([*images, annotation])]
+        assert storescu(files, archive.address).statuses == [0, 0, 0]
+        yield Study(archive, tmp_path, images, annotation, files[-1])
+
+
+def referenced(ds: Dataset) -> set[str]:
+    return {str(element.value) for element in ds.iterall() if element.keyword == "ReferencedSOPInstanceUID"}
+
+
+def test_copies_for_the_peer_that_wants_them(study: Study) -> None:
+    own = str(study.annotation.SOPInstanceUID)
+    assert study.found("REWRITTEN") == [own]  # nothing is reconstructed yet
+    study.encoded("2.25.1")
+    (copy,) = study.found("REWRITTEN")
+    assert copy.startswith("2.25.")
+    assert study.found("REWRITTEN", own) == study.found("REWRITTEN", copy) == [copy]
+    for title in ("VIEWER", "EXACTVIEW"):
+        assert study.found(title) == [own]
+        assert data_set_bytes(study.got(title, own)) == data_set_bytes(study.file)
+
+    received = study.got("REWRITTEN", copy)
+    ds, sent = dcmread(received), dcmread(study.file)
+    first, second = (str(image.SOPInstanceUID) for image in study.images)
+    assert referenced(sent) == {first, second}
+    assert referenced(ds) == {"2.25.1", second}
+    assert (ds.SOPInstanceUID, ds.file_meta.MediaStorageSOPInstanceUID) == (copy, copy)
+    assert ds.OriginalAttributesSequence[0].ModifiedAttributesSequence[0].SOPInstanceUID == own
+    assert data_set_bytes(study.got("REWRITTEN", own)) == data_set_bytes(received)  # by its own UID: the copy
+
+    # a new reconstruction: another copy; the UID of the first leads to what it led to
+    study.encoded("2.25.2")
+    (newer,) = study.found("REWRITTEN")
+    assert newer != copy
+    assert study.found("REWRITTEN", copy) == [copy]
+    assert referenced(dcmread(study.got("REWRITTEN", newer))) == {"2.25.2", second}
+
+    # a copy that comes back is known; one with other content is not taken for it
+    assert storescu([received], study.archive.address).statuses == [0]
+    ds.PatientComments = "changed"
+    changed = write(ds, study.folder / "changed.dcm")
+    assert storescu([changed], study.archive.address).statuses == [0xC003]
+    assert len(study.archive.node.index.quarantine.all()) == 1
+
+
+def test_a_deleted_annotation_takes_its_copies_with_it(study: Study) -> None:
+    study.encoded("2.25.1")
+    (copy,) = study.found("REWRITTEN")
+    received = study.got("REWRITTEN", copy)
+    study.archive.node.archive.deletion.delete("image", str(study.annotation.SOPInstanceUID), **WHY)
+    assert study.found("REWRITTEN") == study.found("REWRITTEN", copy) == []
+    assert storescu([received], study.archive.address).statuses == [0xC004]
+
+
+def test_only_peers_of_reconstructions_can_have_it() -> None:
+    peer = {"ae_title": "A", "rendition": "auto", "references": "rewrite"}
+    with pytest.raises(ConfigError, match="for peers with rendition: reconstructed"):
+        parse({"peers": [peer]}, "config.yaml")

@@ -1,0 +1,109 @@
+"""The allow-list: what may be reconstructed, and that everything else stays exact with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import JPEG2000, ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+from node.archive.intake.eligibility import PRIVATE_CREATOR, why_exact
+from node.config import EligibilitySettings, parse
+from storage.dicom.dicomfile import opened
+from storage.ineligibility import LeftOut
+from tests.support.samples import breast, mammogram, write, write_body
+
+SHIPPED = EligibilitySettings()
+
+
+def reason(
+    ds: Dataset, folder: Path, settings: EligibilitySettings | None = None, syntax: str = ExplicitVRLittleEndian
+) -> str:
+    path = write(ds, folder / "one.dcm", syntax)
+    with opened(path) as file:
+        return why_exact(file, file.header(), settings or EligibilitySettings())
+
+
+def sample(**changes: Any) -> Dataset:
+    return mammogram(breast(300, 280), **changes)
+
+
+def code(value: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", "view"
+    return item
+
+
+def test_a_clean_mammogram_is_eligible(tmp_path: Path) -> None:
+    assert reason(sample(), tmp_path) == ""
+    assert reason(sample(NumberOfFrames=1), tmp_path) == ""
+    assert reason(sample(PhotometricInterpretation="MONOCHROME1"), tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"}, "eligibility.classes"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "eligibility.classes"),
+        ({"NumberOfFrames": 2}, "multi-frame"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "photometric"),
+        ({"SamplesPerPixel": 3}, "photometric"),
+        ({"BitsAllocated": 8}, "bits allocated"),
+        ({"BitsStored": 7, "HighBit": 6}, "bits stored are not 8 to 16"),
+        ({"HighBit": 15}, "high bit"),
+        ({"PixelRepresentation": 1}, "signed"),
+        ({"LossyImageCompression": "01"}, "already lossy"),
+        ({"BurnedInAnnotation": "YES"}, "burned-in"),
+        ({"QualityControlImage": "YES"}, "quality control"),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "for processing"),
+        ({"EstimatedRadiographicMagnificationFactor": "1.8"}, "magnified more than 1.2 times"),
+        ({"Rows": 255}, "smaller than 256"),
+        ({"PixelData": None}, "no pixel data"),
+        ({"SpecimenDescriptionSequence": Sequence([])}, "specimen"),
+    ],
+)
+def test_what_stays_exact(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    found = reason(sample(**changes), tmp_path)
+    assert says in found
+    assert found in set(LeftOut), "status counts by these sentences"
+
+
+@pytest.mark.parametrize("value", ["399163009", "R-102D6", "399055006", "R-102D7"])
+def test_special_views(tmp_path: Path, value: str) -> None:
+    ds = sample()
+    ds.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence([code(value)])
+    assert "view" in reason(ds, tmp_path)
+
+
+def test_signed_objects_and_our_own(tmp_path: Path) -> None:
+    signed = sample()
+    signed.DigitalSignaturesSequence = Sequence([Dataset()])
+    assert reason(signed, tmp_path) == "digitally signed"
+    own = sample()
+    own.private_block(0x0099, PRIVATE_CREATOR, create=True).add_new(1, "LO", "x")
+    assert reason(own, tmp_path) == "a reconstruction of this archive"
+
+
+def test_syntaxes(tmp_path: Path) -> None:
+    assert reason(sample(), tmp_path, syntax=ExplicitVRBigEndian) == "big endian"
+    ds = sample()
+    body = write(ds, tmp_path / "two.dcm").read_bytes()
+    with opened(tmp_path / "two.dcm") as file:
+        data = bytes(file.data)
+    assert data in body
+    lossy = write_body(data, tmp_path / "three.dcm", sop_class=ds.SOPClassUID, sop_instance="1.2", syntax=JPEG2000)
+    with opened(lossy) as file:
+        assert why_exact(file, file.header(), EligibilitySettings()) == "already lossy"
+
+
+def test_scanned_film_by_configuration(tmp_path: Path) -> None:
+    raw = {"eligibility": {"classes": [{"sop_class": "1.2.840.10008.5.1.4.1.1.7", "modality": "MG"}]}}
+    film = parse(raw, "t").eligibility
+    capture = sample(SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    assert reason(capture, tmp_path, film) == ""
+    assert "eligibility.classes" in reason(
+        sample(SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT"), tmp_path, film
+    )

@@ -1,0 +1,391 @@
+"""The encoder's search (node/codec/encode/search.py) on a phantom, and that what is decoded is what was verified."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom.uid import ExplicitVRLittleEndian
+from scipy.ndimage import gaussian_filter
+
+from node.codec.decode import SideInformation, reconstruct
+from node.codec.encode.base_coding import make_base
+from node.codec.encode.encode_request import rendition_of
+from node.codec.encode.search import Encoded, Encoder
+from node.codec.encode.source_image import Source
+from node.codec.noise import unit_noise
+from node.codec.patches import patched_pixels
+from node.fidelity.gate import Reference, burden, look
+from node.upscalers.bicubic import Bicubic
+from node.upscalers.protocol import UpscaleTask
+from storage.dicom.dicomfile import HeaderBytes, encode
+from storage.dicom.pixels import pixel_digest
+from storage.errors import NotReconstructable, PayloadError
+from storage.formats.payload import decode_base, decode_rendition, encode_base, encode_rendition
+from storage.formats.resample import Operator
+from storage.records import OperatingPoint, Thresholds
+from tests.support.samples import breast, mammogram
+from tests.unit.node.codec.test_noise import soft
+
+Pixels = NDArray[np.uint16]
+Float = NDArray[np.float32]
+
+BALANCED = Thresholds()
+STRICT = replace(BALANCED, lines=(3.0, 1.2, 0.5))
+POINT = OperatingPoint(2, "jpegxl", distance=0.2, effort=5)
+
+
+@cache
+def phantom(rows: int = 640, columns: int = 544, bits: int = 12) -> Pixels:
+    """Tissue without edges and a detector's noise that grows with the grey level, falling off to air of value 0."""
+    random = np.random.default_rng(4)
+    y, x = np.mgrid[0:rows, 0:columns]
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
+    frequency[0, 0] = 1
+    tissue = np.fft.irfft2(np.fft.rfft2(random.standard_normal((rows, columns))) / frequency**2.4, s=(rows, columns))
+    skin = 0.5 + 0.5 * np.cos(np.pi * np.clip((np.hypot(y - rows / 2, x) - columns * 0.55) / (columns * 0.3), 0, 1))
+    level = (1700 + 250 * tissue / tissue.std()).clip(300) * skin
+    noise = unit_noise(slice(0, rows), slice(0, columns), soft(), 8) * (3 + 0.25 * np.sqrt(level))
+    for row, column in ((250, 120), (262, 131), (258, 144), (400, 220)):
+        level += 160 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 1.5**2))
+    image = np.where(skin > 0, level + noise, 0) * ((1 << bits) - 1) / 4095
+    return np.clip(np.rint(image), 0, (1 << bits) - 1).astype(np.uint16)
+
+
+def source_of(pixels: Pixels, bits: int = 12, **changes: Any) -> tuple[Source, Reference]:
+    own = {"WindowCenter": 1 << (bits - 1), "WindowWidth": 1 << bits}
+    own |= dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"), "1.2.3")
+    ds = mammogram(pixels, bits=bits, **(own | changes))
+    header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
+    source = Source.of(pixels, ds, header, "0" * 64, "OW")
+    return source, Reference(pixels, ds, source.padding_pixels)
+
+
+def encoder(pixels: Pixels, limits: Thresholds | None, bits: int = 12, **changes: Any) -> Encoder:
+    of_header = {name: changes.pop(name) for name in list(changes) if name[0].isupper()}
+    upscalers = changes.pop("upscalers", [Bicubic()])
+    made = Encoder(*source_of(pixels, bits, **of_header), upscalers, limits, scales=(2,), effort=5)
+    return replace(made, **changes)
+
+
+@cache
+def searched(limits: Thresholds = BALANCED) -> Encoded:
+    made = encoder(phantom(), limits).search()
+    assert made is not None
+    return made
+
+
+def decoded(made: Encoded, *, draw: bool = True) -> Pixels:
+    """Through the bytes of base and rendition."""
+    rendition = decode_rendition(encode_rendition(rendition_of(made, "1.2.3")))
+    base, side = decode_base(made.data), SideInformation.of(rendition)
+    return reconstruct(base, made.upscaler, side, seed=rendition.seed, steps=rendition.steps, draw=draw)
+
+
+class Blurred(Bicubic):
+    """A worse upscaler: it takes a finer base to make up for it."""
+
+    name = "blurred"
+
+    def structure(self, task: UpscaleTask) -> Float:
+        return np.asarray(gaussian_filter(task.upsampled, 1.5), dtype=np.float32)
+
+
+class Sampling(Bicubic):
+    """Draws content by seed and steps, as a generative model does."""
+
+    name, generative, steps = "sampling", True, 3
+
+    def structure(self, task: UpscaleTask) -> Float:
+        assert task.steps == 3
+        return task.upsampled + np.random.default_rng(task.seed).standard_normal(1, dtype=np.float32)[0]
+
+
+# --- the search -----------------------------------------------------------------------------------------------
+
+
+def test_a_search_finds_what_passes() -> None:
+    made = searched()
+    assert made.verdict.passed
+    assert made.base.point.scale == 2
+    assert made.payload_bytes < 0.12 * phantom().nbytes
+    assert made.verdict.figures["specks_lost"] == 0
+
+
+def test_it_is_near_the_coarsest_that_passes() -> None:
+    """At 1.6 times the distance the structure itself fails; and it was not far from failing."""
+    made = searched()
+    assert 0.75 < burden(made.found, BALANCED) <= 1
+    coarser = replace(made.base.point, distance=round(made.base.point.distance * 1.6, 4))
+    assert encoder(phantom(), BALANCED).at(coarser) is None
+
+
+def test_strict_takes_more_bytes() -> None:
+    strict, balanced = searched(STRICT), searched()
+    assert strict.base.point.distance < balanced.base.point.distance
+    assert strict.payload_bytes > 1.1 * balanced.payload_bytes
+
+
+@pytest.mark.slow
+def test_the_same_bytes_twice() -> None:
+    again = encoder(phantom(), BALANCED).search()
+    assert again is not None
+    assert (again.data, again.parts) == (searched().data, searched().parts)
+    assert np.array_equal(again.served, searched().served)
+
+
+@pytest.mark.slow
+def test_the_better_upscaler_is_taken_wherever_it_stands() -> None:
+    """The last one is the baseline, whose walk the other takes up: their bases are alike, not the same.
+
+    Side information is not compared: the least difference of a base decides whether a place needs an exact patch.
+    """
+    as_baseline = encoder(phantom(), BALANCED, upscalers=[Blurred(), Bicubic()]).search()
+    as_other = encoder(phantom(), BALANCED, upscalers=[Bicubic(), Blurred()]).search()
+    assert as_baseline is not None
+    assert as_other is not None
+    assert as_baseline.data == searched().data
+    assert as_baseline.upscaler.name == as_other.upscaler.name == "bicubic"
+    assert len(as_other.data) == pytest.approx(len(searched().data), rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_cheapest_scale_is_taken() -> None:
+    several = encoder(phantom(), BALANCED, scales=(1, 2))
+    made = several.search()
+    assert made is not None
+    assert made.payload_bytes <= 1.05 * searched().payload_bytes
+    assert {trial.point[:2] for trial in several.tried if trial.sample} == {"x1", "x2"}
+    assert all(trial.seconds >= 0 for trial in several.tried)
+
+
+def test_what_cannot_pass_is_none() -> None:
+    hopeless = replace(BALANCED, lost=(1e-4, 1e-4, 1e-4, 1e-4))
+    trying = encoder(phantom(), hopeless)
+    assert trying.search() is None
+    assert trying.at(POINT) is None
+    assert any("lost share" in sentence for sentence in trying.tried[-1].failures)
+
+
+def test_without_limits_it_measures_only() -> None:
+    made = encoder(phantom(), None).at(replace(POINT, distance=6.0))
+    assert made is not None
+    assert (made.verdict.gated, made.verdict.passed, made.verdict.failures) == (False, False, ())
+    assert made.side.repairs is made.side.points is made.side.patches is None
+    assert burden(made.found, BALANCED) > 1
+
+
+def test_an_existing_base_is_verified_as_it_is() -> None:
+    made = searched()
+    again = encoder(phantom(), BALANCED).of_base(decode_base(made.data), made.data)
+    assert again is not None
+    assert again.data is made.data
+    assert np.array_equal(again.served, made.served)
+    assert encoder(phantom(), STRICT).of_base(decode_base(made.data), made.data) is None
+
+
+# --- single places --------------------------------------------------------------------------------------------
+
+
+def marked() -> Pixels:
+    """Lead letters in the air: strokes of some pixels, with the edges that a focal spot gives them."""
+    strokes = np.zeros(phantom().shape)
+    strokes[24:56, 476:524:12] = strokes[24:29, 476:524] = strokes[51:56, 476:524] = 1
+    strokes[:, 2:] = np.maximum(strokes[:, 2:], np.maximum(strokes[:, 1:-1], strokes[:, :-2]))
+    return np.maximum(phantom(), np.rint(3500 * gaussian_filter(strokes, 0.8))).astype(np.uint16)
+
+
+def on_film() -> Pixels:
+    """The same with grain in the air, of which exact patches would take much more than residuals do."""
+    grain = gaussian_filter(np.random.default_rng(3).standard_normal(phantom().shape), 0.8)
+    return np.clip(np.rint(marked() + 150 + 60 * grain / grain.std()), 0, 4095).astype(np.uint16)
+
+
+def test_a_marker_in_clean_air_comes_back_exactly() -> None:
+    made = encoder(marked(), BALANCED).at(POINT)
+    assert made is not None
+    assert made.side.repairs is None
+    off = made.served.astype(int) - marked()
+    assert np.abs(made.plain.astype(int) - marked())[20:60, 470:530].max() <= 0.1 * 4096
+    assert made.side.patches is not None
+    inside = patched_pixels(made.side.patches.cells, *off.shape)
+    assert inside[20:60, 470:530].any()
+    assert not off[inside].any()
+    assert np.array_equal(decoded(made), made.served)
+
+
+def test_a_marker_on_film_is_repaired() -> None:
+    made = encoder(on_film(), BALANCED).at(POINT)
+    assert made is not None
+    assert made.side.repairs is not None
+    off = np.abs(made.plain.astype(int) - on_film())[20:60, 470:530]
+    assert off.max() <= 0.1 * 4096 + 0.5  # it is rounded
+    assert np.sqrt(np.mean(np.square(off))) < 100
+    assert np.array_equal(decoded(made), made.served)
+
+
+@pytest.mark.slow
+def test_no_more_than_its_share_is_repaired() -> None:
+    trying = encoder(marked(), BALANCED, share=0.001)
+    assert trying.at(POINT) is None
+    assert any("error out of the breast" in sentence for sentence in trying.tried[-1].failures)
+
+
+def test_a_region_that_was_asked_for_is_exact() -> None:
+    made = encoder(phantom(), BALANCED, regions=((200, 130, 40, 50),)).at(POINT)
+    assert made is not None
+    inside = np.s_[200:240, 130:180]
+    for pixels in (made.served, made.plain, decoded(made), decoded(made, draw=False)):
+        assert np.array_equal(pixels[inside], phantom()[inside])
+    assert not np.array_equal(made.served, phantom())
+
+
+# --- decoding -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_decoded_is_what_was_verified() -> None:
+    made = searched()
+    assert np.array_equal(decoded(made), made.served)
+    assert np.array_equal(decoded(made, draw=False), made.plain)
+    rendition = rendition_of(made, "1.2.3")
+    assert rendition.output_digest == pixel_digest(made.served)
+    assert rendition.structure_digest == pixel_digest(made.plain)
+    assert rendition.output_digest != rendition.structure_digest
+    assert rendition.base_digest == hashlib.sha256(made.data).hexdigest()
+    extremes = [[int(image.min()), int(image.max())] for image in (made.served, made.plain)]
+    smallest, greatest = (list(pair) for pair in zip(*extremes, strict=True))
+    assert rendition.extra == {"minimum": smallest, "maximum": greatest}
+
+
+def test_a_model_that_samples_is_decoded_with_its_seed_and_steps() -> None:
+    made = encoder(phantom(), None, upscalers=[Sampling()]).at(POINT)
+    assert made is not None
+    assert np.array_equal(decoded(made), made.served)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(400, 360), (401, 363)])
+def test_a_structure_is_consistent_with_its_base(scale: int, shape: tuple[int, int]) -> None:
+    """Downsampled, the plain bicubic of a base is the base, to within what quantisation has changed in it."""
+    pixels = phantom()[: shape[0], : shape[1]]
+    base = make_base(source_of(pixels)[0], replace(POINT, scale=scale))
+    operator = Operator(*shape, scale)
+    structure = reconstruct(base, Bicubic(), SideInformation(), seed=0, steps=0)
+    away = operator.down(structure) - base.samples()
+    assert np.sqrt(np.mean(np.square(away))) < 1.5 * max(base.quantisation_rms, 0.5)
+    ideal = operator.down(pixels)
+    assert base.quantisation_rms == pytest.approx(float(np.sqrt(np.mean(np.square(base.samples() - ideal)))), rel=1e-3)
+
+
+def test_lossless_at_scale_1_is_the_original() -> None:
+    base = make_base(source_of(phantom())[0], OperatingPoint(1, "jpegxl"))
+    assert (base.offset, base.gain, base.quantisation_rms) == (0.0, 1.0, 0.0)
+    assert np.array_equal(reconstruct(base, Bicubic(), SideInformation(), seed=0, steps=0), phantom())
+
+
+def test_monochrome1_is_coded_as_it_is_displayed_and_comes_back() -> None:
+    inverted = (4095 - phantom()).astype(np.uint16)
+    made = encoder(inverted, BALANCED, PhotometricInterpretation="MONOCHROME1").at(POINT)
+    plain = encoder(phantom(), BALANCED).at(POINT)
+    assert made is not None
+    assert plain is not None
+    assert made.base.gain < 0 < plain.base.gain
+    assert len(made.base.coded) == pytest.approx(len(plain.base.coded), rel=0.02)
+    assert np.abs(made.structure - (4095 - plain.structure)).mean() < 1
+    assert np.array_equal(decoded(made), made.served)
+
+
+def test_sixteen_bits() -> None:
+    pixels = phantom(bits=16)
+    made = encoder(pixels, BALANCED, bits=16).at(POINT)
+    assert made is not None
+    assert made.served.max() > 30000
+    assert made.served.max() <= pixels.max()
+    assert np.array_equal(decoded(made), made.served)
+
+
+@pytest.mark.parametrize(
+    ("values", "header"),
+    [
+        ((0, 0), {"PixelPaddingValue": 0}),
+        ((0, 9), {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 9}),
+        ((4095, 4095), {"PixelPaddingValue": 4095}),
+    ],
+)
+def test_padding_keeps_exactly_its_values(values: tuple[int, int], header: dict[str, int]) -> None:
+    """PS3.3 C.7.5.1.1.2: padded pixels come back as they were, and no other pixel becomes one."""
+    low, high = values
+    pixels = np.clip(phantom(), 20, 4000)
+    noise = np.random.default_rng(0).integers(low, high + 1, pixels.shape).astype(np.uint16)
+    mask = phantom() == 0
+    mask[300:303, 100:104] = True
+    pixels[mask] = noise[mask]
+    made = encoder(pixels, BALANCED, **header).at(POINT)
+    assert made is not None
+    for image in (made.served, made.plain, decoded(made)):
+        assert np.array_equal(image[mask], pixels[mask])
+        assert not ((image >= low) & (image <= high))[~mask].any()
+    assert made.base.minimum >= 20
+    assert made.verdict.passed
+
+
+def test_what_the_pixels_rule_out() -> None:
+    with pytest.raises(NotReconstructable, match="all pixels are padding"):
+        source_of(phantom(), PixelPaddingValue=0, PixelPaddingRangeLimit=4095)
+    with pytest.raises(NotReconstructable, match="Bits Stored"):
+        source_of(phantom() + np.uint16(4096))
+
+
+def test_side_information_of_another_image_is_refused() -> None:
+    side = searched().side
+    base = make_base(source_of(phantom()[:400])[0], POINT)
+    with pytest.raises(PayloadError, match="NoiseModel is of 640 x 544 pixels, the image of 400 x 544"):
+        reconstruct(base, Bicubic(), side, seed=0, steps=0)
+
+
+def test_repairs_are_added_to_what_is_within_range() -> None:
+    """Beside a marker the upsampled base overshoots the greatest value: repairs were measured after it was clipped."""
+    pixels = np.minimum(on_film(), 2600)
+    made = encoder(pixels, BALANCED).at(POINT)
+    assert made is not None
+    assert made.side.repairs is not None
+    structure = look(encoder(pixels, BALANCED).reference, made.structure)
+    assert structure.outside.max() <= BALANCED.outside
+    assert made.structure.max() <= pixels.max()
+
+
+# --- coded regions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("air", [0, 1000, 4095])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_air_of_one_value_is_not_coded_and_comes_back_exactly(scale: int, air: int) -> None:
+    pixels = np.full((900, 1100), air, dtype=np.uint16)
+    pixels[130:750, :480] = breast(620, 480)
+    source, _ = source_of(pixels)
+    point = replace(POINT, scale=scale)
+    base = decode_base(encode_base(make_base(source, point)))
+    region = base.region
+    assert region is not None
+    assert region.beyond == air
+    assert region.rows * region.columns < 0.45 * base.operator.low_rows * base.operator.low_columns
+    uncoded = make_base(replace(source, _lowered={}, _regions={scale: None}), point)
+    assert uncoded.region is None
+    made, whole = (reconstruct(each, Bicubic(), SideInformation(), seed=0, steps=0) for each in (base, uncoded))
+    far = np.ones(pixels.shape, dtype=bool)
+    far[130 - 48 : 750 + 48, : 480 + 48] = False  # what the operator reaches
+    assert (made[far] == air).all()
+    error = [np.square(image.astype(float) - pixels)[~far].mean() for image in (made, whole)]
+    assert error[0] < 1.1 * error[1] + 1
+
+
+def test_where_nearly_all_is_worth_coding_all_is_coded() -> None:
+    full = phantom()[100:500, :300]
+    assert make_base(source_of(full)[0], POINT).region is None
+    assert make_base(source_of(np.full((300, 280), 700, np.uint16))[0], POINT).region is None
+    assert make_base(source_of(breast(400, 300))[0], OperatingPoint(2, "png16")).region is None

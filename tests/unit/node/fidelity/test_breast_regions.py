@@ -1,0 +1,64 @@
+"""Strips along the image's border are no breast; a nipple in profile is (node/fidelity/breast_regions.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.fidelity.breast_regions import breast_mask, without_strips
+from node.fidelity.gate import Reference
+from tests.support.samples import breast
+
+Mask = NDArray[np.bool_]
+
+
+def half_disc(rows: int = 120, columns: int = 80, radius: float = 45.0) -> Mask:
+    """A breast on the left border, in blocks."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    return np.hypot(y - rows / 2, x) < radius
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_strip_along_the_border_is_taken_off(turn: int) -> None:
+    mask = half_disc()
+    with_strip = mask.copy()
+    with_strip[:, :5] = True
+    kept, wide = without_strips(np.rot90(with_strip, turn))
+    lost = np.rot90(mask, turn) & ~kept
+    assert lost.sum() < 0.01 * mask.sum()
+    added = kept & ~np.rot90(mask, turn)
+    assert added.sum() < 0.01 * mask.sum()
+    assert (wide & ~kept).sum() == 0
+
+
+def test_a_nipple_stays_and_is_not_wide() -> None:
+    mask = half_disc()
+    nipple = mask.copy()
+    nipple[56:64, 40:52] = True
+    kept, wide = without_strips(nipple)
+    assert np.array_equal(kept, nipple)
+    assert not wide[60, 50]
+    assert wide[60, 30]
+
+
+def test_two_breasts_stay_and_an_empty_or_full_mask() -> None:
+    two = half_disc(120, 200) | half_disc(120, 200)[:, ::-1]
+    assert np.array_equal(without_strips(two)[0], two)
+    for mask in (np.ones((40, 30), dtype=bool), np.eye(40, dtype=bool)):
+        assert np.array_equal(without_strips(mask)[0], mask)
+
+
+def test_the_border_of_a_film_is_not_measured() -> None:
+    """A bright border of a scan: the mask takes it for breast, what is measured does not hold it."""
+    film = np.pad(breast(640, 768), ((320, 320), (0, 0)))
+    pixels = film.copy()
+    pixels[:, :48] = np.maximum(pixels[:, :48], 2600)
+    before, alone = breast_mask(pixels, "MONOCHROME2"), breast_mask(film, "MONOCHROME2")
+    reference = Reference(pixels, Dataset())
+    assert before[0, 0]
+    assert not reference.mask[0, 0]
+    assert (reference.mask & ~alone).sum() < 0.2 * (before & ~alone).sum()
+    assert (alone & ~reference.mask).sum() < 0.01 * alone.sum()
+    assert (reference.core & ~reference.breast).sum() == 0

@@ -1,0 +1,467 @@
+"""``mammo`` in training: it learns, goes on to the bit where it was stopped, and is measured honestly."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.fidelity.breast_regions import breast_mask
+from node.training import evaluate as evaluation
+from node.training import trainer
+from node.training.evaluate import bytes_at_limits, evaluate, summary
+from node.training.image_files import Picture
+from node.training.trainer import CHECKPOINT, CheckpointError, Plan, Progress, TrainingFailed, train
+from node.training.training_patches import degrade
+from node.upscalers.mammo import WEIGHTS, Mammo, load_network, save_network
+from node.upscalers.network import SEEN, MammoNetwork, to_latent, to_pixels
+from storage.errors import LatentPacsError
+from tests.support.samples import breast
+
+Pixels = NDArray[np.uint16]
+
+TINY = Plan(steps=6, width=8, wide=16, blocks=(1, 1, 1), batch=2, crop=64, deck=2, renew=2)
+
+
+def ribbed(rows: int = 256, columns: int = 256, *, seed: int = 0, air: int = 0) -> Pixels:
+    """Tissue under a fine grid that no base of half the size can hold, always at the same place of a latent.
+
+    The grid looks the same mirrored and turned. ``air``: dark, noisy rows at the bottom.
+    """
+    tissue = breast(2 * rows, 2 * columns, seed=seed)[rows // 2 : rows // 2 + rows, :columns]
+    rib = np.array([1.0, -1.0, -1.0, 1.0])
+    grid = np.tile(np.outer(rib, rib), (-(-rows // 4), -(-columns // 4)))[:rows, :columns]
+    pixels = 1000 + 0.5 * tissue + 400 * grid
+    pixels[rows - air :] = np.random.default_rng(seed).integers(0, 60, (air, columns))
+    return np.clip(pixels, 0, 4095).astype(np.uint16)
+
+
+def picture(pixels: Pixels, name: str = "a.dcm", *, film: bool = False) -> Picture:
+    return Picture(name, pixels, 12, Dataset(), film, breast_mask(pixels, "MONOCHROME2"))
+
+
+PICTURES = [picture(ribbed(seed=1)), picture(ribbed(seed=2))]
+ENOUGH = replace(TINY, steps=40, batch=4, deck=6, renew=10, rate=1e-2)
+"""Steps enough to learn the grid: what is left of the error is a tenth, whatever the seed."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def full_precision() -> Iterator[None]:
+    """Measuring what is faster costs a second a run, and these tests compare to the bit.
+
+    One thread: these networks are too small to share, and on a busy machine threads that wait for each other are slow.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_half_is_fast", lambda _: False)
+        yield
+    torch.set_num_threads(threads)
+
+
+def run(folder: Path, plan: Plan = TINY, **options: Any) -> MammoNetwork:
+    return train(options.pop("pictures", PICTURES[:1]), plan, folder, device="cpu", **options)
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder / CHECKPOINT, weights_only=True)
+    return {**content, "plan": json.loads(content["plan"])}
+
+
+def same_weights(one: MammoNetwork, other: MammoNetwork) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def mean_error(network: MammoNetwork) -> float:
+    """Squared error of the posterior mean on a picture that was not trained on, in units of the missing detail's."""
+    everywhere = np.ones((256, 256), dtype=bool)
+    plate = degrade(ribbed(seed=9).astype(np.float32), everywhere, 2, 0.5, np.random.default_rng(1))
+    wanted, seen = plate.wanted.float()[None], plate.seen.float()[None]
+    with torch.inference_mode():
+        guess = network(torch.zeros_like(wanted), seen, torch.zeros(1), plate.point[None]) * (2 / np.pi)
+    return float(torch.square(guess - wanted).mean())
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 40 steps."""
+    folder = tmp_path_factory.mktemp("learned")
+    run(folder, ENOUGH, pictures=PICTURES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where six steps went straight through."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(folder)
+    return folder
+
+
+# --- the network --------------------------------------------------------------------------------------------------
+
+
+def awake(width: int = 8, blocks: tuple[int, int, int] = (1, 1, 1), seed: int = 1) -> MammoNetwork:
+    """A network whose every layer does something: fresh ones are zero at the ends."""
+    torch.manual_seed(seed)
+    network = MammoNetwork(width=width, wide=2 * width, blocks=blocks)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3 / max(parameter[0].numel(), 1) ** 0.5)
+    return network.eval().requires_grad_(False)
+
+
+def inputs(rows: int = 24, columns: int = 32, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, seen and point for one image of so many latent cells."""
+    random = torch.Generator().manual_seed(seed)
+    x, seen = (torch.randn(1, channels, rows, columns, generator=random) for channels in (16, SEEN))
+    return x, seen, torch.tensor([[0.0, 1.0, -0.3]])
+
+
+def test_at_the_start_no_draw_is_heard() -> None:
+    network = awake()
+    x, seen, point = inputs()
+    one, other = (network(drawn, seen, torch.zeros(1), point) for drawn in (x, x * -37))
+    assert torch.equal(one, other)
+    assert float(one.std()) > 0
+    later = torch.tensor([0.5])
+    assert not torch.equal(network(x, seen, later, point), network(-x, seen, later, point))
+
+
+def test_an_untrained_network_has_no_velocity() -> None:
+    x, seen, point = inputs()
+    assert not MammoNetwork(width=8, wide=16)(x, seen, torch.tensor([0.5]), point).any()
+
+
+def test_a_trunk_of_half_precision_ends_in_full() -> None:
+    network, x = awake(), inputs()
+    whole = network(x[0], x[1], torch.tensor([0.5]), x[2])
+    half = network.with_trunk(torch.bfloat16)(x[0], x[1], torch.tensor([0.5]), x[2])
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, atol=0.05 * float(whole.std()), rtol=0.05)
+
+
+def test_the_latent_is_the_image_itself() -> None:
+    pixels = torch.from_numpy(breast(264, 280).astype(np.float32))[None, None]
+    latent = to_latent(pixels)
+    assert latent.shape == (1, 16, 66, 70)
+    assert torch.equal(to_pixels(latent), pixels)
+    assert torch.equal(latent[0, :, 3, 5], pixels[0, 0, 12:16, 20:24].flatten())
+
+
+@pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 2, 1), (2, 0, 0)], ids=str)
+def test_a_pixel_depends_on_its_surroundings_as_far_as_the_halo_and_no_further(blocks: tuple[int, int, int]) -> None:
+    network = awake(blocks=blocks)
+    cells = network.halo // 4
+    size = 2 * (cells + 8)
+    x, seen, point = inputs(size, size)
+    t = torch.tensor([0.5])
+    before = network(x, seen, t, point)
+    reach = 0
+    for row, column in ((cells + 8, cells + 8), (cells + 9, cells + 9)):  # both phases of the coarse grid
+        moved, other = x.clone(), seen.clone()
+        moved[..., row, column] += 5
+        other[..., row, column] -= 5
+        changed = (network(moved, other, t, point) != before).any(dim=1)[0].nonzero()
+        assert len(changed)
+        reach = max(reach, int((changed - torch.tensor([row, column])).abs().max()))
+    assert reach * 4 <= network.halo
+    assert reach * 4 > network.halo - 16  # nor is more cut out than is needed
+
+
+def test_a_model_saved_and_loaded_as_diffusers_does_is_the_same_model(tmp_path: Path) -> None:
+    network = awake(blocks=(1, 2, 1))
+    save_network(network, tmp_path)
+    x, seen, point = inputs()
+    expected = network(x, seen, torch.tensor([0.4]), point)
+    for loaded in (
+        load_network(tmp_path),
+        MammoNetwork.from_pretrained(str(tmp_path), low_cpu_mem_usage=False),
+    ):
+        assert torch.equal(loaded(x, seen, torch.tensor([0.4]), point), expected)
+        assert loaded.halo == network.halo
+        assert not loaded.training
+
+
+# --- learning -----------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_what_the_base_cannot_hold(learned: Path) -> None:
+    """The grid is lost in every base, and is the same in every picture: forty steps suffice."""
+    before, after = mean_error(MammoNetwork(width=8, wide=16, blocks=(1, 1, 1))), mean_error(load_network(learned))
+    assert before == pytest.approx(1, abs=0.3)
+    assert after < 0.4 * before
+
+
+def test_a_regression_of_the_mean_alone_learns_too_and_differently(learned: Path, tmp_path: Path) -> None:
+    regression = run(tmp_path, replace(ENOUGH, zero_share=1.0))
+    assert mean_error(regression) < 0.4
+    assert not same_weights(regression, load_network(learned))
+
+
+def test_band_energies_add_up_to_what_bands_hold() -> None:
+    """By Parseval: as filtering in space would give, on a pattern that wraps around."""
+    x = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    found = trainer.band_energies(x)
+    spectrum = torch.fft.fft2(x[:, 0])
+    squared = torch.fft.fftfreq(64)[:, None].square() + torch.fft.fftfreq(64)[None].square()
+    passed = [torch.ones_like(squared)]
+    passed += [torch.exp(-2 * torch.pi**2 * sigma**2 * squared) for sigma in (0.7, 1.4, 2.8, 5.6)]
+    for band, (fine, coarse) in enumerate(itertools.pairwise(passed)):
+        pixels = torch.fft.ifft2(spectrum * (fine - coarse)).real
+        torch.testing.assert_close(found[:, band], pixels.square().mean(dim=(1, 2)))
+
+
+def test_errors_count_most_where_the_base_holds_structure() -> None:
+    detail = 0.5 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    detail[0, 0, 30:32] += 6
+    weights = trainer.structure_weights(detail)
+    assert weights.shape == detail.shape
+    assert float(weights[0, 0, 31].mean()) > 4 * float(weights[0, 0, 5].mean())
+    assert float(weights.min()) >= 0.5
+    assert float(weights.max()) <= 8
+    assert bool(torch.isfinite(trainer.structure_weights(torch.zeros(1, 1, 64, 64))).all())
+
+
+def test_progress_is_reported_step_by_step_and_decided_by_the_seed(straight: Path, tmp_path: Path) -> None:
+    met: list[Progress] = []
+    run(tmp_path, replace(TINY, steps=2, seed=2), watch=met.append)
+    losses = checkpoint(tmp_path)["losses"]
+    assert [(now.step, now.steps) for now in met] == [(1, 2), (2, 2)]
+    assert [now.loss for now in met] == pytest.approx([np.mean(losses[:count]) for count in (1, 2)])
+    assert met[0].seconds <= met[1].seconds
+    assert losses[0] != checkpoint(straight)["losses"][0]
+
+
+def test_the_result_is_a_model(straight: Path) -> None:
+    network = load_network(straight)
+    assert network.config.width == 8
+    assert Mammo(straight).weights_digest == Mammo(straight).weights_digest
+
+
+def test_a_gpu_gets_batches_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(TINY, zero_share=1.0)
+    assert plan.sized_for("cpu") == plan
+    monkeypatch.setattr(trainer, "_device", lambda name: torch.device("cuda"))
+    larger = plan.sized_for("auto")
+    assert larger.batch > plan.batch
+    assert larger.deck > plan.deck
+    assert (larger.steps, larger.width, larger.zero_share, larger.seed) == (plan.steps, plan.width, 1.0, plan.seed)
+
+
+# --- going on -----------------------------------------------------------------------------------------------------
+
+
+def test_stopped_and_resumed_is_bit_for_bit_as_straight_through(straight: Path, tmp_path: Path) -> None:
+    """The checkpoint's own plan counts, whatever is asked for at the second sitting."""
+    run(tmp_path, stop_after=3)
+    assert (checkpoint(tmp_path)["step"], checkpoint(tmp_path)["plan"]["steps"]) == (3, 6)
+    assert (tmp_path / WEIGHTS).read_bytes() != (straight / WEIGHTS).read_bytes()
+    met: list[Progress] = []
+    run(tmp_path, Plan(steps=1, seed=99, width=16), resume=True, watch=met.append)
+    assert [now.step for now in met] == [4, 5, 6]
+    assert (tmp_path / WEIGHTS).read_bytes() == (straight / WEIGHTS).read_bytes()
+    assert Mammo(tmp_path).weights_digest == Mammo(straight).weights_digest
+    assert checkpoint(tmp_path)["losses"] == checkpoint(straight)["losses"]
+
+
+def test_interrupted_in_the_middle_nothing_is_lost(straight: Path, tmp_path: Path) -> None:
+    def interrupt(now: Progress) -> None:
+        if now.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, watch=interrupt)
+    assert checkpoint(tmp_path)["step"] == 4
+    run(tmp_path, resume=True)
+    assert (tmp_path / WEIGHTS).read_bytes() == (straight / WEIGHTS).read_bytes()
+
+
+def test_a_finished_run_stays_as_it_is_or_goes_on(straight: Path, tmp_path: Path) -> None:
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    digest = Mammo(straight).weights_digest
+    run(tmp_path, resume=True)
+    assert (checkpoint(tmp_path)["step"], Mammo(tmp_path).weights_digest) == (6, digest)
+    run(tmp_path, replace(TINY, steps=8), resume=True)
+    assert checkpoint(tmp_path)["step"] == 8
+    run(tmp_path, replace(TINY, steps=1), resume=True, minutes=0.02)
+    content = checkpoint(tmp_path)
+    assert 8 < content["step"] <= content["plan"]["steps"]
+    assert Mammo(tmp_path).weights_digest != digest
+
+
+def test_minutes_are_a_budget(tmp_path: Path) -> None:
+    met: list[Progress] = []
+    began = time.monotonic()
+    run(tmp_path, replace(TINY, steps=1), minutes=0.05, watch=met.append)
+    assert time.monotonic() - began < 30  # with the baseline, on a busy machine
+    assert met[-1].seconds < 3 + 3  # the step that was being made may end
+    content = checkpoint(tmp_path)
+    assert 1 <= content["step"] <= content["plan"]["steps"] < 5000
+    assert same_weights(load_network(tmp_path), run(tmp_path, resume=True, stop_after=content["step"]))
+
+
+def test_a_budget_too_small_to_plan_with_does_not_bind_the_next_sitting(tmp_path: Path) -> None:
+    run(tmp_path, replace(TINY, steps=1), minutes=1e-4)
+    first = checkpoint(tmp_path)["step"]
+    run(tmp_path, replace(TINY, steps=1), minutes=0.05, resume=True)
+    assert checkpoint(tmp_path)["step"] > first + 1
+
+
+def test_without_resume_it_starts_again(straight: Path, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"of something else")
+    run(tmp_path)
+    assert Mammo(tmp_path).weights_digest == Mammo(straight).weights_digest
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, lambda _: b"", lambda _: b"no checkpoint" * 100], ids=["cut", "empty", "text"]
+)
+def test_a_damaged_checkpoint_is_refused(straight: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(damage((straight / CHECKPOINT).read_bytes()))
+    held = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(CheckpointError, match=CHECKPOINT):
+        run(tmp_path, resume=True)
+    assert (tmp_path / CHECKPOINT).read_bytes() == held
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"plan": '{"steps": 6, "blocks": [1, 1, 1], "colour": "blue"}'},
+        {"plan": "6"},
+        {"network": {}},
+        {"step": "many"},
+        {"optimiser": {}},
+    ],
+    ids=["unknown key", "no plan", "no weights", "no number", "no optimiser"],
+)
+def test_a_checkpoint_of_another_kind_is_refused(straight: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    content = torch.load(straight / CHECKPOINT, weights_only=True)
+    torch.save({**content, **change}, tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError):
+        run(tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    network = MammoNetwork(width=8, wide=16, blocks=(1, 1, 1))
+    with torch.no_grad():
+        network.enter.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(TrainingFailed, match="step 1 is not finite"):
+        run(tmp_path, start_from=network)
+    assert not (tmp_path / WEIGHTS).exists()
+    assert issubclass(TrainingFailed, LatentPacsError)
+    assert issubclass(CheckpointError, LatentPacsError)
+
+
+def test_a_training_that_went_astray_can_be_taken_up_where_it_was_well(tmp_path: Path) -> None:
+    run(tmp_path, stop_after=2)
+    content = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    content["plan"] = json.dumps({**json.loads(content["plan"]), "rate": float("inf")})
+    torch.save(content, tmp_path / CHECKPOINT)
+    with pytest.raises(TrainingFailed):
+        run(tmp_path, resume=True)
+    held = checkpoint(tmp_path)
+    assert all(bool(torch.isfinite(value).all()) for value in held["network"].values())
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_starts_from_a_model(learned: Path, tmp_path: Path) -> None:
+    """Gently: after two steps it is near where it began, and not where a fresh one would be."""
+    start = load_network(learned)
+    kept = {name: value.clone() for name, value in start.state_dict().items()}
+    tuned = run(tmp_path, replace(TINY, steps=2, rate=1e-4, width=16, blocks=(2, 2, 2)), start_from=start)
+    assert (tuned.config.width, tuple(tuned.config.blocks)) == (8, (1, 1, 1))
+    assert mean_error(tuned) == pytest.approx(mean_error(start), rel=0.2)
+    assert not same_weights(tuned, start)
+    assert all(torch.equal(kept[name], value) for name, value in start.state_dict().items())
+    assert Mammo(tmp_path).weights_digest != Mammo(learned).weights_digest
+
+
+def test_fine_tuning_resumes_too(learned: Path, tmp_path: Path) -> None:
+    start = load_network(learned)
+    plan = replace(TINY, steps=4)
+    whole = run(tmp_path / "whole", plan, start_from=start)
+    run(tmp_path / "parts", plan, start_from=start, stop_after=2)
+    assert same_weights(run(tmp_path / "parts", plan, start_from=start, resume=True), whole)
+
+
+def test_a_fine_tuned_model_does_not_say_where_it_came_from(learned: Path, tmp_path: Path) -> None:
+    """Its digest is of its weights and their meaning, not of a folder on the machine that made it."""
+    run(tmp_path, replace(TINY, steps=1), start_from=load_network(learned))
+    assert str(learned) not in (tmp_path / "config.json").read_text()
+
+
+def test_fine_tuning_a_model_of_another_size_resumes_too(learned: Path, tmp_path: Path) -> None:
+    plan = replace(TINY, steps=2, width=16)
+    run(tmp_path, plan, start_from=load_network(learned), stop_after=1)
+    run(tmp_path, plan, start_from=load_network(learned), resume=True)
+    assert checkpoint(tmp_path)["step"] == 2
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+SEEN_WOMAN = picture(ribbed(512, 256, seed=5, air=200), "woman/view.dcm")
+
+
+@pytest.fixture(scope="module")
+def result(learned: Path) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "DISTANCES", {2: (0.5, 2.0)})
+        (found,) = evaluate([SEEN_WOMAN], learned, device="cpu")
+    return found
+
+
+def test_the_form_of_an_evaluation(result: dict[str, Any]) -> None:
+    result = json.loads(json.dumps(result))
+    assert (result["image"], result["scale"], result["film"]) == ("woman/view.dcm", 2, False)
+    assert {"base_bytes", "model_bytes"} <= result.keys()
+    for point, distance in zip(result["points"], (0.5, 2.0), strict=False):
+        assert point["distance"] == distance
+        assert point["bytes"] > 0
+        for of in ("base", "model"):
+            assert len(point[f"{of}_lines"]) == 3
+            assert len(point[f"{of}_lost"]) == 4
+        assert point["model_inconsistency"] >= 0
+        assert point["seconds"] > 0
+
+
+def test_what_was_learned_shows_in_the_lines(result: dict[str, Any]) -> None:
+    first = result["points"][0]
+    assert first["model_lost"][0] < 0.8 * first["base_lost"][0]
+
+
+def test_bytes_at_the_limits_lie_between_the_points_around_them() -> None:
+    assert bytes_at_limits([(0.5, 4000), (2.0, 1000)]) == 2000
+    assert bytes_at_limits([(2.0, 1000), (0.5, 4000), (4.0, 700)]) == 2000
+    assert bytes_at_limits([(1.0, 4000), (2.0, 1000)]) == 4000
+    assert bytes_at_limits([(1.5, 4000), (2.0, 1000)]) is None
+    assert bytes_at_limits([(0.5, 4000), (0.7, 1000)]) is None
+    assert bytes_at_limits([]) is None
+
+
+def test_a_summary_leaves_out_what_was_not_bracketed() -> None:
+    def row(image: str, base: int | None, model: int | None, scale: int = 2) -> dict[str, Any]:
+        return {"image": image, "scale": scale, "base_bytes": base, "model_bytes": model}
+
+    rows = summary([row("a", 1000, 900), row("b", 1000, 1000), row("c", None, 900), row("d", None, None, 4)])
+    assert rows == [{"scale": 2, "images": 2, "bytes_ratio": 0.9487, "worst_bytes_ratio": 1.0}]

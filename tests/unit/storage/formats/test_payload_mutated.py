@@ -1,0 +1,73 @@
+"""Payloads and packed originals that were changed and sealed anew: whatever they say, only PayloadError comes of it.
+
+The checksum of a container tells damage, not intent. Mutations are seeded: the same ones each time.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.errors import LatentPacsError, PayloadError
+from storage.formats.container import pack, unpack
+from storage.formats.payload import decode_base
+from tests.support.mutants import STORED, changed_container, opened_container, use
+from tests.unit.storage.formats.test_payload import GOLDEN
+
+MUTATIONS = 600
+"""For each golden object; one takes a millisecond or two."""
+
+
+@pytest.fixture(autouse=True)
+def _little_memory() -> Iterator[None]:
+    """As a worker has: what would take gigabytes fails here, instead of trying."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.lpacs")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("what", ["meta", "section", "several"])
+def test_only_payload_errors_come_of_mutations(golden: Path, what: str) -> None:
+    whole = golden.read_bytes()
+    kind = whole[6:7]
+    sections = opened_container(whole)
+    use(pack(kind, sections, stored=STORED & set(sections)))
+    refused = 0
+    for seed in range(MUTATIONS):
+        chance = random.Random(f"{golden.name} {what} {seed}")
+        try:
+            use(changed_container(chance, kind, sections, what))
+        except LatentPacsError:
+            refused += 1
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__} ({error}) with seed {seed}")
+    assert refused > MUTATIONS // 10
+
+
+@pytest.mark.parametrize(
+    "meta", [b"[]", b"null", b"1", b"{}", b"", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"1e999"]
+)
+@pytest.mark.parametrize("name", ["base-v1", "rendition-v1", "original-native-v1"])
+def test_metadata_of_another_kind(name: str, meta: bytes) -> None:
+    whole = (GOLDEN / f"{name}.lpacs").read_bytes()
+    sections = {**unpack(whole, whole[6:7]), "meta": meta}
+    with pytest.raises(PayloadError):
+        use(pack(whole[6:7], sections, stored=set()))
+
+
+@pytest.mark.parametrize("length", [2**30 + 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_section_that_announces_too_much(length: int) -> None:
+    import hashlib
+
+    whole = (GOLDEN / "base-v1.lpacs").read_bytes()
+    at = 9 + 1 + whole[9] + 1  # length of the first section, behind its name and encoding
+    content = whole[:at] + struct.pack("<Q", length) + whole[at + 8 : -32]
+    with pytest.raises(PayloadError):
+        decode_base(content + hashlib.sha256(content).digest())

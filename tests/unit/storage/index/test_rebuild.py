@@ -1,0 +1,812 @@
+"""The index made anew: every row and every answer comes back, and a rebuild that is killed goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from node.app import Node, rebuild_index
+from node.archive.index_opening import open_for_command
+from node.config import Settings, load
+from node.dimse import client
+from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
+from storage.index import Index
+from storage.index.opening import compact_journal, open_archive
+from storage.index.rebuild import rebuild
+from storage.objects.change_journal import ChangeJournal
+from storage.records import HoldKind
+from tests.conftest import Archive
+from tests.support.everything import fill, receive, tables_of
+from tests.support.holdings import filled
+from tests.support.samples import breast, mammogram, write
+from tests.unit.node.cli.test_cli import ROOT, run
+
+EVERYBODY = [{"ae_title": "MODALITY", "allow": ["echo", "store", "find", "get", "commit"], "rendition": "auto"}]
+
+
+def configured(folder: Path) -> Path:
+    raw = {
+        "node": {"host": "127.0.0.1", "port": 0, "drain": 5},
+        "peers": EVERYBODY,
+        "storage": {"root": str(folder / "archive"), "min_free": 0},
+        "archivist": {"poll": 0.1, "at_once": 1},
+        "codec": {"scales": [1]},
+        "gate": {"patches": {"share": 0.5}},
+        "audit": {"reserve": "0%"},
+        "reconstruct": {"threads": 1, "upscaler": "bicubic"},
+        "jobs": {name: {"enabled": False} for name in ("scrub", "purge", "reverify", "audit")},
+    }
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    return config
+
+
+@dataclasses.dataclass
+class Made:
+    """An archive with everything in it, stopped."""
+
+    config: Path
+    uids: dict[str, str]
+
+    @property
+    def settings(self) -> Settings:
+        return load(self.config)
+
+    @property
+    def root(self) -> Path:
+        return self.settings.storage.root
+
+    @property
+    def file(self) -> Path:
+        return self.root / "index.sqlite"
+
+    @property
+    def quiet(self) -> Settings:
+        """As ``settings``, with an archivist that leaves everything as it is."""
+        off = self.settings.archivist.model_copy(update={"enabled": False})
+        return self.settings.model_copy(update={"archivist": off})
+
+    def twin(self, folder: Path) -> Made:
+        """A copy of it as it is now."""
+        shutil.copytree(self.root, folder / "archive")
+        return Made(configured(folder), self.uids)
+
+    def drop_index(self) -> None:
+        for part in self.root.glob("index.sqlite*"):
+            part.unlink()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("everything")
+    config = configured(folder)
+    with Node(load(config)) as node:
+        uids = fill(node, folder)
+    return Made(config, uids)
+
+
+@pytest.fixture
+def made(original: Made, tmp_path: Path) -> Made:
+    """A copy of it, for one test."""
+    return original.twin(tmp_path)
+
+
+def rebuilt(made: Made) -> Any:
+    return rebuild_index(made.settings, lambda *_: None)
+
+
+def answers(made: Made) -> dict[str, Any]:
+    """What C-FIND, status and the lists of the command line say."""
+    with Node(made.quiet) as node:
+        to, index, found = Archive(node, None).address, node.index, []  # type: ignore[arg-type]
+        for study in (made.uids["study"], made.uids["other study"]):
+            identifier = client.image_identifier(study)
+            identifier.PatientID = identifier.AccessionNumber = identifier.StudyDescription = ""
+            identifier.NumberOfStudyRelatedInstances = ""
+            found += client.find(identifier, to, calling="MODALITY")
+        for name in ("verified", "small", "held", "deleted"):
+            held = index.by_uid(made.uids[name])
+            if held is not None:
+                names = (held.study_instance_uid, held.series_instance_uid, held.sop_instance_uid)
+                found += client.find(client.image_identifier(*names), to, calling="MODALITY")
+        return {
+            "found": sorted(one.to_json() for one in found),
+            "status": dataclasses.asdict(index.counts()),
+            "custody": dataclasses.asdict(index.custody.totals()),
+            "holds": index.holds.all(released=True),
+            "labels": index.holds.labels(),
+            "amendments": index.amendments.all(),
+            "classes": index.classes.all(),
+            "quarantine": index.quarantine.all(),
+            "tombstone": index.tombstones.standing(made.uids["deleted"]),
+            "broken": node.archive.audit_trail.broken(),
+        }
+
+
+@pytest.mark.slow
+def test_every_row_and_every_answer_comes_back(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "twin").mkdir()
+    said = answers(made.twin(tmp_path / "twin"))
+    before = tables_of(made.file)
+    empty = [name for name, rows in before.items() if not rows]
+    assert not empty, "a table without a row proves nothing"
+    made.drop_index()
+    report = rebuilt(made)
+    assert report.clean
+    after = tables_of(made.file)
+    assert {name: rows for name, rows in after.items() if rows != before[name]} == {}
+    assert answers(made) == said
+    assert (len(said["found"]), said["broken"]) == (5, "")
+
+
+def test_the_former_index_is_kept_and_a_second_rebuild_is_the_same(made: Made) -> None:
+    before = tables_of(made.file)
+    report = rebuilt(made)
+    assert tables_of(Path(report.former)) == before
+    assert tables_of(made.file) == before
+    assert rebuilt(made).clean
+    assert tables_of(made.file) == before
+
+
+def test_the_command(made: Made) -> None:
+    made.drop_index()
+    done = run("index", "rebuild", "-c", str(made.config), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["clean"], report["rows"]["instance"]) == (True, 4)
+    again = run("index", "rebuild", "-c", str(made.config))
+    assert "audit trail" in again.stdout
+    with Node(made.settings):
+        refused = run("index", "rebuild", "-c", str(made.config))
+    assert (refused.returncode, "in use by another node" in refused.stderr) == (2, True)
+
+
+# --- killed -----------------------------------------------------------------------------------------------------
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from storage.index import rebuild
+from storage.index.rebuild import rebuild
+stage, steps = sys.argv[2], int(sys.argv[3])
+def progress(done, of, what):
+    global steps
+    if what == stage:
+        steps -= 1
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+if stage == "swap":
+    real = Path.replace
+    def replace(self, target):
+        progress(0, 0, "swap")
+        return real(self, target)
+    Path.replace = replace
+root = Path(sys.argv[1])
+rebuild(root / "index.sqlite", root, progress=progress)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "steps"),
+    [("journal", 0), ("journal", 7), ("audit trail", 0), ("objects", 0), ("writing", 0), ("swap", 0), ("swap", 1)],
+)
+def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) -> None:
+    """SIGKILL in the middle; what was there is there still, and the next rebuild brings all back."""
+    held = filled(tmp_path, 300)
+    held.index.close()
+    opened = open_archive(f"sqlite:///{tmp_path / 'index.sqlite'}", tmp_path, holds_objects=True).index
+    for number in range(20):
+        opened.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
+    opened.close()
+    before = tables_of(tmp_path / "index.sqlite")
+    script = [sys.executable, "-c", _KILLED, str(tmp_path), stage, str(steps)]
+    done = subprocess.run(script, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    if stage != "swap":
+        assert tables_of(tmp_path / "index.sqlite") == before
+    report = rebuild(tmp_path / "index.sqlite", tmp_path)
+    assert report.clean
+    after = tables_of(tmp_path / "index.sqlite")
+    assert {name: rows for name, rows in before.items() if after[name] != rows} == {}
+    assert not list(tmp_path.glob("index.sqlite.making*"))
+
+
+def test_written_down_before_anybody_is_told(tmp_path: Path) -> None:
+    """Writers of several processes, one of them killed: what they were told is done comes back."""
+    held = filled(tmp_path, 3)
+    held.index.close()
+    url = f"sqlite:///{tmp_path / 'index.sqlite'}"
+    open_archive(url, tmp_path, holds_objects=True).index.close()
+    script = """
+import sys
+from pathlib import Path
+from storage.index.opening import compact_journal, open_archive
+root, name = Path(sys.argv[1]), sys.argv[2]
+index = open_archive(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True, replay=False).index
+for number in range(10**6):
+    index.holds.put_label(f"{name}-{number}", "1.2", who="user:me")
+    print(f"{name}-{number}", flush=True)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), name], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        for name in ("a", "b")
+    ]
+    told: set[str] = set()
+    for process in running:
+        assert process.stdout is not None
+        told |= {process.stdout.readline().strip() for _ in range(40)}
+    for process in running:
+        process.kill()
+        assert process.stdout is not None
+        told |= {line.strip() for line in process.stdout if line.endswith("\n")}
+        process.wait()
+        process.stdout.close()
+    for part in tmp_path.glob("index.sqlite*"):
+        part.unlink()
+    assert rebuild(tmp_path / "index.sqlite", tmp_path).clean
+    again = open_archive(url, tmp_path, holds_objects=True).index
+    assert told <= {name for name, _ in again.holds.labels()}
+    again.close()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: float) -> None:
+    """The end of SQLite's log is lost, since commits are not synced; the journal, which is, brings it back."""
+    root = tmp_path / "archive"
+    root.mkdir()
+    held = filled(root, 3)
+    held.index.close()
+    index = open_archive(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True).index
+    for number in range(30):
+        index.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
+    after = tmp_path / "after"
+    shutil.copytree(root, after)
+    index.close()
+    log = after / "index.sqlite-wal"
+    (after / "index.sqlite-shm").unlink()
+    os.truncate(log, int(log.stat().st_size * share))
+    again = open_archive(f"sqlite:///{after / 'index.sqlite'}", after, holds_objects=True)
+    assert "older than the journal" in "".join(again.notes)
+    assert len(again.index.holds.all()) == 30
+    assert len(list(again.index.trail.records())) == 30
+    assert again.index.holds.add(HoldKind.STUDY, "1.3", reason="court", who="user:me").key == 31
+    again.index.close()
+
+
+# --- an index that is not that of the objects -------------------------------------------------------------------
+
+
+def emptied(made: Made) -> None:
+    made.drop_index()
+    made.file.touch()
+
+
+def blank(made: Made) -> None:
+    made.drop_index()
+    Index.open(f"sqlite:///{made.file}").close()
+
+
+def foreign(made: Made) -> None:
+    made.drop_index()
+    elsewhere = made.root.parent / "elsewhere"
+    elsewhere.mkdir()
+    open_archive(f"sqlite:///{made.file}", elsewhere, holds_objects=False).index.close()
+
+
+def no_database(made: Made) -> None:
+    made.drop_index()
+    made.file.write_bytes(b"something else" * 1000)
+
+
+def another_database(made: Made) -> None:
+    made.drop_index()
+    connection = sqlite3.connect(made.file)
+    connection.execute("CREATE TABLE thing (name TEXT)")
+    connection.close()
+
+
+WRONG: dict[str, Callable[[Made], None]] = {
+    "missing": Made.drop_index,
+    "an empty file": emptied,
+    "without rows": blank,
+    "another archive's": foreign,
+    "no database": no_database,
+    "another program's": another_database,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_index_is_refused_by_everybody(made: Made, wrong: str) -> None:
+    before = tables_of(made.file)
+    objects = sorted((made.root / "objects").rglob("*"))
+    WRONG[wrong](made)
+    with pytest.raises(IndexRefused, match="index"):
+        Node(made.settings)
+    with pytest.raises(IndexRefused):
+        open_for_command(made.settings)
+    for command in (["scrub", "--full", "--remove-orphans"], ["status"], ["hold", "list"]):
+        done = run(*command, "-c", str(made.config))
+        assert done.returncode == 2, done.stdout
+        assert "Traceback" not in done.stderr
+        if wrong != "another program's":
+            assert "latent-pacs index rebuild" in " ".join(done.stderr.split())
+    assert sorted((made.root / "objects").rglob("*")) == objects
+    assert rebuilt(made).clean
+    assert tables_of(made.file) == before
+    with Node(made.settings) as node:
+        assert node.index.counts().by_state["verified"] == 1
+
+
+@pytest.mark.parametrize("wrong", ["missing", "an empty file", "another archive's"])
+def test_somebody_may_mean_it(made: Made, wrong: str) -> None:
+    """The node begins anew. What the trail tells, holds and deletions, is taken over; the former journal is kept."""
+    WRONG[wrong](made)
+    with Node(made.settings, accept_empty_index=True) as node:
+        assert node.index.by_uid(made.uids["verified"]) is None
+        receive(node, mammogram(breast(100, 100)), made.root.parent / "new.dcm")
+        assert sum(node.index.counts().by_state.values()) == 1
+    assert list((made.root / "journal" / "superseded").rglob("changes-*"))
+    with Node(made.settings) as node:
+        assert sum(node.index.counts().by_state.values()) == 1
+
+
+def test_an_older_copy_is_brought_up_to_the_journal(made: Made, tmp_path: Path) -> None:
+    """What came after the copy was made, deletions, holds and amendments above all, is done again."""
+    copy = tmp_path / "copy.sqlite"
+    shutil.copy(made.file, copy)
+    with Node(made.quiet) as node:
+        services = node.archive
+        receive(node, mammogram(breast(120, 100)), tmp_path / "later.dcm")
+        held = next(one for one in node.index.holds.all())
+        node.index.holds.release(held.key, reason="over", who="user:me")
+        services.deletion.delete("image", made.uids["held"], reason="asked for", who="user:me")
+        node.index.holds.add(HoldKind.STUDY, made.uids["study"], reason="court", who="user:me")
+        services.trail.write_down()
+    after = tables_of(made.file)
+    made.drop_index()
+    shutil.copy(copy, made.file)
+    with Node(made.quiet) as node:
+        assert node.index.by_uid(made.uids["held"]) is None
+        assert node.archive.audit_trail.broken() == ""
+    found = tables_of(made.file)
+    assert {name for name in after if found[name] != after[name]} == set()
+
+
+def test_an_older_copy_under_a_command(made: Made, tmp_path: Path) -> None:
+    shutil.copy(made.file, tmp_path / "copy.sqlite")
+    assert run("hold", "add", "--study", "1.2.3", "--reason", "court", "-c", str(made.config)).returncode == 0
+    made.drop_index()
+    shutil.copy(tmp_path / "copy.sqlite", made.file)
+    assert "1.2.3" in run("hold", "list", "-c", str(made.config)).stdout
+
+
+def test_an_index_of_a_journal_that_was_lost_begins_a_new_one(made: Made) -> None:
+    before = tables_of(made.file)
+    shutil.rmtree(made.root / "journal")
+    open_for_command(made.settings).close()
+    made.drop_index()
+    assert rebuilt(made).clean
+    after = tables_of(made.file)
+    assert {name for name, rows in before.items() if after[name] != rows} == set()
+
+
+def test_nothing_is_refused_where_nothing_is(tmp_path: Path) -> None:
+    settings = load(configured(tmp_path))
+    with pytest.raises(ConfigError, match="no index"):
+        open_for_command(settings)
+    with pytest.raises(ConfigError, match="no objects and no journal"):
+        rebuild_index(settings, lambda *_: None)
+    with Node(settings):
+        pass
+    with Node(settings):
+        pass
+
+
+# --- the journal is lost too ------------------------------------------------------------------------------------
+
+
+def forget_journal(made: Made) -> None:
+    made.drop_index()
+    for segment in (made.root / "journal").glob("changes-*"):
+        segment.unlink()
+
+
+def test_objects_and_the_trail_alone_bring_images_back(made: Made) -> None:
+    """Not who sent them and when; but pixels, renditions, holds, labels, amendments, classes and tombstones."""
+    before = tables_of(made.file)
+    forget_journal(made)
+    report = rebuilt(made)
+    assert report.from_objects >= 3
+    after = tables_of(made.file)
+    for name in ("label", "tombstone", "class_label", "trail"):
+        assert len(after[name]) == len(before[name]), name
+    with Node(made.quiet) as node:
+        assert {
+            uid: node.index.by_uid(made.uids[uid]) is not None for uid in ("verified", "small", "held", "deleted")
+        } == {
+            "verified": True,
+            "small": True,
+            "held": True,
+            "deleted": False,
+        }
+        verified = node.index.by_uid(made.uids["verified"])
+        assert verified is not None
+        assert verified.rendition is not None
+        assert (verified.state.value, verified.held.form.value) == ("verified", "packed")  # type: ignore[union-attr]
+        with node.originals.borrowed(verified.original_digest) as path:
+            assert path.stat().st_size == verified.original_bytes
+        assert len(node.index.holds.all()) == 2
+        assert [one.undone for one in node.index.amendments.all()] == [False, False, True, False]
+
+
+def damage_a_line(made: Made) -> None:
+    """One line in the middle of the journal, which a rebuild then leaves out."""
+    segment = max((made.root / "journal").glob("changes-*.jsonl"), key=lambda path: path.stat().st_size)
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[len(lines) // 2] = b"0" * 8 + lines[len(lines) // 2][8:]
+    segment.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize("hurt", [forget_journal, damage_a_line])
+def test_a_rebuild_that_dies_before_its_journal_is_begun_needs_nobody(
+    made: Made, hurt: Callable[[Made], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node that starts next begins the journal itself; it had refused the index as older than its journal."""
+    hurt(made)
+
+    def dies(self: ChangeJournal, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ChangeJournal, "begin", dies)
+        with pytest.raises(KeyboardInterrupt):
+            rebuilt(made)
+    with Node(made.quiet) as node:
+        assert node.index.by_uid(made.uids["verified"]) is not None
+    before = tables_of(made.file)
+    made.drop_index()
+    assert rebuilt(made).clean
+    after = tables_of(made.file)
+    assert {name for name, rows in before.items() if after[name] != rows} == set()
+
+
+def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: Made) -> None:
+    with Node(made.quiet) as node:
+        held = node.index.by_uid(made.uids["verified"])
+        assert held is not None
+        assert held.held is not None
+        node.store.path(held.held.object_digest).unlink()
+    forget_journal(made)
+    rebuilt(made)
+    with Node(made.quiet) as node:
+        found = node.index.by_uid(made.uids["verified"])
+        assert found is not None
+        assert (found.purged, found.state.value) == (True, "verified")
+        assert found.rendition is not None
+        assert found.rendition.derived_uid == held.rendition.derived_uid  # type: ignore[union-attr]
+
+
+def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: Made, tmp_path: Path) -> None:
+    """An original that no row speaks of stays; one whose image is held otherwise, and rubbish, are moved aside."""
+    with Node(made.quiet) as node:
+        fresh = write(mammogram(breast(140, 100)), tmp_path / "fresh.dcm").read_bytes()
+        known = write(
+            mammogram(breast(140, 110), SOPInstanceUID=made.uids["small"]), tmp_path / "known.dcm"
+        ).read_bytes()
+        gone = write(mammogram(breast(99, 90), SOPInstanceUID=made.uids["deleted"]), tmp_path / "gone.dcm").read_bytes()
+        digests = [node.store.put(data) for data in (fresh, known, gone, b"rubbish")]
+        for digest in digests:
+            os.utime(node.store.path(digest), (1e9, 1e9))
+    done = run("scrub", "--full", "--remove-orphans", "-c", str(made.config), "--json")
+    report = json.loads(done.stdout)
+    assert (report["unclaimed"], report["orphans_moved"]) == (1, 3), report
+    assert [(made.root / "objects" / one[:2] / one).exists() for one in digests] == [True, False, False, False]
+    assert {one.name for one in (made.root / "orphans").glob("*/*/*")} == set(digests[1:])
+    assert rebuilt(made).from_objects == 1
+    assert json.loads(run("scrub", "--full", "-c", str(made.config), "--json").stdout)["unclaimed"] == 0
+
+
+# --- damage -----------------------------------------------------------------------------------------------------
+
+
+def test_damaged_pages_are_found(made: Made) -> None:
+    """At start, and by the scrub of a node that runs; both name the rebuild, which mends it."""
+    before, good = tables_of(made.file), made.file.read_bytes()
+    chance, refused = random.Random(3), 0
+    for _ in range(6):
+        data = bytearray(good)
+        page = chance.randrange(1, len(good) // 4096)
+        data[page * 4096 : page * 4096 + 64] = chance.randbytes(64)
+        made.file.write_bytes(data)
+        done = run("serve", "-c", str(made.config)) if not sound(data, made) else None
+        if done is not None:
+            refused += 1
+            assert (done.returncode, "index rebuild" in " ".join(done.stderr.split())) == (2, True)
+            assert "Traceback" not in done.stderr
+    assert refused >= 3
+    assert rebuilt(made).clean
+    assert tables_of(made.file) == before
+
+
+def sound(data: bytearray, made: Made) -> bool:
+    connection = sqlite3.connect(made.file)
+    try:
+        return connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
+
+
+def test_the_scrub_reports_damaged_pages(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = sqlite3.connect(made.file)
+    connection.executescript("PRAGMA writable_schema=ON")
+    root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ix_patient_patient_id'").fetchone()[0]
+    connection.close()
+    data = bytearray(made.file.read_bytes())
+    data[(root - 1) * 4096 + 3 : (root - 1) * 4096 + 5] = b"\0\0"  # an index that has lost its entries
+    made.file.write_bytes(data)
+    done = run("scrub", "--full", "-c", str(made.config))
+    assert done.returncode == 1, done.stderr
+    assert "the index is damaged" in done.stdout
+    assert "latent-pacs index rebuild" in done.stdout
+
+
+def test_a_damaged_line_of_the_journal_costs_only_itself(made: Made) -> None:
+    (segment,) = (made.root / "journal").glob("changes-*.jsonl")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if b'"label"' in line)
+    lines[at] = lines[at][:40] + b"#" + lines[at][41:]
+    segment.write_bytes(b"".join(lines))
+    before = tables_of(made.file)
+    made.drop_index()
+    done = run("index", "rebuild", "-c", str(made.config), "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["clean"], len(report["damaged_lines"])) == (1, False, 1)
+    after = tables_of(made.file)
+    assert {name for name in before if before[name] != after[name]} <= {"label"}
+    assert rebuilt(made).clean, "the journal was begun anew"
+
+
+@pytest.mark.parametrize("harm", ["torn", "flipped", "no record"])
+@pytest.mark.parametrize("kind", ["changes", "trail"])
+def test_a_damaged_end_of_a_journal_does_not_stop_the_start(
+    made: Made, harm: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    segment = sorted((made.root / "journal").glob(f"{kind}-*.jsonl"))[-1]
+    data = segment.read_bytes()
+    if harm == "torn":
+        segment.write_bytes(data[:-25])
+    elif harm == "flipped":
+        segment.write_bytes(data[:-30] + bytes([data[-30] ^ 1]) + data[-29:])
+    else:
+        segment.write_bytes(data[:-30] + b"\xff" * 10 + data[-20:])
+    before = tables_of(made.file)
+    with Node(made.settings) as node:
+        if not (kind == "trail" and harm == "flipped"):  # that one is a record, and the chain tells that it was changed
+            assert node.archive.audit_trail.broken() == ""
+        receive(node, mammogram(breast(110, 100)), made.root.parent / "new.dcm")
+    if not (kind == "trail" and harm in ("torn", "flipped")):
+        assert "damaged bytes at the end" in caplog.text
+    made.drop_index()
+    rebuilt(made)
+    after = tables_of(made.file)
+    assert len(after["instance"]) == len(before["instance"]) + 1
+    assert set(before["tombstone"]) == set(after["tombstone"])
+
+
+def test_an_index_that_is_taken_away_from_a_node_is_noticed(made: Made) -> None:
+    with Node(made.settings) as node:
+        made.drop_index()
+        statuses: list[int] = []
+        path = write(mammogram(breast(130, 100)), made.root.parent / "nowhere.dcm")
+        to = Archive(node, None).address  # type: ignore[arg-type]
+        client.store([path], to, calling="MODALITY", each=lambda *sent: statuses.append(sent[1]))
+        assert statuses
+        assert statuses[0] & 0xF000 in (0xA000, 0xC000)
+
+
+# --- versions ---------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_schema_is_refused(made: Made) -> None:
+    connection = sqlite3.connect(made.file)
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(NewerFormat, match="install a newer version"):
+        Node(made.settings)
+
+
+def test_a_newer_journal_is_refused(made: Made) -> None:
+    from storage.objects.change_journal import _line
+
+    (segment,) = (made.root / "journal").glob("changes-*.jsonl")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[0] = _line({"format": 2, "archive": "x", "number": 0, "whole": True})
+    segment.write_bytes(b"".join(lines))
+    with pytest.raises(NewerFormat, match="install a newer version"):
+        Node(made.settings)
+    with pytest.raises(NewerFormat):
+        rebuilt(made)
+
+
+@pytest.fixture
+def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Migrations with one more revision, as a later version has them."""
+    from storage.index import connection
+
+    folder = tmp_path / "migrations"
+    shutil.copytree(connection.MIGRATIONS, folder)
+    (folder / "versions" / "0003_next.py").write_text(
+        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
+        "def upgrade():\n    op.execute('CREATE TABLE later (key INTEGER PRIMARY KEY)')\n"
+    )
+    monkeypatch.setattr(connection, "MIGRATIONS", folder)
+    return
+
+
+def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revision: None) -> None:
+    before = tables_of(made.file)
+    with Node(made.settings) as node:
+        assert node.index.counts().by_state["verified"] == 1
+    (copy,) = made.root.glob("index.sqlite.before-0002-*")
+    assert tables_of(copy) == before
+    connection = sqlite3.connect(made.file)
+    assert connection.execute("SELECT count(*) FROM later").fetchone() == (0,)
+    connection.close()
+    with Node(made.settings):
+        pass
+    assert len(list(made.root.glob("index.sqlite.before-*"))) == 1
+
+
+# --- the journal made small -------------------------------------------------------------------------------------
+
+_COMPACTED = """
+import os, signal, sys
+from pathlib import Path
+from storage import changes
+from storage.index.opening import compact_journal
+root, steps = Path(sys.argv[1]), int(sys.argv[2])
+def counted(real):
+    def step(*arguments, **named):
+        global steps
+        steps -= 1
+        if steps < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **named)
+    return step
+opening = changes.ChangeJournal.compact
+def compact(self, *arguments):
+    Path.replace, Path.unlink = counted(Path.replace), counted(Path.unlink)
+    os.fsync, changes._line = counted(os.fsync), counted(changes._line)
+    opening(self, *arguments)
+changes.ChangeJournal.compact = compact
+compact_journal(f"sqlite:///{root / 'index.sqlite'}", root)
+"""
+
+
+def with_outdated_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[Any, ...]]]:
+    """An archive whose journal has many segments and tells of rows that have changed since; its tables."""
+    monkeypatch.setattr("storage.objects.change_journal._SEGMENT_BYTES", 4000)
+    filled(folder, 20).index.close()
+    index = open_archive(f"sqlite:///{folder / 'index.sqlite'}", folder, holds_objects=True).index
+    for number in range(40):
+        index.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
+    for hold in index.holds.all(released=True):
+        index.holds.release(hold.key, reason="over", who="user:me")
+    index.close()
+    assert len(list((folder / "journal").glob("changes-*"))) > 4
+    return tables_of(folder / "index.sqlite")
+
+
+def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = with_outdated_lines(tmp_path, monkeypatch)
+    shutil.copy(tmp_path / "index.sqlite", tmp_path / "copy")
+    url = f"sqlite:///{tmp_path / 'index.sqlite'}"
+    larger, smaller = compact_journal(url, tmp_path)
+    assert smaller < 0.8 * larger
+    assert len(list((tmp_path / "journal").glob("changes-*"))) == 1
+    assert compact_journal(url, tmp_path) == (smaller, smaller)
+    index = open_archive(url, tmp_path, holds_objects=True).index
+    index.holds.add(HoldKind.STUDY, "1.3", reason="court", who="user:me")
+    index.close()
+    after = tables_of(tmp_path / "index.sqlite")
+    assert len(after["hold"]) == len(before["hold"]) + 1
+    (tmp_path / "index.sqlite").unlink()
+    assert rebuild(tmp_path / "index.sqlite", tmp_path).clean
+    assert tables_of(tmp_path / "index.sqlite") == after
+    shutil.copy(tmp_path / "copy", tmp_path / "index.sqlite")  # it ends where the journal began anew
+    open_archive(url, tmp_path, holds_objects=True).index.close()
+    assert tables_of(tmp_path / "index.sqlite") == after
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 10, -1])
+def test_a_compaction_that_is_killed_has_lost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """SIGKILL while lines are written, before and after the rename, and while former segments go; -1: at the last."""
+    before = with_outdated_lines(tmp_path, monkeypatch)
+    counts = range(steps, steps + 1) if steps >= 0 else range(11, 60)
+    killed = 0
+    for count in counts:
+        twin = tmp_path / f"twin-{count}"
+        shutil.copytree(tmp_path / "journal", twin / "journal")
+        shutil.copy(tmp_path / "index.sqlite", twin)
+        done = subprocess.run(
+            [sys.executable, "-c", _COMPACTED, str(twin), str(count)],
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=120,
+        )
+        killed += done.returncode == -signal.SIGKILL
+        (twin / "index.sqlite").unlink()
+        assert rebuild(twin / "index.sqlite", twin).clean
+        assert tables_of(twin / "index.sqlite") == before
+        compact_journal(f"sqlite:///{twin / 'index.sqlite'}", twin)
+        assert len(list((twin / "journal").glob("changes-*.jsonl"))) == 1
+        if done.returncode == 0:
+            break
+    else:
+        assert steps >= 0
+    assert killed
+
+
+def test_the_command_that_compacts(made: Made) -> None:
+    with Node(made.quiet):
+        busy = run("index", "compact", "-c", str(made.config))
+        assert (busy.returncode, "in use by another node" in busy.stderr) == (2, True)
+    before = tables_of(made.file)
+    done = run("index", "compact", "-c", str(made.config), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0 < report["bytes_after"] < report["bytes_before"]
+    made.drop_index()
+    assert rebuilt(made).clean
+    assert tables_of(made.file) == before
+
+
+# --- what SQLite says -------------------------------------------------------------------------------------------
+
+
+def test_a_locked_index_is_one_sentence(tmp_path: Path) -> None:
+    held = filled(tmp_path, 1)
+    other = sqlite3.connect(tmp_path / "index.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with held.index.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=50")
+    with pytest.raises(IndexFault, match="another process keeps it locked"):
+        held.index.holds.add(HoldKind.STUDY, "1.2", reason="court", who="user:me")
+    other.close()
+    assert held.index.holds.add(HoldKind.STUDY, "1.2", reason="court", who="user:me").key == 1
+    held.index.close()
+
+
+@pytest.mark.parametrize(
+    "command", [["delete", "1.2.3", "--level", "study", "--yes"], ["hold", "add", "--study", "1.2.3"]]
+)
+def test_commands_on_a_damaged_index_say_one_sentence(made: Made, command: list[str]) -> None:
+    data = bytearray(made.file.read_bytes())
+    for page in range(1, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 100] = random.Random(page).randbytes(100)
+    made.file.write_bytes(data)
+    done = run(*command, "--reason", "court", "-c", str(made.config))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "latent-pacs index rebuild" in " ".join(done.stderr.split())

@@ -1,0 +1,110 @@
+"""What an archive writes is its own user's: 0600 and 0700 everywhere; and it follows no link."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from node.app import Node
+from node.cli.main import app
+from node.dimse.client import Receiver
+from storage.errors import ConfigError, ObjectMissing
+from storage.objects.file_modes import close_to_others
+from storage.objects.inspection import Condition, examine
+from storage.objects.store import ObjectStore
+from tests.conftest import Archive, settings_for
+from tests.journeys.archive.test_damage import got, stored
+
+
+@pytest.fixture(autouse=True)
+def _open_mask() -> Iterator[None]:
+    """As of most systems, before the archive sets its own."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def modes(root: Path) -> dict[str, str]:
+    """What others may do, of every file and folder of an archive that they may do anything with."""
+    found = {}
+    for path in [root, *root.rglob("*")]:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if mode & 0o077:
+            found[str(path.relative_to(root))] = oct(mode)
+    return found
+
+
+def test_nothing_is_readable_by_others(tmp_path: Path, receiver: Receiver) -> None:
+    with Node(settings_for(tmp_path / "archive", receiver.port)) as node:
+        archive = Archive(node, receiver)
+        held = archive.settled(stored(archive, tmp_path).sop_instance_uid)
+        for calling in ("EXACTVIEW", "VIEWER"):
+            got(archive, held, calling)
+        assert modes(node.store.root) == {}
+    assert modes(tmp_path / "archive") == {}
+
+
+def test_an_archive_of_an_earlier_release_is_closed(tmp_path: Path) -> None:
+    root = tmp_path / "archive"
+    for folder in ("journal", "reports", "objects/ab"):
+        (root / folder).mkdir(parents=True)
+    for file in ("index.sqlite", "index.sqlite-wal", "journal/trail-000000000001.jsonl", "reports/1.html"):
+        (root / file).write_text("x")
+    assert len(modes(root)) == 9
+    ObjectStore(root)
+    assert modes(root) == {}
+
+
+def test_commands_set_the_mask() -> None:
+    CliRunner().invoke(app, ["version"])
+    assert os.umask(0o022) == 0o077
+
+
+@pytest.mark.parametrize(
+    "name", ["objects", "journal", "spool", "index.sqlite", "objects/ab", "journal/x.jsonl", "lent"]
+)
+def test_a_link_in_an_archive_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    root, elsewhere = tmp_path / "archive", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (root / name).parent.mkdir(parents=True)
+    (root / name).symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="symbolic link"):
+        ObjectStore(root)
+
+
+def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "root").symlink_to(tmp_path / "there")
+    store = ObjectStore(tmp_path / "root")
+    assert store.read(store.put(b"x")) == b"x"
+    close_to_others(store.root)
+    assert modes(tmp_path / "there") == {}
+
+
+def test_a_link_is_no_object(tmp_path: Path) -> None:
+    """A link to a secret, named as an object or as its folder: it is neither read, lent, nor written through."""
+    store, secret = ObjectStore(tmp_path / "archive"), tmp_path / "secret"
+    digest = store.put(b"content")
+    path = store.path(digest)
+    path.rename(secret)
+    path.symlink_to(secret)
+    for use in (store.held, store.lend, store.read):
+        with pytest.raises(ObjectMissing):
+            use(digest)
+    assert not store.has(digest)
+    assert examine(store, digest).condition is Condition.DAMAGED
+    assert store.put(b"content") == digest  # stored anew, in its place
+    assert not path.is_symlink()
+    assert store.read(digest) == b"content"
+    elsewhere = tmp_path / "elsewhere"
+    path.parent.rename(elsewhere)
+    path.parent.symlink_to(elsewhere)
+    with pytest.raises(ObjectMissing):
+        store.read(digest)
+    with pytest.raises(ConfigError, match="symbolic link"):
+        store.put(b"content")
