@@ -39,7 +39,7 @@ from pynetdicom.pdu import P_DATA_TF
 
 from benchmarks.victim import ROOT
 from node.dimse.pynetdicom_patches import wire
-from node.dimse.pynetdicom_patches.negotiation import gone_over
+from node.dimse.pynetdicom_patches.negotiation import checked_request
 from node.dimse.pynetdicom_patches.upper_layer import UpperLayer
 from node.dimse.spool import Allowance
 from node.workers.memory import limit_to
@@ -114,7 +114,7 @@ class Reader:
         mutant = changed_pdu(chance, chance.choice(self._requests))
         if mutant and mutant[0] in (1, 2):
             try:
-                gone_over(mutant)
+                checked_request(mutant)
             except ValueError:
                 return
         if mutant and mutant[0] in range(1, 8):  # others are refused before they are decoded

@@ -278,7 +278,7 @@ class HeldOriginal:
 
 
 @dataclass(frozen=True)
-class CustodyClaim:
+class OriginalClaim:
     """The right to pack or move one original until the lease runs out."""
 
     original: HeldOriginal
@@ -371,7 +371,7 @@ class TrailRecord:
 
 
 @dataclass(frozen=True)
-class CustodyTotals:
+class OriginalTotals:
     """What ``latent-pacs status`` says of originals, in counts and bytes on disk."""
 
     verbatim: int

@@ -11,11 +11,11 @@ from typing import Any
 from node.app.services import open_stores
 from node.config import Settings
 from node.jobs.job import FunctionJob
-from storage.backup.create import Backup, Made, Progress
+from storage.backup.create import Backup, BackupReport, Progress
 from storage.errors import BackupRefused, ConfigError
 from storage.index import Index
 from storage.index.index_trust import sqlite_file
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.index.snapshot import Promised
 from storage.objects.backup_manifest import NAME
@@ -31,9 +31,9 @@ def make_backup(
     to: Path,
     progress: Progress = lambda done, of: None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> Made:
+) -> BackupReport:
     """Bring the backup in ``to`` up to the archive, beside its node or without one. Raises BackupRefused."""
-    file, root, upkeep = index_file(settings), settings.storage.root, Upkeep(index.engine)
+    file, root, upkeep = index_file(settings), settings.storage.root, Integrity(index.engine)
     for place in (root, settings.originals.path):
         inside = place is not None and (_within(to, place) or _within(place, to))
         if inside:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from node.archive.audit_trail import AuditTrail
-from node.jobs.scrub_repair import Finding, Mending
+from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.index import Index
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.objects.inspection import examine
 from storage.objects.store import ObjectStore
 from storage.records import Tier, TrailEntry
@@ -26,8 +26,8 @@ def settle_in(
 
     Nothing is raised: whoever met the damage has an answer to give.
     """
-    upkeep = Upkeep(index.engine)
-    mending = Mending(index, upkeep, {str(tier): store for tier, store in stores.items()}, replica)
+    upkeep = Integrity(index.engine)
+    mending = ScrubRepair(index, upkeep, {str(tier): store for tier, store in stores.items()}, replica)
 
     def settle(tier: Tier, digest: str) -> None:
         try:
@@ -62,6 +62,6 @@ def settle_in(
     return settle
 
 
-def _told(found: Finding) -> str:
+def _told(found: ScrubFinding) -> str:
     mended = found.action == "recovered"
     return f"object {found.digest}: {found.detail}; {'it is whole again' if mended else _SEND_AGAIN}"

@@ -27,8 +27,8 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
     """The archivist's workers; ``pool``, which serves viewers, where one image is encoded at once."""
-    cores = settings.reconstruct.threads or cores_at_hand()
-    size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * memory_at_hand() / EACH), _MOST))
+    cores = settings.reconstruct.threads or available_cores()
+    size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * available_memory() / EACH), _MOST))
     if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # whose pixels depend on the number of threads
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
@@ -42,12 +42,12 @@ def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
     )
 
 
-def cores_at_hand() -> int:
+def available_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory_at_hand(limit: Path = _LIMIT) -> int:
+def available_memory(limit: Path = _LIMIT) -> int:
     """Bytes of the machine, or of the control group where that has less."""
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:

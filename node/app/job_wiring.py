@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
-from node.archive.orphan_recovery import Unclaimed
+from node.archive.orphan_recovery import OrphanRecovery
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.retrieve import Retrieve
 from node.config import Settings, parse_when
@@ -21,12 +21,12 @@ from node.jobs.audit_job import Audit, AuditPlan
 from node.jobs.job import FunctionJob
 from node.jobs.schedule import Planned
 from node.jobs.scrub_job import Scrub, ScrubPlan
-from node.jobs.scrub_repair import Mending
+from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from node.workers.pool import WorkerPool
 from storage.index import Index
 from storage.index.index_trust import IndexStanding
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.objects.store import ObjectStore
 
@@ -150,16 +150,18 @@ def make_validation(
 
 def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:
     """The integrity scrub; ``plan`` overrides what config.yaml says of it (fields of ScrubPlan)."""
-    scrub, upkeep = settings.jobs.scrub, Upkeep(index.engine)
+    scrub, upkeep = settings.jobs.scrub, Integrity(index.engine)
     stores = {str(tier): each for tier, each in open_stores(settings, index, store).items()}
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     timed = replace(timed, keep_orphans=scrub.keep_orphans)
-    mending = Mending(index, upkeep, stores, settings.jobs.replicate.to)
+    mending = ScrubRepair(index, upkeep, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
     def would_return(tier: str, digest: str) -> bool:
         with _own_pool(settings)() as pool:
-            return Unclaimed(index, open_stores(settings, index, store), examine_in(pool)).would_return(tier, digest)
+            return OrphanRecovery(index, open_stores(settings, index, store), examine_in(pool)).would_return(
+                tier, digest
+            )
 
     return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing, would_return)
 

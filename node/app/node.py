@@ -23,30 +23,30 @@ from node.archive.audit_trail import AuditTrail, TrailWriter
 from node.archive.deletion import Deletion
 from node.archive.encode.archivist import Archivist
 from node.archive.index_opening import open_for_node
-from node.archive.intake.marked_regions import NamedRegions, read_regions
-from node.archive.intake.quarantine import QuarantineDesk
-from node.archive.originals.original_access import Originals
-from node.archive.originals.packing import Custodian
+from node.archive.intake.marked_regions import MarkedRegions, read_regions
+from node.archive.intake.quarantine import QuarantineReview
+from node.archive.originals.original_access import OriginalAccess
+from node.archive.originals.packing import Packer
 from node.archive.originals.retention import Retention
-from node.archive.originals.storage_commitment import Committer, original_fault
-from node.archive.originals.unpacking import Unpacking
+from node.archive.originals.storage_commitment import CommitmentJudge, original_fault
+from node.archive.originals.unpacking import Unpacker
 from node.archive.query.find import find
 from node.archive.query.identifier import Root
 from node.archive.rendered_cache import RenderedCache
-from node.archive.serve.prefetch import Priors
+from node.archive.serve.prefetch import Prefetch
 from node.config import RenditionPolicy, Settings
 from node.dimse.associations.extended_negotiation import Agreed
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
-from node.dimse.handlers.c_move_c_get import Services as RetrieveServices
-from node.dimse.server import Door, Server
+from node.dimse.handlers.c_move_c_get import RetrieveServices
+from node.dimse.server import Server, ServerDependencies
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
-from storage.dicom.decode_limits import keep_bounds
+from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.index import Index
@@ -54,9 +54,9 @@ from storage.index.commitment_requests import Commitments
 from storage.index.job_runs import JobRows
 from storage.index.report_rows import ReportRows
 from storage.objects.file_modes import keep_private
-from storage.objects.reserve_file import RESERVE, give_room_up, keep_room
+from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition
@@ -76,14 +76,14 @@ class Node:
         accept_odd_values()
         keep_private()
         limits = settings.limits
-        keep_bounds(limits.decoders)
+        set_decode_limits(limits.decoders)
         file = settings.gate.patches.file
         in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
         self.store, self._lock = _own_store(settings)
         self.index = self._open_index(accept_empty_index)
-        keep_room(settings.storage.root)
+        keep_reserve(settings.storage.root)
         stores = open_stores(settings, self.index, self.store)
-        self.trail = AuditTrail(self.index, Journal(settings.storage.root / "journal"))
+        self.trail = AuditTrail(self.index, TrailJournal(settings.storage.root / "journal"))
         self.trail.recover()
         self._told = TrailWriter(self.trail)
         self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
@@ -100,14 +100,14 @@ class Node:
         cache = RenderedCache(rendered, settings.reconstruct.cache)
         deletion = Deletion(self.index, stores, self.trail, settings, rendered)
         deletion.finish()  # what a process that was killed left half deleted
-        self.unpacking = Unpacking(self.decoders, at_once)
-        self.originals = Originals(self.index, stores, cache, self.unpacking.restore)
+        self.unpacking = Unpacker(self.decoders, at_once)
+        self.originals = OriginalAccess(self.index, stores, cache, self.unpacking.restore)
         self.originals.damaged = settle_in(self.index, stores, self.trail, settings.jobs.replicate.to)
-        self.custodian = Custodian(self.index, stores, self.originals, self.encoders, self.trail, settings)
+        self.custodian = Packer(self.index, stores, self.originals, self.encoders, self.trail, settings)
         self.retention = Retention(
             self.index, stores, self.trail, settings, render_in(self.pool, self.index, self.store)
         )
-        named = NamedRegions(self.index, self.store, self.originals, file, in_file)
+        named = MarkedRegions(self.index, self.store, self.originals, file, in_file)
         self.archivist = Archivist(
             self.index,
             self.store,
@@ -122,7 +122,7 @@ class Node:
         self.commitments = Commitments(self.index.engine)
         fault = functools.partial(original_fault, self.originals)
         peers = Peers(settings)
-        self.priors = Priors(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
+        self.priors = Prefetch(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
         ingest = MeasuredIngest(
             self.index,
             self.store,
@@ -131,7 +131,7 @@ class Node:
             self._arrived,
             leading_zeros=settings.storage.leading_zeros == "accept",
         )
-        door = Door(
+        door = ServerDependencies(
             ingest=ingest,
             search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),
             services=RetrieveServices(
@@ -145,11 +145,11 @@ class Node:
             peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
-            committer=Committer(self.index, self.commitments, fault, settings.commitment),
+            committer=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )
         self.server = Server(settings, door, self.store.spool)
         runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        desk = QuarantineDesk(
+        desk = QuarantineReview(
             self.index, self.store, self.originals, deletion, self.trail, settings, examine_in(self.decoders)
         )
         reports = Reports(ReportRows(self.index.engine), settings.storage.root / "reports")
@@ -245,7 +245,7 @@ class Node:
         self.unpacking.close()
         self._told.close()
         self.index.close()
-        keep_room(self.settings.storage.root)
+        keep_reserve(self.settings.storage.root)
         self._lock.close()
 
     def __enter__(self) -> Node:
@@ -289,7 +289,7 @@ def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
     """The store, swept, and the lock that keeps other nodes out; on a full disk with room to read what is held."""
     store = open_store(settings)
     lock = lock_root(store)
-    if given_up := give_room_up(store.root):
+    if given_up := release_reserve(store.root):
         LOGGER.error("%s; what peers send is refused with A700 until there is room again", given_up)
         store.keep_free(RESERVE)
     store.sweep_spool()

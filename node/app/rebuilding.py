@@ -7,7 +7,7 @@ from collections.abc import Callable
 from node.app.node import lock_root
 from node.app.services import examine_in
 from node.archive.index_opening import has_objects, open_for_command
-from node.archive.orphan_recovery import Unclaimed
+from node.archive.orphan_recovery import OrphanRecovery
 from node.config import Settings
 from node.workers.pool import WorkerPool
 from storage.dicom.dicomfile import accept_odd_values
@@ -62,7 +62,7 @@ def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
             stores[Tier.COLD] = ObjectStore(settings.originals.path)
         pool = WorkerPool(settings.reconstruct, name="decode")
         try:
-            return Unclaimed(index, stores, examine_in(pool)).take_in()
+            return OrphanRecovery(index, stores, examine_in(pool)).take_in()
         finally:
             pool.close()
 

@@ -11,14 +11,14 @@ from node.app.services import open_store
 from node.archive.index_opening import open_for_command
 from node.config import Settings
 from storage.backup.create import Backup, Progress
-from storage.backup.restore import Restored, refuse_what_is_held, restore
+from storage.backup.restore import RestoreReport, refuse_what_is_held, restore
 from storage.errors import BackupRefused
 from storage.index.index_trust import IndexStanding
 from storage.objects.store import ObjectStore
 from storage.records import Tier
 
 
-def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> Restored:
+def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> RestoreReport:
     """Give a backup back into the empty root that config.yaml names, and check the index. Raises BackupRefused."""
     file, root, cold = index_file(settings), settings.storage.root, settings.originals.path
     backup = Backup(folder)

@@ -13,24 +13,24 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
 from node.archive.index_opening import open_for_command
 from node.archive.intake.ingest import examine
-from node.archive.intake.marked_regions import NamedRegions, read_regions
-from node.archive.intake.quarantine import Examine, QuarantineDesk
-from node.archive.model_store import ModelShelf
-from node.archive.originals.original_access import Originals
+from node.archive.intake.marked_regions import MarkedRegions, read_regions
+from node.archive.intake.quarantine import Examine, QuarantineReview
+from node.archive.model_store import ModelStore
+from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.retention import Retention
 from node.archive.rendered_cache import RenderedCache
-from node.archive.serve.derived_object import Parts, prove_object
+from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
-from storage.dicom.decode_limits import keep_bounds
+from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError
 from storage.formats.packed_original import restore_original
 from storage.index import Index
 from storage.index.report_rows import ReportRows
 from storage.objects.store import ObjectStore
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 from storage.records import StoredRendition, Tier
 
 
@@ -40,12 +40,12 @@ class Services:
 
     index: Index
     store: ObjectStore
-    originals: Originals
+    originals: OriginalAccess
     retention: Retention
     deletion: Deletion
-    quarantine: QuarantineDesk
+    quarantine: QuarantineReview
     trail: AuditTrail
-    named: NamedRegions
+    named: MarkedRegions
     reports: Reports
 
 
@@ -53,22 +53,22 @@ class Services:
 def services(settings: Settings) -> Iterator[Services]:
     """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
     accept_odd_values()
-    keep_bounds(settings.limits.decoders)
+    set_decode_limits(settings.limits.decoders)
     index = open_for_command(settings)
     try:
         store = open_store(settings)
         stores = open_stores(settings, index, store)
-        trail = AuditTrail(index, Journal(settings.storage.root / "journal"))
+        trail = AuditTrail(index, TrailJournal(settings.storage.root / "journal"))
         with tempfile.TemporaryDirectory(dir=store.spool) as folder:
             pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
             try:
-                originals = Originals(index, stores, RenderedCache(Path(folder), 0), restore_original)
+                originals = OriginalAccess(index, stores, RenderedCache(Path(folder), 0), restore_original)
                 originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
                 retention = Retention(index, stores, trail, settings, render_in(pool, index, store))
                 file = settings.gate.patches.file
-                named = NamedRegions(index, store, originals, file, read_regions(file) if file else {})
+                named = MarkedRegions(index, store, originals, file, read_regions(file) if file else {})
                 deletion = Deletion(index, stores, trail, settings, settings.storage.root / "rendered")
-                desk = QuarantineDesk(index, store, originals, deletion, trail, settings, examine_in(pool))
+                desk = QuarantineReview(index, store, originals, deletion, trail, settings, examine_in(pool))
                 reports = Reports(ReportRows(index.engine), settings.storage.root / "reports")
                 yield Services(index, store, originals, retention, deletion, desk, trail, named, reports)
             finally:
@@ -119,11 +119,11 @@ def examine_in(pool: WorkerPool) -> Examine:
 
 def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
     """Proves that the object can be made and sent: its pixels those that were verified, its header as amended today."""
-    models = ModelShelf(index, store)
+    models = ModelStore(index, store)
 
     def render(rendition: StoredRendition) -> None:
         image = next((index.by_key(key) for key in index.renditions([rendition.derived_uid])), None)
-        parts = Parts(
+        parts = DerivedParts(
             store.held(rendition.base_digest),
             store.held(rendition.rendition_digest),
             rendition.payload_bytes,

@@ -15,7 +15,7 @@ from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.index.journal_writer import TrailFollower
 from storage.index.trail_rows import first_break
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 from storage.records import TrailEntry
 
 LOGGER = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _BATCH = 500
 class AuditTrail:
     """The trail of one archive. Safe to share between threads and processes."""
 
-    def __init__(self, index: Index, journal: Journal) -> None:
+    def __init__(self, index: Index, journal: TrailJournal) -> None:
         self._index, self._journal = index, journal
         self._follow = TrailFollower(index.trail, journal)
 

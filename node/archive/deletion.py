@@ -15,8 +15,8 @@ from node.archive.rendered_cache import forget
 from node.config import Profile, Settings
 from storage.errors import CorrectionRefused
 from storage.index import Index
-from storage.index.integrity import Upkeep
-from storage.index.tombstones import Condemned
+from storage.index.integrity import Integrity
+from storage.index.tombstones import PlannedDeletion
 from storage.objects.inspection import remove_aside
 from storage.objects.store import ObjectStore
 from storage.records import Tier
@@ -29,10 +29,10 @@ class DeletionReport:
     """What was deleted, or with ``dry_run`` what would be and what would be refused."""
 
     dry_run: bool
-    images: tuple[Condemned, ...]
+    images: tuple[PlannedDeletion, ...]
 
     @property
-    def refused(self) -> tuple[Condemned, ...]:
+    def refused(self) -> tuple[PlannedDeletion, ...]:
         return tuple(one for one in self.images if one.kept_because)
 
 
@@ -82,7 +82,7 @@ class Deletion:
 
     def _forget_damaged(self, digests: list[str]) -> None:
         """Remove what a scrub moved aside, unless another image needs an object of that digest."""
-        upkeep = Upkeep(self._index.engine)
+        upkeep = Integrity(self._index.engine)
         for digest in digests:
             if not upkeep.promises(digest, digest + "0"):
                 for store in self._stores.values():

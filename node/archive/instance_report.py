@@ -19,17 +19,17 @@ from pydicom.uid import UID
 from node.codec.patches import CELL, decode_patches
 from node.codec.points import decode_points
 from node.codec.residuals import CELL as REPAIR
-from node.codec.residuals import decode_repairs
+from node.codec.residuals import decode_residuals
 from storage.errors import LatentPacsError, UnknownUid
 from storage.formats.payload import Rendition, decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_rows import LifeRows, OpenDamage, RenditionRow, life_rows
+from storage.index.instance_rows import InstanceRows, OpenDamage, RenditionRow, instance_rows
 from storage.objects.store import ObjectStore
 from storage.records import DicomJson, OperatingPoint, Tier, Trial, Verdict
 
 
 @dataclass(frozen=True)
-class OriginalLife:
+class OriginalReport:
     """The received file: ``digest`` and ``bytes`` are its own. ``condition``: held, purged, or lost where a scrub or
     this look did not find it whole. ``file``: the object that holds it; packed where ``form`` says so."""
 
@@ -49,7 +49,7 @@ class OriginalLife:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PayloadParts:
     """Bytes within the objects of a rendition: the base's coded pixels, and what the encoder tells the decoder.
 
     The rest of both objects is the header, the padding mask and what was measured."""
@@ -62,7 +62,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Mends:
+class RepairCounts:
     """What is stored in another way than by the base, and where. ``patched``: exactly, cells of 16 x 16 pixels;
     ``repaired``: by coded residuals, cells of 16 x 16; shares are of the image. ``cells`` and ``repairs``: bool, per
     cell; ``points``: (row, column)."""
@@ -80,7 +80,7 @@ class Mends:
 
 
 @dataclass(frozen=True)
-class RenditionLife:
+class RenditionReport:
     """One rendition, of which two objects are made: ``derived_uid`` with drawn noise, ``structure_uid`` without.
     ``unreadable``: why its objects told nothing more; then
     ``parts`` and ``mends`` are None."""
@@ -106,8 +106,8 @@ class RenditionLife:
     structure_digest: str
     verdict: Verdict
     tried: tuple[Trial, ...]
-    parts: Parts | None
-    mends: Mends | None
+    parts: PayloadParts | None
+    mends: RepairCounts | None
     unreadable: str
 
     @property
@@ -124,7 +124,7 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class Life:
+class InstanceReport:
     """Everything there is to tell of one image. ``asked``: the UID it was asked for by, its own or a rendition's."""
 
     asked: str
@@ -142,29 +142,29 @@ class Life:
     pixel_warning: str
     attempts: int
     pixel_bytes: int
-    original: OriginalLife
-    renditions: tuple[RenditionLife, ...]
+    original: OriginalReport
+    renditions: tuple[RenditionReport, ...]
     damage: tuple[OpenDamage, ...]
     quarantined: int
     patient: Patient | None = None
 
     @property
-    def rendition(self) -> RenditionLife | None:
+    def rendition(self) -> RenditionReport | None:
         """The one that was asked for by its UID, else the current one."""
         by_uid = next((one for one in self.renditions if self.asked in (one.derived_uid, one.structure_uid)), None)
         return by_uid or next((one for one in self.renditions if one.current), None)
 
 
-def life_of(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patient: bool = False) -> Life:
+def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patient: bool = False) -> InstanceReport:
     """The life of the image of an original or derived UID. Raises UnknownUid."""
-    rows = life_rows(index, uid)
+    rows = instance_rows(index, uid)
     if rows is None:
         raise UnknownUid(
             f"no image is known by {uid!r}: give the SOP Instance UID of an original, or of a reconstruction that this "
             "archive sent"
         )
     instance = rows.instance
-    return Life(
+    return InstanceReport(
         asked=uid,
         sop_instance_uid=instance.sop_instance_uid,
         sop_class_uid=instance.sop_class_uid,
@@ -188,7 +188,7 @@ def life_of(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patie
     )
 
 
-def original_of(rows: LifeRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalLife:
+def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalReport:
     """How and where the original is held."""
     instance = rows.instance
     kept = index.custody.of_digest(instance.original_digest)
@@ -196,7 +196,7 @@ def original_of(rows: LifeRows, index: Index, stores: Mapping[Tier, ObjectStore]
     store = stores.get(kept.tier)
     file = store.path(kept.object_digest) if store is not None and not kept.purged else None
     held = file is not None and file.is_file() and not instance.original_lost
-    return OriginalLife(
+    return OriginalReport(
         digest=instance.original_digest,
         bytes=instance.original_bytes,
         transfer_syntax_uid=instance.transfer_syntax_uid,
@@ -213,18 +213,18 @@ def original_of(rows: LifeRows, index: Index, stores: Mapping[Tier, ObjectStore]
     )
 
 
-def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionLife:
+def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionReport:
     plain = {
         name: getattr(row, name)
         for name in RenditionRow.__dataclass_fields__
-        if name in RenditionLife.__dataclass_fields__
+        if name in RenditionReport.__dataclass_fields__
     }
     nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "mends": None}
     try:
         inside = _inside(row, store)
     except LatentPacsError as error:
-        return RenditionLife(**plain, **nothing, unreadable=str(error))
-    return RenditionLife(**plain, **inside, unreadable="")
+        return RenditionReport(**plain, **nothing, unreadable=str(error))
+    return RenditionReport(**plain, **inside, unreadable="")
 
 
 def _inside(row: RenditionRow, store: ObjectStore) -> dict[str, Any]:
@@ -235,14 +235,14 @@ def _inside(row: RenditionRow, store: ObjectStore) -> dict[str, Any]:
         "steps": made.steps,
         "seed": made.seed,
         "numerics": made.numerics,
-        "parts": Parts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
+        "parts": PayloadParts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
         "mends": _mends_of(made, base.rows, base.columns),
     }
 
 
-def _mends_of(made: Rendition, rows: int, columns: int) -> Mends:
+def _mends_of(made: Rendition, rows: int, columns: int) -> RepairCounts:
     cells = decode_patches(made.patches).cells if made.patches else None
-    repairs = decode_repairs(made.repairs).cells if made.repairs else None
+    repairs = decode_residuals(made.repairs).cells if made.repairs else None
     spots = decode_points(made.points).spots if made.points else ()
     points = tuple((spot.row, spot.column) for spot in spots)
 
@@ -250,7 +250,9 @@ def _mends_of(made: Rendition, rows: int, columns: int) -> Mends:
         count = 0 if mask is None else int(mask.sum())
         return count, min(count * side * side / (rows * columns), 1.0)
 
-    return Mends(rows, columns, *share(cells, CELL), *share(repairs, REPAIR), len(points), cells, repairs, points)
+    return RepairCounts(
+        rows, columns, *share(cells, CELL), *share(repairs, REPAIR), len(points), cells, repairs, points
+    )
 
 
 def _patient_of(attributes: DicomJson) -> Patient:

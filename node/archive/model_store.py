@@ -22,7 +22,7 @@ from storage.objects.store import ObjectStore
 LOGGER = logging.getLogger(__name__)
 
 
-class ModelShelf:
+class ModelStore:
     """Models as objects of ``store``. The links are in ``models/`` beside them, and can be made again at any time."""
 
     def __init__(self, index: Index, store: ObjectStore) -> None:

@@ -38,7 +38,7 @@ _UNREADABLE = (LatentPacsError, OSError, ValueError)
 """What becomes of objects that are none of these kinds, or are damaged: a scrub looks after them."""
 
 
-class Unclaimed:
+class OrphanRecovery:
     """What the objects of an archive hold beyond its rows. ``examine``: what ingest finds out about a file."""
 
     def __init__(self, index: Index, stores: Mapping[Tier, ObjectStore], examine: Examine) -> None:

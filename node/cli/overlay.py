@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
 
-from node.archive.instance_report import Life, RenditionLife
+from node.archive.instance_report import InstanceReport, RenditionReport
 from node.cli.picture import grey
 from node.codec.patches import CELL
 from node.codec.rendering import read_pair, reconstructed
@@ -31,7 +31,7 @@ _PATCH, _REPAIR, _POINT = (255, 170, 0), (255, 90, 160), (0, 220, 255)
 _TEXT, _GROUND = (235, 235, 235), (24, 24, 24)
 
 
-def draw_life(life: Life, store: ObjectStore, settings: ReconstructSettings, target: Path) -> None:
+def draw_life(life: InstanceReport, store: ObjectStore, settings: ReconstructSettings, target: Path) -> None:
     """Write the picture as PNG. Raises ConfigError, ObjectMissing, PixelError or ModelMissing where it cannot be."""
     pixels, header, source = _image(life, store, settings)
     made = life.rendition
@@ -42,7 +42,9 @@ def draw_life(life: Life, store: ObjectStore, settings: ReconstructSettings, tar
         raise ConfigError(f"--picture: {target} cannot be written: {error.strerror or error}") from error
 
 
-def _image(life: Life, store: ObjectStore, settings: ReconstructSettings) -> tuple[NDArray[np.uint16], Dataset, str]:
+def _image(
+    life: InstanceReport, store: ObjectStore, settings: ReconstructSettings
+) -> tuple[NDArray[np.uint16], Dataset, str]:
     """Pixels, header and what they are: the original where it is held, else the reconstruction."""
     file, made = life.original.file, life.rendition
     if file is not None:
@@ -72,7 +74,7 @@ def _shown(pixels: NDArray[np.uint16], header: Dataset) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS).convert("RGB")
 
 
-def _sheet(image: Image.Image, made: RenditionLife | None, legend: list[str]) -> Image.Image:
+def _sheet(image: Image.Image, made: RenditionReport | None, legend: list[str]) -> Image.Image:
     font = ImageFont.load_default(size=18)
     width = max(image.width, *(round(font.getlength(line)) + 2 * _LINE for line in legend))
     sheet = Image.new("RGB", (width, image.height + _LINE * (len(legend) + 1)), _GROUND)
@@ -114,7 +116,7 @@ def _dot(draw: ImageDraw.ImageDraw, points: tuple[tuple[int, int], ...], scale: 
         draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=_POINT)
 
 
-def _legend(life: Life, made: RenditionLife | None, source: str) -> list[str]:
+def _legend(life: InstanceReport, made: RenditionReport | None, source: str) -> list[str]:
     lines = [f"{source} of {life.sop_instance_uid}"]
     if made is None:
         return [*lines, f"state {life.state}: held bit-exact, no rendition"]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from node.codec.noise import NoiseModel, decode_noise
 from node.codec.patches import Patches, decode_patches, pasted, patched_pixels
 from node.codec.points import Points, decode_points
-from node.codec.residuals import Repairs, decode_repairs
+from node.codec.residuals import CodedResiduals, decode_residuals
 from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.errors import PayloadError
 from storage.formats.payload import Base, Rendition
@@ -34,7 +34,7 @@ class SideInformation:
     """What the encoder tells the decoder besides the base; every part may be missing."""
 
     noise: NoiseModel | None = None
-    repairs: Repairs | None = None
+    repairs: CodedResiduals | None = None
     points: Points | None = None
     patches: Patches | None = None
 
@@ -43,7 +43,7 @@ class SideInformation:
         """Raises PayloadError."""
         return cls(
             noise=decode_noise(rendition.noise) if rendition.noise else None,
-            repairs=decode_repairs(rendition.repairs) if rendition.repairs else None,
+            repairs=decode_residuals(rendition.repairs) if rendition.repairs else None,
             points=decode_points(rendition.points) if rendition.points else None,
             patches=decode_patches(rendition.patches) if rendition.patches else None,
         )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from node.codec.residuals import cell_pixels
 from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.threads import on_all_cores
-from storage.dicom.codestreams import announced
+from storage.dicom.codestreams import codestream_header
 from storage.errors import PayloadError
 from storage.formats.padding import pack_mask, unpack_mask
 
@@ -506,7 +506,7 @@ def decode_noise(data: bytes) -> NoiseModel:
     shape = (-(-rows // PLACE), -(-columns // PLACE))
     try:
         for (begin, end), wanted in zip(pairwise(ends[:3]), (shape, SPECTRUM), strict=True):
-            if announced(data[begin:end])[:2] != wanted:
+            if codestream_header(data[begin:end])[:2] != wanted:
                 raise PayloadError(f"noise model is malformed: a part is not of {wanted}")
         place, spectrum = (np.asarray(imagecodecs.jpegls_decode(data[a:b])) for a, b in pairwise(ends[:3]))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Repairs: cells of 16 pixels whose residual is coded, since the base lost more than noise there.
+"""CodedResiduals: cells of 16 pixels whose residual is coded, since the base lost more than noise there.
 
 The residual (original minus structure) of those cells is laid out as one image, companded by an inverse hyperbolic
 sine so that noise is coded evenly and great errors still fit, and coded by JPEG XL. What stays wrong is below the
@@ -38,7 +38,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Repairs:
+class CodedResiduals:
     """Repaired cells of an image of ``rows`` x ``columns`` pixels.
 
     ``unit``: the noise's standard deviation, in grey levels. ``coded``: the JPEG XL codestream.
@@ -51,7 +51,7 @@ class Repairs:
     coded: bytes
 
     @classmethod
-    def of(cls, residual: Float, cells: Cells, unit: float) -> Repairs:
+    def of(cls, residual: Float, cells: Cells, unit: float) -> CodedResiduals:
         """Code the residual (float32, grey levels) of the marked cells."""
         rows, columns = residual.shape
         padded = np.pad(residual, ((0, -rows % CELL), (0, -columns % CELL)), mode="edge")
@@ -92,14 +92,14 @@ def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
     return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
 
 
-def encode_repairs(repairs: Repairs) -> bytes:
+def encode_residuals(repairs: CodedResiduals) -> bytes:
     """Header, mask of cells, codestream."""
     mask = pack_mask(repairs.cells)
     return _HEADER.pack(_FORMAT, repairs.rows, repairs.columns, repairs.unit, len(mask)) + mask + repairs.coded
 
 
-def decode_repairs(data: bytes) -> Repairs:
-    """The inverse of ``encode_repairs``. Raises PayloadError."""
+def decode_residuals(data: bytes) -> CodedResiduals:
+    """The inverse of ``encode_residuals``. Raises PayloadError."""
     try:
         form, rows, columns, unit, size = _HEADER.unpack_from(data)
     except struct.error as error:
@@ -109,4 +109,4 @@ def decode_repairs(data: bytes) -> Repairs:
     cells = unpack_mask(data[_HEADER.size : _HEADER.size + size], -(-rows // CELL), -(-columns // CELL))
     if not cells.any():
         raise PayloadError("repairs are malformed: no cell is marked")
-    return Repairs(rows, columns, unit, cells, data[_HEADER.size + size :])
+    return CodedResiduals(rows, columns, unit, cells, data[_HEADER.size + size :])

@@ -31,7 +31,7 @@ from node.config.values import (
     parse_when,
     secret,
 )
-from storage.dicom.decode_limits import Bounds
+from storage.dicom.decode_limits import DecodeLimits
 from storage.records import OperatingPoint, Thresholds
 
 
@@ -140,15 +140,15 @@ class LimitSettings(Section):
     connections_per_address: int = Field(default=50, ge=1)
 
     @property
-    def decoders(self) -> Bounds:
+    def decoders(self) -> DecodeLimits:
         """Of the processes that only decode, and of our own, which does not."""
-        return Bounds(self.pixels, self.inflated, self.ratio, self.decoder_memory)
+        return DecodeLimits(self.pixels, self.inflated, self.ratio, self.decoder_memory)
 
     @property
-    def encoders(self) -> Bounds:
+    def encoders(self) -> DecodeLimits:
         """Of the processes that encode and reconstruct."""
         memory = self.encoder_memory + _LIBRARIES if self.encoder_memory else 0
-        return Bounds(self.pixels, self.inflated, self.ratio, memory)
+        return DecodeLimits(self.pixels, self.inflated, self.ratio, memory)
 
 
 class CommitmentSettings(Section):

@@ -16,7 +16,7 @@ from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.intake.ingest import Ingest
-from node.archive.originals.storage_commitment import Committer
+from node.archive.originals.storage_commitment import CommitmentJudge
 from node.config import Settings
 from node.dimse.associations import connection_log, extended_negotiation
 from node.dimse.associations.admission import Admission
@@ -25,7 +25,7 @@ from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import NOT_AUTHORIZED, SUCCESS
 from node.dimse.handlers.c_find import Search, handle_find
-from node.dimse.handlers.c_move_c_get import Services, handle_get, handle_move
+from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
 from node.dimse.pynetdicom_patches import wire
@@ -47,16 +47,16 @@ _LAST_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Door:
+class ServerDependencies:
     """What the handlers call."""
 
     ingest: Ingest
     search: Search
-    services: Services
+    services: RetrieveServices
     peers: Peers
     check_room: Callable[[], None]
     commitments: Commitments
-    committer: Committer
+    committer: CommitmentJudge
 
 
 class Server:
@@ -65,7 +65,7 @@ class Server:
     Raises ConfigError where a file for TLS cannot be used.
     """
 
-    def __init__(self, settings: Settings, door: Door, spool: Path) -> None:
+    def __init__(self, settings: Settings, door: ServerDependencies, spool: Path) -> None:
         wire.install()
         self._settings, self._door, self._peer = settings.node, door, settings.peer
         self._tls, self._per_address = settings.tls, settings.limits.connections_per_address

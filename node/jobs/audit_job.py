@@ -16,16 +16,15 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from node.archive.encode.fidelity_check import TRENDS, Cancelled, FidelityCheck, Finding, Outcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, Cancelled, FidelityCheck, FidelityFinding, FidelityOutcome, Sight
 from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
 from node.jobs.audit_sampling import AXES, Cell, cell_of, draw
-from node.jobs.drift import Point, control_chart
+from node.jobs.drift import ChartPoint, control_chart
 from node.jobs.job import JSON, Run
-from node.reports.runs import Outcome as Published
-from node.reports.runs import Reports
+from node.reports.runs import Reports, RunOutcome
 from storage.index import Index
-from storage.index.audit_outcomes import AuditRows, Candidate
+from storage.index.audit_outcomes import AuditCandidate, AuditRows
 from storage.index.connection import now
 from storage.index.job_runs import JobRows
 from storage.index.report_rows import StoredReport
@@ -65,7 +64,7 @@ class _Progress:
     began: float
     left: list[int]
     cells: dict[int, Cell]
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[FidelityFinding] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         cells = {str(key): list(cell) for key, cell in self.cells.items()}
@@ -74,7 +73,9 @@ class _Progress:
     @classmethod
     def of(cls, memory: dict[str, Any]) -> _Progress:
         cells = {int(key): tuple(cell) for key, cell in memory["cells"].items()}
-        findings = [Finding(**{**one, "outcome": Outcome(one["outcome"])}) for one in memory["findings"]]
+        findings = [
+            FidelityFinding(**{**one, "outcome": FidelityOutcome(one["outcome"])}) for one in memory["findings"]
+        ]
         return cls(**{**memory, "cells": cells, "findings": findings})
 
 
@@ -130,14 +131,14 @@ class Audit:
         cells = {one.instance_key: cell_of(one, moment) for one in drawn}
         return _Progress(seed, self._plan.sample, time.time(), list(cells), cells)
 
-    def _worst(self, check: FidelityCheck, findings: Sequence[Finding]) -> list[tuple[Finding, Sight]]:
+    def _worst(self, check: FidelityCheck, findings: Sequence[FidelityFinding]) -> list[tuple[FidelityFinding, Sight]]:
         measured = sorted(
             (one for one in findings if one.now), key=lambda one: (not one.outcome.failed, one.now["fsim_mean"])
         )
         seen = ((one, check.sight(one)) for one in measured[:_SHOWN])
         return [(one, sight) for one, sight in seen if sight is not None]
 
-    def _published(self, progress: _Progress, sights: list[tuple[Finding, Sight]]) -> StoredReport:
+    def _published(self, progress: _Progress, sights: list[tuple[FidelityFinding, Sight]]) -> StoredReport:
         ended, findings = time.time(), progress.findings
         strata = _strata(self._rows.candidates(), progress)
         trends = self._trends(strata, ended)
@@ -159,7 +160,7 @@ class Audit:
         )
         details = {"findings": [asdict(one) for one in findings], "drift": [_told(one) for one in trends]}
         return self._reports.publish(
-            Published(KIND, began, finished, verdict, alarm, summary, details, audit_page(seen, self._index.counts()))
+            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(seen, self._index.counts()))
         )
 
     def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
@@ -206,11 +207,11 @@ class Audit:
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _strata(candidates: Sequence[Candidate], progress: _Progress) -> dict[str, Any]:
+def _strata(candidates: Sequence[AuditCandidate], progress: _Progress) -> dict[str, Any]:
     """Counts and figures of all, and of each value of each axis that is in the sample."""
     moment = now()
     images = Counter(name for one in candidates for name in _names(cell_of(one, moment)))
-    members: dict[str, list[Finding]] = defaultdict(list)
+    members: dict[str, list[FidelityFinding]] = defaultdict(list)
     for one in progress.findings:
         for name in _names(progress.cells[one.instance_key]):
             members[name].append(one)
@@ -221,7 +222,7 @@ def _names(cell: Cell) -> list[str]:
     return [ALL, *(f"{axis}: {value}" for axis, value in zip(AXES, cell, strict=True))]
 
 
-def _figures_of(findings: Sequence[Finding]) -> dict[str, Any]:
+def _figures_of(findings: Sequence[FidelityFinding]) -> dict[str, Any]:
     measured = [one.now for one in findings if one.now]
     counts = {
         "audited": len(findings),
@@ -233,16 +234,20 @@ def _figures_of(findings: Sequence[Finding]) -> dict[str, Any]:
     return {**counts, **spread}
 
 
-def _point(at: float, stratum: dict[str, Any], name: str) -> Point:
+def _point(at: float, stratum: dict[str, Any], name: str) -> ChartPoint:
     figure = stratum.get(name)
-    return Point(at, 0, 0.0, 0.0) if figure is None else Point(at, stratum["measured"], figure["mean"], figure["sd"])
+    return (
+        ChartPoint(at, 0, 0.0, 0.0)
+        if figure is None
+        else ChartPoint(at, stratum["measured"], figure["mean"], figure["sd"])
+    )
 
 
 def _told(trend: Trend) -> dict[str, Any]:
     return {"stratum": trend.stratum, "figure": trend.figure, **asdict(trend.chart)}
 
 
-def _verdict(findings: Sequence[Finding], trends: Sequence[Trend]) -> str:
+def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> str:
     """The sentence that a person reads first."""
     outcomes = Counter(one.outcome for one in findings)
     failed = sum(count for outcome, count in outcomes.items() if outcome.failed)
@@ -251,7 +256,7 @@ def _verdict(findings: Sequence[Finding], trends: Sequence[Trend]) -> str:
         actions = Counter(one.action for one in findings if one.outcome.failed)
         done = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
         said.append(f"{failed} of {len(findings)} reconstructions failed: {done}.")
-    for outcome in (Outcome.DAMAGED, Outcome.REMEASURED, Outcome.UNTRIED):
+    for outcome in (FidelityOutcome.DAMAGED, FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED):
         if outcomes[outcome]:
             said.append(f"{outcomes[outcome]} {outcome}.")
     drifting = sorted({one.stratum for one in trends if one.chart.alarm})
@@ -261,6 +266,6 @@ def _verdict(findings: Sequence[Finding], trends: Sequence[Trend]) -> str:
         return " ".join(said)
     if not findings:
         return "There is no reconstruction to audit yet."
-    others = outcomes[Outcome.OTHER_NUMERICS]
+    others = outcomes[FidelityOutcome.OTHER_NUMERICS]
     note = f", {others} of them within tolerance under other numerics" if others else ""
     return f"All {len(findings)} reconstructions audited are as they were verified{note}."

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from node.archive.encode.fidelity_check import TRENDS, Finding, Outcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, FidelityFinding, FidelityOutcome, Sight
 from node.config import AuditSettings
 from node.jobs.drift import ControlChart
 from node.reports.charts import ALARM, COLOURS, draw
@@ -19,11 +19,11 @@ from node.reports.page import (
     KeyFigure,
     KeyFigures,
     Mark,
+    PagePicture,
+    PageSection,
     Paragraph,
     Part,
-    Picture,
     Pictures,
-    Section,
     Table,
     Tone,
     page,
@@ -42,16 +42,16 @@ _NAMES = {
     "burden": "nearest limit of the gate, used",
 }
 _MEANING = {
-    Outcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
-    Outcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says nothing, "
-    "and figures measured anew are within tolerance. Such pixels never leave under the verified UID",
-    Outcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or the record is "
-    "wrong",
-    Outcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",
-    Outcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
-    Outcome.UNMADE: "the model or the payload cannot be used",
-    Outcome.DAMAGED: "an object is missing or not whole; `latent-pacs scrub` repairs what it can",
-    Outcome.UNTRIED: "something went wrong that says nothing of the image; the node's log says what",
+    FidelityOutcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
+    FidelityOutcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says "
+    "nothing, and figures measured anew are within tolerance. Such pixels never leave under the verified UID",
+    FidelityOutcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or the record "
+    "is wrong",
+    FidelityOutcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",
+    FidelityOutcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
+    FidelityOutcome.UNMADE: "the model or the payload cannot be used",
+    FidelityOutcome.DAMAGED: "an object is missing or not whole; `latent-pacs scrub` repairs what it can",
+    FidelityOutcome.UNTRIED: "something went wrong that says nothing of the image; the node's log says what",
 }
 
 
@@ -73,9 +73,9 @@ class AuditRun:
     verdict: str
     alarm: bool
     summary: dict[str, Any]
-    findings: tuple[Finding, ...]
+    findings: tuple[FidelityFinding, ...]
     trends: tuple[Trend, ...]
-    sights: tuple[tuple[Finding, Sight], ...]
+    sights: tuple[tuple[FidelityFinding, Sight], ...]
     settings: AuditSettings
     limits: dict[str, float]
 
@@ -86,17 +86,17 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
     tone: Tone = "good" if not run.alarm else "bad" if run.summary["failed"] else "warning"
     title = {"good": "Passed", "warning": "Needs a look", "bad": "Failed", "neutral": ""}[tone]
     sections = [
-        Section("At a glance", [_key_figures(run, held)]),
-        Section("What was found", _outcomes(run)),
-        *([Section("By device, institution, operating point and age", [_strata(run)])] if run.findings else []),
-        *([Section("Over time", _over_time(run))] if run.trends else []),
+        PageSection("At a glance", [_key_figures(run, held)]),
+        PageSection("What was found", _outcomes(run)),
+        *([PageSection("By device, institution, operating point and age", [_strata(run)])] if run.findings else []),
+        *([PageSection("Over time", _over_time(run))] if run.trends else []),
         *(
-            [Section("Fidelity of the images audited", [_histograms(run), _of_the_gate(run)])]
+            [PageSection("Fidelity of the images audited", [_histograms(run), _of_the_gate(run)])]
             if run.summary["measured"]
             else []
         ),
-        *([Section("The least faithful images", _worst(run))] if run.sights else []),
-        Section("How this was done", [Paragraph(text) for text in _method(run)]),
+        *([PageSection("The least faithful images", _worst(run))] if run.sights else []),
+        PageSection("How this was done", [Paragraph(text) for text in _method(run)]),
     ]
     footer = "Latent PACS fidelity audit. Images are named by UID. Not for primary interpretation."
     return page("Fidelity audit", when, Banner(tone, title, run.verdict), sections, footer)
@@ -133,13 +133,13 @@ def _outcomes(run: AuditRun) -> list[Part]:
     counts = run.summary["outcomes"]
     rows: list[list[str | Mark]] = [
         [Mark(outcome.value, _tone(outcome)), str(counts[outcome.value]), _MEANING[outcome]]
-        for outcome in Outcome
+        for outcome in FidelityOutcome
         if outcome.value in counts
     ]
     parts: list[Part] = (
         [Table(["outcome", "images", "meaning"], rows, align="lrl")] if rows else [Paragraph(run.verdict)]
     )
-    remarkable = [one for one in run.findings if one.outcome is not Outcome.SAME or one.action]
+    remarkable = [one for one in run.findings if one.outcome is not FidelityOutcome.SAME or one.action]
     if remarkable:
         remarkable.sort(key=lambda one: not one.outcome.alarming)
         listed: list[list[str | Mark]] = [
@@ -285,7 +285,7 @@ def _worst(run: AuditRun) -> list[Part]:
         close = ("original, around the greatest error", "reconstruction", "original less structure, same scale")
         detail = zip(sight.detail, close, strict=True)
         parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
-        parts += [Pictures([Picture(*picture) for picture in row]) for row in (whole, detail)]
+        parts += [Pictures([PagePicture(*picture) for picture in row]) for row in (whole, detail)]
     parts.append(
         Paragraph(
             "The lowest mean tile FSIM of this run, failures first. Details are at full resolution, through a window "
@@ -319,12 +319,12 @@ def _method(run: AuditRun) -> list[str]:
     ]
 
 
-def _tone(outcome: Outcome) -> Tone:
+def _tone(outcome: FidelityOutcome) -> Tone:
     if outcome.failed:
         return "bad"
     if outcome.alarming:
         return "warning"
-    return "good" if outcome is Outcome.SAME else "neutral"
+    return "good" if outcome is FidelityOutcome.SAME else "neutral"
 
 
 def _dates(axes: Axes) -> None:

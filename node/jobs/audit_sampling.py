@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from storage.index.audit_outcomes import Candidate
+from storage.index.audit_outcomes import AuditCandidate
 
 AXES = ("device", "site", "point", "age")
 Cell = tuple[str, str, str, str]
@@ -17,20 +17,20 @@ Cell = tuple[str, str, str, str]
 _YOUNG, _YEAR = timedelta(days=30), timedelta(days=365)
 
 
-def cell_of(candidate: Candidate, now: datetime) -> Cell:
+def cell_of(candidate: AuditCandidate, now: datetime) -> Cell:
     """``now`` as rows have it: UTC, without a zone."""
     since = now - candidate.verified_at
     age = "under 30 days" if since < _YOUNG else "under a year" if since < _YEAR else "over a year"
     return candidate.device, candidate.site, candidate.point, age
 
 
-def draw(candidates: Sequence[Candidate], sample: float | int, seed: int, now: datetime) -> list[Candidate]:
+def draw(candidates: Sequence[AuditCandidate], sample: float | int, seed: int, now: datetime) -> list[AuditCandidate]:
     """A sample (a share as float, a number as int) in proportion to each cell, at least one of each.
 
     What is left over by rounding goes to the largest remainders. A sample too small to have one of each is drawn from
     all alike. Images that an audit flagged come on top, all of them.
     """
-    cells: dict[Cell, list[Candidate]] = defaultdict(list)
+    cells: dict[Cell, list[AuditCandidate]] = defaultdict(list)
     for one in candidates:
         if not one.flagged:
             cells[cell_of(one, now)].append(one)

@@ -26,7 +26,7 @@ _LEAST_SPREAD = 1e-9
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     """One run: when it ended (seconds since the epoch), images measured, mean and standard deviation of the figure."""
 
     at: float
@@ -40,7 +40,7 @@ class ControlChart:
     """``points`` in the order of time. ``centre``: mean of the first ``calibrated`` of them; ``average`` and ``limit``:
     z_t and its lower limit for the points after those. ``alarm``: what the newest point gives cause for, else empty."""
 
-    points: tuple[Point, ...]
+    points: tuple[ChartPoint, ...]
     calibrated: int = 0
     centre: float = math.nan
     average: tuple[float, ...] = ()
@@ -48,7 +48,7 @@ class ControlChart:
     alarm: str = ""
 
 
-def control_chart(points: Sequence[Point], settings: DriftSettings, drop: float, charts: int = 1) -> ControlChart:
+def control_chart(points: Sequence[ChartPoint], settings: DriftSettings, drop: float, charts: int = 1) -> ControlChart:
     """The chart of one figure. ``drop``: how far below the centre the newest mean may be; ``charts``: beside it."""
     points = tuple(point for point in points if point.count)
     first, later = points[: settings.baseline], points[settings.baseline :]
@@ -70,7 +70,9 @@ def control_chart(points: Sequence[Point], settings: DriftSettings, drop: float,
     return ControlChart(points, len(first), centre, tuple(average), tuple(limit), alarm)
 
 
-def _alarm(later: Sequence[Point], centre: float, drop: float, average: Sequence[float], limit: Sequence[float]) -> str:
+def _alarm(
+    later: Sequence[ChartPoint], centre: float, drop: float, average: Sequence[float], limit: Sequence[float]
+) -> str:
     if not later:
         return ""
     newest = later[-1].mean

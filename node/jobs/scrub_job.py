@@ -19,9 +19,9 @@ from enum import StrEnum
 from typing import Protocol
 
 from node.jobs.job import JSON, Run
-from node.jobs.scrub_repair import Finding, Mending
+from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
-from storage.index.integrity import Promise, Upkeep
+from storage.index.integrity import ExpectedObject, Integrity
 from storage.index.job_runs import JobRows
 from storage.objects.inspection import Listed, examine, is_empty, listing
 from storage.objects.orphans import forget_orphans, move_orphan
@@ -79,7 +79,7 @@ class Trusted:
 
 
 @dataclass
-class Tally:
+class ScrubTally:
     """What came of it so far."""
 
     checked: int = 0
@@ -92,10 +92,10 @@ class Tally:
     index_damage: list[str] = field(default_factory=list)
     foreign: int = 0
     actions: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ScrubFinding] = field(default_factory=list)
     orphan_list: list[str] = field(default_factory=list)
 
-    def found(self, findings: list[Finding]) -> None:
+    def found(self, findings: list[ScrubFinding]) -> None:
         """Count them all, and keep the first ones."""
         self.actions.update(one.action for one in findings)
         self.findings += findings[: _REPORTED - len(self.findings)]
@@ -137,9 +137,9 @@ class Scrub:
     def __init__(
         self,
         rows: JobRows,
-        upkeep: Upkeep,
+        upkeep: Integrity,
         stores: Mapping[str, ObjectStore],
-        mending: Mending,
+        mending: ScrubRepair,
         plan: ScrubPlan,
         standing: Standing | None = None,
         would_return: Callable[[str, str], bool] = lambda store, digest: False,
@@ -153,7 +153,7 @@ class Scrub:
         not that of the objects; nothing was changed then."""
         self._refuse_an_empty_store()
         self._refuse_a_doubtful_index()
-        tally, salt = Tally(index_damage=self._standing.damage()), secrets.token_bytes(16)
+        tally, salt = ScrubTally(index_damage=self._standing.damage()), secrets.token_bytes(16)
         again = self._mending.check_again()
         tally.found(again)
         low, high, began = self._range()
@@ -176,7 +176,7 @@ class Scrub:
             self._forget_orphans(tally)
         return tally.report(self._plan.extent, finished=True)
 
-    def _walk(self, low: str, high: str) -> Iterator[tuple[str, list[Promise], dict[str, Listed]]]:
+    def _walk(self, low: str, high: str) -> Iterator[tuple[str, list[ExpectedObject], dict[str, Listed]]]:
         """Every digest that is promised or held, in order: its promises, and its entry in each store that has it."""
         for number in range(int(low[:2] or "0", 16), 256):
             folder = f"{number:02x}"
@@ -194,7 +194,9 @@ class Scrub:
                 if low <= digest < high:
                     yield digest, promises.get(digest, []), listed.get(digest, {})
 
-    def _visit(self, digest: str, promises: list[Promise], listed: Mapping[str, Listed], tally: Tally) -> None:
+    def _visit(
+        self, digest: str, promises: list[ExpectedObject], listed: Mapping[str, Listed], tally: ScrubTally
+    ) -> None:
         for name, group in itertools.groupby(sorted(promises, key=lambda one: one.store), lambda one: one.store):
             look = examine(self._stores[name], digest)
             tally.checked += 1
@@ -207,7 +209,7 @@ class Scrub:
             if name not in promised_in:
                 self._stray(name, entry, tally)
 
-    def _stray(self, store: str, entry: Listed, tally: Tally) -> None:
+    def _stray(self, store: str, entry: Listed, tally: ScrubTally) -> None:
         """Something in a store that no row speaks of; young objects are on their way in."""
         if not entry.digest:
             tally.foreign += 1
@@ -227,7 +229,7 @@ class Scrub:
     def _promised(self, store: str, digest: str) -> bool:
         return any(one.store == store for one in self._upkeep.promises(digest, digest + "0"))
 
-    def _forget_orphans(self, tally: Tally) -> None:
+    def _forget_orphans(self, tally: ScrubTally) -> None:
         """What was moved aside long enough ago goes, unless a row has come to need it."""
         for name, store in self._stores.items():
             needed = functools.partial(self._promised, name)

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from storage.errors import LatentPacsError
 from storage.index import Index
-from storage.index.integrity import Damage, NewDamage, Promise, Upkeep
-from storage.objects.inspection import Condition, Look, examine, recover, set_aside
+from storage.index.integrity import Damage, ExpectedObject, Integrity, NewDamage
+from storage.objects.inspection import Condition, Inspection, examine, recover, set_aside
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState, ReasonCode, StoredInstance
 
 
 @dataclass(frozen=True)
-class Finding:
+class ScrubFinding:
     """One damaged or missing object, and what was done: recovered, queued, flagged, lost, or only reported."""
 
     digest: str
@@ -37,15 +37,15 @@ class Finding:
     sop_instance_uid: str
 
 
-class Mending:
+class ScrubRepair:
     """Settles what a scrub finds. ``stores`` by the names that promises use; ``replica``: the folder of a backup."""
 
     def __init__(
-        self, index: Index, upkeep: Upkeep, stores: Mapping[str, ObjectStore], replica: Path | None = None
+        self, index: Index, upkeep: Integrity, stores: Mapping[str, ObjectStore], replica: Path | None = None
     ) -> None:
         self._index, self._upkeep, self._stores, self._replica = index, upkeep, stores, replica
 
-    def settle(self, promises: list[Promise], look: Look) -> list[Finding]:
+    def settle(self, promises: list[ExpectedObject], look: Inspection) -> list[ScrubFinding]:
         """Deal with one object that is not whole, for every row that promises it; empty where it is whole after all."""
         first = promises[0]
         moved_to = ""
@@ -60,7 +60,7 @@ class Mending:
             return [self._finding(promise, look, "recovered") for promise in promises]
         return [self._settle_one(promise, look, moved_to) for promise in promises]
 
-    def _copied_from_replica(self, promise: Promise) -> bool:
+    def _copied_from_replica(self, promise: ExpectedObject) -> bool:
         """Whether the replica held the object whole. One that cannot be read is as good as none."""
         if self._replica is None or not (self._replica / "objects").is_dir():
             return False
@@ -70,9 +70,9 @@ class Mending:
             return False
         return True
 
-    def check_again(self) -> list[Finding]:
+    def check_again(self) -> list[ScrubFinding]:
         """What earlier scrubs found: closed where it is whole by now, settled once more where it is not."""
-        still: list[tuple[Damage, Look]] = []
+        still: list[tuple[Damage, Inspection]] = []
         for known in reversed(self._upkeep.open_damage()):  # newest first: what it set on its instance is undone first
             look = examine(self._stores[known.store], known.digest)
             if look.whole:
@@ -83,7 +83,7 @@ class Mending:
                 still.insert(0, (known, look))
         found = []
         for known, look in still:
-            found += self.settle([Promise(known.digest, known.kind, known.store, known.instance_key)], look)
+            found += self.settle([ExpectedObject(known.digest, known.kind, known.store, known.instance_key)], look)
         return found
 
     def _promised(self, known: Damage) -> bool:
@@ -93,7 +93,7 @@ class Mending:
             (one.kind, one.store, one.instance_key) == wanted for one in self._upkeep.promises(known.digest, after)
         )
 
-    def _settle_one(self, promise: Promise, look: Look, moved_to: str) -> Finding:
+    def _settle_one(self, promise: ExpectedObject, look: Inspection, moved_to: str) -> ScrubFinding:
         instance = None if promise.instance_key is None else self._index.by_key(promise.instance_key)
         action, state = self._judge(promise, instance, look)
         found = NewDamage(
@@ -116,7 +116,9 @@ class Mending:
             self._upkeep.flag(found, state, code, f"{what}; {left}")
         return self._finding(promise, look, action, instance)
 
-    def _judge(self, promise: Promise, instance: StoredInstance | None, look: Look) -> tuple[str, InstanceState | None]:
+    def _judge(
+        self, promise: ExpectedObject, instance: StoredInstance | None, look: Inspection
+    ) -> tuple[str, InstanceState | None]:
         """What to do, and the state that the instance comes to, None where it stays."""
         if instance is None or look.condition is Condition.UNREADABLE:
             return "reported", None
@@ -131,13 +133,15 @@ class Mending:
             return "queued", None
         return "lost", InstanceState.FAILED
 
-    def _whole(self, needs: list[Promise], *digests: str) -> bool:
+    def _whole(self, needs: list[ExpectedObject], *digests: str) -> bool:
         """Whether those of an instance's objects are promised and whole; none at all are not."""
         found = [one for one in needs if one.digest in digests]
         return bool(found) and all(examine(self._stores[one.store], one.digest).whole for one in found)
 
-    def _finding(self, promise: Promise, look: Look, action: str, instance: StoredInstance | None = None) -> Finding:
+    def _finding(
+        self, promise: ExpectedObject, look: Inspection, action: str, instance: StoredInstance | None = None
+    ) -> ScrubFinding:
         if instance is None and promise.instance_key is not None:
             instance = self._index.by_key(promise.instance_key)
         uid = instance.sop_instance_uid if instance else ""
-        return Finding(promise.digest, promise.kind, promise.store, look.condition.value, look.detail, action, uid)
+        return ScrubFinding(promise.digest, promise.kind, promise.store, look.condition.value, look.detail, action, uid)

@@ -18,7 +18,7 @@ from node.metrics.measured import Observe
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.job_runs import JobRows, StoredJob
-from storage.index.monitoring_counts import Figures, figures
+from storage.index.monitoring_counts import MonitoringCounts, monitoring_counts
 from storage.index.report_rows import ReportRows
 
 FRESH = 15.0
@@ -78,13 +78,13 @@ class _Counted:
     def collect(self) -> Iterator[Any]:
         with self._lock:
             if time.monotonic() >= self._read_at + FRESH:
-                held, counted = figures(self._index), JobRows(self._index.engine).all()
+                held, counted = monitoring_counts(self._index), JobRows(self._index.engine).all()
                 self._gauges = [*_holdings(held), *_jobs(counted), *_reports(ReportRows(self._index.engine))]
                 self._read_at = time.monotonic()
             return iter(self._gauges)
 
 
-def _holdings(held: Figures) -> Iterator[Any]:
+def _holdings(held: MonitoringCounts) -> Iterator[Any]:
     counts = held.counts
     yield _gauge("instances", "Instances held, by state", {"state": counts.by_state})
     yield _gauge("bytes", "Bytes of objects on disk, by kind", {"kind": counts.bytes_by_kind})
@@ -111,7 +111,7 @@ def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
 
 
 def _reports(rows: ReportRows) -> Iterator[Any]:
-    """Of audits and validations; figures are those of the newest audit."""
+    """Of audits and validations; monitoring_counts are those of the newest audit."""
     alarms = rows.alarms()
     latest = {kind: rows.newest([kind])[0] for kind in alarms}
     yield _gauge("audit_alarms", "Reports that raised an alarm, by kind", {"kind": alarms})

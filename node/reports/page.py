@@ -121,7 +121,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PagePicture:
     """``pixels``: uint8, (rows, columns) grey or (rows, columns, 3) RGB."""
 
     pixels: NDArray[np.uint8]
@@ -132,7 +132,7 @@ class Picture:
 class Pictures:
     """Pictures side by side."""
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[PagePicture]
     caption: str = ""
 
     def html(self) -> str:
@@ -146,7 +146,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A heading and what stands under it."""
 
     heading: str
@@ -156,7 +156,7 @@ class Section:
         return f"<section><h2>{_(self.heading)}</h2>{''.join(part.html() for part in self.parts)}</section>"
 
 
-def page(title: str, subtitle: str, verdict: Banner, sections: Sequence[Section], footer: str = "") -> str:
+def page(title: str, subtitle: str, verdict: Banner, sections: Sequence[PageSection], footer: str = "") -> str:
     """The whole page, as text to be written in UTF-8. No patient data belongs in any of it."""
     body = "".join(section.html() for section in sections)
     return (

@@ -26,7 +26,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What one run found. ``verdict``: a sentence for a person; ``summary``: figures for later runs and for ``--json``;
     ``details``: everything else for the JSON file; ``alarm``: somebody should look; ``page``: the HTML.
 
@@ -49,7 +49,7 @@ class Reports:
     def __init__(self, rows: ReportRows, folder: Path) -> None:
         self.rows, self.folder = rows, folder
 
-    def publish(self, outcome: Outcome) -> StoredReport:
+    def publish(self, outcome: RunOutcome) -> StoredReport:
         """Write both files and commit the row; on return all of it is on disk. Raises StoreFull."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self._free_name(outcome)
@@ -97,7 +97,7 @@ class Reports:
             self.rows.add(row)
         return len(found)
 
-    def _free_name(self, outcome: Outcome) -> str:
+    def _free_name(self, outcome: RunOutcome) -> str:
         """``<kind>-<UTC>``, numbered where a second run ended in the same second."""
         stem = f"{outcome.kind}-{outcome.finished.astimezone(UTC):%Y%m%dT%H%M%SZ}"
         names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))

@@ -39,7 +39,7 @@ _BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Structure:
+class StructureFigures:
     """One structure of one base. ``lines``: percentile per width. ``lost``: RMS of its error per octave band over the
     original's. ``inconsistency``: RMS of D(structure) minus the base, over the RMS of the base's own error.
     """
@@ -60,8 +60,8 @@ class Pair:
 
     distance: float
     size: int
-    base: Structure
-    model: Structure
+    base: StructureFigures
+    model: StructureFigures
     seconds: float
 
 
@@ -144,12 +144,12 @@ def _series(image: Float, inside: Mask, noise: LineNoise, top: float, scale: int
 
 def _structure(
     image: Float, inside: Mask, structure: Float, base: Coded, noise: LineNoise, own: NDArray[np.float64]
-) -> Structure:
+) -> StructureFigures:
     error = structure - image
     lost = np.sqrt(band_energies(error, inside)[:BANDS].sum(axis=(1, 2)) / np.maximum(own, 1e-12))
     away = base.operator.down(structure) - base.samples
     inconsistency = float(np.sqrt(np.mean(np.square(away)))) / max(base.quantisation, 1e-9)
-    return Structure(noise.look(error).percentile(SHARE), tuple(lost.tolist()), inconsistency)
+    return StructureFigures(noise.look(error).percentile(SHARE), tuple(lost.tolist()), inconsistency)
 
 
 def _as_json(pair: Pair) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from node.training.image_files import Picture
-from node.training.training_patches import Plate, crops, make_plate
+from node.training.training_patches import TrainingPatch, crops, make_patch
 from node.upscalers import flow
 from node.upscalers.mammo import save_network
 from node.upscalers.network import LATENT, MammoNetwork, to_pixels
@@ -169,7 +169,7 @@ class _Run:
         self.plan = plan
         self._state, self._folder, self._watch = state, folder, watch
         self._where = _device(device)
-        self._deck = Deck(pictures, plan)
+        self._deck = PatchCache(pictures, plan)
         self._half = _half_is_fast(self._where)
         self._began = self._saved = time.monotonic()
         self._end = self._began + (minutes * 60 if minutes is not None else float("inf"))
@@ -210,7 +210,7 @@ class _Run:
         self._deck.close()
 
 
-class Deck:
+class PatchCache:
     """The plates in play: ``plan.deck`` of them, the oldest replaced every ``plan.renew`` steps, made ahead.
 
     They lie with the CPU, where crops are cut; a batch is moved to where the network is.
@@ -219,9 +219,9 @@ class Deck:
     def __init__(self, pictures: Sequence[Picture], plan: Plan) -> None:
         self._pictures, self._plan = pictures, plan
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2))
-        self._plates: dict[int, Future[Plate]] = {}
+        self._plates: dict[int, Future[TrainingPatch]] = {}
 
-    def at(self, step: int) -> list[Plate]:
+    def at(self, step: int) -> list[TrainingPatch]:
         """The plates of one step, a function of its number alone."""
         first = step // self._plan.renew
         numbers = range(first, first + self._plan.deck)
@@ -232,14 +232,14 @@ class Deck:
             del self._plates[old]
         return [self._plates[number].result() for number in numbers]
 
-    def _made(self, number: int) -> Plate:
-        return make_plate(self._pictures, self._plan.seed, number)
+    def _made(self, number: int) -> TrainingPatch:
+        return make_patch(self._pictures, self._plan.seed, number)
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
 
-def _one_step(state: _State, plan: Plan, deck: Deck, where: torch.device, half: bool) -> float:
+def _one_step(state: _State, plan: Plan, deck: PatchCache, where: torch.device, half: bool) -> float:
     plates = deck.at(state.step)
     random = np.random.default_rng((plan.seed, 2, state.step))
     seen, r, share, point, z = (part.to(where) for part in crops(plates, plan.crop, plan.batch, random))

@@ -44,7 +44,7 @@ _DISTANCES = {1: (0.6, 6.0), 2: (0.3, 5.0), 4: (0.2, 2.0)}
 
 
 @dataclass(frozen=True)
-class Plate:
+class TrainingPatch:
     """``seen``: float16 (21, h, w). ``wanted``: float16 (16, h, w), the latent of the residual over its deviation.
     ``share``: float16 (h, w), 1 in the breast. ``point``: float32 (3,). ``noise``: float16 (16, h, w), the latent of
     drawn noise with the spectrum of what is missing: z of flow.py.
@@ -68,8 +68,8 @@ class Coded:
     size: int
 
 
-def make_plate(pictures: Sequence[Picture], seed: int, number: int) -> Plate:
-    """Plate ``number``."""
+def make_patch(pictures: Sequence[Picture], seed: int, number: int) -> TrainingPatch:
+    """TrainingPatch ``number``."""
     random = np.random.default_rng((seed, 1, number))
     weights = np.array([picture.pixels.size**0.5 * (_FILM if picture.film else 1.0) for picture in pictures])
     picture = pictures[int(random.choice(len(pictures), p=weights / weights.sum()))]
@@ -81,7 +81,7 @@ def make_plate(pictures: Sequence[Picture], seed: int, number: int) -> Plate:
 
 def degrade(
     pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, random: np.random.Generator
-) -> Plate:
+) -> TrainingPatch:
     """A plate from 12-bit grey levels. ``inside``: bool, where there is breast."""
     base = coded(pixels, scale, distance)
     upsampled = base.operator.lift(base.samples)
@@ -94,7 +94,7 @@ def degrade(
     rows, columns = (slice(0, length) for length in pixels.shape)
     noise = unit_noise(rows, columns, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)
     told = float(random.uniform(_TOLD, 1.0))
-    return Plate(
+    return TrainingPatch(
         seen=scene(base.lifted, deviation, base.quantisation * told, scale).half(),
         wanted=_as_latent(np.clip(wanted, -_LOUDEST, _LOUDEST)),
         share=torch.from_numpy((deviation > 0)[::UNSHUFFLE, ::UNSHUFFLE].astype(np.float16)),
@@ -120,7 +120,7 @@ def coded(pixels: Float, scale: int, distance: float, top: float = _TOP) -> Code
     return Coded(operator, decoded, operator.lift(decoded), quantisation, len(data))
 
 
-def crops(plates: Sequence[Plate], size: int, count: int, random: np.random.Generator) -> tuple[Tensor, ...]:
+def crops(plates: Sequence[TrainingPatch], size: int, count: int, random: np.random.Generator) -> tuple[Tensor, ...]:
     """``count`` crops of ``size`` pixels: seen, wanted, share (n, 1, h, w), point and noise z, float32.
 
     z is cut from the noise of its plate at a place of its own.

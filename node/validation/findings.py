@@ -15,7 +15,7 @@ from node.config import ValidationSettings
 from node.validation.statistics import (
     MEASURES,
     Comparison,
-    Verdict,
+    Equivalence,
     bootstrap,
     compare,
     interval,
@@ -86,7 +86,7 @@ class Findings:
     payload_bytes: int
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Equivalence:
         """Of decompressed images against sources."""
         return _comparison(self.trained[1]).verdict
 
@@ -156,7 +156,7 @@ def find(
     for row, (trained_on, tested_on) in enumerate(SETTINGS):
         compared = compare(scores[[0, row]], truth, patients, settings.margin) if row else None
         if compared is not None and blind:
-            compared = replace(compared, verdict=Verdict.INCONCLUSIVE, positives_needed=None)
+            compared = replace(compared, verdict=Equivalence.INCONCLUSIVE, positives_needed=None)
         trained.append(Trained(trained_on, tested_on, figures[row], compared, roc(scores[row], truth)))
     return Findings(
         trained=tuple(trained),

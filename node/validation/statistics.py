@@ -35,7 +35,7 @@ class TooFewCases(LatentPacsError):
     """A statistic was asked of fewer patients than it needs."""
 
 
-class Verdict(StrEnum):
+class Equivalence(StrEnum):
     """What a comparison of two areas comes to."""
 
     EQUIVALENT = "equivalent"
@@ -59,7 +59,7 @@ class Comparison:
     p_different: float
     p_equivalent: float
     margin: float
-    verdict: Verdict
+    verdict: Equivalence
     positives_needed: int | None
 
 
@@ -111,12 +111,12 @@ def judge(difference: float, se: float, margin: float, positives: int) -> Compar
     z = _NORMAL.inv_cdf(1 - ALPHA)
     p_equivalent = _NORMAL.cdf((abs(difference) - margin) / se)
     p_different = 2 * _NORMAL.cdf(-abs(difference) / se)
-    verdict = Verdict.INCONCLUSIVE
+    verdict = Equivalence.INCONCLUSIVE
     if p_equivalent < ALPHA:
-        verdict = Verdict.EQUIVALENT
+        verdict = Equivalence.EQUIVALENT
     elif p_different < ALPHA:
-        verdict = Verdict.DIFFERENT
-    needed = _positives_needed(difference, se, margin, positives) if verdict is Verdict.INCONCLUSIVE else None
+        verdict = Equivalence.DIFFERENT
+    needed = _positives_needed(difference, se, margin, positives) if verdict is Equivalence.INCONCLUSIVE else None
     low, high = difference - z * se, difference + z * se
     return Comparison(difference, se, low, high, p_different, p_equivalent, margin, verdict, needed)
 

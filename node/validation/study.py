@@ -23,14 +23,22 @@ from numpy.typing import NDArray
 from node.archive.audit_trail import AuditTrail
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.config import ValidationSettings
-from node.reports.runs import Outcome, Reports
+from node.reports.runs import Reports, RunOutcome
 from node.validation.findings import SETTINGS, Excluded, find
 from node.validation.measurement_cache import FeatureCache
 from node.validation.splits import grouped_folds
-from node.validation.statistics import Verdict
+from node.validation.statistics import Equivalence
 from node.validation.terms import Arm, Files, Subject
 from node.validation.validation_page import Worst, page
-from node.validation.validation_worker import Bench, Bool, Lesson, backbone_digest, learn, measure_image, show_tile
+from node.validation.validation_worker import (
+    Bool,
+    TrainingTask,
+    ValidationWorker,
+    backbone_digest,
+    learn,
+    measure_image,
+    show_tile,
+)
 from storage.errors import LatentPacsError, RenditionMismatch
 from storage.index import Index
 from storage.objects.store import ObjectStore
@@ -68,7 +76,7 @@ class Validation:
         Raises NothingToValidate, TooFewCases or ModelMissing.
         """
         try:
-            with Bench(self.threads) as bench, self.retrieve() as retrieve:
+            with ValidationWorker(self.threads) as bench, self.retrieve() as retrieve:
                 return _Run(self, bench, retrieve, progress, cancelled).through()
         except Cancelled:
             return {"finished": False}
@@ -80,7 +88,7 @@ class _Run:
     def __init__(
         self,
         work: Validation,
-        bench: Bench,
+        bench: ValidationWorker,
         retrieve: Retrieve,
         progress: Progress,
         cancelled: Callable[[], bool],
@@ -107,9 +115,9 @@ class _Run:
         finished = datetime.now(UTC)
         summary = {**found.summary(), "backbone": backbone, "seconds": round(time.monotonic() - clock, 1)}
         html = page(found, worst, settings, backbone, finished)
-        alarm = found.verdict is Verdict.DIFFERENT
+        alarm = found.verdict is Equivalence.DIFFERENT
         details = {**found.details(), "recipes": recipes}
-        outcome = Outcome("validation", started, finished, found.sentence, alarm, summary, details, html)
+        outcome = RunOutcome("validation", started, finished, found.sentence, alarm, summary, details, html)
         report = work.reports.publish(outcome)
         why = f"used by validation report {report.key}"
         work.index.classes.release([one.uid for one in subjects], who="job:validation", why=why)
@@ -185,7 +193,7 @@ class _Run:
             for arm in Arm:
                 rows = [number for number, (trained_on, _) in enumerate(SETTINGS) if trained_on is arm]
                 tests = tuple(features[SETTINGS[row][1]][test] for row in rows)
-                lesson = Lesson(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
+                lesson = TrainingTask(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
                 learned = self._bench.ask(learn, lesson)
                 for row, found in zip(rows, learned.scores, strict=True):
                     scores[row, test] = found

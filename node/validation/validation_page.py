@@ -18,26 +18,26 @@ from node.reports.page import (
     KeyFigure,
     KeyFigures,
     Mark,
+    PagePicture,
+    PageSection,
     Paragraph,
     Part,
-    Picture,
     Pictures,
-    Section,
     Table,
     Tone,
 )
 from node.reports.page import page as html_page
 from node.validation.findings import Figure, Findings, Trained, say
-from node.validation.statistics import MEASURES, Verdict
+from node.validation.statistics import MEASURES, Equivalence
 from node.validation.terms import Subject
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-_TONES: dict[Verdict, Tone] = {
-    Verdict.EQUIVALENT: "good",
-    Verdict.DIFFERENT: "bad",
-    Verdict.INCONCLUSIVE: "warning",
+_TONES: dict[Equivalence, Tone] = {
+    Equivalence.EQUIVALENT: "good",
+    Equivalence.DIFFERENT: "bad",
+    Equivalence.INCONCLUSIVE: "warning",
 }
 _UNITS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "fsim": "FSIM"}
 
@@ -55,11 +55,11 @@ class Worst:
 def page(found: Findings, worst: list[Worst], settings: ValidationSettings, backbone: str, finished: datetime) -> str:
     """The page as HTML."""
     sections = [
-        Section("In short", _short(found)),
-        Section("Classifiers", _classifiers(found)),
-        Section("Likeness of the arms to the sources", _likeness(found)),
-        Section("Least alike", _worst(worst)),
-        Section("How it was done", _method(found, settings, backbone)),
+        PageSection("In short", _short(found)),
+        PageSection("Classifiers", _classifiers(found)),
+        PageSection("Likeness of the arms to the sources", _likeness(found)),
+        PageSection("Least alike", _worst(worst)),
+        PageSection("How it was done", _method(found, settings, backbone)),
     ]
     subtitle = f"ResNet50 on source, decompressed and compressed images, {finished:%Y-%m-%d %H:%M} UTC"
     _, _, text = found.sentence.partition(": ")
@@ -164,7 +164,7 @@ def _worst(worst: list[Worst]) -> list[Part]:
     for one in worst:
         psnr, ssim, fsim = one.figures
         names = ("source", "decompressed", "difference: black to white is a quarter of the window")
-        pictures = [Picture(pixels, name) for pixels, name in zip(one.pictures, names, strict=True)]
+        pictures = [PagePicture(pixels, name) for pixels, name in zip(one.pictures, names, strict=True)]
         caption = (
             f"{one.subject.uid}, {one.subject.class_name}, row {one.corner[0]}, column {one.corner[1]}: "
             f"FSIM {fsim:.3f}, SSIM {ssim:.3f}, PSNR {psnr:.1f} dB"

@@ -1,6 +1,7 @@
 """The process in which a validation's torch runs: features, figures and training, apart from associations.
 
-Functions here run in it; ``Bench`` asks for them. Requests and answers are small and picklable; images are files.
+Functions here run in it; ``ValidationWorker`` asks for them. Requests and answers are small and picklable; images
+are files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingTask:
     """Training on one fold's patients and scoring of others: ``features`` (n, count), ``tests`` each (m, count)."""
 
     features: Float
@@ -42,14 +43,14 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingResult:
     """Scores of each of the lesson's tests, and the recipe that was chosen."""
 
     scores: tuple[NDArray[np.float64], ...]
     recipe: dict[str, Any]
 
 
-class Bench:
+class ValidationWorker:
     """One such process. It starts with the first request, and ends with the block."""
 
     def __init__(self, threads: int) -> None:
@@ -57,7 +58,7 @@ class Bench:
             max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)
         )
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> ValidationWorker:
         return self
 
     def __exit__(
@@ -88,7 +89,7 @@ def measure_image(files: Files, arms: list[Arm], weights: str) -> dict[Arm, Meas
     return measured(files, arms, _backbone(weights))
 
 
-def learn(lesson: Lesson) -> Learned:
+def learn(lesson: TrainingTask) -> TrainingResult:
     """Choose a recipe, train, and score; on one core, since such small layers only lose by sharing."""
     import torch
 
@@ -99,7 +100,7 @@ def learn(lesson: Lesson) -> Learned:
     try:
         recipe = tuned(lesson.features, lesson.truth, lesson.patients, lesson.trials, lesson.seed)
         head = trained(lesson.features, lesson.truth, recipe, lesson.seed)
-        return Learned(tuple(head.scores(test) for test in lesson.tests), asdict(recipe))
+        return TrainingResult(tuple(head.scores(test) for test in lesson.tests), asdict(recipe))
     finally:
         torch.set_num_threads(threads)
 

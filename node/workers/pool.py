@@ -19,7 +19,7 @@ from typing import Any
 from node.config import ReconstructSettings
 from node.workers import worker
 from node.workers.worker import Answer, Request
-from storage.dicom.decode_limits import Bounds
+from storage.dicom.decode_limits import DecodeLimits
 from storage.errors import WorkerDied
 
 
@@ -51,7 +51,7 @@ class WorkerPool:
         size: int = 1,
         name: str = "worker",
         nice: int = worker.NICE,
-        within: Bounds | None = None,
+        within: DecodeLimits | None = None,
         idle: float = _IDLE,
     ) -> None:
         self._settings, self._nice, self.size = settings, nice, size

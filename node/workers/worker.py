@@ -23,7 +23,7 @@ from node.upscalers.installed import Installed, installed
 from node.workers.auditing import Audited, AuditRequest, audit
 from node.workers.memory import give_back, keep_freed, limit_to
 from storage.dicom.content import same_content
-from storage.dicom.decode_limits import Bounds, bounds, keep_bounds
+from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
 from storage.dicom.dicomfile import HeaderBytes, accept_odd_values
 from storage.dicom.pixels import decode_frame, integer_pixels, pixel_digest, transcode
 from storage.dicom.self_check import fault_of_object
@@ -141,11 +141,11 @@ NICE = 12
 _catalogue: Catalogue | None = None
 
 
-def start(settings: ReconstructSettings, nice: int = NICE, within: Bounds | None = None) -> None:
+def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits | None = None) -> None:
     """Process initialiser: runs once in each worker, before its first request."""
     global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
-    keep_bounds(within or Bounds())
-    limit_to(bounds().memory)
+    set_decode_limits(within or DecodeLimits())
+    limit_to(decode_limits().memory)
     _catalogue = Catalogue(settings)
     accept_odd_values()
     keep_freed()

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Made:
+class BackupReport:
     """What came of a backup. ``missing``: objects that the archive promises and holds nowhere whole, by digest."""
 
     archive: str = ""
@@ -55,7 +55,7 @@ class Made:
 
 
 @dataclass
-class Verified:
+class BackupCheck:
     """What a look at every object of a backup found: each damaged or missing one, in words."""
 
     made_at: str = ""
@@ -82,7 +82,7 @@ class Backup:
         promised: Callable[[Promised], bool],
         progress: Progress = lambda done, of: None,
         cancelled: Callable[[], bool] = lambda: False,
-    ) -> Made:
+    ) -> BackupReport:
         """Bring the backup up to the archive below ``root`` with the index ``file``; the node may serve meanwhile.
 
         ``promised`` says whether the index still names an object by now. Raises BackupRefused, StoreFull.
@@ -90,7 +90,7 @@ class Backup:
         self._refuse_another_folder()
         with self._locked() as (objects, state), ExitStack() as stack:
             kept = {name: stack.enter_context(store.keeping()) for name, store in stores.items()}
-            made = Made()
+            made = BackupReport()
             for _ in range(_ROUNDS):
                 with snapshot_of(file, root, state.spool) as taken:
                     self._refuse_another_archive(taken.archive)
@@ -106,11 +106,11 @@ class Backup:
             self._commit(state, taken, files, held, made)
             return made
 
-    def verify(self, progress: Progress = lambda done, of: None) -> Verified:
+    def verify(self, progress: Progress = lambda done, of: None) -> BackupCheck:
         """Read everything again and compare it with its digest. What is damaged is moved to ``damaged/``, where the
         medium can be written to, so that the next backup copies it again. Raises BackupRefused."""
         manifest = read_manifest(self.folder)
-        found = Verified(manifest.made_at)
+        found = BackupCheck(manifest.made_at)
         with self._locked(sweep=False) as (objects, state):
             of = len(manifest.files) + len(manifest.objects)
             for store, entries in ((state, manifest.files), (objects, manifest.objects)):
@@ -140,7 +140,7 @@ class Backup:
         stores: Mapping[str, ObjectStore],
         kept: Mapping[str, Callable[[str], Path]],
         taken: Snapshot,
-        made: Made,
+        made: BackupReport,
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> tuple[list[Entry], list[Promised]]:
@@ -166,7 +166,9 @@ class Backup:
         progress(len(taken.objects), len(taken.objects))
         return held, lost
 
-    def _commit(self, state: ObjectStore, taken: Snapshot, files: list[Entry], held: list[Entry], made: Made) -> None:
+    def _commit(
+        self, state: ObjectStore, taken: Snapshot, files: list[Entry], held: list[Entry], made: BackupReport
+    ) -> None:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         manifest = Manifest(taken.archive, taken.number, at, len(made.missing), tuple(files), tuple(held))
         write_manifest(self.folder, manifest)

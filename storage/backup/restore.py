@@ -26,7 +26,7 @@ MARK = "restoring"
 
 
 @dataclass
-class Restored:
+class RestoreReport:
     """What came of a restore. ``missing``: objects and files that the backup does not hold whole, in words.
 
     ``rebuilt``: whether the index was made anew from the journal, since the backup does not hold it whole.
@@ -66,7 +66,7 @@ def restore(
     stores: Mapping[str, ObjectStore],
     take_in_objects: Callable[[Index], int] = lambda index: 0,
     progress: Progress = lambda done, of: None,
-) -> Restored:
+) -> RestoreReport:
     """Give a backup back to the storage root ``root`` with the index ``file``. The caller has looked that it is empty.
 
     The index is checked at the end. ``take_in_objects``: see ``rebuild``. Raises BackupRefused, StoreFull.
@@ -76,7 +76,7 @@ def restore(
         if absent:
             raise BackupRefused("the backup holds objects of originals.path; name an empty folder there in config.yaml")
         (root / MARK).write_text(_identity(manifest))
-        made, of = Restored(manifest.made_at), len(manifest.objects) + len(manifest.files)
+        made, of = RestoreReport(manifest.made_at), len(manifest.objects) + len(manifest.files)
         for entry in manifest.objects:
             try:
                 _give_object(objects, stores[entry.name], entry)

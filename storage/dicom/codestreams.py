@@ -1,8 +1,8 @@
 """The size that a codestream announces, read from its first bytes without a decoder.
 
-A decoder allocates what a codestream announces, so a kilobyte may ask for gigabytes. ``announced`` knows every format
-that this archive decodes: JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2), JPEG 2000 and HTJ2K (T.800 A.5.1), JPEG XL
-(ISO/IEC 18181-1 D.2) and PNG. RLE Lossless announces no size; PS3.5 Annex G takes it from the header.
+A decoder allocates what a codestream announces, so a kilobyte may ask for gigabytes. ``codestream_header`` knows
+every format that this archive decodes: JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2), JPEG 2000 and HTJ2K (T.800
+A.5.1), JPEG XL (ISO/IEC 18181-1 D.2) and PNG. RLE Lossless announces no size; PS3.5 Annex G takes it from the header.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from storage.dicom.decode_limits import bounds
+from storage.dicom.decode_limits import decode_limits
 from storage.errors import PixelError, TooManyPixels
 
 _JPEG, _J2K, _PNG, _JXL = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\x89PNG\r\n\x1a\n", b"\xff\x0a"
@@ -23,7 +23,7 @@ _ALONE = {0x01, *range(0xD0, 0xD9)}
 """JPEG markers without a length."""
 
 
-class Announced(NamedTuple):
+class CodestreamHeader(NamedTuple):
     """Rows, columns and samples of each pixel that a codestream announces; 0 samples where it does not say early."""
 
     rows: int
@@ -35,7 +35,7 @@ class Announced(NamedTuple):
         return self.rows * self.columns * max(self.samples, 1)
 
 
-def announced(data: bytes) -> Announced:
+def codestream_header(data: bytes) -> CodestreamHeader:
     """What a codestream announces. Raises PixelError where it is of no format known here, or is cut short."""
     try:
         if data[:4] == _J2K:
@@ -57,7 +57,7 @@ def announced(data: bytes) -> Announced:
 
 def check_pixels(what: str, rows: int, columns: int, samples: int) -> None:
     """Raises TooManyPixels where one frame has more samples than are decoded in this process."""
-    most = bounds().pixels
+    most = decode_limits().pixels
     if rows * columns * max(samples, 1) > most:
         size = f"{rows} x {columns}" + (f" x {samples}" if samples > 1 else "")
         raise TooManyPixels(f"{what} {size} pixels, more than the {most} that are decoded here (limits.pixels)")
@@ -65,16 +65,16 @@ def check_pixels(what: str, rows: int, columns: int, samples: int) -> None:
 
 def check_codestream(data: bytes) -> None:
     """Raises TooManyPixels where a codestream announces too many, PixelError where it announces no size."""
-    check_pixels("codestream announces", *announced(data))
+    check_pixels("codestream announces", *codestream_header(data))
 
 
-def _jpeg(data: bytes) -> Announced:
+def _jpeg(data: bytes) -> CodestreamHeader:
     """The largest of all frame headers before the first scan."""
-    found: list[Announced] = []
+    found: list[CodestreamHeader] = []
     for marker, segment in _segments(data):
         if marker in _FRAME_HEADERS:
             rows, columns, samples = struct.unpack_from(">xHHB", segment)
-            found.append(Announced(rows, columns, samples))
+            found.append(CodestreamHeader(rows, columns, samples))
     if not found:
         raise PixelError("codestream cannot be decoded: it has no frame header before its first scan")
     return max(found, key=lambda one: one.pixels)
@@ -99,23 +99,23 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += max(length, 2)
 
 
-def _jpeg_2000(data: bytes) -> Announced:
+def _jpeg_2000(data: bytes) -> CodestreamHeader:
     if data[:4] != _J2K:
         raise PixelError("codestream cannot be decoded: it does not begin with its size")
     width, height, left, top = struct.unpack_from(">4I", data, 8)
     samples = struct.unpack_from(">H", data, 40)[0]
-    return Announced(max(height - top, 0), max(width - left, 0), samples)
+    return CodestreamHeader(max(height - top, 0), max(width - left, 0), samples)
 
 
-def _png(data: bytes) -> Announced:
+def _png(data: bytes) -> CodestreamHeader:
     columns, rows, _, kind = struct.unpack_from(">IIBB", data, 16)
-    return Announced(rows, columns, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 4))
+    return CodestreamHeader(rows, columns, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(kind, 4))
 
 
 _RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
-def _jpeg_xl(data: bytes) -> Announced:
+def _jpeg_xl(data: bytes) -> CodestreamHeader:
     """SizeHeader: rows, and columns by themselves or as a ratio of them. Samples come too late to be read here."""
     if data[:2] != _JXL:
         raise PixelError("codestream cannot be decoded: it is no JPEG XL")
@@ -133,7 +133,7 @@ def _jpeg_xl(data: bytes) -> Announced:
     rows = side(small)
     ratio = read(3)
     above, below = _RATIOS[ratio]
-    return Announced(rows, rows * above // below if ratio else side(small), 0)
+    return CodestreamHeader(rows, rows * above // below if ratio else side(small), 0)
 
 
 def _jpeg_xl_box(data: bytes) -> bytes:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from storage.dicom.decode_limits import FREE, bounds
+from storage.dicom.decode_limits import FREE, decode_limits
 from storage.errors import InflatesTooFar, Unparseable
 
 _PIECE = 1 << 20
@@ -24,7 +24,7 @@ def inflated(data: memoryview, folder: Path) -> Iterator[mmap.mmap | bytes]:
     Raises InflatesTooFar beyond the limits, and Unparseable where the bytes cannot be inflated.
     """
     with _nameless(folder) as file:
-        if not _inflate(data, file, min(bounds().inflated, max(FREE, bounds().ratio * len(data)))):
+        if not _inflate(data, file, min(decode_limits().inflated, max(FREE, decode_limits().ratio * len(data)))):
             yield b""  # which cannot be mapped
             return
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

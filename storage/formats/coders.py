@@ -14,7 +14,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.dicom.codestreams import announced
+from storage.dicom.codestreams import codestream_header
 from storage.errors import PayloadError
 from storage.records import OperatingPoint
 
@@ -105,7 +105,7 @@ def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: 
     Raises PayloadError.
     """
     try:
-        found = announced(data)
+        found = codestream_header(data)
         if (found.rows, found.columns) != shape or found.samples > 1:
             size = (found.rows, found.columns, *((found.samples,) if found.samples > 1 else ()))
             raise PayloadError(f"{name} codestream holds {size}, not uint16 {shape}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.dicom.codestreams import Announced, announced
+from storage.dicom.codestreams import CodestreamHeader, codestream_header
 from storage.errors import PayloadError
 from storage.formats.coders import JpegXl
 
@@ -249,11 +249,11 @@ def _unpacked_picture(data: bytes, rows: int, columns: int, kind: type[np.unsign
 _BARE = b"\xff\x0a"
 
 
-def _jpeg_xl_size(data: bytes) -> Announced:
+def _jpeg_xl_size(data: bytes) -> CodestreamHeader:
     """What a bare codestream announces. Raises PayloadError."""
     if data[:2] != _BARE:
         raise PayloadError("padding is no JPEG XL codestream")
-    return announced(data)
+    return codestream_header(data)
 
 
 # --- a mask alone ---------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ _TOLD = 100
 
 
 @dataclass(frozen=True)
-class Made:
+class MadeAmendment:
     """An amendment that was made, or with a dry run would be, and what it makes of each study."""
 
     amendment: Amendment
@@ -54,14 +54,14 @@ class Amendments:
 
     def make(
         self, kind: AmendmentKind, target: str, changes: DicomJson, *, reason: str, who: str, dry_run: bool = False
-    ) -> Made:
+    ) -> MadeAmendment:
         """Amend a patient (``target``: its identity) or a study (its UID). Raises UnknownUid, CorrectionRefused."""
         with self._writing(dry_run) as connection:
             whole = _resolved(connection, kind, target, changes)
             new = {"kind": kind, "target": target, "changes": whole, "reason": reason, "made_by": who, "made_at": now()}
             return _carry_out(connection, new, _studies_of(connection, kind, target))
 
-    def undo(self, number: int, *, reason: str, who: str, dry_run: bool = False) -> Made:
+    def undo(self, number: int, *, reason: str, who: str, dry_run: bool = False) -> MadeAmendment:
         """Take an amendment back by another version. Raises UnknownUid, CorrectionRefused."""
         with self._writing(dry_run) as connection:
             found = amendments(connection, amendment.c.key == number)
@@ -109,7 +109,7 @@ class Amendments:
                 whole.rollback()
 
 
-def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int]) -> Made:
+def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int]) -> MadeAmendment:
     number = int(connection.execute(insert(amendment).values(new).returning(amendment.c.key)).scalar_one())
     before = [_seen(connection, key) for key in keys]
     for key in keys:
@@ -128,7 +128,7 @@ def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int])
     uids = tuple(one.study_instance_uid for one in studies)[:_TOLD]
     detail = json.dumps(told, separators=(",", ":"))
     append_in(connection, [TrailEntry("amend", made.made_by, "study", uids, detail=detail)])
-    return Made(made, studies)
+    return MadeAmendment(made, studies)
 
 
 def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes: DicomJson) -> DicomJson:

@@ -18,7 +18,7 @@ _MANUFACTURER, _MODEL, _INSTITUTION = "00080070", "00081090", "00080080"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class AuditCandidate:
     """An image that a rendition stands for, or did until an audit flagged it (``flagged``)."""
 
     instance_key: int
@@ -35,7 +35,7 @@ class AuditRows:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self) -> list[AuditCandidate]:
         """Every image with a current rendition, by key. Device: manufacturer and model; site: institution, or, where
         the data set names none, the AE title that sent it."""
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
@@ -58,7 +58,7 @@ class AuditRows:
         )
         with self._engine.connect() as connection:
             return [
-                Candidate(
+                AuditCandidate(
                     key,
                     " ".join(filter(None, (maker, model))) or "unknown",
                     institution or sender,

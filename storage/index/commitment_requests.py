@@ -30,7 +30,7 @@ class CommitmentState(StrEnum):
 
 
 @dataclass(frozen=True)
-class Reference:
+class CommitmentItem:
     """One instance of a request."""
 
     sop_class_uid: str
@@ -38,7 +38,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Judged:
+class CommitmentAnswer:
     """One instance with its Failure Reason (0008,1197); 0 where it is committed.
 
     ``instance_key`` and ``original_digest`` say what was committed, so that it can be pinned.
@@ -52,15 +52,15 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CommitmentRequest:
     """A claimed request."""
 
     key: int
     transaction_uid: str
     calling_aet: str
-    references: tuple[Reference, ...]
+    references: tuple[CommitmentItem, ...]
     duplicate: bool
-    report: tuple[Judged, ...] | None
+    report: tuple[CommitmentAnswer, ...] | None
     attempts: int
     asked_at: datetime
     owner: str
@@ -75,7 +75,7 @@ class Commitments:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def ask(self, transaction_uid: str, calling_aet: str, references: Sequence[Reference], *, due: float) -> int:
+    def ask(self, transaction_uid: str, calling_aet: str, references: Sequence[CommitmentItem], *, due: float) -> int:
         """Note a request; on return it is durable. ``due``: when to work on it if nobody claims it by key before.
 
         It is a duplicate where another request with that transaction UID is still open.
@@ -96,7 +96,7 @@ class Commitments:
             }
             return int(connection.execute(insert(commitment).values(row).returning(commitment.c.key)).scalar_one())
 
-    def claim(self, owner: str, lease_seconds: float, *, key: int | None = None) -> Asked | None:
+    def claim(self, owner: str, lease_seconds: float, *, key: int | None = None) -> CommitmentRequest | None:
         """The open request that has been due longest, or the one of that key; None where there is none to work on."""
         now = time.time()
         free = or_(commitment.c.lease_until.is_(None), commitment.c.lease_until < now)
@@ -117,13 +117,15 @@ class Commitments:
             ).first()
         return None if row is None else _asked(row, owner)
 
-    def renew(self, asked: Asked, lease_seconds: float) -> None:
+    def renew(self, asked: CommitmentRequest, lease_seconds: float) -> None:
         """Extend the lease of a claimed request."""
         with writing(self._engine) as connection:
             until = time.time() + lease_seconds
             connection.execute(update(commitment).where(*_owned(asked)).values(lease_until=until))
 
-    def judge(self, asked: Asked, report: Sequence[Judged], *, until: float | None) -> tuple[Judged, ...]:
+    def judge(
+        self, asked: CommitmentRequest, report: Sequence[CommitmentAnswer], *, until: float | None
+    ) -> tuple[CommitmentAnswer, ...]:
         """Fix the report and pin what it commits until that time (None: for ever); the report as it then is.
 
         An original that changed or went since it was looked at is failed with 0110H.
@@ -150,15 +152,15 @@ class Commitments:
             )
         return final
 
-    def told(self, asked: Asked) -> None:
+    def told(self, asked: CommitmentRequest) -> None:
         """The peer knows; the request is closed."""
         self._close(asked, CommitmentState.TOLD)
 
-    def give_up(self, asked: Asked) -> None:
+    def give_up(self, asked: CommitmentRequest) -> None:
         """Close a request whose peer cannot be told. Its pins stay."""
         self._close(asked, CommitmentState.GIVEN_UP)
 
-    def postpone(self, asked: Asked, due: float) -> None:
+    def postpone(self, asked: CommitmentRequest, due: float) -> None:
         """Try again at that time."""
         values = {"attempts": asked.attempts + 1, "due": due, "lease_owner": None, "lease_until": None}
         with writing(self._engine) as connection:
@@ -186,7 +188,7 @@ class Commitments:
             row = connection.execute(select(instance.c.key).where(instance.c.key == instance_key, is_pinned())).first()
         return row is not None
 
-    def _close(self, asked: Asked, state: CommitmentState) -> None:
+    def _close(self, asked: CommitmentRequest, state: CommitmentState) -> None:
         values = {"state": state, "done_at": _now(), "lease_owner": None, "lease_until": None}
         with writing(self._engine) as connection:
             connection.execute(update(commitment).where(*_owned(asked)).values(values))
@@ -202,22 +204,22 @@ PROCESSING_FAILURE = 0x0110
 """Failure Reason (PS3.3 C.14.1.1)."""
 
 
-def _gone(one: Judged) -> Judged:
-    return Judged(one.sop_class_uid, one.sop_instance_uid, PROCESSING_FAILURE)
+def _gone(one: CommitmentAnswer) -> CommitmentAnswer:
+    return CommitmentAnswer(one.sop_class_uid, one.sop_instance_uid, PROCESSING_FAILURE)
 
 
-def _owned(asked: Asked) -> tuple[Any, ...]:
+def _owned(asked: CommitmentRequest) -> tuple[Any, ...]:
     return commitment.c.key == asked.key, commitment.c.lease_owner == asked.owner
 
 
-def _asked(row: Any, owner: str) -> Asked:
-    return Asked(
+def _asked(row: Any, owner: str) -> CommitmentRequest:
+    return CommitmentRequest(
         key=row.key,
         transaction_uid=row.transaction_uid,
         calling_aet=row.calling_aet,
-        references=tuple(Reference(*item) for item in row.items),
+        references=tuple(CommitmentItem(*item) for item in row.items),
         duplicate=bool(row.duplicate),
-        report=None if row.report is None else tuple(Judged(*item) for item in row.report),
+        report=None if row.report is None else tuple(CommitmentAnswer(*item) for item in row.report),
         attempts=row.attempts,
         asked_at=row.asked_at,
         owner=owner,

@@ -16,8 +16,8 @@ from storage.index.class_labels import ClassLabels
 from storage.index.connection import connect, migrate, now, writing
 from storage.index.hierarchy import instance_row
 from storage.index.holds import Holds
-from storage.index.original_locations import Custody, Present, held_columns, held_original, spare_hot, take_in
-from storage.index.quarantined import Quarantine
+from storage.index.original_locations import OriginalLocations, Present, held_columns, held_original, keep_hot, take_in
+from storage.index.quarantined import QuarantineRows
 from storage.index.resent_originals import take_in_purged
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import instance, original, patient, quarantine, rendition, series, study
@@ -63,11 +63,11 @@ class Index:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.custody = Custody(engine)
+        self.custody = OriginalLocations(engine)
         self.holds = Holds(engine)
         self.amendments = Amendments(engine)
         self.tombstones = Tombstones(engine)
-        self.quarantine = Quarantine(engine)
+        self.quarantine = QuarantineRows(engine)
         self.classes = ClassLabels(engine)
         self.trail = Trail(engine)
 
@@ -94,7 +94,7 @@ class Index:
         ``present`` says whether the store still holds the original's object.
         """
         with writing(self.engine) as connection:
-            if not spare_hot(connection, new.original_digest, present):
+            if not keep_hot(connection, new.original_digest, present):
                 return Added.GONE
             if is_deleted(connection, new.sop_instance_uid):
                 return Added.DELETED
@@ -226,7 +226,7 @@ class Index:
         with writing(self.engine) as connection:
             if connection.execute(select(instance.c.key).where(*_owned(claim))).scalar() is None:
                 return False
-            if not all(spare_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
+            if not all(keep_hot(connection, digest, present) for digest in (new.base_digest, new.rendition_digest)):
                 raise ObjectMissing(f"{new.derived_uid}: an object was being removed while it was made again")
             key = _rendition_key(connection, claim, new)
             if key is None:

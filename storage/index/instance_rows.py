@@ -54,7 +54,7 @@ class OpenDamage:
 
 
 @dataclass(frozen=True)
-class LifeRows:
+class InstanceRows:
     """All rows of one image. ``patient``: attributes in the DICOM JSON model. ``quarantined``: other objects that
     arrived under its UID."""
 
@@ -68,7 +68,7 @@ class LifeRows:
     quarantined: int
 
 
-def life_rows(index: Index, uid: str) -> LifeRows | None:
+def instance_rows(index: Index, uid: str) -> InstanceRows | None:
     """The rows of the image that an original or derived UID leads to; None where it leads to none."""
     found = index.by_uid(uid)
     if found is None:
@@ -90,7 +90,7 @@ def life_rows(index: Index, uid: str) -> LifeRows | None:
         renditions = tuple(_rendition(one, row.rendition_key) for one in connection.execute(made))
         harm = tuple(OpenDamage(one.kind, one.digest, one.condition, one.action) for one in connection.execute(hurt))
         others = len(connection.execute(aside).all())
-    return LifeRows(found, row.modality, row.pixel_warning, row.attempts, row.attributes, renditions, harm, others)
+    return InstanceRows(found, row.modality, row.pixel_warning, row.attempts, row.attributes, renditions, harm, others)
 
 
 def uids_of(index: Index, instance_key: int) -> set[str]:

@@ -22,7 +22,7 @@ HOT = Tier.HOT
 
 
 @dataclass(frozen=True)
-class Promise:
+class ExpectedObject:
     """One row's word that an object is held. ``kind``: original, base, rendition, quarantined or model."""
 
     digest: str
@@ -61,7 +61,7 @@ class Damage:
     action: str
 
 
-class Upkeep:
+class Integrity:
     """The scrub's side of the index."""
 
     def __init__(self, engine: Engine) -> None:
@@ -69,11 +69,11 @@ class Upkeep:
 
     # --- what should be there ---
 
-    def promises(self, low: str, high: str) -> list[Promise]:
+    def promises(self, low: str, high: str) -> list[ExpectedObject]:
         """Every promise of a digest in ``low`` <= digest < ``high``, by digest."""
         return self._promises(lambda source: source.select(source.digest >= low, source.digest < high))
 
-    def promises_for(self, instance_key: int) -> list[Promise]:
+    def promises_for(self, instance_key: int) -> list[ExpectedObject]:
         """What one instance needs."""
         return self._promises(lambda source: source.select(source.instance_key == instance_key))
 
@@ -83,10 +83,12 @@ class Upkeep:
         with self._engine.connect() as connection:
             return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
 
-    def _promises(self, of: Callable[[_Source], Select[Any]]) -> list[Promise]:
+    def _promises(self, of: Callable[[_Source], Select[Any]]) -> list[ExpectedObject]:
         query = union_all(*map(of, _SOURCES)).order_by("digest", "kind")
         with self._engine.connect() as connection:
-            return [Promise(row.digest, row.kind, row.store, row.instance_key) for row in connection.execute(query)]
+            return [
+                ExpectedObject(row.digest, row.kind, row.store, row.instance_key) for row in connection.execute(query)
+            ]
 
     # --- what was found ---
 

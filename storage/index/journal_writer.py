@@ -17,7 +17,7 @@ from storage.errors import IndexLost
 from storage.index.change_capture import changed_rows
 from storage.index.trail_rows import Trail
 from storage.objects.change_journal import ChangeJournal, Group
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 
 _MARKS_KEPT = 1000
 """Marks that were worked off are deleted so many at a time: a commit of its own for each would cost a sync more."""
@@ -63,7 +63,7 @@ class Follower:
 class TrailFollower:
     """Writes the records of the audit trail down in their journal, where they are not yet."""
 
-    def __init__(self, trail: Trail, journal: Journal) -> None:
+    def __init__(self, trail: Trail, journal: TrailJournal) -> None:
         self._trail, self._journal = trail, journal
         self._written = 0
 

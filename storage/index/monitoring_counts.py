@@ -12,7 +12,7 @@ from storage.records import HoldingCounts, InstanceState, ReasonCode
 
 
 @dataclass(frozen=True)
-class Figures:
+class MonitoringCounts:
     """One look at the index. ``gate_failures``: images of which nothing passed; ``damage``: found, not whole again."""
 
     counts: HoldingCounts
@@ -20,10 +20,10 @@ class Figures:
     damage: int
 
 
-def figures(index: Index) -> Figures:
+def monitoring_counts(index: Index) -> MonitoringCounts:
     """Count everything once."""
     failed = (instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE)
     with index.engine.connect() as connection:
         gate_failures = connection.execute(select(func.count()).select_from(instance).where(*failed)).scalar_one()
         open_damage = select(func.count()).select_from(damage).where(damage.c.closed_at.is_(None))
-        return Figures(index.counts(), int(gate_failures), int(connection.execute(open_damage).scalar_one()))
+        return MonitoringCounts(index.counts(), int(gate_failures), int(connection.execute(open_damage).scalar_one()))

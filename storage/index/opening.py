@@ -23,7 +23,7 @@ from storage.index.journal_replay import Loader, loading
 from storage.index.journal_writer import Follower, TrailFollower
 from storage.index.tables import archive, instance, metadata, trail
 from storage.objects.change_journal import ChangeJournal
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 
 MEANT = "start the node with --accept-empty-index if an empty archive is what you mean"
 
@@ -50,8 +50,8 @@ def open_archive(
         return Opened(Index.open(url))
     journal = ChangeJournal(root / "journal")
     with journal.locked():
-        notes = [note for note in (journal.repair(), Journal(root / "journal").repair()) if note]
-        has_past = holds_objects or journal.last() > 0 or Journal(root / "journal").last() is not None
+        notes = [note for note in (journal.repair(), TrailJournal(root / "journal").repair()) if note]
+        has_past = holds_objects or journal.last() > 0 or TrailJournal(root / "journal").last() is not None
         if not file.exists() or not file.stat().st_size:
             _refuse_empty(file, has_past and not accept_empty)
         index = Index.open(url)
@@ -61,7 +61,7 @@ def open_archive(
             index.close()
             raise
     commits_need_no_sync(index.engine)
-    follower = Follower(index.engine, journal, TrailFollower(index.trail, Journal(root / "journal")), file)
+    follower = Follower(index.engine, journal, TrailFollower(index.trail, TrailJournal(root / "journal")), file)
     index.engine.update_execution_options(**{FOLLOWER: follower})
     follower()
     return Opened(index, tuple(notes))
@@ -164,11 +164,11 @@ def _replayed(
             set_last_number(connection, last)
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
-    take_in_trail(index, Journal(root / "journal"))
+    take_in_trail(index, TrailJournal(root / "journal"))
     return f"{what}: {last - number} changes were done again from the journal"
 
 
-def take_in_trail(index: Index, journal: Journal) -> int:
+def take_in_trail(index: Index, journal: TrailJournal) -> int:
     """Take the records of the audit trail that the index lacks from its journal; how many."""
     after = index.trail.last()[0]
     records = [record for record in journal.records() if record.number > after]

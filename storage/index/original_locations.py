@@ -22,11 +22,11 @@ from storage.index.tables import doomed, instance, original, patient, rendition,
 from storage.index.trail_rows import append_in
 from storage.objects.store import ObjectStore
 from storage.records import (
-    CustodyClaim,
-    CustodyTotals,
     HeldOriginal,
     InstanceState,
+    OriginalClaim,
     OriginalForm,
+    OriginalTotals,
     Purgeable,
     StoredRendition,
     Tier,
@@ -43,7 +43,7 @@ _AT_REST = [state for state in InstanceState if state is not InstanceState.RECEI
 _HAS_RENDITION = [InstanceState.VERIFIED, InstanceState.MEASURED]
 
 
-class Custody:
+class OriginalLocations:
     """The originals of one index. Safe to share between threads and processes."""
 
     def __init__(self, engine: Engine) -> None:
@@ -69,7 +69,7 @@ class Custody:
         with self._engine.connect() as connection:
             return [(row.sop_instance_uid, held_original(row)) for row in connection.execute(query)]
 
-    def totals(self) -> CustodyTotals:
+    def totals(self) -> OriginalTotals:
         """Counts and bytes on disk of originals, and how many wait to be packed."""
         query = select(
             original.c.form,
@@ -89,7 +89,7 @@ class Custody:
             )
 
         kept = (OriginalForm.VERBATIM, OriginalForm.PACKED)
-        return CustodyTotals(
+        return OriginalTotals(
             verbatim=total("count", form=OriginalForm.VERBATIM),
             verbatim_bytes=total("bytes", form=OriginalForm.VERBATIM),
             packed=total("count", form=OriginalForm.PACKED),
@@ -102,7 +102,7 @@ class Custody:
 
     # --- packing and moving ---
 
-    def claim_to_pack(self, owner: str, lease_seconds: float) -> CustodyClaim | None:
+    def claim_to_pack(self, owner: str, lease_seconds: float) -> OriginalClaim | None:
         """Take an original that lies verbatim in the hot store, whose instance came to rest, to pack it."""
         waiting = (
             original.c.to_pack == 1,
@@ -112,7 +112,7 @@ class Custody:
         )
         return self._claim(owner, lease_seconds, *waiting)
 
-    def claim_to_move(self, owner: str, lease_seconds: float, *, packed_first: bool) -> CustodyClaim | None:
+    def claim_to_move(self, owner: str, lease_seconds: float, *, packed_first: bool) -> OriginalClaim | None:
         """Take an original in the hot store that a rendition stands for, to move it to the cold store."""
         waiting = (
             original.c.to_pack <= (0 if packed_first else 1),
@@ -123,7 +123,7 @@ class Custody:
         )
         return self._claim(owner, lease_seconds, *waiting)
 
-    def packed(self, claim: CustodyClaim, digest: str, size: int, present: Present) -> bool:
+    def packed(self, claim: OriginalClaim, digest: str, size: int, present: Present) -> bool:
         """Commit the packed object in place of the verbatim one; False where the claim or the object is lost."""
         held = claim.original
         with writing(self._engine) as connection:
@@ -131,10 +131,10 @@ class Custody:
                 return False
             changes = {"form": OriginalForm.PACKED, "object_digest": digest, "object_bytes": size, "note": ""}
             _change(connection, held, to_pack=0, attempts=0, lease_owner=None, lease_until=None, **changes)
-            doom_in(connection, held.object_digest, held.tier)
+            mark_garbage_in(connection, held.object_digest, held.tier)
         return True
 
-    def stays_verbatim(self, claim: CustodyClaim, note: str, entries: Sequence[TrailEntry] = ()) -> None:
+    def stays_verbatim(self, claim: OriginalClaim, note: str, entries: Sequence[TrailEntry] = ()) -> None:
         """Note why an original is not packed; it is not tried again."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
@@ -150,7 +150,7 @@ class Custody:
             if not still_held(connection, held) or not _spare(connection, held.object_digest, to, present):
                 return False
             _change(connection, held, tier=to, restored_at=restored, lease_owner=None, lease_until=None, attempts=0)
-            doom_in(connection, held.object_digest, held.tier)
+            mark_garbage_in(connection, held.object_digest, held.tier)
             append_in(connection, entries)
         return True
 
@@ -159,7 +159,7 @@ class Custody:
         with writing(self._engine) as connection:
             _change(connection, held, restored_at=now())
 
-    def release(self, claim: CustodyClaim, *, wait: float = 0.0) -> None:
+    def release(self, claim: OriginalClaim, *, wait: float = 0.0) -> None:
         """Give a claim back undone; it is not handed out again for ``wait`` seconds."""
         until = time.time() + wait if wait else None
         with writing(self._engine) as connection:
@@ -223,7 +223,7 @@ class Custody:
                 return False
             gone = {"form": OriginalForm.PURGED, "object_digest": None, "object_bytes": 0, "purged_at": now()}
             _change(connection, held, tier=Tier.HOT, to_pack=0, note="", lease_owner=None, lease_until=None, **gone)
-            doom_in(connection, held.object_digest, held.tier)
+            mark_garbage_in(connection, held.object_digest, held.tier)
             append_in(connection, [entry])
         return True
 
@@ -232,7 +232,7 @@ class Custody:
     def doom(self, digest: str, tier: Tier) -> None:
         """Note an object that nothing came to need; where a row does need it, ``collect`` leaves it."""
         with writing(self._engine) as connection:
-            doom_in(connection, digest, tier)
+            mark_garbage_in(connection, digest, tier)
 
     def collect(self, stores: Mapping[Tier, ObjectStore]) -> int:
         """Unlink what is doomed and needed by no row; how many. What lies in a store that is not at hand waits."""
@@ -257,7 +257,7 @@ class Custody:
             row = connection.execute(_with_levels(joined).where(*rules)).one()
         return int(row[0]), int(row[1] or 0)
 
-    def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> CustodyClaim | None:
+    def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> OriginalClaim | None:
         free = or_(original.c.lease_until.is_(None), original.c.lease_until < time.time())
         oldest = _held(instance.c.sop_instance_uid, original.c.attempts).where(*waiting, free)
         oldest = oldest.order_by(original.c.attempts, original.c.instance_key).limit(1)
@@ -272,7 +272,7 @@ class Custody:
             taken = update(original).where(original.c.instance_key == row.instance_key, free)
             if not connection.execute(taken.values(**leased, attempts=row.attempts + 1)).rowcount:
                 return None
-        return CustodyClaim(held_original(row), row.sop_instance_uid, owner, row.attempts + 1)
+        return OriginalClaim(held_original(row), row.sop_instance_uid, owner, row.attempts + 1)
 
 
 # --- used by the index when an instance comes in --------------------------------------------------------------
@@ -296,7 +296,7 @@ def take_in(connection: Connection, instance_key: int, digest: str, size: int) -
         connection.execute(insert(original).values(instance_key=instance_key, **row))
 
 
-def spare_hot(connection: Connection, digest: str, present: Present) -> bool:
+def keep_hot(connection: Connection, digest: str, present: Present) -> bool:
     """Keep an object in the hot store from being unlinked; False where it is gone already."""
     return _spare(connection, digest, Tier.HOT, present)
 
@@ -346,7 +346,7 @@ def _change(connection: Connection, held: HeldOriginal, **values: Any) -> None:
     connection.execute(update(original).where(original.c.instance_key == held.instance_key).values(**values))
 
 
-def _owns(connection: Connection, claim: CustodyClaim) -> bool:
+def _owns(connection: Connection, claim: OriginalClaim) -> bool:
     owned = and_(original.c.lease_owner == claim.owner, original.c.attempts == claim.attempts)
     query = select(1).where(original.c.instance_key == claim.original.instance_key, owned)
     return connection.execute(query).first() is not None and still_held(connection, claim.original)
@@ -362,7 +362,7 @@ def still_held(connection: Connection, held: HeldOriginal) -> bool:
     return connection.execute(query).first() is not None
 
 
-def doom_in(connection: Connection, digest: str, tier: str) -> None:
+def mark_garbage_in(connection: Connection, digest: str, tier: str) -> None:
     """Note an object that no row needs any more, within the transaction of that change."""
     known = select(doomed.c.key).where(doomed.c.digest == digest, doomed.c.tier == tier)
     if connection.execute(known).first() is None:

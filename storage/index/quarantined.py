@@ -11,7 +11,7 @@ from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
 from storage.index.hierarchy import drop_empty_above, instance_row, name_after
 from storage.index.holds import on_hold
-from storage.index.original_locations import Present, doom_in, held_columns, held_original, spare_hot, take_in
+from storage.index.original_locations import Present, held_columns, held_original, keep_hot, mark_garbage_in, take_in
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import (
     instance,
@@ -32,7 +32,7 @@ REPLACED = "its original was replaced from quarantine"
 """Why a rendition was withdrawn that belongs to the original before."""
 
 
-class Quarantine:
+class QuarantineRows:
     """The quarantine of one index. Safe to share between threads and processes."""
 
     def __init__(self, engine: Engine) -> None:
@@ -51,7 +51,7 @@ class Quarantine:
         False where the object was unlinked meanwhile, and nothing was noted.
         """
         with writing(self._engine) as connection:
-            if not spare_hot(connection, digest, present):
+            if not keep_hot(connection, digest, present):
                 return False
             _put(connection, digest, sop_instance_uid, calling_aet, reason)
         return True
@@ -68,7 +68,7 @@ class Quarantine:
         with writing(self._engine) as connection:
             if not _take_out(connection, one.digest):
                 return False
-            doom_in(connection, one.digest, Tier.HOT)
+            mark_garbage_in(connection, one.digest, Tier.HOT)
             append_in(connection, [entry])
         return True
 
@@ -94,7 +94,7 @@ class _Changed(Exception):
 def _accept(connection: Connection, new: NewInstance, former: str, present: Present) -> None:
     if is_deleted(connection, new.sop_instance_uid) or not _take_out(connection, new.original_digest):
         raise _Changed
-    if not all(spare_hot(connection, digest, present) for digest in (new.original_digest, former) if digest):
+    if not all(keep_hot(connection, digest, present) for digest in (new.original_digest, former) if digest):
         raise _Changed
     held = _held(connection, new.sop_instance_uid)
     if held is None:
@@ -136,11 +136,11 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: s
     if former:
         reason = f"was held until {new.original_digest} was accepted in its place"
         _put(connection, former, new.sop_instance_uid, held.calling_aet, reason)
-        doom_in(connection, held.object_digest, held.tier)
+        mark_garbage_in(connection, held.object_digest, held.tier)
     mine = (rendition.c.instance_key == held.key, rendition.c.withdrawn == "")
     for made in connection.execute(select(rendition).where(*mine)).all():
-        doom_in(connection, made.base_digest, Tier.HOT)
-        doom_in(connection, made.rendition_digest, Tier.HOT)
+        mark_garbage_in(connection, made.base_digest, Tier.HOT)
+        mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
     connection.execute(update(rendition).where(*mine).values(withdrawn=REPLACED))
     for table in (reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == held.key))

@@ -70,7 +70,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class QueryCandidate:
     """One entity with the attributes of its own level and of those above; ``derived_uid``, that of the reconstruction
     that stands for it, with drawn noise or without, where asked for.
 
@@ -83,8 +83,8 @@ class Candidate:
 
 
 def candidates(
-    engine: Engine, search: Search, may_match: Callable[[Candidate], bool] = lambda _: True
-) -> Iterator[Candidate]:
+    engine: Engine, search: Search, may_match: Callable[[QueryCandidate], bool] = lambda _: True
+) -> Iterator[QueryCandidate]:
     """Every entity that may match, in a fixed order, in bounded memory.
 
     ``may_match`` sees a candidate without its computed keys, which are then computed only where it says yes.
@@ -293,8 +293,8 @@ def _like(wildcard: str) -> str:
 
 
 def _with_attributes(
-    connection: Connection, search: Search, rows: Sequence[Any], may_match: Callable[[Candidate], bool]
-) -> list[Candidate]:
+    connection: Connection, search: Search, rows: Sequence[Any], may_match: Callable[[QueryCandidate], bool]
+) -> list[QueryCandidate]:
     stored = {
         level: _attributes(connection, _CHAIN[level], {row[f"{level}_key"] for row in rows})
         for level in (search.wants if rows else ())
@@ -317,7 +317,7 @@ def _with_attributes(
         if row[own] in gone:
             attributes["00080056"] = {"vr": "CS", "Value": ["UNAVAILABLE"]}
         key = row.get("IMAGE_key", 0)
-        candidate = Candidate(attributes, uids.get(key), told[key].uid if key in told else None)
+        candidate = QueryCandidate(attributes, uids.get(key), told[key].uid if key in told else None)
         if may_match(candidate):
             found.append((row, candidate))
     for level in _LEVELS if found else ():

@@ -22,7 +22,7 @@ from storage.index.opening import begin_journal, take_in_trail
 from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.store import fsync_folder
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 
 
 @dataclass
@@ -59,7 +59,7 @@ def rebuild(
     """
     began, made = time.monotonic(), Rebuilt()
     making = file.with_name(f"{file.name}.making")
-    journal, of_trail = ChangeJournal(root / "journal"), Journal(root / "journal")
+    journal, of_trail = ChangeJournal(root / "journal"), TrailJournal(root / "journal")
     with journal.locked():
         _remove(making)
         for note in (journal.repair(), of_trail.repair()):

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, insert, or_, select, update
 
 from storage.index.connection import now, writing
 from storage.index.holdings import Added, Index, is_known_by, is_taken, rendition_row
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.tables import doomed, instance, original, reference_copy, rendition
 from storage.index.tombstones import is_deleted
 from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, Tier
@@ -28,7 +28,7 @@ def spoken_of(engine: Engine) -> set[str]:
     """Digests of all objects that rows promise, or have given up."""
     with engine.connect() as connection:
         given_up = set(connection.execute(select(doomed.c.digest)).scalars())
-    return given_up | {one.digest for one in Upkeep(engine).promises("", "g")}
+    return given_up | {one.digest for one in Integrity(engine).promises("", "g")}
 
 
 def may_arrive(engine: Engine, uid: str) -> bool:

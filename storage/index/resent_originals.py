@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from storage.index.connection import writing
-from storage.index.original_locations import Present, doom_in, held_original, spare_hot, still_held, take_in
+from storage.index.original_locations import Present, held_original, keep_hot, mark_garbage_in, still_held, take_in
 from storage.index.tables import damage, instance, original
 from storage.index.trail_rows import append_in
 from storage.records import HeldOriginal, NewInstance, OriginalForm, Tier, TrailEntry
@@ -25,7 +25,7 @@ def let_go(engine: Engine, held: HeldOriginal, copy: str) -> bool:
         if not still_held(connection, held):
             return False
         if (held.object_digest, held.tier) != (copy, Tier.HOT):
-            doom_in(connection, copy, Tier.HOT)
+            mark_garbage_in(connection, copy, Tier.HOT)
         close_damage(connection, held.instance_key)
     return True
 
@@ -36,7 +36,7 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
     detail = f"the {held.form} object {held.object_digest} in the {held.tier} store was missing or damaged"
     uids = (new.sop_instance_uid,)
     with writing(engine) as connection:
-        if not still_held(connection, held) or not spare_hot(connection, new.original_digest, present):
+        if not still_held(connection, held) or not keep_hot(connection, new.original_digest, present):
             return False
         verbatim = {
             "form": OriginalForm.VERBATIM,
@@ -52,7 +52,7 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
         mine = original.c.instance_key == held.instance_key
         connection.execute(update(original).where(mine).values(verbatim))
         if (held.object_digest, held.tier) != (new.original_digest, Tier.HOT):
-            doom_in(connection, held.object_digest, held.tier)
+            mark_garbage_in(connection, held.object_digest, held.tier)
         close_damage(connection, held.instance_key)
         append_in(connection, [TrailEntry("original.again", new.calling_aet, "image", uids, "original", detail=detail)])
     return True

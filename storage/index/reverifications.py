@@ -21,7 +21,7 @@ from storage.records import InstanceState, NewRendition, ReasonCode, StoredRendi
 
 
 @dataclass(frozen=True)
-class Terms:
+class ReverificationTerms:
     """What images are to be re-verified with. ``digest`` stands for all of it, and for the gate's thresholds.
 
     ``gated``: whether a gate decides; without one, only images are taken that were never verified either.
@@ -39,7 +39,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class ReverificationAttempt:
     """The right to re-verify one image until the lease runs out. ``current``: the rendition that it has now."""
 
     key: int
@@ -51,7 +51,7 @@ class Attempt:
     owner: str
 
 
-class Outcome(StrEnum):
+class ReverificationOutcome(StrEnum):
     """What came of a try."""
 
     PASSED = "passed"
@@ -71,13 +71,15 @@ class Reverifications:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def count(self, terms: Terms, most: int) -> int:
+    def count(self, terms: ReverificationTerms, most: int) -> int:
         """How many images wait to be tried; ``most``: attempts after which one is let be."""
         with self._engine.connect() as connection:
             due = _due(terms, most, time.time()).subquery()
             return int(connection.execute(select(func.count()).select_from(due)).scalar_one())
 
-    def claim(self, terms: Terms, owner: str, lease: float, *, after: int, most: int) -> Attempt | None:
+    def claim(
+        self, terms: ReverificationTerms, owner: str, lease: float, *, after: int, most: int
+    ) -> ReverificationAttempt | None:
         """Take the first image beyond instance key ``after`` that nobody tries; None when there is none."""
         while True:
             try:
@@ -86,23 +88,23 @@ class Reverifications:
             except IntegrityError:  # another node claimed it in between (not possible on SQLite): look again
                 continue
 
-    def renew(self, attempt: Attempt, lease: float) -> bool:
+    def renew(self, attempt: ReverificationAttempt, lease: float) -> bool:
         """Extend a lease; False when it was lost."""
         with writing(self._engine) as connection:
             return _touch(connection, attempt, lease_until=time.time() + lease)
 
-    def release(self, attempt: Attempt, *, forgive: bool = False) -> bool:
+    def release(self, attempt: ReverificationAttempt, *, forgive: bool = False) -> bool:
         """Give the image back untried; ``forgive`` takes the attempt back too (a shutdown is no failure)."""
         with writing(self._engine) as connection:
             attempts = attempt.attempts - 1 if forgive else attempt.attempts
             return _touch(connection, attempt, lease_owner=None, lease_until=None, attempts=attempts)
 
-    def settle(self, attempt: Attempt, outcome: Outcome, reason: str) -> bool:
+    def settle(self, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str) -> bool:
         """Remember what came of it; the image stays as it is. False when the lease was lost."""
         with writing(self._engine) as connection:
             return _settle(connection, attempt, outcome, reason)
 
-    def adopt(self, attempt: Attempt, new: NewRendition) -> tuple[Outcome, str]:
+    def adopt(self, attempt: ReverificationAttempt, new: NewRendition) -> tuple[ReverificationOutcome, str]:
         """Commit the new rendition beside the old ones and make it the image's current one; what came of it, and why.
 
         A derived UID stands for one image for ever: where it was issued for other pixels, the old model is kept.
@@ -110,25 +112,25 @@ class Reverifications:
         with writing(self._engine) as connection:
             if not _still_as_claimed(connection, attempt):
                 _touch(connection, attempt, lease_owner=None, lease_until=None, attempts=attempt.attempts - 1)
-                return Outcome.MOVED, "its rendition or state changed meanwhile"
+                return ReverificationOutcome.MOVED, "its rendition or state changed meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
                 reason = "the configured model makes the rendition that it has"
-                _settle(connection, attempt, Outcome.SAME, reason)
-                return Outcome.SAME, reason
+                _settle(connection, attempt, ReverificationOutcome.SAME, reason)
+                return ReverificationOutcome.SAME, reason
             key = _row_for(connection, attempt, new)
             if key is None:
                 reason = f"{new.derived_uid}, or its UID without noise, stands for another object already"
-                _settle(connection, attempt, Outcome.KEPT, reason)
-                return Outcome.KEPT, reason
+                _settle(connection, attempt, ReverificationOutcome.KEPT, reason)
+                return ReverificationOutcome.KEPT, reason
             news: dict[str, Any] = {"rendition_key": key}
             if new.verdict.passed:
                 news |= {"state": InstanceState.VERIFIED}
             connection.execute(update(instance).where(instance.c.key == attempt.instance_key).values(news))
-            _settle(connection, attempt, Outcome.PASSED, "")
-            return Outcome.PASSED, ""
+            _settle(connection, attempt, ReverificationOutcome.PASSED, "")
+            return ReverificationOutcome.PASSED, ""
 
 
-def _due(terms: Terms, most: int, now: float) -> Select[Any]:
+def _due(terms: ReverificationTerms, most: int, now: float) -> Select[Any]:
     """Images at rest whose current rendition is of another model, and that nobody tried or tries under these terms."""
     states = [InstanceState.VERIFIED, InstanceState.MEASURED] if terms.gated else [InstanceState.MEASURED]
     other = or_(
@@ -147,7 +149,7 @@ def _due(terms: Terms, most: int, now: float) -> Select[Any]:
     )
 
 
-def _of(instance_key: Any, base_digest: Any, terms: Terms) -> tuple[Any, ...]:
+def _of(instance_key: Any, base_digest: Any, terms: ReverificationTerms) -> tuple[Any, ...]:
     return (
         reverification.c.instance_key == instance_key,
         reverification.c.base_digest == base_digest,
@@ -155,7 +157,9 @@ def _of(instance_key: Any, base_digest: Any, terms: Terms) -> tuple[Any, ...]:
     )
 
 
-def _claim(connection: Connection, terms: Terms, owner: str, lease: float, after: int, most: int) -> Attempt | None:
+def _claim(
+    connection: Connection, terms: ReverificationTerms, owner: str, lease: float, after: int, most: int
+) -> ReverificationAttempt | None:
     now = time.time()
     first = _due(terms, most, now).where(instance.c.key > after).order_by(instance.c.key).limit(1)
     found = connection.execute(first).first()
@@ -178,10 +182,12 @@ def _claim(connection: Connection, terms: Terms, owner: str, lease: float, after
         row = connection.execute(
             insert(reverification).values(fresh).returning(reverification.c.key, reverification.c.attempts)
         ).one()
-    return Attempt(row.key, found.key, found.sop_instance_uid, found.original_digest, current, row.attempts, owner)
+    return ReverificationAttempt(
+        row.key, found.key, found.sop_instance_uid, found.original_digest, current, row.attempts, owner
+    )
 
 
-def _touch(connection: Connection, attempt: Attempt, **values: Any) -> bool:
+def _touch(connection: Connection, attempt: ReverificationAttempt, **values: Any) -> bool:
     owned = and_(
         reverification.c.key == attempt.key,
         reverification.c.lease_owner == attempt.owner,
@@ -190,7 +196,9 @@ def _touch(connection: Connection, attempt: Attempt, **values: Any) -> bool:
     return bool(connection.execute(update(reverification).where(owned).values(**values)).rowcount)
 
 
-def _settle(connection: Connection, attempt: Attempt, outcome: Outcome, reason: str) -> bool:
+def _settle(
+    connection: Connection, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str
+) -> bool:
     return _touch(
         connection,
         attempt,
@@ -202,7 +210,7 @@ def _settle(connection: Connection, attempt: Attempt, outcome: Outcome, reason: 
     )
 
 
-def _still_as_claimed(connection: Connection, attempt: Attempt) -> bool:
+def _still_as_claimed(connection: Connection, attempt: ReverificationAttempt) -> bool:
     """Whether the lease is ours and the image at rest with the rendition that it had."""
     rested = [InstanceState.VERIFIED, InstanceState.MEASURED]
     held = (
@@ -217,7 +225,7 @@ def _still_as_claimed(connection: Connection, attempt: Attempt) -> bool:
     return _touch(connection, attempt, outcome="") and connection.execute(held).scalar() is not None
 
 
-def _row_for(connection: Connection, attempt: Attempt, new: NewRendition) -> int | None:
+def _row_for(connection: Connection, attempt: ReverificationAttempt, new: NewRendition) -> int | None:
     """The row of the rendition, inserted where it is new; None where its UID stands for other pixels already.
 
     One that was made before, by a model that the archive comes back to, keeps its row and its objects.

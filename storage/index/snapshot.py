@@ -21,12 +21,12 @@ from sqlalchemy import select
 from storage.errors import BackupRefused
 from storage.index.change_capture import last_number
 from storage.index.connection import connect
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.tables import archive
 from storage.objects.backup_manifest import INDEX
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.store import full_disk_is_store_full
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 
 _PASSING = (".lock", ".making")
 """Ends of the names of files that are of the moment."""
@@ -56,7 +56,7 @@ class Snapshot:
 @contextmanager
 def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
     """Copy the state of an archive with the index ``file`` into ``spool``, which has room. Raises StoreFull."""
-    changes, trail = ChangeJournal(root / "journal"), Journal(root / "journal")
+    changes, trail = ChangeJournal(root / "journal"), TrailJournal(root / "journal")
     with ExitStack() as stack, full_disk_is_store_full():
         with changes.locked(), trail.locked():
             source = stack.enter_context(closing(sqlite3.connect(file, timeout=60, isolation_level=None)))
@@ -88,7 +88,7 @@ def _told_by(copy: Path, files: dict[str, Path]) -> Snapshot:
         with engine.connect() as connection:
             identity = connection.execute(select(archive.c.identity)).scalar_one()
             number = last_number(connection)
-        promised = {Promised(one.store, one.digest) for one in Upkeep(engine).promises("", END)}
+        promised = {Promised(one.store, one.digest) for one in Integrity(engine).promises("", END)}
     finally:
         engine.dispose()
     with closing(sqlite3.connect(copy)) as one_file:

@@ -19,7 +19,7 @@ from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
-from storage.index.original_locations import doom_in
+from storage.index.original_locations import mark_garbage_in
 from storage.index.tables import (
     damage,
     instance,
@@ -43,7 +43,7 @@ _NAMED = 5
 
 
 @dataclass(frozen=True)
-class Condemned:
+class PlannedDeletion:
     """One image that is deleted, or with a dry run would be. ``kept_because``: the rule that forbids it."""
 
     sop_instance_uid: str
@@ -73,12 +73,12 @@ class Tombstones:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def plan(self, level: str, uid: str) -> list[Condemned]:
+    def plan(self, level: str, uid: str) -> list[PlannedDeletion]:
         """What a deletion would take. Raises UnknownUid."""
         with self._engine.connect() as connection:
             return _plan(connection, level, uid)
 
-    def condemn(self, level: str, uid: str, *, reason: str, who: str) -> list[Condemned]:
+    def condemn(self, level: str, uid: str, *, reason: str, who: str) -> list[PlannedDeletion]:
         """Put tombstones on everything of an image's, series' or study's UID. Raises UnknownUid, CorrectionRefused."""
         with writing(self._engine) as connection:
             found = _plan(connection, level, uid)
@@ -155,7 +155,7 @@ class Tombstones:
         with writing(self._engine) as connection:
             if entry.action == "delete":
                 uid, series_uid, study_uid, *derived = entry.uids
-                one = Condemned(uid, series_uid, study_uid, tuple(derived), "", 0)
+                one = PlannedDeletion(uid, series_uid, study_uid, tuple(derived), "", 0)
                 at = datetime.fromisoformat(record.at).replace(tzinfo=None)
                 for each in (uid, *derived):
                     _put(connection, each, one, reason=entry.detail, who=entry.who, at=at)
@@ -188,7 +188,7 @@ _BY_LEVEL = {
 }
 
 
-def _plan(connection: Connection, level: str, uid: str) -> list[Condemned]:
+def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]:
     column = {
         "image": instance.c.sop_instance_uid,
         "series": series.c.series_instance_uid,
@@ -217,7 +217,7 @@ def _plan(connection: Connection, level: str, uid: str) -> list[Condemned]:
         hint = f"; it is a reconstruction of {made_of}, which can be deleted" if made_of else ""
         raise UnknownUid(f"no {level} {uid} is held here{hint}")
     return [
-        Condemned(
+        PlannedDeletion(
             row.sop_instance_uid,
             row.series_instance_uid,
             row.study_instance_uid,
@@ -237,7 +237,7 @@ def _derived(connection: Connection, instance_key: int) -> Sequence[str]:
     return [*(uid for row in connection.execute(made) for uid in row), *connection.execute(told).scalars()]
 
 
-def _put(connection: Connection, uid: str, one: Condemned, *, reason: str, who: str, at: datetime) -> None:
+def _put(connection: Connection, uid: str, one: PlannedDeletion, *, reason: str, who: str, at: datetime) -> None:
     """A tombstone, or the one of an earlier deletion anew."""
     key = select(instance.c.key).where(instance.c.sop_instance_uid == one.sop_instance_uid)
     row = {
@@ -256,7 +256,7 @@ def _put(connection: Connection, uid: str, one: Condemned, *, reason: str, who: 
         connection.execute(insert(tombstone).values(uid=uid, **row))
 
 
-def _entry(one: Condemned, reason: str, who: str) -> TrailEntry:
+def _entry(one: PlannedDeletion, reason: str, who: str) -> TrailEntry:
     uids = (one.sop_instance_uid, one.series_instance_uid, one.study_instance_uid, *one.derived_uids)
     return TrailEntry("delete", who, "image", uids, detail=reason)
 
@@ -270,10 +270,10 @@ def _remove(connection: Connection, row: Row[Any]) -> None:
     """The rows of one instance; whatever objects they promised are doomed."""
     held = connection.execute(select(original).where(original.c.instance_key == row.key)).first()
     if held is not None and held.form != OriginalForm.PURGED:
-        doom_in(connection, held.object_digest, held.tier)
+        mark_garbage_in(connection, held.object_digest, held.tier)
     for made in connection.execute(select(rendition).where(rendition.c.instance_key == row.key)):
-        doom_in(connection, made.base_digest, Tier.HOT)
-        doom_in(connection, made.rendition_digest, Tier.HOT)
+        mark_garbage_in(connection, made.base_digest, Tier.HOT)
+        mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
     for table in (damage, pin, replica, reverification, rendition, original, reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == row.key))
     connection.execute(delete(instance).where(instance.c.key == row.key))

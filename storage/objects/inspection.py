@@ -34,7 +34,7 @@ class Condition(StrEnum):
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """One object looked at: its condition, what is wrong in words, and how many bytes were read."""
 
     condition: Condition
@@ -46,7 +46,7 @@ class Look:
         return self.condition is Condition.WHOLE
 
 
-def examine(store: ObjectStore, digest: str) -> Look:
+def examine(store: ObjectStore, digest: str) -> Inspection:
     """Read an object from beginning to end and compare it with its name."""
     return _examine(store.path(digest), digest)
 
@@ -120,23 +120,23 @@ def holds_any(objects: Path) -> bool:
     return any(any(folder.iterdir()) for folder in folders)
 
 
-def _examine(path: Path, digest: str) -> Look:
+def _examine(path: Path, digest: str) -> Inspection:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
-            return Look(Condition.DAMAGED, "no regular file")
+            return Inspection(Condition.DAMAGED, "no regular file")
         with path.open("rb", buffering=0) as opened:
             _forget_cached(opened.fileno())
             found = hashlib.file_digest(opened, "sha256").hexdigest()
             _forget_cached(opened.fileno())
     except FileNotFoundError:
-        return Look(Condition.MISSING)
+        return Inspection(Condition.MISSING)
     except OSError as error:
         medium = error.errno in (errno.EIO, errno.ELOOP)
-        return Look(Condition.DAMAGED if medium else Condition.UNREADABLE, f"cannot be read: {error.strerror}")
+        return Inspection(Condition.DAMAGED if medium else Condition.UNREADABLE, f"cannot be read: {error.strerror}")
     if found != digest:
-        return Look(Condition.DAMAGED, f"{status.st_size} bytes of digest {found}", status.st_size)
-    return Look(Condition.WHOLE, "", status.st_size)
+        return Inspection(Condition.DAMAGED, f"{status.st_size} bytes of digest {found}", status.st_size)
+    return Inspection(Condition.WHOLE, "", status.st_size)
 
 
 def _forget_cached(handle: int) -> None:

@@ -15,7 +15,7 @@ RESERVE = 8 << 20
 _NAME = "reserve"
 
 
-def keep_room(root: Path) -> None:
+def keep_reserve(root: Path) -> None:
     """Keep room back below ``root``, where there is enough of it."""
     file = root / _NAME
     if file.exists() or shutil.disk_usage(root).free < 4 * RESERVE:
@@ -28,7 +28,7 @@ def keep_room(root: Path) -> None:
     making.unlink(missing_ok=True)
 
 
-def give_room_up(root: Path) -> str:
+def release_reserve(root: Path) -> str:
     """Give up what was kept back where the disk below ``root`` is full; what was done in words, empty for nothing."""
     free = shutil.disk_usage(root).free
     if free >= RESERVE:

@@ -22,7 +22,7 @@ from storage.records import TrailEntry, TrailRecord
 _SEGMENT_BYTES = 8 * 1024 * 1024
 
 
-class Journal:
+class TrailJournal:
     """The journal in one folder."""
 
     def __init__(self, folder: Path) -> None:

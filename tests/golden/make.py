@@ -19,7 +19,7 @@ import numpy as np
 from node.codec.noise import LEVELS, SPECTRUM, NoiseModel, encode_noise
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import Point, Points, encode_points
-from node.codec.residuals import Repairs, encode_repairs
+from node.codec.residuals import CodedResiduals, encode_residuals
 from storage.dicom.dicomfile import opened
 from storage.dicom.packbits import encode_plane
 from storage.dicom.pixels import pixel_digest
@@ -146,7 +146,7 @@ def golden_parts() -> dict[str, bytes]:
     points = Points(ROWS, COLUMNS, (Point(150, 60, 1, 50), Point(150, 90, 3, -20)))
     return {
         "noise": encode_noise(noise),
-        "repairs": encode_repairs(Repairs.of(residual, cells, 8.0)),
+        "repairs": encode_residuals(CodedResiduals.of(residual, cells, 8.0)),
         "points": encode_points(points),
         "patches": encode_patches(cut(breast(ROWS, COLUMNS, seed=1), cells_under([(190, 30, 10, 10)], ROWS, COLUMNS))),
     }

@@ -15,9 +15,9 @@ from node.archive.intake.ingest import Receipt
 from node.dimse import client
 from storage.dicom.header_amendments import AmendmentKind
 from storage.index.change_capture import TABLES
-from storage.index.commitment_requests import Reference
+from storage.index.commitment_requests import CommitmentItem
 from storage.index.connection import writing
-from storage.index.integrity import NewDamage, Upkeep
+from storage.index.integrity import Integrity, NewDamage
 from storage.index.job_runs import Cause, JobRows, RunState
 from storage.index.model_files import ModelFile, ModelRows
 from storage.index.replicas import Replicas
@@ -82,10 +82,10 @@ def _correct(node: Node, uids: dict[str, str], sent: dict[str, Dataset], folder:
     other = mammogram(breast(210, 200), SOPInstanceUID=uids["small"])
     receive(node, other, folder / "other.dcm")
     receive(node, sent["deleted"], folder / "returns.dcm")
-    wanted = Reference(str(sent["verified"].SOPClassUID), uids["verified"])
+    wanted = CommitmentItem(str(sent["verified"].SOPClassUID), uids["verified"])
     key = node.commitments.ask("1.2.9.1", "MODALITY", [wanted], due=0.0)
     wait_for(lambda: node.commitments.states("1.2.9.1") != ["asked"], what=f"commitment {key}")
-    node.commitments.ask("1.2.9.2", "MODALITY", [Reference("1.2", "1.2.3")], due=time.time() + 1e6)
+    node.commitments.ask("1.2.9.2", "MODALITY", [CommitmentItem("1.2", "1.2.3")], due=time.time() + 1e6)
 
 
 def _look_after(node: Node, uids: dict[str, str]) -> None:
@@ -100,7 +100,7 @@ def _look_after(node: Node, uids: dict[str, str]) -> None:
     ReportRows(index.engine).add(NewReport("audit", "audit-x", 1.0, 2.0, "sound", False, {"images": 1}))
     ModelRows(index.engine).add("mammo", "ab" * 32, [ModelFile("net", node.store.put(b"weights"), 7)])
     where = ("original", "hot", held.key, "damaged", "flipped", "", "reported")
-    Upkeep(index.engine).note(NewDamage("cd" * 32, *where))
+    Integrity(index.engine).note(NewDamage("cd" * 32, *where))
     with writing(index.engine) as connection:
         tried = {"instance_key": held.key, "base_digest": "", "terms": "", "model": "", "outcome": "kept", "reason": ""}
         connection.execute(reverification.insert().values(**tried, tried_at=1.5, attempts=1))
@@ -110,7 +110,7 @@ def _look_after(node: Node, uids: dict[str, str]) -> None:
         connection.execute(reference_copy.insert().values(copy))
     Replicas(index.engine).acknowledged("ELSEWHERE", held)
     index.custody.doom("ef" * 32, held.held.tier if held.held else "hot")  # type: ignore[arg-type]
-    node.archive.audit_trail.append(TrailEntry("test", "user:me", "image", (uids["held"],), detail="ä \t \\"))
+    node.archive.trail.append(TrailEntry("test", "user:me", "image", (uids["held"],), detail="ä \t \\"))
 
 
 def tables_of(file: Path) -> dict[str, list[tuple[Any, ...]]]:

@@ -13,7 +13,7 @@ import numpy as np
 from node.codec.decode import SideInformation
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import Point, Points, encode_points
-from node.codec.residuals import Repairs, encode_repairs
+from node.codec.residuals import CodedResiduals, encode_residuals
 from storage.formats.container import pack, unpack
 from storage.formats.packed_original import unpack_original
 from storage.formats.payload import decode_base, decode_rendition
@@ -90,11 +90,11 @@ def side_sections() -> dict[str, bytes]:
     """Points, repairs and patches of an image of 300 x 280 pixels."""
     pixels = breast(300, 280)
     cells = cells_under([(20, 30, 40, 50)], 300, 280)
-    repairs = Repairs.of(pixels.astype(np.float32) - 2000, cells, 10.0)
+    repairs = CodedResiduals.of(pixels.astype(np.float32) - 2000, cells, 10.0)
     spots = (Point(3, 4, 1, 20), Point(200, 100, 4, -255))
     return {
         "points": encode_points(Points(300, 280, spots)),
-        "repairs": encode_repairs(repairs),
+        "repairs": encode_residuals(repairs),
         "patches": encode_patches(cut(pixels, cells)),
     }
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from node.archive.encode.remake import patched_anew, remake
 from node.archive.intake.annotation_regions import Box
 from node.archive.intake.eligibility import why_exact
-from node.archive.intake.marked_regions import NamedRegions
-from node.archive.model_store import ModelShelf
-from node.archive.originals.original_access import Originals
+from node.archive.intake.marked_regions import MarkedRegions
+from node.archive.model_store import ModelStore
+from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.packing import holds
-from node.archive.serve.derived_object import Parts, prove_object
+from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
@@ -41,7 +41,7 @@ from storage.errors import (
 )
 from storage.formats.payload import Rendition, decode_base
 from storage.index import Index
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.ineligibility import LeftOut
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, ReasonCode, StoredInstance, Tier
@@ -64,16 +64,16 @@ class Archivist:
         self,
         index: Index,
         store: ObjectStore,
-        originals: Originals,
+        originals: OriginalAccess,
         pool: WorkerPool,
         settings: Settings,
-        named: NamedRegions,
+        named: MarkedRegions,
         otherwise: Callable[[], bool] = lambda: False,
         at_once: int = 1,
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
         self._pool, self._settings, self._named, self._otherwise = pool, settings, named, otherwise
-        self._models, self._at_once = ModelShelf(index, store), at_once
+        self._models, self._at_once = ModelStore(index, store), at_once
         self._counting = threading.Lock()
         self._in_hand = 0
         self._found = False
@@ -187,7 +187,7 @@ class Archivist:
         elif (result := patched_anew(claim, self._index, gated, encode)) is None:
             assert held.rendition is not None
             why = "regions named since it was made cannot be patched at its operating point"
-            Upkeep(self._index.engine).withdraw(held.rendition.derived_uid, why)
+            Integrity(self._index.engine).withdraw(held.rendition.derived_uid, why)
         result = result or encode(self._settings.codec.fixed_point, gated, "")
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _what_missed(result))
@@ -284,7 +284,7 @@ class Archivist:
         ``model``: name and digest of the weights.
         """
         held = self._index.by_key(claim.key)
-        parts = Parts(
+        parts = DerivedParts(
             self._store.held(base_digest),
             self._store.held(rendition_digest),
             payload_bytes,

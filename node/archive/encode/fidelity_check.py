@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from node.archive.audit_trail import AuditTrail
-from node.archive.model_store import ModelShelf
-from node.archive.originals.original_access import Originals
+from node.archive.model_store import ModelStore
+from node.archive.originals.original_access import OriginalAccess
 from node.config import ToleranceSettings
 from node.workers.auditing import Audited, AuditRequest, Sight
 from node.workers.pool import Priority, WorkerPool
@@ -34,7 +34,7 @@ from storage.records import (
 )
 from storage.thresholds import burden_of, limits_of, shares_of
 
-__all__ = ["TRENDS", "Cancelled", "FidelityCheck", "Finding", "Outcome", "Sight"]
+__all__ = ["TRENDS", "Cancelled", "FidelityCheck", "FidelityFinding", "FidelityOutcome", "Sight"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ TRENDS = ("fsim_mean", "fsim_p5", "psnr_db", "burden")
 share of that limit."""
 
 
-class Outcome(StrEnum):
+class FidelityOutcome(StrEnum):
     """What an audit says of one rendition."""
 
     SAME = "as verified"
@@ -68,23 +68,23 @@ class Outcome(StrEnum):
     @property
     def failed(self) -> bool:
         """Whether the rendition may not stand for its image any more."""
-        return self in (Outcome.WORSE, Outcome.MISMATCH, Outcome.UNMADE)
+        return self in (FidelityOutcome.WORSE, FidelityOutcome.MISMATCH, FidelityOutcome.UNMADE)
 
     @property
     def alarming(self) -> bool:
         """Whether somebody should look."""
-        return self not in (Outcome.SAME, Outcome.OTHER_NUMERICS)
+        return self not in (FidelityOutcome.SAME, FidelityOutcome.OTHER_NUMERICS)
 
 
 @dataclass(frozen=True)
-class Finding:
+class FidelityFinding:
     """One image audited. ``action``: withdrawn, flagged, cleared, or nothing. Figures are those of ``TRENDS``, and the
     gate's by their names; ``now`` is empty where nothing could be measured against an original."""
 
     instance_key: int
     sop_instance_uid: str
     derived_uid: str
-    outcome: Outcome
+    outcome: FidelityOutcome
     reason: str = ""
     action: str = ""
     recorded: dict[str, float] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class FidelityCheck:
         self,
         index: Index,
         store: ObjectStore,
-        originals: Originals,
+        originals: OriginalAccess,
         trail: AuditTrail,
         tolerance: ToleranceSettings,
         thresholds: Thresholds,
@@ -115,9 +115,9 @@ class FidelityCheck:
         self._index, self._store, self._originals, self._trail = index, store, originals, trail
         self._tolerance, self._thresholds = tolerance, thresholds
         self._pool, self._cancelled = pool, cancelled
-        self._rows, self._shelf = AuditRows(index.engine), ModelShelf(index, store)
+        self._rows, self._shelf = AuditRows(index.engine), ModelStore(index, store)
 
-    def of(self, instance_key: int) -> Finding | None:
+    def of(self, instance_key: int) -> FidelityFinding | None:
         """Audit the current rendition of an image, and act on what comes of it; None where it has none any more.
 
         Raises Cancelled.
@@ -126,11 +126,11 @@ class FidelityCheck:
         if image is None or image.rendition is None or image.state is InstanceState.RECEIVED:
             return None
         held = self._index.custody.of_digest(image.original_digest)
-        blank = Finding(
+        blank = FidelityFinding(
             image.key,
             image.sop_instance_uid,
             image.rendition.derived_uid,
-            Outcome.UNTRIED,
+            FidelityOutcome.UNTRIED,
             pixel_bytes=image.pixel_bytes,
             payload_bytes=image.rendition.payload_bytes,
             original_bytes=0 if held is None else held.object_bytes,
@@ -141,16 +141,16 @@ class FidelityCheck:
         except Cancelled:
             raise
         except (ModelMissing, PayloadError) as error:
-            found, why_no_original = replace(blank, outcome=Outcome.UNMADE, reason=str(error)), ""
+            found, why_no_original = replace(blank, outcome=FidelityOutcome.UNMADE, reason=str(error)), ""
         except (ObjectMissing, ObjectDamaged) as error:
-            return replace(blank, outcome=Outcome.DAMAGED, reason=str(error))
+            return replace(blank, outcome=FidelityOutcome.DAMAGED, reason=str(error))
         except Exception as error:  # one bad image must not stop the others
             known = isinstance(error, LatentPacsError)
             LOGGER.error("auditing %s: %s", image.sop_instance_uid, error, exc_info=not known)
             return replace(blank, reason=f"{type(error).__name__}: {error}")
         return self._acted(found, image, image.rendition, why_no_original)
 
-    def sight(self, found: Finding) -> Sight | None:
+    def sight(self, found: FidelityFinding) -> Sight | None:
         """Pictures of an image whose original is held; None where they cannot be made. Raises Cancelled."""
         image, made = self._index.by_key(found.instance_key), self._index.rendition(found.derived_uid)
         if image is None or made is None:
@@ -181,7 +181,9 @@ class FidelityCheck:
         except ObjectDamaged as error:
             return replace(self._ask(request), original_whole=False), str(error)
 
-    def _judged(self, blank: Finding, image: StoredInstance, made: StoredRendition, answer: Audited) -> Finding:
+    def _judged(
+        self, blank: FidelityFinding, image: StoredInstance, made: StoredRendition, answer: Audited
+    ) -> FidelityFinding:
         recorded = replace(answer.recorded, **{name: getattr(made, name) for name in TRENDS[:3]})
         now = {} if answer.now is None else self._figures(answer.now)
         found = replace(blank, recorded=self._figures(recorded), now=now)
@@ -189,23 +191,25 @@ class FidelityCheck:
         drop = self._away(found, worse_only=True)
         if not same and answer.numerics == answer.recorded_numerics:
             said = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
-            return replace(found, outcome=Outcome.MISMATCH, reason=said)
+            return replace(found, outcome=FidelityOutcome.MISMATCH, reason=said)
         if not answer.original_whole:
-            return replace(found, outcome=Outcome.DAMAGED, reason=f"original {image.original_digest} is not whole")
+            return replace(
+                found, outcome=FidelityOutcome.DAMAGED, reason=f"original {image.original_digest} is not whole"
+            )
         beyond = self._beyond_the_gate(found, answer.now) if made.gated else ""
         if beyond or (drop and not same):
-            return replace(found, outcome=Outcome.WORSE, reason=beyond or drop)
+            return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
         if not same:
-            return replace(found, outcome=Outcome.OTHER_NUMERICS, reason=_changed(answer))
+            return replace(found, outcome=FidelityOutcome.OTHER_NUMERICS, reason=_changed(answer))
         moved = self._away(found)
-        return replace(found, outcome=Outcome.REMEASURED if moved else Outcome.SAME, reason=moved)
+        return replace(found, outcome=FidelityOutcome.REMEASURED if moved else FidelityOutcome.SAME, reason=moved)
 
     def _figures(self, verdict: Verdict) -> dict[str, float]:
         named = {name: value for name, value in verdict.figures.items() if name in limits_of(self._thresholds)}
         trends = {"fsim_mean": verdict.fsim_mean, "fsim_p5": verdict.fsim_p5, "psnr_db": verdict.psnr_db}
         return {**trends, "burden": burden_of(named, self._thresholds), **named}
 
-    def _away(self, found: Finding, *, worse_only: bool = False) -> str:
+    def _away(self, found: FidelityFinding, *, worse_only: bool = False) -> str:
         """Which figures are further from those recorded than the tolerance; empty where none is, or none was
         measured."""
         if not found.now:
@@ -222,14 +226,16 @@ class FidelityCheck:
                 said.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
         return "; ".join(said)
 
-    def _beyond_the_gate(self, found: Finding, now: Verdict | None) -> str:
+    def _beyond_the_gate(self, found: FidelityFinding, now: Verdict | None) -> str:
         """The limits that are missed now, where those recorded keep to them all; a stricter gate is no fault of it."""
         return "; ".join(now.failures) if now is not None and found.recorded["burden"] <= 1 else ""
 
-    def _acted(self, found: Finding, image: StoredInstance, made: StoredRendition, why_no_original: str) -> Finding:
+    def _acted(
+        self, found: FidelityFinding, image: StoredInstance, made: StoredRendition, why_no_original: str
+    ) -> FidelityFinding:
         """Withdraw or flag what failed, clear what was flagged and passes; noted in the audit trail."""
         flagged = image.state is InstanceState.FAILED
-        if not found.outcome.failed and not (flagged and found.outcome is Outcome.SAME):
+        if not found.outcome.failed and not (flagged and found.outcome is FidelityOutcome.SAME):
             return found
         said = f"{found.outcome}: {found.reason}" if found.outcome.failed else "passes again"
         uids = (image.sop_instance_uid, made.derived_uid)

@@ -20,7 +20,7 @@ from node.codec.encode.encode_request import EncodeResult
 from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing
 from storage.formats.payload import Rendition, encode_rendition
 from storage.index import Index
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
 from storage.records import Claim, NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
 
@@ -45,7 +45,7 @@ def remake(claim: Claim, index: Index, store: ObjectStore, gated: bool, encode: 
     lost = held.rendition if held is not None else None
     if lost is None:
         return False
-    upkeep = Upkeep(index.engine)
+    upkeep = Integrity(index.engine)
 
     def prove_or_withdraw(base_digest: str, rendition_digest: str, payload_bytes: int) -> None:
         try:

@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from node.archive.model_store import ModelShelf
-from node.archive.serve.derived_object import Parts, prove_object
+from node.archive.model_store import ModelStore
+from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
 from node.config import Settings
 from node.upscalers.installed import Installed
@@ -32,7 +32,12 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, ModelRequest, Request
 from storage.errors import LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
-from storage.index.reverifications import Attempt, Outcome, Reverifications, Terms
+from storage.index.reverifications import (
+    ReverificationAttempt,
+    ReverificationOutcome,
+    Reverifications,
+    ReverificationTerms,
+)
 from storage.objects.store import ObjectStore
 from storage.records import NewRendition, Tier
 
@@ -76,12 +81,15 @@ class _Run:
         self, work: Reverification, pool: WorkerPool, progress: Progress, cancelled: Callable[[], bool]
     ) -> None:
         self._work, self._pool, self._progress, self._cancelled = work, pool, progress, cancelled
-        self._rows, self._shelf = Reverifications(work.index.engine), ModelShelf(work.index, work.store)
+        self._rows, self._shelf = Reverifications(work.index.engine), ModelStore(work.index, work.store)
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._most, self._lease = work.settings.archivist.attempts, work.settings.archivist.lease
         self._model, self._finished = "", False
         self._counts: Counter[str] = Counter()
-        self._listed: dict[str, list[dict[str, str]]] = {Outcome.KEPT: [], Outcome.UNTRIED: []}
+        self._listed: dict[str, list[dict[str, str]]] = {
+            ReverificationOutcome.KEPT: [],
+            ReverificationOutcome.UNTRIED: [],
+        }
 
     def through(self) -> dict[str, Any]:
         try:
@@ -94,7 +102,7 @@ class _Run:
             "model": self._model,
             "finished": self._finished,
             "tried": self._counts.total(),
-            **{outcome.value: self._counts[outcome] for outcome in Outcome},
+            **{outcome.value: self._counts[outcome] for outcome in ReverificationOutcome},
             **{f"{name}_list": [*entries] for name, entries in self._listed.items()},
         }
 
@@ -111,7 +119,7 @@ class _Run:
             done = self._counts.total()
             self._progress(done, max(total, done))
 
-    def _next(self, terms: Terms, last: int) -> Attempt | None:
+    def _next(self, terms: ReverificationTerms, last: int) -> ReverificationAttempt | None:
         """The next image, once the archivist has nothing to do."""
         while self._work.busy():
             self._end_where_cancelled()
@@ -119,7 +127,7 @@ class _Run:
         self._end_where_cancelled()
         return self._rows.claim(terms, self._owner, self._lease, after=last, most=self._most)
 
-    def _try(self, attempt: Attempt) -> None:
+    def _try(self, attempt: ReverificationAttempt) -> None:
         try:
             outcome, reason = self._outcome(attempt)
         except Cancelled:
@@ -127,11 +135,11 @@ class _Run:
             raise
         except ObjectMissing as error:  # an original may come back from its store: nothing is remembered
             self._rows.release(attempt, forgive=True)
-            outcome, reason = Outcome.UNTRIED, str(error)
+            outcome, reason = ReverificationOutcome.UNTRIED, str(error)
         except Exception as error:  # one bad image must not stop the others
             known = isinstance(error, LatentPacsError)
             LOGGER.error("re-verifying %s: %s", attempt.sop_instance_uid, error, exc_info=not known)
-            outcome, reason = Outcome.UNTRIED, f"{type(error).__name__}: {error}"
+            outcome, reason = ReverificationOutcome.UNTRIED, f"{type(error).__name__}: {error}"
             if attempt.attempts >= self._most:
                 self._rows.settle(attempt, outcome, reason)
             else:
@@ -141,7 +149,7 @@ class _Run:
         if entries is not None and len(entries) < _LISTED:
             entries.append({"sop_instance_uid": attempt.sop_instance_uid, "reason": reason})
 
-    def _outcome(self, attempt: Attempt) -> tuple[Outcome, str]:
+    def _outcome(self, attempt: ReverificationAttempt) -> tuple[ReverificationOutcome, str]:
         work, settings = self._work, self._work.settings
         with work.originals(attempt.original_digest) as original:
             request = ReverifyRequest(
@@ -157,22 +165,22 @@ class _Run:
         assert isinstance(result, EncodeResult)
         if result.made is None or result.model is None:
             reason = "; ".join(result.tried[-1].failures)
-            self._rows.settle(attempt, Outcome.KEPT, reason)
-            return Outcome.KEPT, reason
+            self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
+            return ReverificationOutcome.KEPT, reason
         self._shelf.keep(result.model)
         new = self._new(attempt, result)
         try:
             self._prove(attempt, new)
         except NotReconstructable as error:
             work.index.custody.doom(new.rendition_digest, Tier.HOT)
-            self._rows.settle(attempt, Outcome.KEPT, str(error))
-            return Outcome.KEPT, str(error)
+            self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
+            return ReverificationOutcome.KEPT, str(error)
         outcome, reason = self._rows.adopt(attempt, new)
-        if outcome is not Outcome.PASSED:  # nothing came to need it
+        if outcome is not ReverificationOutcome.PASSED:  # nothing came to need it
             work.index.custody.doom(new.rendition_digest, Tier.HOT)
         return outcome, reason
 
-    def _new(self, attempt: Attempt, result: EncodeResult) -> NewRendition:
+    def _new(self, attempt: ReverificationAttempt, result: EncodeResult) -> NewRendition:
         made, model = result.made, result.model
         assert made is not None
         assert model is not None
@@ -194,11 +202,11 @@ class _Run:
             recipe=model.recipe,
         )
 
-    def _prove(self, attempt: Attempt, new: NewRendition) -> None:
+    def _prove(self, attempt: ReverificationAttempt, new: NewRendition) -> None:
         """The whole object of the new rendition can be made and sent. Raises NotReconstructable."""
         work = self._work
         image = work.index.by_key(attempt.instance_key)
-        parts = Parts(
+        parts = DerivedParts(
             work.store.held(new.base_digest),
             work.store.held(new.rendition_digest),
             new.base_bytes + new.rendition_bytes,
@@ -208,7 +216,7 @@ class _Run:
         )
         prove_object(parts, work.store.spool, lambda request: self._ask(request, attempt))
 
-    def _ask(self, request: Request, attempt: Attempt | None = None) -> Answer:
+    def _ask(self, request: Request, attempt: ReverificationAttempt | None = None) -> Answer:
         """The worker's answer, the lease renewed meanwhile."""
         future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
         renewal = time.monotonic() + self._lease / 3
@@ -246,10 +254,10 @@ class _Run:
             raise Cancelled
 
 
-def _terms(model: Installed, settings: Settings) -> Terms:
+def _terms(model: Installed, settings: Settings) -> ReverificationTerms:
     gate: Any = None
     if settings.codec.gated:
         gate = [asdict(settings.thresholds), settings.gate.patches.share]
     said = json.dumps([model.upscaler, model.weights_digest, model.recipe, gate], sort_keys=True)
     digest = hashlib.sha256(said.encode()).hexdigest()
-    return Terms(model.upscaler, model.weights_digest, model.recipe, settings.codec.gated, digest)
+    return ReverificationTerms(model.upscaler, model.weights_digest, model.recipe, settings.codec.gated, digest)

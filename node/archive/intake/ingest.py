@@ -16,11 +16,11 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from node.archive.originals.original_access import Originals
+from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.packing import holds
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import references_of, write_copy
-from node.archive.serve.derived_object import Parts, changed_attributes, told
+from node.archive.serve.derived_object import DerivedParts, changed_attributes, told
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, CheckRequest, CompareRequest, DigestRequest
 from storage.dicom.dicomfile import DataSetFile, opened
@@ -71,7 +71,7 @@ class Ingest:
         self,
         index: Index,
         store: ObjectStore,
-        originals: Originals,
+        originals: OriginalAccess,
         decoders: WorkerPool,
         arrived: Callable[[str], None],
         *,
@@ -174,7 +174,7 @@ class Ingest:
             return ()
         found: tuple[str, ...] = ()
         for applied in dict.fromkeys((held.amended, ())):
-            parts = Parts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
+            parts = DerivedParts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
             try:
                 found = changed_attributes(parts, returned, self._store.spool)
             except Exception as error:  # noqa: BLE001 - a header that cannot be made says nothing of what came back

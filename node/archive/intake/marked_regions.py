@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from node.archive.intake.annotation_regions import ANNOTATING, Box, clipped, merged, regions_of
-from node.archive.originals.original_access import Originals
+from node.archive.originals.original_access import OriginalAccess
 from node.codec.patches import cells_under, decode_patches
 from storage.dicom.dicomfile import opened
 from storage.errors import ConfigError, LatentPacsError
 from storage.formats.payload import decode_base, decode_rendition
 from storage.index import Index
 from storage.index.instance_rows import held_in_study, uids_of
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState, ReasonCode, StoredInstance
 
@@ -29,14 +29,14 @@ COLUMNS = ["sop_instance_uid", "row", "column", "height", "width"]
 BACK_TO_WORK = "regions were named that its rendition does not hold exactly"
 
 
-class NamedRegions:
+class MarkedRegions:
     """What is named, for the archivist. ``file``: the CSV of config.yaml, or None; ``in_file``: what it names."""
 
     def __init__(
         self,
         index: Index,
         store: ObjectStore,
-        originals: Originals,
+        originals: OriginalAccess,
         file: Path | None,
         in_file: Mapping[str, list[Box]],
     ) -> None:
@@ -146,7 +146,7 @@ class NamedRegions:
             uid = instance.sop_instance_uid
             LOGGER.error("%s cannot get patches on regions named since: its original is not here", uid)
             return
-        Upkeep(self._index.engine).send_back(instance.key, ReasonCode.OTHER, BACK_TO_WORK)
+        Integrity(self._index.engine).send_back(instance.key, ReasonCode.OTHER, BACK_TO_WORK)
 
 
 def read_regions(file: Path) -> dict[str, list[Box]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
-from node.archive.originals.original_access import Originals
+from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.packing import holds
 from node.config import Profile, Settings
 from storage.dicom.content import Difference, differences
@@ -38,14 +38,14 @@ class Compared:
     differences: tuple[Difference, ...]
 
 
-class QuarantineDesk:
+class QuarantineReview:
     """Where people decide. Every decision is in the audit trail."""
 
     def __init__(
         self,
         index: Index,
         store: ObjectStore,
-        originals: Originals,
+        originals: OriginalAccess,
         deletion: Deletion,
         trail: AuditTrail,
         settings: Settings,

@@ -32,7 +32,7 @@ Damaged = Callable[[Tier, str], None]
 """Hears of an object that does not have its digest any more: (the store it is in, its digest)."""
 
 
-class Originals:
+class OriginalAccess:
     """Lends originals as files. ``restored`` keeps what was restored for the next reader, as far as its budget goes.
 
     What is lent has the digest of what was received: it is read once more whenever it is lent. ``damaged`` is set by

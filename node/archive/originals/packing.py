@@ -18,14 +18,14 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from node.archive.audit_trail import AuditTrail
-from node.archive.originals.original_access import Originals
+from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, PackRequest
 from storage.errors import KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.objects.store import ObjectStore
-from storage.records import CustodyClaim, Tier, TrailEntry
+from storage.records import OriginalClaim, Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ _RETRY = 600.0
 """Seconds before an original that could not be packed or moved is tried again."""
 
 
-class Custodian:
+class Packer:
     """``step`` does one thing and says whether there was one to do."""
 
     def __init__(
         self,
         index: Index,
         stores: Mapping[Tier, ObjectStore],
-        originals: Originals,
+        originals: OriginalAccess,
         pool: WorkerPool,
         trail: AuditTrail,
         settings: Settings,
@@ -70,7 +70,7 @@ class Custodian:
         self._index.custody.collect(self._stores)
         return False
 
-    def _attempt(self, claim: CustodyClaim, work: Callable[[CustodyClaim], None]) -> None:
+    def _attempt(self, claim: OriginalClaim, work: Callable[[OriginalClaim], None]) -> None:
         custody = self._index.custody
         try:
             work(claim)
@@ -85,7 +85,7 @@ class Custodian:
         else:
             custody.collect(self._stores)
 
-    def _pack(self, claim: CustodyClaim) -> None:
+    def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
         hot.check_room(claim.original.object_bytes)
         handle, name = tempfile.mkstemp(dir=hot.spool)
@@ -102,7 +102,7 @@ class Custodian:
         if not self._index.custody.packed(claim, packed, size, present=holds(hot)):
             self._index.custody.doom(packed, Tier.HOT)
 
-    def _move(self, claim: CustodyClaim) -> None:
+    def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
         if not self._index.custody.moved(claim.original, Tier.COLD, present=holds(cold)):
@@ -121,7 +121,7 @@ class Custodian:
                 future.cancel()
                 raise WorkerDied("the node is stopping, or packing took longer than archivist.lease")
 
-    def _give_back(self, claim: CustodyClaim, error: Exception, *, packing: bool) -> None:
+    def _give_back(self, claim: OriginalClaim, error: Exception, *, packing: bool) -> None:
         custody = self._index.custody
         if self._stopping.is_set():
             custody.release(claim)
@@ -135,7 +135,7 @@ class Custodian:
         else:
             custody.release(claim, wait=_RETRY)
 
-    def _failure(self, claim: CustodyClaim, error: Exception) -> TrailEntry:
+    def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)
         return TrailEntry("original.pack", "job:archivist", "image", uids, "original", "failure", str(error))
 

@@ -11,11 +11,17 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 
-from node.archive.originals.original_access import Originals
+from node.archive.originals.original_access import OriginalAccess
 from node.config import CommitmentSettings
 from storage.errors import LatentPacsError, ObjectDamaged
 from storage.index import Index
-from storage.index.commitment_requests import PROCESSING_FAILURE, Asked, Commitments, Judged, Reference
+from storage.index.commitment_requests import (
+    PROCESSING_FAILURE,
+    CommitmentAnswer,
+    CommitmentItem,
+    CommitmentRequest,
+    Commitments,
+)
 from storage.records import StoredInstance
 
 LOGGER = logging.getLogger(__name__)
@@ -36,7 +42,7 @@ LEASE = 300.0
 """Seconds that a request is one node's; renewed while its originals are read."""
 
 
-class Committer:
+class CommitmentJudge:
     """Judges requests. ``fault``: why an instance's original is not here or not whole, empty where it is."""
 
     def __init__(
@@ -49,7 +55,7 @@ class Committer:
         self._index, self._commitments, self._fault = index, commitments, fault
         self._settings = settings
 
-    def judge(self, asked: Asked) -> tuple[Judged, ...]:
+    def judge(self, asked: CommitmentRequest) -> tuple[CommitmentAnswer, ...]:
         """The report on a request: what it was before, or judged, pinned and durable now."""
         if asked.report is not None:
             return asked.report
@@ -63,7 +69,7 @@ class Committer:
         seconds = self._settings.pin_seconds
         return self._commitments.judge(asked, report, until=None if seconds is None else time.time() + seconds)
 
-    def _judge_one(self, one: Reference, duplicate: bool, contested: set[str]) -> Judged:
+    def _judge_one(self, one: CommitmentItem, duplicate: bool, contested: set[str]) -> CommitmentAnswer:
         if duplicate:
             return _failed(one, FailureReason.DUPLICATE_TRANSACTION_UID)
         held = self._index.by_uid(one.sop_instance_uid)
@@ -75,7 +81,7 @@ class Committer:
         if why_not:
             LOGGER.warning("not committed: %s, %s", one.sop_instance_uid, why_not)
             return _failed(one, FailureReason.PROCESSING_FAILURE)
-        return Judged(one.sop_class_uid, one.sop_instance_uid, COMMITTED, held.key, held.original_digest)
+        return CommitmentAnswer(one.sop_class_uid, one.sop_instance_uid, COMMITTED, held.key, held.original_digest)
 
     def _why_not(self, held: StoredInstance, uid: str, contested: set[str]) -> str:
         if held.sop_instance_uid != uid:
@@ -85,7 +91,7 @@ class Committer:
         return self._fault(held)
 
 
-def original_fault(originals: Originals, held: StoredInstance) -> str:
+def original_fault(originals: OriginalAccess, held: StoredInstance) -> str:
     """Why the original of an instance is not here or not whole, read again from the disk; empty where it is."""
     try:
         with originals.borrowed(held.original_digest):
@@ -96,5 +102,5 @@ def original_fault(originals: Originals, held: StoredInstance) -> str:
         return f"its original cannot be read: {error}"
 
 
-def _failed(one: Reference, reason: FailureReason) -> Judged:
-    return Judged(one.sop_class_uid, one.sop_instance_uid, int(reason))
+def _failed(one: CommitmentItem, reason: FailureReason) -> CommitmentAnswer:
+    return CommitmentAnswer(one.sop_class_uid, one.sop_instance_uid, int(reason))

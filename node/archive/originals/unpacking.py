@@ -17,7 +17,7 @@ from node.workers.worker import RestoreRequest
 from storage.formats.packed_original import is_light, restore_original
 
 
-class Unpacking:
+class Unpacker:
     """Writes the received bytes of packed originals, ``threads`` at once; more wait for their turn."""
 
     def __init__(self, workers: WorkerPool, threads: int) -> None:

@@ -16,7 +16,7 @@ conformance statement:
 - Such a peer with ``references: rewrite`` sees an annotation of such images under the UID of a copy that references
   the reconstructions, and finds it by either UID.
 - A peer with ``texture: none`` sees the UIDs of reconstructions without drawn noise in place of those with it.
-- Asked by the derived UID of an older rendition alone, or by that of the other texture, such a peer sees
+- ParsedQuery by the derived UID of an older rendition alone, or by that of the other texture, such a peer sees
   the image under that UID: it is what a retrieval by it gives. Every other query shows the current one.
 """
 
@@ -51,7 +51,7 @@ from node.archive.query.timezones import FARTHEST, Adjustment, fixed_zone, state
 from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
 from storage.dicom.levels import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level, fill_time
-from storage.index.query_candidates import Candidate, Indexed, Narrow, Search, candidates
+from storage.index.query_candidates import Indexed, Narrow, QueryCandidate, Search, candidates
 from storage.records import DicomJson
 
 __all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
@@ -84,7 +84,7 @@ def find(
         identifier, root, relational=relational, combined_datetime=combined_datetime, adjusted=adjustment is not None
     )
 
-    def seen(candidate: Candidate) -> DicomJson:
+    def seen(candidate: QueryCandidate) -> DicomJson:
         attributes = _as_seen(candidate)
         return adjustment.seen(attributes) if adjustment else attributes
 
@@ -106,7 +106,7 @@ def has_unsupported_keys(identifier: Dataset, root: Root) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedQuery:
     """A key of the request. ``matches`` is None for universal matching, ``items`` for a whole sequence.
 
     ``partial``: an item asks for something that is not supported.
@@ -116,7 +116,7 @@ class Asked:
     level: Level
     values: tuple[Any, ...] = ()
     matches: Condition | None = None
-    items: tuple[Asked, ...] | None = None
+    items: tuple[ParsedQuery, ...] | None = None
     partial: bool = False
 
 
@@ -126,7 +126,7 @@ class Query:
 
     level: Level
     levels: tuple[Level, ...]
-    asked: tuple[Asked, ...]
+    asked: tuple[ParsedQuery, ...]
     unsupported: tuple[DataElement, ...]
     uids: tuple[str, ...]
     combined: tuple[Callable[[DicomJson], bool], ...]
@@ -188,7 +188,7 @@ def _parsed(
     keys_above(identifier, root, level, relational=relational)
     codecs = codecs_of(identifier)
     supported = _SUPPORTED[level]
-    asked: list[Asked] = []
+    asked: list[ParsedQuery] = []
     unsupported: list[DataElement] = []
     uids: tuple[str, ...] = ()
     for tag in list(identifier.keys()):
@@ -201,7 +201,7 @@ def _parsed(
         if tag == UNIQUE[Level.IMAGE].tag:  # SQL matches it, since it may name a rendition
             uids, one = (
                 tuple(key_values(identifier, one.key)) if one.values else (),
-                Asked(one.key, one.level),
+                ParsedQuery(one.key, one.level),
             )
         asked.append(one)
     combined, asked = _combined(asked) if combined_datetime else ([], asked)
@@ -247,7 +247,7 @@ _NO_KEYS = frozenset(
 )
 
 
-def _asked(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str]) -> Asked:
+def _asked(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str]) -> ParsedQuery:
     try:
         if key.vr == "SQ":
             return _asked_sequence(items_of(identifier, key.tag, codecs), key, level, codecs)
@@ -255,10 +255,10 @@ def _asked(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str]) -
         single = key.single and key.vr not in {"CS", "UI"}
         values = values_of(identifier, key.tag, key.vr, codecs, single=single)
         if is_universal(values):
-            return Asked(key, level)
+            return ParsedQuery(key, level)
         if len(values) > MOST_UIDS or any(len(value) > _LONGEST for value in values if isinstance(value, str)):
             raise IdentifierError(f"{key.keyword}: too long")
-        return Asked(key, level, tuple(value for value in values if value != ""), condition(key.vr, values))
+        return ParsedQuery(key, level, tuple(value for value in values if value != ""), condition(key.vr, values))
     except IdentifierError:
         raise
     except BadValueError as error:
@@ -267,22 +267,22 @@ def _asked(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str]) -
         raise IdentifierError(f"{key.keyword} cannot be read") from error
 
 
-def _asked_sequence(items: list[Dataset], key: Key, level: Level, codecs: Sequence[str]) -> Asked:
+def _asked_sequence(items: list[Dataset], key: Key, level: Level, codecs: Sequence[str]) -> ParsedQuery:
     """A sequence key: one item with keys, or none for the whole sequence (C.2.2.2.6)."""
     if len(items) > 1:
         raise IdentifierError(f"{key.keyword}: a sequence key has one item")
     if not items or len(items[0]) == 0:
-        return Asked(key, level)
+        return ParsedQuery(key, level)
     codecs = codecs_of(items[0], codecs)
     inner = tuple(_asked(items[0], one, level, codecs) for one in key.items if one.tag in items[0])
     partial = len(inner) < len(items[0]) or any(one.partial for one in inner)
     if all(one.matches is None for one in inner):
-        return Asked(key, level, items=inner, partial=partial)
+        return ParsedQuery(key, level, items=inner, partial=partial)
 
     def matches(stored: Sequence[Any]) -> bool:
         return any(_all_match(inner, item) for item in stored)
 
-    return Asked(key, level, matches=matches, items=inner, partial=partial)
+    return ParsedQuery(key, level, matches=matches, items=inner, partial=partial)
 
 
 _LONGEST = 10_240
@@ -294,7 +294,7 @@ def _empty_as_asked(identifier: Dataset, tag: BaseTag) -> DataElement:
     return DataElement(tag, vr[:2], empty_value_for_VR(vr[:2]), validation_mode=IGNORE)
 
 
-def _combined(asked: list[Asked]) -> tuple[list[Callable[[DicomJson], bool]], list[Asked]]:
+def _combined(asked: list[ParsedQuery]) -> tuple[list[Callable[[DicomJson], bool]], list[ParsedQuery]]:
     """Date and time ranges of the same form as one range of moments (C.2.2.2.5.4), in place of their own."""
     by_keyword = {one.key.keyword: one for one in asked}
     conditions: list[Callable[[DicomJson], bool]] = []
@@ -339,7 +339,7 @@ _COLUMNS = {
 }
 
 
-def _narrows(asked: Asked, adjusted: bool) -> Iterator[Narrow]:
+def _narrows(asked: ParsedQuery, adjusted: bool) -> Iterator[Narrow]:
     """A condition that every match meets, where a column knows one; ``adjusted``: in whatever zone it was written."""
     column = _COLUMNS.get(asked.key.keyword)
     if column is None or not asked.values:
@@ -395,7 +395,7 @@ def _narrow_wildcard(column: str, pattern: str, *, start: str | None = None) -> 
 # --- matching and answering ---
 
 
-def _as_seen(candidate: Candidate) -> DicomJson:
+def _as_seen(candidate: QueryCandidate) -> DicomJson:
     """The attributes as this peer sees them: those of the rendition, where one stands for the image.
 
     What derivation changes and the index does not hold is unknown here: zero length
@@ -422,11 +422,11 @@ _NOT_OF_THE_ORIGINAL = {
 }
 
 
-def _all_match(asked: Iterable[Asked], attributes: DicomJson) -> bool:
+def _all_match(asked: Iterable[ParsedQuery], attributes: DicomJson) -> bool:
     return all(one.matches is None or one.matches(stored(attributes, one.key)) for one in asked)
 
 
-def _elements(asked: Sequence[Asked], attributes: DicomJson, implicit: bool | None) -> list[Element]:
+def _elements(asked: Sequence[ParsedQuery], attributes: DicomJson, implicit: bool | None) -> list[Element]:
     """The asked keys with their stored values; absent ones with zero length."""
     elements: list[Element] = []
     for one in asked:

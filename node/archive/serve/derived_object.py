@@ -43,7 +43,7 @@ _PASSING = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, O
 
 
 @dataclass(frozen=True)
-class Parts:
+class DerivedParts:
     """What a derived object is made of.
 
     ``verified_at`` is in UTC; ``model``: as of ReconstructRequest; ``applied``: the amendments of the image's study;
@@ -59,7 +59,7 @@ class Parts:
     draw: bool = True
 
 
-def make_object(parts: Parts, target: Path, ask: Ask) -> None:
+def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
     """Write the derived object as a Part 10 file in explicit VR little endian; a worker makes the pixels.
 
     Raises RenditionMismatch where they are not those that were verified, and whatever an odd header leads to.
@@ -70,7 +70,7 @@ def make_object(parts: Parts, target: Path, ask: Ask) -> None:
     _end(target, behind)
 
 
-def _begin(parts: Parts, target: Path) -> bytes:
+def _begin(parts: DerivedParts, target: Path) -> bytes:
     """Write what comes before the pixels; what comes after them."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
@@ -83,7 +83,7 @@ def _end(target: Path, behind: bytes) -> None:
         out.write(behind)
 
 
-def prove_object(parts: Parts, spool: Path, ask: Ask) -> None:
+def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
     """Make the derived objects, with drawn noise and without, in a folder of ``spool``, and read each back from every
     encoding that it is sent in; ``parts.draw`` does not matter.
 
@@ -110,7 +110,7 @@ def prove_object(parts: Parts, spool: Path, ask: Ask) -> None:
         raise NotReconstructable(f"its reconstruction cannot be sent: {fault}")
 
 
-def changed_attributes(parts: Parts, returned: Path, spool: Path) -> tuple[str, ...]:
+def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tuple[str, ...]:
     """Keywords of the attributes that a derived object has otherwise than one that came back; sequences and private
     elements, which gateways code anew, and those that it has in addition, are not compared.
 

@@ -28,7 +28,7 @@ _LOOK = 0.2
 """Seconds between two looks at whether the workers are idle."""
 
 
-class Priors:
+class Prefetch:
     """``images``: how many are made ready per study that arrives. ``wanted``: rendition, and whether noise is drawn,
     for each of the peers that retrieve.
 

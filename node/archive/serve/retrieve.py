@@ -15,12 +15,12 @@ from pathlib import Path
 
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless
 
-from node.archive.model_store import ModelShelf
-from node.archive.originals.original_access import Originals
+from node.archive.model_store import ModelStore
+from node.archive.originals.original_access import OriginalAccess
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import write_copy
-from node.archive.serve.derived_object import Parts, make_object, told
+from node.archive.serve.derived_object import DerivedParts, make_object, told
 from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import TranscodeRequest
@@ -136,12 +136,12 @@ class Retrieve:
         pool: WorkerPool,
         decoders: WorkerPool,
         cache: RenderedCache,
-        originals: Originals,
+        originals: OriginalAccess,
         *,
         threads: int = 32,
     ) -> None:
         self._index, self._store, self._cache, self._originals = index, store, cache, originals
-        self._models = ModelShelf(index, store)
+        self._models = ModelStore(index, store)
         self._pool, self._decoders = pool, decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="retrieve")
         self._making: dict[str, threading.Lock] = {}
@@ -296,7 +296,7 @@ class Retrieve:
         return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian), own=True)
 
     def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:
-        parts = Parts(
+        parts = DerivedParts(
             self._store.held(rendition.base_digest),
             self._store.held(rendition.rendition_digest),
             rendition.payload_bytes,

@@ -16,7 +16,7 @@ from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
 from storage.errors import UnknownUid
-from storage.index.amendments import Amendments, Made
+from storage.index.amendments import Amendments, MadeAmendment
 
 amends = typer.Typer(help="Corrections of patients and studies: versions of the header.", no_args_is_help=True)
 
@@ -128,7 +128,7 @@ def _make(
     _print(made, dry_run, as_json)
 
 
-def _print(made: Made, dry_run: bool, as_json: bool) -> None:
+def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({**_plain(made.amendment), "dry_run": dry_run, "studies": [asdict(one) for one in made.studies]})
         return

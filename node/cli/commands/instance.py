@@ -18,7 +18,7 @@ from node.reports.formatting import size_text
 from storage.objects.store import ObjectStore
 
 if TYPE_CHECKING:
-    from node.archive.instance_report import Life, RenditionLife
+    from node.archive.instance_report import InstanceReport, RenditionReport
     from storage.records import Trial
 
 instances = typer.Typer(help="Look at single images.", no_args_is_help=True)
@@ -50,12 +50,14 @@ def show(
     itself, with whatever is burned into it.
     """
     from node.app import open_stores
-    from node.archive.instance_report import life_of  # brings the coders along, which other commands need not wait for
+    from node.archive.instance_report import (
+        report_on,
+    )  # brings the coders along, which other commands need not wait for
 
     settings = load(config)
     with open_index(config) as index:
         store = ObjectStore(settings.storage.root)
-        life = life_of(index, open_stores(settings, index, store), uid.strip(), patient=patient)
+        life = report_on(index, open_stores(settings, index, store), uid.strip(), patient=patient)
     if picture is not None:
         from node.cli.overlay import draw_life
 
@@ -65,7 +67,7 @@ def show(
         Console().print(f"picture: {picture}", soft_wrap=True)
 
 
-def life_report(life: Life) -> dict[str, Any]:
+def life_report(life: InstanceReport) -> dict[str, Any]:
     """A life as plain data for JSON: times in UTC, masks and places left to the picture."""
     report = _plain(dataclasses.asdict(life))
     for one, rendition in zip(report["renditions"], life.renditions, strict=True):
@@ -89,14 +91,14 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _ratio(life: Life, rendition: RenditionLife) -> float | None:
+def _ratio(life: InstanceReport, rendition: RenditionReport) -> float | None:
     return round(life.pixel_bytes / rendition.payload_bytes, 2) if life.pixel_bytes else None
 
 
 # --- for people -----------------------------------------------------------------------------------------------
 
 
-def _print(life: Life) -> None:
+def _print(life: InstanceReport) -> None:
     console = Console()
     console.print(_identity(life))
     for rendition in life.renditions:
@@ -117,7 +119,7 @@ def _facts(title: str, *facts: tuple[str, object]) -> Table:
     return table
 
 
-def _identity(life: Life) -> Table:
+def _identity(life: InstanceReport) -> Table:
     original = life.original
     size = f"{original.bytes} bytes ({size_text(original.bytes)})"
     if original.form == "packed":
@@ -146,7 +148,7 @@ def _identity(life: Life) -> Table:
     return _facts("image", *facts)
 
 
-def _rendition(life: Life, made: RenditionLife) -> Table:
+def _rendition(life: InstanceReport, made: RenditionReport) -> Table:
     standing = "current" if made.current else "former"
     ratio = _ratio(life, made)
     words = "verified" if made.verdict.passed else "measured"
@@ -171,12 +173,12 @@ def _rendition(life: Life, made: RenditionLife) -> Table:
     return _facts(f"\n{standing} rendition", *facts)
 
 
-def _base_text(made: RenditionLife) -> str:
+def _base_text(made: RenditionReport) -> str:
     inside = f": pixels {made.parts.base_pixels}, the rest header and padding" if made.parts else ""
     return f"{made.base_bytes} bytes{inside}"
 
 
-def _rendition_text(made: RenditionLife) -> str:
+def _rendition_text(made: RenditionReport) -> str:
     parts = made.parts
     if parts is None:
         return f"{made.rendition_bytes} bytes"
@@ -185,7 +187,7 @@ def _rendition_text(made: RenditionLife) -> str:
     return f"{made.rendition_bytes} bytes: {inside}, the rest what was measured"
 
 
-def _mended_text(made: RenditionLife) -> str:
+def _mended_text(made: RenditionReport) -> str:
     mends = made.mends
     if mends is None:
         return ""
@@ -194,7 +196,7 @@ def _mended_text(made: RenditionLife) -> str:
     return f"{patches}; {repairs}; {mends.point_count} points"
 
 
-def _trials(made: RenditionLife) -> Table:
+def _trials(made: RenditionReport) -> Table:
     table = Table(
         *("point", "upscaler", "bytes", "s", "came to"),
         title="\noperating points: estimates from a sample first, then the whole image in order",
@@ -214,7 +216,7 @@ def _came_to(trial: Trial, *, taken: bool) -> str:
     return "; ".join(trial.failures) or ("taken" if taken else "passed, but takes more bytes")
 
 
-def _figures(made: RenditionLife) -> Table:
+def _figures(made: RenditionReport) -> Table:
     verdict = made.verdict
     named: dict[str, float] = {
         "psnr_db": verdict.psnr_db,

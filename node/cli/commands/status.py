@@ -18,7 +18,7 @@ from node.config import Profile, keep_text, load
 from node.reports.formatting import size_text
 from storage.index import Index
 from storage.index.connection import now
-from storage.records import CustodyTotals, HoldingCounts
+from storage.records import HoldingCounts, OriginalTotals
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def _bytes(counts: HoldingCounts) -> Table:
     return table
 
 
-def _originals(totals: CustodyTotals) -> Table:
+def _originals(totals: OriginalTotals) -> Table:
     table = Table("originals", "count", "bytes", "", title="originals as they are held")
     for name in ("verbatim", "packed", "cold"):
         size = getattr(totals, f"{name}_bytes")

@@ -34,7 +34,7 @@ from node.codec.noise import (
 )
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
-from node.codec.residuals import CELL, Repairs, encode_repairs
+from node.codec.residuals import CELL, CodedResiduals, encode_residuals
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import (
     Reference,
@@ -171,7 +171,7 @@ class Encoder:
 
     # --- on the sample ---
 
-    def _promises(self) -> list[Promise]:
+    def _promises(self) -> list[SampleForecast]:
         """What the scales may come to, each with its coarsest operating point: the one that may be cheapest is searched
         to its end on a sample, others as far as they could be cheaper.
 
@@ -211,7 +211,7 @@ class Encoder:
 
     # --- on the whole image ---
 
-    def _settled(self, promise: Promise) -> Encoded | None:
+    def _settled(self, promise: SampleForecast) -> Encoded | None:
         """The coarsest encoding of one scale that passes as a whole, searched from what the sample promised."""
         assert self.limits is not None
         point, upscaler, best = promise.point, promise.upscaler, None
@@ -267,7 +267,7 @@ class Encoder:
     def _finished(self, attempt: Attempt) -> Encoded:
         return self._drawn(attempt, self._mended(attempt))
 
-    def _mended(self, attempt: Attempt) -> Mended:
+    def _mended(self, attempt: Attempt) -> Repaired:
         """The structure with single places put right, as far as they can be."""
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         found = look(reference, attempt.plain, limits=limits, before=attempt.found)
@@ -280,9 +280,9 @@ class Encoder:
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
-        return Mended(side, structure, plain, found)
+        return Repaired(side, structure, plain, found)
 
-    def _drawn(self, attempt: Attempt, mended: Mended) -> Encoded:
+    def _drawn(self, attempt: Attempt, mended: Repaired) -> Encoded:
         """Noise, and the verdict on what a viewer gets."""
         began = time.monotonic()
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
@@ -305,7 +305,7 @@ class Encoder:
         verdict = judge(reference, plain, found, served, figures, limits)
         parts = {
             "noise": encode_noise(noise),
-            "repairs": encode_repairs(side.repairs) if side.repairs else b"",
+            "repairs": encode_residuals(side.repairs) if side.repairs else b"",
             "points": encode_points(side.points) if side.points else b"",
             "patches": encode_patches(side.patches) if side.patches else b"",
         }
@@ -335,9 +335,9 @@ class Encoder:
         patches = cut(self.source.pixels, cells) if cells.any() else None
         return SideInformation(repairs=repairs, points=points, patches=patches)
 
-    def _residual(self, structure: Float, cells: NDArray[np.bool_]) -> Repairs | None:
+    def _residual(self, structure: Float, cells: NDArray[np.bool_]) -> CodedResiduals | None:
         reference = self.reference
-        return Repairs.of(reference.image - structure, cells, reference.grain) if cells.any() else None
+        return CodedResiduals.of(reference.image - structure, cells, reference.grain) if cells.any() else None
 
     def _patched(self, patches: Patches | None, found: Structure) -> Patches | None:
         """Patches that hold what is still broken, too; the same object where nothing is, or too much."""
@@ -365,7 +365,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Promise:
+class SampleForecast:
     """What an operating point came to on the sample. ``payload_bytes``: what it may take of the whole image;
     ``slope``: as of Walk."""
 
@@ -424,15 +424,15 @@ class _Candidate:
             self.forecast = math.inf
         self.seconds += time.monotonic() - began
 
-    def promise(self, area: float) -> Promise:
+    def promise(self, area: float) -> SampleForecast:
         """``area``: the breast's, over that of the sample's squares."""
         point, size = replace(self.point, distance=round(self.distance, 4)), round(self.forecast * area)
         trial = Trial(str(point), self.upscaler.name, size, (), round(self.seconds, 2), sample=True)
-        return Promise(point, self.upscaler, size, self.walk.slope, trial)
+        return SampleForecast(point, self.upscaler, size, self.walk.slope, trial)
 
 
 @dataclass(frozen=True)
-class Mended:
+class Repaired:
     """A structure with points, repairs and patches, as float32 grey levels and as it is served without noise."""
 
     side: SideInformation
@@ -441,7 +441,7 @@ class Mended:
     found: Structure
 
 
-def _bytes_of(repairs: Repairs | None) -> int:
+def _bytes_of(repairs: CodedResiduals | None) -> int:
     return 0 if repairs is None else len(repairs.coded)
 
 

@@ -64,7 +64,7 @@ MOST_SUBOPERATIONS = 65535
 
 
 @dataclass
-class Tally:
+class SubOperations:
     """Counts of sub-operations as they happen."""
 
     remaining: int
@@ -108,7 +108,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Services:
+class RetrieveServices:
     """What the retrieve handlers work with."""
 
     index: Index
@@ -119,7 +119,7 @@ class Services:
     refusals: Refusals
 
 
-def handle_get(event: Any, services: Services) -> Iterator[Report]:
+def handle_get(event: Any, services: RetrieveServices) -> Iterator[Report]:
     """C-GET: images go back over the requester's own association, as far as it took the SCP role for them."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "get"):
@@ -138,7 +138,7 @@ def handle_get(event: Any, services: Services) -> Iterator[Report]:
     yield from _send(request, services, choices, lambda _: channel, told)
 
 
-def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[Report]:
+def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[Report]:
     """C-MOVE: images go to a configured peer over an association of our own, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
@@ -161,7 +161,9 @@ def handle_move(event: Any, services: Services, outgoing: Outgoing) -> Iterator[
     yield from _send_to(event, services, choices, outgoing, peer)
 
 
-def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Outgoing, peer: Peer) -> Iterator[Report]:
+def _send_to(
+    event: Any, services: RetrieveServices, choices: list[Choice], outgoing: Outgoing, peer: Peer
+) -> Iterator[Report]:
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         told = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
@@ -169,7 +171,7 @@ def _send_to(event: Any, services: Services, choices: list[Choice], outgoing: Ou
         yield from _send(request, services, choices, destination.channel, told)
 
 
-def _choices(event: Any, services: Services, receiver: str) -> list[Choice]:
+def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
     """What the receiver gets for the request's identifier. Raises IdentifierError."""
     try:
         identifier = event.identifier
@@ -205,19 +207,19 @@ def _refusal(error: IdentifierError) -> Report:
 
 def _send(
     request: _Request,
-    services: Services,
+    services: RetrieveServices,
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
     told: TrailEntry,
 ) -> Iterator[Report]:
-    tally = Tally(len(choices))
+    tally = SubOperations(len(choices))
     try:
         yield from _walk(request, services, choices, channel, tally)
     finally:
         services.record(_in_the_trail(told, choices, tally))
 
 
-def _in_the_trail(told: TrailEntry, choices: list[Choice], tally: Tally) -> TrailEntry:
+def _in_the_trail(told: TrailEntry, choices: list[Choice], tally: SubOperations) -> TrailEntry:
     """Who got what: the studies, in which rendition, and what became of it."""
     studies = tuple(dict.fromkeys(choice.instance.study_instance_uid for choice in choices))[:_STUDIES_TOLD]
     kinds = sorted({"reconstructed" if choice.rendition else "original" for choice in choices})
@@ -230,10 +232,10 @@ def _in_the_trail(told: TrailEntry, choices: list[Choice], tally: Tally) -> Trai
 
 def _walk(
     request: _Request,
-    services: Services,
+    services: RetrieveServices,
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
-    tally: Tally,
+    tally: SubOperations,
 ) -> Iterator[Report]:
     if len(choices) > MOST_SUBOPERATIONS:
         yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
@@ -288,7 +290,7 @@ class _Request:
 
 
 def _over_while(
-    future: Future[Any], tally: Tally, keep_alive: float, request: _Request, let_go: Callable[[], None]
+    future: Future[Any], tally: SubOperations, keep_alive: float, request: _Request, let_go: Callable[[], None]
 ) -> Generator[Report, None, bool]:
     """Until that is done, with a pending response each time the keep-alive time has passed.
 

@@ -23,7 +23,7 @@ from pynetdicom import build_role
 from pynetdicom.presentation import build_context
 
 from node.archive.intake.ingest import check_uid
-from node.archive.originals.storage_commitment import LEASE, Committer
+from node.archive.originals.storage_commitment import LEASE, CommitmentJudge
 from node.config import Settings
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
@@ -32,7 +32,7 @@ from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, resp
 from node.dimse.pynetdicom_patches import wire
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
-from storage.index.commitment_requests import Asked, Commitments, Judged, Reference
+from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest, Commitments
 
 LOGGER = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusa
     return response(SUCCESS), None
 
 
-def _request(event: Any) -> tuple[str, list[Reference]]:
+def _request(event: Any) -> tuple[str, list[CommitmentItem]]:
     """Transaction UID and references of an N-ACTION (PS3.4 table J.3-1). Raises ActionRefused."""
     if event.request.RequestedSOPInstanceUID != STORAGE_COMMITMENT_INSTANCE:
         raise ActionRefused(0x0112)
@@ -86,7 +86,9 @@ def _request(event: Any) -> tuple[str, list[Reference]]:
         information = event.action_information
         transaction_uid = str(information.get("TransactionUID") or "")
         items = [
-            Reference(str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or ""))
+            CommitmentItem(
+                str(item.get("ReferencedSOPClassUID") or ""), str(item.get("ReferencedSOPInstanceUID") or "")
+            )
             for item in information.get("ReferencedSOPSequence") or ()
         ]
     except Exception as error:
@@ -106,7 +108,9 @@ def _request(event: Any) -> tuple[str, list[Reference]]:
 class Notifier:
     """Takes requests down, and tells peers what became of them; a thread of its own works on what is due."""
 
-    def __init__(self, settings: Settings, commitments: Commitments, committer: Committer, outgoing: Outgoing) -> None:
+    def __init__(
+        self, settings: Settings, commitments: Commitments, committer: CommitmentJudge, outgoing: Outgoing
+    ) -> None:
         self._settings, self._commitments = settings, commitments
         self._committer, self._outgoing = committer, outgoing
         self._owner = f"{socket.gethostname()}:{os.getpid()}:commitment"
@@ -126,7 +130,7 @@ class Notifier:
         if self._thread.is_alive():
             self._thread.join(timeout=within)
 
-    def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[Reference]) -> None:
+    def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
         """Make a request durable; it is worked on when its response has left."""
         key = self._commitments.ask(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
         self._unanswered.setdefault(assoc, []).append(key)
@@ -160,7 +164,7 @@ class Notifier:
                 return
             self._work(asked)
 
-    def _work(self, asked: Asked | None, assoc: Any = None) -> None:
+    def _work(self, asked: CommitmentRequest | None, assoc: Any = None) -> None:
         if asked is None:
             return
         try:
@@ -175,7 +179,7 @@ class Notifier:
         failed = sum(bool(one.reason) for one in report)
         LOGGER.info("%s was told: %s committed, %s not", asked.calling_aet, len(report) - failed, failed)
 
-    def _put_off(self, asked: Asked, error: Exception) -> None:
+    def _put_off(self, asked: CommitmentRequest, error: Exception) -> None:
         settings = self._settings.commitment
         wait = min(settings.retry * 2.0 ** min(asked.attempts, 20), _LONGEST_WAIT)
         if time.time() + wait - _timestamp(asked) > settings.give_up:
@@ -185,7 +189,7 @@ class Notifier:
         LOGGER.warning("%s not told of its storage commitment, again in %.0f s: %s", asked.calling_aet, wait, error)
         self._commitments.postpone(asked, time.time() + wait)
 
-    def _tell(self, asked: Asked, report: Sequence[Judged], assoc: Any) -> None:
+    def _tell(self, asked: CommitmentRequest, report: Sequence[CommitmentAnswer], assoc: Any) -> None:
         """Raises DestinationUnavailable where the peer did not take the report."""
         information = event_information(asked.transaction_uid, report, self._settings.node.ae_title)
         event_type = FAILURES_EXIST if any(one.reason for one in report) else ALL_COMMITTED
@@ -219,7 +223,7 @@ class Notifier:
         return int(status.Status) if "Status" in status else None
 
 
-def event_information(transaction_uid: str, report: Sequence[Judged], retrieve_ae_title: str) -> Dataset:
+def event_information(transaction_uid: str, report: Sequence[CommitmentAnswer], retrieve_ae_title: str) -> Dataset:
     """Event Information of the report (PS3.4 tables J.3-2 and J.3-3)."""
     information = Dataset()
     information.RetrieveAETitle = retrieve_ae_title
@@ -233,7 +237,7 @@ def event_information(transaction_uid: str, report: Sequence[Judged], retrieve_a
     return information
 
 
-def _item(one: Judged) -> Dataset:
+def _item(one: CommitmentAnswer) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = one.sop_class_uid, one.sop_instance_uid
     if one.reason:
@@ -241,5 +245,5 @@ def _item(one: Judged) -> Dataset:
     return item
 
 
-def _timestamp(asked: Asked) -> float:
+def _timestamp(asked: CommitmentRequest) -> float:
     return asked.asked_at.replace(tzinfo=UTC).timestamp()

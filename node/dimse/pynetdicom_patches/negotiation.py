@@ -53,7 +53,7 @@ class Refusal:
     reason: int
 
 
-def gone_over(pdu: bytes) -> tuple[bytes, Refusal | None]:
+def checked_request(pdu: bytes) -> tuple[bytes, Refusal | None]:
     """An A-ASSOCIATE-RQ or -AC that pynetdicom can decode, and why it is to be refused, if it is.
 
     Raises ValueError where the PDU contradicts itself, or where an answer leaves no room for data.

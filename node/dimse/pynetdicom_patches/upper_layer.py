@@ -17,7 +17,7 @@ from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import InvalidEventError
 from pynetdicom.pdu import A_ABORT_RQ
 
-from node.dimse.pynetdicom_patches.negotiation import ANSWER, REQUEST, Refusal, gone_over
+from node.dimse.pynetdicom_patches.negotiation import ANSWER, REQUEST, Refusal, checked_request
 
 LOGGER = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class UpperLayer(DULServiceProvider):
     def _decode_pdu(self, bytestream: bytearray) -> Any:
         try:
             if bytestream[0] in (REQUEST, ANSWER):
-                mended, self.refusal = gone_over(bytes(bytestream))
+                mended, self.refusal = checked_request(bytes(bytestream))
                 pdu, event = super()._decode_pdu(bytearray(mended))
                 pdu.to_primitive()  # the state machine does this, and would die of what it raises
                 return pdu, event

@@ -32,7 +32,7 @@ from storage.dicom.levels import levels_of
 from storage.errors import CorrectionRefused, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 from storage.records import Applied, HoldKind, InstanceState, NewInstance
 from tests.conftest import SECONDARY_CAPTURE, Archive, need, settings_for
 from tests.interop.test_dciodvfy import error_lines
@@ -366,7 +366,7 @@ def test_amendments_outlive_the_index(tmp_path: Path) -> None:
 
     def archive(name: str) -> tuple[Index, AuditTrail]:
         index = Index.open(f"sqlite:///{tmp_path / name}.sqlite")
-        return index, AuditTrail(index, Journal(tmp_path / "journal"))
+        return index, AuditTrail(index, TrailJournal(tmp_path / "journal"))
 
     old, trail = archive("old")
     received = [

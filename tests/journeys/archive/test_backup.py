@@ -20,7 +20,7 @@ import yaml
 from node.app import Node, make_backup, restore_backup, stores_of
 from node.archive.index_opening import open_for_command
 from node.config import load
-from storage.backup.create import Backup, Made
+from storage.backup.create import Backup, BackupReport
 from storage.errors import BackupRefused, ConfigError, NewerFormat
 from storage.objects.backup_manifest import Entry, Manifest, read_manifest, write_manifest
 from storage.objects.store import ObjectStore
@@ -29,7 +29,7 @@ from tests.conftest import wait_for
 from tests.support.everything import fill, receive, tables_of
 from tests.support.samples import breast, mammogram
 from tests.unit.node.cli.test_cli import ROOT, run
-from tests.unit.storage.index.test_rebuild import Made as Filled
+from tests.unit.storage.index.test_rebuild import BackupReport as Filled
 from tests.unit.storage.index.test_rebuild import answers, configured
 
 
@@ -51,7 +51,7 @@ def made(original: Filled, tmp_path: Path) -> Filled:
     return original.twin(tmp_path)
 
 
-def back_up(made: Filled, to: Path) -> Made:
+def back_up(made: Filled, to: Path) -> BackupReport:
     index = open_for_command(made.settings)
     try:
         return make_backup(made.settings, index, stores_of(made.settings, index, ObjectStore(made.root)), to)

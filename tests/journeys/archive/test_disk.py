@@ -22,7 +22,7 @@ from node.app import Node
 from node.archive.rendered_cache import RenderedCache
 from node.dimse.spool import Allowance, SpoolFile
 from storage.errors import StoreFull
-from storage.objects.reserve_file import RESERVE, give_room_up, keep_room
+from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
 from tests.conftest import Archive, settings_for, wait_for
 from tests.journeys.archive.test_damage import got, stored
@@ -134,16 +134,16 @@ def test_a_node_starts_on_a_full_disk(tmp_path: Path, mounts: list[str], kept: s
 
 
 def test_room_is_kept_back_where_there_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_room(tmp_path)
+    keep_reserve(tmp_path)
     file = tmp_path / "reserve"
     assert file.stat().st_blocks * 512 >= RESERVE
-    assert give_room_up(tmp_path) == ""
+    assert release_reserve(tmp_path) == ""
     assert file.exists()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
-    assert give_room_up(tmp_path).startswith("1000 bytes are free")
-    assert give_room_up(tmp_path) == ""
-    keep_room(tmp_path)
+    assert release_reserve(tmp_path).startswith("1000 bytes are free")
+    assert release_reserve(tmp_path) == ""
+    keep_reserve(tmp_path)
     assert not list(tmp_path.iterdir())
 
 

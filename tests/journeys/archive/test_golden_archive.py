@@ -69,7 +69,7 @@ def test_it_opens_and_gives_its_images_back(settings: Settings) -> None:
         with node.originals.borrowed(ORIGINAL) as path:
             assert hashlib.sha256(path.read_bytes()).hexdigest() == ORIGINAL
         assert node.index.tombstones.standing(uids["deleted"]) is not None
-        assert node.archive.audit_trail.broken() == ""
+        assert node.archive.trail.broken() == ""
 
 
 def test_it_can_be_rebuilt(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from node.validation.label_file import LabelsInvalid, read_labels
 from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.tables import instance, series, study
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 from tests.support.holdings import Holdings, filled, uid_of
 from tests.unit.node.cli.test_cli import run
 
@@ -116,7 +116,7 @@ def test_labelled_originals_are_held_until_they_are_released(holdings: Holdings)
 
 
 def test_classes_come_back_from_the_journal(holdings: Holdings, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal")
+    journal = TrailJournal(tmp_path / "journal")
     many = {f"1.9.{number}": "c" for number in range(450)}  # more than one record; images that are gone meanwhile
     holdings.index.classes.put({uid_of(1): "a", uid_of(2): "b", **many}, who=WHO)
     holdings.index.classes.put({uid_of(2): "a"}, who=WHO)

@@ -15,8 +15,8 @@ from sqlalchemy import insert, text
 
 from node.archive.audit_trail import AuditTrail, TrailWriter
 from node.archive.originals import retention
-from node.archive.originals.original_access import Originals
-from node.archive.originals.packing import Custodian
+from node.archive.originals.original_access import OriginalAccess
+from node.archive.originals.packing import Packer
 from node.archive.originals.retention import PurgeReport, Retention
 from node.archive.rendered_cache import RenderedCache
 from node.config import parse
@@ -29,7 +29,7 @@ from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.tables import commitment, pin
 from storage.objects.store import ObjectStore
-from storage.objects.trail_journal import Journal
+from storage.objects.trail_journal import TrailJournal
 from storage.records import HoldKind, InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier, TrailEntry
 from tests.support.samples import breast, mammogram, write
 from tests.unit.storage.index.test_index import new_instance, new_rendition
@@ -64,10 +64,10 @@ class Bench:
         if self.settings.originals.path:
             self.stores[Tier.COLD] = ObjectStore(self.settings.originals.path)
         self.index = Index.open(self.settings.storage.database_url)
-        self.journal = Journal(root / "journal")
+        self.journal = TrailJournal(root / "journal")
         self.trail = AuditTrail(self.index, self.journal)
-        self.originals = Originals(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
-        self.custodian = Custodian(
+        self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
+        self.custodian = Packer(
             self.index,
             self.stores,
             self.originals,

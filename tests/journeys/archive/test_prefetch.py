@@ -14,7 +14,7 @@ import pytest
 from pydicom import Dataset
 
 from node.app import Node
-from node.archive.serve.prefetch import Priors
+from node.archive.serve.prefetch import Prefetch
 from node.config import RenditionPolicy
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -109,7 +109,7 @@ def test_priors_wait_while_there_is_other_work(archive: Archive, tmp_path: Path)
         return looks < 3
 
     policies = frozenset({(RenditionPolicy.RECONSTRUCTED, True)})
-    priors = Priors(archive.node.index, archive.node.retrieve, policies, 10, busy)
+    priors = Prefetch(archive.node.index, archive.node.retrieve, policies, 10, busy)
     assert priors.prepare(arrived.StudyInstanceUID) == 1
     assert looks == 3
     assert rendered(archive) == before | {rendition_digest(archive, prior)}
@@ -128,7 +128,7 @@ def test_priors_wait_while_there_is_other_work(archive: Archive, tmp_path: Path)
 def test_where_nobody_would_get_them_none_are_rendered(
     archive: Archive, policies: set[tuple[RenditionPolicy, bool]], images: int, wanted: bool
 ) -> None:
-    priors = Priors(archive.node.index, archive.node.retrieve, frozenset(policies), images, lambda: False)
+    priors = Prefetch(archive.node.index, archive.node.retrieve, frozenset(policies), images, lambda: False)
     assert priors.wanted is wanted
 
 
@@ -145,7 +145,7 @@ def test_originals_that_a_peer_gets_are_unpacked_ahead(tmp_path: Path, policy: R
         wait_for(lambda: node.index.custody.totals().packed == 2, what="packed originals")
         for entry in (tmp_path / "archive" / "rendered").glob("*.dcm"):
             entry.unlink()
-        priors = Priors(node.index, node.retrieve, frozenset({(policy, True)}), 10, lambda: False)
+        priors = Prefetch(node.index, node.retrieve, frozenset({(policy, True)}), 10, lambda: False)
         assert priors.prepare(arrived.StudyInstanceUID) == 1
         assert rendered(archive) == {held.original_digest}
 
@@ -154,7 +154,7 @@ def test_auto_peers_get_originals_while_they_are_held(archive: Archive, tmp_path
     prior = stored(archive, tmp_path, PatientID="P2", StudyDate="20200101")
     arrived = stored(archive, tmp_path, (64, 48), PatientID="P2", StudyDate="20220101")
     policies = frozenset({(RenditionPolicy.AUTO, True)})
-    priors = Priors(archive.node.index, archive.node.retrieve, policies, 10, lambda: False)
+    priors = Prefetch(archive.node.index, archive.node.retrieve, policies, 10, lambda: False)
     assert priors.prepare(arrived.StudyInstanceUID) == 0
     assert rendition_digest(archive, prior) not in rendered(archive)
 

@@ -14,7 +14,7 @@ from pydicom import Dataset
 from sqlalchemy import insert
 
 from node.app import Node, Services
-from node.archive.intake.quarantine import QuarantineDesk
+from node.archive.intake.quarantine import QuarantineReview
 from node.config import parse
 from node.dimse.client import Receiver
 from storage.errors import CorrectionRefused, LatentPacsError, UnknownUid
@@ -116,7 +116,7 @@ def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
         desk.accept(sent.one().digest, **WHY)
     here = sent.here
     strict = parse({"codec": {"profile": "us-mqsa"}}, "test")
-    mqsa = QuarantineDesk(index, here.store, here.originals, here.deletion, here.trail, strict, raise_if_asked)
+    mqsa = QuarantineReview(index, here.store, here.originals, here.deletion, here.trail, strict, raise_if_asked)
     with pytest.raises(CorrectionRefused, match="MQSA"):
         mqsa.accept(sent.one().digest, **WHY)
     assert sent.got("a") == data_set_bytes(sent.first)

@@ -14,7 +14,7 @@ from node.dimse.client import Receiver
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.formats.payload import decode_base, decode_rendition
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
@@ -172,7 +172,7 @@ def test_what_is_held_says_how_it_was_made(archive: Archive, tmp_path: Path) -> 
     assert made.structure_uid == rendition.structure_uid
     assert base.point == rendition.operating_point
     assert made.verdict.passed
-    verdict, tried = Upkeep(archive.node.index.engine).measured(rendition.derived_uid)
+    verdict, tried = Integrity(archive.node.index.engine).measured(rendition.derived_uid)
     assert verdict == made.verdict
     assert (tried[-1].point, tried[-1].failures) == (rendition.point, ())
     assert base.header.dataset().PatientName == ds.PatientName

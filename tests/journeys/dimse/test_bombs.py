@@ -32,9 +32,9 @@ from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.worker import CheckRequest, check_codestream
-from storage.dicom.codestreams import Announced, announced
+from storage.dicom.codestreams import CodestreamHeader, codestream_header
 from storage.dicom.content import same_content
-from storage.dicom.decode_limits import Bounds, bounds, keep_bounds
+from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
 from storage.dicom.dicomfile import encode, opened
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, know_jpeg_xl
 from storage.dicom.pixels import decode_frame, integer_pixels, transcode
@@ -52,9 +52,9 @@ HUGE = 65535
 
 @pytest.fixture(autouse=True)
 def _bounds_of_this_process() -> Iterator[None]:
-    before = bounds()
+    before = decode_limits()
     yield
-    keep_bounds(before)
+    set_decode_limits(before)
 
 
 def sof(marker: int, rows: int, columns: int) -> bytes:
@@ -167,7 +167,7 @@ def test_later_frames_are_looked_at_too(tmp_path: Path) -> None:
 
 
 def test_valid_images_of_many_pixels_are_bombs_too(tmp_path: Path) -> None:
-    keep_bounds(Bounds(pixels=1_000_000))
+    set_decode_limits(DecodeLimits(pixels=1_000_000))
     flat = np.zeros((1001, 1000), np.uint16)
     for syntax, code in ((JPEGLSLossless, imagecodecs.jpegls_encode(flat)), (JPEG2000Lossless, siz(1001, 1000))):
         with pytest.raises(TooManyPixels, match="1000000 that are decoded here"):
@@ -175,7 +175,7 @@ def test_valid_images_of_many_pixels_are_bombs_too(tmp_path: Path) -> None:
     native = write(mammogram(np.zeros((1001, 1000), np.uint16)), tmp_path / "native.dcm")
     with pytest.raises(TooManyPixels, match="header says 1001 x 1000"):
         integer_pixels(native)
-    keep_bounds(Bounds(pixels=1_001_000))
+    set_decode_limits(DecodeLimits(pixels=1_001_000))
     assert integer_pixels(native).shape == (1001, 1000)
 
 
@@ -193,14 +193,14 @@ def test_sizes_are_those_of_the_encoders(shape: tuple[int, int]) -> None:
         imagecodecs.jpeg_encode(pixels.astype(np.uint8)),
         imagecodecs.ljpeg_encode(pixels),
     ):
-        assert announced(bytes(made))[:2] == shape
+        assert codestream_header(bytes(made))[:2] == shape
 
 
 def test_a_codestream_cut_anywhere_is_a_pixel_error() -> None:
     for _, whole in BOMBS.values():
         for end in range(0, 60):
             with suppress(PixelError):
-                assert isinstance(announced(whole[:end]), Announced)
+                assert isinstance(codestream_header(whole[:end]), CodestreamHeader)
 
 
 @pytest.mark.parametrize("coder", ["png16", "jpegls", "jpegxl"])
@@ -224,8 +224,8 @@ def test_what_needs_more_memory_than_a_worker_may_take_fails_alone() -> None:
 _GREEDY = """
 from node.config import ReconstructSettings
 from node.workers import worker
-from storage.dicom.decode_limits import Bounds
-worker.start(ReconstructSettings(), 0, Bounds(memory=300_000_000))
+from storage.dicom.decode_limits import DecodeLimits
+worker.start(ReconstructSettings(), 0, DecodeLimits(memory=300_000_000))
 def greedy(request, catalogue):
     return str(len(bytearray(request)))
 worker._answer = greedy
@@ -265,10 +265,10 @@ def test_a_data_set_inflates_within_the_limits_only(tmp_path: Path) -> None:
     path = deflated(tmp_path / "bomb.dcm", 200 << 20)
     with pytest.raises(InflatesTooFar, match=r"limits\.ratio"), opened(path):
         pass
-    keep_bounds(Bounds(ratio=10_000, inflated=100 << 20))
+    set_decode_limits(DecodeLimits(ratio=10_000, inflated=100 << 20))
     with pytest.raises(InflatesTooFar, match=r"limits\.inflated"), opened(path):
         pass
-    keep_bounds(Bounds(ratio=10_000))
+    set_decode_limits(DecodeLimits(ratio=10_000))
     with opened(path) as file:
         assert len(file.data) > 200 << 20
 
@@ -287,9 +287,9 @@ def test_a_large_data_set_is_inflated_into_a_file_and_outlined_without_its_bulk(
 _OUTLINED = """
 import resource, sys
 from pathlib import Path
-from storage.dicom.decode_limits import Bounds, keep_bounds
+from storage.dicom.decode_limits import DecodeLimits, set_decode_limits
 from storage.dicom.dicomfile import opened
-keep_bounds(Bounds(ratio=10_000))
+set_decode_limits(DecodeLimits(ratio=10_000))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with opened(Path(sys.argv[1])) as file:
     header = file.outline()

@@ -17,12 +17,12 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
 
 from node.app import Node
-from node.archive.originals.storage_commitment import Committer, FailureReason
+from node.archive.originals.storage_commitment import CommitmentJudge, FailureReason
 from node.config import parse
 from node.dimse.client import Address, store
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import ConfigError
-from storage.index.commitment_requests import Commitments, CommitmentState, Reference
+from storage.index.commitment_requests import CommitmentItem, Commitments, CommitmentState
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
 from tests.support.peers import Orthanc, free_port
@@ -313,10 +313,10 @@ def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
         commitments = Commitments(running.index.engine)
         for pin_for, pinned in (("1s", False), ("forever", True)):
             settings = parse({"commitment": {"pin_for": pin_for}}, "t").commitment
-            key = commitments.ask(generate_uid(), "TEST", [Reference(*of(ds))], due=time.time() + 1000)
+            key = commitments.ask(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
             asked = commitments.claim("test", 60, key=key)
             assert asked is not None
-            assert Committer(running.index, commitments, lambda held: "", settings).judge(asked)[0].reason == 0
+            assert CommitmentJudge(running.index, commitments, lambda held: "", settings).judge(asked)[0].reason == 0
             assert commitments.pinned(held.key)
             wait_for(lambda pinned=pinned: commitments.pinned(held.key) == pinned, what="the pin is over, or not")
 
@@ -328,11 +328,11 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
     with node(tmp_path, modality) as running:
         ds = stored(running, files)
         commitments = running.commitments
-        key = commitments.ask(generate_uid(), "TEST", [Reference(*of(ds))], due=time.time() + 1000)
+        key = commitments.ask(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
         asked = commitments.claim("test", 60, key=key)
         assert asked is not None
         assert commitments.claim("other", 60, key=key) is None, "one at a time"
-        committer = Committer(running.index, commitments, lambda held: "", running.settings.commitment)
+        committer = CommitmentJudge(running.index, commitments, lambda held: "", running.settings.commitment)
         held = running.index.by_uid(str(ds.SOPInstanceUID))
         assert held is not None
         judged = committer._judge_one(asked.references[0], False, set())

@@ -85,7 +85,7 @@ def replicated(archive: Archive, peer: str = EXACT, cancelled: Callable[[], bool
     node = archive.node
     found = node.settings.peer(peer)
     assert found is not None
-    replication = Replication(node.index, node.retrieve, node.server.outgoing, found, node.archive.audit_trail.append)
+    replication = Replication(node.index, node.retrieve, node.server.outgoing, found, node.archive.trail.append)
     return replication.run(lambda done, total: None, cancelled)
 
 

@@ -16,11 +16,11 @@ from node.archive.intake.ingest import Ingest, Receipt, examine
 from node.config import parse
 from node.dimse import client
 from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
-from node.jobs.scrub_repair import Mending
+from node.jobs.scrub_repair import ScrubRepair
 from node.workers.pool import WorkerPool
 from node.workers.worker import CheckRequest
 from storage.errors import Duplicate, WorkerDied
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
 from tests.conftest import Archive, settings_for, wait_for
@@ -59,10 +59,10 @@ def held_as(bench: Bench, data: bytes) -> HeldOriginal:
 
 
 def scrub(bench: Bench) -> None:
-    upkeep, rows = Upkeep(bench.index.engine), JobRows(bench.index.engine)
+    upkeep, rows = Integrity(bench.index.engine), JobRows(bench.index.engine)
     rows.ensure(["scrub"])
     stores = {str(tier): store for tier, store in bench.stores.items()}
-    Scrub(rows, upkeep, stores, Mending(bench.index, upkeep, stores), ScrubPlan(extent=Extent.FULL)).run(Watched())
+    Scrub(rows, upkeep, stores, ScrubRepair(bench.index, upkeep, stores), ScrubPlan(extent=Extent.FULL)).run(Watched())
 
 
 @pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])
@@ -93,7 +93,7 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
     after = bench.index.by_uid(UID)
     assert after is not None
     assert (after.state, after.reason_code) == (InstanceState.VERIFIED, ReasonCode.NONE)
-    assert not Upkeep(bench.index.engine).open_damage()
+    assert not Integrity(bench.index.engine).open_damage()
     if form != "verbatim":
         newest = list(bench.index.trail.records(newest=1))
         assert (newest[0].entry.action, newest[0].entry.who) == ("original.again", "MODALITY")

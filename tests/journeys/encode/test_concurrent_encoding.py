@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from node.app import Node
-from node.app.encoder_workers import EACH, cores_at_hand, encoders_beside, memory_at_hand
+from node.app.encoder_workers import EACH, available_cores, available_memory, encoders_beside
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.source_image import read_source
@@ -115,7 +115,7 @@ def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver:
 @pytest.mark.parametrize(("threads", "at_once", "size", "each"), [(4, 0, 4, 1), (8, 2, 2, 4), (2, 5, 5, 1)])
 def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int, each: int) -> None:
     settings = settings_for(tmp_path, archivist={"at_once": at_once}, reconstruct={"threads": threads})
-    room = memory_at_hand()
+    room = available_memory()
     beside = MeasuredPool(settings.reconstruct)
     encoders = encoders_beside(beside, settings)
     try:
@@ -172,9 +172,9 @@ def test_mammo_makes_the_same_pixels_with_any_number_of_threads(seed: int, tmp_p
 
 def test_a_control_group_may_have_less_memory_than_its_machine(tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
-    machine = memory_at_hand(limit)
+    machine = available_memory(limit)
     limit.write_text("1000000000\n")
-    assert memory_at_hand(limit) == min(10**9, machine)
+    assert available_memory(limit) == min(10**9, machine)
     limit.write_text("max\n")
-    assert memory_at_hand(limit) == machine > 0
-    assert cores_at_hand() >= 1
+    assert available_memory(limit) == machine > 0
+    assert available_cores() >= 1

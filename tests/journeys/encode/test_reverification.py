@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, select, update
 
 from node.app import Node, plan_jobs
 from node.archive.encode.reverification import Reverification
-from node.archive.model_store import ModelShelf
+from node.archive.model_store import ModelStore
 from node.config import Settings
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -30,9 +30,9 @@ from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.formats.payload import decode_rendition, structure_uid
 from storage.index import Index
 from storage.index.connection import writing
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.job_runs import Cause, JobRows, RunState
-from storage.index.reverifications import Outcome, Reverifications, Terms
+from storage.index.reverifications import ReverificationOutcome, Reverifications, ReverificationTerms
 from storage.index.tables import instance, model_file, rendition, reverification
 from storage.records import InstanceState, NewRendition, OperatingPoint, StoredInstance, Verdict
 from tests.conftest import Archive, settings_for
@@ -41,7 +41,7 @@ from tests.support.samples import breast, mammogram, write
 from tests.unit.node.cli.test_cli import run as command
 
 SCALES = {"scales": [1]}
-OTHER = Terms("mammo", "d" * 64, "steps 1", True, "t" * 64)
+OTHER = ReverificationTerms("mammo", "d" * 64, "steps 1", True, "t" * 64)
 
 
 def settings(root: Path, receiver: Receiver, upscaler: str, **changes: Any) -> Settings:
@@ -147,7 +147,7 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
         assert back.rendition == held.rendition
         with node.index.engine.connect() as connection:
             assert connection.execute(select(func.count()).select_from(rendition)).scalar() == 2
-        promised = {one.digest for one in Upkeep(node.index.engine).promises("", "g")}
+        promised = {one.digest for one in Integrity(node.index.engine).promises("", "g")}
         assert objects <= promised, "nothing is left that no row knows"
 
 
@@ -214,12 +214,12 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         (held,) = send(Archive(node, receiver), tmp_path, ds)
         assert held.rendition is not None, held.reason
         assert held.rendition.weights_digest == digest
-        kinds = {one.kind for one in Upkeep(node.index.engine).promises("", "g")}
+        kinds = {one.kind for one in Integrity(node.index.engine).promises("", "g")}
         assert "model" in kinds
         with writing(node.index.engine) as connection:  # as an archive is from before models were kept
             connection.execute(delete(model_file))
         assert reverified(node)["tried"] == 0
-        assert ModelShelf(node.index, node.store).keeps("mammo", digest)
+        assert ModelStore(node.index, node.store).keeps("mammo", digest)
     shutil.rmtree(folder)
     config_file = tmp_path / "config.yaml"
     config_file.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json", by_alias=True)))
@@ -236,7 +236,7 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         assert moved(archive, ds, held.rendition.derived_uid) == pixels
         shutil.rmtree(root / "models")
         assert moved(archive, ds, held.rendition.derived_uid) == pixels
-        weights = ModelShelf(node.index, node.store).folder("mammo", digest)
+        weights = ModelStore(node.index, node.store).folder("mammo", digest)
         assert weights is not None
         (weights / "config.json").resolve().unlink()
         assert list(moved(archive, ds, held.rendition.derived_uid)) == [ds.SOPInstanceUID], "the original instead"
@@ -250,7 +250,7 @@ def test_a_model_that_changes_while_it_is_taken_in_is_not_kept(
     file.write_bytes(b"one")
     line = f"weights {hashlib.sha256(b'one').hexdigest()}\n"
     model = Installed("mammo", hashlib.sha256(line.encode()).hexdigest(), "", (("weights", file),))
-    shelf = ModelShelf(held.index, held.store)
+    shelf = ModelStore(held.index, held.store)
     file.write_bytes(b"two")
     shelf.keep(model)
     assert "changed while in use" in caplog.text
@@ -310,8 +310,8 @@ def test_a_dead_nodes_image_is_taken_over_and_its_late_answer_does_not_count(hel
     assert heir is not None
     assert (heir.key, heir.attempts) == (dead.key, 2)
     assert not rows.renew(dead, 60)
-    assert rows.adopt(dead, new_rendition("2.25.9001"))[0] is Outcome.MOVED
-    assert rows.adopt(heir, new_rendition("2.25.9002"))[0] is Outcome.PASSED
+    assert rows.adopt(dead, new_rendition("2.25.9001"))[0] is ReverificationOutcome.MOVED
+    assert rows.adopt(heir, new_rendition("2.25.9002"))[0] is ReverificationOutcome.PASSED
     now = held.index.by_key(heir.instance_key)
     assert now is not None
     assert now.rendition is not None
@@ -338,7 +338,7 @@ def test_an_image_that_changed_meanwhile_is_left_alone(held: Holdings, change: s
     values = {"state": InstanceState.RECEIVED} if change == "sent back" else {"rendition_key": 2}
     with writing(held.index.engine) as connection:
         connection.execute(update(instance).where(instance.c.key == 1).values(values))
-    assert rows.adopt(trial, new_rendition("2.25.9001"))[0] is Outcome.MOVED
+    assert rows.adopt(trial, new_rendition("2.25.9001"))[0] is ReverificationOutcome.MOVED
     assert held.index.rendition("2.25.9001") is None
     with held.index.engine.connect() as connection:
         row = connection.execute(select(reverification)).one()
@@ -350,7 +350,7 @@ def test_a_uid_that_stands_for_other_pixels_is_not_issued_again(held: Holdings) 
     trial = rows.claim(OTHER, "node", 60, after=0, most=3)
     assert trial is not None
     outcome, reason = rows.adopt(trial, new_rendition("2.25.2"))
-    assert outcome is Outcome.KEPT
+    assert outcome is ReverificationOutcome.KEPT
     assert "stands for another object" in reason
     now = held.index.by_key(1)
     assert now is not None
@@ -358,7 +358,7 @@ def test_a_uid_that_stands_for_other_pixels_is_not_issued_again(held: Holdings) 
 
 
 def test_without_a_gate_no_verified_image_is_touched(held: Holdings) -> None:
-    rows, ungated = Reverifications(held.index.engine), Terms("mammo", "d" * 64, "", False, "u" * 64)
+    rows, ungated = Reverifications(held.index.engine), ReverificationTerms("mammo", "d" * 64, "", False, "u" * 64)
     assert rows.count(OTHER, 3) == 20
     assert rows.count(ungated, 3) == 0
     with writing(held.index.engine) as connection:

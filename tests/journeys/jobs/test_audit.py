@@ -17,7 +17,7 @@ from pydicom import Dataset
 from sqlalchemy import update
 
 from node.app import Node, make_audit
-from node.archive.encode.fidelity_check import Outcome
+from node.archive.encode.fidelity_check import FidelityOutcome
 from node.codec.points import Point, Points, encode_points
 from node.codec.rendering import rendered
 from node.config import ReconstructSettings, Settings
@@ -151,7 +151,7 @@ def test_a_clean_archive_gives_no_alarm(archive: Archive, audited: Audited) -> N
     assert not report.alarm
     for ds in IMAGES:
         found = findings(node, report)[ds.SOPInstanceUID]
-        assert found["outcome"] == Outcome.SAME
+        assert found["outcome"] == FidelityOutcome.SAME
         assert found["now"] == pytest.approx(found["recorded"], rel=1e-6)
         assert found["now"]["psnr_db"] == pytest.approx(current(archive, ds).psnr_db, rel=1e-6)
     strata = report.summary["strata"]
@@ -179,7 +179,7 @@ def test_other_pixels_are_withdrawn_and_the_original_served(archive: Archive, au
     assert report.alarm
     assert report.verdict == "1 of 3 reconstructions failed: 1 withdrawn."
     found = findings(node, report)[SECOND.SOPInstanceUID]
-    assert (found["outcome"], found["action"]) == (Outcome.MISMATCH, "withdrawn")
+    assert (found["outcome"], found["action"]) == (FidelityOutcome.MISMATCH, "withdrawn")
     after = now(archive, SECOND)
     assert (after.state, after.rendition) == (InstanceState.WITHDRAWN, None)
     assert after.reason.startswith("audit: other pixels")
@@ -260,7 +260,7 @@ def test_other_numerics_that_are_worse_are_withdrawn(archive: Archive, audited: 
     before = current(archive, FIRST)
     forge(archive.node, before, numerics=elsewhere(archive.node, before), points=spots(FIRST))
     report = audited(archive.node)
-    assert findings(archive.node, report)[FIRST.SOPInstanceUID]["outcome"] == Outcome.WORSE
+    assert findings(archive.node, report)[FIRST.SOPInstanceUID]["outcome"] == FidelityOutcome.WORSE
     assert now(archive, FIRST).state is InstanceState.WITHDRAWN
 
 
@@ -286,7 +286,7 @@ def test_damage_is_left_to_the_scrub(archive: Archive, audited: Audited) -> None
         path.write_bytes(data)
     report = audited(node)
     told = findings(node, report)
-    assert [told[ds.SOPInstanceUID]["outcome"] for ds in (FIRST, SECOND)] == [Outcome.DAMAGED] * 2
+    assert [told[ds.SOPInstanceUID]["outcome"] for ds in (FIRST, SECOND)] == [FidelityOutcome.DAMAGED] * 2
     assert (report.alarm, report.summary["withdrawn"]) == (True, 0)
     assert now(archive, FIRST).state is InstanceState.VERIFIED
 
@@ -348,7 +348,7 @@ def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audit
     with Node(node_settings(tmp_path, receiver, reconstruct=reconstruct)) as node:
         archive = Archive(node, receiver)
         report = audited(node, node.pool)
-        assert findings(node, report)[FIRST.SOPInstanceUID]["outcome"] == Outcome.UNMADE
+        assert findings(node, report)[FIRST.SOPInstanceUID]["outcome"] == FidelityOutcome.UNMADE
         assert now(archive, FIRST).state is InstanceState.WITHDRAWN
         assert list(moved(archive, FIRST)) == [FIRST.SOPInstanceUID]
 

@@ -16,9 +16,9 @@ import pytest
 
 from node.jobs import scrub_job
 from node.jobs.scrub_job import END, Extent, Scrub, ScrubPlan
-from node.jobs.scrub_repair import Mending
+from node.jobs.scrub_repair import ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
-from storage.index.integrity import HOT, Upkeep
+from storage.index.integrity import HOT, Integrity
 from storage.index.job_runs import JobRows
 from storage.objects.inspection import DAMAGED, ORPHANS, set_aside
 from storage.objects.orphans import move_orphan
@@ -45,9 +45,9 @@ class Watched:
 
 
 def scrub_of(held: Holdings, plan: ScrubPlan = FULL) -> Scrub:
-    rows, upkeep = JobRows(held.index.engine), Upkeep(held.index.engine)
+    rows, upkeep = JobRows(held.index.engine), Integrity(held.index.engine)
     rows.ensure(["scrub"])
-    return Scrub(rows, upkeep, {HOT: held.store}, Mending(held.index, upkeep, {HOT: held.store}), plan)
+    return Scrub(rows, upkeep, {HOT: held.store}, ScrubRepair(held.index, upkeep, {HOT: held.store}), plan)
 
 
 def scrubbed(held: Holdings, plan: ScrubPlan = FULL) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def test_everything_of_an_image_back_at_once(held: Holdings) -> None:
 
 
 def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holdings) -> None:
-    upkeep = Upkeep(held.index.engine)
+    upkeep = Integrity(held.index.engine)
     upkeep.send_back(1, ReasonCode.OTHER, "test")
     claim = held.index.claim("worker", 60)
     assert claim is not None
@@ -258,11 +258,11 @@ def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holding
 def test_what_is_no_longer_promised_is_no_damage(held: Holdings) -> None:
     held.store.path(held.bases[0]).unlink()
     scrubbed(held)
-    Upkeep(held.index.engine).withdraw("2.25.1", "a test")
+    Integrity(held.index.engine).withdraw("2.25.1", "a test")
     report = scrubbed(held)
     assert (report["clean"], report["orphans"]) == (True, 1), "its rendition is not needed any more"
     assert held.index.by_uid("2.25.1") is not None
-    assert not Upkeep(held.index.engine).open_damage()
+    assert not Integrity(held.index.engine).open_damage()
 
 
 def test_orphans(held: Holdings) -> None:
@@ -381,7 +381,7 @@ def test_an_empty_store_is_not_a_thousand_lost_images(held: Holdings) -> None:
     with pytest.raises(ObjectMissing, match="mounted"):
         scrubbed(held)
     assert held.of(1).state is InstanceState.VERIFIED
-    assert not Upkeep(held.index.engine).open_damage()
+    assert not Integrity(held.index.engine).open_damage()
 
 
 # --- shares and samples ---

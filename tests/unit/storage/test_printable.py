@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from node.cli.console import Console
 from node.cli.logs import AtMost, JsonLines, TextLines
 from node.cli.main import app
-from node.reports.page import Paragraph, Section, Table, page
+from node.reports.page import PageSection, Paragraph, Table, page
 from storage.printable import plain
 from tests.conftest import Archive, wait_for
 from tests.journeys.archive.test_damage import stored
@@ -144,7 +144,7 @@ def test_reports_escape_what_peers_sent() -> None:
         hostile,
         hostile,
         Paragraph(hostile),
-        [Section(hostile, [Paragraph(hostile), Table([hostile], [[hostile]])])],
+        [PageSection(hostile, [Paragraph(hostile), Table([hostile], [[hostile]])])],
         hostile,
     )
     assert "<script>alert" not in html

@@ -15,7 +15,7 @@ from pydicom import Dataset
 from typer.testing import CliRunner, Result
 
 from node.app import Node
-from node.archive.instance_report import life_of
+from node.archive.instance_report import report_on
 from node.cli.main import app
 from node.config import load
 from node.dimse.client import Receiver
@@ -130,14 +130,14 @@ def test_any_uid_ever_issued_leads_to_it(shown: Shown) -> None:
     former = current(shown.former).derived_uid
     index, store = shown.archive.node.index, shown.archive.node.store
     stores = {Tier.HOT: store}
-    by_former, by_own = life_of(index, stores, former), life_of(index, stores, str(shown.ds.SOPInstanceUID))
+    by_former, by_own = report_on(index, stores, former), report_on(index, stores, str(shown.ds.SOPInstanceUID))
     assert by_former.sop_instance_uid == by_own.sop_instance_uid
     assert by_former.rendition is not None
     assert by_own.rendition is not None
     assert (by_former.rendition.derived_uid, by_former.rendition.current) == (former, False)
     assert by_own.rendition.derived_uid == current(shown.held).derived_uid
     with pytest.raises(UnknownUid, match=r"1\.2\.3"):
-        life_of(index, stores, "1.2.3")
+        report_on(index, stores, "1.2.3")
     done = command("instance", "show", "1.2.3", "-c", str(shown.config))
     assert done.returncode == 2
     assert "no image is known by '1.2.3'" in " ".join(done.stderr.split())
@@ -195,7 +195,7 @@ def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
     files = [store.path(digest) for digest in (shown.held.original_digest, made.rendition_digest)]
     aside = [file.rename(tmp_path / file.name) for file in files]
     try:
-        life = life_of(index, stores, uid)
+        life = report_on(index, stores, uid)
         assert life.original.condition == "lost"
         assert life.rendition is not None
         assert made.rendition_digest in life.rendition.unreadable
@@ -210,4 +210,4 @@ def test_without_its_objects(shown: Shown, tmp_path: Path) -> None:
         for place, file in zip(aside, files, strict=True):
             if place.exists():
                 place.rename(file)
-    assert life_of(index, stores, uid).state == InstanceState.VERIFIED
+    assert report_on(index, stores, uid).state == InstanceState.VERIFIED

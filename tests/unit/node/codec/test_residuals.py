@@ -1,4 +1,4 @@
-"""Repairs (node/codec/residuals.py): cells whose residual is coded."""
+"""CodedResiduals (node/codec/residuals.py): cells whose residual is coded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from node.codec.residuals import CELL, Repairs, cell_pixels, decode_repairs, encode_repairs
+from node.codec.residuals import CELL, CodedResiduals, cell_pixels, decode_residuals, encode_residuals
 from storage.errors import PayloadError
 
 Float = NDArray[np.float32]
@@ -25,16 +25,16 @@ def some(rows: int, columns: int, share: float, seed: int = 0) -> NDArray[np.boo
     return cells
 
 
-def restored(repairs: Repairs) -> Float:
-    return decode_repairs(encode_repairs(repairs)).field()
+def restored(repairs: CodedResiduals) -> Float:
+    return decode_residuals(encode_residuals(repairs)).field()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.3, 5.0, 700.0]))
 def test_bytes_and_back(rows: int, columns: int, share: float, unit: float) -> None:
     cells = some(rows, columns, share)
-    made = Repairs.of(residual(rows, columns, unit), cells, unit)
-    back = decode_repairs(encode_repairs(made))
+    made = CodedResiduals.of(residual(rows, columns, unit), cells, unit)
+    back = decode_residuals(encode_residuals(made))
     assert (back.rows, back.columns, back.coded) == (rows, columns, made.coded)
     assert back.unit == np.float32(unit)
     assert np.array_equal(back.cells, cells)
@@ -50,7 +50,7 @@ def test_noise_is_coded_to_within_its_own_size(unit: float) -> None:
     noise = gaussian_filter(residual(389, 512, 1.0), 0.7)
     wanted, cells = noise * np.float32(unit / noise.std()), some(389, 512, 0.5)
     inside = cell_pixels(cells, 389, 512)
-    left = (restored(Repairs.of(wanted, cells, unit)) - wanted)[inside] / unit
+    left = (restored(CodedResiduals.of(wanted, cells, unit)) - wanted)[inside] / unit
     assert np.sqrt(np.mean(np.square(left))) < 0.6
     assert np.abs(left).max() < 5
 
@@ -63,7 +63,7 @@ def test_great_errors_fit(size: float) -> None:
     wanted[160:224, 32:96] += 3 * size
     cells = np.zeros((16, 16), dtype=bool)
     cells[3:9, 3:11] = cells[9:15, 1:7] = True
-    off = np.abs(restored(Repairs.of(wanted, cells, 3.0)) - wanted) / (3 * size)
+    off = np.abs(restored(CodedResiduals.of(wanted, cells, 3.0)) - wanted) / (3 * size)
     great = np.abs(wanted) > 2 * size
     assert np.percentile(off[great], 99) < 0.1
     assert off[great].max() < 0.6
@@ -74,7 +74,7 @@ def test_cells_at_the_border_reach_only_to_it() -> None:
     wanted = residual(35, 50, 10.0)
     cells = np.zeros((3, 4), dtype=bool)
     cells[2, 3] = True
-    field = restored(Repairs.of(wanted, cells, 10.0))
+    field = restored(CodedResiduals.of(wanted, cells, 10.0))
     assert not field[:32].any()
     assert not field[:, :48].any()
     assert np.corrcoef(field[32:, 48:].ravel(), wanted[32:, 48:].ravel())[0, 1] > 0.6, "and there they are right"
@@ -82,13 +82,13 @@ def test_cells_at_the_border_reach_only_to_it() -> None:
 
 # --- damage ---------------------------------------------------------------------------------------------------
 
-WHOLE = encode_repairs(Repairs.of(residual(100, 90, 4.0), some(100, 90, 0.4), 4.0))
+WHOLE = encode_residuals(CodedResiduals.of(residual(100, 90, 4.0), some(100, 90, 0.4), 4.0))
 
 
 @pytest.mark.parametrize("end", range(0, len(WHOLE), 97))
 def test_every_truncation_is_an_error(end: int) -> None:
     with pytest.raises(PayloadError):
-        decode_repairs(WHOLE[:end]).field()
+        decode_residuals(WHOLE[:end]).field()
 
 
 @settings(max_examples=150, deadline=None)
@@ -97,7 +97,7 @@ def test_damage_is_an_error_or_a_field(at: int, piece: bytes) -> None:
     damaged = bytearray(WHOLE)
     damaged[at : at + len(piece)] = piece
     try:
-        found = decode_repairs(bytes(damaged))
+        found = decode_residuals(bytes(damaged))
         field = found.field()
     except PayloadError:
         return
@@ -107,24 +107,24 @@ def test_damage_is_an_error_or_a_field(at: int, piece: bytes) -> None:
 @given(st.binary(max_size=60))
 def test_hostile_bytes(data: bytes) -> None:
     with pytest.raises(PayloadError):
-        decode_repairs(data)
+        decode_residuals(data)
 
 
 def test_no_cell_at_all_is_an_error() -> None:
-    made = Repairs.of(residual(64, 64, 1.0), np.eye(4, dtype=bool), 1.0)
-    none = Repairs(64, 64, 1.0, np.zeros((4, 4), dtype=bool), made.coded)
+    made = CodedResiduals.of(residual(64, 64, 1.0), np.eye(4, dtype=bool), 1.0)
+    none = CodedResiduals(64, 64, 1.0, np.zeros((4, 4), dtype=bool), made.coded)
     with pytest.raises(PayloadError, match="no cell is marked"):
-        decode_repairs(encode_repairs(none))
+        decode_residuals(encode_residuals(none))
 
 
 @pytest.mark.parametrize("unit", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_unit_that_is_none_is_an_error(unit: float) -> None:
-    made = Repairs(64, 64, unit, np.eye(4, dtype=bool), b"")
+    made = CodedResiduals(64, 64, unit, np.eye(4, dtype=bool), b"")
     with pytest.raises(PayloadError, match="unit"):
-        decode_repairs(encode_repairs(made))
+        decode_residuals(encode_residuals(made))
 
 
 def test_a_codestream_of_other_cells_is_an_error() -> None:
-    few, many = (Repairs.of(residual(300, 300, 1.0), some(300, 300, share), 1.0) for share in (0.01, 0.9))
+    few, many = (CodedResiduals.of(residual(300, 300, 1.0), some(300, 300, share), 1.0) for share in (0.01, 0.9))
     with pytest.raises(PayloadError, match="codestream holds"):
-        Repairs(300, 300, 1.0, many.cells, few.coded).field()
+        CodedResiduals(300, 300, 1.0, many.cells, few.coded).field()

@@ -19,7 +19,7 @@ from node.app import Node
 from node.cli.logs import TextLines
 from node.config import Settings
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.pynetdicom_patches.negotiation import gone_over, plain_titles
+from node.dimse.pynetdicom_patches.negotiation import checked_request, plain_titles
 from node.dimse.pynetdicom_patches.upper_layer import Caller, UpperLayer
 from tests.conftest import settings_for, wait_for
 from tests.support.upper_layer import (
@@ -273,7 +273,7 @@ def test_answers_to_our_own_requests(
 
 def test_a_sound_request_is_left_as_it_is() -> None:
     asked = associate(context(1, VERIFICATION, IMPLICIT, b"1.2.840.10008.1.2.1"))
-    assert gone_over(asked) == (asked, None)
+    assert checked_request(asked) == (asked, None)
     assert struct.unpack(">xxI", asked[:6])[0] == len(asked) - 6
 
 

@@ -11,20 +11,20 @@ import pytest
 
 from node.config import DriftSettings
 from node.jobs.audit_sampling import cell_of, draw
-from node.jobs.drift import ControlChart, Point, control_chart
-from storage.index.audit_outcomes import Candidate
+from node.jobs.drift import ChartPoint, ControlChart, control_chart
+from storage.index.audit_outcomes import AuditCandidate
 
 NOW = datetime(2026, 3, 1)
 SETTINGS = DriftSettings()
 
 
-def runs(lots: random.Random, count: int, mean: float, images: int = 50) -> list[Point]:
+def runs(lots: random.Random, count: int, mean: float, images: int = 50) -> list[ChartPoint]:
     """Runs that each draw so many images from a population with a standard deviation of 0.01."""
     drawn = ([lots.gauss(mean, 0.01) for _ in range(images)] for _ in range(count))
-    return [Point(number, images, fmean(values), stdev(values)) for number, values in enumerate(drawn)]
+    return [ChartPoint(number, images, fmean(values), stdev(values)) for number, values in enumerate(drawn)]
 
 
-def alarms(points: list[Point], charts: int = 1) -> list[int]:
+def alarms(points: list[ChartPoint], charts: int = 1) -> list[int]:
     """After which runs the chart gives alarm."""
     return [end for end in range(1, len(points) + 1) if control_chart(points[:end], SETTINGS, 0.01, charts).alarm]
 
@@ -66,23 +66,23 @@ def test_many_charts_need_more_evidence() -> None:
 def test_nothing_is_said_before_there_is_a_baseline() -> None:
     few = runs(random.Random(11), 4, 0.95)
     assert control_chart(few, SETTINGS, 0.01) == ControlChart(tuple(few))
-    single = [Point(number, 1, 0.95, 0.0) for number in range(9)]
+    single = [ChartPoint(number, 1, 0.95, 0.0) for number in range(9)]
     assert control_chart(single, SETTINGS, 0.01).calibrated == 0
-    same = [Point(number, 20, 0.95, 0.0) for number in range(9)]
+    same = [ChartPoint(number, 20, 0.95, 0.0) for number in range(9)]
     assert control_chart(same, SETTINGS, 0.01).alarm == ""
 
 
 # --- samples ----------------------------------------------------------------------------------------------------
 
 
-def candidates() -> list[Candidate]:
+def candidates() -> list[AuditCandidate]:
     """1,000 images: 900 of one device, 90 of another, 10 of a third that only one site has, and 3 flagged ones."""
     devices = ["A"] * 900 + ["B"] * 90 + ["C"] * 10
     made = [
-        Candidate(key, device, "West" if device == "C" else "East", "x2", NOW - timedelta(days=key % 500), False)
+        AuditCandidate(key, device, "West" if device == "C" else "East", "x2", NOW - timedelta(days=key % 500), False)
         for key, device in enumerate(devices)
     ]
-    return made + [Candidate(2000 + number, "A", "East", "x2", NOW, True) for number in range(3)]
+    return made + [AuditCandidate(2000 + number, "A", "East", "x2", NOW, True) for number in range(3)]
 
 
 def test_a_sample_is_in_proportion_and_leaves_no_cell_out() -> None:

@@ -23,14 +23,14 @@ from node.reports.page import (
     KeyFigure,
     KeyFigures,
     Mark,
+    PagePicture,
+    PageSection,
     Paragraph,
-    Picture,
     Pictures,
-    Section,
     Table,
     page,
 )
-from node.reports.runs import Outcome, Reports
+from node.reports.runs import Reports, RunOutcome
 from storage.errors import StoreFull, UnknownReport
 from storage.index import Index
 from storage.index.report_rows import ReportRows
@@ -53,13 +53,15 @@ def whole_page(text: str = "Unit 1") -> str:
     grey = np.arange(64 * 48, dtype=np.uint8).reshape(48, 64)
     colour = np.dstack([grey, grey, grey])
     sections = [
-        Section("Figures of " + text, [KeyFigures([KeyFigure("Images " + text, "12", text, "good")]), Paragraph(text)]),
-        Section(
+        PageSection(
+            "Figures of " + text, [KeyFigures([KeyFigure("Images " + text, "12", text, "good")]), Paragraph(text)]
+        ),
+        PageSection(
             text,
             [
                 Table(["stratum", "FSIM"], [[text, "0.95"], [Mark(text, "bad"), "0.91"]], text, "lr"),
                 Chart(draw(paint, text), text),
-                Pictures([Picture(grey, text), Picture(colour, text)], text),
+                Pictures([PagePicture(grey, text), PagePicture(colour, text)], text),
             ],
         ),
     ]
@@ -151,7 +153,7 @@ def reports(tmp_path: Path, index: Index) -> Reports:
 BEGAN = datetime(2026, 3, 1, 2, 30, tzinfo=UTC)
 
 
-def outcome(kind: str = "audit", minutes: int = 1, **changes: Any) -> Outcome:
+def outcome(kind: str = "audit", minutes: int = 1, **changes: Any) -> RunOutcome:
     values: dict[str, Any] = {
         "kind": kind,
         "started": BEGAN,
@@ -162,7 +164,7 @@ def outcome(kind: str = "audit", minutes: int = 1, **changes: Any) -> Outcome:
         "details": {"images": [{"sop_instance_uid": "1.2.3", "psnr_db": np.float64(41.5)}]},
         "page": whole_page(),
     }
-    return Outcome(**{**values, **changes})
+    return RunOutcome(**{**values, **changes})
 
 
 def test_a_run_leaves_a_row_and_two_files(reports: Reports) -> None:

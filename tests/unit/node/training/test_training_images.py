@@ -21,7 +21,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from node.fidelity.breast_regions import breast_mask
 from node.training import training_patches
 from node.training.image_files import NoPictures, Picture, picture_files, read_picture, read_pictures
-from node.training.training_patches import Plate, coded, crops, degrade, make_plate
+from node.training.training_patches import TrainingPatch, coded, crops, degrade, make_patch
 from node.upscalers.network import LATENT, SEEN, STRIDE, UNSHUFFLE, to_pixels
 from storage.errors import LatentPacsError
 from tests.support.samples import breast, mammogram, write
@@ -283,25 +283,27 @@ def tissue(seed: int = 0) -> Float:
     return breast(640, 512, seed=seed)[192:448, :256].astype(np.float32)
 
 
-def plate_of(pixels: Float, scale: int = 2, distance: float = 0.6, *, inside: NDArray[np.bool_] | None = None) -> Plate:
+def plate_of(
+    pixels: Float, scale: int = 2, distance: float = 0.6, *, inside: NDArray[np.bool_] | None = None
+) -> TrainingPatch:
     where = np.ones(pixels.shape, dtype=bool) if inside is None else inside
     return degrade(pixels, where, scale, distance, np.random.default_rng(1))
 
 
-def parts(plate: Plate) -> tuple[torch.Tensor, ...]:
+def parts(plate: TrainingPatch) -> tuple[torch.Tensor, ...]:
     return plate.seen, plate.wanted, plate.share, plate.point, plate.noise
 
 
-def same(one: Plate, other: Plate) -> bool:
+def same(one: TrainingPatch, other: TrainingPatch) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(parts(one), parts(other), strict=True))
 
 
 def test_a_plate_is_a_function_of_pictures_seed_and_number() -> None:
     pictures = [picture(seed=1), picture(seed=2)]
     whose = [(7, 3), (7, 4), (8, 3)]
-    made = [make_plate(pictures, seed, number) for seed, number in whose]
+    made = [make_patch(pictures, seed, number) for seed, number in whose]
     torch.manual_seed(5)
-    again = [make_plate([picture(seed=1), picture(seed=2)], seed, number) for seed, number in reversed(whose)]
+    again = [make_patch([picture(seed=1), picture(seed=2)], seed, number) for seed, number in reversed(whose)]
     assert all(same(one, other) for one, other in zip(made, reversed(again), strict=True))
     assert not any(same(one, other) for one, other in itertools.combinations(made, 2))
 
@@ -309,7 +311,7 @@ def test_a_plate_is_a_function_of_pictures_seed_and_number() -> None:
 @pytest.mark.parametrize(("rows", "columns", "sides"), [(330, 270, {64, 80}), (1100, 800, {192, 256})])
 def test_the_shape_of_a_plate(rows: int, columns: int, sides: set[int]) -> None:
     """Multiples of 16 pixels, at most 1024 x 768, in either orientation."""
-    plate = make_plate([picture(rows, columns)], 1, 1)
+    plate = make_patch([picture(rows, columns)], 1, 1)
     height, width = plate.share.shape
     assert {height, width} == sides
     assert plate.seen.shape == (SEEN, height, width)
@@ -347,9 +349,11 @@ def test_a_coarser_base_is_smaller_and_further_off() -> None:
 
 def test_every_scale_distance_and_orientation_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[tuple[Float, int, float]] = []
-    empty = Plate(*[torch.zeros(1)] * 5)
+    empty = TrainingPatch(*[torch.zeros(1)] * 5)
 
-    def note(pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, _: np.random.Generator) -> Plate:
+    def note(
+        pixels: Float, inside: NDArray[np.bool_], scale: int, distance: float, _: np.random.Generator
+    ) -> TrainingPatch:
         assert inside.shape == pixels.shape
         assert inside.any()
         met.append((pixels, scale, distance))
@@ -358,7 +362,7 @@ def test_every_scale_distance_and_orientation_occurs(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(training_patches, "degrade", note)
     pictures = [picture(), picture(bits=8), picture(bits=14)]
     for number in range(120):
-        make_plate(pictures, 1, number)
+        make_patch(pictures, 1, number)
     scales = [scale for _, scale, _ in met]
     assert set(scales) == {1, 2, 4}
     assert scales.count(2) > scales.count(1) + scales.count(4)

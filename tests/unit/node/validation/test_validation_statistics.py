@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from node.validation.statistics import (
+    Equivalence,
     TooFewCases,
-    Verdict,
     areas,
     auc,
     bootstrap,
@@ -84,22 +84,22 @@ def test_a_patient_with_both_classes_by_hand() -> None:
 @pytest.mark.parametrize(
     ("difference", "se", "verdict"),
     [
-        (0.0, 0.0121, Verdict.EQUIVALENT),  # 1.645 x 0.0121 = 0.0199
-        (0.0, 0.0122, Verdict.INCONCLUSIVE),  # 1.645 x 0.0122 = 0.0201
-        (-0.01, 0.0060, Verdict.EQUIVALENT),
-        (0.01, 0.0062, Verdict.INCONCLUSIVE),
-        (-0.015, 0.001, Verdict.EQUIVALENT),  # surely a difference, and surely one that does not matter
-        (-0.10, 0.0500, Verdict.DIFFERENT),  # z = 2
-        (-0.10, 0.0520, Verdict.INCONCLUSIVE),
-        (0.02, 1e-9, Verdict.DIFFERENT),  # on the margin is not within it
+        (0.0, 0.0121, Equivalence.EQUIVALENT),  # 1.645 x 0.0121 = 0.0199
+        (0.0, 0.0122, Equivalence.INCONCLUSIVE),  # 1.645 x 0.0122 = 0.0201
+        (-0.01, 0.0060, Equivalence.EQUIVALENT),
+        (0.01, 0.0062, Equivalence.INCONCLUSIVE),
+        (-0.015, 0.001, Equivalence.EQUIVALENT),  # surely a difference, and surely one that does not matter
+        (-0.10, 0.0500, Equivalence.DIFFERENT),  # z = 2
+        (-0.10, 0.0520, Equivalence.INCONCLUSIVE),
+        (0.02, 1e-9, Equivalence.DIFFERENT),  # on the margin is not within it
     ],
 )
-def test_the_limits_of_two_one_sided_tests(difference: float, se: float, verdict: Verdict) -> None:
+def test_the_limits_of_two_one_sided_tests(difference: float, se: float, verdict: Equivalence) -> None:
     found = judge(difference, se, 0.02, 50)
     assert found.verdict is verdict
-    assert (found.positives_needed is None) == (verdict is not Verdict.INCONCLUSIVE)
+    assert (found.positives_needed is None) == (verdict is not Equivalence.INCONCLUSIVE)
     inside = max(abs(found.low), abs(found.high)) < 0.02
-    assert inside == (verdict is Verdict.EQUIVALENT) == (found.p_equivalent < 0.05)
+    assert inside == (verdict is Equivalence.EQUIVALENT) == (found.p_equivalent < 0.05)
 
 
 def test_the_positives_that_would_settle_it() -> None:
@@ -108,12 +108,12 @@ def test_the_positives_that_would_settle_it() -> None:
     # beyond the margin a difference is to be shown: ((1.96 + 0.8416) 0.1 / 0.1)^2 = 7.85
     assert judge(-0.1, 0.1, 0.02, 100).positives_needed == 785
     settled = judge(0.0, 0.02 / math.sqrt(8.57), 0.02, 857)
-    assert settled.verdict is Verdict.EQUIVALENT
+    assert settled.verdict is Equivalence.EQUIVALENT
 
 
 def test_perfect_rankings_of_a_few_cases_prove_little() -> None:
     """DeLong's error is zero there; ours is not, and 20 cases a class do not settle a margin of 0.02, 60 do."""
-    for cases, verdict in ((20, Verdict.INCONCLUSIVE), (60, Verdict.EQUIVALENT)):
+    for cases, verdict in ((20, Equivalence.INCONCLUSIVE), (60, Equivalence.EQUIVALENT)):
         truth = np.arange(2 * cases) >= cases
         scores = np.stack([truth * 1.0, truth * 2.0])
         found = compare(scores, truth, [str(n) for n in range(2 * cases)], margin=0.02)

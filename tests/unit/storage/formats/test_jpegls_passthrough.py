@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from node.app import Node
-from node.archive.originals.original_access import Originals
+from node.archive.originals.original_access import OriginalAccess
 from node.archive.serve.retrieve import Retrieve
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -260,7 +260,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
 def test_a_move_passes_packed_pixels_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ds, port = mammogram(picture(200, 180)), free_port()
     with holding(tmp_path, port, ds) as node, storescp(tmp_path / "got", port, "+xt") as destination:
-        refusing(monkeypatch, Originals, "lend")
+        refusing(monkeypatch, OriginalAccess, "lend")
         refusing(monkeypatch, Retrieve, "as_syntax")
         assert moved(node, ds) == 0
         transcode(tmp_path / "0.dcm", tmp_path / "encoded", JPEGLSLossless)
@@ -283,7 +283,7 @@ def test_a_get_passes_packed_pixels_through(
         assert status == 0
         assert receiver.received[ds.SOPInstanceUID].read_bytes()[-72000:] == ds.PixelData
         receiver.received.clear()
-        refusing(monkeypatch, Originals, "lend")
+        refusing(monkeypatch, OriginalAccess, "lend")
         ran = getscu(
             address(node),
             tmp_path / "got",
@@ -305,8 +305,8 @@ def test_a_receiver_that_takes_no_jpeg_ls_gets_what_was_received(
     """Byte for byte. Once it has answered, nothing is passed in vain."""
     study, port, tries = generate_uid(), free_port(), []
     images = [mammogram(picture(60, 50, seed=seed), StudyInstanceUID=study) for seed in range(7)]
-    original = Originals.pass_through
-    monkeypatch.setattr(Originals, "pass_through", lambda *of: tries.append(of[1]) or original(*of))
+    original = OriginalAccess.pass_through
+    monkeypatch.setattr(OriginalAccess, "pass_through", lambda *of: tries.append(of[1]) or original(*of))
     with (
         holding(tmp_path, port, *images, syntax=ImplicitVRLittleEndian) as node,
         storescp(tmp_path / "got", port, "+xi") as destination,

@@ -22,7 +22,7 @@ from storage.errors import StoreFull
 from storage.index import Index, connect, holdings, migrate
 from storage.index.connection import writing
 from storage.index.holdings import Added
-from storage.index.integrity import Upkeep
+from storage.index.integrity import Integrity
 from storage.index.tables import instance, metadata, patient, rendition, series, study
 from storage.records import (
     Claim,
@@ -526,7 +526,7 @@ def test_a_rendition_is_committed_with_the_state_it_means(index: Index) -> None:
         row = connection.execute(select(rendition.c.tried, rendition.c.gated)).one()
     assert row.gated == 1
     assert [(each["point"], each["failures"]) for each in row.tried] == [("x4 jpegxl d0.3", ["too coarse"])]
-    verdict, (trial,) = Upkeep(index.engine).measured("2.25.1")
+    verdict, (trial,) = Integrity(index.engine).measured("2.25.1")
     assert verdict == VERDICT
     assert trial == Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5)
 

@@ -132,7 +132,7 @@ def answers(made: Made) -> dict[str, Any]:
             "classes": index.classes.all(),
             "quarantine": index.quarantine.all(),
             "tombstone": index.tombstones.standing(made.uids["deleted"]),
-            "broken": node.archive.audit_trail.broken(),
+            "broken": node.archive.trail.broken(),
         }
 
 
@@ -383,7 +383,7 @@ def test_an_older_copy_is_brought_up_to_the_journal(made: Made, tmp_path: Path) 
     shutil.copy(copy, made.file)
     with Node(made.quiet) as node:
         assert node.index.by_uid(made.uids["held"]) is None
-        assert node.archive.audit_trail.broken() == ""
+        assert node.archive.trail.broken() == ""
     found = tables_of(made.file)
     assert {name for name in after if found[name] != after[name]} == set()
 
@@ -600,7 +600,7 @@ def test_a_damaged_end_of_a_journal_does_not_stop_the_start(
     before = tables_of(made.file)
     with Node(made.settings) as node:
         if not (kind == "trail" and harm == "flipped"):  # that one is a record, and the chain tells that it was changed
-            assert node.archive.audit_trail.broken() == ""
+            assert node.archive.trail.broken() == ""
         receive(node, mammogram(breast(110, 100)), made.root.parent / "new.dcm")
     if not (kind == "trail" and harm in ("torn", "flipped")):
         assert "damaged bytes at the end" in caplog.text
