@@ -45,8 +45,8 @@ _MEANING = {
     FidelityOutcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
     FidelityOutcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says "
     "nothing, and figures measured anew are within tolerance. Such pixels never leave under the verified UID",
-    FidelityOutcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or the record "
-    "is wrong",
+    FidelityOutcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or "
+    "the record is wrong",
     FidelityOutcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",
     FidelityOutcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
     FidelityOutcome.UNMADE: "the model or the payload cannot be used",
