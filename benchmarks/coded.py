@@ -27,14 +27,13 @@ from node.codec.decode import Decoded
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source
-from node.codec.patches import patched_pixels
 from node.config import Settings, parse
-from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference
 from node.fidelity.windows import display_window
 from node.training.image_files import Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler
+from storage.formats.geometry import TILE, cell_pixels
 from storage.formats.payload import encode_rendition
 from storage.records import Thresholds
 from tests.support.samples import mammogram, write
@@ -254,7 +253,7 @@ def _structure(made: Encoded, reference: Reference) -> Float:
     """The structure with padding and patches in it, which are exact whatever it is below them."""
     exact = ~reference.counted
     if made.side.patches is not None:
-        exact |= patched_pixels(made.side.patches.cells, *exact.shape)
+        exact |= cell_pixels(made.side.patches.cells, *exact.shape)
     return np.where(exact, made.plain, made.structure) if exact.any() else made.structure
 
 

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.breast_regions import breast_mask, breast_tiles
-from node.fidelity.fsim import TILE, features, similarity
+from node.fidelity.fsim import features, similarity
 from node.fidelity.gate import EXACT_PSNR_DB, Reference
 from node.validation.terms import MEASURES, Arm, Fidelity, Files, Measured
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
+from storage.formats.geometry import TILE
 from storage.formats.payload import Base, decode_base
 
 if TYPE_CHECKING:
