@@ -6,7 +6,6 @@ on; without it, a root that holds anything is refused.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +17,9 @@ from storage.index import Index
 from storage.index.index_trust import damage_of
 from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import INDEX, Entry, Manifest
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.inspection import holds_any
-from storage.objects.store import ObjectStore, fsync_folder, full_disk_is_store_full, has_digest
+from storage.objects.store import ObjectStore, has_digest
 
 MARK = "restoring"
 """File below the storage root while a restore is not complete."""
@@ -97,7 +97,7 @@ def restore(
         rebuild(file, root, take_in_objects=take_in_objects)
         made.rebuilt = True
     (root / MARK).unlink()
-    fsync_folder(root)
+    fsync_folders(root)
     return made
 
 
@@ -120,6 +120,6 @@ def _give_file(state: ObjectStore, entry: Entry, target: Path) -> None:
         if not has_digest(copied, entry.digest):
             raise ObjectDamaged(f"{entry.name} does not have the digest that the manifest names")
         with copied.open("rb") as opened:
-            os.fsync(opened.fileno())
+            fsync_file(opened)
         copied.replace(target)
-    fsync_folder(target.parent)
+    fsync_folders(target.parent)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import BackupRefused, NewerFormat
-from storage.objects.store import fsync_folder, full_disk_is_store_full
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 
 FORMAT = 1
 """Version of a backup's layout and manifest; a higher one is refused."""
@@ -62,10 +61,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     with full_disk_is_store_full(), making.open("wb") as out:
         out.write(body)
         out.write(json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
+        fsync_file(out)
     making.replace(folder / NAME)
-    fsync_folder(folder)
+    fsync_folders(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from storage.errors import ObjectMissing
+from storage.objects.durability import fsync_folders
 from storage.objects.store import ObjectStore
 
 DAMAGED = "damaged"
@@ -172,13 +173,3 @@ def _digest_of(store: ObjectStore, entry: Path) -> str:
         return entry.name if store.path(entry.name) == entry else ""
     except ObjectMissing:
         return ""
-
-
-def fsync_folders(*folders: Path) -> None:
-    """Bring what was renamed in these folders to disk."""
-    for folder in folders:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -11,7 +11,8 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
-from storage.objects.inspection import ORPHANS, fsync_folders, put_back
+from storage.objects.durability import fsync_folders
+from storage.objects.inspection import ORPHANS, put_back
 from storage.objects.store import ObjectStore
 
 

@@ -20,11 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
+from storage.objects.durability import fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import close_to_others
 
 _HOST = socket.gethostname().replace("+", "-")
 _KEEPING = "-keeping"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ObjectStore:
@@ -113,13 +113,13 @@ class ObjectStore:
             if self.has(digest) and has_digest(final, digest) and _renew(final):
                 # whoever put it there may not have come to that yet, and this caller promises it too
                 self._make_folder(final.parent)
-                fsync_folder(final.parent)
+                fsync_folders(final.parent)
                 file.unlink()
                 return digest
             os.fsync(opened.fileno())
             self._make_folder(final.parent)
             file.replace(final)
-            fsync_folder(final.parent)
+            fsync_folders(final.parent)
         return digest
 
     def put(self, data: bytes) -> str:
@@ -199,7 +199,7 @@ class ObjectStore:
             raise ConfigError(f"{folder} is a symbolic link, and none is followed inside an archive; remove it")
         if folder.name not in self._durable or not folder.is_dir():
             folder.mkdir(exist_ok=True)
-            fsync_folder(self._objects)
+            fsync_folders(self._objects)
             self._durable.add(folder.name)
 
 
@@ -218,17 +218,6 @@ def _copied(held: Path, lent: Path) -> Path:
         handle, name = tempfile.mkstemp(prefix="latent-pacs-lent-")
         os.close(handle)
         return Path(shutil.copyfile(held, name, follow_symlinks=False))
-
-
-@contextmanager
-def full_disk_is_store_full() -> Iterator[None]:
-    """Turns the operating system's ways to say "no room" into StoreFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StoreFull(f"no room for the object: {error.strerror}") from error
-        raise
 
 
 def _runs(pid: int) -> bool:
@@ -265,11 +254,3 @@ def _renew(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,8 @@ import pytest
 
 import storage.objects.store as objects_module
 from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
-from storage.objects.store import ObjectStore, full_disk_is_store_full
+from storage.objects.durability import full_disk_is_store_full
+from storage.objects.store import ObjectStore
 
 DATA = b"bytes of an object"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -82,7 +83,7 @@ def test_an_object_that_another_thread_is_storing_is_durable_before_either_answe
     final.parent.mkdir()
     if not folder:
         final.write_bytes(DATA)
-    monkeypatch.setattr(objects_module, "fsync_folder", synced.append)
+    monkeypatch.setattr(objects_module, "fsync_folders", synced.append)
     store.put(DATA)
     assert synced == [final.parent.parent, final.parent]
 
