@@ -1,7 +1,7 @@
-"""The coders: uint16 samples to bytes and back. One small class each, alike in shape.
+"""Coders: encode uint16 samples as bytes, and decode them.
 
-``png16`` is the paper's (16-bit grayscale PNG); ``jpegls``, ``htj2k`` and ``jpegxl`` are lossless at distance 0;
-``jpegxl`` is lossy at a positive Butteraugli distance. The bytes are plain files of their format, without a wrapper.
+All coders are lossless at distance 0; ``jpegxl`` is lossy at a positive Butteraugli distance. The bytes are files or
+codestreams of the format, without a wrapper.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from storage.records import OperatingPoint
 
 Samples = NDArray[np.uint16]
 
-_MOST_THREADS = 8
-"""A bound for machines with many processors, which several workers may share."""
+_MAX_THREADS = 8
+"""Maximum threads per coder, since several workers may share the processors. Chosen, not measured."""
 
 
 class Coder(Protocol):
-    """Integers to bytes. ``decode(encode(x))`` has the shape of x, and equals x where ``distance`` is 0."""
+    """``decode(encode(x))`` has the shape of x, and equals x if ``distance`` is 0."""
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        """Code uint16 samples of shape (rows, columns)."""
+        """Encode uint16 samples of shape (rows, columns)."""
 
     def decode(self, data: bytes) -> Samples:
-        """The samples. May raise any error of its library on damaged bytes."""
+        """Decode samples. May raise any error of the library on damaged bytes."""
 
 
 class Png16:
@@ -68,7 +68,7 @@ class HtJ2k:
 
 
 class JpegXl:
-    """JPEG XL (ISO/IEC 18181), lossless modular at distance 0, VarDCT above."""
+    """JPEG XL (ISO/IEC 18181): lossless modular at distance 0, otherwise VarDCT."""
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
         if distance == 0:
@@ -80,19 +80,19 @@ class JpegXl:
 
 
 CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
-"""Of bases: damaged bytes raise."""
+"""Coders of bases: decoders that raise on damaged bytes."""
 
 ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": JpegLs(), "jpegxl": JpegXl(), "htj2k": HtJ2k()}
-"""Of packed originals, whose checksum is looked at first: the HTJ2K decoder does not notice every damage."""
+"""Coders of packed originals, whose checksum is verified first: the HTJ2K decoder does not detect all damage."""
 
 
 def encode(samples: Samples, point: OperatingPoint) -> bytes:
-    """Code base samples as the operating point says."""
+    """Encode base samples with the coder of an operating point."""
     return CODERS[point.coder].encode(np.ascontiguousarray(samples), distance=point.distance, effort=point.effort)
 
 
 def decode(data: bytes, point: OperatingPoint, shape: tuple[int, int]) -> Samples:
-    """Decode base samples and check that they are what the payload says. Raises PayloadError."""
+    """Decode base samples, and check their shape and type. Raises PayloadError."""
     samples = decode_of_shape(CODERS, point.coder, data, shape)
     if samples.shape != shape or samples.dtype != np.uint16:
         raise PayloadError(f"{point.coder} codestream holds {samples.dtype} {samples.shape}, not uint16 {shape}")
@@ -100,10 +100,8 @@ def decode(data: bytes, point: OperatingPoint, shape: tuple[int, int]) -> Sample
 
 
 def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: tuple[int, int]) -> Samples:
-    """Decode a codestream that announces that shape; its first bytes are looked at before the decoder may allocate.
-
-    Raises PayloadError.
-    """
+    """Decode a codestream. Raises PayloadError if its header states another shape, before the decoder allocates it, or
+    if it cannot be decoded."""
     try:
         found = codestream_header(data)
         if (found.rows, found.columns) != shape or found.samples > 1:
@@ -117,9 +115,9 @@ def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: 
 
 
 def _threads() -> int:
-    """As many as torch is given, else one per processor at hand; the bytes are the same whatever their number."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list where parallel regions are nested
-    return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MOST_THREADS)
+    """The number of threads that torch may use, else that of processors. It does not affect the encoded bytes."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list for nested parallel regions
+    return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MAX_THREADS)
 
 
 def _lossless_only(name: str, distance: float) -> None:

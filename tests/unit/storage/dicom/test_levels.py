@@ -19,7 +19,8 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from storage.dicom.elements import BadValueError, checked, codecs_of, values_of
-from storage.dicom.levels import COMPUTED_KEYS, KEYS, Level, columns_of, fill_time, fold_name, levels_of
+from storage.dicom.levels import columns_of, fill_time, fold_name, levels_of
+from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, Level
 from storage.index.tables import metadata
 
 

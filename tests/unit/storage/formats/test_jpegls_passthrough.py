@@ -202,7 +202,7 @@ def test_other_coders_big_endian_rle_and_files_without_pixels_are_not_passed(
         with pytest.raises(PixelError):
             pass_through(source, tmp_path / "passed")
     whole = packed(native)
-    monkeypatch.setattr(jpegls_passthrough, "LIGHT", whole.stat().st_size - 1)
+    monkeypatch.setattr(jpegls_passthrough, "MAX_LIGHT_BYTES", whole.stat().st_size - 1)
     with pytest.raises(PixelError, match="by a worker"):
         pass_through(whole, tmp_path / "passed")
 
