@@ -9,7 +9,7 @@ by PS3.5 Annex G the size is that of the data set.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from storage.dicom.decode_limits import decode_limits
@@ -42,11 +42,11 @@ def codestream_header(data: bytes) -> CodestreamHeader:
         if data[:4] == _J2K:
             return _jpeg_2000(data)
         if data[:12] == _JP2_BOX:
-            return _jpeg_2000(_box(data, b"jp2c"))
+            return _jpeg_2000(_box(data, {b"jp2c": 0}))
         if data[:2] == _JXL:
             return _jpeg_xl(data)
         if data[:12] == _JXL_BOX:
-            return _jpeg_xl(_jpeg_xl_box(data))
+            return _jpeg_xl(_box(data, {b"jxlc": 0, b"jxlp": 4}))
         if data[:8] == _PNG:
             return _png(data)
         if data[:2] == _JPEG:
@@ -138,20 +138,14 @@ def _jpeg_xl(data: bytes) -> CodestreamHeader:
     return CodestreamHeader(rows, rows * numerator // denominator if ratio else side(small), 0)
 
 
-def _jpeg_xl_box(data: bytes) -> bytes:
-    """The beginning of the codestream in a container: one box, or the first of several after its 4-byte index."""
-    for kind, content in _boxes(data):
-        if kind == b"jxlc":
-            return content
-        if kind == b"jxlp":
-            return content[4:]
-    raise PixelError("codestream cannot be decoded: its container holds none")
+def _box(data: bytes, starts: Mapping[bytes, int]) -> bytes:
+    """The content of the first box of one of these types, from the start given for the type.
 
-
-def _box(data: bytes, wanted: bytes) -> bytes:
+    The first of several boxes with parts of a JPEG XL codestream begins with a 4-byte index.
+    """
     for kind, content in _boxes(data):
-        if kind == wanted:
-            return content
+        if kind in starts:
+            return content[starts[kind] :]
     raise PixelError("codestream cannot be decoded: its container holds none")
 
 

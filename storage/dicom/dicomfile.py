@@ -127,8 +127,6 @@ def accept_odd_values() -> None:
     Called once per process at its start: warning filters are not thread-safe, and pydicom's warnings contain patient
     data.
     """
-    from pydicom import config
-
     from storage.dicom.encapsulate import register_jpeg_xl
 
     register_jpeg_xl()

@@ -52,10 +52,8 @@ class Layout:
 
 def scan(data: Bytes, syntax: UID) -> Layout:
     """The layout of an encoded data set. Raises Unparseable; truncated pixel data is not an error."""
-    end = len(data)
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
-    position = 0
+    walk = _walk(data, syntax)
+    position, end = 0, walk.end
     layout = Layout(end, end, end, end, end, "", False, False)
     while not walk.is_at_end(position):
         tag, vr, value, length = walk.element(position)
@@ -67,17 +65,16 @@ def scan(data: Bytes, syntax: UID) -> Layout:
     return layout
 
 
-def kept_ranges(data: Bytes, syntax: UID, layout: Layout, most: int) -> list[tuple[int, int]]:
-    """Byte ranges of the top-level elements, except pixel data and values above ``most`` bytes. Sequences are kept."""
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tuple[int, int]]:
+    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept."""
+    walk = _walk(data, syntax)
     kept: list[tuple[int, int]] = []
     for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
         at = since = start
         while at < end and any(data[at : at + 8]):
             tag, vr, value, length = walk.element(at)
             after = walk.skip(tag, vr, value, length, 0)
-            if after - at > most and not walk.is_sequence(tag, vr, length):
+            if after - at > limit and not walk.is_sequence(tag, vr, length):
                 kept.append((since, at))
                 since = after
             at = after
@@ -106,8 +103,7 @@ def check_order(data: Bytes, syntax: UID) -> None:
 
     Also raises it if ``normalised`` would change a VR.
     """
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+    walk = _walk(data, syntax)
     walk.check_order(0, len(data), 0)
     if walk.replacements:
         raise Unparseable(f"no value representation at byte {min(walk.replacements)}")
@@ -116,6 +112,11 @@ def check_order(data: Bytes, syntax: UID) -> None:
 def looks_implicit(data: Bytes) -> bool:
     """Whether the data set starts in implicit VR. Some senders do so in explicit syntaxes, and pydicom reads it."""
     return len(data) >= 6 and not bytes(data[4:6]).isalpha()
+
+
+def _walk(data: Bytes, syntax: UID) -> _Walk:
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    return _Walk(data, explicit=explicit, little=syntax.is_little_endian)
 
 
 class _Walk:

@@ -7,7 +7,8 @@ codestreams of the format, without a wrapper.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import imagecodecs
@@ -34,37 +35,21 @@ class Coder(Protocol):
         """Decode samples. May raise any error of the library on damaged bytes."""
 
 
-class Png16:
-    """16-bit grayscale PNG, as in arXiv 2310.05299. ``effort`` is the deflate level."""
+@dataclass(frozen=True)
+class Lossless:
+    """A lossless coder. ``encoder`` takes samples and an effort, which it may ignore."""
+
+    name: str
+    encoder: Callable[[Samples, int], bytes | bytearray]
+    decoder: Callable[[bytes], Samples]
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        _lossless_only("png16", distance)
-        return bytes(imagecodecs.png_encode(samples, level=effort))
+        if distance:
+            raise ValueError(f"coder {self.name} is lossless; distance must be 0, not {distance:g}")
+        return bytes(self.encoder(samples, effort))
 
     def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.png_decode(data))
-
-
-class JpegLs:
-    """JPEG-LS (ISO/IEC 14495-1), lossless. ``effort`` has no effect."""
-
-    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        _lossless_only("jpegls", distance)
-        return bytes(imagecodecs.jpegls_encode(samples, level=0))
-
-    def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.jpegls_decode(data))
-
-
-class HtJ2k:
-    """High-throughput JPEG 2000 (ISO/IEC 15444-15), reversible. ``effort`` has no effect."""
-
-    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        _lossless_only("htj2k", distance)
-        return bytes(imagecodecs.htj2k_encode(samples, reversible=True))
-
-    def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.htj2k_decode(data))
+        return np.asarray(self.decoder(data))
 
 
 class JpegXl:
@@ -79,10 +64,23 @@ class JpegXl:
         return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=_threads()))
 
 
-CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
+_PNG_16 = Lossless(
+    "png16", lambda samples, effort: imagecodecs.png_encode(samples, level=effort), imagecodecs.png_decode
+)
+"""16-bit grayscale PNG, as in arXiv 2310.05299. The effort is the deflate level."""
+_JPEG_LS = Lossless(
+    "jpegls", lambda samples, effort: imagecodecs.jpegls_encode(samples, level=0), imagecodecs.jpegls_decode
+)
+"""JPEG-LS (ISO/IEC 14495-1), lossless."""
+_HTJ2K = Lossless(
+    "htj2k", lambda samples, effort: imagecodecs.htj2k_encode(samples, reversible=True), imagecodecs.htj2k_decode
+)
+"""High-throughput JPEG 2000 (ISO/IEC 15444-15), reversible."""
+
+CODERS: dict[str, Coder] = {"png16": _PNG_16, "jpegls": _JPEG_LS, "jpegxl": JpegXl()}
 """Coders of bases: decoders that raise on damaged bytes."""
 
-ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": JpegLs(), "jpegxl": JpegXl(), "htj2k": HtJ2k()}
+ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": _JPEG_LS, "jpegxl": JpegXl(), "htj2k": _HTJ2K}
 """Coders of packed originals, whose checksum is verified first: the HTJ2K decoder does not detect all damage."""
 
 
@@ -118,8 +116,3 @@ def _threads() -> int:
     """The number of threads that torch may use, else that of processors. It does not affect the encoded bytes."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list for nested parallel regions
     return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MAX_THREADS)
-
-
-def _lossless_only(name: str, distance: float) -> None:
-    if distance:
-        raise ValueError(f"coder {name} is lossless; distance must be 0, not {distance:g}")

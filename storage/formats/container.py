@@ -9,7 +9,9 @@ import hashlib
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from storage.errors import PayloadError
 
@@ -101,15 +103,10 @@ def _inflate(body: bytes, length: int) -> bytes:
     return zlib.decompressobj().decompress(body, length + 1)
 
 
-class malformed_is_payload_error:  # noqa: N801 - reads as a statement: with malformed_is_payload_error("base")
-    """Raises PayloadError in place of errors that malformed content raises. ``what``: name of the content."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, _MALFORMED):
-            raise PayloadError(f"{self.what} is malformed: {str(repr(error))[:200]}") from error
+@contextmanager
+def malformed_is_payload_error(what: str) -> Iterator[None]:
+    """Raise PayloadError in place of errors that malformed content raises. ``what``: name of the content."""
+    try:
+        yield
+    except _MALFORMED as error:
+        raise PayloadError(f"{what} is malformed: {str(repr(error))[:200]}") from error

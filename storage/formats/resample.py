@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
 
 Float = NDArray[np.float32]
 
@@ -95,17 +92,12 @@ def _band(size: int, low: int) -> NDArray[np.float64]:
 
 
 def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
+    import torch
     from torchvision.transforms.v2 import InterpolationMode, functional
 
-    tensor = _tensor(image)
+    tensor = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]
     if tuple(tensor.shape[-2:]) == (rows, columns):
         return tensor[0].numpy()
     resized = functional.resize(tensor, [rows, columns], interpolation=InterpolationMode.BICUBIC, antialias=True)
     result: Float = resized[0].numpy()
     return result
-
-
-def _tensor(image: NDArray[Any]) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]

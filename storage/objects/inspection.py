@@ -75,7 +75,6 @@ def recover(store: ObjectStore, digest: str) -> bool:
     among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
     for aside in [*sorted((store.root / DAMAGED).glob(f"{digest}.*")), *among_orphans]:
         if _examine(aside, digest).whole:
-            store.path(digest).parent.mkdir(exist_ok=True)
             put_back(aside, store.path(digest))
             return True
     return False
@@ -149,6 +148,7 @@ def _forget_cached(handle: int) -> None:
 
 def put_back(aside: Path, final: Path) -> None:
     """Move an object back to ``objects/``. On return the move is on disk."""
+    final.parent.mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):  # it was stored again in the meantime
         os.link(aside, final)
     fsync_folders(final.parent)

@@ -49,7 +49,6 @@ def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool
             continue
         for aside in sorted(folder.glob("*/*")):
             if needed(aside.name):
-                store.path(aside.name).parent.mkdir(exist_ok=True)
                 put_back(aside, store.path(aside.name))
                 restored += 1
             else:

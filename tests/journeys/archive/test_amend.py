@@ -244,9 +244,9 @@ def test_what_has_no_pixels_is_amended_too(tmp_path: Path) -> None:
     [
         ({"StudyInstanceUID": "1.2"}, "cannot be amended"),
         ({"Rows": "1"}, "cannot be amended"),
-        ({"PatientBirthDate": "1.1.1960"}, "no value of its type"),
-        ({"PatientSize": "tall"}, "no value of its type"),
-        ({"PatientID": "x" * 65}, "no value of its type"),
+        ({"PatientBirthDate": "1.1.1960"}, "not a valid value"),
+        ({"PatientSize": "tall"}, "not a valid value"),
+        ({"PatientID": "x" * 65}, "not a valid value"),
     ],
 )
 def test_what_cannot_be_amended(values: dict[str, str], why: str) -> None:
