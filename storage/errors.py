@@ -25,7 +25,7 @@ LatentPacsError
 ├── BackupRefused           a backup that cannot be made, verified or restored
 ├── NewerFormat             files or a schema that a newer version wrote
 ├── PurgeRefused            the configuration does not allow retention to remove originals
-├── CorrectionRefused       an amendment, deletion or acceptance from quarantine that the rules do not allow
+├── ChangeRefused       an amendment, deletion or acceptance from quarantine that the rules do not allow
 ├── StoreFull               the disk, the quota or the database is full; nothing was stored
 ├── InstanceTooLarge        a data set larger than node.max_instance; nothing of it was stored
 ├── Duplicate               same SOP Instance UID, other content; the first instance is kept
@@ -135,7 +135,7 @@ class PurgeRefused(LatentPacsError):
     """The configuration does not allow originals to be removed."""
 
 
-class CorrectionRefused(LatentPacsError):
+class ChangeRefused(LatentPacsError):
     """An amendment, deletion or acceptance from quarantine is not allowed. The message says why."""
 
 

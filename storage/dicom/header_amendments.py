@@ -19,7 +19,7 @@ from pydicom import Dataset
 from storage.dicom.dicomfile import quiet
 from storage.dicom.levels import columns_of, levels_of
 from storage.dicom.query_keys import PATIENT_KEYS, STUDY_KEYS, Key
-from storage.errors import CorrectionRefused
+from storage.errors import ChangeRefused
 from storage.records import Applied, DicomJson, Levels
 
 PATIENT_ID, ISSUER, STUDY_UID = "00100020", "00100021", "0020000D"
@@ -97,13 +97,13 @@ _BY_TAG = {key.json_tag: key for keys in AMENDABLE.values() for key in keys.valu
 
 
 def changes_of(values: Mapping[str, str]) -> DicomJson:
-    """Values by keyword, in DICOM's notation, converted to the DICOM JSON model. Raises CorrectionRefused."""
+    """Values by keyword, in DICOM's notation, converted to the DICOM JSON model. Raises ChangeRefused."""
     written, keys = Dataset(), {**AMENDABLE[AmendmentKind.PATIENT], **AMENDABLE[AmendmentKind.STUDY]}
     written.SpecificCharacterSet = "ISO_IR 192"
     changes: DicomJson = {}
     for keyword, value in values.items():
         if keyword not in keys:
-            raise CorrectionRefused(f"{keyword} cannot be amended; these can: {', '.join(sorted(keys))}")
+            raise ChangeRefused(f"{keyword} cannot be amended; these can: {', '.join(sorted(keys))}")
         key = keys[keyword]
         changes[key.json_tag] = {"vr": key.vr}
         if value:
@@ -121,8 +121,8 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
     return changes
 
 
-def _invalid(key: Key, value: str) -> CorrectionRefused:
-    return CorrectionRefused(f"{key.keyword}: {value!r} is not a valid value ({key.vr})")
+def _invalid(key: Key, value: str) -> ChangeRefused:
+    return ChangeRefused(f"{key.keyword}: {value!r} is not a valid value ({key.vr})")
 
 
 def is_of_patient(tag: str) -> bool:
