@@ -183,12 +183,12 @@ def decode_frame(path: Path) -> NDArray[Any]:
     from pydicom.pixels.utils import pixel_array
 
     with opened(path) as file:
-        syntax = str(file.transfer_syntax)
+        syntax, shape = str(file.transfer_syntax), PixelShape.of(file.outline())
         codestream = next(checked_frames(file), b"") if file.layout.encapsulated else b""
     with quiet():
         try:
             if syntax in _JPEG_LS or syntax in JPEG_XL:
-                return _decode_with_imagecodecs(path, codestream)
+                return _decode_with_imagecodecs(codestream, syntax, shape)
             return pixel_array(path, index=0, raw=True)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -196,7 +196,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
         if syntax not in _JPEG:
             raise failure
         try:
-            return _decode_with_imagecodecs(path, codestream)
+            return _decode_with_imagecodecs(codestream, syntax, shape)
         except Exception as error:
             raise failure from error
 
@@ -242,12 +242,9 @@ def _check_rle(frame: bytes, shape: PixelShape) -> None:
         raise TooManyPixels(f"RLE has {len(frame)} bytes; its pixels need at most {limit}")
 
 
-def _decode_with_imagecodecs(path: Path, codestream: bytes) -> NDArray[Any]:
+def _decode_with_imagecodecs(codestream: bytes, syntax: str, shape: PixelShape) -> NDArray[Any]:
     import imagecodecs
 
-    with opened(path) as file:
-        shape = PixelShape.of(file.outline())
-        syntax = str(file.transfer_syntax)
     decoder = imagecodecs.jpegls_decode if syntax in _JPEG_LS else imagecodecs.jpeg_decode
     frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
     if frame.shape[:2] != (shape.rows, shape.columns):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from numpy.typing import NDArray
 
+from storage.dicom.codestreams import codestream_header
 from storage.errors import PayloadError
 from storage.formats import padding
 from storage.formats.padding import pack_mask, pack_padding, unpack_mask, unpack_padding
@@ -121,7 +122,7 @@ def test_a_bomb_is_not_inflated() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (256, 256), (7, 9), (257, 512), (300, 400), (640, 512), (1, 1000), (900, 8)])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 def test_sizes_are_read_from_codestreams(shape: tuple[int, int], kind: type[np.unsignedinteger[object]]) -> None:
-    assert padding._jpeg_xl_size(padding._packed_image(np.zeros(shape, kind)))[:2] == shape
+    assert codestream_header(padding._packed_image(np.zeros(shape, kind)))[:2] == shape
 
 
 # --- what it takes --------------------------------------------------------------------------------------------
