@@ -155,7 +155,7 @@ from pathlib import Path
 from node.app import make_backup, restore_backup, stores_of
 from node.archive.index_opening import open_for_command
 from node.config import load
-from storage import backup, restoring
+from storage.backup import create as backup
 from storage.objects.store import ObjectStore
 what, config, folder, steps = sys.argv[1], load(Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4])
 def progress(done, of):
