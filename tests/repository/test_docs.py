@@ -15,8 +15,10 @@ from tests.support.paths import ROOT
 ENCODER = (ROOT / "docs/ENCODER.md").read_text(encoding="utf-8")
 MODULES = (
     "node/codec/encode/search_sample.py",
+    "node/codec/encode/forecasts.py",
     "node/codec/encode/search.py",
     "node/codec/encode/quantiser_walk.py",
+    "node/codec/encode/noise_fitting.py",
     "node/codec/noise.py",
     "node/codec/residuals.py",
     "node/codec/encode/point_fitting.py",
