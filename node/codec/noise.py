@@ -1,6 +1,7 @@
-"""The noise that a structure lacks: measured by the encoder, told in some hundred bytes, drawn by the decoder.
+"""The noise model: the noise that a structure lacks, stored in some hundred bytes and drawn by the decoder.
 
-The model is the classical one of quantum and grain noise, a Gaussian field with three parts:
+It is the classical model of quantum and grain noise, a Gaussian field with three parts (the encoder fits them in
+encode/noise_fitting.py):
 
 - its spectrum, two-dimensional: the original's noise power spectrum less the structure's, so that detector blur,
   sharpening and film grain are all in it (averaged periodograms over local variance, IEC 62220-1);
@@ -41,8 +42,8 @@ LEVELS = 32
 _STEPS = 4096
 """Steps between the image's extreme values in which the curve is looked up, interpolated linearly between its knots."""
 _AT_ENDS = 4.0
-"""Standard deviation at most, over the distance to the nearer extreme value: where air or white is clipped there is no
-room for noise, and what a knot of the curve says of levels further inward does not hold."""
+"""Largest standard deviation, over the distance to the nearer extreme value. Clipped air or white leaves no room for
+noise, and the curve's knots describe levels further inward."""
 PLACE = 64
 """Side of the cells of the map of the place, in pixels."""
 SPECTRUM = (65, 33)
@@ -69,12 +70,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """What is missing in a structure of ``rows`` x ``columns`` pixels.
+    """The noise that is missing in a structure of ``rows`` x ``columns`` pixels.
 
     ``curve``: uint8 (LEVELS,), standard deviation per knot, as ``deviations_of`` reads it, of levels from ``low`` to
     ``high``. ``place``: uint8 (rows / PLACE, columns / PLACE), likewise, times 2**-8; 0 is none. ``spectrum``: uint8
     SPECTRUM, power of the noise per frequency over the greatest, 255 less ``POWER_STEP`` octaves a step; 0 is none.
-    ``gain``: what drawn noise is multiplied by besides. ``quiet``: bool, cells of CELL pixels where nothing is drawn:
+    ``gain``: a further factor of the drawn noise. ``quiet``: bool, cells of CELL pixels where nothing is drawn:
     the original has one value there.
     """
 
@@ -90,7 +91,7 @@ class NoiseModel:
 
     @cached_property
     def part(self) -> tuple[slice, slice]:
-        """The part of the image that holds all cells with noise."""
+        """The bounding rectangle of all cells with noise."""
         found = [np.flatnonzero((self.place > 0).any(axis=axis)) for axis in (1, 0)]
         if not all(each.size for each in found):
             return slice(0, 0), slice(0, 0)
@@ -105,7 +106,7 @@ class NoiseModel:
         return result
 
     def _deviation_of(self, structure: Float) -> Float:
-        """The same of ``part``."""
+        """``deviation`` within ``part``."""
         import torch
 
         knots = np.linspace(0, LEVELS - 1, _STEPS)

@@ -28,16 +28,16 @@ from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.threads import on_all_cores
 
 _FAINT = 0.25
-"""Standard deviations below this many grey levels round to nothing: no cell is marked quiet for them."""
+"""Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
 _CLIPPED = 4.0
-"""Residuals beyond so many local standard deviations are structure, and are cut to that before they are squared."""
+"""Local standard deviations beyond which a residual is structure. It is clipped to this before it is squared."""
 _MATCHING = 6
-"""Rounds in which band energies are matched: bands overlap, so one does not do."""
+"""Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
 _MAD = 0.6745
 
 
 def measure_deviation(original: Float, structure: Float, breast: Mask, counted: Mask) -> NoiseModel:
-    """Curve and map of what ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
+    """Fits curve and map of the noise that ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
 
     ``breast``: where the curve is measured. ``counted``: everything but padding. The spectrum is left empty.
     """
@@ -51,7 +51,7 @@ def measure_deviation(original: Float, structure: Float, breast: Mask, counted: 
 
 
 def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask) -> NoiseModel:
-    """The model with the spectrum of what ``structure`` lacks, and the cells where nothing is drawn.
+    """The model with the spectrum of the missing noise, and with the cells in which nothing is drawn.
 
     ``inside``: pixels of breast that are coded by base and noise.
     """
@@ -72,7 +72,7 @@ def _flat(image: Float) -> Mask:
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
-    """The residual with what exceeds the noise of its place cut down: noise has no such values, lost edges have."""
+    """The residual clipped to the noise of its place: larger values are lost edges, not noise."""
     rows, columns = residual.shape
     pad = (-rows % PLACE, -columns % PLACE)
     sizes = np.where(counted, np.abs(residual), np.float32(np.nan))
@@ -103,7 +103,7 @@ def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: flo
 
 
 def _place(energy: Float, model: NoiseModel, structure: Float, counted: Mask) -> Codes:
-    """By how much the energy of each cell differs from what the curve says, from cells blurred a little."""
+    """The ratio of each cell's standard deviation to the one that the curve gives, from slightly blurred cells."""
     from scipy.ndimage import gaussian_filter
 
     flat = NoiseModel(
@@ -125,7 +125,7 @@ def _cell_means(values: Float) -> Float:
 
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
-    """Mean periodogram of the original less the structure's, tiles weighed by the variance of what is missing."""
+    """Mean periodogram of the original less that of the structure; each tile is divided by its missing variance."""
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
     places = [
         np.s_[row : row + WINDOW, column : column + WINDOW]
@@ -151,7 +151,7 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
 
 
 def _detrended(tile: Float) -> Float:
-    """A tile less its mean and its slopes, which a periodogram would smear over all frequencies."""
+    """A tile without its mean and its linear trend, which would leak over all frequencies of a periodogram."""
     rows, columns = tile.shape
     down, across = np.linspace(-1, 1, rows, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
     slope_down = (tile.mean(axis=1) @ down) / (down @ down)
@@ -179,11 +179,11 @@ def missing_energy(model: NoiseModel, structure: Float, inside: Mask) -> float:
 
 
 def matched(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:
-    """The model with its spectrum and gain set so that every octave band gets the energy that it lacks.
+    """Scales spectrum and gain so that every octave band gets its missing energy.
 
     ``energy``: of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the structure
-    per band, summed over the same pixels, grey levels squared. The drawing filter tells the energy per band, so nothing
-    needs to be drawn for this.
+    per band, summed over the same pixels, grey levels squared. The drawing filter predicts the energy per band, so that
+    no noise is drawn for this.
     """
     if energy <= 0 or not model.spectrum.any():
         return model
