@@ -1,4 +1,4 @@
-"""docs/ENCODER.md lists every module-level number of the encoder and the gate, with its value."""
+"""Documents say what the tree holds: their links, files and names, and the constants of the encoder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.repository.test_architecture import LAYERS
 from tests.support.paths import ROOT
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENCODER = (ROOT / "docs/ENCODER.md").read_text(encoding="utf-8")
 MODULES = (
     "node/codec/encode/search_sample.py",
@@ -69,3 +72,59 @@ def test_every_constant_is_documented_with_its_value(module: str) -> None:
 
 def test_every_documented_module_is_tested() -> None:
     assert tuple(re.findall(r"^### (node/\S+\.py)$", ENCODER, re.M)) == MODULES
+
+
+# --- every page -------------------------------------------------------------------------------------------------
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub and MkDocs give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def anchors_in(page: Path) -> set[str]:
+    return {anchor(heading) for heading in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http:", "https:")):
+            continue
+        file, _, fragment = target.partition("#")
+        led = page.parent / file if file else page
+        assert led.exists(), f"{page.name} links to {target}"
+        if fragment:
+            assert fragment in anchors_in(led), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Paths such as ``node/codec/decode.py``; with ``::`` a class, function or constant in it follows."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:node|storage|tests|benchmarks)/[\w/]+\.py)(?:::([\w.]+\w))?", text)
+    for file, name in named:
+        assert (ROOT / file).is_file(), f"{page.name} names {file}"
+        if name:
+            assert name in definitions_in(ROOT / file), f"{page.name} names {file}::{name}"
+
+
+def definitions_in(file: Path) -> set[str]:
+    """The names that a module defines; those of a class with the class before them."""
+    found = set()
+    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(statement, (ast.ClassDef, ast.FunctionDef)):
+            found.add(statement.name)
+        if isinstance(statement, ast.ClassDef):
+            found |= {f"{statement.name}.{one.name}" for one in statement.body if isinstance(one, ast.FunctionDef)}
+    return found
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_every_layer_is_explained() -> None:
+    folders = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("\n## Folders\n")[1]
+    for layer in LAYERS:
+        assert f"`{layer.replace('.', '/')}" in folders, layer
