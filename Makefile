@@ -1,5 +1,6 @@
 # make install   an environment in .venv with the command latent-pacs in it
 # make demo      the whole road on a real study; DICOM=folder takes your own files
+# make docs      the web site in build/site, with an API reference from the docstrings
 # make test      lint, types, tests on all cores; SLOW=1 runs the slow ones too, one at a time: some measure time; SLOW="FILES" those of some files
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CONSTRAINTS ?=
 # make audit     compare installed versions with known vulnerabilities; without the database, list them in audit.json
 # make sbom      a CycloneDX bill of materials in sbom.json
 
-.PHONY: install demo test lint types audit sbom clean
+.PHONY: install demo docs test lint types audit sbom clean
 
 install: .venv/installed
 demo-install: .venv/installed-demo
@@ -32,6 +33,14 @@ test-install: .venv/installed-test
 .venv/installed-test: .venv/installed
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,test]'
 	@touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[docs]'
+	@touch $@
+
+docs: .venv/installed-docs
+	$(BIN)/python docs/pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 demo: .venv/installed-demo
 	$(BIN)/latent-pacs demo $(if $(DICOM),--dicom '$(DICOM)') $(if $(JSON),--json '$(JSON)')

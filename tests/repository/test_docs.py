@@ -6,12 +6,13 @@ import ast
 import re
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.repository.test_architecture import LAYERS
+from tests.repository.test_architecture import LAYERS, modules, name_of
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -128,3 +129,38 @@ def test_every_layer_is_explained() -> None:
     folders = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").split("\n## Folders\n")[1]
     for layer in LAYERS:
         assert f"`{layer.replace('.', '/')}" in folders, layer
+
+
+# --- the web site -----------------------------------------------------------------------------------------------
+
+
+def test_the_pages_of_the_site_are_collected(tmp_path: Path) -> None:
+    spec = spec_from_file_location("pages", ROOT / "docs/pages.py")
+    assert spec and spec.loader
+    pages = module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    pages.collect(tmp_path)
+    nav = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(nav)
+    assert all((tmp_path / name).is_file() for name in nav)
+    assert "::: storage.formats.payload\n" in (tmp_path / "api/storage.formats.md").read_text(encoding="utf-8")
+
+
+# --- the log ----------------------------------------------------------------------------------------------------
+
+
+def loggers() -> set[str]:
+    """The names of the loggers that write warnings or errors."""
+    found = set()
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        if re.search(r"^ +LOGGER\.(warning|error|exception)\(", text, re.M):
+            named = re.search(r'^LOGGER = logging\.getLogger\("(.+)"\)$', text, re.M)
+            found.add(named[1] if named else name_of(path))
+    return found
+
+
+def test_every_logger_is_explained() -> None:
+    part = (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8").split("\n## What each log line asks for\n")[1]
+    rows = re.findall(r"^\| (`[^|]+`) \|", part.split("\n## ")[0], re.M)
+    assert set(re.findall(r"`([^`]+)`", " ".join(rows))) == loggers()
