@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click import Command, Group
 from typer.main import get_command
 
 from node.cli.main import app
@@ -114,14 +114,13 @@ def names_in(path: Path) -> Iterator[str]:
             yield node.attr
 
 
-def help_of(command: Command) -> Iterator[str]:
+def help_of(command: Any) -> Iterator[str]:
     """The name, the help and the options' help of a command and of all below it."""
     yield from (command.name or "", command.help or "")
     for parameter in command.params:
         yield from (*parameter.opts, getattr(parameter, "help", "") or "")
-    if isinstance(command, Group):
-        for below in command.commands.values():
-            yield from help_of(below)
+    for below in getattr(command, "commands", {}).values():
+        yield from help_of(below)
 
 
 @cache
