@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from node.config import Settings
 from tests.repository.test_architecture import LAYERS, modules, name_of
 from tests.support.paths import ROOT
 
@@ -119,6 +121,26 @@ def definitions_in(file: Path) -> set[str]:
         if isinstance(statement, ast.ClassDef):
             found |= {f"{statement.name}.{one.name}" for one in statement.body if isinstance(one, ast.FunctionDef)}
     return found
+
+
+def keys_of(section: type[BaseModel]) -> set[str]:
+    """The keys of a section of config.yaml, those of its own sections with a dot."""
+    found = set()
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        found.add(name)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= {f"{name}.{key}" for key in keys_of(kind)}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_config_keys_that_are_named_exist(page: Path) -> None:
+    """Keys such as ``node.shutdown_timeout`` in backquotes; modules are no keys."""
+    sections = "|".join(name for name in Settings.model_fields if name not in ("peers", "log"))
+    named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_0-9]+)+)(?::[^`]*)?`", page.read_text(encoding="utf-8")))
+    named -= {name_of(path) for path in modules()}
+    assert named <= keys_of(Settings)
 
 
 def test_the_readme_is_short() -> None:
