@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
-from node.config import Settings
+from node.config import Settings, parse
 from tests.repository.test_architecture import LAYERS, modules, name_of
 from tests.support.paths import ROOT
 
@@ -141,6 +142,17 @@ def test_config_keys_that_are_named_exist(page: Path) -> None:
     named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_0-9]+)+)(?::[^`]*)?`", page.read_text(encoding="utf-8")))
     named -= {name_of(path) for path in modules()}
     assert named <= keys_of(Settings)
+
+
+def test_configurations_that_are_shown_can_be_used() -> None:
+    shown = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    assert shown
+    for block in shown:
+        parse(yaml.safe_load(block), "a document")
 
 
 def test_the_readme_is_short() -> None:
