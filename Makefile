@@ -1,6 +1,5 @@
 # make install   an environment in .venv with the command latent-pacs in it
 # make demo      the whole road on a real study; DICOM=folder takes your own files
-# make docs      the web site in build/site, with an API reference from the docstrings
 # make test      lint, types, tests on all cores; SLOW=1 runs the slow ones too, one at a time: some measure time; SLOW="FILES" those of some files
 
 PYTHON ?= python3
@@ -11,7 +10,7 @@ CONSTRAINTS ?=
 # make audit     compare installed versions with known vulnerabilities; without the database, list them in audit.json
 # make sbom      a CycloneDX bill of materials in sbom.json
 
-.PHONY: install demo docs test lint types audit sbom clean
+.PHONY: install demo test lint types audit sbom clean
 
 install: .venv/installed
 demo-install: .venv/installed-demo
@@ -34,6 +33,8 @@ test-install: .venv/installed-test
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,test]'
 	@touch $@
 
+# make docs      the web site in build/site, with an API reference from the docstrings
+.PHONY: docs
 .venv/installed-docs: .venv/installed
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[docs]'
 	@touch $@
