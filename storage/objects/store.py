@@ -16,6 +16,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -109,7 +110,10 @@ class ObjectStore:
         On return the bytes are on disk under their final name.
         """
         with file.open("rb") as opened, full_disk_is_store_full():
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            with ThreadPoolExecutor(1) as other:  # the disk works while the digest is computed
+                synced = other.submit(os.fsync, opened.fileno())
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                synced.result()
             final = self.path(digest)
             if self.has(digest) and has_digest(final, digest) and _renew(final):
                 # another writer may have renamed it without having synced the folder yet
@@ -117,7 +121,6 @@ class ObjectStore:
                 fsync_folders(final.parent)
                 file.unlink()
                 return digest
-            os.fsync(opened.fileno())
             self._make_folder(final.parent)
             file.replace(final)
             fsync_folders(final.parent)

@@ -77,12 +77,14 @@ class TrailJournal:
         segments = self._segments()
         if segments:
             _cut_torn_end(segments[-1])
-        if not segments or segments[-1].stat().st_size > _SEGMENT_BYTES:
+        new = not segments or segments[-1].stat().st_size > _SEGMENT_BYTES
+        if new:
             segments = [self.folder / f"trail-{lines[0][0]:012d}.jsonl"]
         with segments[-1].open("ab") as out:
             out.write(b"".join(line for _, line in lines))
             fsync_file(out)
-        fsync_folders(self.folder)
+        if new:
+            fsync_folders(self.folder)
 
     def _segments(self) -> list[Path]:
         return sorted(self.folder.glob("trail-*.jsonl"))
