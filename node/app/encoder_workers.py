@@ -28,7 +28,7 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")
 def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
     """The archivist's workers; ``pool``, which serves viewers, where one image is encoded at once."""
     cores = settings.reconstruct.threads or available_cores()
-    size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * available_memory() / EACH), _MOST))
+    size = settings.archivist.concurrency or max(1, min(cores, int(_OF_MEMORY * available_memory() / EACH), _MOST))
     if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # whose pixels depend on the number of threads
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})

@@ -62,7 +62,9 @@ def plan_jobs(
 
     return [
         Planned(
-            FunctionJob("purge", "remove originals older than originals.keep whose reconstruction is proved", purge),
+            FunctionJob(
+                "purge", "remove originals older than originals.retain_for whose reconstruction is proved", purge
+            ),
             jobs.purge.when,
             jobs.purge.schedule,
         ),

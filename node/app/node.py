@@ -260,7 +260,7 @@ class Node:
 
 def _who_wants_priors(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
     """Rendition and texture of the peers that retrieve, and how many images are made ready for them."""
-    images = settings.reconstruct.priors if settings.reconstruct.cache else 0
+    images = settings.reconstruct.prefetch_priors if settings.reconstruct.cache else 0
     peers = Peers(settings)
     those = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
     return frozenset((peer.rendition, peers.draws(peer.ae_title)) for peer in those), images

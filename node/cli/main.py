@@ -128,7 +128,7 @@ def purge(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove originals held longer than originals.keep, where the reconstruction is proved able to stand alone.
+    """Remove originals held longer than originals.retain_for, where the reconstruction is proved able to stand alone.
 
     Never what is not verified, on hold or pinned. Works while the node runs. Exit code 1: some were kept for want
     of proof.

@@ -44,9 +44,9 @@ from node.config.values import (
     Verb,
     When,
     WireSyntax,
-    keep_text,
     parse_sample,
     parse_when,
+    retention_text,
 )
 from storage.errors import ConfigError
 from storage.records import Thresholds
@@ -76,11 +76,11 @@ __all__ = [
     "Verb",
     "When",
     "WireSyntax",
-    "keep_text",
     "load",
     "parse",
     "parse_sample",
     "parse_when",
+    "retention_text",
 ]
 
 
@@ -138,17 +138,17 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _originals_can_be_kept_so(self) -> Settings:
-        if self.codec.profile is Profile.US_MQSA and self.originals.keep is not None:
-            raise ValueError("originals.keep: profile us-mqsa keeps originals for ever; leave it at forever")
+        if self.codec.profile is Profile.US_MQSA and self.originals.retain_for is not None:
+            raise ValueError("originals.retain_for: profile us-mqsa keeps originals for ever; leave it at forever")
         if self.originals.path and self.originals.path.resolve() == self.storage.root.resolve():
             raise ValueError("originals.path is storage.root; leave it empty to keep originals there")
         return self
 
     @model_validator(mode="after")
     def _pixels_are_made_again_as_they_were(self) -> Settings:
-        if self.reconstruct.upscaler == "sd_x2" and self.archivist.at_once > 1:
+        if self.reconstruct.upscaler == "sd_x2" and self.archivist.concurrency > 1:
             raise ValueError(
-                "archivist.at_once: what sd_x2 makes depends on the number of threads, so the worker that serves "
+                "archivist.concurrency: what sd_x2 makes depends on the number of threads, so the worker that serves "
                 "viewers has to encode too; leave it at 0 or 1"
             )
         return self

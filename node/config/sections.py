@@ -56,7 +56,7 @@ class NodeSettings(Section):
     keep_alive: float = Field(default=10.0, gt=0)
     storage_classes: tuple[Uid, ...] = ()
     timezone: ZoneName = ""
-    drain: float = Field(default=60.0, ge=0)
+    shutdown_timeout: float = Field(default=60.0, ge=0)
 
     @property
     def zone(self) -> ZoneInfo | None:
@@ -281,14 +281,14 @@ class ReconstructSettings(Section):
     device: str = "auto"
     threads: int = Field(default=0, ge=0)
     cache: Size = 2 * 10**9
-    priors: int = Field(default=0, ge=0)
+    prefetch_priors: int = Field(default=0, ge=0)
     mammo: MammoSettings = MammoSettings()
     sd_x2: SdX2Settings = SdX2Settings()
 
 
 class OriginalsSettings(Section):
     coder: Literal["jpegxl", "jpegls", "htj2k", "none"] = "jpegls"
-    keep: Keep = None
+    retain_for: Keep = None
     path: LocalFolder = None
 
 
@@ -297,7 +297,7 @@ class ArchivistSettings(Section):
     poll: float = Field(default=1.0, gt=0)
     lease: float = Field(default=900.0, gt=0)
     attempts: int = Field(default=3, ge=1)
-    at_once: int = Field(default=0, ge=0, le=256)
+    concurrency: int = Field(default=0, ge=0, le=256)
 
 
 class JobSettings(Section):

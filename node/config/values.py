@@ -238,8 +238,8 @@ Verb = Literal["echo", "store", "find", "move", "get", "commit"]
 WireSyntax = Literal["original", "htj2k", "jpegls", "jpeg2000", "jpegxl", "rle", "explicit", "implicit"]
 
 
-def keep_text(keep: timedelta | None) -> str:
-    """``originals.keep`` as config.yaml writes it."""
+def retention_text(keep: timedelta | None) -> str:
+    """``originals.retain_for`` as config.yaml writes it."""
     if keep is None:
         return "forever"
     hours = int(keep.total_seconds() // 3600)

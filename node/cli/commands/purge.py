@@ -59,7 +59,7 @@ def run_purge(config: Path, *, dry_run: bool, as_json: bool) -> bool:
     for step in done.kept:
         console.print(f"{step.sop_instance_uid}: kept, {step.kept_because}")
     if done.keep == "forever":
-        console.print("originals.keep is forever: nothing is removed")
+        console.print("originals.retain_for is forever: nothing is removed")
     if done.reserved:
         size = size_text(done.reserved_bytes)
         console.print(f"{done.reserved} more stay as the audit reserve (audit.reserve), {size}")

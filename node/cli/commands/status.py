@@ -14,7 +14,7 @@ from rich.table import Table
 from node.archive.index_opening import open_for_command
 from node.cli.console import Console
 from node.cli.options import print_json
-from node.config import Profile, keep_text, load
+from node.config import Profile, load, retention_text
 from node.reports.formatting import size_text
 from storage.index import Index
 from storage.index.connection import now
@@ -34,12 +34,14 @@ def open_index(config: Path) -> Iterator[Index]:
 def print_status(config: Path, *, as_json: bool) -> None:
     """Print counts, as text or JSON."""
     settings = load(config)
-    keep, reserve = settings.originals.keep, settings.audit.reserve_bound
+    keep, reserve = settings.originals.retain_for, settings.audit.reserve_bound
     never = settings.codec.profile is Profile.US_MQSA
     with open_index(config) as index:
         counts, totals = index.counts(), index.custody.totals()
         free = {
-            keep_text(span): (0, 0) if span is None or never else index.custody.purgeable_totals(now() - span, reserve)
+            retention_text(span): (0, 0)
+            if span is None or never
+            else index.custody.purgeable_totals(now() - span, reserve)
             for span in (keep, timedelta(days=30))
         }
     report = status_report(counts) | {
@@ -56,7 +58,7 @@ def print_status(config: Path, *, as_json: bool) -> None:
     console.print(_bytes(counts))
     console.print(_originals(totals))
     for name, (count, size) in free.items():
-        console.print(f"a purge with originals.keep {name} would free {size_text(size)} of {count} originals")
+        console.print(f"a purge with originals.retain_for {name} would free {size_text(size)} of {count} originals")
     console.print(f"backlog: {counts.backlog}   quarantined: {counts.quarantined}")
     console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
     console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")

@@ -48,7 +48,7 @@ class Served:
         self.config.write_text(
             yaml.safe_dump(
                 {
-                    "node": {"host": "127.0.0.1", "port": self.port, "drain": 20},
+                    "node": {"host": "127.0.0.1", "port": self.port, "shutdown_timeout": 20},
                     "storage": {"root": str(self.root), "min_free": 0},
                     "archivist": {"poll": 0.1, "lease": 2},
                     "reconstruct": {"upscaler": "bicubic"},

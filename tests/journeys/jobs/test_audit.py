@@ -67,7 +67,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(verified: Path, tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
     """A node on a copy of it, whose originals may be purged at once."""
     shutil.copytree(verified, tmp_path / "archive")
-    with Node(node_settings(tmp_path, receiver, originals={"keep": "0d"})) as node:
+    with Node(node_settings(tmp_path, receiver, originals={"retain_for": "0d"})) as node:
         yield Archive(node, receiver)
 
 

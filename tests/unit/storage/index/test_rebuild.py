@@ -39,10 +39,10 @@ EVERYBODY = [{"ae_title": "MODALITY", "allow": ["echo", "store", "find", "get", 
 
 def configured(folder: Path) -> Path:
     raw = {
-        "node": {"host": "127.0.0.1", "port": 0, "drain": 5},
+        "node": {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 5},
         "peers": EVERYBODY,
         "storage": {"root": str(folder / "archive"), "min_free": 0},
-        "archivist": {"poll": 0.1, "at_once": 1},
+        "archivist": {"poll": 0.1, "concurrency": 1},
         "codec": {"scales": [1]},
         "gate": {"patches": {"share": 0.5}},
         "audit": {"reserve": "0%"},
