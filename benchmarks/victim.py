@@ -28,8 +28,8 @@ CHEAP: dict[str, Any] = {
     "gate": {"patches": {"share": 0.5}},
     "codec": {"scales": [1], "effort": 1},
     "originals": {"coder": "jpegls", "retain_for": "0h"},
-    "audit": {"reserve": "0%"},
-    "jobs": {"lease": 2, "poll": 0.5} | {name: {"enabled": False} for name in ("scrub", "reverify", "purge", "audit")},
+    "jobs": {"lease": 2, "poll": 0.5} | {name: {"enabled": False} for name in ("scrub", "reverify", "purge")},
+    "audit": {"enabled": False, "reserve": "0%"},
     "unknown_peers": {"allow": ["echo"]},
     "peers": [
         {"ae_title": "MODALITY", "allow": ["echo", "store"]},

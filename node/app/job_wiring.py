@@ -90,7 +90,7 @@ def plan_jobs(
         Planned(
             send_to_peer(settings, archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule
         ),
-        Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
+        Planned(make_audit(settings, archive, pool), settings.audit.when, settings.audit.schedule),
         Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
 

@@ -39,5 +39,5 @@ def _peer(settings: Settings, title: str) -> Peer:
         raise ConfigError("jobs.replicate_peer.to names no peer; name one there or on the command line")
     peer = settings.peer(title)
     if peer is None or not peer.reachable:
-        raise ConfigError(f"{title} is no peer with host and port; give it both in config.yaml")
+        raise ConfigError(f"{title} is not a peer with host and port; give it both in config.yaml")
     return peer

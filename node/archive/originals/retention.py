@@ -1,8 +1,8 @@
 """Retention: removes originals that may go, and brings back to the hot store those that did not.
 
-An original may go when its image is VERIFIED, it was held as long as ``originals.retain_for`` says, no hold and no pin is on
-it, the audit reserve does not want it, and this very node has just made the whole object, header and verified pixels,
-from what would be left, encoded it as it is sent, and read it back.
+An original may go when its image is VERIFIED, it was held for ``originals.retain_for``, no hold and no pin is on it,
+the audit reserve does not want it, and this very node has just made the whole object, header and verified pixels, from
+what would be left, encoded it as it is sent, and read it back.
 The order is: row and trail in one commit, journal, file. A crash in between leaves a file that no row promises, which
 the next run unlinks.
 """

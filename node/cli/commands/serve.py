@@ -21,7 +21,7 @@ def serve_until_stopped(config: Path, *, verbose: bool, accept_empty_index: bool
     """Run a node as ``config`` says until SIGTERM or SIGINT."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
-    if settings.names_nobody:
+    if settings.lists_no_peers:
         LOGGER.warning("any AE title may store, since the configuration has neither peers nor unknown_peers; add one")
     stopping: list[int] = []
 

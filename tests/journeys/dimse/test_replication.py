@@ -271,7 +271,7 @@ def command(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("to", ["NOBODY", "MODALITY"])
 def test_a_peer_that_cannot_be_called_is_a_mistake_in_the_configuration(tmp_path: Path, to: str) -> None:
-    with pytest.raises(ConfigError, match=f"jobs.replicate_peer.to: {to} is no peer with host and port"):
+    with pytest.raises(ConfigError, match=f"jobs.replicate_peer.to: {to} is not a peer with host and port"):
         settings_for(tmp_path, jobs={"replicate_peer": {"to": to}})
 
 

@@ -143,7 +143,9 @@ def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp
         assert encoders_beside(pool, settings) is pool
     finally:
         pool.close()
-    with pytest.raises(ConfigError, match=r"archivist\.concurrency: what sd_x2 makes depends on the number of threads"):
+    with pytest.raises(
+        ConfigError, match=r"archivist\.concurrency: the pixels of sd_x2 depend on the number of threads"
+    ):
         settings_for(tmp_path, archivist={"concurrency": 2}, reconstruct={"upscaler": "sd_x2"})
 
 

@@ -368,7 +368,7 @@ def test_the_command_beside_a_running_node(archive: Archive, tmp_path: Path) -> 
     assert now(archive, FIRST).state is InstanceState.WITHDRAWN
     wrong = command("audit", "run", "--sample", "many", "--config", str(config))
     assert wrong.returncode == 2
-    assert "is no sample" in wrong.stderr
+    assert "is not a sample" in wrong.stderr
 
 
 @pytest.mark.slow

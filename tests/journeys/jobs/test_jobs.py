@@ -169,7 +169,7 @@ def test_jobs_in_the_configuration() -> None:
     scrub = parse({"jobs": {"scrub": {"when": "every 12h", "period": "7d", "orphan_grace": 90}}}, "t").jobs.scrub
     assert (scrub.schedule, scrub.period, scrub.orphan_grace) == (When(every=43200), 7 * 86400, 90)
     assert parse({"jobs": {"scrub": {"enabled": False}}}, "t").jobs.scrub.schedule is None
-    with pytest.raises(ConfigError, match="'soon' is no time span"):
+    with pytest.raises(ConfigError, match="'soon' is not a duration"):
         parse({"jobs": {"scrub": {"period": "soon"}}}, "t")
     with pytest.raises(ConfigError, match="did you mean scrub"):
         parse({"jobs": {"scrubb": {}}}, "t")

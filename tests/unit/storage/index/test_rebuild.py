@@ -45,9 +45,9 @@ def configured(folder: Path) -> Path:
         "archivist": {"poll": 0.1, "concurrency": 1},
         "codec": {"scales": [1]},
         "gate": {"patches": {"share": 0.5}},
-        "audit": {"reserve": "0%"},
         "reconstruct": {"threads": 1, "upscaler": "bicubic"},
-        "jobs": {name: {"enabled": False} for name in ("scrub", "purge", "reverify", "audit")},
+        "jobs": {name: {"enabled": False} for name in ("scrub", "purge", "reverify")},
+        "audit": {"enabled": False, "reserve": "0%"},
     }
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(raw))
