@@ -33,6 +33,7 @@ LatentPacsError
 ├── JobRefused              a job that does not exist, or that is running already
 ├── WorkerDied              the worker process ended while it worked on a request
 └── ConfigError             config.yaml: what is wrong, and where
+    └── NodeRunning         a node runs on the storage root, which only one process may use
 """
 
 from __future__ import annotations
@@ -180,3 +181,7 @@ class JobRefused(LatentPacsError):
 
 class ConfigError(LatentPacsError):
     """config.yaml cannot be used; the message names the key and the nearest valid one."""
+
+
+class NodeRunning(ConfigError):
+    """A node runs on the storage root, which only one process may use."""

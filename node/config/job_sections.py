@@ -100,5 +100,5 @@ class AuditSettings(JobSettings):
 
     @property
     def reserve_bound(self) -> str:
-        """Originals whose SHA-256 is below this hexadecimal text are the reserve: an even draw, the same on every node."""
+        """Originals whose SHA-256 is below this hexadecimal text form the reserve, the same on every node."""
         return "g" if self.reserve >= 1 else f"{int(self.reserve * 2**64):016x}" if self.reserve else ""

@@ -77,7 +77,7 @@ class Settings(Section):
         peer = self.peer(title) if title else None
         if title and (peer is None or not peer.reachable):
             raise ValueError(
-                f"jobs.replicate_peer.to: {title} is not a peer with host and port; add it to peers, or leave the key empty"
+                f"jobs.replicate_peer.to: {title} is not a peer with host and port; add it to peers or empty the key"
             )
         return self
 

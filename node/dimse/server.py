@@ -109,7 +109,7 @@ class Server:
         self._watch.start()
 
     def stop(self) -> None:
-        """Accept no more associations, wait ``shutdown_timeout`` seconds for the open ones, then end those that remain."""
+        """Accept no more associations, wait ``shutdown_timeout`` seconds for the open ones, then end the rest."""
         listeners, self._listeners = self._listeners, []
         if not self._watch.is_alive():
             for listener in listeners:  # never started, since another port was taken

@@ -191,7 +191,7 @@ def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
         assert [(one["sop_instance_uid"], one["outcome"]) for one in restored] == [(good.SOPInstanceUID, "restored")]
         assert node.store.path(digest).is_file()
         assert not (cold / "objects" / digest[:2] / digest).exists()
-        assert not node.custodian.step()  # and stays for a while
+        assert not node.packer.step()  # and stays for a while
         status = json.loads(run("status", "-c", str(config), "--json").stdout)
         assert status["originals"]["packed"] == 2
         assert status["purge_would_free"] == {
@@ -222,7 +222,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     assert told("status")["purge_would_free"]["0d"] == {"originals": 1, "bytes": size}
     hold = told("hold", "add", "--label", "trial 7", "--reason", "audit")
     assert (hold["originals"], told("purge", "--dry-run")["bytes_freed"]) == (0, size)
-    told("label", "add", "trial 7", "--study", ds.StudyInstanceUID)
+    told("hold-label", "add", "trial 7", "--study", ds.StudyInstanceUID)
     assert [one["originals"] for one in told("hold", "list")] == [1]
     assert told("purge")["bytes_freed"] == 0
     told("hold", "release", str(hold["key"]), "--reason", "over")
@@ -239,5 +239,5 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     raw["originals"]["retain_for"] = "forever"
     config.write_text(yaml.safe_dump(raw))
     refused = run("purge", "-c", str(config))
-    assert refused.returncode == 2
+    assert refused.returncode == 3
     assert "MQSA" in refused.stderr

@@ -179,7 +179,7 @@ def test_a_root_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 def test_a_label_on_a_study_that_is_not_held_is_an_error(quiet_archive: Archive, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"storage: {{root: {quiet_archive.node.store.root}}}")
-    ran = CliRunner().invoke(app, ["label", "add", "teaching", "--study", "1.2.3", "--config", str(config)])
+    ran = CliRunner().invoke(app, ["hold-label", "add", "teaching", "--study", "1.2.3", "--config", str(config)])
     assert isinstance(ran.exception, ConfigError)
     assert "1.2.3 is not held" in str(ran.exception)
     assert quiet_archive.node.index.holds.labels() == []

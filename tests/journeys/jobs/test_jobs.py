@@ -28,7 +28,7 @@ from node.jobs import schedule
 from node.jobs.job import FunctionJob
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule, following, latest
-from storage.errors import ConfigError, JobRefused
+from storage.errors import ConfigError, JobRefused, LatentPacsError
 from storage.index import Index, job_runs
 from storage.index.job_runs import Cause, JobRows, RunState
 from tests.conftest import wait_for
@@ -416,7 +416,7 @@ def jobs(config: Path, *arguments: str, fails: bool = False) -> Any:
     """`latent-pacs jobs` with --json: what it prints, or the error it ends with."""
     done = CliRunner().invoke(app, ["jobs", *arguments, "-c", str(config), "--json"])
     if fails:
-        assert isinstance(done.exception, JobRefused)
+        assert isinstance(done.exception, LatentPacsError)
         return str(done.exception)
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
@@ -470,7 +470,7 @@ def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
     process = spawn(code, "scrub", "--full", "-c", str(config))
     wait_for(rows.history, what="a run")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 3
+    assert process.wait(timeout=60) == 4
     (ended,) = rows.history()
     assert (ended.state, ended.report["finished"]) == (RunState.INTERRUPTED, False)
     assert not rows.all()[0].running
@@ -490,7 +490,7 @@ def test_the_commands_on_a_running_node_and_without_one(tmp_path: Path) -> None:
         listed = {each["name"]: each for each in jobs(config, "list")}
         assert set(listed) == {"audit", "purge", "replicate", "replicate-peer", "reverify", "scrub", "validation"}
         one = listed["scrub"]
-        assert (one["name"], one["when"], one["now"], one["last"]) == ("scrub", "mon 03:00", "waits", None)
+        assert (one["name"], one["when"], one["now"], one["last"]) == ("scrub", "mon 03:00", "idle", None)
         assert one["next"]
         done = jobs(config, "run", "scrub", "--wait")
         assert (done["state"], done["cause"], done["report"]["clean"]) == ("done", "request", True)
