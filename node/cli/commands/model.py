@@ -62,7 +62,6 @@ def train(
 def fine_tune(
     minutes: MinutesOption,
     out: Annotated[Path, typer.Option("--out", help="The folder for the new model.", metavar="FOLDER")],
-    config: ConfigOption = DEFAULT_CONFIG,
     upscaler: Annotated[
         str, typer.Option("--upscaler", help="mammo, or sd_x2: the decoder of its autoencoder.")
     ] = "mammo",
@@ -73,6 +72,7 @@ def fine_tune(
     resume: ResumeOption = False,
     seed: SeedOption = 1,
     device: DeviceOption = "auto",
+    config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
     """Adapt the configured model to the held originals of the archive. It is used once config.yaml names it."""

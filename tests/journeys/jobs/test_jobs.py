@@ -161,7 +161,7 @@ def test_the_times_of_a_year_have_no_gap_longer_than_said() -> None:
     ["02:30", "daily", "daily 24:00", "daily 2", "mo 02:30", "mon thu 02:30", "every", "every 30s", "every x", ""],
 )
 def test_schedules_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"jobs\.scrub\.when: .*(daily 02:30|every|time span|1m)"):
+    with pytest.raises(ConfigError, match=r"jobs\.scrub\.when: .*(daily 02:30|every|duration|1m)"):
         parse({"jobs": {"scrub": {"when": text}}}, "test.yaml")
 
 
