@@ -32,7 +32,7 @@ def make_backup(
     progress: Progress = lambda done, of: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> BackupReport:
-    """Copy to the backup in ``to`` what it lacks, beside a running node or without one. Raises BackupRefused."""
+    """Copy new objects and the index to the backup in ``to``; a node may run. Raises BackupRefused."""
     file, root, integrity = index_file(settings), settings.storage.root, Integrity(index.engine)
     for place in (root, settings.originals.path):
         if place is not None and (_within(to, place) or _within(place, to)):

@@ -107,7 +107,7 @@ class Node:
         return Workers(self.pool, self.decoders, cache, self.unpacking.restore)
 
     def _finish_interrupted_work(self) -> None:
-        """Complete what a process that was killed left half done."""
+        """Complete the work that a killed process left unfinished."""
         self.trail.recover()
         self.archive.deletion.finish()
         self.archive.reports.recover()

@@ -40,7 +40,7 @@ _REFUSALS = (
 
 
 class UsageError(LatentPacsError):
-    """The options do not say what to do, or name something that does not exist."""
+    """The options are incomplete, contradict each other, or name something that does not exist."""
 
 
 class Refused(LatentPacsError):

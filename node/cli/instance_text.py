@@ -13,7 +13,7 @@ from storage.records import Trial
 
 
 def report_tables(report: InstanceReport, *, utc: bool) -> Iterator[Table]:
-    """The image, its renditions, and what the encoder tried and measured for the current one."""
+    """The image, its renditions, and the trials and figures of the current one."""
     yield _identity(report, utc)
     for rendition in report.renditions:
         yield _rendition(report, rendition, utc)

@@ -1,4 +1,4 @@
-"""What several commands share: options, opening the archive or its index, and JSON output."""
+"""Shared by the commands: options, opening the archive or its index, and JSON output."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="The reason, for the
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")]
 LimitOption = Annotated[int, typer.Option("--limit", help="Print at most this many; 0 is all.", metavar="N", min=0)]
 DEFAULT_CONFIG = Path("config.yaml")
+ALL = 2**31
+"""The limit of rows that stands for no limit."""
 
 
 @contextmanager

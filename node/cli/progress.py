@@ -16,7 +16,7 @@ _INTERVAL = 5.0
 
 
 class Report(Protocol):
-    """Shows how far the work is. ``total`` is 0 while it is unknown; ``note`` says what is being worked on."""
+    """Shows the progress. ``total`` is 0 while it is unknown; ``note`` names the item in work."""
 
     def __call__(self, done: int, total: int = 0, note: str = "") -> None: ...
 

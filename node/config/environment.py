@@ -12,7 +12,7 @@ from node.config.settings import Settings
 from storage.errors import ConfigError
 
 PREFIX = "LATENT_PACS__"
-"""Starts the name of each such variable. Two underscores separate the names of a nested key."""
+"""Prefix of these variables. Two underscores separate the parts of a key."""
 
 Location = tuple[str, ...]
 
@@ -37,7 +37,7 @@ def overrides(environment: Mapping[str, str]) -> dict[Location, Any]:
 
 
 def apply(raw: dict[str, Any], values: Mapping[Location, Any]) -> None:
-    """Put the values into the data of config.yaml, in place of what it says."""
+    """Replace keys in the data of config.yaml by these values."""
     for location, value in values.items():
         section = raw
         for key in location[:-1]:

@@ -12,7 +12,16 @@ from rich.table import Table
 from node.cli.commands.jobs import run_in_this_process
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, UtcOption, archive, print_json
+from node.cli.options import (
+    ALL,
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    LimitOption,
+    UtcOption,
+    archive,
+    print_json,
+)
 from node.cli.times import time_json, time_text
 from node.config import load, parse_sample
 
@@ -23,6 +32,11 @@ if TYPE_CHECKING:
 audits = typer.Typer(
     help="Run the fidelity audit, and show the reports of audits and validations.", no_args_is_help=True
 )
+
+
+KindOption = Annotated[
+    str, typer.Option("--kind", help="Only reports of this kind: audit or validation.", metavar="KIND")
+]
 
 
 @audits.command()
@@ -61,24 +75,43 @@ def run(
     raise typer.Exit(DONE if done.report["clean"] else FAILED)
 
 
-@audits.command("report")
+@audits.command("list")
+def list_reports(
+    kind: KindOption = "",
+    limit: LimitOption = 50,
+    utc: UtcOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """List the reports of audits and validations, newest first."""
+    from node.app import open_reports
+
+    with open_reports(load(config)) as reports:
+        found = reports.rows.newest([kind] if kind else (), limit=limit or ALL)
+    if as_json:
+        print_json([_as_json(one) for one in found])
+        return
+    table = Table("number", "kind", "finished", "alarm", "verdict")
+    for one in found:
+        finished = time_text(one.finished_at, utc=utc)
+        table.add_row(str(one.key), one.kind, finished, "yes" if one.alarm else "", one.verdict)
+    Console().print(table)
+
+
+@audits.command("show")
 def show_report(
-    key: Annotated[int | None, typer.Option("--id", help="The report with this number.", metavar="N")] = None,
-    kind: Annotated[str, typer.Option("--kind", help="The latest report of this kind.", metavar="KIND")] = "",
-    listed: Annotated[bool, typer.Option("--list", help="List the newest 50 reports instead.")] = False,
+    number: Annotated[int | None, typer.Argument(help="The number of the report; without it, the latest.")] = None,
+    kind: KindOption = "",
     opened: Annotated[bool, typer.Option("--open", help="Open the page of the report in the browser.")] = False,
     utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the latest report of an audit or a validation: its verdict, its figures, and the path of its page."""
+    """Show a report of an audit or a validation: its verdict, its figures, and the path of its page."""
     from node.app import open_reports
 
     with open_reports(load(config)) as reports:
-        if listed:
-            _print_list(reports.rows.newest([kind] if kind else (), limit=50), utc=utc, as_json=as_json)
-            return
-        found = reports.find(key, *([kind] if kind else []))
+        found = reports.find(number, *([kind] if kind else []))
         _print(found, reports, utc=utc, as_json=as_json)
         if opened and not webbrowser.open(reports.html(found).absolute().as_uri()):
             Console(stderr=True).print("no browser could be started; open the page yourself")
@@ -96,17 +129,6 @@ def _print(report: StoredReport, reports: Reports, *, utc: bool, as_json: bool) 
         if not isinstance(value, (list, dict)):
             console.print(f"  {name}: {value}")
     console.print(f"{page}")
-
-
-def _print_list(found: list[StoredReport], *, utc: bool, as_json: bool) -> None:
-    if as_json:
-        print_json([_as_json(one) for one in found])
-        return
-    table = Table("id", "kind", "finished", "alarm", "verdict")
-    for one in found:
-        finished = time_text(one.finished_at, utc=utc)
-        table.add_row(str(one.key), one.kind, finished, "yes" if one.alarm else "", one.verdict)
-    Console().print(table)
 
 
 def _as_json(report: StoredReport) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def show(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> 
 
 
 def _problems(settings: Settings) -> Iterator[str]:
-    """What is wrong with the files and secrets that the settings name."""
+    """Problems with the files and secrets that the settings name."""
     from node.archive.intake.marked_regions import read_regions
     from node.dimse.server import calling_only
 

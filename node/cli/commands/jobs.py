@@ -18,7 +18,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json
+from node.cli.options import ALL, DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import Settings
@@ -35,8 +35,6 @@ jobs = typer.Typer(help="List, run, pause, resume and cancel scheduled work.", n
 
 NameArgument = Annotated[str, typer.Argument(help="The name of the job, from `jobs list`.", metavar="NAME")]
 
-_ALL = 2**31
-"""Runs that `jobs history --limit 0` lists at most."""
 _PICKED_UP_WITHIN = 30.0
 """Seconds within which a node must start a requested job."""
 
@@ -121,7 +119,7 @@ def history(
     with _opened(config) as (_, planned, rows):
         if name:
             _known(planned, name)
-        runs = rows.history(name, limit or _ALL)
+        runs = rows.history(name, limit or ALL)
     if as_json:
         print_json([run_json(one) for one in runs])
         return

@@ -94,9 +94,7 @@ def test_help_and_exit_codes() -> None:
     assert exit_codes.code_of(ObjectMissing("x")) == exit_codes.FAILED
 
 
-def test_a_configuration_from_nothing(
-    quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_configuration_from_nothing(quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """init, config check, config show, peer add and list, and a C-ECHO, with the file named by the environment."""
     file = tmp_path / "new" / "config.yaml"
     assert invoke("init", str(file.parent)).exit_code == 0
