@@ -33,8 +33,12 @@ _COLUMNS = {
 
 @studies.command("list")
 def list_studies(
-    patient: Annotated[str, typer.Option("--patient", help="Patient ID; * and ? are wildcards.", metavar="ID")] = "",
-    name: Annotated[str, typer.Option("--name", help="Patient's Name; * and ? are wildcards.", metavar="NAME")] = "",
+    patient: Annotated[
+        str, typer.Option("--patient", help="Patient ID, with the wildcards * and ?.", metavar="ID")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Patient's Name, with the wildcards * and ?.", metavar="NAME")
+    ] = "",
     date: Annotated[
         str, typer.Option("--date", help="Study Date, or a range: 20260131, 20260101-, -20260131.", metavar="RANGE")
     ] = "",

@@ -18,7 +18,7 @@ from node.cli.times import time_text
 def trail(
     since: Annotated[str, typer.Option("--since", help="From this date (UTC) on: 2026-01-31.", metavar="DATE")] = "",
     study: Annotated[str, typer.Option("--study", help="Only records about this UID.", metavar="UID")] = "",
-    newest: Annotated[int, typer.Option("--newest", help="Only the last N records; 0 is all.", metavar="N", min=0)] = 0,
+    limit: Annotated[int, typer.Option("--limit", help="Only the last N records; 0 is all.", metavar="N", min=0)] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Check that no record was changed or removed.")] = False,
     utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
@@ -33,7 +33,7 @@ def trail(
         _verify(config, as_json)
         return
     with archive(config) as services:
-        records = list(services.index.trail.records(since=since, uid=study, newest=newest))
+        records = list(services.index.trail.records(since=since, uid=study, newest=limit))
     if as_json:
         print_json([asdict(record) for record in records])
         return
