@@ -29,18 +29,18 @@ def settle_in(
 
     def settle(tier: Tier, digest: str) -> None:
         try:
-            look = examine(stores[tier], digest)
-            if look.whole:
+            examined = examine(stores[tier], digest)
+            if examined.whole:
                 return
             promises = [one for one in integrity.promises(digest, digest + "0") if one.store == str(tier)]
-            found = repair.settle(promises, look) if promises else []
+            found = repair.settle(promises, examined) if promises else []
             for one in found:
                 LOGGER.error(
                     "original of %s is %s (%s): %s", one.sop_instance_uid, one.condition, one.detail, one.action
                 )
             trail.append(*map(_entry, found))
             if not promises:
-                LOGGER.error("object %s is %s (%s), and no image needs it", digest, look.condition, look.detail)
+                LOGGER.error("object %s is %s (%s), and no image needs it", digest, examined.condition, examined.detail)
         except Exception:
             LOGGER.exception("damage of object %s could not be handled; run latent-pacs scrub --full", digest)
 

@@ -26,7 +26,6 @@ from node.config import (
 )
 from node.reports.formatting import size_text
 from storage.dicom.dicomfile import opened
-from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import ConfigError, DataSetError
 from storage.records import InstanceState, StoredInstance
 
@@ -240,6 +239,8 @@ def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Recei
 
 def _came_back(receiver: Receiver, uid: str, instance: StoredInstance) -> bool:
     """Whether the receiver got it. A reconstruction must have exactly the pixels that were verified."""
+    from storage.dicom.pixels import integer_pixels, pixel_digest
+
     path = receiver.received.get(uid)
     if path is None or instance.rendition is None:
         return path is not None
