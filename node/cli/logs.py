@@ -69,7 +69,7 @@ class AtMost(logging.Filter):
                 since, count = now, 0
             self._seen[place] = since, count + 1
         if left_out > 0:
-            record.msg, record.args = f"{record.getMessage()} ({left_out} more such lines were left out)", None
+            record.msg, record.args = f"{record.getMessage()} (and {left_out} more such lines were left out)", None
         return count < self._most
 
 

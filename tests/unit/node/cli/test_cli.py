@@ -85,10 +85,7 @@ def test_help_and_exit_codes() -> None:
     assert done.returncode == 0
     for code, meaning in exit_codes.MEANINGS.items():
         assert f"{code} {meaning}"[:40] in " ".join(done.stdout.split())
-    assert (
-        "_LATENT_PACS_COMPLETE" in run("--show-completion", "bash").stdout
-        or "complete" in run("--show-completion").stdout
-    )
+    assert "--install-completion" in done.stdout
     assert exit_codes.code_of(PurgeRefused("x")) == exit_codes.code_of(NodeRunning("x")) == exit_codes.REFUSED
     assert exit_codes.code_of(ConfigError("x")) == exit_codes.USAGE
     assert exit_codes.code_of(ObjectMissing("x")) == exit_codes.FAILED
