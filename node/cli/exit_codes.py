@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from storage.errors import (
     BackupRefused,
+    ChangeRefused,
     ConfigError,
-    CorrectionRefused,
     IndexRefused,
     JobRefused,
     LatentPacsError,
@@ -30,7 +30,7 @@ MEANINGS = {
 
 _REFUSALS = (
     BackupRefused,
-    CorrectionRefused,
+    ChangeRefused,
     IndexRefused,
     JobRefused,
     NewerFormat,

@@ -65,10 +65,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/jobs/scrub_repair.py",
     ),
     "mending": ("node/jobs/scrub_job.py",),
-    "mended": (
-        "node/dimse/pynetdicom_patches/upper_layer.py",
-        "storage/dicom/element_walk.py",
-    ),
+    "mended": ("node/dimse/pynetdicom_patches/upper_layer.py",),
 }
 """For a retired word, the paths below which it may still occur."""
 
