@@ -125,7 +125,7 @@ class Kills:
         self._beside("scrubbing", command, 0.8, 2.0)
 
     def _backing_up(self) -> None:
-        command = self.victim.command("backup", str(self._backup)) if self._up() else None
+        command = self.victim.command("backup", "create", str(self._backup)) if self._up() else None
         self._beside("backing up", command, 0.8, 2.5)
 
     def _beside(self, name: str, command: subprocess.Popen[bytes] | None, least: float, most: float) -> None:

@@ -23,13 +23,13 @@ from tests.support.upper_layer import VERIFICATION
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]
 CHEAP: dict[str, Any] = {
-    "archivist": {"poll": 0.1, "lease": 2, "at_once": 1},
+    "archivist": {"poll": 0.1, "lease": 2, "concurrency": 1},
     "reconstruct": {"upscaler": "bicubic", "threads": 1, "cache": "100MB"},
     "gate": {"patches": {"share": 0.5}},
     "codec": {"scales": [1], "effort": 1},
-    "originals": {"coder": "jpegls", "keep": "0h"},
-    "audit": {"reserve": "0%"},
-    "jobs": {"lease": 2, "poll": 0.5} | {name: {"enabled": False} for name in ("scrub", "reverify", "purge", "audit")},
+    "originals": {"coder": "jpegls", "retain_for": "0h"},
+    "jobs": {"lease": 2, "poll": 0.5} | {name: {"enabled": False} for name in ("scrub", "reverify", "purge")},
+    "audit": {"enabled": False, "reserve": "0%"},
     "unknown_peers": {"allow": ["echo"]},
     "peers": [
         {"ae_title": "MODALITY", "allow": ["echo", "store"]},
@@ -46,7 +46,7 @@ class Victim:
         folder.mkdir()
         self.folder, self.root, self.port = folder, folder / "archive", free_port()
         self.config = folder / "config.yaml"
-        settings = {"host": "127.0.0.1", "port": self.port, "drain": 2, **node}
+        settings = {"host": "127.0.0.1", "port": self.port, "shutdown_timeout": 2, **node}
         storage = {"root": str(self.root), "min_free": 0}
         self.config.write_text(yaml.safe_dump({**CHEAP, "node": settings, "storage": storage}))
         self.process: subprocess.Popen[bytes] | None = None

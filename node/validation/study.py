@@ -226,7 +226,7 @@ def positive_class(names: list[str], wanted: str) -> str:
     counts = Counter(names)
     if not counts:
         raise NothingToValidate(
-            "no labelled image has a reconstruction and its original; see `latent-pacs labels list`"
+            "no labelled image has a reconstruction and its original; see `latent-pacs class-label list`"
         )
     if wanted:
         if wanted not in counts:

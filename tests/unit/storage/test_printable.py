@@ -117,7 +117,7 @@ def test_an_unforeseen_error_is_one_line_without_its_text() -> None:
     except ValueError as error:
         line = TextLines().format(record("message cannot be decoded", error=error))
     assert "ValueError at" in line
-    assert "test_plain.py" in line
+    assert "test_printable.py" in line
     assert "Doe" not in line
     assert "\n" not in line
 

@@ -45,7 +45,9 @@ ANSWERED = [ACCEPTED, DATA]
 
 
 def settings(root: Path, **node: Any) -> Settings:
-    return settings_for(root, node={"host": "127.0.0.1", "port": 0, "drain": 0, **node}, archivist={"enabled": False})
+    return settings_for(
+        root, node={"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, **node}, archivist={"enabled": False}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -222,15 +222,15 @@ def test_the_command_shows_the_latest_report(tmp_path: Path, monkeypatch: pytest
     config.write_text(f"storage: {{root: {root}}}\n", encoding="utf-8")
     index = Index.open(f"sqlite:///{root / 'index.sqlite'}")
     reports = Reports(ReportRows(index.engine), root / "reports")
-    ask = lambda *more: CliRunner().invoke(app, ["audit", "report", "--config", str(config), *more])  # noqa: E731
-    assert isinstance(ask().exception, UnknownReport)
+    ask = lambda *more: CliRunner().invoke(app, ["audit", *more, "--config", str(config)])  # noqa: E731
+    assert isinstance(ask("show").exception, UnknownReport)
     kept = reports.publish(outcome())
-    shown = json.loads(ask("--json").output)
+    shown = json.loads(ask("show", "--json").output)
     assert (shown["key"], shown["verdict"], shown["html"]) == (kept.key, kept.verdict, str(reports.html(kept)))
-    assert "12 of 12 images as verified" in ask().output
-    assert [one["kind"] for one in json.loads(ask("--list", "--json").output)] == ["audit"]
+    assert "12 of 12 images as verified" in ask("show").output
+    assert [one["kind"] for one in json.loads(ask("list", "--json").output)] == ["audit"]
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
-    assert ask("--open", "--id", str(kept.key)).exit_code == 0
+    assert ask("show", str(kept.key), "--open").exit_code == 0
     assert opened == [reports.html(kept).as_uri()]
     index.close()
