@@ -110,8 +110,10 @@ def test_figures_take_the_ink_of_the_page() -> None:
 
 
 def test_a_row_of_another_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        Table(["one", "two"], [["only one"]]).html()
+    with pytest.raises(ValueError, match="another length"):
+        Table(["one", "two"], [["only one"]])
+    with pytest.raises(ValueError, match="another length"):
+        Table(["one", "two"], [["one", "two"]], align="l")
 
 
 @pytest.mark.slow
