@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -31,6 +30,7 @@ from node.training.image_files import NoPictures, Picture
 from node.training.trainer import CheckpointError, Progress, TrainingFailed
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError
+from storage.optional_packages import require_extra
 
 DECODER_CHECKPOINT = "decoder.pt"
 _TIMED = 2
@@ -104,6 +104,7 @@ def fine_tune_decoder(
     plan asks for more. ``minutes`` is a budget as ``train`` has it. ``stop_after`` ends early, with the decoder as
     far as it has come.
     """
+    require_extra("sd-x2", "training the decoder of sd_x2")
     origin = find_weights(source)
     weight_files(origin)
     _claim(folder, origin)
@@ -216,6 +217,8 @@ def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
 
 
 def _fresh(origin: Path, plan: DecoderPlan, where: torch.device) -> _State:
+    from diffusers import AutoencoderKL
+
     try:
         vae = AutoencoderKL.from_pretrained(
             str(origin), subfolder="vae", local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True

@@ -30,7 +30,7 @@ from node.training.image_files import Picture
 from node.training.training_patches import TrainingPatch, crops, make_patch
 from node.upscalers import flow
 from node.upscalers.mammo import save_network
-from node.upscalers.network import LATENT, MammoNetwork, to_pixels
+from node.upscalers.network import LATENT, MammoNetwork, NetworkConfig, to_pixels
 from storage.errors import ConfigError, LatentPacsError
 
 CHECKPOINT = "checkpoint.pt"
@@ -148,7 +148,7 @@ def train(
     finally:
         run.close()
     run.save()
-    model: MammoNetwork = state.average.to("cpu", memory_format=torch.contiguous_format)
+    model: MammoNetwork = state.average.to("cpu").to(memory_format=torch.contiguous_format)
     save_network(model, folder)
     return model
 
@@ -318,24 +318,20 @@ def _rate(plan: Plan, step: int) -> float:
 
 def _fresh(plan: Plan, start_from: MammoNetwork | None) -> _State:
     torch.manual_seed(plan.seed)
-    network = MammoNetwork(width=plan.width, wide=plan.wide, blocks=plan.blocks)
+    config = NetworkConfig(width=plan.width, wide=plan.wide, blocks=plan.blocks)
+    network = MammoNetwork(config if start_from is None else start_from.config)
     if start_from is not None:
-        network = MammoNetwork(**_size(start_from))
         network.load_state_dict(start_from.state_dict())
-    average = MammoNetwork(**_size(network))
+    average = MammoNetwork(network.config)
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
     return _State(network, average.requires_grad_(False), optimiser)
 
 
-def _size(network: MammoNetwork) -> dict[str, Any]:
-    return {name: network.config[name] for name in ("width", "wide", "blocks", "embedding")}
-
-
 def _save(state: _State, plan: Plan, folder: Path) -> None:
     content = {
         "plan": json.dumps(asdict(plan)),
-        "size": _size(state.network),
+        "size": asdict(state.network.config),
         "step": state.step,
         "losses": state.losses,
         "network": state.network.state_dict(),
@@ -353,7 +349,7 @@ def _restore(state: _State, path: Path) -> Plan:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = json.loads(content["plan"])
         plan = Plan(**{**found, "blocks": tuple(found["blocks"])})
-        fresh = _fresh(plan, MammoNetwork(**content["size"]))
+        fresh = _fresh(plan, MammoNetwork(NetworkConfig(**content["size"])))
         for name in ("network", "average", "optimiser"):
             getattr(fresh, name).load_state_dict(content[name])
         state.network, state.average, state.optimiser = fresh.network, fresh.average, fresh.optimiser
@@ -378,7 +374,7 @@ def _device(name: str) -> torch.device:
 
 def _move(state: _State, where: torch.device) -> None:
     for part in (state.network, state.average):
-        part.to(where, memory_format=torch.channels_last)
+        part.to(where).to(memory_format=torch.channels_last)
     for values in state.optimiser.state.values():
         values.update({key: value.to(where) for key, value in values.items() if key != "step"})
 

@@ -42,6 +42,7 @@ from node.validation.validation_worker import (
 from storage.errors import LatentPacsError, RenditionMismatch
 from storage.index import Index
 from storage.objects.store import ObjectStore
+from storage.optional_packages import require_extra
 from storage.records import ClassLabel, StoredInstance
 
 Progress = Callable[[int, int], None]
@@ -75,6 +76,7 @@ class Validation:
 
         Raises NothingToValidate, TooFewCases or ModelMissing.
         """
+        require_extra("validation", "the job validation")
         try:
             with ValidationWorker(self.threads) as bench, self.retrieve() as retrieve:
                 return _Run(self, bench, retrieve, progress, cancelled).through()

@@ -21,7 +21,7 @@ from node.training.image_files import Picture, read_picture
 from node.training.training_patches import coded
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, ModelNotFound, load_network, save_network
-from node.upscalers.network import MammoNetwork
+from node.upscalers.network import MammoNetwork, NetworkConfig
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
 from storage.formats.resample import Operator
@@ -65,7 +65,7 @@ def exact(**options: int) -> Mammo:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
-    save_network(MammoNetwork(), folder)
+    save_network(MammoNetwork(NetworkConfig()), folder)
     return folder
 
 
@@ -217,7 +217,7 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path, damage: str) -> None:
         network = load_network(folder)
         with torch.no_grad():
             network.leave.bias.fill_(float("nan"))
-        network.save_pretrained(str(folder))
+        save_network(network, folder)
     else:
         (folder / "config.json").write_text(json.dumps({"_class_name": "MammoNetwork", "width": 24}))
     with pytest.raises(ModelNotFound, match=re.escape(str(folder))):

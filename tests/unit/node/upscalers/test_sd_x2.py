@@ -127,7 +127,7 @@ def test_importing_it_imports_neither_torch_nor_diffusers() -> None:
         ({"overlap": 0}, "overlap 0"),
         ({"tile": 64, "overlap": 40}, "half a tile"),
         ({"dtype": "int8"}, "'int8'"),
-        ({"steps": 0}, "0 steps"),
+        ({"steps": 0}, "steps 0"),
     ],
 )
 def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any], message: str) -> None:
@@ -235,7 +235,7 @@ def test_sizes_that_are_no_multiple_of_the_scale_are_not_shifted(rows: int, colu
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"scale": 3}, "does not do scale 3"), ({"scale": 8}, "scale 8"), ({"rows": 200}, "do not belong")],
+    [({"scale": 3}, "scale 3 is none of"), ({"scale": 8}, "scale 8 is none of"), ({"rows": 200}, "do not belong")],
 )
 def test_a_task_it_cannot_do_is_refused(upscaler: SdX2, change: dict[str, int], message: str) -> None:
     job = task(128, 128)
@@ -243,7 +243,7 @@ def test_a_task_it_cannot_do_is_refused(upscaler: SdX2, change: dict[str, int], 
     base = operator.down(picture(128, 128)) if "scale" in change else job.samples
     with pytest.raises(ValueError, match=message):
         upscaler.structure(task_of(base, operator))
-    with pytest.raises(ValueError, match="0 steps"):
+    with pytest.raises(ValueError, match="steps 0"):
         upscaler.structure(task_of(job.samples, job.operator, steps=0))
 
 
