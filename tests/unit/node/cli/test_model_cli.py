@@ -235,7 +235,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert "no usable mammo model" in said
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / trainer.CHECKPOINT).write_bytes(b"damaged")
-    assert "cannot be continued" in failure(monkeypatch, capsys, *train, "--data", data, "--resume")
+    assert "cannot be resumed" in failure(monkeypatch, capsys, *train, "--data", data, "--resume")
 
 
 @pytest.mark.parametrize("device", ["teapot", "cuda:99"])

@@ -31,7 +31,7 @@ from tests.support.samples import breast
 
 Pixels = NDArray[np.uint16]
 
-TINY = Plan(steps=6, width=8, wide=16, blocks=(1, 1, 1), batch=2, crop=64, deck=2, renew=2)
+TINY = Plan(steps=6, width=8, wide=16, blocks=(1, 1, 1), batch=2, crop=64, patches=2, patch_steps=2)
 
 
 def ribbed(rows: int = 256, columns: int = 256, *, seed: int = 0, air: int = 0) -> Pixels:
@@ -52,7 +52,7 @@ def picture(pixels: Pixels, name: str = "a.dcm", *, film: bool = False) -> Pictu
 
 
 PICTURES = [picture(ribbed(seed=1)), picture(ribbed(seed=2))]
-ENOUGH = replace(TINY, steps=40, batch=4, deck=6, renew=10, rate=1e-2)
+ENOUGH = replace(TINY, steps=40, batch=4, patches=6, patch_steps=10, rate=1e-2)
 """Steps enough to learn the grid: what is left of the error is a tenth, whatever the seed."""
 
 
@@ -256,7 +256,7 @@ def test_a_gpu_gets_batches_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(trainer, "_device", lambda name: torch.device("cuda"))
     larger = plan.sized_for("auto")
     assert larger.batch > plan.batch
-    assert larger.deck > plan.deck
+    assert larger.patches > plan.patches
     assert (larger.steps, larger.width, larger.zero_share, larger.seed) == (plan.steps, plan.width, 1.0, plan.seed)
 
 

@@ -21,7 +21,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from node.fidelity.breast_regions import breast_mask
 from node.training import training_patches
 from node.training.image_files import NoPictures, Picture, picture_files, read_picture, read_pictures
-from node.training.training_patches import TrainingPatch, coded, crops, degrade, make_patch
+from node.training.training_patches import TrainingPatch, code, crops, degrade, make_patch
 from node.upscalers.network import LATENT, SEEN, STRIDE, UNSHUFFLE, to_pixels
 from storage.errors import LatentPacsError
 from tests.support.samples import breast, mammogram, write
@@ -334,17 +334,17 @@ def test_what_is_wanted_has_unit_variance_and_so_has_noise(scale: int, distance:
     assert float(plate.wanted.abs().max()) <= 8
     assert not plate.share[:16, 48:].any()
     assert not plate.wanted[:, :16, 48:].any()
-    residual = pixels - coded(pixels, scale, distance).lifted
+    residual = pixels - code(pixels, scale, distance).upsampled
     wanted = to_pixels(plate.wanted.float()[None])[0, 0].numpy()
     there = np.corrcoef(wanted[inside], residual[inside])[0, 1]
     assert there > 0.9
 
 
 def test_a_coarser_base_is_smaller_and_further_off() -> None:
-    fine, coarse = coded(tissue(), 2, 0.3), coded(tissue(), 2, 3.0)
+    fine, coarse = code(tissue(), 2, 0.3), code(tissue(), 2, 3.0)
     assert fine.size > coarse.size
     assert fine.quantisation < coarse.quantisation
-    np.testing.assert_allclose(fine.operator.down(fine.lifted), fine.samples, atol=0.05)
+    np.testing.assert_allclose(fine.operator.down(fine.upsampled), fine.samples, atol=0.05)
 
 
 def test_every_scale_distance_and_orientation_occurs(monkeypatch: pytest.MonkeyPatch) -> None:
