@@ -17,8 +17,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 from torch import Tensor
 
 from node.codec.encode.base_coding import make_base
+from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.encode.source_image import Source
-from node.codec.noise import matched, measure_deviation, missing_energy, unit_noise, with_spectrum
+from node.codec.noise import unit_noise
 from node.fidelity.bands import BANDS, band_energies
 from node.training.image_files import Picture
 from node.upscalers.conditioning import point_features, scene
