@@ -39,6 +39,7 @@ from benchmarks.coded import (
     options_of_coding,
     settings_of,
 )
+from benchmarks.samples import breast
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
@@ -47,7 +48,6 @@ from node.fidelity.breast_regions import breast_mask
 from node.training.image_files import Picture
 from node.workers.memory import keep_freed
 from storage.formats.payload import decode_base, decode_rendition, encode_rendition
-from tests.support.samples import breast
 
 PARTS = {"sample": "_forecasts", "looks": "_attempt", "repairs": "_repaired", "verdict": "_with_noise"}
 """Methods of Encoder by the part that they are."""

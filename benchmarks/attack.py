@@ -23,12 +23,12 @@ from benchmarks.mutations import (
     element,
     requests,
 )
+from benchmarks.samples import MAMMOGRAPHY
+from benchmarks.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
 from benchmarks.victim import Victim
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.errors import LatentPacsError
-from tests.support.samples import MAMMOGRAPHY
-from tests.support.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
 
 EXPLICIT = ExplicitVRLittleEndian.encode()
 SETTLING = 20

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian
 
+from benchmarks.samples import mammogram, write
 from node.codec.decode import Decoded
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
@@ -37,7 +38,6 @@ from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler
 from storage.formats.payload import encode_rendition
 from storage.records import Thresholds
-from tests.support.samples import mammogram, write
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]

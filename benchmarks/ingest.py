@@ -30,7 +30,7 @@ from pydicom.uid import generate_uid
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.samples import mammogram, write
+from benchmarks.samples import mammogram, write
 
 ROWS, COLUMNS = 4096, 2048
 """16.8 MB of pixels."""

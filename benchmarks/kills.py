@@ -19,6 +19,7 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from benchmarks.samples import MAMMOGRAPHY, breast, mammogram, write
 from benchmarks.victim import Victim, killed
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -26,7 +27,6 @@ from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.records import InstanceState
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
 
 SUCCESSES = (0x0000, 0xB007)
 SMALL, LARGE = (64, 48), (400, 320)

@@ -37,6 +37,9 @@ from pydicom.uid import (
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 
+from benchmarks.mutants import changed_bytes, changed_container, opened_container, use
+from benchmarks.samples import MAMMOGRAPHY, breast, mammogram, write_body
+from benchmarks.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
 from benchmarks.victim import ROOT
 from node.dimse.pynetdicom_patches import wire
 from node.dimse.pynetdicom_patches.negotiation import checked_request
@@ -46,9 +49,6 @@ from node.workers.memory import limit_to
 from storage.dicom.dicomfile import accept_odd_values, encode, opened
 from storage.dicom.self_check import fault_of_object
 from storage.errors import LatentPacsError
-from tests.support.mutants import changed_bytes, changed_container, opened_container, use
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write_body
-from tests.support.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
 
 MEMORY = 6 << 30
 """Bytes of address space that a mutated input may take."""

@@ -26,11 +26,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ingest import noise_on_a_ramp
+from benchmarks.samples import mammogram, write
 from storage.dicom.pixels import integer_pixels
 from storage.errors import KeptVerbatim, PixelError, Unparseable
 from storage.formats.coders import ORIGINAL_CODERS
 from storage.formats.packed_original import pack_original, restore_original
-from tests.support.samples import mammogram, write
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from benchmarks.samples import breast, mammogram
 from node.codec.decode import Decoded, SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
@@ -40,7 +41,6 @@ from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import integer_pixels
 from storage.formats.payload import decode_base, encode_base
 from storage.records import OperatingPoint
-from tests.support.samples import breast, mammogram
 
 ROWS, COLUMNS = 4096, 3328
 POINT = OperatingPoint(2, "jpegxl", 0.9)

@@ -22,12 +22,12 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.phantoms import COARSE, FINE, cohort
 from node.app import Node, plan_jobs
 from node.config import Settings, parse
 from node.dimse import client
 from node.dimse.client import Address
 from node.validation.label_file import read_labels
-from tests.support.phantoms import COARSE, FINE, cohort
 
 
 def main() -> None:

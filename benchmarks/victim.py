@@ -16,9 +16,9 @@ import yaml
 from pynetdicom import AE
 
 from benchmarks.ingest import free_port
+from benchmarks.upper_layer import VERIFICATION
 from node.dimse.client import Address
 from storage.index import Index
-from tests.support.upper_layer import VERIFICATION
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]

@@ -18,8 +18,11 @@ from node.codec.encode import search_sample
 from node.codec.encode.search import Encoder
 
 MODULES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem != "__init__")
-PARTS = {"attack", "coded", "hotelling", "kills", "losses", "mutations", "rivals", "sheets", "signals", "victim"}
-"""What benchmarks are made of; the others are programs."""
+PARTS = {
+    *("attack", "coded", "hotelling", "kills", "losses", "mutants", "mutations", "phantoms", "rivals", "samples"),
+    *("sheets", "signals", "upper_layer", "victim"),
+}
+"""Modules that are not programs."""
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -33,6 +36,13 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         module.main()
     assert ended.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_no_benchmark_imports_tests() -> None:
+    for name in MODULES:
+        source = Path(benchmarks.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+        assert "from tests" not in source, name
+        assert "import tests" not in source, name
 
 
 def test_storage_is_pooled_by_kind() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from safetensors.torch import save_file
 
+from benchmarks.phantoms import phantom
 from node.fidelity.gate import Reference
 from node.validation.dense_layers import train_head, tune
 from node.validation.features import COUNT, load_backbone
@@ -24,7 +25,6 @@ from node.validation.statistics import TooFewCases, auc, judge
 from node.validation.study import NothingToValidate, positive_class
 from node.validation.terms import Arm, Fidelity, Measured
 from storage.errors import ModelMissing
-from tests.support.phantoms import phantom
 
 Array = NDArray[Any]
 

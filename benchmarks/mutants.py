@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.samples import breast
 from node.codec.decode import SideInformation
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import Point, Points, encode_points
@@ -17,7 +18,6 @@ from node.codec.residuals import CodedResiduals, encode_residuals
 from storage.formats.container import pack, unpack
 from storage.formats.packed_original import unpack_original
 from storage.formats.payload import decode_base, decode_rendition
-from tests.support.samples import breast
 
 STORED = {"pixels", "padding", "region", "curve", "noise", "repairs", "points", "patches"}
 VALUES: list[Any] = [

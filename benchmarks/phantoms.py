@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from tests.support.samples import mammogram, write
+from benchmarks.samples import mammogram, write
 
 COARSE, FINE = "coarse", "fine"
 BITS = 12
