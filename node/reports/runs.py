@@ -73,11 +73,11 @@ class Reports:
         if key is not None:
             found = self.rows.get(key)
             if found is None:
-                raise UnknownReport(f"there is no report number {key}; --list shows those there are")
+                raise UnknownReport(f"report {key} does not exist; --list shows the reports")
             return found
         latest = self.rows.newest(kinds)
         if not latest:
-            raise UnknownReport("there is no report yet; `latent-pacs audit run` makes one")
+            raise UnknownReport("no report exists yet; run `latent-pacs audit run`")
         return latest[0]
 
     def html(self, report: StoredReport) -> Path:

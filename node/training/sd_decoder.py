@@ -111,9 +111,11 @@ def fine_tune_decoder(
     origin = find_weights(source)
     weight_files(origin)
     _claim(folder, origin)
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    torch_device = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    )
     bound = _fingerprint(SdX2(str(origin)).weights_digest, pictures)
-    state = _fresh(origin, plan, where)
+    state = _fresh(origin, plan, torch_device)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         if resume and (folder / DECODER_CHECKPOINT).exists():
             plan = _restore(state, folder / DECODER_CHECKPOINT, plan, bound)
@@ -219,7 +221,7 @@ def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
     return 20 * math.log10(display_window(picture.header, picture.pixels, picture.mask).width / max(grey_levels, 1e-6))
 
 
-def _fresh(origin: Path, plan: DecoderPlan, where: torch.device) -> _State:
+def _fresh(origin: Path, plan: DecoderPlan, device: torch.device) -> _State:
     from diffusers import AutoencoderKL
 
     try:
@@ -228,7 +230,7 @@ def _fresh(origin: Path, plan: DecoderPlan, where: torch.device) -> _State:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsNotFound(f"{origin / 'vae'} cannot be loaded ({error}); get the model again") from error
-    vae.float().eval().requires_grad_(False).to(where, memory_format=torch.channels_last)
+    vae.float().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_()
     return _State(vae, trained, torch.optim.AdamW(trained.parameters(), lr=plan.rate, weight_decay=0.0))
 
@@ -242,7 +244,7 @@ def _save(state: _State, plan: DecoderPlan, folder: Path, bound: str) -> None:
     fresh.replace(folder / DECODER_CHECKPOINT)
 
 
-def _restore(state: _State, path: Path, asked: DecoderPlan, bound: str) -> DecoderPlan:
+def _restore(state: _State, path: Path, given: DecoderPlan, bound: str) -> DecoderPlan:
     """Fill ``state`` from a checkpoint of the same source and pictures; return the plan of the resumed run."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -255,7 +257,7 @@ def _restore(state: _State, path: Path, asked: DecoderPlan, bound: str) -> Decod
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{path} cannot be resumed: {reason}; train without resume to start again") from error
-    return replace(plan, steps=max(plan.steps, asked.steps))
+    return replace(plan, steps=max(plan.steps, given.steps))
 
 
 def _write_pipeline(origin: Path, vae: Any, folder: Path) -> None:

@@ -71,7 +71,7 @@ class Upscaler(Protocol):
 
     @property
     def numerics(self) -> dict[str, str]:
-        """What can change a grey level apart from the model: device, dtype, versions, kernels."""
+        """Everything apart from the model that can change a grey level: device, dtype, versions, kernels."""
 
     @property
     def needs_deviation(self) -> bool:

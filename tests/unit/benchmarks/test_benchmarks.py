@@ -67,7 +67,7 @@ def test_variations_are_applied_and_taken_back() -> None:
     assert before == search_sample.SQUARES
     rows = [
         {"variation": name, "image": "a", "bytes": size, "point": "x2", "seconds": 1.0}
-        for name, size in (("as it is", 100), ("effort 5", 110))
+        for name, size in (("unchanged", 100), ("effort 5", 110))
     ]
     assert [row["ratio"] for row in pooled_variations(rows)] == [1.0, 1.1]
 
@@ -79,6 +79,6 @@ def test_a_part_within_a_part_is_not_counted_twice(monkeypatch: pytest.MonkeyPat
     with watched() as spent:
         assert list(encoder._forecasts()) == [1, 1, 1]
         assert spent["sample"] > 0
-        assert spent["looks"] == 0
+        assert spent["attempts"] == 0
         encoder._attempt()
-        assert spent["looks"] > 0
+        assert spent["attempts"] > 0
