@@ -1,4 +1,4 @@
-"""Random mutations of bytes, metadata and payload containers, and a reader that parses all of their content."""
+"""Changes bytes, metadata and payload containers at random places with a seed, and reads all of them."""
 
 from __future__ import annotations
 

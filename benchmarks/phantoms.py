@@ -1,4 +1,4 @@
-"""Mammogram phantoms of two classes, with a planted sign that survives compression or one that does not.
+"""Makes mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
 
 ``coarse``: a soft, round density, tens of pixels wide, like a mass, which every quantiser keeps. ``fine``: a
 checkerboard of single pixels in a part of the breast, at the Nyquist limit, which downsampling by two or four removes.
