@@ -55,6 +55,7 @@ ONLY_IN = {
     "apscheduler": "node/jobs/schedule.py",
     "prometheus_client": "node/metrics/exposition.py",
     "optuna": "node/validation/",
+    "jinja2": "node/reports/",
     "typer": "node/cli/",
 }
 

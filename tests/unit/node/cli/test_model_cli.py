@@ -25,7 +25,7 @@ from node.cli.main import app
 from node.config import load
 from node.training import evaluate, sd_decoder, trainer
 from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network, save_network
-from node.upscalers.network import MammoNetwork
+from node.upscalers.network import MammoNetwork, NetworkConfig
 from node.upscalers.sd_x2 import SdX2
 from storage.dicom.levels import levels_of
 from storage.index import Index
@@ -86,7 +86,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of width 12, as no other one here, that has learned nothing yet."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1)
-    save_network(MammoNetwork(width=12, wide=16, blocks=(1, 1, 1)), folder)
+    save_network(MammoNetwork(NetworkConfig(width=12, wide=16, blocks=(1, 1, 1))), folder)
     return folder
 
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert "no usable mammo model" in said
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / trainer.CHECKPOINT).write_bytes(b"damaged")
-    assert "cannot be continued" in failure(monkeypatch, capsys, *train, "--data", data, "--resume")
+    assert "cannot be resumed" in failure(monkeypatch, capsys, *train, "--data", data, "--resume")
 
 
 @pytest.mark.parametrize("device", ["teapot", "cuda:99"])

@@ -110,8 +110,10 @@ def test_figures_take_the_ink_of_the_page() -> None:
 
 
 def test_a_row_of_another_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        Table(["one", "two"], [["only one"]]).html()
+    with pytest.raises(ValueError, match="another length"):
+        Table(["one", "two"], [["only one"]])
+    with pytest.raises(ValueError, match="another length"):
+        Table(["one", "two"], [["one", "two"]], align="l")
 
 
 @pytest.mark.slow
@@ -189,7 +191,7 @@ def test_the_latest_of_a_kind(reports: Reports) -> None:
     assert reports.find(None, "audit") == first
     assert reports.rows.newest(limit=9) == [again, second, first]
     assert reports.rows.alarms() == {"audit": 0, "validation": 1}
-    with pytest.raises(UnknownReport, match="no report number 99"):
+    with pytest.raises(UnknownReport, match="report 99 does not exist"):
         reports.find(99)
 
 
@@ -200,7 +202,7 @@ def test_no_file_is_left_half_written(reports: Reports, monkeypatch: pytest.Monk
     with pytest.raises(StoreFull):
         reports.publish(outcome())
     assert not list(reports.folder.iterdir())
-    with pytest.raises(UnknownReport, match="no report yet"):
+    with pytest.raises(UnknownReport, match="no report exists yet"):
         reports.find()
 
 
