@@ -38,9 +38,10 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 
 from benchmarks.victim import ROOT
-from node.dimse.pynetdicom_patches import wire
-from node.dimse.pynetdicom_patches.negotiation import checked_request
-from node.dimse.pynetdicom_patches.upper_layer import UpperLayer
+from node.dimse import pynetdicom_patches
+from node.dimse.pynetdicom_patches.association_request import repaired_request
+from node.dimse.pynetdicom_patches.association_spool import remove_association_spool
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity, UpperLayer
 from node.dimse.spool import Allowance
 from node.workers.memory import limit_to
 from storage.dicom.dicomfile import accept_odd_values, encode, opened
@@ -82,7 +83,7 @@ class Reader:
     """The parsers of files, association requests and command sets, each with what it mutates."""
 
     def __init__(self, folder: Path) -> None:
-        wire.install()
+        pynetdicom_patches.install()
         accept_odd_values()
         self._path = folder / "mutant.dcm"
         self._bodies = data_sets()
@@ -114,7 +115,7 @@ class Reader:
         mutant = changed_pdu(chance, chance.choice(self._requests))
         if mutant and mutant[0] in (1, 2):
             try:
-                checked_request(mutant)
+                repaired_request(mutant)
             except ValueError:
                 return
         if mutant and mutant[0] in range(1, 8):  # others are refused before they are decoded
@@ -135,16 +136,17 @@ class Reader:
                 if getattr(message, "_dataset_file", None) is not None:
                     message._dataset_file.close()
         finally:
-            wire.remove_association_spool(SimpleNamespace(ae=self._assoc.ae, dimse=provider, id=0))
-            wire.remove_association_spool(self._assoc)
+            remove_association_spool(SimpleNamespace(ae=self._assoc.ae, dimse=provider, id=0))
+            remove_association_spool(self._assoc)
 
 
 def _association(spool: Path) -> Any:
     """As much of an association as the decoders look at."""
-    entity = wire.ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
+    entity = ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
     accepted = SimpleNamespace(transfer_syntax=[UID(ExplicitVRLittleEndian)], abstract_syntax=UID(MAMMOGRAPHY))
     peer = SimpleNamespace(address="127.0.0.1", ae_title="MODALITY")
     made = SimpleNamespace(ae=entity, requestor=peer, acceptor=peer, is_acceptor=True, is_requestor=False)
+    made.remote = {"address": peer.address}
     made.dul, made.dimse = SimpleNamespace(event_queue=queue.Queue()), None
     made._accepted_cx = {1: accepted}
     made.get_handlers = lambda event: [] if event.is_notification else (None, None)

@@ -4,7 +4,7 @@ A record is one line, whatever a peer sent: line breaks and escape sequences are
 its kind and place are given. Where one place in the code says more than a few lines a minute, the rest is counted.
 
 What pydicom says of values is patient data, and never comes through; pynetdicom is told to keep identifiers to
-itself in node/dimse/pynetdicom_patches/wire.py.
+itself in node/dimse/pynetdicom_patches/__init__.py.
 """
 
 from __future__ import annotations

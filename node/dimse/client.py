@@ -17,8 +17,9 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from node.archive.query.identifier import Root
-from node.dimse.pynetdicom_patches import wire
-from node.dimse.pynetdicom_patches.listener import send_at_once
+from node.dimse import pynetdicom_patches
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
+from node.dimse.pynetdicom_patches.tcp_nodelay import set_no_delay
 from node.dimse.sop_classes import FIND, GET, MOVE, query_retrieve
 from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
@@ -79,7 +80,7 @@ class Receiver:
 
 def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[Path, int, float], None]) -> None:
     """C-STORE files as their bytes are; ``each`` hears of (file, status, seconds). Raises PeerRefused."""
-    wire.install()
+    pynetdicom_patches.install()
     entity = AE(calling)
     entity.maximum_pdu_size = 0
     contexts = {}
@@ -154,8 +155,8 @@ def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
     connection: Any = assoc.dul.socket
-    send_at_once(connection.socket)
-    wire.keep_answers(assoc)
+    set_no_delay(connection.socket)
+    keep_responses_from_reactor(assoc)
     try:
         yield assoc
     finally:

@@ -18,6 +18,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.archive.intake.ingest import Ingest
 from node.archive.originals.storage_commitment import CommitmentJudge
 from node.config import Settings
+from node.dimse import pynetdicom_patches
 from node.dimse.associations import connection_log, extended_negotiation
 from node.dimse.associations.admission import Admission
 from node.dimse.associations.outgoing import Outgoing
@@ -28,9 +29,20 @@ from node.dimse.handlers.c_find import Search, handle_find
 from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.association_shutdown import end_associations
+from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.idle_timer import restart_idle_timer
 from node.dimse.pynetdicom_patches.listener import Listener
-from node.dimse.sop_classes import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
+from node.dimse.sop_classes import (
+    ROOTS,
+    STORAGE_CLASSES,
+    STORAGE_COMMITMENT,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+    in_order,
+    register_storage_classes,
+)
 from node.dimse.spool import Allowance
 from node.dimse.tls import server_context
 from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -66,7 +78,7 @@ class Server:
     """
 
     def __init__(self, settings: Settings, door: ServerDependencies, spool: Path) -> None:
-        wire.install()
+        pynetdicom_patches.install()
         self._settings, self._door, self._peer = settings.node, door, settings.peer
         self._tls, self._per_address = settings.tls, settings.limits.connections_per_address
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
@@ -123,7 +135,7 @@ class Server:
             self._end_refused()
             time.sleep(0.05)
         self._notifier.stop(max(deadline - time.monotonic(), 0.0))
-        wire.end_all(self.entity, _LAST_SECONDS)
+        end_associations(self.entity, _LAST_SECONDS)
         self._watch.join()
 
     def _prefer(self, event: Any) -> None:
@@ -158,7 +170,7 @@ class Server:
 
     def _busy(self) -> bool:
         """True while an association works: an operation runs or has just run, or a data set is arriving."""
-        return any(self._in_flight.busy(assoc) or wire.is_receiving(assoc) for assoc in self.entity.active_associations)
+        return any(self._in_flight.busy(assoc) or is_receiving(assoc) for assoc in self.entity.active_associations)
 
     def _handlers(self) -> list[Any]:
         door, flight = self._door, self._in_flight
@@ -208,7 +220,7 @@ class Server:
         ]
 
     def _closed(self, event: Any) -> None:
-        wire.remove_association_spool(event.assoc)
+        remove_association_spool(event.assoc)
         self._in_flight.forget(event.assoc)
 
 
@@ -222,13 +234,13 @@ def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
 
 def calling_only(settings: Settings, spool: Path) -> Outgoing:
     """Associations that a command opens, as the node would. Raises ConfigError where a file for TLS cannot be used."""
-    wire.install()
+    pynetdicom_patches.install()
     return Outgoing(_entity(settings, spool, lambda assoc: Allowance(0, lambda: None)), settings)
 
 
-def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:
+def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> ArchiveEntity:
     settings = of.node
-    entity = wire.ArchiveEntity(settings.ae_title, spool, allowance)
+    entity = ArchiveEntity(settings.ae_title, spool, allowance)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
@@ -242,7 +254,7 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
         entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=False)
     for model in ROOTS:
         entity.add_supported_context(model)
-    wire.know_storage_classes(settings.storage_classes)
+    register_storage_classes(settings.storage_classes)
     for sop_class in dict.fromkeys((*STORAGE_CLASSES, *settings.storage_classes)):
         # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
         entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
@@ -315,4 +327,4 @@ class _InFlight:
             with self._lock:
                 self._running[key] = self._running.get(key, 1) - 1
                 self._last[key] = time.monotonic()
-            wire.not_idle(assoc)
+            restart_idle_timer(assoc)

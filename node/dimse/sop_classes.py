@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydicom.uid import (
     AllTransferSyntaxes,
     ExplicitVRLittleEndian,
@@ -12,6 +14,8 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AllStoragePresentationContexts
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.archive.query.identifier import Root
 from node.config import WireSyntax
@@ -66,6 +70,13 @@ _LOSSLESS = {
     *(f"1.2.840.10008.1.2.4.{part}" for part in (57, 70, 92, 202)),
     *WIRE_SYNTAXES.values(),
 }
+
+
+def register_storage_classes(uids: Iterable[str]) -> None:
+    """Let pynetdicom serve C-STORE for these SOP classes too; it aborts the association for an unknown one."""
+    for uid in uids:
+        if uid_to_service_class(uid) is not StorageServiceClass:
+            register_uid(uid, f"Configured_{uid.replace('.', '_')}", StorageServiceClass)
 
 
 def in_order(names: tuple[WireSyntax, ...], original: str) -> list[str]:

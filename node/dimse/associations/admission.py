@@ -17,20 +17,20 @@ from typing import Any
 
 from node.config import Peer, Settings
 from node.dimse.associations.refusals import Refusals, address_of
-from node.dimse.pynetdicom_patches.negotiation import Refusal
+from node.dimse.pynetdicom_patches.association_request import Rejection
 from node.dimse.tls import ANY_NAME, names_in
 
 LOGGER = logging.getLogger(__name__)
 
 
-def _not_recognized(why: str) -> Refusal:
+def _not_recognized(why: str) -> Rejection:
     """Permanent, service user, calling AE title not recognized: a stranger learns nothing of which check failed."""
-    return Refusal(why, 1, 1, 3)
+    return Rejection(why, 1, 1, 3)
 
 
-def _too_many(why: str) -> Refusal:
+def _too_many(why: str) -> Rejection:
     """Transient, presentation-related, local limit exceeded."""
-    return Refusal(why, 2, 3, 2)
+    return Rejection(why, 2, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Admission:
                 del self._inside[assoc]
         return late
 
-    def _refusal(self, assoc: Any) -> Refusal | None:
-        unusable: Refusal | None = assoc.dul.refusal
+    def _refusal(self, assoc: Any) -> Rejection | None:
+        unusable: Rejection | None = assoc.dul.rejection
         if unusable is not None:
             return unusable
         title = _title(assoc)

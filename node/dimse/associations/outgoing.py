@@ -17,7 +17,8 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
 from node.config import Peer, Settings
-from node.dimse.pynetdicom_patches.wire import ArchiveEntity, keep_answers
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.tls import client_context
 from storage.errors import LatentPacsError
 
@@ -86,7 +87,7 @@ class Outgoing:
         except OSError as error:  # a host name that cannot be resolved
             raise DestinationUnavailable(f"{self._name(peer)} cannot be reached: {error}") from error
         if assoc.is_established:
-            keep_answers(assoc)
+            keep_responses_from_reactor(assoc)
         return assoc
 
     def _name(self, peer: Peer) -> str:

@@ -19,7 +19,9 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer, WireSyntax
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.pynetdicom_patches.wire import stream_files, why_no_answer
+from node.dimse.pynetdicom_patches.association_shutdown import close_connection
+from node.dimse.pynetdicom_patches.file_sending import send_files_directly
+from node.dimse.pynetdicom_patches.response_timeout import reason_for_no_response
 from node.dimse.sop_classes import in_order
 from storage.records import StoredInstance
 
@@ -44,7 +46,7 @@ class Channel:
         self._message_id = 0
         self._unanswered = False
         self._given_up = ""
-        stream_files(assoc)
+        send_files_directly(assoc)
 
     @property
     def receiver(self) -> str:
@@ -113,14 +115,13 @@ class Channel:
             raise DestinationUnavailable(str(error)) from error
         if "Status" not in status:
             self._unanswered = True
-            raise DestinationUnavailable(self._given_up or why_no_answer(self._assoc))
+            raise DestinationUnavailable(self._given_up or reason_for_no_response(self._assoc))
         return int(status.Status)
 
     def give_up(self, why: str) -> None:
         """End the association at once, under a thread that is in ``store``; that one is told why."""
         self._given_up = why
-        connection: Any = self._assoc.dul.socket
-        connection.cut()
+        close_connection(self._assoc)
 
 
 class Destination:

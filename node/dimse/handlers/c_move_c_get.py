@@ -44,7 +44,8 @@ from node.dimse.dimse_status import (
     of_error,
     why,
 )
-from node.dimse.pynetdicom_patches.wire import Report, has_gone
+from node.dimse.pynetdicom_patches.ended_peer import has_ended
+from node.dimse.pynetdicom_patches.retrieve_responses import RetrieveResponse
 from node.dimse.sop_classes import ROOTS
 from storage.dicom.levels import Level
 from storage.errors import LatentPacsError
@@ -88,10 +89,10 @@ class SubOperations:
             self.failed += 1
             self.failed_uids.append(choice.sop_instance_uid)
 
-    def report(self, status: int, *, comment: str = "") -> Report:
+    def report(self, status: int, *, comment: str = "") -> RetrieveResponse:
         shows_remaining = status in (PENDING, CANCELLED)
         uids = () if status in (PENDING, SUCCESS) else tuple(self.failed_uids)
-        return Report(
+        return RetrieveResponse(
             status,
             self.remaining if shows_remaining else None,
             self.completed,
@@ -101,7 +102,7 @@ class SubOperations:
             comment,
         )
 
-    def final(self) -> Report:
+    def final(self) -> RetrieveResponse:
         if self.failed and not self.completed and not self.warning:
             return self.report(ALL_SUBOPERATIONS_FAILED)
         return self.report(SUBOPERATIONS_FAILED if self.failed or self.warning else SUCCESS)
@@ -119,12 +120,12 @@ class RetrieveServices:
     refusals: Refusals
 
 
-def handle_get(event: Any, services: RetrieveServices) -> Iterator[Report]:
+def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveResponse]:
     """C-GET: images go back over the requester's own association, as far as it took the SCP role for them."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "get"):
         services.refusals.of_request(event, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
-        yield Report(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
+        yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
         return
     try:
         choices = _choices(event, services, caller)
@@ -134,23 +135,23 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[Report]:
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     told = TrailEntry("get", caller, detail=f"to {caller}")
-    request = _Request(event, lambda: not channel.usable or has_gone(event.assoc), channel.best)
+    request = _Request(event, lambda: not channel.usable or has_ended(event.assoc), channel.best)
     yield from _send(request, services, choices, lambda _: channel, told)
 
 
-def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[Report]:
+def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[RetrieveResponse]:
     """C-MOVE: images go to a configured peer over an association of our own, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
         services.refusals.of_request(event, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
-        yield Report(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
+        yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
         return
     title = str(event.move_destination).strip()
     peer = services.peers.destination(title)
     if peer is None:
         why_not = f"move destination {title[:16]} is no peer with host and port"
         services.refusals.of_request(event, "move", DESTINATION_UNKNOWN, why_not)
-        yield Report(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
+        yield RetrieveResponse(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
         return
     try:
         choices = _choices(event, services, peer.ae_title)
@@ -163,11 +164,11 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
 
 def _send_to(
     event: Any, services: RetrieveServices, choices: list[Choice], outgoing: Outgoing, peer: Peer
-) -> Iterator[Report]:
+) -> Iterator[RetrieveResponse]:
     caller, message_id = services.peers.calling(event), int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         told = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        request = _Request(event, lambda: has_gone(event.assoc), destination.expected, destination)
+        request = _Request(event, lambda: has_ended(event.assoc), destination.expected, destination)
         yield from _send(request, services, choices, destination.channel, told)
 
 
@@ -200,9 +201,9 @@ def _root(event: Any, identifier: Dataset) -> Root:
     return root
 
 
-def _refusal(error: IdentifierError) -> Report:
+def _refusal(error: IdentifierError) -> RetrieveResponse:
     status: Dataset = of_error(error, QUERY_ERRORS)
-    return Report(int(status.Status), comment=str(error))
+    return RetrieveResponse(int(status.Status), comment=str(error))
 
 
 def _send(
@@ -211,7 +212,7 @@ def _send(
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
     told: TrailEntry,
-) -> Iterator[Report]:
+) -> Iterator[RetrieveResponse]:
     tally = SubOperations(len(choices))
     try:
         yield from _walk(request, services, choices, channel, tally)
@@ -236,9 +237,9 @@ def _walk(
     choices: list[Choice],
     channel: Callable[[Choice], Channel],
     tally: SubOperations,
-) -> Iterator[Report]:
+) -> Iterator[RetrieveResponse]:
     if len(choices) > MOST_SUBOPERATIONS:
-        yield Report(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
+        yield RetrieveResponse(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
     patience = services.keep_alive
     for choice, making in services.retrieve.prepare(choices, request.expected):
@@ -291,7 +292,7 @@ class _Request:
 
 def _over_while(
     future: Future[Any], tally: SubOperations, keep_alive: float, request: _Request, let_go: Callable[[], None]
-) -> Generator[Report, None, bool]:
+) -> Generator[RetrieveResponse, None, bool]:
     """Until that is done, with a pending response each time the keep-alive time has passed.
 
     Returns early, and True, where the request is over; what is being done is let go then.

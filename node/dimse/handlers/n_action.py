@@ -29,7 +29,7 @@ from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, response
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
 from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest, Commitments
@@ -195,7 +195,7 @@ class Notifier:
         event_type = FAILURES_EXIST if any(one.reason for one in report) else ALL_COMMITTED
         if assoc is not None:
             about = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-            status = wire.report_event(assoc, event_type, *about, information)
+            status = report_event(assoc, event_type, *about, information)
         else:
             status = self._call(asked.calling_aet, event_type, information)
         if status is None:
