@@ -1,16 +1,18 @@
 """Repair association requests and responses before pynetdicom decodes them (PS3.8 9.3.1 to 9.3.3).
 
-pynetdicom 3.0: ``PDU.decode`` and the items in pdu_items raise, and the association is aborted with a traceback,
-although the standard says otherwise:
+pynetdicom 3.0: ``PDU.decode``, the items in pdu_items and ``to_primitive`` raise, and the association is aborted with a
+traceback, although the standard says otherwise:
 
-1. An unknown item or sub-item is to be ignored (PS3.8 9.3.1; pynetdicom#646). So is a user information sub-item that
-   cannot be read: each is optional except the Maximum Length.
-2. An AE title may be padded with spaces; NUL is common too (pynetdicom#921, #963). An invalid title is to be rejected.
-3. A presentation context without abstract or transfer syntax is to be rejected alone (pynetdicom#86, #342).
-4. Without a Maximum Length there is no limit (pynetdicom#202). One that leaves no room for data is to be rejected.
-5. Only bit 0 of the protocol version is to be tested (PS3.8 table 9-11; not reported upstream).
+1. An unknown item or sub-item is to be ignored (PS3.8 9.3.1). So is a user information sub-item that cannot be read:
+   each is optional except the Maximum Length.
+2. An AE title may be padded with spaces; NUL is common too. An invalid title is to be rejected.
+3. A presentation context without abstract or transfer syntax is to be rejected alone.
+4. Without a Maximum Length there is no limit. One that leaves no room for data is to be rejected.
+5. Only bit 0 of the protocol version is to be tested (PS3.8 table 9-11).
 
-Remove when pynetdicom does these; each has its own test.
+Upstream: for 2 pynetdicom#921, #646, #963 (closed: the peer is at fault), for 3 #86, #342 (closed). The others are not
+reported.
+Remove when pynetdicom follows the standard in all five.
 """
 
 from __future__ import annotations
