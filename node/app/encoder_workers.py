@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from node.config import Settings
-from node.metrics.measured import MeasuredPool
+from node.workers.pool import WorkerPool
 from node.workers.worker import NICE
 
 EACH = 2_500_000_000
@@ -25,14 +25,14 @@ _GIVES_WAY = 5
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
+def encoders_beside(pool: WorkerPool, settings: Settings) -> WorkerPool:
     """The archivist's workers; ``pool``, which serves viewers, where one image is encoded at once."""
     cores = settings.reconstruct.threads or available_cores()
     size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * available_memory() / EACH), _MOST))
     if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # whose pixels depend on the number of threads
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
-    return MeasuredPool(
+    return WorkerPool(
         each,
         size=size,
         name="encode",

@@ -23,6 +23,7 @@ from node.archive.audit_trail import AuditTrail, TrailWriter
 from node.archive.deletion import Deletion
 from node.archive.encode.archivist import Archivist
 from node.archive.index_opening import open_for_node
+from node.archive.intake.ingest import Ingest
 from node.archive.intake.marked_regions import MarkedRegions, read_regions
 from node.archive.intake.quarantine import QuarantineReview
 from node.archive.originals.original_access import OriginalAccess
@@ -34,6 +35,7 @@ from node.archive.query.find import find
 from node.archive.query.identifier import Root
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.prefetch import Prefetch
+from node.archive.serve.retrieve import Retrieve
 from node.config import RenditionPolicy, Settings
 from node.dimse.associations.extended_negotiation import Agreed
 from node.dimse.associations.peers import Peers
@@ -42,7 +44,6 @@ from node.dimse.handlers.c_move_c_get import RetrieveServices
 from node.dimse.server import Server, ServerDependencies
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
-from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
@@ -86,7 +87,7 @@ class Node:
         self.trail = AuditTrail(self.index, TrailJournal(settings.storage.root / "journal"))
         self.trail.recover()
         self._told = TrailWriter(self.trail)
-        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
+        self.pool = WorkerPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
         at_once = min(os.cpu_count() or 1, _MOST_DECODERS)
         self.decoders = WorkerPool(
@@ -118,12 +119,12 @@ class Node:
             otherwise=self.custodian.step,
             at_once=self.encoders.size,
         )
-        self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
+        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
         self.commitments = Commitments(self.index.engine)
         fault = functools.partial(original_fault, self.originals)
         peers = Peers(settings)
         self.priors = Prefetch(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
-        ingest = MeasuredIngest(
+        ingest = Ingest(
             self.index,
             self.store,
             self.originals,
@@ -269,19 +270,21 @@ def _who_wants_priors(settings: Settings) -> tuple[frozenset[tuple[RenditionPoli
 def _exposition(
     settings: Settings,
     index: Index,
-    ingest: MeasuredIngest,
-    retrieve: MeasuredRetrieve,
-    pools: Iterable[MeasuredPool],
+    ingest: Ingest,
+    retrieve: Retrieve,
+    pools: Iterable[WorkerPool],
 ) -> Exposition | None:
     """The metrics page, told by the services how long their work takes; None where it is off."""
     if not settings.metrics.port:
         return None
+    from node.metrics import timing
     from node.metrics.exposition import Exposition
 
     page = Exposition(settings.metrics, index)
-    ingest.observe, retrieve.observe = page.ingest, page.retrieve
+    timing.time_ingest(ingest, page.ingest)
+    timing.time_retrieve(retrieve, page.retrieve)
     for pool in pools:
-        pool.observe = page.work
+        timing.time_requests(pool, page.work)
     return page
 
 
