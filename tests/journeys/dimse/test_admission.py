@@ -79,7 +79,7 @@ def test_titles_and_networks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert rejection(associate(running, "NOBODY")) == CALLING_NOT_RECOGNIZED
         assert rejection(associate(running, "HERE", called="OTHER")) == CALLED_NOT_RECOGNIZED
     assert "rejected an association of ELSEWHERE from 127.0.0.1: not from its networks" in caplog.text
-    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not us" in caplog.text
+    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not LATENTPACS" in caplog.text
     assert "rejected an association of NOBODY from 127.0.0.1: no such peer" in caplog.text
 
 
@@ -88,7 +88,7 @@ def test_a_caller_that_cannot_be_judged_is_rejected(tmp_path: Path, monkeypatch:
         raise RuntimeError("broken on purpose")
 
     with node(tmp_path) as running:
-        monkeypatch.setattr("node.dimse.associations.admission._not_that_peer", broken)
+        monkeypatch.setattr("node.dimse.associations.admission._mismatch", broken)
         assert rejection(associate(running, "MODALITY")) == CALLING_NOT_RECOGNIZED
 
 
