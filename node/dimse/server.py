@@ -85,7 +85,7 @@ class Server:
         self.entity = _entity(settings, spool, self._allowance)
         self.outgoing = Outgoing(self.entity, settings)
         self._notifier = Notifier(settings, dependencies.commitments, dependencies.committer, self.outgoing)
-        self.entity.after_action = self._notifier.answered
+        self.entity.after_action = self._notifier.response_sent
         self._admission = Admission(settings, dependencies.services.refusals)
         self._operations = _Operations()
         self._listeners: list[Listener] = []

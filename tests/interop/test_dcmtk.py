@@ -38,8 +38,8 @@ from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for
 from tests.support import samples
+from tests.support.cut_wire import CutWire
 from tests.support.peers import (
-    CutWire,
     Ran,
     data_set_bytes,
     dead_port,

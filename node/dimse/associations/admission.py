@@ -42,7 +42,7 @@ class Admission:
     """Accepts or rejects association requests, and finds associations that have been open too long."""
 
     def __init__(self, settings: Settings, refusals: Refusals) -> None:
-        self._settings, self._rejections = settings, refusals
+        self._settings, self._refusals = settings, refusals
         self._lock = threading.Lock()
         self._admitted: dict[Any, _Admitted] = {}
 
@@ -58,7 +58,7 @@ class Admission:
             rejection = _not_recognized("internal error")
         if rejection is None:
             return
-        self._rejections.of_association(_title(assoc), address_of(assoc), rejection.why)
+        self._refusals.of_association(_title(assoc), address_of(assoc), rejection.why)
         assoc.acse.send_reject(rejection.result, rejection.source, rejection.reason)
         assoc.kill()  # waits until the rejection has left
 
@@ -74,7 +74,7 @@ class Admission:
             if other
             else f"{node.max_associations} associations are open already"
         )
-        self._rejections.of_association(_title(assoc), address_of(assoc), why)
+        self._refusals.of_association(_title(assoc), address_of(assoc), why)
 
     def overdue(self) -> list[Any]:
         """Associations open for longer than ``node.max_association_time``; each is returned once."""

@@ -151,8 +151,8 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     title = str(event.move_destination).strip()
     peer = services.peers.destination(title)
     if peer is None:
-        why_not = f"move destination {title[:16]} is not a peer with host and port"
-        services.refusals.of_request(event, "move", DESTINATION_UNKNOWN, why_not)
+        failure = f"move destination {title[:16]} is not a peer with host and port"
+        services.refusals.of_request(event, "move", DESTINATION_UNKNOWN, failure)
         yield RetrieveResponse(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
         return
     try:

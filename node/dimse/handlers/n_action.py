@@ -64,7 +64,7 @@ def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusa
         return response(NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here"), None
     try:
         transaction_uid, references = _request(event)
-        notifier.asked(event.assoc, transaction_uid, caller, references)
+        notifier.add(event.assoc, transaction_uid, caller, references)
     except ActionRefused as error:
         refusals.of_request(event, "commit", error.status, str(error))
         return response(error.status, str(error)), None
@@ -132,12 +132,12 @@ class Notifier:
         if self._thread.is_alive():
             self._thread.join(timeout=within)
 
-    def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
+    def add(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
         """Store a request durably; it is processed when its response has been sent."""
         key = self._commitments.ask(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
         self._unanswered.setdefault(assoc, []).append(key)
 
-    def answered(self, assoc: Any) -> None:
+    def response_sent(self, assoc: Any) -> None:
         """Process requests whose response has been sent. Called in the association's own thread."""
         for key in self._unanswered.pop(assoc, []):
             peer = self._settings.peer(str(assoc.requestor.ae_title).strip())
@@ -157,57 +157,57 @@ class Notifier:
             except queue.Empty:
                 self._process_due()
             except Exception:
-                LOGGER.exception("storage commitment: will be tried again")
+                LOGGER.exception("storage commitment failed; it will be tried again")
 
     def _process_due(self) -> None:
         while not self._stopping.is_set():
-            asked = self._commitments.claim(self._owner, LEASE)
-            if asked is None:
+            request = self._commitments.claim(self._owner, LEASE)
+            if request is None:
                 return
-            self._process(asked)
+            self._process(request)
 
-    def _process(self, asked: CommitmentRequest | None, assoc: Any = None) -> None:
-        if asked is None:
+    def _process(self, request: CommitmentRequest | None, assoc: Any = None) -> None:
+        if request is None:
             return
         try:
-            report = self._committer.judge(asked)
-            self._report(asked, report, assoc)
+            report = self._committer.judge(request)
+            self._report(request, report, assoc)
         except Exception as error:
-            self._postpone(asked, error)
+            self._postpone(request, error)
             if not isinstance(error, LatentPacsError):
                 raise
             return
-        self._commitments.told(asked)
+        self._commitments.told(request)
         failed = sum(bool(one.reason) for one in report)
         LOGGER.info(
-            "reported storage commitment to %s: %s committed, %s not", asked.calling_aet, len(report) - failed, failed
+            "reported storage commitment to %s: %s committed, %s not", request.calling_aet, len(report) - failed, failed
         )
 
-    def _postpone(self, asked: CommitmentRequest, error: Exception) -> None:
+    def _postpone(self, request: CommitmentRequest, error: Exception) -> None:
         settings = self._settings.commitment
-        wait = min(settings.retry * 2.0 ** min(asked.attempts, 20), _LONGEST_WAIT)
-        if time.time() + wait - _timestamp(asked) > settings.give_up:
+        wait = min(settings.retry * 2.0 ** min(request.attempts, 20), _LONGEST_WAIT)
+        if time.time() + wait - _timestamp(request) > settings.give_up:
             LOGGER.error(
-                "storage commitment cannot be reported to %s, no further attempt: %s", asked.calling_aet, error
+                "storage commitment cannot be reported to %s, no further attempt: %s", request.calling_aet, error
             )
-            self._commitments.give_up(asked)
+            self._commitments.give_up(request)
             return
         LOGGER.warning(
-            "storage commitment not reported to %s, next attempt in %.0f s: %s", asked.calling_aet, wait, error
+            "storage commitment not reported to %s, next attempt in %.0f s: %s", request.calling_aet, wait, error
         )
-        self._commitments.postpone(asked, time.time() + wait)
+        self._commitments.postpone(request, time.time() + wait)
 
-    def _report(self, asked: CommitmentRequest, report: Sequence[CommitmentAnswer], assoc: Any) -> None:
+    def _report(self, request: CommitmentRequest, report: Sequence[CommitmentAnswer], assoc: Any) -> None:
         """Send the report. Raises DestinationUnavailable if the peer did not accept it."""
-        information = event_information(asked.transaction_uid, report, self._settings.node.ae_title)
+        information = event_information(request.transaction_uid, report, self._settings.node.ae_title)
         event_type = FAILURES_EXIST if any(one.reason for one in report) else ALL_COMMITTED
         if assoc is not None:
             about = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
             status = report_event(assoc, event_type, *about, information)
         else:
-            status = self._call(asked.calling_aet, event_type, information)
+            status = self._call(request.calling_aet, event_type, information)
         if status is None:
-            raise DestinationUnavailable("no answer to the report")
+            raise DestinationUnavailable("no response to the report")
         if status != SUCCESS and status & 0xF000 != 0xB000:
             raise DestinationUnavailable(f"the report was answered with status {status:04X}")
 
@@ -253,5 +253,5 @@ def _item(one: CommitmentAnswer) -> Dataset:
     return item
 
 
-def _timestamp(asked: CommitmentRequest) -> float:
-    return asked.asked_at.replace(tzinfo=UTC).timestamp()
+def _timestamp(request: CommitmentRequest) -> float:
+    return request.asked_at.replace(tzinfo=UTC).timestamp()
