@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,42 +173,17 @@ class Server:
         return any(self._operations.busy(assoc) or is_receiving(assoc) for assoc in self.entity.active_associations)
 
     def _handlers(self) -> list[Any]:
-        needs, operations = self._dependencies, self._operations
-        services = needs.services
+        needs, services = self._dependencies, self._dependencies.services
+        one, several = self._operations.track_call, self._operations.track_responses
+        checks: dict[str, Any] = {"peers": needs.peers, "refusals": services.refusals}
+        store = partial(handle_store, ingest=needs.ingest, record=services.record, stopping=self._stopping.is_set)
         return [
-            (evt.EVT_C_ECHO, functools.partial(_handle_echo, peers=needs.peers, refusals=services.refusals)),
-            (
-                evt.EVT_C_STORE,
-                operations.track_call(
-                    functools.partial(
-                        handle_store,
-                        ingest=needs.ingest,
-                        peers=needs.peers,
-                        refusals=services.refusals,
-                        record=services.record,
-                        stopping=self._stopping.is_set,
-                    )
-                ),
-            ),
-            (
-                evt.EVT_C_FIND,
-                operations.track_responses(
-                    functools.partial(handle_find, search=needs.search, peers=needs.peers, refusals=services.refusals)
-                ),
-            ),
-            (evt.EVT_C_GET, operations.track_responses(functools.partial(handle_get, services=services))),
-            (
-                evt.EVT_C_MOVE,
-                operations.track_responses(functools.partial(handle_move, services=services, outgoing=self.outgoing)),
-            ),
-            (
-                evt.EVT_N_ACTION,
-                operations.track_call(
-                    functools.partial(
-                        handle_action, notifier=self._notifier, peers=needs.peers, refusals=services.refusals
-                    )
-                ),
-            ),
+            (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
+            (evt.EVT_C_STORE, one(partial(store, **checks))),
+            (evt.EVT_C_FIND, several(partial(handle_find, search=needs.search, **checks))),
+            (evt.EVT_C_GET, several(partial(handle_get, services=services))),
+            (evt.EVT_C_MOVE, several(partial(handle_move, services=services, outgoing=self.outgoing))),
+            (evt.EVT_N_ACTION, one(partial(handle_action, notifier=self._notifier, **checks))),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
