@@ -55,10 +55,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/app/node.py",
         "node/app/services.py",
     ),
-    "hands": (
-        "node/archive/encode/archivist.py",
-        "node/dimse/pynetdicom_patches/listener.py",
-    ),
+    "hands": ("node/archive/encode/archivist.py",),
     "plates": (
         "node/training/trainer.py",
         "node/training/training_patches.py",
@@ -81,7 +78,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/app/damage.py",
         "node/cli/commands/instance.py",
         "node/codec/encode/search.py",
-        "node/dimse/pynetdicom_patches/upper_layer.py",
         "storage/dicom/element_walk.py",
     ),
 }

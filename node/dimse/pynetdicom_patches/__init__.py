@@ -1,7 +1,7 @@
 """Workarounds for pynetdicom 3.0, each in a file of its own. pyproject.toml keeps pynetdicom below 3.1.
 
 The head of each file says what pynetdicom does, the upstream issue, and when the file can be removed. For each file a
-test ``test_<file>_is_still_needed`` in tests/unit/node/dimse/pynetdicom_patches fails once pynetdicom itself is mended.
+test ``test_<file>_is_still_needed`` in tests/unit/node/dimse/pynetdicom_patches fails once pynetdicom itself is fixed.
 
 Connections (entity.py, listener.py):  pdu_limits, send_timeout, tls_session_tickets, tls_handshake, tcp_nodelay,
                                        connection_limits, closed_before_request, shared_contexts

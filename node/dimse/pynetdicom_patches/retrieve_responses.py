@@ -2,7 +2,7 @@
 
 pynetdicom 3.0: ``QueryRetrieveServiceClass._get_scp`` and ``_move_scp`` re-encode every data set, count an image
 without a data set as success, and cannot send a pending response while an image is being made.
-Upstream: not reported (#577, closed, mended another wrong status).
+Upstream: not reported (#577, closed, fixed another wrong status).
 Remove when a handler can yield bare responses.
 """
 

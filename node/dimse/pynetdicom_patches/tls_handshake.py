@@ -24,10 +24,10 @@ class TlsHandler(RequestHandler):
 
     def handle(self) -> None:
         """Serve the connection until its association has started; close it if the handshake fails."""
-        if self.server.tls is None or self._shake_hands(self.server.tls):
+        if self.server.tls is None or self._handshake(self.server.tls):
             super().handle()
 
-    def _shake_hands(self, context: ssl.SSLContext) -> bool:
+    def _handshake(self, context: ssl.SSLContext) -> bool:
         connection: Any = self.request
         connection.settimeout(self.server.handshake_timeout)
         address = self.client_address[0]
