@@ -39,9 +39,7 @@ class SpoolFile:
         self._size = self._checked = 0
         self.refused: LatentPacsError | None = None
         self._out: IO[bytes] = BytesIO()
-        self.name = str(
-            folder / f"refused-{uuid.uuid4().hex}.dcm"
-        )  # no file has this name; used if none can be created
+        self.name = str(folder / f"refused-{uuid.uuid4().hex}.dcm")  # no such file: the name if none can be created
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, self.name = tempfile.mkstemp(dir=folder, suffix=".dcm")
