@@ -77,8 +77,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mended": (
         "node/app/damage.py",
         "node/cli/commands/instance.py",
-        "node/codec/encode/search.py",
-        "storage/dicom/element_walk.py",
     ),
 }
 """For a retired word, the paths below which it may still occur."""

@@ -47,7 +47,7 @@ from node.dimse.dimse_status import (
 from node.dimse.pynetdicom_patches.ended_peer import has_ended
 from node.dimse.pynetdicom_patches.retrieve_responses import RetrieveResponse
 from node.dimse.sop_classes import ROOTS
-from storage.dicom.levels import Level
+from storage.dicom.query_keys import Level
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.records import TrailEntry

@@ -77,9 +77,7 @@ def test_patching_twice_changes_nothing() -> None:
         pytest.param(associate(user=user_information(extra=item(0x5A, b"1234"))), id="unknown item"),
         pytest.param(associate(user=user_information(extra=item(0x54, b"\xff"))), id="unreadable item"),
         pytest.param(associate(calling=b"MODALITY".ljust(16, b"\0")), id="title padded with NUL"),
-        pytest.param(
-            associate(context(3, VERIFICATION, b"no UID"), context(1, VERIFICATION, IMPLICIT)), id="no syntax"
-        ),
+        pytest.param(associate(context(3, VERIFICATION, b"\xff"), context(1, VERIFICATION, IMPLICIT)), id="no syntax"),
         pytest.param(associate(user=user_information(None)), id="no maximum length"),
         pytest.param(associate(version=3), id="another bit of the version"),
     ],
