@@ -121,7 +121,7 @@ class Server:
         self._watch.start()
 
     def stop(self) -> None:
-        """Accept no new associations, wait for running operations (at most ``drain`` seconds), then end the rest."""
+        """Accept no new associations, wait at most ``shutdown_timeout`` for running operations, then end the rest."""
         listeners, self._listeners = self._listeners, []
         if not self._watch.is_alive():
             for listener in listeners:  # never started, since another port was in use
@@ -130,7 +130,7 @@ class Server:
         self._stopping.set()
         for listener in listeners:
             listener.shutdown()
-        deadline = time.monotonic() + self._settings.drain
+        deadline = time.monotonic() + self._settings.shutdown_timeout
         while time.monotonic() < deadline and self._busy():
             self._end_persistent()
             time.sleep(0.05)

@@ -16,9 +16,9 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
+from benchmarks.upper_layer import ABORTED, ACCEPTED, DATA, associate, echo, kinds, received
 from tests.conftest import wait_for
 from tests.support.certificates import Authority
-from tests.support.upper_layer import ABORTED, ACCEPTED, DATA, associate, echo, kinds, received
 from tests.unit.node.dimse.pynetdicom_patches.plain import (
     LONG_ENOUGH,
     VERIFICATION,

@@ -20,10 +20,7 @@ from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import build_context
 
-from node.dimse.pynetdicom_patches import install
-from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-from tests.conftest import SECONDARY_CAPTURE, wait_for
-from tests.support.upper_layer import (
+from benchmarks.upper_layer import (
     ACCEPTED,
     DATA,
     IMPLICIT,
@@ -38,6 +35,9 @@ from tests.support.upper_layer import (
     received,
     user_information,
 )
+from node.dimse.pynetdicom_patches import install
+from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from tests.conftest import SECONDARY_CAPTURE, wait_for
 from tests.unit.node.dimse.pynetdicom_patches.plain import LONG_ENOUGH, plain_server
 
 pytestmark = [
