@@ -51,10 +51,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/archive/encode/reverification.py",
     ),
     "hands": ("node/archive/encode/archivist.py",),
-    "plates": (
-        "node/training/trainer.py",
-        "node/training/training_patches.py",
-    ),
+    "plates": ("node/training/training_patches.py",),
     "upkeep": (
         "node/archive/deletion.py",
         "node/archive/encode/remake.py",

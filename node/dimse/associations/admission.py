@@ -94,7 +94,7 @@ class Admission:
         title = _title(assoc)
         peer = self._settings.peer(title)
         if peer is None:
-            if not self._settings.strangers_may:
+            if not self._settings.allowed_to_unknown_peers:
                 return _not_recognized("no such peer in config.yaml")
             limit, caller = self._settings.node.max_associations_per_peer, ""
         else:

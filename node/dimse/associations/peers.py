@@ -20,7 +20,7 @@ class Peers:
     def may(self, ae_title: str, verb: Verb) -> bool:
         """True if that AE title may use that service."""
         peer = self._settings.peer(ae_title)
-        allowed: tuple[str, ...] = self._settings.strangers_may if peer is None else peer.allow
+        allowed: tuple[str, ...] = self._settings.allowed_to_unknown_peers if peer is None else peer.allow
         return verb in allowed
 
     def rendition(self, ae_title: str) -> RenditionPolicy:
