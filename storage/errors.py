@@ -33,13 +33,21 @@ LatentPacsError
 ├── JobRefused              a job that does not exist, or that is running already
 ├── WorkerDied              the worker process ended while it worked on a request
 └── ConfigError             config.yaml: what is wrong, and where
+
+Cancelled is outside the tree: it ends work on purpose, and says nothing of the data.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
+
 
 class LatentPacsError(Exception):
     """Root of the tree above."""
+
+
+class Cancelled(CancelledError):
+    """A job, or a wait for a worker, was cancelled; the image at hand is left as it was."""
 
 
 class DataSetError(LatentPacsError):

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from node.archive.encode.fidelity_check import TRENDS, Cancelled, FidelityCheck, FidelityFinding, FidelityOutcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, FidelityCheck, FidelityFinding, FidelityOutcome, Sight
 from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
 from node.jobs.audit_sampling import AXES, Cell, cell_of, draw
 from node.jobs.drift import ChartPoint, control_chart
 from node.jobs.job import JSON, Run
 from node.reports.runs import Reports, RunOutcome
+from storage.errors import Cancelled
 from storage.index import Index
 from storage.index.audit_outcomes import AuditCandidate, AuditRows
 from storage.index.connection import now

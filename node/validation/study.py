@@ -39,7 +39,7 @@ from node.validation.validation_worker import (
     measure_image,
     show_tile,
 )
-from storage.errors import LatentPacsError, RenditionMismatch
+from storage.errors import Cancelled, LatentPacsError, RenditionMismatch
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import ClassLabel, StoredInstance
@@ -52,10 +52,6 @@ _WORST = 3
 
 class NothingToValidate(LatentPacsError):
     """No labelled image can take part, or which class is positive is not clear."""
-
-
-class Cancelled(Exception):
-    """The run is to end; what was measured is in the cache."""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from typing import Any
 
 from node.config import ReconstructSettings
 from node.workers import worker
+from node.workers.waiting import result_of
 from node.workers.worker import Answer, Request
 from storage.dicom.decode_limits import DecodeLimits
-from storage.errors import WorkerDied
+from storage.errors import Cancelled, WorkerDied
 
 
 class Priority(IntEnum):
@@ -145,15 +146,10 @@ class WorkerPool:
         return None
 
     def _ask(self, executor: ProcessPoolExecutor, request: Request) -> Answer:
-        inner = executor.submit(worker.answer, request)
-        while True:
-            try:
-                return inner.result(timeout=0.2)
-            except TimeoutError:
-                if inner.done():  # the worker itself raised TimeoutError
-                    raise
-                if self._closing.is_set():
-                    raise WorkerDied("the node is stopping") from None
+        try:
+            return result_of(executor.submit(worker.answer, request), self._closing.is_set)
+        except Cancelled:
+            raise WorkerDied("the node is stopping") from None
 
     def _new_executor(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -19,8 +18,16 @@ from node.archive.originals.original_access import OriginalAccess
 from node.config import ToleranceSettings
 from node.workers.auditing import Audited, AuditRequest, Sight
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import Answer
-from storage.errors import LatentPacsError, ModelMissing, ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
+from node.workers.waiting import result_of
+from storage.errors import (
+    Cancelled,
+    LatentPacsError,
+    ModelMissing,
+    ObjectDamaged,
+    ObjectMissing,
+    OriginalPurged,
+    PayloadError,
+)
 from storage.index import Index
 from storage.index.audit_outcomes import AuditRows
 from storage.objects.store import ObjectStore
@@ -34,11 +41,10 @@ from storage.records import (
 )
 from storage.thresholds import burden_of, limits_of, shares_of
 
-__all__ = ["TRENDS", "Cancelled", "FidelityCheck", "FidelityFinding", "FidelityOutcome", "Sight"]
+__all__ = ["TRENDS", "FidelityCheck", "FidelityFinding", "FidelityOutcome", "Sight"]
 
 LOGGER = logging.getLogger(__name__)
 
-_LOOK = 0.2
 TRENDS = ("fsim_mean", "fsim_p5", "psnr_db", "burden")
 """The figures that are followed over time: those of the paper, and the gate's figure that is nearest to its limit, as a
 share of that limit."""
@@ -92,10 +98,6 @@ class FidelityFinding:
     pixel_bytes: int = 0
     payload_bytes: int = 0
     original_bytes: int = 0
-
-
-class Cancelled(Exception):
-    """The run is to end; the image at hand was not audited."""
 
 
 class FidelityCheck:
@@ -261,19 +263,9 @@ class FidelityCheck:
             return False
 
     def _ask(self, request: AuditRequest) -> Audited:
-        future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
-        while True:
-            if self._cancelled():
-                future.cancel()
-                raise Cancelled
-            try:
-                answer = future.result(timeout=_LOOK)
-            except TimeoutError:
-                if future.done():
-                    raise
-                continue
-            assert isinstance(answer, Audited)
-            return answer
+        answer = result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
+        assert isinstance(answer, Audited)
+        return answer
 
 
 def _changed(answer: Audited) -> str:

@@ -21,8 +21,9 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
+from node.workers.waiting import result_of
 from node.workers.worker import Answer, PackRequest
-from storage.errors import KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
+from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import OriginalClaim, Tier, TrailEntry
@@ -110,16 +111,10 @@ class Packer:
 
     def _wait(self, future: Future[Answer]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
-        while True:
-            try:
-                future.result(timeout=0.5)
-                return
-            except TimeoutError:
-                if future.done():
-                    raise
-            if self._stopping.is_set() or time.monotonic() > deadline:
-                future.cancel()
-                raise WorkerDied("the node is stopping, or packing took longer than archivist.lease")
+        try:
+            result_of(future, lambda: self._stopping.is_set() or time.monotonic() > deadline)
+        except Cancelled as error:
+            raise WorkerDied("the node is stopping, or packing took longer than archivist.lease") from error
 
     def _give_back(self, claim: OriginalClaim, error: Exception, *, packing: bool) -> None:
         custody = self._index.custody
