@@ -78,7 +78,7 @@ def plan_jobs(
                     pool or _own_pool(settings),
                     archive.originals.borrowed,
                     busy,
-                    archive.named.on,
+                    archive.named.on_rendition,
                 ).run,
             ),
             jobs.reverify.when,

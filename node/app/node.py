@@ -115,8 +115,8 @@ class Node:
             self.encoders,
             settings,
             named,
-            otherwise=self.custodian.step,
-            at_once=self.encoders.size,
+            when_idle=self.custodian.step,
+            concurrency=self.encoders.size,
         )
         self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
         self.commitments = Commitments(self.index.engine)

@@ -172,11 +172,11 @@ def test_a_file_of_regions(tmp_path: Path) -> None:
         ("", "line 1: the columns must be sop_instance_uid,row"),
         ("uid,row,column,height,width\n", "line 1: the columns"),
         (HEADER + "1.2.3,1,2,3\n", "line 2: 4 values, 5 are needed"),
-        (HEADER + "1.2.3,1,2,3,4\n1.2.x,1,2,3,4\n", "line 3: '1.2.x' is no UID"),
-        (HEADER + "1.2.3,-1,2,3,4\n", "line 2: row '-1' is no whole number"),
-        (HEADER + "1.2.3,1,2.5,3,4\n", "line 2: column '2.5' is no whole number"),
+        (HEADER + "1.2.3,1,2,3,4\n1.2.x,1,2,3,4\n", "line 3: '1.2.x' is not a UID"),
+        (HEADER + "1.2.3,-1,2,3,4\n", "line 2: row '-1' is not a whole number"),
+        (HEADER + "1.2.3,1,2.5,3,4\n", "line 2: column '2.5' is not a whole number"),
         (HEADER + "1.2.3,1,2,0,4\n", "line 2: height and width must be 1 or more"),
-        (HEADER + '1.2.3,"1,2,3,4\n', "is no CSV"),
+        (HEADER + '1.2.3,"1,2,3,4\n', "is not CSV"),
     ],
 )
 def test_a_file_that_is_wrong_names_the_line(tmp_path: Path, text: str, says: str) -> None:
@@ -309,7 +309,7 @@ def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytes
         former = current(archive.settled(uid))
         file.write_text(f"{HEADER}{uid},oops,0,1,1\n")
         wait_for(lambda: "line 2: row 'oops'" in caplog.text, what="the mistake is logged")
-        assert "stay in force" in caplog.text
+        assert "remain in force" in caplog.text
         file.write_text(f"{HEADER}{uid},600,400,100,200\n")
         later = patched_later(archive, uid, former.derived_uid)
         assert "reaches outside image" in caplog.text
@@ -328,8 +328,8 @@ def test_regions_hold_where_nothing_is_gated(tmp_path: Path) -> None:
     catalogue = Catalogue(ReconstructSettings(upscaler="bicubic"))
     result = encode_and_verify(request, catalogue)
     assert result.made is not None
-    assert not result.made.verdict.gated
-    assert result.made.patches
-    pixels = reconstructed(decode_base(result.base), result.made, catalogue)
+    assert not result.made.rendition.verdict.gated
+    assert result.made.rendition.patches
+    pixels = reconstructed(decode_base(result.made.base), result.made.rendition, catalogue)
     assert np.array_equal(pixels[100:140, 70:120], original[100:140, 70:120])
     assert not np.array_equal(pixels, original)
