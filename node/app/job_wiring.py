@@ -157,13 +157,13 @@ def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any
     mending = ScrubRepair(index, upkeep, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
-    def would_return(tier: str, digest: str) -> bool:
+    def can_recover(tier: str, digest: str) -> bool:
         with _own_pool(settings)() as pool:
-            return OrphanRecovery(index, open_stores(settings, index, store), examine_in(pool)).would_return(
+            return OrphanRecovery(index, open_stores(settings, index, store), examine_in(pool)).can_recover(
                 tier, digest
             )
 
-    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing, would_return)
+    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing, can_recover)
 
 
 def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:

@@ -179,7 +179,7 @@ class Node:
 
     def _arrived(self, study_instance_uid: str) -> None:
         self.archivist.wake()
-        self.priors.arrived(study_instance_uid)
+        self.priors.study_received(study_instance_uid)
 
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
@@ -222,7 +222,7 @@ class Node:
             self.pool.submit(ReadyRequest(), Priority.AHEAD)
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
-        if self.priors.wanted:
+        if self.priors.enabled:
             self._priors_thread.start()
         self.schedule.start()
         LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)

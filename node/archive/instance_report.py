@@ -83,7 +83,7 @@ class RepairCounts:
 class RenditionReport:
     """One rendition, of which two objects are made: ``derived_uid`` with drawn noise, ``structure_uid`` without.
     ``unreadable``: why its objects told nothing more; then
-    ``parts`` and ``mends`` are None."""
+    ``parts`` and ``repair_counts`` are None."""
 
     derived_uid: str
     structure_uid: str
@@ -107,7 +107,7 @@ class RenditionReport:
     verdict: Verdict
     tried: tuple[Trial, ...]
     parts: PayloadParts | None
-    mends: RepairCounts | None
+    repair_counts: RepairCounts | None
     unreadable: str
 
     @property
@@ -125,9 +125,9 @@ class Patient:
 
 @dataclass(frozen=True)
 class InstanceReport:
-    """Everything there is to tell of one image. ``asked``: the UID it was asked for by, its own or a rendition's."""
+    """What is known of one image. ``requested_uid``: the UID in the request, the image's own or a rendition's."""
 
-    asked: str
+    requested_uid: str
     sop_instance_uid: str
     sop_class_uid: str
     sop_class: str
@@ -151,7 +151,9 @@ class InstanceReport:
     @property
     def rendition(self) -> RenditionReport | None:
         """The one that was asked for by its UID, else the current one."""
-        by_uid = next((one for one in self.renditions if self.asked in (one.derived_uid, one.structure_uid)), None)
+        by_uid = next(
+            (one for one in self.renditions if self.requested_uid in (one.derived_uid, one.structure_uid)), None
+        )
         return by_uid or next((one for one in self.renditions if one.current), None)
 
 
@@ -165,7 +167,7 @@ def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, pat
         )
     instance = rows.instance
     return InstanceReport(
-        asked=uid,
+        requested_uid=uid,
         sop_instance_uid=instance.sop_instance_uid,
         sop_class_uid=instance.sop_class_uid,
         sop_class=UID(instance.sop_class_uid).name,
@@ -219,7 +221,7 @@ def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionReport:
         for name in RenditionRow.__dataclass_fields__
         if name in RenditionReport.__dataclass_fields__
     }
-    nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "mends": None}
+    nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "repair_counts": None}
     try:
         inside = _inside(row, store)
     except LatentPacsError as error:
@@ -236,11 +238,11 @@ def _inside(row: RenditionRow, store: ObjectStore) -> dict[str, Any]:
         "seed": made.seed,
         "numerics": made.numerics,
         "parts": PayloadParts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
-        "mends": _mends_of(made, base.rows, base.columns),
+        "repair_counts": _repair_counts_of(made, base.rows, base.columns),
     }
 
 
-def _mends_of(made: Rendition, rows: int, columns: int) -> RepairCounts:
+def _repair_counts_of(made: Rendition, rows: int, columns: int) -> RepairCounts:
     cells = decode_patches(made.patches).cells if made.patches else None
     repairs = decode_residuals(made.repairs).cells if made.repairs else None
     spots = decode_points(made.points).spots if made.points else ()

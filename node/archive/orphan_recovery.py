@@ -44,8 +44,8 @@ class OrphanRecovery:
     def __init__(self, index: Index, stores: Mapping[Tier, ObjectStore], examine: Examine) -> None:
         self._index, self._stores, self._examine = index, stores, examine
 
-    def would_return(self, store: str, digest: str) -> bool:
-        """Whether ``take_in`` would bring back an object that no row promises. Nothing is changed."""
+    def can_recover(self, store: str, digest: str) -> bool:
+        """Whether ``recover`` would bring back an object that no row promises. Nothing is changed."""
         there = self._stores[Tier(store)]
         path = there.path(digest)
         try:
@@ -61,7 +61,7 @@ class OrphanRecovery:
         except _UNREADABLE:
             return False
 
-    def take_in(self) -> int:
+    def recover(self) -> int:
         """Bring back what the objects hold and no row speaks of; how many objects that were."""
         known, found = spoken_of(self._index.engine), 0
         renditions: list[Path] = []
@@ -73,21 +73,21 @@ class OrphanRecovery:
                 try:
                     kind = _kind(path)
                     if kind in ("original", "packed"):
-                        found += self._take_in_original(tier, path, kind)
+                        found += self._recover_original(tier, path, kind)
                     elif kind == "rendition":
                         renditions.append(path)
                 except _UNREADABLE:
                     continue
-        return found + sum(map(self._take_in_rendition, renditions))
+        return found + sum(map(self._recover_rendition, renditions))
 
-    def _take_in_original(self, tier: Tier, path: Path, kind: str) -> int:
+    def _recover_original(self, tier: Tier, path: Path, kind: str) -> int:
         form = OriginalForm.VERBATIM if kind == "original" else OriginalForm.PACKED
         with self._received(path, kind) as new:
             if not self._is_new(new.sop_instance_uid):
                 return 0
             return int(adopt_original(self._index, new, FoundObject(form, tier, path.name, path.stat().st_size)))
 
-    def _take_in_rendition(self, path: Path) -> int:
+    def _recover_rendition(self, path: Path) -> int:
         try:
             rendition = decode_rendition(path.read_bytes())
             base = self._wanted(rendition)

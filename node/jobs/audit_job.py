@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from node.archive.encode.fidelity_check import TRENDS, FidelityCheck, FidelityFinding, FidelityOutcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, AuditPictures, FidelityCheck, FidelityFinding, FidelityOutcome
 from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
 from node.jobs.audit_sampling import AXES, Cell, cell_of, draw
@@ -109,11 +109,11 @@ class Audit:
                     if acted or time.monotonic() > remembered + _REMEMBER_EVERY:
                         self._jobs.remember(self.name, progress.as_json())
                         remembered = time.monotonic()
-                sights = self._worst(check, progress.findings)
+                pictures = self._worst(check, progress.findings)
             except Cancelled:
                 self._jobs.remember(self.name, progress.as_json())
                 return {"finished": False, "audited": len(progress.findings), "left": len(progress.left)}
-        report = self._published(progress, sights)
+        report = self._published(progress, pictures)
         self._jobs.remember(self.name, {})
         counts = {name: report.summary[name] for name in ("audited", "failed", "withdrawn", "flagged", "cleared")}
         told = {"report": report.key, "verdict": report.verdict, "html": str(self._reports.html(report))}
@@ -132,14 +132,16 @@ class Audit:
         cells = {one.instance_key: cell_of(one, moment) for one in drawn}
         return _Progress(seed, self._plan.sample, time.time(), list(cells), cells)
 
-    def _worst(self, check: FidelityCheck, findings: Sequence[FidelityFinding]) -> list[tuple[FidelityFinding, Sight]]:
+    def _worst(
+        self, check: FidelityCheck, findings: Sequence[FidelityFinding]
+    ) -> list[tuple[FidelityFinding, AuditPictures]]:
         measured = sorted(
             (one for one in findings if one.now), key=lambda one: (not one.outcome.failed, one.now["fsim_mean"])
         )
-        seen = ((one, check.sight(one)) for one in measured[:_SHOWN])
-        return [(one, sight) for one, sight in seen if sight is not None]
+        seen = ((one, check.pictures(one)) for one in measured[:_SHOWN])
+        return [(one, pictures) for one, pictures in seen if pictures is not None]
 
-    def _published(self, progress: _Progress, sights: list[tuple[FidelityFinding, Sight]]) -> StoredReport:
+    def _published(self, progress: _Progress, pictures: list[tuple[FidelityFinding, AuditPictures]]) -> StoredReport:
         ended, findings = time.time(), progress.findings
         strata = _strata(self._rows.candidates(), progress)
         trends = self._trends(strata, ended)
@@ -155,7 +157,7 @@ class Audit:
             summary,
             tuple(findings),
             tuple(trends),
-            tuple(sights),
+            tuple(pictures),
             self._settings.audit,
             limits_of(self._settings.thresholds),
         )

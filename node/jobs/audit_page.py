@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from node.archive.encode.fidelity_check import TRENDS, FidelityFinding, FidelityOutcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, AuditPictures, FidelityFinding, FidelityOutcome
 from node.config import AuditSettings
 from node.jobs.drift import ControlChart
 from node.reports.charts import ALARM, COLOURS, draw
@@ -75,7 +75,7 @@ class AuditRun:
     summary: dict[str, Any]
     findings: tuple[FidelityFinding, ...]
     trends: tuple[Trend, ...]
-    sights: tuple[tuple[FidelityFinding, Sight], ...]
+    pictures: tuple[tuple[FidelityFinding, AuditPictures], ...]
     settings: AuditSettings
     limits: dict[str, float]
 
@@ -95,7 +95,7 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
             if run.summary["measured"]
             else []
         ),
-        *([PageSection("The least faithful images", _worst(run))] if run.sights else []),
+        *([PageSection("The least faithful images", _worst(run))] if run.pictures else []),
         PageSection("How this was done", [Paragraph(text) for text in _method(run)]),
     ]
     footer = "Latent PACS fidelity audit. Images are named by UID. Not for primary interpretation."
@@ -277,13 +277,13 @@ def _of_the_gate(run: AuditRun) -> Table:
 
 def _worst(run: AuditRun) -> list[Part]:
     parts: list[Part] = []
-    for one, sight in run.sights:
+    for one, pictures in run.pictures:
         figures = f"mean tile FSIM {one.now['fsim_mean']:.4f}, {one.now['psnr_db']:.1f} dB"
-        window = f"{100 * sight.share:.2g} % of the display window"
-        scale = f"original less structure, full colour at ±{sight.reach:.0f} grey levels, {window}"
-        whole = zip(sight.whole, ("original", "reconstruction", scale), strict=True)
+        window = f"{100 * pictures.share:.2g} % of the display window"
+        scale = f"original less structure, full colour at ±{pictures.reach:.0f} grey levels, {window}"
+        whole = zip(pictures.whole, ("original", "reconstruction", scale), strict=True)
         close = ("original, around the greatest error", "reconstruction", "original less structure, same scale")
-        detail = zip(sight.detail, close, strict=True)
+        detail = zip(pictures.detail, close, strict=True)
         parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
         parts += [Pictures([PagePicture(*picture) for picture in row]) for row in (whole, detail)]
     parts.append(

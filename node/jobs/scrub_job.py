@@ -58,7 +58,7 @@ class ScrubPlan:
     remove_orphans: bool = False
 
 
-class Standing(Protocol):
+class IndexTrust(Protocol):
     """Whether the index may be believed."""
 
     def doubt(self) -> str:
@@ -68,7 +68,7 @@ class Standing(Protocol):
         """Its damaged pages and broken rows, a line each."""
 
 
-class Trusted:
+class FullTrust:
     """An index that nobody doubts."""
 
     def doubt(self) -> str:
@@ -129,7 +129,7 @@ class ScrubTally:
 
 class Scrub:
     """The job ``scrub``. ``stores`` by the names that promises use. ``standing`` says whether the index may be
-    believed, ``would_return`` whether a rebuild of it would bring back an object that has no row (store, digest)."""
+    believed, ``can_recover`` whether a rebuild of it would bring back an object that has no row (store, digest)."""
 
     name = "scrub"
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
@@ -141,12 +141,12 @@ class Scrub:
         stores: Mapping[str, ObjectStore],
         mending: ScrubRepair,
         plan: ScrubPlan,
-        standing: Standing | None = None,
-        would_return: Callable[[str, str], bool] = lambda store, digest: False,
+        standing: IndexTrust | None = None,
+        can_recover: Callable[[str, str], bool] = lambda store, digest: False,
     ) -> None:
         self._rows, self._upkeep, self._stores = rows, upkeep, stores
         self._mending, self._plan = mending, plan
-        self._standing, self._would_return = standing or Trusted(), would_return
+        self._standing, self._can_recover = standing or FullTrust(), can_recover
 
     def run(self, run: Run) -> dict[str, JSON]:
         """Walk, and report. Raises ObjectMissing where a store is not there at all, and IndexRefused where the index is
@@ -219,7 +219,7 @@ class Scrub:
             return
         if self._promised(store, entry.digest):
             return
-        if self._would_return(store, entry.digest):
+        if self._can_recover(store, entry.digest):
             tally.unclaimed += 1
             return
         tally.orphan(entry)

@@ -44,7 +44,7 @@ class AuditRequest:
 
 
 @dataclass(frozen=True)
-class Sight:
+class AuditPictures:
     """The original, the reconstruction, and what the structure differs from the original by: uint8, (rows, columns)
     grey, and RGB.
 
@@ -74,7 +74,7 @@ class Audited:
     recorded: Verdict
     now: Verdict | None = None
     original_whole: bool = True
-    sight: Sight | None = None
+    pictures: AuditPictures | None = None
 
 
 def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
@@ -97,11 +97,11 @@ def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     structure = plain.astype(np.float32)  # as it was verified: rounded, with its patches
     noise = measure_noise(reference, structure, served)
     now = judge(reference, structure, look(reference, structure), served, noise, request.thresholds)
-    sight = _sight(reference, served, plain) if request.pictures else None
-    return Audited(*told, now=now, sight=sight)
+    pictures = _pictures(reference, served, plain) if request.pictures else None
+    return Audited(*told, now=now, pictures=pictures)
 
 
-def _sight(reference: Reference, made: Pixels, plain: Pixels) -> Sight:
+def _pictures(reference: Reference, made: Pixels, plain: Pixels) -> AuditPictures:
     from node.fidelity.breast_regions import Window
 
     original, window = reference.pixels, reference.window
@@ -126,7 +126,7 @@ def _sight(reference: Reference, made: Pixels, plain: Pixels) -> Sight:
     small = (grey(_blocks(pixels, factor).mean(axis=(1, 3)), window) for pixels in (original, made))
     whole = (*small, _coloured(_strongest(_blocks(difference, factor)) / reach))
     detail = (grey(original[near], own), grey(made[near], own), _coloured(difference[near] / reach))
-    return Sight(whole, detail, reach, reach / window.width)
+    return AuditPictures(whole, detail, reach, reach / window.width)
 
 
 def _blocks(image: NDArray[Any], factor: int) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
 from node.config import ToleranceSettings
-from node.workers.auditing import Audited, AuditRequest, Sight
+from node.workers.auditing import Audited, AuditPictures, AuditRequest
 from node.workers.pool import Priority, WorkerPool
 from node.workers.waiting import result_of
 from storage.errors import (
@@ -41,7 +41,7 @@ from storage.records import (
 )
 from storage.thresholds import burden_of, limits_of, shares_of
 
-__all__ = ["TRENDS", "FidelityCheck", "FidelityFinding", "FidelityOutcome", "Sight"]
+__all__ = ["TRENDS", "AuditPictures", "FidelityCheck", "FidelityFinding", "FidelityOutcome"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -152,13 +152,13 @@ class FidelityCheck:
             return replace(blank, reason=f"{type(error).__name__}: {error}")
         return self._acted(found, image, image.rendition, why_no_original)
 
-    def sight(self, found: FidelityFinding) -> Sight | None:
+    def pictures(self, found: FidelityFinding) -> AuditPictures | None:
         """Pictures of an image whose original is held; None where they cannot be made. Raises Cancelled."""
         image, made = self._index.by_key(found.instance_key), self._index.rendition(found.derived_uid)
         if image is None or made is None:
             return None
         try:
-            return self._audited(image, made, pictures=True)[0].sight
+            return self._audited(image, made, pictures=True)[0].pictures
         except LatentPacsError as error:
             LOGGER.warning("no pictures of %s: %s", image.sop_instance_uid, error)
             return None

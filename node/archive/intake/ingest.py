@@ -20,7 +20,7 @@ from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.packing import holds
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import references_of, write_copy
-from node.archive.serve.derived_object import DerivedParts, changed_attributes, told
+from node.archive.serve.derived_object import DerivedParts, changed_attributes, safe_text
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, CheckRequest, CompareRequest, DigestRequest
 from storage.dicom.dicomfile import DataSetFile, opened
@@ -178,7 +178,7 @@ class Ingest:
             try:
                 found = changed_attributes(parts, returned, self._store.spool)
             except Exception as error:  # noqa: BLE001 - a header that cannot be made says nothing of what came back
-                LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, told(error))
+                LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, safe_text(error))
                 return ()
             if not found:
                 break

@@ -22,7 +22,7 @@ _NAMED = 8
 """Tags that a note names; more are counted."""
 
 
-def sift(header: Dataset) -> list[str]:
+def remove_uncarriable(header: Dataset) -> list[str]:
     """Leave out of a header, in place, what cannot be carried; the tags of what was odd, those inside sequences too."""
     odd = []
     for tag in sorted(header.keys()):
@@ -34,7 +34,7 @@ def sift(header: Dataset) -> list[str]:
     return [*odd, *_unreadable(header)]
 
 
-def note_of(odd: Sequence[str]) -> str:
+def removal_note(odd: Sequence[str]) -> str:
     """What a description says of elements that were left out; empty where none was."""
     if not odd:
         return ""

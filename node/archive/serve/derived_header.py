@@ -20,7 +20,7 @@ from pydicom.valuerep import DSfloat
 
 from node.archive.intake.eligibility import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.archive.serve.amended_header import NOT_OF_THIS_HEADER, amend, drop
-from node.archive.serve.carried_header import note_of, sift
+from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import BadValueError, checked, codecs_of, items_of, values_of
 from storage.formats.payload import Base, Rendition
@@ -72,7 +72,7 @@ def derived_header(
     """
     with quiet():
         header = base.header.dataset()
-        notes = [note_of(sift(header))]
+        notes = [removal_note(remove_uncarriable(header))]
         amend(header, applied)
         ratio = base.rows * base.columns * 2 / payload_bytes
         _identify(header, rendition, draw)

@@ -105,7 +105,7 @@ def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
         except _PASSING:
             raise
         except Exception as error:
-            raise NotReconstructable(f"its reconstruction cannot be made as a whole: {told(error)}") from error
+            raise NotReconstructable(f"its reconstruction cannot be made as a whole: {safe_text(error)}") from error
     if fault:
         raise NotReconstructable(f"its reconstruction cannot be sent: {fault}")
 
@@ -129,7 +129,7 @@ def _is_compared(keyword: str) -> bool:
     return keyword not in _NOT_COMPARED and dictionary_VR(keyword) != "SQ"
 
 
-def told(error: BaseException) -> str:
+def safe_text(error: BaseException) -> str:
     """What may be said of an error: one that is not ours, or is of a data set, may quote a patient's values."""
     ours = isinstance(error, LatentPacsError) and not isinstance(error, DataSetError)
     return str(error) if ours else type(error).__name__

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from node.archive.serve.derived_object import told
+from node.archive.serve.derived_object import safe_text
 from node.archive.serve.retrieve import Choice, Retrieve
 from node.config import RenditionPolicy
 from storage.index import Index
@@ -52,14 +52,14 @@ class Prefetch:
         self._stopping = threading.Event()
 
     @property
-    def wanted(self) -> bool:
+    def enabled(self) -> bool:
         """False where config.yaml asks for none, or no peer would get them."""
         return bool(self._images and self._wanted)
 
-    def arrived(self, study_instance_uid: str) -> None:
+    def study_received(self, study_instance_uid: str) -> None:
         """An image of a study has come in; its priors are seen to once, at its first image."""
         with self._lock:
-            if not self.wanted or study_instance_uid in self._known or self._studies.full():
+            if not self.enabled or study_instance_uid in self._known or self._studies.full():
                 return
             self._known.append(study_instance_uid)
             self._studies.put(study_instance_uid)
@@ -89,7 +89,7 @@ class Prefetch:
             try:
                 ready += self._retrieve.make_ahead(choice)
             except Exception as error:  # noqa: BLE001 - the next one may work
-                LOGGER.warning("prior %s not made ready ahead: %s", choice.sop_instance_uid, told(error))
+                LOGGER.warning("prior %s not made ready ahead: %s", choice.sop_instance_uid, safe_text(error))
         return ready
 
     def _choices(self, study_instance_uid: str) -> list[Choice]:

@@ -20,7 +20,7 @@ from node.archive.originals.original_access import OriginalAccess
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import write_copy
-from node.archive.serve.derived_object import DerivedParts, make_object, told
+from node.archive.serve.derived_object import DerivedParts, make_object, safe_text
 from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import TranscodeRequest
@@ -205,17 +205,17 @@ class Retrieve:
         try:
             return self._reconstruction(choice)
         except Exception as error:  # noqa: BLE001 - whatever it was, the original can still be sent
-            return self.instead(choice, error)
+            return self.fall_back_to_original(choice, error)
 
-    def instead(self, choice: Choice, error: Exception) -> Sendable:
+    def fall_back_to_original(self, choice: Choice, error: Exception) -> Sendable:
         """The original in place of a rendition that cannot be sent, for that reason. Raises LatentPacsError."""
         try:
             original = self._original(choice.instance)
         except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
             raise NotReconstructable(
-                f"the rendition cannot be sent: {told(error)}; nor can the original: {gone}"
+                f"the rendition cannot be sent: {safe_text(error)}; nor can the original: {gone}"
             ) from error
-        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, told(error))
+        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, safe_text(error))
         return original
 
     def make_ahead(self, choice: Choice) -> bool:

@@ -73,8 +73,8 @@ def life_report(life: InstanceReport) -> dict[str, Any]:
     for one, rendition in zip(report["renditions"], life.renditions, strict=True):
         one["payload_bytes"] = rendition.payload_bytes
         one["ratio"] = _ratio(life, rendition)
-        if one["mends"] is not None:
-            del one["mends"]["cells"], one["mends"]["repairs"], one["mends"]["points"]
+        if one["repair_counts"] is not None:
+            del one["repair_counts"]["cells"], one["repair_counts"]["repairs"], one["repair_counts"]["points"]
     if life.patient is None:
         del report["patient"]
     assert isinstance(report, dict)
@@ -188,12 +188,14 @@ def _rendition_text(made: RenditionReport) -> str:
 
 
 def _mended_text(made: RenditionReport) -> str:
-    mends = made.mends
-    if mends is None:
+    repair_counts = made.repair_counts
+    if repair_counts is None:
         return ""
-    patches = f"{mends.patched} patches of 16 x 16 pixels, {100 * mends.patched_share:.2f} % of the image"
-    repairs = f"{mends.repaired} repairs of 16 x 16, {100 * mends.repaired_share:.2f} %"
-    return f"{patches}; {repairs}; {mends.point_count} points"
+    patches = (
+        f"{repair_counts.patched} patches of 16 x 16 pixels, {100 * repair_counts.patched_share:.2f} % of the image"
+    )
+    repairs = f"{repair_counts.repaired} repairs of 16 x 16, {100 * repair_counts.repaired_share:.2f} %"
+    return f"{patches}; {repairs}; {repair_counts.point_count} points"
 
 
 def _trials(made: RenditionReport) -> Table:

@@ -116,8 +116,8 @@ def test_json_tells_everything(shown: Shown) -> None:
     assert now["payload_bytes"] == now["base_bytes"] + now["rendition_bytes"]
     assert now["ratio"] == pytest.approx(held.pixel_bytes / now["payload_bytes"], abs=0.01)
     assert now["parts"]["base_pixels"] < now["base_bytes"]
-    assert now["mends"]["patched"] >= 4  # the region touches that many cells
-    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 1280
+    assert now["repair_counts"]["patched"] >= 4  # the region touches that many cells
+    assert now["repair_counts"]["patched_share"] == now["repair_counts"]["patched"] / 1280
     assert now["operating_point"] == former["operating_point"], "where the former one passed, so does the new one"
     assert now["tried"][-1]["point"] == now["point"]
     assert now["tried"][-1]["failures"] == []
