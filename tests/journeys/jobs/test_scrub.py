@@ -326,7 +326,7 @@ class Doubtful:
 def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
     digest = held.put(b"nobody's")
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
-    scrub._standing = Doubtful()
+    scrub._trust = Doubtful()
     with pytest.raises(IndexRefused, match="index rebuild"):
         scrub.run(Watched())
     assert held.store.path(digest).exists()
