@@ -103,7 +103,7 @@ class Audit:
         with self._checks(lambda: run.cancelled) as check:
             try:
                 while progress.left:
-                    found = check.of(progress.left[0])
+                    found = check.audit(progress.left[0])
                     del progress.left[0]
                     progress.findings += [found] if found is not None else []
                     failed = sum(one.outcome.failed for one in progress.findings)

@@ -1,7 +1,7 @@
-"""The custodian: packs originals whose instance came to rest, and moves those a rendition stands for to the cold store.
+"""Packing: packs originals of finished instances, and moves those with a rendition to the cold store.
 
-Background work with leases, like the archivist's, and done when that has nothing to do. The received bytes are given
-up only after the new object is durable, was proved to give them back, and is committed in the index.
+Background work with leases, done while the archivist has none. The received bytes are removed only after the new object
+is durable, was proved to restore them, and is committed in the index.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RETRY = 600.0
 
 
 class Packer:
-    """``step`` does one thing and says whether there was one to do."""
+    """Packs and moves originals, one per ``step``."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class Packer:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Leave the original at hand undone."""
+        """Give the original in progress back."""
         self._stopping.set()
 
     def step(self) -> bool:
-        """Pack or move one original; False when there is none to work on."""
+        """Pack or move one original; False if there is none to work on."""
         lease, coder = self._settings.archivist.lease, self._settings.originals.coder
         claim = self._index.custody.claim_to_pack(self._owner, lease) if coder != "none" else None
         if claim is not None:
@@ -100,13 +100,13 @@ class Packer:
             packed = hot.adopt(target)
         finally:
             target.unlink(missing_ok=True)
-        if not self._index.custody.packed(claim, packed, size, present=holds(hot)):
+        if not self._index.custody.packed(claim, packed, size, present=hot.has):
             self._index.custody.doom(packed, Tier.HOT)
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
-        if not self._index.custody.moved(claim.original, Tier.COLD, present=holds(cold)):
+        if not self._index.custody.moved(claim.original, Tier.COLD, present=cold.has):
             self._index.custody.doom(digest, Tier.COLD)
 
     def _wait(self, future: Future[Answer]) -> None:
@@ -123,8 +123,8 @@ class Packer:
             return
         known = isinstance(error, LatentPacsError | OSError)
         LOGGER.error("original of %s: %s", claim.sop_instance_uid, error, exc_info=not known)
-        lasting = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
-        if packing and lasting:
+        final = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
+        if packing and final:
             custody.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
             self._trail.write_down()
         else:
@@ -133,8 +133,3 @@ class Packer:
     def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)
         return TrailEntry("original.pack", "job:archivist", "image", uids, "original", "failure", str(error))
-
-
-def holds(store: ObjectStore) -> Callable[[str], bool]:
-    """The question that commits ask of a store: is the object of that digest there?"""
-    return store.has

@@ -76,7 +76,7 @@ def find(
 
     def seen(candidate: QueryCandidate) -> DicomJson:
         attributes = _as_shown(candidate)
-        return adjustment.seen(attributes) if adjustment else attributes
+        return adjustment.adjusted(attributes) if adjustment else attributes
 
     found = candidates(index.engine, query.search(policy, copies, draw), lambda one: query.matches(seen(one)))
     return (

@@ -217,7 +217,7 @@ def test_killed_restore_goes_on(made: Filled, tmp_path: Path, steps: int) -> Non
     rows = tables_of(made.file)
     lose_everything(made)
     killed("restore", made, dest, steps)
-    with pytest.raises(ConfigError, match="not restored to its end"):
+    with pytest.raises(ConfigError, match="restoration was interrupted"):
         open_for_command(made.settings)
     assert restore_backup(made.settings, dest).clean
     assert tables_of(made.file) == rows
