@@ -141,8 +141,8 @@ class Audit:
         measured = sorted(
             (one for one in findings if one.now), key=lambda one: (not one.outcome.failed, one.now["fsim_mean"])
         )
-        seen = ((one, check.pictures(one)) for one in measured[:_PICTURED])
-        return [(one, pictures) for one, pictures in seen if pictures is not None]
+        pictured = ((one, check.pictures(one)) for one in measured[:_PICTURED])
+        return [(one, pictures) for one, pictures in pictured if pictures is not None]
 
     def _published(self, progress: _Progress, pictures: list[tuple[FidelityFinding, AuditPictures]]) -> StoredReport:
         ended, findings = time.time(), progress.findings
@@ -152,7 +152,7 @@ class Audit:
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
         verdict = _verdict(findings, trends)
         began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
-        seen = AuditRun(
+        run = AuditRun(
             began,
             finished,
             verdict,
@@ -166,7 +166,7 @@ class Audit:
         )
         details = {"findings": [asdict(one) for one in findings], "drift": [_trend_details(one) for one in trends]}
         return self._reports.publish(
-            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(seen, self._index.counts()))
+            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(run, self._index.counts()))
         )
 
     def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:

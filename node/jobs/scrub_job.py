@@ -162,13 +162,13 @@ class Scrub:
         total = self._integrity.count(low, high)
         known = {found.digest for found in rechecked}
         visited, saved = 0, time.monotonic()
-        for digest, promises, listed in self._walk(low, high):
+        for digest, expected, listed in self._walk(low, high):
             if run.cancelled:
                 self._save_position(digest, began)
                 return tally.report(self._plan.extent, finished=False)
-            visited += len(promises)
+            visited += len(expected)
             if self._is_in_sample(digest, salt) and digest not in known:
-                self._visit(digest, promises, listed, tally)
+                self._visit(digest, expected, listed, tally)
             run.progress(visited, total, f"{tally.actions.total()} damaged")
             if time.monotonic() > saved + _SAVE_EVERY:
                 self._save_position(digest, began)
@@ -188,25 +188,25 @@ class Scrub:
             for name, store in self._stores.items():
                 for entry in listing(store, folder):
                     listed.setdefault(entry.digest or f"{folder}~{entry.name}", {})[name] = entry
-            promised = itertools.groupby(
+            grouped = itertools.groupby(
                 self._integrity.promises(max(low, folder), min(high, _after(folder))), lambda one: one.digest
             )
-            promises = {digest: list(group) for digest, group in promised}
-            for digest in sorted({*listed, *promises}):
+            expected = {digest: list(group) for digest, group in grouped}
+            for digest in sorted({*listed, *expected}):
                 if low <= digest < high:
-                    yield digest, promises.get(digest, []), listed.get(digest, {})
+                    yield digest, expected.get(digest, []), listed.get(digest, {})
 
     def _visit(
-        self, digest: str, promises: list[ExpectedObject], listed: Mapping[str, Listed], tally: ScrubTally
+        self, digest: str, expected: list[ExpectedObject], listed: Mapping[str, Listed], tally: ScrubTally
     ) -> None:
-        for name, group in itertools.groupby(sorted(promises, key=lambda one: one.store), lambda one: one.store):
+        for name, group in itertools.groupby(sorted(expected, key=lambda one: one.store), lambda one: one.store):
             inspection = examine(self._stores[name], digest)
             tally.checked += 1
             tally.bytes_read += inspection.bytes_read
             if not inspection.whole:
                 still = [one for one in group if one in self._integrity.promises(digest, digest + "0")]
                 tally.add_findings(self._repair.settle(still, inspection) if still else [])
-        expected_in = {one.store for one in promises}
+        expected_in = {one.store for one in expected}
         for name, entry in listed.items():
             if name not in expected_in:
                 self._without_row(name, entry, tally)

@@ -250,7 +250,7 @@ def check_codestream(request: CheckRequest) -> str:
 
 
 def _end_with_parent() -> None:
-    """End with the parent: a worker whose parent was killed would wait for requests for ever."""
+    """End with the parent: a worker whose parent was killed would wait forever."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()

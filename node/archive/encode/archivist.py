@@ -192,7 +192,7 @@ class Archivist:
         )
 
     def _encode_eligible(self, claim: Claim, instance: StoredInstance, request: EncodeRequest) -> None:
-        """Restore the rendition that the instance had, or encode it anew, and commit the result."""
+        """Restore the rendition that the instance had, or encode it again, and commit the result."""
         ask: Ask = partial(self._ask, claim)
         result: Answer | None = None
         if self._lacks_patches(instance, request):

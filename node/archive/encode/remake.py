@@ -65,7 +65,7 @@ class Remake:
                 self._prove_or_withdraw(claim, lost, new, ask)
                 self._writer.commit(claim, state, new)
                 return True
-        LOGGER.warning("rendition %s cannot be made again; its image is encoded anew", lost.derived_uid)
+        LOGGER.warning("rendition %s cannot be made again; its image is encoded again", lost.derived_uid)
         self._rows.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
         return False
 

@@ -42,7 +42,7 @@ class MarkedRegions:
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
         self._file, self._in_file = file, in_file
-        self._seen: tuple[int, int] | None = (0, 0)
+        self._version: tuple[int, int] | None = (0, 0)
         self._logged: set[tuple[str, Box]] = set()
 
     def on_image(self, instance: StoredInstance, rows: int, columns: int) -> tuple[Box, ...]:
@@ -92,12 +92,12 @@ class MarkedRegions:
             return
         try:
             stat = self._file.stat()
-            seen = (stat.st_mtime_ns, stat.st_size)
+            version = (stat.st_mtime_ns, stat.st_size)
         except OSError:
-            seen = None
-        if seen == self._seen:
+            version = None
+        if version == self._version:
             return
-        self._seen = seen
+        self._version = version
         try:
             self._in_file = read_regions(self._file)
         except ConfigError as error:

@@ -74,14 +74,14 @@ def find(
         identifier, root, relational=relational, combined_datetime=combined_datetime, adjusted=adjustment is not None
     )
 
-    def seen(candidate: QueryCandidate) -> DicomJson:
+    def as_shown(candidate: QueryCandidate) -> DicomJson:
         attributes = _as_shown(candidate)
         return adjustment.adjusted(attributes) if adjustment else attributes
 
-    found = candidates(index.engine, query.search(policy, copies, draw), lambda one: query.matches(seen(one)))
+    found = candidates(index.engine, query.search(policy, copies, draw), lambda one: query.matches(as_shown(one)))
     return (
         query.answer(attributes, retrieve_ae_title, implicit)
-        for attributes in map(seen, found)
+        for attributes in map(as_shown, found)
         if query.matches_computed(attributes)
     )
 
@@ -330,12 +330,12 @@ def _as_shown(candidate: QueryCandidate) -> DicomJson:
         return {**candidate.attributes, "00080018": {"vr": "UI", "Value": [candidate.copy_uid]}}
     if candidate.derived_uid is None:
         return candidate.attributes
-    seen = {tag: element for tag, element in candidate.attributes.items() if tag not in _NOT_OF_THE_ORIGINAL}
-    image_type = seen.get("00080008", {}).get("Value", ["", "PRIMARY"])
-    seen["00080008"] = {"vr": "CS", "Value": ["DERIVED", *image_type[1:]]}
-    seen["00080018"] = {"vr": "UI", "Value": [candidate.derived_uid]}
-    seen["00282110"] = {"vr": "CS", "Value": ["01"]}
-    return seen
+    shown = {tag: element for tag, element in candidate.attributes.items() if tag not in _NOT_OF_THE_ORIGINAL}
+    image_type = shown.get("00080008", {}).get("Value", ["", "PRIMARY"])
+    shown["00080008"] = {"vr": "CS", "Value": ["DERIVED", *image_type[1:]]}
+    shown["00080018"] = {"vr": "UI", "Value": [candidate.derived_uid]}
+    shown["00282110"] = {"vr": "CS", "Value": ["01"]}
+    return shown
 
 
 _NOT_OF_THE_ORIGINAL = {

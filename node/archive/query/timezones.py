@@ -85,7 +85,7 @@ class Adjustment:
 
 
 def _moment(text: str) -> datetime | None:
-    """The time ``YYYYMMDDHHMMSS``, whatever follows it; None if local is no such date."""
+    """The time ``YYYYMMDDHHMMSS``, whatever follows it; None if there is no such date."""
     try:
         return datetime.strptime(text[:12] + f"{min(int(text[12:14]), 59):02d}", "%Y%m%d%H%M%S")
     except ValueError:
