@@ -22,7 +22,7 @@ from node.archive.encode.rendition_writer import Ask, RenditionWriter
 from node.archive.intake.eligibility import why_exact
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.originals.original_access import OriginalAccess
-from node.codec.encode.encode_request import EncodedRendition, EncodeRequest, EncodeResult
+from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
 from node.workers.waiting import result_of
@@ -96,29 +96,17 @@ class Archivist:
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="archivist") as threads:
             while not self._stopping.is_set():
                 self._woken.clear()
-                if not self._start_next(threads):
+                worked = False
+                try:
+                    if self._in_progress < self._concurrency:
+                        claim = self._claim()
+                        if claim is not None:
+                            threads.submit(self._work, claim)
+                        worked = claim is not None or self._when_idle()
+                except Exception:
+                    LOGGER.exception("the archivist could not reach the index")
+                if not worked:
                     self._woken.wait(self._settings.archivist.poll)
-
-    def step(self) -> bool:
-        """Encode one instance; False if there is none."""
-        claim = self._claim()
-        if claim is not None:
-            self._work(claim)
-        return claim is not None
-
-    def _start_next(self, threads: ThreadPoolExecutor) -> bool:
-        """Start one image, or do one step of other work; False if the archivist should wait."""
-        if self._in_progress >= self._concurrency:
-            return False
-        try:
-            claim = self._claim()
-            if claim is None:
-                return self._when_idle()
-        except Exception:
-            LOGGER.exception("the archivist could not reach the index")
-            return False
-        threads.submit(self._work_in_thread, claim)
-        return True
 
     def _claim(self) -> Claim | None:
         self._regions.reload_file()
@@ -132,24 +120,20 @@ class Archivist:
         with self._count_lock:
             self._in_progress += change
 
-    def _work_in_thread(self, claim: Claim) -> None:
-        try:
-            self._work(claim)
-        except Exception:
-            LOGGER.exception("the archivist could not reach the index")
-        finally:
-            self._woken.set()
-
     def _work(self, claim: Claim) -> None:
         """Encode a claimed instance, and end its claim whatever happens."""
         try:
-            self._encode(claim)
-        except (NotReconstructable, PixelError) as error:
-            self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, str(error))
-        except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
-            self._give_back(claim, error)
+            try:
+                self._encode(claim)
+            except (NotReconstructable, PixelError) as error:
+                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, str(error))
+            except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
+                self._give_back(claim, error)
+        except Exception:
+            LOGGER.exception("the archivist could not reach the index")
         finally:
             self._count(-1)
+            self._woken.set()
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
@@ -192,7 +176,7 @@ class Archivist:
         )
 
     def _encode_eligible(self, claim: Claim, instance: StoredInstance, request: EncodeRequest) -> None:
-        """Restore the rendition that the instance had, or encode it again, and commit the result."""
+        """Restore the rendition that the instance had, or encode the original, and commit the result."""
         ask: Ask = partial(self._ask, claim)
         result: Answer | None = None
         if self._lacks_patches(instance, request):
@@ -204,7 +188,7 @@ class Archivist:
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
         else:
-            self._commit(claim, result.made, result.tried, ask)
+            self._writer.write(claim, result.made, result.tried, ask)
 
     def _lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
         """Whether the rendition is whole, and lacks exact patches on marked regions."""
@@ -224,17 +208,6 @@ class Archivist:
         why = "regions marked since it was made cannot be patched at its operating point"
         Integrity(self._index.engine).withdraw(current.derived_uid, why)
         return None
-
-    def _commit(self, claim: Claim, made: EncodedRendition, tried: tuple[Trial, ...], ask: Ask) -> None:
-        """Store a rendition, prove that it can be sent, and make it the current one."""
-        new = self._writer.store(made, tried)
-        try:
-            self._writer.prove(claim.key, new, ask)
-        except NotReconstructable:
-            self._writer.discard(new.base_digest, new.rendition_digest)
-            raise
-        state = InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED
-        self._writer.commit(claim, state, new)
 
     def _ask(self, claim: Claim, request: Request) -> Answer:
         """A worker's answer; the lease is renewed meanwhile. Raises Cancelled when the node stops."""

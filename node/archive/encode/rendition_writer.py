@@ -9,6 +9,7 @@ from node.archive.model_store import ModelStore
 from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.codec.encode.encode_request import EncodedRendition
 from node.workers.worker import Answer, Request
+from storage.errors import NotReconstructable
 from storage.formats.payload import Rendition
 from storage.index import Index
 from storage.objects.store import ObjectStore
@@ -23,6 +24,16 @@ class RenditionWriter:
 
     def __init__(self, index: Index, store: ObjectStore) -> None:
         self._index, self._store, self.models = index, store, ModelStore(index, store)
+
+    def write(self, claim: Claim, made: EncodedRendition, tried: tuple[Trial, ...], ask: Ask) -> None:
+        """Store a rendition, prove that it can be sent, and make it the current one. Raises NotReconstructable."""
+        new = self.store(made, tried)
+        try:
+            self.prove(claim.key, new, ask)
+        except NotReconstructable:
+            self.discard(new.base_digest, new.rendition_digest)
+            raise
+        self.commit(claim, InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED, new)
 
     def store(self, made: EncodedRendition, tried: tuple[Trial, ...], *, new_base: bool = True) -> NewRendition:
         """Put the model, the base unless it is stored already, and the rendition into the store."""
