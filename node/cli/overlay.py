@@ -126,10 +126,10 @@ def _legend(life: InstanceReport, made: RenditionReport | None, source: str) -> 
         f"PSNR {verdict.psnr_db:.1f} dB, tile FSIM {verdict.fsim_mean:.3f} / {verdict.fsim_p5:.3f}"
     )
     if made.repair_counts is not None and made.parts is not None:
-        repair_counts, parts = made.repair_counts, made.parts
-        share = f"{100 * repair_counts.patched_share:.2f} % of the image"
-        lines.append(f"exact patches: {repair_counts.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
-        share = f"{100 * repair_counts.repaired_share:.2f} % of the image"
-        lines.append(f"repairs: {repair_counts.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
-        lines.append(f"points: {made.repair_counts.point_count}, {made.parts.points} bytes")
+        counts, parts = made.repair_counts, made.parts
+        share = f"{100 * counts.patched_share:.2f} % of the image"
+        lines.append(f"exact patches: {counts.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
+        share = f"{100 * counts.repaired_share:.2f} % of the image"
+        lines.append(f"repairs: {counts.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
+        lines.append(f"points: {counts.point_count}, {made.parts.points} bytes")
     return lines

@@ -188,14 +188,12 @@ def _rendition_text(made: RenditionReport) -> str:
 
 
 def _mended_text(made: RenditionReport) -> str:
-    repair_counts = made.repair_counts
-    if repair_counts is None:
+    counts = made.repair_counts
+    if counts is None:
         return ""
-    patches = (
-        f"{repair_counts.patched} patches of 16 x 16 pixels, {100 * repair_counts.patched_share:.2f} % of the image"
-    )
-    repairs = f"{repair_counts.repaired} repairs of 16 x 16, {100 * repair_counts.repaired_share:.2f} %"
-    return f"{patches}; {repairs}; {repair_counts.point_count} points"
+    patches = f"{counts.patched} patches of 16 x 16 pixels, {100 * counts.patched_share:.2f} % of the image"
+    repairs = f"{counts.repaired} repairs of 16 x 16, {100 * counts.repaired_share:.2f} %"
+    return f"{patches}; {repairs}; {counts.point_count} points"
 
 
 def _trials(made: RenditionReport) -> Table:
