@@ -136,11 +136,11 @@ def test_all_private_elements_are_carried(tmp_path: Path) -> None:
 
 RATIOS: list[Any] = [
     # ratio and method of the source, those of the reconstruction, what is noted
-    pytest.param(b"10:1", b"", ["15.36"], ["LPACS_BICUBIC"], "no number", id="text"),
+    pytest.param(b"10:1", b"", ["15.36"], ["LPACS_BICUBIC"], "not a number", id="text"),
     pytest.param(b"10:1\\5 ", b"A\\B ", ["5", "15.36"], ["B", "LPACS_BICUBIC"], "with method A", id="one of two"),
     pytest.param(b"5 ", b"", ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "", id="no method"),
     pytest.param(b"", b"A ", ["1", "15.36"], ["A", "LPACS_BICUBIC"], "", id="no ratio"),
-    pytest.param(b"28.00000000000000001", b"A ", ["15.36"], ["LPACS_BICUBIC"], "no number", id="20 characters"),
+    pytest.param(b"28.00000000000000001", b"A ", ["15.36"], ["LPACS_BICUBIC"], "not a number", id="20 characters"),
     pytest.param(b"5 ", b"x" * 18, ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "UNKNOWN", id="method too long"),
     pytest.param(b"5 ", b"\xff\xfe", ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "UNKNOWN", id="method no text"),
 ]
