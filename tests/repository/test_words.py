@@ -36,29 +36,18 @@ RETIRED = {
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     "custodian": ("node/app/node.py",),
-    "custody": (
-        "node/archive/originals/packing.py",
-        "node/archive/originals/retention.py",
-        "storage/index/holdings.py",
-    ),
+    "custody": ("storage/index/holdings.py",),
     "doom": (
         "storage/index/original_locations.py",
         "storage/index/tables.py",
     ),
     "condemn": ("storage/index/tombstones.py",),
     "bury": ("storage/index/tombstones.py",),
-    "shelf": (
-        "node/archive/encode/fidelity_check.py",
-        "node/archive/encode/reverification.py",
-    ),
     "desk": (
         "node/app/node.py",
         "node/app/services.py",
     ),
-    "hands": (
-        "node/archive/encode/archivist.py",
-        "node/dimse/pynetdicom_patches/listener.py",
-    ),
+    "hands": ("node/dimse/pynetdicom_patches/listener.py",),
     "plates": (
         "node/training/trainer.py",
         "node/training/training_patches.py",
@@ -67,20 +56,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/app/backing_up.py",
         "node/app/damage.py",
         "node/app/job_wiring.py",
-        "node/archive/deletion.py",
-        "node/archive/encode/remake.py",
-        "node/jobs/scrub_job.py",
-        "node/jobs/scrub_repair.py",
     ),
     "mending": (
         "node/app/damage.py",
         "node/app/job_wiring.py",
-        "node/jobs/scrub_job.py",
     ),
     "mended": (
         "node/app/damage.py",
         "node/cli/commands/instance.py",
-        "node/codec/encode/search.py",
         "node/dimse/pynetdicom_patches/upper_layer.py",
         "storage/dicom/element_walk.py",
     ),

@@ -72,19 +72,19 @@ class Packer:
         return False
 
     def _attempt(self, claim: OriginalClaim, work: Callable[[OriginalClaim], None]) -> None:
-        custody = self._index.custody
+        rows = self._index.custody
         try:
             work(claim)
         except ProofFailed as error:
             LOGGER.error("original of %s is not packed: %s", claim.sop_instance_uid, error)
-            custody.stays_verbatim(claim, str(error), [self._failure(claim, error)])
+            rows.stays_verbatim(claim, str(error), [self._failure(claim, error)])
             self._trail.write_down()
         except (KeptVerbatim, PixelError) as error:
-            custody.stays_verbatim(claim, str(error))
+            rows.stays_verbatim(claim, str(error))
         except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
             self._give_back(claim, error, packing=work == self._pack)
         else:
-            custody.collect(self._stores)
+            rows.collect(self._stores)
 
     def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
@@ -117,18 +117,18 @@ class Packer:
             raise WorkerDied("the node is stopping, or packing took longer than archivist.lease") from error
 
     def _give_back(self, claim: OriginalClaim, error: Exception, *, packing: bool) -> None:
-        custody = self._index.custody
+        rows = self._index.custody
         if self._stopping.is_set():
-            custody.release(claim)
+            rows.release(claim)
             return
         known = isinstance(error, LatentPacsError | OSError)
         LOGGER.error("original of %s: %s", claim.sop_instance_uid, error, exc_info=not known)
         final = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
         if packing and final:
-            custody.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
+            rows.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
             self._trail.write_down()
         else:
-            custody.release(claim, wait=_RETRY)
+            rows.release(claim, wait=_RETRY)
 
     def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)

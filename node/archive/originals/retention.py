@@ -99,9 +99,9 @@ class Retention:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
         kept: list[PurgeStep] = []
-        custody, reserve = self._index.custody, self._settings.audit.reserve_bound
-        of, stopped = custody.purgeable_totals(now() - keep, reserve)[0], False
-        reserved = custody.reserved_totals(now() - keep, reserve)
+        rows, reserve = self._index.custody, self._settings.audit.reserve_bound
+        of, stopped = rows.purgeable_totals(now() - keep, reserve)[0], False
+        reserved = rows.reserved_totals(now() - keep, reserve)
         for done, one in enumerate(self._candidates(keep), 1):
             stopped = cancelled()
             if stopped:
@@ -166,12 +166,12 @@ class Retention:
         return ""
 
     def _restore(self, sop_instance_uid: str, who: str) -> RestoreStep:
-        custody = self._index.custody
-        (_, held), *_ = custody.below("image", sop_instance_uid)
+        rows = self._index.custody
+        (_, held), *_ = rows.below("image", sop_instance_uid)
         if held.purged:
             return RestoreStep(sop_instance_uid, "purged", 0, f"removed at {held.purged_at} UTC; only a sender has it")
         if held.tier is Tier.HOT:
-            custody.stays_hot(held)
+            rows.stays_hot(held)
             return RestoreStep(sop_instance_uid, "hot", held.object_bytes)
         if Tier.COLD not in self._stores:
             return RestoreStep(sop_instance_uid, "failed", 0, "it is in the cold store; set originals.path")
@@ -179,8 +179,8 @@ class Retention:
         entry = TrailEntry("original.restore", who, "image", (sop_instance_uid,), "original")
         try:
             hot.take_from(self._stores[Tier.COLD], held.object_digest)
-            if not custody.moved(held, Tier.HOT, hot.has, [entry]):
-                custody.doom(held.object_digest, Tier.HOT)
+            if not rows.moved(held, Tier.HOT, hot.has, [entry]):
+                rows.doom(held.object_digest, Tier.HOT)
                 return RestoreStep(sop_instance_uid, "failed", 0, "it was moved or removed meanwhile; try again")
         except (LatentPacsError, OSError) as error:
             failure = replace(entry, outcome="failure", detail=str(error))
