@@ -681,7 +681,7 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revis
 _COMPACTED = """
 import os, signal, sys
 from pathlib import Path
-from storage import changes
+from storage.objects import change_journal as changes
 from storage.index.opening import compact_journal
 root, steps = Path(sys.argv[1]), int(sys.argv[2])
 def counted(real):
