@@ -35,7 +35,6 @@ RETIRED = {
 """Each retired word, and the term that stands in its place."""
 
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "custodian": ("node/app/node.py",),
     "custody": ("storage/index/holdings.py",),
     "doom": (
         "storage/index/original_locations.py",
@@ -43,29 +42,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "condemn": ("storage/index/tombstones.py",),
     "bury": ("storage/index/tombstones.py",),
-    "desk": (
-        "node/app/node.py",
-        "node/app/services.py",
-    ),
     "hands": ("node/dimse/pynetdicom_patches/listener.py",),
-    "plates": (
-        "node/training/trainer.py",
-        "node/training/training_patches.py",
-    ),
-    "upkeep": (
-        "node/app/backing_up.py",
-        "node/app/damage.py",
-        "node/app/job_wiring.py",
-    ),
-    "mending": (
-        "node/app/damage.py",
-        "node/app/job_wiring.py",
-    ),
-    "mended": (
-        "node/app/damage.py",
-        "node/cli/commands/instance.py",
-        "node/dimse/pynetdicom_patches/upper_layer.py",
-    ),
+    "mended": ("node/dimse/pynetdicom_patches/upper_layer.py",),
 }
 """For a retired word, the paths below which it may still occur."""
 

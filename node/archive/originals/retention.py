@@ -1,8 +1,8 @@
 """Retention: removes originals that are not needed any more, and restores others to the hot store.
 
-An original may be removed if its image is VERIFIED, it was held for ``originals.keep``, it has no hold and no pin, it
-is not in the audit reserve, and this node has just made the whole DICOM object, header and verified pixels, from the
-rendition, encoded it as it is sent, and read it back.
+An original may be removed if its image is VERIFIED, it was held for ``originals.retain_for``, it has no hold and no
+pin, it is not in the audit reserve, and this node has just made the whole DICOM object, header and verified pixels,
+from the rendition, encoded it as it is sent, and read it back.
 The order is: row and trail in one commit, journal, file. A crash in between leaves a file without a row, which the next
 run unlinks.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from node.archive.audit_trail import AuditTrail
-from node.config import Profile, Settings, keep_text
+from node.config import Profile, Settings, retention_text
 from storage.errors import LatentPacsError, PurgeRefused
 from storage.index import Index
 from storage.index.connection import now
@@ -92,7 +92,7 @@ class Retention:
         """Remove every original that may be removed. Raises PurgeRefused under profile us-mqsa."""
         if self._settings.codec.profile is Profile.US_MQSA:
             raise PurgeRefused("profile us-mqsa: originals are never removed (MQSA)")
-        keep = self._settings.originals.keep
+        keep = self._settings.originals.retain_for
         if not dry_run:
             self._index.custody.collect(self._stores)  # files of a run that was killed
         if keep is None:
@@ -109,7 +109,7 @@ class Retention:
             why = self._why_kept(one) or ("" if dry_run else self._remove(one, keep, who))
             (kept if why else purged).append(_step(one, why))
             progress(done, max(of, done))
-        return PurgeReport(dry_run, keep_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
+        return PurgeReport(dry_run, retention_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
 
     def would_free(self, keep: timedelta | None) -> tuple[int, int]:
         """Number and bytes of the originals that the rules would remove under ``keep``; nothing is rendered."""
@@ -154,7 +154,7 @@ class Retention:
         held = one.original
         detail = (
             f"original {held.original_digest}, {held.form} in the {held.tier} store, {held.object_bytes} bytes, "
-            f"held since {held.held_since.isoformat(timespec='seconds')}, keep {keep_text(keep)}; "
+            f"held since {held.held_since.isoformat(timespec='seconds')}, keep {retention_text(keep)}; "
             f"reconstruction {one.rendition.derived_uid}, base {one.rendition.base_digest}"
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)

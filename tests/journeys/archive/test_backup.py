@@ -103,19 +103,19 @@ def test_the_whole_drill(made: Filled, tmp_path: Path) -> None:
     assert empty <= {"doomed"}, "a table without a row proves nothing"  # a node that was started has emptied that one
     dest, config = tmp_path / "backup", ("-c", str(made.config))
     with Node(made.settings) as node, stores_going_on(node, tmp_path):
-        done = run("backup", str(dest), *config, "--json")
+        done = run("backup", "create", str(dest), *config, "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["clean"]
         assert "clean" in run("backup", "verify", str(dest)).stdout
     (tmp_path / "twin").mkdir()
     said = answers(made.twin(tmp_path / "twin"))
-    assert json.loads(run("backup", str(dest), *config, "--json").stdout)["clean"]
-    again = json.loads(run("backup", str(dest), *config, "--json").stdout)
+    assert json.loads(run("backup", "create", str(dest), *config, "--json").stdout)["clean"]
+    again = json.loads(run("backup", "create", str(dest), *config, "--json").stdout)
     assert (again["copied"], again["clean"]) == (0, True)
     before, rows = contents(made), tables_of(made.file)
     lose_everything(made)
     assert "clean" in run("backup", "verify", str(dest)).stdout
-    restored = run("restore-backup", str(dest), *config)
+    restored = run("backup", "restore", str(dest), *config)
     assert restored.returncode == 0, restored.stderr
     assert "the index is sound" in restored.stdout
     after = tables_of(made.file)
@@ -123,8 +123,8 @@ def test_the_whole_drill(made: Filled, tmp_path: Path) -> None:
     held = contents(made)
     assert {name for name in before if held.get(name) != before[name]} == set()
     assert answers(made) == said
-    refused = run("restore-backup", str(dest), *config)
-    assert (refused.returncode, "holds objects" in refused.stderr) == (2, True)
+    refused = run("backup", "restore", str(dest), *config)
+    assert (refused.returncode, "holds objects" in refused.stderr) == (3, True)
 
 
 def test_while_stores_and_packing_go_on(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_killed_restore_goes_on(made: Filled, tmp_path: Path, steps: int) -> Non
     rows = tables_of(made.file)
     lose_everything(made)
     killed("restore", made, dest, steps)
-    with pytest.raises(ConfigError, match="restoration was interrupted"):
+    with pytest.raises(ConfigError, match="was interrupted"):
         open_for_command(made.settings)
     assert restore_backup(made.settings, dest).clean
     assert tables_of(made.file) == rows
@@ -236,7 +236,7 @@ def test_damage_in_the_backup_is_named_and_mended(made: Filled, tmp_path: Path) 
     assert f"object {gone} is missing" in done.stdout
     (tmp_path / "other").mkdir()
     other = Filled(configured(tmp_path / "other"), made.uids)
-    report = run("restore-backup", str(dest), "-c", str(other.config), "--json")
+    report = run("backup", "restore", str(dest), "-c", str(other.config), "--json")
     assert report.returncode == 1
     told = json.loads(report.stdout)
     assert set(told["missing"]) == {f"object {damaged}", f"object {gone}"}

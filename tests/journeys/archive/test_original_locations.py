@@ -56,7 +56,7 @@ class Bench:
 
     def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
         self.root = root
-        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"keep": "0d", **originals}}
+        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"retain_for": "0d", **originals}}
         raw["audit"] = {"reserve": reserve}
         self.settings = parse(raw, "test")
         self.hot = ObjectStore(root)
@@ -253,14 +253,14 @@ def test_only_what_may_go_goes(bench: Bench) -> None:
     for uid, state in states.items():
         bench.receive(uid, state=state)
     pinned(bench, "1.2.3.5")
-    young = Bench(bench.root, keep="1h")
+    young = Bench(bench.root, retain_for="1h")
     assert young.retention.purge().purged == ()
     report = bench.retention.purge()
     assert [step.sop_instance_uid for step in report.purged] == ["1.2.3.1"]
     assert bench.rendered == ["2.25.1"]
     assert bench.retention.purge().purged == ()
     bench.check_promises()
-    forever = Bench(bench.root, keep="forever")
+    forever = Bench(bench.root, retain_for="forever")
     assert forever.retention.purge() == PurgeReport(False, "forever")
 
 
@@ -510,7 +510,7 @@ def test_names_lent_by_ended_processes_are_swept(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("originals", "says"),
     [
-        ({"keep": "a month"}, "write forever"),
+        ({"retain_for": "a month"}, "write forever"),
         ({"path": "s3://bucket/x"}, "not supported"),
         ({"path": "file://host/x"}, "not supported"),
         ({"coder": "jpeg"}, "originals.coder"),
@@ -523,8 +523,8 @@ def test_configuration_that_cannot_be_meant(originals: dict[str, str], says: str
 
 def test_mqsa_keeps_for_ever() -> None:
     with pytest.raises(ConfigError, match="us-mqsa keeps originals for ever"):
-        parse({"codec": {"profile": "us-mqsa"}, "originals": {"keep": "30d"}}, "config.yaml")
-    assert parse({"originals": {"keep": "2w"}}, "x").originals.keep == timedelta(days=14)
+        parse({"codec": {"profile": "us-mqsa"}, "originals": {"retain_for": "30d"}}, "config.yaml")
+    assert parse({"originals": {"retain_for": "2w"}}, "x").originals.retain_for == timedelta(days=14)
     assert parse({"originals": {"path": "file:///a%20b"}}, "x").originals.path == Path("/a b")
 
 

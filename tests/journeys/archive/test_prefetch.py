@@ -65,7 +65,7 @@ def at_rest(archive: Archive) -> bool:
 @pytest.mark.slow
 def test_a_study_that_arrives_has_its_priors_rendered(tmp_path: Path, receiver: Receiver) -> None:
     """The newest first, as many as configured; of the same ID at the same issuer, and of earlier studies only."""
-    changes = {"codec": {"profile": "paper"}, "reconstruct": {"priors": 2}}
+    changes = {"codec": {"profile": "paper"}, "reconstruct": {"prefetch_priors": 2}}
     with Node(settings_for(tmp_path / "archive", receiver.port, **changes)) as node:
         archive = Archive(node, receiver)
         same: dict[str, Any] = {"PatientID": "P1", "IssuerOfPatientID": "HERE"}

@@ -48,7 +48,7 @@ class Served:
         self.config.write_text(
             yaml.safe_dump(
                 {
-                    "node": {"host": "127.0.0.1", "port": self.port, "drain": 20},
+                    "node": {"host": "127.0.0.1", "port": self.port, "shutdown_timeout": 20},
                     "storage": {"root": str(self.root), "min_free": 0},
                     "archivist": {"poll": 0.1, "lease": 2},
                     "reconstruct": {"upscaler": "bicubic"},
@@ -254,7 +254,7 @@ def alive(pid: int) -> bool:
 def test_a_second_node_on_the_same_folder_is_refused(served: Served) -> None:
     served.start()
     second = subprocess.run([*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=60, check=False)
-    assert second.returncode == 2
+    assert second.returncode == 3
     assert b"in use by another node" in second.stderr
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from node.cli.console import Console
 from node.cli.logs import AtMost, JsonLines, TextLines
 from node.cli.main import app
-from node.reports.page import PageSection, Paragraph, Table, page
+from node.reports.page import Banner, PageSection, Paragraph, Table, page
 from storage.printable import plain
 from tests.conftest import Archive, wait_for
 from tests.journeys.archive.test_damage import stored
@@ -117,7 +117,7 @@ def test_an_unforeseen_error_is_one_line_without_its_text() -> None:
     except ValueError as error:
         line = TextLines().format(record("message cannot be decoded", error=error))
     assert "ValueError at" in line
-    assert "test_plain.py" in line
+    assert "test_printable.py" in line
     assert "Doe" not in line
     assert "\n" not in line
 
@@ -143,9 +143,9 @@ def test_reports_escape_what_peers_sent() -> None:
     html = page(
         hostile,
         hostile,
-        Paragraph(hostile),
+        Banner("good", hostile, hostile),
         [PageSection(hostile, [Paragraph(hostile), Table([hostile], [[hostile]])])],
         hostile,
     )
     assert "<script>alert" not in html
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;") >= 7
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") >= 8

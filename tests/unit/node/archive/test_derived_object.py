@@ -316,7 +316,7 @@ def test_serving_falls_back_and_a_purge_is_refused(
     receiver: client.Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A former rendition was verified, but its header cannot be made now. Then the original is lost as well."""
-    settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "none", "keep": "0d"})
+    settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "none", "retain_for": "0d"})
     with Node(settings) as node:
         archive = Archive(node, receiver)
         ds = mammogram(breast(300, 280))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import STORED, changed_container, opened_container, use
 from storage.errors import LatentPacsError, PayloadError
 from storage.formats.container import pack, unpack
 from storage.formats.payload import decode_base
-from tests.support.mutants import STORED, changed_container, opened_container, use
 from tests.unit.storage.formats.test_payload import GOLDEN
 
 MUTATIONS = 600
