@@ -121,8 +121,8 @@ class Node:
             self.encoders,
             settings,
             archive.marked_regions,
-            otherwise=self.packer.step,
-            at_once=self.encoders.size,
+            when_idle=self.packer.step,
+            concurrency=self.encoders.size,
         )
 
     def _build_ingest(self) -> Ingest:
@@ -165,7 +165,7 @@ class Node:
 
     def _arrived(self, study_instance_uid: str) -> None:
         self.archivist.wake()
-        self.prefetch.arrived(study_instance_uid)
+        self.prefetch.study_received(study_instance_uid)
 
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
@@ -208,7 +208,7 @@ class Node:
             self.pool.submit(ReadyRequest(), Priority.AHEAD)
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
-        if self.prefetch.wanted:
+        if self.prefetch.enabled:
             self._prefetch_thread.start()
         self.schedule.start()
         LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)

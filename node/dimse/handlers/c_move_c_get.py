@@ -329,7 +329,7 @@ def _converted(
     except Exception as error:
         if choice.rendition is None or sendable.sop_instance_uid != choice.rendition.uid(draw=choice.draw):
             raise
-        original = retrieve.instead(choice, error)
+        original = retrieve.fall_back_to_original(choice, error)
     return _closing(original, lambda: channel(choice).convert(original, retrieve))
 
 
