@@ -19,6 +19,7 @@ from node.app import Node
 from node.config import Settings, parse
 from node.dimse.client import Address, Receiver
 from storage.records import InstanceState, StoredInstance
+from tests.support.faster import copy_new_indexes, fork_workers_from_a_warm_process, stop_servers_at_once
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
@@ -116,6 +117,13 @@ class Archive:
 
         found: StoredInstance = wait_for(at_rest, timeout=timeout, what=f"{uid} at rest")
         return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _faster(tmp_path_factory: pytest.TempPathFactory) -> None:
+    fork_workers_from_a_warm_process()
+    stop_servers_at_once()
+    copy_new_indexes(tmp_path_factory.mktemp("index"))
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ class Priority(IntEnum):
     """What nobody has asked for yet."""
 
 
+START_METHOD = "spawn"
+"""How multiprocessing starts workers: never "fork", which copies locks that other threads hold."""
+
 _IDLE = 600.0
 """Seconds after which an idle worker ends, where config.yaml does not say (limits.idle)."""
 
@@ -158,7 +161,7 @@ class WorkerPool:
     def _new_executor(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=multiprocessing.get_context(START_METHOD),
             initializer=worker.start,
             initargs=(self._settings, self._nice, self._within),
         )
