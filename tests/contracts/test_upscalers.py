@@ -20,8 +20,7 @@ from storage.errors import ModelMissing
 from storage.formats.payload import Rendition
 from storage.records import OperatingPoint, Verdict
 from tests.support import tiny_sd
-from tests.unit.node.codec.encode.test_search import phantom, source_of
-from tests.unit.node.codec.test_noise import model
+from tests.support.encoder_samples import model, phantom, source_of
 
 Float = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, modules
 
 LAYERS = {
     "storage.dicom": ["storage.dicom"],
@@ -59,10 +59,6 @@ ONLY_IN = {
 }
 
 
-def modules() -> list[Path]:
-    return sorted([*(ROOT / "node").rglob("*.py"), *(ROOT / "storage").rglob("*.py")])
-
-
 def imports_of(path: Path) -> set[str]:
     found = set()
     for statement in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -71,6 +67,8 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(statement, ast.ImportFrom):
             assert statement.level == 0, f"{path}: relative import"
             found.add(statement.module or "")
+            if statement.module and statement.module.startswith("tests"):
+                found.update(f"{statement.module}.{alias.name}" for alias in statement.names)
     return found
 
 
@@ -119,6 +117,19 @@ def test_no_file_name_occurs_twice() -> None:
     """A command's module is named after its command, whatever else has that name."""
     names = Counter(path.name for path in modules() if "commands" not in path.parts and "versions" not in path.parts)
     assert [name for name, count in names.items() if count > 1 and name != "__init__.py"] == []
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several tests use lives in tests/support."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        modules_of_tests = [one for one in imports_of(path) if one.rpartition(".")[2].startswith("test_")]
+        assert modules_of_tests == [], f"{path.relative_to(ROOT)} imports from a test module"
+
+
+def test_every_test_file_says_what_it_proves() -> None:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert "." in said, f"{path.relative_to(ROOT)} does not begin with a sentence"
 
 
 @pytest.mark.parametrize("module", ["node.cli.main", "node.app", "node.config", "node.dimse.server"])

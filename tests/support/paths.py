@@ -4,3 +4,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
+SHIPPED = ROOT / "config.yaml"
+
+
+def modules() -> list[Path]:
+    """The modules of node and storage."""
+    return sorted([*(ROOT / "node").rglob("*.py"), *(ROOT / "storage").rglob("*.py")])

@@ -1,13 +1,7 @@
 """What the process that tests fork their workers from has loaded; see tests/support/faster.py."""
 
 import imagecodecs
-import scipy.linalg
-import scipy.ndimage
-import scipy.special
-import torch
 import torchvision.transforms.v2  # noqa: F401
-
-import node.workers.worker
 
 for coder in ("avif", "jpeg2k", "jpeg8", "jpegls", "jpegxl", "zlib"):
     getattr(imagecodecs, f"{coder}_decode")  # loads the library

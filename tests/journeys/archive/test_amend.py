@@ -35,11 +35,11 @@ from storage.index.connection import now
 from storage.objects.trail_journal import TrailJournal
 from storage.records import Applied, HoldKind, InstanceState, NewInstance
 from tests.conftest import SECONDARY_CAPTURE, Archive, need, settings_for
-from tests.interop.test_dciodvfy import error_lines
+from tests.support.commands import invoke
+from tests.support.dciodvfy import error_lines
+from tests.support.index_rows import new_instance
 from tests.support.peers import findscu, free_port, getscu, movescu, storescp, storescu
 from tests.support.samples import breast, mammogram, rle_file, write
-from tests.unit.node.cli.test_cli import invoke
-from tests.unit.storage.index.test_index import new_instance
 
 STUDY, PATIENT = AmendmentKind.STUDY, AmendmentKind.PATIENT
 WHY = {"reason": "wrong worklist item", "who": "user:test"}

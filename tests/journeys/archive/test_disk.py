@@ -25,9 +25,9 @@ from storage.errors import StoreFull
 from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_damage import got, stored
 from tests.support.paths import ROOT
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram
+from tests.support.transfers import got, stored
 
 # pynetdicom leaves the socket of an association that broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")

@@ -16,8 +16,8 @@ from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.tables import instance, series, study
 from storage.objects.trail_journal import TrailJournal
+from tests.support.commands import run
 from tests.support.holdings import Holdings, filled, uid_of
-from tests.unit.node.cli.test_cli import run
 
 WHO = "user:test"
 

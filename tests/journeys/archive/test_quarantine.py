@@ -22,9 +22,9 @@ from storage.index.connection import now, writing
 from storage.index.tables import commitment, pin
 from storage.records import HoldKind, InstanceState, Quarantined
 from tests.conftest import Archive, settings_for
+from tests.support.commands import invoke
 from tests.support.peers import data_set_bytes, getscu, storescu
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import invoke
 
 WHY = {"reason": "the right one", "who": "user:test"}
 

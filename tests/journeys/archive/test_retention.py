@@ -18,9 +18,9 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from storage.records import HoldKind, InstanceState, OriginalForm, StoredInstance
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_whole_journey import asked, data_set_bytes
+from tests.support.commands import run
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run
+from tests.support.transfers import asked, data_set_bytes
 
 
 @pytest.fixture

@@ -21,16 +21,10 @@ from storage.formats.payload import decode_base, decode_rendition
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.support import tiny_sd
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
+from tests.support.samples import MAMMOGRAPHY, breast, mammogram
+from tests.support.transfers import send
 
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
-
-
-def send(archive: Archive, folder: Path, *datasets: Dataset, calling: str = "MODALITY") -> list[int]:
-    files = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in datasets]
-    statuses: list[int] = []
-    client.store(files, archive.address, calling=calling, each=lambda _, status, __: statuses.append(status))
-    return statuses
 
 
 def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Receiver) -> None:

@@ -36,10 +36,10 @@ from storage.index.report_rows import NewReport, StoredReport
 from storage.index.tables import rendition
 from storage.records import HoldKind, InstanceState, StoredInstance, StoredRendition
 from tests.conftest import Archive, settings_for
-from tests.journeys.encode.test_reverification import moved, send
 from tests.support.chromium import open_page
+from tests.support.commands import run as command
 from tests.support.samples import breast, mammogram
-from tests.unit.node.cli.test_cli import run as command
+from tests.support.transfers import moved, send_and_settle
 
 SCALES = {"scales": [1]}
 
@@ -58,7 +58,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The storage root of a node that has verified three images."""
     folder = tmp_path_factory.mktemp("verified")
     with Receiver(folder) as receiver, Node(node_settings(folder, receiver)) as node:
-        held = send(Archive(node, receiver), folder, *IMAGES)
+        held = send_and_settle(Archive(node, receiver), folder, *IMAGES)
         assert {one.state for one in held} == {InstanceState.VERIFIED}
     return folder / "archive"
 
@@ -338,7 +338,7 @@ def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audit
     own = weights / "config.json"
     own.write_text(own.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # not the one that comes with the package
     with Node(node_settings(tmp_path, receiver, reconstruct=reconstruct)) as node:
-        (held,) = send(Archive(node, receiver), tmp_path, FIRST)
+        (held,) = send_and_settle(Archive(node, receiver), tmp_path, FIRST)
         assert held.rendition is not None
         assert held.rendition.upscaler == "mammo"
         kept = ModelRows(node.index.engine).files("mammo", held.rendition.weights_digest)

@@ -32,10 +32,10 @@ from storage.errors import ConfigError, JobRefused
 from storage.index import Index, job_runs
 from storage.index.job_runs import Cause, JobRows, RunState
 from tests.conftest import wait_for
-from tests.journeys.dimse.test_serve import Served
+from tests.support.commands import run as command
 from tests.support.holdings import filled
+from tests.support.node_process import NodeProcess
 from tests.support.paths import ROOT
-from tests.unit.node.cli.test_cli import run as command
 
 MINUTE = parse_when("every 1m")
 
@@ -427,7 +427,7 @@ def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
     root = tmp_path / "archive"
     root.mkdir()
     held = filled(root, 40)
-    rows, served = JobRows(held.index.engine), Served(tmp_path)
+    rows, served = JobRows(held.index.engine), NodeProcess(tmp_path)
     raw = yaml.safe_load(served.config.read_text())
     raw["jobs"] = {"lease": 2, "poll": 0.1, "scrub": {"period": "1h"}}
     served.config.write_text(yaml.safe_dump(raw))

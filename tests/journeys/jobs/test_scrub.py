@@ -24,24 +24,10 @@ from storage.objects.inspection import DAMAGED, ORPHANS, set_aside
 from storage.objects.orphans import move_orphan
 from storage.records import InstanceState, ReasonCode
 from tests.support.holdings import LONG_AGO, Holdings, filled
+from tests.support.job_runs import CountedRun
 
 FULL = ScrubPlan(extent=Extent.FULL)
 DAY = 86400.0
-
-
-class Watched:
-    """A run that can be cancelled after so many steps."""
-
-    def __init__(self, steps: int = 10**9) -> None:
-        self.steps, self.last = steps, (0, 0, "")
-
-    def progress(self, done: int, total: int, text: str = "") -> None:
-        self.steps -= 1
-        self.last = (done, total, text)
-
-    @property
-    def cancelled(self) -> bool:
-        return self.steps <= 0
 
 
 def scrub_of(held: Holdings, plan: ScrubPlan = FULL) -> Scrub:
@@ -51,7 +37,7 @@ def scrub_of(held: Holdings, plan: ScrubPlan = FULL) -> Scrub:
 
 
 def scrubbed(held: Holdings, plan: ScrubPlan = FULL) -> dict[str, Any]:
-    return scrub_of(held, plan).run(Watched())
+    return scrub_of(held, plan).run(CountedRun())
 
 
 def found_in(report: dict[str, Any]) -> dict[str, str]:
@@ -328,7 +314,7 @@ def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
     scrub._standing = Doubtful()
     with pytest.raises(IndexRefused, match="index rebuild"):
-        scrub.run(Watched())
+        scrub.run(CountedRun())
     assert held.store.path(digest).exists()
 
 
@@ -336,7 +322,7 @@ def test_what_a_rebuild_would_bring_back_is_not_moved(held: Holdings) -> None:
     digest = held.put(b"somebody's")
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
     scrub._would_return = lambda store, found: found == digest
-    report = scrub.run(Watched())
+    report = scrub.run(CountedRun())
     assert (report["orphans"], report["unclaimed"]) == (0, 1)
     assert held.store.path(digest).exists()
 
@@ -451,9 +437,9 @@ def test_missed_nights_are_made_up_for_by_one_run(held: Holdings, clock: Clock, 
 
 def test_a_cancelled_share_goes_on_where_it_was(held: Holdings, clock: Clock, checked: list[str]) -> None:
     plan = replace(SHARE, gap=30 * DAY)
-    report = scrub_of(held, plan).run(Watched(steps=50))
+    report = scrub_of(held, plan).run(CountedRun(steps=50))
     assert (report["finished"], len(checked)) == (False, 50)
-    watched = Watched()
+    watched = CountedRun()
     report = scrub_of(held, plan).run(watched)
     assert report["finished"]
     assert watched.last == (70, 70, "0 damaged")

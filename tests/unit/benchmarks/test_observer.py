@@ -14,7 +14,7 @@ from benchmarks import observer
 from benchmarks.coded import Coded, Image
 from benchmarks.observer import measured
 from benchmarks.signals import Signal, all_signals
-from tests.unit.benchmarks.test_calcifications import image
+from tests.support.calcification_samples import image
 
 
 def coder(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[Image], Coded]:

@@ -19,8 +19,8 @@ from node.cli.main import app
 from node.reports.page import PageSection, Paragraph, Table, page
 from storage.printable import plain
 from tests.conftest import Archive, wait_for
-from tests.journeys.archive.test_damage import stored
-from tests.repository.test_architecture import modules
+from tests.support.paths import modules
+from tests.support.transfers import stored
 
 HOSTILE = [
     "[/b]",

@@ -19,9 +19,9 @@ from storage.index.tables import instance
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.support.annotations import cad_report, finding, presentation_state, scoord, selected_from
+from tests.support.index_rows import claimed, new_rendition
 from tests.support.peers import data_set_bytes, findscu, getscu, storescu
 from tests.support.samples import breast, mammogram, write
-from tests.unit.storage.index.test_index import claimed, new_rendition
 
 WHY = {"reason": "a test", "who": "user:test"}
 

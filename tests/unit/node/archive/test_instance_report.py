@@ -23,10 +23,10 @@ from storage.errors import ConfigError, UnknownUid
 from storage.formats.payload import decode_rendition
 from storage.records import InstanceState, StoredInstance, StoredRendition, Tier
 from tests.conftest import Archive, wait_for
-from tests.journeys.encode.test_renditions import send
 from tests.support.annotations import cad_report, finding, scoord, selected_from
+from tests.support.commands import run as command
 from tests.support.samples import breast, mammogram
-from tests.unit.node.cli.test_cli import run as command
+from tests.support.transfers import send
 
 PATCH_COLOUR = (255, 170, 0)
 

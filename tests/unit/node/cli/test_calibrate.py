@@ -15,8 +15,8 @@ from node.cli.calibration import calibrated, pictures_in, report_of
 from node.config import parse
 from node.training.image_files import NoPictures
 from storage.thresholds import limits_of
+from tests.support.commands import run
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run
 
 RAW = {"codec": {"scales": [1]}, "gate": {"patches": {"share": 0.5}}, "reconstruct": {"upscaler": "bicubic"}}
 

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from node.app import Node
 from node.cli.main import app
 from node.config import load
 from node.dimse import client
 from tests.conftest import Archive, unavailable
+from tests.support.commands import run
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
-
-
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "node.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=cwd, env=environment)
-
-
-def invoke(*arguments: str, input: str = "") -> Result:
-    """A command within this process, which is much faster; an error of ours is the result's ``exception``."""
-    return CliRunner().invoke(app, arguments, input=input)
 
 
 def test_every_command_has_help_and_is_documented() -> None:

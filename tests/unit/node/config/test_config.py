@@ -14,9 +14,7 @@ from node.config import Profile, RenditionPolicy, Settings, load, parse, parse_s
 from node.dimse.associations.peers import Peers
 from storage.errors import ConfigError
 from storage.records import Thresholds
-from tests.support.paths import ROOT
-
-SHIPPED = ROOT / "config.yaml"
+from tests.support.paths import SHIPPED
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from node.fidelity.gate import (
     wrong_specks,
 )
 from storage.records import Thresholds
+from tests.support.encoder_samples import soft
 from tests.support.paths import ROOT
 from tests.support.samples import mammogram
-from tests.unit.node.codec.test_noise import soft
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]

@@ -17,7 +17,7 @@ from storage.errors import LatentPacsError, PayloadError
 from storage.formats.container import pack, unpack
 from storage.formats.payload import decode_base
 from tests.support.mutants import STORED, changed_container, opened_container, use
-from tests.unit.storage.formats.test_payload import GOLDEN
+from tests.support.paths import GOLDEN
 
 MUTATIONS = 600
 """For each golden object; one takes a millisecond or two."""

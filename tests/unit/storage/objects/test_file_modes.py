@@ -18,7 +18,7 @@ from storage.objects.file_modes import close_to_others
 from storage.objects.inspection import Condition, examine
 from storage.objects.store import ObjectStore
 from tests.conftest import Archive, settings_for
-from tests.journeys.archive.test_damage import got, stored
+from tests.support.transfers import got, stored
 
 
 @pytest.fixture(autouse=True)
