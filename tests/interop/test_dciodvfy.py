@@ -34,8 +34,6 @@ from tests.support import samples
 from tests.support.dciodvfy import error_lines
 from tests.support.peers import run
 
-pytestmark = pytest.mark.xdist_group("dciodvfy")  # one worker makes all images, not each of them
-
 SIDE = 300
 
 

@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from node.app import Node
 from node.config import Settings, load
 from node.dimse import client
 from tests.conftest import Archive
-from tests.support.everything import fill
 
 EVERYBODY = [{"ae_title": "MODALITY", "allow": ["echo", "store", "find", "get", "commit"], "rendition": "auto"}]
 
@@ -69,21 +67,6 @@ class FilledArchive:
     def drop_index(self) -> None:
         for part in self.root.glob("index.sqlite*"):
             part.unlink()
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> FilledArchive:
-    folder = tmp_path_factory.mktemp("everything")
-    config = configured(folder)
-    with Node(load(config)) as node:
-        uids = fill(node, folder)
-    return FilledArchive(config, uids)
-
-
-@pytest.fixture
-def made(original: FilledArchive, tmp_path: Path) -> FilledArchive:
-    """A copy of it, for one test."""
-    return original.twin(tmp_path)
 
 
 def answers(made: FilledArchive) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from storage.dicom.levels import levels_of
 from storage.index import Index
@@ -24,23 +22,12 @@ from storage.records import (
 from tests.support.samples import MAMMOGRAPHY, mammogram
 
 PIXELS = np.zeros((4, 4), np.uint16)
-
-
+POINT = OperatingPoint(2, "jpegxl", 0.3)
 VERDICT = Verdict(38.5, 0.96, 0.94, 9, {"rmse": 2.5})
 
 
 def url_of(folder: Path) -> str:
     return f"sqlite:///{folder / 'index.db'}"
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> Iterator[Index]:
-    opened = Index.open(url_of(tmp_path))
-    yield opened
-    opened.close()
-
-
-POINT = OperatingPoint(2, "jpegxl", 0.3)
 
 
 def new_instance(

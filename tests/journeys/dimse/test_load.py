@@ -32,7 +32,7 @@ from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
 from tests.support.peers import free_port, getscu_command, listens, movescu, run, storescp, storescu
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.very_slow, pytest.mark.timeout(900)]
 
 SENDERS, IMAGES = 20, 50
 

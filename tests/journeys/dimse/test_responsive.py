@@ -35,7 +35,7 @@ def stored(archive: Archive, ds: Dataset, folder: Path) -> Dataset:
     return client.image_identifier(ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Path) -> None:
     """C-ECHO within 0.5 s, 99 of 100, and none above 1 s, during verification and retrieval of 4096 x 3328 pixels."""
     pixels = breast(2048, 1664).repeat(2, axis=0).repeat(2, axis=1)
@@ -106,7 +106,7 @@ class SlowPool(WorkerPool):
         return slow
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_pending_responses_while_an_image_is_made(tmp_path: Path, receiver: Receiver) -> None:
     """A requester that waits at most 2 s for a message gets an image that takes 4 s to make, by C-MOVE."""
     node = Node(settings_for(tmp_path / "archive", receiver.port, node={"keep_alive": 0.5}))

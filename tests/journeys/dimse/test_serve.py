@@ -85,7 +85,7 @@ def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess) -> None
     assert time.monotonic() - began < 10
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(900)
 def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) -> None:
     """SIGKILL over and over while images arrive and are encoded: every image acknowledged is there, and settles."""

@@ -54,7 +54,7 @@ def made_when(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("sign", "verdict"), [(COARSE, "equivalent"), (FINE, "different")])
 def test_the_verdict_follows_what_compression_did(tmp_path: Path, sign: str, verdict: str) -> None:

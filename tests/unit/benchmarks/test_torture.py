@@ -37,7 +37,7 @@ def test_a_header_in_no_transfer_syntax_is_unparseable() -> None:
         HeaderBytes("1.2.840.10008.5.1.4.1.1.2", b"", b"").dataset()
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(300)
 def test_a_minute_of_torture(tmp_path: Path) -> None:
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.torture", "--minutes", "1", "--seed", "3", "--json"]

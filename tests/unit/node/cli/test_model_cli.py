@@ -245,16 +245,18 @@ def test_a_device_that_is_not_there_is_said_in_one_line(
     assert "device" in failure(monkeypatch, capsys, *train)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_training_as_it_is_shipped(data: Path, tmp_path: Path) -> None:
     """Nothing made smaller, in a process of its own."""
-    done = commands.run("model", "train", "--data", str(data), "--minutes", "0.1", "--json", cwd=tmp_path)
+    done = commands.run_process("model", "train", "--data", str(data), "--minutes", "0.1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["folder"] == "mammo-model"
     assert Mammo(tmp_path / "mammo-model").weights_digest
     assert load_network(tmp_path / "mammo-model").config.width == trainer.Plan(steps=1).width
-    (result, *_) = json.loads(commands.run("model", "evaluate", "--data", str(data), "--json", cwd=tmp_path).stdout)
+    (result, *_) = json.loads(
+        commands.run_process("model", "evaluate", "--data", str(data), "--json", cwd=tmp_path).stdout
+    )
     first = result["points"][0]
     assert all(ours <= 1.02 * plain for ours, plain in zip(first["model_lost"], first["base_lost"], strict=True))
 

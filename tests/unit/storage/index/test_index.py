@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,13 @@ from storage.records import (
 )
 from tests.support.index_rows import POINT, VERDICT, claimed, digest, new_instance, new_rendition, url_of
 from tests.support.samples import MAMMOGRAPHY
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    opened = Index.open(url_of(tmp_path))
+    yield opened
+    opened.close()
 
 
 class Clock:

@@ -27,12 +27,27 @@ from storage.index.rebuild import rebuild
 from storage.objects.change_journal import ChangeJournal
 from storage.records import HoldKind
 from tests.conftest import Archive
-from tests.support.commands import run
-from tests.support.everything import receive, tables_of
+from tests.support.commands import run, run_process
+from tests.support.everything import fill, receive, tables_of
 from tests.support.filled_archive import FilledArchive, answers, configured
 from tests.support.holdings import filled
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> FilledArchive:
+    folder = tmp_path_factory.mktemp("everything")
+    config = configured(folder)
+    with Node(load(config)) as node:
+        uids = fill(node, folder)
+    return FilledArchive(config, uids)
+
+
+@pytest.fixture
+def made(original: FilledArchive, tmp_path: Path) -> FilledArchive:
+    """A copy of it, for one test."""
+    return original.twin(tmp_path)
 
 
 def rebuilt(made: FilledArchive) -> Any:
@@ -437,7 +452,7 @@ def test_damaged_pages_are_found(made: FilledArchive) -> None:
         page = chance.randrange(1, len(good) // 4096)
         data[page * 4096 : page * 4096 + 64] = chance.randbytes(64)
         made.file.write_bytes(data)
-        done = run("serve", "-c", str(made.config)) if not sound(data, made) else None
+        done = run_process("serve", "-c", str(made.config)) if not sound(data, made) else None
         if done is not None:
             refused += 1
             assert (done.returncode, "index rebuild" in " ".join(done.stderr.split())) == (2, True)
