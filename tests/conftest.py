@@ -39,8 +39,9 @@ def unavailable(why: str) -> None:
     pytest.skip(why)
 
 
-def wait_for(condition: Callable[[], Any], *, timeout: float = 120.0, what: str = "") -> Any:
-    """Wait until a condition holds, and return its value."""
+def wait_for(condition: Callable[[], Any], *, timeout: float = 300.0, what: str = "") -> Any:
+    """Wait until a condition holds, and return its value. On a busy machine, workers get little processor time: the
+    limit is for what never happens, and no test may count on less."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         value = condition()
@@ -108,14 +109,14 @@ class Archive:
     def address(self) -> Address:
         return Address("127.0.0.1", self.node.server.port, self.node.settings.node.ae_title)
 
-    def settled(self, uid: str, *, timeout: float = 120.0) -> StoredInstance:
+    def settled(self, uid: str) -> StoredInstance:
         """The instance, once the archivist is done with it."""
 
         def at_rest() -> StoredInstance | None:
             held = self.node.index.by_uid(uid)
             return held if held is not None and held.state is not InstanceState.RECEIVED else None
 
-        found: StoredInstance = wait_for(at_rest, timeout=timeout, what=f"{uid} at rest")
+        found: StoredInstance = wait_for(at_rest, what=f"{uid} at rest")
         return found
 
 

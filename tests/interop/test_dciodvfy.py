@@ -34,7 +34,7 @@ from tests.support import samples
 from tests.support.dciodvfy import error_lines
 from tests.support.peers import run
 
-SIDE = 300
+SIDE = 256
 
 
 # --- originals of many kinds ---

@@ -33,7 +33,7 @@ class NodeProcess:
         self.config.write_text(
             yaml.safe_dump(
                 {
-                    "node": {"host": "127.0.0.1", "port": self.port, "drain": 20},
+                    "node": {"host": "127.0.0.1", "port": self.port, "drain": 200},
                     "storage": {"root": str(self.root), "min_free": 0},
                     "archivist": {"poll": 0.1, "lease": 2},
                     "reconstruct": {"upscaler": "bicubic"},
@@ -63,7 +63,7 @@ class NodeProcess:
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
-        wait_for(listening, timeout=30, what="a listening node")
+        wait_for(listening, what="a listening node")
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
@@ -71,7 +71,7 @@ class NodeProcess:
 
     def ended(self) -> int:
         assert self.process is not None
-        return self.process.wait(timeout=40)
+        return self.process.wait(timeout=300)
 
     def status(self) -> dict[str, Any]:
         done = subprocess.run([*COMMAND, "status", "-c", str(self.config), "--json"], capture_output=True, check=True)

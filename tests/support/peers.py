@@ -118,7 +118,7 @@ def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def echoscu(to: Address, *, calling: str) -> int:
@@ -222,12 +222,12 @@ def storescp(folder: Path, port: int, *options: object) -> Iterator[StoreScp]:
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_for(lambda: process.poll() is not None or listens(port), timeout=20, what="storescp listens")
+        wait_for(lambda: process.poll() is not None or listens(port), what="storescp listens")
         assert process.poll() is None, log.read_text(errors="replace")
         yield StoreScp(folder, process, log)
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def listens(port: int) -> bool:
@@ -276,7 +276,7 @@ class CutWire:
     def __exit__(self, *_: object) -> None:
         self.cut()
         for thread in self._threads:
-            thread.join(timeout=30)
+            thread.join(300)
 
     @property
     def listening(self) -> int:
@@ -347,7 +347,7 @@ class Orthanc:
                 [str(program), str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: self._process.poll() is not None or self._answers(), timeout=60, what="Orthanc started")
+            wait_for(lambda: self._process.poll() is not None or self._answers(), what="Orthanc started")
             assert self._process.poll() is None, self.log.read_text(errors="replace")
         except BaseException:
             self._kill()
@@ -406,7 +406,7 @@ class Orthanc:
 
     def _kill(self) -> None:
         self._process.kill()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=300)
 
 
 class OrthancError(Exception):

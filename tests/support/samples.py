@@ -38,9 +38,10 @@ def breast(rows: int = 640, columns: int = 512, *, bits: int = 12, seed: int = 0
 def mammogram(pixels: NDArray[np.uint16] | None = None, *, bits: int = 12, **changes: Any) -> Dataset:
     """A Digital Mammography X-Ray Image (For Presentation) in which dciodvfy finds no error.
 
-    ``changes``: attributes by keyword to set; None deletes.
+    ``pixels``: by default a breast of 320 x 288, which a node encodes in a second of processor time. ``changes``:
+    attributes by keyword to set; None deletes.
     """
-    pixels = breast(bits=bits) if pixels is None else pixels
+    pixels = breast(320, 288, bits=bits) if pixels is None else pixels
     ds = Dataset()
     _identity(ds)
     _acquisition(ds)

@@ -16,7 +16,7 @@ from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
 
 
 def stored(archive: Archive, folder: Path) -> StoredInstance:
-    ds = mammogram(breast(640, 512), SOPInstanceUID=generate_uid())
+    ds = mammogram(breast(320, 288), SOPInstanceUID=generate_uid())
     path = write(ds, folder / "image.dcm")
     statuses: list[int] = []
     client.store([path], archive.address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
@@ -48,7 +48,7 @@ def asked(ds: Dataset, uid: str = "") -> Dataset:
 def send_and_settle(archive: Archive, folder: Path, *images: Dataset) -> list[StoredInstance]:
     files = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in images]
     client.store(files, archive.address, calling="MODALITY", each=lambda *_: None)
-    return [archive.settled(ds.SOPInstanceUID, timeout=120) for ds in images]
+    return [archive.settled(ds.SOPInstanceUID) for ds in images]
 
 
 def moved(archive: Archive, ds: Dataset, *uids: str, to: str = "VIEWER") -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
         ds, right = mammogram(breast(320, 288)), small(PatientID="P0002", PatientName="Roe^Jane", PatientSex="O")
         sent = send(archive, ds, tmp_path / "a.dcm")
         send(archive, right, tmp_path / "b.dcm")
-        assert archive.settled(ds.SOPInstanceUID, timeout=240).state is InstanceState.VERIFIED
+        assert archive.settled(ds.SOPInstanceUID).state is InstanceState.VERIFIED
         study = f"StudyInstanceUID={ds.StudyInstanceUID}"
         keys = [study, f"SeriesInstanceUID={ds.SeriesInstanceUID}"]
 

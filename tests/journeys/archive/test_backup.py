@@ -155,7 +155,7 @@ from pathlib import Path
 from node.app import make_backup, restore_backup, stores_of
 from node.archive.index_opening import open_for_command
 from node.config import load
-from storage import backup, restoring
+from storage.backup import create
 from storage.objects.store import ObjectStore
 what, config, folder, steps = sys.argv[1], load(Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4])
 def progress(done, of):
@@ -164,7 +164,7 @@ def progress(done, of):
 def late(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 if steps == -2:
-    backup.write_manifest = late
+    create.write_manifest = late
 if steps == -3:
     ObjectStore.delete = late
 if what == "restore":
@@ -177,7 +177,7 @@ else:
 
 def killed(what: str, made: FilledArchive, dest: Path, steps: int) -> None:
     command = [sys.executable, "-c", _KILLED, what, str(made.config), str(dest), str(steps)]
-    done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.returncode == -signal.SIGKILL
 
 

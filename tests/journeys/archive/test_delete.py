@@ -281,7 +281,7 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
     other = small(StudyInstanceUID=ds.StudyInstanceUID, SeriesInstanceUID=ds.SeriesInstanceUID)
     files = [write(one, tmp_path / f"{number}.dcm") for number, one in enumerate((ds, other))]
     assert storescu(files, node.address).statuses == [0, 0]
-    held = node.settled(ds.SOPInstanceUID, timeout=300)
+    held = node.settled(ds.SOPInstanceUID)
     node.settled(other.SOPInstanceUID)
     assert held.rendition is not None
     study, series = f"StudyInstanceUID={ds.StudyInstanceUID}", f"SeriesInstanceUID={ds.SeriesInstanceUID}"
@@ -309,7 +309,7 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
     assert all("was deleted here on" in reason for reason in reasons)
     deletion.allow_return("image", ds.SOPInstanceUID, **WHY)
     assert storescu([files[0]], node.address).statuses == [0]
-    back = node.settled(ds.SOPInstanceUID, timeout=300)
+    back = node.settled(ds.SOPInstanceUID)
     assert back.state is InstanceState.VERIFIED
     assert back.rendition is not None
     assert back.rendition.derived_uid == held.rendition.derived_uid
@@ -321,14 +321,13 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_deleted_while_the_archivist_works_on_it(node: Archive, tmp_path: Path) -> None:
     """Its claim is lost: what it made of the image is unlinked, not kept."""
-    ds = mammogram()
+    ds = mammogram(breast())
     assert storescu([write(ds, tmp_path / "x.dcm")], node.address).statuses == [0]
-    wait_for(lambda: node.node.archivist.busy, timeout=300, what="the archivist has it in hand")
-    time.sleep(0.3)
+    wait_for(lambda: not node.node.pool.idle, what="a worker encodes it")
     node.node.archive.deletion.delete("image", ds.SOPInstanceUID, **WHY)
     assert node.node.index.by_uid(ds.SOPInstanceUID) is None
-    wait_for(lambda: not node.node.archivist.busy, timeout=180, what="the archivist is through")
-    wait_for(lambda: objects_of(node) == [], timeout=30, what="nothing of it is left")
+    wait_for(lambda: not node.node.archivist.busy, what="the archivist is through")
+    wait_for(lambda: objects_of(node) == [], what="nothing of it is left")
     assert node.node.index.counts().backlog == 0
 
 

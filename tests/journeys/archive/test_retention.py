@@ -41,13 +41,13 @@ def send(archive: Archive, path: Path) -> int:
 
 
 def packed(archive: Archive, ds: Dataset) -> StoredInstance:
-    archive.settled(ds.SOPInstanceUID, timeout=180)
+    archive.settled(ds.SOPInstanceUID)
 
     def at_hand() -> StoredInstance | None:
         found = archive.node.index.by_uid(ds.SOPInstanceUID)
         return found if found and found.held and found.held.form is OriginalForm.PACKED else None
 
-    found: StoredInstance = wait_for(at_hand, timeout=180, what="original packed")
+    found: StoredInstance = wait_for(at_hand, what="original packed")
     return found
 
 

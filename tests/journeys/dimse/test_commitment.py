@@ -57,7 +57,7 @@ class Modality:
             server.shutdown()
 
     def heard(self) -> tuple[int, Dataset]:
-        return self.reports.get(timeout=30)
+        return self.reports.get(timeout=300)
 
     def _report(self, event: Any) -> tuple[int, None]:
         self.roles.append(event.assoc.requestor.role_selection)

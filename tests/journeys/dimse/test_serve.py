@@ -82,7 +82,7 @@ def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess) -> None
     began = time.monotonic()
     served.signal(signal.SIGTERM)
     assert served.ended() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 150  # 200 s would be the limit for what is in flight
 
 
 @pytest.mark.very_slow
@@ -106,7 +106,7 @@ def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) ->
         served.ended()
     assert len(acknowledged) == 15
     served.start()
-    wait_for(lambda: served.status()["backlog"] == 0, timeout=400, what="an empty backlog")
+    wait_for(lambda: served.status()["backlog"] == 0, timeout=800, what="an empty backlog")
     report = served.status()
     assert report["by_state"]["verified"] == 15, report
     index, store = Index.open(f"sqlite:///{served.root / 'index.sqlite'}"), ObjectStore(served.root)
@@ -137,7 +137,7 @@ def test_workers_end_with_a_killed_node(served: NodeProcess, tmp_path: Path) -> 
     workers = wait_for(lambda: children(parent), what="a worker process")
     served.signal(signal.SIGKILL)
     served.ended()
-    wait_for(lambda: not any(alive(pid) for pid in workers), timeout=20, what="the workers' end")
+    wait_for(lambda: not any(alive(pid) for pid in workers), what="the workers' end")
 
 
 def test_torch_stays_in_the_workers(served: NodeProcess, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_torch_stays_in_the_workers(served: NodeProcess, tmp_path: Path) -> None
         held = index.by_uid(ds.SOPInstanceUID)
         return held is not None and held.state is InstanceState.VERIFIED
 
-    wait_for(verified, timeout=180, what="a rendition")
+    wait_for(verified, what="a rendition")
     index.close()
     assert served.process is not None
     parent = served.process.pid
@@ -188,7 +188,9 @@ def alive(pid: int) -> bool:
 
 def test_a_second_node_on_the_same_folder_is_refused(served: NodeProcess) -> None:
     served.start()
-    second = subprocess.run([*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=60, check=False)
+    second = subprocess.run(
+        [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=300, check=False
+    )
     assert second.returncode == 2
     assert b"in use by another node" in second.stderr
 
@@ -198,7 +200,7 @@ def test_taken_port_is_one_clear_line(served: NodeProcess, tmp_path: Path) -> No
         taken.bind(("127.0.0.1", served.port))
         taken.listen()
         done = subprocess.run(
-            [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=60, check=False
+            [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=300, check=False
         )
     assert done.returncode == 2
     assert f"node.port {served.port}".encode() in done.stderr

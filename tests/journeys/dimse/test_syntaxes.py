@@ -315,7 +315,7 @@ def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, mon
     original = Retrieve.as_syntax
 
     def slow(*arguments: Any) -> Any:
-        assert patience.wait(timeout=60)
+        assert patience.wait(timeout=300)
         return original(*arguments)
 
     monkeypatch.setattr(Retrieve, "as_syntax", slow)

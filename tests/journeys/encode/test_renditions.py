@@ -118,7 +118,7 @@ def test_sd_x2_through_the_whole_node(tmp_path: Path, receiver: Receiver) -> Non
     with Node(settings) as node:
         archive = Archive(node, receiver)
         send(archive, tmp_path, ds)
-        held = archive.settled(ds.SOPInstanceUID, timeout=120)
+        held = archive.settled(ds.SOPInstanceUID)
         assert held.state is InstanceState.MEASURED, held.reason
         assert held.rendition is not None
         identifier = client.image_identifier(ds.StudyInstanceUID)

@@ -51,7 +51,7 @@ def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dic
 
 
 def again(archive: Archive, uid: str) -> StoredInstance:
-    return archive.settled(uid, timeout=60)
+    return archive.settled(uid)
 
 
 @pytest.mark.slow

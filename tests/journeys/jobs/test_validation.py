@@ -28,7 +28,7 @@ def filled(node: Node, files: list[Path], labels: Path) -> None:
     statuses: list[int] = []
     client.store(files, address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
     assert statuses == [0] * len(files)
-    wait_for(lambda: node.index.counts().backlog == 0, timeout=600, what="everything encoded")
+    wait_for(lambda: node.index.counts().backlog == 0, timeout=800, what="everything encoded")
     assert node.index.counts().by_state[InstanceState.RECEIVED] == 0
     node.index.classes.put(read_labels(labels, node.index).classes, who="user:test")
 

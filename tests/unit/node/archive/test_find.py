@@ -195,9 +195,9 @@ def test_wildcards_agree_with_a_plain_definition(pattern: str, subject: str) -> 
 
 
 def test_no_wildcard_takes_exponential_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert wildcard("*a" * 200 + "b").fullmatch("a" * 1000) is None
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 5
 
 
 # --- a small archive ---

@@ -206,7 +206,7 @@ def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytes
     layer.socket = ours
     with theirs:
         layer.start()
-        layer.join(20)
+        layer.join(300)
         theirs.settimeout(20)
         assert theirs.recv(1) == b""
     assert "had no place for" in caplog.text
@@ -267,7 +267,7 @@ def test_answers_to_our_own_requests(
             assoc.abort()
         except DestinationUnavailable:
             assert not taken
-        thread.join(10)
+        thread.join(300)
     assert not [one for one in caplog.records if one.exc_info]
 
 

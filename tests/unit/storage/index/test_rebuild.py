@@ -131,7 +131,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) 
     opened.close()
     before = tables_of(tmp_path / "index.sqlite")
     script = [sys.executable, "-c", _KILLED, str(tmp_path), stage, str(steps)]
-    done = subprocess.run(script, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    done = subprocess.run(script, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.returncode == -signal.SIGKILL
     if stage != "swap":
         assert tables_of(tmp_path / "index.sqlite") == before
@@ -599,7 +599,7 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: FilledArchive, n
 _COMPACTED = """
 import os, signal, sys
 from pathlib import Path
-from storage import changes
+from storage.objects import change_journal as changes
 from storage.index.opening import compact_journal
 root, steps = Path(sys.argv[1]), int(sys.argv[2])
 def counted(real):
@@ -671,7 +671,7 @@ def test_a_compaction_that_is_killed_has_lost_nothing(
             [sys.executable, "-c", _COMPACTED, str(twin), str(count)],
             check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=120,
+            timeout=300,
         )
         killed += done.returncode == -signal.SIGKILL
         (twin / "index.sqlite").unlink()
