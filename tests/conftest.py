@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from node.app import Node
 from node.config import Settings, parse
 from node.dimse.client import Address, Receiver
 from storage.records import InstanceState, StoredInstance
 from tests.support.faster import copy_new_indexes, fork_workers_from_a_warm_process, stop_servers_at_once
+
+hypothesis_settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy machine")
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 

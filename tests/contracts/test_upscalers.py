@@ -1,4 +1,4 @@
-"""The contract of every upscaler (node/upscalers/protocol.py), held against each one we ship."""
+"""Proves the contract of node/upscalers/protocol.py for every upscaler in the repository."""
 
 from __future__ import annotations
 

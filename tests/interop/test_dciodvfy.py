@@ -1,4 +1,5 @@
-"""Reconstructed objects as others see them: dciodvfy finds no error that the original had not, and they are honest.
+"""Proves that dciodvfy finds no error in a reconstructed object that the original does not have, and that the object
+says it is derived.
 
 Mammograms of many kinds are stored, verified, and got back as derived objects over real associations. What dciodvfy
 of 2022 does not know is asserted here against DICOM_RULES: PS3.3 C.7.6.1.1.2, C.7.6.1.1.5 and C.12.4.

@@ -1,4 +1,4 @@
-"""The node against DCMTK: what its tools store, find, move and get, and how each side bears the other's faults.
+"""Proves that DCMTK's tools can store, find, move and get, and that each side survives the faults of the other.
 
 One node with its archivist serves most tests; those that look at an empty store, or at unusual timeouts, have their
 own. Byte-for-byte is meant literally: the data set as it lies after the file meta information.

@@ -1,4 +1,4 @@
-"""Who may import whom (docs/ARCHITECTURE.md), and what keeps ``latent-pacs --help`` fast."""
+"""Proves who may import whom (docs/ARCHITECTURE.md), and that ``latent-pacs --help`` does not load torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/THREATS.md names a test for each answer; and the answers that only the code itself can prove."""
+"""Proves that docs/THREATS.md names a test for each answer, and the answers that only the code can prove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Amendments: the index, what leaves, what arrives later, undoing, and an index made anew; DCMTK asks and receives."""
+"""Proves that an amendment shows in the index and in what is sent, applies to later images, can be undone, and survives
+a rebuild of the index.
+"""
 
 from __future__ import annotations
 

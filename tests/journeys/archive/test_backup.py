@@ -1,4 +1,6 @@
-"""The drill of docs/OPERATIONS.md: back up while stores go on, lose everything, restore, and compare all of it."""
+"""Proves the procedure of docs/OPERATIONS.md: back up while stores go on, lose the archive, restore it, and compare
+everything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A flipped byte is never served: what is read is compared with its digest, whatever it is held as."""
+"""Proves that no damaged byte is served: every object is compared with its digest when it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Deletion: nothing of it stays, nothing else goes; kills, holds, pins, an archivist at work, an upload beside it."""
+"""Proves that a deletion removes all of an image and nothing else, also after kills and beside holds, encoding and
+uploads.
+"""
 
 from __future__ import annotations
 

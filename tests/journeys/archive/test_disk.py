@@ -1,4 +1,6 @@
-"""A disk that is full, read-only or gone: peers are told, what can be read is served, and a stop loses nothing."""
+"""Proves that with a full, read-only or missing disk peers get the right status, reading still works, and a stop loses
+nothing.
+"""
 
 from __future__ import annotations
 

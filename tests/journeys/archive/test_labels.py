@@ -1,4 +1,4 @@
-"""Labels for validations: read from CSV, journaled, and holding originals until a validation has used them."""
+"""Proves that labels are read from CSV, written to the journal, and hold originals until a validation has used them."""
 
 from __future__ import annotations
 

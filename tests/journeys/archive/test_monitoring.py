@@ -1,4 +1,4 @@
-"""What monitoring sees: metrics that are true, log lines that programs can read, and no patient in either."""
+"""Proves that metrics are correct, that programs can parse the log, and that neither names a patient."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged tells nothing of a patient: our own loggers at DEBUG, pynetdicom's at INFO, through every service."""
+"""Proves that no service logs patient data: our loggers at DEBUG, pynetdicom's at INFO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Prior prefetch: a patient's earlier images are in the rendered cache before anybody asks, and nothing waits for it.
+"""Proves that a patient's earlier images are in the rendered cache before a viewer asks, and that other work is not
+delayed.
 
 Profile ``paper`` makes a rendition of each image at one attempt, whatever it looks like.
 """

@@ -1,4 +1,4 @@
-"""Quarantine: shown, accepted in place of what is held, rejected; what the rules refuse; DCMTK sends and receives."""
+"""Proves that quarantined instances can be listed, accepted and rejected, and which of them the rules refuse."""
 
 from __future__ import annotations
 

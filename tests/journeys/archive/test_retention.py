@@ -1,4 +1,4 @@
-"""Originals over their whole life, over real associations: packed, held, purged, asked for, sent again, restored."""
+"""Proves the life of an original over real associations: packed, held, purged, asked for, sent again, restored."""
 
 from __future__ import annotations
 

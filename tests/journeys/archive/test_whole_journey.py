@@ -1,4 +1,4 @@
-"""The whole road over real associations: stored, verified, found, moved and got, in each rendition."""
+"""Proves that an image can be stored, verified, found, moved and retrieved in each rendition over real associations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is let in, how many at once, how long and with how much: real associations, and bytes that no AE would send."""
+"""Proves which callers are admitted, how many at once, for how long and with how many bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a peer sends gets a status and leaves nothing behind, or is kept verbatim with a warning."""
+"""Proves that all that a peer sends gets a status, and is kept verbatim with a warning or leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bombs: small files that ask a decoder or an inflater for much. They are kept or refused, and never obeyed."""
+"""Proves that small files that would expand to very large ones are kept or refused, and never expanded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storage commitment: pynetdicom and Orthanc ask, and hear the truth, once, in time, whatever happens between."""
+"""Proves that storage commitment reports the truth, once and in time, to pynetdicom and to Orthanc."""
 
 from __future__ import annotations
 

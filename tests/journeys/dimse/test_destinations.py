@@ -1,4 +1,4 @@
-"""Destinations that are busy, slow or broken, and requesters that change their minds: nothing is lost unsaid.
+"""Proves that busy, slow and broken move destinations and cancelled requests are reported completely.
 
 Four small images, no archivist; each test starts the destination that it needs on a port of its own.
 """

@@ -1,4 +1,4 @@
-"""The node under load, as a process of its own: many senders at once, and images that take long."""
+"""Proves that a node in a process of its own serves many senders at once, and images that take long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is refused is told: to the peer why, to log and trail who, what and why, without folders or patients."""
+"""Proves that each refusal is reported: to the peer with its reason, to log and audit trail without folders or
+patients.
+"""
 
 from __future__ import annotations
 

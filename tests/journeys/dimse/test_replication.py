@@ -1,4 +1,4 @@
-"""Replication to a peer: what it acknowledged is remembered and not sent again; all else is told, and sent again."""
+"""Proves that what a peer has acknowledged is not sent again, and that everything else is reported and sent again."""
 
 from __future__ import annotations
 

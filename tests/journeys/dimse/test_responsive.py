@@ -1,4 +1,6 @@
-"""Associations stay responsive while a full-field image is being made; a slow image keeps its requester informed."""
+"""Proves that associations answer while a full-field image is reconstructed, and that a slow image keeps its requester
+informed.
+"""
 
 from __future__ import annotations
 

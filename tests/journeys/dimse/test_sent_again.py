@@ -1,4 +1,4 @@
-"""An original that is lost or damaged here and is sent again is held whole afterwards, in whatever form it was held."""
+"""Proves that a lost or damaged original that is sent again is held intact afterwards, in whatever form it was held."""
 
 from __future__ import annotations
 

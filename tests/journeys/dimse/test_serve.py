@@ -1,4 +1,4 @@
-"""``latent-pacs serve`` as a process: stop finishes what is in flight, a kill at any point loses nothing."""
+"""Proves that ``latent-pacs serve`` finishes what is in flight when stopped, and loses nothing when killed."""
 
 from __future__ import annotations
 
@@ -140,6 +140,7 @@ def test_workers_end_with_a_killed_node(served: NodeProcess, tmp_path: Path) -> 
     wait_for(lambda: not any(alive(pid) for pid in workers), what="the workers' end")
 
 
+@pytest.mark.slow
 def test_torch_stays_in_the_workers(served: NodeProcess, tmp_path: Path) -> None:
     """Importing it would hold every association of the node for seconds, and its memory for good."""
     served.start()

@@ -1,4 +1,4 @@
-"""Slow and stuck lines: what flows arrives, who waits hears of it, and a stop is in time."""
+"""Proves that objects arrive over slow connections, that waiting peers are informed, and that a stop ends in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Transfer syntaxes: all are taken and kept, and each peer gets what it likes best, the same pixels in each."""
+"""Proves that every transfer syntax is accepted and kept, and that each peer gets its preferred one with the same
+pixels.
+"""
 
 from __future__ import annotations
 

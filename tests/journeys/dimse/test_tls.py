@@ -1,4 +1,4 @@
-"""TLS: DCMTK, Orthanc, pynetdicom and openssl against a node that speaks it both ways."""
+"""Proves TLS in both directions with DCMTK, Orthanc, pynetdicom and openssl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several images encoded at once (node/app/encoder_workers.py): in processes of their own, beside the one for
+"""Proves that several images are encoded at once (node/app/encoder_workers.py), in processes apart from the one for
 viewers.
 """
 

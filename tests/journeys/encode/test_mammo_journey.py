@@ -1,4 +1,4 @@
-"""``mammo`` through the whole node: store, measure, retrieve; a model that is gone."""
+"""Proves that ``mammo`` works through the whole node: store, measure, retrieve, and a model that was removed."""
 
 from __future__ import annotations
 

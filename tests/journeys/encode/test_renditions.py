@@ -1,4 +1,6 @@
-"""Renditions beyond the default: the paper's profile, the diffusion upscaler, the rendered cache, cancel, load."""
+"""Proves the other renditions: the paper's profile, the diffusion upscaler, the rendered cache, cancelled and
+concurrent requests.
+"""
 
 from __future__ import annotations
 

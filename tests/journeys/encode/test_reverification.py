@@ -1,4 +1,4 @@
-"""A change of the model: what passes gets a new rendition, the rest keeps its own, and every UID keeps its pixels."""
+"""Proves that after a change of model every UID keeps its pixels, and that only what passes gets a new rendition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the large vendors send is eligible, measured where the breast is, through its own window, and padded exactly."""
+"""Proves that images of the large vendors are eligible, measured inside the breast, shown in their window and padded
+exactly.
+"""
 
 from __future__ import annotations
 

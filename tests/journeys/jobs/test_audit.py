@@ -1,5 +1,4 @@
-"""The fidelity audit on real nodes: a clean archive is clean; what was tampered with is found, withdrawn and replaced
-by its original over a real association."""
+"""Proves that the fidelity audit raises no alarm on a clean archive, and finds and withdraws what was tampered with."""
 
 from __future__ import annotations
 
@@ -211,6 +210,7 @@ def test_a_record_that_was_changed_with_the_pixels_is_found_too(archive: Archive
     assert audited(node).summary["withdrawn"] == 1
 
 
+@pytest.mark.slow
 def test_without_an_original_it_is_flagged_until_it_passes(archive: Archive, audited: Audited) -> None:
     node, before = archive.node, current(archive, FIRST)
     purge(node)
@@ -276,6 +276,7 @@ def test_figures_away_from_those_recorded_are_an_alarm_but_nothing_is_withdrawn(
     assert now(archive, FIRST).state is InstanceState.VERIFIED
 
 
+@pytest.mark.slow
 def test_damage_is_left_to_the_scrub(archive: Archive, audited: Audited) -> None:
     """A flipped bit in an original must not speak against its reconstruction, nor one in a base."""
     node = archive.node

@@ -1,4 +1,4 @@
-"""Jobs: one run at a time whoever competes, one run for many missed, and a dead node's run is taken over."""
+"""Proves that a job runs once at a time, once for many missed times, and is taken over from a node that died."""
 
 from __future__ import annotations
 

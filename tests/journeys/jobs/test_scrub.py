@@ -1,4 +1,4 @@
-"""The integrity scrub: whatever happens to an object is found, nothing else is, and what can be mended is."""
+"""Proves that the scrub finds every kind of damage to an object, reports nothing else, and repairs what it can."""
 
 from __future__ import annotations
 

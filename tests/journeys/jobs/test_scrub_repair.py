@@ -1,4 +1,4 @@
-"""Damage in a running archive: found by a scrub, made again by the archivist, the UIDs keep their pixels."""
+"""Proves that damage in a running archive is found and encoded again, and that every UID keeps its pixels."""
 
 from __future__ import annotations
 

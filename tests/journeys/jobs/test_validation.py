@@ -1,4 +1,4 @@
-"""A validation over the archive's own retrieval: signs that survive are found equivalent, signs that are lost not."""
+"""Proves that a validation finds signs that survive compression equivalent, and signs that are lost not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/calcifications.py: what it plants, how it scores, and that the gate sees what it planted."""
+"""Proves what benchmarks/calcifications.py plants, how it scores, and that the gate finds it."""
 
 from __future__ import annotations
 

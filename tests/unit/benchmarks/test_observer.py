@@ -1,4 +1,4 @@
-"""benchmarks/observer.py: coders that give back everything, or lose the signals, are told apart."""
+"""Proves that benchmarks/observer.py tells coders that keep the signals from coders that lose them."""
 
 from __future__ import annotations
 

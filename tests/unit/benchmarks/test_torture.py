@@ -1,4 +1,6 @@
-"""The torture of benchmarks/torture.py, short and seeded; and docs/reliability.md names a test for each fault."""
+"""Proves that a short, seeded run of benchmarks/torture.py finds no fault, and that docs/reliability.md names a test
+for each fault.
+"""
 
 from __future__ import annotations
 

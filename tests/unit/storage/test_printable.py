@@ -1,4 +1,4 @@
-"""Nothing from outside is markup, a control sequence, or a line of its own: on the console, in the log, in reports."""
+"""Proves that no outside text acts as markup, control code or line break on the console, in the log or in reports."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_unforeseen_error_is_one_line_without_its_text() -> None:
     except ValueError as error:
         line = TextLines().format(record("message cannot be decoded", error=error))
     assert "ValueError at" in line
-    assert "test_plain.py" in line
+    assert "test_printable.py" in line
     assert "Doe" not in line
     assert "\n" not in line
 

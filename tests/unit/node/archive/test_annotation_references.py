@@ -1,4 +1,4 @@
-"""References of annotations for peers that know images as reconstructions: kept, or rewritten in copies."""
+"""Proves that references of annotations are kept, or rewritten in copies for peers that know only reconstructions."""
 
 from __future__ import annotations
 

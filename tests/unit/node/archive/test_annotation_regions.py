@@ -1,4 +1,4 @@
-"""Regions that annotations and a file name: where they lie, and that they come back bit-exact."""
+"""Proves where the regions of annotations and of a file lie, and that their pixels come back bit-exact."""
 
 from __future__ import annotations
 

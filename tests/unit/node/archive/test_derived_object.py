@@ -1,4 +1,4 @@
-"""The whole derived object: odd headers are carried, and what cannot be made is neither verified nor purged for."""
+"""Proves that a derived object carries odd headers, and that an original whose derived object cannot be made stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The allow-list: what may be reconstructed, and that everything else stays exact with a reason."""
+"""Proves which images may be reconstructed, and that every other stays exact with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""C-FIND: matching (PS3.4 C.2.2.2), the query over the index (C.4.1), selection for retrieval, and the handler."""
+"""Proves C-FIND: matching (PS3.4 C.2.2.2), the query on the index (C.4.1), the selection for retrieval, and the
+handler.
+"""
 
 from __future__ import annotations
 

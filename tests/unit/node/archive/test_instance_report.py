@@ -1,4 +1,4 @@
-"""``latent-pacs instance show``: the life of an image, told while the node runs and when objects are gone."""
+"""Proves what ``latent-pacs instance show`` reports while the node runs, and when objects are missing."""
 
 from __future__ import annotations
 

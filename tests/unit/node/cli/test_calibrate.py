@@ -1,4 +1,6 @@
-"""``latent-pacs gate calibrate``: a folder of images as the archive would encode them, beside the gate's limits."""
+"""Proves that ``latent-pacs gate calibrate`` encodes a folder of images as the archive would, and compares them with
+the limits.
+"""
 
 from __future__ import annotations
 

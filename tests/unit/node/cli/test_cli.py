@@ -1,4 +1,4 @@
-"""The commands: help that is fast and complete, status in both forms, the demo on one's own files."""
+"""Proves that every command has help, what ``status`` and ``retry`` do, and that the demo takes one's own files."""
 
 from __future__ import annotations
 

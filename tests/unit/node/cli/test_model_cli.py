@@ -1,4 +1,4 @@
-"""``latent-pacs model``: train, evaluate, list and fine-tune, as one would type them."""
+"""Proves that ``latent-pacs model`` trains, evaluates, lists and fine-tunes."""
 
 from __future__ import annotations
 

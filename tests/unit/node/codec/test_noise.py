@@ -1,4 +1,4 @@
-"""The noise model (node/codec/noise.py): bytes, drawing, and what is measured of noise that is known."""
+"""Proves the noise model (node/codec/noise.py): its bytes, what is drawn from it, and its estimate of known noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config.yaml: the shipped file is the defaults, every key is explained, and mistakes get a helpful sentence."""
+"""Proves that config.yaml holds the defaults, explains every key, and that a mistake gets a helpful message."""
 
 from __future__ import annotations
 

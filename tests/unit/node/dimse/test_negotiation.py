@@ -1,4 +1,4 @@
-"""Association requests of all kinds: accepted where PS3.8 allows it, else rejected; none is left without an answer."""
+"""Proves that every association request is accepted or rejected as PS3.8 says, and none stays without an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The gate: a planted fault brings its own sentence and no other; a good structure with drawn noise passes."""
+"""Proves that each planted fault fails the gate with its own reason only, and that a good image with drawn noise
+passes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling by strata, and control charts: drift is found, and chance is not taken for it."""
+"""Proves stratified sampling and control charts: drift is found, and chance is not reported as drift."""
 
 from __future__ import annotations
 

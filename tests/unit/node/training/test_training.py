@@ -1,4 +1,4 @@
-"""``mammo`` in training: it learns, goes on to the bit where it was stopped, and is measured honestly."""
+"""Proves that training ``mammo`` learns, resumes to the bit, and is measured on patients that it has not seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""sd_x2 on a tiny random copy of the paper's pipeline: sizes, grey levels, repeatability, weights."""
+"""Proves sd_x2 on a tiny random copy of the pipeline: sizes, grey levels, repeatability, weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of a worker (node/workers/memory.py), each in a process of its own: what it sets is for good."""
+"""Proves that a worker keeps freed memory while it works and gives it back afterwards (node/workers/memory.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""storage.dicom.dicomfile: the walk over encoded bytes, damage at every byte, pixels as integers, transcoding.
+"""Proves storage.dicom.dicomfile: the walk over encoded bytes, damage at every byte, integer pixels, transcoding.
 
 The oracle for where things lie is pydicom's own reader on pydicom's own files; for damage it is a data set built
 here element by element, so that every boundary is known.

@@ -1,4 +1,6 @@
-"""storage.dicom.levels and storage.dicom.elements: what the index keeps of a header, hostile headers included."""
+"""Proves what storage.dicom.levels and storage.dicom.elements take from a header into the index, also from hostile
+headers.
+"""
 
 from __future__ import annotations
 

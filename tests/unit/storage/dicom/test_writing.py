@@ -1,4 +1,4 @@
-"""Data sets written anew: every value as its bytes, whatever it is, in each native transfer syntax."""
+"""Proves that a rewritten data set keeps the bytes of every value in each native transfer syntax."""
 
 from __future__ import annotations
 

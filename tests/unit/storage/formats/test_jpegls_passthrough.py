@@ -1,4 +1,4 @@
-"""Packed JPEG-LS codestreams that go out as they lie: other decoders read the original's pixels from them."""
+"""Proves that other decoders read the original's pixels from packed JPEG-LS that is sent unchanged."""
 
 from __future__ import annotations
 

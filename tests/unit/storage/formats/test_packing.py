@@ -1,4 +1,6 @@
-"""``packed original``: every kind of file comes back byte by byte, or stays as it is, and the format stays readable."""
+"""Proves that every kind of file is restored byte by byte from a packed original or stays as it is, and that the format
+stays readable.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixel padding in a payload: that it comes back exactly, in few bytes, and that damaged bytes are noticed."""
+"""Proves that pixel padding in a payload is restored exactly, takes few bytes, and that damage is noticed."""
 
 from __future__ import annotations
 

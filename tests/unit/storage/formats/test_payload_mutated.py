@@ -1,4 +1,4 @@
-"""Payloads and packed originals that were changed and sealed anew: whatever they say, only PayloadError comes of it.
+"""Proves that payloads and packed originals that were changed and sealed again raise PayloadError only.
 
 The checksum of a container tells damage, not intent. Mutations are seeded: the same ones each time.
 """

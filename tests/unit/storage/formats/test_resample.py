@@ -1,4 +1,6 @@
-"""storage.formats.resample: D and U are torch's, the lift is a right inverse of D, and threads do not change a bit."""
+"""Proves that the operators D and U of storage.formats.resample equal torch's, and that the lift is a right inverse of
+D.
+"""
 
 from __future__ import annotations
 

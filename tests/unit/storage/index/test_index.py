@@ -1,4 +1,4 @@
-"""storage.index: instances come in once, work is claimed once, and the schema is what the tables say."""
+"""Proves that instances are added once, work is claimed once, and the schema is that of the tables."""
 
 from __future__ import annotations
 

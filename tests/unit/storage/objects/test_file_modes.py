@@ -1,4 +1,4 @@
-"""What an archive writes is its own user's: 0600 and 0700 everywhere; and it follows no link."""
+"""Proves that files have mode 0600 and folders 0700, and that no symbolic link is followed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""storage.objects.store: what is held is durable and whole; what is not there, damaged or too much has a name."""
+"""Proves that storage.objects.store keeps objects intact and names what is missing, damaged or too large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The encoder's search (node/codec/encode/search.py) on a phantom, and that what is decoded is what was verified."""
+"""Proves that the search of the encoder (node/codec/encode/search.py) finds a coarse operating point that passes, and
+that the decoder returns what was verified.
+"""
 
 from __future__ import annotations
 
