@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from node.app import Node
 from node.cli.main import app
 from node.dimse.client import Receiver
+from node.workers import pool
 from storage.errors import ConfigError, ObjectMissing
 from storage.objects.file_modes import close_to_others
 from storage.objects.inspection import Condition, examine
@@ -22,8 +23,9 @@ from tests.support.transfers import got, stored
 
 
 @pytest.fixture(autouse=True)
-def _open_mask() -> Iterator[None]:
-    """As of most systems, before the archive sets its own."""
+def _open_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As of most systems, before the archive sets its own, which its workers inherit."""
+    monkeypatch.setattr(pool, "START_METHOD", "spawn")
     before = os.umask(0o022)
     yield
     os.umask(before)
