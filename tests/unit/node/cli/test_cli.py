@@ -52,6 +52,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
         "node": {"host": "127.0.0.1", "port": 0},
         "storage": {"root": str(tmp_path / "a"), "min_free": 0},
         "originals": {"coder": "none"},
+        "codec": {"scales": [1]},
         "reconstruct": {"upscaler": "bicubic"},
     }
     config.write_text(yaml.safe_dump(raw))
