@@ -152,3 +152,8 @@ def quiet_archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
     """A node whose archivist is switched off: everything stays as it was received."""
     with Node(settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False})) as node:
         yield Archive(node, receiver)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors, since many tests wait for networks and timeouts."""
+    return (os.cpu_count() or 1) + 1
