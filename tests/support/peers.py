@@ -93,7 +93,7 @@ class Ran:
         return _last(r"\(0000,0902\) LO \[(.*?)\]", self.output).strip()
 
 
-def run(tool: str, *arguments: object, timeout: float = 60) -> Ran:
+def run(tool: str, *arguments: object, timeout: float = 300) -> Ran:
     """Run a command-line tool to its end."""
     need(tool)
     done = subprocess.run(
@@ -159,7 +159,7 @@ def movescu(
     calling: str,
     destination: str = "",
     options: str = "",
-    timeout: float = 60,
+    timeout: float = 300,
 ) -> Ran:
     """C-MOVE to a peer of ours; ``destination``: where not to the caller itself."""
     return run(
@@ -292,7 +292,7 @@ class CutWire:
     def _accept(self) -> None:
         with suppress(OSError):
             client, _ = self._listener.accept()
-            server = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+            server = socket.create_connection(("127.0.0.1", self.port), timeout=300)
             self._sockets += [client, server]
             for source, sink, limited in ((client, server, self.upstream), (server, client, not self.upstream)):
                 carry = threading.Thread(target=self._carry, args=(source, sink, limited), daemon=True)
@@ -376,7 +376,7 @@ class Orthanc:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)
         try:
-            with self._opener.open(request, timeout=120) as answer:
+            with self._opener.open(request, timeout=300) as answer:
                 content: bytes = answer.read()
                 is_json = answer.headers.get_content_type() == "application/json"
         except urllib.error.HTTPError as error:

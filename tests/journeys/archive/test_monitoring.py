@@ -39,7 +39,7 @@ PATIENT = ("Müller", "M\\u00fcller", "M\\xfcller", "Anna", "P0001", "19600101",
 
 def scraped(port: int) -> dict[str, float]:
     """Every sample by its name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=300) as answer:
         lines = answer.read().decode().splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in samples}

@@ -185,7 +185,7 @@ def test_a_spool_file_counts_what_the_peer_sends(tmp_path: Path) -> None:
 
 def ended(connection: socket.socket) -> bool:
     """Reads until the node closes."""
-    connection.settimeout(30)
+    connection.settimeout(300)
     try:
         while connection.recv(65536):
             pass

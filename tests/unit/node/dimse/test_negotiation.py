@@ -207,7 +207,7 @@ def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytes
     with theirs:
         layer.start()
         layer.join(300)
-        theirs.settimeout(20)
+        theirs.settimeout(300)
         assert theirs.recv(1) == b""
     assert "had no place for" in caplog.text
     assert not [one for one in caplog.records if one.exc_info]
