@@ -1,4 +1,4 @@
-"""Proves that a short, seeded run of benchmarks/torture.py finds no fault, and that docs/reliability.md names a test
+"""Proves that a short, seeded run of benchmarks/torture.py finds no fault, and that docs/RELIABILITY.md names a test
 for each fault.
 """
 
@@ -17,7 +17,7 @@ from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import Unparseable
 from tests.support.named import ROOT, is_there
 
-RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+RELIABILITY = (ROOT / "docs/RELIABILITY.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", RELIABILITY)))
 
 
@@ -51,7 +51,7 @@ def test_a_minute_of_torture(tmp_path: Path) -> None:
     assert report["fuzzed"] > 1000
 
 
-# --- docs/reliability.md ----------------------------------------------------------------------------------------
+# --- docs/RELIABILITY.md ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMED)

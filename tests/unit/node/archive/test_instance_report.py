@@ -117,7 +117,7 @@ def test_json_tells_everything(shown: Shown) -> None:
     assert now["ratio"] == pytest.approx(held.pixel_bytes / now["payload_bytes"], abs=0.01)
     assert now["parts"]["base_pixels"] < now["base_bytes"]
     assert now["mends"]["patched"] >= 4  # the region touches that many cells
-    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 1280
+    assert now["mends"]["patched_share"] == now["mends"]["patched"] / 360  # of 20 x 18 cells
     assert now["operating_point"] == former["operating_point"], "where the former one passed, so does the new one"
     assert now["tried"][-1]["point"] == now["point"]
     assert now["tried"][-1]["failures"] == []
