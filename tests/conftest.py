@@ -154,6 +154,7 @@ def quiet_archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
         yield Archive(node, receiver)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are processors, since many tests wait for networks and timeouts."""
     return (os.cpu_count() or 1) + 1

@@ -1,4 +1,4 @@
-"""Certificates for tests, made by openssl: an authority, and those that it signs."""
+"""Makes a certificate authority and the certificates that it signs, with openssl."""
 
 from __future__ import annotations
 

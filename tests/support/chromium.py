@@ -1,4 +1,4 @@
-"""A real browser for the pages we make: what it shows, what it asks the network for, what it complains of."""
+"""Opens report pages in Chromium: what it shows, which URLs it requests, and which errors it logs."""
 
 from __future__ import annotations
 

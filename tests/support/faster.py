@@ -1,4 +1,4 @@
-"""What makes each of hundreds of test nodes start and stop faster, without changing what it does.
+"""Lets the hundreds of nodes in tests start and stop faster, without changing what they do.
 
 ``fork_workers_from_a_warm_process``: a node starts each worker as a new interpreter, which takes four seconds of
 processor time until it has encoded its first image, nearly all of it imports. Here workers are forked from one process

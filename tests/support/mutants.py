@@ -1,4 +1,4 @@
-"""Mutants: bytes, metadata and payload containers that were changed by a seeded chance, and a reader of all of them."""
+"""Changes bytes, metadata and payload containers at random places with a seed, and reads all of them."""
 
 from __future__ import annotations
 

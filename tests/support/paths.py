@@ -1,4 +1,4 @@
-"""The folders that tests read from."""
+"""Names the folders and files of the repository that tests read."""
 
 from pathlib import Path
 

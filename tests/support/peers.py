@@ -1,4 +1,4 @@
-"""Peers that are not ours: DCMTK's command-line tools, Orthanc with a configuration of its own, and a cut wire.
+"""Runs peers of other makers: DCMTK's command-line tools, Orthanc, and a proxy that cuts connections.
 
 Neither DCMTK's storescp nor Orthanc can be bound to one address; they listen on free ports while a test runs.
 """

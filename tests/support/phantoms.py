@@ -1,4 +1,4 @@
-"""Mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
+"""Makes mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
 
 ``coarse``: a soft, round density, tens of pixels wide, as a mass is; every quantiser keeps it. ``fine``: a checkerboard
 of single pixels across a part of the breast, at the Nyquist limit, which downsampling by two or four removes whole.

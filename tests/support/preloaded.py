@@ -1,4 +1,4 @@
-"""What the process that tests fork their workers from has loaded; see tests/support/faster.py."""
+"""Loads the libraries of workers once, in the process that tests fork their workers from (tests/support/faster.py)."""
 
 import imagecodecs
 import torchvision.transforms.v2  # noqa: F401

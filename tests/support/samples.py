@@ -1,4 +1,4 @@
-"""Things to test with: a clean Digital Mammography object with synthetic pixels, and DICOM files of it."""
+"""Makes valid Digital Mammography objects with synthetic pixels, and DICOM files of them."""
 
 from __future__ import annotations
 
