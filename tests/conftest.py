@@ -47,12 +47,13 @@ def unavailable(why: str) -> None:
 def wait_for(condition: Callable[[], Any], *, timeout: float = 300.0, what: str = "") -> Any:
     """Wait until a condition holds, and return its value. On a busy machine, workers get little processor time: the
     limit is for what never happens, and no test may count on less."""
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, 0.01
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.1, 1.2 * pause)  # asking an index takes processor time from those that are waited for
     raise AssertionError(f"not within {timeout:g} s: {what or condition}")
 
 
