@@ -23,6 +23,8 @@ from node.dimse.client import Address, Receiver
 from storage.records import InstanceState, StoredInstance
 from tests.support.faster import copy_new_indexes, fork_workers_from_a_warm_process, stop_servers_at_once
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: on a busy machine, threads spin
+
 hypothesis_settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("busy machine")
 

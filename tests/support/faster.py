@@ -13,12 +13,10 @@ per test session (multiprocessing's "forkserver"), which has imported the librar
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import socketserver
 from multiprocessing import forkserver
 from pathlib import Path
-from unittest import mock
 
 from sqlalchemy import Engine
 
@@ -29,8 +27,7 @@ from storage.index import connect, holdings, migrate
 def fork_workers_from_a_warm_process() -> None:
     """From now on, worker pools of this process start their workers that way."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.support.preloaded"])
-    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # torch reads it once, when it is imported
-        forkserver.ensure_running()
+    forkserver.ensure_running()
     pool.START_METHOD = "forkserver"
 
 
