@@ -32,7 +32,7 @@ test-install: .venv/installed-test
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,test]'
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[test]'
 	@touch $@
 
 # make docs      the web site in build/site, with an API reference from the docstrings

@@ -86,10 +86,10 @@ def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings
             }
         )
     raw: dict[str, Any] = {
-        "node": {"host": "127.0.0.1", "port": 0, "drain": 10},
+        "node": {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 10},
         "peers": peers,
         "storage": {"root": str(root), "min_free": 0},
-        "archivist": {"poll": 0.1, "at_once": 1},
+        "archivist": {"poll": 0.1, "concurrency": 1},
         "codec": {"scales": [1]},  # half the time of two; the search over scales has tests of its own
         "gate": {"patches": {"share": 0.5}},  # images here are a few tiles with marks: shares of them are no measure
         "originals": {"coder": "none"},  # verbatim objects stay where tests look for them; packing has tests of its own

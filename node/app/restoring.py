@@ -1,17 +1,17 @@
-"""A backup given back into the empty folders that config.yaml names."""
+"""Restores a backup into the empty folders that config.yaml names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from node.app.backing_up import index_file
+from node.app.building import open_store
 from node.app.node import lock_root
 from node.app.rebuilding import taking_in
-from node.app.services import open_store
 from node.archive.index_opening import open_for_command
 from node.config import Settings
 from storage.backup.create import Backup, Progress
-from storage.backup.restore import RestoreReport, refuse_what_is_held, restore
+from storage.backup.restore import RestoreReport, refuse_occupied, restore
 from storage.errors import BackupRefused
 from storage.index.index_trust import IndexStanding
 from storage.objects.store import ObjectStore
@@ -19,11 +19,11 @@ from storage.records import Tier
 
 
 def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> RestoreReport:
-    """Give a backup back into the empty root that config.yaml names, and check the index. Raises BackupRefused."""
+    """Restore a backup into an empty storage root, and check the index. Raises BackupRefused, NodeRunning."""
     file, root, cold = index_file(settings), settings.storage.root, settings.originals.path
     backup = Backup(folder)
     with backup.opened() as (manifest, _, _):
-        refuse_what_is_held(manifest, file, root, cold)
+        refuse_occupied(manifest, file, root, cold)
     hot = open_store(settings)
     lock = lock_root(hot)
     try:

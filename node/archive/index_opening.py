@@ -55,8 +55,7 @@ def runs_here(root: Path) -> bool:
 def _opened(settings: Settings, *, accept_empty: bool, replay: bool) -> Index:
     if (settings.storage.root / MARK).exists():
         raise ConfigError(
-            f"{settings.storage.root} is a backup that is not restored to its end; run `latent-pacs restore-backup` "
-            "again"
+            f"the restore into {settings.storage.root} was interrupted; run `latent-pacs backup restore` again"
         )
     opened = open_archive(
         settings.storage.database_url,

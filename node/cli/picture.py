@@ -1,4 +1,4 @@
-"""Original, reconstruction and difference side by side, at a readable window, each saying what it is."""
+"""Draws original, reconstruction and difference side by side, with titles, at the display window."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from node.fidelity.breast_regions import Window, breast_mask
 from node.fidelity.windows import display_window
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
+from storage.formats.geometry import CELL
 
 _HEIGHT = 900
+"""Pixels of an image of the upper row."""
 _CAPTION = 60
+"""Pixels of a line of text."""
 _DETAIL = 448
+"""Side of the detail, in pixels of the original."""
 
 
 def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
-    """Whole images above, a full-resolution detail at its own window below.
+    """Whole images in the upper row, a detail at full resolution and its own window in the lower row.
 
-    The difference is magnified, and its title says how much.
+    The difference is amplified; its title states the range.
     """
     with opened(original) as file:
         header = file.header()
@@ -34,7 +38,7 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
     titles = [
         "original",
         "reconstruction, not for primary use",
-        f"difference, ±{100 * reach / window.width:.1f} % of the window",
+        f"difference, ±{100 * reach / window.width:.1f}% of the window",
     ]
     magnified = Window(-reach, reach)
 
@@ -66,7 +70,7 @@ def _sheet(titles: list[str], top: list[Image.Image], bottom: list[Image.Image],
 
 
 def grey(values: NDArray[np.generic], window: Window, inverted: bool) -> NDArray[np.uint8]:
-    """Stored values as a display shows them: 8 bit."""
+    """Stored values as 8-bit grey levels of a display."""
     shown = window.show(values)
     return ((1.0 - shown if inverted else shown) * 255).round().astype(np.uint8)
 
@@ -77,11 +81,11 @@ def _scaled(panel: NDArray[np.uint8], height: int) -> Image.Image:
 
 
 def _detail(mask: NDArray[np.bool_], pixels: NDArray[np.uint16]) -> tuple[slice, slice]:
-    """Where to cut the detail: the square, all breast, in which most happens."""
+    """The square for the detail: within the breast, with the highest contrast."""
     best, corner = -1.0, (0, 0)
     for row in range(0, max(pixels.shape[0] - _DETAIL, 0) + 1, 64):
         for column in range(0, max(pixels.shape[1] - _DETAIL, 0) + 1, 64):
-            inside = mask[row // 16 : (row + _DETAIL) // 16, column // 16 : (column + _DETAIL) // 16]
+            inside = mask[row // CELL : (row + _DETAIL) // CELL, column // CELL : (column + _DETAIL) // CELL]
             busy = float(pixels[row : row + _DETAIL : 8, column : column + _DETAIL : 8].std()) * inside.mean() ** 8
             if busy > best:
                 best, corner = busy, (row, column)

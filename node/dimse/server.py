@@ -109,7 +109,7 @@ class Server:
         self._watch.start()
 
     def stop(self) -> None:
-        """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest at once."""
+        """Accept no more associations, wait ``shutdown_timeout`` seconds for the open ones, then end the rest."""
         listeners, self._listeners = self._listeners, []
         if not self._watch.is_alive():
             for listener in listeners:  # never started, since another port was taken
@@ -118,7 +118,7 @@ class Server:
         self._stopping.set()
         for listener in listeners:
             listener.shutdown()
-        deadline = time.monotonic() + self._settings.drain
+        deadline = time.monotonic() + self._settings.shutdown_timeout
         while time.monotonic() < deadline and self._busy():
             self._end_refused()
             time.sleep(0.05)

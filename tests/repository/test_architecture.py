@@ -51,10 +51,11 @@ ONLY_IN = {
     "sqlalchemy": ("storage/index/", "storage/migrations/"),
     "alembic": ("storage/index/", "storage/migrations/"),
     "diffusers": ("node/upscalers/", "node/training/"),
-    "yaml": "node/config/__init__.py",
+    "yaml": "node/config/",
     "apscheduler": "node/jobs/schedule.py",
     "prometheus_client": "node/metrics/exposition.py",
     "optuna": "node/validation/",
+    "jinja2": "node/reports/",
     "typer": "node/cli/",
 }
 

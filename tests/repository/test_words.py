@@ -35,7 +35,6 @@ RETIRED = {
 """Each retired word, and the term that stands in its place."""
 
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "custodian": ("node/app/node.py",),
     "custody": (
         "node/archive/originals/packing.py",
         "node/archive/originals/retention.py",
@@ -51,10 +50,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/archive/encode/fidelity_check.py",
         "node/archive/encode/reverification.py",
     ),
-    "desk": (
-        "node/app/node.py",
-        "node/app/services.py",
-    ),
     "hands": (
         "node/archive/encode/archivist.py",
         "node/dimse/pynetdicom_patches/listener.py",
@@ -64,26 +59,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/training/training_patches.py",
     ),
     "upkeep": (
-        "node/app/backing_up.py",
-        "node/app/damage.py",
-        "node/app/job_wiring.py",
         "node/archive/deletion.py",
         "node/archive/encode/remake.py",
         "node/jobs/scrub_job.py",
         "node/jobs/scrub_repair.py",
     ),
-    "mending": (
-        "node/app/damage.py",
-        "node/app/job_wiring.py",
-        "node/jobs/scrub_job.py",
-    ),
-    "mended": (
-        "node/app/damage.py",
-        "node/cli/commands/instance.py",
-        "node/codec/encode/search.py",
-        "node/dimse/pynetdicom_patches/upper_layer.py",
-        "storage/dicom/element_walk.py",
-    ),
+    "mending": ("node/jobs/scrub_job.py",),
+    "mended": ("node/dimse/pynetdicom_patches/upper_layer.py",),
 }
 """For a retired word, the paths below which it may still occur."""
 

@@ -48,7 +48,7 @@ class ArchiveParts:
 
     def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
         self.root = root
-        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"keep": "0d", **originals}}
+        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"retain_for": "0d", **originals}}
         raw["audit"] = {"reserve": reserve}
         self.settings = parse(raw, "test")
         self.hot = ObjectStore(root)

@@ -19,15 +19,15 @@ EVERYBODY = [{"ae_title": "MODALITY", "allow": ["echo", "store", "find", "get", 
 
 def configured(folder: Path) -> Path:
     raw = {
-        "node": {"host": "127.0.0.1", "port": 0, "drain": 5},
+        "node": {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 5},
         "peers": EVERYBODY,
         "storage": {"root": str(folder / "archive"), "min_free": 0},
-        "archivist": {"poll": 0.1, "at_once": 1},
+        "archivist": {"poll": 0.1, "concurrency": 1},
         "codec": {"scales": [1]},
         "gate": {"patches": {"share": 0.5}},
-        "audit": {"reserve": "0%"},
         "reconstruct": {"threads": 1, "upscaler": "bicubic"},
-        "jobs": {name: {"enabled": False} for name in ("scrub", "purge", "reverify", "audit")},
+        "jobs": {name: {"enabled": False} for name in ("scrub", "purge", "reverify")},
+        "audit": {"enabled": False, "reserve": "0%"},
     }
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(raw))

@@ -33,7 +33,7 @@ class NodeProcess:
         self.config.write_text(
             yaml.safe_dump(
                 {
-                    "node": {"host": "127.0.0.1", "port": self.port, "drain": 200},
+                    "node": {"host": "127.0.0.1", "port": self.port, "shutdown_timeout": 200},
                     "storage": {"root": str(self.root), "min_free": 0},
                     "archivist": {"poll": 0.1, "lease": 2},
                     "reconstruct": {"upscaler": "bicubic"},

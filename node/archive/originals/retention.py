@@ -1,8 +1,8 @@
 """Retention: removes originals that may go, and brings back to the hot store those that did not.
 
-An original may go when its image is VERIFIED, it was held as long as ``originals.keep`` says, no hold and no pin is on
-it, the audit reserve does not want it, and this very node has just made the whole object, header and verified pixels,
-from what would be left, encoded it as it is sent, and read it back.
+An original may go when its image is VERIFIED, it was held for ``originals.retain_for``, no hold and no pin is on it,
+the audit reserve does not want it, and this very node has just made the whole object, header and verified pixels, from
+what would be left, encoded it as it is sent, and read it back.
 The order is: row and trail in one commit, journal, file. A crash in between leaves a file that no row promises, which
 the next run unlinks.
 """
@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from node.archive.audit_trail import AuditTrail
 from node.archive.originals.packing import holds
-from node.config import Profile, Settings, keep_text
+from node.config import Profile, Settings, retention_text
 from storage.errors import LatentPacsError, PurgeRefused
 from storage.index import Index
 from storage.index.connection import now
@@ -93,7 +93,7 @@ class Retention:
         """Remove every original that may go. Raises PurgeRefused under profile us-mqsa."""
         if self._settings.codec.profile is Profile.US_MQSA:
             raise PurgeRefused("profile us-mqsa: originals are never removed (MQSA)")
-        keep = self._settings.originals.keep
+        keep = self._settings.originals.retain_for
         if not dry_run:
             self._index.custody.collect(self._stores)  # what a run that was killed left behind
         if keep is None:
@@ -110,7 +110,7 @@ class Retention:
             why = self._why_kept(one) or ("" if dry_run else self._remove(one, keep, who))
             (kept if why else purged).append(_step(one, why))
             progress(done, max(of, done))
-        return PurgeReport(dry_run, keep_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
+        return PurgeReport(dry_run, retention_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
 
     def would_free(self, keep: timedelta | None) -> tuple[int, int]:
         """How many originals the rules would let go under ``keep``, and their bytes; nothing is rendered for that."""
@@ -155,7 +155,7 @@ class Retention:
         held = one.original
         detail = (
             f"original {held.original_digest}, {held.form} in the {held.tier} store, {held.object_bytes} bytes, "
-            f"held since {held.held_since.isoformat(timespec='seconds')}, keep {keep_text(keep)}; "
+            f"held since {held.held_since.isoformat(timespec='seconds')}, keep {retention_text(keep)}; "
             f"reconstruction {one.rendition.derived_uid}, base {one.rendition.base_digest}"
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)

@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written_gives_what_is_made(tmp_path: Path, monke
 @pytest.mark.slow
 def test_a_stop_under_load_finishes_or_refuses(tmp_path: Path) -> None:
     """Every store that was begun before the stop has a status, and what was answered with success is there."""
-    node = Node(settings_for(tmp_path / "archive", archivist={"enabled": False}, node={"drain": 20}))
+    node = Node(settings_for(tmp_path / "archive", archivist={"enabled": False}, node={"shutdown_timeout": 20}))
     node.start()
     archive = Archive(node, None)  # type: ignore[arg-type]
     entity = AE("MODALITY")

@@ -154,14 +154,14 @@ def test_only_what_may_go_goes(bench: ArchiveParts) -> None:
     for uid, state in states.items():
         bench.receive(uid, state=state)
     pinned(bench, "1.2.3.5")
-    young = ArchiveParts(bench.root, keep="1h")
+    young = ArchiveParts(bench.root, retain_for="1h")
     assert young.retention.purge().purged == ()
     report = bench.retention.purge()
     assert [step.sop_instance_uid for step in report.purged] == ["1.2.3.1"]
     assert bench.rendered == ["2.25.1"]
     assert bench.retention.purge().purged == ()
     bench.check_promises()
-    forever = ArchiveParts(bench.root, keep="forever")
+    forever = ArchiveParts(bench.root, retain_for="forever")
     assert forever.retention.purge() == PurgeReport(False, "forever")
 
 
@@ -411,7 +411,7 @@ def test_names_lent_by_ended_processes_are_swept(bench: ArchiveParts) -> None:
 @pytest.mark.parametrize(
     ("originals", "says"),
     [
-        ({"keep": "a month"}, "write forever"),
+        ({"retain_for": "a month"}, "write forever"),
         ({"path": "s3://bucket/x"}, "not supported"),
         ({"path": "file://host/x"}, "not supported"),
         ({"coder": "jpeg"}, "originals.coder"),
@@ -424,8 +424,8 @@ def test_configuration_that_cannot_be_meant(originals: dict[str, str], says: str
 
 def test_mqsa_keeps_for_ever() -> None:
     with pytest.raises(ConfigError, match="us-mqsa keeps originals for ever"):
-        parse({"codec": {"profile": "us-mqsa"}, "originals": {"keep": "30d"}}, "config.yaml")
-    assert parse({"originals": {"keep": "2w"}}, "x").originals.keep == timedelta(days=14)
+        parse({"codec": {"profile": "us-mqsa"}, "originals": {"retain_for": "30d"}}, "config.yaml")
+    assert parse({"originals": {"retain_for": "2w"}}, "x").originals.retain_for == timedelta(days=14)
     assert parse({"originals": {"path": "file:///a%20b"}}, "x").originals.path == Path("/a b")
 
 

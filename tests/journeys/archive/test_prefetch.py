@@ -58,7 +58,7 @@ def rendition_digest(archive: Archive, ds: Dataset) -> str:
 @pytest.mark.slow
 def test_a_study_that_arrives_has_its_priors_rendered(tmp_path: Path, receiver: Receiver) -> None:
     """The newest first, as many as configured; of the same ID at the same issuer, and of earlier studies only."""
-    changes = {"codec": {"profile": "paper"}, "reconstruct": {"priors": 2}}
+    changes = {"codec": {"profile": "paper"}, "reconstruct": {"prefetch_priors": 2}}
     with Node(settings_for(tmp_path / "archive", receiver.port, **changes)) as node:
         archive, prepared, prepare = Archive(node, receiver), [], node.priors.prepare
         node.priors.prepare = lambda study: prepared.append(study) or prepare(study)  # type: ignore[method-assign]

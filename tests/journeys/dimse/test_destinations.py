@@ -41,7 +41,7 @@ def archive_of_four(folder: Path, port: int, *, limit: int = 0, **node: Any) -> 
     """A node with a study of four images, the identifier of that study, and peer VIEWER on a port."""
     viewer = {"ae_title": "VIEWER", "host": "127.0.0.1", "port": port, "allow": ["move", "get"]}
     peers = [{"ae_title": "MODALITY", "allow": ["store"]}, {**viewer, "max_associations_to": limit}]
-    changes = {"host": "127.0.0.1", "port": 0, "drain": 0, "keep_alive": 0.3, **node}
+    changes = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3, **node}
     study = generate_uid()
     images = [samples.mammogram(samples.breast(64, 48), StudyInstanceUID=study, InstanceNumber=n) for n in range(4)]
     files = [samples.write(ds, folder / f"{ds.InstanceNumber}.dcm") for ds in images]

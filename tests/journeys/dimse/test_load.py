@@ -42,7 +42,7 @@ def served(folder: Path, **sections: Any) -> Iterator[tuple[Address, subprocess.
     """``latent-pacs serve`` on a folder."""
     port, config = free_port(), folder / "config.yaml"
     settings = {
-        "node": {"host": "127.0.0.1", "port": port, "drain": 0},
+        "node": {"host": "127.0.0.1", "port": port, "shutdown_timeout": 0},
         "storage": {"root": str(folder / "archive"), "min_free": 0},
         **sections,
     }
@@ -117,7 +117,7 @@ class OneAtATime(WorkerPool):
 def test_images_that_take_longer_than_the_requester_waits(tmp_path: Path) -> None:
     """movescu and getscu give up after 30 s without a message; two images of 45 s each arrive all the same."""
     port, study = free_port(), generate_uid()
-    changes = {"codec": {"profile": "paper"}, "node": {"host": "127.0.0.1", "port": 0, "drain": 0}}
+    changes = {"codec": {"profile": "paper"}, "node": {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0}}
     node = Node(settings_for(tmp_path / "archive", port, **changes))
     node.pool.close()
     node.pool = OneAtATime(node.settings.reconstruct)  # type: ignore[assignment]

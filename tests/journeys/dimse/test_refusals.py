@@ -15,6 +15,7 @@ from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from node.app import Node
+from node.cli.exit_codes import UsageError
 from node.cli.main import app
 from node.config import load, parse
 from node.dimse import client
@@ -181,8 +182,8 @@ def test_a_root_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 def test_a_label_on_a_study_that_is_not_held_is_an_error(quiet_archive: Archive, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"storage: {{root: {quiet_archive.node.store.root}}}")
-    ran = CliRunner().invoke(app, ["label", "add", "teaching", "--study", "1.2.3", "--config", str(config)])
-    assert isinstance(ran.exception, ConfigError)
+    ran = CliRunner().invoke(app, ["hold-label", "add", "teaching", "--study", "1.2.3", "--config", str(config)])
+    assert isinstance(ran.exception, UsageError)
     assert "1.2.3 is not held" in str(ran.exception)
     assert quiet_archive.node.index.holds.labels() == []
 

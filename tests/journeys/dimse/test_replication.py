@@ -253,7 +253,7 @@ def test_the_command(tmp_path: Path, replica: Replica) -> None:
     done = command(config, "replicate", "REPLICA", "--json")  # without one
     assert (done.returncode, json.loads(done.stdout)["acknowledged"]) == (0, 1), done.stderr
     assert json.loads(command(config, "jobs", "history", JOB, "--json").stdout)[0]["report"]["held_there"] == 2
-    assert "no peer with host and port" in command(config, "replicate", "MODALITY").stderr
+    assert "not a peer with host and port" in command(config, "replicate", "MODALITY").stderr
     wrong = command(config, "replicate", "REPLICAA")
     assert (wrong.returncode, "neither a peer" in wrong.stderr) == (2, True)
     assert not (tmp_path / "REPLICAA").exists()
@@ -265,7 +265,7 @@ def command(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("to", ["NOBODY", "MODALITY"])
 def test_a_peer_that_cannot_be_called_is_a_mistake_in_the_configuration(tmp_path: Path, to: str) -> None:
-    with pytest.raises(ConfigError, match=f"jobs.replicate_peer.to: {to} is no peer with host and port"):
+    with pytest.raises(ConfigError, match=f"jobs.replicate_peer.to: {to} is not a peer with host and port"):
         settings_for(tmp_path, jobs={"replicate_peer": {"to": to}})
 
 

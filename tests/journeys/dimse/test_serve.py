@@ -192,7 +192,7 @@ def test_a_second_node_on_the_same_folder_is_refused(served: NodeProcess) -> Non
     second = subprocess.run(
         [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=300, check=False
     )
-    assert second.returncode == 2
+    assert second.returncode == 3
     assert b"in use by another node" in second.stderr
 
 

@@ -111,7 +111,7 @@ def archive(folder: Path, port: int, size: int = 3_000_000, **node: Any) -> Iter
     with path.open("wb") as out:
         write_preamble(out, file_meta(ds.SOPClassUID, ds.SOPInstanceUID, ImplicitVRLittleEndian))
         out.write(encode(ds, ImplicitVRLittleEndian))
-    changes = {"host": "127.0.0.1", "port": 0, "drain": 0, "keep_alive": 0.3, **node}
+    changes = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3, **node}
     with Node(settings_for(folder / "archive", port, node=changes, archivist={"enabled": False})) as running:
         statuses: list[int] = []
         client.store([path], address(running), calling="MODALITY", each=lambda _, status, __: statuses.append(status))
@@ -223,7 +223,10 @@ def stop(node: Node) -> float:
 
 
 def test_a_drain_is_kept_with_a_stuck_destination(tmp_path: Path) -> None:
-    with line(0) as destination, archive(tmp_path, destination.port, 30_000_000, drain=1) as (node, identifier):
+    with (
+        line(0) as destination,
+        archive(tmp_path, destination.port, 30_000_000, shutdown_timeout=1) as (node, identifier),
+    ):
         thread = threading.Thread(target=moved, args=(node, identifier))
         thread.start()
         assert destination.connected.wait(300)
@@ -240,7 +243,7 @@ def sending(node: Node) -> bool:
 def test_a_drain_is_kept_with_a_destination_that_says_nothing(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        archive(tmp_path, silent.getsockname()[1], 1000, drain=1) as (node, identifier),
+        archive(tmp_path, silent.getsockname()[1], 1000, shutdown_timeout=1) as (node, identifier),
     ):
         thread = threading.Thread(target=moved, args=(node, identifier))
         thread.start()
@@ -252,7 +255,7 @@ def test_a_drain_is_kept_with_a_destination_that_says_nothing(tmp_path: Path) ->
 
 def test_a_drain_is_kept_with_a_caller_that_sends_half_a_pdu(tmp_path: Path) -> None:
     with (
-        archive(tmp_path, 1, 1000, drain=1) as (node, _),
+        archive(tmp_path, 1, 1000, shutdown_timeout=1) as (node, _),
         socket.create_connection(("127.0.0.1", node.server.port)) as caller,
     ):
         caller.sendall(b"\x01\0\0\0\xff\xff")

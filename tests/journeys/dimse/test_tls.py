@@ -358,7 +358,7 @@ def _echo_association(port: int, context: ssl.SSLContext) -> Any:
         ({"tls": {"only": True}}, "only: true needs certificate"),
         ({"tls": {"minimum": "1.1"}}, "tls.minimum"),
         ({"peers": [{"ae_title": "A", "tls": True}]}, "A has tls: true"),
-        ({"peers": [{"ae_title": "A", "from": ["10.0.0.1/8"]}]}, "is no network"),
+        ({"peers": [{"ae_title": "A", "from": ["10.0.0.1/8"]}]}, "is not a network"),
         ({"peers": [{"ae_title": "A", "form": []}]}, "did you mean from?"),
     ],
 )

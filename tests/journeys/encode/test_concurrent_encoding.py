@@ -31,7 +31,7 @@ from storage.records import InstanceState, OperatingPoint
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.samples import breast, mammogram, write
 
-TWO = {"archivist": {"poll": 0.1, "at_once": 2}}
+TWO = {"archivist": {"poll": 0.1, "concurrency": 2}}
 
 
 def sent(archive: Archive, folder: Path, count: int) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver:
 
 @pytest.mark.parametrize(("threads", "at_once", "size", "each"), [(4, 0, 4, 1), (8, 2, 2, 4), (2, 5, 5, 1)])
 def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int, each: int) -> None:
-    settings = settings_for(tmp_path, archivist={"at_once": at_once}, reconstruct={"threads": threads})
+    settings = settings_for(tmp_path, archivist={"concurrency": at_once}, reconstruct={"threads": threads})
     room = available_memory()
     beside = MeasuredPool(settings.reconstruct)
     encoders = encoders_beside(beside, settings)
@@ -128,7 +128,7 @@ def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int,
 
 
 def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, archivist={"at_once": 1})
+    settings = settings_for(tmp_path, archivist={"concurrency": 1})
     pool = MeasuredPool(settings.reconstruct)
     try:
         assert encoders_beside(pool, settings) is pool
@@ -139,12 +139,14 @@ def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
 def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp_path: Path) -> None:
     pool = MeasuredPool(settings_for(tmp_path).reconstruct)
     try:
-        settings = settings_for(tmp_path, archivist={"at_once": 0}, reconstruct={"upscaler": "sd_x2", "threads": 4})
+        settings = settings_for(tmp_path, archivist={"concurrency": 0}, reconstruct={"upscaler": "sd_x2", "threads": 4})
         assert encoders_beside(pool, settings) is pool
     finally:
         pool.close()
-    with pytest.raises(ConfigError, match=r"archivist\.at_once: what sd_x2 makes depends on the number of threads"):
-        settings_for(tmp_path, archivist={"at_once": 2}, reconstruct={"upscaler": "sd_x2"})
+    with pytest.raises(
+        ConfigError, match=r"archivist\.concurrency: the pixels of sd_x2 depend on the number of threads"
+    ):
+        settings_for(tmp_path, archivist={"concurrency": 2}, reconstruct={"upscaler": "sd_x2"})
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -66,7 +66,7 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def archive(verified: Path, tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
     """A node on a copy of it, whose originals may be purged at once."""
     shutil.copytree(verified, tmp_path / "archive")
-    with Node(node_settings(tmp_path, receiver, originals={"keep": "0d"})) as node:
+    with Node(node_settings(tmp_path, receiver, originals={"retain_for": "0d"})) as node:
         yield Archive(node, receiver)
 
 
@@ -370,7 +370,7 @@ def test_the_command_beside_a_running_node(archive: Archive, tmp_path: Path) -> 
     assert now(archive, FIRST).state is InstanceState.WITHDRAWN
     wrong = command("audit", "run", "--sample", "many", "--config", str(config))
     assert wrong.returncode == 2
-    assert "is no sample" in wrong.stderr
+    assert "is not a sample" in wrong.stderr
 
 
 @pytest.mark.slow

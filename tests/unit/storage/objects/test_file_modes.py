@@ -32,7 +32,7 @@ def _open_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def modes(root: Path) -> dict[str, str]:
-    """What others may do, of every file and folder of an archive that they may do anything with."""
+    """Files and folders of an archive with permissions for others, and these permissions."""
     found = {}
     for path in [root, *root.rglob("*")]:
         mode = stat.S_IMODE(path.lstat().st_mode)
@@ -89,7 +89,7 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
 
 
 def test_a_link_is_no_object(tmp_path: Path) -> None:
-    """A link to a secret, named as an object or as its folder: it is neither read, lent, nor written through."""
+    """A symbolic link with the name of an object or of its folder is not read, lent or written through."""
     store, secret = ObjectStore(tmp_path / "archive"), tmp_path / "secret"
     digest = store.put(b"content")
     path = store.path(digest)
@@ -100,7 +100,7 @@ def test_a_link_is_no_object(tmp_path: Path) -> None:
             use(digest)
     assert not store.has(digest)
     assert examine(store, digest).condition is Condition.DAMAGED
-    assert store.put(b"content") == digest  # stored anew, in its place
+    assert store.put(b"content") == digest  # stored again in its place
     assert not path.is_symlink()
     assert store.read(digest) == b"content"
     elsewhere = tmp_path / "elsewhere"
