@@ -35,33 +35,13 @@ RETIRED = {
 """Each retired word, and the term that stands in its place."""
 
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "custody": (
-        "node/archive/originals/packing.py",
-        "node/archive/originals/retention.py",
-        "storage/index/holdings.py",
-    ),
+    "custody": ("storage/index/holdings.py",),
     "doom": (
         "storage/index/original_locations.py",
         "storage/index/tables.py",
     ),
     "condemn": ("storage/index/tombstones.py",),
     "bury": ("storage/index/tombstones.py",),
-    "shelf": (
-        "node/archive/encode/fidelity_check.py",
-        "node/archive/encode/reverification.py",
-    ),
-    "hands": (
-        "node/archive/encode/archivist.py",
-        "node/dimse/pynetdicom_patches/listener.py",
-    ),
-    "upkeep": (
-        "node/archive/deletion.py",
-        "node/archive/encode/remake.py",
-        "node/jobs/scrub_job.py",
-        "node/jobs/scrub_repair.py",
-    ),
-    "mending": ("node/jobs/scrub_job.py",),
-    "mended": ("node/dimse/pynetdicom_patches/upper_layer.py",),
 }
 """For a retired word, the paths below which it may still occur."""
 
