@@ -42,8 +42,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "condemn": ("storage/index/tombstones.py",),
     "bury": ("storage/index/tombstones.py",),
-    "hands": ("node/dimse/pynetdicom_patches/listener.py",),
-    "mended": ("node/dimse/pynetdicom_patches/upper_layer.py",),
 }
 """For a retired word, the paths below which it may still occur."""
 
