@@ -1,4 +1,4 @@
-"""PDUs of the upper layer built byte by byte (PS3.8 9.3), for requests that no library would send."""
+"""Builds PDUs of the upper layer byte by byte (PS3.8 9.3), also those that no library would send."""
 
 from __future__ import annotations
 

@@ -33,6 +33,9 @@ class Priority(IntEnum):
     """Prefetch: no peer has requested it yet."""
 
 
+START_METHOD = "spawn"
+"""How multiprocessing starts workers: never "fork", which copies locks that other threads hold."""
+
 _IDLE = 600.0
 """Default of limits.idle: seconds after which an idle worker ends."""
 
@@ -155,7 +158,7 @@ class WorkerPool:
     def _new_executor(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=multiprocessing.get_context(START_METHOD),
             initializer=worker.start,
             initargs=(self._settings, self._nice, self._within),
         )

@@ -92,7 +92,7 @@ class Ran:
         return _last(r"\(0000,0902\) LO \[(.*?)\]", self.output).strip()
 
 
-def run(tool: str, *arguments: object, timeout: float = 60) -> Ran:
+def run(tool: str, *arguments: object, timeout: float = 300) -> Ran:
     """Run a command-line tool to its end."""
     need(tool)
     done = subprocess.run(
@@ -117,7 +117,7 @@ def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def echoscu(to: Address, *, calling: str) -> int:
@@ -158,7 +158,7 @@ def movescu(
     calling: str,
     destination: str = "",
     options: str = "",
-    timeout: float = 60,
+    timeout: float = 300,
 ) -> Ran:
     """C-MOVE to one of our peers; ``destination``: if it is not the caller."""
     return run(
@@ -221,12 +221,12 @@ def storescp(folder: Path, port: int, *options: object) -> Iterator[StoreScp]:
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_for(lambda: process.poll() is not None or listens(port), timeout=20, what="storescp listens")
+        wait_for(lambda: process.poll() is not None or listens(port), what="storescp listens")
         assert process.poll() is None, log.read_text(errors="replace")
         yield StoreScp(folder, process, log)
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def listens(port: int) -> bool:
@@ -287,7 +287,7 @@ class Orthanc:
                 [str(program), str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: self._process.poll() is not None or self._answers(), timeout=60, what="Orthanc started")
+            wait_for(lambda: self._process.poll() is not None or self._answers(), what="Orthanc started")
             assert self._process.poll() is None, self.log.read_text(errors="replace")
         except BaseException:
             self._kill()
@@ -316,7 +316,7 @@ class Orthanc:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)
         try:
-            with self._opener.open(request, timeout=120) as answer:
+            with self._opener.open(request, timeout=300) as answer:
                 content: bytes = answer.read()
                 is_json = answer.headers.get_content_type() == "application/json"
         except urllib.error.HTTPError as error:
@@ -346,7 +346,7 @@ class Orthanc:
 
     def _kill(self) -> None:
         self._process.kill()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=300)
 
 
 class OrthancError(Exception):

@@ -1,8 +1,9 @@
-"""Synthetic Digital Mammography objects, shared with the benchmarks, and files in RLE Lossless."""
+"""Makes valid Digital Mammography objects with synthetic pixels, and DICOM files of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +11,16 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from benchmarks.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
+from benchmarks import samples
+from benchmarks.samples import MAMMOGRAPHY, breast, write, write_body
 from storage.dicom.dicomfile import encode, file_meta, write_preamble
 
 __all__ = ["MAMMOGRAPHY", "breast", "byte_planes", "mammogram", "rle_file", "write", "write_body"]
+
+
+def mammogram(pixels: NDArray[np.uint16] | None = None, *, bits: int = 12, **changes: Any) -> Dataset:
+    """As of benchmarks/samples.py; by default of 320 x 288 pixels, which a node encodes in a second."""
+    return samples.mammogram(breast(320, 288, bits=bits) if pixels is None else pixels, bits=bits, **changes)
 
 
 def rle_file(ds: Dataset, path: Path, segments: list[bytes]) -> Path:

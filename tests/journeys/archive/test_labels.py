@@ -1,4 +1,4 @@
-"""Labels for validations: read from CSV, journaled, and holding originals until a validation has used them."""
+"""Proves that labels are read from CSV, written to the journal, and hold originals until a validation has used them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.tables import instance, series, study
 from storage.objects.trail_journal import TrailJournal
+from tests.support.commands import run
 from tests.support.holdings import Holdings, filled, uid_of
-from tests.unit.node.cli.test_cli import run
 
 WHO = "user:test"
 

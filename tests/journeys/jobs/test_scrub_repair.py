@@ -1,4 +1,4 @@
-"""Damage in a running archive: found by a scrub, made again by the archivist, the UIDs keep their pixels."""
+"""Proves that damage in a running archive is found and encoded again, and that every UID keeps its pixels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from storage.index.connection import writing
 from storage.index.tables import rendition
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import Archive
-from tests.journeys.jobs.test_scrub import Watched
+from tests.support.commands import run as command
+from tests.support.job_runs import CountedRun
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run as command
 
 
 def stored(archive: Archive, folder: Path, ds: Dataset) -> StoredInstance:
@@ -39,7 +39,7 @@ def rendition_of(instance: StoredInstance) -> StoredRendition:
 
 def scrubbed(archive: Archive) -> dict[str, Any]:
     node = archive.node
-    return make_scrub(node.settings, node.archive, extent=Extent.FULL).run(Watched())
+    return make_scrub(node.settings, node.archive, extent=Extent.FULL).run(CountedRun())
 
 
 def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dict[str, Path]]:
@@ -51,7 +51,7 @@ def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dic
 
 
 def again(archive: Archive, uid: str) -> StoredInstance:
-    return archive.settled(uid, timeout=60)
+    return archive.settled(uid)
 
 
 @pytest.mark.slow

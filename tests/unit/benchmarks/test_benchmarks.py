@@ -1,4 +1,4 @@
-"""Every benchmark can be imported and explains itself; what they make of figures, without running the encoder."""
+"""Proves that every benchmark can be imported and has a description, and what it makes of given figures."""
 
 from __future__ import annotations
 

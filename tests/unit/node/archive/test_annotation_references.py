@@ -1,4 +1,4 @@
-"""References of annotations for peers that retrieve reconstructions: kept, or rewritten in copies."""
+"""Proves that references of annotations are kept, or rewritten in copies for peers that know only reconstructions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from storage.index.tables import instance
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.support.annotations import cad_report, finding, presentation_state, scoord, selected_from
+from tests.support.index_rows import claimed, new_rendition
 from tests.support.peers import data_set_bytes, findscu, getscu, storescu
 from tests.support.samples import breast, mammogram, write
-from tests.unit.storage.index.test_index import claimed, new_rendition
 
 WHY = {"reason": "a test", "who": "user:test"}
 

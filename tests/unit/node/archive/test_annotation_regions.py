@@ -1,4 +1,4 @@
-"""Regions marked by annotations and by a file: their positions, and that they are returned bit-exact."""
+"""Proves where the regions of annotations and of a file lie, and that their pixels come back bit-exact."""
 
 from __future__ import annotations
 

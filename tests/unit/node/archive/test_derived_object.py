@@ -1,4 +1,4 @@
-"""The whole derived object: invalid headers are carried; an object that cannot be made is not verified."""
+"""Proves that a derived object carries odd headers, and that an original whose derived object cannot be made stays."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from storage.formats import coders
 from storage.formats.payload import Base, Rendition
 from storage.records import InstanceState, OperatingPoint, OriginalForm, Verdict
 from tests.conftest import Archive, settings_for
+from tests.support.encoded_elements import element, item, sequence
 from tests.support.peers import data_set_bytes
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
-from tests.unit.storage.dicom.test_dicomfile import element, item, sequence
 
 EXPLICIT, IMPLICIT = ExplicitVRLittleEndian, ImplicitVRLittleEndian
 DERIVED = "2.25.1234567890"

@@ -1,4 +1,4 @@
-"""The allow-list: images that may be reconstructed, and the reasons of all others."""
+"""Proves which images may be reconstructed, and that every other stays exact with a reason."""
 
 from __future__ import annotations
 

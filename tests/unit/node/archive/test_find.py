@@ -1,4 +1,6 @@
-"""C-FIND: matching (PS3.4 C.2.2.2), the query over the index (C.4.1), selection for retrieval, and the handler."""
+"""Proves C-FIND: matching (PS3.4 C.2.2.2), the query on the index (C.4.1), the selection for retrieval, and the
+handler.
+"""
 
 from __future__ import annotations
 
@@ -195,9 +197,9 @@ def test_wildcards_agree_with_a_plain_definition(pattern: str, subject: str) -> 
 
 
 def test_no_wildcard_takes_exponential_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert wildcard("*a" * 200 + "b").fullmatch("a" * 1000) is None
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 5
 
 
 # --- a small archive ---
@@ -820,7 +822,6 @@ def test_selection(archive: Archive) -> None:
     assert selected(archive, "STUDY", StudyInstanceUID="1.1", PatientID="no unique key here") == whole
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("level", "root", "keys"),
     [
@@ -843,11 +844,11 @@ def test_selection_needs_unique_keys(archive: Archive, level: str, root: Root, k
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    """20,000 studies of 10,000 patients, straight into the tables."""
+    """8,000 studies of 4,000 patients, straight into the tables."""
     engine = create_engine(f"sqlite:///{tmp_path_factory.mktemp('crowd') / 'index.sqlite'}")
     metadata.create_all(engine)
     patients, studies = [], []
-    for number in range(10_000):
+    for number in range(4_000):
         dataset = header(PatientID=f"P{number:05}", PatientName=f"NAME{number % 100:02}^{number:05}")
         columns = columns_of(levels_of(dataset))
         patients.append({"key": number + 1, **columns["patient"]})
@@ -865,13 +866,13 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 @pytest.mark.parametrize(
     ("keys", "count", "limit_pages"),
     [
-        ({}, 20_000, 41),
-        ({"PatientName": "NAME*"}, 20_000, 41),
-        ({"PatientName": "*5"}, 2_000, 41),
-        ({"StudyDate": "20240101-20241231"}, 20_000, 41),
-        ({"StudyDate": "20240403"}, 68, 1),
-        ({"PatientID": "P0*", "StudyDate": ""}, 20_000, 41),
-        ({"PatientName": "NAME42*"}, 200, 1),
+        ({}, 8_000, 17),
+        ({"PatientName": "NAME*"}, 8_000, 17),
+        ({"PatientName": "*5"}, 800, 17),
+        ({"StudyDate": "20240101-20241231"}, 8_000, 17),
+        ({"StudyDate": "20240403"}, 28, 1),
+        ({"PatientID": "P0*", "StudyDate": ""}, 8_000, 17),
+        ({"PatientName": "NAME42*"}, 80, 1),
     ],
 )
 def test_paging_finds_each_once(crowd: Archive, keys: dict[str, str], count: int, limit_pages: int) -> None:
@@ -936,9 +937,9 @@ def test_memory_does_not_grow_with_the_number_of_responses(crowd: Archive) -> No
     try:
         peaks = []
         for number, _ in enumerate(answers(), start=1):
-            if number == 12_000:
+            if number == 6_000:
                 break
-            if number % 3_000 == 0:
+            if number % 1_500 == 0:
                 peaks.append(tracemalloc.get_traced_memory()[1])
                 tracemalloc.reset_peak()
     finally:
@@ -1058,7 +1059,7 @@ def test_over_an_association(archive: Archive, crowd: Archive) -> None:
                 assoc.send_c_cancel(7, assoc.accepted_contexts[0].context_id)
             statuses.append(status.Status)
         assert statuses[-1] == 0xFE00
-        assert len(statuses) < 20_000
+        assert len(statuses) < 8_000
         assoc.release()
     finally:
         server.shutdown()

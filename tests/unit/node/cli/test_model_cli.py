@@ -1,4 +1,4 @@
-"""``latent-pacs model``: train, evaluate, list and fine-tune, as one would type them."""
+"""Proves that ``latent-pacs model`` trains, evaluates, lists and fine-tunes."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ from storage.dicom.levels import levels_of
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, NewInstance, NewRendition, OperatingPoint, ReasonCode, Verdict
-from tests.support import tiny_sd
+from tests.support import commands, tiny_sd
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
-from tests.unit.node.cli import test_cli
 
 VERDICT = Verdict(38.5, 0.96, 0.94, 9)
 
@@ -246,16 +245,18 @@ def test_a_device_that_is_not_there_is_said_in_one_line(
     assert "device" in failure(monkeypatch, capsys, *train)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_training_as_it_is_shipped(data: Path, tmp_path: Path) -> None:
     """Nothing made smaller, in a process of its own."""
-    done = test_cli.run("model", "train", "--data", str(data), "--minutes", "0.1", "--json", cwd=tmp_path)
+    done = commands.run_process("model", "train", "--data", str(data), "--minutes", "0.1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["folder"] == "mammo-model"
     assert Mammo(tmp_path / "mammo-model").weights_digest
     assert load_network(tmp_path / "mammo-model").config.width == trainer.Plan(steps=1).width
-    (result, *_) = json.loads(test_cli.run("model", "evaluate", "--data", str(data), "--json", cwd=tmp_path).stdout)
+    (result, *_) = json.loads(
+        commands.run_process("model", "evaluate", "--data", str(data), "--json", cwd=tmp_path).stdout
+    )
     first = result["points"][0]
     assert all(ours <= 1.02 * plain for ours, plain in zip(first["model_lost"], first["base_lost"], strict=True))
 

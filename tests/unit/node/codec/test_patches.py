@@ -1,4 +1,4 @@
-"""Exact patches (node/codec/patches.py)."""
+"""Proves that exact patches (node/codec/patches.py) restore their pixels."""
 
 from __future__ import annotations
 

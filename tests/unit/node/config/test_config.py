@@ -1,4 +1,4 @@
-"""config.yaml: the shipped file is the defaults, every key is explained, and mistakes get a helpful sentence."""
+"""Proves that config.yaml holds the defaults, explains every key, and that a mistake gets a helpful message."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ from node.config import (
 from node.dimse.associations.peers import Peers
 from storage.errors import ConfigError
 from storage.records import Thresholds
-from tests.support.paths import ROOT
-
-SHIPPED = ROOT / "config.yaml"
+from tests.support.paths import ROOT, SHIPPED
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stratified sampling, and control charts: drift is detected, and chance rarely raises an alarm."""
+"""Proves stratified sampling and control charts: drift is found, and chance is not reported as drift."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports: pages that need nothing but themselves, files that are whole, rows that outlive the index."""
+"""Proves that report pages need no other file, are written whole, and that their rows survive a lost index."""
 
 from __future__ import annotations
 

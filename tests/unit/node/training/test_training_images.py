@@ -1,6 +1,4 @@
-"""What a trainer learns from: pictures out of files, and training_patches, pieces of them sent through the real
-codec.
-"""
+"""Proves which images a trainer reads from files, and that training patches pass through the real codec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``mammo``: tiles that leave no trace, the nested baseline, its files, and the shipped weights on a real mammogram."""
+"""Proves that tiles of ``mammo`` leave no trace, that its nested baseline is right, and what the shipped weights do on
+a real mammogram.
+"""
 
 from __future__ import annotations
 

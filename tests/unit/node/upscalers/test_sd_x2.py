@@ -1,4 +1,4 @@
-"""sd_x2 on a tiny random copy of the paper's pipeline: sizes, grey levels, repeatability."""
+"""Proves sd_x2 on a tiny random copy of the pipeline: sizes, grey levels, repeatability, weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from node.upscalers.sd_x2 import (
 )
 from storage.errors import ConfigError
 from storage.formats.resample import Operator
-from storage.records import OperatingPoint
+from tests.support.encoder_samples import task_of
 
 
 def picture(rows: int, columns: int) -> np.ndarray:
@@ -34,12 +34,6 @@ def picture(rows: int, columns: int) -> np.ndarray:
 def task(rows: int, columns: int, scale: int = 2, *, seed: int = 7, low: int = 40, high: int = 60000) -> UpscaleTask:
     operator = Operator(rows, columns, scale)
     return task_of(operator.down(picture(rows, columns) * (high - low) + low), operator, seed)
-
-
-def task_of(samples: np.ndarray, operator: Operator, seed: int = 7, steps: int = 2) -> UpscaleTask:
-    upsampled = operator.up(samples)
-    point, nothing = OperatingPoint(operator.scale, "png16"), np.zeros_like(upsampled)
-    return UpscaleTask(samples, operator, upsampled, point, 0.0, nothing, seed, steps)
 
 
 class Doubler:

@@ -1,4 +1,4 @@
-"""The parts of a validation: folds, features, dense layers, likeness, what it says, and what it refuses."""
+"""Proves the parts of a validation: folds, features, dense layers, what it reports and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of a worker (node/workers/memory.py), each in a process of its own, since its settings are permanent."""
+"""Proves that a worker keeps freed memory while it works and gives it back afterwards (node/workers/memory.py)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_idle_worker_ends_and_another_starts() -> None:
     try:
         for _ in range(2):
             with pytest.raises(FileNotFoundError):
-                pool.submit(CheckRequest(Path("/nowhere/at/all")), Priority.VIEWER).result(timeout=60)
-            wait_for(lambda: not workers(), timeout=20, what="no worker")
+                pool.submit(CheckRequest(Path("/nowhere/at/all")), Priority.VIEWER).result(timeout=300)
+            wait_for(lambda: not workers(), what="no worker")
     finally:
         pool.close()
