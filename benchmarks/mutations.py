@@ -41,9 +41,10 @@ from benchmarks.mutants import changed_bytes, changed_container, opened_containe
 from benchmarks.samples import MAMMOGRAPHY, breast, mammogram, write_body
 from benchmarks.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
 from benchmarks.victim import ROOT
-from node.dimse.pynetdicom_patches import wire
-from node.dimse.pynetdicom_patches.negotiation import checked_request
-from node.dimse.pynetdicom_patches.upper_layer import UpperLayer
+from node.dimse import pynetdicom_patches
+from node.dimse.pynetdicom_patches.association_request import repaired_request
+from node.dimse.pynetdicom_patches.association_spool import remove_association_spool
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity, UpperLayer
 from node.dimse.spool import Allowance
 from node.workers.memory import limit_to
 from storage.dicom.dicomfile import accept_odd_values, encode, opened
@@ -82,7 +83,7 @@ class Reader:
     """Parsers of files, association requests and command sets, with the inputs to mutate."""
 
     def __init__(self, folder: Path) -> None:
-        wire.install()
+        pynetdicom_patches.install()
         accept_odd_values()
         self._path = folder / "mutant.dcm"
         self._bodies = data_sets()
@@ -114,7 +115,7 @@ class Reader:
         mutant = changed_pdu(chance, chance.choice(self._requests))
         if mutant and mutant[0] in (1, 2):
             try:
-                checked_request(mutant)
+                repaired_request(mutant)
             except ValueError:
                 return
         if mutant and mutant[0] in range(1, 8):  # other types are refused before decoding
@@ -135,16 +136,17 @@ class Reader:
                 if getattr(message, "_dataset_file", None) is not None:
                     message._dataset_file.close()
         finally:
-            wire.remove_association_spool(SimpleNamespace(ae=self._assoc.ae, dimse=provider, id=0))
-            wire.remove_association_spool(self._assoc)
+            remove_association_spool(SimpleNamespace(ae=self._assoc.ae, dimse=provider, id=0))
+            remove_association_spool(self._assoc)
 
 
 def _association(spool: Path) -> Any:
     """The part of an association that the decoders use."""
-    entity = wire.ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
+    entity = ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
     accepted = SimpleNamespace(transfer_syntax=[UID(ExplicitVRLittleEndian)], abstract_syntax=UID(MAMMOGRAPHY))
     peer = SimpleNamespace(address="127.0.0.1", ae_title="MODALITY")
     made = SimpleNamespace(ae=entity, requestor=peer, acceptor=peer, is_acceptor=True, is_requestor=False)
+    made.remote = {"address": peer.address}
     made.dul, made.dimse = SimpleNamespace(event_queue=queue.Queue()), None
     made._accepted_cx = {1: accepted}
     made.get_handlers = lambda event: [] if event.is_notification else (None, None)

@@ -39,13 +39,21 @@ LatentPacsError
 ├── JobRefused              the job does not exist, or it is already running
 └── ConfigError             config.yaml is invalid
     └── NodeRunning         a node runs on the storage root, which only one process may use
+
+Cancelled is outside the tree: it ends work on purpose, and is not a fault of the data.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
+
 
 class LatentPacsError(Exception):
     """Base of all errors above."""
+
+
+class Cancelled(CancelledError):
+    """A job, or a wait for a worker, was cancelled; the image at hand is left as it was."""
 
 
 class DataSetError(LatentPacsError):

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from node.config import Settings
-from node.metrics.measured import MeasuredPool
+from node.workers.pool import WorkerPool
 from node.workers.worker import NICE
 
 EACH = 2_500_000_000
@@ -25,7 +25,7 @@ _NICER = 5
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
+def encoders_beside(pool: WorkerPool, settings: Settings) -> WorkerPool:
     """The archivist's workers. They are ``pool``, which also serves viewers, if one image is encoded at a time."""
     cores = settings.reconstruct.threads or available_cores()
     possible = min(cores, int(_SHARE_OF_MEMORY * available_memory() / EACH), _MOST)
@@ -34,7 +34,7 @@ def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
     limits = settings.limits
-    return MeasuredPool(each, size=size, name="encode", nice=NICE + _NICER, within=limits.encoders, idle=limits.idle)
+    return WorkerPool(each, size=size, name="encode", nice=NICE + _NICER, within=limits.encoders, idle=limits.idle)
 
 
 def available_cores() -> int:

@@ -83,7 +83,7 @@ def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy
         pool or _own_pool(settings),
         archive.originals.borrowed,
         busy,
-        archive.marked_regions.on,
+        archive.marked_regions.on_rendition,
     )
     summary = "verifies held images with a changed model, and adds the renditions that pass the gate"
     return FunctionJob("reverify", summary, reverification.run)
@@ -154,11 +154,11 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
     repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
-    def would_return(tier: str, digest: str) -> bool:
+    def can_recover(tier: str, digest: str) -> bool:
         with _own_pool(settings)() as pool:
-            return OrphanRecovery(index, archive.stores, examine_in(pool)).would_return(tier, digest)
+            return OrphanRecovery(index, archive.stores, examine_in(pool)).can_recover(tier, digest)
 
-    return Scrub(JobRows(index.engine), integrity, stores, repair, replace(timed, **plan), standing, would_return)
+    return Scrub(JobRows(index.engine), integrity, stores, repair, replace(timed, **plan), standing, can_recover)
 
 
 def _own_pool(settings: Settings) -> LentPool:

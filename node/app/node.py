@@ -21,6 +21,7 @@ from node.app.job_wiring import plan_jobs
 from node.archive.audit_trail import TrailWriter
 from node.archive.encode.archivist import Archivist
 from node.archive.index_opening import open_for_node
+from node.archive.intake.ingest import Ingest
 from node.archive.intake.marked_regions import read_regions
 from node.archive.originals.packing import Packer
 from node.archive.originals.storage_commitment import CommitmentJudge, original_fault
@@ -29,6 +30,7 @@ from node.archive.query.find import find
 from node.archive.query.identifier import Root
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.prefetch import Prefetch
+from node.archive.serve.retrieve import Retrieve
 from node.config import RenditionPolicy, Settings
 from node.dimse.associations.extended_negotiation import Agreed
 from node.dimse.associations.peers import Peers
@@ -37,7 +39,6 @@ from node.dimse.handlers.c_move_c_get import RetrieveServices
 from node.dimse.server import Server, ServerDependencies
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
-from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
 from storage.dicom.decode_limits import set_decode_limits
@@ -81,9 +82,7 @@ class Node:
         self._finish_interrupted_work()
         self._trail_writer = TrailWriter(self.trail)
         self._build_encoding()
-        self.retrieve = MeasuredRetrieve(
-            self.index, self.store, self.pool, self.decoders, workers.cache, self.originals
-        )
+        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, workers.cache, self.originals)
         self.prefetch = Prefetch(self.index, self.retrieve, *_prefetch_plan(settings), self._has_work)
         ingest = self._build_ingest()
         self.commitments = Commitments(self.index.engine)
@@ -96,7 +95,7 @@ class Node:
     def _start_workers(self) -> Workers:
         """Worker processes for viewers, for the archivist and for received files; each starts with its first work."""
         settings, limits = self.settings, self.settings.limits
-        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
+        self.pool = WorkerPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
         size = min(os.cpu_count() or 1, _MOST_DECODERS)
         self.decoders = WorkerPool(
@@ -122,17 +121,15 @@ class Node:
             self.encoders,
             settings,
             archive.marked_regions,
-            otherwise=self.packer.step,
-            at_once=self.encoders.size,
+            when_idle=self.packer.step,
+            concurrency=self.encoders.size,
         )
 
-    def _build_ingest(self) -> MeasuredIngest:
+    def _build_ingest(self) -> Ingest:
         accept_zeros = self.settings.storage.leading_zeros == "accept"
-        return MeasuredIngest(
-            self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=accept_zeros
-        )
+        return Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=accept_zeros)
 
-    def _handler_dependencies(self, ingest: MeasuredIngest) -> ServerDependencies:
+    def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
         settings, peers, record = self.settings, Peers(self.settings), self._trail_writer.record
         fault = functools.partial(original_fault, self.originals)
         return ServerDependencies(
@@ -168,7 +165,7 @@ class Node:
 
     def _arrived(self, study_instance_uid: str) -> None:
         self.archivist.wake()
-        self.prefetch.arrived(study_instance_uid)
+        self.prefetch.study_received(study_instance_uid)
 
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
@@ -211,7 +208,7 @@ class Node:
             self.pool.submit(ReadyRequest(), Priority.AHEAD)
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
-        if self.prefetch.wanted:
+        if self.prefetch.enabled:
             self._prefetch_thread.start()
         self.schedule.start()
         LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
@@ -258,19 +255,21 @@ def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy,
 def _exposition(
     settings: Settings,
     index: Index,
-    ingest: MeasuredIngest,
-    retrieve: MeasuredRetrieve,
-    pools: Iterable[MeasuredPool],
+    ingest: Ingest,
+    retrieve: Retrieve,
+    pools: Iterable[WorkerPool],
 ) -> Exposition | None:
     """The metrics page, to which the services report the duration of their work; None if it is off."""
     if not settings.metrics.port:
         return None
+    from node.metrics import timing
     from node.metrics.exposition import Exposition
 
     page = Exposition(settings.metrics, index)
-    ingest.observe, retrieve.observe = page.ingest, page.retrieve
+    timing.time_ingest(ingest, page.ingest)
+    timing.time_retrieve(retrieve, page.retrieve)
     for pool in pools:
-        pool.observe = page.work
+        timing.time_requests(pool, page.work)
     return page
 
 

@@ -62,7 +62,7 @@ def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
             stores[Tier.COLD] = ObjectStore(settings.originals.path)
         pool = WorkerPool(settings.reconstruct, name="decode")
         try:
-            return OrphanRecovery(index, stores, examine_in(pool)).take_in()
+            return OrphanRecovery(index, stores, examine_in(pool)).recover()
         finally:
             pool.close()
 

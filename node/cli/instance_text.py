@@ -105,12 +105,12 @@ def _rendition_text(made: RenditionReport) -> str:
 
 
 def _repairs_text(made: RenditionReport) -> str:
-    mends = made.mends
-    if mends is None:
+    counts = made.repair_counts
+    if counts is None:
         return ""
-    patches = f"{mends.patched} patches of 16 x 16 pixels, {100 * mends.patched_share:.2f}% of the image"
-    repairs = f"{mends.repaired} repairs of 16 x 16, {100 * mends.repaired_share:.2f}%"
-    return f"{patches}; {repairs}; {mends.point_count} points"
+    patches = f"{counts.patched} patches of 16 x 16 pixels, {100 * counts.patched_share:.2f}% of the image"
+    repairs = f"{counts.repaired} repairs of 16 x 16, {100 * counts.repaired_share:.2f}%"
+    return f"{patches}; {repairs}; {counts.point_count} points"
 
 
 def _trials(made: RenditionReport) -> Table:

@@ -3,7 +3,7 @@
 A record is always one line: line breaks and escape sequences in data from peers are escaped, and an unforeseen error is
 reported by its type and place. If one place in the code logs too often, further records are counted and left out.
 
-Messages of pydicom quote values, which are patient data, and are never logged. node/dimse/pynetdicom_patches/wire.py
+Messages of pydicom quote values, which are patient data, and are never logged. node/dimse/pynetdicom_patches
 keeps pynetdicom from logging identifiers.
 """
 

@@ -81,11 +81,11 @@ def _sheet(image: Image.Image, made: RenditionReport | None, legend: list[str]) 
     font = ImageFont.load_default(size=18)
     width = max(image.width, *(round(font.getlength(line)) + 2 * _LINE for line in legend))
     sheet = Image.new("RGB", (width, image.height + _LINE * (len(legend) + 1)), _GROUND)
-    if made is not None and made.mends is not None:
-        scale = image.height / made.mends.rows
-        _outline(ImageDraw.Draw(image), made.mends.repairs, CELL * scale, _REPAIR)
-        _outline(ImageDraw.Draw(image), made.mends.cells, CELL * scale, _PATCH)
-        _dot(ImageDraw.Draw(image), made.mends.points, scale)
+    if made is not None and made.repair_counts is not None:
+        scale = image.height / made.repair_counts.rows
+        _outline(ImageDraw.Draw(image), made.repair_counts.repairs, CELL * scale, _REPAIR)
+        _outline(ImageDraw.Draw(image), made.repair_counts.cells, CELL * scale, _PATCH)
+        _dot(ImageDraw.Draw(image), made.repair_counts.points, scale)
     sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(legend):
@@ -128,11 +128,11 @@ def _legend(report: InstanceReport, made: RenditionReport | None, source: str) -
         f"{made.point}, {made.upscaler}: {made.payload_bytes} bytes for {report.pixel_bytes}; "
         f"PSNR {verdict.psnr_db:.1f} dB, tile FSIM {verdict.fsim_mean:.3f} / {verdict.fsim_p5:.3f}"
     )
-    if made.mends is not None and made.parts is not None:
-        mends, parts = made.mends, made.parts
-        share = f"{100 * mends.patched_share:.2f}% of the image"
-        lines.append(f"exact patches: {mends.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
-        share = f"{100 * mends.repaired_share:.2f}% of the image"
-        lines.append(f"repairs: {mends.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
-        lines.append(f"points: {made.mends.point_count}, {made.parts.points} bytes")
+    if made.repair_counts is not None and made.parts is not None:
+        counts, parts = made.repair_counts, made.parts
+        share = f"{100 * counts.patched_share:.2f}% of the image"
+        lines.append(f"exact patches: {counts.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
+        share = f"{100 * counts.repaired_share:.2f}% of the image"
+        lines.append(f"repairs: {counts.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
+        lines.append(f"points: {made.repair_counts.point_count}, {made.parts.points} bytes")
     return lines

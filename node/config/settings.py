@@ -104,7 +104,7 @@ class Settings(Section):
         return not self.model_fields_set & {"peers", "unknown_peers"}
 
     @property
-    def strangers_may(self) -> tuple[str, ...]:
+    def allowed_to_unknown_peers(self) -> tuple[str, ...]:
         """The requests that an AE title that is not a configured peer may make."""
         return ("echo", "store") if self.lists_no_peers else self.unknown_peers.allow
 

@@ -39,7 +39,7 @@ from node.validation.validation_worker import (
     show_tile,
     train_and_score,
 )
-from storage.errors import LatentPacsError, RenditionMismatch
+from storage.errors import Cancelled, LatentPacsError, RenditionMismatch
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.optional_packages import require_extra
@@ -53,10 +53,6 @@ _WORST = 3
 
 class NothingToValidate(LatentPacsError):
     """No labelled image is usable, or the positive class is ambiguous."""
-
-
-class Cancelled(Exception):
-    """The run was cancelled; its measurements are in the cache."""
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,14 @@ from pynetdicom import AE, build_role
 from pynetdicom.presentation import build_context
 
 from node.app import Node
+from node.dimse import pynetdicom_patches
 from node.dimse.client import Address, Receiver, image_identifier, store
-from node.dimse.pynetdicom_patches import wire
 from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for
 from tests.support import samples
+from tests.support.cut_wire import CutWire
 from tests.support.peers import (
-    CutWire,
     Ran,
     data_set_bytes,
     dead_port,
@@ -919,7 +919,7 @@ def test_pydicom_files_of_the_same_uid_come_back_byte_for_byte(tmp_path: Path) -
 
 def test_pydicom_files_that_are_refused(quiet: Archive, tmp_path: Path) -> None:
     """What cannot be parsed to its end, or does not say where it belongs, is refused and leaves nothing."""
-    wire.install()  # send_c_store sends the file's bytes as they are
+    pynetdicom_patches.install()  # send_c_store sends the file's bytes as they are
     files, pairs = {}, set()
     for name in REFUSED:
         ds = dcmread(pydicom_file(name), stop_before_pixels=True)

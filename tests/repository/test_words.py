@@ -54,10 +54,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/archive/encode/archivist.py",
         "node/dimse/pynetdicom_patches/listener.py",
     ),
-    "plates": (
-        "node/training/trainer.py",
-        "node/training/training_patches.py",
-    ),
     "upkeep": (
         "node/archive/deletion.py",
         "node/archive/encode/remake.py",

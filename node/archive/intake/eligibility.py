@@ -1,8 +1,7 @@
-"""Which images may be reconstructed: an allow-list. Everything else is stored and returned bit-exact.
+"""The allow-list of images that may be reconstructed. Everything else is stored and returned bit-exact.
 
-Judged from the header alone; what only the pixels can tell (stray bits, nothing but padding) is
-node/codec/encode/source_image.py's. The first rule that an image breaks is its reason, one of
-``storage.ineligibility.LeftOut``.
+Only the header is checked here; node/codec/encode/source_image.py checks the pixels (stray bits, only padding). The
+first rule that an image breaks is its reason, one of ``storage.ineligibility.LeftOut``.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from storage.dicom.pixels import PixelShape
 from storage.ineligibility import LeftOut
 
 MIN_SIDE = 256
+"""Fewest rows, and fewest columns, in pixels."""
 PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
-"""Creator of the private block that every reconstruction carries (node/archive/serve/derived_header.py)."""
+"""Creator of the private block of every reconstruction (node/archive/serve/derived_header.py)."""
 
 _LOSSY_SYNTAXES = {
     "1.2.840.10008.1.2.4.50",
@@ -40,14 +40,15 @@ _SPECIAL_VIEWS = {
     "127457009": LeftOut.SPECIMEN,
     "G-8310": LeftOut.SPECIMEN,
 }
-"""Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT as older devices write it)."""
+"""Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT, which older devices write)."""
 
 _MAX_MAGNIFICATION = 1.2
-"""Estimated Radiographic Magnification Factor of a contact view is about 1.0 to 1.1; magnified ones are 1.5 and up."""
+"""Largest Estimated Radiographic Magnification Factor of a contact view: typically 1.0 to 1.1, and at least 1.5 in a
+magnification view."""
 
 
 def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> str:
-    """Why this object may only be kept bit-exact, one of ``LeftOut``; empty when it may be reconstructed."""
+    """Why this object may only be kept bit-exact, one of ``LeftOut``; empty if it may be reconstructed."""
     if not _class_allowed(header, settings):
         return LeftOut.SOP_CLASS.value
     return next((reason.value for reason in _objections(file, header)), "")

@@ -137,8 +137,8 @@ def _report_json(report: InstanceReport) -> dict[str, Any]:
     for one, rendition in zip(data["renditions"], report.renditions, strict=True):
         one["payload_bytes"] = rendition.payload_bytes
         one["ratio"] = compression_ratio(report, rendition)
-        if one["mends"] is not None:
-            del one["mends"]["cells"], one["mends"]["repairs"], one["mends"]["points"]
+        if one["repair_counts"] is not None:
+            del one["repair_counts"]["cells"], one["repair_counts"]["repairs"], one["repair_counts"]["points"]
     if report.patient is None:
         del data["patient"]
     return data

@@ -47,7 +47,7 @@ def scraped(port: int) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposition, "FRESH", 0.0)
+    monkeypatch.setattr(exposition, "COUNT_INTERVAL", 0.0)
     port = free_port()
     settings = settings_for(tmp_path / "archive", receiver.port, metrics={"port": port})
     good, small = mammogram(), mammogram(breast(200, 200))

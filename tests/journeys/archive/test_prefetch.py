@@ -123,7 +123,7 @@ def test_where_nobody_would_get_them_none_are_rendered(
     archive: Archive, policies: set[tuple[RenditionPolicy, bool]], images: int, wanted: bool
 ) -> None:
     priors = Prefetch(archive.node.index, archive.node.retrieve, frozenset(policies), images, lambda: False)
-    assert priors.wanted is wanted
+    assert priors.enabled is wanted
 
 
 @pytest.mark.parametrize("policy", [RenditionPolicy.ORIGINAL, RenditionPolicy.AUTO])

@@ -80,7 +80,7 @@ def test_titles_and_networks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert rejection(associate(running, "NOBODY")) == CALLING_NOT_RECOGNIZED
         assert rejection(associate(running, "HERE", called="OTHER")) == CALLED_NOT_RECOGNIZED
     assert "rejected an association of ELSEWHERE from 127.0.0.1: not from its networks" in caplog.text
-    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not us" in caplog.text
+    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not LATENTPACS" in caplog.text
     assert "rejected an association of NOBODY from 127.0.0.1: no such peer" in caplog.text
 
 
@@ -89,7 +89,7 @@ def test_a_caller_that_cannot_be_judged_is_rejected(tmp_path: Path, monkeypatch:
         raise RuntimeError("broken on purpose")
 
     with node(tmp_path) as running:
-        monkeypatch.setattr("node.dimse.associations.admission._not_that_peer", broken)
+        monkeypatch.setattr("node.dimse.associations.admission._mismatch", broken)
         assert rejection(associate(running, "MODALITY")) == CALLING_NOT_RECOGNIZED
 
 
@@ -212,7 +212,7 @@ def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
 
 
 def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.wire._MOST_IDENTIFIER", 100_000)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_IDENTIFIER", 100_000)
     with node(tmp_path) as running:
         entity = AE("VIEWER")
         entity.add_requested_context("1.2.840.10008.5.1.4.1.2.2.1")
@@ -233,7 +233,7 @@ def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pyt
 
 def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They count: beyond the associations allowed and a few, connections are closed at once."""
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.listener._WAITING", 2)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits._WAITING", 2)
     with node(tmp_path, node={"max_associations": 2, "network_timeout": 2}) as running:
         idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(4)]
         wait_for(lambda: len(running.server.entity.active_associations) == 4, what="all four wait")

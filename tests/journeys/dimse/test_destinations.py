@@ -22,9 +22,9 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
 from node.app import Node
-from node.dimse import client
+from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Receiver
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
 from tests.support.peers import Ran, free_port, movescu, storescp, storescu
@@ -77,11 +77,11 @@ def moved(archive: Archive, identifier: Dataset) -> Ran:
 
 def requested(archive: Archive, *contexts: Any, **options: Any) -> Any:
     """An association of VIEWER's."""
-    wire.install()
+    pynetdicom_patches.install()
     entity, to = AE("VIEWER"), archive.address
     assoc = entity.associate(to.host, to.port, contexts=list(contexts), ae_title=to.ae_title, **options)
     assert assoc.is_established
-    wire.keep_answers(assoc)
+    keep_responses_from_reactor(assoc)
     return assoc
 
 

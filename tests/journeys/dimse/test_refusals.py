@@ -20,7 +20,7 @@ from node.cli.main import app
 from node.config import load, parse
 from node.dimse import client
 from node.dimse.associations.refusals import Refusals
-from node.dimse.dimse_status import STORE_ERRORS, of_error, why
+from node.dimse.dimse_status import STORE_ERRORS, of_error, reason_text
 from node.dimse.sop_classes import VERIFICATION
 from storage.errors import ConfigError, Duplicate, ObjectMissing, StoreFull
 from storage.records import TrailEntry
@@ -128,7 +128,7 @@ def test_error_comments_hold_the_reason_and_no_folder() -> None:
     assert duplicate.ErrorComment.startswith("another data set is held")
     full = StoreFull("5 bytes free below /srv/archive/of/ours, 10 must stay free")
     assert (of_error(full, STORE_ERRORS).Status, "/srv" in of_error(full, STORE_ERRORS).ErrorComment) == (0xA700, False)
-    assert "/srv" in why(full, STORE_ERRORS), "the operator wants to know"
+    assert "/srv" in reason_text(full, STORE_ERRORS), "the operator wants to know"
     missing = of_error(ObjectMissing("object 1 is not in /srv/archive/objects"), STORE_ERRORS)
     assert "/srv" not in missing.ErrorComment
 

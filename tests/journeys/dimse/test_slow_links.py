@@ -18,9 +18,10 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 
 from node.app import Node
-from node.dimse import client
+from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Address
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.file_sending import send_files_directly
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from storage.dicom.dicomfile import encode, file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, settings_for, wait_for
 
@@ -126,12 +127,12 @@ def address(node: Node) -> Address:
 
 @contextmanager
 def viewer(node: Node, model: str) -> Iterator[Any]:
-    wire.install()
+    pynetdicom_patches.install()
     entity = AE("VIEWER")
     entity.dimse_timeout = entity.network_timeout = 120
     assoc = entity.associate("127.0.0.1", node.server.port, contexts=[build_context(model)])
     assert assoc.is_established
-    wire.keep_answers(assoc)
+    keep_responses_from_reactor(assoc)
     try:
         yield assoc
     finally:
@@ -155,7 +156,7 @@ def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path) -> None:
 
 def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
     """A C-GET that takes three times the DIMSE timeout and the network timeout."""
-    wire.install()
+    pynetdicom_patches.install()
     came: list[str] = []
     entity = AE("EXACTVIEW")
     entity.maximum_pdu_size = 0
@@ -271,14 +272,13 @@ def test_small_messages_do_not_wait_for_each_other(tmp_path: Path) -> None:
             assert opened
             assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in opened)
         seen: list[int] = []
-        original = wire.stream_files
 
         def look(assoc: Any) -> None:
             seen.append(assoc.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            original(assoc)
+            send_files_directly(assoc)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("node.dimse.associations.sender.stream_files", look)
+            patched.setattr("node.dimse.associations.sender.send_files_directly", look)
             assert moved(node, identifier)[-1] == SUCCESS
         assert seen
         assert all(seen)

@@ -24,7 +24,7 @@ from pynetdicom import AE, build_role, evt
 from node.app import Node
 from node.config import Peer, TlsSettings, parse
 from node.dimse.client import Address, image_identifier, move
-from node.dimse.pynetdicom_patches.listener import BoundedSocket
+from node.dimse.pynetdicom_patches.entity import ArchiveSocket
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from node.dimse.tls import CIPHERS, client_context, server_context
 from storage.errors import ConfigError
@@ -243,7 +243,7 @@ def test_a_session_ticket_is_no_pdu(made: Certificates) -> None:
         dul = SimpleNamespace(event_queue=queue.Queue())
         entity = SimpleNamespace(network_timeout=10)
         assoc: Any = SimpleNamespace(dul=dul, ae=entity, is_acceptor=True, is_established=True, acceptor=ends)
-        bounded = BoundedSocket(assoc, client_socket=client)
+        bounded = ArchiveSocket(assoc, client_socket=client)
         assert select.select([client], [], [], 10)[0], "tickets have arrived"
         assert not bounded.ready
         wrapped[0].sendall(b"PDUPDU")

@@ -20,8 +20,7 @@ from node.codec.encode.noise_fitting import measure_deviation
 from node.codec.encode.source_image import read_source
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.metrics.measured import MeasuredPool
-from node.workers.pool import Priority
+from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import ConfigError
@@ -116,7 +115,7 @@ def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver:
 def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int, each: int) -> None:
     settings = settings_for(tmp_path, archivist={"concurrency": at_once}, reconstruct={"threads": threads})
     room = available_memory()
-    beside = MeasuredPool(settings.reconstruct)
+    beside = WorkerPool(settings.reconstruct)
     encoders = encoders_beside(beside, settings)
     try:
         if at_once or room * 0.75 >= threads * EACH:
@@ -129,7 +128,7 @@ def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int,
 
 def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, archivist={"concurrency": 1})
-    pool = MeasuredPool(settings.reconstruct)
+    pool = WorkerPool(settings.reconstruct)
     try:
         assert encoders_beside(pool, settings) is pool
     finally:
@@ -137,7 +136,7 @@ def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
 
 
 def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp_path: Path) -> None:
-    pool = MeasuredPool(settings_for(tmp_path).reconstruct)
+    pool = WorkerPool(settings_for(tmp_path).reconstruct)
     try:
         settings = settings_for(tmp_path, archivist={"concurrency": 0}, reconstruct={"upscaler": "sd_x2", "threads": 4})
         assert encoders_beside(pool, settings) is pool

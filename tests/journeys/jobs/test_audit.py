@@ -325,7 +325,7 @@ def test_drift_against_recorded_runs_is_an_alarm(archive: Archive, audited: Audi
     assert (report.alarm, report.verdict) == (True, "Figures drift: all.")
     page = reports.html(report).read_text(encoding="utf-8")
     assert "more than 0.01 below" in page
-    assert "Needs a look" in page
+    assert "Needs attention" in page
     assert now(archive, FIRST).state is InstanceState.VERIFIED
 
 

@@ -311,7 +311,7 @@ class Doubtful:
 def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
     digest = held.put(b"nobody's")
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
-    scrub._standing = Doubtful()
+    scrub._trust = Doubtful()
     with pytest.raises(IndexRefused, match="index rebuild"):
         scrub.run(CountedRun())
     assert held.store.path(digest).exists()
@@ -320,7 +320,7 @@ def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
 def test_what_a_rebuild_would_bring_back_is_not_moved(held: Holdings) -> None:
     digest = held.put(b"somebody's")
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
-    scrub._would_return = lambda store, found: found == digest
+    scrub._can_recover = lambda store, found: found == digest
     report = scrub.run(CountedRun())
     assert (report["orphans"], report["unclaimed"]) == (0, 1)
     assert held.store.path(digest).exists()

@@ -65,7 +65,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of the smallest kind; what the commands ask for besides stays."""
-    small = {"width": 8, "wide": 16, "blocks": (1, 1, 1), "batch": 2, "crop": 64, "deck": 2}
+    small = {"width": 8, "wide": 16, "blocks": (1, 1, 1), "batch": 2, "crop": 64, "patches": 2}
     monkeypatch.setattr(trainer, "Plan", functools.partial(trainer.Plan, **small))
     monkeypatch.setattr(sd_decoder, "DecoderPlan", functools.partial(sd_decoder.DecoderPlan, batch=2, crop=32))
     monkeypatch.setattr(evaluate, "DISTANCES", {2: (0.5, 4.0)})

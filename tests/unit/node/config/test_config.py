@@ -42,9 +42,9 @@ from tests.support.paths import ROOT, SHIPPED
         ({"peers": [], "unknown_peers": {"allow": ["store"]}}, ("store",)),
     ],
 )
-def test_what_strangers_may(raw: dict[str, Any], may: tuple[str, ...]) -> None:
+def test_what_unknown_peers_may_do(raw: dict[str, Any], may: tuple[str, ...]) -> None:
     """They may store if the configuration has neither peers nor unknown_peers, or if unknown_peers allows it."""
-    assert parse(raw, "t").strangers_may == may
+    assert parse(raw, "t").allowed_to_unknown_peers == may
     assert Peers(parse(raw, "t")).may("STRANGER", "store") is ("store" in may)
 
 

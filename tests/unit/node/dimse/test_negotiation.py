@@ -37,8 +37,10 @@ from node.app import Node
 from node.cli.logs import TextLines
 from node.config import Settings
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.pynetdicom_patches.negotiation import checked_request, plain_titles
-from node.dimse.pynetdicom_patches.upper_layer import Caller, UpperLayer
+from node.dimse.pynetdicom_patches.association_request import repaired_request
+from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
+from node.dimse.pynetdicom_patches.command_ae_titles import strip_ae_titles
+from node.dimse.pynetdicom_patches.entity import UpperLayer
 from tests.conftest import settings_for, wait_for
 
 ANSWERED = [ACCEPTED, DATA]
@@ -117,7 +119,7 @@ def test_the_log_of_a_forged_title_is_one_line(port: int, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         ask(port, associate(calling=b"X\n2026 ERROR f\0"))
     written = [TextLines().format(record) for record in caplog.records]
-    assert any("no calling AE title" in line for line in written)
+    assert any("not a valid calling AE title" in line for line in written)
     assert all(line.isprintable() for line in written)
 
 
@@ -204,14 +206,14 @@ def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytes
     ours, theirs = socket.socketpair()
     layer: Any = UpperLayer.__new__(UpperLayer)
     threading.Thread.__init__(layer, target=fail)
-    layer._assoc = SimpleNamespace(is_acceptor=True, requestor=SimpleNamespace(address="127.0.0.1"))
+    layer._assoc = SimpleNamespace(remote={"address": "127.0.0.1"})
     layer.socket = ours
     with theirs:
         layer.start()
         layer.join(300)
         theirs.settimeout(300)
         assert theirs.recv(1) == b""
-    assert "had no place for" in caplog.text
+    assert "not expected" in caplog.text
     assert not [one for one in caplog.records if one.exc_info]
 
 
@@ -223,7 +225,9 @@ def test_an_error_of_ours_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr("pynetdicom.acse.negotiate_as_acceptor", fail)
         for _ in range(4):
             assert kinds(ask(node.server.port, associate())) == [ABORTED]
-            wait_for(lambda: not [one for one in threading.enumerate() if isinstance(one, Caller)], what="nobody")
+            wait_for(
+                lambda: not [one for one in threading.enumerate() if isinstance(one, GuardedAcceptor)], what="nobody"
+            )
         monkeypatch.undo()
         assert kinds(ask(node.server.port, associate(), echo())) == ANSWERED
 
@@ -275,7 +279,7 @@ def test_answers_to_our_own_requests(
 
 def test_a_sound_request_is_left_as_it_is() -> None:
     asked = associate(context(1, VERIFICATION, IMPLICIT, b"1.2.840.10008.1.2.1"))
-    assert checked_request(asked) == (asked, None)
+    assert repaired_request(asked) == (asked, None)
     assert struct.unpack(">xxI", asked[:6])[0] == len(asked) - 6
 
 
@@ -323,5 +327,5 @@ def test_padding_of_a_move_destination_is_taken_off(port: int, destination: byte
 def test_a_move_originator_is_taken_without_padding(sent: str, taken: str | None) -> None:
     command = Dataset()
     command.MoveOriginatorApplicationEntityTitle = sent
-    plain_titles(command)
+    strip_ae_titles(command)
     assert command.MoveOriginatorApplicationEntityTitle == taken
