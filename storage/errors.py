@@ -37,6 +37,8 @@ LatentPacsError
 
 from __future__ import annotations
 
+from storage.records import ReasonCode
+
 
 class LatentPacsError(Exception):
     """Root of the tree above."""
@@ -152,6 +154,10 @@ class Deleted(LatentPacsError):
 
 class NotReconstructable(LatentPacsError):
     """The image is outside the allow-list or failed the gate; only its original can be served."""
+
+    def __init__(self, message: str, code: ReasonCode = ReasonCode.OTHER) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RenditionMismatch(LatentPacsError):

@@ -34,7 +34,7 @@ def settle_in(
             look = examine(stores[tier], digest)
             if look.whole:
                 return
-            promises = [one for one in upkeep.promises(digest, digest + "0") if one.store == str(tier)]
+            promises = [one for one in upkeep.expected(digest, digest + "0") if one.store == str(tier)]
             found = mending.settle(promises, look) if promises else []
             for one in found:
                 LOGGER.error(

@@ -58,25 +58,25 @@ class Deletion:
         if self._kept_by_profile:
             raise CorrectionRefused("profile us-mqsa: images are never deleted (MQSA)")
         self.finish()
-        found = self._index.tombstones.condemn(level, uid, reason=reason, who=who)
+        found = self._index.tombstones.mark_deleted(level, uid, reason=reason, who=who)
         self.finish()
         return DeletionReport(False, tuple(found))
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Lift tombstones: what was deleted is taken in again when it is sent. Raises UnknownUid."""
         self.finish()
-        lifted = self._index.tombstones.lift(level, uid, reason=reason, who=who)
+        lifted = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
         self._trail.write_down()
         return lifted
 
     def finish(self) -> int:
         """Carry through what is condemned, from wherever it was left; how many images that were."""
         self._trail.write_down()
-        digests = self._index.tombstones.condemned()
+        digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
-        buried = self._index.tombstones.bury()
+        buried = self._index.tombstones.delete_rows()
         forget(self._rendered, digests)  # what a reader rendered meanwhile
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         self._forget_damaged(digests)
         return buried
 
@@ -84,6 +84,6 @@ class Deletion:
         """Remove what a scrub moved aside, unless another image needs an object of that digest."""
         upkeep = Integrity(self._index.engine)
         for digest in digests:
-            if not upkeep.promises(digest, digest + "0"):
+            if not upkeep.expected(digest, digest + "0"):
                 for store in self._stores.values():
                     remove_aside(store, digest)

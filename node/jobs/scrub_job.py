@@ -187,7 +187,7 @@ class Scrub:
                 for entry in listing(store, folder):
                     listed.setdefault(entry.digest or f"{folder}~{entry.name}", {})[name] = entry
             promised = itertools.groupby(
-                self._upkeep.promises(max(low, folder), min(high, _after(folder))), lambda one: one.digest
+                self._upkeep.expected(max(low, folder), min(high, _after(folder))), lambda one: one.digest
             )
             promises = {digest: list(group) for digest, group in promised}
             for digest in sorted({*listed, *promises}):
@@ -202,7 +202,7 @@ class Scrub:
             tally.checked += 1
             tally.bytes_read += look.bytes_read
             if not look.whole:
-                still = [one for one in group if one in self._upkeep.promises(digest, digest + "0")]
+                still = [one for one in group if one in self._upkeep.expected(digest, digest + "0")]
                 tally.found(self._mending.settle(still, look) if still else [])
         promised_in = {one.store for one in promises}
         for name, entry in listed.items():
@@ -227,7 +227,7 @@ class Scrub:
             tally.orphans_moved += 1
 
     def _promised(self, store: str, digest: str) -> bool:
-        return any(one.store == store for one in self._upkeep.promises(digest, digest + "0"))
+        return any(one.store == store for one in self._upkeep.expected(digest, digest + "0"))
 
     def _forget_orphans(self, tally: ScrubTally) -> None:
         """What was moved aside long enough ago goes, unless a row has come to need it."""
@@ -274,7 +274,7 @@ class Scrub:
 
     def _refuse_an_empty_store(self) -> None:
         for name, store in self._stores.items():
-            if is_empty(store) and any(one.store == name for one in self._upkeep.promises("", END)):
+            if is_empty(store) and any(one.store == name for one in self._upkeep.expected("", END)):
                 raise ObjectMissing(
                     f"{store.root / 'objects'} holds no object at all, though the index knows of some: is its disk "
                     "mounted, and is storage.root right? Nothing was changed"

@@ -90,7 +90,7 @@ class ScrubRepair:
         after = known.digest + "0"  # the next text after the digest itself
         wanted = (known.kind, known.store, known.instance_key)
         return any(
-            (one.kind, one.store, one.instance_key) == wanted for one in self._upkeep.promises(known.digest, after)
+            (one.kind, one.store, one.instance_key) == wanted for one in self._upkeep.expected(known.digest, after)
         )
 
     def _settle_one(self, promise: ExpectedObject, look: Inspection, moved_to: str) -> ScrubFinding:
@@ -110,7 +110,7 @@ class ScrubRepair:
         code = ReasonCode.ORIGINAL_LOST if promise.kind == "original" else ReasonCode.PAYLOAD_LOST
         what = f"scrub: {promise.kind} {look.condition}"
         if action == "queued" and promise.instance_key is not None:
-            self._upkeep.send_back(promise.instance_key, code, f"{what}; made again from the original")
+            self._upkeep.requeue(promise.instance_key, code, f"{what}; made again from the original")
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
             self._upkeep.flag(found, state, code, f"{what}; {left}")
@@ -122,7 +122,7 @@ class ScrubRepair:
         """What to do, and the state that the instance comes to, None where it stays."""
         if instance is None or look.condition is Condition.UNREADABLE:
             return "reported", None
-        current, needs = instance.rendition, self._upkeep.promises_for(instance.key)
+        current, needs = instance.rendition, self._upkeep.expected_of(instance.key)
         if promise.kind == "original":
             if current is None or not self._whole(needs, current.base_digest, current.rendition_digest):
                 return "lost", InstanceState.FAILED

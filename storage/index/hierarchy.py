@@ -45,7 +45,7 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
         "received_at": now(),
         "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
         "reason": new.pixel_warning,
-        "reason_code": ReasonCode.LEFT_OUT if new.pixel_warning else ReasonCode.NONE,
+        "reason_code": ReasonCode.PIXELS if new.pixel_warning else ReasonCode.NONE,
         "attempts": 0,
     }
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sqlalchemy import ColumnElement, Connection, Engine, Select, Table, and_, func, literal, select, tuple_, union
 
 from storage.dicom.levels import COMPUTED_KEYS, Key, Level
-from storage.index.holdings import is_known_by
+from storage.index.rendition_rows import is_known_by
 from storage.index.rewritten_annotations import copies as copies_of
 from storage.index.tables import instance, patient, reference_copy, rendition, series, study
 from storage.index.tables import original as held

@@ -7,11 +7,8 @@ done again: objects are content-addressed, the row changes last, and a claim is 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -42,7 +39,7 @@ from storage.errors import (
 from storage.formats.payload import Rendition, decode_base
 from storage.index import Index
 from storage.index.integrity import Integrity
-from storage.ineligibility import LeftOut
+from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, ReasonCode, StoredInstance, Tier
 
@@ -77,7 +74,7 @@ class Archivist:
         self._counting = threading.Lock()
         self._in_hand = 0
         self._found = False
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._stopping = threading.Event()
         self._awake = threading.Event()
 
@@ -148,8 +145,10 @@ class Archivist:
     def _work(self, claim: Claim) -> None:
         try:
             self._settle(claim)
-        except (NotReconstructable, PixelError) as error:
-            self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, str(error))
+        except NotReconstructable as error:
+            self._index.finish(claim, InstanceState.EXACT, error.code, str(error))
+        except PixelError as error:
+            self._index.finish(claim, InstanceState.EXACT, ReasonCode.PIXELS, str(error))
         except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
             self._give_back(claim, error)
         finally:
@@ -165,12 +164,12 @@ class Archivist:
                 reason = why_exact(file, header, self._settings.eligibility)
             if reason:
                 self._named.arrived(held)
-                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, reason)
+                self._index.finish(claim, InstanceState.EXACT, reason)
                 return
             size = int(header.Rows), int(header.Columns)
             memory = self._settings.limits.encoder_memory
             if memory and size[0] * size[1] * PER_PIXEL > memory:
-                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, LeftOut.LARGE.value)
+                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LARGE)
                 return
             regions = self._named.of(held, *size)
             self._reconstruct(claim, held, path, regions)
@@ -252,7 +251,7 @@ class Archivist:
             self._prove(claim, base_digest, rendition_digest, payload_bytes, (made.upscaler, made.weights_digest))
         except NotReconstructable:
             for digest in (base_digest, rendition_digest):
-                self._index.custody.doom(digest, Tier.HOT)
+                self._index.originals.mark_garbage(digest, Tier.HOT)
             raise
         new = NewRendition(
             derived_uid=made.derived_uid,
@@ -274,7 +273,7 @@ class Archivist:
         state = InstanceState.VERIFIED if made.verdict.passed else InstanceState.MEASURED
         if not self._index.finish_with(claim, state, new, present=holds(self._store)):
             for digest in (base_digest, rendition_digest):  # the image is another's by now, or deleted
-                self._index.custody.doom(digest, Tier.HOT)
+                self._index.originals.mark_garbage(digest, Tier.HOT)
 
     def _prove(
         self, claim: Claim, base_digest: str, rendition_digest: str, payload_bytes: int, model: tuple[str, str]

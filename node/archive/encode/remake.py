@@ -22,7 +22,7 @@ from storage.formats.payload import Rendition, encode_rendition
 from storage.index import Index
 from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
-from storage.records import Claim, NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
+from storage.records import Claim, NewRendition, OperatingPoint, StoredRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -61,21 +61,21 @@ def remake(claim: Claim, index: Index, store: ObjectStore, gated: bool, encode: 
         return True
     # it passed the gate of its day, and its figures stay those: where today's lets it through no more, none decides
     for gate in dict.fromkeys((gated, False)):
-        result = encode(lost.operating_point, gate, lost.upscaler)
+        result = encode(lost.point, gate, lost.upscaler)
         if result.made is None or hashlib.sha256(result.base).hexdigest() != lost.base_digest:
             continue
         store.put(result.base)
         if _intact(store, lost.rendition_digest):
             prove_or_withdraw(lost.base_digest, lost.rendition_digest, lost.payload_bytes)
             if not index.finish(claim, state):
-                index.custody.doom(lost.base_digest, Tier.HOT)
+                index.originals.mark_garbage(lost.base_digest, Tier.HOT)
             return True
         if _promise(result.made) == _promise(lost):
-            new = _as_it_was(lost, result.made, *upkeep.measured(lost.derived_uid), store)
+            new = _as_it_was(lost, result.made, store)
             prove_or_withdraw(new.base_digest, new.rendition_digest, new.base_bytes + new.rendition_bytes)
             if not index.finish_with(claim, state, new, present=holds(store)):
                 for digest in (new.base_digest, new.rendition_digest):
-                    index.custody.doom(digest, Tier.HOT)
+                    index.originals.mark_garbage(digest, Tier.HOT)
             return True
     LOGGER.warning("rendition %s cannot be made again; its image is encoded anew", lost.derived_uid)
     upkeep.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
@@ -86,11 +86,9 @@ def _promise(made: Rendition | StoredRendition) -> tuple[str, str, str]:
     return made.derived_uid, made.output_digest, made.structure_digest
 
 
-def _as_it_was(
-    lost: StoredRendition, made: Rendition, verdict: Verdict, tried: tuple[Trial, ...], store: ObjectStore
-) -> NewRendition:
+def _as_it_was(lost: StoredRendition, made: Rendition, store: ObjectStore) -> NewRendition:
     """The rendition with the figures of its row, stored."""
-    data = encode_rendition(replace(made, verdict=verdict))
+    data = encode_rendition(replace(made, verdict=lost.verdict))
     return NewRendition(
         derived_uid=lost.derived_uid,
         structure_uid=lost.structure_uid,
@@ -98,13 +96,13 @@ def _as_it_was(
         base_bytes=lost.base_bytes,
         rendition_digest=store.put(data),
         rendition_bytes=len(data),
-        point=lost.operating_point,
+        point=lost.point,
         upscaler=lost.upscaler,
         weights_digest=lost.weights_digest,
         output_digest=lost.output_digest,
         structure_digest=lost.structure_digest,
-        verdict=verdict,
-        tried=tried,
+        verdict=lost.verdict,
+        tried=lost.tried,
         seconds=lost.seconds,
     )
 
@@ -117,7 +115,7 @@ def patched_anew(claim: Claim, index: Index, gated: bool, encode: Encode) -> Enc
     held = index.by_key(claim.key)
     if held is None or held.rendition is None:
         return None
-    result = encode(held.rendition.operating_point, gated, held.rendition.upscaler)
+    result = encode(held.rendition.point, gated, held.rendition.upscaler)
     return None if result.made is None else result
 
 

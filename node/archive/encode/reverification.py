@@ -10,10 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -32,6 +29,7 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, ModelRequest, Request
 from storage.errors import LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
+from storage.index.lease import new_owner
 from storage.index.reverifications import (
     ReverificationAttempt,
     ReverificationOutcome,
@@ -82,7 +80,7 @@ class _Run:
     ) -> None:
         self._work, self._pool, self._progress, self._cancelled = work, pool, progress, cancelled
         self._rows, self._shelf = Reverifications(work.index.engine), ModelStore(work.index, work.store)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._most, self._lease = work.settings.archivist.attempts, work.settings.archivist.lease
         self._model, self._finished = "", False
         self._counts: Counter[str] = Counter()
@@ -172,12 +170,12 @@ class _Run:
         try:
             self._prove(attempt, new)
         except NotReconstructable as error:
-            work.index.custody.doom(new.rendition_digest, Tier.HOT)
+            work.index.originals.mark_garbage(new.rendition_digest, Tier.HOT)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
             return ReverificationOutcome.KEPT, str(error)
         outcome, reason = self._rows.adopt(attempt, new)
         if outcome is not ReverificationOutcome.PASSED:  # nothing came to need it
-            work.index.custody.doom(new.rendition_digest, Tier.HOT)
+            work.index.originals.mark_garbage(new.rendition_digest, Tier.HOT)
         return outcome, reason
 
     def _new(self, attempt: ReverificationAttempt, result: EncodeResult) -> NewRendition:
@@ -191,7 +189,7 @@ class _Run:
             base_bytes=attempt.current.base_bytes,
             rendition_digest=self._work.store.put(result.rendition),
             rendition_bytes=len(result.rendition),
-            point=attempt.current.operating_point,
+            point=attempt.current.point,
             upscaler=made.upscaler,
             weights_digest=made.weights_digest,
             output_digest=made.output_digest,

@@ -39,7 +39,7 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.index.holdings import Added
-from storage.index.resent_originals import let_go, replace_lost
+from storage.index.resent_originals import drop_copy, replace_lost
 from storage.index.rewritten_annotations import copy_of_uid
 from storage.objects.inspection import examine as examine_object
 from storage.objects.store import ObjectStore
@@ -119,13 +119,13 @@ class Ingest:
         engine, present = self._index.engine, holds(self._store)
         for _ in range(_LOOKS):
             added = self._index.add(new, present=present)
-            held = self._index.custody.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
+            held = self._index.originals.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
             if held is None:
                 return added, False
             if held.purged:
                 continue
             if self._originals.whole(held):
-                if let_go(engine, held, new.original_digest):
+                if drop_copy(engine, held, new.original_digest):
                     return added, False
             elif replace_lost(engine, held, new, present):
                 LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
@@ -205,7 +205,7 @@ class Ingest:
 
     def _refuse_return(self, new: NewInstance) -> None:
         """What was deleted on purpose comes back only where somebody allows it."""
-        stone = self._index.tombstones.standing(new.sop_instance_uid)
+        stone = self._index.tombstones.in_force(new.sop_instance_uid)
         if stone is None:
             raise ObjectMissing(_GONE)  # lifted at this very moment
         what = "its SOP Instance UID" if stone.uid == stone.original_uid else f"{stone.original_uid}, its original,"
@@ -242,8 +242,8 @@ class Ingest:
 
     def _discard(self, digest: str) -> None:
         """Unlink a newcomer that is not needed, unless a row (of the quarantine, for one) needs that very object."""
-        self._index.custody.doom(digest, Tier.HOT)
-        self._index.custody.collect({Tier.HOT: self._store})
+        self._index.originals.mark_garbage(digest, Tier.HOT)
+        self._index.originals.collect({Tier.HOT: self._store})
 
     def _is_same(self, held: StoredInstance, newcomer: str) -> bool:
         """Whether a newcomer has the content of what is held, as it was received or as it goes out amended."""

@@ -146,7 +146,7 @@ class MarkedRegions:
             uid = instance.sop_instance_uid
             LOGGER.error("%s cannot get patches on regions named since: its original is not here", uid)
             return
-        Integrity(self._index.engine).send_back(instance.key, ReasonCode.OTHER, BACK_TO_WORK)
+        Integrity(self._index.engine).requeue(instance.key, ReasonCode.OTHER, BACK_TO_WORK)
 
 
 def read_regions(file: Path) -> dict[str, list[Box]]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +22,7 @@ from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, PackRequest
 from storage.errors import KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
+from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
 from storage.records import OriginalClaim, Tier, TrailEntry
 
@@ -47,7 +46,7 @@ class Packer:
     ) -> None:
         self._index, self._stores, self._originals, self._pool = index, stores, originals, pool
         self._trail, self._settings = trail, settings
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -57,33 +56,33 @@ class Packer:
     def step(self) -> bool:
         """Pack or move one original; False when there is none to work on."""
         lease, coder = self._settings.archivist.lease, self._settings.originals.coder
-        claim = self._index.custody.claim_to_pack(self._owner, lease) if coder != "none" else None
+        claim = self._index.originals.claim_to_pack(self._owner, lease) if coder != "none" else None
         if claim is not None:
             self._attempt(claim, self._pack)
             return True
         if Tier.COLD in self._stores:
-            claim = self._index.custody.claim_to_move(self._owner, lease, packed_first=coder != "none")
+            claim = self._index.originals.claim_to_move(self._owner, lease, packed_first=coder != "none")
             if claim is not None:
                 self._attempt(claim, self._move)
                 return True
         self._trail.write_down()
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         return False
 
     def _attempt(self, claim: OriginalClaim, work: Callable[[OriginalClaim], None]) -> None:
-        custody = self._index.custody
+        originals = self._index.originals
         try:
             work(claim)
         except ProofFailed as error:
             LOGGER.error("original of %s is not packed: %s", claim.sop_instance_uid, error)
-            custody.stays_verbatim(claim, str(error), [self._failure(claim, error)])
+            originals.stays_verbatim(claim, str(error), [self._failure(claim, error)])
             self._trail.write_down()
         except (KeptVerbatim, PixelError) as error:
-            custody.stays_verbatim(claim, str(error))
+            originals.stays_verbatim(claim, str(error))
         except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
             self._give_back(claim, error, packing=work == self._pack)
         else:
-            custody.collect(self._stores)
+            originals.collect(self._stores)
 
     def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
@@ -99,14 +98,14 @@ class Packer:
             packed = hot.adopt(target)
         finally:
             target.unlink(missing_ok=True)
-        if not self._index.custody.packed(claim, packed, size, present=holds(hot)):
-            self._index.custody.doom(packed, Tier.HOT)
+        if not self._index.originals.packed(claim, packed, size, present=holds(hot)):
+            self._index.originals.mark_garbage(packed, Tier.HOT)
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
-        if not self._index.custody.moved(claim.original, Tier.COLD, present=holds(cold)):
-            self._index.custody.doom(digest, Tier.COLD)
+        if not self._index.originals.moved(claim.original, Tier.COLD, present=holds(cold)):
+            self._index.originals.mark_garbage(digest, Tier.COLD)
 
     def _wait(self, future: Future[Answer]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
@@ -122,18 +121,18 @@ class Packer:
                 raise WorkerDied("the node is stopping, or packing took longer than archivist.lease")
 
     def _give_back(self, claim: OriginalClaim, error: Exception, *, packing: bool) -> None:
-        custody = self._index.custody
+        originals = self._index.originals
         if self._stopping.is_set():
-            custody.release(claim)
+            originals.release(claim)
             return
         known = isinstance(error, LatentPacsError | OSError)
         LOGGER.error("original of %s: %s", claim.sop_instance_uid, error, exc_info=not known)
         lasting = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
         if packing and lasting:
-            custody.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
+            originals.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
             self._trail.write_down()
         else:
-            custody.release(claim, wait=_RETRY)
+            originals.release(claim, wait=_RETRY)
 
     def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)

@@ -95,14 +95,14 @@ class Retention:
             raise PurgeRefused("profile us-mqsa: originals are never removed (MQSA)")
         keep = self._settings.originals.keep
         if not dry_run:
-            self._index.custody.collect(self._stores)  # what a run that was killed left behind
+            self._index.originals.collect(self._stores)  # what a run that was killed left behind
         if keep is None:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
         kept: list[PurgeStep] = []
-        custody, reserve = self._index.custody, self._settings.audit.reserve_bound
-        of, stopped = custody.purgeable_totals(now() - keep, reserve)[0], False
-        reserved = custody.reserved_totals(now() - keep, reserve)
+        originals, reserve = self._index.originals, self._settings.audit.reserve_bound
+        of, stopped = originals.purgeable_totals(now() - keep, reserve)[0], False
+        reserved = originals.reserved_totals(now() - keep, reserve)
         for done, one in enumerate(self._candidates(keep), 1):
             stopped = cancelled()
             if stopped:
@@ -116,24 +116,24 @@ class Retention:
         """How many originals the rules would let go under ``keep``, and their bytes; nothing is rendered for that."""
         if keep is None or self._settings.codec.profile is Profile.US_MQSA:
             return 0, 0
-        return self._index.custody.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
+        return self._index.originals.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
 
     def restore(
         self, level: str, uid: str, *, who: str, progress: Callable[[int, int], None] = lambda done, of: None
     ) -> list[RestoreStep]:
         """Bring the originals of a patient, study, series or image back to the hot store."""
-        found = self._index.custody.below(level, uid)
+        found = self._index.originals.below(level, uid)
         steps = []
         for done, (sop_instance_uid, _) in enumerate(found, 1):
             steps.append(self._restore(sop_instance_uid, who))
             progress(done, len(found))
         self._trail.write_down()
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         return steps
 
     def _candidates(self, keep: timedelta) -> Iterator[Purgeable]:
         after, reserve = 0, self._settings.audit.reserve_bound
-        while page := self._index.custody.purgeable(now() - keep, reserve=reserve, after=after):
+        while page := self._index.originals.purgeable(now() - keep, reserve=reserve, after=after):
             yield from page
             after = page[-1].original.instance_key
 
@@ -160,19 +160,19 @@ class Retention:
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)
         entry = TrailEntry("original.purge", who, "image", uids, "original", detail=detail)
-        if not self._index.custody.purged(one, now() - keep, entry, self._settings.audit.reserve_bound):
+        if not self._index.originals.purged(one, now() - keep, entry, self._settings.audit.reserve_bound):
             return "a hold, a pin or another change came in between"
         self._trail.write_down()
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         return ""
 
     def _restore(self, sop_instance_uid: str, who: str) -> RestoreStep:
-        custody = self._index.custody
-        (_, held), *_ = custody.below("image", sop_instance_uid)
+        originals = self._index.originals
+        (_, held), *_ = originals.below("image", sop_instance_uid)
         if held.purged:
             return RestoreStep(sop_instance_uid, "purged", 0, f"removed at {held.purged_at} UTC; only a sender has it")
         if held.tier is Tier.HOT:
-            custody.stays_hot(held)
+            originals.stays_hot(held)
             return RestoreStep(sop_instance_uid, "hot", held.object_bytes)
         if Tier.COLD not in self._stores:
             return RestoreStep(sop_instance_uid, "failed", 0, "it is in the cold store; set originals.path")
@@ -180,8 +180,8 @@ class Retention:
         entry = TrailEntry("original.restore", who, "image", (sop_instance_uid,), "original")
         try:
             hot.take_from(self._stores[Tier.COLD], held.object_digest)
-            if not custody.moved(held, Tier.HOT, holds(hot), [entry]):
-                custody.doom(held.object_digest, Tier.HOT)
+            if not originals.moved(held, Tier.HOT, holds(hot), [entry]):
+                originals.mark_garbage(held.object_digest, Tier.HOT)
                 return RestoreStep(sop_instance_uid, "failed", 0, "it was moved or removed meanwhile; try again")
         except (LatentPacsError, OSError) as error:
             failure = replace(entry, outcome="failure", detail=str(error))

@@ -200,7 +200,7 @@ def _label(config: Path, name: str, study: str, as_json: bool, *, put: bool) -> 
     from node.config import load
 
     with services(load(config)) as at_hand:
-        if put and not at_hand.index.custody.below("study", study):
+        if put and not at_hand.index.originals.below("study", study):
             raise ConfigError(f"study {study} is not held here; nothing was labelled")
         change = at_hand.index.holds.put_label if put else at_hand.index.holds.take_label
         changed = change(name, study, who=current_user())

@@ -37,9 +37,11 @@ def print_status(config: Path, *, as_json: bool) -> None:
     keep, reserve = settings.originals.keep, settings.audit.reserve_bound
     never = settings.codec.profile is Profile.US_MQSA
     with open_index(config) as index:
-        counts, totals = index.counts(), index.custody.totals()
+        counts, totals = index.counts(), index.originals.totals()
         free = {
-            keep_text(span): (0, 0) if span is None or never else index.custody.purgeable_totals(now() - span, reserve)
+            keep_text(span): (0, 0)
+            if span is None or never
+            else index.originals.purgeable_totals(now() - span, reserve)
             for span in (keep, timedelta(days=30))
         }
     report = status_report(counts) | {

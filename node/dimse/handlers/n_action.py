@@ -7,9 +7,7 @@ is told on the association that it asked on, as long as it keeps that open.
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +31,7 @@ from node.dimse.pynetdicom_patches import wire
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
 from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest, Commitments
+from storage.index.lease import new_owner
 
 LOGGER = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ class Notifier:
     ) -> None:
         self._settings, self._commitments = settings, commitments
         self._committer, self._outgoing = committer, outgoing
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:commitment"
+        self._owner = new_owner()
         self._unanswered: dict[Any, list[int]] = {}
         self._ready: queue.Queue[int | None] = queue.Queue()
         self._stopping = threading.Event()
@@ -132,7 +131,7 @@ class Notifier:
 
     def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
         """Make a request durable; it is worked on when its response has left."""
-        key = self._commitments.ask(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
+        key = self._commitments.add(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
         self._unanswered.setdefault(assoc, []).append(key)
 
     def answered(self, assoc: Any) -> None:
@@ -175,7 +174,7 @@ class Notifier:
             if not isinstance(error, LatentPacsError):
                 raise
             return
-        self._commitments.told(asked)
+        self._commitments.reported(asked)
         failed = sum(bool(one.reason) for one in report)
         LOGGER.info("%s was told: %s committed, %s not", asked.calling_aet, len(report) - failed, failed)
 
@@ -246,4 +245,4 @@ def _item(one: CommitmentAnswer) -> Dataset:
 
 
 def _timestamp(asked: CommitmentRequest) -> float:
-    return asked.asked_at.replace(tzinfo=UTC).timestamp()
+    return asked.requested_at.replace(tzinfo=UTC).timestamp()

@@ -53,7 +53,7 @@ def send(bench: Bench, data: bytes, uid: str = UID) -> Receipt:
 
 
 def held_as(bench: Bench, data: bytes) -> HeldOriginal:
-    held = bench.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    held = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     return held
 
@@ -209,7 +209,7 @@ def test_over_the_network(tmp_path: Path, receiver: client.Receiver) -> None:
         digest = archive.settled(ds.SOPInstanceUID).original_digest
 
         def packed() -> HeldOriginal | None:
-            held = node.index.custody.of_digest(digest)
+            held = node.index.originals.of_digest(digest)
             return held if held is not None and held.form is OriginalForm.PACKED else None
 
         node.store.path(wait_for(packed).object_digest).unlink()

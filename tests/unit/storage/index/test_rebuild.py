@@ -125,13 +125,13 @@ def answers(made: Made) -> dict[str, Any]:
         return {
             "found": sorted(one.to_json() for one in found),
             "status": dataclasses.asdict(index.counts()),
-            "custody": dataclasses.asdict(index.custody.totals()),
+            "originals": dataclasses.asdict(index.originals.totals()),
             "holds": index.holds.all(released=True),
             "labels": index.holds.labels(),
             "amendments": index.amendments.all(),
             "classes": index.classes.all(),
             "quarantine": index.quarantine.all(),
-            "tombstone": index.tombstones.standing(made.uids["deleted"]),
+            "tombstone": index.tombstones.in_force(made.uids["deleted"]),
             "broken": node.archive.trail.broken(),
         }
 
@@ -654,8 +654,8 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     folder = tmp_path / "migrations"
     shutil.copytree(connection.MIGRATIONS, folder)
-    (folder / "versions" / "0003_next.py").write_text(
-        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
+    (folder / "versions" / "0002_next.py").write_text(
+        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
         "def upgrade():\n    op.execute('CREATE TABLE later (key INTEGER PRIMARY KEY)')\n"
     )
     monkeypatch.setattr(connection, "MIGRATIONS", folder)
@@ -666,7 +666,7 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revis
     before = tables_of(made.file)
     with Node(made.settings) as node:
         assert node.index.counts().by_state["verified"] == 1
-    (copy,) = made.root.glob("index.sqlite.before-0002-*")
+    (copy,) = made.root.glob("index.sqlite.before-0001-*")
     assert tables_of(copy) == before
     connection = sqlite3.connect(made.file)
     assert connection.execute("SELECT count(*) FROM later").fetchone() == (0,)
@@ -681,7 +681,7 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revis
 _COMPACTED = """
 import os, signal, sys
 from pathlib import Path
-from storage import changes
+from storage.objects import change_journal as changes
 from storage.index.opening import compact_journal
 root, steps = Path(sys.argv[1]), int(sys.argv[2])
 def counted(real):
