@@ -47,7 +47,7 @@ class AuditTrail:
             records = list(self._journal.records())
         for record in records:  # without the lock: what is written is followed into the journal, which takes it
             self._index.replay(record)
-        self._index.trail.insert_as_they_are(records)
+        self._index.trail.insert_unchanged(records)
         return len(records)
 
     def broken(self) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
 from storage.errors import CorrectionRefused
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
-from storage.index.hierarchy import drop_empty_above, instance_row, name_after
+from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
 from storage.index.original_locations import (
@@ -155,7 +155,7 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: s
     row = {**instance_row(connection, new), **FREE, "rendition_key": None}
     connection.execute(update(instance).where(instance.c.key == held.key).values(row))
     drop_empty_above(connection, [held.series_key])
-    name_after(connection, row["series_key"], new.levels)
+    take_attributes_of(connection, row["series_key"], new.levels)
 
 
 def _put(connection: Connection, digest: str, uid: str, calling_aet: str, reason: str) -> None:

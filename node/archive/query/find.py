@@ -51,7 +51,8 @@ from node.archive.query.timezones import FARTHEST, Adjustment, fixed_zone, state
 from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
 from storage.dicom.levels import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level, fill_time
-from storage.index.query_candidates import Indexed, Narrow, QueryCandidate, Search, candidates
+from storage.index.query_candidates import Indexed, QueryCandidate, candidates
+from storage.index.query_pages import Narrow, Search
 from storage.records import DicomJson
 
 __all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]

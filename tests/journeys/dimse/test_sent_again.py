@@ -148,7 +148,7 @@ def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Ben
     held = bench.index.by_uid("1.2.3.5")
     assert held is not None
     assert (held.state, held.rendition) == (InstanceState.EXACT, None)
-    assert "stands for another object" in held.reason
+    assert "is the UID of another object" in held.reason
     found = bench.index.by_uid("1.2.3.4")
     assert found is not None
     assert found.sop_instance_uid == "1.2.3.4"

@@ -189,7 +189,7 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
         assert (report["tried"], report["passed"], report["untried"]) == (3, 1, 2)
         reasons = {one["sop_instance_uid"]: one["reason"] for one in report["untried_list"]}
         assert held[0].original_digest in reasons[gone.SOPInstanceUID]
-        assert "stands for another object" in reasons[broken.SOPInstanceUID]
+        assert "is the UID of another object" in reasons[broken.SOPInstanceUID]
         assert node.index.by_uid(broken.SOPInstanceUID) == held[1]
         aside.rename(node.store.path(held[0].original_digest))
         report = reverified(node)
@@ -351,7 +351,7 @@ def test_a_uid_that_stands_for_other_pixels_is_not_issued_again(held: Holdings) 
     assert trial is not None
     outcome, reason = rows.adopt(trial, new_rendition("2.25.2"))
     assert outcome is ReverificationOutcome.KEPT
-    assert "stands for another object" in reason
+    assert "is the UID of another object" in reason
     now = held.index.by_key(1)
     assert now is not None
     assert now.rendition == trial.current
