@@ -73,24 +73,24 @@ def killed_in_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def killed_before_the_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    condemn = bench.index.tombstones.mark_deleted
+    mark_deleted = bench.index.tombstones.mark_deleted
 
     def then_die(*arguments: Any, **named: Any) -> Any:
-        condemn(*arguments, **named)
+        mark_deleted(*arguments, **named)
         raise Killed
 
-    monkeypatch.setattr(bench.index.tombstones, "condemn", then_die)
+    monkeypatch.setattr(bench.index.tombstones, "mark_deleted", then_die)
 
 
 def killed_before_the_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bury = bench.index.tombstones.delete_rows
+    delete_rows = bench.index.tombstones.delete_rows
 
     def then_die() -> int:
-        if bury():
+        if delete_rows():
             raise Killed
         return 0
 
-    monkeypatch.setattr(bench.index.tombstones, "bury", then_die)
+    monkeypatch.setattr(bench.index.tombstones, "delete_rows", then_die)
 
 
 def killed_between_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from node.jobs.job import FunctionJob
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule, following, latest
 from storage.errors import ConfigError, JobRefused
-from storage.index import Index, job_runs
+from storage.index import Index, job_runs, lease
 from storage.index.job_runs import Cause, JobRows, RunState
 from tests.conftest import wait_for
 from tests.journeys.dimse.test_serve import Served
@@ -85,7 +85,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
-    monkeypatch.setattr(job_runs, "time", moved)
+    for module in (job_runs, lease):
+        monkeypatch.setattr(module, "time", moved)
     return moved
 
 
