@@ -23,14 +23,17 @@ def lease() -> tuple["sa.Column[Any]", "sa.Column[Any]"]:
 
 
 def upgrade() -> None:
-    _create_images()
-    _create_references()
+    _create_levels()
+    _create_instances()
+    _create_renditions()
+    _create_objects()
+    _create_journal()
     _create_decisions()
     _create_jobs()
-    _create_work()
+    _create_commitments()
 
 
-def _create_images() -> None:
+def _create_levels() -> None:
     op.create_table(
         "patient",
         sa.Column("key", KEY, primary_key=True),
@@ -64,6 +67,9 @@ def _create_images() -> None:
         sa.Column("attributes", sa.JSON, nullable=False),
         sa.UniqueConstraint("study_key", "series_instance_uid"),
     )
+
+
+def _create_instances() -> None:
     op.create_table(
         "instance",
         sa.Column("key", KEY, primary_key=True),
@@ -87,6 +93,39 @@ def _create_images() -> None:
         *lease(),
         sa.Index("ix_instance_state", "state", "key"),
     )
+    op.create_table(
+        "original",
+        sa.Column("instance_key", KEY, sa.ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
+        sa.Column("form", sa.String(16), nullable=False),
+        sa.Column("tier", sa.String(8), nullable=False),
+        sa.Column("object_digest", sa.String(64), nullable=True, index=True),
+        sa.Column("object_bytes", sa.BigInteger, nullable=False),
+        sa.Column("to_pack", sa.Integer, nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+        sa.Column("held_since", sa.DateTime, nullable=False),
+        sa.Column("restored_at", sa.DateTime, nullable=True),
+        sa.Column("purged_at", sa.DateTime, nullable=True),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        *lease(),
+        sa.Index("ix_original_to_pack", "to_pack", "instance_key"),
+        sa.Index("ix_original_tier_form", "tier", "form"),
+    )
+    op.create_table(
+        "replica",
+        sa.Column("instance_key", KEY, sa.ForeignKey("instance.key"), primary_key=True),
+        sa.Column("peer", sa.String(16), primary_key=True),
+        sa.Column("original_digest", sa.String(64), nullable=False),
+        sa.Column("version", sa.String(16), nullable=False),
+        sa.Column("acknowledged_at", sa.DateTime, nullable=False),
+    )
+    op.create_table(
+        "former_patient",
+        sa.Column("study_key", KEY, sa.ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
+        sa.Column("patient_id", text(64), primary_key=True),
+    )
+
+
+def _create_renditions() -> None:
     op.create_table(
         "rendition",
         sa.Column("key", KEY, primary_key=True),
@@ -115,25 +154,22 @@ def _create_images() -> None:
         sa.Column("recipe", sa.String(64), nullable=False),
     )
     op.create_table(
-        "original",
-        sa.Column("instance_key", KEY, sa.ForeignKey("instance.key", ondelete="CASCADE"), primary_key=True),
-        sa.Column("form", sa.String(16), nullable=False),
-        sa.Column("tier", sa.String(8), nullable=False),
-        sa.Column("object_digest", sa.String(64), nullable=True, index=True),
-        sa.Column("object_bytes", sa.BigInteger, nullable=False),
-        sa.Column("to_pack", sa.Integer, nullable=False),
-        sa.Column("note", sa.Text, nullable=False),
-        sa.Column("held_since", sa.DateTime, nullable=False),
-        sa.Column("restored_at", sa.DateTime, nullable=True),
-        sa.Column("purged_at", sa.DateTime, nullable=True),
+        "reverification",
+        sa.Column("key", KEY, primary_key=True),
+        sa.Column("instance_key", KEY, sa.ForeignKey("instance.key"), nullable=False),
+        sa.Column("base_digest", sa.String(64), nullable=False),
+        sa.Column("terms", sa.String(64), nullable=False),
+        sa.Column("model", sa.Text, nullable=False),
+        sa.Column("outcome", sa.String(16), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("tried_at", sa.Float, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         *lease(),
-        sa.Index("ix_original_to_pack", "to_pack", "instance_key"),
-        sa.Index("ix_original_tier_form", "tier", "form"),
+        sa.UniqueConstraint("instance_key", "base_digest", "terms"),
     )
 
 
-def _create_references() -> None:
+def _create_objects() -> None:
     op.create_table(
         "model_file",
         sa.Column("key", KEY, primary_key=True),
@@ -166,10 +202,34 @@ def _create_references() -> None:
         sa.Column("made_at", sa.DateTime, nullable=False),
     )
     op.create_table(
-        "former_patient",
-        sa.Column("study_key", KEY, sa.ForeignKey("study.key", ondelete="CASCADE"), primary_key=True),
-        sa.Column("patient_id", text(64), primary_key=True),
+        "damage",
+        sa.Column("key", KEY, primary_key=True),
+        sa.Column("digest", sa.String(64), nullable=False, index=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("store", sa.String(16), nullable=False),
+        sa.Column("instance_key", KEY, nullable=True),
+        sa.Column("condition", sa.String(16), nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("moved_to", sa.Text, nullable=False),
+        sa.Column("found_at", sa.Float, nullable=False),
+        sa.Column("action", sa.String(16), nullable=False),
+        sa.Column("former_state", sa.String(16), nullable=False),
+        sa.Column("former_reason", sa.Text, nullable=False),
+        sa.Column("former_code", sa.String(32), nullable=False),
+        sa.Column("set_reason", sa.Text, nullable=False),
+        sa.Column("closed_at", sa.Float, nullable=True),
+        sa.Column("outcome", sa.Text, nullable=False),
     )
+    op.create_table(
+        "garbage",
+        sa.Column("key", KEY, primary_key=True),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("tier", sa.String(8), nullable=False),
+        sa.UniqueConstraint("digest", "tier"),
+    )
+
+
+def _create_journal() -> None:
     op.create_table(
         "archive",
         sa.Column("identity", sa.String(36), primary_key=True),
@@ -181,6 +241,34 @@ def _create_references() -> None:
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("whole", sa.Integer, nullable=False),
         sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "trail",
+        sa.Column("number", KEY, primary_key=True),
+        sa.Column("at", sa.String(32), nullable=False, index=True),
+        sa.Column("action", sa.String(64), nullable=False),
+        sa.Column("who", sa.String(128), nullable=False),
+        sa.Column("level", sa.String(16), nullable=False),
+        sa.Column("uids", sa.JSON, nullable=False),
+        sa.Column("rendition", sa.String(16), nullable=False),
+        sa.Column("outcome", sa.Text, nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
+        sa.Column("previous", sa.String(64), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+    )
+    op.create_table(
+        "tombstone",
+        sa.Column("key", KEY, primary_key=True),
+        sa.Column("uid", text(64), nullable=False, unique=True),
+        sa.Column("original_uid", text(64), nullable=False, index=True),
+        sa.Column("study_instance_uid", text(64), nullable=False, index=True),
+        sa.Column("series_instance_uid", text(64), nullable=False),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("deleted_by", sa.String(128), nullable=False),
+        sa.Column("deleted_at", sa.DateTime, nullable=False),
+        sa.Column("instance_key", KEY, nullable=False, index=True),
+        sa.Column("rows_deleted", sa.Integer, nullable=False),
+        sa.Column("return_allowed_at", sa.DateTime, nullable=True),
     )
 
 
@@ -224,51 +312,9 @@ def _create_decisions() -> None:
         sa.Column("undoes", KEY, nullable=True, index=True),
         sa.Index("ix_amendment_target", "target"),
     )
-    op.create_table(
-        "tombstone",
-        sa.Column("key", KEY, primary_key=True),
-        sa.Column("uid", text(64), nullable=False, unique=True),
-        sa.Column("original_uid", text(64), nullable=False, index=True),
-        sa.Column("study_instance_uid", text(64), nullable=False, index=True),
-        sa.Column("series_instance_uid", text(64), nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("deleted_by", sa.String(128), nullable=False),
-        sa.Column("deleted_at", sa.DateTime, nullable=False),
-        sa.Column("instance_key", KEY, nullable=False, index=True),
-        sa.Column("rows_deleted", sa.Integer, nullable=False),
-        sa.Column("return_allowed_at", sa.DateTime, nullable=True),
-    )
-    op.create_table(
-        "trail",
-        sa.Column("number", KEY, primary_key=True),
-        sa.Column("at", sa.String(32), nullable=False, index=True),
-        sa.Column("action", sa.String(64), nullable=False),
-        sa.Column("who", sa.String(128), nullable=False),
-        sa.Column("level", sa.String(16), nullable=False),
-        sa.Column("uids", sa.JSON, nullable=False),
-        sa.Column("rendition", sa.String(16), nullable=False),
-        sa.Column("outcome", sa.Text, nullable=False),
-        sa.Column("detail", sa.Text, nullable=False),
-        sa.Column("previous", sa.String(64), nullable=False),
-        sa.Column("digest", sa.String(64), nullable=False),
-    )
 
 
 def _create_jobs() -> None:
-    op.create_table(
-        "reverification",
-        sa.Column("key", KEY, primary_key=True),
-        sa.Column("instance_key", KEY, sa.ForeignKey("instance.key"), nullable=False),
-        sa.Column("base_digest", sa.String(64), nullable=False),
-        sa.Column("terms", sa.String(64), nullable=False),
-        sa.Column("model", sa.Text, nullable=False),
-        sa.Column("outcome", sa.String(16), nullable=False),
-        sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("tried_at", sa.Float, nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        *lease(),
-        sa.UniqueConstraint("instance_key", "base_digest", "terms"),
-    )
     op.create_table(
         "job",
         sa.Column("name", sa.String(32), primary_key=True),
@@ -310,26 +356,7 @@ def _create_jobs() -> None:
     )
 
 
-def _create_work() -> None:
-    op.create_table(
-        "damage",
-        sa.Column("key", KEY, primary_key=True),
-        sa.Column("digest", sa.String(64), nullable=False, index=True),
-        sa.Column("kind", sa.String(16), nullable=False),
-        sa.Column("store", sa.String(16), nullable=False),
-        sa.Column("instance_key", KEY, nullable=True),
-        sa.Column("condition", sa.String(16), nullable=False),
-        sa.Column("detail", sa.Text, nullable=False),
-        sa.Column("moved_to", sa.Text, nullable=False),
-        sa.Column("found_at", sa.Float, nullable=False),
-        sa.Column("action", sa.String(16), nullable=False),
-        sa.Column("former_state", sa.String(16), nullable=False),
-        sa.Column("former_reason", sa.Text, nullable=False),
-        sa.Column("former_code", sa.String(32), nullable=False),
-        sa.Column("set_reason", sa.Text, nullable=False),
-        sa.Column("closed_at", sa.Float, nullable=True),
-        sa.Column("outcome", sa.Text, nullable=False),
-    )
+def _create_commitments() -> None:
     op.create_table(
         "commitment",
         sa.Column("key", KEY, primary_key=True),
@@ -352,19 +379,4 @@ def _create_work() -> None:
         sa.Column("instance_key", KEY, sa.ForeignKey("instance.key"), nullable=False, index=True),
         sa.Column("commitment_key", KEY, sa.ForeignKey("commitment.key"), nullable=False),
         sa.Column("until", sa.Float, nullable=True),
-    )
-    op.create_table(
-        "replica",
-        sa.Column("instance_key", KEY, sa.ForeignKey("instance.key"), primary_key=True),
-        sa.Column("peer", sa.String(16), primary_key=True),
-        sa.Column("original_digest", sa.String(64), nullable=False),
-        sa.Column("version", sa.String(16), nullable=False),
-        sa.Column("acknowledged_at", sa.DateTime, nullable=False),
-    )
-    op.create_table(
-        "garbage",
-        sa.Column("key", KEY, primary_key=True),
-        sa.Column("digest", sa.String(64), nullable=False),
-        sa.Column("tier", sa.String(8), nullable=False),
-        sa.UniqueConstraint("digest", "tier"),
     )

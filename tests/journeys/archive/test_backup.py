@@ -29,7 +29,7 @@ from tests.conftest import wait_for
 from tests.support.everything import fill, receive, tables_of
 from tests.support.samples import breast, mammogram
 from tests.unit.node.cli.test_cli import ROOT, run
-from tests.unit.storage.index.test_rebuild import BackupReport as Filled
+from tests.unit.storage.index.test_rebuild import Made as Filled
 from tests.unit.storage.index.test_rebuild import answers, configured
 
 

@@ -1,5 +1,6 @@
-"""Where originals are, when processes are killed and when several work at once: no row ever promises a file that is
-gone, and no rule is passed by. Real index, real files; only the worker's answers are made here."""
+"""Locations of originals while processes are killed or compete: no row names a missing file, and every rule is checked.
+
+Index and files are real; only the worker's answers are computed in the test."""
 
 from __future__ import annotations
 
@@ -36,11 +37,11 @@ from tests.unit.storage.index.test_index import new_instance, new_rendition
 
 
 class Killed(BaseException):
-    """The process ends here."""
+    """Simulates the kill of the process."""
 
 
 class Pool:
-    """The worker's part done at once."""
+    """Answers a worker's request at once, in the calling thread."""
 
     def submit(self, request: PackRequest, priority: object) -> Future[str]:
         done: Future[str] = Future()
@@ -52,7 +53,7 @@ class Pool:
 
 
 class Bench:
-    """One archive without its doors, made anew on the same folder as often as a test likes."""
+    """One archive without DIMSE. Another one on the same folder is the archive after a restart."""
 
     def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
         self.root = root
@@ -67,7 +68,7 @@ class Bench:
         self.journal = TrailJournal(root / "journal")
         self.trail = AuditTrail(self.index, self.journal)
         self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
-        self.custodian = Packer(
+        self.packer = Packer(
             self.index,
             self.stores,
             self.originals,
@@ -82,7 +83,7 @@ class Bench:
         return Retention(self.index, self.stores, self.trail, self.settings, render)
 
     def receive(self, uid: str, *, state: InstanceState = InstanceState.VERIFIED) -> bytes:
-        """An instance at rest; what was received."""
+        """Add an instance and give it that state; the received bytes."""
         path = write(mammogram(breast(300, 280), SOPInstanceUID=uid), self.root / f"{uid}.dcm")
         data = path.read_bytes()
         self.hot.adopt(path)
@@ -106,14 +107,14 @@ class Bench:
             return path.read_bytes()
 
     def work(self) -> int:
-        """Everything the custodian has to do; how many steps that were."""
+        """Pack and move until nothing is left; how many steps."""
         steps = 0
-        while self.custodian.step():
+        while self.packer.step():
             steps += 1
         return steps
 
-    def check_promises(self) -> None:
-        """Every original that a row promises is there, and gives the received bytes back."""
+    def check_expected_objects(self) -> None:
+        """Every original that a row names is there, and gives the received bytes back."""
         with self.index.engine.connect() as connection:
             for row in connection.execute(
                 text("SELECT o.*, i.original_digest FROM original o JOIN instance i ON i.key = o.instance_key")
@@ -160,7 +161,7 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: Bench) -> None:
 
 @pytest.mark.parametrize("step", ["adopt", "packed", "collect", "delete"])
 def test_killed_while_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """At any step: the row promises what is there, and the next run ends with one object."""
+    """At any step: the row names an object that is there, and the next run ends with one object."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     owner: Any = bench.hot if step in ("adopt", "delete") else bench.index.originals
     with monkeypatch.context() as patch:
@@ -168,11 +169,11 @@ def test_killed_while_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch, ste
         with pytest.raises(Killed):
             bench.work()
     again = Bench(bench.root)
-    again.check_promises()
+    again.check_expected_objects()
     with writing(again.index.engine) as connection:
         connection.execute(text("UPDATE original SET lease_until = 0"))  # as time would
     again.work()
-    again.check_promises()
+    again.check_expected_objects()
     assert again.index.originals.totals().packed == 1
     assert again.files() == 1
     assert again.read(data) == data
@@ -192,7 +193,7 @@ def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(bench: Bench, mo
 
 
 def test_a_reader_who_comes_while_it_is_packed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row was read, then the object went: the reader looks again. A file in hand stays readable."""
+    """The object is unlinked after its row was read: the reader reads the row again. An open file stays readable."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     in_hand = bench.originals.lend(hashlib.sha256(data).hexdigest())
     lend = bench.hot.lend
@@ -210,7 +211,7 @@ def test_a_reader_who_comes_while_it_is_packed(bench: Bench, monkeypatch: pytest
 
 
 def test_the_same_bytes_again_while_they_are_being_unlinked(bench: Bench) -> None:
-    """Purged, and its file just going: what arrives is either spared or refused, never promised and gone."""
+    """An original arrives again while its purged file is unlinked: it is kept or refused, never named and missing."""
     data = bench.receive("1.2.3.1")
     digest = hashlib.sha256(data).hexdigest()
     bench.retention.purge()
@@ -221,14 +222,14 @@ def test_the_same_bytes_again_while_they_are_being_unlinked(bench: Bench) -> Non
     present = lambda each: bench.hot.path(each).is_file()  # noqa: E731
     assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=present) is Added.AGAIN
     assert bench.index.originals.collect(bench.stores) == 0
-    bench.check_promises()
+    bench.check_expected_objects()
 
 
 # --- purging ------------------------------------------------------------------------------------------------------
 
 
 def pinned(bench: Bench, uid: str) -> None:
-    """Promise an original, as storage commitment does (PS3.4 Annex J)."""
+    """Pin an original, as storage commitment does (PS3.4 Annex J)."""
     commitments = Commitments(bench.index.engine)
     held = bench.index.by_uid(uid)
     assert held is not None
@@ -241,7 +242,7 @@ def pinned(bench: Bench, uid: str) -> None:
 
 
 def test_only_what_may_go_goes(bench: Bench) -> None:
-    """Verified, aged, unpinned, unheld: everything else stays, each for its own reason."""
+    """Verified, old enough, not pinned, not on hold: all other originals stay, each for its own reason."""
     states = {
         "1.2.3.1": InstanceState.VERIFIED,
         "1.2.3.2": InstanceState.MEASURED,
@@ -259,13 +260,13 @@ def test_only_what_may_go_goes(bench: Bench) -> None:
     assert [step.sop_instance_uid for step in report.purged] == ["1.2.3.1"]
     assert bench.rendered == ["2.25.1"]
     assert bench.retention.purge().purged == ()
-    bench.check_promises()
+    bench.check_expected_objects()
     forever = Bench(bench.root, keep="forever")
     assert forever.retention.purge() == PurgeReport(False, "forever")
 
 
 def test_the_audit_reserve_stays(bench: Bench) -> None:
-    """Drawn by the digest of each original: what lies below the bound stays, and the dry run says so."""
+    """Originals whose digest is below the bound of the reserve stay, and the dry run reports them."""
     uids = [f"1.2.3.{number}" for number in range(1, 30)]
     digests = {uid: hashlib.sha256(bench.receive(uid)).hexdigest() for uid in uids}
     half = Bench(bench.root, reserve="50%")
@@ -281,12 +282,12 @@ def test_the_audit_reserve_stays(bench: Bench) -> None:
     assert {uid for uid, digest in digests.items() if not half.index.originals.of_digest(digest).purged} == reserve  # type: ignore[union-attr]
     everything = Bench(bench.root, reserve="100%")
     assert everything.retention.purge().reserved == len(reserve)
-    half.check_promises()
+    half.check_expected_objects()
 
 
 @pytest.mark.parametrize("step", ["purged", "write_down", "collect", "delete"])
 def test_killed_while_purging(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
+    """Before the commit nothing changes; after it the next run unlinks the file, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
     owners = {"purged": bench.index.originals, "write_down": bench.trail, "collect": bench.index.originals}
     owner: Any = owners.get(step, bench.hot)
@@ -303,7 +304,7 @@ def test_killed_while_purging(bench: Bench, monkeypatch: pytest.MonkeyPatch, ste
         with pytest.raises(Killed):
             bench.retention.purge()
     again = Bench(bench.root)
-    again.check_promises()
+    again.check_expected_objects()
     held = again.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     assert held.purged == (step != "purged")
@@ -369,11 +370,11 @@ def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
         with pytest.raises(Killed):
             bench.work()
     again = Bench(bench.root, path=str(tmp_path / "cold"), coder="none")
-    again.check_promises()
+    again.check_expected_objects()
     with writing(again.index.engine) as connection:
         connection.execute(text("UPDATE original SET lease_until = 0"))
     again.work()
-    again.check_promises()
+    again.check_expected_objects()
     assert again.index.originals.totals().cold == 1
     assert again.files() == 4  # base, rendition, one original in each store
     assert (again.read(data), again.read(exact)) == (data, exact)

@@ -89,7 +89,7 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
     assert bench.read(data) == data
     bench.work()
     assert bench.read(data) == data
-    bench.check_promises()
+    bench.check_expected_objects()
     after = bench.index.by_uid(UID)
     assert after is not None
     assert (after.state, after.reason_code) == (InstanceState.VERIFIED, ReasonCode.NONE)

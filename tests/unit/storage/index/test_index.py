@@ -1,4 +1,4 @@
-"""storage.index: instances come in once, work is claimed once, and the schema is what the tables say."""
+"""storage.index: an instance is added once, work is claimed once, and the migrations create the tables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 class Clock:
-    """The time of day, moved by hand."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -75,7 +75,7 @@ POINT = OperatingPoint(2, "jpegxl", 0.3)
 def new_instance(
     uid: str = "1.2.3.1", *, patient_id: str = "P1", study_uid: str = "1.2.1", **changes: Any
 ) -> NewInstance:
-    """What ingest would hand over for a mammogram of four by four pixels."""
+    """A NewInstance as ingest makes it for a mammogram of 4 x 4 pixels."""
     series_uid = changes.pop("series_uid", f"{study_uid}.7")
     ds = mammogram(
         PIXELS, SOPInstanceUID=uid, PatientID=patient_id, StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid
@@ -132,7 +132,7 @@ def held(index: Index, uid: str = "1.2.3.1") -> StoredInstance:
 
 
 def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run tasks at the same moment, one thread each, and return what they return."""
+    """Run tasks at the same time, one thread each; their results."""
     barrier, results, errors = threading.Barrier(len(tasks)), [], []
 
     def run(task: Callable[[], Any]) -> None:
@@ -200,7 +200,7 @@ def test_an_open_write_does_not_keep_readers_waiting(index: Index) -> None:
     index.add(new_instance())
     with writing(index.engine) as connection:
         connection.execute(delete(instance))
-        assert held(index).sop_instance_uid == "1.2.3.1"  # over another connection, as it was before
+        assert held(index).sop_instance_uid == "1.2.3.1"  # over another connection, before the commit
     assert index.by_uid("1.2.3.1") is None
 
 
@@ -231,7 +231,7 @@ def test_a_full_database_is_store_full_and_stores_nothing(tmp_path: Path) -> Non
     full.close()
 
 
-# --- coming in ------------------------------------------------------------------------------------------------
+# --- adding --------------------------------------------------------------------------------------------------
 
 
 def test_an_instance_comes_back_as_it_was_added(index: Index) -> None:
@@ -307,7 +307,7 @@ def test_pixels_that_are_not_sound_bring_an_instance_to_rest(index: Index) -> No
 
 @pytest.mark.parametrize("same_bytes", [True, False])
 def test_of_two_threads_that_add_one_uid_exactly_one_is_first(index: Index, same_bytes: bool, tmp_path: Path) -> None:
-    other = Index.open(url_of(tmp_path))  # as another process would have it
+    other = Index.open(url_of(tmp_path))  # as in another process
     second = Added.SAME_BYTES if same_bytes else Added.HELD
     for number in range(12):
         uid = f"1.2.3.{number}"
@@ -436,7 +436,7 @@ def test_a_lost_lease_changes_nothing_any_more(index: Index, clock: Clock) -> No
     found = held(index)
     assert (found.state, found.reason, found.rendition) == (InstanceState.RECEIVED, "", None)
     clock.now += 59
-    assert index.claim("third", 60) is None  # the lease of the second is as long as it was
+    assert index.claim("third", 60) is None  # the lease of the second was not shortened
     assert index.finish(owner, InstanceState.EXACT, ReasonCode.OTHER, "done")
     assert held(index).state is InstanceState.EXACT
 
