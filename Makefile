@@ -33,6 +33,16 @@ test-install: .venv/installed-test
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,test]'
 	@touch $@
 
+# make docs      the web site in build/site, with an API reference from the docstrings
+.PHONY: docs
+.venv/installed-docs: .venv/installed
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[docs]'
+	@touch $@
+
+docs: .venv/installed-docs
+	$(BIN)/python docs/pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 demo: .venv/installed-demo
 	$(BIN)/latent-pacs demo $(if $(DICOM),--dicom '$(DICOM)') $(if $(JSON),--json '$(JSON)')
 

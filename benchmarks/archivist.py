@@ -49,7 +49,7 @@ from node.workers.memory import keep_freed
 from storage.formats.payload import decode_base, decode_rendition, encode_rendition
 from tests.support.samples import breast
 
-PARTS = {"sample": "_promises", "looks": "_attempt", "repairs": "_mended", "verdict": "_drawn"}
+PARTS = {"sample": "_forecasts", "looks": "_attempt", "repairs": "_repaired", "verdict": "_with_noise"}
 """Methods of Encoder by the part that they are."""
 
 

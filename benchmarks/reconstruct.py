@@ -29,8 +29,9 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from node.codec.decode import Decoded, SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
+from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.encode.source_image import Source
-from node.codec.noise import decode_noise, encode_noise, matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.noise import decode_noise, encode_noise
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import Reference
 from node.upscalers.bicubic import Bicubic

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 
 from storage.errors import LatentPacsError
 from storage.index import Index
@@ -21,6 +22,10 @@ from storage.records import TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 _BATCH = 500
+"""Most entries that are added in one commit."""
+_GATHERED = 0.25
+"""Seconds for which a TrailWriter collects entries before it adds them: a commit and its syncs cost as much for one
+entry as for all of a study."""
 
 
 class AuditTrail:
@@ -86,8 +91,12 @@ class TrailWriter:
     def _run(self) -> None:
         while True:
             batch = [self._queue.get()]
-            while len(batch) < _BATCH and batch[-1] is not None and not self._queue.empty():
-                batch.append(self._queue.get())
+            until = time.monotonic() + _GATHERED
+            while len(batch) < _BATCH and batch[-1] is not None:
+                try:
+                    batch.append(self._queue.get(timeout=max(until - time.monotonic(), 0)))
+                except queue.Empty:
+                    break
             entries = [entry for entry in batch if entry is not None]
             try:
                 if entries:

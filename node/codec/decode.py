@@ -1,11 +1,11 @@
-"""A payload to pixels.
+"""Decodes a payload to pixels.
 
     base ── decode, upsample ──► upscaler ──► + points, + repairs ──► STRUCTURE ── round ──► served without noise
                                                                           │
                           noise model ── draw ── upscaler shapes it ──► + noise ── round ──► served
 
-Rounding clips to the original's extreme values, gives padding its exact values back, and pastes exact patches. All of
-it is a pure function: the same base, side information, upscaler and numerics give the same pixels.
+Rounding also clips to the original's extreme values, restores padding and pastes exact patches. Decoding is a pure
+function: the same base, side information, upscaler and numerics give the same pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class SideInformation:
-    """What the encoder tells the decoder besides the base; every part may be missing."""
+    """The parts of a rendition that the decoder needs beside the base. Each part may be missing."""
 
     noise: NoiseModel | None = None
     repairs: CodedResiduals | None = None
@@ -49,7 +49,7 @@ class SideInformation:
         )
 
     def check(self, rows: int, columns: int) -> None:
-        """Raises PayloadError where a part is of an image of another size."""
+        """Raises PayloadError if a part belongs to an image of another size."""
         for part in (self.noise, self.repairs, self.points, self.patches):
             if part is not None and (part.rows, part.columns) != (rows, columns):
                 kind = type(part).__name__
@@ -58,7 +58,7 @@ class SideInformation:
 
 @dataclass
 class Decoded:
-    """A base decoded, for whoever makes more than one image of it.
+    """A decoded base, from which several images can be made.
 
     ``samples``: float32, low resolution. ``upsampled``: float32, full size, by consistent bicubic
     (storage/formats/resample.py). Both in grey levels.
@@ -80,7 +80,7 @@ class Decoded:
         return self.base.padding_content()
 
     def task(self, noise: NoiseModel | None, seed: int = 0, steps: int = 0) -> UpscaleTask:
-        """The work of an upscaler; without a noise model its ``deviation`` is 0 everywhere."""
+        """The input of an upscaler. Without a noise model its ``deviation`` is 0 everywhere."""
         deviation = _nothing(self.upsampled.shape) if noise is None else noise.deviation(self.upsampled)
         base = self.base
         return UpscaleTask(
@@ -90,11 +90,11 @@ class Decoded:
         )
 
     def structure(self, upscaler: Upscaler, task: UpscaleTask, side: SideInformation) -> Float:
-        """The image before noise is drawn: float32, grey levels."""
+        """The reconstruction before noise is drawn: float32, grey levels."""
         return self.with_side(self._within_range(upscaler.structure(task)), side)
 
     def with_side(self, image: Float, side: SideInformation) -> Float:
-        """A structure without side information (float32, within the image's range; written to), with it."""
+        """Adds points and residuals to a structure (float32, modified in place) and clips it to the image's range."""
         if side.points is not None:
             image += side.points.field()
         if side.repairs is not None:
@@ -105,7 +105,7 @@ class Decoded:
         return np.clip(image, self.base.minimum, self.base.maximum, out=image)
 
     def grain(self, upscaler: Upscaler, task: UpscaleTask, structure: Float, side: SideInformation) -> Float:
-        """The noise that is added to the structure: float32, grey levels; none where cells were repaired."""
+        """The drawn noise to add to the structure: float32, grey levels; 0 in cells with coded residuals."""
         if side.noise is None:
             return np.zeros_like(structure)
         noise = upscaler.grain(task, structure, side.noise.draw(structure, task.seed))
@@ -114,7 +114,9 @@ class Decoded:
         return noise
 
     def pixels(self, image: Float, side: SideInformation) -> Pixels:
-        """Rounded and clipped, padding as it was, patches pasted: uint16. ``image`` may be written to."""
+        """The image rounded and clipped, with padding restored and patches pasted: uint16. ``image`` may be
+        modified.
+        """
         import torch
 
         base = self.base
@@ -126,7 +128,7 @@ class Decoded:
         return pixels if side.patches is None else pasted(pixels, side.patches)
 
     def _restore_padding(self, pixels: Pixels, padding: tuple[int, int]) -> None:
-        """Padding where the original had it, with its values, and nowhere else (PS3.3 C.7.5.1.1.2)."""
+        """Restores padding exactly, and moves other pixels out of the padding range (PS3.3 C.7.5.1.1.2)."""
         low, high = padding
         accidental = (pixels >= low) & (pixels <= high)
         if accidental.any():
@@ -158,7 +160,7 @@ def _nothing(shape: tuple[int, ...]) -> Float:
 
 
 def uncounted(side: SideInformation, shape: tuple[int, int]) -> Mask:
-    """Pixels that are stored in another way than by base and noise: bool."""
+    """Pixels that residuals or patches hold, so that no noise is drawn there: bool."""
     mask = np.zeros(shape, dtype=bool)
     if side.repairs is not None:
         mask |= side.repairs.pixels

@@ -1,8 +1,8 @@
-"""Exact patches: squares of the original that a rendition carries losslessly and pastes into what it reconstructs.
+"""Exact patches: squares of the original that are stored without loss and pasted into the reconstruction.
 
-What the gate finds lost or invented (a clip, a cluster of calcifications, a lead marker) is so served bit-exact, and
-the rest of the image still pays. Patches are cells of 16 pixels on a grid from the image's top left. For coding, the
-cells of each square of 256 pixels are laid out in rows of sixteen, in their order: a whole square keeps its shape.
+They keep places bit-exact that would fail the gate, such as a clip or a lead marker. Patches are cells of 16 pixels
+on a grid from the image's top left. For coding, the cells of each square of 256 pixels are laid out in rows of
+sixteen, in their order: a whole square keeps its shape.
 """
 
 from __future__ import annotations

@@ -22,13 +22,13 @@ from storage.errors import PayloadError
 Float = NDArray[np.float32]
 
 SIGMAS = (0.6, 0.9, 1.4, 2.1, 3.2)
-"""Sizes of spots: standard deviations of the Gaussian, in pixels."""
+"""Standard deviations of the Gaussians, in pixels."""
 REACH = 9
-"""Pixels from a spot's middle beyond which it is nothing."""
+"""Distance from the middle of a Gaussian beyond which it is 0, in pixels."""
 _LEAST, _PER_OCTAVE, _MOST = 0.25, 14.0, 255
 _HEADER = struct.Struct("<BHHI")
 _MOST_SPOTS = 1 << 20
-"""Points that are read: an image of 13 megapixels has some hundred."""
+"""Most points that are read. An image of 13 megapixels has some hundred."""
 _PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("size", "u1"), ("height", "<i2")])
 _FORMAT = 1
 

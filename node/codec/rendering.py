@@ -1,4 +1,4 @@
-"""A stored base and rendition to pixels, with the model that made them."""
+"""Renders a stored base and rendition to pixels, with the model that made them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Rendered:
-    """What came out here and now: uint16 (rows, columns), its digest, and the numerics it was made with."""
+    """Pixels, uint16 (rows, columns), their digest, and the numerics with which they were made."""
 
     pixels: Pixels
     digest: str
@@ -29,9 +29,9 @@ class Rendered:
 
 
 class Rendering:
-    """A rendition being made: its structure once, from which both of its objects come.
+    """One rendition. Its structure is computed once and gives both of its objects.
 
-    ``structure``: float32 (rows, columns), grey levels. ``numerics``: what it is made with here and now. Raises
+    ``structure``: float32 (rows, columns), grey levels. ``numerics``: those of this process. Raises
     ModelMissing and PayloadError.
     """
 
@@ -45,7 +45,7 @@ class Rendering:
         self.numerics = dict(self._upscaler.numerics)
 
     def pixels(self, *, draw: bool) -> Pixels:
-        """With the noise that the base lacks drawn, or without: uint16, (rows, columns)."""
+        """The pixels with drawn noise or without: uint16 (rows, columns)."""
         image = self.structure.copy()
         if draw:
             image += self._decoded.grain(self._upscaler, self._task, self.structure, self._side)
@@ -55,7 +55,7 @@ class Rendering:
 def rendered(
     base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None, *, draw: bool = True
 ) -> Rendered:
-    """The pixels of a rendition, whatever they are. Raises ModelMissing, PayloadError."""
+    """The pixels of a rendition, without a comparison of digests. Raises ModelMissing, PayloadError."""
     rendering = Rendering(base, rendition, catalogue, model)
     pixels = rendering.pixels(draw=draw)
     return Rendered(pixels, pixel_digest(pixels), rendering.numerics)
@@ -64,12 +64,12 @@ def rendered(
 def reconstructed(
     base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None, *, draw: bool = True
 ) -> Pixels:
-    """The verified pixels of a rendition. Raises RenditionMismatch where others come out."""
+    """The verified pixels of a rendition. Raises RenditionMismatch if the digest differs."""
     return verified(Rendering(base, rendition, catalogue, model), rendition, draw=draw)
 
 
 def verified(rendering: Rendering, rendition: Rendition, *, draw: bool) -> Pixels:
-    """The pixels of a rendering. Raises RenditionMismatch where they are not those that were verified."""
+    """The pixels of a rendering. Raises RenditionMismatch if their digest is not the verified one."""
     pixels = rendering.pixels(draw=draw)
     digest = pixel_digest(pixels)
     expected = rendition.output_digest if draw else rendition.structure_digest
@@ -82,7 +82,7 @@ def verified(rendering: Rendering, rendition: Rendition, *, draw: bool) -> Pixel
 
 
 def read_pair(base_path: Path, rendition_path: Path) -> tuple[Base, Rendition]:
-    """A base and its rendition from their files. Raises PayloadError where they do not belong together."""
+    """Reads a base and its rendition. Raises PayloadError if the rendition is of another base."""
     data = base_path.read_bytes()
     rendition = decode_rendition(rendition_path.read_bytes())
     if rendition.base_digest != hashlib.sha256(data).hexdigest():

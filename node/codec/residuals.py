@@ -20,14 +20,15 @@ from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
 Cells = NDArray[np.bool_]
-"""Which cells of an image are repaired: bool, (rows / CELL, columns / CELL), rounded up."""
+"""Cells with coded residuals: bool, (rows / CELL, columns / CELL), rounded up."""
 
 CELL = 16
 _ACROSS = 16
 """Cells side by side in the coded image."""
 DISTANCE = 1.5
-"""JPEG XL distance: it leaves an error of about half the standard deviation of a detector's noise, and up to half of a
-great error beside an edge; a third of it a fifth, and 3%, for two to three times the bytes (benchmarks.ablation)."""
+"""JPEG XL distance. It leaves an error of half the standard deviation of detector noise, and up to half of a large
+error beside an edge. A third of the distance leaves a fifth and 3%, for two to three times the bytes
+(benchmarks.ablation)."""
 _LINEAR = 4.0
 """Standard deviations of noise up to which companding is nearly linear."""
 _GAIN = 4600.0
@@ -39,7 +40,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class CodedResiduals:
-    """Repaired cells of an image of ``rows`` x ``columns`` pixels.
+    """The residuals of some cells of an image of ``rows`` x ``columns`` pixels.
 
     ``unit``: the noise's standard deviation, in grey levels. ``coded``: the JPEG XL codestream.
     """
@@ -66,7 +67,7 @@ class CodedResiduals:
         return cls(rows, columns, unit, cells, coders.encode(image, _point()))
 
     def field(self) -> Float:
-        """What they add: float32 (rows, columns), grey levels. Raises PayloadError."""
+        """The residuals to add: float32 (rows, columns), grey levels. Raises PayloadError."""
         places = np.argwhere(self.cells)
         tall = -(-len(places) // _ACROSS)
         image = coders.decode(self.coded, _point(), (tall * CELL, _ACROSS * CELL)).astype(np.float32)
@@ -79,7 +80,7 @@ class CodedResiduals:
 
     @property
     def pixels(self) -> NDArray[np.bool_]:
-        """Which pixels are repaired: bool (rows, columns)."""
+        """Pixels that lie in these cells: bool (rows, columns)."""
         return cell_pixels(self.cells, self.rows, self.columns)
 
 

@@ -1,4 +1,4 @@
-"""Where to measure: the breast, the tiles that hold some of it, and the display window to see it through."""
+"""Finds where to measure: the breast, the tiles with breast, and the display window."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Shape = Literal["linear", "linear_exact", "sigmoid"]
 
 _BLOCK = 16
 _MIN_BREAST = 0.02
-"""Below this share of the image a segmentation is not believed, and everything is measured."""
+"""Least share of the image in a segmentation; below it the whole image is measured."""
 _NARROW = 0.15
-"""What is narrow, over the square root of the breast's area: 15 mm along the border for a breast of 10 cm x 10 cm."""
+"""Half the width of a narrow part, over the square root of the breast's area: 15 mm for a breast of 10 cm x 10 cm."""
 _STRIP = 0.005
 """Least area of a strip, over that of the breast: the tip in which a breast ends at the border is less."""
 _PART = 0.2

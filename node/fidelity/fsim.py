@@ -23,7 +23,7 @@ _SCALES, _ORIENTATIONS = 4, 4
 _T1, _T2 = 0.85, 160.0
 _EPS = float(np.finfo(np.float32).eps)
 _SAMPLED = 61
-"""Of so many values one is looked at to see about where the median is."""
+"""Subsampling factor of the values that bracket the median."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _noise_threshold(finest: torch.Tensor, orientation: int) -> float:
 
 
 def _lower_median(values: NDArray[np.float32]) -> np.float32:
-    """The value of rank (n - 1) // 2, looked for among those that a sample of the values says are near it."""
+    """The value of rank (n - 1) // 2. A subsample brackets it, and only values within the bracket are sorted."""
     rank = (values.size - 1) // 2
     sample = np.sort(values[::_SAMPLED])
     low, high = sample[sample.size * 47 // 100], sample[sample.size * 53 // 100]

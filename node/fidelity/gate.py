@@ -1,9 +1,10 @@
-"""The gate: what an eye would find when the original is subtracted, and whether a reconstruction passes.
+"""The gate: measures what an eye would see in the difference to the original, and decides whether it passes.
 
-Two halves. The *structure* (the reconstruction before noise is drawn) may differ from the original by noise only:
-coherent error along lines, bands lost, shifts, slow errors, specks lost, raised or invented. What is *served*, with
-noise drawn, must have the original's noise: the same energy in every octave band, nothing that repeats, nothing where
-the original is flat. FSIM and PSNR are measured beside the paper's figures and gate nothing.
+The gate has two halves. The *structure* (the reconstruction before noise is drawn) may differ from the original by
+noise only: it must have no coherent error along lines, no lost band, no shift, no slow error, and no speck that is
+lost, raised or invented. The *served* image, with drawn noise, must have the original's noise: the same energy in every
+octave band, no repeating pattern, and nothing where the original is flat. FSIM and PSNR are measured beside the paper's
+figures and gate nothing.
 
 ``Reference`` holds what is computed once per original.
 """
@@ -34,22 +35,23 @@ Cells = NDArray[np.bool_]
 Specks = dict[tuple[int, int], tuple[list[Speck], list[Speck]]]
 
 EXACT_PSNR_DB = 200.0
-"""What an identical image is given, since infinity is no JSON number."""
+"""PSNR of an identical image, in dB: JSON has no infinity."""
 CLUSTER = 50.0
 """Specks this near to each other, in pixels, are of one cluster: 2.5 to 5 mm at 50 to 100 micrometres per pixel."""
 _TAIL = 0.999
-"""Share of the pixels within which coherent errors are judged."""
+"""Percentile of the coherent errors that is held to the limit, as a share."""
 _SPARED = 0.1
-"""Share of the squares, the worst ones, that the figure of the whole leaves out: borders of films, folds and labels,
-which do not improve with the quantiser. They are held to ``lines_most`` like every other place."""
+"""Share of the squares, the worst ones, that this percentile leaves out: film borders, folds and labels, which no
+quantiser improves. They are held to ``lines_most`` like every other place."""
 _TILES = 0.95
 """Share of the tiles whose band energies must keep to the limit of a tile."""
 _ENOUGH = 0.25
-"""Share of a tile that is breast at least, for its bands and its slow error to be judged."""
+"""Least share of breast in a tile whose bands and slow error are judged."""
 _ROUNDING = 0.5
-"""Grey levels of contrast that a speck may always lack or have too much: pixels are whole."""
+"""Error of a speck's contrast that is always allowed, in grey levels: pixels are rounded."""
 _FSIM_TILES = 24
-"""Most tiles whose FSIM is measured: it gates nothing, and all tiles of a film take a quarter of the time to encode."""
+"""Most tiles whose FSIM is measured. It gates nothing, and all tiles of a film would take a quarter of the time to
+encode."""
 _FAR = 48
 """Pixels beyond which drawn noise may not resemble itself: film grain and detector blur reach less far."""
 _PATTERN = 512
@@ -85,7 +87,7 @@ def look(
     limits: Thresholds | None = None,
     before: Structure | None = None,
 ) -> Structure:
-    """Measure ``structure``: float32, the original's shape, grey levels. ``specks``: whether to look for them too.
+    """Measures ``structure``: float32, the original's shape, grey levels. ``specks``: whether specks are measured too.
 
     ``limits``: of a structure that is still to be repaired; places beyond them count in ``broken_cells`` only.
     ``before``: what was found in another structure of this original: where both are equal nothing is measured again.
@@ -121,10 +123,10 @@ def look(
 
 
 def burden(found: Structure, limits: Thresholds) -> float:
-    """The figure of the whole image that is nearest to its limit, over that limit: above 1 the structure fails.
+    """The whole image's figure that is nearest to its limit, over that limit. Above 1 the structure fails.
 
-    Single places are left out, since they can be repaired; and bands that may be lost wholly, as long as nothing wrong
-    is in them: they come near their limit at once, and stay there.
+    Single places are left out because they can be repaired. A band that may be lost wholly counts only above its limit:
+    it is near the limit at any quantiser.
     """
     shares = [value / limit for value, limit in zip(found.lines.percentile(_TAIL, _SPARED), limits.lines, strict=True)]
     lost = zip(found.lost, limits.lost, strict=True)
@@ -133,7 +135,9 @@ def burden(found: Structure, limits: Thresholds) -> float:
 
 
 def broken_cells(found: Structure, limits: Thresholds) -> Cells:
-    """Cells of 16 pixels with a coherent or an outside error beyond what is allowed at any place: bool."""
+    """Cells of 16 pixels that exceed the limit of any place, by a coherent error or an error outside the breast:
+    bool.
+    """
     allowed = np.array(_most(limits), dtype=np.float32)
     broken = (found.lines.worst > allowed[:, None, None]).any(axis=0)
     return np.asarray(broken | (found.outside > limits.outside))
@@ -145,14 +149,14 @@ def _most(limits: Thresholds) -> tuple[float, ...]:
 
 
 def speck_lists(specks: Specks) -> tuple[list[Speck], list[Speck]]:
-    """Of all tiles: the original's specks, and the structure's own."""
+    """The original's specks of all tiles, and the structure's own."""
     return [speck for own, _ in specks.values() for speck in own], [
         speck for _, made in specks.values() for speck in made
     ]
 
 
 def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds) -> tuple[list[Speck], list[Speck]]:
-    """Of the original's ``own`` specks those whose contrast is not kept, and of the structure's those it invented."""
+    """Specks of the original (``own``) whose contrast is not kept, and specks of the structure that are invented."""
     counted = counting(own, limits)
     wrong = [
         speck
@@ -164,7 +168,7 @@ def wrong_specks(own: Sequence[Speck], made: Sequence[Speck], limits: Thresholds
 
 
 def counting(specks: Sequence[Speck], limits: Thresholds) -> list[Speck]:
-    """The specks that must be kept: strong ones, and weaker ones near two of them."""
+    """The specks that must be kept: strong ones, and weaker ones near at least two strong ones."""
     strong = [speck for speck in specks if speck.strength >= limits.speck]
     weak = [speck for speck in specks if limits.speck_near <= speck.strength < limits.speck]
     if not strong or not weak:
@@ -200,7 +204,7 @@ def measure_noise(
 
 
 def decibels(energy: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How much more energy there is than the original's ``own``, in dB; of none, as of next to none."""
+    """``energy`` over the original's ``own``, in dB; both are at least 1e-12."""
     return np.asarray(10 * np.log10(np.maximum(energy, 1e-12) / np.maximum(own, 1e-12)))
 
 
@@ -225,7 +229,7 @@ def _repeat(drawn: Float, breast: NDArray[np.bool_]) -> float:
 
 
 def _where_flat(original: Float, drawn: Float) -> float:
-    """The greatest RMS, over cells of 16 pixels where the original has one value only, of what was drawn there."""
+    """The greatest RMS of drawn noise in a cell of 16 pixels in which the original has one value."""
     rows, columns = (length // CELL * CELL for length in original.shape)
     whole = original[:rows, :columns]
     flat = reduced(whole, CELL, np.maximum) == reduced(whole, CELL, np.minimum)
@@ -244,7 +248,7 @@ def judge(
     noise: dict[str, float],
     limits: Thresholds | None,
 ) -> Verdict:
-    """All figures of one reconstruction. Without ``limits`` it is measured only, and never counts as passed."""
+    """All figures of one reconstruction. Without ``limits`` it is measured but never passes."""
     fsim, served_psnr = paper_figures(reference, served)
     plain_fsim, plain_psnr = paper_figures(reference, structure)
     kept, new = wrong_specks(*speck_lists(found.specks), limits or Thresholds())
@@ -345,7 +349,7 @@ def specks_of(reference: Reference, structure: Float, tiles: Sequence[tuple[int,
 
 
 def as_shown(reference: Reference, structure: Float) -> Float:
-    """The structure with the original's padding: a step to padding reaches into the filters beside it."""
+    """The structure with the original's padding, so that filters see the same step beside it."""
     return structure if reference.counted.all() else np.where(reference.counted, structure, reference.image)
 
 

@@ -1,4 +1,4 @@
-"""Coherent error along lines: what an eye finds in a difference image that should hold nothing but noise.
+"""Measures coherent error along lines, which an eye finds in a difference image that should be noise only.
 
 The difference of a structure to its original is filtered by ridges and edges of twelve directions and three widths.
 Each response is divided by the response of the same filter to the original's own noise at that place, so that the
@@ -42,13 +42,13 @@ BINS_PER_UNIT = 64
 BINS = 32 * BINS_PER_UNIT
 """Responses beyond 32 times the noise share the last bin."""
 STEPS = (2, 1, 1)
-"""Of so many rows and columns responses are worked out in one, per width: the finest takes most of the time."""
+"""Step in rows and columns at which responses are computed, per width: the finest takes most of the time."""
 _RIM = 16
 """Pixels around a square that its filters reach: the longest filter is 33 pixels long."""
 _NOISE_CELL = 112
 """Side of the cells whose median absolute response is the local noise, in pixels of the full image."""
 _LEAST = 0.25
-"""Share of a noise cell that is breast at least, for its noise to be measured; others take the nearest cell's."""
+"""Least share of breast in a cell whose noise is measured; other cells take the nearest one's."""
 _HALVING = 0.75
 """Variance of the weights with which an image is halved, in pixels squared."""
 _MAD = 0.6745
@@ -88,7 +88,7 @@ def _percentiles(counts: NDArray[np.int64], share: float) -> NDArray[np.float64]
 
 @dataclass
 class LineNoise:
-    """What the filters find in one original: the noise of each filter per cell, and the squares to measure.
+    """The noise of each filter in one original, per cell, and the squares to measure.
 
     ``breast``: bool (rows, columns), where anything is measured; ``core``: the part of it that histograms are of;
     ``inside``: both, at the size of each width. ``floor``: the least noise that counts, in grey levels: that of

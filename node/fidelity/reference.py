@@ -1,4 +1,4 @@
-"""One original, ready to be compared with: its breast, tiles and window, and what is computed of it once."""
+"""One original as the reference of measurements: its breast, tiles and window, each computed once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 _DISPLAYED = 256
-"""Grey levels of a display: noise is at least that of rounding to these, or to the stored ones where they are fewer."""
+"""Grey levels of a display. Noise is at least that of rounding to these, or to the stored ones if they are fewer."""
 
 
 class Reference:
@@ -77,7 +77,7 @@ class Reference:
 
     @cached_property
     def line_noise(self) -> LineNoise:
-        """What line filters find in the original's own noise."""
+        """The responses of the line filters to the original's own noise."""
         return LineNoise.of(self.image, self.breast, self.window.width, self.core)
 
     @cached_property
@@ -97,7 +97,7 @@ class Reference:
         return max(float(np.sqrt(finest)), self._step / float(np.sqrt(12)))
 
     def excerpt(self, pixels: Pixels, breast: NDArray[np.bool_]) -> Reference:
-        """Other pixels seen through the same window. ``breast``: bool, their shape, where they are measured."""
+        """A reference of other pixels with the same window. ``breast``: bool, their shape, where they are measured."""
         other = copy(self)
         for name in ("image", "breast", "core", "line_noise", "bands", "tile_counts", "grain"):
             other.__dict__.pop(name, None)

@@ -1,4 +1,4 @@
-"""Bright specks of 2 to 8 pixels, as microcalcifications are: where they stand out of the local noise, and how much.
+"""Finds bright specks of 2 to 8 pixels, such as microcalcifications, and their strength over the local noise.
 
 Four difference-of-Gaussian filters, each matched to a size of speck, are compared with the noise that the same filter
 passes nearby, so that a strength of 5 means five times what noise does here, whatever the size, the grain or the dose.
@@ -25,23 +25,23 @@ FILTERS = len(SIGMAS) - 2
 HALO = 24
 """Pixels around a tile that its filters see."""
 FAINTEST = 4.0
-"""Specks below this strength are not listed: noise alone has dozens of them in every tile."""
+"""Least strength of the original's specks that are listed: noise alone has dozens of weaker ones in every tile."""
 FAINTEST_NEW = 5.0
-"""Specks of a structure below this strength are not listed."""
+"""Least strength of a structure's specks that are listed."""
 BLOCK = 16
 """Noise is measured per block of 16 pixels, as the median of it and its eight neighbours."""
 ROUND = 0.4
-"""Of a round speck the strength drops alike in all directions; of a thread, not along it. Least share of the greatest
-drop that the smallest one is: keeps 19 of 20 specks of strength 6 and passes over most ligaments and vessels."""
+"""Least ratio of the smallest to the greatest drop of strength over four directions. A thread does not drop along
+itself. The value keeps 19 of 20 specks of strength 6 and excludes most ligaments and vessels."""
 
 _TRANSFORM = 320
 """Side of the Fourier transforms: a tile with its halo, and what makes them fast."""
 _REACH = np.array([2, 3, 4, 6])
 """How far from a speck's middle each filter's response has dropped, in pixels."""
 _GRAIN = 2
-"""The Gaussian below which everything counts as grain when errors are compared with noise."""
+"""Index of the Gaussian below which everything counts as noise when errors are compared with it."""
 _FLAT = 1.5
-"""Times the noise of rounding: below it there is no grain to compare errors with, as in air and in clipped white."""
+"""Multiple of the rounding noise below which there is no noise to compare errors with, as in clipped areas."""
 _MAD = 1.4826  # of a normal distribution: its standard deviation over its median absolute deviation
 _QUANTISATION = 1 / math.sqrt(12)  # standard deviation of rounding to steps of 1
 
@@ -57,7 +57,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """What one tile of an original is measured against.
+    """The noise and the specks of one tile of an original.
 
     ``grain``: noise per block of 16 pixels in grey levels, float32 (16, 16); infinite where there is no breast or no
     grain. ``noise``: the same of each filter, float32 (4, 16, 16); infinite where there is no breast. ``specks`` and
@@ -133,7 +133,7 @@ def _own(found: Iterable[tuple[float, ...]], tile: tuple[int, int]) -> list[Spec
 
 @lru_cache(maxsize=1)
 def spot_responses(profiles: tuple[bytes, ...]) -> Float:
-    """What each filter answers to spots in their middle: float32 (FILTERS, spots).
+    """The response of each filter to Gaussians at its middle: float32 (FILTERS, Gaussians).
 
     ``profiles``: float32 squares of an odd side, as bytes.
     """

@@ -1,10 +1,10 @@
-"""The display window of an image, in stored values: the header's own, or one taken from the breast.
+"""Chooses the display window of an image, in stored values: one of the header's, or one made from the breast.
 
 The header's are tried in the order in which a viewer would offer them: each pair of Window Center and Window Width,
-then the items of the VOI LUT Sequence (PS3.3 C.11.2). One that shows nothing of the breast, is narrower than one stored
-value or far wider than all of them is passed over: what is measured through it would mean nothing. Values before the
-VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are turned back into
-stored values here.
+then the items of the VOI LUT Sequence (PS3.3 C.11.2). A window is passed over if it shows nothing of the breast, is
+narrower than one stored value or far wider than all of them: a measurement through it would mean nothing. Values
+before the VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are
+turned back into stored values here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.noise import measure_deviation
+from node.codec.encode.noise_fitting import measure_deviation
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.lines import LineNoise
 from node.fidelity.windows import display_window

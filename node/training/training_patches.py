@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from node.codec.noise import matched, measure_deviation, missing_energy, unit_noise, with_spectrum
+from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.noise import unit_noise
 from node.fidelity.bands import BANDS, band_energies
 from node.training.image_files import Picture
 from node.upscalers.conditioning import point_features, scene

@@ -214,7 +214,7 @@ def decode(request: DecodeRequest) -> str:
 def get_ready(catalogue: Catalogue) -> None:
     """Make one small black image: what is loaded when it is first used is loaded then."""
     from node.codec.decode import SideInformation, reconstruct
-    from node.codec.noise import measure_deviation
+    from node.codec.encode.noise_fitting import measure_deviation
 
     upscaler, point, side = catalogue.configured(), OperatingPoint(2, "jpegxl", 1.0), 64
     coded = coders.encode(np.zeros((side, side), dtype=np.uint16), point)

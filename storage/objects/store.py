@@ -16,6 +16,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,7 +109,10 @@ class ObjectStore:
         On return the bytes are durable under their final name. The spooled name is gone.
         """
         with file.open("rb") as opened, full_disk_is_store_full():
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            with ThreadPoolExecutor(1) as other:  # the disk works while the digest is computed
+                synced = other.submit(os.fsync, opened.fileno())
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                synced.result()
             final = self.path(digest)
             if self.has(digest) and has_digest(final, digest) and _renew(final):
                 # whoever put it there may not have come to that yet, and this caller promises it too
@@ -116,7 +120,6 @@ class ObjectStore:
                 fsync_folder(final.parent)
                 file.unlink()
                 return digest
-            os.fsync(opened.fileno())
             self._make_folder(final.parent)
             file.replace(final)
             fsync_folder(final.parent)

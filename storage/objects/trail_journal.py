@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from storage.errors import JournalDamaged
+from storage.objects.store import fsync_folder
 from storage.records import TrailEntry, TrailRecord
 
 _SEGMENT_BYTES = 8 * 1024 * 1024
@@ -78,17 +79,15 @@ class TrailJournal:
         segments = self._segments()
         if segments:
             _cut_torn_end(segments[-1])
-        if not segments or segments[-1].stat().st_size > _SEGMENT_BYTES:
+        new = not segments or segments[-1].stat().st_size > _SEGMENT_BYTES
+        if new:
             segments = [self.folder / f"trail-{lines[0][0]:012d}.jsonl"]
         with segments[-1].open("ab") as out:
             out.write(b"".join(line for _, line in lines))
             out.flush()
             os.fsync(out.fileno())
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        if new:
+            fsync_folder(self.folder)
 
     def _segments(self) -> list[Path]:
         return sorted(self.folder.glob("trail-*.jsonl"))

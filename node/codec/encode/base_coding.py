@@ -1,4 +1,4 @@
-"""An original and an operating point to a base: downsampled, mapped to the full range of the coder, and coded."""
+"""Makes a base: downsamples an original, maps it to the full range of the coder, and codes it."""
 
 from __future__ import annotations
 

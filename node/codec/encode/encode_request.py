@@ -1,4 +1,4 @@
-"""A job of the archivist: an original to a payload, or an existing base to another rendition; and what is stored."""
+"""The encoder's entry points: encode an original, or make another rendition of an existing base."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """Encode an original, verified against itself. Without thresholds ``point`` is measured, and gated by nothing.
+    """Encodes an original and verifies it. Without thresholds ``point`` is measured and nothing is gated.
 
     ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
     largest part of the image that repairs may cover; ``regions`` (row, column, height, width, in pixels) are stored

@@ -1,8 +1,8 @@
-"""What stands in for padding while an image is downsampled: values that go on from the pixels beside it.
+"""Fills padding before an image is downsampled, with values that continue the pixels beside it.
 
-A step to the padding value, or to one value for all of the padding, would ring through the operator into the breast
-and cost bytes there. Near valid pixels the filling is smooth and local; some ``_FADE`` pixels away it is one value, so
-that air stays a part of the image that need not be coded at all.
+A step to the padding value would ring through the downsampling operator into the breast and cost bytes there. Near
+valid pixels the filling is smooth and local. Farther away than ``_FADE`` pixels it is one value, so that air need
+not be coded.
 """
 
 from __future__ import annotations

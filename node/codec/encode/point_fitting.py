@@ -1,8 +1,8 @@
-"""Points for the specks of one image: which ones restore their contrast.
+"""Fits the points that restore the contrast of specks.
 
-A speck gets up to two Gaussian spots at its middle: those whose heights come nearest, by least squares, to what the
-structure lacks around it, under the condition that the filter that found the speck answers as it does in the original.
-A single spot restores that answer, too, but leaves the edge of a speck of four pixels or more as soft as it was.
+A speck gets up to two Gaussians at its middle. Their heights are fitted by least squares to the residual around it,
+under the condition that the filter that found the speck responds as it does in the original. One Gaussian restores that
+response too, but leaves the edge of a speck of four pixels or more soft.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ Doubles = NDArray[np.float64]
 Cells = NDArray[np.bool_]
 
 _ROUNDS = 5
-"""Times that points are set at most: neighbours pull on each other, and grey levels are whole."""
+"""Most rounds of fitting: neighbours influence each other, and grey levels are rounded."""
 _AROUND = (3.0, 4.0, 6.0, 8.0)
-"""Pixels around a speck within which spots are fitted, per filter that finds it: its core and its edge."""
+"""Radius within which Gaussians are fitted, in pixels, per filter that finds the speck: its core and its edge."""
 _PRICE = 16.0
-"""Squared error that each spot must take away, in units of the image's grain squared: it takes four bytes."""
+"""Squared error that each Gaussian must remove, in units of the noise variance: it costs four bytes."""
 
 
 def points_for(
     reference: Reference, structure: Float, specks: Specks, changed: Cells, exact: Cells, limits: Thresholds
 ) -> Points | None:
-    """Points that give specks their contrast back, and take away those that the structure invented; None where none is
-    needed.
+    """Points that restore lost specks and remove invented ones; None if no point is needed.
 
     ``structure``: float32, grey levels; ``specks``: those of all of its tiles before the cells ``changed`` were
     repaired. ``exact``: cells where no point is set, since they are stored exactly. Cells are of 16 pixels, bool.
@@ -63,15 +62,15 @@ def points_for(
 
 
 def _wrong(specks: Specks, limits: Thresholds) -> set[Speck]:
-    """Specks that are not kept, and specks that are invented."""
+    """Specks whose contrast is not kept, and invented specks."""
     lost, new = wrong_specks(*speck_lists(specks), limits)
     return {*lost, *new}
 
 
 class _Fitting:
-    """Spots that are fitted to what an image lacks of an original.
+    """Gaussians fitted to the residual of an image.
 
-    ``image``: a structure with the spots so far, float32, grey levels; written to.
+    ``image``: a structure with the Gaussians so far, float32, grey levels; modified in place.
     """
 
     def __init__(self, reference: Reference, image: Float) -> None:
@@ -82,7 +81,7 @@ class _Fitting:
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
 
     def fit(self, speck: Speck, *, must: bool) -> bool:
-        """Set the spots of one speck anew; whether that changed any. ``must``: whether it needs some."""
+        """Fits the Gaussians of one speck again and returns whether they changed. ``must``: it needs at least one."""
         before = self._heights.get((speck.row, speck.column), {})
         spots, answers = _spots(), _answers()[speck.size]
         place, inside = self._window(speck)
@@ -112,7 +111,7 @@ class _Fitting:
         return True
 
     def points(self) -> Points | None:
-        """All spots, as the decoder gets them; None where there are none."""
+        """All Gaussians as the decoder gets them; None if there are none."""
         found = tuple(
             Point(row, column, size, height)
             for (row, column), own in sorted(self._heights.items())
@@ -121,7 +120,7 @@ class _Fitting:
         return Points(self.image.shape[0], self.image.shape[1], found) if found else None
 
     def _window(self, speck: Speck) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """What a spot covers of the image, and which part of a spot that is: beyond the border it is cut off."""
+        """The part of the image that a Gaussian covers, and the part of the Gaussian within the image."""
         place, inside = [], []
         for at, length in zip((speck.row, speck.column), self.image.shape, strict=True):
             first, last = max(at - REACH, 0), min(at + REACH + 1, length)
@@ -152,7 +151,7 @@ def _answers() -> Doubles:
 
 @lru_cache(maxsize=len(_AROUND))
 def _weights(number: int) -> Doubles:
-    """Where spots are fitted, for specks of one filter: a disc with a soft border, float64, the shape of a spot."""
+    """Weights of the fit for one filter: a disc with a soft border, float64."""
     away = np.hypot(*np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1])
     return np.asarray(np.clip(_AROUND[number] + 1 - away, 0, 1))
 

@@ -1,21 +1,21 @@
-"""The walk along one quantiser: from how near the figures are to their limits, the next distance to try."""
+"""Chooses the next JPEG XL distance by the secant method, from the burdens of the distances so far."""
 
 from __future__ import annotations
 
 import numpy as np
 
 FINEST, COARSEST = 0.1, 15.0
-"""JPEG XL distances that are tried: beyond them a scale is given up."""
+"""Least and greatest JPEG XL distance; a scale that needs another one is given up."""
 SLOPE = 0.6
-"""log2 increase of the gate's figures per doubling of the distance, before two looks tell it; typical."""
+"""log2 increase of the burden per doubling of the distance, assumed until two looks measure it; typical."""
 NEAR = 0.955
-"""A distance is near enough where the figure nearest to its limit uses at least this share of it."""
+"""A search ends when the burden lies between this and 1."""
 AIM = 0.98
-"""Share of the limit that a search aims at."""
+"""Burden that a search aims at."""
 
 
 class Walk:
-    """The next distance, from where the burden is and how it grew with the distance so far."""
+    """``distance``: the next one to try. ``slope``: log2 increase of the burden per doubling of the distance."""
 
     def __init__(self, start: float, slope: float = SLOPE) -> None:
         self.distance = start
@@ -23,7 +23,7 @@ class Walk:
         self._seen: list[tuple[float, float]] = []
 
     def step(self, heavy: float) -> bool:
-        """Move on from a burden; False where there is nowhere else to go."""
+        """Sets the next distance, given the burden at this one; returns False if no other distance is left."""
         here = np.log2(self.distance), np.log2(max(heavy, 1e-3) / AIM)
         if self._seen and abs(here[0] - self._seen[-1][0]) > 1e-6:
             self.slope = float(np.clip((here[1] - self._seen[-1][1]) / (here[0] - self._seen[-1][0]), 0.35, 1.2))

@@ -1,15 +1,17 @@
-"""The search of one image: one short walk for the coarsest coding that leaves nothing but noise.
+"""Searches for the coarsest coding of an image whose difference to the original is nothing but noise.
 
-docs/ENCODER.md has the diagram, the terms and the constants. In short: for each scale the coarsest quantiser that
-passes the gate is found on a sample of the image; the cheapest of them is tried on the whole image and moved until it
-passes; single places that do not are repaired; the noise that is missing is measured and drawn; and what a viewer
-would get is measured against the original once more.
+The search has five steps; docs/ENCODER.md has the diagram, the terms and the constants:
+
+1. A search on a sample finds, for each scale, the coarsest quantiser that passes the gate (forecasts.py).
+2. The cheapest one is tried on the whole image, and its distance is changed until the image passes.
+3. Single places that fail are repaired by residuals, points and exact patches.
+4. The missing noise is measured, modelled and drawn.
+5. The gate measures the structure and the served image against the original.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,19 +21,13 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.encode.base_coding import make_base
+from node.codec.encode.forecasts import SampleForecast, forecasts_of
+from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.encode.point_fitting import points_for
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
 from node.codec.encode.search_sample import sample_of
 from node.codec.encode.source_image import Source
-from node.codec.noise import (
-    NoiseModel,
-    decode_noise,
-    encode_noise,
-    matched,
-    measure_deviation,
-    missing_energy,
-    with_spectrum,
-)
+from node.codec.noise import NoiseModel, decode_noise, encode_noise
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.residuals import CELL, CodedResiduals, encode_residuals
@@ -63,41 +59,35 @@ Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
-_START = {1: 2.0, 2: 0.9, 4: 0.5}
-"""JPEG XL distance that a search begins with, per scale: the typical answer on 14 mammograms."""
-_SAMPLE_LOOKS = 5
-"""Most looks at the sample per scale."""
-_CLOSE = 0.1
-"""A search on the sample ends where its burden is this near to the aim, as a natural logarithm: the sample is no
-better than that."""
 _LOOKS = 4
-"""Most looks at the whole image."""
+"""Most times that the whole image is coded in step 2."""
 _FINISHES = 3
-"""Most times that an image is finished, each with a finer quantiser: noise or a stubborn place may miss its limit."""
+"""Most times that steps 3 to 5 are tried, each time with a finer quantiser."""
 _FINER = 0.85
-"""JPEG XL distance of the next such try, over that of the last."""
+"""JPEG XL distance of the next of these tries, over that of the last one."""
 _DRAWS = 2
-"""Most times that noise is drawn: what is served has other energies than were asked for, since codes are rounded."""
+"""Most times that noise is drawn. A second draw corrects the energies that rounding of the codes has changed."""
 _EVEN = 0.1
-"""dB by which the energy of an octave band may be off without another draw."""
+"""Error of an octave band's energy, in dB, up to which noise is not drawn again."""
 _PATCHES = 8
-"""Most times that exact patches are added: a patch changes what filters find beside it."""
+"""Most times that exact patches are added. A patch changes what the gate's filters measure beside it."""
 _REACHES = (5, 7, 11, 16)
-"""Pixels around a speck that a patch for it holds, per filter that finds it: most of what the filter sees."""
+"""Pixels around a speck that its patch covers, per filter of node/fidelity/specks.py: most of what the filter sees."""
 _EXACT = 2.0
-"""Exact patches are made instead of repairs where they take at most so much more: half of such repairs fail."""
-_DEARER = 1.25
-"""log2 increase of the bytes per halving of the gate's figures; typical. It tells which of two searches goes on."""
+"""Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
+residuals there fail the gate and become patches anyway."""
 _WORTH = 0.95
-"""Another promise is settled only where it is at most this share of the base that was found, since it takes seconds."""
-_RESERVE = 0.98
-"""A second upscaler is taken where its payload on the sample is at most this share of the first one's."""
+"""Another forecast is tried on the whole image only if it is at most this share of the base that was found; a try
+takes seconds."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A finished encoding. ``structure``: float32, grey levels; ``served`` and ``plain``: uint16, with and without
-    drawn noise."""
+    """A finished encoding.
+
+    ``data``: the base as bytes. ``structure``: float32, grey levels. ``served`` and ``plain``: uint16, with and without
+    drawn noise. ``parts``: the encoded side information by name.
+    """
 
     base: Base
     data: bytes
@@ -113,7 +103,7 @@ class Encoded:
 
     @property
     def payload_bytes(self) -> int:
-        """Base and side information; the rendition's own fields are not counted."""
+        """Bytes of the base and of the side information, without the other fields of the rendition."""
         return len(self.data) + sum(map(len, self.parts.values()))
 
 
@@ -121,9 +111,10 @@ class Encoded:
 class Encoder:
     """The search for one image.
 
-    ``upscalers``: the configured one first; a second one is the baseline that it may fall back to, image by image.
-    ``limits``: of the gate; None measures only. ``tried``: every operating point that was looked at;
-    ``last``: the last of them.
+    ``upscalers``: the configured one first, the baseline last; the encoder chooses between them image by image.
+    ``limits``: those of the gate; None measures and gates nothing. ``share``: largest part of the image that repairs
+    may cover. ``regions``: boxes that are stored exactly. ``tried``: the operating points that were tried, and why
+    they failed; ``last``: the last attempt, kept for reuse.
     """
 
     source: Source
@@ -138,32 +129,34 @@ class Encoder:
     last: Attempt | None = field(default=None, init=False, repr=False)
 
     def search(self) -> Encoded | None:
-        """The cheapest encoding that passes; None where none does."""
+        """The smallest encoding that passes the gate, or None."""
         assert self.limits is not None, "a search needs limits"
         best: Encoded | None = None
         dearer = 1.0
-        for promise in sorted(self._promises(), key=lambda each: each.payload_bytes):
-            if best is None:  # what a sample does not hold costs bytes, too
-                dearer = self._attempt(promise.point, promise.upscaler).base_bytes / promise.payload_bytes
-            elif promise.payload_bytes * dearer > _WORTH * len(best.base.coded):
+        for forecast in sorted(self._forecasts(), key=lambda each: each.payload_bytes):
+            if best is None:  # the image has bytes that the sample lacks, such as labels
+                dearer = self._attempt(forecast.point, forecast.upscaler).base_bytes / forecast.payload_bytes
+            elif forecast.payload_bytes * dearer > _WORTH * len(best.base.coded):
                 break
-            made = self._settled(promise)
+            made = self._refined(forecast)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
                 best = made
         return best
 
     def at(self, point: OperatingPoint) -> Encoded | None:
-        """The encoding at one operating point; None where it does not pass.
+        """The encoding at one operating point, or None if it fails the gate.
 
-        Where nothing is gated there is nothing to compare upscalers by: the configured one makes it.
+        Without limits upscalers cannot be compared, and the configured one is used.
         """
         upscalers = self.upscalers if self.limits is not None else self.upscalers[:1]
         return self._kept([self._finished(self._attempt(point, upscaler)) for upscaler in upscalers])
 
     def of_base(self, base: Base, data: bytes) -> Encoded | None:
-        """What the upscalers make of a base that is there already; None where it does not pass."""
+        """The smallest encoding of an existing base that passes the gate, or None."""
         decoded = Decoded.of(base)
-        return self._kept([self._finished(self._looked(base, data, decoded, upscaler)) for upscaler in self.upscalers])
+        return self._kept(
+            [self._finished(self._measured(base, data, decoded, upscaler)) for upscaler in self.upscalers]
+        )
 
     def _kept(self, made: Sequence[Encoded]) -> Encoded | None:
         passed = [each for each in made if self.limits is None or each.verdict.passed]
@@ -171,73 +164,56 @@ class Encoder:
 
     # --- on the sample ---
 
-    def _promises(self) -> list[SampleForecast]:
-        """What the scales may come to, each with its coarsest operating point: the one that may be cheapest is searched
-        to its end on a sample, others as far as they could be cheaper.
-
-        Whether samples are companded is decided at the first scale. The last upscaler, the baseline, makes all these
-        looks; another one is tried where the baseline has ended, and must be worth its while.
-        """
+    def _forecasts(self) -> list[SampleForecast]:
+        """What each scale will take, searched on a sample of the image."""
+        limits = self.limits
+        assert limits is not None
         source, reference = sample_of(self.source, self.reference)
         sampled = source is not self.source
         area = self.reference.core.sum() / source.pixels.size if sampled else 1.0
         sampler = replace(self, source=source, reference=reference) if sampled else self
 
-        def candidate(scale: int, companded: bool, upscaler: Upscaler, distance: float) -> _Candidate:
-            point = OperatingPoint(scale, "jpegxl", distance, self.effort, companded)
-            one = _Candidate(point, upscaler, Walk(distance))
-            one.see(sampler)
-            return one
+        def look(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float]:
+            attempt = sampler._attempt(point, upscaler)
+            return attempt.base_bytes, burden(attempt.found, limits)
 
-        def cheapest(found: Sequence[_Candidate]) -> _Candidate:
-            while not (best := min(found, key=lambda each: each.forecast)).ended:
-                best.see(sampler)
-            return best
-
-        *others, baseline = self.upscalers
-        first, *more = self.scales
-        best = cheapest([candidate(first, companded, baseline, _START[first]) for companded in (False, True)])
-        found = [best, *(candidate(scale, best.point.companded, baseline, _START[scale]) for scale in more)]
-        best = cheapest(found)
-        for upscaler in others:
-            other = candidate(best.point.scale, best.point.companded, upscaler, best.distance)
-            while other.forecast <= _RESERVE * best.forecast and not other.ended:
-                other.see(sampler)
-            if other.forecast <= _RESERVE * best.forecast:
-                found.append(other)
-        promises = [each.promise(area) for each in found if each.forecast < math.inf]
-        self.tried.extend(promise.trial for promise in promises)
-        return promises
+        found = forecasts_of(look, self.upscalers, self.scales, self.effort, area)
+        self.tried.extend(forecast.trial for forecast in found)
+        return found
 
     # --- on the whole image ---
 
-    def _settled(self, promise: SampleForecast) -> Encoded | None:
-        """The coarsest encoding of one scale that passes as a whole, searched from what the sample promised."""
+    def _refined(self, forecast: SampleForecast) -> Encoded | None:
+        """The coarsest encoding of one scale that passes as a whole, searched from the forecast; None if none
+        passes.
+        """
         assert self.limits is not None
-        point, upscaler, best = promise.point, promise.upscaler, None
-        walk = Walk(point.distance, promise.slope)
+        point, upscaler, best = forecast.point, forecast.upscaler, None
+        walk = Walk(point.distance, forecast.slope)
         for _ in range(_LOOKS):
             began = time.monotonic()
             point = replace(point, distance=round(walk.distance, 4))
             attempt = self._attempt(point, upscaler)
-            heavy = burden(attempt.found, self.limits)
-            if heavy > 1:
-                self._note(point, upscaler, attempt.base_bytes, (f"burden {heavy:.3f} of the gate's limits",), began)
+            burden_now = burden(attempt.found, self.limits)
+            if burden_now > 1:
+                self._note(
+                    point, upscaler, attempt.base_bytes, (f"burden {burden_now:.3f} of the gate's limits",), began
+                )
             elif best is None or attempt.base_bytes < best.base_bytes:
                 best = attempt
-            if NEAR <= heavy <= 1 or not walk.step(heavy):
+            if NEAR <= burden_now <= 1 or not walk.step(burden_now):
                 break
         if best is None:
             return None
         for _ in range(_FINISHES):
-            began, mended = time.monotonic(), self._mended(best)
-            wrong = tuple(failures(mended.found, {}, self.limits))
+            began, repaired = time.monotonic(), self._repaired(best)
+            wrong = tuple(failures(repaired.found, {}, self.limits))
             if wrong:
                 self._note(best.base.point, upscaler, best.base_bytes, wrong, began)
-            elif (made := self._drawn(best, mended)).verdict.passed:
+            elif (made := self._with_noise(best, repaired)).verdict.passed:
                 return made
-            heavy = burden(mended.found, self.limits)  # places that were left to repairs count here
-            finer = float(np.clip((AIM / heavy) ** (1 / SLOPE), _FINER, 0.98)) if heavy > 1 else _FINER
+            burden_now = burden(repaired.found, self.limits)  # after repairs, places that they left count, too
+            finer = float(np.clip((AIM / burden_now) ** (1 / SLOPE), _FINER, 0.98)) if burden_now > 1 else _FINER
             best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
         return None
 
@@ -245,11 +221,11 @@ class Encoder:
         last = self.last
         if last is None or last.base.point != point or last.upscaler is not upscaler:
             base = make_base(self.source, point)
-            last = self.last = self._looked(base, b"", Decoded.of(base), upscaler)
+            last = self.last = self._measured(base, b"", Decoded.of(base), upscaler)
         return last
 
-    def _looked(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
-        """The structure that an upscaler makes of a base, measured as a whole."""
+    def _measured(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
+        """The structure that an upscaler makes of a base, measured without specks."""
         reference, data = self.reference, data or encode_base(base)
         seed = seed_of(hashlib.sha256(data).hexdigest())
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
@@ -265,28 +241,28 @@ class Encoder:
         return decode_noise(encode_noise(found))
 
     def _finished(self, attempt: Attempt) -> Encoded:
-        return self._drawn(attempt, self._mended(attempt))
+        return self._with_noise(attempt, self._repaired(attempt))
 
-    def _mended(self, attempt: Attempt) -> Repaired:
-        """The structure with single places put right, as far as they can be."""
+    def _repaired(self, attempt: Attempt) -> Repaired:
+        """The structure with its failing places repaired, as far as the share allows."""
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         found = look(reference, attempt.plain, limits=limits, before=attempt.found)
-        side = self._repaired(attempt, found)
+        side = self._side_information(attempt, found)
         structure = decoded.with_side(attempt.structure.copy(), side)
         for _ in range(_PATCHES):
             plain = decoded.pixels(structure.copy(), side).astype(np.float32)
             found = look(reference, plain, before=found)
-            patches = self._patched(side.patches, found)
+            patches = self._with_more_patches(side.patches, found)
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
         return Repaired(side, structure, plain, found)
 
-    def _drawn(self, attempt: Attempt, mended: Repaired) -> Encoded:
-        """Noise, and the verdict on what a viewer gets."""
+    def _with_noise(self, attempt: Attempt, repaired: Repaired) -> Encoded:
+        """The encoding with drawn noise and its verdict."""
         began = time.monotonic()
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
-        side, structure, plain, found = mended.side, mended.structure, mended.plain, mended.found
+        side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.found
         inside = reference.core & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
@@ -316,9 +292,9 @@ class Encoder:
         self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
         return made
 
-    def _repaired(self, attempt: Attempt, found: Structure) -> SideInformation:
-        """Coded residuals where lines are broken, and points for specks. Exact patches where regions ask for them, and
-        where they take less than residuals do, as for letters in the air."""
+    def _side_information(self, attempt: Attempt, found: Structure) -> SideInformation:
+        """Residuals for cells beyond the limit of any place, points for specks, and exact patches for ``regions``
+        and for cells outside the breast, such as letters, where patches take less than residuals."""
         points = repairs = None
         cells = cells_under(self.regions, *self.source.pixels.shape)
         if self.limits is not None:
@@ -339,8 +315,8 @@ class Encoder:
         reference = self.reference
         return CodedResiduals.of(reference.image - structure, cells, reference.grain) if cells.any() else None
 
-    def _patched(self, patches: Patches | None, found: Structure) -> Patches | None:
-        """Patches that hold what is still broken, too; the same object where nothing is, or too much."""
+    def _with_more_patches(self, patches: Patches | None, found: Structure) -> Patches | None:
+        """``patches`` extended to what still fails; the same object if nothing fails or too much does."""
         if self.limits is None:
             return patches
         rows, columns = self.source.pixels.shape
@@ -365,21 +341,9 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class SampleForecast:
-    """What an operating point came to on the sample. ``payload_bytes``: what it may take of the whole image;
-    ``slope``: as of Walk."""
-
-    point: OperatingPoint
-    upscaler: Upscaler
-    payload_bytes: int
-    slope: float
-    trial: Trial
-
-
-@dataclass(frozen=True)
 class Attempt:
-    """A base, what an upscaler made of it, and what the gate finds there. ``data``: the base as bytes; ``plain``: the
-    structure in whole grey levels, float32."""
+    """A base, the structure that an upscaler made of it, and its measurement. ``data``: the base as bytes;
+    ``plain``: the structure in whole grey levels, float32."""
 
     base: Base
     data: bytes
@@ -396,44 +360,11 @@ class Attempt:
         return len(self.base.coded)
 
 
-@dataclass
-class _Candidate:
-    """A scale, with an upscaler, searched on the sample. ``forecast``: bytes of the sample that it may come to."""
-
-    point: OperatingPoint
-    upscaler: Upscaler
-    walk: Walk
-    forecast: float = math.inf
-    distance: float = 0.0
-    ended: bool = False
-    looks: int = 0
-    seconds: float = 0.0
-
-    def see(self, sampler: Encoder) -> None:
-        """One more look, by the secant method on the logarithms of distance and burden."""
-        assert sampler.limits is not None
-        began = time.monotonic()
-        attempt = sampler._attempt(replace(self.point, distance=round(self.walk.distance, 4)), self.upscaler)
-        heavy = burden(attempt.found, sampler.limits)
-        self.forecast = attempt.base_bytes * (heavy / AIM) ** _DEARER
-        self.looks += 1
-        moves = self.walk.step(heavy)
-        self.distance = self.walk.distance
-        self.ended = abs(math.log(heavy / AIM)) <= _CLOSE or not moves or self.looks == _SAMPLE_LOOKS
-        if heavy > 1 and not moves:
-            self.forecast = math.inf
-        self.seconds += time.monotonic() - began
-
-    def promise(self, area: float) -> SampleForecast:
-        """``area``: the breast's, over that of the sample's squares."""
-        point, size = replace(self.point, distance=round(self.distance, 4)), round(self.forecast * area)
-        trial = Trial(str(point), self.upscaler.name, size, (), round(self.seconds, 2), sample=True)
-        return SampleForecast(point, self.upscaler, size, self.walk.slope, trial)
-
-
 @dataclass(frozen=True)
 class Repaired:
-    """A structure with points, repairs and patches, as float32 grey levels and as it is served without noise."""
+    """A structure with points, residuals and patches: as float32 grey levels, and rounded as it is served without
+    noise.
+    """
 
     side: SideInformation
     structure: Float

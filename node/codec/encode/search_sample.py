@@ -1,4 +1,4 @@
-"""The sample of an image on which a search begins: squares of the breast, laid side by side."""
+"""Cuts the sample on which a search starts: squares of the breast, laid side by side."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ squares was within 13% of the whole image's, and that of 24 was no nearer."""
 SQUARE = 256
 """Side of a square of the sample, in pixels."""
 _RIM = 40
-"""Pixels of a square that are not measured: neighbours in the sample ring into them."""
+"""Rim of a square that is not measured, in pixels: the neighbouring square rings into it."""
 _FILLED = 0.75
-"""Share of a square that is breast at least."""
+"""Least share of a square that is breast."""
 
 
 def sample_of(source: Source, reference: Reference) -> tuple[Source, Reference]:
-    """Squares of the breast, in four columns; the image itself where it has no four of them."""
+    """Squares of the breast in four columns; the image itself if it has fewer than four of them."""
     breast = reference.core
     rows, columns = breast.shape
     places = [

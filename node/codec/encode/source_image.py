@@ -1,4 +1,4 @@
-"""One decoded original, and what is worked out of it once however many bases are made: downsampled, and cut."""
+"""One decoded original, with what several bases of it share: its downsampled images and its coded region."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Mask = NDArray[np.bool_]
 Float = NDArray[np.float32]
 
 _SAME = 1 / 64
-"""Grey levels by which samples of one value may differ: of resampling."""
+"""Difference of samples that count as equal, in grey levels: the rounding error of resampling."""
 _EVERY = 4
-"""Of so many rows one is looked at for the noise at each grey level."""
+"""Row step of the noise curve's measurement."""
 _SEEN = 200
-"""Pixels of a grey level whose noise is believed at least."""
+"""Least number of pixels at a knot for its noise to be used."""
 _BLOCK = 8
-"""A coded region begins at a multiple of this many samples, so that JPEG XL's blocks lie as in the whole image."""
+"""A coded region starts at a multiple of this, in samples, so that JPEG XL's blocks lie as in the whole image."""
 _WORTH_CUTTING = 0.9
-"""Largest share of the samples that a coded region may have: beyond it everything is coded."""
+"""Largest share of the samples in a coded region; beyond it the whole image is coded."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class Source:
         return self._lowered[scale]
 
     def region(self, scale: int) -> CodedRegion | None:
-        """What of ``lowered`` is worth coding; None where that is nearly all. Worked out once."""
+        """The region of ``lowered`` that is coded; None means all of it. Computed once."""
         if scale not in self._regions:
             self._regions[scale] = _region(self.lowered(scale))
         return self._regions[scale]
 
     def excerpt(self, pixels: Pixels) -> Source:
-        """The same image with other pixels, none of them padding; nothing is worked out of them yet."""
+        """The same image with other pixels, none of them padding."""
         return replace(
             self,
             pixels=pixels,
@@ -121,8 +121,7 @@ class Source:
 
     @classmethod
     def of(cls, pixels: Pixels, header: Dataset, header_bytes: HeaderBytes, digest: str, pixel_vr: str) -> Source:
-        """Raises NotReconstructable where the pixels themselves rule a reconstruction out: bits above Bits Stored, or
-        nothing but padding."""
+        """Raises NotReconstructable if a pixel has bits above Bits Stored, or if all pixels are padding."""
         bits_stored = PixelShape.of(header).bits_stored
         if int(pixels.max()) >> bits_stored:
             raise NotReconstructable(ReasonCode.STRAY_BITS.sentence, ReasonCode.STRAY_BITS)
@@ -148,9 +147,9 @@ class Source:
 
 
 def read_source(path: Path, digest: str) -> tuple[Source, Reference]:
-    """An original from its Part 10 file, and what reconstructions of it are measured against.
+    """Reads an original from its Part 10 file, with the reference that reconstructions are measured against.
 
-    Raises PixelError where it cannot be decoded, NotReconstructable as ``Source.of``.
+    Raises PixelError if it cannot be decoded, NotReconstructable as ``Source.of``.
     """
     from node.fidelity.gate import Reference
 
@@ -176,7 +175,7 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 
 def without_padding(source: Source) -> Pixels:
-    """Pixels with padding replaced by what goes on from those beside it (node/codec/encode/padding_fill.py)."""
+    """Pixels with padding filled (padding_fill.py)."""
     if source.padding_pixels is None:
         return source.pixels
     return filled(source.pixels, source.padding_pixels)

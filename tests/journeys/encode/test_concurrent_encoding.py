@@ -16,8 +16,8 @@ from node.app import Node
 from node.app.encoder_workers import EACH, available_cores, available_memory, encoders_beside
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
+from node.codec.encode.noise_fitting import measure_deviation
 from node.codec.encode.source_image import read_source
-from node.codec.noise import measure_deviation
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.metrics.measured import MeasuredPool

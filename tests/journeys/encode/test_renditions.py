@@ -220,7 +220,7 @@ def test_twenty_senders_at_once(quiet_archive: Archive, tmp_path: Path) -> None:
     def work(number: int) -> None:
         folder = tmp_path / f"sender-{number}"
         folder.mkdir()
-        statuses[number] = send(quiet_archive, folder, *batches[number], calling=f"SENDER{number}")
+        statuses[number] = send(quiet_archive, folder, *batches[number])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
     for thread in threads:

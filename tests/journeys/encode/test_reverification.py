@@ -46,7 +46,7 @@ OTHER = ReverificationTerms("mammo", "d" * 64, "steps 1", True, "t" * 64)
 
 def settings(root: Path, receiver: Receiver, upscaler: str, **changes: Any) -> Settings:
     reconstruct = {"upscaler": upscaler, "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
-    return settings_for(root, receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
+    return settings_for(root, receiver.port, reconstruct=reconstruct, **{"codec": SCALES, **changes})
 
 
 def send(archive: Archive, folder: Path, *images: Dataset) -> list[StoredInstance]:
@@ -177,7 +177,7 @@ def test_a_model_that_fails_leaves_the_pinned_one_and_is_not_asked_again(tmp_pat
 
 @pytest.mark.slow
 def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, receiver: Receiver) -> None:
-    gone, broken, good = (mammogram(breast(300, 280, seed=seed)) for seed in range(3))
+    gone, broken, good = (mammogram(breast(640, 512, seed=seed)) for seed in range(3))
     root = tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
         held = send(Archive(node, receiver), tmp_path, gone, broken, good)
@@ -209,7 +209,7 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
     config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be
     digest = Mammo(folder).weights_digest
     ds, root = mammogram(breast(300, 320)), tmp_path / "a"
-    own = {"reconstruct": {"mammo": {"weights": str(folder)}}}
+    own = {"reconstruct": {"mammo": {"weights": str(folder)}}, "codec": {"profile": "paper"}}
     with Node(settings(root, receiver, "mammo", **own)) as node:
         (held,) = send(Archive(node, receiver), tmp_path, ds)
         assert held.rendition is not None, held.reason

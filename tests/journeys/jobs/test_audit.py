@@ -81,7 +81,7 @@ def workers() -> Iterator[WorkerPool]:
 
 def node_settings(tmp_path: Path, receiver: Receiver, **changes: Any) -> Settings:
     reconstruct = {"upscaler": "bicubic", "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
-    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, codec=SCALES, **changes)
+    return settings_for(tmp_path / "archive", receiver.port, reconstruct=reconstruct, **{"codec": SCALES, **changes})
 
 
 Audited = Callable[..., StoredReport]
@@ -337,7 +337,8 @@ def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audit
     reconstruct = {"upscaler": "mammo", "mammo": {"weights": str(weights)}}
     own = weights / "config.json"
     own.write_text(own.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # not the one that comes with the package
-    with Node(node_settings(tmp_path, receiver, reconstruct=reconstruct)) as node:
+    taken = {"reconstruct": reconstruct, "codec": {"profile": "paper"}}  # the configured upscaler, whatever wins
+    with Node(node_settings(tmp_path, receiver, **taken)) as node:
         (held,) = send(Archive(node, receiver), tmp_path, FIRST)
         assert held.rendition is not None
         assert held.rendition.upscaler == "mammo"
@@ -345,7 +346,7 @@ def test_a_model_whose_weights_changed(tmp_path: Path, receiver: Receiver, audit
     for path in (node.store.path(file.digest) for file in kept if file.name == own.name):
         path.write_bytes(path.read_bytes() + b" ")
     own.write_text(own.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    with Node(node_settings(tmp_path, receiver, reconstruct=reconstruct)) as node:
+    with Node(node_settings(tmp_path, receiver, **taken)) as node:
         archive = Archive(node, receiver)
         report = audited(node, node.pool)
         assert findings(node, report)[FIRST.SOPInstanceUID]["outcome"] == FidelityOutcome.UNMADE

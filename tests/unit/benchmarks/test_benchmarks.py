@@ -64,10 +64,10 @@ def test_variations_are_applied_and_taken_back() -> None:
 
 def test_a_part_within_a_part_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Encoder, "_attempt", lambda _: 1)
-    monkeypatch.setattr(Encoder, "_promises", lambda self: (self._attempt() for _ in range(3)))
+    monkeypatch.setattr(Encoder, "_forecasts", lambda self: (self._attempt() for _ in range(3)))
     encoder = Encoder.__new__(Encoder)
     with watched() as spent:
-        assert list(encoder._promises()) == [1, 1, 1]
+        assert list(encoder._forecasts()) == [1, 1, 1]
         assert spent["sample"] > 0
         assert spent["looks"] == 0
         encoder._attempt()

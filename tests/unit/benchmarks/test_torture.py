@@ -1,4 +1,4 @@
-"""The torture of benchmarks/torture.py, short and seeded; and docs/reliability.md names a test for each fault."""
+"""The torture of benchmarks/torture.py, short and seeded; and docs/RELIABILITY.md names a test for each fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import Unparseable
 from tests.support.named import ROOT, is_there
 
-RELIABILITY = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+RELIABILITY = (ROOT / "docs/RELIABILITY.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", RELIABILITY)))
 
 
@@ -49,7 +49,7 @@ def test_a_minute_of_torture(tmp_path: Path) -> None:
     assert report["fuzzed"] > 1000
 
 
-# --- docs/reliability.md ----------------------------------------------------------------------------------------
+# --- docs/RELIABILITY.md ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtri
 
+from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.noise import (
     CELL,
     LEVELS,
@@ -21,12 +22,8 @@ from node.codec.noise import (
     NoiseModel,
     decode_noise,
     encode_noise,
-    matched,
-    measure_deviation,
-    missing_energy,
     unit_noise,
     white_noise,
-    with_spectrum,
 )
 from node.fidelity.bands import BANDS, band_energies
 from storage.errors import PayloadError

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from node.codec.noise import measure_deviation
+from node.codec.encode.noise_fitting import measure_deviation
 from node.config import ReconstructSettings
 from node.fidelity.lines import LineNoise
 from node.training.image_files import Picture, read_picture

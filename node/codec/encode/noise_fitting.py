@@ -1,0 +1,238 @@
+"""Fits the noise model of an image: how much noise a structure lacks, where, at which grey levels and frequencies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.codec.noise import (
+    CELL,
+    LEVELS,
+    PLACE,
+    POWER_STEP,
+    SPECTRUM,
+    WINDOW,
+    Codes,
+    Float,
+    Mask,
+    NoiseModel,
+    deviation_codes,
+    drawing_filter,
+    power_of,
+)
+from node.fidelity.cells import padded_to_cells, reduced
+from node.fidelity.threads import on_all_cores
+
+_FAINT = 0.25
+"""Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
+_CLIPPED = 4.0
+"""Local standard deviations beyond which a residual is structure. It is clipped to this before it is squared."""
+_MATCHING = 6
+"""Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
+_MAD = 0.6745
+
+
+def measure_deviation(original: Float, structure: Float, breast: Mask, counted: Mask) -> NoiseModel:
+    """Fits curve and map of the noise that ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
+
+    ``breast``: where the curve is measured. ``counted``: everything but padding. The spectrum is left empty.
+    """
+    rows, columns = original.shape
+    energy = np.square(_without_structure(original - structure, counted))
+    low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
+    curve = _curve(structure, energy, counted & breast, float(low), float(high))
+    empty = np.zeros(SPECTRUM, dtype=np.uint8)
+    model = NoiseModel(rows, columns, float(low), float(high), curve, np.zeros((0, 0), np.uint8), empty)
+    return replace(model, place=_place(energy, model, structure, counted))
+
+
+def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask) -> NoiseModel:
+    """The model with the spectrum of the missing noise, and with the cells in which nothing is drawn.
+
+    ``inside``: pixels of breast that are coded by base and noise.
+    """
+    deviation = model.deviation(structure)
+    most = reduced(padded_to_cells(deviation, CELL, edge=True), CELL, np.maximum)
+    quiet = _flat(original) & (most > _FAINT)
+    return replace(
+        model,
+        spectrum=_spectrum(original, structure, inside, deviation),
+        quiet=quiet if quiet.any() else None,
+    )
+
+
+def _flat(image: Float) -> Mask:
+    """Cells of CELL pixels that have one value: bool (rows / CELL, columns / CELL), rounded up."""
+    whole = padded_to_cells(image, CELL, edge=True)
+    return np.asarray(reduced(whole, CELL, np.maximum) == reduced(whole, CELL, np.minimum))
+
+
+def _without_structure(residual: Float, counted: Mask) -> Float:
+    """The residual clipped to the noise of its place: larger values are lost edges, not noise."""
+    rows, columns = residual.shape
+    pad = (-rows % PLACE, -columns % PLACE)
+    sizes = np.where(counted, np.abs(residual), np.float32(np.nan))
+    cells = np.pad(sizes, ((0, pad[0]), (0, pad[1])), constant_values=np.nan)[::2, ::2]
+    half = PLACE // 2
+    cells = cells.reshape(cells.shape[0] // half, half, cells.shape[1] // half, half).transpose(0, 2, 1, 3)
+    flat = np.sort(cells.reshape(*cells.shape[:2], -1), axis=2)
+    known = (~np.isnan(flat)).sum(axis=2)
+    middle = np.take_along_axis(flat, (np.maximum(known, 1)[..., None] - 1) // 2, axis=2)[..., 0]
+    limit = np.where(known > 0, middle, 0).astype(np.float32) * np.float32(_CLIPPED / _MAD)
+    bound = np.repeat(np.repeat(limit, PLACE, axis=0), PLACE, axis=1)[:rows, :columns]
+    return np.where(counted, np.clip(residual, -bound, bound), np.float32(0))
+
+
+def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: float) -> Codes:
+    """Standard deviation per knot, from linearly weighted means of squares; knots without pixels take a neighbour's."""
+    level = np.clip((structure[counted] - low) * ((LEVELS - 1) / max(high - low, 1e-6)), 0, LEVELS - 1)
+    squares = energy[counted]
+    lower = np.minimum(level.astype(np.int32), LEVELS - 2)
+    share = level - lower
+    counts = np.bincount(lower, 1 - share, LEVELS) + np.bincount(lower + 1, share, LEVELS)
+    sums = np.bincount(lower, (1 - share) * squares, LEVELS) + np.bincount(lower + 1, share * squares, LEVELS)
+    known = counts > 200
+    if not known.any():
+        return np.zeros(LEVELS, dtype=np.uint8)
+    means = np.interp(np.arange(LEVELS), np.flatnonzero(known), sums[known] / counts[known])
+    return deviation_codes(np.sqrt(means))
+
+
+def _place(energy: Float, model: NoiseModel, structure: Float, counted: Mask) -> Codes:
+    """The ratio of each cell's standard deviation to the one that the curve gives, from slightly blurred cells."""
+    from scipy.ndimage import gaussian_filter
+
+    flat = NoiseModel(
+        *(model.rows, model.columns, model.low, model.high, model.curve),
+        np.full((-(-model.rows // PLACE), -(-model.columns // PLACE)), deviation_codes(np.array([256.0]))[0]),
+        model.spectrum,
+    )
+    expected = np.square(flat.deviation(structure)) * counted
+    found, wanted = (gaussian_filter(_cell_means(values), 0.4) for values in (energy, expected))
+    ratio = np.sqrt(np.divide(found, wanted, out=np.zeros_like(found), where=wanted > 0))
+    return deviation_codes(np.clip(ratio * 256.0, 0, 256.0 * 16))
+
+
+def _cell_means(values: Float) -> Float:
+    rows, columns = (-(-length // PLACE) for length in values.shape)
+    pad = ((0, rows * PLACE - values.shape[0]), (0, columns * PLACE - values.shape[1]))
+    whole = np.pad(values, pad, mode="symmetric" if min(values.shape) > PLACE else "edge")
+    return (reduced(whole, PLACE, np.add) / np.float32(PLACE**2)).astype(np.float32)
+
+
+def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
+    """Mean periodogram of the original less that of the structure; each tile is divided by its missing variance."""
+    window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
+    places = [
+        np.s_[row : row + WINDOW, column : column + WINDOW]
+        for row in range(0, original.shape[0] - WINDOW + 1, WINDOW // 2)
+        for column in range(0, original.shape[1] - WINDOW + 1, WINDOW // 2)
+        if counted[row : row + WINDOW, column : column + WINDOW].all()
+    ]
+
+    def one(where: tuple[slice, slice]) -> NDArray[np.float32] | None:
+        from scipy import fft
+
+        variance = float(np.square(deviation[where]).mean())
+        if variance <= 0:
+            return None
+        own, made = (np.square(np.abs(fft.rfft2(_detrended(image[where]) * window))) for image in (original, structure))
+        return np.asarray((own - made) / np.float32(variance))
+
+    total = np.zeros((WINDOW, WINDOW // 2 + 1))
+    for power in on_all_cores(one, places):
+        if power is not None:
+            total += power
+    return spectrum_codes(total)
+
+
+def _detrended(tile: Float) -> Float:
+    """A tile without its mean and its linear trend, which would leak over all frequencies of a periodogram."""
+    rows, columns = tile.shape
+    down, across = np.linspace(-1, 1, rows, dtype=np.float32), np.linspace(-1, 1, columns, dtype=np.float32)
+    slope_down = (tile.mean(axis=1) @ down) / (down @ down)
+    slope_across = (tile.mean(axis=0) @ across) / (across @ across)
+    return np.asarray(tile - tile.mean() - slope_down * down[:, None] - slope_across * across, dtype=np.float32)
+
+
+def spectrum_codes(power: NDArray[np.float64]) -> Codes:
+    """A power spectrum, float64 (128, 65) in the order of ``numpy.fft.rfft2``, as the codes of SPECTRUM."""
+    shifted = np.maximum(np.fft.fftshift(power, axes=0), 0)
+    around = np.concatenate([shifted, shifted[:1]])  # -0.5 to 0.5
+    around = np.pad(around, ((1, 1), (1, 1)), mode="reflect")
+    weights = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])
+    coarse = sum(weights[i, j] * around[i : i + 129 : 2, j : j + 65 : 2] for i in range(3) for j in range(3))
+    top = float(np.max(coarse))
+    if top <= 0:
+        return np.zeros(SPECTRUM, dtype=np.uint8)
+    steps = np.log2(np.maximum(coarse / top, 1e-12)) / POWER_STEP
+    return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
+
+
+def missing_energy(model: NoiseModel, structure: Float, inside: Mask) -> float:
+    """Energy of the model's noise before its gain, summed over ``inside``, in grey levels squared."""
+    return float(np.square(model.deviation(structure)[inside], dtype=np.float64).sum())
+
+
+def matched(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:
+    """Scales spectrum and gain so that every octave band gets its missing energy.
+
+    ``energy``: of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the structure
+    per band, summed over the same pixels, grey levels squared. The drawing filter predicts the energy per band, so that
+    no noise is drawn for this.
+    """
+    if energy <= 0 or not model.spectrum.any():
+        return model
+    bands = _band_shares()
+    either = np.maximum(sum(bands), 1e-9)
+    power, drawn = power_of(model.spectrum), energy
+    passed, before = _passed(power)
+    for _ in range(_MATCHING):
+        factor = np.divide(np.maximum(wanted, 0), passed * drawn, out=np.ones_like(passed), where=passed > 0)
+        scale = sum(f * band for f, band in zip(np.clip(factor, 0.25, 4.0), bands, strict=True)) / either
+        power = power * np.where(either > 0.01, scale, 1.0)
+        passed, after = _passed(power)
+        drawn *= after / before
+        before = after
+    gain = float(np.sqrt(drawn / energy))
+    steps = np.log2(np.maximum(power / power.max(), 1e-12)) / POWER_STEP
+    spectrum = np.where(steps > -80, np.maximum(np.rint(255 + steps), 1), 0).astype(np.uint8)
+    return replace(model, spectrum=spectrum, gain=gain)
+
+
+def _passed(power: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Of noise that is drawn with a power spectrum, float64 SPECTRUM: the share of its energy in each octave band,
+    float64 (BANDS,), and its energy before the filter is scaled to 1."""
+    kernel, energy = drawing_filter(power)
+    found = np.square(np.abs(np.fft.rfft2(kernel, s=(WINDOW, WINDOW))))
+    return np.array([(found * band).sum() for band in _band_weights()]), energy
+
+
+@lru_cache(maxsize=1)
+def _band_weights() -> tuple[NDArray[np.float64], ...]:
+    """What each octave band passes of a filter's energy, per frequency of ``numpy.fft.rfft2`` of WINDOW pixels."""
+    down = np.fft.fftshift(np.arange(WINDOW) - WINDOW // 2) / WINDOW
+    passed = _bands_at(down, np.arange(WINDOW // 2 + 1) / WINDOW)
+    often = np.full(WINDOW // 2 + 1, 2.0)
+    often[[0, -1]] = 1
+    return tuple(band * often / WINDOW**2 for band in passed)
+
+
+@lru_cache(maxsize=1)
+def _band_shares() -> tuple[NDArray[np.float64], ...]:
+    """Energy that each octave band passes, per frequency of SPECTRUM: float64."""
+    return _bands_at(np.linspace(-0.5, 0.5, SPECTRUM[0]), np.linspace(0.0, 0.5, SPECTRUM[1]))
+
+
+def _bands_at(down: NDArray[np.float64], across: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Energy that each octave band of node/fidelity/bands.py passes at frequencies in cycles per pixel. The two coarser
+    bands are halved by means of 2 x 2 pixels first."""
+    square = (2 * np.pi) ** 2 * (down[:, None] ** 2 + across[None] ** 2) / 2
+    smooth = [np.ones_like(square), *(np.exp(-square * sigma**2) for sigma in (0.7, 1.4, 2.8, 5.6))]
+    once, twice = (np.outer(np.cos(np.pi * by * down), np.cos(np.pi * by * across)) for by in (1, 2))
+    halved = (1.0, 1.0, once, once * twice)
+    return tuple(np.square((before - after) * by) for (before, after), by in zip(pairwise(smooth), halved, strict=True))
