@@ -36,17 +36,6 @@ RETIRED = {
 
 ALLOWED: dict[str, tuple[str, ...]] = {
     "custodian": ("node/app/node.py",),
-    "custody": (
-        "node/archive/originals/packing.py",
-        "node/archive/originals/retention.py",
-        "storage/index/holdings.py",
-    ),
-    "doom": (
-        "storage/index/original_locations.py",
-        "storage/index/tables.py",
-    ),
-    "condemn": ("storage/index/tombstones.py",),
-    "bury": ("storage/index/tombstones.py",),
     "shelf": (
         "node/archive/encode/fidelity_check.py",
         "node/archive/encode/reverification.py",
@@ -80,7 +69,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mended": (
         "node/app/damage.py",
         "node/cli/commands/instance.py",
-        "node/codec/encode/search.py",
         "node/dimse/pynetdicom_patches/upper_layer.py",
         "storage/dicom/element_walk.py",
     ),
