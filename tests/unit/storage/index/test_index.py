@@ -616,6 +616,16 @@ def test_counts_add_up(index: Index) -> None:
     assert counts.all_hot_bytes == 110 + 300 + 50 + 51
 
 
+def test_exact_instances_are_counted_by_the_code_of_their_reason(index: Index) -> None:
+    codes = [ReasonCode.SMALL, ReasonCode.LOSSY, ReasonCode.SMALL, ReasonCode.GATE, ReasonCode.OTHER]
+    for number, code in enumerate(codes):
+        index.add(new_instance(f"1.2.3.{number}"))
+        index.finish(claimed(index), InstanceState.EXACT, code, "" if code.sentence else "a sentence of its own")
+    assert held(index, "1.2.3.0").reason == ReasonCode.SMALL.sentence
+    counts = index.counts().left_out
+    assert list(counts.items()) == [(ReasonCode.SMALL.sentence, 2), (ReasonCode.LOSSY.sentence, 1), ("other", 2)]
+
+
 def test_an_object_that_two_rows_share_takes_its_bytes_once(index: Index) -> None:
     shared = {"base_digest": digest("base"), "rendition_digest": digest("rendition")}
     for number in (1, 2):
