@@ -41,6 +41,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter, maximum_filter, unifo
 
 from benchmarks.coded import Coded, Image, code, coder_of, images, options_of_coding
 from node.training.image_files import Picture
+from storage.formats.geometry import CELL
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
@@ -133,7 +134,7 @@ def plant(image: Image, count: int, random: np.random.Generator, *, per_speck: b
     for _ in range(200 * count):
         if len(clusters) == count:
             break
-        middle = places[random.integers(len(places))] * 16 + random.integers(0, 16, 2)
+        middle = places[random.integers(len(places))] * CELL + random.integers(0, CELL, 2)
         cluster = _cluster(
             values, middle, picture.bits, random, per_speck=per_speck, spacing=image.spacing_mm, taken=taken
         )

@@ -27,14 +27,13 @@ from node.codec.decode import Decoded
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source
-from node.codec.patches import patched_pixels
 from node.config import Settings, parse
-from node.fidelity.fsim import TILE
 from node.fidelity.gate import Reference
 from node.fidelity.windows import display_window
 from node.training.image_files import Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler
+from storage.formats.geometry import CELL, TILE, cell_pixels
 from storage.formats.payload import encode_rendition
 from storage.records import Thresholds
 from tests.support.samples import mammogram, write
@@ -45,8 +44,6 @@ Bools = NDArray[np.bool_]
 
 FILM, DIGITAL = "film", "digital"
 TRAINING, EVALUATION = "training", "evaluation"
-BLOCK = 16
-"""Side of the blocks of ``Picture.mask``, and of the gate's cells, in pixels."""
 PROFILES, UPSCALERS = ("balanced", "strict", "us-mqsa"), ("mammo", "bicubic")
 EXACT = "exact"
 """The operating point of an image of which no reconstruction passes: it counts with its lossless bytes."""
@@ -89,7 +86,7 @@ class Image:
     def breast(self) -> Bools:
         """Where the breast is, bool at the image's own size."""
         rows, columns = self.picture.pixels.shape
-        return np.kron(self.picture.mask, np.ones((BLOCK, BLOCK), dtype=bool))[:rows, :columns]
+        return cell_pixels(self.picture.mask, rows, columns)
 
     @property
     def window(self) -> tuple[float, float]:
@@ -254,7 +251,7 @@ def _structure(made: Encoded, reference: Reference) -> Float:
     """The structure with padding and patches in it, which are exact whatever it is below them."""
     exact = ~reference.counted
     if made.side.patches is not None:
-        exact |= patched_pixels(made.side.patches.cells, *exact.shape)
+        exact |= cell_pixels(made.side.patches.cells, *exact.shape)
     return np.where(exact, made.plain, made.structure) if exact.any() else made.structure
 
 
@@ -264,7 +261,7 @@ def _worst_tiles(made: Encoded, reference: Reference, limits: Thresholds) -> lis
 
     def cells(tile: tuple[int, int]) -> tuple[slice, slice]:
         row, column = tile
-        return np.s_[row // BLOCK : -(-(row + TILE) // BLOCK), column // BLOCK : -(-(column + TILE) // BLOCK)]
+        return np.s_[row // CELL : -(-(row + TILE) // CELL), column // CELL : -(-(column + TILE) // CELL)]
 
     full = [tile for tile in reference.tiles if reference.mask[cells(tile)].mean() > 0.5]
     ranked = sorted(full or reference.tiles, key=lambda tile: float(worst[cells(tile)].max()), reverse=True)

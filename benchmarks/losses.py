@@ -25,7 +25,8 @@ from scipy.ndimage import gaussian_filter, uniform_filter, zoom
 
 from benchmarks.coded import Coded
 from node.fidelity.breast_regions import Window
-from node.fidelity.fsim import TILE, features, similarity
+from node.fidelity.fsim import features, similarity
+from storage.formats.geometry import TILE
 
 Float = NDArray[np.float32]
 Square = tuple[slice, slice]

@@ -17,7 +17,7 @@ from PIL import ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt, gaussian_filter, median_filter, uniform_filter, zoom
 
 from benchmarks.coded import Coded
-from node.fidelity.fsim import TILE
+from storage.formats.geometry import TILE
 
 Float = NDArray[np.float32]
 Grey = NDArray[np.uint8]

@@ -1,1 +1,1 @@
-"""Bytes and index of the archive: no network, no torch models, nothing imported from ``node``."""
+"""Objects and index of the archive, without network or torch models. Nothing is imported from ``node``."""

@@ -1,38 +1,43 @@
-"""Every error the archive raises on purpose.
+"""The errors that storage raises, and those that more than one package of node raises or handles.
+
+An error that only one module of node raises is defined in that module, as a subclass of LatentPacsError.
 
 LatentPacsError
-├── DataSetError            a peer's data set cannot be accepted
-│   ├── Unparseable         not DICOM, or truncated before its pixels
+├── DataSetError            a peer's data set is refused
+│   ├── Unparseable         not DICOM, or truncated outside its pixel data
+│   │   └── InflatesTooFar  a deflated data set that inflates beyond the limits
 │   ├── MissingUid          no SOP Class, SOP Instance, Study or Series Instance UID
-│   ├── ClassMismatch       the data set is not what the command announced
+│   ├── ClassMismatch       the data set differs from the command that announced it
 │   └── InvalidUid          a UID that PS3.5 section 9.1 does not allow
-├── PixelError              parses, but the pixels cannot be turned into integers
+├── PixelError              the data set parses, but its pixels cannot be decoded or encoded
+│   ├── TooManyPixels       a frame of more pixels than limits.pixels
+│   └── OutOfMemory         a worker would need more memory than limits.memory
 ├── PayloadError            a base or rendition that is damaged or of an unknown version
-├── ObjectMissing           the object store does not hold that digest
-├── ObjectDamaged           the bytes under a digest do not have that digest
-├── InstanceTooLarge        larger than node.max_instance: nothing of it stays here
-├── KeptVerbatim            an original that has no smaller form from which its very bytes come back
-│   └── ProofFailed         it had one, and that gave other bytes
+├── ObjectMissing           the store has no object with that digest
+├── ObjectDamaged           an object whose bytes do not have its digest
+├── KeptVerbatim            an original that has no smaller packed form
+│   └── ProofFailed         the packed form does not unpack to the received bytes
 ├── OriginalPurged          retention removed the original; only its reconstruction is left
-├── JournalDamaged          the audit trail's journal, or that of changes, cannot be read
-├── IndexRefused            an index that is empty, foreign, older than the journal or damaged, and may not be used
-├── IndexFault              the index cannot be read or written: locked, read-only, unreadable, damaged
+├── JournalDamaged          the audit trail's journal or the change journal cannot be read
+├── IndexRefused            an index that is empty, foreign, damaged, or older than the change journal
+├── IndexFault              the database cannot be read or written at present
 ├── IndexLost               the file of the index was removed or replaced while it was in use
-├── BackupRefused           a backup that cannot be made, read or restored
-├── NewerFormat             files or a schema of a newer version than this one
-├── PurgeRefused            retention may not remove originals here
-├── CorrectionRefused       an amendment, a deletion or a quarantined object that the rules do not allow to go on
-├── StoreFull               disk, quota or database full: nothing was stored
-├── Duplicate               same SOP Instance UID, other content: the first one is kept
-├── Deleted                 the SOP Instance UID was deleted here: the newcomer is quarantined
-├── NotReconstructable      an image that may only be returned bit-exact
-├── RenditionMismatch       the reconstruction is not the one that was verified
-├── ModelMissing            weights that a rendition needs are not installed
+├── BackupRefused           a backup that cannot be made, verified or restored
+├── NewerFormat             files or a schema that a newer version wrote
+├── PurgeRefused            the configuration does not allow retention to remove originals
+├── ChangeRefused       an amendment, deletion or acceptance from quarantine that the rules do not allow
+├── StoreFull               the disk, the quota or the database is full; nothing was stored
+├── InstanceTooLarge        a data set larger than node.max_instance; nothing of it was stored
+├── Duplicate               same SOP Instance UID, other content; the first instance is kept
+├── Deleted                 the SOP Instance UID was deleted here; the new instance is quarantined
+├── NotReconstructable      an image that may only be served bit-exact
+├── RenditionMismatch       a reconstruction that differs from the one that was verified
+├── ModelMissing            the weights that a rendition needs are not installed
+├── WorkerDied              a worker process ended during a request
 ├── UnknownUid              no image, original or reconstruction, has that UID
-├── UnknownReport           no report of that number, or none at all
-├── JobRefused              a job that does not exist, or that is running already
-├── WorkerDied              the worker process ended while it worked on a request
-└── ConfigError             config.yaml: what is wrong, and where
+├── UnknownReport           there is no report with that number
+├── JobRefused              the job does not exist, or it is already running
+└── ConfigError             config.yaml is invalid
 """
 
 from __future__ import annotations
@@ -41,19 +46,19 @@ from storage.records import ReasonCode
 
 
 class LatentPacsError(Exception):
-    """Root of the tree above."""
+    """Base of all errors above."""
 
 
 class DataSetError(LatentPacsError):
-    """A data set from a peer that is refused; nothing of it stays here."""
+    """A data set from a peer is refused. Nothing of it is stored."""
 
 
 class Unparseable(DataSetError):
-    """Not a DICOM data set, or truncated outside its pixel data."""
+    """The bytes are not a DICOM data set, or it is truncated outside its pixel data."""
 
 
 class InflatesTooFar(Unparseable):
-    """A deflated data set that becomes larger than this archive takes."""
+    """A deflated data set inflates to more than limits.inflated or limits.ratio allow."""
 
 
 class MissingUid(DataSetError):
@@ -61,7 +66,7 @@ class MissingUid(DataSetError):
 
 
 class InvalidUid(DataSetError):
-    """A UID outside PS3.5 section 9.1: digits and dots, at most 64 characters."""
+    """A UID violates PS3.5 section 9.1: digits and dots, at most 64 characters."""
 
 
 class ClassMismatch(DataSetError):
@@ -69,91 +74,91 @@ class ClassMismatch(DataSetError):
 
 
 class PixelError(LatentPacsError):
-    """The data set parses, but its pixels are short, odd or undecodable."""
+    """The data set parses, but its pixels are short, inconsistent with the header, or cannot be decoded."""
 
 
 class TooManyPixels(PixelError):
-    """A frame, by its header or its codestream, that has more pixels than are decoded here."""
+    """A frame has more pixels, by its header or its codestream, than limits.pixels allows."""
 
 
 class OutOfMemory(PixelError):
-    """A worker would have needed more memory than it may take."""
+    """A worker would need more memory than limits.memory allows."""
 
 
 class PayloadError(LatentPacsError):
-    """A base or rendition whose bytes are damaged, or of a version this release does not read."""
+    """The bytes of a base or rendition are damaged, or of a version that this release does not read."""
 
 
 class ObjectMissing(LatentPacsError):
-    """No object of that digest in the store."""
+    """The store has no object with that digest."""
 
 
 class ObjectDamaged(LatentPacsError):
-    """An object whose bytes do not hash to its name."""
+    """The bytes of an object do not have its digest."""
 
 
 class KeptVerbatim(LatentPacsError):
-    """An original stays as it was received; the message says why."""
+    """An original is stored as received. The message says why it is not packed."""
 
 
 class ProofFailed(KeptVerbatim):
-    """The packed form of an original does not give back the bytes that were received."""
+    """The packed form of an original does not unpack to the received bytes."""
 
 
 class OriginalPurged(LatentPacsError):
-    """The original was removed by retention; it is not held any more."""
+    """Retention removed the original."""
 
 
 class JournalDamaged(LatentPacsError):
-    """A line of the journal is no record of the audit trail, or no change of the index."""
+    """A line of a journal is not a record of the audit trail, or not a change of the index."""
 
 
 class IndexRefused(LatentPacsError):
-    """The index is not that of the objects beside it, or is damaged; the message says what to do."""
+    """The index does not match the objects beside it, or is damaged. The message says what to do."""
 
 
 class IndexFault(LatentPacsError):
-    """The database says that it cannot be read or written here and now; the message says what to look at."""
+    """The database reports that it is locked, read-only, unreadable or damaged. The message says what to check."""
 
 
 class IndexLost(LatentPacsError):
-    """What was just committed went to a file that is not the index any more: it counts as not done."""
+    """The last commit went to a file that is no longer the index, so it counts as not done."""
 
 
 class BackupRefused(LatentPacsError):
-    """A backup cannot be made, verified or restored here; the message says why, and what to do."""
+    """A backup cannot be made, verified or restored. The message says why, and what to do."""
 
 
 class NewerFormat(LatentPacsError):
-    """A newer version wrote this, and an older one must not touch it."""
+    """A newer version wrote this. An older version must not change it."""
 
 
 class PurgeRefused(LatentPacsError):
-    """The configuration forbids removing originals."""
+    """The configuration does not allow originals to be removed."""
 
 
-class CorrectionRefused(LatentPacsError):
-    """What somebody wants corrected, deleted or accepted must stay as it is; the message says why."""
+class ChangeRefused(LatentPacsError):
+    """An amendment, deletion or acceptance from quarantine is not allowed. The message says why."""
 
 
 class StoreFull(LatentPacsError):
-    """No room for the bytes or for the row; nothing was stored."""
+    """There is no room for the bytes or for the row. Nothing was stored."""
 
 
 class InstanceTooLarge(LatentPacsError):
-    """A data set larger than config.yaml takes; it was thrown away as it came."""
+    """A data set is larger than node.max_instance. It was discarded while it was received."""
 
 
 class Duplicate(LatentPacsError):
-    """The SOP Instance UID is held already, with other content; the newcomer went to quarantine."""
+    """The SOP Instance UID is already stored with other content. The new instance is quarantined."""
 
 
 class Deleted(LatentPacsError):
-    """The SOP Instance UID was deleted here; what came under it went to quarantine."""
+    """The SOP Instance UID was deleted here. The new instance is quarantined."""
 
 
 class NotReconstructable(LatentPacsError):
-    """The image is outside the allow-list or failed the gate; only its original can be served."""
+    """The image is not on the allow-list or failed the gate. Only its original can be served."""
 
     def __init__(self, message: str, code: ReasonCode = ReasonCode.OTHER) -> None:
         super().__init__(message)
@@ -161,28 +166,28 @@ class NotReconstructable(LatentPacsError):
 
 
 class RenditionMismatch(LatentPacsError):
-    """The pixels just made are not those that were verified; they must not leave."""
+    """The decoded pixels are not those that were verified. They must not be sent."""
 
 
 class ModelMissing(LatentPacsError):
-    """The upscaler or the very weights that made a rendition are not installed."""
+    """The upscaler or the weights that made a rendition are not installed."""
 
 
 class WorkerDied(LatentPacsError):
-    """The worker process ended in the middle of a request."""
+    """The worker process ended during a request."""
 
 
 class UnknownUid(LatentPacsError):
-    """No image held here was ever known by that SOP Instance UID."""
+    """No image that is or was stored here has that SOP Instance UID."""
 
 
 class UnknownReport(LatentPacsError):
-    """No audit or validation left the report that is asked for."""
+    """No audit or validation wrote the requested report."""
 
 
 class JobRefused(LatentPacsError):
-    """No job of that name, or it is running already."""
+    """The job does not exist, or it is already running."""
 
 
 class ConfigError(LatentPacsError):
-    """config.yaml cannot be used; the message names the key and the nearest valid one."""
+    """config.yaml is invalid. The message names the key, and the nearest valid one."""

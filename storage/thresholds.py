@@ -1,4 +1,4 @@
-"""The figures of a verdict beside the thresholds that they are held against."""
+"""Compares the figures of a verdict with the thresholds of the gate."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from storage.records import Thresholds
 
 WIDTHS = ("1.2", "2.5", "5")
-"""Widths of the filters along lines, in pixels, as figures name them."""
+"""Widths of the line filters, in pixels, as they occur in the names of figures."""
 
 
 def limits_of(thresholds: Thresholds) -> dict[str, float]:
-    """The greatest value that each figure of a passing verdict may have, by its name; figures in dB up or down.
+    """The largest absolute value that each figure of a passing verdict may have, by name.
 
-    Limits of single tiles are not among them: no figure of a verdict tells of these.
+    Limits of single tiles are not included, because a verdict has no figures for them.
     """
     return {
         **{f"lines_{width}": limit for width, limit in zip(WIDTHS, thresholds.lines, strict=True)},
@@ -35,7 +35,10 @@ def limits_of(thresholds: Thresholds) -> dict[str, float]:
 
 
 def shares_of(figures: Mapping[str, float], thresholds: Thresholds) -> dict[str, float]:
-    """Each figure over its limit, above 1 where it is missed; where the limit is 0, 1 more than the figure, or 0."""
+    """The ratio of each figure to its limit: above 1 if the figure fails.
+
+    If the limit is 0, the value is 1 plus the figure, or 0 for a figure of 0.
+    """
     return {
         name: abs(figures[name]) / limit if limit else (abs(figures[name]) + 1.0) * (figures[name] != 0)
         for name, limit in limits_of(thresholds).items()
@@ -44,5 +47,5 @@ def shares_of(figures: Mapping[str, float], thresholds: Thresholds) -> dict[str,
 
 
 def burden_of(figures: Mapping[str, float], thresholds: Thresholds) -> float:
-    """The figure nearest to its limit, over that limit; 0 where there are no figures."""
+    """The largest ratio of a figure to its limit; 0 if there are no figures."""
     return max(shares_of(figures, thresholds).values(), default=0.0)

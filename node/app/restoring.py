@@ -11,7 +11,7 @@ from node.app.services import open_store
 from node.archive.index_opening import open_for_command
 from node.config import Settings
 from storage.backup.create import Backup, Progress
-from storage.backup.restore import RestoreReport, refuse_what_is_held, restore
+from storage.backup.restore import RestoreReport, refuse_occupied, restore
 from storage.errors import BackupRefused
 from storage.index.index_trust import IndexStanding
 from storage.objects.store import ObjectStore
@@ -23,7 +23,7 @@ def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda
     file, root, cold = index_file(settings), settings.storage.root, settings.originals.path
     backup = Backup(folder)
     with backup.opened() as (manifest, _, _):
-        refuse_what_is_held(manifest, file, root, cold)
+        refuse_occupied(manifest, file, root, cold)
     hot = open_store(settings)
     lock = lock_root(hot)
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from node.archive.audit_trail import AuditTrail
 from node.archive.rendered_cache import forget
 from node.config import Profile, Settings
-from storage.errors import CorrectionRefused
+from storage.errors import ChangeRefused
 from storage.index import Index
 from storage.index.integrity import Integrity
 from storage.index.tombstones import PlannedDeletion
@@ -54,9 +54,9 @@ class Deletion:
         return DeletionReport(True, tuple(found))
 
     def delete(self, level: str, uid: str, *, reason: str, who: str) -> DeletionReport:
-        """Delete all of it, or nothing. Raises UnknownUid, CorrectionRefused."""
+        """Delete all of it, or nothing. Raises UnknownUid, ChangeRefused."""
         if self._kept_by_profile:
-            raise CorrectionRefused("profile us-mqsa: images are never deleted (MQSA)")
+            raise ChangeRefused("profile us-mqsa: images are never deleted (MQSA)")
         self.finish()
         found = self._index.tombstones.mark_deleted(level, uid, reason=reason, who=who)
         self.finish()

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from node.codec.patches import CELL, decode_patches
+from node.codec.patches import decode_patches
 from node.codec.points import decode_points
-from node.codec.residuals import CELL as REPAIR
 from node.codec.residuals import decode_residuals
 from storage.errors import LatentPacsError, UnknownUid
+from storage.formats.geometry import CELL
 from storage.formats.payload import Rendition, decode_base, decode_rendition
 from storage.index import Index
 from storage.index.instance_rows import InstanceRows, OpenDamage, instance_rows
@@ -248,9 +248,7 @@ def _mends_of(made: Rendition, rows: int, columns: int) -> RepairCounts:
         count = 0 if mask is None else int(mask.sum())
         return count, min(count * side * side / (rows * columns), 1.0)
 
-    return RepairCounts(
-        rows, columns, *share(cells, CELL), *share(repairs, REPAIR), len(points), cells, repairs, points
-    )
+    return RepairCounts(rows, columns, *share(cells, CELL), *share(repairs, CELL), len(points), cells, repairs, points)
 
 
 def _patient_of(attributes: DicomJson) -> Patient:

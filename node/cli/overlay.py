@@ -12,9 +12,7 @@ from pydicom import Dataset
 
 from node.archive.instance_report import InstanceReport, RenditionReport
 from node.cli.picture import grey
-from node.codec.patches import CELL
 from node.codec.rendering import read_pair, reconstructed
-from node.codec.residuals import CELL as REPAIR
 from node.config import ReconstructSettings
 from node.fidelity.breast_regions import breast_mask
 from node.fidelity.windows import display_window
@@ -22,6 +20,7 @@ from node.upscalers.catalogue import Catalogue
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
 from storage.errors import ConfigError, ObjectMissing
+from storage.formats.geometry import CELL
 from storage.formats.packed_original import restore_original
 from storage.objects.store import ObjectStore
 
@@ -80,7 +79,7 @@ def _sheet(image: Image.Image, made: RenditionReport | None, legend: list[str]) 
     sheet = Image.new("RGB", (width, image.height + _LINE * (len(legend) + 1)), _GROUND)
     if made is not None and made.mends is not None:
         scale = image.height / made.mends.rows
-        _outline(ImageDraw.Draw(image), made.mends.repairs, REPAIR * scale, _REPAIR)
+        _outline(ImageDraw.Draw(image), made.mends.repairs, CELL * scale, _REPAIR)
         _outline(ImageDraw.Draw(image), made.mends.cells, CELL * scale, _PATCH)
         _dot(ImageDraw.Draw(image), made.mends.points, scale)
     sheet.paste(image, ((width - image.width) // 2, 0))

@@ -12,6 +12,7 @@ from node.fidelity.breast_regions import Window, breast_mask
 from node.fidelity.windows import display_window
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
+from storage.formats.geometry import CELL
 
 _HEIGHT = 900
 _CAPTION = 60
@@ -81,7 +82,7 @@ def _detail(mask: NDArray[np.bool_], pixels: NDArray[np.uint16]) -> tuple[slice,
     best, corner = -1.0, (0, 0)
     for row in range(0, max(pixels.shape[0] - _DETAIL, 0) + 1, 64):
         for column in range(0, max(pixels.shape[1] - _DETAIL, 0) + 1, 64):
-            inside = mask[row // 16 : (row + _DETAIL) // 16, column // 16 : (column + _DETAIL) // 16]
+            inside = mask[row // CELL : (row + _DETAIL) // CELL, column // CELL : (column + _DETAIL) // CELL]
             busy = float(pixels[row : row + _DETAIL : 8, column : column + _DETAIL : 8].std()) * inside.mean() ** 8
             if busy > best:
                 best, corner = busy, (row, column)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.noise import NoiseModel, decode_noise
-from node.codec.patches import Patches, decode_patches, pasted, patched_pixels
+from node.codec.patches import Patches, decode_patches, pasted
 from node.codec.points import Points, decode_points
 from node.codec.residuals import CodedResiduals, decode_residuals
 from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.errors import PayloadError
+from storage.formats.geometry import cell_pixels
 from storage.formats.payload import Base, Rendition
 
 Pixels = NDArray[np.uint16]
@@ -165,5 +166,5 @@ def uncounted(side: SideInformation, shape: tuple[int, int]) -> Mask:
     if side.repairs is not None:
         mask |= side.repairs.pixels
     if side.patches is not None:
-        mask |= patched_pixels(side.patches.cells, *shape)
+        mask |= cell_pixels(side.patches.cells, *shape)
     return mask

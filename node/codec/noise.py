@@ -24,10 +24,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.residuals import cell_pixels
 from node.fidelity.threads import on_all_cores
 from storage.dicom.codestreams import codestream_header
 from storage.errors import PayloadError
+from storage.formats.geometry import cell_grid, cell_pixels
 from storage.formats.padding import pack_mask, unpack_mask
 
 if TYPE_CHECKING:
@@ -48,8 +48,6 @@ PLACE = 64
 """Side of the cells of the map of the place, in pixels."""
 SPECTRUM = (65, 33)
 """Frequencies of the stored spectrum: vertical -0.5 to 0.5, horizontal 0 to 0.5 cycles per pixel."""
-CELL = 16
-"""Side of the cells of ``quiet``, in pixels."""
 WINDOW = 128
 """Side of the periodograms, in pixels."""
 _REACH = 32
@@ -302,5 +300,5 @@ def decode_noise(data: bytes) -> NoiseModel:
     if place.shape != shape or spectrum.shape != SPECTRUM or place.dtype != np.uint8 or spectrum.dtype != np.uint8:
         raise PayloadError(f"noise model is malformed: map {place.shape}, spectrum {spectrum.shape}")
     curve = np.frombuffer(data, np.uint8, LEVELS, _HEADER.size)
-    quiet = unpack_mask(data[ends[2] :], -(-rows // CELL), -(-columns // CELL)) if sizes[2] else None
+    quiet = unpack_mask(data[ends[2] :], *cell_grid(rows, columns)) if sizes[2] else None
     return NoiseModel(rows, columns, low, high, curve, place, spectrum, gain, quiet)

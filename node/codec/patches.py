@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from storage.errors import LatentPacsError, PayloadError
 from storage.formats import coders
+from storage.formats.geometry import CELL, Cells, cell_grid
 from storage.formats.padding import pack_mask, unpack_mask
 from storage.records import OperatingPoint
 
 Pixels = NDArray[np.uint16]
-Cells = NDArray[np.bool_]
-"""Which cells of an image are patched: bool, shape ``cell_grid``."""
 
-CELL = 16
 _ACROSS = 16
 _CODER = OperatingPoint(1, "jpegxl", distance=0.0, effort=7)
 _HEADER = struct.Struct("<BHHI")
@@ -39,11 +37,6 @@ class Patches:
     columns: int
     cells: Cells
     strip: Pixels
-
-
-def cell_grid(rows: int, columns: int) -> tuple[int, int]:
-    """How many cells cover ``rows`` x ``columns`` pixels."""
-    return -(-rows // CELL), -(-columns // CELL)
 
 
 def cells_under(boxes: Iterable[tuple[int, int, int, int]], rows: int, columns: int) -> Cells:
@@ -77,11 +70,6 @@ def pasted(pixels: Pixels, patches: Patches) -> Pixels:
         part = patches.strip[top * CELL : (top + 1) * CELL, left * CELL : (left + 1) * CELL]
         place[:] = part[: place.shape[0], : place.shape[1]]
     return whole
-
-
-def patched_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
-    """Which pixels are patched: bool, shape (rows, columns)."""
-    return np.asarray(np.kron(cells, np.ones((CELL, CELL), dtype=bool))[:rows, :columns])
 
 
 def _layout(cells: Cells) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -15,14 +15,11 @@ from numpy.typing import NDArray
 
 from storage.errors import PayloadError
 from storage.formats import coders
+from storage.formats.geometry import CELL, Cells, cell_grid, cell_pixels
 from storage.formats.padding import pack_mask, unpack_mask
 from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
-Cells = NDArray[np.bool_]
-"""Cells with coded residuals: bool, (rows / CELL, columns / CELL), rounded up."""
-
-CELL = 16
 _ACROSS = 16
 """Cells side by side in the coded image."""
 DISTANCE = 1.5
@@ -88,11 +85,6 @@ def _point() -> OperatingPoint:
     return OperatingPoint(1, "jpegxl", distance=DISTANCE, effort=7)
 
 
-def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
-    """Cells as pixels: bool (rows, columns)."""
-    return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
-
-
 def encode_residuals(repairs: CodedResiduals) -> bytes:
     """Header, mask of cells, codestream."""
     mask = pack_mask(repairs.cells)
@@ -107,7 +99,7 @@ def decode_residuals(data: bytes) -> CodedResiduals:
         raise PayloadError(f"repairs are malformed: {error}") from error
     if form != _FORMAT or not 0 < unit < float("inf"):
         raise PayloadError(f"repairs have format {form} and unit {unit}; this release reads format {_FORMAT}")
-    cells = unpack_mask(data[_HEADER.size : _HEADER.size + size], -(-rows // CELL), -(-columns // CELL))
+    cells = unpack_mask(data[_HEADER.size : _HEADER.size + size], *cell_grid(rows, columns))
     if not cells.any():
         raise PayloadError("repairs are malformed: no cell is marked")
     return CodedResiduals(rows, columns, unit, cells, data[_HEADER.size + size :])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.threads import on_all_cores
+from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +23,6 @@ Mask = NDArray[np.bool_]
 
 BANDS = 4
 """Octave bands: sigma 0 to 0.7, to 1.4, to 2.8, to 5.6 pixels."""
-TILE = 256
-"""Side of the tiles over which energies are summed, in pixels of the full image."""
 _MARGIN = 64
 """Pixels around a tile which are filtered with it: the coarsest Gaussian reaches 23."""
 _FIRST = 0.7
@@ -65,7 +63,7 @@ def tile_sums(values: NDArray[Any]) -> NDArray[np.float64]:
 
 def around(tile: tuple[int, int], margin: int) -> tuple[slice, slice]:
     """The cells of 16 pixels that a tile with a margin touches. ``tile``: its top left corner, in pixels."""
-    row, column = (slice(max(at - margin, 0) // 16, -(-(at + TILE + margin) // 16)) for at in tile)
+    row, column = (slice(max(at - margin, 0) // CELL, -(-(at + TILE + margin) // CELL)) for at in tile)
     return row, column
 
 

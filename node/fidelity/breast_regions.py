@@ -8,13 +8,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.fsim import TILE
+from storage.formats.geometry import CELL, TILE, padded_to_cells
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
 Shape = Literal["linear", "linear_exact", "sigmoid"]
 
-_BLOCK = 16
 _MIN_BREAST = 0.02
 """Least share of the image in a segmentation; below it the whole image is measured."""
 _NARROW = 0.15
@@ -103,10 +102,8 @@ def _air_threshold(values: NDArray[np.float32]) -> float:
 
 
 def _block_means(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    rows, columns = values.shape
-    pad = ((0, -rows % _BLOCK), (0, -columns % _BLOCK))
-    padded = np.pad(values, pad, mode="edge") if any(p[1] for p in pad) else values
-    shape = (padded.shape[0] // _BLOCK, _BLOCK, padded.shape[1] // _BLOCK, _BLOCK)
+    padded = padded_to_cells(values, CELL, edge=True)
+    shape = (padded.shape[0] // CELL, CELL, padded.shape[1] // CELL, CELL)
     means: NDArray[np.float32] = padded.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
     return means
 
@@ -142,8 +139,8 @@ def breast_tiles(mask: Mask, rows: int, columns: int) -> list[tuple[int, int]]:
     """
     tiles = []
     for row, column in all_tiles(rows, columns):
-        top, left = row // _BLOCK, column // _BLOCK
-        bottom, right = -(-(row + TILE) // _BLOCK), -(-(column + TILE) // _BLOCK)
+        top, left = row // CELL, column // CELL
+        bottom, right = -(-(row + TILE) // CELL), -(-(column + TILE) // CELL)
         if mask[top:bottom, left:right].any():
             tiles.append((row, column))
     return tiles

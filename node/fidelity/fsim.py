@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from storage.formats.geometry import TILE
+
 if TYPE_CHECKING:
     import torch
 
-TILE = 256
 _SCALES, _ORIENTATIONS = 4, 4
 _T1, _T2 = 0.85, 160.0
 _EPS = float(np.finfo(np.float32).eps)

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.bands import BANDS, TILE, around, band_energies, tile_sums
-from node.fidelity.cells import padded_to_cells, reduced
+from node.fidelity.bands import BANDS, around, band_energies, tile_sums
 from node.fidelity.fsim import similarity
-from node.fidelity.lines import CELL, WIDTHS, Lines
+from node.fidelity.lines import WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
 from node.fidelity.specks import HALO, Speck, specks_of_tile
 from node.fidelity.threads import on_all_cores
+from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
 from storage.records import Thresholds, Verdict
 
 __all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", "measure_noise", "psnr"]

@@ -22,8 +22,8 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.cells import reduced
 from node.fidelity.threads import on_all_cores
+from storage.formats.geometry import CELL, cell_grid, reduced
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -35,8 +35,6 @@ DIRECTIONS = 12
 SQUARE = 224
 """Side of the squares that are filtered at once, in pixels of their own scale: 256 with the rim, the size at which a
 Fourier transform is fastest."""
-CELL = 16
-"""Side of the cells of ``Lines.worst``, in pixels of the full image."""
 BINS_PER_UNIT = 64
 """Bins of the histograms of responses per unit of local noise: percentiles are good to 1/64."""
 BINS = 32 * BINS_PER_UNIT
@@ -139,7 +137,7 @@ class LineNoise:
         ``changed``, bool (rows / CELL, columns / CELL): squares away from them are not measured again.
         """
         if before is None or changed is None:
-            grid = -(-error.shape[0] // CELL), -(-error.shape[1] // CELL)
+            grid = cell_grid(*error.shape)
             changed = np.ones(grid, dtype=bool)
             counts = [np.zeros((len(squares), BINS), dtype=np.int64) for squares in self.squares]
             worst = np.zeros((len(WIDTHS), *grid), dtype=np.float32)

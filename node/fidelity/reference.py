@@ -12,10 +12,11 @@ from pydicom import Dataset
 
 from node.fidelity.bands import band_energies, tile_sums
 from node.fidelity.breast_regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, without_strips
-from node.fidelity.fsim import TILE, Features, features
+from node.fidelity.fsim import Features, features
 from node.fidelity.lines import LineNoise
-from node.fidelity.specks import BLOCK, HALO, Truth, truth_of
+from node.fidelity.specks import HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
+from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels
 
 if TYPE_CHECKING:
     Tile = tuple[int, int]
@@ -72,7 +73,7 @@ class Reference:
     def _pixels_of(self, blocks: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Blocks as pixels that are not padding."""
         rows, columns = self.pixels.shape
-        whole = np.repeat(np.repeat(blocks, BLOCK, axis=0), BLOCK, axis=1)[:rows, :columns]
+        whole = cell_pixels(blocks, rows, columns)
         return np.asarray(whole & self.counted)
 
     @cached_property
@@ -103,7 +104,7 @@ class Reference:
             other.__dict__.pop(name, None)
         other.pixels, other.counted = pixels, np.ones(pixels.shape, dtype=bool)
         other.tiles = other.all_tiles = all_tiles(*pixels.shape)
-        other.mask = other._opened = np.ones((-(-pixels.shape[0] // BLOCK), -(-pixels.shape[1] // BLOCK)), dtype=bool)
+        other.mask = other._opened = np.ones(cell_grid(*pixels.shape), dtype=bool)
         other._features, other._truths = {}, {}
         other.__dict__["breast"] = other.__dict__["core"] = breast
         return other
@@ -142,7 +143,7 @@ class Reference:
         """Which blocks of 16 pixels of a tile hold breast: bool (16, 16). Those of a tile that was moved inward are
         not the mask's: one counts as breast where its first pixel does."""
         row, column = tile
-        down, across = (np.arange(start, start + TILE, BLOCK) // BLOCK for start in (row, column))
+        down, across = (np.arange(start, start + TILE, CELL) // CELL for start in (row, column))
         return np.asarray(self.mask[np.ix_(down, across)])
 
 

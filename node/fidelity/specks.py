@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from node.fidelity.fsim import TILE
+from storage.formats.geometry import CELL, TILE
 
 Float = NDArray[np.float32]
 
@@ -28,8 +28,6 @@ FAINTEST = 4.0
 """Least strength of the original's specks that are listed: noise alone has dozens of weaker ones in every tile."""
 FAINTEST_NEW = 5.0
 """Least strength of a structure's specks that are listed."""
-BLOCK = 16
-"""Noise is measured per block of 16 pixels, as the median of it and its eight neighbours."""
 ROUND = 0.4
 """Least ratio of the smallest to the greatest drop of strength over four directions. A thread does not drop along
 itself. The value keeps 19 of 20 specks of strength 6 and excludes most ligaments and vessels."""
@@ -184,8 +182,8 @@ def _floors() -> tuple[float, ...]:
 
 def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:
     """Standard deviation of noise per block: the lower median of the 3 x 3 blocks' own, of those with breast."""
-    count = TILE // BLOCK
-    sizes = np.abs(values).reshape(count, BLOCK, count, BLOCK).transpose(0, 2, 1, 3)
+    count = TILE // CELL
+    sizes = np.abs(values).reshape(count, CELL, count, CELL).transpose(0, 2, 1, 3)
     own = np.median(sizes.reshape(count, count, -1), axis=2)
     padded = np.pad(np.where(blocks, own, np.nan), 1, constant_values=np.nan)
     around = np.sort(np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(count, count, 9), axis=2)
@@ -196,8 +194,8 @@ def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:
 
 def _strength(filtered: Float, noise: Float) -> Float:
     """Responses over the noise of their block."""
-    count = TILE // BLOCK
-    shape = (len(filtered), count, BLOCK, count, BLOCK)
+    count = TILE // CELL
+    shape = (len(filtered), count, CELL, count, CELL)
     over: Float = filtered.reshape(shape) / noise[:, :, None, :, None]
     return over.reshape(filtered.shape)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from storage.errors import UnknownReport
 from storage.index.report_rows import NewReport, ReportRows, StoredReport
-from storage.objects.store import fsync_folder, full_disk_is_store_full
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 
 LOGGER = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Reports:
         data = json.dumps({"format": _FORMAT, **row, "details": plain(outcome.details)}, indent=1, allow_nan=False)
         self._write(name + ".html", outcome.page)
         self._write(name + ".json", data + "\n")
-        fsync_folder(self.folder)
+        fsync_folders(self.folder)
         return self.rows.add(NewReport(**row))
 
     def find(self, key: int | None = None, *kinds: str) -> StoredReport:
@@ -109,8 +109,7 @@ class Reports:
         try:
             with full_disk_is_store_full(), os.fdopen(handle, "w", encoding="utf-8") as out:
                 out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
+                fsync_file(out)
             Path(made).replace(self.folder / name)
         except BaseException:
             Path(made).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from node.training.image_files import Picture
 from node.training.training_patches import Coded, coded
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
+from storage.formats.geometry import CELL, cell_pixels
 from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
@@ -35,7 +36,6 @@ SHARE = 0.999
 """Percentile of the lines that is held against the limits."""
 DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0), 4: (0.2, 0.35, 0.6, 1.0)}
 """Distances per scale, finest first; a series ends where both structures are beyond the limits."""
-_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ def _breast_of(picture: Picture) -> tuple[Float, Mask]:
     """The breast's bounding box: grey levels, and where in it there is breast."""
     mask = picture.mask
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = np.s_[rows[0] * _BLOCK : (rows[-1] + 1) * _BLOCK, columns[0] * _BLOCK : (columns[-1] + 1) * _BLOCK]
+    box = np.s_[rows[0] * CELL : (rows[-1] + 1) * CELL, columns[0] * CELL : (columns[-1] + 1) * CELL]
     image = picture.pixels[box].astype(np.float32)
-    inside = np.repeat(np.repeat(mask, _BLOCK, axis=0), _BLOCK, axis=1)[box][: image.shape[0], : image.shape[1]]
+    inside = cell_pixels(mask, *picture.pixels.shape)[box]
     return image, inside
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node.fidelity.breast_regions import Mask, breast_mask
-from node.fidelity.fsim import TILE
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import PixelShape, integer_pixels
 from storage.errors import DataSetError, LatentPacsError, PixelError
+from storage.formats.geometry import TILE
 
 Pixels = NDArray[np.uint16]
 

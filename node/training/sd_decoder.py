@@ -31,13 +31,13 @@ from node.training.image_files import NoPictures, Picture
 from node.training.trainer import CheckpointError, Progress, TrainingFailed
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError
+from storage.formats.geometry import CELL
 
 DECODER_CHECKPOINT = "decoder.pt"
 _TIMED = 2
 _UNKNOWN = 10_000
 _GATHERED = 64
 _EVALUATED = 16
-_BLOCK = 16
 
 
 class FolderTaken(LatentPacsError):
@@ -167,7 +167,7 @@ def _fingerprint(weights: str, pictures: Sequence[Picture]) -> str:
 def _cut(picture: Picture, crop: int, random: np.random.Generator) -> NDArray[np.float32]:
     """A crop around a random place of the breast, mapped to [-1, 1] by the picture's range as ``SdX2.upscale`` does."""
     places = np.argwhere(picture.mask)
-    middle = places[int(random.integers(len(places)))] * _BLOCK + random.integers(_BLOCK, size=2)
+    middle = places[int(random.integers(len(places)))] * CELL + random.integers(CELL, size=2)
     top, left = np.clip(middle - crop // 2, 0, np.array(picture.pixels.shape) - crop)
     low, span = np.float32(picture.pixels.min()), np.float32(np.ptp(picture.pixels))
     piece = picture.pixels[top : top + crop, left : left + crop].astype(np.float32)

@@ -22,6 +22,7 @@ from node.training.image_files import Picture
 from node.upscalers.conditioning import point_features, scene
 from node.upscalers.network import LATENT, STRIDE, UNSHUFFLE, to_latent, to_pixels
 from storage.formats import coders
+from storage.formats.geometry import CELL, cell_pixels
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint
 
@@ -33,7 +34,6 @@ BITS = 12
 _TOP = float((1 << BITS) - 1)
 SAMPLE_TOP = 65535.0
 """Samples of a base span 16 bits: JPEG XL's distances are made for a full range."""
-_BLOCK = 16
 _LOUDEST = 8.0
 """Deviations at which a residual is clipped: beyond lie single specks, which would drown the rest of a batch."""
 _FILM = 0.6
@@ -188,15 +188,14 @@ def _cut(picture: Picture, random: np.random.Generator) -> tuple[Float, NDArray[
         quads = mask[: rows // 32 * 2, : columns // 32 * 2].reshape(rows // 32, 2, columns // 32, 2)
         mask = np.asarray(quads.any(axis=(1, 3)), dtype=bool)
         mask = mask if mask.any() else np.ones_like(mask)
-    row, column = random.permutation(np.argwhere(mask))[0] * _BLOCK
-    top = int(np.clip(row - _ROWS // 2, 0, max(scaled.shape[0] - _ROWS, 0))) // _BLOCK * _BLOCK
-    left = int(np.clip(column - _COLUMNS // 2, 0, max(scaled.shape[1] - _COLUMNS, 0))) // _BLOCK * _BLOCK
+    row, column = random.permutation(np.argwhere(mask))[0] * CELL
+    top = int(np.clip(row - _ROWS // 2, 0, max(scaled.shape[0] - _ROWS, 0))) // CELL * CELL
+    left = int(np.clip(column - _COLUMNS // 2, 0, max(scaled.shape[1] - _COLUMNS, 0))) // CELL * CELL
     piece = scaled[top : top + _ROWS, left : left + _COLUMNS]
-    piece = piece[: piece.shape[0] // _BLOCK * _BLOCK, : piece.shape[1] // _BLOCK * _BLOCK]
-    blocks = (piece.shape[0] // _BLOCK, piece.shape[1] // _BLOCK)
-    part = mask[top // _BLOCK :, left // _BLOCK :][: blocks[0], : blocks[1]]
-    inside = np.kron(part, np.ones((_BLOCK, _BLOCK), dtype=bool))
-    return np.ascontiguousarray(piece), np.asarray(inside, dtype=bool)
+    piece = piece[: piece.shape[0] // CELL * CELL, : piece.shape[1] // CELL * CELL]
+    blocks = (piece.shape[0] // CELL, piece.shape[1] // CELL)
+    part = mask[top // CELL :, left // CELL :][: blocks[0], : blocks[1]]
+    return np.ascontiguousarray(piece), cell_pixels(part, *piece.shape)
 
 
 def _varied(pixels: Float, random: np.random.Generator) -> Float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
 from node.upscalers.network import STRIDE, UNSHUFFLE, to_latent
+from storage.formats.geometry import DCT_BLOCK
 
 Float = NDArray[np.float32]
 
@@ -22,8 +23,6 @@ _SMOOTH = 16
 """Pixels over which the image is averaged before it is subtracted from itself."""
 _BEND = 4.0
 """Detail louder than this many deviations is compressed, by asinh."""
-_BLOCK = 8
-"""Samples of the base per side of the smallest block of JPEG XL's transform (ISO/IEC 18181-1)."""
 
 
 def scene(lifted: Float, deviation: Float, quantisation_rms: float, scale: int) -> Tensor:
@@ -60,7 +59,7 @@ def padded(image: Float) -> Float:
 
 def _phases(rows: int, columns: int, scale: int) -> Tensor:
     """float32 (4, rows, columns): the place of each cell's centre in the coder's grid."""
-    angles = [2 * math.pi * (torch.arange(n) + 0.5) * (UNSHUFFLE / (_BLOCK * scale)) for n in (rows, columns)]
+    angles = [2 * math.pi * (torch.arange(n) + 0.5) * (UNSHUFFLE / (DCT_BLOCK * scale)) for n in (rows, columns)]
     down, across = angles[0][:, None].expand(rows, columns), angles[1].expand(rows, columns)
     return torch.stack([torch.sin(down), torch.cos(down), torch.sin(across), torch.cos(across)])
 

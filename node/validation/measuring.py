@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.breast_regions import breast_mask, breast_tiles
-from node.fidelity.fsim import TILE, features, similarity
+from node.fidelity.fsim import features, similarity
 from node.fidelity.gate import EXACT_PSNR_DB, Reference
 from node.validation.terms import MEASURES, Arm, Fidelity, Files, Measured
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
+from storage.formats.geometry import CELL, TILE
 from storage.formats.payload import Base, decode_base
 
 if TYPE_CHECKING:
@@ -139,8 +140,8 @@ def _breast_box(reference: Reference) -> tuple[int, int, int, int]:
     """Top, bottom, left and right of the breast, at multiples of 64 pixels or the image's border."""
     ends = []
     for axis, size in enumerate(reference.pixels.shape):
-        there = np.flatnonzero(reference.mask.any(axis=1 - axis)) * 16
-        ends += [int(there[0]) // _ALIGN * _ALIGN, min(-(-(int(there[-1]) + 16) // _ALIGN) * _ALIGN, size)]
+        there = np.flatnonzero(reference.mask.any(axis=1 - axis)) * CELL
+        ends += [int(there[0]) // _ALIGN * _ALIGN, min(-(-(int(there[-1]) + CELL) // _ALIGN) * _ALIGN, size)]
     return ends[0], ends[1], ends[2], ends[3]
 
 

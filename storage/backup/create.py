@@ -1,16 +1,16 @@
-"""A backup of an archive in a folder: made while the archive serves, incremental, verified, and given back.
+"""Makes and verifies a backup of an archive in a folder: incremental, and while the archive serves.
 
-``objects/`` holds the objects of both stores by their digests, and ``state/objects/`` the files of the index, the
-journals and the reports, by their digests too. ``manifest.jsonl`` says which of these are the backup.
+``objects/`` holds the objects of both stores, named by digest. ``state/objects/`` holds the files of the index, the
+journals and the reports, named by digest too. ``manifest.jsonl`` lists which of these belong to the backup.
 
-It is consistent because of its order. The state is copied first, as of one point in time. Then every object that this
-state names is copied. Objects never change, and a row is only committed after its objects are on disk, so each of them
-is there already. An object may go meanwhile, because an original was packed, purged or deleted. The store keeps another
-name for it until the backup has ended (``ObjectStore.keeping``). A file system without hard links cannot do that. There
-the state is copied again, until nothing is lacking that the archive still promises; each round copies what is new.
+The order of copying makes a backup consistent. The state is copied first, as of one point in time. Then every object
+that this state refers to is copied. Objects never change, and a row is committed only after its objects are on disk, so
+each of them exists already. An object may be deleted meanwhile, because an original was packed, purged or deleted. The
+store keeps a hard link to it until the backup ends (``ObjectStore.keeping``). On a file system without hard links the
+state is copied again until no object that the index still refers to is missing; each round copies only what is new.
 
-A backup that is killed has only added objects and files. The former manifest stays valid until the new one takes its
-place in one rename. Objects are never removed from a backup; files of a former state are, after that rename.
+A backup that is killed has only added objects and files. The previous manifest stays valid until one rename replaces
+it. Objects are never removed from a backup; files of the previous state are removed after that rename.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from storage.objects.inspection import Condition, examine, set_aside
 from storage.objects.store import ObjectStore, has_digest
 
 _STATE = "state"
-_OURS = {NAME, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
+_OWN_NAMES = {NAME, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
 _ROUNDS = 10
-"""How often the state is copied at most because objects went. Each round is shorter than the one before."""
+"""Maximum number of copies of the state while objects are being deleted; each takes less time than the last."""
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass
 class BackupReport:
-    """What came of a backup. ``missing``: objects that the archive promises and holds nowhere whole, by digest."""
+    """The result of a backup. ``missing``: digests of objects that the index refers to and no store holds whole."""
 
     archive: str = ""
     objects: int = 0
@@ -56,7 +56,7 @@ class BackupReport:
 
 @dataclass
 class BackupCheck:
-    """What a look at every object of a backup found: each damaged or missing one, in words."""
+    """The result of verifying a backup. ``findings``: a description of each damaged or missing file or object."""
 
     made_at: str = ""
     checked: int = 0
@@ -69,7 +69,7 @@ class BackupCheck:
 
 
 class Backup:
-    """The backup in one folder, which one process at a time works on."""
+    """The backup in one folder. Only one process at a time may write to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -83,9 +83,9 @@ class Backup:
         progress: Progress = lambda done, of: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> BackupReport:
-        """Bring the backup up to the archive below ``root`` with the index ``file``; the node may serve meanwhile.
+        """Update the backup from the archive below ``root`` with the index ``file``. The node may serve meanwhile.
 
-        ``promised`` says whether the index still names an object by now. Raises BackupRefused, StoreFull.
+        ``promised``: whether the index still refers to an object. Raises BackupRefused, StoreFull.
         """
         self._refuse_another_folder()
         with self._locked() as (objects, state), ExitStack() as stack:
@@ -101,27 +101,31 @@ class Backup:
                 if all(promised(one) and not examine(stores[one.store], one.digest).whole for one in lost):
                     break
             else:
-                raise BackupRefused("objects went faster than they could be copied; make the backup at a quieter time")
+                raise BackupRefused(
+                    "objects were deleted faster than they were copied; make the backup at a quieter time"
+                )
             made.missing = [one.digest for one in lost]
             self._commit(state, taken, files, held, made)
             return made
 
     def verify(self, progress: Progress = lambda done, of: None) -> BackupCheck:
-        """Read everything again and compare it with its digest. What is damaged is moved to ``damaged/``, where the
-        medium can be written to, so that the next backup copies it again. Raises BackupRefused."""
+        """Read every file and object and compare it with its digest. Raises BackupRefused.
+
+        Damaged ones are moved to ``damaged/`` if the backup is writable, so that the next backup copies them again.
+        """
         manifest = read_manifest(self.folder)
         found = BackupCheck(manifest.made_at)
         with self._locked(sweep=False) as (objects, state):
             of = len(manifest.files) + len(manifest.objects)
             for store, entries in ((state, manifest.files), (objects, manifest.objects)):
                 for entry in entries:
-                    look = examine(store, entry.digest)
+                    result = examine(store, entry.digest)
                     found.checked += 1
-                    found.bytes += look.bytes_read
-                    if not look.whole:
+                    found.bytes += result.bytes_read
+                    if not result.whole:
                         what = entry.name if store is state else f"object {entry.digest}"
-                        found.findings.append(f"{what} is {look.condition.value}: {look.detail or entry.digest}")
-                    if look.condition is Condition.DAMAGED:
+                        found.findings.append(f"{what} is {result.condition.value}: {result.detail or entry.digest}")
+                    if result.condition is Condition.DAMAGED:
                         with suppress(OSError):
                             set_aside(store, entry.digest)
                     progress(found.checked, of)
@@ -129,7 +133,7 @@ class Backup:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Manifest, ObjectStore, ObjectStore]]:
-        """The manifest, the objects and the files of the state, to restore them. Raises BackupRefused."""
+        """Lock the backup and yield its manifest, object store and state store. Raises BackupRefused."""
         manifest = read_manifest(self.folder)
         with self._locked(sweep=False) as (objects, state):
             yield manifest, objects, state
@@ -144,7 +148,7 @@ class Backup:
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> tuple[list[Entry], list[NamedObject]]:
-        """Copy what is lacking. What the backup holds afterwards, and what it could not get."""
+        """Copy missing objects. Returns what the backup holds then, and the objects that could not be copied."""
         held: list[Entry] = []
         lost: list[NamedObject] = []
         for done, one in enumerate(taken.objects):
@@ -180,9 +184,9 @@ class Backup:
 
     def _refuse_another_folder(self) -> None:
         if self.folder.is_dir() and not (self.folder / NAME).exists():
-            foreign = sorted(entry.name for entry in self.folder.iterdir() if entry.name not in _OURS)
+            foreign = sorted(entry.name for entry in self.folder.iterdir() if entry.name not in _OWN_NAMES)
             if foreign:
-                raise BackupRefused(f"{self.folder} is no backup and holds {foreign[0]}; name an empty folder")
+                raise BackupRefused(f"{self.folder} is not a backup and holds {foreign[0]}; name an empty folder")
 
     def _refuse_another_archive(self, archive: str) -> None:
         former = read_manifest(self.folder) if (self.folder / NAME).exists() else None
@@ -194,7 +198,7 @@ class Backup:
 
     @contextmanager
     def _locked(self, *, sweep: bool = True) -> Iterator[tuple[ObjectStore, ObjectStore]]:
-        """The stores of objects and of state, while no other process works on them."""
+        """Lock the backup and yield its object store and its state store."""
         try:
             objects, state = ObjectStore(self.folder), ObjectStore(self.folder / _STATE)
             lock = (self.folder / "lock").open("wb" if sweep else "rb")
@@ -204,7 +208,7 @@ class Backup:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if sweep else fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise BackupRefused(f"another process works on the backup {self.folder}; wait until it ends") from None
+                raise BackupRefused(f"another process is using the backup {self.folder}; wait until it ends") from None
             if sweep:
                 for store in (objects, state):
                     store.sweep_spool()
@@ -213,9 +217,10 @@ class Backup:
 
 
 def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> tuple[int, bool]:
-    """Have an object in the backup: its bytes, and whether it was copied. Raises ObjectMissing, ObjectDamaged.
+    """Copy an object into the backup unless it is there. Returns its size in bytes, and whether it was copied.
 
-    One that goes meanwhile is first linked to ``kept`` and then removed, so that it is found under one of both names.
+    An object that is deleted meanwhile is linked to ``kept`` before it is removed, so one of both paths exists. Raises
+    ObjectMissing, ObjectDamaged.
     """
     for source in (store.path(digest), kept):
         with suppress(FileNotFoundError):
@@ -228,6 +233,6 @@ def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> 
 
 
 def _kept(state: ObjectStore, name: str, path: Path) -> Entry:
-    """Take one file of the state into the backup; on return it is on disk."""
+    """Move one file of the state into the backup. On return it is on disk."""
     size = path.stat().st_size
     return Entry(state.adopt(path), size, name)

@@ -1,12 +1,11 @@
-"""A backup given back into an empty archive: objects first, then journals and reports, and the index last.
+"""Restores a backup into an empty archive: objects first, then journals and reports, and the index last.
 
-``restoring`` below the storage root says which backup is being restored. A restore that was killed finds it, and goes
-on; without it, a root that holds anything is refused.
+The file ``restoring`` below the storage root names the backup that is being restored. After a restore was killed, the
+next one finds the file and continues. Without the file, a storage root that is not empty is refused.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,18 +17,19 @@ from storage.index import Index
 from storage.index.index_trust import damage_of
 from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import INDEX, Entry, Manifest
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.inspection import holds_any
-from storage.objects.store import ObjectStore, fsync_folder, full_disk_is_store_full, has_digest
+from storage.objects.store import ObjectStore, has_digest
 
 MARK = "restoring"
-"""File below the storage root while a restore is not complete."""
+"""Name of the file below the storage root that exists until a restore is complete."""
 
 
 @dataclass
 class RestoreReport:
-    """What came of a restore. ``missing``: objects and files that the backup does not hold whole, in words.
+    """The result of a restore. ``missing``: names of objects and files that are missing or damaged in the backup.
 
-    ``rebuilt``: whether the index was made anew from the journal, since the backup does not hold it whole.
+    ``rebuilt``: whether the index was rebuilt from the journal, because it is missing or damaged in the backup.
     """
 
     made_at: str = ""
@@ -44,11 +44,11 @@ class RestoreReport:
         return not self.missing
 
 
-def refuse_what_is_held(manifest: Manifest, file: Path, root: Path, cold: Path | None) -> None:
-    """A backup is restored into nothing, or where a restore of it was cut off. Raises BackupRefused."""
+def refuse_occupied(manifest: Manifest, file: Path, root: Path, cold: Path | None) -> None:
+    """Raises BackupRefused unless the archive is empty or a restore of this backup was interrupted there."""
     if (root / MARK).exists():
         if (root / MARK).read_text() != _identity(manifest):
-            raise BackupRefused(f"{root} holds part of another backup that was being restored; empty it first")
+            raise BackupRefused(f"{root} holds an incomplete restore of another backup; empty it first")
         return
     for folder in (root, cold):
         if folder is not None and holds_any(folder / "objects"):
@@ -67,9 +67,9 @@ def restore(
     take_in_objects: Callable[[Index], int] = lambda index: 0,
     progress: Progress = lambda done, of: None,
 ) -> RestoreReport:
-    """Give a backup back to the storage root ``root`` with the index ``file``. The caller has looked that it is empty.
+    """Restore a backup to the storage root ``root`` with the index ``file``, and check the index at the end.
 
-    The index is checked at the end. ``take_in_objects``: see ``rebuild``. Raises BackupRefused, StoreFull.
+    The caller has called ``refuse_occupied``. ``take_in_objects``: see ``rebuild``. Raises BackupRefused, StoreFull.
     """
     with backup.opened() as (manifest, objects, state):
         absent = {one.name for one in manifest.objects} - set(stores)
@@ -79,16 +79,16 @@ def restore(
         made, of = RestoreReport(manifest.made_at), len(manifest.objects) + len(manifest.files)
         for entry in manifest.objects:
             try:
-                _give_object(objects, stores[entry.name], entry)
+                _restore_object(objects, stores[entry.name], entry)
                 made.objects, made.bytes = made.objects + 1, made.bytes + entry.bytes
             except (ObjectMissing, ObjectDamaged):
                 made.missing.append(f"object {entry.digest}")
             progress(made.objects + len(made.missing), of)
-        for end in ("-wal", "-shm"):  # a log left behind would be taken for one of the restored index
+        for end in ("-wal", "-shm"):  # SQLite would apply a log that is left over to the restored index
             file.with_name(file.name + end).unlink(missing_ok=True)
         for entry in sorted(manifest.files, key=lambda one: one.name == INDEX):
             try:
-                _give_file(state, entry, file if entry.name == INDEX else root / entry.name)
+                _restore_file(state, entry, file if entry.name == INDEX else root / entry.name)
                 made.files += 1
             except (ObjectMissing, ObjectDamaged):
                 made.missing.append(entry.name)
@@ -97,7 +97,7 @@ def restore(
         rebuild(file, root, take_in_objects=take_in_objects)
         made.rebuilt = True
     (root / MARK).unlink()
-    fsync_folder(root)
+    fsync_folders(root)
     return made
 
 
@@ -105,21 +105,21 @@ def _identity(manifest: Manifest) -> str:
     return f"{manifest.archive} {manifest.made_at}"
 
 
-def _give_object(objects: ObjectStore, store: ObjectStore, entry: Entry) -> None:
-    """An object that is there with its size was restored before a restore was cut off."""
+def _restore_object(objects: ObjectStore, store: ObjectStore, entry: Entry) -> None:
+    """Copy an object unless an interrupted restore has copied it already."""
     if not (store.has(entry.digest) and store.path(entry.digest).stat().st_size == entry.bytes):
         store.take_from(objects, entry.digest)
 
 
-def _give_file(state: ObjectStore, entry: Entry, target: Path) -> None:
-    """Put a file in its place, complete and on disk. Raises ObjectMissing, ObjectDamaged."""
+def _restore_file(state: ObjectStore, entry: Entry, target: Path) -> None:
+    """Write a file to its final path. On return it is complete and on disk. Raises ObjectMissing, ObjectDamaged."""
     target.parent.mkdir(parents=True, exist_ok=True)
     copied = target.with_name(f"{target.name}.restored")  # the index may be on another file system
     with full_disk_is_store_full():
         shutil.copyfile(state.held(entry.digest), copied)
         if not has_digest(copied, entry.digest):
-            raise ObjectDamaged(f"{entry.name} does not have the digest that the manifest names")
+            raise ObjectDamaged(f"{entry.name} does not have the digest in the manifest")
         with copied.open("rb") as opened:
-            os.fsync(opened.fileno())
+            fsync_file(opened)
         copied.replace(target)
-    fsync_folder(target.parent)
+    fsync_folders(target.parent)

@@ -1,1 +1,1 @@
-"""DICOM data sets, their elements and pixels, as bytes and as values."""
+"""DICOM data sets: their elements and pixels, as bytes and as values."""

@@ -1,14 +1,15 @@
-"""The size that a codestream announces, read from its first bytes without a decoder.
+"""Reads the image size in the header of a codestream, without a decoder.
 
-A decoder allocates what a codestream announces, so a kilobyte may ask for gigabytes. ``codestream_header`` knows
-every format that this archive decodes: JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2), JPEG 2000 and HTJ2K (T.800
-A.5.1), JPEG XL (ISO/IEC 18181-1 D.2) and PNG. RLE Lossless announces no size; PS3.5 Annex G takes it from the header.
+A decoder allocates the size that the codestream's header states, so a kilobyte can request gigabytes.
+``codestream_header`` reads every format that this archive decodes: JPEG and JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2),
+JPEG 2000 and HTJ2K (T.800 A.5.1), JPEG XL (ISO/IEC 18181-1 D.2) and PNG. RLE Lossless has no size in its codestream;
+by PS3.5 Annex G the size is that of the data set.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from storage.dicom.decode_limits import decode_limits
@@ -18,13 +19,13 @@ _JPEG, _J2K, _PNG, _JXL = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\x89PNG\r\n\x1a\n"
 _JP2_BOX = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _JXL_BOX = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-"""SOF markers of JPEG, and SOF55 of JPEG-LS."""
-_ALONE = {0x01, *range(0xD0, 0xD9)}
-"""JPEG markers without a length."""
+"""Markers of frame headers: SOF of JPEG, and SOF55 of JPEG-LS."""
+_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
+"""JPEG markers that no length follows (T.81 B.1.1.3)."""
 
 
 class CodestreamHeader(NamedTuple):
-    """Rows, columns and samples of each pixel that a codestream announces; 0 samples where it does not say early."""
+    """Rows, columns and samples per pixel that a codestream states; 0 samples if its first bytes do not state them."""
 
     rows: int
     columns: int
@@ -36,40 +37,40 @@ class CodestreamHeader(NamedTuple):
 
 
 def codestream_header(data: bytes) -> CodestreamHeader:
-    """What a codestream announces. Raises PixelError where it is of no format known here, or is cut short."""
+    """The size in a codestream's header. Raises PixelError if the format is unknown or the header is truncated."""
     try:
         if data[:4] == _J2K:
             return _jpeg_2000(data)
         if data[:12] == _JP2_BOX:
-            return _jpeg_2000(_box(data, b"jp2c"))
+            return _jpeg_2000(_box(data, {b"jp2c": 0}))
         if data[:2] == _JXL:
             return _jpeg_xl(data)
         if data[:12] == _JXL_BOX:
-            return _jpeg_xl(_jpeg_xl_box(data))
+            return _jpeg_xl(_box(data, {b"jxlc": 0, b"jxlp": 4}))
         if data[:8] == _PNG:
             return _png(data)
         if data[:2] == _JPEG:
             return _jpeg(data)
     except (struct.error, IndexError) as error:
         raise PixelError("codestream cannot be decoded: it ends inside its header") from error
-    raise PixelError("codestream cannot be decoded: it is of no format known here")
+    raise PixelError("codestream cannot be decoded: its format is unknown")
 
 
 def check_pixels(what: str, rows: int, columns: int, samples: int) -> None:
-    """Raises TooManyPixels where one frame has more samples than are decoded in this process."""
-    most = decode_limits().pixels
-    if rows * columns * max(samples, 1) > most:
+    """Raises TooManyPixels if a frame has more samples than limits.pixels. ``what``: the beginning of the message."""
+    limit = decode_limits().pixels
+    if rows * columns * max(samples, 1) > limit:
         size = f"{rows} x {columns}" + (f" x {samples}" if samples > 1 else "")
-        raise TooManyPixels(f"{what} {size} pixels, more than the {most} that are decoded here (limits.pixels)")
+        raise TooManyPixels(f"{what} {size} pixels, more than the {limit} that are decoded here (limits.pixels)")
 
 
 def check_codestream(data: bytes) -> None:
-    """Raises TooManyPixels where a codestream announces too many, PixelError where it announces no size."""
+    """Raises TooManyPixels if a codestream's header states more than limits.pixels, PixelError if it has no size."""
     check_pixels("codestream announces", *codestream_header(data))
 
 
 def _jpeg(data: bytes) -> CodestreamHeader:
-    """The largest of all frame headers before the first scan."""
+    """The largest frame header before the first scan."""
     found: list[CodestreamHeader] = []
     for marker, segment in _segments(data):
         if marker in _FRAME_HEADERS:
@@ -77,14 +78,14 @@ def _jpeg(data: bytes) -> CodestreamHeader:
             found.append(CodestreamHeader(rows, columns, samples))
     if not found:
         raise PixelError("codestream cannot be decoded: it has no frame header before its first scan")
-    return max(found, key=lambda one: one.pixels)
+    return max(found, key=lambda header: header.pixels)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers and their segments, up to the first scan (T.81 B.1.1)."""
+    """Markers and the segments that follow them, up to the first scan (T.81 B.1.1)."""
     at = 2
     while True:
-        while data[at] != 0xFF:  # decoders look for the next marker too
+        while data[at] != 0xFF:  # decoders skip such bytes too
             at += 1
         while data[at] == 0xFF:  # fill bytes
             at += 1
@@ -92,7 +93,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 1
         if marker in (0xDA, 0xD9):
             return
-        if marker in _ALONE or marker == 0:
+        if marker in _WITHOUT_LENGTH or marker == 0:
             continue
         length = struct.unpack_from(">H", data, at)[0]
         yield marker, data[at + 2 : at + length]
@@ -101,7 +102,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _jpeg_2000(data: bytes) -> CodestreamHeader:
     if data[:4] != _J2K:
-        raise PixelError("codestream cannot be decoded: it does not begin with its size")
+        raise PixelError("codestream cannot be decoded: it does not begin with a SIZ segment")
     width, height, left, top = struct.unpack_from(">4I", data, 8)
     samples = struct.unpack_from(">H", data, 40)[0]
     return CodestreamHeader(max(height - top, 0), max(width - left, 0), samples)
@@ -113,12 +114,13 @@ def _png(data: bytes) -> CodestreamHeader:
 
 
 _RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+"""Columns to rows by the ratio code of SizeHeader; code 0 means that the columns are stored."""
 
 
 def _jpeg_xl(data: bytes) -> CodestreamHeader:
-    """SizeHeader: rows, and columns by themselves or as a ratio of them. Samples come too late to be read here."""
+    """SizeHeader: rows, and columns as a number or as a ratio to the rows. The number of samples follows too late."""
     if data[:2] != _JXL:
-        raise PixelError("codestream cannot be decoded: it is no JPEG XL")
+        raise PixelError("codestream cannot be decoded: it is not JPEG XL")
     bits, at = int.from_bytes(data[2:14], "little"), 0
 
     def read(count: int) -> int:
@@ -132,29 +134,23 @@ def _jpeg_xl(data: bytes) -> CodestreamHeader:
     small = read(1)
     rows = side(small)
     ratio = read(3)
-    above, below = _RATIOS[ratio]
-    return CodestreamHeader(rows, rows * above // below if ratio else side(small), 0)
+    numerator, denominator = _RATIOS[ratio]
+    return CodestreamHeader(rows, rows * numerator // denominator if ratio else side(small), 0)
 
 
-def _jpeg_xl_box(data: bytes) -> bytes:
-    """The beginning of the codestream in a container: one box, or the first of several, which has a number first."""
+def _box(data: bytes, starts: Mapping[bytes, int]) -> bytes:
+    """The content of the first box of one of these types, from the start given for the type.
+
+    The first of several boxes with parts of a JPEG XL codestream begins with a 4-byte index.
+    """
     for kind, content in _boxes(data):
-        if kind == b"jxlc":
-            return content
-        if kind == b"jxlp":
-            return content[4:]
-    raise PixelError("codestream cannot be decoded: its container has none")
-
-
-def _box(data: bytes, wanted: bytes) -> bytes:
-    for kind, content in _boxes(data):
-        if kind == wanted:
-            return content
-    raise PixelError("codestream cannot be decoded: its container has none")
+        if kind in starts:
+            return content[starts[kind] :]
+    raise PixelError("codestream cannot be decoded: its container holds none")
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The boxes of a container on its top level (ISO/IEC 14496-12)."""
+    """Type and content of the top-level boxes of a container (ISO/IEC 14496-12)."""
     at = 0
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)

@@ -1,7 +1,7 @@
-"""Sameness of content: a digest over the data set's elements and pixels, not over its bytes.
+"""Compares the content of data sets by a digest over elements and pixels, not over bytes.
 
-A study sent twice often differs in transfer syntax, sequence lengths or group lengths and is the same study.
-What cannot be compared counts as different: the newcomer of two that are the same is thrown away.
+A study that is sent twice often differs in transfer syntax, sequence lengths or group lengths only. Data sets that
+cannot be compared count as different, because the second of two equal ones is discarded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _TRAILING_PADDING = 0xFFFCFFFC
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256, hex, over every element (group lengths and padding left out) and the decoded pixels.
+    """SHA-256, hex, over all elements except group lengths and padding, and over the decoded pixels.
 
-    Raises PixelError where encapsulated pixels cannot be decoded, and Unparseable.
+    Raises Unparseable, and PixelError if encapsulated pixels cannot be decoded.
     """
     with opened(path) as file:
         header = file.header()
@@ -45,7 +45,7 @@ def content_digest(path: Path) -> str:
 
 
 def same_content(one: Path, other: Path) -> bool:
-    """True when both hold the same elements and pixels; False also where that cannot be established."""
+    """Whether both files have the same elements and pixels; False if that cannot be determined."""
     try:
         return content_digest(one) == content_digest(other)
     except (PixelError, Unparseable):
@@ -54,7 +54,7 @@ def same_content(one: Path, other: Path) -> bool:
 
 @dataclass(frozen=True)
 class Difference:
-    """An element that two data sets do not have in common, or the pixels; values are shortened, absent ones empty."""
+    """An element, or the pixels, in which two data sets differ. Values are truncated; an absent value is empty."""
 
     tag: str
     name: str
@@ -63,7 +63,7 @@ class Difference:
 
 
 def differences(one: Path, other: Path) -> tuple[Difference, ...]:
-    """What two Part 10 files differ in. Raises Unparseable."""
+    """The differences between two Part 10 files. Raises Unparseable."""
     with opened(one) as first, opened(other) as second, quiet():
         headers = first.header(), second.header()
         elements = [dict(_elements(header)) for header in headers]
@@ -92,7 +92,7 @@ def _size(file: DataSetFile) -> str:
 
 
 def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
-    """The pixels without the byte that makes their length even; the whole value where the header is at odds."""
+    """The pixels without the pad byte; the whole value if its length does not match the header."""
     value = bytes(file.native_value())
     return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
 
@@ -114,7 +114,7 @@ def _elements(dataset: Dataset) -> list[Any]:
 
 
 def _value(dataset: Dataset, tag: BaseTag) -> Any:
-    """A value as the DICOM JSON model has it; as its bytes where pydicom would guess, lose something or fail."""
+    """A value in the DICOM JSON model, or its raw bytes if pydicom would guess, lose characters or fail."""
     raw: Any = dataset.get_item(tag, keep_deferred=True)
     try:
         element = dataset[tag]
@@ -130,5 +130,5 @@ def _value(dataset: Dataset, tag: BaseTag) -> Any:
 
 
 def _has_one_vr(tag: BaseTag) -> bool:
-    """Whether an element is of the same VR in implicit and explicit encodings (PS3.5 section 7.1.3)."""
+    """Whether an element has the same VR in implicit and explicit encodings (PS3.5 section 7.1.3)."""
     return not tag.is_private and dictionary_has_tag(tag) and " or " not in dictionary_VR(tag)

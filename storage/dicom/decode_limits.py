@@ -1,7 +1,7 @@
-"""How much a peer's bytes may become when they are decoded or inflated: limits of this process.
+"""Limits of this process for decoding and inflating a peer's bytes.
 
-They are set once, when a process starts (``set_decode_limits``), as pydicom's settings are: every way to a decoder
-or to an inflater looks at them, and a way that forgot to pass them on would have none.
+They are set once, when a process starts (``set_decode_limits``), like pydicom's settings. They are not parameters,
+because a caller that forgot to pass them on would have no limits.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """``pixels``: samples of one frame that are decoded. ``inflated``: bytes that a deflated data set may become.
+    """``pixels``: maximum samples of a frame. ``inflated``: maximum bytes of an inflated data set.
 
-    ``ratio``: how many times its size it may become, beyond ``FREE`` bytes. ``memory``: bytes that a worker may take
-    beyond those that it starts with; 0 is no limit.
+    ``ratio``: maximum of inflated size over deflated size, above ``FREE`` bytes. ``memory``: maximum bytes that a
+    worker may allocate beyond those it starts with; 0 means no limit.
     """
 
     pixels: int = 128_000_000
@@ -24,17 +24,17 @@ class DecodeLimits:
 
 
 FREE = 64 << 20
-"""Bytes up to which the ratio of a deflated data set does not matter: an empty mask deflates a thousandfold."""
+"""Inflated size in bytes up to which ``ratio`` does not apply: an empty mask deflates by a factor of a thousand."""
 
-_bounds = DecodeLimits()
+_limits = DecodeLimits()
 
 
 def set_decode_limits(new: DecodeLimits) -> None:
-    """Set the limits of this process; called once per process at its start."""
-    global _bounds  # noqa: PLW0603 - limits of a process are its state, as pydicom's settings are
-    _bounds = new
+    """Set the limits of this process. Called once, at its start."""
+    global _limits  # noqa: PLW0603 - limits of a process are its state, as pydicom's settings are
+    _limits = new
 
 
 def decode_limits() -> DecodeLimits:
     """The limits of this process."""
-    return _bounds
+    return _limits

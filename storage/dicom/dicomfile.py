@@ -1,6 +1,6 @@
-"""DICOM files: the data set in one, the header around its pixel data, and how files are written.
+"""Reads and writes DICOM files: the data set, and the header around its pixel data.
 
-storage/dicom/element_walk.py finds out where what lies; pydicom interprets values.
+storage/dicom/element_walk.py finds the byte offsets of elements; pydicom interprets their values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from storage.dicom.element_walk import Layout, kept_ranges, mended, scan
+from storage.dicom.element_walk import Layout, kept_ranges, normalised, scan
 from storage.dicom.elements import values_of
 from storage.dicom.inflating import inflated
 from storage.dicom.writing import ALL, written
@@ -33,29 +33,30 @@ IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
 
 _PIXEL_DATA = 0x7FE00010
 _MAX_META = 1 << 20
+"""Maximum bytes of file meta information that are parsed."""
 _BULK = 1 << 20
-"""Bytes of a value beyond which ``outline`` leaves it out."""
+"""Size in bytes above which ``outline`` leaves a value out. Chosen, not measured."""
 
 
 @dataclass(frozen=True)
 class HeaderBytes:
-    """The verbatim bytes of a data set around its pixel data element, enough to parse or restore it."""
+    """The verbatim bytes of a data set before and after its pixel data element."""
 
     transfer_syntax_uid: str
     before: bytes
     after: bytes
 
     def dataset(self) -> Dataset:
-        """The header as a pydicom data set without pixel data."""
+        """The header as a pydicom data set without pixel data. Raises Unparseable."""
         syntax = UID(self.transfer_syntax_uid, validation_mode=config.IGNORE)
         if not syntax.is_transfer_syntax:
-            raise Unparseable(f"a header in no known transfer syntax: {syntax!r}")
-        return parse(mended(self.before + self.after, syntax), syntax)
+            raise Unparseable(f"header has an unknown transfer syntax: {syntax!r}")
+        return parse(normalised(self.before + self.after, syntax), syntax)
 
 
 @dataclass(frozen=True)
 class DataSetFile:
-    """One stored Part 10 file, opened: its data set bytes (inflated where deflated), and their layout."""
+    """An open Part 10 file: the bytes of its data set (inflated if they were deflated), and their layout."""
 
     transfer_syntax: UID
     data: memoryview
@@ -70,11 +71,11 @@ class DataSetFile:
         return self.header_bytes().dataset()
 
     def outline(self) -> Dataset:
-        """The header without values of more than a megabyte that are no sequence: those are bytes or text in bulk, and
-        reading them costs memory several times their size."""
+        """The header without values above ``_BULK`` bytes, sequences excepted. Parsing such bytes or text takes
+        several times their size in memory."""
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
-        left = b"".join(bytes(self.data[start:end]) for start, end in kept)
-        return parse(mended(left, self.transfer_syntax), self.transfer_syntax)
+        small = b"".join(bytes(self.data[start:end]) for start, end in kept)
+        return parse(normalised(small, self.transfer_syntax), self.transfer_syntax)
 
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]
@@ -82,7 +83,7 @@ class DataSetFile:
 
 @contextmanager
 def opened(path: Path) -> Iterator[DataSetFile]:
-    """Open a Part 10 file. Raises Unparseable where PS3.10 or PS3.5 is broken outside the pixel data."""
+    """Open a Part 10 file. Raises Unparseable if it violates PS3.10, or PS3.5 outside the pixel data."""
     with path.open("rb") as file, ExitStack() as stack:
         start, syntax = data_set_start(file)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -95,13 +96,13 @@ def opened(path: Path) -> Iterator[DataSetFile]:
         finally:
             data.release()
             view.release()
-            # numpy views handed out by native_value may outlive this block: then the mapping closes with them
+            # numpy views of native_value may outlive this block; the mapping is closed when they are freed
             with suppress(BufferError):
                 mapped.close()
 
 
 def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
-    """Where the data set of a Part 10 file begins, and its transfer syntax. Raises Unparseable."""
+    """The byte offset of a Part 10 file's data set, and its transfer syntax. Raises Unparseable."""
     prefix = file.read(144)
     if len(prefix) < 144 or prefix[128:132] != b"DICM" or prefix[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
         raise Unparseable("no DICOM file meta information at the start of the file (PS3.10 section 7.1)")
@@ -113,7 +114,7 @@ def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
     named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
     syntax = UID(named[0] if named else "", validation_mode=config.IGNORE)
     if not syntax.is_transfer_syntax:
-        raise Unparseable(f"file meta information names no known transfer syntax: {syntax!r}")
+        raise Unparseable(f"file meta information has an unknown transfer syntax: {syntax!r}")
     return start, syntax
 
 
@@ -121,30 +122,28 @@ def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
 
 
 def accept_odd_values() -> None:
-    """Tell pydicom, for this process, neither to warn of nor to refuse a peer's odd values, and of JPEG XL.
+    """Configure pydicom, for this process, to accept invalid values without warnings, and to know JPEG XL.
 
-    Called once per process at its start: warning filters are not safe between threads, and what pydicom would print
-    is patient data.
+    Called once per process at its start: warning filters are not thread-safe, and pydicom's warnings contain patient
+    data.
     """
-    from pydicom import config
+    from storage.dicom.encapsulate import register_jpeg_xl
 
-    from storage.dicom.encapsulate import know_jpeg_xl
-
-    know_jpeg_xl()
+    register_jpeg_xl()
     config.settings.reading_validation_mode = config.IGNORE
     config.settings.writing_validation_mode = config.IGNORE
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom warns about odd values; a peer's odd values are not ours to print."""
+    """Suppress warnings: pydicom's warnings about invalid values contain patient data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def parse(data: bytes, syntax: UID) -> Dataset:
-    """Parse an encoded data set (already inflated). Raises Unparseable."""
+    """Parse an encoded data set that is not deflated. Raises Unparseable."""
     with quiet():
         try:
             return read_dataset(io.BytesIO(data), syntax.is_implicit_VR, syntax.is_little_endian)
@@ -156,7 +155,7 @@ def parse(data: bytes, syntax: UID) -> Dataset:
 
 
 def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> FileMetaDataset:
-    """File meta information (PS3.10 section 7.1) for a file this archive writes."""
+    """File meta information (PS3.10 section 7.1) for a file that this archive writes."""
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = UID(sop_class_uid)
@@ -168,7 +167,7 @@ def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
 
 
 def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
-    """Preamble, prefix and file meta information."""
+    """Write preamble, prefix and file meta information (PS3.10 section 7.1)."""
     out.write(b"\x00" * 128 + b"DICM")
     from pydicom.filebase import DicomIO
 
@@ -176,10 +175,10 @@ def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
 
 
 def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -> bytes:
-    """A Part 10 file in explicit VR little endian, up to and including the pixel data element's length.
+    """Write a Part 10 file in explicit VR little endian, up to and including the length of the pixel data element.
 
-    The caller appends ``value_bytes`` bytes (an even number), and then what comes back: the elements behind the pixels,
-    since tags ascend (PS3.5 7.1). ``header`` has no element of group 7FE0.
+    Returns the elements that follow the pixels, since tags ascend (PS3.5 7.1). The caller writes ``value_bytes`` bytes
+    (an even number) and then these elements. ``header`` has no element of group 7FE0.
     """
     write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, ExplicitVRLittleEndian))
     out.write(encode(header, ExplicitVRLittleEndian, within=range(_PIXEL_DATA)))
@@ -188,6 +187,6 @@ def write_header_for_pixels(out: IO[bytes], header: Dataset, value_bytes: int) -
 
 
 def encode(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
-    """A data set as bytes in a native transfer syntax; ``verbatim`` and ``within`` as of ``written``."""
+    """A data set as bytes in a native transfer syntax. ``verbatim`` and ``within``: see ``written``."""
     with quiet():
         return written(dataset, syntax, verbatim=verbatim, within=within)

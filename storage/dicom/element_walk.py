@@ -1,8 +1,7 @@
-"""Where the elements of an encoded data set lie: its bytes are walked (PS3.5 7.1, A.4), and no value is interpreted.
+"""Finds the byte offsets of elements in an encoded data set (PS3.5 7.1, A.4), without interpreting values.
 
-The archive keeps a peer's data set verbatim, so it needs byte offsets, which pydicom does not report, and it must
-notice a data set that ends in the middle of an element, which pydicom accepts. ``mended`` turns what pydicom would
-misread into what it reads right.
+The archive keeps a peer's data set verbatim, so it needs byte offsets, and it must detect a data set that ends inside
+an element, which pydicom accepts. ``normalised`` rewrites elements that pydicom would misread.
 """
 
 from __future__ import annotations
@@ -22,14 +21,16 @@ _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN
 _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
 _UNDEFINED = 0xFFFFFFFF
 _MAX_DEPTH = 64
-_PORTION = 1 << 20
+"""Maximum depth of nested sequences. Chosen, not measured."""
+_CHUNK = 1 << 20
+"""Bytes that are compared with zero at a time."""
 
 Bytes = bytes | memoryview | mmap.mmap
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte offsets inside one encoded data set; the pixel fields are equal to ``end`` where there is none."""
+    """Byte offsets in an encoded data set. Without pixel data, all pixel offsets equal ``end``."""
 
     end: int
     pixel_start: int
@@ -37,12 +38,12 @@ class Layout:
     value_start: int
     value_end: int
     pixel_end: int
-    """Offset after the element: its value, or its sequence delimiter when encapsulated."""
+    """Offset after the element, including the sequence delimiter of encapsulated pixel data."""
     pixel_vr: str
-    """``OB``, ``OW`` ...; empty in implicit VR or without pixel data."""
+    """``OB``, ``OW`` and so on; empty in implicit VR or without pixel data."""
     encapsulated: bool
     truncated: bool
-    """The pixel data element announces more bytes than there are."""
+    """Whether the pixel data element is longer than the remaining bytes."""
 
     @property
     def has_pixels(self) -> bool:
@@ -50,11 +51,9 @@ class Layout:
 
 
 def scan(data: Bytes, syntax: UID) -> Layout:
-    """Walk the top level of an encoded data set. Raises Unparseable; a short pixel element is not an error."""
-    end = len(data)
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
-    position = 0
+    """The layout of an encoded data set. Raises Unparseable; truncated pixel data is not an error."""
+    walk = _walk(data, syntax)
+    position, end = 0, walk.end
     layout = Layout(end, end, end, end, end, "", False, False)
     while not walk.is_at_end(position):
         tag, vr, value, length = walk.element(position)
@@ -66,17 +65,16 @@ def scan(data: Bytes, syntax: UID) -> Layout:
     return layout
 
 
-def kept_ranges(data: Bytes, syntax: UID, layout: Layout, most: int) -> list[tuple[int, int]]:
-    """Where the elements of the top level lie, without pixel data and without long values that are no sequence."""
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tuple[int, int]]:
+    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept."""
+    walk = _walk(data, syntax)
     kept: list[tuple[int, int]] = []
     for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
         at = since = start
         while at < end and any(data[at : at + 8]):
             tag, vr, value, length = walk.element(at)
             after = walk.skip(tag, vr, value, length, 0)
-            if after - at > most and not walk.is_sequence(tag, vr, length):
+            if after - at > limit and not walk.is_sequence(tag, vr, length):
                 kept.append((since, at))
                 since = after
             at = after
@@ -84,57 +82,61 @@ def kept_ranges(data: Bytes, syntax: UID, layout: Layout, most: int) -> list[tup
     return kept
 
 
-def mended(header: bytes, syntax: UID) -> bytes:
-    """A data set without pixels as pydicom reads it right: the same elements, some in another form.
+def normalised(header: bytes, syntax: UID) -> bytes:
+    """A data set without pixels in a form that pydicom reads correctly, with the same elements.
 
-    - Zero bytes behind the last element are left out.
-    - An element of a VR that PS3.5 does not have becomes one of VR UN.
-    - In big endian, UN of undefined length becomes one of a defined length: its items are in implicit VR little endian
+    - Zero bytes after the last element are removed.
+    - An element whose VR is not in PS3.5 gets VR UN.
+    - In big endian, UN of undefined length gets a defined length, because its items are in implicit VR little endian
       (PS3.5 6.2.2, pydicom#1312).
     """
-    known = syntax.is_transfer_syntax  # what is not is read as explicit little endian
+    known = syntax.is_transfer_syntax  # an unknown one is read as explicit little endian
     explicit = not (known and syntax.is_implicit_VR) and not looks_implicit(header)
     try:
-        return _Mender(header, explicit=explicit, little=not known or syntax.is_little_endian).data_set()
+        return _Normaliser(header, explicit=explicit, little=not known or syntax.is_little_endian).data_set()
     except Unparseable:
-        return header  # for pydicom to say what it thinks of it
+        return header  # pydicom reports the error
 
 
 def check_order(data: Bytes, syntax: UID) -> None:
-    """Raises Unparseable where tags do not ascend, or one is there twice (PS3.5 7.1), in the data set or in an item.
+    """Raises Unparseable if tags do not ascend or occur twice (PS3.5 7.1) in the data set or in an item.
 
-    So it does where something would have to be mended.
+    Also raises it if ``normalised`` would change a VR.
     """
-    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
-    walk = _Walk(data, explicit=explicit, little=syntax.is_little_endian)
+    walk = _walk(data, syntax)
     walk.check_order(0, len(data), 0)
-    if walk.mends:
-        raise Unparseable(f"no value representation at byte {min(walk.mends)}")
+    if walk.replacements:
+        raise Unparseable(f"no value representation at byte {min(walk.replacements)}")
 
 
 def looks_implicit(data: Bytes) -> bool:
-    """Some senders encode implicitly under an explicit transfer syntax; pydicom reads that too."""
+    """Whether the data set starts in implicit VR. Some senders do so in explicit syntaxes, and pydicom reads it."""
     return len(data) >= 6 and not bytes(data[4:6]).isalpha()
+
+
+def _walk(data: Bytes, syntax: UID) -> _Walk:
+    explicit = not syntax.is_implicit_VR and not looks_implicit(data)
+    return _Walk(data, explicit=explicit, little=syntax.is_little_endian)
 
 
 class _Walk:
     def __init__(self, data: Bytes, *, explicit: bool, little: bool) -> None:
         self.data, self.explicit, self.end = data, explicit, len(data)
         self.order = "<" if little else ">"
-        self.mends: dict[int, tuple[int, bytes]] = {}
-        """By offset: where what is there ends, and the bytes in its stead (see ``mended``)."""
+        self.replacements: dict[int, tuple[int, bytes]] = {}
+        """By start offset: the end offset of the bytes to replace, and their replacement (see ``normalised``)."""
 
     def is_at_end(self, at: int) -> bool:
-        """True at the end, and where nothing but zero bytes follow, which some senders pad with."""
+        """Whether only zero bytes follow, with which some senders pad."""
         if at >= self.end:
             return True
         if any(self.data[at : at + 8]):
             return False
-        portions = range(at, self.end, _PORTION)
-        return not any(bytes(self.data[start : start + _PORTION]).strip(b"\0") for start in portions)
+        starts = range(at, self.end, _CHUNK)
+        return not any(bytes(self.data[start : start + _CHUNK]).strip(b"\0") for start in starts)
 
     def element(self, at: int) -> tuple[tuple[int, int], bytes, int, int]:
-        """(tag, VR, offset of the value, length) of the element at ``at``."""
+        """Tag, VR, offset of the value and length of the element at ``at``."""
         if at + 8 > self.end:
             raise Unparseable(f"data set ends inside an element header at byte {at}")
         tag = struct.unpack_from(self.order + "HH", self.data, at)
@@ -146,30 +148,32 @@ class _Walk:
                 raise Unparseable(f"data set ends inside an element header at byte {at}")
             return tag, vr, at + 12, struct.unpack_from(self.order + "I", self.data, at + 8)[0]
         if vr not in _VRS:
-            return self._odd(at, tag, vr)
+            return self._unknown_vr(at, tag, vr)
         return tag, vr, at + 8, struct.unpack_from(self.order + "H", self.data, at + 6)[0]
 
-    def _odd(self, at: int, tag: tuple[int, int], vr: bytes) -> tuple[tuple[int, int], bytes, int, int]:
-        """An element of a VR that PS3.5 does not have: with a length of 16 bits as toolkits mark unknown ones, of 32
-        bits as every new VR has, or without a VR: whatever leads to another element."""
+    def _unknown_vr(self, at: int, tag: tuple[int, int], vr: bytes) -> tuple[tuple[int, int], bytes, int, int]:
+        """An element whose VR is not in PS3.5, read in the first way that another element follows.
+
+        The length may have 16 bits, as toolkits write unknown VRs, or 32 bits, as every new VR has, or there is no VR.
+        """
         short, reserved = struct.unpack_from(self.order + "H", self.data, at + 6)[0], self.data[at + 6 : at + 8]
-        if self._leads_on(tag, vr, at + 8 + short):
-            self.mends[at + 4] = at + 8, struct.pack(self.order + "2s2xI", b"UN", short)
+        if self._may_end(tag, vr, at + 8 + short):
+            self.replacements[at + 4] = at + 8, struct.pack(self.order + "2s2xI", b"UN", short)
             return tag, b"UN", at + 8, short
         if at + 12 <= self.end and not any(reserved):
             long = struct.unpack_from(self.order + "I", self.data, at + 8)[0]
-            if self._leads_on(tag, vr, at + 12 + long):
-                self.mends[at + 4] = at + 6, b"UN"
+            if self._may_end(tag, vr, at + 12 + long):
+                self.replacements[at + 4] = at + 6, b"UN"
                 return tag, b"UN", at + 12, long
         if vr.isalpha() and vr.isupper():
             return tag, vr, at + 8, short
         implicit = struct.unpack_from(self.order + "I", self.data, at + 4)[0]
-        if self._leads_on(tag, vr, at + 8 + implicit):  # pydicom reads that too
+        if self._may_end(tag, vr, at + 8 + implicit):  # pydicom reads this too
             return tag, b"", at + 8, implicit
         raise Unparseable(f"no value representation at byte {at + 4}: {vr!r}")
 
-    def _leads_on(self, tag: tuple[int, int], vr: bytes, at: int) -> bool:
-        """Whether an element may end there: at the end, before a delimiter, or before a higher tag with a VR."""
+    def _may_end(self, tag: tuple[int, int], vr: bytes, at: int) -> bool:
+        """Whether an element may end at ``at``: at the end, before a delimiter, or before a higher tag with a VR."""
         if at >= self.end:
             return at == self.end
         if at + 8 > self.end:
@@ -180,12 +184,11 @@ class _Walk:
         return following > tag and bytes(self.data[at + 4 : at + 6]) in (*_VRS, vr)
 
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
-        """Offset after the element; descends only where the length is undefined."""
+        """The offset after the element. Walks its items only if its length is undefined."""
         if length != _UNDEFINED:
             if value + length > self.end:
                 raise Unparseable(
-                    f"data set ends inside ({tag[0]:04X},{tag[1]:04X}): {length} bytes announced, "
-                    f"{self.end - value} there"
+                    f"data set ends inside ({tag[0]:04X},{tag[1]:04X}): length {length}, {self.end - value} bytes left"
                 )
             return value + length
         if depth > _MAX_DEPTH:
@@ -219,7 +222,7 @@ class _Walk:
             if tag == (0xFFFE, 0xE00D):
                 return
             if tag <= last:
-                raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) comes behind ({last[0]:04X},{last[1]:04X})")
+                raise Unparseable(f"({tag[0]:04X},{tag[1]:04X}) follows ({last[0]:04X},{last[1]:04X})")
             last, encapsulated = tag, tag in PIXEL_TAGS and length == _UNDEFINED
             at = self.pixels(at, vr, value, length).pixel_end if encapsulated else self.skip(tag, vr, value, length, 0)
             if not encapsulated and self.is_sequence(tag, vr, length):
@@ -268,8 +271,8 @@ class _Walk:
         return Layout(self.end, at, value, self.end, self.end, name, True, True)
 
 
-class _Mender(_Walk):
-    """Descends everywhere, and puts together what was mended."""
+class _Normaliser(_Walk):
+    """Walks all items at any depth, and applies the replacements."""
 
     def __init__(self, data: bytes, *, explicit: bool, little: bool, depth: int = 0) -> None:
         super().__init__(data, explicit=explicit, little=little)
@@ -279,7 +282,7 @@ class _Mender(_Walk):
         at = 0
         while not self.is_at_end(at):
             at = self.skip(*self.element(at), 0)
-        return self._put_together(at)
+        return self._replaced(at)
 
     def sequence(self) -> bytes:
         """The items of a sequence of defined length."""
@@ -289,33 +292,34 @@ class _Mender(_Walk):
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
             at = self._end_of_item(value) if length == _UNDEFINED else self.skip(tag, vr, value, length, 0)
-        return self._put_together(at)
+        return self._replaced(at)
 
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
         end = super().skip(tag, vr, value, length, depth)
         if length == _UNDEFINED:
             if vr == b"UN" and self.order == ">":
-                self.mends[value - 4] = value, struct.pack(">I", end - 8 - value)
-                self.mends[end - 8] = end, b""
+                self.replacements[value - 4] = value, struct.pack(">I", end - 8 - value)
+                self.replacements[end - 8] = end, b""
         elif self.explicit and self.depth < _MAX_DEPTH and (vr == b"SQ" or tag == (0xFFFE, 0xE000)):
             self._descend(value, end, is_sequence=vr == b"SQ")
         return end
 
     def _descend(self, value: int, end: int, *, is_sequence: bool) -> None:
         content = bytes(self.data[value:end])
-        inner = _Mender(content, explicit=True, little=self.order == "<", depth=self.depth + 1)
+        inner = _Normaliser(content, explicit=True, little=self.order == "<", depth=self.depth + 1)
         try:
-            instead = inner.sequence() if is_sequence else inner.data_set()
+            replacement = inner.sequence() if is_sequence else inner.data_set()
         except Unparseable:
             return
-        if instead != content:
-            self.mends[value - 4] = end, struct.pack(self.order + "I", len(instead)) + instead
+        if replacement != content:
+            length = struct.pack(self.order + "I", len(replacement))
+            self.replacements[value - 4] = end, length + replacement
 
-    def _put_together(self, end: int) -> bytes:
-        if not self.mends:
+    def _replaced(self, end: int) -> bytes:
+        if not self.replacements:
             return bytes(self.data[:end])
         parts, at = [], 0
-        for start, (stop, instead) in sorted(self.mends.items()):
-            parts += [self.data[at:start], instead]
+        for start, (stop, replacement) in sorted(self.replacements.items()):
+            parts += [self.data[at:start], replacement]
             at = stop
         return b"".join([*parts, self.data[at:end]])

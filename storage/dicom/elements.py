@@ -1,8 +1,8 @@
-"""Data elements as plain Python values, whatever a modality wrote into them.
+"""Decodes data elements to Python values, whatever a modality wrote into them.
 
-Decoding leaves the data set as it is (raw elements stay raw) and needs no warning filters, which are not safe
-in threads. ``values_of`` decodes only, which is what a query's ranges and wildcards need; ``checked`` then
-says whether a decoded value is one of its VR (PS3.5 section 6.2).
+Decoding does not change the data set (raw elements stay raw), and needs no warning filters, which are not thread-safe.
+``values_of`` only decodes, as the ranges and wildcards of a query require. ``checked`` then verifies that a decoded
+value is valid for its VR (PS3.5 section 6.2).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from storage.dicom import iso2022
 
 
 def codecs_of(dataset: Dataset, inherited: Sequence[str] = ("ascii",)) -> Sequence[str]:
-    """The Python codecs of Specific Character Set (PS3.3 C.12.1.1.2), or ``inherited`` where it is absent."""
+    """The Python codecs of Specific Character Set (PS3.3 C.12.1.1.2), or ``inherited`` if it is absent."""
     if _CHARACTER_SET not in dataset:
         return inherited
     try:
         terms = values_of(dataset, _CHARACTER_SET, "CS", ("ascii",))
         return tuple(_codec(term) for term in terms) or inherited
-    except Exception:  # noqa: BLE001 - a hostile character set is an unknown one
+    except Exception:  # noqa: BLE001 - a hostile character set counts as unknown
         return inherited
 
 
 def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *, single: bool = False) -> list[Any]:
-    """The values of one element: ``str`` for every VR of text, numbers for the binary ones.
+    """The values of one element: ``str`` for text VRs, numbers for binary VRs.
 
-    ``single``: the attribute has one value: a backslash is no delimiter. May raise on hostile content.
+    ``single``: the attribute has VM 1, so a backslash is not a delimiter. May raise any error on hostile content.
     """
     element: Any = dataset.get_item(tag)
     if element is None or element.value is None or element.value == b"":
@@ -55,7 +55,7 @@ def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *,
 
 
 def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Dataset]:
-    """The items of a sequence. May raise on hostile content."""
+    """The items of a sequence. May raise any error on hostile content."""
     element: Any = dataset.get_item(tag)
     value: Any = None if element is None else element.value
     if isinstance(element, RawDataElement) and isinstance(value, bytes):
@@ -64,7 +64,7 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
 
 
 def _codec(term: str) -> str:
-    """The codec of a defined term, its common misspellings included; ASCII for what nobody knows."""
+    """The codec of a defined term or of one of its common misspellings; ASCII for an unknown term."""
     known = _KNOWN.get(term)
     number = re.fullmatch(r"ISO[ _-]?(2022[ _-]?)?(?:IR)?[ _-]?(\d+)", term.upper())
     if known is None and number:
@@ -75,15 +75,15 @@ def _codec(term: str) -> str:
 
 
 def decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
-    """Text as queries read it."""
+    """The text of a value as queries read it. Never raises: text of a wrong or undeclared character set is guessed."""
     if b"\x1b" in value and vr in IN_CHARACTER_SET:  # code extensions, PS3.5 section 6.1.2.5
         try:
             return iso2022.decoded(value, codecs, b"\\^=" if vr == "PN" else b"\\")
-        except UnicodeError:  # as far as the first codec goes
+        except UnicodeError:  # what the first codec decodes
             return value.decode(codecs[0], errors="replace")
     if vr not in IN_CHARACTER_SET:
         return value.decode("latin-1")
-    for codec in (codecs[0], "utf-8"):  # undeclared UTF-8 and Latin-1 are common: better read than lost
+    for codec in (codecs[0], "utf-8"):  # undeclared UTF-8 and Latin-1 are common
         try:
             return value.decode(codec)
         except UnicodeError:
@@ -92,7 +92,7 @@ def decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
 
 
 def _converted(element: DataElement | RawDataElement, vr: str) -> list[Any]:
-    """The values of an element that pydicom has converted already, or that a program built."""
+    """The values of an element that pydicom has already converted, or that a program made."""
     value: Any = element.value
     one = isinstance(value, str | bytes | int | float | PersonName) or not isinstance(value, Iterable)
     values = [value] if one else list(value)
@@ -104,7 +104,7 @@ def _converted(element: DataElement | RawDataElement, vr: str) -> list[Any]:
 
 
 def _unpadded(text: str, vr: str) -> str:
-    """Without padding (PS3.5 section 6.2), and without control characters where the VR has none."""
+    """Text without padding (PS3.5 section 6.2), and without control characters if the VR forbids them."""
     if vr in {"ST", "LT", "UT"}:
         return text.replace("\0", "").rstrip()
     if not text.isprintable():
@@ -114,21 +114,24 @@ def _unpadded(text: str, vr: str) -> str:
 
 _CHARACTER_SET = BaseTag(0x00080005)
 _KNOWN = python_encoding | {"ISO_IR 203": "iso8859_15", "ISO 2022 IR 203": "iso8859_15"}
-"""Python's codecs by defined term; Latin alphabet No. 9 came after pydicom 3.0."""
+"""Python codecs by defined term. Latin alphabet No. 9 is not in pydicom 3.0."""
 _BINARY = frozenset({"US", "UL", "SS", "SL", "FL", "FD"})
 _ONE_TEXT = frozenset({"ST", "LT", "UT", "UR"})
 IN_CHARACTER_SET = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
-"""VRs that Specific Character Set is for (PS3.5 6.1.2.3)."""
+"""VRs that Specific Character Set applies to (PS3.5 6.1.2.3)."""
 
 # --- checking ---
 
 
 class BadValueError(ValueError):
-    """What stands in the element is not a value of its VR."""
+    """The value of an element is invalid for its VR."""
 
 
 def checked(value: Any, vr: str, longest: int | None = None) -> Any:
-    """A decoded value as it stands in the DICOM JSON model (PS3.18 F.2); BadValueError where it is none."""
+    """A decoded value in the DICOM JSON model (PS3.18 F.2). Raises BadValueError if it is invalid for its VR.
+
+    ``longest``: maximum characters, instead of the VR's own maximum.
+    """
     if vr in _PATTERNS:
         if not _PATTERNS[vr].fullmatch(value):
             raise BadValueError(vr)
@@ -180,3 +183,4 @@ _PATTERNS = {
 }
 _NUMBERS: dict[str, Callable[[Any], int | float]] = {"IS": _integer, "DS": _decimal} | dict.fromkeys(_BINARY, _finite)
 _LONGEST = {"LT": 10240, "UT": 10240, "ST": 4096}
+"""Maximum characters of long text VRs; UT and all other VRs have a limit of our own."""

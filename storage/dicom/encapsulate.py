@@ -1,6 +1,8 @@
-"""Lossless encodings for the wire: frames into the codestreams of PS3.5 section 8.2 and Annex A.4, and JPEG XL's.
+"""Encodes frames losslessly for sending: the codestreams of PS3.5 section 8.2 and Annex A.4, and JPEG XL.
 
-Single-sample unsigned pixels of 8 or 16 bits; what is encoded is decoded again and compared before it may leave.
+Pixels are unsigned, of one sample and 8 or 16 bits. Every frame is decoded again and compared before it is sent.
+pydicom's encoders are not used: GDCM's RLE encoder ends the process on 8-bit frames of an odd number of pixels, and
+the OpenJPEG plug-in refuses frames with a side below 32 pixels.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ JPEG_XL = {
     "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
     "1.2.840.10008.1.2.4.112": "JPEG XL",
 }
-"""Transfer syntaxes that pydicom 3.0 does not know yet."""
+"""Names of the JPEG XL transfer syntaxes, which pydicom 3.0 lacks."""
 
 Frame = NDArray[Any]
 """One frame: uint8 or uint16, shape (rows, columns)."""
 
 
-def know_jpeg_xl() -> None:
-    """Enter JPEG XL's transfer syntaxes into pydicom's dictionary, for this process."""
+def register_jpeg_xl() -> None:
+    """Add the JPEG XL transfer syntaxes to pydicom's dictionary, for this process."""
     from pydicom._uid_dict import UID_dictionary
 
     for uid, name in JPEG_XL.items():
@@ -40,9 +42,9 @@ def know_jpeg_xl() -> None:
 
 
 def encapsulated(dataset: Dataset, syntax: str) -> None:
-    """Replace native little-endian pixels by their lossless encoding in ``syntax``, proven equal.
+    """Replace native little-endian pixels by their lossless encoding in ``syntax``.
 
-    Raises PixelError where pixels are of another kind, or do not come back as they were.
+    Raises PixelError if the pixels are of another kind, or if a frame does not decode to the same values.
     """
     native = bytes(dataset.PixelData)
     frames = _frames(dataset, native)
@@ -56,16 +58,16 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
     for number, frame in enumerate(frames):
         if not np.array_equal(_decoded(dataset, number, len(frames), syntax), frame):
-            raise PixelError(f"frame {number + 1} does not come back from {syntax} as it was")
+            raise PixelError(f"frame {number + 1} in {syntax} does not decode to its original values")
 
 
 def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:
     """The frames of an encapsulated JPEG XL value. Raises PixelError."""
     try:
         codestreams = list(generate_frames(value, number_of_frames=frames))
-        for one in codestreams:
-            check_codestream(one)
-        return [np.asarray(imagecodecs.jpegxl_decode(one)) for one in codestreams]
+        for codestream in codestreams:
+            check_codestream(codestream)
+        return [np.asarray(imagecodecs.jpegxl_decode(codestream)) for codestream in codestreams]
     except PixelError:
         raise
     except Exception as error:
@@ -75,7 +77,7 @@ def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:
 def _frames(dataset: Dataset, native: bytes) -> list[Frame]:
     kind = (int(dataset.get("SamplesPerPixel", 1)), int(dataset.BitsAllocated), int(dataset.PixelRepresentation))
     if kind not in ((1, 8, 0), (1, 16, 0)):
-        raise PixelError("only single-sample unsigned pixels of 8 or 16 bits are encoded")
+        raise PixelError("only unsigned single-sample pixels of 8 or 16 bits are encoded")
     rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames") or 1)
     values = np.frombuffer(native, "<u2" if kind[1] == 16 else "u1")
     if values.size < rows * columns * count or not rows * columns:
@@ -84,7 +86,7 @@ def _frames(dataset: Dataset, native: bytes) -> list[Frame]:
 
 
 def _decoded(dataset: Dataset, number: int, count: int, syntax: str) -> Frame:
-    """One frame by the decoder that is not the encoder's own, where there is another."""
+    """Decode one frame, for RLE and JPEG 2000 by a library other than the encoder's."""
     if syntax == JPEG_XL_LOSSLESS:
         return decoded_jpeg_xl(dataset.PixelData, count)[number]
     if syntax == JPEGLSLossless:
@@ -110,7 +112,7 @@ def _jpegxl(frame: Frame, bits: int) -> bytes:
 
 
 def _rle(frame: Frame, bits: int) -> bytes:
-    """PS3.5 Annex G: a segment per byte of a pixel, the most significant first, each row packed by itself."""
+    """RLE Lossless (PS3.5 Annex G): one segment per byte of a sample, high byte first, rows packed separately."""
     planes = frame[..., None].view(np.uint8)[..., ::-1] if frame.dtype.itemsize == 2 else frame[..., None]
     segments = []
     for plane in range(planes.shape[2]):

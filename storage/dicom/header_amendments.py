@@ -1,7 +1,7 @@
-"""Corrections of a header as values: which attributes may be amended, to what, and what that makes of a data set.
+"""Amendments of patient and study attributes: which may be amended, and the attributes that result.
 
-An amendment never touches an object. It says which attributes of a patient or a study have other values from now on;
-``folded`` lays amendments over what a modality wrote, in the order in which they were made. UIDs are never amended.
+An amendment never changes a stored object. It gives attributes of a patient or a study new values; ``folded`` applies
+amendments to the received attributes, in the order in which they were made. UIDs are never amended.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from typing import Any
 from pydicom import Dataset
 
 from storage.dicom.dicomfile import quiet
-from storage.dicom.levels import PATIENT_KEYS, STUDY_KEYS, Key, columns_of, levels_of
-from storage.errors import CorrectionRefused
+from storage.dicom.levels import columns_of, levels_of
+from storage.dicom.query_keys import PATIENT_KEYS, STUDY_KEYS, Key
+from storage.errors import ChangeRefused
 from storage.records import Applied, DicomJson, Levels
 
 PATIENT_ID, ISSUER, STUDY_UID = "00100020", "00100021", "0020000D"
 _IDENTIFYING = ("00100010", "00100030", "00100040")
-"""Name, birth date and sex: a study that moves to a known patient takes that patient's."""
+"""Name, birth date and sex. A study that moves to a known patient gets those of that patient."""
 
 
 class AmendmentKind(StrEnum):
-    """Whose attributes an amendment corrects."""
+    """The level whose attributes an amendment changes."""
 
     PATIENT = "patient"
-    """Of all studies of a Patient ID (and issuer); with a new Patient ID, this is a merge or a renaming."""
+    """All studies of a Patient ID and issuer. A new Patient ID renames the patient, or merges it with another."""
     STUDY = "study"
-    """Of one study; with a new Patient ID it moves to that patient."""
+    """One study. A new Patient ID moves it to that patient."""
 
 
 @dataclass(frozen=True)
 class Amendment:
-    """One version. ``target``: the identity of a patient (``patient_identity``) or a Study Instance UID.
+    """One amendment. ``target``: the identity of a patient (``patient_identity``) or a Study Instance UID.
 
-    ``changes``: the new values in the DICOM JSON model, without ``Value`` where the attribute becomes empty.
-    ``undoes``: the amendment that this one takes back; ``undone``: whether a later one took this one back.
+    ``changes``: the new values in the DICOM JSON model, without ``Value`` if the attribute becomes empty.
+    ``undoes``: the number of the amendment that this one reverts. ``undone``: whether a later one reverted this one.
     """
 
     number: int
@@ -55,13 +56,13 @@ class Amendment:
 
     @property
     def shown_target(self) -> str:
-        """The target without the empty issuer."""
+        """The target for people: patient ID and issuer, or the Study Instance UID."""
         return self.target.rstrip("\t").replace("\t", " of ")
 
 
 @dataclass(frozen=True)
 class AmendedStudy:
-    """What an amendment makes of one study: the values that differ, by keyword."""
+    """The effect of an amendment on one study: the values that differ, by keyword."""
 
     study_instance_uid: str
     instances: int
@@ -71,7 +72,7 @@ class AmendedStudy:
 
 @dataclass(frozen=True)
 class Folded:
-    """A study's attributes with its amendments laid over them, and every Patient ID that it went by."""
+    """A study's attributes with its amendments applied, and every Patient ID that it has had."""
 
     patient: DicomJson
     study: DicomJson
@@ -79,11 +80,11 @@ class Folded:
     patient_ids: tuple[str, ...]
 
     def columns(self) -> dict[str, dict[str, Any]]:
-        """Columns of the rows of patient and study."""
+        """Column values of the rows of patient and study."""
         return columns_of(Levels(self.patient, self.study, {}, {}))
 
 
-# --- what may be changed ---
+# --- attributes that may be amended ---
 
 
 def _amendable(keys: Iterable[Key]) -> dict[str, Key]:
@@ -91,18 +92,18 @@ def _amendable(keys: Iterable[Key]) -> dict[str, Key]:
 
 
 AMENDABLE = {AmendmentKind.PATIENT: _amendable(PATIENT_KEYS), AmendmentKind.STUDY: _amendable(STUDY_KEYS)}
-"""By the level that they belong to, the attributes that may be amended; a study's patient attributes only as a move."""
+"""The attributes that may be amended, by level. A study's patient attributes change only by a move of the study."""
 _BY_TAG = {key.json_tag: key for keys in AMENDABLE.values() for key in keys.values()}
 
 
 def changes_of(values: Mapping[str, str]) -> DicomJson:
-    """Values by keyword, as DICOM writes them, in the DICOM JSON model. Raises CorrectionRefused."""
+    """Values by keyword, in DICOM's notation, converted to the DICOM JSON model. Raises ChangeRefused."""
     written, keys = Dataset(), {**AMENDABLE[AmendmentKind.PATIENT], **AMENDABLE[AmendmentKind.STUDY]}
     written.SpecificCharacterSet = "ISO_IR 192"
     changes: DicomJson = {}
     for keyword, value in values.items():
         if keyword not in keys:
-            raise CorrectionRefused(f"{keyword} cannot be amended; these can: {', '.join(sorted(keys))}")
+            raise ChangeRefused(f"{keyword} cannot be amended; these can: {', '.join(sorted(keys))}")
         key = keys[keyword]
         changes[key.json_tag] = {"vr": key.vr}
         if value:
@@ -110,22 +111,22 @@ def changes_of(values: Mapping[str, str]) -> DicomJson:
                 with quiet():
                     written.add_new(key.tag, key.vr, value)
             except ValueError:
-                raise _no_value(key, value) from None
+                raise _invalid(key, value) from None
     levels = levels_of(written)
     for tag in (tag for tag in changes if _BY_TAG[tag].tag in written):
         found = levels.patient.get(tag) or levels.study.get(tag)
         if found is None:
-            raise _no_value(_BY_TAG[tag], values[keyword_of(tag)])
+            raise _invalid(_BY_TAG[tag], values[keyword_of(tag)])
         changes[tag] = found
     return changes
 
 
-def _no_value(key: Key, value: str) -> CorrectionRefused:
-    return CorrectionRefused(f"{key.keyword}: {value!r} is no value of its type ({key.vr})")
+def _invalid(key: Key, value: str) -> ChangeRefused:
+    return ChangeRefused(f"{key.keyword}: {value!r} is not a valid value ({key.vr})")
 
 
 def is_of_patient(tag: str) -> bool:
-    """Whether an attribute belongs to the patient, not to the study."""
+    """Whether an attribute belongs to the patient rather than to the study."""
     return _BY_TAG[tag].keyword in AMENDABLE[AmendmentKind.PATIENT]
 
 
@@ -134,7 +135,7 @@ def keyword_of(tag: str) -> str:
 
 
 def text_of(attribute: DicomJson | None) -> str:
-    """A value for people, as DICOM writes it."""
+    """A value for people, in DICOM's notation."""
     values = (attribute or {}).get("Value") or []
     return "\\".join(_joined(value) if isinstance(value, dict) else str(value or "") for value in values)
 
@@ -143,33 +144,33 @@ def _joined(name: dict[str, str]) -> str:
     return "=".join(name.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
 
 
-# --- what comes of it ---
+# --- applying amendments ---
 
 
 def patient_identity(patient_id: str, issuer: str = "") -> str:
-    """How the index knows a patient: by ID and issuer."""
+    """The identity of a patient in the index: ID and issuer."""
     return f"{patient_id}\t{issuer}"
 
 
 def overlaid(attributes: DicomJson, changes: DicomJson) -> DicomJson:
-    """Attributes with changes laid over them; what becomes empty is absent, as in ``levels_of``."""
+    """Attributes with changes applied. An attribute that becomes empty is removed, as in ``levels_of``."""
     result = {**attributes, **changes}
     return {tag: value for tag, value in result.items() if value.get("Value")}
 
 
 def taken_over(known: DicomJson) -> DicomJson:
-    """What moves with a study to a patient who is known already: that patient's name, birth date and sex."""
+    """The changes for a study that moves to a known patient: that patient's name, birth date and sex."""
     return {tag: known.get(tag, {"vr": _BY_TAG[tag].vr}) for tag in _IDENTIFYING}
 
 
 def folded(patient: DicomJson, study: DicomJson, amendments: Sequence[Amendment]) -> Folded:
-    """Lay amendments, in order, over what was received. One of a patient applies where the study is that patient's."""
+    """Apply amendments to received attributes in order. A patient's apply while the study is that patient's."""
     study_uid = text_of(study.get(STUDY_UID))
     applied: list[Applied] = []
     ids = [text_of(patient.get(PATIENT_ID))]
     for one in amendments:
-        mine = patient_identity(text_of(patient.get(PATIENT_ID)), text_of(patient.get(ISSUER)))
-        if one.target != (study_uid if one.kind is AmendmentKind.STUDY else mine):
+        identity = patient_identity(text_of(patient.get(PATIENT_ID)), text_of(patient.get(ISSUER)))
+        if one.target != (study_uid if one.kind is AmendmentKind.STUDY else identity):
             continue
         of_patient = {tag: value for tag, value in one.changes.items() if is_of_patient(tag)}
         patient = overlaid(patient, of_patient)
@@ -180,7 +181,7 @@ def folded(patient: DicomJson, study: DicomJson, amendments: Sequence[Amendment]
 
 
 def version_of(applied: Sequence[Applied]) -> str:
-    """A name for what those amendments make of a header; empty for none."""
+    """A digest of the amendments, 16 hex digits; empty if there are none."""
     if not applied:
         return ""
     canonical = json.dumps([[one.number, one.at, one.changes] for one in applied], sort_keys=True)

@@ -1,4 +1,4 @@
-"""Deflated data sets (PS3.5 A.5) inflated into a file, piece by piece, within the limits of this process."""
+"""Inflates deflated data sets (PS3.5 A.5) into a temporary file, in pieces, within the limits of this process."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from storage.dicom.decode_limits import FREE, decode_limits
 from storage.errors import InflatesTooFar, Unparseable
 
 _PIECE = 1 << 20
-"""Bytes that are inflated at a time."""
+"""Bytes that are read and inflated at a time."""
 
 
 @contextmanager
 def inflated(data: memoryview, folder: Path) -> Iterator[mmap.mmap | bytes]:
-    """The data set inflated into a file without a name in ``folder``, and mapped from there.
+    """Inflate a data set into an unnamed file in ``folder``, and map it into memory.
 
-    Raises InflatesTooFar beyond the limits, and Unparseable where the bytes cannot be inflated.
+    Raises InflatesTooFar above the limits, and Unparseable if the bytes cannot be inflated.
     """
-    with _nameless(folder) as file:
+    with _unnamed(folder) as file:
         if not _inflate(data, file, min(decode_limits().inflated, max(FREE, decode_limits().ratio * len(data)))):
-            yield b""  # which cannot be mapped
+            yield b""  # an empty file cannot be mapped
             return
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
             yield mapped
         finally:
-            with suppress(BufferError):  # views of it may outlive this block: then it closes with them
+            with suppress(BufferError):  # views may outlive this block; the mapping is closed when they are freed
                 mapped.close()
 
 
-def _inflate(data: memoryview, file: IO[bytes], most: int) -> int:
+def _inflate(data: memoryview, file: IO[bytes], limit: int) -> int:
     written = 0
     for piece in _pieces(data):
         written += file.write(piece)
-        if written > most:
+        if written > limit:
             raise InflatesTooFar(
-                f"deflated data set of {len(data)} bytes inflates to more than the {most} bytes that are taken "
+                f"deflated data set of {len(data)} bytes inflates to more than {limit} bytes "
                 "(limits.inflated, limits.ratio)"
             )
     file.flush()
@@ -49,24 +49,27 @@ def _inflate(data: memoryview, file: IO[bytes], most: int) -> int:
 
 
 def _pieces(data: memoryview) -> Iterator[bytes]:
-    """What the stream inflates to, in pieces; what lies behind its end is padding."""
+    """The inflated stream in pieces. Bytes after its end are padding."""
     engine, start = zlib.decompressobj(-zlib.MAX_WBITS), 0
     try:
         while not engine.eof:
-            coming = engine.unconsumed_tail
-            if not coming:
-                coming = bytes(data[start : start + _PIECE])
-                start += len(coming)
-            piece = engine.decompress(coming, _PIECE)
+            source = engine.unconsumed_tail
+            if not source:
+                source = bytes(data[start : start + _PIECE])
+                start += len(source)
+            piece = engine.decompress(source, _PIECE)
             yield piece
-            if not coming and not piece:
+            if not source and not piece:
                 raise Unparseable("deflated data set is truncated")
     except zlib.error as error:
         raise Unparseable(f"deflated data set cannot be inflated: {error}") from error
 
 
-def _nameless(folder: Path) -> IO[bytes]:
-    """A file beside the deflated one, which is on a disk; in the system's folder where that cannot be written to."""
+def _unnamed(folder: Path) -> IO[bytes]:
+    """A temporary file beside the deflated one, or in the system's folder if that is not writable.
+
+    The system's folder may be in memory, so it comes second.
+    """
     try:
         return tempfile.TemporaryFile(dir=folder)
     except OSError:

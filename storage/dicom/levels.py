@@ -1,335 +1,38 @@
-"""What C-FIND knows of an instance: attributes at the four levels of the Query/Retrieve model (PS3.4 C.6).
+"""The attributes of an instance that C-FIND can match and return, and the index columns made of them.
 
-``levels_of`` never raises for one bad element: what is not a value of its VR is left out, as if absent.
-Values stay as the modality wrote them: no time zone is applied, no case is changed.
+``levels_of`` never raises for one bad element: a value that is invalid for its VR is left out, as if it were absent.
+Values stay as received: no time zone is applied, and case is kept.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
-from pydicom.tag import BaseTag
 
 from storage.dicom.elements import BadValueError, checked, codecs_of, items_of, values_of
+from storage.dicom.query_keys import IMAGE_KEYS, OFFSET_FROM_UTC, PATIENT_KEYS, SERIES_KEYS, STUDY_KEYS, Key
 from storage.records import DicomJson, Levels
 
-
-class Level(StrEnum):
-    """Query/Retrieve Level (0008,0052), from the top down."""
-
-    PATIENT = "PATIENT"
-    STUDY = "STUDY"
-    SERIES = "SERIES"
-    IMAGE = "IMAGE"
-
-
-# --- the supported keys (the conformance statement is generated from these) ---
-
-
-@dataclass(frozen=True)
-class Key:
-    """A supported key. ``kind``: U(nique), R(equired) or O(ptional); ``items``: the keys of a sequence."""
-
-    keyword: str
-    kind: Literal["U", "R", "O"] = "O"
-    items: tuple[Key, ...] = ()
-
-    @cached_property
-    def tag(self) -> BaseTag:
-        tag = tag_for_keyword(self.keyword)
-        assert tag is not None, self.keyword
-        return BaseTag(tag)
-
-    @cached_property
-    def vr(self) -> str:
-        return dictionary_VR(self.tag)
-
-    @cached_property
-    def single(self) -> bool:
-        """VM 1 in the dictionary: then a backslash inside does not make two values of it."""
-        return dictionary_VM(self.tag) == "1"
-
-    @cached_property
-    def json_tag(self) -> str:
-        return f"{self.tag:08X}"
-
-
-def _keys(
-    *optional: str,
-    unique: str = "",
-    required: Sequence[str] = (),
-    sequences: Mapping[str, tuple[Key, ...]] | None = None,
-) -> tuple[Key, ...]:
-    keys = [Key(unique, "U")] if unique else []
-    keys += [Key(keyword, "R") for keyword in required]
-    keys += [Key(keyword) for keyword in optional]
-    keys += [Key(keyword, items=items) for keyword, items in (sequences or {}).items()]
-    return tuple(keys)
-
-
-_CODE = _keys(
-    "CodeValue",
-    "LongCodeValue",
-    "URNCodeValue",
-    "CodingSchemeDesignator",
-    "CodingSchemeVersion",
-    "CodeMeaning",
-)
-_REFERENCED_SOP = _keys("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
-_ISSUER = _keys("LocalNamespaceEntityID", "UniversalEntityID", "UniversalEntityIDType")
-
-PATIENT_KEYS = _keys(
-    "IssuerOfPatientID",
-    "TypeOfPatientID",
-    "PatientBirthDate",
-    "PatientBirthTime",
-    "PatientSex",
-    "OtherPatientIDs",
-    "OtherPatientNames",
-    "PatientBirthName",
-    "PatientMotherBirthName",
-    "EthnicGroup",
-    "PatientComments",
-    "PatientSpeciesDescription",
-    "PatientBreedDescription",
-    "ResponsiblePerson",
-    "ResponsiblePersonRole",
-    "ResponsibleOrganization",
-    "QualityControlSubject",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID",
-    "ClinicalTrialProtocolName",
-    "ClinicalTrialSiteID",
-    "ClinicalTrialSiteName",
-    "ClinicalTrialSubjectID",
-    "ClinicalTrialSubjectReadingID",
-    unique="PatientID",
-    required=("PatientName",),
-    sequences={
-        "IssuerOfPatientIDQualifiersSequence": _keys("UniversalEntityID", "UniversalEntityIDType"),
-        "OtherPatientIDsSequence": _keys("PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
-        "PatientSpeciesCodeSequence": _CODE,
-        "ReferencedPatientSequence": _REFERENCED_SOP,
-    },
-)
-
-STUDY_KEYS = _keys(
-    "StudyDescription",
-    "ReferringPhysicianName",
-    "ConsultingPhysicianName",
-    "PhysiciansOfRecord",
-    "NameOfPhysiciansReadingStudy",
-    "RequestingPhysician",
-    "RequestingService",
-    "AdmittingDiagnosesDescription",
-    "RequestedProcedureDescription",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    "PatientBodyMassIndex",
-    "Occupation",
-    "AdditionalPatientHistory",
-    "MedicalAlerts",
-    "Allergies",
-    "SmokingStatus",
-    "PregnancyStatus",
-    "LastMenstrualDate",
-    "PatientState",
-    "PatientSexNeutered",
-    "AdmissionID",
-    "ServiceEpisodeID",
-    "StudyComments",
-    "ClinicalTrialTimePointID",
-    "ClinicalTrialTimePointDescription",
-    unique="StudyInstanceUID",
-    required=("StudyDate", "StudyTime", "AccessionNumber", "StudyID"),
-    sequences={
-        "IssuerOfAccessionNumberSequence": _ISSUER,
-        "IssuerOfAdmissionIDSequence": _ISSUER,
-        "ProcedureCodeSequence": _CODE,
-        "ReasonForPerformedProcedureCodeSequence": _CODE,
-        "RequestedProcedureCodeSequence": _CODE,
-        "AdmittingDiagnosesCodeSequence": _CODE,
-        "ReferencedStudySequence": _REFERENCED_SOP,
-    },
-)
-
-SERIES_KEYS = _keys(
-    "SeriesDescription",
-    "SeriesDate",
-    "SeriesTime",
-    "BodyPartExamined",
-    "Laterality",
-    "ProtocolName",
-    "PatientPosition",
-    "PerformingPhysicianName",
-    "OperatorsName",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "DeviceSerialNumber",
-    "SoftwareVersions",
-    "StationName",
-    "InstitutionName",
-    "InstitutionAddress",
-    "InstitutionalDepartmentName",
-    "FrameOfReferenceUID",
-    "PerformedProcedureStepID",
-    "PerformedProcedureStepDescription",
-    "PerformedProcedureStepStartDate",
-    "PerformedProcedureStepStartTime",
-    "PerformedProcedureStepEndDate",
-    "PerformedProcedureStepEndTime",
-    "CommentsOnThePerformedProcedureStep",
-    "ClinicalTrialSeriesID",
-    "ClinicalTrialSeriesDescription",
-    unique="SeriesInstanceUID",
-    required=("Modality", "SeriesNumber"),
-    sequences={
-        "SeriesDescriptionCodeSequence": _CODE,
-        "InstitutionCodeSequence": _CODE,
-        "PerformedProtocolCodeSequence": _CODE,
-        "ReferencedPerformedProcedureStepSequence": _REFERENCED_SOP,
-        "RequestAttributesSequence": _keys(
-            "RequestedProcedureID",
-            "ScheduledProcedureStepID",
-            "ScheduledProcedureStepDescription",
-            "RequestedProcedureDescription",
-            "ReasonForTheRequestedProcedure",
-            "AccessionNumber",
-            "StudyInstanceUID",
-            sequences={
-                "ScheduledProtocolCodeSequence": _CODE,
-                "RequestedProcedureCodeSequence": _CODE,
-                "IssuerOfAccessionNumberSequence": _ISSUER,
-            },
-        ),
-    },
-)
-
-IMAGE_KEYS = _keys(
-    "SOPClassUID",
-    "ImageType",
-    "ImageComments",
-    "AcquisitionNumber",
-    "ContentDate",
-    "ContentTime",
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "AcquisitionDateTime",
-    "InstanceCreationDate",
-    "InstanceCreationTime",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "SamplesPerPixel",
-    "PixelRepresentation",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "PresentationIntentType",
-    "ImageLaterality",
-    "ViewPosition",
-    "PatientOrientation",
-    "PartialView",
-    "PartialViewDescription",
-    "BreastImplantPresent",
-    "OrganExposed",
-    "KVP",
-    "Exposure",
-    "ExposureTime",
-    "XRayTubeCurrent",
-    "AnodeTargetMaterial",
-    "FilterMaterial",
-    "BodyPartThickness",
-    "CompressionForce",
-    "OrganDose",
-    "EntranceDoseInmGy",
-    "EstimatedRadiographicMagnificationFactor",
-    "DetectorType",
-    "DetectorID",
-    "QualityControlImage",
-    "BurnedInAnnotation",
-    "RecognizableVisualFeatures",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-    "DerivationDescription",
-    "SyntheticData",
-    "PresentationLUTShape",
-    "ContentLabel",
-    "ContentDescription",
-    "ContentCreatorName",
-    "PresentationCreationDate",
-    "PresentationCreationTime",
-    "CompletionFlag",
-    "VerificationFlag",
-    "DocumentTitle",
-    "MIMETypeOfEncapsulatedDocument",
-    unique="SOPInstanceUID",
-    required=("InstanceNumber",),
-    sequences={
-        "ViewCodeSequence": (*_CODE, Key("ViewModifierCodeSequence", items=_CODE)),
-        "AnatomicRegionSequence": (*_CODE, Key("AnatomicRegionModifierSequence", items=_CODE)),
-        "DerivationCodeSequence": _CODE,
-        "ConceptNameCodeSequence": _CODE,
-        "ContentTemplateSequence": _keys("MappingResource", "TemplateIdentifier"),
-        "ReferencedRequestSequence": _keys(
-            "StudyInstanceUID",
-            "AccessionNumber",
-            "PlacerOrderNumberImagingServiceRequest",
-            "FillerOrderNumberImagingServiceRequest",
-            "RequestedProcedureID",
-            "RequestedProcedureDescription",
-            sequences={
-                "RequestedProcedureCodeSequence": _CODE,
-                "IssuerOfAccessionNumberSequence": _ISSUER,
-            },
-        ),
-        "VerifyingObserverSequence": _keys("VerifyingObserverName", "VerifyingOrganization", "VerificationDateTime"),
-    },
-)
-
-KEYS = {
-    Level.PATIENT: PATIENT_KEYS,
-    Level.STUDY: STUDY_KEYS,
-    Level.SERIES: SERIES_KEYS,
-    Level.IMAGE: IMAGE_KEYS,
+NAME_WIDTH = 200
+_INDEXED = {
+    "PatientID": 64,
+    "IssuerOfPatientID": 64,
+    "PatientName": NAME_WIDTH,
+    "PatientSex": 16,
+    "AccessionNumber": 64,
+    "StudyID": 64,
+    "Modality": 16,
 }
-
-COMPUTED_KEYS = {
-    Level.PATIENT: _keys(
-        "NumberOfPatientRelatedStudies", "NumberOfPatientRelatedSeries", "NumberOfPatientRelatedInstances"
-    ),
-    Level.STUDY: _keys(
-        "NumberOfStudyRelatedSeries",
-        "NumberOfStudyRelatedInstances",
-        "ModalitiesInStudy",
-        "SOPClassesInStudy",
-    ),
-    Level.SERIES: _keys("NumberOfSeriesRelatedInstances"),
-    Level.IMAGE: (),
-}
-"""Keys that no instance holds: the index computes them when they are asked for (PS3.4 C.3.4)."""
-
-OFFSET_FROM_UTC = Key("TimezoneOffsetFromUTC")
-"""Not matched itself; kept beside the keys of a level, it says in which zone their dates and times are."""
-
-# --- an instance's attributes, per level ---
+"""Characters of the columns in storage/index/tables.py. A longer value is left out, never truncated."""
+_MAX_ITEMS = 100
+"""Maximum number of items of a sequence; a longer sequence is left out."""
 
 
 def levels_of(dataset: Dataset) -> Levels:
-    """The supported attributes of a data set, per level, in the DICOM JSON model (PS3.18 F). Never raises."""
+    """The supported attributes of a data set by level, in the DICOM JSON model (PS3.18 F). Never raises."""
     codecs = codecs_of(dataset)
     return Levels(
         patient=_attributes(dataset, PATIENT_KEYS, codecs),
@@ -346,7 +49,7 @@ def _attributes(dataset: Dataset, keys: tuple[Key, ...], codecs: Sequence[str]) 
             continue
         try:
             values = _values(dataset, key, codecs)
-        except Exception:  # noqa: BLE001 - one hostile element must not cost the instance
+        except Exception:  # noqa: BLE001 - one hostile element must not lose the others
             continue
         if any(value is not None for value in values):
             found[key.json_tag] = {"vr": key.vr, "Value": values}
@@ -356,7 +59,7 @@ def _attributes(dataset: Dataset, keys: tuple[Key, ...], codecs: Sequence[str]) 
 def _values(dataset: Dataset, key: Key, codecs: Sequence[str]) -> list[Any]:
     if key.vr == "SQ":
         items = items_of(dataset, key.tag, codecs)
-        if len(items) > _MOST_ITEMS:
+        if len(items) > _MAX_ITEMS:
             raise BadValueError("SQ")
         return [kept for item in items if (kept := _attributes(item, key.items, codecs_of(item, codecs)))]
     values = values_of(dataset, key.tag, key.vr, codecs, single=key.single)
@@ -368,27 +71,11 @@ def _values(dataset: Dataset, key: Key, codecs: Sequence[str]) -> list[Any]:
     return [None if value == "" else checked(value, key.vr, longest) for value in values]
 
 
-_MOST_ITEMS = 100
-
-# --- the columns that queries narrow by ---
-
-NAME_WIDTH = 200
-_INDEXED = {  # as wide as their columns in storage/index/tables.py: a longer value is left out, never cut
-    "PatientID": 64,
-    "IssuerOfPatientID": 64,
-    "PatientName": NAME_WIDTH,
-    "PatientSex": 16,
-    "AccessionNumber": 64,
-    "StudyID": 64,
-    "Modality": 16,
-}
-
-
 def columns_of(levels: Levels) -> dict[str, dict[str, Any]]:
-    """Column values per table of storage/index/tables.py, ``attributes`` included.
+    """Column values by table of storage/index/tables.py, ``attributes`` included.
 
-    ``identity`` is patient ID and issuer; a patient without an ID is one of its own per study, so that
-    anonymous patients are never merged. ``name`` is folded (fold_name), ``study_time`` filled (fill_time).
+    ``identity`` is patient ID and issuer. For a patient without an ID it contains the Study Instance UID instead, so
+    that anonymous patients are never merged. ``name`` is folded (fold_name), ``study_time`` filled (fill_time).
     """
     patient_id = _first(levels.patient, "00100020")
     issuer = _first(levels.patient, "00100021")
@@ -436,19 +123,20 @@ def _joined_name(attributes: DicomJson) -> str:
 
 
 def fold_name(name: str) -> str:
-    """A person name as names are compared: without case, accents, width variants, empty trailing parts.
+    """A person name in the form in which names are compared: without case, accents, width variants and empty
+    trailing components.
 
-    PS3.4 C.2.2.2.1.1 leaves this to us. Accents are U+0300 to U+036F; a Japanese voiced mark is none.
+    PS3.4 C.2.2.2.1.1 leaves this to the implementation. Accents are U+0300 to U+036F, not the Japanese voiced mark.
     """
     if not name.isascii():
-        apart = unicodedata.normalize("NFKD", name)
-        name = unicodedata.normalize("NFC", "".join(c for c in apart if not "\u0300" <= c <= "\u036f"))
+        decomposed = unicodedata.normalize("NFKD", name)
+        name = unicodedata.normalize("NFC", "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f"))
     groups = name.casefold().split("=")
     return "=".join("^".join(part.strip() for part in group.split("^")).rstrip("^") for group in groups)
 
 
 def fill_time(time: str) -> str:
-    """A TM value with all its components, HHMMSS.FFFFFF: the earliest moment that it can mean."""
+    """A TM value with all components, HHMMSS.FFFFFF: the earliest time that it can mean."""
     if not time:
         return ""
     whole, _, fraction = time.partition(".")

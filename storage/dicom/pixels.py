@@ -1,7 +1,7 @@
-"""Pixels as integers: what the header says of them, whether they can be trusted, and how to decode them.
+"""Pixels as integers: their description in the header, its consistency with the bytes, and decoding.
 
-Decoders are run on a peer's bytes only in worker processes (node/workers/worker.py), since one written in C may
-end its process on a hostile codestream.
+A peer's bytes are decoded only in worker processes (node/workers/worker.py), because a decoder written in C may end
+its process on a hostile codestream.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quie
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, encapsulated
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
-_MOST_BYTES = 1 << 62
-"""A header that claims more claims this much: the index holds numbers of 64 bits."""
+_MAX_BYTES = 1 << 62
+"""Upper limit of ``native_bytes``, because the index stores numbers of 64 bits."""
 
 
 @dataclass(frozen=True)
 class PixelShape:
-    """The Image Pixel module's numbers (PS3.3 C.7.6.3), as far as they are there and readable."""
+    """Attributes of the Image Pixel module (PS3.3 C.7.6.3); 0 or empty if absent or unreadable."""
 
     rows: int
     columns: int
@@ -77,15 +77,15 @@ class PixelShape:
         bits = self.rows * self.columns * self.samples * self.frames * self.bits_allocated
         if self.photometric in ("YBR_FULL_422", "YBR_PARTIAL_422"):
             bits = bits * 2 // 3
-        return min((bits + 7) // 8, _MOST_BYTES)
+        return min((bits + 7) // 8, _MAX_BYTES)
 
     def check(self) -> None:
-        """Raises TooManyPixels where a frame has more than are decoded in this process."""
+        """Raises TooManyPixels if a frame has more pixels than limits.pixels."""
         check_pixels("header says", self.rows, self.columns, self.samples)
 
 
 def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
-    """Why the pixels cannot be trusted, as far as bytes and bits tell without a decoder; empty when sound."""
+    """The fault of the pixels that can be found without a decoder; empty if there is none."""
     layout = file.layout
     if not layout.has_pixels:
         return "an image with no pixel data" if _promises_pixels(file, shape) else ""
@@ -98,14 +98,14 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
         return "encapsulated pixel data in a transfer syntax for native pixel data" if native else ""
     if file.transfer_syntax.is_compressed and file.transfer_syntax != DeflatedExplicitVRLittleEndian:
         return "native pixel data in a transfer syntax for encapsulated pixel data"
-    have, need = layout.value_end - layout.value_start, shape.native_bytes
-    if have < need:
-        return f"pixel data is short: {have} bytes for {need}"
-    if have > need + 1:
-        return f"pixel data is too long: {have} bytes for {need}"
+    actual, expected = layout.value_end - layout.value_start, shape.native_bytes
+    if actual < expected:
+        return f"pixel data is short: {actual} bytes for {expected}"
+    if actual > expected + 1:
+        return f"pixel data is too long: {actual} bytes for {expected}"
     if shape.bits_allocated == 16 and not shape.signed and shape.high_bit < 15:
         order = "<u2" if file.transfer_syntax.is_little_endian else ">u2"
-        values = np.frombuffer(file.native_value()[: need // 2 * 2], dtype=order)
+        values = np.frombuffer(file.native_value()[: expected // 2 * 2], dtype=order)
         used = int(np.bitwise_or.reduce(values)) if values.size else 0
         if used >> (shape.high_bit + 1):
             return f"pixels have bits set above High Bit {shape.high_bit}"
@@ -113,21 +113,21 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
 
 
 def counted_bytes(file: DataSetFile, shape: PixelShape, warning: str, *, decodable: bool) -> int:
-    """Uncompressed bytes of the pixels that are there, whatever the header claims; no frame is without a fragment.
+    """Uncompressed bytes of the pixels that the file holds, whatever number of frames its header states.
 
-    Of encapsulated pixels that cannot be decoded nobody knows more than what they take. ``warning``: why they are not
-    sound; ``decodable``: whether there is a decoder for them.
+    Each frame has at least one fragment. For encapsulated pixels that cannot be decoded, their encoded size is used.
+    ``warning``: the result of ``native_pixel_warning``. ``decodable``: whether there is a decoder for them.
     """
     layout = file.layout
-    held = layout.value_end - layout.value_start
+    size = layout.value_end - layout.value_start
     if not layout.encapsulated or warning or not decodable:
-        return min(shape.native_bytes, held)
+        return min(shape.native_bytes, size)
     frames = min(shape.frames, max(_fragments(file), 1))
     return shape.native_bytes // shape.frames * frames
 
 
 def _fragments(file: DataSetFile) -> int:
-    """How many there are, the offset table left out (PS3.5 A.4)."""
+    """The number of fragments, without the offset table (PS3.5 A.4)."""
     at, count = file.layout.value_start, -1
     order = "<I" if file.transfer_syntax.is_little_endian else ">I"
     while at + 8 <= file.layout.value_end:
@@ -137,14 +137,14 @@ def _fragments(file: DataSetFile) -> int:
 
 
 def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
-    """Rows, columns and bits without pixels, and no address to get them from (Pixel Data Provider URL)."""
+    """Whether the header describes pixels and has no Pixel Data Provider URL (0028,7FE0)."""
     return bool(shape.rows and shape.columns and shape.bits_stored) and 0x00287FE0 not in file.outline()
 
 
 def integer_pixels(path: Path) -> NDArray[np.uint16]:
     """The stored values of a single-frame, 16-bit, monochrome image: uint16, shape (rows, columns), no rescale.
 
-    Raises PixelError where there are none, or they are of another kind, short, odd or undecodable.
+    Raises PixelError if pixels are absent, of another kind, inconsistent with the header, or undecodable.
     """
     with opened(path) as file:
         shape = PixelShape.of(file.outline())
@@ -167,43 +167,44 @@ def integer_pixels(path: Path) -> NDArray[np.uint16]:
     return np.ascontiguousarray(frame, dtype=np.uint16)
 
 
-_NOT_BY_GDCM = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
-"""JPEG-LS: pydicom would use GDCM, which aborts the process, or crops, where header and codestream differ in size."""
+_JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
+"""Transfer syntaxes of JPEG-LS. If header and codestream differ in size, GDCM, which pydicom would use, aborts the
+process or crops the image."""
 
-_SECOND_CHANCE = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-"""JPEG of 12 bits, and in files of mixed encoding: pydicom's plug-ins leave these out."""
+_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+"""Transfer syntaxes of lossy JPEG. pydicom's plug-ins fail on some 12-bit files and on files of mixed encoding."""
 
 
 def decode_frame(path: Path) -> NDArray[Any]:
     """Decode the first frame of an image, without colour conversion. Raises PixelError.
 
-    What header and codestream say of its size is looked at before anything is decoded.
+    The sizes in header and codestream are checked before anything is decoded.
     """
     from pydicom.pixels.utils import pixel_array
 
     with opened(path) as file:
-        syntax = str(file.transfer_syntax)
+        syntax, shape = str(file.transfer_syntax), PixelShape.of(file.outline())
         codestream = next(checked_frames(file), b"") if file.layout.encapsulated else b""
     with quiet():
         try:
-            if syntax in _NOT_BY_GDCM or syntax in JPEG_XL:
-                return _decode_with_imagecodecs(path, codestream)
+            if syntax in _JPEG_LS or syntax in JPEG_XL:
+                return _decode_with_imagecodecs(codestream, syntax, shape)
             return pixel_array(path, index=0, raw=True)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             failure = PixelError(f"codestream cannot be decoded: {reason}")
-        if syntax not in _SECOND_CHANCE:
+        if syntax not in _JPEG:
             raise failure
         try:
-            return _decode_with_imagecodecs(path, codestream)
+            return _decode_with_imagecodecs(codestream, syntax, shape)
         except Exception as error:
             raise failure from error
 
 
 def checked_frames(file: DataSetFile) -> Iterator[bytes]:
-    """The codestreams of an encapsulated image, one by one, none of which announces more than is decoded here.
+    """The codestreams of an encapsulated image, as pydicom finds them. Raises PixelError.
 
-    They are found as pydicom finds them. Raises PixelError.
+    The size in each one's header is checked first (``check_codestream``).
     """
     header = file.outline()
     shape = PixelShape.of(header)
@@ -228,26 +229,23 @@ def checked_frames(file: DataSetFile) -> Iterator[bytes]:
 
 
 def check_frames(path: Path) -> None:
-    """Raises PixelError where a frame of an encapsulated image is more than is decoded here."""
+    """Raises PixelError if a frame of an encapsulated image has more pixels than limits.pixels."""
     with opened(path) as file:
         for _ in checked_frames(file):
             pass
 
 
 def _check_rle(frame: bytes, shape: PixelShape) -> None:
-    """PackBits announces nothing: a codestream twice as long as its pixels holds more than these (PS3.5 G.3.1)."""
-    most = 2 * shape.native_bytes // shape.frames + 64 + 2 * 15
-    if len(frame) > most:
-        raise TooManyPixels(f"RLE of {len(frame)} bytes is longer than {most}, which its pixels can need")
+    """Raises TooManyPixels if RLE is longer than twice its pixels, the maximum of PackBits (PS3.5 G.3.1)."""
+    limit = 2 * shape.native_bytes // shape.frames + 64 + 2 * 15
+    if len(frame) > limit:
+        raise TooManyPixels(f"RLE has {len(frame)} bytes; its pixels need at most {limit}")
 
 
-def _decode_with_imagecodecs(path: Path, codestream: bytes) -> NDArray[Any]:
+def _decode_with_imagecodecs(codestream: bytes, syntax: str, shape: PixelShape) -> NDArray[Any]:
     import imagecodecs
 
-    with opened(path) as file:
-        shape = PixelShape.of(file.outline())
-        syntax = str(file.transfer_syntax)
-    decoder = imagecodecs.jpegls_decode if syntax in _NOT_BY_GDCM else imagecodecs.jpeg_decode
+    decoder = imagecodecs.jpegls_decode if syntax in _JPEG_LS else imagecodecs.jpeg_decode
     frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
     if frame.shape[:2] != (shape.rows, shape.columns):
         raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
@@ -262,7 +260,7 @@ def pixel_digest(pixels: NDArray[np.uint16]) -> str:
 def transcode(source: Path, target: Path, syntax: UID) -> None:
     """Write ``source`` to ``target`` in another transfer syntax: native little endian, or one of ``encapsulate``.
 
-    Raises PixelError where the pixels cannot be decoded or encoded, Unparseable where an element cannot be written.
+    Raises PixelError if the pixels cannot be decoded or encoded, Unparseable if an element cannot be written.
     """
     with quiet():
         try:
@@ -286,7 +284,7 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
 
 
 def _with_pixels(path: Path) -> Dataset:
-    """The whole data set of a file, and its file meta information as far as decoding needs it."""
+    """The data set of a file with its pixels, and the file meta information that decoding needs."""
     with opened(path) as file:
         dataset, layout = file.header(), file.layout
         dataset.file_meta = FileMetaDataset()
@@ -294,7 +292,7 @@ def _with_pixels(path: Path) -> Dataset:
         if layout.has_pixels:
             order = "<HH" if file.transfer_syntax.is_little_endian else ">HH"
             group, element = struct.unpack_from(order, file.data, layout.pixel_start)
-            implicit = "OB" if layout.encapsulated else _IMPLICIT_VRS[element]  # PS3.5 A.1
+            implicit = "OB" if layout.encapsulated else _IMPLICIT_VRS[element]
             value = bytes(file.native_value())
             pixels = DataElement(group << 16 | element, layout.pixel_vr or implicit, value, already_converted=True)
             pixels.is_undefined_length = layout.encapsulated
@@ -303,35 +301,32 @@ def _with_pixels(path: Path) -> Dataset:
 
 
 _IMPLICIT_VRS = {0x0008: "OF", 0x0009: "OD", 0x0010: "OW"}
-"""The VRs of pixel data in implicit VR, by element number."""
+"""VRs of pixel data in implicit VR, by element number (PS3.5 A.1)."""
 
 
 def _decompress(dataset: Dataset, source: Path) -> None:
-    """Native pixels in place of encapsulated ones, with the Photometric Interpretation that they have then.
-
-    Raises PixelError.
-    """
+    """Replace encapsulated by native pixels, and adjust Photometric Interpretation. Raises PixelError."""
     if dataset.file_meta.TransferSyntaxUID in JPEG_XL:
         frames = decoded_jpeg_xl(dataset.PixelData, PixelShape.of(dataset).frames)
         dataset.add_new(0x7FE00010, "OW", b"".join(frame.astype(f"<u{frame.itemsize}").tobytes() for frame in frames))
-        if PixelShape.of(dataset).samples == 3:  # the decoder gives them so, whatever the codestream had
+        if PixelShape.of(dataset).samples == 3:  # the decoder returns RGB for every colour space
             dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
         return
     try:
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
         shape = PixelShape.of(dataset)
         if shape.photometric == "YBR_FULL_422" and len(dataset.PixelData) >= shape.native_bytes * 3 // 2:
-            dataset.PhotometricInterpretation = "YBR_FULL"  # the decoder has doubled the chroma (PS3.3 C.7.6.3.1.2)
+            dataset.PhotometricInterpretation = "YBR_FULL"  # the decoder upsampled the chroma (PS3.3 C.7.6.3.1.2)
     except Exception as error:
         shape = PixelShape.of(dataset)
         if (shape.samples, shape.frames, shape.bits_allocated) != (1, 1, 16):
             raise PixelError(f"codestream cannot be decoded: {error}") from error
-        pixels = integer_pixels(source)  # decodes what pydicom leaves out
+        pixels = integer_pixels(source)  # decodes JPEG that pydicom cannot
         dataset.add_new(0x7FE00010, "OW", pixels.astype("<u2").tobytes())
 
 
 def _swap_to_little_endian(dataset: Dataset) -> None:
-    """Pixels are words in the data set's byte order (PS3.5 section 7.3); ``encode`` turns all that is as received."""
+    """Reverse the byte order of pixels (PS3.5 section 7.3). ``encode`` does this for all received elements."""
     widths = {"OW": 2, "OF": 4, "OD": 8}
     for tag in (0x7FE00008, 0x7FE00009, 0x7FE00010):
         width = widths.get(dataset[tag].VR) if tag in dataset else None

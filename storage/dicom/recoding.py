@@ -1,6 +1,6 @@
-"""Text of a data set in another character set.
+"""Converts the text of a data set to UTF-8.
 
-Each element is read as queries read it, not as pydicom would: text of which no character set is declared may be UTF-8.
+Text is decoded as queries decode it, not as pydicom would: text without a declared character set may be UTF-8.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from storage.dicom.writing import vr_of
 
 UTF_8 = "ISO_IR 192"
 _ONE_VALUE = {"ST", "LT", "UT"}
+"""VRs in which a backslash does not separate values."""
 
 
 def to_utf8(dataset: Dataset) -> None:
-    """Write all text in UTF-8, at any depth, and declare it."""
-    _recode(dataset, ("ascii",), ())
+    """Convert all text, at any depth, to UTF-8, and set Specific Character Set."""
+    _convert(dataset, ("ascii",), ())
     dataset.SpecificCharacterSet = UTF_8
 
 
 def undeclared_latin_1(dataset: Dataset) -> bool:
-    """Whether no character set is declared, and some text is read as Latin 1, and none as UTF-8."""
-    found = {_is_utf8(value) for value in _texts(dataset, ()) if not value.isascii()}
+    """Whether no character set is declared, and all non-ASCII text is decoded as Latin-1 because it is not UTF-8."""
+    found = {_is_utf8(value) for value in _received_text(dataset, ()) if not value.isascii()}
     return codecs_of(dataset) == ("ascii",) and found == {False}
 
 
-def _recode(dataset: Dataset, inherited: Sequence[str], around: tuple[Dataset, ...]) -> None:
+def _convert(dataset: Dataset, inherited: Sequence[str], around: tuple[Dataset, ...]) -> None:
     codecs = codecs_of(dataset, inherited)
     around = (dataset, *around)
     for tag in sorted(dataset.keys()):
@@ -41,7 +42,7 @@ def _recode(dataset: Dataset, inherited: Sequence[str], around: tuple[Dataset, .
         if vr == "SQ":
             items = _items(dataset, element, codecs)
             for item in items:
-                _recode(item, codecs, around)
+                _convert(item, codecs, around)
                 if "SpecificCharacterSet" in item:
                     item.SpecificCharacterSet = UTF_8
             if items and isinstance(element, RawDataElement):
@@ -49,19 +50,20 @@ def _recode(dataset: Dataset, inherited: Sequence[str], around: tuple[Dataset, .
         elif vr in IN_CHARACTER_SET and isinstance(element, RawDataElement) and element.value:
             text = decoded(element.value, vr, codecs).rstrip("\0 ")
             values = [text] if vr in _ONE_VALUE else text.split("\\")
-            made = [PersonName(value) for value in values] if vr == "PN" else values
-            dataset[tag] = DataElement(tag, vr, made[0] if len(made) == 1 else made, already_converted=True)
+            converted = [PersonName(value) for value in values] if vr == "PN" else values
+            value = converted[0] if len(converted) == 1 else converted
+            dataset[tag] = DataElement(tag, vr, value, already_converted=True)
 
 
-def _texts(dataset: Dataset, around: tuple[Dataset, ...]) -> Iterator[bytes]:
-    """The bytes of all text that was received, at any depth."""
+def _received_text(dataset: Dataset, around: tuple[Dataset, ...]) -> Iterator[bytes]:
+    """The raw bytes of all received text, at any depth."""
     around = (dataset, *around)
     for tag in sorted(dataset.keys()):
         element: Any = dataset.get_item(tag)
         vr = vr_of(element, around) if isinstance(element, RawDataElement) else str(element.VR)
         if vr == "SQ":
             for item in _items(dataset, element, ("ascii",)):
-                yield from _texts(item, around)
+                yield from _received_text(item, around)
         elif vr in IN_CHARACTER_SET and isinstance(element, RawDataElement) and element.value:
             yield element.value
 
@@ -69,7 +71,7 @@ def _texts(dataset: Dataset, around: tuple[Dataset, ...]) -> Iterator[bytes]:
 def _items(dataset: Dataset, element: DataElement | RawDataElement, codecs: Sequence[str]) -> list[Dataset]:
     try:
         return items_of(dataset, element.tag, codecs)
-    except Exception:  # noqa: BLE001 - what is no sequence has no text that anybody could read
+    except Exception:  # noqa: BLE001 - an unreadable sequence has no readable text
         return []
 
 

@@ -1,7 +1,7 @@
-"""Whether an object that this archive made can be sent and read: its encodings written, walked and read back.
+"""Verifies that an object which this archive made can be sent and read, by reading back its encodings.
 
-An object is made in explicit VR little endian, and sent so or in implicit VR little endian, which every peer takes
-(PS3.5 10.1). Both are looked at, since each fails on headers that the other takes.
+An object is made in explicit VR little endian. It is sent in that or in implicit VR little endian, which every peer
+accepts (PS3.5 10.1). Both are verified, since each fails on headers that are valid in the other.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from storage.errors import Unparseable
 
 
 def fault_of_object(path: Path, pixel_digest: str, sop_instance_uid: str) -> str:
-    """Why a Part 10 file in explicit VR little endian is not the object it should be; empty where nothing is wrong.
+    """The fault of a Part 10 file in explicit VR little endian; empty if it has none.
 
-    ``pixel_digest``: SHA-256, hex, of the value of Pixel Data. Nothing in the answer is a value of the header. Raises
-    OSError where there is no room for the other encoding beside the file.
+    ``pixel_digest``: SHA-256, hex, of the value of Pixel Data. The result contains no values of the header. Raises
+    OSError if there is no room for the other encoding beside the file.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        other = Path(folder) / "implicit"
+        implicit = Path(folder) / "implicit"
         try:
             tags = _read(path, ExplicitVRLittleEndian, pixel_digest, sop_instance_uid)
-            transcode(path, other, ImplicitVRLittleEndian)
-            if _read(other, ImplicitVRLittleEndian, pixel_digest, sop_instance_uid) != tags:
+            transcode(path, implicit, ImplicitVRLittleEndian)
+            if _read(implicit, ImplicitVRLittleEndian, pixel_digest, sop_instance_uid) != tags:
                 return "it has other elements in implicit VR little endian than in explicit VR"
         except _Fault as fault:
             return str(fault)
         except OSError:
             raise
-        except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on odd values
+        except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on invalid values
             return f"it cannot be encoded in implicit VR little endian: {_kind(error)}"
     return ""
 
 
 class _Fault(Exception):
-    """What is wrong, for people."""
+    """The object has a fault; the message is for people."""
 
 
 def _read(path: Path, syntax: UID, pixel_digest: str, sop_instance_uid: str) -> list[int]:
-    """The tags of the top level, each of which has been read. Raises _Fault."""
+    """Read every element. Returns the tags of the top level. Raises _Fault."""
     where = f"in {syntax.name.lower().replace('vr', 'VR')}"
     try:
         with opened(path) as file:
             if file.transfer_syntax != syntax or file.layout.truncated or file.layout.encapsulated:
-                raise _Fault(f"{where} it is no whole file of that transfer syntax")
+                raise _Fault(f"{where} it is not a complete file of that transfer syntax")
             check_order(file.data, syntax)
             if hashlib.sha256(file.native_value()).hexdigest() != pixel_digest:
                 raise _Fault(f"{where} its pixels are not those that were verified")
             header = file.header()
     except Unparseable as error:
-        said = type(error.__cause__).__name__ if error.__cause__ else str(error)  # pydicom's own may quote values
-        raise _Fault(f"{where} it cannot be read: {said}") from error
+        reason = type(error.__cause__).__name__ if error.__cause__ else str(error)  # pydicom's messages quote values
+        raise _Fault(f"{where} it cannot be read: {reason}") from error
     with quiet():
         _read_all(header, where)
     if str(header.get("SOPInstanceUID")) != sop_instance_uid:

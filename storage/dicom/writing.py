@@ -1,8 +1,8 @@
-"""A data set as bytes in a native transfer syntax, whatever a modality wrote into it.
+"""Encodes a data set in a native transfer syntax, whatever a modality wrote into it.
 
-An element that nobody touched goes over as the bytes of its value. Nothing of it is parsed, so no odd value (a DS of 20
-characters, ``10:1``, text in an IS) can fail, and nothing of it changes but the header around it. What explicit VR has
-no VR for is carried as UN (PS3.5 6.2.2). Elements that a program made or changed are written by pydicom.
+An unchanged element is written with the received bytes of its value, which are not parsed. So invalid values (a DS of
+20 characters, ``10:1``, text in an IS) are kept, and only the element's header changes. An element without a valid VR
+is written as UN in explicit VR (PS3.5 6.2.2). pydicom writes elements that a program made or changed.
 """
 
 from __future__ import annotations
@@ -27,34 +27,33 @@ from storage.dicom.elements import values_of
 
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_SHORT = 0xFFFE
-"""Bytes of the longest value that a 16-bit length can announce, which has to be even (PS3.5 7.1.1)."""
+"""Maximum bytes of a value with a 16-bit length, which must be even (PS3.5 7.1.1)."""
 _LONG_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})
 _TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"})
-"""VRs whose values are padded with a space (PS3.5 6.2); all others are padded with a zero byte."""
+"""VRs that are padded with a space (PS3.5 6.2). All others are padded with a zero byte."""
 _IN_CHARACTER_SET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _NUMBER_BYTES = {"AT": 4, "US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
+"""Bytes of one value of a binary VR (PS3.5 6.2)."""
 _WORD_BYTES = _NUMBER_BYTES | {"AT": 2, "OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
-"""Bytes of what the byte order reverses (PS3.5 7.3)."""
-
-
+"""Bytes of the word whose byte order is reversed (PS3.5 7.3)."""
 ALL = range(0x100000000)
-"""Every tag."""
+"""All tags."""
 
 
 def written(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
-    """The data set in ascending order of tags, without group lengths (retired, and wrong once anything changed).
+    """Encode a data set in ascending order of tags, without group lengths (retired, and wrong after a change).
 
-    ``verbatim``: elements that are in that encoding already are left as they are, odd lengths and unknown VRs too.
-    ``within``: which tags of the top level are written. Raises what pydicom raises where an element that a program made
+    ``verbatim``: elements that already have this encoding are copied, including odd lengths and unknown VRs.
+    ``within``: the tags of the top level that are written. Raises pydicom's errors if an element that a program made
     cannot be written.
     """
-    return _Writer(syntax, verbatim=verbatim).data_set(dataset, _Outside(), within)
+    return _Writer(syntax, verbatim=verbatim).data_set(dataset, _Context(), within)
 
 
 @dataclass(frozen=True)
-class _Outside:
-    """What holds around an item: the data sets, from the inside; the character set (terms or codecs), and whether it
-    is another than the bytes of received text are in."""
+class _Context:
+    """The context of an item. ``data_sets``: those that contain it, innermost first. ``characters``: the character set,
+    as terms or codecs. ``changed``: whether it differs from that of received text."""
 
     data_sets: tuple[Dataset, ...] = ()
     characters: Any = "iso8859"
@@ -66,73 +65,73 @@ class _Writer:
         self._implicit, self._little, self._verbatim = syntax.is_implicit_VR, syntax.is_little_endian, verbatim
         self._order = "<" if syntax.is_little_endian else ">"
 
-    def data_set(self, dataset: Dataset, outside: _Outside, within: range = ALL) -> bytes:
+    def data_set(self, dataset: Dataset, outer: _Context, within: range = ALL) -> bytes:
         tags = [tag for tag in sorted(dataset.keys()) if int(tag) in within and (tag.element != 0 or tag.group <= 6)]
-        elements = [dataset.get_item(tag) for tag in tags]  # before anything below makes pydicom convert one
-        around = _around(dataset, outside)
-        return b"".join(self._element(element, around) for element in elements)
+        elements = [dataset.get_item(tag) for tag in tags]  # before pydicom converts any of them
+        context = _context_of(dataset, outer)
+        return b"".join(self._element(element, context) for element in elements)
 
-    def _element(self, element: DataElement | RawDataElement, around: _Outside) -> bytes:
+    def _element(self, element: DataElement | RawDataElement, context: _Context) -> bytes:
         if isinstance(element, DataElement):
-            return self._made(element, around)
-        vr = vr_of(element, around.data_sets)
-        if around.changed and vr in _IN_CHARACTER_SET:
-            return self._made(around.data_sets[0][element.tag], around)
-        return self._received(element, vr, around)
+            return self._made(element, context)
+        vr = vr_of(element, context.data_sets)
+        if context.changed and vr in _IN_CHARACTER_SET:
+            return self._made(context.data_sets[0][element.tag], context)
+        return self._received(element, vr, context)
 
-    # --- what was received ---
+    # --- received elements ---
 
-    def _received(self, raw: RawDataElement, vr: str, around: _Outside) -> bytes:
+    def _received(self, raw: RawDataElement, vr: str, context: _Context) -> bytes:
         value = raw.value or b""
-        as_it_is = (raw.is_implicit_VR, raw.is_little_endian) == (self._implicit, self._little)
-        if raw.length == _UNDEFINED:  # encapsulated pixels, or what has no end that pydicom knows
+        unchanged = (raw.is_implicit_VR, raw.is_little_endian) == (self._implicit, self._little)
+        if raw.length == _UNDEFINED:  # encapsulated pixels, or a value whose end pydicom does not find
             return self._head(raw.tag, vr, _UNDEFINED) + value + self._delimiter(0xE0DD)
-        if self._verbatim and as_it_is and (self._implicit or raw.VR):
+        if self._verbatim and unchanged and (self._implicit or raw.VR):
             return self._head(raw.tag, raw.VR or "UN", len(value)) + value
         if vr == "SQ":
-            items = _items(raw, around.data_sets[0])
+            items = _items(raw, context.data_sets[0])
             if items is not None:
-                return self._sequence(raw.tag, items, around, undefined=False)
+                return self._sequence(raw.tag, items, context, undefined=False)
             vr = "UN"
         if raw.is_little_endian != self._little:
             value = _swapped(value, vr)
         return self._plain(raw.tag, vr, value)
 
     def _plain(self, tag: BaseTag, vr: str, value: bytes) -> bytes:
-        """An element of a defined length, its value of an even length."""
-        if len(value) % _NUMBER_BYTES.get(vr, 1):  # no numbers of that VR
+        """An element of defined length, its value padded to an even length."""
+        if len(value) % _NUMBER_BYTES.get(vr, 1):  # not a whole number of values
             vr = "UN"
         value += (b" " if vr in _TEXT_VRS else b"\0") * (len(value) % 2)
         if vr not in _LONG_VRS and len(value) > _LONGEST_SHORT:
             vr = "UN"
         return self._head(tag, vr, len(value)) + value
 
-    # --- what a program made ---
+    # --- elements that a program made ---
 
-    def _made(self, element: DataElement, around: _Outside) -> bytes:
+    def _made(self, element: DataElement, context: _Context) -> bytes:
         if " or " in element.VR:
-            data_sets = list(around.data_sets)
+            data_sets = list(context.data_sets)
             corrected = correct_ambiguous_vr_element(element, data_sets[0], self._little, data_sets)
             element = cast(DataElement, corrected)
             if " or " in element.VR:
-                element = DataElement(element.tag, _of_two(element.tag), element.value, already_converted=True)
+                element = DataElement(element.tag, _ob_or_ow(element.tag), element.value, already_converted=True)
         if element.VR == "SQ":
             undefined = bool(element.is_undefined_length)
-            return self._sequence(element.tag, element.value or (), around, undefined=undefined)
+            return self._sequence(element.tag, element.value or (), context, undefined=undefined)
         if isinstance(element.value, bytes) and not element.is_undefined_length:
             vr = str(element.VR) if element.VR in STANDARD_VR else "UN"
             return self._plain(element.tag, vr, element.value)
         out = DicomBytesIO()
         out.is_implicit_VR, out.is_little_endian = self._implicit, self._little
-        write_data_element(out, element, around.characters)
+        write_data_element(out, element, context.characters)
         return out.getvalue()
 
     # --- encoding (PS3.5 7.1, 7.5) ---
 
-    def _sequence(self, tag: BaseTag, items: Sequence[Dataset], around: _Outside, *, undefined: bool) -> bytes:
+    def _sequence(self, tag: BaseTag, items: Sequence[Dataset], context: _Context, *, undefined: bool) -> bytes:
         parts = []
         for item in items:
-            data = self.data_set(item, around)
+            data = self.data_set(item, context)
             if getattr(item, "is_undefined_length_sequence_item", False):
                 parts += [self._item(_UNDEFINED), data, self._delimiter(0xE00D)]
             else:
@@ -156,37 +155,37 @@ class _Writer:
         return struct.pack(self._order + "HHI", 0xFFFE, element, 0)
 
 
-def _around(dataset: Dataset, outside: _Outside) -> _Outside:
-    """What holds around the elements of a data set."""
-    data_sets = (dataset, *outside.data_sets)
+def _context_of(dataset: Dataset, outer: _Context) -> _Context:
+    """The context of the elements of a data set that is itself in the context ``outer``."""
+    data_sets = (dataset, *outer.data_sets)
     try:
         own = dataset.get("SpecificCharacterSet")
-        if own or not outside.data_sets:
+        if own or not outer.data_sets:
             changed = bool(dataset.original_character_set != dataset._character_set)
-            return _Outside(data_sets, own or outside.characters, changed)
-    except Exception:  # noqa: BLE001 - a hostile character set is an unknown one, and no text is coded anew
+            return _Context(data_sets, own or outer.characters, changed)
+    except Exception:  # noqa: BLE001 - a hostile character set counts as unknown, and text is copied
         pass
-    return _Outside(data_sets, outside.characters, outside.changed)
+    return _Context(data_sets, outer.characters, outer.changed)
 
 
-def vr_of(raw: RawDataElement, around: tuple[Dataset, ...]) -> str:
-    """The VR of explicit encodings: as received, by the dictionary where none was, UN where nobody knows.
+def vr_of(raw: RawDataElement, data_sets: tuple[Dataset, ...]) -> str:
+    """The VR for explicit encodings: the received one, else that of the dictionary, else UN.
 
-    ``around``: the data sets that the element is in, from the inside.
+    ``data_sets``: the data sets that contain the element, innermost first.
     """
     if raw.VR is not None:
         return str(raw.VR) if raw.VR in STANDARD_VR else "UN"
     try:
-        vr = str(_private_vr(raw.tag, around[0]) if raw.tag.is_private else dictionary_VR(raw.tag))
-    except Exception:  # noqa: BLE001 - KeyError, or whatever a hostile creator leads to
+        vr = str(_private_vr(raw.tag, data_sets[0]) if raw.tag.is_private else dictionary_VR(raw.tag))
+    except Exception:  # noqa: BLE001 - KeyError, or any error on a hostile private creator
         return "UN"
     if vr == "US or SS":
-        return "SS" if _is_signed(around) else "US"
-    return _of_two(raw.tag) if " or " in vr else vr
+        return "SS" if _is_signed(data_sets) else "US"
+    return _ob_or_ow(raw.tag) if " or " in vr else vr
 
 
 def _items(raw: RawDataElement, dataset: Dataset) -> Items | None:
-    """The items of a sequence of defined length; None where its value is none."""
+    """The items of a sequence of defined length; None if its value is not a sequence."""
     try:
         codecs = dataset.original_character_set or "iso8859"
         encoding = [codecs] if isinstance(codecs, str) else list(codecs)
@@ -202,21 +201,21 @@ def _private_vr(tag: BaseTag, dataset: Dataset) -> str:
     return str(private_dictionary_VR(tag, str(creator[0]))) if creator else "UN"
 
 
-def _of_two(tag: BaseTag) -> str:
-    """The VR of what may be bytes or words.
+def _ob_or_ow(tag: BaseTag) -> str:
+    """The VR of an element that may be OB or OW.
 
-    Pixels, overlays and tables are words in implicit VR (PS3.5 A.1), and what the retired groups 50xx of curves hold
-    was bytes there (PS3.5-2004 A.1; dcmconv writes it so).
+    In implicit VR, pixels, overlays and tables are words (PS3.5 A.1). The retired groups 50xx of curves are bytes
+    (PS3.5-2004 A.1; dcmconv does the same).
     """
     return "OB" if tag.group & 0xFF00 == 0x5000 else "OW"
 
 
-def _is_signed(around: tuple[Dataset, ...]) -> bool:
-    """Whether Pixel Representation (0028,0103), of the nearest data set that has one, says two's complement."""
-    for dataset in around:
+def _is_signed(data_sets: tuple[Dataset, ...]) -> bool:
+    """Whether the innermost Pixel Representation (0028,0103) means two's complement."""
+    for dataset in data_sets:
         try:
             found = values_of(dataset, BaseTag(0x00280103), "US", ("ascii",))
-        except Exception:  # noqa: BLE001 - a value that is no number says nothing
+        except Exception:  # noqa: BLE001 - ignore a value that is not a number
             continue
         if found:
             return bool(found[0] == 1)
@@ -224,7 +223,7 @@ def _is_signed(around: tuple[Dataset, ...]) -> bool:
 
 
 def _swapped(value: bytes, vr: str) -> bytes:
-    """The value in the other byte order; as it is where it is no whole number of words."""
+    """The value in the other byte order; unchanged if it is not a whole number of words."""
     size = _WORD_BYTES.get(vr, 1)
     if size == 1 or len(value) % size:
         return value

@@ -1,1 +1,1 @@
-"""The object formats of the archive, and the coders and operators that they are made with."""
+"""The object formats of the archive, and the coders and operators that they use."""

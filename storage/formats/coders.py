@@ -1,13 +1,14 @@
-"""The coders: uint16 samples to bytes and back. One small class each, alike in shape.
+"""Coders: encode uint16 samples as bytes, and decode them.
 
-``png16`` is the paper's (16-bit grayscale PNG); ``jpegls``, ``htj2k`` and ``jpegxl`` are lossless at distance 0;
-``jpegxl`` is lossy at a positive Butteraugli distance. The bytes are plain files of their format, without a wrapper.
+All coders are lossless at distance 0; ``jpegxl`` is lossy at a positive Butteraugli distance. The bytes are files or
+codestreams of the format, without a wrapper.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import imagecodecs
@@ -20,55 +21,39 @@ from storage.records import OperatingPoint
 
 Samples = NDArray[np.uint16]
 
-_MOST_THREADS = 8
-"""A bound for machines with many processors, which several workers may share."""
+_MAX_THREADS = 8
+"""Maximum threads per coder, since several workers may share the processors. Chosen, not measured."""
 
 
 class Coder(Protocol):
-    """Integers to bytes. ``decode(encode(x))`` has the shape of x, and equals x where ``distance`` is 0."""
+    """``decode(encode(x))`` has the shape of x, and equals x if ``distance`` is 0."""
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        """Code uint16 samples of shape (rows, columns)."""
+        """Encode uint16 samples of shape (rows, columns)."""
 
     def decode(self, data: bytes) -> Samples:
-        """The samples. May raise any error of its library on damaged bytes."""
+        """Decode samples. May raise any error of the library on damaged bytes."""
 
 
-class Png16:
-    """16-bit grayscale PNG, as in arXiv 2310.05299. ``effort`` is the deflate level."""
+@dataclass(frozen=True)
+class Lossless:
+    """A lossless coder. ``encoder`` takes samples and an effort, which it may ignore."""
+
+    name: str
+    encoder: Callable[[Samples, int], bytes | bytearray]
+    decoder: Callable[[bytes], Samples]
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        _lossless_only("png16", distance)
-        return bytes(imagecodecs.png_encode(samples, level=effort))
+        if distance:
+            raise ValueError(f"coder {self.name} is lossless; distance must be 0, not {distance:g}")
+        return bytes(self.encoder(samples, effort))
 
     def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.png_decode(data))
-
-
-class JpegLs:
-    """JPEG-LS (ISO/IEC 14495-1), lossless. ``effort`` has no effect."""
-
-    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        _lossless_only("jpegls", distance)
-        return bytes(imagecodecs.jpegls_encode(samples, level=0))
-
-    def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.jpegls_decode(data))
-
-
-class HtJ2k:
-    """High-throughput JPEG 2000 (ISO/IEC 15444-15), reversible. ``effort`` has no effect."""
-
-    def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
-        _lossless_only("htj2k", distance)
-        return bytes(imagecodecs.htj2k_encode(samples, reversible=True))
-
-    def decode(self, data: bytes) -> Samples:
-        return np.asarray(imagecodecs.htj2k_decode(data))
+        return np.asarray(self.decoder(data))
 
 
 class JpegXl:
-    """JPEG XL (ISO/IEC 18181), lossless modular at distance 0, VarDCT above."""
+    """JPEG XL (ISO/IEC 18181): lossless modular at distance 0, otherwise VarDCT."""
 
     def encode(self, samples: Samples, *, distance: float, effort: int) -> bytes:
         if distance == 0:
@@ -79,20 +64,33 @@ class JpegXl:
         return np.asarray(imagecodecs.jpegxl_decode(data, numthreads=_threads()))
 
 
-CODERS: dict[str, Coder] = {"png16": Png16(), "jpegls": JpegLs(), "jpegxl": JpegXl()}
-"""Of bases: damaged bytes raise."""
+_PNG_16 = Lossless(
+    "png16", lambda samples, effort: imagecodecs.png_encode(samples, level=effort), imagecodecs.png_decode
+)
+"""16-bit grayscale PNG, as in arXiv 2310.05299. The effort is the deflate level."""
+_JPEG_LS = Lossless(
+    "jpegls", lambda samples, effort: imagecodecs.jpegls_encode(samples, level=0), imagecodecs.jpegls_decode
+)
+"""JPEG-LS (ISO/IEC 14495-1), lossless."""
+_HTJ2K = Lossless(
+    "htj2k", lambda samples, effort: imagecodecs.htj2k_encode(samples, reversible=True), imagecodecs.htj2k_decode
+)
+"""High-throughput JPEG 2000 (ISO/IEC 15444-15), reversible."""
 
-ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": JpegLs(), "jpegxl": JpegXl(), "htj2k": HtJ2k()}
-"""Of packed originals, whose checksum is looked at first: the HTJ2K decoder does not notice every damage."""
+CODERS: dict[str, Coder] = {"png16": _PNG_16, "jpegls": _JPEG_LS, "jpegxl": JpegXl()}
+"""Coders of bases: decoders that raise on damaged bytes."""
+
+ORIGINAL_CODERS: dict[str, Coder] = {"jpegls": _JPEG_LS, "jpegxl": JpegXl(), "htj2k": _HTJ2K}
+"""Coders of packed originals, whose checksum is verified first: the HTJ2K decoder does not detect all damage."""
 
 
 def encode(samples: Samples, point: OperatingPoint) -> bytes:
-    """Code base samples as the operating point says."""
+    """Encode base samples with the coder of an operating point."""
     return CODERS[point.coder].encode(np.ascontiguousarray(samples), distance=point.distance, effort=point.effort)
 
 
 def decode(data: bytes, point: OperatingPoint, shape: tuple[int, int]) -> Samples:
-    """Decode base samples and check that they are what the payload says. Raises PayloadError."""
+    """Decode base samples, and check their shape and type. Raises PayloadError."""
     samples = decode_of_shape(CODERS, point.coder, data, shape)
     if samples.shape != shape or samples.dtype != np.uint16:
         raise PayloadError(f"{point.coder} codestream holds {samples.dtype} {samples.shape}, not uint16 {shape}")
@@ -100,10 +98,8 @@ def decode(data: bytes, point: OperatingPoint, shape: tuple[int, int]) -> Sample
 
 
 def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: tuple[int, int]) -> Samples:
-    """Decode a codestream that announces that shape; its first bytes are looked at before the decoder may allocate.
-
-    Raises PayloadError.
-    """
+    """Decode a codestream. Raises PayloadError if its header states another shape, before the decoder allocates it, or
+    if it cannot be decoded."""
     try:
         found = codestream_header(data)
         if (found.rows, found.columns) != shape or found.samples > 1:
@@ -117,11 +113,6 @@ def decode_of_shape(coders: Mapping[str, Coder], name: str, data: bytes, shape: 
 
 
 def _threads() -> int:
-    """As many as torch is given, else one per processor at hand; the bytes are the same whatever their number."""
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list where parallel regions are nested
-    return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MOST_THREADS)
-
-
-def _lossless_only(name: str, distance: float) -> None:
-    if distance:
-        raise ValueError(f"coder {name} is lossless; distance must be 0, not {distance:g}")
+    """The number of threads that torch may use, else that of processors. It does not affect the encoded bytes."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list for nested parallel regions
+    return int(given) if given.isdigit() and int(given) else min(os.cpu_count() or 1, _MAX_THREADS)

@@ -1,6 +1,6 @@
-"""The container that payloads and packed originals share: magic, kind, version, named sections, a SHA-256 over all.
+"""The container of payloads and packed originals: magic, kind, version, named sections, and a SHA-256 over all.
 
-docs/FORMATS.md has it byte by byte.
+docs/FORMATS.md describes it byte by byte.
 """
 
 from __future__ import annotations
@@ -9,25 +9,28 @@ import hashlib
 import os
 import struct
 import zlib
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from storage.errors import PayloadError
 
 MAGIC = b"LPACS\x00"
 VERSION = 1
-MOST = 1 << 30
-"""Bytes that a section may have when it is inflated."""
-_MOST_OUTLINED = 1 << 20
-"""Bytes of the section that is read for an outline."""
+MAX_SECTION = 1 << 30
+"""Maximum inflated bytes of a section."""
+_MAX_OUTLINED = 1 << 20
+"""Maximum inflated bytes of the section that ``outline`` reads."""
 _STORED, _DEFLATED = 0, 1
 _MALFORMED = (
     *(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError),
     *(MemoryError, RecursionError, struct.error, zlib.error),
 )
+"""Errors that malformed content can raise while it is parsed."""
 
 
 def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
-    """Sections as one object; those not named in ``stored`` are deflated, empty ones left out."""
+    """Pack sections into an object. Sections not in ``stored`` are deflated; empty ones are omitted."""
     parts = [MAGIC, kind, bytes([VERSION])]
     present = {name: data for name, data in sections.items() if data}
     parts.append(bytes([len(present)]))
@@ -41,7 +44,7 @@ def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
 
 
 def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
-    """The sections of an object of that kind. Raises PayloadError."""
+    """Unpack the sections of an object of that kind. Raises PayloadError."""
     _check_start(data[:8], kind)
     if len(data) < 41 or hashlib.sha256(memoryview(data)[:-32]).digest() != data[-32:]:
         raise PayloadError("payload is damaged: its checksum does not match")
@@ -53,8 +56,8 @@ def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
             name = data[at + 1 : at + 1 + size].decode("ascii")
             encoding, length, coded = struct.unpack_from("<BQQ", data, at + 1 + size)
             at += 1 + size + 17
-            if length > MOST:
-                raise PayloadError(f"payload section {name} would have {length} bytes")
+            if length > MAX_SECTION:
+                raise PayloadError(f"payload section {name} would inflate to {length} bytes")
             body = data[at : at + coded]
             sections[name] = body if encoding == _STORED else _inflate(body, length)
             if len(sections[name]) != length:
@@ -66,28 +69,28 @@ def unpack(data: bytes, kind: bytes) -> dict[str, bytes]:
 
 
 def outline(file: BinaryIO, kind: bytes, wanted: str) -> tuple[dict[str, int], bytes]:
-    """How long each section of an object is, and what is in the one that is wanted, without reading the others.
+    """The inflated length of each section, and the content of the section ``wanted``, without reading the others.
 
-    Nothing is compared with the checksum. Raises PayloadError.
+    The checksum is not verified. Raises PayloadError.
     """
     start = file.read(9)
     _check_start(start[:8], kind)
     lengths: dict[str, int] = {}
-    found = b""
+    content = b""
     with malformed_is_payload_error("payload"):
         for _ in range(start[8]):
             name = file.read(file.read(1)[0]).decode("ascii")
             encoding, lengths[name], coded = struct.unpack("<BQQ", file.read(17))
-            if name == wanted and lengths[name] <= _MOST_OUTLINED:
+            if name == wanted and lengths[name] <= _MAX_OUTLINED:
                 body = file.read(coded)
-                found = body if encoding == _STORED else _inflate(body, lengths[name])
+                content = body if encoding == _STORED else _inflate(body, lengths[name])
             else:
                 file.seek(coded, os.SEEK_CUR)
-    return lengths, found
+    return lengths, content
 
 
 def _check_start(start: bytes, kind: bytes) -> None:
-    """Raises PayloadError where the first 8 bytes are not those of such an object."""
+    """Raises PayloadError unless the first 8 bytes are those of an object of that kind."""
     if start[:6] != MAGIC:
         raise PayloadError("not a payload of this archive: no magic")
     if start[6:7] != kind:
@@ -100,15 +103,10 @@ def _inflate(body: bytes, length: int) -> bytes:
     return zlib.decompressobj().decompress(body, length + 1)
 
 
-class malformed_is_payload_error:  # noqa: N801 - reads as a statement: with malformed_is_payload_error("base")
-    """Turns what malformed content raises into PayloadError."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, _MALFORMED):
-            raise PayloadError(f"{self.what} is malformed: {str(repr(error))[:200]}") from error
+@contextmanager
+def malformed_is_payload_error(what: str) -> Iterator[None]:
+    """Raise PayloadError in place of errors that malformed content raises. ``what``: name of the content."""
+    try:
+        yield
+    except _MALFORMED as error:
+        raise PayloadError(f"{what} is malformed: {str(repr(error))[:200]}") from error

@@ -1,8 +1,8 @@
-"""A packed original in JPEG-LS Lossless with its codestreams as they lie, without decoding them.
+"""Writes a packed original as a JPEG-LS Lossless file from its stored codestreams, without decoding them.
 
-The file is byte for byte what ``storage.dicom.pixels.transcode`` makes of the original: the same encoder has coded
-the same integers. Where that would not be so, the original has to be unpacked: signed samples, which are packed with
-bit 15 flipped; values with gaps, which are packed as ranks; 8 bits, which are packed as 16; colour, RLE and big endian.
+The file equals the output of ``storage.dicom.pixels.transcode`` for the original, byte for byte, because the same
+encoder encoded the same integers. All other originals must be unpacked: signed samples, which are packed with bit 15
+flipped; values with gaps, which are packed as ranks; 8 bits, which are packed as 16; colour, RLE and big endian.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from storage.dicom.pixels import PixelShape
 from storage.dicom.writing import ALL
 from storage.errors import PixelError, Unparseable
 from storage.formats.container import malformed_is_payload_error, unpack
-from storage.formats.packed_original import KIND, LIGHT, PixelCoding, coding_of
+from storage.formats.packed_original import KIND, MAX_LIGHT_BYTES, PixelCoding, coding_of
 
 _TAG = 0x7FE00010
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
@@ -30,20 +30,20 @@ _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 
 def pass_through(packed: Path, target: Path) -> None:
-    """Write a packed original to ``target`` in JPEG-LS Lossless. The object is compared with its checksum first.
+    """Write a packed original to ``target`` in JPEG-LS Lossless, after verifying its checksum.
 
-    Raises PixelError where it has to be unpacked instead, PayloadError where it is damaged, Unparseable.
+    Raises PixelError if it must be unpacked instead, PayloadError if it is damaged, and Unparseable.
     """
-    if packed.stat().st_size > LIGHT:
-        raise PixelError(f"more than {LIGHT} bytes are unpacked by a worker")
+    if packed.stat().st_size > MAX_LIGHT_BYTES:
+        raise PixelError(f"an object of more than {MAX_LIGHT_BYTES} bytes is unpacked by a worker")
     sections = unpack(packed.read_bytes(), KIND)
     if "meta" not in sections or sections.get("levels"):
-        raise PixelError("no pixels are packed, or their ranks among the values in use")
+        raise PixelError("no pixels are packed, or their values are packed as ranks")
     with malformed_is_payload_error("packed original"):
         coding = coding_of(sections["meta"])
         kind = (coding.coder, coding.samples, coding.sample_bytes, coding.big_endian, coding.signed, coding.rle_pads)
         if kind != ("jpegls", 1, 2, False, False, ()) or len(coding.lengths) != coding.frames:
-            raise PixelError("only native, unsigned, single-sample pixels of 16 bits are packed as they are")
+            raise PixelError("only native, unsigned, single-sample pixels of 16 bits are passed through")
         header = _header(sections["head"], sections.get("tail", b""), coding)
     try:
         before, after = (encode(header, JPEGLSLossless, within=part) for part in (range(_TAG), range(_TAG, ALL.stop)))
@@ -59,31 +59,31 @@ def pass_through(packed: Path, target: Path) -> None:
 
 
 def _header(head: bytes, tail: bytes, coding: PixelCoding) -> Dataset:
-    """The data set around the pixels; ``head`` ends with the header of their element (PS3.5 7.1.2, 7.1.3)."""
+    """The data set without pixels. ``head`` ends with the header of their element (PS3.5 7.1.2, 7.1.3)."""
     start, syntax = data_set_start(io.BytesIO(head))
     explicit = head[-12:-8] == _PIXEL_DATA and head[-8:-4] in _VRS
     if syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) or not (explicit or head[-8:-4] == _PIXEL_DATA):
-        raise PixelError(f"pixels of another element, or in {syntax.name}")
+        raise PixelError(f"pixels are in another element, or in {syntax.name}")
     if int.from_bytes(head[-4:], "little") != 2 * coding.rows * coding.columns * coding.frames:
         raise PixelError("pixel data is longer than its pixels")
     header = HeaderBytes(str(syntax), head[start : -12 if explicit else -8], tail).dataset()
     shape = PixelShape.of(header)
-    said = (shape.rows, shape.columns, shape.samples, shape.frames, shape.bits_allocated)
-    if said != (coding.rows, coding.columns, 1, coding.frames, 16) or header.get("PixelRepresentation") != 0:
-        raise PixelError("the header says other things of the pixels")
+    stated = (shape.rows, shape.columns, shape.samples, shape.frames, shape.bits_allocated)
+    if stated != (coding.rows, coding.columns, 1, coding.frames, 16) or header.get("PixelRepresentation") != 0:
+        raise PixelError("the header does not match the packed pixels")
     if "BitsStored" not in header or "ExtendedOffsetTable" in header or "ExtendedOffsetTableLengths" in header:
-        raise PixelError("no Bits Stored, or the offsets of other fragments")
+        raise PixelError("the header has no Bits Stored, or it has an extended offset table")
     return header
 
 
 def _write_fragments(out: IO[bytes], codestreams: list[memoryview]) -> None:
-    """Pixel Data of one fragment a frame; offsets where there are several (PS3.5 A.4)."""
-    padded = [len(one) + len(one) % 2 for one in codestreams]
+    """Write Pixel Data with one fragment per frame, and an offset table if there are several frames (PS3.5 A.4)."""
+    padded = [len(codestream) + len(codestream) % 2 for codestream in codestreams]
     offsets = list(accumulate((8 + length for length in padded[:-1]), initial=0)) if len(padded) > 1 else []
     out.write(_PIXEL_DATA + b"OB\0\0\xff\xff\xff\xff")
     out.write(_ITEM + struct.pack(f"<I{len(offsets)}I", 4 * len(offsets), *offsets))
-    for one, length in zip(codestreams, padded, strict=True):
+    for codestream, length in zip(codestreams, padded, strict=True):
         out.write(_ITEM + struct.pack("<I", length))
-        out.write(one)
-        out.write(b"\0" * (length - len(one)))
+        out.write(codestream)
+        out.write(b"\0" * (length - len(codestream)))
     out.write(_DELIMITER + b"\0\0\0\0")

@@ -1,4 +1,4 @@
-"""Values of a payload's metadata, each checked for its kind and range: whatever JSON holds, only PayloadError comes."""
+"""Reads the metadata of a payload, and checks the type and range of each value. Raises only PayloadError."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 from storage.errors import PayloadError
 
-SIDE = 65535
-"""Rows and columns are of VR US."""
+MAX_SIDE = 65535
+"""Maximum rows and columns, which have VR US."""
 
 
 class Fields:
-    """The members of one JSON object. ``what`` names it in errors."""
+    """The members of a JSON object. ``what``: its name in error messages."""
 
     def __init__(self, what: str, values: Any) -> None:
         if not isinstance(values, dict):
-            raise PayloadError(f"{what} is malformed: its metadata is no object")
+            raise PayloadError(f"{what} is malformed: its metadata is not an object")
         self._what, self._values = what, values
 
     def only(self, *names: str) -> None:
-        """Raises where there are other members."""
+        """Raises PayloadError if the object has other members."""
         others = sorted(set(map(str, self._values)) - set(names))
         if others:
-            raise PayloadError(f"{self._what} is malformed: it has a member {others[0][:40]!r} that is not known here")
+            raise PayloadError(f"{self._what} is malformed: its member {others[0][:40]!r} is unknown")
 
-    def integer(self, name: str, least: int, most: int, default: int | None = None) -> int:
+    def integer(self, name: str, minimum: int, maximum: int, default: int | None = None) -> int:
         value: Any = self._of(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise self._wrong(name, value, f"an integer from {least} to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise self._wrong(name, value, f"an integer from {minimum} to {maximum}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -51,20 +51,20 @@ class Fields:
     def text(self, name: str, default: str | None = None) -> str:
         value = self._of(name, default)
         if not isinstance(value, str):
-            raise self._wrong(name, value, "a text")
+            raise self._wrong(name, value, "a string")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         value = self._of(name, None)
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise self._wrong(name, value, "a list of texts")
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, value, "a list of strings")
         return tuple(value)
 
-    def integers(self, name: str, least: int, most: int) -> tuple[int, ...]:
+    def integers(self, name: str, minimum: int, maximum: int) -> tuple[int, ...]:
         value = self._of(name, None)
         if not isinstance(value, list):
             raise self._wrong(name, value, "a list of integers")
-        return tuple(Fields(self._what, {name: one}).integer(name, least, most) for one in value)
+        return tuple(Fields(self._what, {name: item}).integer(name, minimum, maximum) for item in value)
 
     def members(self, name: str) -> Mapping[str, Any]:
         value: Mapping[str, Any] = self._of(name, None)
@@ -73,11 +73,11 @@ class Fields:
         return value
 
     def of(self, name: str) -> Fields:
-        """The members of an object inside."""
+        """The members of a nested object."""
         return Fields(f"{name} of {self._what}", self.members(name))
 
     def optional(self, name: str) -> bool:
-        """Whether it is there, and not null."""
+        """Whether the member exists and is not null."""
         return self._values.get(name) is not None
 
     def _of(self, name: str, default: Any) -> Any:
@@ -86,5 +86,5 @@ class Fields:
             raise PayloadError(f"{self._what} is malformed: it has no {name}")
         return value
 
-    def _wrong(self, name: str, value: Any, wanted: str) -> PayloadError:
-        return PayloadError(f"{self._what} is malformed: {name} is {str(repr(value))[:40]}, not {wanted}")
+    def _wrong(self, name: str, value: Any, expected: str) -> PayloadError:
+        return PayloadError(f"{self._what} is malformed: {name} is {str(repr(value))[:40]}, not {expected}")

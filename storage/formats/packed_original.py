@@ -1,9 +1,9 @@
-"""The object format ``packed original``: a received file, losslessly smaller, from which its very bytes come back.
+"""The object format ``packed original``: a received file, compressed losslessly, that unpacks to the received bytes.
 
-Kept are the bytes around the pixel value as they are, and the pixels as integers by a lossless coder; docs/FORMATS.md
-has it byte by byte. A file is packed only where unpacking gives the same SHA-256, so that nothing about it needs to be
-compared or believed: native pixels of 8 or 16 bits in either byte order, and RLE Lossless as most toolkits write it
-(storage/dicom/packbits.py). Files without such pixels are deflated where that pays. All else stays verbatim.
+It holds the bytes before and after the pixel value verbatim, and the pixels as integers in a lossless codestream;
+docs/FORMATS.md describes it byte by byte. Pixels of 8 or 16 bits are packed if they are native, in either byte order,
+or in RLE Lossless as most toolkits encode it (storage/dicom/packbits.py). Other files are deflated if that makes them
+smaller. A packed form is used only if it unpacks to the same SHA-256; otherwise the file stays verbatim.
 """
 
 from __future__ import annotations
@@ -27,34 +27,40 @@ from storage.dicom.packbits import encode_plane
 from storage.dicom.pixels import PixelShape, decode_frame
 from storage.errors import KeptVerbatim, ObjectDamaged, PayloadError, ProofFailed
 from storage.formats.coders import ORIGINAL_CODERS, decode_of_shape
-from storage.formats.container import MOST, malformed_is_payload_error, outline, pack, unpack
-from storage.formats.metadata_fields import SIDE, Fields
+from storage.formats.container import MAX_SECTION, malformed_is_payload_error, outline, pack, unpack
+from storage.formats.metadata_fields import MAX_SIDE, Fields
 
 KIND = b"O"
 EFFORT = 5
-"""Coder effort, which only JPEG XL heeds. Behind the level table effort 5 is as small as any, at half the time of 7."""
+"""Coder effort, used by JPEG XL only. With the table of ranks, 5 gives the smallest size at half the time of 7."""
 
-_MOST_BYTES = MOST
-"""Larger files stay verbatim: packing holds a file and its pixels in memory."""
-LIGHT = 64 << 20
-"""Bytes of what is made in the node's own process."""
-_LOOKED_UP = 1 << 15
+_MAX_BYTES = MAX_SECTION
+"""Maximum bytes of a file that is packed: packing holds the file and its pixels in memory."""
+MAX_LIGHT_BYTES = 64 << 20
+"""Maximum bytes of an object, or of a file, that is unpacked in the node's own process."""
+_CHUNK = 1 << 15
+"""Values that are looked up at a time, so that numpy's 8-byte indices stay in the processor's cache."""
 _LEVELS = 1 << 16
-_PAYS = 0.95
+"""Number of values of 16 bits."""
+_MAX_RATIO = 0.95
+"""Maximum size of a packed form over that of its file. Chosen, not measured."""
 _SAMPLE = 1 << 20
+"""Bytes from a file's middle that are deflated to predict its ratio."""
 _RLE_HEADER = 64
+"""Bytes of the header of an RLE frame (PS3.5 G.5)."""
 _ITEM = 8
+"""Bytes of the header of an item (PS3.5 7.5)."""
 
 Values = NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
 class PixelCoding:
-    """How the pixel value's bytes become planes of integers, and back.
+    """How the pixel value is divided into planes of integers.
 
-    Planes are (rows, columns), ``frames`` x ``samples`` of them. ``planar``: a frame's samples lie plane after plane.
-    ``signed``: the sign bit is flipped, which keeps order. ``rle_pads``: empty for native pixels, else the bytes after
-    each segment of the one RLE frame, hex. ``lengths``: bytes of each plane's codestream.
+    There are ``frames`` x ``samples`` planes of shape (rows, columns). ``planar``: the samples of a frame are stored
+    plane after plane. ``signed``: the sign bit is flipped, which keeps the order of values. ``rle_pads``: empty for
+    native pixels, else the bytes after each segment of the RLE frame, hex. ``lengths``: bytes of each codestream.
     """
 
     coder: str
@@ -74,27 +80,27 @@ class PixelCoding:
 
 
 def pack_original(path: Path, coder: str, digest: str) -> bytes:
-    """The packed form of a Part 10 file, proved to give back the bytes of that SHA-256.
+    """Pack a Part 10 file, and verify that the packed form unpacks to bytes with the SHA-256 ``digest``.
 
-    Raises KeptVerbatim where there is no smaller form, ProofFailed where it does not give the same bytes.
+    Raises KeptVerbatim if there is no smaller form, ProofFailed if it unpacks to other bytes.
     """
     size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise KeptVerbatim(f"{size} bytes are more than are packed at once")
+    if size > _MAX_BYTES:
+        raise KeptVerbatim(f"the file has {size} bytes; at most {_MAX_BYTES} are packed")
     with opened(path) as file:
         packed = _with_pixels(file, path, coder) if _has_integers(file) else _deflated(file, path)
-    if len(packed) > _PAYS * size:
-        raise KeptVerbatim(f"packed it would take {len(packed)} of {size} bytes")
+    if len(packed) > _MAX_RATIO * size:
+        raise KeptVerbatim(f"the packed form has {len(packed)} bytes, the file {size}")
     restored = hashlib.sha256()
     for piece in unpack_original(packed):
         restored.update(piece)
     if restored.hexdigest() != digest:
-        raise ProofFailed(f"packed and unpacked it has digest {restored.hexdigest()}")
+        raise ProofFailed(f"the packed form unpacks to digest {restored.hexdigest()}")
     return packed
 
 
 def _has_integers(file: DataSetFile) -> bool:
-    """Whether the pixels are of a kind that is coded as integers here, and all there."""
+    """Whether the pixels are complete, and of a kind that is packed as integers."""
     layout, syntax = file.layout, file.transfer_syntax
     if not layout.has_pixels or layout.truncated or syntax == DeflatedExplicitVRLittleEndian:
         return False
@@ -150,13 +156,13 @@ def _with_pixels(file: DataSetFile, path: Path, coder: str) -> bytes:
 
 
 def _deflated(file: DataSetFile, path: Path) -> bytes:
-    """The whole file deflated; a sample from its middle says whether that is worth trying."""
+    """Deflate the whole file if a sample from its middle deflates."""
     data = path.read_bytes()
-    middle = max(0, len(data) // 2 - _SAMPLE // 2)
-    sample = data[middle : middle + _SAMPLE]
-    if len(zlib.compress(sample, 6)) > _PAYS * len(sample):
+    start = max(0, len(data) // 2 - _SAMPLE // 2)
+    sample = data[start : start + _SAMPLE]
+    if len(zlib.compress(sample, 6)) > _MAX_RATIO * len(sample):
         what = f"pixels in {file.transfer_syntax.name}" if file.layout.has_pixels else "bytes that do not deflate"
-        raise KeptVerbatim(f"{what} are kept as they came")
+        raise KeptVerbatim(f"{what} are stored as received")
     return pack(KIND, {"bytes": data}, stored=set())
 
 
@@ -164,7 +170,7 @@ def _deflated(file: DataSetFile, path: Path) -> bytes:
 
 
 def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
-    """The received file's bytes, piece by piece. Raises PayloadError."""
+    """The received bytes of the file, in pieces. Raises PayloadError."""
     sections = unpack(packed, KIND)
     if "bytes" in sections:
         yield sections["bytes"]
@@ -181,39 +187,41 @@ def unpack_original(packed: bytes) -> Iterator[bytes | memoryview]:
 
 
 def coding_of(section: bytes) -> PixelCoding:
-    """What the section ``meta`` says. Raises PayloadError, or what is malformed."""
+    """The content of the section ``meta``. May also raise the errors of ``malformed_is_payload_error``."""
     meta = Fields("packed original", json.loads(section))
     meta.only(*(one.name for one in fields(PixelCoding)))
     return PixelCoding(
         coder=meta.text("coder"),
-        rows=meta.integer("rows", 1, SIDE),
-        columns=meta.integer("columns", 1, SIDE),
-        samples=meta.integer("samples", 1, SIDE),
+        rows=meta.integer("rows", 1, MAX_SIDE),
+        columns=meta.integer("columns", 1, MAX_SIDE),
+        samples=meta.integer("samples", 1, MAX_SIDE),
         frames=meta.integer("frames", 1, 2**31),
         sample_bytes=meta.integer("sample_bytes", 1, 2),
         big_endian=meta.truth("big_endian"),
         planar=meta.truth("planar"),
         signed=meta.truth("signed"),
         rle_pads=meta.texts("rle_pads"),
-        lengths=meta.integers("lengths", 0, MOST),
+        lengths=meta.integers("lengths", 0, MAX_SECTION),
     )
 
 
 def is_light(packed: Path) -> bool:
-    """Whether its file is unpacked in a fraction of a second, without much memory: it has at most 64 MB, and no RLE,
-    which takes ten times as long to be written as native pixels. Raises PayloadError."""
+    """Whether the file can be unpacked in a fraction of a second and in little memory. Raises PayloadError.
+
+    It has at most MAX_LIGHT_BYTES, and its pixels are not RLE, which takes ten times as long as native pixels.
+    """
     with packed.open("rb") as file, malformed_is_payload_error("packed original"):
         lengths, meta = outline(file, KIND, "meta")
         size = sum(lengths.values())
         if not meta:
-            return size <= LIGHT
+            return size <= MAX_LIGHT_BYTES
         coding = coding_of(meta)
         size += coding.rows * coding.columns * coding.samples * coding.frames * coding.sample_bytes
-        return size <= LIGHT and not coding.rle_pads
+        return size <= MAX_LIGHT_BYTES and not coding.rle_pads
 
 
 def restore_original(packed: Path, digest: str, target: Path) -> None:
-    """Write the received file to ``target``. Raises ObjectDamaged where its bytes do not have that SHA-256."""
+    """Unpack a file to ``target``. Raises PayloadError, and ObjectDamaged if its bytes do not have that SHA-256."""
     restored = hashlib.sha256()
     with target.open("wb") as out:
         for piece in unpack_original(packed.read_bytes()):
@@ -224,7 +232,7 @@ def restore_original(packed: Path, digest: str, target: Path) -> None:
 
 
 def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
-    """(planes, rows, columns): the stored values, as unsigned integers."""
+    """The stored values as unsigned integers, shape (planes, rows, columns)."""
     if len(coding.lengths) != coding.frames * coding.samples:
         raise PayloadError(f"packed original has {len(coding.lengths)} planes, not {coding.frames} x {coding.samples}")
     shape = (coding.rows, coding.columns)
@@ -234,19 +242,19 @@ def _decoded_planes(coding: PixelCoding, coded: bytes, levels: bytes) -> Values:
         planes = next(decoded).reshape(1, *shape).astype(np.uint16, copy=False)
     else:
         planes = np.empty((len(coding.lengths), *shape), np.uint16)
-        for plane, one in zip(planes, decoded, strict=True):
-            plane[...] = one
+        for plane, decoded_plane in zip(planes, decoded, strict=True):
+            plane[...] = decoded_plane
     values = _from_ranks(planes, levels)
     if coding.signed:
         values ^= np.uint16(0x8000)
     return values
 
 
-# --- values and ranks: scanners and look-up tables leave gaps, which cost a coder dear -----------------------
+# --- values and ranks: scanners and lookup tables leave gaps between values, which enlarge the codestream ------
 
 
 def _to_ranks(values: Values) -> tuple[Values, bytes]:
-    """Values as ranks among those in use, and the table of these, as differences; empty where there are no gaps."""
+    """Ranks of the values among those in use, and the differences between values in use; empty if there are no gaps."""
     in_use = np.flatnonzero(np.bincount(values.ravel(), minlength=_LEVELS))
     if not in_use.size or int(in_use[-1]) < in_use.size * 5 // 4:
         return values, b""
@@ -256,15 +264,15 @@ def _to_ranks(values: Values) -> tuple[Values, bytes]:
 
 
 def _looked_up(table: Values, values: Values) -> Values:
-    """``table[values]``, some values at a time: numpy makes 8 bytes of each first, which then stay in the processor."""
-    found = np.empty(values.shape, values.dtype)
-    flat, into = np.ascontiguousarray(values).reshape(-1), found.reshape(-1)
+    """``table[values]``, computed in chunks (``_CHUNK``). Raises PayloadError if a value is beyond the table."""
+    result = np.empty(values.shape, values.dtype)
+    flat, into = np.ascontiguousarray(values).reshape(-1), result.reshape(-1)
     if flat.size and int(flat.max()) >= len(table):
         raise PayloadError(f"packed original has rank {int(flat.max())}, and {len(table)} levels")
-    for at in range(0, flat.size, _LOOKED_UP):
-        some = slice(at, at + _LOOKED_UP)
-        np.take(table, flat[some], out=into[some], mode="clip")
-    return found
+    for at in range(0, flat.size, _CHUNK):
+        chunk = slice(at, at + _CHUNK)
+        np.take(table, flat[chunk], out=into[chunk], mode="clip")
+    return result
 
 
 def _from_ranks(ranks: Values, levels: bytes) -> Values:
@@ -301,11 +309,14 @@ def _native_frames(planes: Values, coding: PixelCoding) -> Iterator[memoryview]:
         yield np.ascontiguousarray(frame, dtype).data.cast("B")
 
 
-# --- one frame of RLE Lossless (PS3.5 Annex G): 64 bytes of header, then a segment per byte of a sample, high first
+# --- one frame of RLE Lossless (PS3.5 Annex G): a header, then a segment per byte of a sample, high byte first ---
 
 
 def _rle_extent(file: DataSetFile, planes: NDArray[Any]) -> tuple[int, int, tuple[str, ...]]:
-    """Where in the value the segments begin and end, and what follows each; KeptVerbatim where they are others."""
+    """Offsets in the value at which the segments begin and end, and the bytes that follow each segment, hex.
+
+    Raises KeptVerbatim if ``encode_plane`` does not reproduce the segments.
+    """
     value = bytes(file.native_value())
     begin = end = 0
     for _ in range(2):  # Basic Offset Table, then the frame as one fragment
@@ -315,12 +326,12 @@ def _rle_extent(file: DataSetFile, planes: NDArray[Any]) -> tuple[int, int, tupl
     count, *offsets = struct.unpack_from("<16I", frame)
     bounds = [*offsets[:count], len(frame)]
     if count != planes.dtype.itemsize or bounds[0] != _RLE_HEADER or end != len(value):
-        raise KeptVerbatim("RLE of an unusual structure is kept as it came")
+        raise KeptVerbatim("RLE of an unusual structure is stored as received")
     pads = []
     for (low, high), plane in zip(pairwise(bounds), _byte_planes(planes[0]), strict=True):
         rebuilt = encode_plane(plane)
         if frame[low : low + len(rebuilt)] != rebuilt:
-            raise KeptVerbatim("RLE of another encoder is kept as it came")
+            raise KeptVerbatim("RLE of another encoder is stored as received")
         pads.append(frame[low + len(rebuilt) : high].hex())
     return begin + _RLE_HEADER, end, tuple(pads)
 

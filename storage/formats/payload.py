@@ -1,8 +1,8 @@
 """The object formats ``base`` and ``rendition``; docs/FORMATS.md describes them byte by byte.
 
-Both are the same container: an eight-byte magic with kind and version, named sections, and a SHA-256 over all of
-it. A base is the downsampled, coded pixels plus the verbatim header bytes, free of any model. A rendition is what
-one model makes of one base, what the encoder tells the decoder besides, and what was measured.
+Both use the container of storage/formats/container.py. A base holds the encoded, downsampled pixels and the verbatim
+header bytes; it does not depend on a model. A rendition describes what one model makes of one base: the side
+information for the decoder, and the measured figures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.formats import coders
 from storage.formats.container import malformed_is_payload_error, pack, unpack
-from storage.formats.metadata_fields import SIDE, Fields
+from storage.formats.metadata_fields import MAX_SIDE, Fields
 from storage.formats.padding import pack_mask as pack_mask  # noqa: PLC0414 - part of the format
 from storage.formats.padding import unpack_mask as unpack_mask  # noqa: PLC0414
 from storage.formats.padding import unpack_padding
@@ -28,17 +28,19 @@ from storage.formats.resample import OPERATOR, Operator
 from storage.records import OperatingPoint, Verdict
 
 POSTPROCESSING = "1"
-"""Version of everything between upscaler and output pixels (repairs, points, noise, rounding, clipping, padding)."""
+"""Version of all steps between upscaler and output pixels: residuals, points, noise, rounding, clipping, padding."""
 
 _REGION = "<5I"
+"""Encoding of a CodedRegion."""
 CURVE_KNOTS = 33
-"""Knots of the curve of a companded base."""
+"""Number of knots of the companding curve."""
 
 NAMESPACE = uuid.UUID("6a4cbdd1-2a3e-5b0a-9f0e-94dc6f2c1b57")
+"""Namespace of the UIDs of reconstructions."""
 
 
 class CodedRegion(NamedTuple):
-    """The part of a base's samples that is coded; all others are ``beyond``, in grey levels."""
+    """The part of a base's samples that is encoded. All other samples have the value ``beyond``, in grey levels."""
 
     row: int
     column: int
@@ -48,7 +50,7 @@ class CodedRegion(NamedTuple):
 
     @classmethod
     def whole(cls, rows: int, columns: int) -> CodedRegion:
-        """All of samples of that shape."""
+        """The region of all samples of that shape."""
         return cls(0, 0, rows, columns, beyond=0)
 
     @property
@@ -56,23 +58,23 @@ class CodedRegion(NamedTuple):
         return slice(self.row, self.row + self.rows), slice(self.column, self.column + self.columns)
 
     def within(self, rows: int, columns: int) -> bool:
-        """Whether it lies in samples of that shape."""
+        """Whether the region lies inside samples of that shape."""
         down = 0 <= self.row < self.row + self.rows <= rows
         return down and 0 <= self.column < self.column + self.columns <= columns
 
 
 @dataclass(frozen=True)
 class Base:
-    """Downsampled, coded pixels and the header of one image.
+    """Downsampled, encoded pixels and the header of one image.
 
-    ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its extreme stored values
-    outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None;
-    ``padding_bytes``: which pixels are padding and what they hold (storage/formats/padding.py). Coded samples are
-    ``(grey levels - offset) * gain``, mapped by ``curve`` where there is one; a negative gain codes a MONOCHROME1 image
-    as it is displayed. ``curve``: uint16, CURVE_KNOTS values that rise from 0 to 65535, little endian: coded samples at
-    evenly spaced samples before it.
-    ``quantisation_rms``: root mean square of decoded base minus ideal base, in grey levels. ``pixel_digest``: of the
-    original's stored values. ``region``: what was coded; None: everything.
+    ``rows``, ``columns``, ``bits_stored``: of the original. ``minimum``, ``maximum``: its smallest and largest stored
+    value outside padding. ``padding``: inclusive range of stored values that mean padding (PS3.3 C.7.5.1.1.2), or None.
+    ``padding_bytes``: mask and values of padding (storage/formats/padding.py). Encoded samples are ``(grey levels -
+    offset) * gain``, then mapped by ``curve`` if there is one. The gain is negative for MONOCHROME1, so that
+    the image is encoded as it is displayed. ``curve``: the companding curve at evenly spaced samples, as CURVE_KNOTS
+    ascending values from 0 to 65535, uint16, little endian. ``quantisation_rms``: root mean square of decoded base
+    minus ideal base, in grey levels. ``pixel_digest``: of the original's stored values. ``region``: the encoded part;
+    None means all.
     """
 
     point: OperatingPoint
@@ -102,7 +104,7 @@ class Base:
     def samples(self) -> NDArray[np.float32]:
         """The decoded base in grey levels: float32, shape (ceil(rows/scale), ceil(columns/scale))."""
         if self.operator_name != OPERATOR:
-            raise PayloadError(f"base was made by operator {self.operator_name}; this release has {OPERATOR}")
+            raise PayloadError(f"base needs operator {self.operator_name}; this release has {OPERATOR}")
         shape = (self.operator.low_rows, self.operator.low_columns)
         region = self.region or CodedRegion.whole(*shape)
         if not region.within(*shape):
@@ -122,17 +124,16 @@ class Base:
         return whole
 
     def padding_content(self) -> tuple[NDArray[np.bool_], NDArray[np.uint16]] | None:
-        """Which pixels of the original are padding, bool (rows, columns), and the values of these in raster order."""
+        """The mask of the original's padding, bool (rows, columns), and the padding pixels' values in raster order."""
         return unpack_padding(self.padding_bytes, self.rows, self.columns) if self.padding_bytes else None
 
 
 @dataclass(frozen=True)
 class Rendition:
-    """What one model made of one base, how, and how good it was measured to be.
+    """One model's reconstruction of one base: how to decode it, and its measured figures.
 
-    ``noise``, ``repairs``, ``points`` and ``patches``: what the encoder tells the decoder of the image (the modules of
-    these names in node/codec). Empty means none. ``output_digest``: of the pixels with noise drawn;
-    ``structure_digest``: of the pixels without.
+    ``noise``, ``repairs``, ``points`` and ``patches``: side information (node/codec); empty means none.
+    ``output_digest``: of the pixels with drawn noise. ``structure_digest``: of the pixels without it.
     """
 
     base_digest: str
@@ -162,13 +163,13 @@ class Rendition:
 
 
 def mapped(samples: NDArray[np.float32], curve: bytes) -> NDArray[np.float32]:
-    """Samples of 0 to 65535 mapped by a curve: float32, the same shape. Raises PayloadError where it does not rise."""
+    """Map samples from 0 to 65535 by a companding curve: float32, the same shape. Raises PayloadError."""
     knots = _knots(curve)
     return np.interp(samples, np.linspace(0, 65535, CURVE_KNOTS), knots).astype(np.float32)
 
 
 def unmapped(samples: NDArray[np.float32], curve: bytes) -> NDArray[np.float32]:
-    """The inverse of ``mapped``."""
+    """The inverse of ``mapped``. Raises PayloadError."""
     knots = _knots(curve)
     return np.interp(samples, knots, np.linspace(0, 65535, CURVE_KNOTS)).astype(np.float32)
 
@@ -180,11 +181,11 @@ def _knots(curve: bytes) -> NDArray[np.float64]:
     return knots
 
 
-_PARTS = ("noise", "repairs", "points", "patches")
+_SIDE_INFORMATION = ("noise", "repairs", "points", "patches")
 
 
 def structure_uid(derived: str) -> str:
-    """The SOP Instance UID of the structure alone, from that of the reconstruction with noise (PS3.5 B.2)."""
+    """The SOP Instance UID of the structure, derived from that of the reconstruction with noise (PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(NAMESPACE, derived + '|structure').int}"
 
 
@@ -197,9 +198,9 @@ def derived_uid(
     seed: int,
     extra: str = "",
 ) -> str:
-    """The SOP Instance UID of a reconstruction: a function of everything that decides its pixels (PS3.5 B.2).
+    """The SOP Instance UID of a reconstruction: a function of everything that determines its pixels (PS3.5 B.2).
 
-    ``extra`` is the digest of noise, repairs, points and patches; empty where a rendition has none.
+    ``extra``: digest of noise, repairs, points and patches; empty if a rendition has none.
     """
     parts = [original_uid, base_digest, upscaler, weights_digest, str(steps), str(seed), POSTPROCESSING]
     name = "|".join([*parts, extra] if extra else parts)
@@ -207,7 +208,7 @@ def derived_uid(
 
 
 def seed_of(base_digest: str) -> int:
-    """The seed of every random draw for a base: 31 bits of its digest."""
+    """The seed of all random numbers for a base: 31 bits of its digest."""
     return int(base_digest[:8], 16) & 0x7FFFFFFF
 
 
@@ -257,8 +258,8 @@ def decode_base(data: bytes) -> Base:
             padding = low, high
         return Base(
             point=_point(meta.of("point")),
-            rows=meta.integer("rows", 1, SIDE),
-            columns=meta.integer("columns", 1, SIDE),
+            rows=meta.integer("rows", 1, MAX_SIDE),
+            columns=meta.integer("columns", 1, MAX_SIDE),
             bits_stored=meta.integer("bits_stored", 1, 16),
             minimum=meta.integer("minimum", 0, 65535),
             maximum=meta.integer("maximum", 0, 65535),
@@ -294,8 +295,8 @@ def _point(meta: Fields) -> OperatingPoint:
 
 def encode_rendition(rendition: Rendition) -> bytes:
     meta = asdict(rendition)
-    parts = {name: meta.pop(name) for name in _PARTS}
-    return pack(b"R", {"meta": _json(meta), **parts}, stored=set(parts))
+    side = {name: meta.pop(name) for name in _SIDE_INFORMATION}
+    return pack(b"R", {"meta": _json(meta), **side}, stored=set(side))
 
 
 def decode_rendition(data: bytes) -> Rendition:
@@ -320,7 +321,7 @@ def decode_rendition(data: bytes) -> Rendition:
             verdict=_verdict(meta.of("verdict")),
             postprocessing=meta.text("postprocessing"),
             extra=dict(meta.members("extra")),
-            **{name: sections.get(name, b"") for name in _PARTS},
+            **{name: sections.get(name, b"") for name in _SIDE_INFORMATION},
         )
 
 

@@ -1,29 +1,26 @@
 """The downsampling operator D, bicubic upsampling U, and the lift that makes an image consistent with its base.
 
-D is torchvision's antialiased bicubic resize (the paper's compression step, arXiv 2310.05299), U its bicubic
-resize upward. Both are separable and linear, so per axis each is an exact sparse matrix, and ``M = D U`` is a
-narrow band matrix on the small side. ``lift(r) = U M^-1 r`` is a right inverse of D: ``D lift(r) = r`` exactly.
-Where the scale is an integer, U equals ``D^T`` up to a factor away from the border, so ``x + lift(y - D x)`` is
-the orthogonal projection of x onto ``{x : D x = y}`` there, and ``lift(y)`` is the projection of plain bicubic.
-A banded solve on the small side and one upsampling therefore replace iterated back-projection.
+D is torchvision's antialiased bicubic resize (the compression step of arXiv 2310.05299), U its bicubic upsampling.
+Both are separable and linear, so each is an exact sparse matrix per axis, and ``M = D U`` is a narrow band matrix of
+the small size. ``lift(r) = U M^-1 r`` is a right inverse of D: ``D lift(r) = r`` exactly. For an integer scale, U
+equals ``D^T`` up to a factor except at the border. There ``x + lift(y - D x)`` is the orthogonal projection of x onto
+``{x : D x = y}``, and ``lift(y)`` is the projection of plain bicubic. A banded solve of the small size and one
+upsampling therefore replace iterated back-projection.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import torch
-
 Float = NDArray[np.float32]
 
 OPERATOR = "torchvision-bicubic-antialias/1"
-"""Name of the operator as recorded in every base."""
+"""Name of the operator, which every base records."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Operator:
         return self.up(self._prefilter(residual))
 
     def project(self, image: Float, base: NDArray[Any], damping: float = 1.0) -> Float:
-        """``image`` moved so that D of it equals ``base``; ``damping`` below 1 goes only part of the way."""
+        """``image`` corrected so that D of it equals ``base``; ``damping`` is the fraction of the correction."""
         residual = np.asarray(base, dtype=np.float32) - self.down(image)
         lifted = self.lift(residual)
         lifted *= np.float32(damping)
@@ -83,9 +80,8 @@ class Operator:
 def _band(size: int, low: int) -> NDArray[np.float64]:
     """M = D U along one axis in LAPACK band storage, shape (2k+1, low).
 
-    Read off torch's own resizes of the unit vectors: torch computes its taps in float32, and at sizes that are no
-    multiple of the scale the exact ones (tests/support/exact_operator.py) would be off by a visible part of a grey
-    level.
+    The matrix is measured by resizing unit vectors with torch, which computes its taps in float32. If a size is not a
+    multiple of the scale, exact taps (tests/support/exact_operator.py) would differ by a visible part of a grey level.
     """
     product = _resize(_resize(np.eye(low, dtype=np.float32), size, low), low, low)
     row, column = np.nonzero(product)
@@ -96,17 +92,12 @@ def _band(size: int, low: int) -> NDArray[np.float64]:
 
 
 def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
+    import torch
     from torchvision.transforms.v2 import InterpolationMode, functional
 
-    tensor = _tensor(image)
+    tensor = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]
     if tuple(tensor.shape[-2:]) == (rows, columns):
         return tensor[0].numpy()
     resized = functional.resize(tensor, [rows, columns], interpolation=InterpolationMode.BICUBIC, antialias=True)
     result: Float = resized[0].numpy()
     return result
-
-
-def _tensor(image: NDArray[Any]) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]

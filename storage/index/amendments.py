@@ -27,7 +27,7 @@ from storage.dicom.header_amendments import (
     taken_over,
     text_of,
 )
-from storage.errors import CorrectionRefused, UnknownUid
+from storage.errors import ChangeRefused, UnknownUid
 from storage.index.connection import now, writing
 from storage.index.hierarchy import amendments, apply_amendments
 from storage.index.tables import amendment, instance, patient, series, study
@@ -55,21 +55,21 @@ class Amendments:
     def make(
         self, kind: AmendmentKind, target: str, changes: DicomJson, *, reason: str, who: str, dry_run: bool = False
     ) -> MadeAmendment:
-        """Amend a patient (``target``: its identity) or a study (its UID). Raises UnknownUid, CorrectionRefused."""
+        """Amend a patient (``target``: its identity) or a study (its UID). Raises UnknownUid, ChangeRefused."""
         with self._writing(dry_run) as connection:
             whole = _resolved(connection, kind, target, changes)
             new = {"kind": kind, "target": target, "changes": whole, "reason": reason, "made_by": who, "made_at": now()}
             return _carry_out(connection, new, _studies_of(connection, kind, target))
 
     def undo(self, number: int, *, reason: str, who: str, dry_run: bool = False) -> MadeAmendment:
-        """Undo an amendment by adding another one. Raises UnknownUid, CorrectionRefused."""
+        """Undo an amendment by adding another one. Raises UnknownUid, ChangeRefused."""
         with self._writing(dry_run) as connection:
             found = amendments(connection, amendment.c.key == number)
             if not found:
                 raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` lists all")
             if found[0].undone or found[0].undoes is not None:
                 why = "it is undone already" if found[0].undone else "it undoes another one; make that again"
-                raise CorrectionRefused(f"amendment {number} cannot be undone: {why}")
+                raise ChangeRefused(f"amendment {number} cannot be undone: {why}")
             same = {"kind": found[0].kind, "target": found[0].target, "changes": {}}
             new = {**same, "reason": reason, "made_by": who, "made_at": now(), "undoes": number}
             return _carry_out(connection, new, _amended_by(connection, number))
@@ -134,24 +134,24 @@ def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int])
 def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes: DicomJson) -> DicomJson:
     """All changes: with a Patient ID also its issuer, and the attributes of the patient who has that ID already."""
     if not changes:
-        raise CorrectionRefused("an amendment changes at least one attribute: --set KEYWORD=VALUE")
+        raise ChangeRefused("an amendment changes at least one attribute: --set KEYWORD=VALUE")
     own = _patient_of(connection, kind, target)
     if own is None:
         raise UnknownUid(f"no {kind} {target.replace(chr(9), ' ').strip()} is held here")
     wrong = [keyword_of(tag) for tag in changes if not is_of_patient(tag)]
     if kind is AmendmentKind.PATIENT and wrong:
-        raise CorrectionRefused(f"{', '.join(wrong)}: attributes of a study; use `latent-pacs amend study UID`")
+        raise ChangeRefused(f"{', '.join(wrong)}: attributes of a study; use `latent-pacs amend study UID`")
     of_patient = {tag: value for tag, value in changes.items() if is_of_patient(tag)}
     if not of_patient:
         return changes
     identity = {tag: changes.get(tag) or own.get(tag, {"vr": "LO"}) for tag in (PATIENT_ID, ISSUER)}
     name, issuer = (text_of(value) for value in identity.values())
     if not name:
-        raise CorrectionRefused("PatientID cannot be empty: nothing else distinguishes this patient from others")
+        raise ChangeRefused("PatientID cannot be empty: nothing else distinguishes this patient from others")
     moves = patient_identity(name, issuer) != patient_identity(text_of(own.get(PATIENT_ID)), text_of(own.get(ISSUER)))
     if not moves:
         if kind is AmendmentKind.STUDY:
-            raise CorrectionRefused(
+            raise ChangeRefused(
                 f"{', '.join(map(keyword_of, of_patient))}: attributes of the patient; use `latent-pacs amend patient "
                 "ID`, or name the other patient that the study belongs to by PatientID"
             )
@@ -162,9 +162,7 @@ def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes:
         return {**changes, **identity}
     besides = [keyword_of(tag) for tag in of_patient if tag not in identity]
     if besides:
-        raise CorrectionRefused(
-            f"patient {name} is known here; amend {', '.join(besides)} of that patient, not with it"
-        )
+        raise ChangeRefused(f"patient {name} is known here; amend {', '.join(besides)} of that patient, not with it")
     return {**changes, **identity, **taken_over(known)}
 
 

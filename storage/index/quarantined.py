@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
 
-from storage.errors import CorrectionRefused
+from storage.errors import ChangeRefused
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
 from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
@@ -84,7 +84,7 @@ class QuarantineRows:
         """Make a quarantined object the original of its UID, and encode it; the former original goes to quarantine.
 
         ``former``: digest of the former original, verbatim in the hot store; empty if it was purged. False if a row
-        changed meanwhile. Raises CorrectionRefused if a hold or a pin protects the former original.
+        changed meanwhile. Raises ChangeRefused if a hold or a pin protects the former original.
         """
         try:
             with writing(self._engine) as connection:
@@ -140,7 +140,7 @@ def _held(connection: Connection, uid: str) -> Row[Any] | None:
 def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: str) -> None:
     if held.on_hold or held.pinned:
         why = "on hold" if held.on_hold else "pinned by a storage commitment"
-        raise CorrectionRefused(f"{new.sop_instance_uid}: the original that is held is {why}, and cannot be replaced")
+        raise ChangeRefused(f"{new.sop_instance_uid}: the original that is held is {why}, and cannot be replaced")
     if former:
         reason = f"was held until {new.original_digest} was accepted in its place"
         _put(connection, former, new.sop_instance_uid, held.calling_aet, reason)

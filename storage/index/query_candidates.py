@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Table, func, select
 
-from storage.dicom.levels import COMPUTED_KEYS, Key, Level
+from storage.dicom.query_keys import COMPUTED_KEYS, Key, Level
 from storage.index.query_pages import (
     LEVEL_TABLES,
     LEVELS,

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, and_, literal, select, tuple_, union
 
-from storage.dicom.levels import Level
+from storage.dicom.query_keys import Level
 from storage.index.rendition_rows import is_known_by
 from storage.index.tables import instance, original, patient, reference_copy, rendition, series, study
 from storage.records import OriginalForm

@@ -6,7 +6,6 @@ rebuild that is killed changes nothing. The former index is kept.
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from storage.index.journal_replay import Loader, loading
 from storage.index.opening import begin_journal, replay_trail
 from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
-from storage.objects.store import fsync_folder
+from storage.objects.durability import fsync_file, fsync_folders
 from storage.objects.trail_journal import TrailJournal
 
 
@@ -158,7 +157,7 @@ def _into_one_file(index: Index) -> None:
 def _swap(making: Path, file: Path) -> str:
     """Replace the index by the new one. The former one, with its log, is kept under another name."""
     with making.open("rb") as opened:
-        os.fsync(opened.fileno())
+        fsync_file(opened)
     former = file.with_name(f"{file.name}.replaced-{time.time_ns()}")
     there = file.exists()
     for end in ("", "-wal", "-shm"):  # SQLite would apply a log left behind to the new file
@@ -167,7 +166,7 @@ def _swap(making: Path, file: Path) -> str:
             part.replace(former.with_name(former.name + end))
     making.replace(file)
     _remove(making)
-    fsync_folder(file.parent)
+    fsync_folders(file.parent)
     return str(former) if there else ""
 
 

@@ -25,7 +25,7 @@ from storage.index.integrity import Integrity
 from storage.index.tables import archive
 from storage.objects.backup_manifest import INDEX
 from storage.objects.change_journal import ChangeJournal
-from storage.objects.store import full_disk_is_store_full
+from storage.objects.durability import full_disk_is_store_full
 from storage.objects.trail_journal import TrailJournal
 
 _PASSING = (".lock", ".making")

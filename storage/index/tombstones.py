@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, select, update
 
-from storage.errors import CorrectionRefused, UnknownUid
+from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
 from storage.index.hierarchy import drop_empty_above
@@ -82,14 +82,14 @@ class Tombstones:
             return _plan(connection, level, uid)
 
     def mark_deleted(self, level: str, uid: str, *, reason: str, who: str) -> list[PlannedDeletion]:
-        """Put tombstones on everything of an image's, series' or study's UID. Raises UnknownUid, CorrectionRefused."""
+        """Put tombstones on everything of an image's, series' or study's UID. Raises UnknownUid, ChangeRefused."""
         with writing(self._engine) as connection:
             found = _plan(connection, level, uid)
             kept = [one for one in found if one.kept_because]
             if kept:
                 named = "; ".join(f"{one.sop_instance_uid} {one.kept_because}" for one in kept[:_NAMED])
                 more = f"; and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
-                raise CorrectionRefused(f"nothing was deleted: {named}{more}")
+                raise ChangeRefused(f"nothing was deleted: {named}{more}")
             for one in found:
                 for each in (one.sop_instance_uid, *one.derived_uids):
                     _put(connection, each, one, reason=reason, who=who, at=now())

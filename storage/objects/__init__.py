@@ -1,1 +1,1 @@
-"""The content-addressed store, and the journals and lists that are kept beside it."""
+"""The content-addressed object store, and the journals and manifests beside it."""

@@ -1,34 +1,34 @@
-"""The manifest of a backup: which files and objects it holds, in one file that is replaced as a whole.
+"""The manifest of a backup: the list of its files and objects, in one file that is replaced as a whole.
 
-``manifest.jsonl``: the first line is a JSON object with the format and the counts. Each further line is a JSON array
-``[kind, digest, bytes, name]``. A ``file`` belongs to the index, the journals or the reports, and its name is its path
-below ``storage.root``. An ``object`` belongs to the store that its name says. The last line is ``{"digest": ...}``, the
-SHA-256 of everything before it, so that a manifest that is cut off or changed is noticed.
+The first line of ``manifest.jsonl`` is a JSON object with the format and the counts. Each further line is a JSON array
+``[kind, digest, bytes, name]``. A ``file`` belongs to the index, the journals or the reports; its name is its path
+below ``storage.root``. An ``object`` belongs to the store of that name. The last line is ``{"digest": ...}``, the
+SHA-256 of everything before it, which detects a manifest that was truncated or changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from storage.errors import BackupRefused, NewerFormat
-from storage.objects.store import fsync_folder, full_disk_is_store_full
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 
 FORMAT = 1
-"""Version of a backup's layout and manifest; a higher one is refused."""
+"""Version of a backup's layout and manifest. A higher one is refused."""
 
 NAME = "manifest.jsonl"
 INDEX = "index.sqlite"
 _FOLDERS = {"journal", "reports"}
+"""Folders below ``storage.root`` whose files a backup may hold."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file or object of a backup. ``name``: the path of a file, the store of an object."""
+    """One file or object of a backup. ``name``: the path of the file, or the store of the object."""
 
     digest: str
     bytes: int
@@ -37,9 +37,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup holds. ``archive``, ``number``: the identity of the archive, and the last change in the index.
+    """The contents of a backup. ``archive``: the identity of the archive. ``number``: the last change in the index.
 
-    ``made_at``: ISO 8601, UTC. ``missing``: how many objects the archive itself did not hold whole by then.
+    ``made_at``: ISO 8601, UTC. ``missing``: the number of objects that were missing or damaged in the archive itself.
     """
 
     archive: str
@@ -51,7 +51,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put a manifest in the place of the former one; on return it is on disk. Raises StoreFull."""
+    """Replace the manifest; on return it is on disk. Raises StoreFull."""
     head = {"format": FORMAT, **asdict(manifest), "files": len(manifest.files), "objects": len(manifest.objects)}
     head["bytes"] = sum(one.bytes for one in manifest.objects)
     lines: list[Any] = [head]
@@ -62,14 +62,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     with full_disk_is_store_full(), making.open("wb") as out:
         out.write(body)
         out.write(json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
+        fsync_file(out)
     making.replace(folder / NAME)
-    fsync_folder(folder)
+    fsync_folders(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a backup. Raises BackupRefused where there is none or it is damaged, NewerFormat."""
+    """The manifest of a backup. Raises NewerFormat, and BackupRefused if it is missing or damaged."""
     file = folder / NAME
     try:
         body, _, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
@@ -83,19 +82,19 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{file} has format {head['format']}, and this version reads up to {FORMAT}: install a newer version"
             )
         if json.loads(last)["digest"] != hashlib.sha256(body).hexdigest():
-            raise ValueError("its digest is not that of its lines")
-        of_kind: dict[str, list[Entry]] = {"file": [], "object": []}
+            raise ValueError("its digest does not match its lines")
+        by_kind: dict[str, list[Entry]] = {"file": [], "object": []}
         for kind, *entry in lines:
-            of_kind[kind].append(Entry(*entry))
-        files, objects = tuple(of_kind["file"]), tuple(of_kind["object"])
+            by_kind[kind].append(Entry(*entry))
+        files, objects = tuple(by_kind["file"]), tuple(by_kind["object"])
         if not all(_may_be_written(one.name) for one in files):
-            raise ValueError("it names a file that is no part of an archive")
+            raise ValueError("it names a file that does not belong to an archive")
         return Manifest(head["archive"], head["number"], head["made_at"], head["missing"], files, objects)
     except (ValueError, TypeError, KeyError) as error:
         raise BackupRefused(f"{file} is damaged ({error}); make the backup again") from error
 
 
 def _may_be_written(name: str) -> bool:
-    """Whether a restore may write a file of that name: it comes from a medium that others may have had."""
+    """Whether a restore may write a file of that name: others may have changed the backup."""
     parts = PurePosixPath(name).parts
     return name == INDEX or (len(parts) > 1 and parts[0] in _FOLDERS and ".." not in parts)

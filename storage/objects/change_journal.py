@@ -1,42 +1,41 @@
-"""The change journal: every row of the index as it was committed, as files beside the objects, so that it outlives it.
+"""The change journal: every committed row of the index, in files beside the objects, from which it can be rebuilt.
 
-``journal/changes-<number>.jsonl``. A line is a CRC-32 in hex, a space, and JSON. The first line of a segment says which
-archive it is of; each further line holds the changes of some commits: ``number`` of the last one, and ``rows``. A
-segment whose header says ``whole`` begins with every row there was, and makes all segments before it superfluous. Lines
-are only ever added, with fsync, by one process at a time. docs/FORMATS.md describes the rows.
+``journal/changes-<number>.jsonl`` is a segment. Each line is a CRC-32 in hex, a space, and JSON. The first line of a
+segment names the archive; each further line holds the ``rows`` that some commits changed, and the ``number`` of the
+last of these commits. A segment whose first line says ``whole`` starts with every row of the index and replaces all
+earlier segments. Lines are only appended, with fsync, by one process at a time. docs/FORMATS.md describes the rows.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from storage.errors import JournalDamaged, NewerFormat
-from storage.objects.store import fsync_folder, full_disk_is_store_full
-from storage.objects.trail_journal import last_whole_line
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 
 FORMAT = 1
-"""Version of the lines; a segment of a higher one is refused."""
+"""Version of the line format. A segment of a higher version is refused."""
 
 _SEGMENT_BYTES = 32 * 1024 * 1024
-"""A segment that is larger is followed by a new one."""
+"""Size in bytes above which the next line starts a new segment. Chosen, not measured."""
 
 Change = list[Any]
-"""``["+", table, key, row]`` for a whole row, ``["~", table, key, columns]`` for some columns of a row that is there
-already, ``["-", table, key]`` for a row that was deleted. ``key``: values of the primary key."""
+"""``["+", table, key, row]`` is a new row, ``["~", table, key, columns]`` changes columns of an existing row, and
+``["-", table, key]`` deletes a row. ``key``: values of the primary key."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The changes of one line. ``number``: that of the last commit in it."""
+    """The changes in one line. ``number``: the number of the last commit among them."""
 
     number: int
     rows: list[Change]
@@ -50,24 +49,21 @@ class ChangeJournal:
         self._end: tuple[Path, int, int] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps every other writer, of any process, out."""
-        with (self.folder / "changes.lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Exclude all other writers, in this and in other processes."""
+        return exclusive(self.folder / "changes.lock")
 
     def archive(self) -> str:
-        """The identity of the archive that it is of; empty where there is no journal. Raises NewerFormat."""
+        """The identity of the archive; empty if there is no journal. Raises NewerFormat."""
         names = (str(_header(segment)["archive"]) for segment in reversed(self._segments()))
         return next((name for name in names if name), "")
 
     def whole_since(self) -> int:
-        """The number at which the newest segment with every row begins; -1 where there is none."""
+        """The commit number at which the newest whole segment starts; -1 if there is none."""
         return max((_place(segment)[0] for segment in self._segments() if _header(segment)["whole"]), default=-1)
 
     def last(self) -> int:
-        """Number of the last commit that it tells of; -1 where there is no journal. Raises JournalDamaged."""
+        """The number of the last commit in the journal; -1 if there is no journal. Raises JournalDamaged."""
         segments = self._segments()
         if not segments:
             return -1
@@ -80,7 +76,7 @@ class ChangeJournal:
         return self._end[2]
 
     def append(self, group: Group) -> None:
-        """Add a line; on return it is on disk. Raises StoreFull."""
+        """Append a line; on return it is on disk. Raises StoreFull."""
         segment = self._segments()[-1]
         archive = None
         if segment.stat().st_size > _SEGMENT_BYTES:
@@ -92,89 +88,89 @@ class ChangeJournal:
                 if archive is not None:
                     out.write(_line({"format": FORMAT, "archive": archive, "number": group.number - 1, "whole": False}))
                 out.write(_line({"number": group.number, "rows": group.rows}))
-                out.flush()
-                os.fsync(out.fileno())
+                fsync_file(out)
             except OSError:
-                os.truncate(segment, size)  # half a line would hide what is added after it
+                os.truncate(segment, size)  # a partial line would make the next line unreadable
                 raise
             size = out.tell()
         if archive is not None:
-            fsync_folder(self.folder)
+            fsync_folders(self.folder)
         self._end = (segment, size, group.number)
 
     def begin(self, archive: str, number: int, rows: Iterable[list[Change]]) -> None:
-        """Begin anew with every row there is; what was there before is moved to ``superseded/``. Raises StoreFull."""
+        """Start a new journal with ``rows``, all rows of the index, and move all former segments to ``superseded/``.
+
+        Raises StoreFull.
+        """
         making = self._made_whole(archive, number, rows)
         final = self._segment(number, whole=True)
         self.set_aside([final])
         making.replace(final)
-        fsync_folder(self.folder)
+        fsync_folders(self.folder)
         self.set_aside(segment for segment in self._segments() if segment != final)
         self._end = None
 
     def compact(self, archive: str, number: int, rows: Iterable[list[Change]]) -> None:
-        """Put one segment with every row there is in place of all segments, which are deleted. Raises StoreFull,
-        JournalDamaged where the new segment cannot be read back.
+        """Replace all segments by one that holds ``rows``, all rows of the index.
 
-        It has its final name, on disk, before anything is deleted; segments that a killed process leaves behind are
-        superfluous, and go with the next compaction.
+        The new segment is on disk under its final name before any other is deleted. If the process is killed in
+        between, the next compaction deletes the remaining segments. Raises StoreFull, and JournalDamaged if the new
+        segment cannot be read back.
         """
         former, final = self._segments(), self._segment(number, whole=True)
         making = self._made_whole(archive, number, rows)
         with making.open("rb") as lines:
             if any(_content(line.rstrip(b"\n")) is None for line in lines):
                 making.unlink()
-                raise JournalDamaged(f"what was written to {making} is not what comes back; is the disk sound?")
+                raise JournalDamaged(f"{making} does not read back as it was written; check the disk")
         making.replace(final)
-        fsync_folder(self.folder)
+        fsync_folders(self.folder)
         for segment in former:
             if segment != final:
                 segment.unlink()
-        fsync_folder(self.folder)
+        fsync_folders(self.folder)
         self._end = None
 
     def _made_whole(self, archive: str, number: int, rows: Iterable[list[Change]]) -> Path:
-        """A file, on disk, that becomes a segment with every row when it is renamed."""
+        """Write a file, synced to disk, that becomes a whole segment when it is renamed."""
         making = self.folder / "changes.making"
         with full_disk_is_store_full(), making.open("wb") as out:
             out.write(_line({"format": FORMAT, "archive": archive, "number": number, "whole": True}))
-            for some in rows:
-                out.write(_line({"number": number, "rows": some}))
-            out.flush()
-            os.fsync(out.fileno())
+            for part in rows:
+                out.write(_line({"number": number, "rows": part}))
+            fsync_file(out)
         return making
 
     def set_aside(self, segments: Iterable[Path] | None = None) -> None:
-        """Move segments, all where none are named, to a folder below ``superseded/``; nothing is deleted."""
-        these = [one for one in (self._segments() if segments is None else segments) if one.exists()]
-        if not these:
+        """Move these segments, by default all, to a folder below ``superseded/``. Nothing is deleted."""
+        moved = [one for one in (self._segments() if segments is None else segments) if one.exists()]
+        if not moved:
             return
         aside = self.folder / "superseded" / f"{time.time_ns()}"
         aside.mkdir(parents=True)
-        for segment in these:
+        for segment in moved:
             segment.replace(aside / segment.name)
-        fsync_folder(aside)
-        fsync_folder(self.folder)
+        fsync_folders(aside, self.folder)
         self._end = None
 
     def repair(self) -> str:
-        """Cut what is torn or damaged off the end, and keep it beside; what was done in words, empty for nothing.
+        """Move torn or damaged lines at the end to a file of their own. Returns what was done; empty if nothing.
 
-        What was cut is in the index, which writes it down again.
+        The index still holds these changes and appends them again.
         """
         self._end = None
         for segment in reversed(self._segments()):
-            data = segment.read_bytes() if _is_hurt(segment) else None
+            data = segment.read_bytes() if _ends_damaged(segment) else None
             if data is None:
                 return ""
-            end = _sound_length(data)
+            end = sound_length(data, lambda line: _content(line) is not None)
             aside = self.folder / f"damaged-{time.time_ns()}"
             aside.write_bytes(data[end:])
             if end == 0:
                 segment.unlink()
             else:
                 os.truncate(segment, end)
-            fsync_folder(self.folder)
+            fsync_folders(self.folder)
             if end:
                 return f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}"
         return ""
@@ -186,10 +182,10 @@ class ChangeJournal:
         damaged: Callable[[Path, int], None] | None = None,
         progress: Callable[[int], None] = lambda size: None,
     ) -> Iterator[Group]:
-        """What it tells, in order, from the newest segment with every row on: the lines numbered above ``after``.
+        """The changes numbered above ``after``, in order, from the newest whole segment on.
 
-        ``damaged`` hears of each line that cannot be read (segment, number of the line), which is left out then;
-        without it such a line raises JournalDamaged. ``progress`` hears of the bytes of each line.
+        ``damaged(segment, line number)`` is called for each unreadable line, which is then skipped; without it such a
+        line raises JournalDamaged. ``progress(bytes)`` is called for each line.
         """
         segments = self._segments()
         whole = [at for at, segment in enumerate(segments) if _header(segment)["whole"]]
@@ -206,7 +202,7 @@ class ChangeJournal:
                         yield Group(int(content["number"]), content["rows"])
 
     def size(self) -> int:
-        """Bytes of all segments."""
+        """The size of all segments, in bytes."""
         return sum(segment.stat().st_size for segment in self._segments())
 
     def _segments(self) -> list[Path]:
@@ -227,7 +223,7 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def _content(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None where it is damaged."""
+    """The JSON of a line; None if the line is damaged."""
     try:
         if len(line) < 10 or int(line[:8], 16) != zlib.crc32(line[9:]):
             return None
@@ -249,19 +245,8 @@ def _header(segment: Path) -> dict[str, Any]:
     return content
 
 
-def _is_hurt(segment: Path) -> bool:
+def _ends_damaged(segment: Path) -> bool:
     with segment.open("rb") as file:
         file.seek(-min(1, segment.stat().st_size), os.SEEK_END)
         ended = file.read() == b"\n"
     return not ended or _content(last_whole_line(segment)) is None
-
-
-def _sound_length(data: bytes) -> int:
-    """Bytes up to the end of the last sound line."""
-    end = data.rfind(b"\n") + 1
-    while end:
-        begin = data.rfind(b"\n", 0, end - 1) + 1
-        if _content(data[begin : end - 1]) is not None:
-            return end
-        end = begin
-    return 0

@@ -1,7 +1,7 @@
-"""Who may read what an archive writes: its own user alone. And nothing in it is a link to somewhere else.
+"""File modes: only the archive's own user may read its files, and no symbolic link in it is followed.
 
-Files are made 0600 and folders 0700, by the mask that ``keep_private`` sets for the process and those it starts.
-``close_to_others`` sees to what an earlier release made, and to links that somebody put there.
+Files have mode 0600 and folders 0700, by the umask that ``keep_private`` sets for this process and its children.
+``close_to_others`` corrects the modes that earlier releases left, and refuses symbolic links.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from pathlib import Path
 from storage.errors import ConfigError
 
 MASK = 0o077
+"""Permission bits of group and others."""
 _DEEPER = {"journal", "reports", "damaged", "objects"}
-"""Folders whose entries are looked at too; objects lie one deeper, and each is looked at when it is read."""
+"""Folders whose entries are checked too. Objects lie one level deeper; each is checked when it is read."""
 
 
 def keep_private() -> None:
-    """Whatever this process and its workers make is for its own user alone; called once at the start."""
+    """Set the umask so that only this user can read new files. Called once, before workers start."""
     os.umask(MASK)
 
 
 def close_to_others(root: Path) -> None:
-    """Take rights on an archive's folder from everybody else. Raises ConfigError where there is a link in it.
+    """Remove the permissions of group and others in an archive's folder. Raises ConfigError if it holds a link.
 
-    The folder itself may be reached by a link. Where the file system is read-only, or is another user's, rights stay.
+    The folder itself may be a link. If the file system is read-only or belongs to another user, nothing is changed.
     """
     for entry in _entries(root):
         if entry.is_symlink():
             raise ConfigError(
-                f"{entry.path} is a symbolic link, and none is followed inside an archive; "
-                "mount the other place there, or move storage.root"
+                f"{entry.path} is a symbolic link, which is not followed inside an archive; "
+                "mount the other disk there, or move storage.root"
             )
         mode = stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode)
         if mode & MASK:

@@ -1,7 +1,7 @@
-"""Whether an object is whole, and what happens to one that is not: it is moved aside, never deleted.
+"""Verifies objects, and moves damaged ones away without deleting them.
 
-``damaged/`` beside ``objects/`` holds what was moved aside, under its digest and a number. What turns out to be whole
-after all, there or on a second look, is put back.
+``damaged/`` beside ``objects/`` holds damaged objects, each named by its digest and a number. An object that verifies
+when it is read again is moved back.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from storage.errors import ObjectMissing
+from storage.objects.durability import fsync_folders
 from storage.objects.store import ObjectStore
 
 DAMAGED = "damaged"
@@ -23,19 +24,19 @@ ORPHANS = "orphans"
 
 
 class Condition(StrEnum):
-    """What a look at an object found."""
+    """The result of verifying an object."""
 
     WHOLE = "whole"
     DAMAGED = "damaged"
-    """Its bytes are not those of its name, or the medium does not give them back."""
+    """Its bytes do not have its digest, or the disk fails to read them."""
     MISSING = "missing"
     UNREADABLE = "unreadable"
-    """The system refuses to open it (rights, mounts): its bytes may be sound, and it is left where it is."""
+    """The system refuses to open it (permissions, mounts). Its bytes may be sound, so it is not moved."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One object looked at: its condition, what is wrong in words, and how many bytes were read."""
+    """The result of reading one object. ``detail``: a description of the fault."""
 
     condition: Condition
     detail: str = ""
@@ -47,14 +48,15 @@ class Inspection:
 
 
 def examine(store: ObjectStore, digest: str) -> Inspection:
-    """Read an object from beginning to end and compare it with its name."""
+    """Read a whole object from disk and compare it with its digest."""
     return _examine(store.path(digest), digest)
 
 
 def set_aside(store: ObjectStore, digest: str) -> Path | None:
-    """Move a damaged object to ``damaged/`` and return where it is; None where it was whole after all, or has gone.
+    """Move a damaged object to ``damaged/`` and return its path; None if it is whole or no longer exists.
 
-    Whoever stores the same bytes at this moment is safe: what was moved is looked at again, and put back if whole.
+    The file is verified again after the move and put back if it is whole, so a concurrent write of the same object is
+    not lost.
     """
     final, aside = store.path(digest), _free_name(store, digest)
     try:
@@ -69,18 +71,17 @@ def set_aside(store: ObjectStore, digest: str) -> Path | None:
 
 
 def recover(store: ObjectStore, digest: str) -> bool:
-    """Put back an object that is missing and lies whole in ``damaged/`` or ``orphans/``."""
+    """Put back a missing object if ``damaged/`` or ``orphans/`` holds it whole. Returns whether one did."""
     among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
     for aside in [*sorted((store.root / DAMAGED).glob(f"{digest}.*")), *among_orphans]:
         if _examine(aside, digest).whole:
-            store.path(digest).parent.mkdir(exist_ok=True)
             put_back(aside, store.path(digest))
             return True
     return False
 
 
 def remove_aside(store: ObjectStore, digest: str) -> None:
-    """Delete what was moved aside of an object that is deleted on purpose."""
+    """Delete the copies in ``damaged/`` and ``orphans/`` of an object that is being deleted."""
     among_orphans = (store.root / ORPHANS).glob(f"*/{digest[:2]}/{digest}")
     for aside in [*(store.root / DAMAGED).glob(f"{digest}.*"), *among_orphans]:
         aside.unlink(missing_ok=True)
@@ -88,7 +89,7 @@ def remove_aside(store: ObjectStore, digest: str) -> None:
 
 @dataclass(frozen=True)
 class Listed:
-    """One entry of the store: an object, or with ``digest`` empty something that does not belong there."""
+    """One entry of the store. ``digest`` is empty for a file that is not an object."""
 
     name: str
     digest: str
@@ -97,25 +98,25 @@ class Listed:
 
 
 def listing(store: ObjectStore, folder: str) -> list[Listed]:
-    """What lies in ``objects/<folder>``, by name; nothing where there is no such folder."""
+    """The entries of ``objects/<folder>``, sorted by name; empty if there is no such folder."""
     root = store.root / "objects" / folder
     found = []
     for entry in sorted(root.iterdir()) if root.is_dir() else ():
         try:
             status = entry.lstat()
-        except FileNotFoundError:  # an object that was deleted since
+        except FileNotFoundError:  # deleted in the meantime
             continue
         found.append(Listed(entry.name, _digest_of(store, entry), status.st_size, status.st_mtime))
     return found
 
 
 def is_empty(store: ObjectStore) -> bool:
-    """Whether the store holds no object at all, as when its disk is not mounted."""
+    """Whether the store holds no objects, for example because its disk is not mounted."""
     return not holds_any(store.root / "objects")
 
 
 def holds_any(objects: Path) -> bool:
-    """Whether a folder of objects has any; False where there is no such folder."""
+    """Whether the folder ``objects/`` exists and holds an object."""
     folders = (folder for folder in objects.iterdir() if folder.is_dir()) if objects.is_dir() else ()
     return any(any(folder.iterdir()) for folder in folders)
 
@@ -124,7 +125,7 @@ def _examine(path: Path, digest: str) -> Inspection:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or path.parent.is_symlink():
-            return Inspection(Condition.DAMAGED, "no regular file")
+            return Inspection(Condition.DAMAGED, "not a regular file")
         with path.open("rb", buffering=0) as opened:
             _forget_cached(opened.fileno())
             found = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -135,19 +136,20 @@ def _examine(path: Path, digest: str) -> Inspection:
         medium = error.errno in (errno.EIO, errno.ELOOP)
         return Inspection(Condition.DAMAGED if medium else Condition.UNREADABLE, f"cannot be read: {error.strerror}")
     if found != digest:
-        return Inspection(Condition.DAMAGED, f"{status.st_size} bytes of digest {found}", status.st_size)
+        return Inspection(Condition.DAMAGED, f"its {status.st_size} bytes have digest {found}", status.st_size)
     return Inspection(Condition.WHOLE, "", status.st_size)
 
 
 def _forget_cached(handle: int) -> None:
-    """Read from the medium, which is in question, not from memory; and leave memory to what is being served."""
+    """Drop the file from the page cache, so that it is read from disk and leaves room for images that are served."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def put_back(aside: Path, final: Path) -> None:
-    """Give an object its place again, unless it was stored anew meanwhile; on return that is on disk."""
-    with contextlib.suppress(FileExistsError):  # stored anew meanwhile
+    """Move an object back to ``objects/``. On return the move is on disk."""
+    final.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # it was stored again in the meantime
         os.link(aside, final)
     fsync_folders(final.parent)
     aside.unlink()
@@ -167,18 +169,8 @@ def _free_name(store: ObjectStore, digest: str) -> Path:
 
 
 def _digest_of(store: ObjectStore, entry: Path) -> str:
-    """The digest that an entry is the object of; empty for a name or a place that no object has."""
+    """The digest of the object at ``entry``; empty if no object has that path."""
     try:
         return entry.name if store.path(entry.name) == entry else ""
     except ObjectMissing:
         return ""
-
-
-def fsync_folders(*folders: Path) -> None:
-    """Bring what was renamed in these folders to disk."""
-    for folder in folders:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

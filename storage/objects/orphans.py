@@ -1,8 +1,7 @@
-"""Objects that no row speaks of: moved aside, kept for a time, and put back where a row turns out to need them.
+"""Orphans: objects that no row of the index refers to. They are moved away, kept for some days, then deleted.
 
-``orphans/<date>/ab/abcdef...`` beside ``objects/``: the date is that of the move, the rest is the path that it had.
-Nothing is unlinked on the day that it is found: an index that is wrong, or an error in this program, must not cost an
-image.
+``orphans/<date>/ab/abcdef...`` beside ``objects/`` holds an orphan: the date of the move, then the path it had. An
+orphan is not deleted at once, because a wrong index or an error in this program must not lose an image.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
-from storage.objects.inspection import ORPHANS, fsync_folders, put_back
+from storage.objects.durability import fsync_folders
+from storage.objects.inspection import ORPHANS, put_back
 from storage.objects.store import ObjectStore
 
 
 def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
-    """Move an object that no row promises aside, if it still was written before ``older_than`` (epoch seconds).
+    """Move an object that no row refers to away if it was written before ``older_than`` (epoch seconds).
 
-    Storing bytes that are there already renews their time (``ObjectStore.adopt``). So the object is renamed first
-    and its time read then: whoever found it before renewed it, and whoever comes later writes it anew.
+    Returns whether it was moved. Storing an existing object updates its time (``ObjectStore.adopt``), so the object is
+    renamed first and its time is read afterwards: an earlier writer has updated the time, and a later one writes the
+    object again.
     """
     final = store.path(digest)
     folder = store.root / ORPHANS / f"{datetime.now(UTC):%Y-%m-%d}" / digest[:2]
@@ -37,9 +38,9 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
 
 
 def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool]) -> tuple[int, int]:
-    """Delete what was moved aside more than ``keep`` seconds ago; how many objects, and how many were put back.
+    """Delete orphans that were moved more than ``keep`` seconds ago. Returns the numbers deleted and put back.
 
-    ``needed`` says whether a row has come to promise an object of that digest, which is put back then.
+    ``needed(digest)``: whether a row refers to the object by now; such an object is put back.
     """
     deleted = restored = 0
     last = (datetime.now(UTC) - timedelta(seconds=keep)).date()
@@ -48,7 +49,6 @@ def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool
             continue
         for aside in sorted(folder.glob("*/*")):
             if needed(aside.name):
-                store.path(aside.name).parent.mkdir(exist_ok=True)
                 put_back(aside, store.path(aside.name))
                 restored += 1
             else:
@@ -59,7 +59,7 @@ def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool
 
 
 def _date_of(name: str) -> date:
-    """The date that a folder is named by; one with another name is never old."""
+    """The date in a folder's name; the latest possible date if the name is not a date."""
     try:
         return date.fromisoformat(name)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Room kept back: a file that is given up where the disk is full, so that an index can be opened and served from.
+"""A reserve file that is deleted when the disk is full, so that the index can still be opened.
 
-SQLite makes files beside the index when it opens it. Without room for these an archive could not even be read.
+SQLite creates files beside the index when it opens it. Without room for them the archive could not even be read.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 RESERVE = 8 << 20
-"""Bytes kept back: some hundred times what opening an index and noting the start of a node take."""
+"""Size of the reserve file in bytes: about 100 times what opening the index and recording a start of the node need."""
 _NAME = "reserve"
 
 
 def keep_reserve(root: Path) -> None:
-    """Keep room back below ``root``, where there is enough of it."""
+    """Create the reserve file below ``root`` if at least four times its size is free."""
     file = root / _NAME
     if file.exists() or shutil.disk_usage(root).free < 4 * RESERVE:
         return
@@ -29,13 +29,11 @@ def keep_reserve(root: Path) -> None:
 
 
 def release_reserve(root: Path) -> str:
-    """Give up what was kept back where the disk below ``root`` is full; what was done in words, empty for nothing."""
+    """Delete the reserve file if the disk below ``root`` is full. Returns what was done; empty if nothing."""
     free = shutil.disk_usage(root).free
     if free >= RESERVE:
         return ""
     with suppress(OSError):
         (root / _NAME).unlink()
-        return (
-            f"{free} bytes are free below {root}: room that was kept back is given up, so that the archive can be read"
-        )
+        return f"{free} bytes are free below {root}: the reserve file was deleted, so that the archive can be read"
     return ""

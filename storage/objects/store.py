@@ -1,9 +1,9 @@
 """The content-addressed store: a folder of files named by the SHA-256 of their bytes.
 
-``objects/ab/abcdef...`` holds an object; ``spool/`` holds what is still arriving and is emptied at start; ``lent/``
-holds second names of objects for readers, who keep reading when an object is removed meanwhile. A file
-appears under its final name only complete and on disk: write, fsync, link, fsync the folder. Writing an object
-that is there already is not an error and writes nothing.
+``objects/ab/abcdef...`` holds an object. ``spool/`` holds files that are still arriving; it is emptied at start.
+``lent/`` holds hard links to objects for readers, who can go on reading when an object is deleted meanwhile. A file
+appears under its final name only when it is complete and on disk: write, fsync, rename, fsync the folder. Storing an
+object that is already there succeeds and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
+from storage.objects.durability import fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import close_to_others
 
 _HOST = socket.gethostname().replace("+", "-")
 _KEEPING = "-keeping"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Ending of the file in ``lent/`` that tells ``delete`` to keep a link to each deleted object."""
 
 
 class ObjectStore:
@@ -44,7 +45,7 @@ class ObjectStore:
         close_to_others(root)
 
     def sweep_spool(self) -> None:
-        """Remove what a killed process left half received. Only the process that owns the store may call it."""
+        """Remove files that a killed process received in part. Only the process that owns the store may call this."""
         for entry in self.spool.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -52,33 +53,33 @@ class ObjectStore:
                 entry.unlink(missing_ok=True)
 
     def sweep_lent(self) -> None:
-        """Remove names that were lent to processes of this machine that have ended."""
+        """Remove the links of processes of this machine that have ended."""
         for entry in self._lent.glob(f"{_HOST}+*"):
             pid = int(entry.name.split("+")[1])
             if pid == os.getpid() or not _runs(pid):
                 entry.unlink(missing_ok=True)
 
     def lend(self, digest: str) -> Path:
-        """A name of one reader's own for an object, which the reader unlinks. Raises ObjectMissing."""
+        """Link an object to a name for one reader, who unlinks it afterwards. Raises ObjectMissing."""
         lent = self._own_name()
         held = self.held(digest)
         try:
             os.link(held, lent)
         except FileNotFoundError:
             raise ObjectMissing(f"object {digest} is not in {self._objects}") from None
-        except OSError:  # a file system without links, or one that is read-only
+        except OSError:  # the file system has no hard links, or is read-only
             return _copied(held, lent)
         return lent
 
     def take_from(self, other: ObjectStore, digest: str) -> None:
-        """Copy an object from another store. On return it is durable here, and has that digest.
+        """Copy an object from another store. On return the copy is on disk and its digest is verified.
 
         Raises ObjectMissing, ObjectDamaged, StoreFull.
         """
         self.take_copy(other.held(digest), digest)
 
     def take_copy(self, source: Path, digest: str) -> None:
-        """Copy a file that holds an object. On return it is durable here, and has that digest.
+        """Copy a file that holds an object. On return the copy is on disk and its digest is verified.
 
         Raises ObjectDamaged, StoreFull.
         """
@@ -88,25 +89,25 @@ class ObjectStore:
             with full_disk_is_store_full():
                 shutil.copyfile(source, copied, follow_symlinks=False)
             if not has_digest(copied, digest):
-                raise ObjectDamaged(f"object {digest} as {source} does not have that digest any more")
+                raise ObjectDamaged(f"object {digest}, read from {source}, no longer has that digest")
             self.adopt(copied)
         finally:
             copied.unlink(missing_ok=True)
 
     def keep_free(self, size: int) -> None:
-        """From now on at least so many bytes must stay free, also where fewer were asked for."""
+        """Raise ``min_free`` to at least ``size`` bytes."""
         self._min_free = max(self._min_free, size)
 
     def check_room(self, coming: int = 0) -> None:
-        """Raises StoreFull when ``coming`` more bytes would leave less than ``min_free``."""
+        """Raises StoreFull if ``coming`` more bytes would leave less than ``min_free``."""
         free = shutil.disk_usage(self.root).free
         if free - coming < self._min_free:
             raise StoreFull(f"{free} bytes free below {self.root}, {self._min_free} must stay free")
 
     def adopt(self, file: Path) -> str:
-        """Take a spooled file (same file system) into the store and return its digest, hex.
+        """Move a spooled file (on the same file system) into the store and return its digest, hex.
 
-        On return the bytes are durable under their final name. The spooled name is gone.
+        On return the bytes are on disk under their final name.
         """
         with file.open("rb") as opened, full_disk_is_store_full():
             with ThreadPoolExecutor(1) as other:  # the disk works while the digest is computed
@@ -115,14 +116,14 @@ class ObjectStore:
                 synced.result()
             final = self.path(digest)
             if self.has(digest) and has_digest(final, digest) and _renew(final):
-                # whoever put it there may not have come to that yet, and this caller promises it too
+                # another writer may have renamed it without having synced the folder yet
                 self._make_folder(final.parent)
-                fsync_folder(final.parent)
+                fsync_folders(final.parent)
                 file.unlink()
                 return digest
             self._make_folder(final.parent)
             file.replace(final)
-            fsync_folder(final.parent)
+            fsync_folders(final.parent)
         return digest
 
     def put(self, data: bytes) -> str:
@@ -138,44 +139,44 @@ class ObjectStore:
                 spooled.unlink(missing_ok=True)
 
     def path(self, digest: str) -> Path:
-        """Where the object of that digest is, or would be."""
+        """The path of the object with that digest, whether it exists or not."""
         if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise ObjectMissing(f"{digest!r} is no SHA-256 digest")
+            raise ObjectMissing(f"{digest!r} is not a SHA-256 digest")
         return self._objects / digest[:2] / digest
 
     def has(self, digest: str) -> bool:
-        """Whether there is a file for that object; a link to one elsewhere is none."""
+        """Whether the object has a file. A symbolic link does not count."""
         path = self.path(digest)
         return path.is_file() and not path.is_symlink() and not path.parent.is_symlink()
 
     def held(self, digest: str) -> Path:
-        """The file of an object. Raises ObjectMissing."""
+        """The path of an object that exists. Raises ObjectMissing."""
         path = self.path(digest)
         if not self.has(digest):
             raise ObjectMissing(f"object {digest} is not in {self._objects}")
         return path
 
     def read(self, digest: str) -> bytes:
-        """The bytes of an object, checked against its name. Raises ObjectMissing, ObjectDamaged."""
+        """The bytes of an object, verified against its digest. Raises ObjectMissing, ObjectDamaged."""
         data = self.held(digest).read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
-            raise ObjectDamaged(f"object {digest} does not have that digest any more")
+            raise ObjectDamaged(f"object {digest} no longer has that digest")
         return data
 
     def delete(self, digest: str) -> None:
-        """Remove an object; absent is fine. A backup in progress keeps a name of its own for it."""
+        """Delete an object if it exists. A backup in progress keeps a link to it (``keeping``)."""
         for mark in self._lent.glob(f"*{_KEEPING}"):
             host, pid, _ = mark.name.split("+")
             if host != _HOST or _runs(int(pid)):
-                with suppress(OSError):  # no such object, kept already, or a file system without links
+                with suppress(OSError):  # no such object, a link exists already, or no hard links here
                     os.link(self.path(digest), _kept_name(mark, digest))
         self.path(digest).unlink(missing_ok=True)
 
     @contextmanager
     def keeping(self) -> Iterator[Callable[[str], Path]]:
-        """While the block runs, objects that are deleted are kept under another name, which the function tells.
+        """Keep a link to every object that is deleted while the block runs; the function gives its path by digest.
 
-        ``sweep_lent`` removes what a killed process kept.
+        ``sweep_lent`` removes the links of a killed process.
         """
         mark = self._own_name()
         mark = mark.with_name(mark.name + _KEEPING)
@@ -188,21 +189,21 @@ class ObjectStore:
                 kept.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
-        """Every digest in the store, in order."""
+        """All digests in the store, in ascending order."""
         for folder in sorted(self._objects.iterdir()):
             yield from sorted(entry.name for entry in folder.iterdir())
 
     def _own_name(self) -> Path:
-        """A new name of this process's own; ``sweep_lent`` removes it when the process has ended."""
+        """A new path in ``lent/``; ``sweep_lent`` removes it once this process has ended."""
         return self._lent / f"{_HOST}+{os.getpid()}+{uuid.uuid4().hex}"
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder of objects; on return it is on disk, whichever thread or process made it."""
+        """Make a folder for objects. On return it is on disk, even if another thread or process made it."""
         if folder.is_symlink():
-            raise ConfigError(f"{folder} is a symbolic link, and none is followed inside an archive; remove it")
+            raise ConfigError(f"{folder} is a symbolic link, which is not followed inside an archive; remove it")
         if folder.name not in self._durable or not folder.is_dir():
             folder.mkdir(exist_ok=True)
-            fsync_folder(self._objects)
+            fsync_folders(self._objects)
             self._durable.add(folder.name)
 
 
@@ -211,7 +212,7 @@ def _kept_name(mark: Path, digest: str) -> Path:
 
 
 def _copied(held: Path, lent: Path) -> Path:
-    """A copy of an object, beside it where that can be written to, else in the system's folder for such."""
+    """Copy an object to ``lent``, or to the system's temporary folder if that cannot be written. Returns the path."""
     try:
         shutil.copyfile(held, lent, follow_symlinks=False)
         return lent
@@ -221,17 +222,6 @@ def _copied(held: Path, lent: Path) -> Path:
         handle, name = tempfile.mkstemp(prefix="latent-pacs-lent-")
         os.close(handle)
         return Path(shutil.copyfile(held, name, follow_symlinks=False))
-
-
-@contextmanager
-def full_disk_is_store_full() -> Iterator[None]:
-    """Turns the operating system's ways to say "no room" into StoreFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StoreFull(f"no room for the object: {error.strerror}") from error
-        raise
 
 
 def _runs(pid: int) -> bool:
@@ -245,14 +235,14 @@ def _runs(pid: int) -> bool:
 
 
 def has_digest(path: Path, digest: str) -> bool:
-    """Whether what lies there is whole: has the SHA-256 that it is named by."""
+    """Whether the file at ``path`` exists and has that SHA-256."""
     try:
         with open(path, "rb", opener=_not_a_link) as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == digest
-    except FileNotFoundError:  # a scrub moved it aside since
+    except FileNotFoundError:  # a scrub moved it away in the meantime
         return False
     except OSError as error:
-        if error.errno == errno.ELOOP:  # a link, which is no object
+        if error.errno == errno.ELOOP:  # a symbolic link is never an object
             return False
         raise
 
@@ -262,17 +252,9 @@ def _not_a_link(path: str, flags: int) -> int:
 
 
 def _renew(path: Path) -> bool:
-    """Make an object that is taken once more look new, so that nobody removes it as an orphan; False if it has gone."""
+    """Update an object's time so that it is not removed as an orphan. Returns False if it no longer exists."""
     try:
         os.utime(path)
     except FileNotFoundError:
         return False
     return True
-
-
-def fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,41 +1,39 @@
-"""The journal: the audit trail as files beside the objects, so that it outlives the index.
+"""A copy of the audit trail in files beside the objects, which outlives the index.
 
-``journal/trail-000000000001.jsonl``: one record a line, as JSON, in segments named by their first record. Lines are
-only ever added, with fsync, by one process at a time. A last line without an end was being written when its process
-was killed; it is written anew.
+``journal/trail-000000000001.jsonl`` is a segment, named by the number of its first record. Each line is one record in
+JSON. Lines are only appended, with fsync, by one process at a time. A last line without a newline is left from a
+process that was killed; ``append`` removes it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from storage.errors import JournalDamaged
-from storage.objects.store import fsync_folder
+from storage.objects.durability import fsync_file, fsync_folders
+from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 from storage.records import TrailEntry, TrailRecord
 
 _SEGMENT_BYTES = 8 * 1024 * 1024
+"""Size in bytes above which the next record starts a new segment. Chosen, not measured."""
 
 
 class TrailJournal:
-    """The journal in one folder."""
+    """The journal in one folder. Its caller holds ``locked`` while it appends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps every other writer, of any process, out."""
-        with (self.folder / "lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Exclude all other writers, in this and in other processes."""
+        return exclusive(self.folder / "lock")
 
     def last(self) -> TrailRecord | None:
         """The newest whole record. Raises JournalDamaged."""
@@ -52,27 +50,27 @@ class TrailJournal:
                 yield _record(line, segment)
 
     def repair(self) -> str:
-        """Cut lines that are no records off the end, and keep them beside; what was done in words, empty for nothing.
+        """Move lines at the end that are not records to a file of their own. Returns what was done; empty if nothing.
 
-        What was cut is in the index, which writes it down again.
+        The index still holds these records and appends them again.
         """
         with self.locked():
             for segment in reversed(self._segments()):
                 data = segment.read_bytes() if _ends_badly(segment) else b""
-                end = _sound_length(data, segment)
+                end = sound_length(data, partial(_is_record, segment=segment))
                 if end == len(data):
                     return ""
                 aside = self.folder / f"damaged-{time.time_ns()}"
                 aside.write_bytes(data[end:])
                 with segment.open("r+b") as file:
                     file.truncate(end)
-                    os.fsync(file.fileno())
+                    fsync_file(file)
                 if end:
                     return f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}"
         return ""
 
     def append(self, records: Iterable[TrailRecord]) -> None:
-        """Add records; on return they are on disk. The caller has the lock."""
+        """Append records; on return they are on disk. The caller holds ``locked``."""
         lines = [(record.number, _line(record)) for record in records]
         if not lines:
             return
@@ -84,10 +82,9 @@ class TrailJournal:
             segments = [self.folder / f"trail-{lines[0][0]:012d}.jsonl"]
         with segments[-1].open("ab") as out:
             out.write(b"".join(line for _, line in lines))
-            out.flush()
-            os.fsync(out.fileno())
+            fsync_file(out)
         if new:
-            fsync_folder(self.folder)
+            fsync_folders(self.folder)
 
     def _segments(self) -> list[Path]:
         return sorted(self.folder.glob("trail-*.jsonl"))
@@ -103,24 +100,12 @@ def _record(line: bytes, segment: Path) -> TrailRecord:
         entry = fields.pop("entry")
         return TrailRecord(**fields, entry=TrailEntry(**{**entry, "uids": tuple(entry["uids"])}))
     except (ValueError, TypeError, KeyError) as error:
-        raise JournalDamaged(f"{segment} has a line that is no record: {error}") from error
+        raise JournalDamaged(f"{segment} has a line that is not a record: {error}") from error
 
 
 def _whole_lines(segment: Path) -> list[bytes]:
     data = segment.read_bytes()
     return data[: data.rfind(b"\n") + 1].splitlines()
-
-
-def last_whole_line(segment: Path) -> bytes:
-    """The last line that has an end, without it; empty where there is none."""
-    size, reach = segment.stat().st_size, 1 << 16
-    with segment.open("rb") as file:
-        while True:
-            file.seek(max(0, size - reach))
-            lines = file.read().rpartition(b"\n")[0].split(b"\n")
-            if len(lines) > 1 or reach >= size:  # the first one found may have lost its beginning
-                return lines[-1]
-            reach *= 2
 
 
 def _ends_badly(segment: Path) -> bool:
@@ -134,17 +119,6 @@ def _is_record(line: bytes, segment: Path) -> bool:
     except JournalDamaged:
         return False
     return True
-
-
-def _sound_length(data: bytes, segment: Path) -> int:
-    """Bytes up to the end of the last line that is a record."""
-    end = data.rfind(b"\n") + 1
-    while end:
-        begin = data.rfind(b"\n", 0, end - 1) + 1
-        if _is_record(data[begin : end - 1], segment):
-            return end
-        end = begin
-    return 0
 
 
 def _cut_torn_end(segment: Path) -> None:

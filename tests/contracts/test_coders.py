@@ -1,4 +1,4 @@
-"""storage.formats.coders: one contract for every coder, damage and disguise included."""
+"""storage.formats.coders: one contract for every coder, including damaged and wrong codestreams."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ PICTURES = {
 }
 
 
-def test_these_are_the_coders() -> None:
+def test_names_of_the_coders() -> None:
     assert EVERY == ["jpegls", "jpegxl", "png16"]
 
 
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.parametrize("coder", EVERY)
-def test_at_distance_0_every_sample_comes_back(coder: str, name: str) -> None:
+def test_distance_0_is_lossless(coder: str, name: str) -> None:
     samples = PICTURES[name]
     before = samples.copy()
     coded = coders.encode(samples, point(coder))
@@ -79,7 +79,7 @@ def test_at_distance_0_every_sample_comes_back(coder: str, name: str) -> None:
 @pytest.mark.parametrize("coder", EVERY)
 @settings(max_examples=30, deadline=None)
 @given(samples=arrays(np.uint16, array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_at_distance_0_any_samples_come_back(coder: str, samples: Samples) -> None:
+def test_distance_0_is_lossless_for_any_samples(coder: str, samples: Samples) -> None:
     assert np.array_equal(round_trip(samples, point(coder)), samples)
 
 
@@ -87,14 +87,14 @@ def test_at_distance_0_any_samples_come_back(coder: str, samples: Samples) -> No
 def test_the_layout_in_memory_does_not_matter(step: OperatingPoint) -> None:
     samples = noise(40, 30)
     expected = coders.encode(samples, step)
-    assert coders.encode(samples.copy(), step) == expected  # coding is a function
+    assert coders.encode(samples.copy(), step) == expected  # encoding is deterministic
     for same in (np.asfortranarray(samples), np.repeat(samples, 2, axis=1)[:, ::2], samples[::-1].copy()[::-1]):
         assert coders.encode(same, step) == expected
 
 
 @pytest.mark.parametrize("step", [*map(point, EVERY), OperatingPoint(2, "jpegxl", 1.0)], ids=str)
 def test_the_number_of_threads_does_not_matter(step: OperatingPoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base that was lost is made again from its original, on whatever machine, and must be the same object."""
+    """A lost base is rebuilt from its original on any machine, and must be the same object."""
     samples = breast(300, 280)
     first = coders.encode(samples, step)
     coded, decoded = set(), set()
@@ -125,7 +125,7 @@ def test_png_is_16_bit_gray() -> None:
 
 
 @pytest.mark.parametrize("coder", EVERY)
-def test_coding_makes_a_picture_smaller(coder: str) -> None:
+def test_encoding_makes_an_image_smaller(coder: str) -> None:
     samples = breast(240, 200)
     assert len(coders.encode(samples, point(coder))) < samples.nbytes / 2
 
@@ -134,12 +134,12 @@ def test_coding_makes_a_picture_smaller(coder: str) -> None:
 
 
 def base_like() -> Samples:
-    """A picture scaled to 16 bits, as a base is."""
+    """An image scaled to 16 bits, like a base."""
     return (breast(240, 200) << 4).astype(np.uint16)
 
 
 @pytest.mark.parametrize(("distance", "worst", "typical"), [(0.1, 800, 80), (0.5, 2200, 300), (1.0, 6500, 450)])
-def test_jpegxl_is_as_lossy_as_asked(distance: float, worst: int, typical: float) -> None:
+def test_jpegxl_error_at_each_distance(distance: float, worst: int, typical: float) -> None:
     samples = base_like()
     step = OperatingPoint(2, "jpegxl", distance)
     coded = coders.encode(samples, step)
@@ -150,7 +150,7 @@ def test_jpegxl_is_as_lossy_as_asked(distance: float, worst: int, typical: float
     assert len(coded) < len(coders.encode(samples, point("jpegxl")))
 
 
-def test_at_a_larger_distance_there_are_fewer_bytes_and_more_error() -> None:
+def test_a_larger_distance_gives_fewer_bytes_and_more_error() -> None:
     samples = base_like()
     steps = [point("jpegxl", distance) for distance in (0.05, 0.3, 1.0, 3.0)]
     sizes = [len(coders.encode(samples, step)) for step in steps]
@@ -166,7 +166,7 @@ def test_a_lossless_coder_refuses_a_distance(coder: str) -> None:
 
 
 @pytest.mark.parametrize("coder", EVERY)
-def test_the_top_sample_is_taken(coder: str) -> None:
+def test_the_largest_sample_is_encoded(coder: str) -> None:
     samples = np.full((16, 16), 65535, np.uint16)
     samples[:8] = 0
     assert not error_of(samples, point(coder)).any()
@@ -177,7 +177,7 @@ def test_the_top_sample_is_taken(coder: str) -> None:
 
 @pytest.mark.parametrize("coder", EVERY)
 @pytest.mark.parametrize("damage", ["empty", "noise", "cut in the head", "cut in the middle", "another format"])
-def test_bytes_that_are_no_codestream_are_a_payload_error(coder: str, damage: str) -> None:
+def test_an_invalid_codestream_is_a_payload_error(coder: str, damage: str) -> None:
     samples = noise(48, 40)
     coded = coders.encode(samples, point(coder))
     other = next(name for name in EVERY if name != coder)
@@ -195,8 +195,8 @@ def test_bytes_that_are_no_codestream_are_a_payload_error(coder: str, damage: st
 @pytest.mark.parametrize("coder", EVERY)
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(0, 100_000), piece=st.binary(min_size=1, max_size=8))
-def test_a_damaged_codestream_decodes_to_the_shape_or_is_a_payload_error(coder: str, at: int, piece: bytes) -> None:
-    """Whether the samples are right is for the payload's checksum to say; here nothing else may come out."""
+def test_a_damaged_codestream_decodes_to_its_shape_or_is_a_payload_error(coder: str, at: int, piece: bytes) -> None:
+    """The payload's checksum detects wrong samples; a coder must only raise no other error."""
     shape = (24, 20)
     coded = bytearray(coders.encode(noise(*shape), point(coder)))
     start = at % len(coded)
@@ -209,7 +209,7 @@ def test_a_damaged_codestream_decodes_to_the_shape_or_is_a_payload_error(coder: 
         assert (decoded.shape, decoded.dtype) == (shape, np.uint16)
 
 
-def test_a_png_with_one_bit_flipped_is_noticed_by_its_own_checksum() -> None:
+def test_the_checksum_of_png_detects_a_flipped_bit() -> None:
     coded = bytearray(coders.encode(noise(24, 20), point("png16")))
     coded[len(coded) // 2] ^= 1
     with pytest.raises(PayloadError, match="png16"):
@@ -218,14 +218,14 @@ def test_a_png_with_one_bit_flipped_is_noticed_by_its_own_checksum() -> None:
 
 @pytest.mark.parametrize("coder", EVERY)
 @pytest.mark.parametrize("shape", [(20, 24), (24, 21), (23, 20), (480, 1), (24, 20, 1)])
-def test_another_shape_than_announced_is_a_payload_error(coder: str, shape: tuple[int, ...]) -> None:
+def test_another_shape_is_a_payload_error(coder: str, shape: tuple[int, ...]) -> None:
     coded = coders.encode(noise(24, 20), point(coder))
     with pytest.raises(PayloadError, match=rf"{coder} codestream holds \(24, 20\), not uint16"):
         coders.decode(coded, point(coder), shape)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("coder", EVERY)
-def test_samples_of_another_kind_are_a_payload_error(coder: str) -> None:
+def test_samples_of_another_type_are_a_payload_error(coder: str) -> None:
     encoders = {
         "png16": imagecodecs.png_encode,
         "jpegls": imagecodecs.jpegls_encode,
@@ -239,6 +239,6 @@ def test_samples_of_another_kind_are_a_payload_error(coder: str) -> None:
         coders.decode(colour, point(coder), (24, 20))
 
 
-def test_a_coder_that_this_release_does_not_have_is_a_payload_error() -> None:
+def test_an_unknown_coder_is_a_payload_error() -> None:
     with pytest.raises(PayloadError, match="webp"):
         coders.decode(b"RIFF", point("webp"), (1, 1))

@@ -70,7 +70,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "node/app/damage.py",
         "node/cli/commands/instance.py",
         "node/dimse/pynetdicom_patches/upper_layer.py",
-        "storage/dicom/element_walk.py",
     ),
 }
 """For a retired word, the paths below which it may still occur."""

@@ -19,7 +19,7 @@ from node.archive.originals.original_access import OriginalAccess
 from node.archive.originals.packing import holds
 from node.config import Profile, Settings
 from storage.dicom.content import Difference, differences
-from storage.errors import CorrectionRefused, OriginalPurged, UnknownUid
+from storage.errors import ChangeRefused, OriginalPurged, UnknownUid
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import NewInstance, Quarantined, StoredInstance, TrailEntry
@@ -82,7 +82,7 @@ class QuarantineReview:
         return one
 
     def accept(self, digest: str, *, reason: str, who: str, allow_return: bool = False) -> Quarantined:
-        """Make an object the original of its UID. Raises UnknownUid, CorrectionRefused, DataSetError."""
+        """Make an object the original of its UID. Raises UnknownUid, ChangeRefused, DataSetError."""
         one = self.find(digest)
         held = self._index.by_uid(one.sop_instance_uid)
         self._check(one, held, allow_return)
@@ -92,7 +92,7 @@ class QuarantineReview:
             self._deletion.allow_return("image", one.sop_instance_uid, reason=reason, who=who)
         entry = _entry("quarantine.accept", one, reason, who)
         if not self._index.quarantine.accept(new, former, entry, holds(self._store)):
-            raise CorrectionRefused(f"{one.sop_instance_uid} changed meanwhile; look again, and then accept")
+            raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; look again, and then accept")
         self._deletion.finish()
         return one
 
@@ -100,15 +100,13 @@ class QuarantineReview:
         uid = one.sop_instance_uid
         stone = self._index.tombstones.in_force(uid)
         if stone is not None and stone.original_uid != uid:
-            raise CorrectionRefused(f"{uid} is the UID of a reconstruction of {stone.original_uid}, which was deleted")
+            raise ChangeRefused(f"{uid} is the UID of a reconstruction of {stone.original_uid}, which was deleted")
         if stone is not None and not allow_return:
-            raise CorrectionRefused(f"{uid} was deleted here; --allow-return lets it come back")
+            raise ChangeRefused(f"{uid} was deleted here; --allow-return lets it come back")
         if held is not None and held.sop_instance_uid != uid:
-            raise CorrectionRefused(
-                f"{uid} is the UID of a reconstruction of {held.sop_instance_uid}; nothing replaces it"
-            )
+            raise ChangeRefused(f"{uid} is the UID of a reconstruction of {held.sop_instance_uid}; nothing replaces it")
         if held is not None and self._kept_by_profile:
-            raise CorrectionRefused("profile us-mqsa: originals are never replaced (MQSA)")
+            raise ChangeRefused("profile us-mqsa: originals are never replaced (MQSA)")
 
     def _verbatim(self, held: StoredInstance) -> str:
         """The original that is held as a verbatim object in the hot store; empty where it was purged."""

@@ -50,7 +50,8 @@ from node.archive.query.response import identifier as identifier_of
 from node.archive.query.timezones import FARTHEST, Adjustment, fixed_zone, stated_zone
 from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
-from storage.dicom.levels import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level, fill_time
+from storage.dicom.levels import fill_time
+from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level
 from storage.index.query_candidates import Indexed, QueryCandidate, candidates
 from storage.index.query_pages import Narrow, Search
 from storage.records import DicomJson

@@ -9,7 +9,7 @@ from pydicom.tag import BaseTag
 
 from node.archive.query.matching import has_wildcard
 from storage.dicom.elements import codecs_of, values_of
-from storage.dicom.levels import KEYS, Key, Level
+from storage.dicom.query_keys import KEYS, Key, Level
 from storage.errors import LatentPacsError
 
 

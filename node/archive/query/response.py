@@ -17,7 +17,7 @@ from pydicom.config import IGNORE
 from pydicom.dataelem import RawDataElement, empty_value_for_VR
 from pydicom.valuerep import format_number_as_ds
 
-from storage.dicom.levels import Key
+from storage.dicom.query_keys import Key
 from storage.records import DicomJson
 
 Element = DataElement | RawDataElement

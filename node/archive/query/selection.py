@@ -8,7 +8,7 @@ from pydicom import Dataset
 
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
 from node.archive.query.matching import has_wildcard
-from storage.dicom.levels import Level
+from storage.dicom.query_keys import Level
 from storage.index.query_candidates import Indexed, instance_keys
 from storage.index.query_pages import Narrow, Search
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 
 from storage.dicom.elements import BadValueError
-from storage.dicom.levels import KEYS, OFFSET_FROM_UTC, fill_time
+from storage.dicom.levels import fill_time
+from storage.dicom.query_keys import KEYS, OFFSET_FROM_UTC
 from storage.records import DicomJson
 
 FARTHEST = timedelta(days=2)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.noise import (
-    CELL,
     LEVELS,
     PLACE,
     POWER_STEP,
@@ -24,8 +23,8 @@ from node.codec.noise import (
     drawing_filter,
     power_of,
 )
-from node.fidelity.cells import padded_to_cells, reduced
 from node.fidelity.threads import on_all_cores
+from storage.formats.geometry import CELL, padded_to_cells, reduced
 
 _FAINT = 0.25
 """Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""

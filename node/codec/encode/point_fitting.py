@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codec.points import REACH, SIGMAS, Point, Points, grey_levels, level_of, profile
-from node.codec.residuals import CELL
 from node.fidelity.bands import around
 from node.fidelity.gate import Reference, Specks, counting, speck_lists, specks_of, wrong_specks
 from node.fidelity.specks import HALO, Speck, spot_responses
+from storage.formats.geometry import CELL
 from storage.records import Thresholds
 
 Float = NDArray[np.float32]

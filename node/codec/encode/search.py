@@ -30,7 +30,7 @@ from node.codec.encode.source_image import Source
 from node.codec.noise import NoiseModel, decode_noise, encode_noise
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.points import encode_points
-from node.codec.residuals import CELL, CodedResiduals, encode_residuals
+from node.codec.residuals import CodedResiduals, encode_residuals
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import (
     Reference,
@@ -48,6 +48,7 @@ from node.fidelity.gate import (
     wrong_specks,
 )
 from node.upscalers.protocol import Upscaler, UpscaleTask
+from storage.formats.geometry import CELL
 from storage.formats.payload import (
     Base,
     encode_base,

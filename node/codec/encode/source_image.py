@@ -14,6 +14,7 @@ from node.codec.encode.padding_fill import filled
 from storage.dicom.dicomfile import HeaderBytes, opened
 from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.errors import NotReconstructable
+from storage.formats.geometry import DCT_BLOCK
 from storage.formats.padding import pack_padding
 from storage.formats.payload import CURVE_KNOTS, CodedRegion
 from storage.formats.resample import Operator
@@ -32,8 +33,6 @@ _EVERY = 4
 """Row step of the noise curve's measurement."""
 _SEEN = 200
 """Least number of pixels at a knot for its noise to be used."""
-_BLOCK = 8
-"""A coded region starts at a multiple of this, in samples, so that JPEG XL's blocks lie as in the whole image."""
 _WORTH_CUTTING = 0.9
 """Largest share of the samples in a coded region; beyond it the whole image is coded."""
 
@@ -189,7 +188,8 @@ def _region(samples: Float) -> CodedRegion | None:
         other = np.abs(samples - np.float32(round(corner))) > _SAME
         rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
         if rows.size:
-            row, column = (int(found[0]) // _BLOCK * _BLOCK for found in (rows, columns))
+            # a multiple of the block, so that JPEG XL's blocks lie as in the whole image
+            row, column = (int(found[0]) // DCT_BLOCK * DCT_BLOCK for found in (rows, columns))
             region = (row, column, int(rows[-1]) + 1 - row, int(columns[-1]) + 1 - column)
             found = CodedRegion(*region, beyond=round(corner))
             if best is None or found.rows * found.columns < best.rows * best.columns:

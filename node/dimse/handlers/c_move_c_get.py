@@ -46,7 +46,7 @@ from node.dimse.dimse_status import (
 )
 from node.dimse.pynetdicom_patches.wire import Report, has_gone
 from node.dimse.sop_classes import ROOTS
-from storage.dicom.levels import Level
+from storage.dicom.query_keys import Level
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.records import TrailEntry

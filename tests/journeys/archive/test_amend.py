@@ -29,7 +29,7 @@ from node.dimse.client import Receiver
 from storage.dicom.dicomfile import encode, file_meta, opened, write_preamble
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, folded, patient_identity
 from storage.dicom.levels import levels_of
-from storage.errors import CorrectionRefused, LatentPacsError, UnknownUid
+from storage.errors import ChangeRefused, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now
 from storage.objects.trail_journal import TrailJournal
@@ -244,13 +244,13 @@ def test_what_has_no_pixels_is_amended_too(tmp_path: Path) -> None:
     [
         ({"StudyInstanceUID": "1.2"}, "cannot be amended"),
         ({"Rows": "1"}, "cannot be amended"),
-        ({"PatientBirthDate": "1.1.1960"}, "no value of its type"),
-        ({"PatientSize": "tall"}, "no value of its type"),
-        ({"PatientID": "x" * 65}, "no value of its type"),
+        ({"PatientBirthDate": "1.1.1960"}, "not a valid value"),
+        ({"PatientSize": "tall"}, "not a valid value"),
+        ({"PatientID": "x" * 65}, "not a valid value"),
     ],
 )
 def test_what_cannot_be_amended(values: dict[str, str], why: str) -> None:
-    with pytest.raises(CorrectionRefused, match=why):
+    with pytest.raises(ChangeRefused, match=why):
         changes_of(values)
 
 
@@ -308,9 +308,9 @@ def test_a_merge_is_kept_for_all_that_comes_later(index: Index) -> None:
     assert named(index) == {"1.2.3.1": ("A", 0), "1.2.3.2": ("B", 1), "1.2.3.3": ("A", 0), "1.2.3.4": ("A", 0)}
     index.amendments.undo(renamed.amendment.number, **WHY)
     assert {amended for _, amended in named(index).values()} == {0}
-    with pytest.raises(CorrectionRefused, match="undone already"):
+    with pytest.raises(ChangeRefused, match="undone already"):
         index.amendments.undo(1, **WHY)
-    with pytest.raises(CorrectionRefused, match="undoes another"):
+    with pytest.raises(ChangeRefused, match="undoes another"):
         index.amendments.undo(3, **WHY)
 
 
@@ -336,7 +336,7 @@ def test_what_is_refused(index: Index) -> None:
         (STUDY, "1.1", {"PatientID": "B", "PatientSex": "M"}, "is known here"),
         (PATIENT, patient_identity("A"), {"StudyID": "1"}, "attributes of a study"),
     ):
-        with pytest.raises(CorrectionRefused, match=why):
+        with pytest.raises(ChangeRefused, match=why):
             index.amendments.make(kind, target, changes_of(values), **WHY)
     with pytest.raises(UnknownUid, match="no patient A x"):
         index.amendments.make(PATIENT, patient_identity("A", "x"), changes_of({"PatientID": "C"}), **WHY)

@@ -155,7 +155,7 @@ from pathlib import Path
 from node.app import make_backup, restore_backup, stores_of
 from node.archive.index_opening import open_for_command
 from node.config import load
-from storage import backup, restoring
+from storage.backup import create as backup
 from storage.objects.store import ObjectStore
 what, config, folder, steps = sys.argv[1], load(Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4])
 def progress(done, of):
@@ -350,7 +350,7 @@ def test_what_is_refused(made: Filled, tmp_path: Path) -> None:
             back_up(made, inside)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/letter.txt").write_text("x")
-    with pytest.raises(BackupRefused, match="is no backup and holds"):
+    with pytest.raises(BackupRefused, match="is not a backup and holds"):
         back_up(made, tmp_path / "full")
     dest = tmp_path / "backup"
     back_up(made, dest)
@@ -373,7 +373,7 @@ def test_what_is_refused(made: Filled, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../index.sqlite", "/etc/passwd", "journal/../../x", "objects/ab/cd", "journal", ""])
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
     write_manifest(tmp_path, Manifest("a", 1, "2026-01-01", 0, (Entry("ab" * 32, 1, name),), ()))
-    with pytest.raises(BackupRefused, match="no part of an archive"):
+    with pytest.raises(BackupRefused, match="does not belong to an archive"):
         read_manifest(tmp_path)
 
 

@@ -20,7 +20,7 @@ from node.app import Node
 from node.archive.deletion import Deletion
 from node.config import parse
 from node.dimse.client import Receiver
-from storage.errors import CorrectionRefused, LatentPacsError, UnknownUid
+from storage.errors import ChangeRefused, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.holdings import Added
@@ -143,7 +143,7 @@ def test_holds_pins_and_mqsa_refuse_all_of_it(bench: Bench) -> None:
     deletion, index = deletion_of(bench), bench.index
     hold = index.holds.add(HoldKind.PATIENT, "P1", **WHY)
     assert [one.kept_because for one in deletion.plan("study", "1.2.1").images] == ["is on hold"] * 2
-    with pytest.raises(CorrectionRefused, match=r"nothing was deleted: 1\.2\.3\.1 is on hold"):
+    with pytest.raises(ChangeRefused, match=r"nothing was deleted: 1\.2\.3\.1 is on hold"):
         deletion.delete("study", "1.2.1", **WHY)
     index.holds.release(hold.key, **WHY)
     pinned = index.by_uid("1.2.3.2")
@@ -154,12 +154,12 @@ def test_holds_pins_and_mqsa_refuse_all_of_it(bench: Bench) -> None:
         key = connection.execute(insert(commitment).values(**request, **more).returning(commitment.c.key)).scalar_one()
         until = time.time() + 3600
         connection.execute(insert(pin).values(instance_key=pinned.key, commitment_key=key, until=until))
-    with pytest.raises(CorrectionRefused, match=r"1\.2\.3\.2 is pinned"):
+    with pytest.raises(ChangeRefused, match=r"1\.2\.3\.2 is pinned"):
         deletion.delete("study", "1.2.1", **WHY)
     assert index.trail.last()[0] == 2  # the hold, and its end
     strict = deletion_of(bench, codec={"profile": "us-mqsa"})
     assert "us-mqsa" in strict.plan("image", "1.2.3.1").images[0].kept_because
-    with pytest.raises(CorrectionRefused, match="MQSA"):
+    with pytest.raises(ChangeRefused, match="MQSA"):
         strict.delete("image", "1.2.3.1", **WHY)
     deletion.delete("image", "1.2.3.1", **WHY)
     assert rows(index) == {"patient": 1, "study": 1, "series": 1, "instance": 1}

@@ -17,7 +17,7 @@ from node.app import Node, Services
 from node.archive.intake.quarantine import QuarantineReview
 from node.config import parse
 from node.dimse.client import Receiver
-from storage.errors import CorrectionRefused, LatentPacsError, UnknownUid
+from storage.errors import ChangeRefused, LatentPacsError, UnknownUid
 from storage.index.connection import now, writing
 from storage.index.tables import commitment, pin
 from storage.records import HoldKind, InstanceState, Quarantined
@@ -101,7 +101,7 @@ def test_accepted_and_accepted_back(sent: Sent) -> None:
 def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
     desk, index = sent.here.quarantine, sent.here.index
     hold = index.holds.add(HoldKind.STUDY, sent.ds.StudyInstanceUID, **WHY)
-    with pytest.raises(CorrectionRefused, match="on hold"):
+    with pytest.raises(ChangeRefused, match="on hold"):
         desk.accept(sent.one().digest, **WHY)
     index.holds.release(hold.key, **WHY)
     held = index.by_uid(sent.ds.SOPInstanceUID)
@@ -112,12 +112,12 @@ def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
         key = connection.execute(insert(commitment).values(**request, **more).returning(commitment.c.key)).scalar_one()
         until = time.time() + 3600
         connection.execute(insert(pin).values(instance_key=held.key, commitment_key=key, until=until))
-    with pytest.raises(CorrectionRefused, match="pinned"):
+    with pytest.raises(ChangeRefused, match="pinned"):
         desk.accept(sent.one().digest, **WHY)
     here = sent.here
     strict = parse({"codec": {"profile": "us-mqsa"}}, "test")
     mqsa = QuarantineReview(index, here.store, here.originals, here.deletion, here.trail, strict, raise_if_asked)
-    with pytest.raises(CorrectionRefused, match="MQSA"):
+    with pytest.raises(ChangeRefused, match="MQSA"):
         mqsa.accept(sent.one().digest, **WHY)
     assert sent.got("a") == data_set_bytes(sent.first)
     assert len(index.quarantine.all()) == 1
@@ -132,7 +132,7 @@ def test_what_was_deleted_comes_back_where_it_is_allowed(sent: Sent) -> None:
     desk, index = sent.here.quarantine, sent.here.index
     sent.here.deletion.delete("image", sent.ds.SOPInstanceUID, **WHY)
     assert desk.compare(sent.one().digest).deleted
-    with pytest.raises(CorrectionRefused, match="allow-return"):
+    with pytest.raises(ChangeRefused, match="allow-return"):
         desk.accept(sent.one().digest, **WHY)
     desk.accept(sent.one().digest, **WHY, allow_return=True)
     assert index.quarantine.all() == []
@@ -161,7 +161,7 @@ def test_reconstructions_of_the_one_before_are_withdrawn(archive: Archive, tmp_p
     # an impostor of a reconstruction replaces nothing
     fake = mammogram(breast(320, 288), **{**identity(ds), "SOPInstanceUID": second.derived_uid})
     assert storescu([write(fake, tmp_path / "fake.dcm")], archive.address).statuses == [0xC003]
-    with pytest.raises(CorrectionRefused, match="is the UID of a reconstruction of"):
+    with pytest.raises(ChangeRefused, match="is the UID of a reconstruction of"):
         archive.node.archive.quarantine.accept(index.quarantine.all()[-1].digest, **WHY)
 
 

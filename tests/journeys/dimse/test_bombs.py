@@ -36,7 +36,7 @@ from storage.dicom.codestreams import CodestreamHeader, codestream_header
 from storage.dicom.content import same_content
 from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
 from storage.dicom.dicomfile import encode, opened
-from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, know_jpeg_xl
+from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, register_jpeg_xl
 from storage.dicom.pixels import decode_frame, integer_pixels, transcode
 from storage.errors import InflatesTooFar, PayloadError, PixelError, TooManyPixels, Unparseable
 from storage.formats import coders
@@ -124,7 +124,7 @@ BOMBS = {
 
 def image(rows: int, columns: int, codestream: bytes, syntax: UID, path: Path, frames: int = 1) -> Path:
     """A mammogram whose pixels are that codestream, whatever its header says of them."""
-    know_jpeg_xl()
+    register_jpeg_xl()
     ds = mammogram(breast(64, 64))
     ds.Rows, ds.Columns = rows, columns
     if frames > 1:

@@ -218,11 +218,11 @@ def test_faults_of_an_object_are_told(tmp_path: Path) -> None:
     assert fault(good) == ""
     assert "pixels" in fault_of_object(write(ds, tmp_path / "y.dcm"), "0" * 64, uid)
     assert "SOP Instance UID" in fault_of_object(write(ds, tmp_path / "y.dcm"), digest, "1.2.3")
-    assert "comes behind" in fault(el(0x00400301, "US", b"\1\0") + good)
-    assert "comes behind" in fault(good + el(0x00281052, "DS", b"1 "))
+    assert "follows" in fault(el(0x00400301, "US", b"\1\0") + good)
+    assert "follows" in fault(good + el(0x00281052, "DS", b"1 "))
     assert "no value representation" in fault(good + el(0x7FE11052, "ZZ", b"1 "))
     assert "no value representation" in fault(good + el(0x7FE11052, "??", b"1 "))
-    assert "comes behind" in fault(good + bytes(8))
+    assert "follows" in fault(good + bytes(8))
     assert "ends inside" in fault(good + b"\xe1\x7f\x10\x00LO\xff\x00")
 
 

@@ -9,15 +9,14 @@ from hypothesis import strategies as st
 
 from node.codec.patches import (
     CELL,
-    cell_grid,
     cells_under,
     cut,
     decode_patches,
     encode_patches,
     pasted,
-    patched_pixels,
 )
 from storage.errors import PayloadError
+from storage.formats.geometry import cell_grid, cell_pixels
 from tests.support.samples import breast
 
 
@@ -32,7 +31,7 @@ def test_bytes_and_back(rows: int, columns: int, share: float, seed: int) -> Non
         cells[0, 0] = True
     other = (original + 1).astype(np.uint16)
     got = pasted(other, decode_patches(encode_patches(cut(original, cells))))
-    inside = patched_pixels(cells, rows, columns)
+    inside = cell_pixels(cells, rows, columns)
     assert np.array_equal(got[inside], original[inside])
     assert np.array_equal(got[~inside], other[~inside])
 

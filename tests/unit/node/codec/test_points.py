@@ -23,9 +23,9 @@ from node.codec.points import (
     grey_levels,
     level_of,
 )
-from node.codec.residuals import CELL
 from node.fidelity.gate import Reference, cell_any, speck_lists, specks_of, wrong_specks
 from storage.errors import PayloadError
+from storage.formats.geometry import CELL
 from storage.records import Thresholds
 from tests.support.samples import breast
 

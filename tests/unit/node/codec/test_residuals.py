@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from node.codec.residuals import CELL, CodedResiduals, cell_pixels, decode_residuals, encode_residuals
+from node.codec.residuals import CodedResiduals, decode_residuals, encode_residuals
 from storage.errors import PayloadError
+from storage.formats.geometry import CELL, cell_pixels
 
 Float = NDArray[np.float32]
 

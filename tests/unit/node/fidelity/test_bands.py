@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from node.fidelity.bands import BANDS, TILE, band_energies
+from node.fidelity.bands import BANDS, band_energies
+from storage.formats.geometry import TILE
 
 Float = NDArray[np.float32]
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-from node.fidelity.lines import BINS_PER_UNIT, CELL, DIRECTIONS, STEPS, WIDTHS, LineNoise
+from node.fidelity.lines import BINS_PER_UNIT, DIRECTIONS, STEPS, WIDTHS, LineNoise
+from storage.formats.geometry import CELL
 
 Float = NDArray[np.float32]
 Values = NDArray[np.float64]

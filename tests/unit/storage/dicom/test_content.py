@@ -40,7 +40,7 @@ UIDS = {"SOPInstanceUID": "1.2.3", "StudyInstanceUID": "1.2.4", "SeriesInstanceU
 
 
 def rich(**changes: Any) -> Dataset:
-    """A mammogram with the elements that encodings treat differently: ambiguous VRs, private ones, sequences."""
+    """A mammogram with elements that encodings represent differently: ambiguous VRs, private elements, sequences."""
     ds = mammogram(PIXELS, **UIDS, PixelPaddingValue=7, SmallestImagePixelValue=0, LargestImagePixelValue=4095)
     lut = Dataset()
     lut.LUTDescriptor = [2, 0, 16]
@@ -57,7 +57,7 @@ def rich(**changes: Any) -> Dataset:
 
 
 def stored(ds: Dataset, path: Path, syntax: UID) -> Path:
-    """The data set as a file in a transfer syntax, compressed where that asks for it."""
+    """Write the data set in a transfer syntax, compressed if it is an encapsulated one."""
     if syntax in (RLELossless, JPEG2000Lossless):
         ds.file_meta = file_meta(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian)
         ds.compress(syntax, generate_instance_uid=False)
@@ -201,7 +201,7 @@ def test_one_element_that_differs_is_another_instance(change: str, syntax: UID, 
 
 
 def raw_file(path: Path, *elements: tuple[int, bytes, bytes]) -> Path:
-    """A file of elements whose bytes are what they are, explicit VR little endian."""
+    """Write a file with these raw elements, in explicit VR little endian."""
     body = b"".join(
         struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value for tag, vr, value in elements
     )
@@ -214,9 +214,9 @@ def raw_file(path: Path, *elements: tuple[int, bytes, bytes]) -> Path:
     [
         (0x00180060, b"DS", (b"1.2.3 ", b"9.9.9 ")),  # no decimal strings
         (0x00200013, b"IS", (b"one ", b"two ")),
-        (0x00280010, b"US", (b"\x01\x02\x03", b"\x01\x02\x04")),  # one and a half numbers
+        (0x00280010, b"US", (b"\x01\x02\x03", b"\x01\x02\x04")),  # one and a half values
         (0x00080060, b"ZZ", (b"MG", b"CR")),  # no such VR
-        (0x00100010, b"PN", (b"M\xfcller", b"M\xf6ller")),  # Latin-1 where UTF-8 was announced
+        (0x00100010, b"PN", (b"M\xfcller", b"M\xf6ller")),  # Latin-1, although UTF-8 is declared
         (0x00190001, b"FD", (bytes(8), bytes(7) + b"\x80")),  # zero and minus zero, unknown private element
         (0x00209999, b"LO", (b"ab", b"ac")),  # not in the dictionary
     ],
@@ -241,7 +241,7 @@ def test_pixels_are_compared_even_where_the_header_does_not_describe_them(tmp_pa
         assert not same_content(*files)
 
 
-def test_pixels_behind_those_that_the_header_describes_are_compared(tmp_path: Path) -> None:
+def test_pixels_after_those_in_the_header_are_compared(tmp_path: Path) -> None:
     files = [
         write(mammogram(np.zeros((4, 4), np.uint16), **UIDS, PixelData=bytes(32) + more), tmp_path / f"{more[0]}.dcm")
         for more in (b"\1\0\0\0", b"\2\0\0\0")
@@ -249,7 +249,7 @@ def test_pixels_behind_those_that_the_header_describes_are_compared(tmp_path: Pa
     assert not same_content(*files)
 
 
-def test_pixels_that_end_early_are_not_those_that_do_not(one: Path, tmp_path: Path) -> None:
+def test_truncated_pixels_differ_from_complete_ones(one: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.dcm"
     cut.write_bytes(one.read_bytes()[:-2])
     with opened(cut) as file:
@@ -257,7 +257,7 @@ def test_pixels_that_end_early_are_not_those_that_do_not(one: Path, tmp_path: Pa
     assert not same_content(one, cut)
 
 
-def test_an_image_is_not_its_header(one: Path, tmp_path: Path) -> None:
+def test_an_image_differs_from_its_header(one: Path, tmp_path: Path) -> None:
     ds = rich()
     del ds.PixelData
     assert not same_content(one, write(ds, tmp_path / "other.dcm"))
@@ -267,13 +267,13 @@ def test_an_image_is_not_its_header(one: Path, tmp_path: Path) -> None:
 
 
 def damaged(path: Path) -> Path:
-    """Pixels that no decoder takes, in RLE; decoded in Python, so that nothing can go wrong in another way."""
+    """An RLE codestream that cannot be decoded. pydicom decodes RLE in Python, so the process cannot crash."""
     ds = rich()
     encapsulate_in(ds, b"\xff" * 70)
     return write(ds, path, RLELossless)
 
 
-def test_pixels_that_cannot_be_decoded_are_the_same_as_nothing(one: Path, tmp_path: Path) -> None:
+def test_pixels_that_cannot_be_decoded_are_never_equal(one: Path, tmp_path: Path) -> None:
     bad = damaged(tmp_path / "bad.dcm")
     with pytest.raises(PixelError, match="cannot be decoded"):
         content_digest(bad)
@@ -282,7 +282,7 @@ def test_pixels_that_cannot_be_decoded_are_the_same_as_nothing(one: Path, tmp_pa
     assert not same_content(bad, bad)
 
 
-def test_several_frames_that_cannot_be_decoded_are_the_same_as_nothing(tmp_path: Path) -> None:
+def test_several_frames_that_cannot_be_decoded_are_never_equal(tmp_path: Path) -> None:
     data = bytearray((FILES / "SC_rgb_rle_16bit_2frame.dcm").read_bytes())
     with opened(FILES / "SC_rgb_rle_16bit_2frame.dcm") as file:
         start = len(data) - file.layout.end + file.layout.value_end - 200
@@ -291,7 +291,7 @@ def test_several_frames_that_cannot_be_decoded_are_the_same_as_nothing(tmp_path:
     assert not same_content(tmp_path / "bad.dcm", tmp_path / "bad.dcm")
 
 
-def test_a_file_that_cannot_be_read_is_the_same_as_nothing(one: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_never_equal(one: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.dcm").write_bytes(one.read_bytes()[:700])
     with pytest.raises(Unparseable):
         content_digest(tmp_path / "cut.dcm")
@@ -321,9 +321,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     at=st.integers(132, 1500),
     piece=st.binary(min_size=1, max_size=4),
 )
-def test_a_change_of_any_bytes_raises_our_errors_only_and_never_goes_unseen(
-    scratch: Path, name: str, at: int, piece: bytes
-) -> None:
+def test_any_changed_bytes_are_detected_or_raise_our_errors(scratch: Path, name: str, at: int, piece: bytes) -> None:
     original = (FILES / name).read_bytes()
     path = scratch / "in.dcm"
     path.write_bytes(original[:at] + piece + original[at + len(piece) :])
@@ -339,7 +337,7 @@ def test_a_change_of_any_bytes_raises_our_errors_only_and_never_goes_unseen(
 
 
 def values(header: Dataset) -> Any:
-    """Every value as pydicom has it; what it cannot read is equal to nothing."""
+    """Every value that pydicom reads; an unreadable value never compares equal."""
     try:
         return [(int(e.tag), values_of_items(e.value) if e.VR == "SQ" else e.value) for e in header if e.tag.element]
     except Exception:

@@ -1,4 +1,4 @@
-"""Text with code extensions (PS3.5 6.1.2.5): the examples of annexes H, I and K, and what senders make of them."""
+"""Text with code extensions (PS3.5 6.1.2.5): the examples of annexes H, I and K, and deviations of senders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME, TEXT = Tag(0x00100010), Tag(0x00104000)
 
 
 def read(terms: bytes, value: bytes, tag: BaseTag = NAME, vr: str = "PN") -> str:
-    """A value as queries and amendments read it."""
+    """Decode a value as queries and amendments do."""
     dataset = Dataset()
     charset = Tag(0x00080005)
     dataset[charset] = RawDataElement(charset, "CS", len(terms), terms, 0, False, True)
@@ -73,7 +73,7 @@ def test_names(terms: bytes, value: bytes, wanted: str) -> None:
 @pytest.mark.parametrize(
     ("terms", "value", "wanted"),
     [
-        # K.3: every line designates anew
+        # K.3: every line designates its sets again
         (
             b"\\ISO 2022 IR 58",
             b"1.) \x1b$)A\xb5\xda\xd2\xbb\xd0\xd0\r\n2.) \x1b$)A\xb5\xda\xb6\xfe\xd0\xd0\r\n",
@@ -87,16 +87,16 @@ def test_texts(terms: bytes, value: bytes, wanted: str) -> None:
     assert read(terms, value, TEXT, "LT") == wanted
 
 
-def test_values_of_several() -> None:
+def test_several_values() -> None:
     value = b"\x1b$)A\xd5\xc5\\Zhang\\\x1b$)A\xd0\xa1\xb6\xab"
     assert read(b"\\ISO 2022 IR 58", value, Tag(0x00101001)) == "张\\Zhang\\小东"
 
 
-def test_a_second_byte_that_is_a_delimiter_is_none() -> None:
+def test_the_second_byte_of_a_pair_is_not_a_delimiter() -> None:
     """JIS X 0208 has pairs with 5C, 5E and 3D: 表 is 493D, 噂 313D, ソ 253D; 予 is 4D3D."""
     assert read(b"\\ISO 2022 IR 87", b"A=\x1b$BI=%=\x1b(B^\x1b$B!]\x1b(B") == "A=表ソ^−"
 
 
 @pytest.mark.parametrize("value", [b"A\x1b$)Z\xd5\xc5", b"A\x1b", b"A\x1b$)A\xd5", b"A\x1b$)A\xff\xff"])
-def test_what_is_broken_is_read_as_far_as_it_goes(value: bytes) -> None:
+def test_invalid_text_is_decoded_in_part(value: bytes) -> None:
     assert read(b"\\ISO 2022 IR 58", value).startswith("A")

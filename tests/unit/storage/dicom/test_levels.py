@@ -19,7 +19,8 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from storage.dicom.elements import BadValueError, checked, codecs_of, values_of
-from storage.dicom.levels import COMPUTED_KEYS, KEYS, Level, columns_of, fill_time, fold_name, levels_of
+from storage.dicom.levels import columns_of, fill_time, fold_name, levels_of
+from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, Level
 from storage.index.tables import metadata
 
 
@@ -59,7 +60,7 @@ def test_columns_are_those_of_the_tables() -> None:
         assert set(row) <= set(metadata.tables[table].columns.keys())
 
 
-def test_a_real_header_lands_at_its_levels() -> None:
+def test_attributes_of_a_real_header_are_at_their_levels() -> None:
     dataset = dcmread(str(get_testdata_file("CT_small.dcm")), stop_before_pixels=True)
     levels = levels_of(dataset)
     assert value(levels.patient, "00100010") == [{"Alphabetic": "CompressedSamples^CT1"}]
@@ -69,7 +70,7 @@ def test_a_real_header_lands_at_its_levels() -> None:
     assert value(levels.instance, "00280010") == [128]
     assert value(levels.instance, "00280030") == [0.661468, 0.661468]
     assert value(levels.instance, "00200013") == [1]
-    assert all(isinstance(element, tuple) for element in dataset.values() if element.tag.group == 0x10)  # raw still
+    assert all(isinstance(element, tuple) for element in dataset.values() if element.tag.group == 0x10)  # still raw
     columns = columns_of(levels)
     assert columns["patient"]["name"] == "compressedsamples^ct1"
     assert columns["patient"]["identity"] == "1CT1\t"
@@ -125,14 +126,14 @@ def test_built_and_read_data_sets_give_the_same() -> None:
         (b"ISO_IR 192", "Müller".encode(), "Müller"),
         (b"", "Müller".encode(), "Müller"),  # undeclared UTF-8
         (b"", "Müller".encode("latin-1"), "Müller"),  # undeclared Latin-1
-        (b"ISO_IR 192", "Müller".encode("latin-1"), "Müller"),  # declared wrongly
+        (b"ISO_IR 192", "Müller".encode("latin-1"), "Müller"),  # wrong declaration
         (b"ISO-IR 100", "Müller".encode("latin-1"), "Müller"),  # misspelt
         (b"UTF-8", "Müller".encode(), "Müller"),
         (b"NONSENSE", b"Mueller", "Mueller"),
         (b"ISO_IR 144", "Люкceмбypг".encode("iso8859_5"), "Люкceмбypг"),
         (b"GB18030", "王^小东".encode("gb18030"), "王^小东"),
         (b"\\ISO 2022 IR 87", b"Yamada\x1b$B;3ED\x1b(B", "Yamada山田"),
-        (b"\\ISO 2022 IR 87", b"Yamada\x1b$B;", "Yamada"),  # broken escape: what can be read
+        (b"\\ISO 2022 IR 87", b"Yamada\x1b$B;", "Yamada"),  # invalid escape sequence: the readable part
     ],
 )
 def test_names_are_decoded(charset: bytes, raw: bytes, name: str) -> None:
@@ -177,7 +178,7 @@ def test_a_character_set_may_change_in_an_item() -> None:
         (0x00100010, "PN", b"=="),
     ],
 )
-def test_what_is_no_value_is_left_out_and_the_rest_stays(tag: int, vr: str, raw: bytes) -> None:
+def test_an_invalid_value_is_left_out_and_the_others_stay(tag: int, vr: str, raw: bytes) -> None:
     levels = levels_of(encoded((tag, vr, raw), (0x00080060, "CS", b"MG")))
     json_tag = f"{tag:08X}"
     for level in (levels.patient, levels.study, levels.series, levels.instance):
@@ -249,12 +250,12 @@ def test_filled_times(time_: str, filled: str) -> None:
     ),
     st.binary(max_size=20),
 )
-def test_no_bytes_make_it_raise(elements: list[tuple[object, bytes]], charset: bytes) -> None:
+def test_no_bytes_raise_an_error(elements: list[tuple[object, bytes]], charset: bytes) -> None:
     raw = [(int(key.tag), key.vr, data) for key, data in elements]  # type: ignore[attr-defined]
     try:
         dataset = encoded((0x00080005, "CS", charset), *raw)
     except Exception:
-        return  # pydicom cannot parse it: it never gets here
+        return  # pydicom cannot parse it, so it is never stored
     levels = levels_of(dataset)
     columns = columns_of(levels)
     for table, row in columns.items():

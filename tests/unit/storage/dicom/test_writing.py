@@ -1,4 +1,4 @@
-"""Data sets written anew: every value as its bytes, whatever it is, in each native transfer syntax."""
+"""storage.dicom.writing: received values keep their bytes in every native transfer syntax."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SAME_VALUE: list[Any] = [
 
 
 @pytest.mark.parametrize(("tag", "vr", "value"), SAME_VALUE)
-def test_a_value_goes_over_as_its_bytes(tag: int, vr: str, value: bytes) -> None:
+def test_a_value_keeps_its_bytes(tag: int, vr: str, value: bytes) -> None:
     before, after = element(0x00080016, "UI", b"1.2\0", IMPLICIT), element(0x7FE10010, "LO", b"LATER ", IMPLICIT)
     explicit = element(0x00080016, "UI", b"1.2\0", EXPLICIT), element(0x7FE10010, "LO", b"LATER ", EXPLICIT)
     in_implicit = b"".join([*sorted((before, element(tag, vr, value, IMPLICIT)), key=_tag), after])
@@ -75,7 +75,7 @@ CHANGED: list[Any] = [
 
 
 @pytest.mark.parametrize(("tag", "vr", "value", "written_vr", "written"), CHANGED)
-def test_what_does_not_fit_its_vr_is_carried_as_un(
+def test_a_value_that_does_not_fit_its_vr_becomes_un(
     tag: int, vr: str, value: bytes, written_vr: str, written: bytes
 ) -> None:
     received = element(0x00080005, "CS", b"ISO_IR 100", EXPLICIT) + element(tag, vr, value, EXPLICIT)
@@ -85,7 +85,7 @@ def test_what_does_not_fit_its_vr_is_carried_as_un(
     assert kept == received
 
 
-def test_a_value_too_long_for_its_vr_is_carried_as_un() -> None:
+def test_a_value_too_long_for_its_vr_becomes_un() -> None:
     value = b"7" * 70000
     received = element(0x00080005, "CS", b"ISO_IR 100", IMPLICIT) + element(0x00281201, "DS", value, IMPLICIT)
     received += element(0x00283012, "LO", value, IMPLICIT)
@@ -102,7 +102,7 @@ def test_us_or_ss_follows_pixel_representation() -> None:
 
 
 def test_sequences_are_ordered_inside_and_keep_their_kind() -> None:
-    """A private sequence of undefined length, tags out of order, group lengths, odd values: in every direction."""
+    """A private sequence of undefined length, unordered tags, group lengths, invalid values: between all syntaxes."""
 
     def items(syntax: UID) -> tuple[bytes, bytes]:
         low, high = element(0x00091001, "UN", b"\1\2", syntax), element(0x50003000, "OB", b"\3\4", syntax)
@@ -112,20 +112,20 @@ def test_sequences_are_ordered_inside_and_keep_their_kind() -> None:
     for source, target in ((IMPLICIT, EXPLICIT), (EXPLICIT, IMPLICIT), (EXPLICIT, EXPLICIT), (IMPLICIT, IMPLICIT)):
         wanted = element(0x00080005, "CS", b"ISO_IR 100", target) + sequence(0x00091002, items(target)[1], target)
         received = sequence(0x00091002, items(source)[0], source) + element(0x00080005, "CS", b"ISO_IR 100", source)
-        with pytest.raises(Unparseable, match="comes behind"):
+        with pytest.raises(Unparseable, match="follows"):
             check_order(received, source)
         assert anew(received, source, target) == wanted
 
 
-def test_text_behind_the_pixels_keeps_its_bytes() -> None:
-    """The character set stands before the pixels, and holds for what is behind them."""
+def test_text_after_the_pixels_keeps_its_bytes() -> None:
+    """The character set precedes the pixels, and applies to elements after them."""
     name = "Müller".encode()
     data = element(0x00080005, "CS", b"ISO_IR 192", IMPLICIT) + element(0x7FE10010, "LO", name + b" ", IMPLICIT)
     written = encode(parse(data, IMPLICIT), EXPLICIT, within=range(0x7FE00010, 0xFFFFFFFF))
     assert written == element(0x7FE10010, "LO", name + b" ", EXPLICIT)
 
 
-def test_big_endian_is_turned_word_by_word() -> None:
+def test_big_endian_is_reversed_word_by_word() -> None:
     data = element(0x00280010, "US", b"\1\2", ExplicitVRBigEndian)
     data += element(0x00283010, "UN", b"\1\2\3\4", ExplicitVRBigEndian)
     data += element(0x50003000, "OW", b"\1\2\3\4", ExplicitVRBigEndian)
@@ -135,14 +135,14 @@ def test_big_endian_is_turned_word_by_word() -> None:
     assert element(0x50003000, "OW", b"\2\1\4\3", EXPLICIT) in written
 
 
-def test_tags_that_come_twice_are_found() -> None:
+def test_duplicate_tags_are_detected() -> None:
     one = element(0x00080016, "UI", b"1.2\0", EXPLICIT)
-    with pytest.raises(Unparseable, match=r"\(0008,0016\) comes behind \(0008,0016\)"):
+    with pytest.raises(Unparseable, match=r"\(0008,0016\) follows \(0008,0016\)"):
         check_order(one + one, EXPLICIT)
 
 
-def test_curve_data_goes_over_as_dcmconv_has_it(tmp_path: Path) -> None:
-    """The yardstick: what DCMTK makes of the same implicit data set."""
+def test_curve_data_is_written_as_dcmconv_does(tmp_path: Path) -> None:
+    """The reference is DCMTK's conversion of the same implicit data set."""
     data = b"".join(
         element(tag, "", value, IMPLICIT)
         for tag, value in (
@@ -166,7 +166,7 @@ def test_curve_data_goes_over_as_dcmconv_has_it(tmp_path: Path) -> None:
     assert anew(data, IMPLICIT, EXPLICIT) == data_set_bytes(target)
 
 
-def test_what_a_program_sets_is_written_beside_what_was_received() -> None:
+def test_new_elements_are_written_beside_received_ones() -> None:
     received = element(0x00080005, "CS", b"ISO_IR 100", EXPLICIT) + element(0x00282112, "DS", b"10:1", EXPLICIT)
     header = parse(received, EXPLICIT)
     header.PatientName = "Müller"

@@ -1,4 +1,4 @@
-"""Packed JPEG-LS codestreams that go out as they lie: other decoders read the original's pixels from them."""
+"""storage.formats.jpegls_passthrough: other decoders read the original's pixels from packed codestreams."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.support.samples import MAMMOGRAPHY, byte_planes, mammogram, rle_file,
 
 
 def picture(rows: int = 128, columns: int = 96, *, bits: int = 12, seed: int = 0) -> np.ndarray:
-    """Noise on a ramp. Nearly all values up to its largest are in use, as in an image of full size."""
+    """Noise on a ramp. Nearly all values up to the largest are in use, as in an image of full size."""
     top = min(1 << bits, rows * columns // 3 + 1)
     noise = np.random.default_rng(seed).integers(-2, 3, rows * columns)
     ramp = np.arange(rows * columns) * top // (rows * columns)
@@ -117,7 +117,7 @@ PASSED = {
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 @pytest.mark.parametrize("name", PASSED)
-def test_what_is_passed_is_what_encoding_makes_and_others_decode_it(tmp_path: Path, name: str, syntax: UID) -> None:
+def test_the_file_equals_that_of_transcode_and_others_decode_it(tmp_path: Path, name: str, syntax: UID) -> None:
     ds = PASSED[name]()
     pass_through(packed(write(ds, tmp_path / "x.dcm", syntax)), tmp_path / "passed")
     transcode(tmp_path / "x.dcm", tmp_path / "encoded", JPEGLSLossless)
@@ -141,8 +141,8 @@ def test_odd_lengths_of_codestreams_are_padded(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_header_that_pydicom_ships(tmp_path: Path) -> None:
-    """Around pixels that can be passed."""
+def test_every_header_of_pydicom(tmp_path: Path) -> None:
+    """Each with pixels that can be passed through."""
     passed = 0
     for path in sorted((Path(pydicom.data.__file__).parent / "test_files").glob("*.dcm")):
         with suppress(Unparseable), opened(path) as file:
@@ -182,12 +182,12 @@ UNPACKED = {
 
 
 @pytest.mark.parametrize("name", UNPACKED)
-def test_what_is_not_passed(tmp_path: Path, name: str) -> None:
+def test_originals_that_are_not_passed_through(tmp_path: Path, name: str) -> None:
     with pytest.raises(PixelError):
         pass_through(packed(write(UNPACKED[name](), tmp_path / "x.dcm")), tmp_path / "passed")
 
 
-def test_other_coders_big_endian_rle_and_files_without_pixels_are_not_passed(
+def test_other_coders_big_endian_rle_and_files_without_pixels_are_not_passed_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = picture(128, 96)
@@ -202,12 +202,12 @@ def test_other_coders_big_endian_rle_and_files_without_pixels_are_not_passed(
         with pytest.raises(PixelError):
             pass_through(source, tmp_path / "passed")
     whole = packed(native)
-    monkeypatch.setattr(jpegls_passthrough, "LIGHT", whole.stat().st_size - 1)
+    monkeypatch.setattr(jpegls_passthrough, "MAX_LIGHT_BYTES", whole.stat().st_size - 1)
     with pytest.raises(PixelError, match="by a worker"):
         pass_through(whole, tmp_path / "passed")
 
 
-def test_damage_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
+def test_damage_is_detected_before_anything_is_written(tmp_path: Path) -> None:
     source = packed(write(mammogram(picture(128, 96)), tmp_path / "x.dcm"))
     data = bytearray(source.read_bytes())
     for at in (9, len(data) // 2, len(data) - 1):
@@ -222,7 +222,7 @@ def test_damage_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
 
 @contextmanager
 def holding(folder: Path, port: int, *images: Dataset, syntax: UID = ExplicitVRLittleEndian) -> Iterator[Node]:
-    """A node that holds these images packed; its peer FAST is one for JPEG-LS, at that port."""
+    """A node that holds these images packed. Its peer FAST, at that port, prefers JPEG-LS."""
     peer = {
         "ae_title": "FAST",
         "host": "127.0.0.1",
@@ -272,7 +272,7 @@ def test_a_move_passes_packed_pixels_through(tmp_path: Path, monkeypatch: pytest
 def test_a_get_passes_packed_pixels_through(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
-    """Where its context is for that transfer syntax; else the bytes that were received go out."""
+    """If the presentation context has that transfer syntax. Otherwise the received bytes are sent."""
     ds = mammogram(picture(200, 180))
     with holding(tmp_path, 1, ds) as node:
         identifier = client.image_identifier(ds.StudyInstanceUID)
@@ -299,10 +299,8 @@ def test_a_get_passes_packed_pixels_through(
         assert pixels_by_dcmtk(got) == ds.PixelData
 
 
-def test_a_receiver_that_takes_no_jpeg_ls_gets_what_was_received(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Byte for byte. Once it has answered, nothing is passed in vain."""
+def test_a_receiver_without_jpeg_ls_gets_the_received_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte. After its first negotiation no file is prepared in vain."""
     study, port, tries = generate_uid(), free_port(), []
     images = [mammogram(picture(60, 50, seed=seed), StudyInstanceUID=study) for seed in range(7)]
     original = OriginalAccess.pass_through
@@ -318,7 +316,7 @@ def test_a_receiver_that_takes_no_jpeg_ls_gets_what_was_received(
         assert not list((node.store.root / "rendered").glob("*.making"))
 
 
-def test_what_does_not_pass_and_what_is_amended_is_unpacked(tmp_path: Path) -> None:
+def test_amended_and_unsuitable_originals_are_unpacked(tmp_path: Path) -> None:
     study, port = generate_uid(), free_port()
     gaps = mammogram(picture(60, 50) * np.uint16(13), bits=16, StudyInstanceUID=study)
     signed = mammogram(picture(60, 50), PixelRepresentation=1, StudyInstanceUID=study)
@@ -344,7 +342,7 @@ def test_what_does_not_pass_and_what_is_amended_is_unpacked(tmp_path: Path) -> N
         assert pixels_by_dcmtk(destination.only()) == plain.PixelData
 
 
-def test_a_damaged_packed_original_does_not_leave(tmp_path: Path) -> None:
+def test_a_damaged_packed_original_is_not_sent(tmp_path: Path) -> None:
     ds, port = mammogram(picture(200, 180)), free_port()
     with holding(tmp_path, port, ds) as node, storescp(tmp_path / "got", port, "+xt") as destination:
         [instance] = node.index.by_keys([1])

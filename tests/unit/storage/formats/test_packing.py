@@ -1,4 +1,4 @@
-"""``packed original``: every kind of file comes back byte by byte, or stays as it is, and the format stays readable."""
+"""storage.formats.packed_original: every file unpacks to its bytes or stays verbatim, and golden files unpack."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sha256(path: Path) -> str:
 
 
 def packed_and_back(path: Path, coder: str = "jpegxl") -> bytes:
-    """The packed form, after the file came back from it byte by byte."""
+    """The packed form of a file, after verifying that it unpacks to the file's bytes."""
     packed = pack_original(path, coder, sha256(path))
     assert b"".join(unpack_original(packed)) == path.read_bytes()
     return packed
@@ -42,7 +42,7 @@ def packed_and_back(path: Path, coder: str = "jpegxl") -> bytes:
 
 @pytest.mark.parametrize("coder", ["jpegxl", "jpegls", "htj2k"])
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-def test_native_pixels_come_back_byte_by_byte(tmp_path: Path, coder: str, syntax: UID) -> None:
+def test_native_pixels_unpack_to_the_same_bytes(tmp_path: Path, coder: str, syntax: UID) -> None:
     path = write(mammogram(), tmp_path / "x.dcm", syntax)
     packed = packed_and_back(path, coder)
     assert len(packed) < 0.6 * path.stat().st_size
@@ -72,7 +72,7 @@ def test_odd_lengths_overlays_and_what_follows_the_pixels(tmp_path: Path) -> Non
     odd = mammogram(pixels)
     odd.BitsAllocated = odd.BitsStored = 8
     odd.HighBit = 7
-    odd.PixelData = (pixels >> 4).astype(np.uint8).tobytes() + b"\x7f"  # the pad is not zero, and must stay so
+    odd.PixelData = (pixels >> 4).astype(np.uint8).tobytes() + b"\x7f"  # the pad byte is not zero, and must be kept
     odd.add_new(0xFFFCFFFC, "OB", b"after\0")
     packed_and_back(write(odd, tmp_path / "odd.dcm"))
     overlay = mammogram(pixels)
@@ -80,15 +80,15 @@ def test_odd_lengths_overlays_and_what_follows_the_pixels(tmp_path: Path) -> Non
     packed_and_back(write(overlay, tmp_path / "overlay.dcm"))
 
 
-def test_gaps_between_values_cost_nothing(tmp_path: Path) -> None:
-    """A scanner's look-up table leaves gaps; ranks leave none, and the table is small."""
+def test_gaps_between_values_do_not_enlarge_the_codestream(tmp_path: Path) -> None:
+    """A scanner's lookup table leaves gaps between values. Ranks have none, and their table is small."""
     dense = packed_and_back(write(mammogram(), tmp_path / "dense.dcm"))
     sparse = mammogram(breast() * np.uint16(13), bits=16)
     spread = packed_and_back(write(sparse, tmp_path / "sparse.dcm"))
     assert len(spread) < 1.02 * len(dense) + 2000
 
 
-def test_rle_of_the_usual_encoder_comes_back_and_another_s_is_kept(tmp_path: Path) -> None:
+def test_rle_of_most_encoders_is_packed_and_other_rle_is_kept(tmp_path: Path) -> None:
     pixels = breast(400, 300)
     usual = rle_file(mammogram(pixels), tmp_path / "usual.dcm", [encode_plane(plane) for plane in byte_planes(pixels)])
     assert len(packed_and_back(usual)) < 0.8 * usual.stat().st_size
@@ -116,7 +116,7 @@ def decoded_packbits(data: bytes, size: int) -> bytes:
 
 
 def plain_packbits(line: bytes) -> bytes:
-    """The rule of storage/dicom/packbits.py byte by byte."""
+    """A plain implementation of the rules in storage/dicom/packbits.py."""
     out, at = b"", 0
     while at < len(line):
         run = 1
@@ -140,7 +140,7 @@ def plain_packbits(line: bytes) -> bytes:
     arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 400)), elements=st.integers(0, 3)),
     st.booleans(),
 )
-def test_packbits_is_its_rule(plane: np.ndarray, noisy: bool) -> None:
+def test_packbits_follows_its_rules(plane: np.ndarray, noisy: bool) -> None:
     if noisy:  # long literals, so that their 126th to 128th byte matter
         plane = plane + np.arange(plane.size, dtype=np.uint32).reshape(plane.shape).astype(np.uint8) // 3 * 4
     coded = encode_plane(plane)
@@ -148,8 +148,8 @@ def test_packbits_is_its_rule(plane: np.ndarray, noisy: bool) -> None:
     assert decoded_packbits(coded, plane.size) == plane.tobytes()
 
 
-def test_what_is_unpacked_by_a_worker(tmp_path: Path) -> None:
-    """RLE, and what has more than 64 MB: a blank image is small when it is packed, and no more."""
+def test_files_that_a_worker_unpacks(tmp_path: Path) -> None:
+    """RLE, and files above 64 MiB: a blank image is small only while it is packed."""
     pixels = breast(400, 300)
     rle = rle_file(mammogram(pixels), tmp_path / "rle.dcm", [encode_plane(plane) for plane in byte_planes(pixels)])
     native = write(mammogram(pixels), tmp_path / "native.dcm")
@@ -163,7 +163,7 @@ def test_what_is_unpacked_by_a_worker(tmp_path: Path) -> None:
         packed_original.is_light(packed)
 
 
-def test_files_without_pixels_are_deflated_where_it_pays(tmp_path: Path) -> None:
+def test_files_without_pixels_are_deflated_if_that_is_smaller(tmp_path: Path) -> None:
     report = Dataset()
     report.SOPClassUID, report.SOPInstanceUID = UID("1.2.840.10008.5.1.4.1.1.88.33"), generate_uid()
     report.StudyInstanceUID, report.SeriesInstanceUID = generate_uid(), generate_uid()
@@ -177,8 +177,8 @@ def test_files_without_pixels_are_deflated_where_it_pays(tmp_path: Path) -> None
         pack_original(pdf, "jpegxl", sha256(pdf))
 
 
-def test_odd_files_stay_as_they_are_or_come_back(tmp_path: Path) -> None:
-    """Short pixels, deflated data sets, files in no known shape: never an unexpected error, never other bytes."""
+def test_invalid_files_stay_verbatim_or_unpack(tmp_path: Path) -> None:
+    """Short pixels, deflated data sets, unknown structures: no unexpected error, and never other bytes."""
     ds = mammogram(breast(300, 280))
     whole = write(ds, tmp_path / "whole.dcm")
     cut = tmp_path / "cut.dcm"
@@ -197,8 +197,8 @@ def test_odd_files_stay_as_they_are_or_come_back(tmp_path: Path) -> None:
             assert str(error)
 
 
-def test_every_file_that_pydicom_ships(tmp_path: Path) -> None:
-    """86 files of many kinds and transfer syntaxes: byte by byte, or kept for a reason that is said."""
+def test_every_file_of_pydicom(tmp_path: Path) -> None:
+    """86 files of many kinds and transfer syntaxes unpack to the same bytes, or are kept with a reason."""
     import pydicom.data
 
     folder = Path(pydicom.data.__file__).parent / "test_files"
@@ -216,7 +216,7 @@ def test_every_file_that_pydicom_ships(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_real_scans_pack_to_less_than_lossless_jpeg_xl(tmp_path: Path) -> None:
-    """CBIS-DDSM as it comes (RLE Lossless): its very bytes come back, from less than JPEG XL takes for the pixels."""
+    """CBIS-DDSM in RLE Lossless unpacks to the same bytes, and is smaller than its pixels in JPEG XL."""
     import imagecodecs
 
     from storage.dicom.pixels import integer_pixels
@@ -237,8 +237,8 @@ def test_real_scans_pack_to_less_than_lossless_jpeg_xl(tmp_path: Path) -> None:
     assert len(packed) < 0.5 * path.stat().st_size
 
 
-def test_a_form_that_gives_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proof is over what unpacking gives: an encoder that lies is found out."""
+def test_a_packed_form_of_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unpacked bytes are verified, so a wrong encoder is detected."""
     path = write(mammogram(breast(300, 280)), tmp_path / "x.dcm")
 
     class Lossy:
@@ -256,7 +256,7 @@ def test_a_form_that_gives_other_bytes_is_refused(tmp_path: Path, monkeypatch: p
         pack_original(path, "jpegxl", sha256(path))
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_detected(tmp_path: Path) -> None:
     path = write(mammogram(breast(300, 280)), tmp_path / "x.dcm")
     packed = pack_original(path, "jpegxl", sha256(path))
     (tmp_path / "packed").write_bytes(packed)
@@ -272,7 +272,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["original-native-v1", "original-rle-v1"])
 def test_golden_files_unpack(name: str) -> None:
-    """What an earlier release packed; see tests/golden/README.md."""
+    """Files that an earlier release packed; see tests/golden/README.md."""
     digests = {
         "original-native-v1": "86fd7a0c204770ae512806e2fd283a624c91649db7ff4116262f9ff307a2102f",
         "original-rle-v1": "d8491469f4a220062184b8f0c08992630ed52c415cefd34d1190bb47276ee7b9",

@@ -1,4 +1,4 @@
-"""Pixel padding in a payload: that it comes back exactly, in few bytes, and that damaged bytes are noticed."""
+"""storage.formats.padding: padding is restored exactly and takes few bytes; damaged bytes are detected."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from numpy.typing import NDArray
 
+from storage.dicom.codestreams import codestream_header
 from storage.errors import PayloadError
 from storage.formats import padding
 from storage.formats.padding import pack_mask, pack_padding, unpack_mask, unpack_padding
@@ -22,7 +23,7 @@ Mask = NDArray[np.bool_]
 
 
 def comes_back(pixels: Pixels, mask: Mask) -> bytes:
-    """The packed padding, which has to unpack to what it was made of."""
+    """Pack padding, and verify that it unpacks to the same."""
     before = pixels.copy(), mask.copy()
     packed = pack_padding(pixels, mask)
     assert np.array_equal(pixels, before[0])
@@ -49,13 +50,15 @@ def images(draw: st.DrawFn) -> tuple[Pixels, Mask]:
 
 @settings(max_examples=150, deadline=None)
 @given(image=images())
-def test_padding_comes_back(image: tuple[Pixels, Mask]) -> None:
+def test_padding_is_restored(image: tuple[Pixels, Mask]) -> None:
     comes_back(*image)
 
 
 @settings(max_examples=50, deadline=None)
 @given(image=images(), more=st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(any))
-def test_padding_of_another_size_is_noticed_or_of_that_size(image: tuple[Pixels, Mask], more: tuple[int, int]) -> None:
+def test_padding_of_another_size_is_detected_or_has_that_size(
+    image: tuple[Pixels, Mask], more: tuple[int, int]
+) -> None:
     pixels, mask = image
     rows, columns = mask.shape[0] + more[0], mask.shape[1] + more[1]
     try:
@@ -86,19 +89,19 @@ def test_damage_is_a_payload_error_or_padding_of_that_size(image: tuple[Pixels, 
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "holds 0 bytes"),
+        (b"", "has 0 bytes"),
         (bytes(7), "format 0"),
-        (struct.pack("<BBBI", 1, 0, 2, 90), "its mask alone 90"),
-        (struct.pack("<BBBI", 1, 7, 2, 0), "a way 7"),
+        (struct.pack("<BBBI", 1, 0, 2, 90), "its mask alone has 90"),
+        (struct.pack("<BBBI", 1, 7, 2, 0), "coding 7"),
         (struct.pack("<BBBI", 1, 0, 2, 8) + zlib.compress(b""), "value has 0 bytes"),
-        (struct.pack("<BBBI", 1, 0, 9, 8) + zlib.compress(b""), "a way 9"),
-        (struct.pack("<BBBI", 1, 0, 1, 8) + zlib.compress(b"") + b"\0\0\1", "no padding to have them"),
+        (struct.pack("<BBBI", 1, 0, 9, 8) + zlib.compress(b""), "coding 9"),
+        (struct.pack("<BBBI", 1, 0, 1, 8) + zlib.compress(b"") + b"\0\0\1", "the mask is empty"),
         (struct.pack("<BBBI", 1, 0, 0, 8) + zlib.compress(b""), "header alone"),
         (struct.pack("<BBBI", 1, 0, 2, 8) + b"no zlib!", "cannot be inflated"),
-        (struct.pack("<BBBI", 1, 0, 2, 15) + zlib.compress(bytes(10**5), 9)[:15], "no whole stream"),
+        (struct.pack("<BBBI", 1, 0, 2, 15) + zlib.compress(bytes(10**5), 9)[:15], "not a complete stream"),
         (struct.pack("<BBBI", 1, 0, 2, 10) + zlib.compress(bytes([255, 200])) + b"\0", "beyond 63 pixels"),
-        (struct.pack("<BBBI", 1, 1, 2, 9) + b"\xff\x0a\xff\xff\xff\xff\xff\xff\xff", "is a picture of"),
-        (struct.pack("<BBBI", 1, 1, 2, 0), "no JPEG XL"),
+        (struct.pack("<BBBI", 1, 1, 2, 9) + b"\xff\x0a\xff\xff\xff\xff\xff\xff\xff", "is an image of"),
+        (struct.pack("<BBBI", 1, 1, 2, 0), "not a JPEG XL codestream"),
     ],
 )
 def test_malformed_padding(data: bytes, says: str) -> None:
@@ -107,19 +110,19 @@ def test_malformed_padding(data: bytes, says: str) -> None:
 
 
 def test_a_bomb_is_not_inflated() -> None:
-    """Ten megabytes of zeros in ten kilobytes, for an image that can need 64 bytes; and a huge JPEG XL picture."""
+    """Ten megabytes of zeros in ten kilobytes, for an image that needs at most 64 bytes; and a huge JPEG XL image."""
     bomb = zlib.compress(bytes(10**7), 9)
-    with pytest.raises(PayloadError, match="no whole stream of at most 64 bytes"):
+    with pytest.raises(PayloadError, match="not a complete stream of at most 64 bytes"):
         unpack_padding(struct.pack("<BBBI", 1, 0, 2, len(bomb)) + bomb + b"\0\0", 7, 9)
-    picture = padding._packed_picture(np.zeros((5000, 6000), np.uint8))
+    picture = padding._packed_image(np.zeros((5000, 6000), np.uint8))
     with pytest.raises(PayloadError, match="5000 x 6000, not 7 x 9"):
         unpack_padding(struct.pack("<BBBI", 1, 1, 2, len(picture)) + picture + b"\0\0", 7, 9)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (256, 256), (7, 9), (257, 512), (300, 400), (640, 512), (1, 1000), (900, 8)])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_sizes_are_read_off_codestreams(shape: tuple[int, int], kind: type[np.unsignedinteger[object]]) -> None:
-    assert padding._jpeg_xl_size(padding._packed_picture(np.zeros(shape, kind)))[:2] == shape
+def test_sizes_are_read_from_codestreams(shape: tuple[int, int], kind: type[np.unsignedinteger[object]]) -> None:
+    assert codestream_header(padding._packed_image(np.zeros(shape, kind)))[:2] == shape
 
 
 # --- what it takes --------------------------------------------------------------------------------------------
@@ -153,8 +156,8 @@ def test_padding_takes_few_bytes(values: str, bits_per_pixel: float) -> None:
     assert 8 * len(comes_back(pixels, air)) / air.sum() < bits_per_pixel
 
 
-def test_single_pixels_by_chance_take_little_more_than_their_entropy() -> None:
-    """Tissue whose value falls into the padding range here and there: 0.0114 bits per pixel at one in a thousand."""
+def test_single_pixels_take_little_more_than_their_entropy() -> None:
+    """One tissue pixel in a thousand with a value in the padding range: the entropy is 0.0114 bits per pixel."""
     pixels, air = air_of("one value")
     mask = air | (np.random.default_rng(2).random(air.shape) < 0.001)
     pixels[mask] = 0

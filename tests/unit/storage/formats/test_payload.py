@@ -194,12 +194,12 @@ CHANGED_RENDITION: dict[str, Any] = {
 
 @settings(max_examples=100, deadline=None)
 @given(base=bases)
-def test_a_base_comes_back(base: Base) -> None:
+def test_a_base_is_restored(base: Base) -> None:
     assert decode_base(encode_base(base)) == base
 
 
-def test_beyond_a_region_is_one_grey_level_whatever_gain_and_offset() -> None:
-    """x4, 75 x 130 samples of which 40 x 70 are coded."""
+def test_samples_outside_the_region_have_one_grey_level() -> None:
+    """Scale 4; 40 x 70 of 75 x 130 samples are encoded."""
     coded = coders.decode(REGION_BASE.coded, LARGE_POINT, (40, 70))
     whole = replace(REGION_BASE, coded=coders.encode(np.pad(coded, ((20, 15), (60, 0))), LARGE_POINT), region=None)
     samples = decode_base(encode_base(REGION_BASE)).samples()
@@ -224,7 +224,7 @@ def test_a_region_of_another_length_is_a_payload_error() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("gain", "0"), ("gain", "NaN"), ("gain", "1e999"), ("offset", "1e999")])
-def test_a_gain_or_offset_that_cannot_be_undone_is_a_payload_error(name: str, value: str) -> None:
+def test_an_invalid_gain_or_offset_is_a_payload_error(name: str, value: str) -> None:
     meta = json.loads(META)
     told = json.dumps(meta | {name: "?"}).replace('"?"', value).encode()
     with pytest.raises(PayloadError, match=rf"{name} is "):
@@ -233,7 +233,7 @@ def test_a_gain_or_offset_that_cannot_be_undone_is_a_payload_error(name: str, va
 
 @settings(max_examples=100, deadline=None)
 @given(rendition=renditions)
-def test_a_rendition_comes_back(rendition: Rendition) -> None:
+def test_a_rendition_is_restored(rendition: Rendition) -> None:
     decoded = decode_rendition(encode_rendition(rendition))
     assert decoded == rendition
     assert isinstance(decoded.verdict.failures, tuple)
@@ -271,8 +271,8 @@ def curve(power: float) -> bytes:
 
 
 @pytest.mark.parametrize("power", [0.6, 1.0, 1.6])
-def test_a_curve_is_undone(power: float) -> None:
-    """Before the gain; and where samples are rounded in between, to within what rounding does."""
+def test_a_curve_is_inverted(power: float) -> None:
+    """Exactly without rounding, and with rounding to within its error."""
     levels = np.linspace(0, 65535, 1000).astype(np.float32)[None]
     there = mapped(levels, curve(power))
     assert there[0, 500] == pytest.approx(65535 * (levels[0, 500] / 65535) ** power, rel=0.01)
@@ -288,13 +288,13 @@ def test_a_curve_that_does_not_rise_is_a_payload_error(damaged: bytes) -> None:
 
 
 def test_samples_of_another_operator_or_shape_are_refused() -> None:
-    with pytest.raises(PayloadError, match="made by operator lanczos/9; this release has torchvision"):
+    with pytest.raises(PayloadError, match="needs operator lanczos/9; this release has torchvision"):
         replace(SMALL_BASE, operator_name="lanczos/9").samples()
     with pytest.raises(PayloadError, match=r"not uint16 \(4, 4\)"):
         replace(SMALL_BASE, rows=7).samples()
 
 
-def test_padding_comes_back() -> None:
+def test_padding_is_restored() -> None:
     padding = SMALL_BASE.padding_content()
     assert padding is not None
     mask, values = padding
@@ -314,7 +314,7 @@ Decode = Callable[[bytes], Any]
 
 
 @pytest.mark.parametrize(("data", "decode"), SMALL)
-def test_every_flipped_byte_is_noticed(data: bytes, decode: Decode) -> None:
+def test_every_flipped_byte_is_detected(data: bytes, decode: Decode) -> None:
     for at in range(len(data)):
         for mask in (0x01, 0x20, 0x80, 0xFF):
             damaged = bytearray(data)
@@ -324,7 +324,7 @@ def test_every_flipped_byte_is_noticed(data: bytes, decode: Decode) -> None:
 
 
 @pytest.mark.parametrize(("data", "decode"), SMALL)
-def test_every_truncation_and_every_byte_too_many_is_noticed(data: bytes, decode: Decode) -> None:
+def test_truncated_and_extended_payloads_are_detected(data: bytes, decode: Decode) -> None:
     for end in range(len(data)):
         with pytest.raises(PayloadError):
             decode(data[:end])
@@ -341,13 +341,13 @@ def test_one_kind_is_not_read_as_the_other() -> None:
 
 
 def sealed(content: bytes) -> bytes:
-    """Content with the checksum that makes it look undamaged."""
+    """Content with a valid checksum."""
     return content + hashlib.sha256(content).digest()
 
 
 @pytest.mark.parametrize("version", [0, 2, 255])
 @pytest.mark.parametrize(("data", "decode"), SMALL)
-def test_another_version_is_refused_even_where_its_checksum_is_right(data: bytes, decode: Decode, version: int) -> None:
+def test_another_version_is_refused_even_with_a_valid_checksum(data: bytes, decode: Decode, version: int) -> None:
     changed = bytearray(data[:-32])
     changed[7] = version
     with pytest.raises(PayloadError, match=r"version .*; this release reads 01"):
@@ -355,7 +355,7 @@ def test_another_version_is_refused_even_where_its_checksum_is_right(data: bytes
 
 
 @pytest.mark.parametrize("data", [b"", b"LPACS", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(128) + b"DICM"])
-def test_something_else_altogether_is_no_payload(data: bytes) -> None:
+def test_other_bytes_are_not_a_payload(data: bytes) -> None:
     with pytest.raises(PayloadError, match="no magic"):
         decode_base(data)
 
@@ -376,7 +376,7 @@ def container(*sections: bytes, kind: bytes = b"B", count: int | None = None) ->
 
 
 def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
-    """An independent reader of the container, after docs/FORMATS.md: encoding and decoded bytes by name."""
+    """An independent reader of the container, as in docs/FORMATS.md: encoding and inflated bytes by section name."""
     found, at = {}, 9
     for _ in range(data[8]):
         name = data[at + 1 : at + 1 + data[at]].decode()
@@ -395,7 +395,7 @@ META = sections_of(encode_base(SMALL_BASE))["meta"][1]
 HEADER, PIXELS = section(b"header", b"h"), section(b"pixels", b"p")
 
 
-def test_a_section_that_is_not_known_is_ignored() -> None:
+def test_an_unknown_section_is_ignored() -> None:
     data = container(section(b"meta", META), HEADER, PIXELS, section(b"future", b"?"))
     assert decode_base(data) == replace(
         SMALL_BASE, header=HeaderBytes("1.2.840.10008.1.2.1", b"h", b""), coded=b"p", padding_bytes=b""
@@ -434,7 +434,7 @@ def test_a_section_that_is_not_known_is_ignored() -> None:
         ),
     ],
 )
-def test_content_that_makes_no_sense_is_a_payload_error(data: bytes) -> None:
+def test_malformed_content_is_a_payload_error(data: bytes) -> None:
     with pytest.raises(PayloadError):
         decode_base(data)
 
@@ -463,7 +463,7 @@ json_values = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_meta_with_a_field_of_another_kind_is_read_or_a_payload_error(data: st.DataObject) -> None:
+def test_metadata_of_another_type_is_read_or_a_payload_error(data: st.DataObject) -> None:
     kind, encoded, decode = data.draw(
         st.sampled_from(
             [(b"B", encode_base(SMALL_BASE), decode_base), (b"R", encode_rendition(SMALL_RENDITION), decode_rendition)]
@@ -483,7 +483,7 @@ def test_meta_with_a_field_of_another_kind_is_read_or_a_payload_error(data: st.D
 
 @settings(max_examples=100, deadline=None)
 @given(mask=arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=40)))
-def test_a_mask_comes_back(mask: NDArray[np.bool_]) -> None:
+def test_a_mask_is_restored(mask: NDArray[np.bool_]) -> None:
     before = mask.copy()
     packed = pack_mask(mask)
     assert np.array_equal(mask, before)
@@ -491,7 +491,7 @@ def test_a_mask_comes_back(mask: NDArray[np.bool_]) -> None:
     assert unpacked.dtype == np.bool_
     assert np.array_equal(unpacked, mask)
     for rows, columns in ((mask.shape[0] + 1, mask.shape[1]), (mask.shape[0], mask.shape[1] + 8)):
-        with pytest.raises(PayloadError, match="padding mask holds"):
+        with pytest.raises(PayloadError, match="padding mask has"):
             unpack_mask(packed, rows, columns)
 
 
@@ -542,7 +542,7 @@ def test_a_derived_uid_is_a_valid_uid_and_a_function(
     assert uid != original
 
 
-def test_a_derived_uid_changes_with_each_ingredient() -> None:
+def test_a_derived_uid_changes_with_each_argument() -> None:
     changes = {
         "original_uid": "1.2.840.113619.2.66.2",
         "base_digest": DIGEST[1:] + "0",
@@ -558,8 +558,8 @@ def test_a_derived_uid_changes_with_each_ingredient() -> None:
     assert len(made) == 1 + len(changes)
 
 
-def test_derived_uids_are_those_that_were_issued() -> None:
-    """Literal: a UID that was issued once has to resolve for ever."""
+def test_derived_uids_do_not_change_between_releases() -> None:
+    """Literal values, because an issued UID must stay valid."""
     assert derived_uid("1.2.3", "ab" * 32, "mammo", "cd" * 32, 1, 7) == "2.25.316300683269301885467352212253909655208"
     with_extra = derived_uid("1.2.3", "ab" * 32, "mammo", "cd" * 32, 1, 7, "ef")
     assert with_extra == "2.25.235499320776610119178293094533108195214"
@@ -644,7 +644,7 @@ def test_the_golden_samples_and_padding_decode_to_the_same_values() -> None:
 
 
 def test_the_golden_base_of_a_region_reads_as_it_was_written() -> None:
-    """Only a part of the samples is coded, as JPEG XL with a negative gain and a curve; what is beyond is black."""
+    """A part of the samples is encoded, in JPEG XL with a negative gain and a curve; the others are black."""
     data = golden("base-region-v1.lpacs", "63e28c09e7fac9696f78d7296d4c28b4e3cc3100e3aaee4ba511018cb7df1969")
     base = decode_base(data)
     plain = {each.name: getattr(base, each.name) for each in fields(Base)}
@@ -660,7 +660,7 @@ def test_the_golden_base_of_a_region_reads_as_it_was_written() -> None:
     }
     samples = base.samples()
     assert (samples[:11].any(), samples[140:].any(), samples[:, 114:].any()) == (False, False, False)
-    # a lossy JPEG XL file may decode to other least bits on another processor
+    # lossy JPEG XL may decode to other least significant bits on another processor
     assert float(samples.sum(dtype=np.float64)) == pytest.approx(19617147.39, abs=1000)
     off = samples - decode_base(golden_base()).samples()
     assert np.sqrt(np.mean(np.square(off))) == pytest.approx(14.02, abs=0.1)
@@ -735,13 +735,13 @@ def test_the_golden_side_information_reads_as_it_was_written() -> None:
         ),
     ],
 )
-def test_what_is_written_today_has_the_sections_of_the_golden_file(
+def test_new_payloads_have_the_sections_of_the_golden_file(
     name: str, decode: Decode, encode: Callable[[Any], bytes], stored: dict[str, int]
 ) -> None:
     data = (GOLDEN / name).read_bytes()
     today = encode(decode(data))
     assert today[:8] == data[:8] == b"LPACS\0" + name[:1].upper().encode() + b"\x01"
-    assert sections_of(today) == sections_of(data)  # deflate itself may differ from one zlib to another
+    assert sections_of(today) == sections_of(data)  # deflated bytes may differ between versions of zlib
     assert {section_name: encoding for section_name, (encoding, _) in sections_of(data).items()} == stored
     assert list(sections_of(today)) == list(stored)
 

@@ -1,4 +1,4 @@
-"""Payloads and packed originals that were changed and sealed anew: whatever they say, only PayloadError comes of it.
+"""Payloads and packed originals that were changed and given a valid checksum raise only PayloadError.
 
 The checksum of a container tells damage, not intent. Mutations are seeded: the same ones each time.
 """
@@ -20,12 +20,12 @@ from tests.support.mutants import STORED, changed_container, opened_container, u
 from tests.unit.storage.formats.test_payload import GOLDEN
 
 MUTATIONS = 600
-"""For each golden object; one takes a millisecond or two."""
+"""Mutations of each golden object; one takes 1 to 2 ms."""
 
 
 @pytest.fixture(autouse=True)
 def _little_memory() -> Iterator[None]:
-    """As a worker has: what would take gigabytes fails here, instead of trying."""
+    """The memory limit of a worker, so that allocating gigabytes fails at once."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (12 << 30, before[1]))
     yield
@@ -63,11 +63,11 @@ def test_metadata_of_another_kind(name: str, meta: bytes) -> None:
 
 
 @pytest.mark.parametrize("length", [2**30 + 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1])
-def test_a_section_that_announces_too_much(length: int) -> None:
+def test_a_section_with_an_excessive_length(length: int) -> None:
     import hashlib
 
     whole = (GOLDEN / "base-v1.lpacs").read_bytes()
-    at = 9 + 1 + whole[9] + 1  # length of the first section, behind its name and encoding
+    at = 9 + 1 + whole[9] + 1  # length of the first section, after its name and encoding
     content = whole[:at] + struct.pack("<Q", length) + whole[at + 8 : -32]
     with pytest.raises(PayloadError):
         decode_base(content + hashlib.sha256(content).digest())

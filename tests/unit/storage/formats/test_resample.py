@@ -1,4 +1,4 @@
-"""storage.formats.resample: D and U are torch's, the lift is a right inverse of D, and threads do not change a bit."""
+"""storage.formats.resample: D and U equal torch's, the lift is a right inverse of D, and threads change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.exact_operator import axis_matrix
 from tests.support.samples import breast
 
 TOP = 4095
-"""Grey levels of 12 bits: the range that tolerances are of."""
+"""Grey levels of 12 bits, to which the tolerances relate."""
 
 SIZES = [
     *((2, 1), (3, 2), (4, 2), (5, 3), (7, 4), (8, 4), (16, 8), (33, 17), (64, 32), (101, 51), (255, 128), (256, 128)),
@@ -28,7 +28,7 @@ SHAPES = [(24, 30), (33, 47), (64, 64), (75, 52), (128, 101), (9, 200), (200, 9)
 
 
 def picture(rows: int, columns: int, *, seed: int = 0) -> NDArray[np.float32]:
-    """Noise over the full range: the worst that an image can be."""
+    """Noise over the full range, the worst case of an image."""
     return np.random.default_rng(seed).uniform(0, TOP, (rows, columns)).astype(np.float32)
 
 
@@ -46,7 +46,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def of_torch(size_in: int, size_out: int) -> NDArray[np.float64]:
-    """The matrix of torch's resize along one axis, column by column: what it makes of the identity."""
+    """The matrix of torch's resize along one axis: the resized identity matrix."""
     identity = torch.eye(size_in, dtype=torch.float64)[None, None]
     resized = torch.nn.functional.interpolate(
         identity, size=(size_out, size_in), mode="bicubic", antialias=True, align_corners=False
@@ -116,7 +116,7 @@ def test_grey_levels_keep_their_meaning() -> None:
         np.testing.assert_allclose(operator.down(flat), 1234, rtol=0, atol=1e-3)
         np.testing.assert_allclose(operator.up(operator.down(flat)), 1234, rtol=0, atol=1e-3)
         np.testing.assert_allclose(operator.lift(operator.down(flat)), 1234, rtol=0, atol=1e-3)
-    assert OPERATOR == "torchvision-bicubic-antialias/1"  # recorded in every base: another D needs another name
+    assert OPERATOR == "torchvision-bicubic-antialias/1"  # every base records it: another D needs another name
 
 
 def test_stored_values_and_floats_downsample_alike() -> None:
@@ -130,7 +130,7 @@ def test_stored_values_and_floats_downsample_alike() -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 1), (1, 40), (2, 3), (5, 5), (4, 9), (513, 260)])
-def test_down_of_a_lift_is_what_was_lifted(shape: tuple[int, int], scale: int) -> None:
+def test_down_inverts_the_lift(shape: tuple[int, int], scale: int) -> None:
     operator = Operator(*shape, scale)
     small = picture(operator.low_rows, operator.low_columns)
     lifted = operator.lift(small)
@@ -140,8 +140,8 @@ def test_down_of_a_lift_is_what_was_lifted(shape: tuple[int, int], scale: int) -
 
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 70), columns=st.integers(5, 70), scale=st.sampled_from([2, 4]), seed=st.integers(0, 99))
-def test_down_of_a_lift_is_what_was_lifted_at_any_size(rows: int, columns: int, scale: int, seed: int) -> None:
-    operator = Operator(rows, columns, scale)  # torch resizes wrongly what is one column wide
+def test_down_inverts_the_lift_at_any_size(rows: int, columns: int, scale: int, seed: int) -> None:
+    operator = Operator(rows, columns, scale)  # torch resizes images one column wide incorrectly
     small = picture(operator.low_rows, operator.low_columns, seed=seed)
     np.testing.assert_allclose(operator.down(operator.lift(small)), small, rtol=0, atol=1e-3 * TOP)
 
@@ -169,17 +169,17 @@ def test_project_is_idempotent(shape: tuple[int, int], scale: int) -> None:
     np.testing.assert_allclose(operator.project(once, base), once, rtol=0, atol=1e-3 * TOP)
 
 
-def test_project_leaves_a_consistent_image_alone_and_changes_another_no_more_than_it_must() -> None:
+def test_project_keeps_a_consistent_image_and_changes_another_as_little_as_possible() -> None:
     pixels = breast(128, 101).astype(np.float32)
     operator = Operator(128, 101, 2)
     np.testing.assert_allclose(operator.project(pixels, operator.down(pixels)), pixels, rtol=0, atol=1e-3)
     bicubic = operator.up(operator.down(pixels))
     projected = operator.project(bicubic, operator.down(pixels))
-    # the projection onto a set that holds the original can only come nearer to it
+    # a projection onto a set that contains the original cannot move away from it
     assert np.square(projected - pixels).mean() < np.square(bicubic - pixels).mean()
 
 
-def test_damping_goes_part_of_the_way() -> None:
+def test_damping_applies_part_of_the_correction() -> None:
     operator, image = Operator(33, 47, 2), picture(33, 47)
     base = picture(operator.low_rows, operator.low_columns, seed=2)
     whole = operator.project(image, base) - image
@@ -189,7 +189,7 @@ def test_damping_goes_part_of_the_way() -> None:
 
 @pytest.mark.parametrize(("scale", "border"), [(2, 16), (4, 32)])
 def test_away_from_the_border_the_lift_is_the_orthogonal_projection(scale: int, border: int) -> None:
-    """x + lift(y - D x) is the least change that makes x consistent: x + D^T (D D^T)^-1 (y - D x), dense here."""
+    """x + lift(y - D x) equals x + D^T (D D^T)^-1 (y - D x), the smallest consistent change (dense matrices here)."""
     rows, columns = 80, 96
     operator = Operator(rows, columns, scale)
     pseudo = [np.linalg.pinv(axis_matrix(size, -(-size // scale)).toarray()) for size in (rows, columns)]
@@ -199,7 +199,7 @@ def test_away_from_the_border_the_lift_is_the_orthogonal_projection(scale: int, 
     inside = (slice(border, -border), slice(border, -border))
     assert lifted[inside].size > 256
     np.testing.assert_allclose(lifted[inside], orthogonal[inside], rtol=0, atol=2e-3 * TOP)
-    assert np.abs(lifted - orthogonal).max() > np.abs(lifted - orthogonal)[inside].max()  # at the border it is not
+    assert np.abs(lifted - orthogonal).max() > np.abs(lifted - orthogonal)[inside].max()  # it differs at the border
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -239,7 +239,7 @@ def test_the_layout_in_memory_does_not_change_a_bit() -> None:
     assert np.array_equal(operator.project(wide[:, ::2], base), expected)
 
 
-def test_read_only_images_are_taken() -> None:
+def test_read_only_images_are_accepted() -> None:
     operator, image = Operator(75, 52, 2), picture(75, 52)
     expected = operator.down(image)
     image.flags.writeable = False

@@ -1,4 +1,4 @@
-"""What an archive writes is its own user's: 0600 and 0700 everywhere; and it follows no link."""
+"""storage.objects.file_modes: files have mode 0600, folders 0700, and no symbolic link is followed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.journeys.archive.test_damage import got, stored
 
 @pytest.fixture(autouse=True)
 def _open_mask() -> Iterator[None]:
-    """As of most systems, before the archive sets its own."""
+    """The umask of most systems, before the archive sets its own."""
     before = os.umask(0o022)
     yield
     os.umask(before)
 
 
 def modes(root: Path) -> dict[str, str]:
-    """What others may do, of every file and folder of an archive that they may do anything with."""
+    """Files and folders of an archive with permissions for others, and these permissions."""
     found = {}
     for path in [root, *root.rglob("*")]:
         mode = stat.S_IMODE(path.lstat().st_mode)
@@ -87,7 +87,7 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
 
 
 def test_a_link_is_no_object(tmp_path: Path) -> None:
-    """A link to a secret, named as an object or as its folder: it is neither read, lent, nor written through."""
+    """A symbolic link with the name of an object or of its folder is not read, lent or written through."""
     store, secret = ObjectStore(tmp_path / "archive"), tmp_path / "secret"
     digest = store.put(b"content")
     path = store.path(digest)
@@ -98,7 +98,7 @@ def test_a_link_is_no_object(tmp_path: Path) -> None:
             use(digest)
     assert not store.has(digest)
     assert examine(store, digest).condition is Condition.DAMAGED
-    assert store.put(b"content") == digest  # stored anew, in its place
+    assert store.put(b"content") == digest  # stored again in its place
     assert not path.is_symlink()
     assert store.read(digest) == b"content"
     elsewhere = tmp_path / "elsewhere"

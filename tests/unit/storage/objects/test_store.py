@@ -1,4 +1,4 @@
-"""storage.objects.store: what is held is durable and whole; what is not there, damaged or too much has a name."""
+"""storage.objects.store: objects are durable and verified; missing and damaged objects and a full disk raise errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 import storage.objects.store as objects_module
 from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
-from storage.objects.store import ObjectStore, full_disk_is_store_full
+from storage.objects.durability import full_disk_is_store_full
+from storage.objects.store import ObjectStore
 
 DATA = b"bytes of an object"
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -59,7 +60,7 @@ def test_put_bytes_are_held_under_their_digest(store: ObjectStore, data: bytes) 
 
 
 def test_storing_twice_keeps_one_object_and_writes_nothing(store: ObjectStore) -> None:
-    """Only its time is renewed, so that nobody takes it for an old orphan before its row is there."""
+    """Only its time is updated, so that it is not removed as an orphan before its row is committed."""
     assert store.put(DATA) == DIGEST
     os.utime(store.held(DIGEST), (1e9, 1e9))
     before = store.held(DIGEST).stat()
@@ -74,32 +75,32 @@ def test_storing_twice_keeps_one_object_and_writes_nothing(store: ObjectStore) -
 
 
 @pytest.mark.parametrize("folder", [True, False], ids=["another folder", "another object"])
-def test_an_object_that_another_thread_is_storing_is_durable_before_either_answers(
+def test_an_object_stored_by_two_threads_is_durable_before_either_returns(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch, folder: bool
 ) -> None:
-    """It is under its name already, and its folder not on disk yet."""
+    """It has its final name already, but its folder is not on disk yet."""
     final, synced = store.path(DIGEST), []
     final.parent.mkdir()
     if not folder:
         final.write_bytes(DATA)
-    monkeypatch.setattr(objects_module, "fsync_folder", synced.append)
+    monkeypatch.setattr(objects_module, "fsync_folders", synced.append)
     store.put(DATA)
     assert synced == [final.parent.parent, final.parent]
 
 
-def test_a_store_that_is_opened_again_holds_what_it_held(store: ObjectStore) -> None:
+def test_a_reopened_store_has_its_objects(store: ObjectStore) -> None:
     store.put(DATA)
     assert ObjectStore(store.root).read(DIGEST) == DATA
 
 
-def test_digests_come_in_order(store: ObjectStore) -> None:
+def test_digests_are_ordered(store: ObjectStore) -> None:
     assert list(store.digests()) == []
     digests = [store.put(bytes([number])) for number in range(60)]
     assert len(set(digests)) == 60
     assert list(store.digests()) == sorted(digests)
 
 
-def test_a_deleted_object_is_gone_and_deleting_it_again_is_fine(store: ObjectStore) -> None:
+def test_an_object_can_be_deleted_twice(store: ObjectStore) -> None:
     other = store.put(b"another")
     store.put(DATA)
     store.delete(DIGEST)
@@ -133,21 +134,21 @@ def test_threads_that_store_the_same_bytes_all_succeed(store: ObjectStore) -> No
 # --- what is missing, damaged or hostile ----------------------------------------------------------------------
 
 
-def test_an_object_that_is_not_held_is_missing(store: ObjectStore) -> None:
+def test_an_absent_object_is_missing(store: ObjectStore) -> None:
     assert not store.path(DIGEST).exists()
     for ask in (store.held, store.read):
         with pytest.raises(ObjectMissing, match=f"{DIGEST} is not in"):
             ask(DIGEST)
 
 
-def test_a_folder_under_the_name_of_an_object_is_no_object(store: ObjectStore) -> None:
+def test_a_folder_with_the_name_of_an_object_is_not_an_object(store: ObjectStore) -> None:
     store.path(DIGEST).mkdir(parents=True)
     with pytest.raises(ObjectMissing):
         store.held(DIGEST)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "longer", "empty"])
-def test_an_object_that_lost_a_bit_is_damaged(store: ObjectStore, damage: str) -> None:
+def test_changed_bytes_are_detected(store: ObjectStore, damage: str) -> None:
     store.put(DATA)
     bad = {"flipped": bytes([DATA[0] ^ 1]) + DATA[1:], "cut": DATA[:-1], "longer": DATA + b"\0", "empty": b""}[damage]
     store.path(DIGEST).write_bytes(bad)
@@ -171,16 +172,16 @@ def test_an_object_that_lost_a_bit_is_damaged(store: ObjectStore, damage: str) -
         DIGEST[:-2] + "/.",
         "." * 64,
         "/" * 64,
-        "٠" * 64,  # digits, but not ASCII's
+        "٠" * 64,  # digits, but not ASCII
     ],
 )
-def test_what_is_no_digest_never_becomes_a_path(store: ObjectStore, digest: str) -> None:
+def test_an_invalid_digest_never_becomes_a_path(store: ObjectStore, digest: str) -> None:
     if DIGEST.upper() == digest:
-        store.put(DATA)  # held, but not under that name
+        store.put(DATA)  # stored under another name
     before = files_below(store.root.parent)
     asks: list[Callable[[str], Any]] = [store.path, store.held, store.read, store.delete]
     for ask in asks:
-        with pytest.raises(ObjectMissing, match="is no SHA-256 digest"):
+        with pytest.raises(ObjectMissing, match="is not a SHA-256 digest"):
             ask(digest)
     assert files_below(store.root.parent) == before
 
@@ -189,7 +190,7 @@ def test_what_is_no_digest_never_becomes_a_path(store: ObjectStore, digest: str)
 
 
 class Recorder:
-    """Watches the calls that decide about durability, in their order, and lets them through."""
+    """Records the calls that make an object durable, in order."""
 
     def __init__(
         self, root: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[str], None] = lambda step: None
@@ -220,7 +221,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("how", ["put", "adopt"])
-def test_bytes_are_on_disk_before_their_name_and_the_name_before_success(
+def test_bytes_are_synced_before_the_rename_and_the_rename_before_success(
     store: ObjectStore, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(store.root, monkeypatch)
@@ -242,9 +243,7 @@ def test_a_second_object_of_a_folder_does_not_sync_the_folder_above_again(
     assert recorder.steps == ["fsync bytes", "final name", f"fsync {DIGEST[:2]}"]
 
 
-def test_an_object_whose_bytes_did_not_reach_the_disk_has_no_name(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_was_not_synced_is_not_renamed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(step: str) -> None:
         if step == "fsync bytes":
             raise OSError(errno.EIO, "Input/output error")
@@ -275,12 +274,12 @@ def test_a_full_disk_stores_nothing_and_says_so(
         file = spooled(store)
         with pytest.raises(StoreFull, match=os.strerror(code)):
             store.adopt(file)
-    assert file.read_bytes() == DATA  # still the caller's
+    assert file.read_bytes() == DATA  # the caller still owns it
     assert files_below(store.root) == {"spool/incoming"}
     assert store.adopt(file) == DIGEST
 
 
-def test_another_error_of_the_disk_is_not_called_full() -> None:
+def test_another_disk_error_is_not_store_full() -> None:
     with pytest.raises(OSError, match="denied"), full_disk_is_store_full():
         raise OSError(errno.EACCES, "Permission denied")
 
@@ -306,8 +305,8 @@ print("still works:", store.put(b"small"))
 """
 
 
-def test_a_write_that_the_system_cuts_short_stores_nothing(tmp_path: Path) -> None:
-    """A real limit, in a process of its own: EFBIG in the middle of a write."""
+def test_a_partial_write_stores_nothing(tmp_path: Path) -> None:
+    """EFBIG during a write, caused by a real limit in a child process."""
     done = subprocess.run(
         [sys.executable, "-c", SMALL_DISK, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
     )
@@ -339,7 +338,7 @@ def test_check_room_keeps_min_free(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert set(asked) == {tmp_path}
 
 
-def test_a_disk_with_less_than_min_free_is_full_for_real(tmp_path: Path) -> None:
+def test_a_disk_with_less_than_min_free_is_full(tmp_path: Path) -> None:
     ObjectStore(tmp_path).check_room()
     with pytest.raises(StoreFull, match="must stay free"):
         ObjectStore(tmp_path, min_free=1 << 60).check_room()
@@ -360,7 +359,7 @@ def test_sweeping_empties_the_spool_and_nothing_else(store: ObjectStore) -> None
     store.sweep_spool()
 
 
-def test_opening_a_store_leaves_the_spool_alone(store: ObjectStore) -> None:
+def test_opening_a_store_does_not_change_the_spool(store: ObjectStore) -> None:
     file = spooled(store)
     ObjectStore(store.root)
     assert file.exists()  # another process may be receiving it

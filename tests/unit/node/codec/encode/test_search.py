@@ -19,13 +19,13 @@ from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import Source
 from node.codec.noise import unit_noise
-from node.codec.patches import patched_pixels
 from node.fidelity.gate import Reference, burden, look
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import UpscaleTask
 from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import pixel_digest
 from storage.errors import NotReconstructable, PayloadError
+from storage.formats.geometry import cell_pixels
 from storage.formats.payload import decode_base, decode_rendition, encode_base, encode_rendition
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint, Thresholds
@@ -213,7 +213,7 @@ def test_a_marker_in_clean_air_comes_back_exactly() -> None:
     off = made.served.astype(int) - marked()
     assert np.abs(made.plain.astype(int) - marked())[20:60, 470:530].max() <= 0.1 * 4096
     assert made.side.patches is not None
-    inside = patched_pixels(made.side.patches.cells, *off.shape)
+    inside = cell_pixels(made.side.patches.cells, *off.shape)
     assert inside[20:60, 470:530].any()
     assert not off[inside].any()
     assert np.array_equal(decoded(made), made.served)

@@ -1,0 +1,50 @@
+"""Sizes of the squares that images are divided into, and operations on such grids.
+
+Every grid starts at the image's top left pixel. The squares at the right and lower border may be cut off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CELL = 16
+"""Side of a cell, in pixels: the unit of breast masks, local measurements, coded residuals and exact patches."""
+TILE = 256
+"""Side of a tile, in pixels: the unit of FSIM and of the band energies."""
+DCT_BLOCK = 8
+"""Side of the smallest transform block of JPEG XL, in samples (ISO/IEC 18181-1)."""
+
+Cells = NDArray[np.bool_]
+"""Marked cells of an image: bool, shape ``cell_grid``."""
+
+
+def cell_grid(rows: int, columns: int) -> tuple[int, int]:
+    """The number of cells, down and across, that cover ``rows`` x ``columns`` pixels."""
+    return -(-rows // CELL), -(-columns // CELL)
+
+
+def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
+    """The pixels of marked cells: bool, shape (rows, columns)."""
+    return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
+
+
+def padded_to_cells(values: NDArray[Any], side: int, *, edge: bool = False) -> NDArray[Any]:
+    """Pad an image (rows, columns) to whole squares of ``side`` pixels: with zeros, or by repeating its ``edge``."""
+    pad = [(0, -length % side) for length in values.shape]
+    if not any(after for _, after in pad):
+        return values
+    return np.pad(values, pad, mode="edge") if edge else np.pad(values, pad)
+
+
+def reduced(values: NDArray[Any], side: int, by: np.ufunc, dtype: type | None = None) -> NDArray[Any]:
+    """One value per square of ``side`` x ``side`` pixels: shape (rows / side, columns / side).
+
+    Both sides of the image must be multiples of ``side``. Rows are reduced first: numpy is slow along a short last
+    axis.
+    """
+    rows, columns = (length // side for length in values.shape)
+    lines = by.reduce(values.reshape(rows, side, -1), axis=1, dtype=dtype)
+    return np.asarray(by.reduce(lines.reshape(rows, columns, side), axis=2))

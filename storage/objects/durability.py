@@ -1,0 +1,42 @@
+"""Writes that survive a power failure, and the error for a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from storage.errors import StoreFull
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error codes for a full disk, an exhausted quota and a file above the file system's limit."""
+
+
+def fsync_file(file: IO[Any]) -> None:
+    """Flush an open file, and wait until its bytes are on disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def fsync_folders(*folders: Path) -> None:
+    """Wait until the entries of these folders (new, renamed and removed files) are on disk."""
+    for folder in folders:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def full_disk_is_store_full() -> Iterator[None]:
+    """Raise StoreFull in place of an OSError that reports a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFull(f"no room for the object: {error.strerror}") from error
+        raise

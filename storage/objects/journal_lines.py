@@ -1,0 +1,39 @@
+"""Journal files: text lines that are only ever appended, by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``lock``, and wait for it first if another thread or process holds it."""
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def last_whole_line(segment: Path) -> bytes:
+    """The last line that ends with a newline, without the newline; empty if there is none."""
+    size, reach = segment.stat().st_size, 1 << 16
+    with segment.open("rb") as file:
+        while True:
+            file.seek(max(0, size - reach))
+            lines = file.read().rpartition(b"\n")[0].split(b"\n")
+            if len(lines) > 1 or reach >= size:  # the first line that was read may lack its beginning
+                return lines[-1]
+            reach *= 2
+
+
+def sound_length(data: bytes, is_sound: Callable[[bytes], bool]) -> int:
+    """Bytes up to the end of the last whole line that is sound."""
+    end = data.rfind(b"\n") + 1
+    while end:
+        begin = data.rfind(b"\n", 0, end - 1) + 1
+        if is_sound(data[begin : end - 1]):
+            return end
+        end = begin
+    return 0
