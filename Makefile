@@ -1,6 +1,8 @@
 # make install   an environment in .venv with the command latent-pacs in it
 # make demo      the whole road on a real study; DICOM=folder takes your own files
-# make test      lint, types, tests on all cores; SLOW=1 runs the slow ones too, one at a time: some measure time; SLOW="FILES" those of some files
+# make test      lint, types and the fast tests on all cores
+#                SLOW=1 runs the slow tests too, as CI does; SLOW=all also those that take minutes or measure time, one at a time
+# make coverage  branches and lines that the tests run, by layer; the fast tests only, or with SLOW=1 the slow ones too
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +12,7 @@ CONSTRAINTS ?=
 # make audit     compare installed versions with known vulnerabilities; without the database, list them in audit.json
 # make sbom      a CycloneDX bill of materials in sbom.json
 
-.PHONY: install demo test lint types audit sbom clean
+.PHONY: install demo test coverage lint types audit sbom clean
 
 install: .venv/installed
 demo-install: .venv/installed-demo
@@ -30,7 +32,7 @@ test-install: .venv/installed-test
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,test]'
+	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[test]'
 	@touch $@
 
 # make docs      the web site in build/site, with an API reference from the docstrings
@@ -53,9 +55,15 @@ lint: .venv/installed-test
 types: .venv/installed-test
 	$(BIN)/mypy
 
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(SLOW),-m 'not very_slow and not gpu') $(PYTEST_ARGS)
+
 test: lint types
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(PYTEST_ARGS)
-	$(if $(SLOW),$(BIN)/python -m pytest -m 'slow and not gpu' $(PYTEST_ARGS) $(filter-out 1,$(SLOW)))
+	$(PYTEST)
+	$(if $(filter all,$(SLOW)),$(BIN)/python -m pytest -m 'very_slow and not gpu' $(PYTEST_ARGS))
+
+coverage: .venv/installed-test
+	$(PYTEST) --cov --cov-report= --cov-report=json:coverage.json
+	$(BIN)/python -m tests.support.coverage_by_layer coverage.json
 
 audit: .venv/installed
 	-$(PIP) install --quiet pip-audit
@@ -67,4 +75,4 @@ sbom: .venv/installed
 	@if test -x $(BIN)/cyclonedx-py; then $(BIN)/cyclonedx-py environment $(BIN)/python > sbom.json; else $(BIN)/latent-pacs sbom > sbom.json; fi
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage coverage.json

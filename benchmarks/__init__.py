@@ -1,1 +1,1 @@
-"""Benchmarks: ratios in one run against what a user would pick instead. Not part of the tests."""
+"""Benchmarks. Each compares the archive with an alternative in the same run. They are not part of the tests."""

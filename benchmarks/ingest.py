@@ -1,8 +1,7 @@
-"""C-STORE of full-field images into this archive and into Orthanc, in turn, with the same sender (DCMTK storescu).
+"""C-STORE of full-field images to this archive and to Orthanc, in turn, by the same sender (DCMTK storescu).
 
-Both are durable: the archive as always (fsync of bytes and row before 0x0000), Orthanc with its default
-SyncStorageArea. The archivist is off for the ratio, since Orthanc does nothing after storing either; the time with it
-on is printed beside it.
+Both are durable: the archive syncs bytes and row before it answers 0x0000, Orthanc uses its default SyncStorageArea.
+The archivist is off for the ratio, since Orthanc does no work after storing; the time with it on is printed too.
 
     python -m benchmarks.ingest [--images 30] [--rounds 3] [--json]
 """
@@ -30,10 +29,10 @@ from pydicom.uid import generate_uid
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.samples import mammogram, write
+from benchmarks.samples import mammogram, write
 
 ROWS, COLUMNS = 4096, 2048
-"""16.8 MB of pixels."""
+"""Size of an image; its pixels are 16.8 MB."""
 
 
 def main() -> None:
@@ -55,11 +54,11 @@ def main() -> None:
         seconds = report[f"{name}_s"]
         table.add_row(name.replace("_", " "), f"{seconds:.2f}", f"{report['megabytes'] / seconds:.0f}")
     Console().print(table)
-    Console().print(f"ratio, Orthanc's time over ours: {report['ratio']:.2f} (per round: {report['ratios']})")
+    Console().print(f"ratio, Orthanc's time over this archive's: {report['ratio']:.2f} (per round: {report['ratios']})")
 
 
 def compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
-    """Send the same images to each, round by round, each time under new UIDs."""
+    """Send the same images to each archive in every round, each time with new UIDs."""
     batch = Batch(folder / "files", images)
     times: dict[str, list[float]] = {"ours": [], "orthanc": [], "ours_with_archivist": []}
     servers: dict[str, Callable[[Path, int], subprocess.Popen[bytes]]] = {
@@ -92,7 +91,7 @@ def compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 class Batch:
-    """Files to send, of one study. Their pixels are noise on a ramp; their UIDs are overwritten for each sending."""
+    """Files of one study. Their pixels are noise on a ramp; their UIDs are overwritten before each sending."""
 
     def __init__(self, folder: Path, images: int, **changes: Any) -> None:
         folder.mkdir()
@@ -107,7 +106,7 @@ class Batch:
         self.megabytes = sum(path.stat().st_size for path, _ in self._files) / 1e6
 
     def renew(self) -> None:
-        """New SOP Instance UIDs of the same length."""
+        """Write new SOP Instance UIDs of the same length."""
         self._count += 1
         renewed = []
         for number, (path, uid) in enumerate(self._files):
@@ -120,7 +119,7 @@ class Batch:
         self._files = renewed
 
     def send(self, port: int) -> float:
-        """Seconds for storescu to send all over one association. Exits where one is not accepted."""
+        """Seconds for storescu to send all files on one association. Exits if one is refused."""
         files = [str(path) for path, _ in self._files]
         command = [
             "storescu",
@@ -141,13 +140,13 @@ class Batch:
 
 
 def noise_on_a_ramp(random: np.random.Generator) -> NDArray[np.uint16]:
-    """Pixels that no coder makes much of: 8.2 bits each are left by JPEG-LS, where a mammogram leaves 2 to 4."""
+    """Pixels that compress badly: JPEG-LS needs 8.2 bits per pixel; for a mammogram it needs 2 to 4."""
     ramp = np.linspace(0, 3800, COLUMNS, dtype=np.uint16)[None, :]
     return ramp + random.integers(0, 200, (ROWS, COLUMNS), np.uint16)
 
 
 def start_ours(folder: Path, port: int, *, archivist: bool, **sections: Any) -> subprocess.Popen[bytes]:
-    """This archive as a process of its own; ``sections`` of config.yaml besides."""
+    """Start this archive as a process, with further ``sections`` of config.yaml."""
     config = folder / "config.yaml"
     settings = {
         "node": {"host": "127.0.0.1", "port": port, "drain": 0},
@@ -161,7 +160,7 @@ def start_ours(folder: Path, port: int, *, archivist: bool, **sections: Any) -> 
 
 
 def start_orthanc(folder: Path, port: int, **configuration: Any) -> subprocess.Popen[bytes]:
-    """Orthanc with its defaults, storage fsynced; ``configuration`` besides."""
+    """Start Orthanc with its defaults, synced storage and further ``configuration``."""
     config = folder / "orthanc.json"
     settings = {
         "StorageDirectory": str(folder / "storage"),

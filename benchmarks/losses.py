@@ -1,14 +1,14 @@
-"""What a reconstruction has lost, in figures that follow the eye; in six squares of 640 pixels inside the breast.
+"""Figures of visible losses in a reconstruction, measured in six squares of 640 pixels inside the breast.
 
 lost      per octave band (differences of Gaussians of 0, 0.7, 1.4, 2.8 and 5.6 pixels): root mean square of
-          (structure - original) over that of the original. 1: nothing of the band is left; above 1: it is wrong.
-spectrum  per band: energy of what is served over that of the original, in dB. 0: the same grain.
-lines     ridges and edges in 12 directions, 1.2, 2.5 and 5 pixels wide, 8 times the width and 13 pixels long, in
-          (structure - original), over the local noise that the same filters find in the original: 99.9th percentile.
-          Noise that is merely gone gives 3.5 to 4 at the finest width; lost or invented lines give more.
+          (structure - original) over that of the original. 1: the band is lost; above 1: the band is wrong.
+spectrum  per band: energy of the served image over that of the original, in dB. 0: equal noise texture.
+lines     99.9th percentile of the response to ridges and edges in 12 directions, 1.2, 2.5 and 5 pixels wide, 8 times
+          the width plus 13 pixels long, in (structure - original), over the noise of the same filters in the original.
+          Missing noise alone gives 3.5 to 4 at the finest width; lost or invented lines give more.
 low       root mean square of (structure - original) below all bands, in thousandths of the window's width.
-PSNR      of the breast, the window's width its peak; FSIM: mean of 256-pixel tiles, seen through the window. Both of
-          the structure and of what is served: drawn noise is other noise and lowers both, which is not a fault.
+PSNR      in the breast, with the window's width as the peak. FSIM: mean of 256-pixel tiles through the window. Both are
+          given for the structure and for the served image: drawn noise lowers both, which is not a fault.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ WIDTHS = (1.2, 2.5, 5.0)
 _SIDE, _SQUARES, _DIRECTIONS = 640, 6, 12
 _NOISE_TILE = 128
 _MOST_TILES = 48
-_NORMAL_MEDIAN = 0.6745  # of the absolute value of a normal deviate
-_LEAST_STEP = 1 / 256 / math.sqrt(12)  # of the window's width: the rounding of a display
+_NORMAL_MEDIAN = 0.6745  # median of the absolute value of a standard normal variable
+_LEAST_STEP = 1 / 256 / math.sqrt(12)  # rounding of a 256-level display, as a share of the window's width
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def losses(coded: Coded) -> Losses:
 
 
 def _squares(breast: NDArray[np.bool_]) -> Iterator[Square]:
-    """Up to six squares that hold nothing but breast, or as much of it as any does."""
+    """Up to six squares with the largest share of breast."""
     side = min(_SIDE, *breast.shape)
     share = uniform_filter(breast.astype(np.float32), side, mode="constant")
     half = side // 2
@@ -103,7 +103,7 @@ def _bands(image: Float) -> Iterator[Float]:
 
 
 def lines_of(pairs: list[tuple[Float, Float]], width: float) -> float:
-    """The 99.9th percentile, over (original, error) pairs of one shape, of the strongest line through each pixel."""
+    """99.9th percentile of the strongest line through each pixel, over (original, error) pairs of one shape."""
     length = 8 * width + 13
     rows, columns = pairs[0][0].shape
     reach = int(length * 0.75)
@@ -122,7 +122,7 @@ def lines_of(pairs: list[tuple[Float, Float]], width: float) -> float:
 
 
 def _ridge_and_edge(reach: int, length: float, angle: float, width: float) -> Iterator[Float]:
-    """Second and first derivative of a Gaussian across, constant along; unit energy, no mean."""
+    """Second and first derivative of a Gaussian across the line, constant along it; unit energy, zero mean."""
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
     along, across = x * math.cos(angle) + y * math.sin(angle), (y * math.cos(angle) - x * math.sin(angle)) / width
     envelope = np.exp(-np.square(across) / 2) * (np.abs(along) <= length / 2)
@@ -132,7 +132,7 @@ def _ridge_and_edge(reach: int, length: float, angle: float, width: float) -> It
 
 
 def _local_deviation(values: Float) -> Float:
-    """By the median, in tiles of 128 pixels, interpolated; one tile where there is no room for more."""
+    """Median-based deviation in tiles of 128 pixels, interpolated; one tile if no more fit."""
     tile = min(_NOISE_TILE, *values.shape)
     rows, columns = values.shape[0] // tile, values.shape[1] // tile
     tiles = np.abs(values[: rows * tile, : columns * tile]).reshape(rows, tile, columns, tile).transpose(0, 2, 1, 3)
@@ -149,7 +149,7 @@ def _psnr(coded: Coded, image: NDArray[np.generic]) -> float:
 
 
 def _fsim(coded: Coded) -> tuple[float, float]:
-    """Of structure and of what is served: mean over tiles that are mostly breast, 48 of them at most."""
+    """FSIM of the structure and of the served image: mean over at most 48 tiles that are mostly breast."""
     window, rows, columns = Window(*coded.window), *coded.original.shape
     tiles = [
         np.s_[row : row + TILE, column : column + TILE]

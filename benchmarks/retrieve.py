@@ -1,15 +1,15 @@
-"""C-MOVE of full-field images out of this archive and out of Orthanc, in turn, to one receiver that only counts.
+"""C-MOVE of full-field images from this archive and from Orthanc, in turn, to a receiver that discards them.
 
-The same images lie in both. Ours sends them as ``exact``, to a peer that gets originals, which are packed at rest as by
-default; and as ``cached``, to a peer that gets reconstructions, from the rendered cache. Each ratio is Orthanc's time
-over ours. ``exact_first`` is a retrieval in which every original is unpacked first, and ``reconstructed_first`` one in
-which every reconstruction is made first. ``passed_first`` is one to a peer with ``transfer_syntaxes: [jpegls]``, which
-gets the packed codestreams as they lie; Orthanc sends what it holds, uncompressed.
-``reconstruct_s`` is what a 13.6 megapixel reconstruction alone takes (benchmarks.reconstruct).
+Both store the same images. This archive sends them as ``exact``, to a peer that receives originals, which are packed as
+by default; and as ``cached``, to a peer that receives reconstructions, from the rendered cache. Each ratio is Orthanc's
+time over this archive's. In ``exact_first`` every original is unpacked for the first time; in ``reconstructed_first``
+every reconstruction is computed. ``passed_first`` sends to a peer with ``transfer_syntaxes: [jpegls]``, which receives
+the packed codestreams unchanged; Orthanc sends uncompressed images. ``reconstruct_s`` is the time of one reconstruction
+of 13.6 megapixels alone (benchmarks.reconstruct).
 
     python -m benchmarks.retrieve [--images 30] [--rounds 3] [--coder jpegls] [--originals] [--json]
 
-``--originals`` leaves reconstructions out, which take minutes to be made: then images are for processing.
+``--originals`` omits reconstructions, which take minutes to encode; the images are then For Processing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--coder", default="jpegls", help="originals.coder, which packs the originals")
+    parser.add_argument("--coder", default="jpegls", help="coder of packed originals (originals.coder)")
     parser.add_argument("--originals", action="store_true", help="measure originals only")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> None:
         print(json.dumps(report, indent=2))
         return
     table = Table(
-        "", "seconds (median)", "MB/s", "Orthanc's over ours", title=f"C-MOVE of {options.images} images of 17 MB"
+        "", "seconds (median)", "MB/s", "Orthanc over this archive", title=f"C-MOVE of {options.images} images of 17 MB"
     )
     for name in ("exact", "cached", "orthanc", "exact_first", "passed_first", "reconstructed_first"):
         if f"{name}_s" in report:
@@ -79,7 +79,7 @@ def main() -> None:
 def compare(
     folder: Path, images: int, rounds: int, console: Console, *, coder: str = "jpegls", reconstructed: bool = True
 ) -> dict[str, Any]:
-    """Fill both, let ours come to rest, and move the study out of each in turn."""
+    """Fill both, wait until this archive has encoded all images, and move the study from each in turn."""
     batch = Batch(folder / "files", images, **({} if reconstructed else FOR_PROCESSING))
     target, ours, theirs = free_port(), free_port(), free_port()
     archive = folder / "ours" / "archive"
@@ -99,7 +99,7 @@ def compare(
         times: dict[str, list[float]] = {name: [] for name in ("orthanc", *first, *kinds)}
         if reconstructed:
             times["reconstructed_first"] = [move(batch, ours, "RECONSTRUCTED", images)]
-        move(batch, theirs, RECEIVER, images)  # warm too
+        move(batch, theirs, RECEIVER, images)  # warm up
         for _ in range(rounds):
             times["orthanc"].append(move(batch, theirs, RECEIVER, images))
             forget_restored(archive, images)
@@ -121,7 +121,7 @@ def compare(
 
 
 def forget_restored(archive: Path, images: int) -> None:
-    """Let every original be unpacked anew: what was unpacked is dropped from the cache, as it is when that is full."""
+    """Evict the unpacked originals from the cache, as happens when it is full."""
     index = Index.open(f"sqlite:///{archive / 'index.sqlite'}")
     try:
         digests = [one.original_digest for one in index.by_keys(list(range(1, images + 1)))]
@@ -131,7 +131,7 @@ def forget_restored(archive: Path, images: int) -> None:
 
 
 def move(batch: Batch, port: int, destination: str, images: int) -> float:
-    """Seconds for movescu to have the study sent. Exits where not all images were."""
+    """Seconds for movescu to move the study. Exits if an image is missing."""
     command = ["movescu", "-d", "-S", "-aet", RECEIVER, "-aem", destination, "-aec", "ANY", "127.0.0.1", str(port)]
     keys = ["-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={batch.study}"]
     began = time.monotonic()
@@ -145,14 +145,14 @@ def move(batch: Batch, port: int, destination: str, images: int) -> float:
 
 @contextmanager
 def receiving(port: int) -> Iterator[None]:
-    """A receiver that throws away what it gets."""
+    """A receiver that discards images."""
     with running([sys.executable, "-m", "benchmarks.sink", str(port)], port):
         yield
 
 
 @contextmanager
 def running_ours(folder: Path, port: int, target: int, coder: str) -> Iterator[None]:
-    """Profile ``paper``, which makes a reconstruction of every image, at one attempt."""
+    """This archive with profile ``paper``, which encodes every image at one attempt."""
     at = {"host": "127.0.0.1", "port": target}
     peers = [
         {"ae_title": "MODALITY", "allow": ["store"]},
@@ -191,7 +191,7 @@ def running(command: list[str], port: int) -> Iterator[None]:
 
 @contextmanager
 def ending(process: subprocess.Popen[bytes], port: int) -> Iterator[None]:
-    """A server inside the block."""
+    """Wait until a server listens, and end it after the block."""
     try:
         wait_until_listening(process, port)
         yield
@@ -201,7 +201,7 @@ def ending(process: subprocess.Popen[bytes], port: int) -> Iterator[None]:
 
 
 def wait_for_rest(root: Path, images: int) -> None:
-    """Until every image has a rendition, and every original is packed."""
+    """Wait until every image has a rendition and every original is packed."""
     index = Index.open(f"sqlite:///{root / 'index.sqlite'}")
     try:
         while True:

@@ -1,8 +1,7 @@
-"""Full-size JPEG XL and JPEG 2000 at a given number of bytes, as what a reconstruction is compared with.
+"""Full-size JPEG XL and JPEG 2000 of a given number of bytes, for comparison with reconstructions.
 
-Both code the whole frame, their samples spread over all 16 bits, which suits them best. Their setting (JPEG XL's
-distance, JPEG 2000's target of PSNR) is searched until the codestream is within 1% of the bytes wanted, as near as
-the coder allows.
+Both code the whole frame with samples scaled to 16 bits, which suits them best. The setting (JPEG XL's distance, JPEG
+2000's target PSNR) is searched until the codestream is within 1% of the given size, or as near as the coder allows.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ MOST_TRIES = 14
 
 @dataclass(frozen=True)
 class Rival:
-    """What another coder gives back: uint16 (rows, columns), in the original's grey levels."""
+    """An image decoded from another coder: uint16 (rows, columns), in the original's grey levels."""
 
     name: str
     pixels: Pixels
@@ -55,10 +54,10 @@ def jpeg_2000(pixels: Pixels, bits: int, size: int) -> Rival:
 
 
 def at_size(encode: Callable[[float], bytes], size: int, *, fine: float, coarse: float) -> tuple[float, bytes]:
-    """The setting, between ``fine`` and ``coarse``, whose codestream is nearest to ``size`` bytes; and the codestream.
+    """The setting between ``fine`` and ``coarse`` whose codestream is nearest to ``size`` bytes, and the codestream.
 
-    The coarser, the fewer bytes. The interval is cut where a straight line through the logarithms of its ends' sizes
-    says, or in the middle when that has not helped.
+    Bytes decrease towards ``coarse``. The interval is divided by linear interpolation of the logarithms of the sizes at
+    its ends, or in the middle if that did not shorten it.
     """
     found = [(setting, encode(setting)) for setting in (fine, coarse)]
     low, high = found

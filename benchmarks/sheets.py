@@ -1,8 +1,8 @@
-"""Contact sheets to look at: an image's chosen places, original and reconstruction side by side, with their windows.
+"""Draws contact sheets: chosen places of an image, original and reconstruction side by side.
 
-All pixels are drawn one to one. A difference is drawn in units of the original's noise around it (the median absolute
-deviation of what a Gaussian of 2 pixels takes away, in blocks of 32 pixels), or of the rounding of a display of 256
-levels where that is more: middle grey is none, black and white are four times the noise and more.
+All pixels are drawn one to one. A difference is drawn in units of the original's local noise (median absolute deviation
+of the difference to a Gaussian of 2 pixels, in blocks of 32 pixels), or of the rounding of a 256-level display if that
+is larger. Mid-grey is 0; black and white are at least four times the noise.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Float = NDArray[np.float32]
 Grey = NDArray[np.uint8]
 
 SIDE = 384
-"""Of a place, in pixels; less where the image is smaller."""
+"""Side of a place, in pixels; shorter if the image is smaller."""
 PLACES = 6
 NOISES = 4.0
 NARROWEST = 40
-"""The image's own window over the narrowest one that is used: below it there are only rounding and air to see."""
+"""Largest ratio of the image's window to a narrow window; narrower ones show only rounding and air."""
 _GAP, _TITLE, _THUMB = 6, 24, 300
 _BLOCK = 32
 _COARSE = 8
@@ -38,7 +38,7 @@ _MARK = (255, 210, 0)
 
 @dataclass(frozen=True)
 class Place:
-    """A square of the image, from its top left corner, and why it was chosen."""
+    """A square of the image, by its top left corner, and the reason for its choice."""
 
     row: int
     column: int
@@ -51,17 +51,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a sheet, uint8 (side, side), and the words above it."""
+    """One picture of a sheet, uint8 (side, side), and its caption."""
 
     title: str
     grey: Grey
 
 
 def places_of(coded: Coded) -> list[Place]:
-    """Six squares: the tile the gate likes least, the one that it likes least well inside the breast, and dense,
-    fatty, finely structured tissue and the skin line.
+    """Up to six squares: the worst tile of the gate, the worst one well inside the breast, dense tissue, fatty tissue,
+    fine structure, and the skin line.
 
-    They lie apart by at least half of their side; where the breast is small, fewer are found.
+    They are at least half of their side apart, so a small breast has fewer.
     """
     side = min(SIDE, *coded.original.shape)
     tissue = _without_rim(coded.breast)
@@ -102,15 +102,15 @@ def _take(chosen: list[Place], place: Place) -> bool:
 
 
 def _without_rim(breast: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Breast deeper than 48 pixels below the skin, so that the skin line does not count as structure, and as far from
-    the frame, where film has its own edge."""
+    """The breast more than 48 pixels from the skin line, which is not structure, and from the frame, where film has an
+    edge."""
     coarse = np.pad(breast[::_COARSE, ::_COARSE], 1)
     deep = distance_transform_edt(coarse)[1:-1, 1:-1] * _COARSE > _RIM
     return np.kron(deep, np.ones((_COARSE, _COARSE), dtype=bool))[: breast.shape[0], : breast.shape[1]]
 
 
 def _corners(breast: NDArray[np.bool_], side: int) -> tuple[NDArray[np.intp], Float]:
-    """Squares on a grid of 64 pixels that hold some breast, and the share of it."""
+    """Squares on a grid of 64 pixels that contain breast, and the share of breast in each."""
     rows, columns = breast.shape
     grid = [(row, column) for row in range(0, rows - side + 1, 64) for column in range(0, columns - side + 1, 64)]
     share = [breast[row : row + side : 4, column : column + side : 4].mean() for row, column in grid]
@@ -119,7 +119,7 @@ def _corners(breast: NDArray[np.bool_], side: int) -> tuple[NDArray[np.intp], Fl
 
 
 def _brightness_and_detail(coded: Coded, side: int, corners: NDArray[np.intp]) -> tuple[Float, Float]:
-    """Of each square: mean grey level, and deviation at the scale of vessels over that of the level."""
+    """Mean grey level of each square, and its deviation at the scale of vessels over the mean level."""
     low, high = coded.window
     image = np.clip((coded.original.astype(np.float32) - low) / (high - low), 0, 1)
     vessels = np.square(gaussian_filter(image, 1.4) - gaussian_filter(image, 4.0))
@@ -130,7 +130,7 @@ def _brightness_and_detail(coded: Coded, side: int, corners: NDArray[np.intp]) -
 
 
 def difference(image: NDArray[np.generic], coded: Coded, place: Place) -> Grey:
-    """``image - original`` at a place, in units of the original's noise there."""
+    """``image - original`` at a place, in units of the original's local noise."""
     original = place.of(coded.original)
     step = (coded.window[1] - coded.window[0]) / 256
     over = (place.of(image) - original) / local_noise(original, step)
@@ -150,15 +150,14 @@ def local_noise(image: Float, step: float = 1.0) -> Float:
 
 
 def windowed(image: NDArray[np.generic], place: Place, window: tuple[float, float], *, inverted: bool = False) -> Grey:
-    """A place as a display shows it through a window."""
+    """A place as displayed through a window."""
     shown = (place.of(image) - window[0]) / max(window[1] - window[0], 1e-6)
     return _grey(1 - shown if inverted else shown)
 
 
 def narrow_window(coded: Coded, place: Place) -> tuple[float, float]:
-    """What shows the faintest contrast of a place: the 0.5th to the 99.5th percentile of the part, a quarter of the
-    place and all of it breast, where that is narrowest, and a fifth more to either side. Other parts may be black or
-    white in it."""
+    """The window that shows the faintest contrast of a place: the 0.5th to 99.5th percentile, widened by a fifth on
+    each side, of the quarter of the place, all breast, where that range is narrowest. Other parts may be clipped."""
     values, breast = place.of(coded.original), place.of(_without_rim(coded.breast)) > 0
     half, found = place.side // 2, []
     for row in range(0, place.side - half + 1, max(1, half // 4)):
@@ -179,7 +178,7 @@ def _grey(shown: Float) -> Grey:
 def sheet(
     rows: Sequence[Sequence[Panel]], heading: Sequence[str], overview: Grey, marks: Sequence[Place], scale: int
 ) -> Pictures.Image:
-    """Rows of panels under a heading and an overview with the places marked; ``scale``: that of the overview."""
+    """Rows of panels below a heading and an overview with marked places. ``scale``: of the overview."""
     side, columns = rows[0][0].grey.shape[0], max(map(len, rows))
     width = columns * (side + _GAP) + _GAP
     top = max(overview.shape[0], 28 * len(heading)) + 2 * _GAP
@@ -203,7 +202,7 @@ def sheet(
 
 
 def overview_of(coded: Coded, *, inverted: bool = False) -> tuple[Grey, int]:
-    """The whole original, small, and how many pixels each of its pixels stands for."""
+    """The whole original, reduced, and the factor of reduction."""
     scale = max(1, -(-coded.original.shape[0] // _THUMB))
     rows, columns = (size // scale * scale for size in coded.original.shape)
     small = coded.original[:rows, :columns].reshape(rows // scale, scale, columns // scale, scale).mean(axis=(1, 3))

@@ -1,6 +1,6 @@
-"""A Storage SCP that takes everything and keeps nothing, so that a benchmark measures who sends.
+"""A Storage SCP that accepts and discards everything, so that a benchmark measures the sender.
 
-DCMTK's storescp takes longer to receive 17 MB, even with --ignore, than either archive to send them.
+DCMTK's storescp, even with --ignore, needs longer to receive 17 MB than the archives need to send them.
 
     python -m benchmarks.sink PORT
 """
@@ -59,7 +59,7 @@ class Association(socketserver.BaseRequestHandler):
 
 
 def accepted(asked: bytes) -> bytes:
-    """A-ASSOCIATE-AC that takes every context, with its first transfer syntax."""
+    """A-ASSOCIATE-AC that accepts every context with its first transfer syntax."""
     pdu = A_ASSOCIATE_RQ()
     pdu.decode(asked)
     answer: A_ASSOCIATE = pdu.to_primitive()

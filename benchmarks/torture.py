@@ -1,9 +1,9 @@
-"""Kills, mutated inputs and growth, in rounds until the time is over: nothing may be lost, and nothing may crash.
+"""Kills, mutated inputs and resource growth, in rounds until time is up: nothing may be lost or crash.
 
 A node is killed while it stores, encodes, packs, purges, scrubs, rebuilds its index and is backed up. After a few kills
-every image that it acknowledged since must come back byte for byte, or as the reconstruction that was verified.
-Meanwhile a process mutates inputs of the decoders and parsers, and another node meets mutated PDUs, messages and files.
-The exit code is 1 where something was lost, wrong or crashed.
+every image acknowledged since the last check must be retrieved byte for byte, or as the verified reconstruction.
+Meanwhile a process feeds mutated inputs to decoders and parsers, and another node receives mutated PDUs, messages and
+files. The exit code is 1 if anything was lost, wrong or crashed.
 
     python -m benchmarks.torture --minutes 20 [--seed S] [--json]
 """
@@ -31,13 +31,13 @@ from benchmarks.mutations import fuzz_in_process_of_its_own
 from storage.dicom.dicomfile import accept_odd_values
 
 WARM_UP = 5
-"""Rounds of attacks after which the node has its threads and connections to the index; found by printing them."""
+"""Rounds of attacks after which the node has opened its threads and index connections; found by printing them."""
 LIVE = 30
-"""Inputs that the attacked node meets in a round."""
+"""Inputs to the attacked node per round."""
 BATCH = 30.0
 """Seconds of one process that mutates inputs."""
 LAST = 0.08
-"""Share of the time that is kept for the last check, of everything that was acknowledged."""
+"""Share of the time reserved for the last check, of all acknowledged images."""
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the nodes end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the nodes too
     with tempfile.TemporaryDirectory(prefix="latent-pacs-torture-") as folder:
         report = torture(Path(folder), options.minutes * 60, options.seed)
     if options.json:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def torture(folder: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
-    """Rounds of kills and attacks for about so many seconds, and what came of them."""
+    """Rounds of kills and attacks for about ``seconds``, and their results."""
     accept_odd_values()
     began = time.monotonic()
     deadline = began + seconds * (1 - LAST)
@@ -99,7 +99,7 @@ def torture(folder: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
 
 
 class Mutations(threading.Thread):
-    """Processes that mutate inputs, one after the other until the deadline."""
+    """Runs processes that mutate inputs, one after the other until the deadline."""
 
     def __init__(self, folder: Path, seed: int, deadline: float) -> None:
         super().__init__(name="mutations")
@@ -117,8 +117,8 @@ class Mutations(threading.Thread):
 
 
 def show(report: dict[str, Any]) -> None:
-    """The figures as a table, and each thing that was found as a line."""
-    table = Table("what", "figure", title="Torture")
+    """Print the figures as a table, and each finding as a line."""
+    table = Table("measure", "value", title="Torture")
     for name in (*list(report)[:9], "purged_and_reconstructed", "killed_while", "mutated"):
         value = report[name]
         text = ", ".join(f"{each} {count}" for each, count in value.items()) if isinstance(value, dict) else str(value)

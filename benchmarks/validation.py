@@ -1,9 +1,10 @@
 """Seconds of a validation of phantoms with a planted sign, stored and retrieved through a real node.
 
-Images are 1024 x 1024, two per patient, half of the patients with the sign; weights none, other settings the defaults.
-Codec profile ``paper`` (x2, 16-bit PNG, no gate), so that every image takes part. ``validate_s`` is the run itself,
-retrieval, features, figures, training and report; ``cpu_s`` its processor time, all processes; ``load`` the machine's
-load average at its end. With ``--sign fine`` the sign is at the limit of resolution and compression removes it.
+Images are 1024 x 1024, two per patient, and half of the patients have the sign. Weights are none, other settings are
+the defaults. The codec profile is ``paper`` (x2, 16-bit PNG, no gate), which encodes every image. ``validate_s`` is the
+time of the run: retrieval, features, figures, training and report. ``cpu_s`` is the processor time of all its
+processes, ``load`` the machine's load average at its end. With ``--sign fine`` the sign is at the limit of resolution
+and compression removes it.
 
     python -m benchmarks.validation [--images 200] [--side 1024] [--sign coarse] [--upscaler bicubic] [--json]
 """
@@ -22,12 +23,12 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.phantoms import COARSE, FINE, cohort
 from node.app import Node, plan_jobs
 from node.config import Settings, parse
 from node.dimse import client
 from node.dimse.client import Address
 from node.validation.label_file import read_labels
-from tests.support.phantoms import COARSE, FINE, cohort
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--sign", choices=(COARSE, FINE), default=COARSE)
     parser.add_argument("--upscaler", choices=("bicubic", "mammo"), default="bicubic")
-    parser.add_argument("--keep", type=Path, help="a folder to keep the archive in, for a look at its report")
+    parser.add_argument("--keep", type=Path, help="a folder to keep the archive and its report in")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +93,7 @@ def measured(node: Node, files: list[Path], labels: Path) -> dict[str, Any]:
 
 
 class _Run:
-    """A run that nobody watches or cancels."""
+    """A run without progress display or cancellation."""
 
     cancelled = False
 
@@ -101,7 +102,7 @@ class _Run:
 
 
 def _processor_seconds() -> float:
-    """Of this process and of every process that it started."""
+    """Processor time of this process and of its children, in seconds."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     running = 0.0

@@ -1,4 +1,4 @@
-"""A node in a process of its own that the torture kills and attacks; part of benchmarks.torture."""
+"""A node in a separate process, to be killed and attacked; part of benchmarks.torture."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ import yaml
 from pynetdicom import AE
 
 from benchmarks.ingest import free_port
+from benchmarks.upper_layer import VERIFICATION
 from node.dimse.client import Address
 from storage.index import Index
-from tests.support.upper_layer import VERIFICATION
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]
 CHEAP: dict[str, Any] = {
-    "archivist": {"poll": 0.1, "lease": 2, "at_once": 1},
+    "archivist": {"poll": 0.1, "lease": 2, "concurrency": 1},
     "reconstruct": {"upscaler": "bicubic", "threads": 1, "cache": "100MB"},
     "gate": {"patches": {"share": 0.5}},
     "codec": {"scales": [1], "effort": 1},
-    "originals": {"coder": "jpegls", "keep": "0h"},
-    "audit": {"reserve": "0%"},
-    "jobs": {"lease": 2, "poll": 0.5} | {name: {"enabled": False} for name in ("scrub", "reverify", "purge", "audit")},
+    "originals": {"coder": "jpegls", "retain_for": "0h"},
+    "jobs": {"lease": 2, "poll": 0.5} | {name: {"enabled": False} for name in ("scrub", "reverify", "purge")},
+    "audit": {"enabled": False, "reserve": "0%"},
     "unknown_peers": {"allow": ["echo"]},
     "peers": [
         {"ae_title": "MODALITY", "allow": ["echo", "store"]},
         {"ae_title": "VIEWER", "allow": ["echo", "find", "get"], "rendition": "auto"},
     ],
 }
-"""Every step of the archive, as fast as it goes; originals may be purged as soon as their images are verified."""
+"""Settings that make every step fast; originals may be purged as soon as their images are verified."""
 
 
 class Victim:
-    """A node on a fixed port and folder, so that it can be started again."""
+    """A node with a fixed port and folder, which can be restarted."""
 
     def __init__(self, folder: Path, **node: Any) -> None:
         folder.mkdir()
         self.folder, self.root, self.port = folder, folder / "archive", free_port()
         self.config = folder / "config.yaml"
-        settings = {"host": "127.0.0.1", "port": self.port, "drain": 2, **node}
+        settings = {"host": "127.0.0.1", "port": self.port, "shutdown_timeout": 2, **node}
         storage = {"root": str(self.root), "min_free": 0}
         self.config.write_text(yaml.safe_dump({**CHEAP, "node": settings, "storage": storage}))
         self.process: subprocess.Popen[bytes] | None = None
-        """The node, until it is killed."""
+        """The running node; None once it is killed."""
         self._groups: list[int] = []
 
     @property
@@ -62,7 +62,7 @@ class Victim:
         return self.process is not None and self.process.poll() is None
 
     def start(self) -> bool:
-        """Start the node where it does not run; False where it does not listen within a minute."""
+        """Start the node unless it runs; False if it does not listen within a minute."""
         if self.alive:
             return True
         self.process = self._started("serve")
@@ -75,7 +75,7 @@ class Victim:
         return False
 
     def command(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """A command of latent-pacs on this archive, started."""
+        """Start a command of latent-pacs on this archive."""
         return self._started(*arguments)
 
     def _started(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -95,16 +95,16 @@ class Victim:
         return lines[-1] if lines else ""
 
     def kill(self) -> bool:
-        """SIGKILL of the node; False where it did not run."""
+        """Kill the node by SIGKILL; False if it did not run."""
         done, self.process = killed(self.process), None
         return done
 
     def workers(self) -> list[int]:
-        """The processes that the node has started."""
+        """Process ids of the node's children."""
         return children(self.process.pid) if self.process is not None and self.alive else []
 
     def close(self) -> None:
-        """End the node, its commands and every process that they started."""
+        """End the node, its commands and all their children."""
         killed(self.process)
         for group in self._groups:
             with suppress(ProcessLookupError):
@@ -114,7 +114,7 @@ class Victim:
         return Index.open(f"sqlite:///{self.root / 'index.sqlite'}")
 
     def answers(self, seconds: float = 20) -> bool:
-        """Whether a C-ECHO is answered with success within that time."""
+        """Whether a C-ECHO succeeds within that many seconds."""
         entity = AE("ECHO")
         entity.add_requested_context(VERIFICATION.decode())
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = seconds
@@ -126,7 +126,7 @@ class Victim:
         return int(status.get("Status", 0xC000)) == 0
 
     def usage(self) -> dict[str, float]:
-        """Resident memory in MB, open file descriptors and threads of the node, not of its workers."""
+        """Resident memory in MB, open file descriptors and threads of the node, without its workers."""
         assert self.process is not None
         proc = Path(f"/proc/{self.process.pid}")
         pages = int((proc / "statm").read_text().split()[1])
@@ -138,7 +138,7 @@ class Victim:
 
 
 def killed(process: subprocess.Popen[Any] | None) -> bool:
-    """SIGKILL of a process; False where it had ended already."""
+    """Kill a process by SIGKILL; False if it had ended already."""
     if process is None or process.poll() is not None:
         return False
     process.kill()
@@ -147,7 +147,7 @@ def killed(process: subprocess.Popen[Any] | None) -> bool:
 
 
 def children(parent: int) -> list[int]:
-    """Process ids of those that a process has started, as long as they live."""
+    """Process ids of the living children of a process."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -25,7 +25,7 @@ LatentPacsError
 ├── BackupRefused           a backup that cannot be made, verified or restored
 ├── NewerFormat             files or a schema that a newer version wrote
 ├── PurgeRefused            the configuration does not allow retention to remove originals
-├── ChangeRefused       an amendment, deletion or acceptance from quarantine that the rules do not allow
+├── ChangeRefused           an amendment, deletion or acceptance from quarantine that the rules do not allow
 ├── StoreFull               the disk, the quota or the database is full; nothing was stored
 ├── InstanceTooLarge        a data set larger than node.max_instance; nothing of it was stored
 ├── Duplicate               same SOP Instance UID, other content; the first instance is kept
@@ -38,15 +38,24 @@ LatentPacsError
 ├── UnknownReport           there is no report with that number
 ├── JobRefused              the job does not exist, or it is already running
 └── ConfigError             config.yaml is invalid
+    └── NodeRunning         a node runs on the storage root, which only one process may use
+
+Cancelled is outside the tree: it ends work on purpose, and is not a fault of the data.
 """
 
 from __future__ import annotations
+
+from concurrent.futures import CancelledError
 
 from storage.records import ReasonCode
 
 
 class LatentPacsError(Exception):
     """Base of all errors above."""
+
+
+class Cancelled(CancelledError):
+    """A job, or a wait for a worker, was cancelled; the image at hand is left as it was."""
 
 
 class DataSetError(LatentPacsError):
@@ -191,3 +200,7 @@ class JobRefused(LatentPacsError):
 
 class ConfigError(LatentPacsError):
     """config.yaml is invalid. The message names the key, and the nearest valid one."""
+
+
+class NodeRunning(ConfigError):
+    """A node runs on the storage root, which only one process may use."""

@@ -14,11 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from node.app import Node
 from node.config import Settings, parse
 from node.dimse.client import Address, Receiver
 from storage.records import InstanceState, StoredInstance
+from tests.support.faster import copy_new_indexes, fork_workers_from_a_warm_process, stop_servers_at_once
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: on a busy machine, threads spin
+
+hypothesis_settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("busy machine")
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
@@ -38,14 +46,16 @@ def unavailable(why: str) -> None:
     pytest.skip(why)
 
 
-def wait_for(condition: Callable[[], Any], *, timeout: float = 120.0, what: str = "") -> Any:
-    """Wait until a condition holds, and return its value."""
-    deadline = time.monotonic() + timeout
+def wait_for(condition: Callable[[], Any], *, timeout: float = 300.0, what: str = "") -> Any:
+    """Wait until a condition holds, and return its value. On a busy machine, workers get little processor time: the
+    limit is for what never happens, and no test may count on less."""
+    deadline, pause = time.monotonic() + timeout, 0.01
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.1, 1.2 * pause)  # asking an index takes processor time from those that are waited for
     raise AssertionError(f"not within {timeout:g} s: {what or condition}")
 
 
@@ -76,10 +86,10 @@ def settings_for(root: Path, receiver_port: int = 1, **changes: Any) -> Settings
             }
         )
     raw: dict[str, Any] = {
-        "node": {"host": "127.0.0.1", "port": 0, "drain": 10},
+        "node": {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 10},
         "peers": peers,
         "storage": {"root": str(root), "min_free": 0},
-        "archivist": {"poll": 0.1, "at_once": 1},
+        "archivist": {"poll": 0.1, "concurrency": 1},
         "codec": {"scales": [1]},  # half the time of two; the search over scales has tests of its own
         "gate": {"patches": {"share": 0.5}},  # images here are a few tiles with marks: shares of them are no measure
         "originals": {"coder": "none"},  # verbatim objects stay where tests look for them; packing has tests of its own
@@ -107,15 +117,22 @@ class Archive:
     def address(self) -> Address:
         return Address("127.0.0.1", self.node.server.port, self.node.settings.node.ae_title)
 
-    def settled(self, uid: str, *, timeout: float = 120.0) -> StoredInstance:
+    def settled(self, uid: str) -> StoredInstance:
         """The instance, once the archivist is done with it."""
 
         def at_rest() -> StoredInstance | None:
             held = self.node.index.by_uid(uid)
             return held if held is not None and held.state is not InstanceState.RECEIVED else None
 
-        found: StoredInstance = wait_for(at_rest, timeout=timeout, what=f"{uid} at rest")
+        found: StoredInstance = wait_for(at_rest, what=f"{uid} at rest")
         return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _faster(tmp_path_factory: pytest.TempPathFactory) -> None:
+    fork_workers_from_a_warm_process()
+    stop_servers_at_once()
+    copy_new_indexes(tmp_path_factory.mktemp("index"))
 
 
 @pytest.fixture
@@ -138,3 +155,9 @@ def quiet_archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
     """A node whose archivist is switched off: everything stays as it was received."""
     with Node(settings_for(tmp_path / "archive", receiver.port, archivist={"enabled": False})) as node:
         yield Archive(node, receiver)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors, since many tests wait for networks and timeouts."""
+    return (os.cpu_count() or 1) + 1

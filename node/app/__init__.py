@@ -1,24 +1,27 @@
-"""The composition root: the only place where the parts are built and joined."""
+"""The composition root: the only package that builds the parts and joins them."""
 
 from __future__ import annotations
 
 from node.app.backing_up import make_backup, make_replication, stores_of
+from node.app.building import Services, Workers, build_archive, open_archive, open_reports, open_stores
 from node.app.job_wiring import make_audit, make_scrub, make_validation, plan_jobs, send_to_peer
 from node.app.node import Node
 from node.app.rebuilding import compact_journal, rebuild_index
 from node.app.restoring import restore_backup
-from node.app.services import Services, open_reports, open_stores, services
 from node.archive.index_opening import runs_here
 
 __all__ = [
     "Node",
     "Services",
+    "Workers",
+    "build_archive",
     "compact_journal",
     "make_audit",
     "make_backup",
     "make_replication",
     "make_scrub",
     "make_validation",
+    "open_archive",
     "open_reports",
     "open_stores",
     "plan_jobs",
@@ -26,6 +29,5 @@ __all__ = [
     "restore_backup",
     "runs_here",
     "send_to_peer",
-    "services",
     "stores_of",
 ]

@@ -1,4 +1,4 @@
-"""Backups with what config.yaml names: made by a command or by the job ``replicate``."""
+"""Builds backups for the folders that config.yaml names: for a command or for the job ``replicate``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from node.app.services import open_stores
+from node.app.building import Services, open_stores
 from node.config import Settings
 from node.jobs.job import FunctionJob
 from storage.backup.create import Backup, BackupReport, Progress
@@ -32,34 +32,34 @@ def make_backup(
     progress: Progress = lambda done, of: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> BackupReport:
-    """Bring the backup in ``to`` up to the archive, beside its node or without one. Raises BackupRefused."""
-    file, root, upkeep = index_file(settings), settings.storage.root, Integrity(index.engine)
+    """Copy new objects and the index to the backup in ``to``; a node may run. Raises BackupRefused."""
+    file, root, integrity = index_file(settings), settings.storage.root, Integrity(index.engine)
     for place in (root, settings.originals.path):
-        inside = place is not None and (_within(to, place) or _within(place, to))
-        if inside:
+        if place is not None and (_within(to, place) or _within(place, to)):
             raise BackupRefused(
                 f"{to} and {place} lie in one another; name a folder outside the archive, on another disk"
             )
 
     def promised(one: NamedObject) -> bool:
-        return any(other.store == one.store for other in upkeep.expected(one.digest, one.digest + "0"))
+        return any(other.store == one.store for other in integrity.expected(one.digest, one.digest + "0"))
 
     return Backup(to).make(file, root, stores, promised, progress, cancelled)
 
 
-def make_replication(settings: Settings, index: Index, store: ObjectStore, to: Path | None = None) -> FunctionJob:
-    """The job that keeps a backup up; ``to``: another folder than ``jobs.replicate.to``."""
-    folder, stores = to or settings.jobs.replicate.to, stores_of(settings, index, store)
-    rows = JobRows(index.engine)
+def make_replication(settings: Settings, archive: Services, to: Path | None = None) -> FunctionJob:
+    """The job that updates a backup. ``to`` replaces ``jobs.replicate.to``."""
+    folder, rows = to or settings.jobs.replicate.to, JobRows(archive.index.engine)
+    stores = {str(tier): store for tier, store in archive.stores.items()}
 
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         if folder is None:
             raise ConfigError("jobs.replicate.to names no folder; name one there or on the command line")
         if str(folder) in rows.memory("replicate") and not (folder / NAME).exists():
             raise BackupRefused(
-                f"{folder} held a backup and is empty now: is its disk mounted? `latent-pacs backup` begins anew there"
+                f"{folder} held a backup and is empty now: is its disk mounted? `latent-pacs backup create {folder}` "
+                "starts a new backup there"
             )
-        made = make_backup(settings, index, stores, folder, progress, cancelled)
+        made = make_backup(settings, archive.index, stores, folder, progress, cancelled)
         if made.finished:
             rows.remember("replicate", {**rows.memory("replicate"), str(folder): made.archive})
         if made.missing:
@@ -68,19 +68,19 @@ def make_replication(settings: Settings, index: Index, store: ObjectStore, to: P
             )
         return {**asdict(made), "clean": made.clean, "to": str(folder)}
 
-    return FunctionJob("replicate", "keeps the backup in jobs.replicate.to up to the archive", work)
+    return FunctionJob("replicate", "copies new objects to the backup in jobs.replicate.to", work)
 
 
 def stores_of(settings: Settings, index: Index, store: ObjectStore) -> dict[str, ObjectStore]:
-    """The object stores by the names that promises use."""
+    """The object stores by the names of their tiers, as backups and expected objects use them."""
     return {str(tier): each for tier, each in open_stores(settings, index, store).items()}
 
 
 def index_file(settings: Settings) -> Path:
-    """The file of the index. Raises ConfigError where another database has it."""
+    """The SQLite file of the index. Raises ConfigError if the index is in another database."""
     file = sqlite_file(settings.storage.database_url)
     if file is None:
-        raise ConfigError("storage.database is no SQLite file: back it up with the means of that database")
+        raise ConfigError("storage.database is not a SQLite file; back it up with the tools of that database")
     return file
 
 

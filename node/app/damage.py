@@ -1,4 +1,4 @@
-"""Damage that is met while originals are read: settled at once as a scrub would, and told to the operator."""
+"""Handles a damaged original at the moment it is read: repairs it as a scrub would, and reports it."""
 
 from __future__ import annotations
 
@@ -16,52 +16,38 @@ from storage.records import Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
-_SEND_AGAIN = "send the image again from its source"
-
 
 def settle_in(
     index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, replica: Path | None = None
 ) -> Callable[[Tier, str], None]:
-    """What to do with an object that does not have its digest: moved aside, its images flagged, log and trail told.
+    """A handler for an object whose bytes do not have its digest: repairs it or flags its images, and logs both.
 
-    Nothing is raised: whoever met the damage has an answer to give.
+    The handler raises nothing, because the reader that met the damage still has to answer its requester.
     """
-    upkeep = Integrity(index.engine)
-    mending = ScrubRepair(index, upkeep, {str(tier): store for tier, store in stores.items()}, replica)
+    integrity = Integrity(index.engine)
+    repair = ScrubRepair(index, integrity, {str(tier): store for tier, store in stores.items()}, replica)
 
     def settle(tier: Tier, digest: str) -> None:
         try:
-            look = examine(stores[tier], digest)
-            if look.whole:
+            examined = examine(stores[tier], digest)
+            if examined.whole:
                 return
-            promises = [one for one in upkeep.expected(digest, digest + "0") if one.store == str(tier)]
-            found = mending.settle(promises, look) if promises else []
+            promises = [one for one in integrity.expected(digest, digest + "0") if one.store == str(tier)]
+            found = repair.settle(promises, examined) if promises else []
             for one in found:
                 LOGGER.error(
                     "original of %s is %s (%s): %s", one.sop_instance_uid, one.condition, one.detail, one.action
                 )
-            trail.append(
-                *(
-                    TrailEntry(
-                        "damage",
-                        "node",
-                        "image",
-                        (one.sop_instance_uid,),
-                        "original",
-                        one.action,
-                        _told(one),
-                    )
-                    for one in found
-                )
-            )
+            trail.append(*map(_entry, found))
             if not promises:
-                LOGGER.error("object %s is %s (%s), and no image needs it", digest, look.condition, look.detail)
+                LOGGER.error("object %s is %s (%s), and no image needs it", digest, examined.condition, examined.detail)
         except Exception:
-            LOGGER.exception("damage of object %s could not be settled; run latent-pacs scrub --full", digest)
+            LOGGER.exception("damage of object %s could not be handled; run latent-pacs scrub --full", digest)
 
     return settle
 
 
-def _told(found: ScrubFinding) -> str:
-    mended = found.action == "recovered"
-    return f"object {found.digest}: {found.detail}; {'it is whole again' if mended else _SEND_AGAIN}"
+def _entry(found: ScrubFinding) -> TrailEntry:
+    outcome = "repaired" if found.action == "recovered" else "send the image again from its source"
+    detail = f"object {found.digest}: {found.detail}; {outcome}"
+    return TrailEntry("damage", "node", "image", (found.sop_instance_uid,), "original", found.action, detail)

@@ -1,8 +1,8 @@
-"""How many images the archivist encodes at once, and the workers that do it.
+"""Decides how many images are encoded at the same time, and starts the worker processes for it.
 
-One image after the other leaves cores idle: a coder of one thread, a search whose next step rests on the last one. So
-each of several has a process of its own, with its share of the cores, and viewers have another, to which these give
-way.
+One image alone leaves cores idle: the coder uses one thread, and each step of the search depends on the step before.
+With several images, each has its own process with a share of the cores. Viewers then have another process, to which the
+encoders give way by their lower priority.
 """
 
 from __future__ import annotations
@@ -11,46 +11,41 @@ import os
 from pathlib import Path
 
 from node.config import Settings
-from node.metrics.measured import MeasuredPool
+from node.workers.pool import WorkerPool
 from node.workers.worker import NICE
 
 EACH = 2_500_000_000
-"""Bytes that encoding an image of 13 megapixels takes at most."""
-_OF_MEMORY = 0.75
-"""Of the memory that is there, what encoding may take where the number of images is left to us."""
+"""Bytes of memory that encoding one image of 13 megapixels takes, measured."""
+_SHARE_OF_MEMORY = 0.75
+"""Largest share of the memory for encoding if archivist.concurrency is 0."""
 _MOST = 8
-"""Images at once where that is left to us: on a GPU each worker has a context of its own there."""
-_GIVES_WAY = 5
-"""Beyond what workers leave to associations, what these leave to the one that viewers wait for."""
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Largest number of images at the same time if archivist.concurrency is 0; on a GPU each worker has its own context."""
+_NICER = 5
+"""Added to the niceness of workers, so that encoders give way to the worker that serves viewers."""
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def encoders_beside(pool: MeasuredPool, settings: Settings) -> MeasuredPool:
-    """The archivist's workers; ``pool``, which serves viewers, where one image is encoded at once."""
+def encoders_beside(pool: WorkerPool, settings: Settings) -> WorkerPool:
+    """The archivist's workers. They are ``pool``, which also serves viewers, if one image is encoded at a time."""
     cores = settings.reconstruct.threads or available_cores()
-    size = settings.archivist.at_once or max(1, min(cores, int(_OF_MEMORY * available_memory() / EACH), _MOST))
-    if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # whose pixels depend on the number of threads
+    possible = min(cores, int(_SHARE_OF_MEMORY * available_memory() / EACH), _MOST)
+    size = settings.archivist.concurrency or max(1, possible)
+    if size == 1 or settings.reconstruct.upscaler == "sd_x2":  # the pixels of sd_x2 depend on the number of threads
         return pool
     each = settings.reconstruct.model_copy(update={"threads": max(1, cores // size)})
-    return MeasuredPool(
-        each,
-        size=size,
-        name="encode",
-        nice=NICE + _GIVES_WAY,
-        within=settings.limits.encoders,
-        idle=settings.limits.idle,
-    )
+    limits = settings.limits
+    return WorkerPool(each, size=size, name="encode", nice=NICE + _NICER, within=limits.encoders, idle=limits.idle)
 
 
 def available_cores() -> int:
-    """Cores this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def available_memory(limit: Path = _LIMIT) -> int:
-    """Bytes of the machine, or of the control group where that has less."""
-    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def available_memory(limit: Path = _CGROUP_LIMIT) -> int:
+    """Bytes of memory of the machine, or of the control group if that is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        return min(has, int(limit.read_text()))
+        return min(memory, int(limit.read_text()))
     except (OSError, ValueError):  # another system, or "max"
-        return has
+        return memory

@@ -1,4 +1,4 @@
-"""Which jobs there are, and what each works with."""
+"""Lists the jobs, and builds each with the services that it needs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from node.app.backing_up import make_replication
+from node.app.building import Services, examine_in
+from node.app.replicating import make_peer_replication
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
@@ -24,83 +27,76 @@ from node.jobs.scrub_job import Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from node.workers.pool import WorkerPool
-from storage.index import Index
 from storage.index.index_trust import IndexStanding
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
-from storage.objects.store import ObjectStore
 
-if TYPE_CHECKING:
-    pass
-from node.app.backing_up import make_replication
-from node.app.replicating import make_peer_replication
-from node.app.services import Services, examine_in, open_stores
+LentPool = Callable[[], AbstractContextManager[WorkerPool]]
+LentRetrieve = Callable[[], AbstractContextManager[Retrieve]]
 
 
 def plan_jobs(
     settings: Settings,
     archive: Services,
-    pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
+    pool: LentPool | None = None,
     busy: Callable[[], bool] = lambda: False,
-    retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None,
+    retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
 ) -> list[Planned]:
-    """Every job there is, with its times from config.yaml.
+    """All jobs, with their schedules from config.yaml.
 
-    ``pool`` lends a node's workers, ``busy`` says whether its archivist has work, ``retrieve`` lends its retrievals,
-    and ``outgoing`` its associations; a command has its own.
+    A node passes its own workers (``pool``), whether its archivist has work (``busy``), its ``retrieve`` service and
+    its ``outgoing`` associations. A command leaves them out, and the jobs open their own.
 
-    A new one is a section of JobsSettings in node/config/sections.py, the same in config.yaml, and a line here; a
-    function becomes a job by FunctionJob (node/jobs/job.py).
+    To add a job, add a section to JobsSettings (node/config/job_sections.py), the same keys to config.yaml, and a line
+    here; FunctionJob (node/jobs/job.py) makes a job of a function.
     """
-    jobs, index, store, retention = settings.jobs, archive.index, archive.store, archive.retention
-
-    def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
-        report = retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
-        freed = {"purged": len(report.purged), "bytes_freed": report.bytes_freed}
-        return {**freed, "kept": len(report.kept), "reserved": report.reserved}
-
+    jobs, audit = settings.jobs, settings.audit
     return [
-        Planned(
-            FunctionJob("purge", "remove originals older than originals.keep whose reconstruction is proved", purge),
-            jobs.purge.when,
-            jobs.purge.schedule,
-        ),
-        Planned(make_scrub(settings, index, store), jobs.scrub.when, jobs.scrub.schedule),
-        Planned(
-            FunctionJob(
-                "reverify",
-                "after a change of the model: verifies held images with the new one, and adds the renditions that pass",
-                Reverification(
-                    index,
-                    store,
-                    settings,
-                    pool or _own_pool(settings),
-                    archive.originals.borrowed,
-                    busy,
-                    archive.named.on,
-                ).run,
-            ),
-            jobs.reverify.when,
-            jobs.reverify.schedule,
-        ),
-        Planned(make_replication(settings, index, store), jobs.replicate.when, jobs.replicate.schedule),
+        Planned(_purge(archive), jobs.purge.when, jobs.purge.schedule),
+        Planned(make_scrub(settings, archive), jobs.scrub.when, jobs.scrub.schedule),
+        Planned(_reverify(settings, archive, pool, busy), jobs.reverify.when, jobs.reverify.schedule),
+        Planned(make_replication(settings, archive), jobs.replicate.when, jobs.replicate.schedule),
         Planned(
             send_to_peer(settings, archive, retrieve, outgoing), jobs.replicate_peer.when, jobs.replicate_peer.schedule
         ),
-        Planned(make_audit(settings, archive, pool), jobs.audit.when, jobs.audit.schedule),
+        Planned(make_audit(settings, archive, pool), audit.when, audit.schedule),
         Planned(make_validation(settings, archive, retrieve), jobs.validation.when, jobs.validation.schedule),
     ]
+
+
+def _purge(archive: Services) -> FunctionJob:
+    def purge(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+        report = archive.retention.purge(dry_run=False, progress=progress, cancelled=cancelled, who="job:purge")
+        freed = {"purged": len(report.purged), "bytes_freed": report.bytes_freed}
+        return {**freed, "kept": len(report.kept), "reserved": report.reserved}
+
+    summary = "removes originals older than originals.retain_for whose reconstruction is proved"
+    return FunctionJob("purge", summary, purge)
+
+
+def _reverify(settings: Settings, archive: Services, pool: LentPool | None, busy: Callable[[], bool]) -> FunctionJob:
+    reverification = Reverification(
+        archive.index,
+        archive.store,
+        settings,
+        pool or _own_pool(settings),
+        archive.originals.borrowed,
+        busy,
+        archive.marked_regions.on_rendition,
+    )
+    summary = "verifies held images with a changed model, and adds the renditions that pass the gate"
+    return FunctionJob("reverify", summary, reverification.run)
 
 
 def send_to_peer(
     settings: Settings,
     archive: Services,
-    retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None,
+    retrieve: LentRetrieve | None = None,
     outgoing: Callable[[], Outgoing] | None = None,
     to: str = "",
 ) -> FunctionJob:
-    """Replication to a peer; ``retrieve``, ``outgoing``: as for ``plan_jobs``; ``to``: in place of the job's peer."""
+    """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
     return make_peer_replication(
         settings,
         archive.index,
@@ -112,29 +108,30 @@ def send_to_peer(
 
 
 def make_audit(
-    settings: Settings,
-    archive: Services,
-    pool: Callable[[], AbstractContextManager[WorkerPool]] | None = None,
-    plan: AuditPlan | None = None,
+    settings: Settings, archive: Services, pool: LentPool | None = None, plan: AuditPlan | None = None
 ) -> Audit:
-    """The fidelity audit; ``plan``: other than config.yaml has it."""
-    lent, index, store = pool or _own_pool(settings), archive.index, archive.store
+    """The fidelity audit. ``plan`` replaces what config.yaml says about the sample."""
+    lent = pool or _own_pool(settings)
 
     @contextmanager
     def checks(cancelled: Callable[[], bool]) -> Iterator[FidelityCheck]:
         with lent() as workers:
-            tolerance = settings.audit.tolerance
             yield FidelityCheck(
-                index, store, archive.originals, archive.trail, tolerance, settings.thresholds, workers, cancelled
+                archive.index,
+                archive.store,
+                archive.originals,
+                archive.trail,
+                settings.audit.tolerance,
+                settings.thresholds,
+                workers,
+                cancelled,
             )
 
-    return Audit(index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
+    return Audit(archive.index, settings, archive.reports, checks, plan or AuditPlan(settings.audit.sample))
 
 
-def make_validation(
-    settings: Settings, archive: Services, retrieve: Callable[[], AbstractContextManager[Retrieve]] | None = None
-) -> FunctionJob:
-    """The validation with ResNet50; ``retrieve`` lends a node's retrievals, otherwise it has its own."""
+def make_validation(settings: Settings, archive: Services, retrieve: LentRetrieve | None = None) -> FunctionJob:
+    """The validation with ResNet50. ``retrieve`` lends a node's service; otherwise the job opens its own."""
     validation = Validation(
         archive.index,
         archive.store,
@@ -144,29 +141,27 @@ def make_validation(
         settings.reconstruct.threads,
         retrieve or _own_retrieve(settings, archive),
     )
-    summary = "trains a classifier on labelled originals and on what the archive gives back, and compares them"
+    summary = "trains a classifier on labelled originals and on their reconstructions, and compares the two"
     return FunctionJob("validation", summary, validation.run)
 
 
-def make_scrub(settings: Settings, index: Index, store: ObjectStore, **plan: Any) -> Scrub:
-    """The integrity scrub; ``plan`` overrides what config.yaml says of it (fields of ScrubPlan)."""
-    scrub, upkeep = settings.jobs.scrub, Integrity(index.engine)
-    stores = {str(tier): each for tier, each in open_stores(settings, index, store).items()}
+def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
+    """The integrity scrub. ``plan``: fields of ScrubPlan that replace what config.yaml says."""
+    scrub, index, integrity = settings.jobs.scrub, archive.index, Integrity(archive.index.engine)
+    stores = {str(tier): store for tier, store in archive.stores.items()}
     timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
     timed = replace(timed, keep_orphans=scrub.keep_orphans)
-    mending = ScrubRepair(index, upkeep, stores, settings.jobs.replicate.to)
+    repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
-    def would_return(tier: str, digest: str) -> bool:
+    def can_recover(tier: str, digest: str) -> bool:
         with _own_pool(settings)() as pool:
-            return OrphanRecovery(index, open_stores(settings, index, store), examine_in(pool)).would_return(
-                tier, digest
-            )
+            return OrphanRecovery(index, archive.stores, examine_in(pool)).can_recover(tier, digest)
 
-    return Scrub(JobRows(index.engine), upkeep, stores, mending, replace(timed, **plan), standing, would_return)
+    return Scrub(JobRows(index.engine), integrity, stores, repair, replace(timed, **plan), standing, can_recover)
 
 
-def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerPool]]:
+def _own_pool(settings: Settings) -> LentPool:
     @contextmanager
     def opened() -> Iterator[WorkerPool]:
         pool = WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders)
@@ -178,14 +173,14 @@ def _own_pool(settings: Settings) -> Callable[[], AbstractContextManager[WorkerP
     return opened
 
 
-def _own_retrieve(settings: Settings, archive: Services) -> Callable[[], AbstractContextManager[Retrieve]]:
+def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:
     @contextmanager
     def opened() -> Iterator[Retrieve]:
         with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
-            within, made = settings.limits, settings.reconstruct
-            pool = WorkerPool(made, name="reconstruct", within=within.encoders)
-            decoders = WorkerPool(made, name="decode", within=within.decoders)
+            limits, reconstruct = settings.limits, settings.reconstruct
+            pool = WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)
             stack.callback(pool.close)
+            decoders = WorkerPool(reconstruct, name="decode", within=limits.decoders)
             stack.callback(decoders.close)
             cache = RenderedCache(Path(folder), 0)
             retrieve = Retrieve(archive.index, archive.store, pool, decoders, cache, archive.originals)

@@ -1,4 +1,4 @@
-"""A running archive: the place where its parts are built and joined."""
+"""A running node: builds the archive, the DIMSE server and the background threads, and starts and stops them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,22 @@ from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
 
-from node.app.damage import settle_in
+from node.app.building import Workers, build_archive, open_store, open_stores
 from node.app.encoder_workers import encoders_beside
 from node.app.job_wiring import plan_jobs
-from node.app.services import Services, examine_in, open_store, open_stores, render_in
-from node.archive.audit_trail import AuditTrail, TrailWriter
-from node.archive.deletion import Deletion
+from node.archive.audit_trail import TrailWriter
 from node.archive.encode.archivist import Archivist
 from node.archive.index_opening import open_for_node
-from node.archive.intake.marked_regions import MarkedRegions, read_regions
-from node.archive.intake.quarantine import QuarantineReview
-from node.archive.originals.original_access import OriginalAccess
+from node.archive.intake.ingest import Ingest
+from node.archive.intake.marked_regions import read_regions
 from node.archive.originals.packing import Packer
-from node.archive.originals.retention import Retention
 from node.archive.originals.storage_commitment import CommitmentJudge, original_fault
 from node.archive.originals.unpacking import Unpacker
 from node.archive.query.find import find
 from node.archive.query.identifier import Root
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.prefetch import Prefetch
+from node.archive.serve.retrieve import Retrieve
 from node.config import RenditionPolicy, Settings
 from node.dimse.associations.extended_negotiation import Agreed
 from node.dimse.associations.peers import Peers
@@ -42,30 +39,27 @@ from node.dimse.handlers.c_move_c_get import RetrieveServices
 from node.dimse.server import Server, ServerDependencies
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
-from node.metrics.measured import MeasuredIngest, MeasuredPool, MeasuredRetrieve
-from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
-from storage.errors import ConfigError
+from storage.errors import ConfigError, NodeRunning
 from storage.index import Index
 from storage.index.commitment_requests import Commitments
 from storage.index.job_runs import JobRows
-from storage.index.report_rows import ReportRows
 from storage.objects.file_modes import keep_private
 from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
-from storage.objects.trail_journal import TrailJournal
 
 if TYPE_CHECKING:
     from node.metrics.exposition import Exposition
 
 LOGGER = logging.getLogger(__name__)
 
+
 _MOST_DECODERS = 4
-"""Processes that examine originals, and threads that unpack them: at most one of each per core. Such a process takes
-some 100 MB once it has work."""
+"""Processes that examine originals, and threads that unpack them: at most one of each per core, and at most this many.
+Such a process takes 100 MB of memory."""
 
 
 class Node:
@@ -75,100 +69,92 @@ class Node:
         self.settings = settings
         accept_odd_values()
         keep_private()
-        limits = settings.limits
-        set_decode_limits(limits.decoders)
-        file = settings.gate.patches.file
-        in_file = read_regions(file) if file else {}  # before anything is opened: a mistake in it ends the start
+        set_decode_limits(settings.limits.decoders)
+        if settings.gate.patches.file:
+            read_regions(settings.gate.patches.file)  # a mistake in it ends the start before anything is opened
         self.store, self._lock = _own_store(settings)
         self.index = self._open_index(accept_empty_index)
         keep_reserve(settings.storage.root)
         stores = open_stores(settings, self.index, self.store)
-        self.trail = AuditTrail(self.index, TrailJournal(settings.storage.root / "journal"))
-        self.trail.recover()
-        self._told = TrailWriter(self.trail)
-        self.pool = MeasuredPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
+        workers = self._start_workers()
+        self.archive = build_archive(settings, self.index, stores, workers)
+        self.trail, self.originals, self.retention = self.archive.trail, self.archive.originals, self.archive.retention
+        self._finish_interrupted_work()
+        self._trail_writer = TrailWriter(self.trail)
+        self._build_encoding()
+        self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, workers.cache, self.originals)
+        self.prefetch = Prefetch(self.index, self.retrieve, *_prefetch_plan(settings), self._has_work)
+        ingest = self._build_ingest()
+        self.commitments = Commitments(self.index.engine)
+        self.server = Server(settings, self._handler_dependencies(ingest), self.store.spool)
+        self.schedule = self._build_schedule()
+        self._exposition = _exposition(settings, self.index, ingest, self.retrieve, {self.pool, self.encoders})
+        self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
+        self._prefetch_thread = threading.Thread(target=self.prefetch.run, name="prefetch")
+
+    def _start_workers(self) -> Workers:
+        """Worker processes for viewers, for the archivist and for received files; each starts with its first work."""
+        settings, limits = self.settings, self.settings.limits
+        self.pool = WorkerPool(settings.reconstruct, name="reconstruct", within=limits.encoders, idle=limits.idle)
         self.encoders = encoders_beside(self.pool, settings)
-        at_once = min(os.cpu_count() or 1, _MOST_DECODERS)
+        size = min(os.cpu_count() or 1, _MOST_DECODERS)
         self.decoders = WorkerPool(
-            settings.reconstruct,
-            size=at_once,
-            name="decode",
-            within=limits.decoders,
-            idle=limits.idle,
+            settings.reconstruct, size=size, name="decode", within=limits.decoders, idle=limits.idle
         )
-        rendered = settings.storage.root / "rendered"
-        cache = RenderedCache(rendered, settings.reconstruct.cache)
-        deletion = Deletion(self.index, stores, self.trail, settings, rendered)
-        deletion.finish()  # what a process that was killed left half deleted
-        self.unpacking = Unpacker(self.decoders, at_once)
-        self.originals = OriginalAccess(self.index, stores, cache, self.unpacking.restore)
-        self.originals.damaged = settle_in(self.index, stores, self.trail, settings.jobs.replicate.to)
-        self.custodian = Packer(self.index, stores, self.originals, self.encoders, self.trail, settings)
-        self.retention = Retention(
-            self.index, stores, self.trail, settings, render_in(self.pool, self.index, self.store)
-        )
-        named = MarkedRegions(self.index, self.store, self.originals, file, in_file)
+        self.unpacking = Unpacker(self.decoders, size)
+        cache = RenderedCache(settings.storage.root / "rendered", settings.reconstruct.cache)
+        return Workers(self.pool, self.decoders, cache, self.unpacking.restore)
+
+    def _finish_interrupted_work(self) -> None:
+        """Complete the work that a killed process left unfinished."""
+        self.trail.recover()
+        self.archive.deletion.finish()
+        self.archive.reports.recover()
+
+    def _build_encoding(self) -> None:
+        settings, archive = self.settings, self.archive
+        self.packer = Packer(self.index, archive.stores, self.originals, self.encoders, self.trail, settings)
         self.archivist = Archivist(
             self.index,
             self.store,
             self.originals,
             self.encoders,
             settings,
-            named,
-            otherwise=self.custodian.step,
-            at_once=self.encoders.size,
+            archive.marked_regions,
+            when_idle=self.packer.step,
+            concurrency=self.encoders.size,
         )
-        self.retrieve = MeasuredRetrieve(self.index, self.store, self.pool, self.decoders, cache, self.originals)
-        self.commitments = Commitments(self.index.engine)
+
+    def _build_ingest(self) -> Ingest:
+        accept_zeros = self.settings.storage.leading_zeros == "accept"
+        return Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=accept_zeros)
+
+    def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
+        settings, peers, record = self.settings, Peers(self.settings), self._trail_writer.record
         fault = functools.partial(original_fault, self.originals)
-        peers = Peers(settings)
-        self.priors = Prefetch(self.index, self.retrieve, *_who_wants_priors(settings), self._has_work)
-        ingest = MeasuredIngest(
-            self.index,
-            self.store,
-            self.originals,
-            self.decoders,
-            self._arrived,
-            leading_zeros=settings.storage.leading_zeros == "accept",
-        )
-        door = ServerDependencies(
+        return ServerDependencies(
             ingest=ingest,
             search=lambda identifier, root, caller, agreed: self._find(identifier, root, peers, caller, agreed),
             services=RetrieveServices(
-                self.index,
-                self.retrieve,
-                peers,
-                settings.node.keep_alive,
-                self._told.record,
-                Refusals(self._told.record),
+                self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
             ),
             peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
             committer=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )
-        self.server = Server(settings, door, self.store.spool)
-        runner = Runner(JobRows(self.index.engine), settings.jobs.lease)
-        desk = QuarantineReview(
-            self.index, self.store, self.originals, deletion, self.trail, settings, examine_in(self.decoders)
-        )
-        reports = Reports(ReportRows(self.index.engine), settings.storage.root / "reports")
-        reports.recover()
-        self.archive = Services(
-            self.index, self.store, self.originals, self.retention, deletion, desk, self.trail, named, reports
-        )
+
+    def _build_schedule(self) -> Schedule:
         planned = plan_jobs(
-            settings,
+            self.settings,
             self.archive,
             lambda: nullcontext(self.pool),
             lambda: self.archivist.busy,
             lambda: nullcontext(self.retrieve),
             lambda: self.server.outgoing,
         )
-        self.schedule = Schedule(planned, runner, settings.jobs.poll)
-        self._exposition = _exposition(settings, self.index, ingest, self.retrieve, {self.pool, self.encoders})
-        self._archivist_thread = threading.Thread(target=self.archivist.run, name="archivist")
-        self._priors_thread = threading.Thread(target=self.priors.run, name="priors")
+        runner = Runner(JobRows(self.index.engine), self.settings.jobs.lease)
+        return Schedule(planned, runner, self.settings.jobs.poll)
 
     def _open_index(self, accept_empty: bool) -> Index:
         try:
@@ -179,7 +165,7 @@ class Node:
 
     def _arrived(self, study_instance_uid: str) -> None:
         self.archivist.wake()
-        self.priors.arrived(study_instance_uid)
+        self.prefetch.study_received(study_instance_uid)
 
     def _has_work(self) -> bool:
         return self.archivist.busy or not self.pool.idle
@@ -201,7 +187,7 @@ class Node:
         )
 
     def start(self) -> None:
-        """Listen, and begin with the backlog. Raises ConfigError where the port cannot be had."""
+        """Listen, and start to encode the backlog. Raises ConfigError if a port cannot be used."""
         node = self.settings.node
         try:
             if self._exposition is not None:
@@ -222,28 +208,28 @@ class Node:
             self.pool.submit(ReadyRequest(), Priority.AHEAD)
         if self.settings.archivist.enabled:
             self._archivist_thread.start()
-        if self.priors.wanted:
-            self._priors_thread.start()
+        if self.prefetch.enabled:
+            self._prefetch_thread.start()
         self.schedule.start()
         LOGGER.info("%s listens on %s, port %s", node.ae_title, node.host, self.server.ports)
 
     def stop(self) -> None:
-        """Finish what is in flight, then end; an image in the archivist's hands goes back undone."""
+        """Finish open associations, then end. An image that is being encoded returns to the backlog."""
         self.archivist.stop()
         self.schedule.stop()
-        self.custodian.stop()
-        self.priors.stop()
+        self.packer.stop()
+        self.prefetch.stop()
         self.server.stop()
         if self._exposition is not None:
             self._exposition.stop()
         self.retrieve.close()
         for pool in {self.pool, self.encoders, self.decoders}:
             pool.close()
-        for thread in (self._archivist_thread, self._priors_thread):
+        for thread in (self._archivist_thread, self._prefetch_thread):
             if thread.is_alive():
                 thread.join()
         self.unpacking.close()
-        self._told.close()
+        self._trail_writer.close()
         self.index.close()
         keep_reserve(self.settings.storage.root)
         self._lock.close()
@@ -258,39 +244,41 @@ class Node:
         self.stop()
 
 
-def _who_wants_priors(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
-    """Rendition and texture of the peers that retrieve, and how many images are made ready for them."""
-    images = settings.reconstruct.priors if settings.reconstruct.cache else 0
+def _prefetch_plan(settings: Settings) -> tuple[frozenset[tuple[RenditionPolicy, bool]], int]:
+    """The renditions and textures that retrieving peers get, and how many earlier images are rendered ahead."""
+    images = settings.reconstruct.prefetch_priors if settings.reconstruct.cache else 0
     peers = Peers(settings)
-    those = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
-    return frozenset((peer.rendition, peers.draws(peer.ae_title)) for peer in those), images
+    retrieving = (peer for peer in settings.peers if {"move", "get"} & set(peer.allow))
+    return frozenset((peer.rendition, peers.draws(peer.ae_title)) for peer in retrieving), images
 
 
 def _exposition(
     settings: Settings,
     index: Index,
-    ingest: MeasuredIngest,
-    retrieve: MeasuredRetrieve,
-    pools: Iterable[MeasuredPool],
+    ingest: Ingest,
+    retrieve: Retrieve,
+    pools: Iterable[WorkerPool],
 ) -> Exposition | None:
-    """The metrics page, told by the services how long their work takes; None where it is off."""
+    """The metrics page, to which the services report the duration of their work; None if it is off."""
     if not settings.metrics.port:
         return None
+    from node.metrics import timing
     from node.metrics.exposition import Exposition
 
     page = Exposition(settings.metrics, index)
-    ingest.observe, retrieve.observe = page.ingest, page.retrieve
+    timing.time_ingest(ingest, page.ingest)
+    timing.time_retrieve(retrieve, page.retrieve)
     for pool in pools:
-        pool.observe = page.work
+        timing.time_requests(pool, page.work)
     return page
 
 
 def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
-    """The store, swept, and the lock that keeps other nodes out; on a full disk with room to read what is held."""
+    """The store, cleared of temporary files, and the lock on it. On a full disk, the reserve makes room for reading."""
     store = open_store(settings)
     lock = lock_root(store)
-    if given_up := release_reserve(store.root):
-        LOGGER.error("%s; what peers send is refused with A700 until there is room again", given_up)
+    if released := release_reserve(store.root):
+        LOGGER.error("%s; C-STORE is refused with A700 until there is room again", released)
         store.keep_free(RESERVE)
     store.sweep_spool()
     store.sweep_lent()
@@ -298,16 +286,16 @@ def _own_store(settings: Settings) -> tuple[ObjectStore, IO[bytes]]:
 
 
 def lock_root(store: ObjectStore) -> IO[bytes]:
-    """One node per storage root: the spool and the rendered cache belong to one process."""
+    """Lock the storage root, whose spool and cache belong to one process. Raises NodeRunning, ConfigError."""
     try:
         lock = (store.root / "lock").open("wb")
     except OSError as error:
         raise ConfigError(f"storage.root {store.root} cannot be written: {error.strerror}") from error
-    for wait in (0.1, 0.0):  # a command that looks whether a node runs holds it for a moment
+    for wait in (0.1, 0.0):  # a command that checks for a running node holds it for a moment
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return lock
         except BlockingIOError:
             time.sleep(wait)
     lock.close()
-    raise ConfigError(f"storage.root {store.root} is in use by another node")
+    raise NodeRunning(f"storage.root {store.root} is in use by another node; stop it first")

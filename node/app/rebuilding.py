@@ -1,11 +1,11 @@
-"""A rebuild of the index, and a compaction of its journal, with what config.yaml names."""
+"""Rebuilds the index that config.yaml names, and compacts its change journal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from node.app.building import examine_in
 from node.app.node import lock_root
-from node.app.services import examine_in
 from node.archive.index_opening import has_objects, open_for_command
 from node.archive.orphan_recovery import OrphanRecovery
 from node.config import Settings
@@ -21,10 +21,10 @@ from storage.records import Tier
 
 
 def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None]) -> Rebuilt:
-    """Make the index anew. Raises ConfigError where a node runs, where nothing is here, or the index is not SQLite."""
+    """Rebuild the index. Raises NodeRunning, or ConfigError if nothing is here or the index is not SQLite."""
     root, file = settings.storage.root, sqlite_file(settings.storage.database_url)
     if file is None:
-        raise ConfigError("storage.database is no SQLite file: restore it with the means of that database")
+        raise ConfigError("storage.database is not a SQLite file; restore it with the tools of that database")
     if not has_objects(settings) and not (root / "journal").is_dir():
         raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
     accept_odd_values()
@@ -37,13 +37,13 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
 
 
 def compact_journal(settings: Settings) -> tuple[int, int]:
-    """Write the change journal anew without what is outdated; its bytes before and after.
+    """Rewrite the change journal without outdated changes; return its bytes before and after.
 
-    Raises ConfigError where a node runs or the index is not SQLite, IndexRefused where the index is not to be trusted.
+    Raises NodeRunning, ConfigError if the index is not SQLite, IndexRefused if the index cannot be trusted.
     """
     file = sqlite_file(settings.storage.database_url)
     if file is None:
-        raise ConfigError("storage.database is no SQLite file, so there is no change journal")
+        raise ConfigError("storage.database is not a SQLite file, so there is no change journal")
     lock = lock_root(ObjectStore(settings.storage.root))
     try:
         quick_check(file)
@@ -54,7 +54,7 @@ def compact_journal(settings: Settings) -> tuple[int, int]:
 
 
 def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
-    """Takes in what the objects hold and no journal tells of; how many objects that were."""
+    """Adds objects to the index that the journal does not mention; the function returns their number."""
 
     def take_in(index: Index) -> int:
         stores = {Tier.HOT: store}
@@ -62,7 +62,7 @@ def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
             stores[Tier.COLD] = ObjectStore(settings.originals.path)
         pool = WorkerPool(settings.reconstruct, name="decode")
         try:
-            return OrphanRecovery(index, stores, examine_in(pool)).take_in()
+            return OrphanRecovery(index, stores, examine_in(pool)).recover()
         finally:
             pool.close()
 

@@ -1,4 +1,4 @@
-"""Replication to a peer with what config.yaml names: by a command or by the job ``replicate-peer``."""
+"""Builds the replication to a peer: for a command or for the job ``replicate-peer``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def make_peer_replication(
     outgoing: Callable[[], Outgoing],
     to: str = "",
 ) -> FunctionJob:
-    """The job that keeps a peer up to the archive; ``to``: another one than ``jobs.replicate_peer.to``."""
+    """The job that sends new originals to a peer. ``to`` replaces ``jobs.replicate_peer.to``."""
 
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         peer = _peer(settings, to or settings.jobs.replicate_peer.to)
         with retrieve() as lent:
             return Replication(index, lent, outgoing(), peer, trail.append).run(progress, cancelled)
 
-    return FunctionJob(JOB, "sends the peer in jobs.replicate_peer.to what it lacks of the held originals", work)
+    return FunctionJob(JOB, "sends the held originals that it lacks to the peer in jobs.replicate_peer.to", work)
 
 
 def _peer(settings: Settings, title: str) -> Peer:
@@ -39,5 +39,5 @@ def _peer(settings: Settings, title: str) -> Peer:
         raise ConfigError("jobs.replicate_peer.to names no peer; name one there or on the command line")
     peer = settings.peer(title)
     if peer is None or not peer.reachable:
-        raise ConfigError(f"{title} is no peer with host and port; give it both in config.yaml")
+        raise ConfigError(f"{title} is not a peer with host and port; `latent-pacs peer add` adds one")
     return peer

@@ -1,13 +1,13 @@
-"""A backup given back into the empty folders that config.yaml names."""
+"""Restores a backup into the empty folders that config.yaml names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from node.app.backing_up import index_file
+from node.app.building import open_store
 from node.app.node import lock_root
 from node.app.rebuilding import taking_in
-from node.app.services import open_store
 from node.archive.index_opening import open_for_command
 from node.config import Settings
 from storage.backup.create import Backup, Progress
@@ -19,7 +19,7 @@ from storage.records import Tier
 
 
 def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda done, of: None) -> RestoreReport:
-    """Give a backup back into the empty root that config.yaml names, and check the index. Raises BackupRefused."""
+    """Restore a backup into an empty storage root, and check the index. Raises BackupRefused, NodeRunning."""
     file, root, cold = index_file(settings), settings.storage.root, settings.originals.path
     backup = Backup(folder)
     with backup.opened() as (manifest, _, _):

@@ -1,1 +1,1 @@
-"""The services of the archive: ingest, archivist, query, retrieve, and the rules they follow."""
+"""The services of the archive: intake, encoding, query, retrieval, originals, deletion and the audit trail."""

@@ -1,8 +1,8 @@
-"""The audit trail as the services use it: rows in the index, written down in the journal beside the objects.
+"""The audit trail: rows in the index, which are copied to the journal beside the objects.
 
-The index numbers and chains; the journal follows. What the journal lacks after a kill is in the index and written down
-next time; what the index lacks, since it was made anew, comes back from the journal, with holds, labels, classes and
-amendments.
+The index numbers and hash-chains the records; the journal follows. Records that the journal lacks after a crash are
+copied from the index at the next write. An index that was rebuilt gets its records back from the journal, with holds,
+labels, classes and amendments.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ class AuditTrail:
         self._follow = TrailFollower(index.trail, journal)
 
     def append(self, *entries: TrailEntry) -> None:
-        """Add entries; on return they are in the index and in the journal."""
+        """Add entries. On return they are in the index and in the journal."""
         self._index.trail.append(*entries)
         self.write_down()
 
     def write_down(self) -> None:
-        """Bring the journal up to the index; costs a look where nothing is new."""
+        """Copy new records from the index to the journal; cheap if there are none."""
         self._follow()
 
     def recover(self) -> int:
-        """Take the trail, and what it tells of, from the journal into an index that has none; how many records."""
+        """Read the records of the journal, and their effects, into an index that has none; the number of records."""
         if self._index.trail.last()[0]:
             return 0
         with self._journal.locked():
             records = list(self._journal.records())
-        for record in records:  # without the lock: what is written is followed into the journal, which takes it
+        for record in records:  # without the lock: a write to the index copies records to the journal, which locks it
             self._index.replay(record)
         self._index.trail.insert_unchanged(records)
         return len(records)
 
     def broken(self) -> str:
-        """What is wrong with the trail: its chain in the index and in the journal, and whether they agree."""
+        """The first fault of the chain in the index or the journal, or their disagreement; empty if there is none."""
         self.write_down()
         in_index = first_break(self._index.trail.records())
         if in_index:
@@ -71,7 +71,7 @@ class AuditTrail:
 
 
 class TrailWriter:
-    """Entries that nobody waits for (every image sent, for one): added in batches by a thread of its own."""
+    """Adds entries in batches from a thread of its own, for callers that do not wait, such as the sending of images."""
 
     def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail
@@ -80,11 +80,11 @@ class TrailWriter:
         self._thread.start()
 
     def record(self, entry: TrailEntry) -> None:
-        """Hand an entry over; returns at once."""
+        """Queue an entry; returns at once."""
         self._queue.put(entry)
 
     def close(self) -> None:
-        """Write down what is left, and end."""
+        """Add the queued entries, and end the thread."""
         self._queue.put(None)
         self._thread.join()
 

@@ -1,7 +1,7 @@
-"""Deletion: images, series and studies that are gone for good, by the order tombstones, journal, rows, objects.
+"""Deletion of images, series and studies for good, in the order: tombstones, journal, rows, objects.
 
-The rules refuse what is on hold, pinned by a storage commitment, or kept by profile us-mqsa. A crash after the
-tombstones leaves a deletion that ``finish`` carries through, at the next start or the next deletion.
+Images on hold, pinned by a storage commitment, or kept by profile us-mqsa are refused. A crash after the tombstones
+leaves a deletion that ``finish`` completes, at the next start or the next deletion.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MQSA = "is kept by profile us-mqsa"
 
 @dataclass(frozen=True)
 class DeletionReport:
-    """What was deleted, or with ``dry_run`` what would be and what would be refused."""
+    """The images that were deleted, or with ``dry_run`` those that would be deleted or refused."""
 
     dry_run: bool
     images: tuple[PlannedDeletion, ...]
@@ -37,7 +37,7 @@ class DeletionReport:
 
 
 class Deletion:
-    """Deletes in one archive. ``rendered``: the folder of the rendered cache, which must not keep what is deleted."""
+    """Deletes in one archive. ``rendered``: the folder of the rendered cache, which must not keep deleted images."""
 
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, rendered: Path
@@ -47,14 +47,14 @@ class Deletion:
         self._rendered = rendered
 
     def plan(self, level: str, uid: str) -> DeletionReport:
-        """What ``delete`` would do. Raises UnknownUid."""
+        """A dry run of ``delete``. Raises UnknownUid."""
         found = self._index.tombstones.plan(level, uid)
         if self._kept_by_profile:
             found = [replace(one, kept_because=one.kept_because or _MQSA) for one in found]
         return DeletionReport(True, tuple(found))
 
     def delete(self, level: str, uid: str, *, reason: str, who: str) -> DeletionReport:
-        """Delete all of it, or nothing. Raises UnknownUid, ChangeRefused."""
+        """Delete all images, or none. Raises UnknownUid, ChangeRefused."""
         if self._kept_by_profile:
             raise ChangeRefused("profile us-mqsa: images are never deleted (MQSA)")
         self.finish()
@@ -63,27 +63,27 @@ class Deletion:
         return DeletionReport(False, tuple(found))
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
-        """Lift tombstones: what was deleted is taken in again when it is sent. Raises UnknownUid."""
+        """Allow deleted images to be received again; their UIDs. Raises UnknownUid."""
         self.finish()
-        lifted = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
+        allowed = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
         self._trail.write_down()
-        return lifted
+        return allowed
 
     def finish(self) -> int:
-        """Carry through what is condemned, from wherever it was left; how many images that were."""
+        """Complete the deletion of all marked images, from any step; the number of images."""
         self._trail.write_down()
         digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
-        buried = self._index.tombstones.delete_rows()
-        forget(self._rendered, digests)  # what a reader rendered meanwhile
+        deleted = self._index.tombstones.delete_rows()
+        forget(self._rendered, digests)  # a reader may have rendered them meanwhile
         self._index.originals.collect(self._stores)
-        self._forget_damaged(digests)
-        return buried
+        self._remove_damaged(digests)
+        return deleted
 
-    def _forget_damaged(self, digests: list[str]) -> None:
-        """Remove what a scrub moved aside, unless another image needs an object of that digest."""
-        upkeep = Integrity(self._index.engine)
+    def _remove_damaged(self, digests: list[str]) -> None:
+        """Remove files that a scrub moved aside, unless another image needs an object of that digest."""
+        integrity = Integrity(self._index.engine)
         for digest in digests:
-            if not upkeep.expected(digest, digest + "0"):
+            if not integrity.expected(digest, digest + "0"):
                 for store in self._stores.values():
                     remove_aside(store, digest)

@@ -1,4 +1,4 @@
-"""Opens the index that config.yaml names, where it is the index of the objects and the journal beside it."""
+"""Opens the index that config.yaml names, if it belongs to the objects and the journal beside it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LOGGER = logging.getLogger(__name__)
 
 
 def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
-    """For a node, which alone works on its storage root: damaged pages are looked for, and an older index is brought up
-    to the journal. Raises IndexRefused, NewerFormat."""
+    """Open it for a node, the only one on its storage root: check for damaged pages, and update an older index from the
+    journal. Raises IndexRefused, NewerFormat."""
     file = sqlite_file(settings.storage.database_url)
     if file is not None and not accept_empty:
         quick_check(file)
@@ -27,7 +27,7 @@ def open_for_node(settings: Settings, *, accept_empty: bool) -> Index:
 
 
 def open_for_command(settings: Settings) -> Index:
-    """For a command, beside a node or without one. Raises ConfigError where there is no archive yet, IndexRefused."""
+    """Open it for a command, beside a node or without one. Raises ConfigError if there is no archive, IndexRefused."""
     root, file = settings.storage.root, sqlite_file(settings.storage.database_url)
     if file is not None and not file.is_file() and not has_objects(settings) and not (root / "journal").is_dir():
         raise ConfigError(f"no index at {file}; has a node run with this configuration yet?")
@@ -35,13 +35,13 @@ def open_for_command(settings: Settings) -> Index:
 
 
 def has_objects(settings: Settings) -> bool:
-    """Whether a store of the archive has any object."""
+    """Whether a store of the archive contains any object."""
     roots = (settings.storage.root, settings.originals.path)
     return any(holds_any(root / "objects") for root in roots if root is not None)
 
 
 def runs_here(root: Path) -> bool:
-    """Whether a node runs on this storage root."""
+    """Whether a node is running on this storage root."""
     try:
         with (root / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -55,8 +55,7 @@ def runs_here(root: Path) -> bool:
 def _opened(settings: Settings, *, accept_empty: bool, replay: bool) -> Index:
     if (settings.storage.root / MARK).exists():
         raise ConfigError(
-            f"{settings.storage.root} is a backup that is not restored to its end; run `latent-pacs restore-backup` "
-            "again"
+            f"the restore into {settings.storage.root} was interrupted; run `latent-pacs backup restore` again"
         )
     opened = open_archive(
         settings.storage.database_url,

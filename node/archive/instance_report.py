@@ -1,7 +1,7 @@
-"""The life of one image: what is held of it, how it came to be encoded as it is, and what was measured on the way.
+"""The report on one image: how it is held, how it was encoded, and what was measured.
 
-Read from the index and from the objects, beside a running node; nothing is decoded but the small parts of a rendition.
-Patient data stays out unless it is asked for.
+It is read from the index and the objects, beside a running node; only small parts of a rendition are decoded. Patient
+data is left out unless it is requested.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from storage.records import DicomJson, OperatingPoint, StoredInstance, StoredRen
 
 @dataclass(frozen=True)
 class OriginalReport:
-    """The received file: ``digest`` and ``bytes`` are its own. ``condition``: held, purged, or lost where a scrub or
-    this look did not find it whole. ``file``: the object that holds it; packed where ``form`` says so."""
+    """The original: ``digest`` and ``bytes`` are those of the received file. ``condition``: held, purged, or lost if a
+    scrub or this report did not find it. ``file``: the object that holds it, packed if ``form`` says so."""
 
     digest: str
     bytes: int
@@ -50,9 +50,9 @@ class OriginalReport:
 
 @dataclass(frozen=True)
 class PayloadParts:
-    """Bytes within the objects of a rendition: the base's coded pixels, and what the encoder tells the decoder.
+    """Bytes of the parts of a rendition's objects: the base's coded pixels, and the side information.
 
-    The rest of both objects is the header, the padding mask and what was measured."""
+    The rest of both objects is the header, the padding mask and the verdict."""
 
     base_pixels: int
     noise: int
@@ -63,9 +63,9 @@ class PayloadParts:
 
 @dataclass(frozen=True)
 class RepairCounts:
-    """What is stored in another way than by the base, and where. ``patched``: exactly, cells of 16 x 16 pixels;
-    ``repaired``: by coded residuals, cells of 16 x 16; shares are of the image. ``cells`` and ``repairs``: bool, per
-    cell; ``points``: (row, column)."""
+    """Local repairs of an image of ``rows`` x ``columns`` pixels. ``patched``: number of cells of 16 x 16 pixels that
+    are stored exactly; ``repaired``: of those with coded residuals; shares are of the image. ``cells`` and ``repairs``:
+    bool, per cell; ``points``: (row, column)."""
 
     rows: int
     columns: int
@@ -81,9 +81,9 @@ class RepairCounts:
 
 @dataclass(frozen=True)
 class RenditionReport:
-    """One rendition, of which two objects are made: ``derived_uid`` with drawn noise, ``structure_uid`` without.
-    ``unreadable``: why its objects told nothing more; then
-    ``parts`` and ``mends`` are None."""
+    """One rendition, which stands for two DICOM objects: ``derived_uid`` with drawn noise, ``structure_uid`` without.
+
+    ``unreadable``: why its objects could not be read; ``parts`` and ``repair_counts`` are None then."""
 
     derived_uid: str
     structure_uid: str
@@ -107,7 +107,7 @@ class RenditionReport:
     verdict: Verdict
     tried: tuple[Trial, ...]
     parts: PayloadParts | None
-    mends: RepairCounts | None
+    repair_counts: RepairCounts | None
     unreadable: str
 
     @property
@@ -117,7 +117,7 @@ class RenditionReport:
 
 @dataclass(frozen=True)
 class Patient:
-    """Who the image is of."""
+    """The patient of an image."""
 
     name: str
     patient_id: str
@@ -125,9 +125,9 @@ class Patient:
 
 @dataclass(frozen=True)
 class InstanceReport:
-    """Everything there is to tell of one image. ``asked``: the UID it was asked for by, its own or a rendition's."""
+    """What is known of one image. ``requested_uid``: the UID in the request, the image's own or a rendition's."""
 
-    asked: str
+    requested_uid: str
     sop_instance_uid: str
     sop_class_uid: str
     sop_class: str
@@ -150,13 +150,15 @@ class InstanceReport:
 
     @property
     def rendition(self) -> RenditionReport | None:
-        """The one that was asked for by its UID, else the current one."""
-        by_uid = next((one for one in self.renditions if self.asked in (one.derived_uid, one.structure_uid)), None)
+        """The rendition whose UID was requested, else the current one."""
+        by_uid = next(
+            (one for one in self.renditions if self.requested_uid in (one.derived_uid, one.structure_uid)), None
+        )
         return by_uid or next((one for one in self.renditions if one.current), None)
 
 
 def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, patient: bool = False) -> InstanceReport:
-    """The life of the image of an original or derived UID. Raises UnknownUid."""
+    """The report on the image of an original or derived UID. Raises UnknownUid."""
     rows = instance_rows(index, uid)
     if rows is None:
         raise UnknownUid(
@@ -165,7 +167,7 @@ def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, pat
         )
     instance = rows.instance
     return InstanceReport(
-        asked=uid,
+        requested_uid=uid,
         sop_instance_uid=instance.sop_instance_uid,
         sop_class_uid=instance.sop_class_uid,
         sop_class=UID(instance.sop_class_uid).name,
@@ -214,19 +216,19 @@ def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectSt
 
 
 def _rendition_of(row: StoredRendition, instance: StoredInstance, store: ObjectStore) -> RenditionReport:
-    plain = {name: getattr(row, name) for name in RenditionReport.__dataclass_fields__ if hasattr(row, name)}
+    row_fields = {name: getattr(row, name) for name in RenditionReport.__dataclass_fields__ if hasattr(row, name)}
     current = instance.rendition is not None and instance.rendition.derived_uid == row.derived_uid
-    plain |= {"current": current, "point": str(row.point), "operating_point": row.point}
-    nothing: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "mends": None}
+    row_fields |= {"current": current, "point": str(row.point), "operating_point": row.point}
+    no_fields: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "repair_counts": None}
     try:
-        inside = _inside(row, store)
+        fields = _from_objects(row, store)
     except LatentPacsError as error:
-        return RenditionReport(**plain, **nothing, unreadable=str(error))
-    return RenditionReport(**plain, **inside, unreadable="")
+        return RenditionReport(**row_fields, **no_fields, unreadable=str(error))
+    return RenditionReport(**row_fields, **fields, unreadable="")
 
 
-def _inside(row: StoredRendition, store: ObjectStore) -> dict[str, Any]:
-    """What the objects of a rendition tell. Raises ObjectMissing, ObjectDamaged, PayloadError."""
+def _from_objects(row: StoredRendition, store: ObjectStore) -> dict[str, Any]:
+    """The fields that are read from a rendition's objects. Raises ObjectMissing, ObjectDamaged, PayloadError."""
     made = decode_rendition(store.read(row.rendition_digest))
     base = decode_base(store.read(row.base_digest))
     return {
@@ -234,11 +236,11 @@ def _inside(row: StoredRendition, store: ObjectStore) -> dict[str, Any]:
         "seed": made.seed,
         "numerics": made.numerics,
         "parts": PayloadParts(len(base.coded), len(made.noise), len(made.repairs), len(made.points), len(made.patches)),
-        "mends": _mends_of(made, base.rows, base.columns),
+        "repair_counts": _repair_counts_of(made, base.rows, base.columns),
     }
 
 
-def _mends_of(made: Rendition, rows: int, columns: int) -> RepairCounts:
+def _repair_counts_of(made: Rendition, rows: int, columns: int) -> RepairCounts:
     cells = decode_patches(made.patches).cells if made.patches else None
     repairs = decode_residuals(made.repairs).cells if made.repairs else None
     spots = decode_points(made.points).spots if made.points else ()

@@ -1,7 +1,7 @@
-"""The models that renditions were made with, kept in the object store: a derived UID must outlive an installed model.
+"""The model store: keeps the models of renditions as objects, so that a derived UID outlives an installed model.
 
-The first rendition made with a model brings its files in, before the rendition's own row. A model that is installed
-no more is read from a folder of links to these objects.
+The files of a model are stored before the row of its first rendition. A model that is not installed any more is read
+from a folder of links to these objects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ModelStore:
         return bool(self._rows.files(upscaler, weights_digest))
 
     def keep(self, model: Installed) -> None:
-        """Take a model's files in, where they are not here yet. Raises StoreFull, OSError."""
+        """Store a model's files unless they are stored. Raises StoreFull, OSError."""
         if not model.files or self.keeps(model.upscaler, model.weights_digest):
             return
         files = []
@@ -43,15 +43,15 @@ class ModelStore:
             data = path.read_bytes()
             files.append(ModelFile(name, self._store.put(data), len(data)))
         if _weights_digest(files) != model.weights_digest:
-            LOGGER.error("%s model %s was changed while in use; not kept", model.upscaler, model.weights_digest)
+            LOGGER.error("%s model %s was changed while in use; not stored", model.upscaler, model.weights_digest)
             return
         self._rows.add(model.upscaler, model.weights_digest, files)
-        LOGGER.info("%s model %s is kept in the object store", model.upscaler, model.weights_digest)
+        LOGGER.info("%s model %s was stored as objects", model.upscaler, model.weights_digest)
 
     def folder(self, upscaler: str, weights_digest: str) -> Path | None:
-        """A folder with the kept model's files under their names; None where it is not kept or an object is lost.
+        """A folder with a stored model's files under their names; None if it is not stored, or an object is lost.
 
-        For the node alone, of which there is one per store.
+        Only the node may call this; there is one per store.
         """
         files = self._rows.files(upscaler, weights_digest)
         if not files or not all(self._store.path(file.digest).is_file() for file in files):
@@ -64,14 +64,14 @@ class ModelStore:
 
     def _link(self, folder: Path, files: tuple[ModelFile, ...]) -> None:
         self._folder.mkdir(exist_ok=True)
-        making = Path(tempfile.mkdtemp(dir=self._folder))
+        temporary = Path(tempfile.mkdtemp(dir=self._folder))
         for file in files:
-            (making / file.name).symlink_to(os.path.relpath(self._store.path(file.digest), making))
-        shutil.rmtree(folder, ignore_errors=True)  # links that lead nowhere, or not all of them
-        making.rename(folder)
+            (temporary / file.name).symlink_to(os.path.relpath(self._store.path(file.digest), temporary))
+        shutil.rmtree(folder, ignore_errors=True)  # with broken or missing links
+        temporary.rename(folder)
 
 
 def _weights_digest(files: list[ModelFile]) -> str:
-    """As upscalers compute it: SHA-256 over the sorted (name, SHA-256) of the files."""
+    """SHA-256 over the sorted (name, SHA-256) of the files, as upscalers compute it."""
     lines = (f"{file.name} {file.digest}\n" for file in sorted(files, key=lambda one: one.name))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

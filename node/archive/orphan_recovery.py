@@ -1,8 +1,7 @@
-"""Objects that no row speaks of, and that hold what the archive promised once: originals, and renditions with bases.
+"""Recovery of orphans: originals and renditions in the object store that no row refers to.
 
-The journal tells of every row, so there are none of these unless it was lost or damaged too. Then the objects tell what
-they can: an original is taken in as if it had just arrived, and a rendition stands for its image again. Who sent an
-image, and when, the objects do not tell.
+The journal has every row, so there are none unless it was lost or damaged too. Then an original is added as if it had
+just been received, and a rendition becomes its image's current one again. The sender and the time of receipt are lost.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.quarantine import Examine
 from storage.dicom.levels import levels_of
 from storage.errors import LatentPacsError
@@ -33,36 +33,36 @@ from storage.objects.store import ObjectStore
 from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, Tier
 
 _HEAD = 132
+"""Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
 _KINDS = {b"O": "packed", b"B": "base", b"R": "rendition"}
 _UNREADABLE = (LatentPacsError, OSError, ValueError)
-"""What becomes of objects that are none of these kinds, or are damaged: a scrub looks after them."""
+"""Errors of objects that are damaged or of no known kind; they are left to a scrub."""
 
 
 class OrphanRecovery:
-    """What the objects of an archive hold beyond its rows. ``examine``: what ingest finds out about a file."""
+    """Recovers the orphans of an archive. ``examine``: reads the row of a received file, as ingest does."""
 
     def __init__(self, index: Index, stores: Mapping[Tier, ObjectStore], examine: Examine) -> None:
         self._index, self._stores, self._examine = index, stores, examine
 
-    def would_return(self, store: str, digest: str) -> bool:
-        """Whether ``take_in`` would bring back an object that no row promises. Nothing is changed."""
-        there = self._stores[Tier(store)]
-        path = there.path(digest)
+    def can_recover(self, store: str, digest: str) -> bool:
+        """Whether ``recover`` would add a row for an object. Nothing is changed."""
+        path = self._stores[Tier(store)].path(digest)
         try:
             kind = _kind(path)
             if kind in ("original", "packed"):
                 with self._received(path, kind) as new:
                     return self._is_new(new.sop_instance_uid)
             if kind == "rendition":
-                return self._wanted(decode_rendition(path.read_bytes())) is not None
+                return self._base_for(decode_rendition(path.read_bytes())) is not None
             return kind == "base" and not has_rendition(
                 self._index.engine, decode_base(path.read_bytes()).original_digest
             )
         except _UNREADABLE:
             return False
 
-    def take_in(self) -> int:
-        """Bring back what the objects hold and no row speaks of; how many objects that were."""
+    def recover(self) -> int:
+        """Add rows for all orphans that can be recovered; the number of their objects."""
         known, found = known_digests(self._index.engine), 0
         renditions: list[Path] = []
         for tier, store in self._stores.items():
@@ -73,24 +73,24 @@ class OrphanRecovery:
                 try:
                     kind = _kind(path)
                     if kind in ("original", "packed"):
-                        found += self._take_in_original(tier, path, kind)
+                        found += self._recover_original(tier, path, kind)
                     elif kind == "rendition":
                         renditions.append(path)
                 except _UNREADABLE:
                     continue
-        return found + sum(map(self._take_in_rendition, renditions))
+        return found + sum(map(self._recover_rendition, renditions))
 
-    def _take_in_original(self, tier: Tier, path: Path, kind: str) -> int:
+    def _recover_original(self, tier: Tier, path: Path, kind: str) -> int:
         form = OriginalForm.VERBATIM if kind == "original" else OriginalForm.PACKED
         with self._received(path, kind) as new:
             if not self._is_new(new.sop_instance_uid):
                 return 0
             return int(adopt_original(self._index, new, FoundObject(form, tier, path.name, path.stat().st_size)))
 
-    def _take_in_rendition(self, path: Path) -> int:
+    def _recover_rendition(self, path: Path) -> int:
         try:
             rendition = decode_rendition(path.read_bytes())
-            base = self._wanted(rendition)
+            base = self._base_for(rendition)
             if base is None:
                 return 0
             held = self._index.by_uid(rendition.original_uid)
@@ -103,8 +103,8 @@ class OrphanRecovery:
         except _UNREADABLE:
             return 0
 
-    def _wanted(self, rendition: Rendition) -> Base | None:
-        """The base of a rendition that its image has no other for; None where it is not wanted."""
+    def _base_for(self, rendition: Rendition) -> Base | None:
+        """The base of a rendition that may be recovered; None if its image has another one, or may not return."""
         uid = rendition.original_uid
         if self._index.rendition(rendition.derived_uid) is not None or not is_acceptable(self._index.engine, uid):
             return None
@@ -119,7 +119,7 @@ class OrphanRecovery:
 
     @contextmanager
     def _received(self, path: Path, kind: str) -> Iterator[NewInstance]:
-        """What an object says of the file that was received."""
+        """The row of the received file that an object holds."""
         if kind == "original":
             yield replace(self._examine(path, ""), original_digest=path.name)
             return
@@ -132,27 +132,13 @@ class OrphanRecovery:
             yield replace(self._examine(Path(restored.name), ""), original_digest=digest.hexdigest())
 
     def _row(self, rendition: Rendition, base: Base, path: Path) -> NewRendition:
-        return NewRendition(
-            derived_uid=rendition.derived_uid,
-            structure_uid=rendition.structure_uid,
-            base_digest=rendition.base_digest,
-            base_bytes=self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size,
-            rendition_digest=path.name,
-            rendition_bytes=path.stat().st_size,
-            point=base.point,
-            upscaler=rendition.upscaler,
-            weights_digest=rendition.weights_digest,
-            output_digest=rendition.output_digest,
-            structure_digest=rendition.structure_digest,
-            verdict=rendition.verdict,
-            tried=(),
-            seconds=0.0,
-            recipe=f"steps {rendition.steps}",
-        )
+        base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
+        stored = base_bytes, path.name, path.stat().st_size
+        return new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
 
 
 def _kind(path: Path) -> str:
-    """What an object is, by how it begins; empty for anything else."""
+    """The kind of an object by its first bytes; empty if unknown."""
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if head[128:132] == b"DICM":
@@ -161,7 +147,7 @@ def _kind(path: Path) -> str:
 
 
 def _of_base(base: Base, rendition: Rendition) -> NewInstance:
-    """What is left of an image whose original was purged."""
+    """The row of an image whose original was purged, from the header in its base."""
     header = base.header.dataset()
     return NewInstance(
         sop_instance_uid=rendition.original_uid,

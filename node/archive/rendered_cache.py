@@ -1,7 +1,6 @@
-"""The rendered cache: reconstructed objects as files, bounded in bytes, least recently used out first.
+"""The rendered cache: reconstructed objects as files, bounded in bytes; the least recently used are evicted first.
 
-Only a convenience: everything in it can be made again. A reader gets a hard link of its own, so that an entry may be
-dropped while it is being sent.
+Every entry can be made again. A reader gets a hard link of its own, so that an entry may be evicted while it is sent.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LOGGER = logging.getLogger(__name__)
 
 
 class RenderedCache:
-    """Files below ``root``, at most ``budget`` bytes; 0 keeps nothing."""
+    """A cache of files below ``root``, at most ``budget`` bytes; 0 disables it."""
 
     def __init__(self, root: Path, budget: int) -> None:
         self._root, self._budget = root, budget
@@ -31,10 +30,10 @@ class RenderedCache:
             leftover.unlink(missing_ok=True)
 
     def blank(self) -> Path:
-        """A new empty file to render into."""
+        """A new empty file to write an object to."""
         try:
             handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")
-        except OSError:  # full or read-only: what is made here is sent, and not kept
+        except OSError:  # full or read-only: the object is sent, and not cached
             handle, name = tempfile.mkstemp(suffix=".making")
         os.close(handle)
         return Path(name)
@@ -44,7 +43,7 @@ class RenderedCache:
         return self._entry(key) is not None
 
     def link(self, key: str) -> Path | None:
-        """A link to the entry for one reader, who unlinks it; None where there is no entry that is whole."""
+        """A link to the entry for one reader, which unlinks it; None if there is no entry, or it is damaged."""
         entry = self._entry(key)
         if entry is None:
             return None
@@ -57,22 +56,22 @@ class RenderedCache:
             os.utime(entry)
             if has_digest(link, entry.name.split(".")[1]):
                 return link
-            LOGGER.error("cached object %s is damaged; it is made anew", key)
+            LOGGER.error("cached object %s is damaged; it is made again", key)
             entry.unlink(missing_ok=True)
-        except FileNotFoundError:  # dropped meanwhile
+        except FileNotFoundError:  # evicted meanwhile
             pass
         link.unlink(missing_ok=True)
         return None
 
     def keep(self, key: str, made: Path, digest: str = "") -> Path:
-        """Take a finished file in (its name is gone) and return a link to it for one reader.
+        """Move a finished file into the cache, and return a link to it for one reader.
 
-        ``digest``: its SHA-256, where whoever made it has compared it.
+        ``digest``: its SHA-256, if the caller has verified it.
         """
         try:
             link = self._new_link()
             os.link(made, link)
-        except OSError:  # full or read-only, or made elsewhere for that reason
+        except OSError:  # full or read-only, or on another file system for that reason
             return made
         if not digest:
             with made.open("rb") as file:
@@ -84,12 +83,12 @@ class RenderedCache:
         return link
 
     def drop(self, key: str) -> None:
-        """Let go of an entry: what it was made of was deleted meanwhile."""
+        """Remove an entry, since its image was deleted meanwhile."""
         for entry in self._root.glob(f"{key}.*.dcm"):
             entry.unlink(missing_ok=True)
 
     def _entry(self, key: str) -> Path | None:
-        """``KEY.SHA-256.dcm``: a medium that gives other bytes back is noticed."""
+        """The file ``KEY.SHA-256.dcm`` of an entry; the digest reveals damage to it."""
         return next(self._root.glob(f"{key}.*.dcm"), None)
 
     def _new_link(self) -> Path:
@@ -111,7 +110,7 @@ class RenderedCache:
 
 
 def forget(root: Path, digests: Iterable[str]) -> None:
-    """Remove the entries of those objects from a cache, whichever process owns it; what is being sent is sent."""
+    """Remove the entries of those objects from a cache, also one of another process; links of readers remain."""
     for digest in digests:
         for entry in root.glob(f"{digest}*.dcm"):
             entry.unlink(missing_ok=True)

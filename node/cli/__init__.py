@@ -1,1 +1,1 @@
-"""The commands: each parses its options, calls one function below, and prints. Torch is not imported here."""
+"""The command line: each command parses its options, calls the archive, and prints. Torch is not imported here."""

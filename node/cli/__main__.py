@@ -1,11 +1,11 @@
 """The command ``latent-pacs``, and ``python -m node.cli``.
 
-A worker process imports the module that its parent was started from: this one imports the commands only when it runs.
+A worker process imports the main module of its parent, so this module imports the commands only when it runs.
 """
 
 
 def main() -> None:
-    """Run a command."""
+    """Run the command line."""
     from node.cli.main import run
 
     run()

@@ -1,4 +1,4 @@
-"""What ``latent-pacs gate calibrate`` measures: a user's own images at the operating points chosen for them."""
+"""For ``latent-pacs gate calibrate``: encodes a user's images, and collects the figures of the gate."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from storage.thresholds import burden_of, limits_of, shares_of
 
 @dataclass(frozen=True)
 class Calibrated:
-    """One image. ``point``: the operating point chosen for it; empty where none passed, and ``why`` says why.
+    """One image. ``point``: the chosen operating point; empty if none passed, for the reason in ``why``.
 
-    ``figures``: those of the gate by name. ``burden``: the one nearest to its limit, ``nearest``, over that limit.
+    ``figures``: those of the gate, by name. ``nearest``: the figure nearest to its limit; ``burden``: its share of the
+    limit.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Calibrated:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Files that may be pictures. Raises NoPictures."""
+    """Files that may be images. Raises NoPictures."""
     files = picture_files([folder])
     if not files:
         raise NoPictures(f"{folder} is empty")
@@ -49,7 +50,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def calibrated(files: Sequence[Path], limit: int, settings: Settings) -> Iterator[Calibrated]:
-    """Every picture as the archivist would encode it. Raises NoPictures where there is none."""
+    """Encode each image as the archivist would. Raises NoPictures if there is none."""
     catalogue, done = Catalogue(settings.reconstruct), 0
     for file in files:
         picture = read_picture(file)
@@ -60,7 +61,7 @@ def calibrated(files: Sequence[Path], limit: int, settings: Settings) -> Iterato
         if limit and done == limit:
             return
     if not done:
-        raise NoPictures(f"no DICOM, PNG or JPEG mammogram of 256 pixels or more a side in {files[0].parent}")
+        raise NoPictures(f"found no DICOM, PNG or JPEG mammogram of at least 256 pixels per side in {files[0].parent}")
 
 
 def _calibrated(picture: Picture, settings: Settings, catalogue: Catalogue) -> Calibrated:
@@ -79,7 +80,11 @@ def _calibrated(picture: Picture, settings: Settings, catalogue: Catalogue) -> C
     made = encoder.at(codec.fixed_point) if codec.fixed_point else encoder.search()
     if made is None:
         missed = [trial for trial in encoder.tried if trial.failures]
-        why = f"{missed[-1].point}: {'; '.join(missed[-1].failures)}" if missed else "none passes on a sample"
+        why = (
+            f"{missed[-1].point}: {'; '.join(missed[-1].failures)}"
+            if missed
+            else "no operating point passes on a sample"
+        )
         return Calibrated(picture.name, why=why)
     return _of(picture, made, settings)
 
@@ -100,7 +105,7 @@ def _of(picture: Picture, made: Encoded, settings: Settings) -> Calibrated:
 
 
 def report_of(found: Sequence[Calibrated], settings: Settings) -> dict[str, Any]:
-    """Every image, and each figure's distribution over those that passed, beside its limit."""
+    """The images, and the distribution of each figure over those that passed, with its limit."""
     limits = limits_of(settings.thresholds)
     passed = [each for each in found if each.point]
     return {
@@ -114,5 +119,5 @@ def report_of(found: Sequence[Calibrated], settings: Settings) -> dict[str, Any]
 def _spread(values: list[float], limit: float) -> dict[str, float]:
     if not values:
         return {"limit": limit}
-    median, most, greatest = (float(value) for value in np.percentile(np.abs(values), (50, 95, 100)))
-    return {"median": median, "percentile_95": most, "max": greatest, "limit": limit}
+    median, percentile_95, largest = (float(value) for value in np.percentile(np.abs(values), (50, 95, 100)))
+    return {"median": median, "percentile_95": percentile_95, "max": largest, "limit": limit}

@@ -1,7 +1,7 @@
-"""The console of every command. Nothing that is printed is markup, and nothing steers the terminal.
+"""The console of all commands. Printed text is never interpreted as markup or as terminal control.
 
-Names, reasons and UIDs come from peers: an AE title may be ``[/b]``, or hold an escape sequence. What is to be bold or
-coloured says so by a style. Without a terminal, as in a pipe or a file, lines are as long as what they hold.
+Names, reasons and UIDs come from peers: an AE title may be ``[/b]`` or contain an escape sequence. Bold and coloured
+text uses styles. In a pipe or a file, no table is cut and no line is wrapped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from rich.text import Text
 from storage.printable import plain
 
 _WIDE = 100_000
-"""Columns where there is no terminal: the audit trail names up to 100 UIDs in one cell."""
+"""Columns without a terminal: a cell of the audit trail may contain 100 UIDs."""
 
 
 class Console(console.Console):
-    """Prints text as it is. ``stderr``: to standard error. ``soft_wrap``: lines are left to the terminal to wrap."""
+    """Prints text unchanged. ``stderr``: to standard error. ``soft_wrap``: the terminal wraps long lines."""
 
     def __init__(self, *, stderr: bool = False, soft_wrap: bool = False) -> None:
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, markup=False, highlight=False, emoji=False)
@@ -26,6 +26,18 @@ class Console(console.Console):
             self.width = _WIDE
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that is printed, and every cell of a table, comes by here."""
+        """Make every printed string, and every cell of a table, plain."""
         lines = text.split("\n") if isinstance(text, str) else [str(text)]
         return super().render_str("\n".join(map(plain, lines)), **options)
+
+
+_SHOWN = 20
+"""Lines of a list that are printed for people."""
+
+
+def print_some(console: Console, lines: list[str]) -> None:
+    """Print the first lines of a list of findings, and the number of the others."""
+    for line in lines[:_SHOWN]:
+        console.print(line, style="bold red")
+    if len(lines) > _SHOWN:
+        console.print(f"and {len(lines) - _SHOWN} more; --json lists them all")

@@ -8,14 +8,14 @@ from rich.table import Table
 
 
 def evaluation_tables(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[Table]:
-    """One table by image and distance, one of bytes at the limits by image, and one pooled over images."""
+    """Three tables: by image and distance; bytes at the limits by image; the same pooled over images."""
     return [_by_distance(results), _by_image(results), _pooled(rows)]
 
 
 def _by_distance(results: list[dict[str, Any]]) -> Table:
     table = Table(
-        *("image", "point", "bytes", "lines base", "model", "lost base", "model", "s"),
-        title="lines in local noise at widths 1.2 / 2.5 / 5 px; share of each octave band lost",
+        *("image", "point", "bytes", "lines base", "model", "lost base", "model", "seconds"),
+        title="line error in units of local noise, at widths 1.2 / 2.5 / 5 px; lost share of each octave band",
     )
     for result in results:
         for point in result["points"]:
@@ -31,7 +31,14 @@ def _by_distance(results: list[dict[str, Any]]) -> Table:
 
 
 def _by_image(results: list[dict[str, Any]]) -> Table:
-    table = Table("image", "scale", "base", "model", "model / base", title="bytes where lines just meet the limits")
+    table = Table(
+        "image",
+        "scale",
+        "base",
+        "model",
+        "model / base",
+        title="payload bytes at which the line error meets its limits",
+    )
     for result in results:
         base, model = result["base_bytes"], result["model_bytes"]
         ratio = f"{model / base:.3f}" if base and model else "-"
@@ -40,7 +47,9 @@ def _by_image(results: list[dict[str, Any]]) -> Table:
 
 
 def _pooled(rows: list[dict[str, Any]]) -> Table:
-    table = Table("scale", "images", "model / base", "worst", title="bytes at the limits, geometric mean over images")
+    table = Table(
+        "scale", "images", "model / base", "worst", title="payload bytes at the limits, geometric mean over images"
+    )
     for row in rows:
         ratios = f"{row['bytes_ratio']:.3f}", f"{row['worst_bytes_ratio']:.3f}"
         table.add_row(f"x{row['scale']}", str(row["images"]), *ratios)

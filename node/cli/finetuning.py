@@ -1,4 +1,4 @@
-"""What ``latent-pacs model fine-tune`` and ``model list`` need of an archive: its originals and its models."""
+"""For ``latent-pacs model fine-tune`` and ``model list``: the held originals and the models of an archive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from node.cli.commands.status import open_index
+from node.cli.options import archive, open_index
 from node.config import Settings, load
 from node.training.image_files import Picture, read_picture, read_pictures
 from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
@@ -18,23 +18,22 @@ from storage.index.model_files import ModelRows
 Watch = Callable[[Any], None]
 
 _FINE_RATE = 2e-4
+"""Learning rate of a fine-tuning."""
 
 
-def held_pictures(settings: Settings, config: Path, data: list[Path] | None) -> list[Picture]:
-    """The mammograms to adapt to: ``data``, or the held originals that a reconstruction was tried of."""
+def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
+    """The mammograms to adapt to: those in ``data``, or the held originals of reconstructable images."""
     if data:
         return read_pictures(data)
-    from node.app import services
-
     pictures = []
-    with services(settings) as at_hand:
-        for digest in at_hand.index.reconstructable_originals():
-            with suppress(OriginalPurged, ObjectMissing), at_hand.originals.borrowed(digest) as path:
+    with archive(config) as services:
+        for digest in services.index.reconstructable_originals():
+            with suppress(OriginalPurged, ObjectMissing), services.originals.borrowed(digest) as path:
                 picture = read_picture(path)
                 if picture is not None:
                     pictures.append(replace(picture, name=digest))
     if not pictures:
-        raise ConfigError(f"the archive of {config} holds no originals to learn from; name some with --data")
+        raise ConfigError(f"the archive of {config} holds no originals to train on; name images with --data")
     return pictures
 
 
@@ -49,14 +48,14 @@ def fine_tune_mammo(
     device: str,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Go on training the configured ``mammo``, gently, into ``out``."""
+    """Continue the training of the configured ``mammo`` at a low learning rate, into ``out``."""
     from node.training.trainer import Plan, train
 
-    own = settings.reconstruct.mammo
-    taken = {Path(folder).resolve() for folder in (SHIPPED, own.weights or SHIPPED, *own.older)}
+    mammo = settings.reconstruct.mammo
+    taken = {Path(folder).resolve() for folder in (SHIPPED, mammo.weights or SHIPPED, *mammo.older)}
     if out.resolve() in taken:
-        raise ConfigError(f"{out} holds a model in use, and its images need it as it is; give another --out")
-    network = load_network(Path(own.weights or SHIPPED))
+        raise ConfigError(f"{out} holds a model that renditions need; give another --out")
+    network = load_network(Path(mammo.weights or SHIPPED))
     plan = Plan(steps=1, seed=seed, rate=_FINE_RATE)
     train(pictures, plan, out, minutes=minutes, resume=resume, start_from=network, device=device, watch=watch)
     return {"use": f"reconstruct.mammo.weights: {out}", "digest": Mammo(out).weights_digest}
@@ -73,7 +72,7 @@ def fine_tune_sd_decoder(
     device: str,
     watch: Watch,
 ) -> dict[str, Any]:
-    """Adapt the decoder of ``sd_x2``'s autoencoder (the paper's second open question) into ``out``."""
+    """Adapt the decoder of the autoencoder of ``sd_x2`` into ``out``."""
     from node.training.sd_decoder import DecoderPlan, fine_tune_decoder
 
     source = settings.reconstruct.sd_x2.weights
@@ -88,11 +87,11 @@ def fine_tune_sd_decoder(
 
 
 def known_models(config: Path) -> list[dict[str, Any]]:
-    """Installed models of ``mammo``, and every model that renditions of this archive were made with."""
+    """The installed models of ``mammo``, and all models that renditions of this archive were made with."""
     settings = load(config) if config.is_file() else Settings()
-    own = settings.reconstruct.mammo
-    roles: dict[str, str] = {own.weights or str(SHIPPED): "for new renditions"}
-    for folder in own.older:
+    mammo = settings.reconstruct.mammo
+    roles: dict[str, str] = {mammo.weights or str(SHIPPED): "for new renditions"}
+    for folder in mammo.older:
         roles.setdefault(folder, "kept for older renditions")
     roles.setdefault(str(SHIPPED), "shipped")
     used, kept = _used(config)
@@ -127,7 +126,7 @@ def _installed(folder: Path, role: str, used: dict[tuple[str, str], int]) -> dic
 
 
 def _used(config: Path) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
-    """Per model that renditions were made with: how many, and the bytes of it that the archive keeps."""
+    """Per model: the number of renditions made with it, and the bytes of it in the object store."""
     if not config.is_file():
         return {}, {}
     try:
@@ -135,5 +134,5 @@ def _used(config: Path) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str
             used = {(use.upscaler, use.weights_digest): use.renditions for use in index.models()}
             rows = ModelRows(index.engine)
             return used, {model: sum(file.bytes for file in rows.files(*model)) for model in used}
-    except ConfigError:  # no node has run yet
+    except ConfigError:  # there is no archive yet
         return {}, {}

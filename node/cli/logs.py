@@ -1,10 +1,10 @@
-"""How ``serve`` logs: lines for people, or JSON lines for programs; no patient data in either.
+"""The log of ``serve``: lines of text, or JSON lines for programs, without patient data.
 
-A record is one line, whatever a peer sent: line breaks and escape sequences are written out, and of an unforeseen error
-its kind and place are given. Where one place in the code says more than a few lines a minute, the rest is counted.
+A record is always one line: line breaks and escape sequences in data from peers are escaped, and an unforeseen error is
+reported by its type and place. If one place in the code logs too often, further records are counted and left out.
 
-What pydicom says of values is patient data, and never comes through; pynetdicom is told to keep identifiers to
-itself in node/dimse/pynetdicom_patches/wire.py.
+Messages of pydicom quote values, which are patient data, and are never logged. node/dimse/pynetdicom_patches
+keeps pynetdicom from logging identifiers.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from storage.printable import plain
 
 _QUIET = {
     "alembic": logging.WARNING,
-    "pydicom": logging.CRITICAL,  # what it says of odd values
-    "pynetdicom.acse": logging.CRITICAL,  # three lines for each rejection, which we tell in one
+    "pydicom": logging.CRITICAL,  # quotes values
+    "pynetdicom.acse": logging.CRITICAL,  # logs three lines for each rejection, which we log in one
 }
 
 
 ASSOCIATIONS = "node.dimse.associations.connection_log"
-"""The logger of each association: who, from where, and how it ended (node/dimse/associations/connection_log.py)."""
+"""The logger of associations: peer, address and outcome (node/dimse/associations/connection_log.py)."""
 
 _MOST, _WINDOW = 100, 60.0
-"""Lines that one place in the code may write within so many seconds."""
+"""Records that one place in the code may log, within this many seconds."""
 _FRAMES = 3
-"""Places of an unforeseen error that are named, from where it arose."""
+"""Frames of the traceback of an unforeseen error that are logged, innermost first."""
 
 
 def configure(settings: LogSettings, *, verbose: bool) -> None:
-    """Log to standard error; ``verbose``: every association too."""
+    """Log to standard error. ``verbose``: log every association too."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if settings.format == "json" else TextLines())
     handler.addFilter(AtMost())
@@ -52,7 +52,7 @@ def configure(settings: LogSettings, *, verbose: bool) -> None:
 
 
 class AtMost(logging.Filter):
-    """Lets so many records through from each place in the code; the next window begins with how many were left out."""
+    """Limits the records from each place in the code; the next window starts with the number that was left out."""
 
     def __init__(self, most: int = _MOST, window: float = _WINDOW) -> None:
         super().__init__()
@@ -74,31 +74,36 @@ class AtMost(logging.Filter):
 
 
 class TextLines(logging.Formatter):
-    """One line a record: local time, level, logger, message; for an unforeseen error its kind and where it arose."""
+    """One line per record: local time, level, logger, message; for an unforeseen error its type and place."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said = record.getMessage()
+        message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            said += f" [{type(error).__name__} at {' < '.join(_places(error)[:_FRAMES])}]"
-        return f"{self.formatTime(record)} {record.levelname} {plain(record.name)}: {plain(said)}"
+            message += f" [{type(error).__name__} at {' < '.join(_places(error)[:_FRAMES])}]"
+        when = _time(record).astimezone().isoformat(timespec="milliseconds")
+        return f"{when} {record.levelname} {plain(record.name)}: {plain(message)}"
+
+
+def _time(record: logging.LogRecord) -> datetime:
+    return datetime.fromtimestamp(record.created, UTC)
 
 
 def _places(error: BaseException) -> list[str]:
-    """Where an error arose, innermost first."""
+    """The frames of an error's traceback, innermost first."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
     return [f"{at.filename}:{at.lineno} {at.name}" for at in frames]
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, thread; for an error its type and where it arose.
+    """One JSON object per line: time (UTC), level, logger, message, thread; for an error its type and place.
 
-    The text of an error is only given where the error is ours: others may quote what a peer sent.
+    The text of an error is logged only if it is one of ours, because other errors may quote data from peers.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _time(record).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": self._message(record),
@@ -117,5 +122,5 @@ class JsonLines(logging.Formatter):
 
 
 def _quotes(argument: object) -> bool:
-    """Whether it is an error whose text may quote a peer."""
+    """Whether this is an error whose text may quote data from a peer."""
     return isinstance(argument, BaseException) and not isinstance(argument, (LatentPacsError, OSError))

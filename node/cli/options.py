@@ -1,19 +1,71 @@
-"""Options that several verbs share, and how JSON is printed."""
+"""Shared by the commands: options, opening the archive or its index, and JSON output."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.", metavar="FILE")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+from node.archive.index_opening import open_for_command
+from node.cli.exit_codes import UsageError
+from node.config import load
+from storage.index import Index
+
+if TYPE_CHECKING:
+    from node.app import Services
+
+ConfigOption = Annotated[
+    Path,
+    typer.Option("--config", "-c", help="The configuration file.", metavar="FILE", envvar="LATENT_PACS_CONFIG"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, with times in UTC.")]
+UtcOption = Annotated[bool, typer.Option("--utc", help="Print times in UTC instead of the local time zone.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")]
+LimitOption = Annotated[int, typer.Option("--limit", help="Print at most this many; 0 is all.", metavar="N", min=0)]
 DEFAULT_CONFIG = Path("config.yaml")
+ALL = 2**31
+"""The limit of rows that stands for no limit."""
+
+
+@contextmanager
+def archive(config: Path) -> Iterator[Services]:
+    """The services of the archive. At the end, new records of the audit trail are written to its journal."""
+    from node.app import open_archive
+
+    with open_archive(load(config)) as services:
+        yield services
+        services.trail.write_down()
+
+
+@contextmanager
+def open_index(config: Path) -> Iterator[Index]:
+    """The index alone, for commands that only read it. Raises ConfigError if there is no archive."""
+    index = open_for_command(load(config))
+    try:
+        yield index
+    finally:
+        index.close()
+
+
+def current_user() -> str:
+    """The user at the command line, as the audit trail names them."""
+    return f"user:{getpass.getuser()}"
+
+
+def stated(reason: str) -> str:
+    """A reason that is not empty. Raises UsageError."""
+    if not reason.strip():
+        raise UsageError("the reason is empty; give one with --reason TEXT")
+    return reason
 
 
 def print_json(value: object) -> None:
-    """JSON on standard output, for programs."""
+    """Print JSON on standard output, for programs."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""One image with what is mended in its rendition: patches and repairs outlined, points dotted, and a legend."""
+"""Draws an image with the exact patches, repairs and points of its rendition, and a legend."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ from storage.formats.packed_original import restore_original
 from storage.objects.store import ObjectStore
 
 _LONGER_SIDE = 1200
+"""Pixels of the drawn image."""
 _LINE = 26
+"""Height of a line of the legend, in pixels."""
 _PATCH, _REPAIR, _POINT = (255, 170, 0), (255, 90, 160), (0, 220, 255)
 _TEXT, _GROUND = (235, 235, 235), (24, 24, 24)
 
 
-def draw_life(life: InstanceReport, store: ObjectStore, settings: ReconstructSettings, target: Path) -> None:
-    """Write the picture as PNG. Raises ConfigError, ObjectMissing, PixelError or ModelMissing where it cannot be."""
-    pixels, header, source = _image(life, store, settings)
-    made = life.rendition
-    sheet = _sheet(_shown(pixels, header), made, _legend(life, made, source))
+def draw_report(report: InstanceReport, store: ObjectStore, settings: ReconstructSettings, target: Path) -> None:
+    """Write the picture as PNG. Raises ConfigError, ObjectMissing, PixelError or ModelMissing."""
+    pixels, header, source = _image(report, store, settings)
+    made = report.rendition
+    sheet = _sheet(_shown(pixels, header), made, _legend(report, made, source))
     try:
         sheet.save(target, format="PNG")
     except OSError as error:
@@ -42,19 +44,21 @@ def draw_life(life: InstanceReport, store: ObjectStore, settings: ReconstructSet
 
 
 def _image(
-    life: InstanceReport, store: ObjectStore, settings: ReconstructSettings
+    report: InstanceReport, store: ObjectStore, settings: ReconstructSettings
 ) -> tuple[NDArray[np.uint16], Dataset, str]:
-    """Pixels, header and what they are: the original where it is held, else the reconstruction."""
-    file, made = life.original.file, life.rendition
+    """Pixels, header and their source: the original if it is held, otherwise the reconstruction."""
+    file, made = report.original.file, report.rendition
     if file is not None:
         with tempfile.TemporaryDirectory() as folder:
-            if life.original.form == "packed":
-                file = _restored(file, life.original.digest, Path(folder) / "original")
+            if report.original.form == "packed":
+                file = _restored(file, report.original.digest, Path(folder) / "original")
             with opened(file) as data:
                 header = data.header()
             return integer_pixels(file), header, "original"
     if made is None:
-        raise ObjectMissing(f"no picture: the original {life.original.digest} is not here, and there is no rendition")
+        raise ObjectMissing(
+            f"no picture can be drawn: the original {report.original.digest} is missing, and there is no rendition"
+        )
     base, rendition = read_pair(store.held(made.base_digest), store.held(made.rendition_digest))
     return reconstructed(base, rendition, Catalogue(settings)), base.header.dataset(), "reconstruction"
 
@@ -77,11 +81,11 @@ def _sheet(image: Image.Image, made: RenditionReport | None, legend: list[str]) 
     font = ImageFont.load_default(size=18)
     width = max(image.width, *(round(font.getlength(line)) + 2 * _LINE for line in legend))
     sheet = Image.new("RGB", (width, image.height + _LINE * (len(legend) + 1)), _GROUND)
-    if made is not None and made.mends is not None:
-        scale = image.height / made.mends.rows
-        _outline(ImageDraw.Draw(image), made.mends.repairs, CELL * scale, _REPAIR)
-        _outline(ImageDraw.Draw(image), made.mends.cells, CELL * scale, _PATCH)
-        _dot(ImageDraw.Draw(image), made.mends.points, scale)
+    if made is not None and made.repair_counts is not None:
+        scale = image.height / made.repair_counts.rows
+        _outline(ImageDraw.Draw(image), made.repair_counts.repairs, CELL * scale, _REPAIR)
+        _outline(ImageDraw.Draw(image), made.repair_counts.cells, CELL * scale, _PATCH)
+        _dot(ImageDraw.Draw(image), made.repair_counts.points, scale)
     sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(legend):
@@ -97,13 +101,13 @@ _COLOURS = {"exact patches": _PATCH, "repairs": _REPAIR, "points": _POINT}
 def _outline(
     draw: ImageDraw.ImageDraw, cells: NDArray[np.bool_] | None, side: float, colour: tuple[int, int, int]
 ) -> None:
-    """Lines where marked cells end; ``side``: of a cell, in pixels of the picture."""
+    """Draw lines around the marked cells. ``side``: of a cell, in pixels of the picture."""
     if cells is None:
         return
     around = np.pad(cells, 1)
     for axis in (0, 1):
         for down, across in np.argwhere(np.diff(around, axis=axis)).tolist():
-            # an edge between cell and neighbour: below (axis 0) or right of (axis 1) number down, across of ``around``
+            # the edge below (axis 0) or right of (axis 1) the cell at (down, across) of ``around``
             row, column = (down, across - 1) if axis == 0 else (down - 1, across)
             ends = [(column, row), (column + 1, row) if axis == 0 else (column, row + 1)]
             draw.line([(x * side, y * side) for x, y in ends], fill=colour, width=2)
@@ -115,20 +119,20 @@ def _dot(draw: ImageDraw.ImageDraw, points: tuple[tuple[int, int], ...], scale: 
         draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=_POINT)
 
 
-def _legend(life: InstanceReport, made: RenditionReport | None, source: str) -> list[str]:
-    lines = [f"{source} of {life.sop_instance_uid}"]
+def _legend(report: InstanceReport, made: RenditionReport | None, source: str) -> list[str]:
+    lines = [f"{source} of {report.sop_instance_uid}"]
     if made is None:
-        return [*lines, f"state {life.state}: held bit-exact, no rendition"]
+        return [*lines, f"state {report.state}: held bit-exact, no rendition"]
     verdict = made.verdict
     lines.append(
-        f"{made.point}, {made.upscaler}: {made.payload_bytes} bytes for {life.pixel_bytes}; "
+        f"{made.point}, {made.upscaler}: {made.payload_bytes} bytes for {report.pixel_bytes}; "
         f"PSNR {verdict.psnr_db:.1f} dB, tile FSIM {verdict.fsim_mean:.3f} / {verdict.fsim_p5:.3f}"
     )
-    if made.mends is not None and made.parts is not None:
-        mends, parts = made.mends, made.parts
-        share = f"{100 * mends.patched_share:.2f} % of the image"
-        lines.append(f"exact patches: {mends.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
-        share = f"{100 * mends.repaired_share:.2f} % of the image"
-        lines.append(f"repairs: {mends.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
-        lines.append(f"points: {made.mends.point_count}, {made.parts.points} bytes")
+    if made.repair_counts is not None and made.parts is not None:
+        counts, parts = made.repair_counts, made.parts
+        share = f"{100 * counts.patched_share:.2f}% of the image"
+        lines.append(f"exact patches: {counts.patched} of 16 x 16 pixels, {share}, {parts.patches} bytes")
+        share = f"{100 * counts.repaired_share:.2f}% of the image"
+        lines.append(f"repairs: {counts.repaired} of 16 x 16 pixels, {share}, {parts.repairs} bytes")
+        lines.append(f"points: {made.repair_counts.point_count}, {made.parts.points} bytes")
     return lines

@@ -1,4 +1,4 @@
-"""Original, reconstruction and difference side by side, at a readable window, each saying what it is."""
+"""Draws original, reconstruction and difference side by side, with titles, at the display window."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from storage.dicom.pixels import integer_pixels
 from storage.formats.geometry import CELL
 
 _HEIGHT = 900
+"""Pixels of an image of the upper row."""
 _CAPTION = 60
+"""Pixels of a line of text."""
 _DETAIL = 448
+"""Side of the detail, in pixels of the original."""
 
 
 def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
-    """Whole images above, a full-resolution detail at its own window below.
+    """Whole images in the upper row, a detail at full resolution and its own window in the lower row.
 
-    The difference is magnified, and its title says how much.
+    The difference is amplified; its title states the range.
     """
     with opened(original) as file:
         header = file.header()
@@ -35,7 +38,7 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
     titles = [
         "original",
         "reconstruction, not for primary use",
-        f"difference, ±{100 * reach / window.width:.1f} % of the window",
+        f"difference, ±{100 * reach / window.width:.1f}% of the window",
     ]
     magnified = Window(-reach, reach)
 
@@ -67,7 +70,7 @@ def _sheet(titles: list[str], top: list[Image.Image], bottom: list[Image.Image],
 
 
 def grey(values: NDArray[np.generic], window: Window, inverted: bool) -> NDArray[np.uint8]:
-    """Stored values as a display shows them: 8 bit."""
+    """Stored values as 8-bit grey levels of a display."""
     shown = window.show(values)
     return ((1.0 - shown if inverted else shown) * 255).round().astype(np.uint8)
 
@@ -78,7 +81,7 @@ def _scaled(panel: NDArray[np.uint8], height: int) -> Image.Image:
 
 
 def _detail(mask: NDArray[np.bool_], pixels: NDArray[np.uint16]) -> tuple[slice, slice]:
-    """Where to cut the detail: the square, all breast, in which most happens."""
+    """The square for the detail: within the breast, with the highest contrast."""
     best, corner = -1.0, (0, 0)
     for row in range(0, max(pixels.shape[0] - _DETAIL, 0) + 1, 64):
         for column in range(0, max(pixels.shape[1] - _DETAIL, 0) + 1, 64):

@@ -1,1 +1,1 @@
-"""The DICOM door: one handler per verb, one table from errors to statuses. The only user of pynetdicom."""
+"""The DICOM server and client. Only this package uses pynetdicom."""

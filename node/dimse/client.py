@@ -1,4 +1,4 @@
-"""The other side of the door: a modality that stores, and a viewer that finds, moves and gets. For demo and tests."""
+"""A DICOM client for demo and tests: a modality that stores, and a viewer that queries and retrieves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from node.archive.query.identifier import Root
-from node.dimse.pynetdicom_patches import wire
-from node.dimse.pynetdicom_patches.listener import send_at_once
+from node.dimse import pynetdicom_patches
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
+from node.dimse.pynetdicom_patches.tcp_nodelay import set_no_delay
 from node.dimse.sop_classes import FIND, GET, MOVE, query_retrieve
 from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
@@ -32,7 +33,7 @@ class PeerRefused(LatentPacsError):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a node listens, and as whom it is called."""
+    """Host, port and AE title of a node."""
 
     host: str
     port: int
@@ -41,11 +42,12 @@ class Address:
 
 @dataclass
 class Receiver:
-    """A Storage SCP on a free port that writes what it receives, verbatim, below ``folder``."""
+    """A Storage SCP on a free port that writes each received data set unchanged into ``folder``."""
 
     folder: Path
     ae_title: str = "VIEWER"
     received: dict[str, Path] = field(default_factory=dict)
+    """SOP Instance UID to file."""
 
     def __enter__(self) -> Receiver:
         from node.dimse.sop_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
@@ -78,8 +80,8 @@ class Receiver:
 
 
 def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[Path, int, float], None]) -> None:
-    """C-STORE files as their bytes are; ``each`` hears of (file, status, seconds). Raises PeerRefused."""
-    wire.install()
+    """Send the bytes of files unchanged by C-STORE; calls ``each(file, status, seconds)``. Raises PeerRefused."""
+    pynetdicom_patches.install()
     entity = AE(calling)
     entity.maximum_pdu_size = 0
     contexts = {}
@@ -95,7 +97,7 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
 
 
 def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
-    """C-FIND, Study Root. Raises PeerRefused."""
+    """The matches of a C-FIND, Study Root. Raises PeerRefused."""
     entity = AE(calling)
     entity.add_requested_context(_FIND)
     found = []
@@ -110,7 +112,7 @@ def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
 
 
 def move(identifier: Dataset, to: Address, *, calling: str, destination: str) -> Dataset:
-    """C-MOVE, Study Root; the final response's status data set. Raises PeerRefused."""
+    """The status data set of the final response to a C-MOVE, Study Root. Raises PeerRefused."""
     entity = AE(calling)
     entity.dimse_timeout = 600
     entity.add_requested_context(_MOVE)
@@ -119,7 +121,7 @@ def move(identifier: Dataset, to: Address, *, calling: str, destination: str) ->
 
 
 def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence[str], receiver: Receiver) -> Dataset:
-    """C-GET, Study Root, into ``receiver``; the final response's status data set. Raises PeerRefused."""
+    """The status data set of the final response to a C-GET into ``receiver``, Study Root. Raises PeerRefused."""
     entity = AE(calling)
     entity.dimse_timeout = 600
     entity.maximum_pdu_size = 0
@@ -143,7 +145,7 @@ def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
 
 
 def read(path: Path) -> Dataset:
-    """A received file."""
+    """The data set of a received file."""
     return dcmread(path)
 
 
@@ -154,8 +156,8 @@ def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
     connection: Any = assoc.dul.socket
-    send_at_once(connection.socket)
-    wire.keep_answers(assoc)
+    set_no_delay(connection.socket)
+    keep_responses_from_reactor(assoc)
     try:
         yield assoc
     finally:

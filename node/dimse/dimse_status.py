@@ -1,4 +1,4 @@
-"""Every outcome as a DIMSE status (PS3.7 Annex C, PS3.4 Annexes B and C): one table for all handlers."""
+"""The DIMSE status of each outcome (PS3.7 Annex C, PS3.4 Annexes B and C): one table for all handlers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNABLE_TO_PROCESS = 0xC000
 
 @dataclass(frozen=True)
 class Meaning:
-    """A status with the reason for it, as docs/CONFORMANCE.md lists it."""
+    """A status and its meaning, as docs/CONFORMANCE.md lists it."""
 
     code: int
     means: str
@@ -44,14 +44,14 @@ class Meaning:
 
 STORE_ERRORS: dict[type[Exception], Meaning] = {
     StoreFull: Meaning(0xA700, "Out of resources: disk, quota or database full"),
-    InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive takes"),
-    InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive takes"),
+    InstanceTooLarge: Meaning(0xA701, "Out of resources: the instance is larger than this archive accepts"),
+    InflatesTooFar: Meaning(0xA701, "Out of resources: the deflated data set becomes larger than this archive accepts"),
     ClassMismatch: Meaning(0xA900, "Data set does not match the SOP class or instance of the command"),
     InvalidUid: Meaning(0x0117, "Invalid SOP instance: a UID that PS3.5 9.1 does not allow"),
     MissingUid: Meaning(0xC001, "SOP Class, SOP Instance, Study or Series Instance UID missing"),
     Unparseable: Meaning(0xC002, "Data set cannot be parsed, or is truncated"),
-    Duplicate: Meaning(0xC003, "Held under this UID with other content; the newcomer is quarantined"),
-    Deleted: Meaning(0xC004, "Deleted here under this UID; what was sent is quarantined"),
+    Duplicate: Meaning(0xC003, "Held under this UID with other content; the new instance is quarantined"),
+    Deleted: Meaning(0xC004, "Deleted here under this UID; the new instance is quarantined"),
 }
 
 QUERY_ERRORS: dict[type[Exception], Meaning] = {
@@ -61,13 +61,13 @@ QUERY_ERRORS: dict[type[Exception], Meaning] = {
 ACTION_ERRORS = {
     0x0106: Meaning(0x0106, "Transaction UID, or a referenced UID, is not valid"),
     0x0110: Meaning(0x0110, "Processing failure; the node's log says why"),
-    0x0112: Meaning(0x0112, "The SOP instance asked is not 1.2.840.10008.1.20.1.1"),
+    0x0112: Meaning(0x0112, "The requested SOP instance is not 1.2.840.10008.1.20.1.1"),
     0x0115: Meaning(0x0115, "Action Information cannot be read"),
     0x0120: Meaning(0x0120, "Transaction UID or Referenced SOP Sequence is missing or empty"),
     0x0123: Meaning(0x0123, "The action type is not 1"),
     0x0213: Meaning(0x0213, "Resource limitation: disk or database full"),
 }
-"""N-ACTION of storage commitment (PS3.7 10.1.4.1.10)."""
+"""Statuses of a storage commitment N-ACTION (PS3.7 10.1.4.1.10)."""
 
 OTHER_ERROR = Meaning(UNABLE_TO_PROCESS, "Unable to process; the node's log says why")
 
@@ -76,8 +76,8 @@ _LONG_UID = re.compile(r"\b[0-2](\.\d+){4,}[:,]? ?")
 _PATH = re.compile(r"(?<![\w.])/[^\s,;:]+")
 
 
-def why(error: Exception, table: dict[type[Exception], Meaning]) -> str:
-    """What log and trail may say of an error: the meaning of its status, since its text may quote the peer's values."""
+def reason_text(error: Exception, table: dict[type[Exception], Meaning]) -> str:
+    """The text for log and audit trail: the meaning of the status, since the error may quote the peer's values."""
     meaning = next((meaning for kind, meaning in table.items() if isinstance(error, kind)), None)
     if isinstance(error, StoreFull) or meaning is None:
         return (
@@ -96,27 +96,27 @@ def response(code: int, comment: str = "") -> Dataset:
 
 
 def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset:
-    """The status for an error; unexpected ones say nothing of our inside."""
+    """The status for an error. The comment for an unexpected error gives no internal details."""
     for kind, meaning in table.items():
         if isinstance(error, kind):
-            return response(meaning.code, "no room for it here" if kind is StoreFull else _for_peer(error))
+            return response(meaning.code, "not enough space in the archive" if kind is StoreFull else _for_peer(error))
     if isinstance(error, OSError):
-        return response(0xA700, "the archive cannot write at the moment")
+        return response(0xA700, "the archive cannot write at present")
     comment = _for_peer(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
     return response(OTHER_ERROR.code, comment)
 
 
 def _for_peer(error: Exception) -> str:
-    """A sentence that fits into 64 characters better, and does not show our folders: the peer knows its UIDs."""
-    return _PATH.sub("(a folder)", _LONG_UID.sub("", str(error))).strip()
+    """The error's text without paths, and without long UIDs, so that more of it fits into 64 characters."""
+    return _PATH.sub("(a path)", _LONG_UID.sub("", str(error))).strip()
 
 
 def is_warning(status: int) -> bool:
-    """Whether a status answered to C-STORE is one of the warning class (PS3.7 C.4.2)."""
+    """Whether the status of a C-STORE response is in the warning class (PS3.7 C.4.2)."""
     return status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)
 
 
 def for_log(error: Exception) -> str:
-    """What our log may say of an error. One of a data set may quote its values, and any value may name a patient;
-    the peer, whose values they are, gets the whole sentence as Error Comment."""
+    """The text for our log. An error of a data set may quote its values, which may be patient data, so only its class
+    is logged; the peer gets the full text as Error Comment."""
     return type(error).__name__ if isinstance(error, DataSetError) else str(error)

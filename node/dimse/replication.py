@@ -1,7 +1,7 @@
-"""Replication to a peer: every held original that it has not acknowledged goes there by C-STORE.
+"""Replicates to a peer: sends every held original that the peer has not acknowledged by C-STORE.
 
-What it answered with 0x0000 is remembered at once, so that a run goes on where the last one ended. All else, warnings
-among it, is told and sent again by the next run.
+Each response 0x0000 is recorded at once, so that a run continues where the last one ended. Images with any other
+response, warnings included, are reported and sent again by the next run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
 from node.config import Peer, RenditionPolicy
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.sender import Destination
-from node.dimse.associations.side_thread import aside, is_done
+from node.dimse.associations.side_thread import is_done, run_in_thread
 from node.dimse.dimse_status import SUCCESS, for_log, is_warning
 from storage.index import Index
 from storage.index.replicas import Replicas
@@ -26,21 +26,21 @@ from storage.records import TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 JOB = "replicate-peer"
-"""The job's name."""
-_STUDIES_TOLD = 100
-"""Studies that one record of the audit trail names."""
-_AT_ONCE = 500
-"""Images that one association is opened for."""
-_LOOK = 0.1
-"""Seconds between two looks for a cancellation."""
-_IN_A_ROW = 3
-"""Images in a row that the peer leaves without an answer until the run ends."""
-_NAMED = 100
-"""Images that the report names as not taken."""
+"""Name of the job."""
+_MOST_STUDIES = 100
+"""Studies named in one record of the audit trail."""
+_BATCH = 500
+"""Images for which one association is opened."""
+_POLL = 0.1
+"""Seconds between two checks for a cancellation."""
+_MOST_UNANSWERED = 3
+"""Consecutive images without a response after which the run ends."""
+_MOST_REPORTED = 100
+"""Images that the report lists as not taken."""
 
 
 class Replication:
-    """Sends what one peer lacks. ``run`` is the work of a job (node/jobs/job.py)."""
+    """Sends the originals that one peer lacks. ``run`` is the work of a job (node/jobs/job.py)."""
 
     def __init__(
         self, index: Index, retrieve: Retrieve, outgoing: Outgoing, peer: Peer, record: Callable[[TrailEntry], None]
@@ -50,26 +50,26 @@ class Replication:
         self._replicas = Replicas(index.engine)
 
     def run(self, progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
-        """What was sent, and what was not taken. Raises DestinationUnavailable where the peer is not there."""
+        """Send, and report what was and was not taken. Raises DestinationUnavailable if the peer cannot be reached."""
         keys, sent = self._replicas.candidates(self._peer.ae_title), _Sent()
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
+        for start in range(0, len(keys), _BATCH):
+            some = keys[start : start + _BATCH]
             lacking = {one.key for one in self._replicas.lacking(self._peer.ae_title, self._index.by_keys(some))}
             choices = self._retrieve.choices([key for key in some if key in lacking], RenditionPolicy.ORIGINAL)
             before = sent.counts.copy()
             try:
                 self._send(choices, sent, cancelled, functools.partial(_further, progress, start, len(keys)))
             finally:
-                self._tell(choices, before, sent.counts)
+                self._record_outcome(choices, before, sent.counts)
             if cancelled():
                 break
             progress(start + len(some), len(keys))
         return {**sent.report(), "to": self._peer.ae_title, "held_there": self._replicas.count(self._peer.ae_title)}
 
-    def _tell(self, choices: list[Choice], before: Counter[str], after: Counter[str]) -> None:
-        """Who got what, for the audit trail."""
+    def _record_outcome(self, choices: list[Choice], before: Counter[str], after: Counter[str]) -> None:
+        """Record in the audit trail what was sent to the peer."""
         if choices:
-            studies = tuple(dict.fromkeys(choice.instance.study_instance_uid for choice in choices))[:_STUDIES_TOLD]
+            studies = tuple(dict.fromkeys(choice.instance.study_instance_uid for choice in choices))[:_MOST_STUDIES]
             of_these = after - before
             outcome = ", ".join(f"{number} {what}" for what, number in of_these.items()) or "nothing was sent"
             detail = f"to {self._peer.ae_title}, of {len(choices)} images"
@@ -83,10 +83,10 @@ class Replication:
             preparing = self._retrieve.prepare(choices, destination.expected)
             try:
                 for done, (choice, made) in enumerate(preparing):
-                    sending = aside(functools.partial(self._one, choice, made, destination))
-                    while not is_done(sending, _LOOK):
+                    sending = run_in_thread(functools.partial(self._send_one, choice, made, destination))
+                    while not is_done(sending, _POLL):
                         if cancelled():
-                            destination.give_up("the run was cancelled")
+                            destination.close_at_once("the run was cancelled")
                             return
                     unanswered = self._count(choice, sending, sent, unanswered)
                     progress(done + 1)
@@ -96,16 +96,19 @@ class Replication:
                 preparing.close()
 
     def _count(self, choice: Choice, sending: Future[int], sent: _Sent, unanswered: int) -> int:
-        """Note what came of one image; how many in a row were left without an answer. Raises where that is too many."""
+        """Record the outcome of one image and return the number of consecutive images without a response.
+
+        Raises DestinationUnavailable if there are too many.
+        """
         try:
             status = sending.result()
-        except _NoAnswer as error:
-            if not error.sent or unanswered + 1 >= _IN_A_ROW:
+        except _NoResponse as error:
+            if not error.sent or unanswered + 1 >= _MOST_UNANSWERED:
                 before = sent.counts["acknowledged"]
                 raise DestinationUnavailable(f"{error}; {before} images were acknowledged before") from error
             sent.failed(choice, str(error))
             return unanswered + 1
-        except Exception as error:  # noqa: BLE001 - one image that cannot be sent must not stop the others
+        except Exception as error:  # noqa: BLE001 - one image that cannot be sent does not stop the others
             sent.failed(choice, for_log(error))
             return unanswered
         if status == SUCCESS:
@@ -115,20 +118,20 @@ class Replication:
             sent.answered(choice, status)
         return 0
 
-    def _one(self, choice: Choice, made: Future[Sendable], destination: Destination) -> int:
-        """The status that the peer answers. Raises _NoAnswer, and why an image cannot be sent."""
+    def _send_one(self, choice: Choice, made: Future[Sendable], destination: Destination) -> int:
+        """The status of the peer's response. Raises _NoResponse, or the error for which an image cannot be sent."""
         try:
             channel = destination.channel(choice)
         except DestinationUnavailable as error:
             discard(made)
-            raise _NoAnswer(str(error), sent=False) from error
+            raise _NoResponse(str(error), sent=False) from error
         sendable = made.result()
         try:
-            sendable = channel.fitted(sendable, self._retrieve)
+            sendable = channel.convert(sendable, self._retrieve)
             try:
                 return channel.store(sendable)
             except DestinationUnavailable as error:
-                raise _NoAnswer(str(error), sent=True) from error
+                raise _NoResponse(str(error), sent=True) from error
         finally:
             sendable.close()
 
@@ -137,8 +140,8 @@ def _further(progress: Callable[[int, int], None], before: int, total: int, done
     progress(before + done, total)
 
 
-class _NoAnswer(DestinationUnavailable):
-    """The peer opened no association, or left an image that was ``sent`` without an answer."""
+class _NoResponse(DestinationUnavailable):
+    """The peer accepted no association, or did not respond to an image that was ``sent``."""
 
     def __init__(self, message: str, *, sent: bool) -> None:
         super().__init__(message)
@@ -146,28 +149,28 @@ class _NoAnswer(DestinationUnavailable):
 
 
 class _Sent:
-    """What came of the images of a run."""
+    """The outcomes of a run's images."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        """Of images: acknowledged, warned and failed."""
+        """Images acknowledged, warned and failed."""
         self._answers: Counter[str] = Counter()
         self._not_taken: dict[str, str] = {}
 
     def answered(self, choice: Choice, status: int) -> None:
-        """The peer answered, and not with success."""
+        """Record a response other than success."""
         self._answers[f"{status:04X}"] += 1
         warned = is_warning(status)
         self.counts["warned" if warned else "failed"] += 1
         self._note(choice, f"answered {status:04X}" + (", a warning" if warned else ""))
 
     def failed(self, choice: Choice, why: str) -> None:
-        """It was not sent, or not answered."""
+        """Record an image that was not sent, or not answered."""
         self.counts["failed"] += 1
         self._note(choice, why)
 
     def report(self) -> dict[str, Any]:
-        """For the job's history and --json."""
+        """The report for the job's history and --json."""
         return {
             **{name: self.counts[name] for name in ("acknowledged", "warned", "failed")},
             "answers": dict(self._answers),
@@ -177,5 +180,5 @@ class _Sent:
 
     def _note(self, choice: Choice, why: str) -> None:
         LOGGER.warning("instance %s is not replicated: %s", choice.sop_instance_uid, why)
-        if len(self._not_taken) < _NAMED:
+        if len(self._not_taken) < _MOST_REPORTED:
             self._not_taken[choice.sop_instance_uid] = why

@@ -1,14 +1,14 @@
-"""The server: presentation contexts, the handler table, start, and a stop that finishes what is in flight."""
+"""The DICOM server: presentation contexts, handler table, start, and a stop that finishes running operations."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.archive.intake.ingest import Ingest
 from node.archive.originals.storage_commitment import CommitmentJudge
 from node.config import Settings
+from node.dimse import pynetdicom_patches
 from node.dimse.associations import connection_log, extended_negotiation
 from node.dimse.associations.admission import Admission
 from node.dimse.associations.outgoing import Outgoing
@@ -28,9 +29,20 @@ from node.dimse.handlers.c_find import Search, handle_find
 from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.association_shutdown import end_associations
+from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.idle_timer import restart_idle_timer
 from node.dimse.pynetdicom_patches.listener import Listener
-from node.dimse.sop_classes import ROOTS, STORAGE_CLASSES, STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION, in_order
+from node.dimse.sop_classes import (
+    ROOTS,
+    STORAGE_CLASSES,
+    STORAGE_COMMITMENT,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+    in_order,
+    register_storage_classes,
+)
 from node.dimse.spool import Allowance
 from node.dimse.tls import server_context
 from storage.dicom.dicomfile import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -38,17 +50,17 @@ from storage.index.commitment_requests import Commitments
 
 LOGGER = logging.getLogger(__name__)
 
-_ANSWERED = 0.02
-"""Seconds after a handler in which its answer has left."""
-_QUIET_SECONDS = 1.0
-"""An association without an operation for this long is idle, and may be ended at a stop."""
-_LAST_SECONDS = 2.0
-"""What is left at the end of a drain has this long to end: half of it to take an A-ABORT, half when it is cut off."""
+_RESPONSE_SENT = 0.02
+"""Seconds after the end of a handler by which its response has been sent."""
+_IDLE_AFTER = 1.0
+"""Seconds without an operation after which an association is idle, and may be ended at a stop."""
+_ABORT_TIME = 2.0
+"""Seconds for ending associations after a drain: half for A-ABORT, half after their connections are closed."""
 
 
 @dataclass(frozen=True)
 class ServerDependencies:
-    """What the handlers call."""
+    """Dependencies of the handlers."""
 
     ingest: Ingest
     search: Search
@@ -62,41 +74,41 @@ class ServerDependencies:
 class Server:
     """Listens for associations until stopped. Ports are known after ``start`` (0 in config.yaml: any free one).
 
-    Raises ConfigError where a file for TLS cannot be used.
+    Raises ConfigError if a file for TLS cannot be used.
     """
 
-    def __init__(self, settings: Settings, door: ServerDependencies, spool: Path) -> None:
-        wire.install()
-        self._settings, self._door, self._peer = settings.node, door, settings.peer
+    def __init__(self, settings: Settings, dependencies: ServerDependencies, spool: Path) -> None:
+        pynetdicom_patches.install()
+        self._settings, self._dependencies, self._peer = settings.node, dependencies, settings.peer
         self._tls, self._per_address = settings.tls, settings.limits.connections_per_address
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
         self.outgoing = Outgoing(self.entity, settings)
-        self._notifier = Notifier(settings, door.commitments, door.committer, self.outgoing)
-        self.entity.after_action = self._notifier.answered
-        self._admission = Admission(settings, door.services.refusals)
-        self._in_flight = _InFlight()
+        self._notifier = Notifier(settings, dependencies.commitments, dependencies.committer, self.outgoing)
+        self.entity.after_action = self._notifier.response_sent
+        self._admission = Admission(settings, dependencies.services.refusals)
+        self._operations = _Operations()
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._end_overdue, name="association watch", daemon=True)
 
     @property
     def port(self) -> int:
-        """Where it listens without TLS."""
+        """The port without TLS."""
         return next(listener.port for listener in self._listeners if listener.tls is None)
 
     @property
     def tls_port(self) -> int:
-        """Where it listens for TLS."""
+        """The TLS port."""
         return next(listener.port for listener in self._listeners if listener.tls is not None)
 
     @property
     def ports(self) -> str:
-        """All of them, for people."""
+        """All ports, for people."""
         return " and ".join(f"{one.port} (TLS)" if one.tls else str(one.port) for one in self._listeners)
 
     def start(self) -> None:
-        """Start listening. Raises OSError where a port is taken."""
+        """Start listening. Raises OSError if a port is in use."""
         host, handlers, most = self._settings.host, self._handlers(), self._per_address
         if not self._tls.only:
             self._listeners.append(Listener(self.entity, (host, self._settings.port), handlers, per_address=most))
@@ -109,25 +121,25 @@ class Server:
         self._watch.start()
 
     def stop(self) -> None:
-        """Take no new associations, let the working ones finish (at most ``drain`` seconds), end the rest at once."""
+        """Accept no new associations, wait at most ``shutdown_timeout`` for running operations, then end the rest."""
         listeners, self._listeners = self._listeners, []
         if not self._watch.is_alive():
-            for listener in listeners:  # never started, since another port was taken
+            for listener in listeners:  # never started, since another port was in use
                 listener.server_close()
             return
         self._stopping.set()
         for listener in listeners:
             listener.shutdown()
-        deadline = time.monotonic() + self._settings.drain
+        deadline = time.monotonic() + self._settings.shutdown_timeout
         while time.monotonic() < deadline and self._busy():
-            self._end_refused()
+            self._end_persistent()
             time.sleep(0.05)
         self._notifier.stop(max(deadline - time.monotonic(), 0.0))
-        wire.end_all(self.entity, _LAST_SECONDS)
+        end_associations(self.entity, _ABORT_TIME)
         self._watch.join()
 
     def _prefer(self, event: Any) -> None:
-        """Where the caller wants to get images (it proposes to be their SCP), its preferred syntaxes come first."""
+        """For SOP classes that the caller wants to get (it proposes the SCP role), put its preferred syntaxes first."""
         assoc = event.assoc
         peer = self._peer(str(assoc.requestor.primitive.calling_ae_title))
         if peer is None or not peer.transfer_syntaxes or not assoc.is_acceptor or assoc.is_rejected:
@@ -140,63 +152,38 @@ class Server:
         ]
 
     def _allowance(self, assoc: Any) -> Allowance:
-        may_store = self._door.peers.may(str(assoc.requestor.ae_title).strip(), "store")
-        return Allowance(self._settings.max_instance if may_store else 0, self._door.check_room)
+        may_store = self._dependencies.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        return Allowance(self._settings.max_instance if may_store else 0, self._dependencies.check_room)
 
     def _end_overdue(self) -> None:
         while not self._stopping.wait(timeout=0.5):
             for assoc in self._admission.overdue():
                 LOGGER.warning("association of %s ended: open for too long", assoc.requestor.ae_title)
-                # blocks until the peer has gone or a timer has run out
+                # blocks until the peer has closed or a timer has expired
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
-    def _end_refused(self) -> None:
-        """End associations that have been told that the node is stopping, and would go on sending."""
+    def _end_persistent(self) -> None:
+        """End associations that go on sending although the node has refused instances because of the stop."""
         for assoc in self.entity.active_associations:
-            if self._in_flight.told_to_stop(assoc):
+            if self._operations.ignores_stop(assoc):
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
     def _busy(self) -> bool:
-        """True while an association works: an operation runs or has just run, or a data set is arriving."""
-        return any(self._in_flight.busy(assoc) or wire.is_receiving(assoc) for assoc in self.entity.active_associations)
+        """True while an operation runs or has just run on an association, or a data set is arriving."""
+        return any(self._operations.busy(assoc) or is_receiving(assoc) for assoc in self.entity.active_associations)
 
     def _handlers(self) -> list[Any]:
-        door, flight = self._door, self._in_flight
-        services = door.services
+        needs, services = self._dependencies, self._dependencies.services
+        one, several = self._operations.track_call, self._operations.track_responses
+        checks: dict[str, Any] = {"peers": needs.peers, "refusals": services.refusals}
+        store = partial(handle_store, ingest=needs.ingest, record=services.record, stopping=self._stopping.is_set)
         return [
-            (evt.EVT_C_ECHO, functools.partial(_handle_echo, peers=door.peers, refusals=services.refusals)),
-            (
-                evt.EVT_C_STORE,
-                flight.call(
-                    functools.partial(
-                        handle_store,
-                        ingest=door.ingest,
-                        peers=door.peers,
-                        refusals=services.refusals,
-                        record=services.record,
-                        stopping=self._stopping.is_set,
-                    )
-                ),
-            ),
-            (
-                evt.EVT_C_FIND,
-                flight.walk(
-                    functools.partial(handle_find, search=door.search, peers=door.peers, refusals=services.refusals)
-                ),
-            ),
-            (evt.EVT_C_GET, flight.walk(functools.partial(handle_get, services=services))),
-            (
-                evt.EVT_C_MOVE,
-                flight.walk(functools.partial(handle_move, services=services, outgoing=self.outgoing)),
-            ),
-            (
-                evt.EVT_N_ACTION,
-                flight.call(
-                    functools.partial(
-                        handle_action, notifier=self._notifier, peers=door.peers, refusals=services.refusals
-                    )
-                ),
-            ),
+            (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
+            (evt.EVT_C_STORE, one(partial(store, **checks))),
+            (evt.EVT_C_FIND, several(partial(handle_find, search=needs.search, **checks))),
+            (evt.EVT_C_GET, several(partial(handle_get, services=services))),
+            (evt.EVT_C_MOVE, several(partial(handle_move, services=services, outgoing=self.outgoing))),
+            (evt.EVT_N_ACTION, one(partial(handle_action, notifier=self._notifier, **checks))),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
@@ -208,8 +195,8 @@ class Server:
         ]
 
     def _closed(self, event: Any) -> None:
-        wire.remove_association_spool(event.assoc)
-        self._in_flight.forget(event.assoc)
+        remove_association_spool(event.assoc)
+        self._operations.forget(event.assoc)
 
 
 def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
@@ -221,14 +208,14 @@ def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
 
 
 def calling_only(settings: Settings, spool: Path) -> Outgoing:
-    """Associations that a command opens, as the node would. Raises ConfigError where a file for TLS cannot be used."""
-    wire.install()
+    """Opens associations for a command, as the node does. Raises ConfigError if a file for TLS cannot be used."""
+    pynetdicom_patches.install()
     return Outgoing(_entity(settings, spool, lambda assoc: Allowance(0, lambda: None)), settings)
 
 
-def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> wire.ArchiveEntity:
+def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) -> ArchiveEntity:
     settings = of.node
-    entity = wire.ArchiveEntity(settings.ae_title, spool, allowance)
+    entity = ArchiveEntity(settings.ae_title, spool, allowance)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     entity.require_called_aet = settings.require_called_ae_title
@@ -242,7 +229,7 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
         entity.add_supported_context(STORAGE_COMMITMENT, scu_role=True, scp_role=False)
     for model in ROOTS:
         entity.add_supported_context(model)
-    wire.know_storage_classes(settings.storage_classes)
+    register_storage_classes(settings.storage_classes)
     for sop_class in dict.fromkeys((*STORAGE_CLASSES, *settings.storage_classes)):
         # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
         entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
@@ -256,46 +243,46 @@ def _reordered(context: PresentationContext, order: tuple[str, ...]) -> Presenta
     return made
 
 
-class _InFlight:
-    """Which associations are working, and when each last did."""
+class _Operations:
+    """The running operations of each association, and when each last ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[int, int] = {}
         self._last: dict[int, float] = {}
 
-    def call(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """A handler that returns its status, noted while it runs."""
+    def track_call(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A handler that returns its status, tracked while it runs."""
 
-        def noted(event: Any) -> Any:
+        def tracked(event: Any) -> Any:
             with self._working(event.assoc):
                 return handler(event)
 
-        return noted
+        return tracked
 
-    def walk(self, handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-        """A handler that yields its responses, noted from the first to the last."""
+    def track_responses(self, handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+        """A handler that yields its responses, tracked from the first to the last."""
 
-        def noted(event: Any) -> Iterator[Any]:
+        def tracked(event: Any) -> Iterator[Any]:
             with self._working(event.assoc):
                 yield from handler(event)
 
-        return noted
+        return tracked
 
     def busy(self, assoc: Any) -> bool:
         with self._lock:
-            recent = time.monotonic() - self._last.get(id(assoc), -1e9) < _QUIET_SECONDS
+            recent = time.monotonic() - self._last.get(id(assoc), -1e9) < _IDLE_AFTER
             return recent or self._running.get(id(assoc), 0) > 0
 
-    def told_to_stop(self, assoc: Any) -> bool:
-        """Whether two of its stores were refused because of the stop, and their answers have left; True once."""
+    def ignores_stop(self, assoc: Any) -> bool:
+        """True, once, if two of its stores were refused because of the stop and the responses have been sent."""
         with self._lock:
-            answered = time.monotonic() - self._last.get(id(assoc), 0.0) > _ANSWERED and not self._running.get(
+            answered = time.monotonic() - self._last.get(id(assoc), 0.0) > _RESPONSE_SENT and not self._running.get(
                 id(assoc), 0
             )
-            if not answered or assoc.__dict__.get("told_to_stop", 0) < 2:
+            if not answered or assoc.__dict__.get("stop_refusals", 0) < 2:
                 return False
-            assoc.told_to_stop = 0
+            assoc.stop_refusals = 0
             self._last.pop(id(assoc), None)
             return True
 
@@ -315,4 +302,4 @@ class _InFlight:
             with self._lock:
                 self._running[key] = self._running.get(key, 1) - 1
                 self._last[key] = time.monotonic()
-            wire.not_idle(assoc)
+            restart_idle_timer(assoc)

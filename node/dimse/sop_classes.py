@@ -1,6 +1,8 @@
-"""What is offered: service classes by SOP class UID, and transfer syntaxes (PS3.4 A.4, C.6, J.3, PS3.6 Annex A)."""
+"""The SOP classes and transfer syntaxes that are offered (PS3.4 A.4, C.6, J.3, PS3.6 Annex A)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from pydicom.uid import (
     AllTransferSyntaxes,
@@ -12,6 +14,8 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AllStoragePresentationContexts
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import register_uid, uid_to_service_class
 
 from node.archive.query.identifier import Root
 from node.config import WireSyntax
@@ -46,8 +50,8 @@ TRANSFER_SYNTAXES = tuple(
         str(syntax) for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, *AllTransferSyntaxes, *JPEG_XL)
     )
 )
-"""Every transfer syntax that pydicom knows, and JPEG XL, is accepted and kept verbatim. Where one presentation context
-proposes several, the first of these that it has is taken: explicit VR loses nothing, and every peer can encode it."""
+"""Transfer syntaxes that are accepted and stored unchanged: all that pydicom knows, and JPEG XL; preferred ones first.
+Explicit VR little endian leads, since it loses nothing and every peer can encode it."""
 
 WIRE_SYNTAXES: dict[WireSyntax, str] = {
     "htj2k": str(HTJ2KLossless),
@@ -58,7 +62,7 @@ WIRE_SYNTAXES: dict[WireSyntax, str] = {
     "explicit": str(ExplicitVRLittleEndian),
     "implicit": str(ImplicitVRLittleEndian),
 }
-"""The names of ``peers.transfer_syntaxes``, but for ``original``."""
+"""Names in ``peers.transfer_syntaxes``, except ``original``."""
 
 _LOSSLESS = {
     "1.2.840.10008.1.2.2",
@@ -68,11 +72,18 @@ _LOSSLESS = {
 }
 
 
-def in_order(names: tuple[WireSyntax, ...], original: str) -> list[str]:
-    """Transfer syntaxes to send an object in that is held in ``original``, best first, for a peer's ``names``.
+def register_storage_classes(uids: Iterable[str]) -> None:
+    """Let pynetdicom serve C-STORE for these SOP classes too; it aborts the association for an unknown one."""
+    for uid in uids:
+        if uid_to_service_class(uid) is not StorageServiceClass:
+            register_uid(uid, f"Configured_{uid.replace('.', '_')}", StorageServiceClass)
 
-    The original encoding and little endian come last where they are not named: something has to be sent. A lossy
-    original comes first: decoded and encoded without loss it would only be larger.
+
+def in_order(names: tuple[WireSyntax, ...], original: str) -> list[str]:
+    """Transfer syntaxes in which to send an object held in ``original``, best first, for a peer's ``names``.
+
+    The original encoding and little endian come last if they are not named, so that there is always one to try. A lossy
+    original comes first, since lossless encoding would only make it larger.
     """
     named = [original if name == "original" else WIRE_SYNTAXES[name] for name in names]
     first = [] if original in _LOSSLESS else [original]

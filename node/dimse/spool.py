@@ -1,6 +1,6 @@
-"""A data set that is arriving, as a file that never grows beyond what its sender may store here.
+"""The file of an arriving data set, which never grows beyond what its sender may store.
 
-What is refused is thrown away as it comes, so that the answer can be the right status and the disk stays free.
+The rest of a refused data set is discarded as it arrives: the response has the right status, and no space is used.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from typing import IO
 from storage.errors import InstanceTooLarge, LatentPacsError, StoreFull
 
 _CHECK_EVERY = 16 * 2**20
+"""Bytes between two checks of the free space."""
 _META = 4096
-"""Room for preamble and file meta information, which are ours and not the sender's."""
+"""Bytes allowed for preamble and file meta information, which are ours and not the sender's."""
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What one association may bring: bytes per instance, and a look at the disk that raises StoreFull."""
+    """Limits for one association: bytes per instance, and a check of the free space that raises StoreFull."""
 
     most: int
     check_room: Callable[[], None]
 
 
 class SpoolFile:
-    """What pynetdicom takes for a ``NamedTemporaryFile``. ``refused`` says why nothing more was written."""
+    """Stands in for pynetdicom's ``NamedTemporaryFile``. ``refused``: the error after which nothing was written."""
 
     def __init__(self, folder: Path, allowance: Allowance) -> None:
         self._allowance = allowance
         self._size = self._checked = 0
         self.refused: LatentPacsError | None = None
         self._out: IO[bytes] = BytesIO()
-        self.name = str(folder / f"refused-{uuid.uuid4().hex}.dcm")  # of no file, where none can be made
+        self.name = str(folder / f"refused-{uuid.uuid4().hex}.dcm")  # no such file: the name if none can be created
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, self.name = tempfile.mkstemp(dir=folder, suffix=".dcm")
@@ -48,7 +49,7 @@ class SpoolFile:
 
     @property
     def file(self) -> SpoolFile:
-        """pynetdicom flushes the file inside after each fragment."""
+        """Itself; pynetdicom flushes ``file`` after each fragment."""
         return self
 
     def write(self, data: bytes) -> int:
@@ -78,19 +79,19 @@ class SpoolFile:
 
     def _check(self) -> None:
         if self._size > self._allowance.most + _META:
-            raise InstanceTooLarge(f"larger than the {self._allowance.most} bytes that are taken here")
+            raise InstanceTooLarge(f"larger than the {self._allowance.most} bytes that are accepted here")
         if self._size - self._checked >= _CHECK_EVERY:
             self._checked = self._size
             self._allowance.check_room()
 
     def _refuse(self, error: LatentPacsError) -> None:
         self.refused = error
-        with suppress(OSError):  # what was buffered may have no room either
+        with suppress(OSError):  # there may be no space for the buffer either
             self._out.close()
         with suppress(OSError):
             os.truncate(self.name, 0)
 
 
 def _no_room(error: OSError) -> StoreFull:
-    """A disk that is full, read-only or gone is told alike (status A700): the sender may try again later."""
+    """One error for a disk that is full, read-only or missing (status A700): the sender may try again later."""
     return StoreFull(f"an arriving instance cannot be written: {error.strerror}")

@@ -1,4 +1,4 @@
-"""TLS by the BCP 195 RFC 8996, 9325 profile (PS3.15 B.12): what we show, ask for and speak."""
+"""TLS contexts by the BCP 195 RFC 8996, 9325 profile (PS3.15 B.12)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ CIPHERS = (
     "ECDHE-ECDSA-AES128-GCM-SHA256",
     "ECDHE-RSA-AES128-GCM-SHA256",
 )
-"""Those of TLS 1.2 that RFC 9325 section 4.2 recommends: ephemeral keys and authenticated encryption. TLS 1.3 has no
-others."""
+"""TLS 1.2 cipher suites that RFC 9325 section 4.2 recommends: ephemeral keys and authenticated encryption. All suites
+of TLS 1.3 are such."""
 
 ANY_NAME = "*"
-"""``tls_name`` of a peer whose certificate may carry any name."""
+"""``tls_name`` of a peer whose certificate may have any name."""
 
 
 def server_context(settings: TlsSettings) -> ssl.SSLContext:
-    """What we are to callers. Raises ConfigError where a file cannot be used."""
+    """The context for peers that call us. Raises ConfigError if a file cannot be used."""
     context = _context(ssl.PROTOCOL_TLS_SERVER, settings)
     if settings.ca:
         required = settings.clients == "required"
@@ -31,7 +31,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
 
 
 def client_context(settings: TlsSettings, peer: Peer) -> tuple[ssl.SSLContext, str]:
-    """What we are to a peer that we call, and the name that its certificate must carry. Raises ConfigError."""
+    """The context for a peer that we call, and the name that its certificate must have. Raises ConfigError."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT, settings)
     if not settings.ca:
         context.load_default_certs()
@@ -42,7 +42,7 @@ def client_context(settings: TlsSettings, peer: Peer) -> tuple[ssl.SSLContext, s
 
 
 def names_in(certificate: dict[str, Any]) -> set[str]:
-    """The names of a verified certificate, as ``SSLSocket.getpeercert`` gives it: alternative names and common name."""
+    """Alternative names and common name of a verified certificate, as ``SSLSocket.getpeercert`` returns it."""
     names = {value.lower() for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "IP Address")}
     for part in certificate.get("subject", ()):
         names |= {value.lower() for key, value in part if key == "commonName"}
@@ -68,4 +68,4 @@ def _context(protocol: Any, settings: TlsSettings) -> ssl.SSLContext:
 
 
 def _no_password() -> NoReturn:
-    raise ConfigError("tls.key is encrypted; a server that starts by itself needs a key without password, mode 0600")
+    raise ConfigError("tls.key is encrypted; the node cannot ask for a password: use a key without one, with mode 0600")

@@ -1,6 +1,6 @@
-"""The job ``audit``: a random sample of what stands for originals, made anew, judged, and reported with its trends.
+"""The job ``audit``: decodes a random sample of renditions again, judges them, and reports them with their trends.
 
-A run that is cut off goes on where it was at its next start, with the sample that it had drawn.
+A run that was interrupted resumes at its next start with the sample that it had drawn.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from statistics import fmean, stdev
 from typing import Any
 
-from node.archive.encode.fidelity_check import TRENDS, Cancelled, FidelityCheck, FidelityFinding, FidelityOutcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, AuditPictures, FidelityCheck, FidelityFinding, FidelityOutcome
 from node.config import Settings, parse_sample
 from node.jobs.audit_page import AuditRun, Trend, audit_page
 from node.jobs.audit_sampling import AXES, Cell, cell_of, draw
 from node.jobs.drift import ChartPoint, control_chart
 from node.jobs.job import JSON, Run
 from node.reports.runs import Reports, RunOutcome
+from storage.errors import Cancelled
 from storage.index import Index
 from storage.index.audit_outcomes import AuditCandidate, AuditRows
 from storage.index.connection import now
@@ -35,20 +36,23 @@ ALL = "all"
 FIGURES = TRENDS
 CHARTED = ("fsim_mean", "psnr_db")
 
-_REMEMBERED_RUNS = 50
-_REMEMBER_EVERY = 10.0
-_GOES_ON_WITHIN = 86400.0
-_SHOWN = 3
-"""Images shown side by side."""
+_CHARTED_RUNS = 50
+"""Most runs on a control chart."""
+_SAVE_EVERY = 10.0
+"""Seconds between two saves of the progress."""
+_RESUME_WITHIN = 86400.0
+"""Seconds after its start within which an interrupted run is resumed."""
+_PICTURED = 3
+"""Images that the report shows pictures of."""
 
 Checks = Callable[[Callable[[], bool]], AbstractContextManager[FidelityCheck]]
-"""Lends what audits single images; told how to learn that the run is to end."""
+"""Lends the check of single images; its argument says whether the run is cancelled."""
 
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """What one run is to do. ``sample`` as in config.yaml; ``seed``: None draws one; ``resume``: whether it goes on
-    with what an earlier run left."""
+    """The options of one run. ``sample``: as in config.yaml; ``seed``: None draws one; ``resume``: whether to resume an
+    interrupted run."""
 
     sample: str
     seed: int | None = None
@@ -57,7 +61,7 @@ class AuditPlan:
 
 @dataclass
 class _Progress:
-    """A run so far. ``left``: keys of the images to come; ``cells``: where those of the sample belong."""
+    """The progress of a run. ``left``: keys of the remaining images; ``cells``: the cell of each image by its key."""
 
     seed: int
     sample: str
@@ -84,7 +88,7 @@ class Audit:
 
     name = "audit"
     summary = (
-        "makes a random sample of reconstructions anew, compares them with what was verified, withdraws what fails"
+        "decodes a random sample of reconstructions again, compares them with what was verified, withdraws failures"
     )
 
     def __init__(self, index: Index, settings: Settings, reports: Reports, checks: Checks, plan: AuditPlan) -> None:
@@ -93,37 +97,37 @@ class Audit:
         self._jobs, self._rows = JobRows(index.engine), AuditRows(index.engine)
 
     def run(self, run: Run) -> dict[str, JSON]:
-        """Audit, publish a report, and tell of it; a run that is to end early leaves no report and goes on later."""
-        progress = self._begun()
-        total, remembered = len(progress.left) + len(progress.findings), time.monotonic()
+        """Audit and publish a report. A cancelled run publishes none, and is resumed later."""
+        progress = self._started()
+        total, saved = len(progress.left) + len(progress.findings), time.monotonic()
         with self._checks(lambda: run.cancelled) as check:
             try:
                 while progress.left:
-                    found = check.of(progress.left[0])
+                    found = check.audit(progress.left[0])
                     del progress.left[0]
                     progress.findings += [found] if found is not None else []
                     failed = sum(one.outcome.failed for one in progress.findings)
                     run.progress(total - len(progress.left), total, f"{failed} failed")
-                    acted = found is not None and bool(found.action)  # it is not found again: do not forget it
-                    if acted or time.monotonic() > remembered + _REMEMBER_EVERY:
+                    acted = found is not None and bool(found.action)  # a second audit would not find it: save it now
+                    if acted or time.monotonic() > saved + _SAVE_EVERY:
                         self._jobs.remember(self.name, progress.as_json())
-                        remembered = time.monotonic()
-                sights = self._worst(check, progress.findings)
+                        saved = time.monotonic()
+                pictures = self._worst(check, progress.findings)
             except Cancelled:
                 self._jobs.remember(self.name, progress.as_json())
                 return {"finished": False, "audited": len(progress.findings), "left": len(progress.left)}
-        report = self._published(progress, sights)
+        report = self._published(progress, pictures)
         self._jobs.remember(self.name, {})
         counts = {name: report.summary[name] for name in ("audited", "failed", "withdrawn", "flagged", "cleared")}
-        told = {"report": report.key, "verdict": report.verdict, "html": str(self._reports.html(report))}
-        return {"finished": True, "clean": not report.alarm, **told, **counts}
+        published = {"report": report.key, "verdict": report.verdict, "html": str(self._reports.html(report))}
+        return {"finished": True, "clean": not report.alarm, **published, **counts}
 
-    def _begun(self) -> _Progress:
-        """The run that was cut off, where there is one to go on with, else a new sample."""
+    def _started(self) -> _Progress:
+        """The interrupted run, if there is one to resume, else a new sample."""
         memory = self._jobs.memory(self.name)
         if self._plan.resume and memory:
             left = _Progress.of(memory)
-            if left.sample == self._plan.sample and time.time() - left.began < _GOES_ON_WITHIN:
+            if left.sample == self._plan.sample and time.time() - left.began < _RESUME_WITHIN:
                 return left
         seed = secrets.randbits(32) if self._plan.seed is None else self._plan.seed
         moment = now()
@@ -131,14 +135,16 @@ class Audit:
         cells = {one.instance_key: cell_of(one, moment) for one in drawn}
         return _Progress(seed, self._plan.sample, time.time(), list(cells), cells)
 
-    def _worst(self, check: FidelityCheck, findings: Sequence[FidelityFinding]) -> list[tuple[FidelityFinding, Sight]]:
+    def _worst(
+        self, check: FidelityCheck, findings: Sequence[FidelityFinding]
+    ) -> list[tuple[FidelityFinding, AuditPictures]]:
         measured = sorted(
             (one for one in findings if one.now), key=lambda one: (not one.outcome.failed, one.now["fsim_mean"])
         )
-        seen = ((one, check.sight(one)) for one in measured[:_SHOWN])
-        return [(one, sight) for one, sight in seen if sight is not None]
+        pictured = ((one, check.pictures(one)) for one in measured[:_PICTURED])
+        return [(one, pictures) for one, pictures in pictured if pictures is not None]
 
-    def _published(self, progress: _Progress, sights: list[tuple[FidelityFinding, Sight]]) -> StoredReport:
+    def _published(self, progress: _Progress, pictures: list[tuple[FidelityFinding, AuditPictures]]) -> StoredReport:
         ended, findings = time.time(), progress.findings
         strata = _strata(self._rows.candidates(), progress)
         trends = self._trends(strata, ended)
@@ -146,7 +152,7 @@ class Audit:
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
         verdict = _verdict(findings, trends)
         began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
-        seen = AuditRun(
+        run = AuditRun(
             began,
             finished,
             verdict,
@@ -154,13 +160,13 @@ class Audit:
             summary,
             tuple(findings),
             tuple(trends),
-            tuple(sights),
+            tuple(pictures),
             self._settings.audit,
             limits_of(self._settings.thresholds),
         )
-        details = {"findings": [asdict(one) for one in findings], "drift": [_told(one) for one in trends]}
+        details = {"findings": [asdict(one) for one in findings], "drift": [_trend_details(one) for one in trends]}
         return self._reports.publish(
-            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(seen, self._index.counts()))
+            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(run, self._index.counts()))
         )
 
     def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
@@ -183,10 +189,10 @@ class Audit:
         }
 
     def _trends(self, strata: dict[str, Any], ended: float) -> list[Trend]:
-        """Every charted figure of every stratum that was measured, over the runs under today's terms."""
+        """The control charts of all measured strata, over the runs under today's terms."""
         runs = [
             one
-            for one in self._reports.rows.newest([KIND], _REMEMBERED_RUNS)[::-1]
+            for one in self._reports.rows.newest([KIND], _CHARTED_RUNS)[::-1]
             if one.summary.get("terms") == self._terms()
         ]
         drift = self._settings.audit.drift
@@ -200,15 +206,15 @@ class Audit:
         return found
 
     def _terms(self) -> str:
-        """What the figures depend on by intention; where it changes, the charts begin anew."""
-        said = self._settings.model_dump_json(
+        """A digest of the settings that the figures depend on; when it changes, the charts start again."""
+        settings = self._settings.model_dump_json(
             include={"codec": True, "gate": True, "reconstruct": {"upscaler", "mammo"}}
         )
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def _strata(candidates: Sequence[AuditCandidate], progress: _Progress) -> dict[str, Any]:
-    """Counts and figures of all, and of each value of each axis that is in the sample."""
+    """Counts and figures of all images, and by each value of each axis in the sample."""
     moment = now()
     images = Counter(name for one in candidates for name in _names(cell_of(one, moment)))
     members: dict[str, list[FidelityFinding]] = defaultdict(list)
@@ -243,27 +249,27 @@ def _point(at: float, stratum: dict[str, Any], name: str) -> ChartPoint:
     )
 
 
-def _told(trend: Trend) -> dict[str, Any]:
+def _trend_details(trend: Trend) -> dict[str, Any]:
     return {"stratum": trend.stratum, "figure": trend.figure, **asdict(trend.chart)}
 
 
 def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> str:
-    """The sentence that a person reads first."""
+    """The summary sentence of the report."""
     outcomes = Counter(one.outcome for one in findings)
     failed = sum(count for outcome, count in outcomes.items() if outcome.failed)
-    said = []
+    sentences = []
     if failed:
         actions = Counter(one.action for one in findings if one.outcome.failed)
         done = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
-        said.append(f"{failed} of {len(findings)} reconstructions failed: {done}.")
+        sentences.append(f"{failed} of {len(findings)} reconstructions failed: {done}.")
     for outcome in (FidelityOutcome.DAMAGED, FidelityOutcome.REMEASURED, FidelityOutcome.UNTRIED):
         if outcomes[outcome]:
-            said.append(f"{outcomes[outcome]} {outcome}.")
+            sentences.append(f"{outcomes[outcome]} {outcome}.")
     drifting = sorted({one.stratum for one in trends if one.chart.alarm})
     if drifting:
-        said.append(f"Figures drift: {', '.join(drifting)}.")
-    if said:
-        return " ".join(said)
+        sentences.append(f"Figures drift: {', '.join(drifting)}.")
+    if sentences:
+        return " ".join(sentences)
     if not findings:
         return "There is no reconstruction to audit yet."
     others = outcomes[FidelityOutcome.OTHER_NUMERICS]

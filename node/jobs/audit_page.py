@@ -1,4 +1,4 @@
-"""The page of a fidelity audit, for whoever answers for the images."""
+"""The report page of a fidelity audit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from node.archive.encode.fidelity_check import TRENDS, FidelityFinding, FidelityOutcome, Sight
+from node.archive.encode.fidelity_check import TRENDS, AuditPictures, FidelityFinding, FidelityOutcome
 from node.config import AuditSettings
 from node.jobs.drift import ControlChart
 from node.reports.charts import ALARM, COLOURS, draw
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LISTED = 100
+"""Most images that the page lists one by one."""
 _NAMES = {
     "fsim_mean": "mean tile FSIM",
     "fsim_p5": "tile FSIM, 5th percentile",
@@ -42,16 +43,16 @@ _NAMES = {
     "burden": "nearest limit of the gate, used",
 }
 _MEANING = {
-    FidelityOutcome.SAME: "the very pixels that were verified; where the original is held, the very figures",
-    FidelityOutcome.OTHER_NUMERICS: "made with other hardware or libraries than the verification: their digest says "
-    "nothing, and figures measured anew are within tolerance. Such pixels never leave under the verified UID",
-    FidelityOutcome.REMEASURED: "the very pixels, but other figures than those recorded: the measure changed, or "
+    FidelityOutcome.SAME: "exactly the pixels that were verified; if the original is held, the same figures",
+    FidelityOutcome.OTHER_NUMERICS: "decoded with other hardware or libraries than at verification: the digests cannot "
+    "be compared, and the figures are within tolerance. Such pixels are never sent under the verified UID",
+    FidelityOutcome.REMEASURED: "exactly the pixels that were verified, but other figures: the measure changed, or "
     "the record is wrong",
     FidelityOutcome.WORSE: "figures against the original worse than those recorded, or beyond a limit of the gate",
     FidelityOutcome.MISMATCH: "other pixels than those verified, on the same hardware and libraries",
     FidelityOutcome.UNMADE: "the model or the payload cannot be used",
     FidelityOutcome.DAMAGED: "an object is missing or not whole; `latent-pacs scrub` repairs what it can",
-    FidelityOutcome.UNTRIED: "something went wrong that says nothing of the image; the node's log says what",
+    FidelityOutcome.UNTRIED: "an error that is unrelated to the image; the node's log has it",
 }
 
 
@@ -66,7 +67,7 @@ class Trend:
 
 @dataclass(frozen=True)
 class AuditRun:
-    """Everything that the page tells of."""
+    """The contents of the page."""
 
     began: datetime
     finished: datetime
@@ -75,7 +76,7 @@ class AuditRun:
     summary: dict[str, Any]
     findings: tuple[FidelityFinding, ...]
     trends: tuple[Trend, ...]
-    sights: tuple[tuple[FidelityFinding, Sight], ...]
+    pictures: tuple[tuple[FidelityFinding, AuditPictures], ...]
     settings: AuditSettings
     limits: dict[str, float]
 
@@ -84,10 +85,10 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
     """The page, self-contained."""
     when = f"{run.finished:%d %B %Y, %H:%M} UTC, took {_span((run.finished - run.began).total_seconds())}"
     tone: Tone = "good" if not run.alarm else "bad" if run.summary["failed"] else "warning"
-    title = {"good": "Passed", "warning": "Needs a look", "bad": "Failed", "neutral": ""}[tone]
+    title = {"good": "Passed", "warning": "Needs attention", "bad": "Failed", "neutral": ""}[tone]
     sections = [
         PageSection("At a glance", [_key_figures(run, held)]),
-        PageSection("What was found", _outcomes(run)),
+        PageSection("Findings", _outcomes(run)),
         *([PageSection("By device, institution, operating point and age", [_strata(run)])] if run.findings else []),
         *([PageSection("Over time", _over_time(run))] if run.trends else []),
         *(
@@ -95,29 +96,29 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
             if run.summary["measured"]
             else []
         ),
-        *([PageSection("The least faithful images", _worst(run))] if run.sights else []),
-        PageSection("How this was done", [Paragraph(text) for text in _method(run)]),
+        *([PageSection("The least faithful images", _worst(run))] if run.pictures else []),
+        PageSection("Method", [Paragraph(text) for text in _method(run)]),
     ]
     footer = "Latent PACS fidelity audit. Images are named by UID. Not for primary interpretation."
     return page("Fidelity audit", when, Banner(tone, title, run.verdict), sections, footer)
 
 
 def _key_figures(run: AuditRun, held: HoldingCounts) -> KeyFigures:
-    told = run.summary
-    failed, audited = told["failed"], told["audited"]
+    summary = run.summary
+    failed, audited = summary["failed"], summary["audited"]
     figures = [
-        KeyFigure("images audited", f"{audited:,}", f"of {told['images']:,} reconstructable"),
+        KeyFigure("images audited", f"{audited:,}", f"of {summary['images']:,} reconstructable"),
         KeyFigure(
             "failed",
             f"{failed:,}",
-            f"{told['withdrawn']} withdrawn, {told['flagged']} flagged",
+            f"{summary['withdrawn']} withdrawn, {summary['flagged']} flagged",
             "bad" if failed else "good",
         ),
     ]
-    if "fsim_mean" in told:
+    if "fsim_mean" in summary:
         figures += [
-            KeyFigure("mean tile FSIM", f"{told['fsim_mean']:.3f}", f"against {told['measured']:,} originals"),
-            KeyFigure("PSNR", f"{told['psnr_db']:.1f} dB", "mean, through the display window"),
+            KeyFigure("mean tile FSIM", f"{summary['fsim_mean']:.3f}", f"against {summary['measured']:,} originals"),
+            KeyFigure("PSNR", f"{summary['psnr_db']:.1f} dB", "mean, through the display window"),
         ]
     pixels, payload = held.reconstructable_pixel_bytes, held.reconstructable_payload_bytes
     if payload:
@@ -191,7 +192,7 @@ _PLACES = {"fsim_mean": 4, "fsim_p5": 4, "psnr_db": 2, "burden": 2}
 
 
 def _over_time(run: AuditRun) -> list[Part]:
-    """The control chart of all, then every device's and institution's mean in one figure each."""
+    """The control charts of all images, then one figure with the mean of each device, and one of each institution."""
     parts: list[Part] = []
     for figure in ("fsim_mean", "psnr_db"):
         charted = next((one.chart for one in run.trends if (one.stratum, one.figure) == ("all", figure)), None)
@@ -269,27 +270,27 @@ def _of_the_gate(run: AuditRun) -> Table:
     for name, limit in run.limits.items():
         values = sorted(abs(one[name]) for one in measured if name in one)
         if values:
-            told = (median(values), values[min(int(0.95 * len(values)), len(values) - 1)], values[-1], limit)
-            rows.append([name, *(f"{value:.4g}" for value in told)])
+            columns = (median(values), values[min(int(0.95 * len(values)), len(values) - 1)], values[-1], limit)
+            rows.append([name, *(f"{value:.4g}" for value in columns)])
     caption = "Figures of the gate over the images measured; docs/METRICS.md says what each means."
     return Table(["figure", "median", "95%", "greatest", "limit"], rows, caption, "lrrrr")
 
 
 def _worst(run: AuditRun) -> list[Part]:
     parts: list[Part] = []
-    for one, sight in run.sights:
+    for one, pictures in run.pictures:
         figures = f"mean tile FSIM {one.now['fsim_mean']:.4f}, {one.now['psnr_db']:.1f} dB"
-        window = f"{100 * sight.share:.2g} % of the display window"
-        scale = f"original less structure, full colour at ±{sight.reach:.0f} grey levels, {window}"
-        whole = zip(sight.whole, ("original", "reconstruction", scale), strict=True)
+        window = f"{100 * pictures.share:.2g} % of the display window"
+        scale = f"original less structure, full colour at ±{pictures.reach:.0f} grey levels, {window}"
+        whole = zip(pictures.whole, ("original", "reconstruction", scale), strict=True)
         close = ("original, around the greatest error", "reconstruction", "original less structure, same scale")
-        detail = zip(sight.detail, close, strict=True)
+        detail = zip(pictures.detail, close, strict=True)
         parts.append(Paragraph(f"{one.sop_instance_uid}: {one.outcome}; {figures}", strong=True))
         parts += [Pictures([PagePicture(*picture) for picture in row]) for row in (whole, detail)]
     parts.append(
         Paragraph(
-            "The lowest mean tile FSIM of this run, failures first. Details are at full resolution, through a window "
-            "of their own. In a difference, black is none, orange is brighter and blue darker than the original."
+            "The lowest mean tile FSIM of this run, failures first. Details are at full resolution, with their own "
+            "window. In a difference, black is none, orange is brighter and blue is darker than the original."
         )
     )
     return parts
@@ -298,24 +299,24 @@ def _worst(run: AuditRun) -> list[Part]:
 def _method(run: AuditRun) -> list[str]:
     drift, tolerance = run.settings.drift, run.settings.tolerance
     return [
-        f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that a reconstruction stands for, at "
-        "random, in proportion to device, institution, operating point and time since verification, at least one "
-        f"of each combination where it reaches; seed {run.summary['seed']}. Images that an earlier audit flagged are "
-        "always looked at again.",
-        "Each was reconstructed anew by the node's own workers. The SHA-256 of the pixels must be the one recorded "
-        "when the image was verified. Where the original is held, or kept in the audit reserve "
+        f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that have a reconstruction, at random, "
+        "in proportion to device, institution, operating point and time since verification, at least one of each "
+        f"combination if the sample is large enough; seed {run.summary['seed']}. Images that an earlier audit flagged "
+        "are always audited again.",
+        "Each was reconstructed again by the node's workers. The SHA-256 of the pixels must be the one recorded when "
+        "the image was verified. If the original is held, or kept in the audit reserve "
         f"({100 * run.settings.reserve:g} % of originals), FSIM over 256-pixel tiles with breast, and PSNR through the "
-        f"display window, were measured anew: they may be {tolerance.fsim:g} FSIM and {tolerance.psnr_db:g} dB from "
+        f"display window, were measured again: they may be {tolerance.fsim:g} FSIM and {tolerance.psnr_db:g} dB from "
         f"those recorded. So were the gate's own figures, which may be {100 * tolerance.gate:g} % of their limits from "
-        "those recorded, and beyond no limit that those recorded keep to.",
-        "What fails is withdrawn, and its original served instead; where there is no original, the image is flagged, "
-        "and retrieving it fails rather than giving other pixels. Both are in the audit trail.",
+        "those recorded, and must meet every limit that the recorded figures meet.",
+        "A reconstruction that fails is withdrawn, and its original is served instead; without an original, the image "
+        "is flagged, and retrievals of it fail. Both are recorded in the audit trail.",
         "Drift: an EWMA control chart (Roberts 1959; NIST/SEMATECH e-Handbook 6.3.2.4) of each stratum's mean, weight "
         f"{drift.weight:g}, limit {drift.limit:g} standard deviations, widened for the number of charts by Bonferroni, "
         f"calibrated on its first {drift.baseline} runs; and a threshold of {drift.fsim:g} FSIM and "
-        f"{drift.psnr_db:g} dB below their mean. Charts begin anew when codec, gate or model change in config.yaml.",
-        "FSIM and PSNR do not prove that a microcalcification survived; the gate's own figures, specks lost and "
-        "invented among them, look for that.",
+        f"{drift.psnr_db:g} dB below their mean. Charts start again when codec, gate or model change in config.yaml.",
+        "FSIM and PSNR do not prove that a microcalcification survived; the gate's own figures, among them lost and "
+        "invented specks, test for that.",
     ]
 
 
@@ -334,12 +335,12 @@ def _dates(axes: Axes) -> None:
     axes.xaxis.set_major_locator(places)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(places))
     left, right = axes.dataLim.intervalx
-    if right - left < 1:  # days: around a single run matplotlib would show years
+    if right - left < 1:  # in days; around a single run matplotlib would show years
         axes.set_xlim(left - 1, right + 1)
 
 
 def _time(at: float) -> Any:
-    """As matplotlib's axes take it."""
+    """A time for matplotlib's axes."""
     return datetime.fromtimestamp(at, UTC)
 
 

@@ -1,4 +1,4 @@
-"""Which images an audit looks at: a stratified random sample, the same for the same seed."""
+"""The sample of an audit: stratified and random, reproducible from its seed."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from storage.index.audit_outcomes import AuditCandidate
 
 AXES = ("device", "site", "point", "age")
 Cell = tuple[str, str, str, str]
-"""Where an image belongs on each of ``AXES``."""
+"""The value of an image on each of ``AXES``."""
 
 _YOUNG, _YEAR = timedelta(days=30), timedelta(days=365)
 
 
 def cell_of(candidate: AuditCandidate, now: datetime) -> Cell:
-    """``now`` as rows have it: UTC, without a zone."""
+    """The cell of an image. ``now``: in UTC, without a zone."""
     since = now - candidate.verified_at
     age = "under 30 days" if since < _YOUNG else "under a year" if since < _YEAR else "over a year"
     return candidate.device, candidate.site, candidate.point, age
 
 
 def draw(candidates: Sequence[AuditCandidate], sample: float | int, seed: int, now: datetime) -> list[AuditCandidate]:
-    """A sample (a share as float, a number as int) in proportion to each cell, at least one of each.
+    """A sample (a share as float, a number as int) proportional to the cells, with at least one image of each.
 
-    What is left over by rounding goes to the largest remainders. A sample too small to have one of each is drawn from
-    all alike. Images that an audit flagged come on top, all of them.
+    Rounding follows the largest remainders. A sample smaller than the number of cells is drawn from all images alike.
+    All images that an audit flagged are added.
     """
     cells: dict[Cell, list[AuditCandidate]] = defaultdict(list)
     for one in candidates:
@@ -47,7 +47,7 @@ def draw(candidates: Sequence[AuditCandidate], sample: float | int, seed: int, n
 
 
 def _allotted(sizes: dict[Cell, int], wanted: int) -> dict[Cell, int]:
-    """How many of each cell, ``wanted`` together: at least one, never more than it has."""
+    """Number of images per cell, ``wanted`` in total: at least one, at most the size of the cell."""
     cells = sorted(sizes)
     spread, left = wanted - len(cells), sum(sizes.values()) - len(cells)
     shares = {cell: spread * (sizes[cell] - 1) / left if left else 0.0 for cell in cells}

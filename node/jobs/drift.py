@@ -1,14 +1,14 @@
-"""Drift of a figure over runs: an EWMA control chart of its mean, and a plain threshold.
+"""Drift of a figure over runs: an EWMA control chart of its mean, and a threshold.
 
-The exponentially weighted moving average chart: S. W. Roberts, "Control chart tests based on geometric moving
-averages", Technometrics 1 (1959) 239-250; limits as in NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4. Run t
-has n_t images with mean x_t, standardised by mean m and standard deviation s of the images of the first runs:
+The exponentially weighted moving average chart is that of S. W. Roberts, "Control chart tests based on geometric moving
+averages", Technometrics 1 (1959) 239-250, with limits as in NIST/SEMATECH e-Handbook of Statistical Methods, 6.3.2.4.
+Run t has n_t images with mean x_t, standardised by mean m and standard deviation s of the images of the first runs:
 
     u_t = (x_t - m) sqrt(n_t) / s        z_t = w u_t + (1 - w) z_(t-1)
     var z_t = w / (2 - w) (1 - (1 - w)^(2t)) + (n_t / N) (1 - (1 - w)^t)^2
 
-The last term is the error of m itself, from N images, which all later runs share. One limit, below: getting better is
-no alarm. With many charts each gets its part of the false alarms of one (Bonferroni).
+The last term is the error of m itself, from N images, which all later runs share. There is only a lower limit, since
+an improvement is not an alarm. Several charts share the false alarm rate of one (Bonferroni).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from statistics import NormalDist
 
 from node.config import DriftSettings
 
-_LEAST_IMAGES = 20
-"""Images of the first runs below which nothing can be said of their spread."""
-_LEAST_SPREAD = 1e-9
+_MIN_IMAGES = 20
+"""Images of the first runs that an estimate of their standard deviation needs."""
+_MIN_DEVIATION = 1e-9
+"""Smallest standard deviation, in the unit of the figure; prevents division by zero."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class ChartPoint:
 
 @dataclass(frozen=True)
 class ControlChart:
-    """``points`` in the order of time. ``centre``: mean of the first ``calibrated`` of them; ``average`` and ``limit``:
-    z_t and its lower limit for the points after those. ``alarm``: what the newest point gives cause for, else empty."""
+    """``points`` in order of time. ``centre``: mean of the first ``calibrated`` of them; ``average`` and ``limit``:
+    z_t and its lower limit for the later points. ``alarm``: why the newest point is an alarm, empty if it is not."""
 
     points: tuple[ChartPoint, ...]
     calibrated: int = 0
@@ -49,15 +50,16 @@ class ControlChart:
 
 
 def control_chart(points: Sequence[ChartPoint], settings: DriftSettings, drop: float, charts: int = 1) -> ControlChart:
-    """The chart of one figure. ``drop``: how far below the centre the newest mean may be; ``charts``: beside it."""
+    """The chart of one figure. ``drop``: most that the newest mean may be below the centre, in the unit of the figure;
+    ``charts``: number of charts that share the false alarm rate."""
     points = tuple(point for point in points if point.count)
     first, later = points[: settings.baseline], points[settings.baseline :]
     images = sum(point.count for point in first)
-    if len(first) < settings.baseline or images < _LEAST_IMAGES:
+    if len(first) < settings.baseline or images < _MIN_IMAGES:
         return ControlChart(points)
     centre = sum(point.count * point.mean for point in first) / images
     squares = sum((point.count - 1) * point.deviation**2 + point.count * (point.mean - centre) ** 2 for point in first)
-    spread = max(math.sqrt(squares / (images - 1)), _LEAST_SPREAD)
+    spread = max(math.sqrt(squares / (images - 1)), _MIN_DEVIATION)
     reach, keep = _quantile(settings.limit, charts), 1 - settings.weight
     average, limit, z = [], [], 0.0
     for time, point in enumerate(later, 1):
@@ -84,6 +86,6 @@ def _alarm(
 
 
 def _quantile(limit: float, charts: int) -> float:
-    """How many standard deviations leave to each of ``charts`` its part of what ``limit`` leaves to one."""
+    """The limit, in standard deviations, at which ``charts`` charts have the false alarm rate of one at ``limit``."""
     normal = NormalDist()
     return -normal.inv_cdf(max(normal.cdf(-limit) / charts, 1e-300))

@@ -1,4 +1,4 @@
-"""What a job is, and what it may ask of the run that it is in. ``node/app.py`` composes the jobs there are."""
+"""The interfaces of a job and of its run. node/app/job_wiring.py builds the jobs of an archive."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ JSON = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 
 class Run(Protocol):
-    """One run in progress, as its job sees it."""
+    """A run in progress, as its job sees it."""
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        """How far it is; cheap, to be called often. No patient data in ``text``."""
+        """Report progress; cheap, call it often. ``text`` must not contain patient data."""
 
     @property
     def cancelled(self) -> bool:
-        """True once the run should end: somebody cancelled it, the node stops, or the lease was lost."""
+        """Whether the run should end: it was cancelled, the node stops, or the lease was lost."""
 
 
 class Job(Protocol):
-    """Work that begins on schedule or on request, one run at a time in a group of nodes.
+    """Work that starts on schedule or on request, one run at a time in a group of nodes.
 
-    A run may be cut off at any point and begin again: what it does must be safe to do twice.
+    A run may be interrupted at any point and start again, so every step must be safe to repeat.
     """
 
     @property
@@ -34,12 +34,12 @@ class Job(Protocol):
         """One line for ``latent-pacs jobs list``."""
 
     def run(self, run: Run) -> dict[str, JSON]:
-        """Do the work; the report goes into the history. An exception makes the run ``failed``."""
+        """Do the work; the report is stored in the history. An exception makes the run ``failed``."""
 
 
 @dataclass(frozen=True)
 class FunctionJob:
-    """A function as a job: its report from ``work(progress(done, total), cancelled())``."""
+    """A job whose work is a function: ``work(progress, cancelled)`` returns its report."""
 
     name: str
     summary: str

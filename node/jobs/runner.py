@@ -1,4 +1,4 @@
-"""One run of one job: the lease taken, kept alive while the job works, and given back with what came of it."""
+"""Runs a job: claims its lease, renews it while the job works, and releases it with the outcome."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from storage.index.lease import new_owner
 
 LOGGER = logging.getLogger(__name__)
 
-_LONGEST_BEAT = 2.0
-"""Seconds: how old the progress that others see may be, and how long a cancellation takes to be seen."""
+_MAX_RENEWAL = 2.0
+"""Most seconds between two renewals of the lease, which also publish the progress and read a cancellation."""
 
 Watch = Callable[[int, int, str], None]
 
@@ -31,19 +31,19 @@ class Runner:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Runs in progress end at their next look at ``cancelled``, as interrupted."""
+        """Interrupt the runs in progress: they end at their next check of ``cancelled``."""
         self._stopping.set()
 
     def run(self, job: Job, cause: Cause, *, due: float = 0.0, watch: Watch | None = None) -> JobRun | None:
-        """Run the job to its end; None where the run is somebody else's, or not due any more.
+        """Run the job to its end; None if another node runs it, or it is not due any more.
 
-        ``watch`` sees the progress too. Raises JobRefused where a command finds the job running.
+        ``watch`` is called with the progress. Raises JobRefused if a command finds the job running.
         """
         ticket = self.rows.begin(job.name, self.owner, self._lease, cause, due=due)
         if ticket is None:
             return None
         LOGGER.info("job %s begins (%s)", job.name, cause)
-        work = _Work(self.rows, ticket, self._lease, self._stopping, watch)
+        work = _RunInProgress(self.rows, ticket, self._lease, self._stopping, watch)
         state, report, error = RunState.DONE, {}, ""
         with work:
             try:
@@ -61,8 +61,8 @@ class Runner:
         return self.rows.run(ticket.run_key)
 
 
-class _Work:
-    """A run in progress. A thread of its own says that it lives: a job may be busy with one step for long."""
+class _RunInProgress:
+    """A run in progress. A thread renews its lease, since a single step of a job may take long."""
 
     def __init__(
         self, rows: JobRows, ticket: Ticket, lease: float, stopping: threading.Event, watch: Watch | None
@@ -72,10 +72,10 @@ class _Work:
         self._stopping, self._watch = stopping, watch
         self._ended = threading.Event()
         self._cancelled = self._lost = False
-        self._alive_until = time.monotonic() + lease
-        self._thread = threading.Thread(target=self._keep_alive, name=f"lease-{ticket.job}", daemon=True)
+        self._leased_until = time.monotonic() + lease
+        self._thread = threading.Thread(target=self._renew_lease, name=f"lease-{ticket.job}", daemon=True)
 
-    def __enter__(self) -> _Work:
+    def __enter__(self) -> _RunInProgress:
         self._thread.start()
         return self
 
@@ -94,17 +94,17 @@ class _Work:
 
     @property
     def outcome(self) -> RunState:
-        """What a run that came back without an error was."""
+        """The state of a run that ended without an error."""
         if self._cancelled:
             return RunState.CANCELLED
         return RunState.INTERRUPTED if self._stopping.is_set() else RunState.DONE
 
     def _out_of_lease(self) -> bool:
-        """Whether another node may have taken the job over, because the index could not be told that we live."""
-        return self._lost or time.monotonic() > self._alive_until
+        """Whether another node may have taken the job over, since the lease was lost or could not be renewed."""
+        return self._lost or time.monotonic() > self._leased_until
 
-    def _keep_alive(self) -> None:
-        while not self._ended.wait(min(self._lease / 3, _LONGEST_BEAT)):
+    def _renew_lease(self) -> None:
+        while not self._ended.wait(min(self._lease / 3, _MAX_RENEWAL)):
             now = time.monotonic()
             try:
                 pulse = self._rows.heartbeat(self._ticket, self._lease, self.done, self.total, self.text)
@@ -113,4 +113,4 @@ class _Work:
                 continue
             self._lost = self._lost or not pulse.held
             self._cancelled = self._cancelled or (pulse.held and pulse.cancelled)
-            self._alive_until = now + self._lease
+            self._leased_until = now + self._lease

@@ -1,8 +1,7 @@
-"""The schedule: when a job is due, and that a request from another process is seen. The only user of APScheduler.
+"""The schedule: starts jobs that are due, and those that another process requested. The only user of APScheduler.
 
-APScheduler keeps nothing: its jobs are made from config.yaml at every start. What must outlive a restart, the newest
-scheduled time that was dealt with, is a row of ours, and from it a start tells what was missed. However many times
-were missed, one run makes up for them.
+APScheduler stores nothing: its jobs are built from config.yaml at every start. The newest scheduled time that was
+handled is stored in the index, so that a start knows whether runs were missed; one run makes up for all of them.
 """
 
 from __future__ import annotations
@@ -29,21 +28,22 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Planned:
-    """A job and when it runs; None: on request only."""
+    """A job and its schedule; None if it runs on request only."""
 
     job: Job
     text: str
-    """``when`` as config.yaml has it."""
+    """``when`` as written in config.yaml."""
     when: When | None
 
 
 class Schedule:
-    """Starts jobs when they are due, asked for, or left behind by a node that died. ``poll``: seconds between looks."""
+    """Starts jobs that are due, requested, or abandoned by a node that died. ``poll``: seconds between two checks of
+    the index for the latter two."""
 
     def __init__(self, planned: Sequence[Planned], runner: Runner, poll: float) -> None:
         self._planned = {one.job.name: one for one in planned}
         self._runner, self._poll = runner, poll
-        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of what coalescing is there for
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns of runs that are coalesced on purpose
         self._scheduler = BackgroundScheduler(job_defaults={"misfire_grace_time": None, "coalesce": True})
 
     def start(self) -> None:
@@ -52,14 +52,14 @@ class Schedule:
             if one.when is not None:
                 self._scheduler.add_job(self._when_due, trigger_of(one.when), args=[name], id=f"due {name}")
                 self._scheduler.add_job(self._when_due, args=[name], id=f"missed {name}")
-        self._scheduler.add_job(self._look, IntervalTrigger(seconds=self._poll), id="look")
+        self._scheduler.add_job(self._check_rows, IntervalTrigger(seconds=self._poll), id="check")
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Interrupt what runs, and wait for it."""
+        """Interrupt the runs in progress, and wait for them."""
         self._runner.stop()
         if self._scheduler.running:
-            self._scheduler.remove_all_jobs()  # nothing becomes due any more while the executor goes away
+            self._scheduler.remove_all_jobs()  # no job becomes due while the executor shuts down
             self._scheduler.shutdown(wait=True)
 
     def _when_due(self, name: str) -> None:
@@ -68,8 +68,8 @@ class Schedule:
         due = latest(one.when, datetime.now(UTC)).timestamp()
         self._run(name, Cause.SCHEDULE, due)
 
-    def _look(self) -> None:
-        """What other processes want, and what they left behind."""
+    def _check_rows(self) -> None:
+        """Start jobs that another process requested or abandoned."""
         for row in self._runner.rows.all():
             if row.name not in self._planned or row.running:
                 continue
@@ -85,11 +85,11 @@ class Schedule:
         try:
             self._runner.run(self._planned[name].job, cause, due=due)
         except Exception:
-            LOGGER.exception("job %s could not be run; the next look tries again", name)
+            LOGGER.exception("job %s could not be run; it is tried again at the next check", name)
 
 
 def trigger_of(when: When) -> BaseTrigger:
-    """Times of day are of this machine's zone. Intervals are counted from the epoch: the same times on every node."""
+    """Times of day are in this machine's zone. Intervals are counted from the epoch, so all nodes agree on them."""
     if when.every:
         return IntervalTrigger(seconds=int(when.every), start_date=_EPOCH, timezone=UTC)
     return CronTrigger(day_of_week=",".join(when.days) or "*", hour=when.hour, minute=when.minute)
@@ -98,7 +98,7 @@ def trigger_of(when: When) -> BaseTrigger:
 def latest(when: When, now: datetime) -> datetime:
     """The newest scheduled time that is not in the future."""
     trigger = trigger_of(when)
-    # a change to summer time may swallow one time of day: look back far enough to find the one before
+    # a change to summer time may skip one time of day: go back far enough to find the one before
     found: datetime = trigger.get_next_fire_time(None, now - timedelta(seconds=3 * when.gap))
     while (after := trigger.get_next_fire_time(found, found + timedelta(microseconds=1))) <= now:
         found = after

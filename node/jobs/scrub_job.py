@@ -1,8 +1,9 @@
-"""The integrity scrub: every object against its digest, every row against the store, once per period.
+"""The integrity scrub: checks every object against its digest and every row against the store, once per period.
 
-Objects and rows are walked together in the order of their digests, folder by folder of the store. Digests spread
-evenly, so a share of the period is the same share of the digests: a run checks from where the last one ended to
-where the period will be when the next one comes. Whatever was added meanwhile is met in the next round at the latest.
+Objects and rows are read together in the order of their digests, folder by folder of the store. Digests are
+distributed evenly, so a share of the period is the same share of the digests: a run continues where the last one ended,
+as far as the period will have advanced at the next run. Objects added meanwhile are checked in the next period at the
+latest.
 """
 
 from __future__ import annotations
@@ -28,26 +29,27 @@ from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import ObjectStore
 
 END = "g"
-"""Above every digest."""
+"""A text that sorts after every digest."""
 
-_REPORTED = 200
-"""Findings and orphans listed in a report one by one; all are counted."""
+_LISTED = 200
+"""Most findings, and most orphans, that a report lists one by one; all are counted."""
 
-_REMEMBER_EVERY = 10.0
+_SAVE_EVERY = 10.0
+"""Seconds between two saves of the position."""
 
 
 class Extent(StrEnum):
-    """How much a scrub looks at."""
+    """The objects that a scrub checks."""
 
     SHARE = "share"
-    """What is due until the next run."""
+    """Those that are due until the next run."""
     FULL = "full"
     SAMPLE = "sample"
 
 
 @dataclass(frozen=True)
 class ScrubPlan:
-    """What one scrub is to do. Times in seconds; ``sample`` is a share of all objects, drawn anew each time."""
+    """The options of one scrub. Times in seconds; ``sample`` is a share of all objects, drawn by each run."""
 
     extent: Extent = Extent.SHARE
     sample: float = 1.0
@@ -58,18 +60,18 @@ class ScrubPlan:
     remove_orphans: bool = False
 
 
-class Standing(Protocol):
-    """Whether the index may be believed."""
+class IndexTrust(Protocol):
+    """Whether the index can be trusted."""
 
     def doubt(self) -> str:
-        """Why it may not say what is an orphan; empty where it may."""
+        """Why the index cannot tell which objects are orphans; empty if it can."""
 
     def damage(self) -> list[str]:
-        """Its damaged pages and broken rows, a line each."""
+        """The damaged pages and inconsistent rows of the index, one line each."""
 
 
-class Trusted:
-    """An index that nobody doubts."""
+class FullTrust:
+    """Trusts the index without a check."""
 
     def doubt(self) -> str:
         return ""
@@ -80,7 +82,7 @@ class Trusted:
 
 @dataclass
 class ScrubTally:
-    """What came of it so far."""
+    """The counts and findings of a run."""
 
     checked: int = 0
     bytes_read: int = 0
@@ -95,15 +97,15 @@ class ScrubTally:
     findings: list[ScrubFinding] = field(default_factory=list)
     orphan_list: list[str] = field(default_factory=list)
 
-    def found(self, findings: list[ScrubFinding]) -> None:
-        """Count them all, and keep the first ones."""
+    def add_findings(self, findings: list[ScrubFinding]) -> None:
+        """Count all findings, and keep the first ones."""
         self.actions.update(one.action for one in findings)
-        self.findings += findings[: _REPORTED - len(self.findings)]
+        self.findings += findings[: _LISTED - len(self.findings)]
 
-    def orphan(self, entry: Listed) -> None:
+    def add_orphan(self, entry: Listed) -> None:
         self.orphans += 1
         self.orphan_bytes += entry.bytes
-        if len(self.orphan_list) < _REPORTED:
+        if len(self.orphan_list) < _LISTED:
             self.orphan_list.append(entry.digest)
 
     def report(self, extent: Extent, *, finished: bool) -> dict[str, JSON]:
@@ -128,8 +130,8 @@ class ScrubTally:
 
 
 class Scrub:
-    """The job ``scrub``. ``stores`` by the names that promises use. ``standing`` says whether the index may be
-    believed, ``would_return`` whether a rebuild of it would bring back an object that has no row (store, digest)."""
+    """The job ``scrub``. ``stores``: by the names in ExpectedObject. ``can_recover``: whether a rebuild of the index
+    would restore an object without a row (store, digest)."""
 
     name = "scrub"
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
@@ -137,47 +139,47 @@ class Scrub:
     def __init__(
         self,
         rows: JobRows,
-        upkeep: Integrity,
+        integrity: Integrity,
         stores: Mapping[str, ObjectStore],
-        mending: ScrubRepair,
+        repair: ScrubRepair,
         plan: ScrubPlan,
-        standing: Standing | None = None,
-        would_return: Callable[[str, str], bool] = lambda store, digest: False,
+        trust: IndexTrust | None = None,
+        can_recover: Callable[[str, str], bool] = lambda store, digest: False,
     ) -> None:
-        self._rows, self._upkeep, self._stores = rows, upkeep, stores
-        self._mending, self._plan = mending, plan
-        self._standing, self._would_return = standing or Trusted(), would_return
+        self._rows, self._integrity, self._stores = rows, integrity, stores
+        self._repair, self._plan = repair, plan
+        self._trust, self._can_recover = trust or FullTrust(), can_recover
 
     def run(self, run: Run) -> dict[str, JSON]:
-        """Walk, and report. Raises ObjectMissing where a store is not there at all, and IndexRefused where the index is
-        not that of the objects; nothing was changed then."""
-        self._refuse_an_empty_store()
-        self._refuse_a_doubtful_index()
-        tally, salt = ScrubTally(index_damage=self._standing.damage()), secrets.token_bytes(16)
-        again = self._mending.check_again()
-        tally.found(again)
-        low, high, began = self._range()
-        total = self._upkeep.count(low, high)
-        known = {found.digest for found in again}
-        visited, remembered = 0, time.monotonic()
-        for digest, promises, listed in self._walk(low, high):
+        """Scrub, and report. Raises ObjectMissing if a store is not there at all, and IndexRefused if the index does
+        not belong to the objects; nothing is changed then."""
+        self._refuse_empty_store()
+        self._refuse_untrusted_index()
+        tally, salt = ScrubTally(index_damage=self._trust.damage()), secrets.token_bytes(16)
+        rechecked = self._repair.recheck()
+        tally.add_findings(rechecked)
+        low, high, began = self._share()
+        total = self._integrity.count(low, high)
+        known = {found.digest for found in rechecked}
+        visited, saved = 0, time.monotonic()
+        for digest, expected, listed in self._walk(low, high):
             if run.cancelled:
-                self._remember(digest, began)
+                self._save_position(digest, began)
                 return tally.report(self._plan.extent, finished=False)
-            visited += len(promises)
-            if self._drawn(digest, salt) and digest not in known:
-                self._visit(digest, promises, listed, tally)
+            visited += len(expected)
+            if self._is_in_sample(digest, salt) and digest not in known:
+                self._visit(digest, expected, listed, tally)
             run.progress(visited, total, f"{tally.actions.total()} damaged")
-            if time.monotonic() > remembered + _REMEMBER_EVERY:
-                self._remember(digest, began)
-                remembered = time.monotonic()
-        self._remember(max(low, high), began)
+            if time.monotonic() > saved + _SAVE_EVERY:
+                self._save_position(digest, began)
+                saved = time.monotonic()
+        self._save_position(max(low, high), began)
         if self._plan.remove_orphans:
-            self._forget_orphans(tally)
+            self._delete_moved_orphans(tally)
         return tally.report(self._plan.extent, finished=True)
 
     def _walk(self, low: str, high: str) -> Iterator[tuple[str, list[ExpectedObject], dict[str, Listed]]]:
-        """Every digest that is promised or held, in order: its promises, and its entry in each store that has it."""
+        """Every expected or stored digest, in order: the rows that expect it, and its entry in each store."""
         for number in range(int(low[:2] or "0", 16), 256):
             folder = f"{number:02x}"
             if folder >= high:
@@ -186,58 +188,58 @@ class Scrub:
             for name, store in self._stores.items():
                 for entry in listing(store, folder):
                     listed.setdefault(entry.digest or f"{folder}~{entry.name}", {})[name] = entry
-            promised = itertools.groupby(
-                self._upkeep.expected(max(low, folder), min(high, _after(folder))), lambda one: one.digest
+            grouped = itertools.groupby(
+                self._integrity.expected(max(low, folder), min(high, _after(folder))), lambda one: one.digest
             )
-            promises = {digest: list(group) for digest, group in promised}
-            for digest in sorted({*listed, *promises}):
+            expected = {digest: list(group) for digest, group in grouped}
+            for digest in sorted({*listed, *expected}):
                 if low <= digest < high:
-                    yield digest, promises.get(digest, []), listed.get(digest, {})
+                    yield digest, expected.get(digest, []), listed.get(digest, {})
 
     def _visit(
-        self, digest: str, promises: list[ExpectedObject], listed: Mapping[str, Listed], tally: ScrubTally
+        self, digest: str, expected: list[ExpectedObject], listed: Mapping[str, Listed], tally: ScrubTally
     ) -> None:
-        for name, group in itertools.groupby(sorted(promises, key=lambda one: one.store), lambda one: one.store):
-            look = examine(self._stores[name], digest)
+        for name, group in itertools.groupby(sorted(expected, key=lambda one: one.store), lambda one: one.store):
+            inspection = examine(self._stores[name], digest)
             tally.checked += 1
-            tally.bytes_read += look.bytes_read
-            if not look.whole:
-                still = [one for one in group if one in self._upkeep.expected(digest, digest + "0")]
-                tally.found(self._mending.settle(still, look) if still else [])
-        promised_in = {one.store for one in promises}
+            tally.bytes_read += inspection.bytes_read
+            if not inspection.whole:
+                still = [one for one in group if one in self._integrity.expected(digest, digest + "0")]
+                tally.add_findings(self._repair.settle(still, inspection) if still else [])
+        expected_in = {one.store for one in expected}
         for name, entry in listed.items():
-            if name not in promised_in:
-                self._stray(name, entry, tally)
+            if name not in expected_in:
+                self._without_row(name, entry, tally)
 
-    def _stray(self, store: str, entry: Listed, tally: ScrubTally) -> None:
-        """Something in a store that no row speaks of; young objects are on their way in."""
+    def _without_row(self, store: str, entry: Listed, tally: ScrubTally) -> None:
+        """Handle an object that no row expects; the row of a recent one may still be committed."""
         if not entry.digest:
             tally.foreign += 1
             return
         newest = time.time() - self._plan.orphan_grace
         if entry.written_at >= newest:
             return
-        if self._promised(store, entry.digest):
+        if self._is_expected(store, entry.digest):
             return
-        if self._would_return(store, entry.digest):
+        if self._can_recover(store, entry.digest):
             tally.unclaimed += 1
             return
-        tally.orphan(entry)
+        tally.add_orphan(entry)
         if self._plan.remove_orphans and move_orphan(self._stores[store], entry.digest, older_than=newest):
             tally.orphans_moved += 1
 
-    def _promised(self, store: str, digest: str) -> bool:
-        return any(one.store == store for one in self._upkeep.expected(digest, digest + "0"))
+    def _is_expected(self, store: str, digest: str) -> bool:
+        return any(one.store == store for one in self._integrity.expected(digest, digest + "0"))
 
-    def _forget_orphans(self, tally: ScrubTally) -> None:
-        """What was moved aside long enough ago goes, unless a row has come to need it."""
+    def _delete_moved_orphans(self, tally: ScrubTally) -> None:
+        """Delete orphans that were moved aside long enough ago, unless a row expects them now."""
         for name, store in self._stores.items():
-            needed = functools.partial(self._promised, name)
+            needed = functools.partial(self._is_expected, name)
             deleted, restored = forget_orphans(store, self._plan.keep_orphans, needed)
             tally.orphans_deleted += deleted
             tally.actions["recovered"] += restored
 
-    def _drawn(self, digest: str, salt: bytes) -> bool:
+    def _is_in_sample(self, digest: str, salt: bytes) -> bool:
         if self._plan.extent is not Extent.SAMPLE:
             return True
         draw = hashlib.blake2b(digest.encode(), key=salt, digest_size=8).digest()
@@ -245,44 +247,44 @@ class Scrub:
 
     # --- the share ---
 
-    def _range(self) -> tuple[str, str, float]:
-        """Where to begin, where to end, and when this round through all digests began."""
+    def _share(self) -> tuple[str, str, float]:
+        """The first digest, the digest to stop before, and the start of this round through all digests."""
         now = time.time()
         if self._plan.extent is not Extent.SHARE:
             return "", END, now
         memory = self._rows.memory(self.name)
         low = str(memory.get("cursor", END))
-        if low >= END:  # a new round; it began when the last one should have ended, unless that is long ago
+        if low >= END:  # a new round; it began when the last one was due to end, unless that is long ago
             began = float(memory.get("began", 0.0)) + self._plan.period
             began = min(began, now) if now - began < self._plan.period else now
             low = ""
         else:
             began = float(memory["began"])
-        return low, _place((now + self._plan.gap - began) / self._plan.period), began
+        return low, _position((now + self._plan.gap - began) / self._plan.period), began
 
-    def _remember(self, cursor: str, began: float) -> None:
+    def _save_position(self, cursor: str, began: float) -> None:
         if self._plan.extent is Extent.SHARE:
             self._rows.remember(self.name, {"cursor": cursor, "began": began})
 
-    def _refuse_a_doubtful_index(self) -> None:
-        doubt = self._standing.doubt()
+    def _refuse_untrusted_index(self) -> None:
+        doubt = self._trust.doubt()
         if doubt:
             raise IndexRefused(
-                f"the index is not that of the objects here: {doubt}. Nothing was changed; stop the node and run "
+                f"the index does not belong to the objects here: {doubt}. Nothing was changed; stop the node and run "
                 "`latent-pacs index rebuild`"
             )
 
-    def _refuse_an_empty_store(self) -> None:
+    def _refuse_empty_store(self) -> None:
         for name, store in self._stores.items():
-            if is_empty(store) and any(one.store == name for one in self._upkeep.expected("", END)):
+            if is_empty(store) and any(one.store == name for one in self._integrity.expected("", END)):
                 raise ObjectMissing(
                     f"{store.root / 'objects'} holds no object at all, though the index knows of some: is its disk "
                     "mounted, and is storage.root right? Nothing was changed"
                 )
 
 
-def _place(share: float) -> str:
-    """Where a share of the period is among the digests."""
+def _position(share: float) -> str:
+    """The digest at a share of the period."""
     return END if share >= 1 else f"{int(max(share, 0.0) * 2**32):08x}"
 
 

@@ -1,1 +1,1 @@
-"""Figures for Prometheus: what is timed while it happens, and what the index is asked when somebody scrapes."""
+"""Figures for Prometheus: durations, timed as work is done, and counts, read from the index when they are scraped."""

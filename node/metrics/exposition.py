@@ -1,6 +1,6 @@
-"""The page that Prometheus scrapes. Counts of what is held come from the index, so every node of a group shows them.
+"""The page that Prometheus scrapes. Counts come from the index, so every node of a group shows them.
 
-No label and no value comes from a patient's data.
+No label and no value is patient data.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 
 from node.config import MetricsSettings
-from node.metrics.measured import Observe
+from node.metrics.timing import Observe
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.holding_counts import MonitoringCounts, monitoring_counts
 from storage.index.job_runs import JobRows, StoredJob
 from storage.index.report_rows import ReportRows
 
-FRESH = 15.0
-"""Seconds: counting everything takes a while in a large archive, however often it is scraped."""
+COUNT_INTERVAL = 15.0
+"""Seconds between two counts of the index; in a large archive a count takes seconds."""
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
@@ -36,12 +36,14 @@ class Exposition:
         self._registry.register(_Counted(index))
         self.ingest = self._timer("ingest", "C-STORE: from the last byte until it is durable and indexed", "outcome")
         self.retrieve = self._timer("retrieve", "Making one image ready to be sent", "outcome")
-        self.work = self._timer("work", "Requests to the worker processes, with their wait in the queue", "request")
+        self.work = self._timer(
+            "work", "Requests to the worker processes, including their wait in the queue", "request"
+        )
         self._server: Any = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Raises ConfigError where the port cannot be had."""
+        """Start serving. Raises ConfigError if the port cannot be used."""
         port, host = self._settings.port, self._settings.host
         try:
             self._server, self._thread = start_http_server(port, host, registry=self._registry)
@@ -65,19 +67,19 @@ class Exposition:
 
 
 class _Counted:
-    """Gauges read from the index when they are asked for, at most every ``FRESH`` seconds."""
+    """Gauges read from the index when they are scraped, at most every ``COUNT_INTERVAL`` seconds."""
 
     def __init__(self, index: Index) -> None:
         self._index, self._lock = index, threading.Lock()
-        self._read_at, self._gauges = -FRESH, list[Any]()
+        self._read_at, self._gauges = -COUNT_INTERVAL, list[Any]()
 
     def describe(self) -> Iterator[Any]:
-        """Nothing: the registry would otherwise count everything once to learn the names."""
+        """Yield nothing: the registry would otherwise count everything once to learn the names."""
         return iter(())
 
     def collect(self) -> Iterator[Any]:
         with self._lock:
-            if time.monotonic() >= self._read_at + FRESH:
+            if time.monotonic() >= self._read_at + COUNT_INTERVAL:
                 held, counted = monitoring_counts(self._index.engine), JobRows(self._index.engine).all()
                 self._gauges = [*_holdings(held), *_jobs(counted), *_reports(ReportRows(self._index.engine))]
                 self._read_at = time.monotonic()
@@ -88,10 +90,10 @@ def _holdings(held: MonitoringCounts) -> Iterator[Any]:
     counts = held.counts
     yield _gauge("instances", "Instances held, by state", {"state": counts.by_state})
     yield _gauge("bytes", "Bytes of objects on disk, by kind", {"kind": counts.bytes_by_kind})
-    yield _plain("backlog", "Instances that the archivist has yet to take to rest", counts.backlog)
+    yield _plain("backlog", "Instances that have not been encoded yet", counts.backlog)
     yield _plain("quarantined", "Objects in quarantine", counts.quarantined)
     yield _plain("gate_failures", "Images of which no operating point passed the gate", held.gate_failures)
-    yield _plain("damage_open", "Damaged or missing objects that are not whole again", held.damage)
+    yield _plain("damage_open", "Damaged or missing objects that have not been repaired", held.damage)
 
 
 def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
@@ -99,11 +101,15 @@ def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
     ended = {name: run.ended_at for name, run in ran.items() if run.ended_at is not None}
     yield _gauge("job_running", "1 while a run is in progress", {"job": {row.name: int(row.running) for row in rows}})
     yield _gauge("job_paused", "1 while a job is paused", {"job": {row.name: int(row.paused) for row in rows}})
-    yield _gauge("job_done", "How far the latest run is", {"job": {name: run.done for name, run in ran.items()}})
-    yield _gauge("job_total", "Of how much", {"job": {name: run.total for name, run in ran.items()}})
+    yield _gauge(
+        "job_done", "Items that the latest run has done", {"job": {name: run.done for name, run in ran.items()}}
+    )
+    yield _gauge(
+        "job_total", "Items that the latest run has to do", {"job": {name: run.total for name, run in ran.items()}}
+    )
     yield _gauge("job_ended_timestamp_seconds", "When the latest run ended", {"job": ended})
     good = {name: int(run.state == "done") for name, run in ran.items() if name in ended}
-    yield _gauge("job_succeeded", "1 where the latest run was done, 0 where it failed or was cut off", {"job": good})
+    yield _gauge("job_succeeded", "1 if the latest run succeeded, 0 if it failed or was interrupted", {"job": good})
     report = ran["scrub"].report if "scrub" in ran else {}
     for name, text in (("checked", "Objects read by the latest scrub"), ("damaged", "Objects it found damaged")):
         if name in report:
@@ -111,24 +117,24 @@ def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
 
 
 def _reports(rows: ReportRows) -> Iterator[Any]:
-    """Of audits and validations; monitoring_counts are those of the newest audit."""
+    """Gauges of audits and validations."""
     alarms = rows.alarms()
     latest = {kind: rows.newest([kind])[0] for kind in alarms}
     yield _gauge("audit_alarms", "Reports that raised an alarm, by kind", {"kind": alarms})
     newest = {kind: int(one.alarm) for kind, one in latest.items()}
-    yield _gauge("audit_alarm", "1 where the newest report raised an alarm", {"kind": newest})
+    yield _gauge("audit_alarm", "1 if the newest report raised an alarm", {"kind": newest})
     ended = {kind: one.finished_at for kind, one in latest.items()}
     yield _gauge("audit_timestamp_seconds", "When the newest report was made", {"kind": ended})
-    told = latest["audit"].summary if "audit" in latest else {}
-    for name, text in _AUDITED.items():
-        if told.get(name) is not None:
-            yield _plain(f"audit_{name}", text, told[name])
+    summary = latest["audit"].summary if "audit" in latest else {}
+    for name, text in _AUDIT_FIGURES.items():
+        if summary.get(name) is not None:
+            yield _plain(f"audit_{name}", text, summary[name])
 
 
-_AUDITED = {
-    "audited": "Images that the newest audit made anew",
+_AUDIT_FIGURES = {
+    "audited": "Images that the newest audit decoded again",
     "failed": "Of these, images that failed",
-    "drifting": "Control charts that gave alarm",
+    "drifting": "Control charts that raised an alarm",
     "fsim_mean": "Mean tile FSIM that it measured",
     "psnr_db": "Mean PSNR that it measured, dB",
 }

@@ -1,1 +1,1 @@
-"""Reports of audits and validations: a row, a JSON file, and an HTML page that needs nothing but itself."""
+"""Reports of audits and validations: a row, a JSON file and a self-contained HTML page."""

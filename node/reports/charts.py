@@ -1,4 +1,4 @@
-"""Figures by matplotlib as inline SVG in the page's own ink, so that they read on light, dark and paper alike."""
+"""Draws matplotlib figures as inline SVG in the page's text colour, readable on light and dark screens and on paper."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#3f7fc4", "#d9822b", "#2a9d77", "#b565b0", "#8a8f3c", "#d0566a", "#5b9aa0", "#8c6d5a")
-"""For series of data; told apart by colour-blind readers in this order, on light and on dark."""
+"""Colours of data series; colour-blind readers can distinguish them in this order, on light and dark pages."""
 ALARM = "#d6404f"
 
-_INK, _FAINT = "#010203", "#010204"
+_TEXT, _GRID = "#010203", "#010204"
+"""Placeholder colours, replaced by CSS colours in the SVG."""
 _WIDTH = 9.0
-_LOOK = {
+"""Inches."""
+_STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "latent-pacs",
     "font.size": 10,
@@ -30,32 +32,32 @@ _LOOK = {
     "figure.facecolor": "none",
     "legend.frameon": False,
     "lines.linewidth": 1.8,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlecolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _FAINT,
+    "text.color": _TEXT,
+    "axes.labelcolor": _TEXT,
+    "axes.titlecolor": _TEXT,
+    "axes.edgecolor": _TEXT,
+    "xtick.color": _TEXT,
+    "ytick.color": _TEXT,
+    "grid.color": _GRID,
     "grid.linewidth": 0.8,
 }
 _drawing = threading.Lock()
-"""matplotlib's settings are of the process; several jobs may draw."""
+"""matplotlib's settings are global to the process, and several jobs may draw at once."""
 
 
 def draw(painter: Callable[[Figure], None], label: str, height: float = 3.2) -> str:
-    """What ``painter`` draws into a figure 9 x ``height`` inches, as ``<svg>``; ``label`` is for screen readers."""
+    """Let ``painter`` draw into a figure of 9 x ``height`` inches; return it as ``<svg>``, with an ARIA ``label``."""
     import matplotlib as mpl
     from cycler import cycler
     from matplotlib.figure import Figure
 
     out = io.StringIO()
-    look = {**_LOOK, "axes.prop_cycle": cycler(color=COLOURS)}
-    with _drawing, mpl.rc_context(look):
+    style = {**_STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
+    with _drawing, mpl.rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         painter(figure)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()[out.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace(_INK, "currentColor").replace(_FAINT, "var(--line)")
+    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--line)")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label, quote=True)}"', 1)

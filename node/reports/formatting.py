@@ -1,10 +1,10 @@
-"""How figures are written for people."""
+"""Formats figures for people."""
 
 from __future__ import annotations
 
 
 def size_text(size: int) -> str:
-    """A size for people: 1.2 MB."""
+    """A size in bytes with a decimal unit, for example ``1.2 MB``."""
     value, units = float(size), ["B", "KB", "MB", "GB", "TB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]

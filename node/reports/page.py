@@ -1,6 +1,6 @@
-"""One self-contained HTML page, made of sections: nothing is fetched, all text is escaped, and it prints well.
+"""Renders one self-contained HTML page from sections, by the Jinja2 templates in ``templates/``.
 
-A page's own Content-Security-Policy forbids every request, so that a report says the same wherever it is opened.
+All text is escaped. The page's Content-Security-Policy forbids every request, so a report looks the same everywhere.
 """
 
 from __future__ import annotations
@@ -9,53 +9,38 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Literal, Protocol
+from functools import cache
+from typing import ClassVar, Literal
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
-
-from node.reports.style import CSS
 
 Tone = Literal["good", "warning", "bad", "neutral"]
 
 
-class Part(Protocol):
-    """Something that stands in a section."""
-
-    def html(self) -> str:
-        """The part, escaped."""
-
-
 @dataclass(frozen=True)
 class Banner:
-    """The verdict, in colour and in words: ``title`` in a few, ``text`` in a sentence."""
+    """The verdict at the top of a page: ``title`` in a few words, ``text`` in a sentence, ``tone`` as a colour."""
 
     tone: Tone
     title: str
     text: str = ""
 
-    def html(self) -> str:
-        return (
-            f'<div class="banner {self.tone}" role="status"><strong>{_(self.title)}</strong><p>{_(self.text)}</p></div>'
-        )
-
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph of text; ``strong`` in bold."""
+    """A paragraph of text, in bold if ``strong``."""
 
     text: str
     strong: bool = False
-
-    def html(self) -> str:
-        return f"<p><strong>{_(self.text)}</strong></p>" if self.strong else f"<p>{_(self.text)}</p>"
+    template: ClassVar = "paragraph.html"
 
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A number that the reader should take away: ``value`` large, ``label`` above it, ``note`` below."""
+    """A number in large type: ``label`` above it, ``note`` below."""
 
     label: str
     value: str
@@ -68,19 +53,12 @@ class KeyFigures:
     """Key figures side by side."""
 
     figures: Sequence[KeyFigure]
-
-    def html(self) -> str:
-        cards = (
-            f'<div class="card {one.tone}"><dt>{_(one.label)}</dt><dd>{_(one.value)}</dd>'
-            f"<small>{_(one.note)}</small></div>"
-            for one in self.figures
-        )
-        return f'<dl class="cards">{"".join(cards)}</dl>'
+    template: ClassVar = "key_figures.html"
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A cell that stands out."""
+    """A highlighted table cell."""
 
     text: str
     tone: Tone
@@ -88,36 +66,34 @@ class Mark:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. ``align``: a letter per column, l or r (numbers); empty: all l. ``html`` raises ValueError where a row
-    has another length."""
+    """A table. ``align``: one letter per column, l or r (numbers); empty means all l.
+
+    Raises ValueError if a row or ``align`` has another length than ``head``.
+    """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str | Mark]]
     caption: str = ""
     align: str = ""
+    template: ClassVar = "table.html"
 
-    def html(self) -> str:
-        sides = self.align or "l" * len(self.head)
-        head = "".join(
-            f'<th scope="col" class="{side}">{_(text)}</th>' for side, text in zip(sides, self.head, strict=True)
-        )
-        rows = "".join(
-            "<tr>" + "".join(_cell(cell, side) for side, cell in zip(sides, row, strict=True)) + "</tr>"
-            for row in self.rows
-        )
-        caption = f"<caption>{_(self.caption)}</caption>" if self.caption else ""
-        return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.head) for row in [self.sides, *self.rows]):
+            raise ValueError(f"a row or the alignment of the table {list(self.head)} has another length than its head")
+
+    @property
+    def sides(self) -> str:
+        """The alignment of every column."""
+        return self.align or "l" * len(self.head)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: ``svg`` from ``node.reports.charts.draw``. ``caption`` says what is to be seen in it."""
+    """A figure: ``svg`` from ``node.reports.charts.draw``. ``caption`` describes its content."""
 
     svg: str
     caption: str
-
-    def html(self) -> str:
-        return f'<figure class="chart">{self.svg}<figcaption>{_(self.caption)}</figcaption></figure>'
+    template: ClassVar = "chart.html"
 
 
 @dataclass(frozen=True)
@@ -127,6 +103,13 @@ class PagePicture:
     pixels: NDArray[np.uint8]
     caption: str
 
+    @property
+    def data_uri(self) -> str:
+        """The picture as PNG in a data URI."""
+        out = io.BytesIO()
+        Image.fromarray(self.pixels).save(out, "PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -134,54 +117,33 @@ class Pictures:
 
     pictures: Sequence[PagePicture]
     caption: str = ""
+    template: ClassVar = "pictures.html"
 
-    def html(self) -> str:
-        figures = (
-            f'<figure><img src="{_data_uri(one.pixels)}" alt="{_(one.caption)}">'
-            f"<figcaption>{_(one.caption)}</figcaption></figure>"
-            for one in self.pictures
-        )
-        caption = f"<p class=note>{_(self.caption)}</p>" if self.caption else ""
-        return f'<div class="beside">{"".join(figures)}</div>{caption}'
+
+Part = Paragraph | KeyFigures | Table | Chart | Pictures
 
 
 @dataclass(frozen=True)
 class PageSection:
-    """A heading and what stands under it."""
+    """A heading and the parts below it."""
 
     heading: str
     parts: Sequence[Part]
 
-    def html(self) -> str:
-        return f"<section><h2>{_(self.heading)}</h2>{''.join(part.html() for part in self.parts)}</section>"
+
+def page(title: str, subtitle: str, banner: Banner, sections: Sequence[PageSection], footer: str = "") -> str:
+    """The whole page, to be written in UTF-8. It must not contain patient data."""
+    template = _environment().get_template("page.html")
+    return template.render(title=title, subtitle=subtitle, banner=banner, sections=sections, footer=footer)
 
 
-def page(title: str, subtitle: str, verdict: Banner, sections: Sequence[PageSection], footer: str = "") -> str:
-    """The whole page, as text to be written in UTF-8. No patient data belongs in any of it."""
-    body = "".join(section.html() for section in sections)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{_(title)}</title><style>{CSS}</style></head><body><main>"
-        f'<header><h1>{_(title)}</h1><p class="subtitle">{_(subtitle)}</p></header>{verdict.html()}{body}'
-        f"<footer>{_(footer)}</footer></main></body></html>\n"
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("node.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def _cell(cell: str | Mark, side: str) -> str:
-    if isinstance(cell, Mark):
-        return f'<td class="{side}"><span class="mark {cell.tone}">{_(cell.text)}</span></td>'
-    return f'<td class="{side}">{_(cell)}</td>'
-
-
-def _data_uri(pixels: NDArray[np.uint8]) -> str:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def _(text: str) -> str:
-    return escape(text, quote=True)

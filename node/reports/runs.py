@@ -1,6 +1,6 @@
-"""What every run leaves: a JSON file and an HTML page in ``reports/`` under the storage root, then a row.
+"""Publishes the report of a run: a JSON file and an HTML page in ``reports/`` under the storage root, and a row.
 
-Files first, row second. The JSON file holds the row too, so that a new index takes its reports back from the folder.
+Files are written before the row. The JSON file also contains the row, so a new index recovers reports from the folder.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What one run found. ``verdict``: a sentence for a person; ``summary``: figures for later runs and for ``--json``;
-    ``details``: everything else for the JSON file; ``alarm``: somebody should look; ``page``: the HTML.
+    """Result of a run. ``verdict``: one sentence. ``alarm``: whether a person must look at it. ``summary``: figures for
+    later runs and for ``--json``. ``details``: other data for the JSON file. ``page``: HTML.
 
-    No patient data in any of it; UIDs are fine. Numbers that are not finite become null.
+    None of it may contain patient data; UIDs are allowed. Numbers that are not finite become null.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Reports:
         self.rows, self.folder = rows, folder
 
     def publish(self, outcome: RunOutcome) -> StoredReport:
-        """Write both files and commit the row; on return all of it is on disk. Raises StoreFull."""
+        """Write both files durably and commit the row. Raises StoreFull."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self._free_name(outcome)
         row = {
@@ -69,15 +69,15 @@ class Reports:
         return self.rows.add(NewReport(**row))
 
     def find(self, key: int | None = None, *kinds: str) -> StoredReport:
-        """The report of that number, or the latest one of those kinds. Raises UnknownReport."""
+        """The report with that number, or the latest one of the given kinds. Raises UnknownReport."""
         if key is not None:
             found = self.rows.get(key)
             if found is None:
-                raise UnknownReport(f"there is no report number {key}; --list shows those there are")
+                raise UnknownReport(f"report {key} does not exist; --list shows the reports")
             return found
         latest = self.rows.newest(kinds)
         if not latest:
-            raise UnknownReport("there is no report yet; `latent-pacs audit run` makes one")
+            raise UnknownReport("no report exists yet; run `latent-pacs audit run`")
         return latest[0]
 
     def html(self, report: StoredReport) -> Path:
@@ -89,7 +89,7 @@ class Reports:
         return self.folder / f"{report.name}.json"
 
     def recover(self) -> int:
-        """Take the reports in the folder into an index that has none; how many that were."""
+        """Add the reports in the folder to an index that has none; return their number."""
         if self.rows.newest():
             return 0
         found = [row for file in self.folder.glob("*.json") if (row := _row_in(file)) is not None]
@@ -98,13 +98,13 @@ class Reports:
         return len(found)
 
     def _free_name(self, outcome: RunOutcome) -> str:
-        """``<kind>-<UTC>``, numbered where a second run ended in the same second."""
+        """``<kind>-<UTC>``, with a number if another run ended in the same second."""
         stem = f"{outcome.kind}-{outcome.finished.astimezone(UTC):%Y%m%dT%H%M%SZ}"
         names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, 1000))
         return next(name for name in names if not (self.folder / f"{name}.json").exists())
 
     def _write(self, name: str, text: str) -> None:
-        """Under its final name a file is whole and on disk, or it is not there."""
+        """Write a file atomically and durably."""
         handle, made = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".making")
         try:
             with full_disk_is_store_full(), os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -117,7 +117,7 @@ class Reports:
 
 
 def plain(value: Any) -> Any:
-    """The same as plain JSON: mappings and sequences as dicts and lists, what is no finite number as None."""
+    """Convert to JSON types: mappings and sequences to dicts and lists, numbers that are not finite to None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -132,5 +132,5 @@ def _row_in(file: Path) -> NewReport | None:
         data = json.loads(file.read_text(encoding="utf-8"))
         return NewReport(**{name: data[name] for name in NewReport.__dataclass_fields__})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        LOGGER.warning("%s is no report: %s", file.name, error)
+        LOGGER.warning("%s is not a report and is skipped: %s", file.name, error)
         return None

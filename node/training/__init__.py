@@ -1,1 +1,1 @@
-"""Training, evaluation and fine-tuning of upscalers; nothing here runs in the archive's own work."""
+"""Training, evaluation and fine-tuning of upscalers; the archive itself never runs this package."""

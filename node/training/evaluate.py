@@ -1,8 +1,8 @@
-"""Evaluation of ``mammo`` on whole images: how many bytes it saves where the gate's lines are as good.
+"""Evaluates ``mammo`` on whole images: the bytes that it saves at equal fidelity of lines.
 
-Each image is coded at a series of distances. At each, the structures of ``bicubic`` and of ``mammo`` are measured as
-the gate measures them (node/fidelity/lines.py). Between distances, bytes are interpolated to where a structure just
-meets the limits: what the encoder would pay, with the network and without it.
+Each image is coded at a series of quantiser distances. At each distance the structures of ``bicubic`` and ``mammo`` are
+measured as the gate measures them (node/fidelity/lines.py). The bytes at which a structure just meets the limits are
+interpolated between distances: the size that the encoder would need with and without the network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.lines import LineNoise
 from node.fidelity.windows import display_window
 from node.training.image_files import Picture
-from node.training.training_patches import Coded, coded
+from node.training.training_patches import Coded, code
 from node.upscalers.mammo import Mammo
 from node.upscalers.protocol import UpscaleTask
 from storage.formats.geometry import CELL, cell_pixels
@@ -31,17 +31,17 @@ Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 LIMITS = (4.0, 2.0, 0.8)
-"""Lines that a structure may have at the three widths, in local noise: where it looks untouched (CODEC_NOTES)."""
+"""Largest line response at the three widths, in units of local noise, below which no change is visible."""
 SHARE = 0.999
-"""Percentile of the lines that is held against the limits."""
+"""Quantile of the line responses that is compared with the limits."""
 DISTANCES = {1: (0.7, 1.0, 1.5, 2.2, 3.2), 2: (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0), 4: (0.2, 0.35, 0.6, 1.0)}
-"""Distances per scale, finest first; a series ends where both structures are beyond the limits."""
+"""Distances per scale, finest first; a series ends when both structures exceed the limits."""
 
 
 @dataclass(frozen=True)
 class StructureFigures:
-    """One structure of one base. ``lines``: percentile per width. ``lost``: RMS of its error per octave band over the
-    original's. ``inconsistency``: RMS of D(structure) minus the base, over the RMS of the base's own error.
+    """One structure of one base. ``lines``: quantile per width. ``lost``: RMS error per octave band over the
+    original's RMS. ``inconsistency``: RMS of D(structure) minus the base, over the RMS coding error of the base.
     """
 
     lines: tuple[float, ...]
@@ -50,13 +50,13 @@ class StructureFigures:
 
     @property
     def excess(self) -> float:
-        """The worst of lines over limit: 1 just passes."""
+        """The largest ratio of a line figure to its limit; 1 just passes."""
         return max(found / limit for found, limit in zip(self.lines, LIMITS, strict=True))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One image at one distance. ``seconds``: what the network took."""
+    """One image at one distance. ``seconds``: duration of the network."""
 
     distance: float
     size: int
@@ -68,16 +68,16 @@ class Pair:
 def evaluate(
     pictures: Sequence[Picture], folder: Path, *, scales: Sequence[int] = (2,), device: str = "auto"
 ) -> Iterator[dict[str, Any]]:
-    """One result per picture and scale, in the form that ``latent-pacs model evaluate --json`` prints.
+    """One result per picture and scale, as printed by ``latent-pacs model evaluate --json``.
 
-    ``base_bytes`` and ``model_bytes``: at the limits, or None where no distance of the series brackets them.
+    ``base_bytes`` and ``model_bytes``: bytes at the limits, or None if the series does not bracket them.
     """
     mammo = Mammo(folder, device=device)
     for picture in pictures:
-        image, inside = _breast_of(picture)
+        image, inside = _cropped_to_breast(picture)
         noise = LineNoise.of(image, inside, display_window(picture.header, picture.pixels, picture.mask).width)
         for scale in scales:
-            pairs = list(_series(image, inside, noise, float((1 << picture.bits) - 1), scale, mammo))
+            pairs = list(_series(image, inside, noise, picture.bits, scale, mammo))
             yield {
                 "image": picture.name,
                 "film": picture.film,
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def bytes_at_limits(series: Sequence[tuple[float, int]]) -> int | None:
-    """Bytes where the excess is 1, between two points of a series of (excess, bytes); both logarithms are linear."""
+    """Bytes at an excess of 1, interpolated log-log in a series of (excess, bytes); None outside the series."""
     points = sorted((float(np.log(excess)), float(np.log(size))) for excess, size in series)
     excesses, sizes = np.array(points).T if points else (np.zeros(0), np.zeros(0))
     if not points or excesses[0] > 0 or excesses[-1] < 0:
@@ -98,7 +98,7 @@ def bytes_at_limits(series: Sequence[tuple[float, int]]) -> int | None:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per scale, pooled over the images that have both figures: bytes saved, and the worst image."""
+    """Per scale, over the images that have both sizes: geometric mean and maximum of the ratio of bytes."""
     rows = []
     for scale in sorted({result["scale"] for result in results}):
         both = [r for r in results if r["scale"] == scale and r["base_bytes"] and r["model_bytes"]]
@@ -115,8 +115,8 @@ def summary(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _breast_of(picture: Picture) -> tuple[Float, Mask]:
-    """The breast's bounding box: grey levels, and where in it there is breast."""
+def _cropped_to_breast(picture: Picture) -> tuple[Float, Mask]:
+    """Grey levels in the breast's bounding box, and the breast mask per pixel."""
     mask = picture.mask
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = np.s_[rows[0] * CELL : (rows[-1] + 1) * CELL, columns[0] * CELL : (columns[-1] + 1) * CELL]
@@ -125,30 +125,30 @@ def _breast_of(picture: Picture) -> tuple[Float, Mask]:
     return image, inside
 
 
-def _series(image: Float, inside: Mask, noise: LineNoise, top: float, scale: int, mammo: Mammo) -> Iterator[Pair]:
-    own = band_energies(image, inside)[:BANDS].sum(axis=(1, 2))
+def _series(image: Float, inside: Mask, noise: LineNoise, bits: int, scale: int, mammo: Mammo) -> Iterator[Pair]:
+    energies = band_energies(image, inside)[:BANDS].sum(axis=(1, 2))
     for distance in DISTANCES[scale]:
-        base = coded(image, scale, distance, top)
-        upsampled = base.operator.lift(base.samples)
+        base = code(image, scale, distance, bits)
+        upsampled = base.upsampled
         deviation = measure_deviation(image, upsampled, inside, inside).deviation(upsampled) * inside
         point = OperatingPoint(scale=scale, coder="jpegxl", distance=distance)
         task = UpscaleTask(base.samples, base.operator, upsampled, point, base.quantisation, deviation)
         began = time.monotonic()
-        made = mammo.structure(task)
+        improved = mammo.structure(task)
         seconds = time.monotonic() - began
-        plain, ours = (_structure(image, inside, part, base, noise, own) for part in (upsampled, made))
-        yield Pair(distance, base.size, plain, ours, seconds)
-        if plain.excess > 1 and ours.excess > 1:
+        bicubic, model = (_figures(image, inside, part, base, noise, energies) for part in (upsampled, improved))
+        yield Pair(distance, base.size, bicubic, model, seconds)
+        if bicubic.excess > 1 and model.excess > 1:
             return
 
 
-def _structure(
-    image: Float, inside: Mask, structure: Float, base: Coded, noise: LineNoise, own: NDArray[np.float64]
+def _figures(
+    image: Float, inside: Mask, structure: Float, base: Coded, noise: LineNoise, energies: NDArray[np.float64]
 ) -> StructureFigures:
     error = structure - image
-    lost = np.sqrt(band_energies(error, inside)[:BANDS].sum(axis=(1, 2)) / np.maximum(own, 1e-12))
-    away = base.operator.down(structure) - base.samples
-    inconsistency = float(np.sqrt(np.mean(np.square(away)))) / max(base.quantisation, 1e-9)
+    lost = np.sqrt(band_energies(error, inside)[:BANDS].sum(axis=(1, 2)) / np.maximum(energies, 1e-12))
+    difference = base.operator.down(structure) - base.samples
+    inconsistency = float(np.sqrt(np.mean(np.square(difference)))) / max(base.quantisation, 1e-9)
     return StructureFigures(noise.look(error).percentile(SHARE), tuple(lost.tolist()), inconsistency)
 
 

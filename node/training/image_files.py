@@ -1,4 +1,4 @@
-"""Mammograms from files as a trainer wants them: DICOM, PNG and JPEG to integer pixels with their header."""
+"""Reads mammograms for training from DICOM, PNG and JPEG files: integer pixels with a header."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ Pixels = NDArray[np.uint16]
 _JPEG = {".jpg", ".jpeg"}
 _RASTER = {".png", *_JPEG}
 _HALVED_BITS = 12
+"""Bits of the grey levels of a halved JPEG: means of four 8-bit pixels have finer steps."""
 _DIGITISED = ("1.2.840.10008.5.1.4.1.1.7",)
+"""SOP Classes of digitised film: Secondary Capture Image Storage."""
 
 
 class NoPictures(LatentPacsError):
-    """No readable mammogram in the folders that were given."""
+    """The given folders contain no readable mammogram."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One mammogram: uint16 pixels (rows, columns) below ``2 ** bits``, its header, and where the breast is.
+    """One mammogram: uint16 pixels (rows, columns) below ``2 ** bits``, its header and its breast mask.
 
-    ``film``: digitised film, as far as the header tells. ``mask``: bool per block of 16 pixels.
+    ``film``: whether the header says digitised film. ``mask``: bool per block of 16 x 16 pixels.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Picture:
 
 
 def picture_files(sources: Iterable[Path]) -> list[Path]:
-    """Every file below the given folders that may be a picture, and the given files themselves, sorted."""
+    """All files in the given folders, and the given files themselves, sorted."""
     found: set[Path] = set()
     for source in sources:
         if not source.exists():
@@ -54,7 +56,7 @@ def picture_files(sources: Iterable[Path]) -> list[Path]:
 
 
 def read_pictures(sources: Iterable[Path]) -> list[Picture]:
-    """Every mammogram in ``sources``; other files are passed over. Raises NoPictures where none is left."""
+    """All mammograms in ``sources``; other files are skipped. Raises NoPictures if there is none."""
     sources = list(sources)
     pictures = [picture for path in picture_files(sources) if (picture := read_picture(path)) is not None]
     if not pictures:
@@ -63,9 +65,9 @@ def read_pictures(sources: Iterable[Path]) -> list[Picture]:
 
 
 def read_picture(path: Path) -> Picture | None:
-    """The mammogram in a file; None where there is none, or one of less than 256 pixels a side.
+    """The mammogram in a file; None if there is none or a side is shorter than 256 pixels.
 
-    A JPEG is halved first: what its own quantisation left in the finest octave is no truth to learn from.
+    A JPEG is halved, because its own quantisation has damaged the finest octave.
     """
     found = _raster(path) if path.suffix.lower() in _RASTER else _dicom(path)
     if found is None or min(found[0].shape) < TILE:
@@ -112,12 +114,12 @@ def _raster(path: Path) -> tuple[Pixels, int, Dataset] | None:
 
 
 def _significant(pixels: Pixels) -> Pixels:
-    """The values themselves where 12 bits, say, were stretched to 16 so that viewers of PNG show them.
+    """The original values of pixels whose range, for example 12 bits, was stretched to 16 bits.
 
-    Either times 16 (white may be 65535 all the same), or times 65535 / 4095, rounded one way or another.
+    Handles multiplication by a power of 2 (white may still be 65535) and by, for example, 65535 / 4095 with rounding.
     """
     grey = np.unique(pixels)
-    for bits in range(8, 15):  # at 15, nearly anything looks stretched
+    for bits in range(8, 15):  # from 15 bits on, nearly all values look stretched
         top = (1 << bits) - 1
         stretched = np.rint(grey * (top / 65535)) * (65535 / top)
         if np.abs(stretched - grey).max() < 1:

@@ -1,8 +1,8 @@
-"""The autoencoder of ``sd_x2`` adapted to an archive's own mammograms: its decoder, and nothing else, is trained.
+"""Adapts the decoder of ``sd_x2``'s autoencoder to an archive's own mammograms; nothing else is trained.
 
-Stable Diffusion's autoencoder was made for photographs, and whatever it loses the upscaler cannot give back (an open
-question of arXiv 2310.05299). Crops of the breast go through the frozen encoder and the decoder learns to return
-them. The batch of a step is a function of the seed and the step alone; a run resumes to the bit on the same machine.
+Stable Diffusion's autoencoder was made for photographs, and the upscaler cannot restore what it loses (an open question
+of arXiv 2310.05299). The decoder learns to reproduce crops of the breast from the latents of the frozen encoder. The
+batch of a step depends on the seed and the step alone; a resumed run gives the same bits on the same machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -28,25 +27,28 @@ from torch import Tensor
 
 from node.fidelity.windows import display_window
 from node.training.image_files import NoPictures, Picture
-from node.training.trainer import CheckpointError, Progress, TrainingFailed
+from node.training.trainer import LOSSES_KEPT, CheckpointError, Progress, TrainingFailed
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError
 from storage.formats.geometry import CELL
+from storage.optional_packages import require_extra
 
 DECODER_CHECKPOINT = "decoder.pt"
-_TIMED = 2
+_TIMED_STEPS = 2
 _UNKNOWN = 10_000
-_GATHERED = 64
+"""Steps of a plan until they have been timed."""
 _EVALUATED = 16
+"""Crops over which PSNR is averaged."""
 
 
 class FolderTaken(LatentPacsError):
-    """The folder for the result holds the source, or something that is no earlier run; nothing was written."""
+    """The output folder contains the source model, or files other than an earlier run; nothing was written."""
 
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """``steps`` is the whole run, the learning rate ``rate`` falls to zero over it; ``crop`` is in pixels a side."""
+    """``steps``: length of the whole run, over which the learning rate ``rate`` falls to zero. ``crop``: side in
+    pixels."""
 
     steps: int
     batch: int = 4
@@ -56,15 +58,15 @@ class DecoderPlan:
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.crop) < 1 or self.crop % 8:
-            raise ValueError(f"{self}: steps and batch are 1 at least, crop a multiple of 8")
+            raise ValueError(f"{self}: steps and batch must be at least 1, crop a multiple of 8")
 
 
 @dataclass(frozen=True)
 class DecoderResult:
-    """The autoencoder's ceiling before and after: PSNR in dB of encoding and decoding, over 16 fixed breast crops.
+    """PSNR in dB of encoding and decoding 16 fixed breast crops, before and after training; sd_x2 cannot exceed it.
 
-    The peak is the display window, as in the gate. ``held_out``: the crops are of a picture that was not trained on;
-    false where there was only one picture, and the gain says nothing of others.
+    The peak is the width of the display window, as in the gate. ``held_out``: whether the crops are of a picture that
+    was not trained on; false if there is only one picture.
     """
 
     folder: Path
@@ -97,19 +99,22 @@ def fine_tune_decoder(
     watch: Callable[[Progress], None] = lambda _: None,
     save_every: float = 120.0,
 ) -> DecoderResult:
-    """Train into ``folder``: a checkpoint, and at the end a pipeline that ``SdX2`` loads, whole but for its decoder.
+    """Train, and write a checkpoint and at the end a pipeline that ``SdX2`` loads to ``folder``.
 
-    ``source`` as ``SdX2`` takes it. The last picture is kept out of training where there is more than one. With
-    ``resume`` a checkpoint found in ``folder`` is continued under its own plan, except for ``steps`` where the given
-    plan asks for more. ``minutes`` is a budget as ``train`` has it. ``stop_after`` ends early, with the decoder as
-    far as it has come.
+    ``source``: as for ``SdX2``. The last picture is held out of training if there is more than one. ``resume``:
+    continue the checkpoint in ``folder`` under its own plan, with the larger number of steps. ``minutes``: a time
+    budget as for ``train``. ``stop_after``: end early with the decoder trained so far. ``save_every``: seconds between
+    checkpoints.
     """
+    require_extra("sd-x2", "training the decoder of sd_x2")
     origin = find_weights(source)
     weight_files(origin)
     _claim(folder, origin)
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    torch_device = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    )
     bound = _fingerprint(SdX2(str(origin)).weights_digest, pictures)
-    state = _fresh(origin, plan, where)
+    state = _fresh(origin, plan, torch_device)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         if resume and (folder / DECODER_CHECKPOINT).exists():
             plan = _restore(state, folder / DECODER_CHECKPOINT, plan, bound)
@@ -125,10 +130,10 @@ def fine_tune_decoder(
         try:
             while state.step < min(plan.steps, stop_after or plan.steps) and time.monotonic() < end:
                 loss = _one_step(state, plan, others or [last])
-                state.losses = [*state.losses[1 - _GATHERED :], loss]
+                state.losses = [*state.losses[1 - LOSSES_KEPT :], loss]
                 watch(Progress(state.step, plan.steps, float(np.mean(state.losses)), time.monotonic() - began))
-                if untimed and state.step == first + _TIMED:
-                    each = (time.monotonic() - began) / _TIMED
+                if untimed and state.step == first + _TIMED_STEPS:
+                    each = (time.monotonic() - began) / _TIMED_STEPS
                     plan = replace(plan, steps=state.step + max(int((end - time.monotonic()) / each), 1))
                 if time.monotonic() - saved > save_every:
                     _save(state, plan, folder, bound)
@@ -141,7 +146,7 @@ def fine_tune_decoder(
 
 
 def _usable(pictures: Sequence[Picture], crop: int) -> list[Picture]:
-    """Those that a crop fits into, with breast and more than one grey level."""
+    """The pictures that a crop fits into and that show a breast with more than one grey level."""
     fits = [each for each in pictures if min(each.pixels.shape) >= crop and each.mask.any() and np.ptp(each.pixels) > 0]
     if not fits:
         raise NoPictures(f"none of {len(pictures)} pictures has {crop} x {crop} pixels with breast to learn from")
@@ -151,7 +156,7 @@ def _usable(pictures: Sequence[Picture], crop: int) -> list[Picture]:
 def _claim(folder: Path, origin: Path) -> None:
     target, taken = folder.resolve(), origin.resolve()
     if target == taken or taken in target.parents:
-        raise FolderTaken(f"{folder} is where the source model lies, which stays as it is; give another folder")
+        raise FolderTaken(f"{folder} contains the source model, which must not be changed; give another folder")
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not any(folder.glob(DECODER_CHECKPOINT + "*")):
         raise FolderTaken(f"{folder} is neither empty nor an earlier run of this training; give another folder")
@@ -159,13 +164,13 @@ def _claim(folder: Path, origin: Path) -> None:
 
 
 def _fingerprint(weights: str, pictures: Sequence[Picture]) -> str:
-    """With other pictures or in another order a run would neither repeat nor keep its last one held out."""
+    """Digest of weights and pictures in their order; a run with others would change, and train on the held-out one."""
     facts = [(each.name, each.pixels.shape, int(each.pixels.min()), int(each.pixels.max())) for each in pictures]
     return hashlib.sha256(repr((weights, facts)).encode()).hexdigest()
 
 
 def _cut(picture: Picture, crop: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """A crop around a random place of the breast, mapped to [-1, 1] by the picture's range as ``SdX2.upscale`` does."""
+    """A crop around a random position in the breast, mapped to [-1, 1] by the picture's range as in ``SdX2``."""
     places = np.argwhere(picture.mask)
     middle = places[int(random.integers(len(places)))] * CELL + random.integers(CELL, size=2)
     top, left = np.clip(middle - crop // 2, 0, np.array(picture.pixels.shape) - crop)
@@ -195,7 +200,7 @@ def _one_step(state: _State, plan: DecoderPlan, pictures: Sequence[Picture]) -> 
 
 
 def _round_trip(vae: Any, grey: Tensor, *, half: bool) -> Tensor:
-    """Grey crops (n, 1, h, w) encoded by the mode, as ``SdX2`` does and without gradient, and decoded."""
+    """Encode grey crops (n, 1, h, w) by the mode, as ``SdX2`` does, without gradient, and decode them."""
     with torch.no_grad():
         latents = vae.encode(grey.expand(-1, 3, -1, -1)).latent_dist.mode()
     with torch.autocast(grey.device.type, torch.bfloat16, enabled=half):
@@ -204,7 +209,7 @@ def _round_trip(vae: Any, grey: Tensor, *, half: bool) -> Tensor:
 
 
 def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
-    """PSNR of the round trip in float32, clipped as ``SdX2.upscale`` clips."""
+    """PSNR in dB of the round trip in float32, clipped as in ``SdX2``."""
     errors = []
     for number in range(_EVALUATED):
         piece = _cut(picture, plan.crop, np.random.default_rng((plan.seed, 5, number)))
@@ -215,14 +220,16 @@ def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
     return 20 * math.log10(display_window(picture.header, picture.pixels, picture.mask).width / max(grey_levels, 1e-6))
 
 
-def _fresh(origin: Path, plan: DecoderPlan, where: torch.device) -> _State:
+def _fresh(origin: Path, plan: DecoderPlan, device: torch.device) -> _State:
+    from diffusers import AutoencoderKL
+
     try:
         vae = AutoencoderKL.from_pretrained(
             str(origin), subfolder="vae", local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsNotFound(f"{origin / 'vae'} cannot be loaded ({error}); get the model again") from error
-    vae.float().eval().requires_grad_(False).to(where, memory_format=torch.channels_last)
+    vae.float().eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_()
     return _State(vae, trained, torch.optim.AdamW(trained.parameters(), lr=plan.rate, weight_decay=0.0))
 
@@ -236,8 +243,8 @@ def _save(state: _State, plan: DecoderPlan, folder: Path, bound: str) -> None:
     fresh.replace(folder / DECODER_CHECKPOINT)
 
 
-def _restore(state: _State, path: Path, asked: DecoderPlan, bound: str) -> DecoderPlan:
-    """Fill ``state`` from a checkpoint of the same source and pictures; returns the plan it goes on with."""
+def _restore(state: _State, path: Path, given: DecoderPlan, bound: str) -> DecoderPlan:
+    """Fill ``state`` from a checkpoint of the same source and pictures; return the plan of the resumed run."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if content["bound"] != bound:
@@ -248,21 +255,21 @@ def _restore(state: _State, path: Path, asked: DecoderPlan, bound: str) -> Decod
         state.before_db, state.step, state.losses = content["before_db"], int(content["step"]), list(content["losses"])
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} cannot be continued: {reason}; train without resume to start again") from error
-    return replace(plan, steps=max(plan.steps, asked.steps))
+        raise CheckpointError(f"{path} cannot be resumed: {reason}; train without resume to start again") from error
+    return replace(plan, steps=max(plan.steps, given.steps))
 
 
 def _write_pipeline(origin: Path, vae: Any, folder: Path) -> None:
-    """The source's files with the autoencoder's weights replaced; the index last, so that half of it is no model."""
+    """Copy the source with the new decoder; the index is written last, so that a partial copy is not a model."""
     (folder / "model_index.json").unlink(missing_ok=True)
-    for name in ("scheduler", "tokenizer"):  # copyfile follows the links of the hub's cache and leaves its modes
+    for name in ("scheduler", "tokenizer"):  # copyfile follows links of the hub's cache and does not copy modes
         shutil.copytree(origin / name, folder / name, copy_function=shutil.copyfile, dirs_exist_ok=True)
     for weights in weight_files(origin):
         part = folder / weights.parent.name
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         if part.name == "vae":
-            # not save_pretrained: it draws a bar on the screen, and only the owner may read its files
+            # save_pretrained would print a progress bar and make the files readable by their owner only
             tensors = vae.to("cpu", memory_format=torch.contiguous_format).state_dict()
             (part / "diffusion_pytorch_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         else:

@@ -1,10 +1,10 @@
-"""The training loop of ``mammo``: seeded, checkpointed, resumable to the bit on the same machine.
+"""The training loop of ``mammo``: seeded and checkpointed; a resumed run gives the same bits on the same machine.
 
-The network learns the velocity of flow.py by least squares (arXiv 2303.08797, equation 2.13). Errors are weighed by
-octave bands, each over the energy of the residual in that band: what a reader sees of a lost vessel lies in the middle
-bands, which a plain square would drown in the noise of the finest one. Where the base holds structure, errors count up
-to eight times as much as where it holds noise: the gate looks at the worst lines, and the posterior mean is the same
-whatever the weights are, as long as they depend on the base alone.
+The network learns the velocity of flow.py by least squares (arXiv 2303.08797, equation 2.13). Errors are weighted by
+octave bands, each over the energy of the residual in that band: lost vessels are visible in the middle bands, which
+contribute little to a plain squared error. Errors count up to eight times more where the base shows structure than
+where it shows noise, because the gate measures the worst lines. The posterior mean does not depend on weights that are
+functions of the base alone.
 """
 
 from __future__ import annotations
@@ -30,43 +30,49 @@ from node.training.image_files import Picture
 from node.training.training_patches import TrainingPatch, crops, make_patch
 from node.upscalers import flow
 from node.upscalers.mammo import save_network
-from node.upscalers.network import LATENT, MammoNetwork, to_pixels
+from node.upscalers.network import LATENT, MammoNetwork, NetworkConfig, to_pixels
 from storage.errors import ConfigError, LatentPacsError
 
 CHECKPOINT = "checkpoint.pt"
-_GATHERED = 64
-_TIMED = 12
+LOSSES_KEPT = 64
+"""Steps over which the reported loss is averaged."""
+_TIMED_STEPS = 12
 _TIMED_SHARE = 0.02
-"""Of a budget of minutes: a GPU takes some seconds to come up to speed."""
+"""Share of a time budget spent on timing steps; a GPU needs some seconds to reach full speed."""
 _UNKNOWN = 1_000_000
+"""Steps of a plan until they have been timed."""
 _AHEAD = 4
-"""Plates made before their step comes."""
+"""Patches prepared ahead of their step."""
 _SAVE_EVERY = 120.0
+"""Seconds between checkpoints."""
 _BANDS = (0.7, 1.4, 2.8, 5.6)
 """Octave bands: differences of Gaussians of these standard deviations, in pixels."""
 _BAND_WEIGHTS = (1.0, 1.0, 1.0, 0.3)
 _STRUCTURE = (1.0, 4.0, 3.0)
-"""Structure is the energy of the base's detail between two Gaussians, blurred by a third: deviations in pixels."""
+"""Structure is the energy of the base's detail between the first two Gaussians, blurred by the third; standard
+deviations in pixels."""
 _WEIGHTS = (0.5, 8.0)
-"""Least and greatest weight of a place, where the mean of a crop is 1."""
-_FAINT = 1e-4
-"""Added to the energy of a band, in squared deviations, so that an empty one does not count without bound."""
+"""Minimum and maximum weight of a pixel, relative to the mean of its crop."""
+_LEAST_ENERGY = 1e-4
+"""Added to the energy of a band, in squared deviations, so that an empty band has a bounded loss."""
 
 
 class CheckpointError(LatentPacsError):
-    """A checkpoint that cannot be gone on with; the message says why."""
+    """A checkpoint cannot be resumed; the message gives the reason."""
 
 
 class TrainingFailed(LatentPacsError):
-    """A training that went astray; the message says where."""
+    """A training diverged; the message says at which step."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, and how long. ``steps`` is the whole run; the learning rate falls to zero over it.
+    """Hyperparameters. ``steps``: length of the whole run, over which the learning rate falls to zero.
 
-    ``zero_share``: share of each batch at t = 0, which trains the posterior mean and with it the structure; the rest
-    is spread evenly over t. ``average``: decay of the running mean of the weights, which is what is kept.
+    ``width``, ``wide``, ``blocks``: see NetworkConfig. ``crop``: side in pixels. ``zero_share``: share of each batch at
+    t = 0, which trains the posterior mean and so the structure; other times are uniform. ``average``: decay of the
+    running mean of the weights, which becomes the model. ``patches``: number of patches in use at a time; the oldest is
+    replaced every ``patch_steps`` steps.
     """
 
     steps: int
@@ -78,21 +84,21 @@ class Plan:
     rate: float = 1.5e-3
     zero_share: float = 0.67
     average: float = 0.999
-    deck: int = 96
-    renew: int = 6
+    patches: int = 96
+    patch_steps: int = 6
     seed: int = 1
 
     def sized_for(self, device: str) -> Plan:
-        """The same training with batches that fill a GPU, and more plates in play, where there is one."""
+        """On a GPU, the same plan with larger batches and more patches."""
         if _device(device).type != "cuda":
             return self
-        return replace(self, batch=64, rate=2e-3, deck=512, renew=3)
+        return replace(self, batch=64, rate=2e-3, patches=512, patch_steps=3)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is. ``loss``: share of the residual's energy that is left at t = 0, mean of the bands over the
-    last 64 steps; 1 is the untrained network."""
+    """Progress of a training. ``loss``: share of the residual's energy left at t = 0, mean of the bands and of the last
+    64 steps; 1 for the untrained network."""
 
     step: int
     steps: int
@@ -121,12 +127,12 @@ def train(
     device: str = "auto",
     watch: Callable[[Progress], None] = lambda _: None,
 ) -> MammoNetwork:
-    """Train into ``folder``: a checkpoint all along, and the model as ``load_network`` reads it; returns the model.
+    """Train; write checkpoints and finally the model (as ``load_network`` reads it) to ``folder``; return the model.
 
-    ``minutes`` is a budget instead of a number of steps: the first steps are timed, and the plan is made for what
-    fits. With ``resume`` the checkpoint found there goes on under its own plan, for ``minutes`` at most; a finished
-    one gets as much more as was asked for. ``stop_after`` ends after that many steps, as an interruption would.
-    ``start_from`` is fine-tuned. Raises CheckpointError, and where a loss is not finite, TrainingFailed.
+    ``minutes``: time budget that replaces ``plan.steps``; the first steps are timed to plan the rest. ``resume``:
+    continue the checkpoint in ``folder`` under its own plan, for at most ``minutes``; extend a finished one by the
+    given steps or minutes. ``stop_after``: end after that many steps, as an interruption would. ``start_from``: a
+    model to fine-tune. Raises CheckpointError, and TrainingFailed if a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = _fresh(plan, start_from)
@@ -135,26 +141,26 @@ def train(
         found = _restore(state, folder / CHECKPOINT)
         finished = state.step >= found.steps
         plan = replace(found, steps=max(found.steps, plan.steps))
-    run = _Run(state, plan, pictures, folder, device, minutes, watch)
+    run = _TrainingRun(state, plan, pictures, folder, device, minutes, watch)
     try:
         if minutes is not None and finished:
             run.plan_for(minutes)
         run.advance(min(run.plan.steps, stop_after or run.plan.steps))
     except TrainingFailed:
-        raise  # the last checkpoint is good, this state is not
+        raise  # keep the last good checkpoint
     except BaseException:
         run.save()
         raise
     finally:
-        run.close()
+        run.cache.close()
     run.save()
-    model: MammoNetwork = state.average.to("cpu", memory_format=torch.contiguous_format)
+    model: MammoNetwork = state.average.to("cpu").to(memory_format=torch.contiguous_format)
     save_network(model, folder)
     return model
 
 
-class _Run:
-    """One sitting of a training."""
+class _TrainingRun:
+    """One uninterrupted part of a training."""
 
     def __init__(
         self,
@@ -168,35 +174,35 @@ class _Run:
     ) -> None:
         self.plan = plan
         self._state, self._folder, self._watch = state, folder, watch
-        self._where = _device(device)
-        self._deck = PatchCache(pictures, plan)
-        self._half = _half_is_fast(self._where)
+        self._device = _device(device)
+        self.cache = PatchCache(pictures, plan)
+        self._half = _half_is_fast(self._device)
         self._began = self._saved = time.monotonic()
         self._end = self._began + (minutes * 60 if minutes is not None else float("inf"))
-        _move(state, self._where)
+        _move(state, self._device)
 
     def plan_for(self, minutes: float) -> None:
-        """Time some steps, the deck once full, and set the plan's number of steps to what fits in ``minutes``."""
+        """Time some steps with a full cache, and set the plan's number of steps to what fits in ``minutes``."""
         first = self._state.step
         self.plan = replace(self.plan, steps=first + _UNKNOWN)
         self.advance(first + 2)
-        clock, timed_from = time.monotonic(), self._state.step
-        enough = min(clock + _TIMED_SHARE * minutes * 60, self._end)
-        self.advance(timed_from + _TIMED)
-        while time.monotonic() < enough:
-            self.advance(self._state.step + _TIMED)
-        each = (time.monotonic() - clock) / max(self._state.step - timed_from, 1)
+        began, timed_from = time.monotonic(), self._state.step
+        timed_until = min(began + _TIMED_SHARE * minutes * 60, self._end)
+        self.advance(timed_from + _TIMED_STEPS)
+        while time.monotonic() < timed_until:
+            self.advance(self._state.step + _TIMED_STEPS)
+        per_step = (time.monotonic() - began) / max(self._state.step - timed_from, 1)
         left = max(self._end - time.monotonic(), 0.0)
-        self.plan = replace(self.plan, steps=self._state.step + int(left / max(each, 1e-6)))
+        self.plan = replace(self.plan, steps=self._state.step + int(left / max(per_step, 1e-6)))
 
     def advance(self, until: int) -> None:
-        """Steps until ``until``, or until time is up."""
+        """Train to step ``until``, or until the time budget ends."""
         state = self._state
         while state.step < until and time.monotonic() < self._end:
-            loss = _one_step(state, self.plan, self._deck, self._where, self._half)
+            loss = _one_step(state, self.plan, self.cache, self._device, self._half)
             if not np.isfinite(loss):
                 raise TrainingFailed(f"the loss of step {state.step} is not finite; try a lower rate, or another seed")
-            state.losses = [*state.losses[1 - _GATHERED :], loss]
+            state.losses = [*state.losses[1 - LOSSES_KEPT :], loss]
             seconds = time.monotonic() - self._began
             self._watch(Progress(state.step, self.plan.steps, float(np.mean(state.losses)), seconds))
             if time.monotonic() - self._saved > _SAVE_EVERY:
@@ -206,63 +212,59 @@ class _Run:
         _save(self._state, self.plan, self._folder)
         self._saved = time.monotonic()
 
-    def close(self) -> None:
-        self._deck.close()
-
 
 class PatchCache:
-    """The plates in play: ``plan.deck`` of them, the oldest replaced every ``plan.renew`` steps, made ahead.
+    """The patches in use, computed ahead in threads: ``plan.patches``, the oldest replaced every ``plan.patch_steps``.
 
-    They lie with the CPU, where crops are cut; a batch is moved to where the network is.
+    Patches stay in CPU memory, where crops are taken; only batches are moved to the device of the network.
     """
 
     def __init__(self, pictures: Sequence[Picture], plan: Plan) -> None:
         self._pictures, self._plan = pictures, plan
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 2))
-        self._plates: dict[int, Future[TrainingPatch]] = {}
+        self._patches: dict[int, Future[TrainingPatch]] = {}
 
     def at(self, step: int) -> list[TrainingPatch]:
-        """The plates of one step, a function of its number alone."""
-        first = step // self._plan.renew
-        numbers = range(first, first + self._plan.deck)
+        """The patches of one step, a function of its number alone."""
+        first = step // self._plan.patch_steps
+        numbers = range(first, first + self._plan.patches)
         for number in [*numbers, *range(numbers.stop, numbers.stop + _AHEAD)]:
-            if number not in self._plates:
-                self._plates[number] = self._threads.submit(self._made, number)
-        for old in [number for number in self._plates if number < first]:
-            del self._plates[old]
-        return [self._plates[number].result() for number in numbers]
-
-    def _made(self, number: int) -> TrainingPatch:
-        return make_patch(self._pictures, self._plan.seed, number)
+            if number not in self._patches:
+                self._patches[number] = self._threads.submit(make_patch, self._pictures, self._plan.seed, number)
+        for old in [number for number in self._patches if number < first]:
+            del self._patches[old]
+        return [self._patches[number].result() for number in numbers]
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
 
-def _one_step(state: _State, plan: Plan, deck: PatchCache, where: torch.device, half: bool) -> float:
-    plates = deck.at(state.step)
+def _one_step(state: _State, plan: Plan, cache: PatchCache, device: torch.device, half: bool) -> float:
+    """Train on one batch; returns the loss at t = 0."""
     random = np.random.default_rng((plan.seed, 2, state.step))
-    seen, r, share, point, z = (part.to(where) for part in crops(plates, plan.crop, plan.batch, random))
-    t = _times(plan, random).to(where)
+    batch = crops(cache.at(state.step), plan.crop, plan.batch, random)
+    seen, r, share, point, z = (part.to(device) for part in batch)
+    t = _times(plan, random).to(device)
     wanted = flow.velocity(z, r, t)
-    wanted[t == 0] = r[t == 0] * (math.pi / 2)  # of velocity(z, r, 0), whatever z
+    wanted[t == 0] = r[t == 0] * (math.pi / 2)  # the part of velocity(z, r, 0) that does not depend on z
     for group in state.optimiser.param_groups:
         group["lr"] = _rate(plan, state.step)
-    with torch.autocast(where.type, torch.bfloat16, enabled=half):
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
         last = torch.channels_last
         x = flow.interpolant(z, r, t).to(memory_format=last)
-        guess = state.network(x, seen.to(memory_format=last), t, point).float()
+        found = state.network(x, seen.to(memory_format=last), t, point).float()
     weight = structure_weights(to_pixels(seen[:, :LATENT])).sqrt()
     energy = band_energies(to_pixels(r * share) * weight)
-    left = band_energies(to_pixels((guess - wanted) * share) * (2 / math.pi) * weight) / (energy + _FAINT)
+    error = band_energies(to_pixels((found - wanted) * share) * (2 / math.pi) * weight)
+    left = error / (energy + _LEAST_ENERGY)
     state.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward((left.mean(dim=0) * torch.tensor(_BAND_WEIGHTS, device=where)).sum())
+    torch.autograd.backward((left.mean(dim=0) * torch.tensor(_BAND_WEIGHTS, device=device)).sum())
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
     state.optimiser.step()
     state.step += 1
     with torch.no_grad():
-        keep = min(plan.average, state.step / (state.step + 10))
-        torch._foreach_lerp_(list(state.average.parameters()), list(state.network.parameters()), 1 - keep)
+        decay = min(plan.average, state.step / (state.step + 10))
+        torch._foreach_lerp_(list(state.average.parameters()), list(state.network.parameters()), 1 - decay)
     return float(left[t == 0].detach().mean())
 
 
@@ -276,31 +278,31 @@ def band_energies(pixels: Tensor) -> Tensor:
 
 
 def structure_weights(detail: Tensor) -> Tensor:
-    """How much errors count at each pixel: (n, 1, side, side), of the base's detail of the same shape."""
+    """Weight of errors at each pixel, (n, 1, side, side), from the base's detail of the same shape."""
     side = detail.shape[-1]
-    fine, coarse, broad = (_passed(side, sigma).to(detail.device) for sigma in _STRUCTURE)
+    fine, coarse, broad = (_gaussian(side, sigma).to(detail.device) for sigma in _STRUCTURE)
     band = torch.fft.irfft2(torch.fft.rfft2(detail) * (fine - coarse), s=(side, side))
     energy = torch.fft.irfft2(torch.fft.rfft2(band.square()) * broad, s=(side, side))
-    result: Tensor = energy / (energy.mean(dim=(2, 3), keepdim=True) + _FAINT)
+    result: Tensor = energy / (energy.mean(dim=(2, 3), keepdim=True) + _LEAST_ENERGY)
     return result.clamp(*_WEIGHTS)
 
 
-def _passed(side: int, sigma: float) -> Tensor:
-    """Transfer function of a Gaussian over the frequencies of ``rfft2`` of a square."""
+def _gaussian(side: int, sigma: float) -> Tensor:
+    """Transfer function of a Gaussian at the frequencies of ``rfft2`` of a square."""
     squared = torch.fft.fftfreq(side)[:, None].square() + torch.fft.rfftfreq(side)[None].square()
     return torch.exp(-2 * math.pi**2 * sigma**2 * squared)
 
 
 @lru_cache(maxsize=4)
 def _band_powers(side: int) -> Tensor:
-    """Squared transfer functions of the bands over half the frequencies of a square, (frequencies, 4).
+    """Squared transfer functions of the bands at the frequencies of ``rfft2`` of a square: (frequencies, 4).
 
-    Frequencies that ``rfft2`` leaves out count with their mirror images.
+    Frequencies that ``rfft2`` omits as mirror images are counted twice.
     """
-    passed = [_passed(side, sigma) for sigma in (0.0, *_BANDS)]
-    times = torch.full((side // 2 + 1,), 2.0)
-    times[0] = times[-1] = 1.0
-    bands = [((fine - coarse).square() * times).flatten() for fine, coarse in pairwise(passed)]
+    filters = [_gaussian(side, sigma) for sigma in (0.0, *_BANDS)]
+    counts = torch.full((side // 2 + 1,), 2.0)
+    counts[0] = counts[-1] = 1.0
+    bands = [((fine - coarse).square() * counts).flatten() for fine, coarse in pairwise(filters)]
     return torch.stack(bands, dim=1) / side**4
 
 
@@ -312,30 +314,26 @@ def _times(plan: Plan, random: np.random.Generator) -> Tensor:
 
 
 def _rate(plan: Plan, step: int) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return plan.rate * warm * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / plan.steps)))))
+    warm_up = min(1.0, (step + 1) / 100)
+    return plan.rate * warm_up * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, step / plan.steps)))))
 
 
 def _fresh(plan: Plan, start_from: MammoNetwork | None) -> _State:
     torch.manual_seed(plan.seed)
-    network = MammoNetwork(width=plan.width, wide=plan.wide, blocks=plan.blocks)
+    config = NetworkConfig(width=plan.width, wide=plan.wide, blocks=plan.blocks)
+    network = MammoNetwork(config if start_from is None else start_from.config)
     if start_from is not None:
-        network = MammoNetwork(**_size(start_from))
         network.load_state_dict(start_from.state_dict())
-    average = MammoNetwork(**_size(network))
+    average = MammoNetwork(network.config)
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
     return _State(network, average.requires_grad_(False), optimiser)
 
 
-def _size(network: MammoNetwork) -> dict[str, Any]:
-    return {name: network.config[name] for name in ("width", "wide", "blocks", "embedding")}
-
-
 def _save(state: _State, plan: Plan, folder: Path) -> None:
     content = {
         "plan": json.dumps(asdict(plan)),
-        "size": _size(state.network),
+        "size": asdict(state.network.config),
         "step": state.step,
         "losses": state.losses,
         "network": state.network.state_dict(),
@@ -348,23 +346,23 @@ def _save(state: _State, plan: Plan, folder: Path) -> None:
 
 
 def _restore(state: _State, path: Path) -> Plan:
-    """Fill ``state`` from a checkpoint; returns the plan it was made under."""
+    """Fill ``state`` from a checkpoint; return the checkpoint's plan."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         found = json.loads(content["plan"])
         plan = Plan(**{**found, "blocks": tuple(found["blocks"])})
-        fresh = _fresh(plan, MammoNetwork(**content["size"]))
+        fresh = _fresh(plan, MammoNetwork(NetworkConfig(**content["size"])))
         for name in ("network", "average", "optimiser"):
             getattr(fresh, name).load_state_dict(content[name])
         state.network, state.average, state.optimiser = fresh.network, fresh.average, fresh.optimiser
         state.step, state.losses = int(content["step"]), list(content["losses"])
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be continued: {error}; train without --resume to start again") from error
+        raise CheckpointError(f"{path} cannot be resumed: {error}; train without --resume to start again") from error
     return plan
 
 
 def _device(name: str) -> torch.device:
-    """``auto``: a GPU where there is one. Raises ConfigError where the device cannot be used."""
+    """``auto`` is a GPU if there is one. Raises ConfigError if the device cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -376,16 +374,16 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _move(state: _State, where: torch.device) -> None:
+def _move(state: _State, device: torch.device) -> None:
     for part in (state.network, state.average):
-        part.to(where, memory_format=torch.channels_last)
+        part.to(device).to(memory_format=torch.channels_last)
     for values in state.optimiser.state.values():
-        values.update({key: value.to(where) for key, value in values.items() if key != "step"})
+        values.update({key: value.to(device) for key, value in values.items() if key != "step"})
 
 
-def _half_is_fast(where: torch.device) -> bool:
-    """Whether bfloat16 convolutions beat float32 here: true on GPUs and CPUs with matrix units, measured otherwise."""
-    if where.type == "cuda":
+def _half_is_fast(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions are faster than float32: assumed on a GPU, measured on a CPU."""
+    if device.type == "cuda":
         return True
     seconds = {}
     for kind in (torch.float32, torch.bfloat16):

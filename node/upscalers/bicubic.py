@@ -1,5 +1,4 @@
-"""The baseline: consistent bicubic upsampling of the base (``Operator.lift``), and the image's own Gaussian noise as it
-was drawn."""
+"""The baseline: consistent bicubic upsampling of the base (``Operator.lift``), with drawn noise unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from storage.formats.resample import OPERATOR
 
 
 class Bicubic:
-    """Bicubic upsampling whose downsampling gives the base back, in float32 on the CPU."""
+    """Bicubic upsampling in float32 on the CPU; downsampled, the result equals the base."""
 
     name = "bicubic"
     method = "LPACS_BICUBIC"
@@ -23,7 +22,7 @@ class Bicubic:
 
     @property
     def weights_digest(self) -> str:
-        """There are no weights: the digest is that of the definition."""
+        """Digest of the definition, since there are no weights."""
         return hashlib.sha256(f"bicubic/lift/{OPERATOR}".encode()).hexdigest()
 
     @property

@@ -1,4 +1,4 @@
-"""Which upscaler a name means. The only place that maps config.yaml's ``reconstruct.upscaler`` to a class."""
+"""Builds upscalers by name. No other module maps ``reconstruct.upscaler`` of config.yaml to a class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage.formats.payload import Rendition
 
 
 class Catalogue:
-    """Upscalers by name, built once and kept, so that weights are loaded once per process."""
+    """Upscalers by name. Each is built once, so its weights are loaded once per process."""
 
     def __init__(self, settings: ReconstructSettings) -> None:
         self._settings = settings
@@ -23,20 +23,20 @@ class Catalogue:
         return self._get(name, {}, self._sources(name)[0])
 
     def candidates(self) -> tuple[Upscaler, ...]:
-        """The upscalers that a new rendition may take: the configured one, and the baseline nested in ``mammo``."""
+        """The upscalers that the encoder compares for a new rendition: the configured one, and with mammo, bicubic."""
         first = self.configured()
         return (first, self._get("bicubic", {}, "")) if first.name == "mammo" else (first,)
 
     def for_rendition(self, rendition: Rendition, kept: Path | None = None) -> Upscaler:
-        """The upscaler that made a rendition, with the numerics it was verified with.
+        """The upscaler of a rendition, with the numerics that the rendition was verified with.
 
-        ``kept``: a folder with the model that the archive kept. Raises ModelMissing where these very weights are
+        ``kept``: a folder with the archive's copy of the model. Raises ModelMissing if weights of this digest are
         neither installed nor kept.
         """
         return self._find(rendition.upscaler, rendition.weights_digest, rendition.numerics, kept)
 
     def by_digest(self, upscaler: str, weights_digest: str) -> Upscaler:
-        """The installed upscaler with those weights. Raises ModelMissing."""
+        """The installed upscaler whose weights have this digest. Raises ModelMissing."""
         return self._find(upscaler, weights_digest, {}, None)
 
     def _find(self, name: str, weights_digest: str, numerics: dict[str, str], kept: Path | None) -> Upscaler:
@@ -55,7 +55,7 @@ class Catalogue:
         )
 
     def _sources(self, name: str) -> list[str]:
-        """Where weights of that upscaler may lie, the ones for new renditions first."""
+        """Folders that may contain weights of an upscaler; the one for new renditions is first."""
         if name == "mammo":
             from node.upscalers.mammo import SHIPPED
 

@@ -1,13 +1,13 @@
-"""The trigonometric interpolant between drawn noise and the residual, and how to follow its velocity.
+"""The trigonometric interpolant between drawn noise and the residual, and the integration of its velocity.
 
 M. S. Albergo and E. Vanden-Eijnden, *Stochastic Interpolants*, arXiv 2303.08797, section 4.2, with alpha = cos and
 beta = sin: ``x_t = cos(pi t / 2) z + sin(pi t / 2) r`` for t from 0 (noise z) to 1 (residual r). All values are in
 units of the deviation of the missing noise, sigma(x). The velocity is ``v(x, t) = E[dx_t/dt | x_t = x]``, and
 ``dx/dt = v(x, t)`` carries the distribution of z into that of r.
 
-Two facts make ``mammo`` what it is. Where r is Gaussian, of zero mean and of the covariance of z, v is 0 everywhere:
-a network that returns 0 draws the noise of the ``bicubic`` upscaler, unchanged. And ``v(x, 0) = pi / 2 E[r]`` whatever
-x is: one evaluation at t = 0 gives the posterior mean of the residual, without a draw.
+``mammo`` uses two properties. If r is Gaussian with zero mean and the covariance of z, v is 0 everywhere, so a network
+that returns 0 leaves the noise of the ``bicubic`` upscaler unchanged. ``v(x, 0) = pi / 2 E[r]`` for every x, so one
+evaluation at t = 0 gives the posterior mean of the residual without sampling.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def interpolant(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity(z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-    """d/dt x_t, whose conditional mean the network learns. Shapes as of ``interpolant``."""
+    """d/dt x_t, whose conditional mean the network learns. Shapes as for ``interpolant``."""
     angle = _as_wide(t, z)
     return math.pi / 2 * (torch.cos(angle) * r - torch.sin(angle) * z)
 
 
 def mean(v: Velocity, like: Tensor) -> Tensor:
-    """E[r], from one evaluation at t = 0 where x does not matter. ``like``: a tensor of the shape wanted."""
+    """E[r], from one evaluation at t = 0, where x has no effect. ``like``: a tensor of the result's shape."""
     return 2 / math.pi * v(torch.zeros_like(like), 0.0)
 
 
 def sample(v: Velocity, z: Tensor, steps: int) -> Tensor:
-    """x_1 from x_0 = z by ``steps`` steps of Heun's method on an even grid: 2 ``steps`` - 1 evaluations.
+    """x_1 from x_0 = z by ``steps`` equal steps of Heun's method: 2 ``steps`` - 1 evaluations.
 
-    The last step is Euler's, since v at t = 1 says nothing new.
+    The last step is Euler's, since v at t = 1 adds no information.
     """
     x, width = z, 1.0 / steps
     for number in range(steps):

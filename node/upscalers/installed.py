@@ -1,4 +1,4 @@
-"""A model as it is installed where the workers run: what identifies it, and the files it consists of."""
+"""A model installed on the machine of the workers: its identity and its files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Installed:
-    """``recipe``: how new renditions are made with it. ``files``: name and place of each file; empty where it has none
-    of its own, or they are not ours to keep."""
+    """``recipe``: parameters for new renditions. ``files``: name and path of each file that the archive keeps."""
 
     upscaler: str
     weights_digest: str
@@ -22,5 +21,5 @@ class Installed:
 
 
 def installed(upscaler: Upscaler) -> Installed:
-    """What stands behind an upscaler. Raises ModelMissing where its files cannot be read."""
+    """The installed model of an upscaler. Raises ModelMissing if its files cannot be read."""
     return Installed(upscaler.name, upscaler.weights_digest, f"steps {upscaler.steps}", upscaler.files)

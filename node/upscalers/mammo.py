@@ -1,17 +1,18 @@
-"""``mammo``: our own latent flow for mammograms, compact, trained on mammograms, shipped here.
+"""``mammo``: a compact latent flow trained on mammograms; its weights are part of the package.
 
-It starts from the noise that the ``bicubic`` upscaler would draw and can only change it (flow.py). One evaluation gives
-the posterior mean of the residual, which makes the structure better; further steps turn the drawn noise into grain that
-knows about the tissue it lies on. The image is cut into tiles with a halo as wide as the network sees, so that tiles
-leave no trace; tiles where no noise is to be drawn are skipped.
+The flow starts from the noise that the ``bicubic`` upscaler would draw (flow.py). One evaluation gives the posterior
+mean of the residual, which improves the structure. Further steps change the drawn noise depending on the tissue. The
+image is processed in tiles with a halo as wide as the receptive field, so tiles leave no seams. Tiles without noise are
+skipped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,10 @@ Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 SHIPPED = Path(__file__).parent / "weights" / "mammo"
-"""The model that comes with this release."""
+"""The model that is part of the package."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CELL = 4
-"""Pixels per latent cell along each side: ``network.UNSHUFFLE``, which is not imported for torch's sake."""
+"""Pixels per latent cell along each side: ``network.UNSHUFFLE``, repeated because importing it would import torch."""
 _FILES = ("config.json", WEIGHTS)
 
 
@@ -45,11 +46,11 @@ class ModelNotFound(ModelMissing):
 
 
 class Mammo:
-    """``folder`` as ``latent-pacs model train`` writes it. With ``steps`` 0 noise is passed on as it was drawn.
+    """The upscaler ``mammo`` with the model in ``folder``, as written by ``latent-pacs model train``.
 
-    ``tile``: pixels of the full image that go through the network at once, without the halo; a multiple of 8.
-    ``dtype``: of the trunk; ``auto`` is bfloat16 where the device computes in it, else float32. Nothing is read before
-    it is needed; once loaded, the model stays.
+    ``steps``: sampling steps for noise; with 0, drawn noise is used unchanged. ``tile``: side of a tile without its
+    halo, in pixels of the full image; a multiple of 8. ``dtype``: data type of the trunk; ``auto`` is bfloat16 if the
+    device has instructions for it, else float32. Files are read on first use and the loaded model is kept.
     """
 
     name = "mammo"
@@ -63,7 +64,7 @@ class Mammo:
         if tile < 64 or tile % 8:
             raise ValueError(f"mammo: tile {tile} is below 64 or not a multiple of 8")
         if steps < 0:
-            raise ValueError(f"mammo: {steps} steps; 0 leaves noise as it was drawn")
+            raise ValueError(f"mammo: steps {steps} is negative; 0 uses drawn noise unchanged")
         if dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"mammo: dtype {dtype!r} is neither auto nor float32 nor bfloat16")
         self.steps = steps
@@ -74,7 +75,7 @@ class Mammo:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 over the sorted (name, SHA-256) of the files that decide the pixels."""
+        """SHA-256 over the sorted (name, SHA-256) pairs of the model's files."""
         digest = hashlib.sha256()
         for name in sorted(_FILES):
             try:
@@ -99,75 +100,74 @@ class Mammo:
         return found
 
     def structure(self, task: UpscaleTask) -> Float:
-        """The consistent base plus the posterior mean of what it lacks: float32, full size, grey levels.
+        """The upsampled base plus the posterior mean of the residual: float32, full size, grey levels.
 
-        It starts from ``Operator.lift``, not from plain bicubic: its detail is what the network was trained on.
+        The base must be upsampled by ``Operator.lift``, not by plain bicubic, because the network was trained on that.
         """
         from node.upscalers import flow
 
-        lifted = task.upsampled
+        upsampled = task.upsampled
         if not task.deviation.any():
-            return lifted.copy()
-        v = self._velocity(task, lifted)
-        change = _pixels(flow.mean(v, _latent(lifted)), *lifted.shape)
-        change *= task.deviation
-        change += lifted
-        return change
+            return upsampled.copy()
+        v = self._velocity(task, upsampled)
+        result = _pixels(flow.mean(v, _latent(upsampled)), *upsampled.shape)
+        result *= task.deviation
+        result += upsampled
+        return result
 
     def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
-        """What is to be added to ``structure`` instead of ``noise``: float32, full size, grey levels.
+        """The noise to add to ``structure`` instead of ``noise``: float32, full size, grey levels.
 
-        ``noise`` has the deviation and the spectrum that the encoder measured: over its deviation it is the start x_0
-        of the flow, whose end x_1 is a residual to the consistent base. Its mean is in ``structure`` already, beside
-        repairs of which the flow knows nothing.
+        ``noise`` has the deviation and the spectrum that the encoder measured. Divided by the deviation it is the start
+        x_0 of the flow; the end x_1 is a residual of the upsampled base. The mean of the residual is subtracted because
+        ``structure`` contains it already, together with repairs that the flow does not model.
         """
         if task.steps == 0 or not task.deviation.any():
             return noise
         from node.upscalers import flow
 
-        later = self._velocity(task, task.operator.lift(task.samples))
-        z = _latent(_over(noise, task.deviation))
-        first = later(z, 0.0)
+        velocity = self._velocity(task, task.operator.lift(task.samples))
+        z = _latent(_divided(noise, task.deviation))
+        at_zero = velocity(z, 0.0)
 
         def v(x: torch.Tensor, t: float) -> torch.Tensor:
-            return first if t == 0 else later(x, t)
+            return at_zero if t == 0 else velocity(x, t)
 
-        made = flow.sample(v, z, task.steps) - flow.mean(v, z)
-        return _pixels(made, *noise.shape) * task.deviation
+        latent = flow.sample(v, z, task.steps) - flow.mean(v, z)
+        return _pixels(latent, *noise.shape) * task.deviation
 
-    def _velocity(self, task: UpscaleTask, lifted: Float) -> Velocity:
-        """v(x, t) of the whole image: from and to float32 (1, 16, padded rows / 4, padded columns / 4)."""
+    def _velocity(self, task: UpscaleTask, upsampled: Float) -> Velocity:
+        """v(x, t) of the whole image; x and v: float32 (1, 16, padded rows / 4, padded columns / 4)."""
         from node.upscalers.conditioning import point_features, scene
 
-        seen = scene(lifted, task.deviation, task.quantisation_rms, task.point.scale)[None]
+        seen = scene(upsampled, task.deviation, task.quantisation_rms, task.point.scale)[None]
         point = point_features(task.point.scale, task.point.distance)[None].to(self._device)
         tiles = _Tiles(task.deviation > 0, seen.shape[-2], seen.shape[-1], self._tile, self._network.halo)
-        whole = tiles.spread(seen.to(self._network.enter.weight.dtype))
+        padded = tiles.pad(seen.to(self._network.enter.weight.dtype))
 
         def v(x: torch.Tensor, t: float) -> torch.Tensor:
-            return self._evaluated(tiles, x, whole, t, point)
+            return self._evaluate(tiles, x, padded, t, point)
 
         return v
 
-    def _evaluated(
+    def _evaluate(
         self, tiles: _Tiles, x: torch.Tensor, seen: torch.Tensor, t: float, point: torch.Tensor
     ) -> torch.Tensor:
-        """The velocity tile by tile; 0 in tiles where nothing is wanted. ``seen``: spread already."""
+        """Compute the velocity tile by tile; it is 0 in skipped tiles. ``seen`` is padded already."""
         import torch
 
-        device = self._device
-        result, moment = torch.zeros_like(x), torch.tensor([t], device=device)
-        drawn = tiles.spread(x) if t > 0 else None
+        device, network = self._device, self._network
+        result, time = torch.zeros_like(x), torch.tensor([t], device=device)
+        padded_x = tiles.pad(x) if t > 0 else None
 
-        def one(corner: tuple[int, int]) -> None:
-            with torch.inference_mode():  # holds for one thread
-                part = None if drawn is None else tiles.cut(drawn, *corner).to(device)
-                made = network(part, tiles.cut(seen, *corner).to(device), moment, point)
-                tiles.paste(result, made.cpu(), *corner)
+        def evaluate_tile(corner: tuple[int, int]) -> None:
+            with torch.inference_mode():  # applies to the current thread only
+                part = None if padded_x is None else tiles.cut(padded_x, *corner).to(device)
+                velocity = network(part, tiles.cut(seen, *corner).to(device), time, point)
+                tiles.paste(result, velocity.cpu(), *corner)
 
-        network = self._network
-        on_all_cores(one, tiles.wanted)  # a tile on one core: its pixels do not depend on how many there are
-        if not bool(torch.isfinite(result.sum())):  # of one value that is not, no sum is
+        on_all_cores(evaluate_tile, tiles.active)  # one core per tile: pixels do not depend on the number of cores
+        if not bool(torch.isfinite(result.sum())):  # a single NaN or infinity makes the sum not finite
             raise ModelNotFound(f"{self._folder} returned values that are not finite: its weights are damaged")
         return result
 
@@ -177,7 +177,7 @@ class Mammo:
 
         network = load_network(self._folder).to(self._device)
         network = network.to(memory_format=torch.channels_last)
-        return network.with_trunk(getattr(torch, self._dtype))  # type: ignore[no-any-return]
+        return network.with_trunk(getattr(torch, self._dtype))
 
     @cached_property
     def _device(self) -> torch.device:
@@ -191,41 +191,41 @@ class Mammo:
 
 
 class _Tiles:
-    """Square tiles over a latent of ``rows`` x ``columns`` cells, each cut out with its halo; all have one shape.
+    """Square tiles of equal shape over a latent of ``rows`` x ``columns`` cells; each is cut out with its halo.
 
-    Beyond the image the latent goes on with its border cells, whatever the tiling. ``wanted`` pixels: bool, full size.
+    Border cells are repeated beyond the image. ``noisy``: bool, full size; tiles without such a pixel are skipped.
     """
 
-    def __init__(self, wanted: Mask, rows: int, columns: int, tile: int, halo: int) -> None:
-        self._wanted, self._rows, self._columns = wanted, rows, columns
+    def __init__(self, noisy: Mask, rows: int, columns: int, tile: int, halo: int) -> None:
+        self._noisy, self._rows, self._columns = noisy, rows, columns
         self._tile, self._halo = tile // _CELL, halo // _CELL
 
     @property
-    def wanted(self) -> Iterator[tuple[int, int]]:
-        """Top-left corners, in cells, of the tiles where the network has to run."""
+    def active(self) -> Iterator[tuple[int, int]]:
+        """Top-left corners, in cells, of the tiles that the network must process."""
         side = self._tile * _CELL
         for top in range(0, self._rows, self._tile):
             for left in range(0, self._columns, self._tile):
                 row, column = top * _CELL, left * _CELL
-                if self._wanted[row : row + side, column : column + side].any():
+                if self._noisy[row : row + side, column : column + side].any():
                     yield top, left
 
-    def spread(self, latent: torch.Tensor) -> torch.Tensor:
-        """A latent (1, channels, rows, columns), continued so that every tile can be cut out of it."""
+    def pad(self, latent: torch.Tensor) -> torch.Tensor:
+        """Pad a latent (1, channels, rows, columns) so that every tile can be cut out with its halo."""
         import torch
         from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
         right, bottom = (self._halo + -length % self._tile for length in (self._columns, self._rows))
-        around = F.pad(latent, (self._halo, right, self._halo, bottom), mode="replicate")
-        return around.contiguous(memory_format=torch.channels_last)
+        padded = F.pad(latent, (self._halo, right, self._halo, bottom), mode="replicate")
+        return padded.contiguous(memory_format=torch.channels_last)
 
-    def cut(self, spread: torch.Tensor, top: int, left: int) -> torch.Tensor:
+    def cut(self, padded: torch.Tensor, top: int, left: int) -> torch.Tensor:
         """One tile with its halo: (1, channels, tile + 2 halo, tile + 2 halo)."""
         side = self._tile + 2 * self._halo
-        return spread[:, :, top : top + side, left : left + side]
+        return padded[:, :, top : top + side, left : left + side]
 
     def paste(self, latent: torch.Tensor, tile: torch.Tensor, top: int, left: int) -> None:
-        """Put the inner part of a tile where it belongs."""
+        """Copy a tile without its halo into ``latent``."""
         rows, columns = min(self._tile, self._rows - top), min(self._tile, self._columns - left)
         inner = tile[:, :, self._halo : self._halo + rows, self._halo : self._halo + columns]
         latent[:, :, top : top + rows, left : left + columns] = inner
@@ -242,19 +242,19 @@ def _latent(image: Float) -> torch.Tensor:
 
 
 def _pixels(latent: torch.Tensor, rows: int, columns: int) -> Float:
-    """The inverse of ``_latent``: an array of its own to write to."""
+    """The inverse of ``_latent``, as a new writable array."""
     from node.upscalers.network import to_pixels
 
     return np.ascontiguousarray(to_pixels(latent)[0, 0, :rows, :columns].numpy())
 
 
-def _over(values: Float, deviation: Float) -> Float:
-    """``values`` in units of ``deviation``; 0 where that is 0."""
+def _divided(values: Float, deviation: Float) -> Float:
+    """``values`` in units of ``deviation``; 0 where the deviation is 0."""
     return np.divide(values, deviation, out=np.zeros_like(values), where=deviation > 0)
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether there are instructions for it: true of every GPU in use, and of CPUs with AMX or AVX-512 BF16."""
+    """Whether the device has bfloat16 instructions: true for CUDA, and for CPUs with AMX or AVX-512 BF16."""
     import torch
 
     if device.type == "cuda":
@@ -264,34 +264,39 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 
 
 def load_network(folder: Path) -> MammoNetwork:
-    """The network in ``folder``, in evaluation mode. Raises ModelNotFound where it is absent or damaged."""
+    """The network in ``folder``, in evaluation mode. Raises ModelNotFound if it is absent or damaged."""
     from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    from node.upscalers.network import MammoNetwork
+    from node.upscalers.network import MammoNetwork, NetworkConfig
 
     for name in _FILES:
         if not (folder / name).is_file():
             raise _not_found(folder, f"{name} is missing")
-    logging: Any = import_module("diffusers.utils.logging")
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
     try:
-        network = MammoNetwork.from_pretrained(str(folder), use_safetensors=True, low_cpu_mem_usage=False)
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        size = {one.name: content[one.name] for one in fields(NetworkConfig) if one.name in content}
+        size["blocks"] = tuple(size.get("blocks", NetworkConfig.blocks))
+        network = MammoNetwork(NetworkConfig(**size))
+        network.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _not_found(folder, f"{WEIGHTS} cannot be loaded: {error}") from error
-    finally:
-        logging.set_verbosity(level)
-    return network.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return network.eval().requires_grad_(False)
 
 
 def save_network(network: MammoNetwork, folder: Path) -> None:
-    """Write a model as ``load_network`` and diffusers read it."""
-    network.save_pretrained(str(folder), safe_serialization=True)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner alone
+    """Write the files that ``load_network`` reads, in diffusers' format."""
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"_class_name": type(network).__name__, **asdict(network.config)}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # safetensors.torch.save_file would make the file readable by its owner only
+    (folder / WEIGHTS).write_bytes(save(dict(network.state_dict()), metadata={"format": "pt"}))
 
 
-def _not_found(folder: Path, why: str) -> ModelNotFound:
+def _not_found(folder: Path, reason: str) -> ModelNotFound:
     return ModelNotFound(
-        f"no usable mammo model in {folder}: {why}; leave reconstruct.mammo.weights empty for the shipped one, "
+        f"no usable mammo model in {folder}: {reason}; leave reconstruct.mammo.weights empty for the shipped one, "
         "or train one with `latent-pacs model train`"
     )

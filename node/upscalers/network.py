@@ -1,18 +1,17 @@
-"""The network of ``mammo``: a small convolutional velocity field over latents, saved and loaded as diffusers does.
+"""The network of ``mammo``: a small convolutional velocity field over latents.
 
-The latent of an image is its pixel-unshuffle by 4: 16 channels at a quarter of each side, invertible, so that no
-autoencoder stands between the pixels and the model. No group statistics and no attention: what a pixel becomes depends
-on its surroundings within ``halo`` pixels and on nothing else, so an image may be cut into tiles without a trace.
+The latent of an image is its pixel-unshuffle by 4: 16 channels at a quarter of each side. It is invertible, so the
+model needs no autoencoder. The network has no group statistics and no attention: an output pixel depends only on the
+input within ``halo`` pixels, so an image can be processed in tiles without seams.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
@@ -21,11 +20,27 @@ UNSHUFFLE = 4
 STRIDE = 8
 """Pixels per cell of the coarsest grid: crops and tiles start and end on multiples of it."""
 LATENT = UNSHUFFLE**2
+"""Channels of a latent."""
 SEEN = LATENT + 5
-"""Channels that the network is shown of a place (conditioning.py)."""
+"""Conditioning channels per latent cell (conditioning.scene)."""
 POINT = 3
-"""Numbers that say how the base was made (conditioning.py)."""
+"""Numbers that describe the operating point (conditioning.point_features)."""
 _WAVES = 4
+"""Frequencies in the embedding of t."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size of the network, as in config.json of a model.
+
+    ``width`` and ``wide``: channels at 4 and at 8 pixels per cell. ``blocks``: number of blocks before, at and after
+    the coarser resolution. ``embedding``: length of the embedding of t and the operating point.
+    """
+
+    width: int = 64
+    wide: int = 96
+    blocks: tuple[int, int, int] = (1, 2, 1)
+    embedding: int = 32
 
 
 class Block(nn.Module):
@@ -48,19 +63,17 @@ class Block(nn.Module):
         return result
 
 
-class MammoNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """v(x_t, t) of flow.py, given what is seen of the place and how the base was made.
+class MammoNetwork(nn.Module):
+    """v(x_t, t) of flow.py, given the conditioning channels and the operating point.
 
-    Two resolutions, 4 and 8 pixels a cell, of ``width`` and ``wide`` channels; ``blocks``: how many blocks there are
-    before, at and after the coarser one. x_t enters with the weight sin(pi t / 2), its share of r: at t = 0 the result
-    depends on no draw. The last layer starts at 0, so that an untrained network changes nothing.
+    x_t is weighted by sin(pi t / 2), its share of r, so at t = 0 the result does not depend on drawn noise. The last
+    layer is initialised to 0: an untrained network changes nothing.
     """
 
-    @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
-        self, width: int = 64, wide: int = 96, blocks: tuple[int, int, int] = (1, 2, 1), embedding: int = 32
-    ) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        self.config = config
+        width, wide, blocks, embedding = config.width, config.wide, config.blocks, config.embedding
         self.embed = nn.Sequential(
             nn.Linear(2 * _WAVES + POINT, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
@@ -75,7 +88,7 @@ class MammoNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.zeros_(_bias(self.leave))
 
     def with_trunk(self, dtype: torch.dtype) -> MammoNetwork:
-        """Itself, its large convolutions now in ``dtype``; what conditions them and the last layer stay float32."""
+        """Convert the large convolutions to ``dtype`` and return self; conditioning and the last layer stay float32."""
         for part in (self.enter, self.narrow, self.widen):
             part.to(dtype)
         for block in [*self.before, *self.middle, *self.after]:
@@ -85,16 +98,15 @@ class MammoNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def halo(self) -> int:
-        """Pixels of surroundings that can change a pixel; a multiple of STRIDE."""
+        """Distance in pixels within which the input can change an output pixel; a multiple of STRIDE."""
         fine = 2 + 2 * (len(self.before) + len(self.after))
         return -(-(UNSHUFFLE * fine + STRIDE * (2 * len(self.middle) + 1)) // STRIDE) * STRIDE
 
     def forward(self, x: Tensor | None, seen: Tensor, t: Tensor, point: Tensor) -> Tensor:
         """The velocity: float32, (n, 16, h, w).
 
-        ``x``: (n, 16, h, w), the latent of x_t; None is as good where t is 0. ``seen``: (n, 21, h, w), see
-        ``conditioning.scene``. ``t``: (n,), 0..1.
-        ``point``: (n, 3), see ``conditioning.point_features``. h and w are even.
+        ``x``: (n, 16, h, w), the latent of x_t; None if t is 0. ``seen``: (n, 21, h, w), see ``conditioning.scene``.
+        ``t``: (n,), 0..1. ``point``: (n, 3), see ``conditioning.point_features``. h and w are even.
         """
         kind = self.enter.weight.dtype
         condition = self.embed(torch.cat([_waves(t), point], dim=1))

@@ -1,4 +1,4 @@
-"""Numerics: everything beside the model that can move a grey level, recorded in each rendition."""
+"""Numerics: everything apart from the model that can change a grey level; each rendition records it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def cpu_numerics() -> dict[str, str]:
-    """Device, dtype, library versions and the vector extensions in use by torch on this CPU."""
+    """Device, dtype, library versions and the vector extensions that torch uses on this CPU."""
     import torch
 
     return {
@@ -21,14 +21,14 @@ def cpu_numerics() -> dict[str, str]:
         "dtype": "float32",
         "machine": platform.machine(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
-        "torch": str(torch.__version__),  # a class of torch's own, which would have whoever unpickles it import torch
+        "torch": str(torch.__version__),  # a plain str: unpickling torch's own class would import torch
         "scipy": version("scipy"),
         "imagecodecs": version("imagecodecs"),
     }
 
 
 def device_of(name: str) -> torch.device:
-    """The device that ``reconstruct.device`` names; ``auto`` is CUDA where there is one. Raises ConfigError."""
+    """The device named by ``reconstruct.device``; ``auto`` is CUDA if available. Raises ConfigError."""
     import torch
 
     if name == "auto":

@@ -1,4 +1,4 @@
-"""What an upscaler is: it makes a full-matrix structure of a base, and may shape the noise that is drawn into it."""
+"""The interface of upscalers: from a base to a full-size structure, and optionally to the noise added to it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ Float = NDArray[np.float32]
 class UpscaleTask:
     """One image to upscale.
 
-    ``samples``: float32 (operator.low_rows, operator.low_columns), the decoded base in the grey levels of the
-    original. ``upsampled``: float32, full size, the smooth image whose downsampling gives
-    them back (``Operator.lift``); not to be written to. ``point`` and
-    ``quantisation_rms`` (grey levels): how the base was made. ``deviation``: float32, full size, standard deviation of
-    the noise that the upsampled base lacks, in grey levels; 0 where it lacks none. An upscaler that does not need it
-    gets zeros.
+    ``samples``: float32 (operator.low_rows, operator.low_columns), the decoded base in grey levels of the original.
+    ``upsampled``: float32, full size, the smooth image whose downsampling equals ``samples`` (``Operator.lift``);
+    read only. ``point``: operating point of the base. ``quantisation_rms``: RMS coding error of the base, in grey
+    levels. ``deviation``: float32, full size, standard deviation of the noise missing in the upsampled base, in grey
+    levels; all 0 for an upscaler that does not need it. ``seed`` and ``steps``: of the sampling.
     """
 
     samples: Float
@@ -38,48 +37,48 @@ class UpscaleTask:
 
 
 class Upscaler(Protocol):
-    """The contract every upscaler keeps; ``tests/contracts/test_upscalers.py`` holds each one to it.
+    """The contract of all upscalers; ``tests/contracts/test_upscalers.py`` tests each one against it.
 
-    The same task on the same numerics gives bit-identical results, whatever ran before or beside it.
+    The same task on the same numerics gives bit-identical results, whatever else the process runs.
     """
 
     @property
     def name(self) -> str:
-        """Name in config.yaml and in every rendition, for example ``bicubic``."""
+        """Name in config.yaml and in renditions, for example ``bicubic``."""
 
     @property
     def method(self) -> str:
-        """Term for Lossy Image Compression Method (0028,2114): at most 16 characters, one per family."""
+        """Term for Lossy Image Compression Method (0028,2114), at most 16 characters."""
 
     @property
     def generative(self) -> bool:
-        """True when the structure may hold content that a model drew."""
+        """Whether a model may have generated parts of the structure."""
 
     @property
     def weights_digest(self) -> str:
-        """SHA-256 of the weights, hex; for an upscaler without weights, of its definition."""
+        """SHA-256 (hex) of the weights; of the definition for an upscaler without weights."""
 
     @property
     def files(self) -> tuple[tuple[str, Path], ...]:
-        """Name and place of each file that the archive keeps, so that renditions outlive the installed model.
+        """Name and path of each model file that the archive keeps, so that renditions outlive the installed model.
 
-        With them in a folder under these names the upscaler is the same; empty where it has no files.
+        A folder with these files under these names gives the same upscaler. Empty if there are no files.
         """
 
     @property
     def steps(self) -> int:
-        """Sampling steps this upscaler would use for a new rendition; 0 when it does not sample."""
+        """Sampling steps for a new rendition; 0 if the upscaler does not sample."""
 
     @property
     def numerics(self) -> dict[str, str]:
-        """What can change a grey level without changing the model: device, dtype, versions, kernels."""
+        """Everything apart from the model that can change a grey level: device, dtype, versions, kernels."""
 
     @property
     def needs_deviation(self) -> bool:
-        """True when ``structure`` looks at ``task.deviation``, which takes time to measure."""
+        """Whether ``structure`` reads ``task.deviation``, which takes time to measure."""
 
     def structure(self, task: UpscaleTask) -> Float:
-        """The full-matrix structure, without noise: float32 (operator.rows, operator.columns), grey levels."""
+        """The full-size structure without noise: float32 (operator.rows, operator.columns), grey levels."""
 
     def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
-        """The noise to add to a structure, grey levels, made of the drawn Gaussian ``noise``; by default just that."""
+        """The noise to add to ``structure``, in grey levels, made from drawn Gaussian ``noise``; may be ``noise``."""

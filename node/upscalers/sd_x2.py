@@ -1,10 +1,9 @@
 """``sd_x2``: the paper's upscaler (arXiv 2310.05299), diffusers' StableDiffusionLatentUpscalePipeline.
 
-The model is ``stabilityai/sd-x2-latent-upscaler``: Stable Diffusion's autoencoder (8 x 8 pixels to a latent
-of 4 channels) and a k-diffusion UNet that denoises the latents of an image twice as large. It was made for
-8-bit colour pictures; what this module adds is what a 16-bit radiograph needs: grey levels mapped by the
-image's own range, pixels encoded by the mode instead of a draw, decoding in float32 without the pipeline's
-own conversion to an 8-bit picture, and tiles.
+The model is ``stabilityai/sd-x2-latent-upscaler``: Stable Diffusion's autoencoder (8 x 8 pixels to a latent of 4
+channels) and a k-diffusion UNet that denoises the latents of an image of twice the size. It was made for 8-bit colour
+pictures. For 16-bit radiographs this module maps grey levels by the image's own range, encodes with the mode of the
+latent distribution instead of a sample, decodes in float32 without the pipeline's conversion to 8 bits, and tiles.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from node.upscalers.numerics import cpu_numerics, device_of
 from node.upscalers.protocol import UpscaleTask
 from node.upscalers.tiles import TilePlan, blend
 from storage.errors import LatentPacsError
+from storage.optional_packages import require_extra
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +44,13 @@ _DTYPES = {
     "bf16": "bfloat16",
     "bfloat16": "bfloat16",
 }
-# Tiles that go through the network together. A constant, not an option: another batch shape selects other
-# kernels and other rounding, so it would be another rendition. One tile keeps every core of a CPU busy.
+# Tiles per network call. This is not an option: another batch shape selects other kernels and rounds differently,
+# which makes another rendition. One tile keeps all cores of a CPU busy.
 _BATCH = {"cpu": 1, "cuda": 4}
-# The UNet sees 2 latents per 8 pixels of the base and halves them three times.
+# In pixels of the base: the UNet has 2 latents per 8 pixels and halves them three times.
 _TILE_UNIT = 32
 _DOUBLINGS = {2: 1, 4: 2}
-# The weights that are read. Files of the same names with .bin are pickles, which can run code, and are never read.
+# The weight files that are read. The .bin files of the same names are pickles, which can run code; they are never read.
 _WEIGHTS = {
     "unet": ("diffusion_pytorch_model.safetensors",),
     "vae": ("diffusion_pytorch_model.safetensors",),
@@ -63,23 +63,24 @@ class WeightsNotFound(LatentPacsError):
 
 
 class NotFinite(LatentPacsError):
-    """The network returned NaN or infinity, as half precision may: such pixels are never used."""
+    """The network returned NaN or infinity, as half precision may; such pixels are never used."""
 
 
 class SdX2:
-    """The x2 model once for scale 2, twice in a row for scale 4 (the paper's 512 and 256 to 1024).
+    """Applies the x2 model once for scale 2 and twice for scale 4 (the paper's 512 and 256 to 1024).
 
-    Its autoencoder alone moves every pixel, so the result is projected: downsampled, it is the base again.
+    The autoencoder changes every pixel, so the result is projected: downsampled, it equals the base.
 
-    ``source`` is a folder as ``hf download`` makes it, or a model id on the hub. ``tile`` and ``overlap``
-    count pixels of the base. Nothing is read before it is needed; once loaded, the model stays.
+    ``source``: a folder made by ``hf download``, or a model id on the Hugging Face hub. ``tile`` and ``overlap``: in
+    pixels of the base. Files are read on first use and the loaded model is kept. Raises ExtraMissing if diffusers or
+    transformers is not installed.
     """
 
     name = "sd_x2"
     method = "LDM_UPSCALE_1"
     generative = True
     needs_deviation = False
-    files: tuple[tuple[str, Path], ...] = ()  # gigabytes, published by others: they stay where they are installed
+    files: tuple[tuple[str, Path], ...] = ()  # the archive keeps no copy: gigabytes that others publish
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class SdX2:
         tile: int = 256,
         overlap: int = 32,
     ) -> None:
+        require_extra("sd-x2", "the upscaler sd_x2")
         if dtype != "auto" and dtype not in _DTYPES:
             raise ValueError(f"sd_x2: dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}")
         if tile < 2 * _TILE_UNIT or tile % _TILE_UNIT:
@@ -98,7 +100,7 @@ class SdX2:
         if not 0 < overlap <= tile // 2:
             raise ValueError(f"sd_x2: overlap {overlap} is outside 1 .. {tile // 2}, half a tile")
         if steps < 1:
-            raise ValueError(f"sd_x2: {steps} steps; it takes one at least")
+            raise ValueError(f"sd_x2: steps {steps} is below 1")
         self.steps = steps
         self._source = source
         self._device_name = device
@@ -108,7 +110,7 @@ class SdX2:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 over the sorted (relative path, SHA-256) of the weight files that are loaded."""
+        """SHA-256 over the sorted (relative path, SHA-256) pairs of the weight files."""
         digest = hashlib.sha256()
         for path in sorted(weight_files(self._folder)):
             with path.open("rb") as file:
@@ -134,43 +136,42 @@ class SdX2:
             cudnn: Any = torch.backends.cudnn
             found["cudnn"] = str(cudnn.version())
         else:
-            # Sums are split among the threads: another number of threads rounds differently.
+            # Sums are split among threads, so another number of threads rounds differently.
             found["threads"] = str(torch.get_num_threads())
         return found
 
     def structure(self, task: UpscaleTask) -> Float:
-        """See Protocol. All randomness is the noise of the whole image, from ``task.seed``, on the CPU."""
+        """See Upscaler. The only randomness is noise for the whole image, drawn on the CPU from ``task.seed``."""
         import torch
 
         operator, samples = task.operator, task.samples
         if operator.scale == 1:
-            return task.upsampled.copy()  # there is nothing to upscale
+            return task.upsampled.copy()
         if operator.scale not in _DOUBLINGS:
-            raise ValueError(f"sd_x2 does not do scale {operator.scale}, only 1, 2 and 4")
+            raise ValueError(f"sd_x2: scale {operator.scale} is none of 1, 2 and 4")
         if samples.shape != (operator.low_rows, operator.low_columns):
             raise ValueError(f"sd_x2: samples {samples.shape} do not belong to {operator}")
         if task.steps < 1:
-            raise ValueError(f"sd_x2: {task.steps} steps; it takes one at least")
+            raise ValueError(f"sd_x2: steps {task.steps} is below 1")
         low, span = samples.min(), np.ptp(samples)
         if span <= 0:
             return task.upsampled.copy()
         generator = torch.Generator("cpu").manual_seed(task.seed)
-        # One range for the image, never one per tile: tiles must agree on what a grey level means.
+        # One range for the whole image: tiles must map grey levels alike.
         image = (samples - low) * (2 / span) - 1
         for _ in range(_DOUBLINGS[operator.scale]):
             image = self._double(image, task.steps, generator)
-        # Where rows or columns are no multiple of the scale, D has shrunk by a little less than the scale,
-        # and a crop would shift the far border by up to scale - 1 pixels. U resamples; else it returns its
-        # input.
+        # If rows or columns are not a multiple of the scale, D shrinks by slightly less than the scale, and a crop
+        # would shift the far border by up to scale - 1 pixels. U resamples then; otherwise it returns its input.
         image = np.clip(operator.up(image), -1, 1)
         return operator.project(np.asarray((image + 1) * (span / 2) + low, dtype=np.float32), samples)
 
     def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
-        """The noise as it was drawn: the paper's model knows nothing of it."""
+        """Return the drawn noise unchanged; the paper's model has no noise of its own."""
         return noise
 
     def _double(self, image: Float, steps: int, generator: torch.Generator) -> Float:
-        """``image`` in [-1, 1], float32 (rows, columns), at twice the size."""
+        """``image``, float32 (rows, columns) in [-1, 1], at twice the size."""
         import torch
 
         rows, columns = image.shape
@@ -178,14 +179,14 @@ class SdX2:
         plan = TilePlan.cover(rows, columns, tile=self._tile, overlap=self._overlap, align=stride)
         margin = ((0, plan.rows - rows), (0, plan.columns - columns))
         canvas = torch.from_numpy(np.pad(image, margin, mode="symmetric"))[None]
-        # Overlapping tiles share their noise: they draw nearly the same picture where they overlap.
+        # Overlapping tiles share noise, so they draw nearly the same pixels in the overlap.
         shape = (self._network.channels, plan.rows // stride * 2, plan.columns // stride * 2)
         noise = torch.randn(shape, generator=generator)
         doubled = blend(plan.scaled(2), self._tiles(plan, canvas, noise, steps))
         return np.clip(doubled[: rows * 2, : columns * 2], -1, 1)
 
     def _tiles(self, plan: TilePlan, canvas: torch.Tensor, noise: torch.Tensor, steps: int) -> Iterator[Float]:
-        """The doubled tiles in plan order; the last batch is filled up with copies of its last tile."""
+        """The doubled tiles in plan order; the last batch is padded with copies of its last tile."""
         import torch
 
         tile, stride = plan.tile, self._network.stride
@@ -203,7 +204,7 @@ class SdX2:
     @cached_property
     def _folder(self) -> Path:
         folder = find_weights(self._source)
-        weight_files(folder)
+        weight_files(folder)  # raises WeightsNotFound
         return folder
 
     @cached_property
@@ -216,7 +217,7 @@ class SdX2:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Of the UNet. On CUDA float16: what its authors publish it for, and finer than bfloat16."""
+        """Data type of the UNet. The default on CUDA is float16, as its authors publish; it is finer than bfloat16."""
         import torch
 
         if self._dtype_name == "auto":
@@ -230,9 +231,9 @@ class SdX2:
 
 
 class _Network:
-    """The loaded pipeline. Its UNet runs in the chosen dtype, its autoencoder always in float32.
+    """The loaded pipeline. The UNet runs in the chosen dtype, the autoencoder always in float32.
 
-    The pixels themselves go through the autoencoder: near white, bfloat16 has steps of 8 in 4096 grey levels.
+    Pixels pass through the autoencoder; near white, bfloat16 has steps of 8 in 4096 grey levels.
     """
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
@@ -241,7 +242,7 @@ class _Network:
         pipeline = _load(folder)
         pipeline.set_progress_bar_config(disable=True)
         with _quiet(), torch.no_grad():
-            # Guidance 0 means the empty prompt, always: embed it once and let the text encoder go.
+            # Guidance 0 always means the empty prompt: embed it once and free the text encoder.
             embedding, _, pooled, _ = pipeline.encode_prompt("", "cpu", do_classifier_free_guidance=False)
             pipeline.text_encoder = pipeline.tokenizer = None
             pipeline.vae.to(device)
@@ -253,19 +254,19 @@ class _Network:
 
     @property
     def stride(self) -> int:
-        """Pixels per latent along one side: 8."""
+        """Pixels per latent along one side (8)."""
         return int(self._pipeline.vae_scale_factor)
 
     @property
     def channels(self) -> int:
-        """Channels of a latent: 4."""
+        """Channels of a latent (4)."""
         return int(self._pipeline.vae.config.latent_channels)
 
     def double(self, pixels: torch.Tensor, noise: torch.Tensor, steps: int) -> torch.Tensor:
-        """Grey tiles (n, 1, t, t) in [-1, 1], unit noise (n, 4, t/4, t/4): grey tiles (n, 2t, 2t), float32.
+        """Grey tiles (n, 2t, 2t), float32, from ``pixels`` (n, 1, t, t) in [-1, 1] and unit ``noise`` (n, 4, t/4, t/4).
 
-        Given latents both as ``image`` and as ``latents`` the pipeline draws nothing itself, and Euler's
-        method without churn is deterministic: ``noise`` is all the randomness there is.
+        ``noise`` is the only randomness: with latents given both as ``image`` and as ``latents`` the pipeline draws
+        nothing, and Euler's method without churn is deterministic.
         """
         import torch
 
@@ -293,13 +294,13 @@ class _Network:
 
 
 def find_weights(source: str) -> Path:
-    """The folder of the model: ``source`` itself, or the hub's snapshot of it (downloaded unless offline)."""
+    """The model's folder: ``source`` itself, or a snapshot from the Hugging Face hub (downloaded unless offline)."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
-    # The root of the hub's HTTP errors is another package's class in each of its releases; this name stays.
+    # Each release of huggingface_hub derives its HTTP errors from another package; only this name is stable.
     errors: Any = import_module("huggingface_hub.errors")
     components = [f"{component}/{names[0]}" for component, names in _WEIGHTS.items()]
     patterns = ["model_index.json", "*/*.json", "tokenizer/*", *components]
@@ -307,11 +308,11 @@ def find_weights(source: str) -> Path:
         with _quiet():
             return Path(snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:
-        raise _not_found(f"{source!r} is no folder, and no model in reach on the hub") from error
+        raise _not_found(f"{source!r} is neither a folder nor a model that can be downloaded from the hub") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files diffusers loads from ``folder``; ``WeightsNotFound`` where the model is incomplete."""
+    """The weight files that diffusers loads from ``folder``. Raises WeightsNotFound if the model is incomplete."""
     try:
         index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -360,9 +361,9 @@ def _not_found(reason: str) -> WeightsNotFound:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars, advice or warnings from the libraries inside; their own settings are back afterwards."""
+    """Suppress progress bars, advice and warnings of the libraries, and restore their settings afterwards."""
     from diffusers.utils import logging as diffusers
-    from transformers.utils import logging as transformers  # its switch for bars is the hub's as well
+    from transformers.utils import logging as transformers  # also switches the progress bars of huggingface_hub
 
     before = [(each, each.get_verbosity(), each.is_progress_bar_enabled()) for each in (diffusers, transformers)]
     try:
@@ -380,7 +381,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _repeatable(device: torch.device) -> AbstractContextManager[None]:
-    """On CUDA: the same convolution algorithms every time, in true float32 where float32 is asked for."""
+    """On CUDA, use deterministic convolution algorithms, without TF32."""
     if device.type != "cuda":
         return nullcontext()
     import torch

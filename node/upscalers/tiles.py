@@ -1,8 +1,8 @@
-"""Tiles for networks that cannot tile exactly: where the tiles lie, and how to join them without a seam.
+"""Overlapping tiles for networks that cannot be tiled exactly: their positions, and blending without seams.
 
-A network with global attention or group statistics gives a tile other pixels than it would give the whole
-image, so neighbours are drawn with an overlap and cross-faded. The border of a tile, where it saw least
-context, stays out of the result as far as its neighbours allow.
+A network with global attention or group statistics gives a tile other pixels than the whole image, so neighbouring
+tiles overlap and are cross-faded. The border of a tile, where the network has least context, is used as little as its
+neighbours allow.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Square tiles of ``tile`` pixels over a canvas of ``rows`` x ``columns``; build one with ``cover``.
+    """Square tiles of ``tile`` pixels over a canvas of ``rows`` x ``columns``; built by ``cover``.
 
-    ``tops`` and ``lefts`` say where each row and column of tiles begins; neighbours share at least
-    ``overlap`` pixels and are cross-faded over that many.
+    ``tops`` and ``lefts``: first row and first column of the tiles. Neighbours share at least ``overlap`` pixels and
+    are cross-faded over that many.
     """
 
     rows: int
@@ -34,11 +34,11 @@ class TilePlan:
 
     @classmethod
     def cover(cls, rows: int, columns: int, *, tile: int, overlap: int, align: int = 1) -> TilePlan:
-        """The plan for an image of ``rows`` x ``columns`` with the fewest tiles, spread evenly.
+        """The plan with the fewest tiles, evenly spaced, for an image of ``rows`` x ``columns``.
 
-        The canvas is the image, grown to a multiple of ``align`` and to one tile at least: every tile has the
-        same shape, since another shape may mean another kernel and other rounding. All tiles start on
-        multiples of ``align``, for example the stride of an autoencoder.
+        The canvas is the image, extended to a multiple of ``align`` and to at least one tile. All tiles have the same
+        shape, because another shape may select another kernel and round differently. They start on multiples of
+        ``align``, for example the stride of an autoencoder.
         """
         if min(rows, columns) < 1:
             raise ValueError(f"no tiles for an image of {rows} x {columns}")
@@ -52,11 +52,11 @@ class TilePlan:
 
     @property
     def positions(self) -> list[tuple[int, int]]:
-        """(top, left) of every tile, row by row: the order in which ``blend`` takes them."""
+        """(top, left) of every tile, row by row: the order that ``blend`` expects."""
         return list(product(self.tops, self.lefts))
 
     def scaled(self, factor: int) -> TilePlan:
-        """The same plan on the canvas of an image ``factor`` times as large."""
+        """The same plan for an image ``factor`` times as large."""
         return TilePlan(
             self.rows * factor,
             self.columns * factor,
@@ -68,9 +68,9 @@ class TilePlan:
 
 
 def blend(plan: TilePlan, tiles: Iterable[NDArray[np.float32]]) -> Float:
-    """Cross-fade ``tiles``, float32 (tile, tile) in the order of ``plan.positions``: float32 (rows, columns).
+    """Cross-fade ``tiles``, float32 (tile, tile) in the order of ``plan.positions``, to float32 (rows, columns).
 
-    One tile is held at a time, and sums run in plan order, so that no schedule can change a rounding.
+    One tile is in memory at a time. Sums run in plan order, so rounding does not depend on scheduling.
     """
     canvas = np.zeros((plan.rows, plan.columns), dtype=np.float32)
     vertical = _windows(plan.tops, plan.tile, plan.overlap)
@@ -82,21 +82,21 @@ def blend(plan: TilePlan, tiles: Iterable[NDArray[np.float32]]) -> Float:
 
 
 def _spread(size: int, tile: int, overlap: int, align: int) -> tuple[tuple[int, ...], int]:
-    """Starts of the fewest tiles that cover ``size``, and the size they cover; multiples of ``align``."""
+    """Starts of the fewest tiles that cover ``size``, and the covered size; all multiples of ``align``."""
     unit, shared = tile // align, -(-overlap // align)
     length = max(-(-size // align), unit)
     if length == unit:
         return (0,), tile
-    # Evenly spread starts are at most the mean step, rounded up, apart: never more than unit - shared.
+    # Evenly spaced starts differ by at most the mean step, rounded up, which never exceeds unit - shared.
     steps = -(-(length - unit) // (unit - shared))
     return tuple(k * (length - unit) // steps * align for k in range(steps + 1)), length * align
 
 
 def _windows(starts: tuple[int, ...], tile: int, overlap: int) -> list[Float]:
-    """Weights of each tile along one axis: 1 inside, raised-cosine flanks; at every pixel they sum to 1.
+    """Weights of each tile along one axis: 1 inside, raised-cosine flanks; they sum to 1 at every pixel.
 
-    A flank lies in the middle of what two neighbours share. Raised cosine rather than linear: between tiles
-    of slightly different tone the ends of a linear ramp are visible as Mach bands.
+    A flank is centred in the overlap of two neighbours. Linear ramps would show Mach bands at their ends between tiles
+    of slightly different tone.
     """
     seams = [(after + before + tile) / 2 for before, after in pairwise(starts)]
     windows = []
@@ -110,13 +110,13 @@ def _windows(starts: tuple[int, ...], tile: int, overlap: int) -> list[Float]:
             window *= _rise((seams[k] - centres) / overlap)
         windows.append(window)
         total[start : start + tile] += window
-    # Two flanks add up to 1 by themselves; where the last tiles crowd, three may meet.
+    # Two flanks sum to 1 already; near the end of the axis three tiles may overlap.
     return [
         (window / total[start : start + tile]).astype(np.float32) for start, window in zip(starts, windows, strict=True)
     ]
 
 
 def _rise(t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 below -1/2, 1 above 1/2, half a cosine between."""
+    """0 below -1/2, 1 above 1/2, a raised cosine in between."""
     result: NDArray[np.float64] = np.sin(np.pi / 2 * np.clip(t + 0.5, 0.0, 1.0)) ** 2
     return result

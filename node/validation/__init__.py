@@ -1,1 +1,1 @@
-"""Does a classifier do as well on what the archive gives back as on the originals?"""
+"""Tests whether a classifier performs as well on reconstructions as on originals."""

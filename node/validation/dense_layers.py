@@ -1,7 +1,7 @@
-"""Dense layers on frozen features, and their settings by Bayesian optimisation (optuna's TPE), as in the paper.
+"""Dense layers on frozen features, tuned by Bayesian optimisation (optuna's TPE), as in the paper.
 
-Features are standardised and turned onto the principal components of their training set, at most 512: with fewer
-images than that this loses nothing that training could use, and it is much faster. Everything is seeded.
+Features are standardised and projected on at most 512 principal components of the training set. With fewer images than
+components this loses nothing that training could use, and it is much faster. Everything is seeded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 _INNER_FOLDS = 4
+"""Folds of a training set, one of which is held out for tuning."""
 _COMPONENTS = 512
 _ENSEMBLE = 3
-"""Heads trained from different seeds, whose logits are averaged."""
+"""Networks trained from different seeds, whose logits are averaged."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a head is built and trained: hidden layers and their width, then Adam's settings."""
+    """Hyperparameters of a head: number and width of hidden layers, and AdamW's settings."""
 
     layers: int
     width: int
@@ -38,7 +39,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Basis:
-    """How features become the layers' input: standardised, then turned onto components of the training set."""
+    """Maps features to the layers' input: standardises, then projects on components of the training set."""
 
     mean: Float
     scale: Float
@@ -46,9 +47,9 @@ class Basis:
 
     @classmethod
     def of(cls, features: Float) -> Basis:
-        """Of a training set, shape (n, count); the first component has variance 1, the others have less."""
+        """Fit to a training set, shape (n, count); the first component has variance 1, the others have less."""
         mean, spread = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(spread > 1e-6 * np.abs(mean) + 1e-12, spread, np.inf)  # what is constant tells nothing
+        scale = np.where(spread > 1e-6 * np.abs(mean) + 1e-12, spread, np.inf)  # drops constant features
         _, sizes, rows = np.linalg.svd((features - mean) / scale, full_matrices=False)
         kept = min(_COMPONENTS, max(int((sizes > 1e-5 * sizes[0]).sum()), 1))
         unit = max(float(sizes[0]), 1e-12) / len(features) ** 0.5
@@ -61,25 +62,25 @@ class Basis:
 
 @dataclass(frozen=True)
 class Head:
-    """Trained layers, and what comes before them."""
+    """Trained networks and the mapping of their input."""
 
     basis: Basis
     networks: tuple[torch.nn.Module, ...]
 
     def scores(self, features: Float) -> NDArray[np.float64]:
-        """Probability of the positive class: shape (n,) of ``features`` (n, count)."""
-        return _chances(self.networks, self.basis(features))
+        """Probability of the positive class, shape (n,), from ``features`` (n, count)."""
+        return _probabilities(self.networks, self.basis(features))
 
 
-def tuned(features: Float, truth: Bool, patients: Sequence[str], trials: int, seed: int) -> Recipe:
-    """The best of ``trials`` recipes by the loss on patients held back from these, one of four folds or fewer."""
+def tune(features: Float, truth: Bool, patients: Sequence[str], trials: int, seed: int) -> Recipe:
+    """The best of ``trials`` recipes by the loss on held-out patients, one of at most four folds."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     inner = min(_INNER_FOLDS, fewest_patients(truth, patients))
-    held_back = grouped_folds(truth, patients, inner, seed) == 0
-    basis, right = Basis.of(features[~held_back]), truth[held_back]
-    learn, test = basis(features[~held_back]), basis(features[held_back])
+    held_out = grouped_folds(truth, patients, inner, seed) == 0
+    basis, expected = Basis.of(features[~held_out]), truth[held_out]
+    training, test = basis(features[~held_out]), basis(features[held_out])
 
     def loss(trial: optuna.Trial) -> float:
         recipe = Recipe(
@@ -90,35 +91,36 @@ def tuned(features: Float, truth: Bool, patients: Sequence[str], trials: int, se
             decay=trial.suggest_float("decay", 1e-6, 1e-1, log=True),
             epochs=trial.suggest_int("epochs", 20, 80, step=20),
         )
-        chances = np.clip(_chances((_trained_one(learn, truth[~held_back], recipe, seed),), test), 1e-6, 1 - 1e-6)
-        lost = -np.log(np.where(right, chances, 1 - chances))
-        return float((lost[right].mean() + lost[~right].mean()) / 2)
+        network = _train_network(training, truth[~held_out], recipe, seed)
+        chances = np.clip(_probabilities((network,), test), 1e-6, 1 - 1e-6)
+        losses = -np.log(np.where(expected, chances, 1 - chances))
+        return float((losses[expected].mean() + losses[~expected].mean()) / 2)
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
     study.optimize(loss, n_trials=trials)
     return Recipe(**study.best_params)
 
 
-def trained(features: Float, truth: Bool, recipe: Recipe, seed: int) -> Head:
-    """A head trained on ``features`` (n, count) by Adam, all at once; both classes weigh alike."""
+def train_head(features: Float, truth: Bool, recipe: Recipe, seed: int) -> Head:
+    """Train a head on ``features`` (n, count) by AdamW in full batches; both classes have equal weight."""
     basis = Basis.of(features)
     x = basis(features)
-    return Head(basis, tuple(_trained_one(x, truth, recipe, seed + number) for number in range(_ENSEMBLE)))
+    return Head(basis, tuple(_train_network(x, truth, recipe, seed + number) for number in range(_ENSEMBLE)))
 
 
 def fewest_patients(truth: Bool, patients: Sequence[str]) -> int:
-    """Patients with an image of the class that has fewer of them."""
+    """Number of patients with an image of the rarer class."""
     names = np.asarray(patients)
     return min(np.unique(names[truth]).size, np.unique(names[~truth]).size)
 
 
-def _chances(networks: Sequence[torch.nn.Module], x: torch.Tensor) -> NDArray[np.float64]:
+def _probabilities(networks: Sequence[torch.nn.Module], x: torch.Tensor) -> NDArray[np.float64]:
     with torch.inference_mode():
         logits = torch.stack([network(x)[:, 0] for network in networks]).double().mean(dim=0)
     return np.asarray(torch.sigmoid(logits).numpy())
 
 
-def _trained_one(x: torch.Tensor, truth: Bool, recipe: Recipe, seed: int) -> torch.nn.Module:
+def _train_network(x: torch.Tensor, truth: Bool, recipe: Recipe, seed: int) -> torch.nn.Module:
     y = torch.from_numpy(truth.astype(np.float32))
     weight = torch.from_numpy(np.where(truth, 0.5 / truth.mean(), 0.5 / (~truth).mean()).astype(np.float32))
     with torch.random.fork_rng(devices=[]):

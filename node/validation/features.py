@@ -1,8 +1,8 @@
-"""Frozen features of torchvision's ResNet50 (He et al., CVPR 2016), as the paper takes them (arXiv 2310.05299).
+"""Frozen features of torchvision's ResNet50 (He et al., CVPR 2016), as in the paper (arXiv 2310.05299).
 
-What is pooled is the mean, over the image, of the output of the stem and of each of the four stages: 64 + 256 + 512 +
-1024 + 2048 features. The paper's are the last 2048. The others let fine structure through that the last stage, 32
-pixels to a step, does not keep unless it was trained to: with random weights (``none``) all but coarse contrast.
+The features are means, over the image, of the output of the stem and of each of the four stages: 64 + 256 + 512 + 1024
++ 2048. The paper uses the last 2048. The others keep fine structure, which the last stage, with a stride of 32 pixels,
+keeps only if it was trained to; with random weights (``none``) it keeps coarse contrast only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Float = NDArray[np.float32]
 
 COUNT = 64 + 256 + 512 + 1024 + 2048
 NONE = "none"
-"""Weights drawn at random, from a fixed seed: an explicit choice, for trying things out."""
+"""Random weights from a fixed seed, for trials; must be chosen explicitly."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SEED = 0
 
@@ -37,7 +37,7 @@ class Backbone:
     digest: str
 
     def features(self, picture: Float) -> Float:
-        """float32, shape (COUNT,), of a picture: float32, shape (rows, columns), 0..1, dense tissue bright."""
+        """Features, float32 (COUNT,), of a picture, float32 (rows, columns), 0..1, dense tissue bright."""
         grey = torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32))
         colour = torch.stack([(grey - mean) / std for mean, std in zip(_MEAN, _STD, strict=True)])[None]
         net, pooled = self.network, []
@@ -54,7 +54,7 @@ class Backbone:
 def load_backbone(weights: str) -> Backbone:
     """``weights``: a name of torchvision's ResNet50_Weights, a file with a state dict, or ``none``.
 
-    Raises ModelMissing, in one sentence, where they cannot be had.
+    Raises ModelMissing if the weights cannot be loaded.
     """
     from torchvision.models import resnet50
 
@@ -77,7 +77,7 @@ def _published(name: str) -> dict[str, Any]:
 
     known = [one.name for one in ResNet50_Weights]
     if name not in known:
-        raise ModelMissing(f"jobs.validation.weights {name}: no such file, and none of {', '.join(known)} or {NONE}")
+        raise ModelMissing(f"jobs.validation.weights {name}: neither a file nor one of {', '.join(known)}, {NONE}")
     try:
         state: dict[str, Any] = ResNet50_Weights[name].get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError) as error:
@@ -95,17 +95,17 @@ def _from_file(path: Path) -> dict[str, Any]:
 
             return dict(load_file(path))
         if not _is_published(path):
-            raise ValueError("it is no .safetensors, nor a file that torchvision publishes; convert it")
+            raise ValueError("it is neither .safetensors nor a file that torchvision publishes; convert it")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ModelMissing(f"jobs.validation.weights {path} holds no weights that can be read: {error}") from error
+        raise ModelMissing(f"jobs.validation.weights {path} cannot be read: {error}") from error
     return dict(state.get("state_dict", state)) if isinstance(state, dict) else {}
 
 
 def _is_published(path: Path) -> bool:
-    """Whether the file is one of torchvision's, by the beginning of its SHA-256, which is in the name of each.
+    """Whether torchvision publishes the file: its published names contain the beginning of the SHA-256.
 
-    Others are pickles of unknown origin, and are not read.
+    Other pickles are of unknown origin and are not read.
     """
     from torchvision.models import ResNet50_Weights
 

@@ -1,4 +1,4 @@
-"""What a validation found: each way of training and testing, compared with the sources, and how near the arms are."""
+"""Results of a validation: classifiers per setting compared with the sources, and fidelity of the arms."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ SETTINGS = (
     (Arm.COMPRESSED, Arm.COMPRESSED),
     (Arm.SOURCE, Arm.DECOMPRESSED),
 )
-"""What is trained on and what is tested on. The first is what the others are compared with; the second decides."""
+"""(trained on, tested on). The others are compared with the first; the verdict is that of the second."""
 
 Excluded = Counter[tuple[str, str]]
-"""Labelled images that take no part, by class and reason."""
+"""Number of labelled images that are left out, by class and reason."""
 _SEED = 0
 
 Figure = tuple[float, float, float]
-"""A value and its 95% interval; nan where it is not defined."""
+"""A value and the bounds of its 95% interval; nan if undefined."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One of SETTINGS. ``comparison``: with the sources; None for themselves."""
+    """Results of one of SETTINGS. ``comparison``: with the sources; None for the sources themselves."""
 
     trained_on: Arm
     tested_on: Arm
@@ -71,7 +71,7 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Findings:
-    """A finished validation. ``blind``: on the sources themselves the classifier is not surely better than chance."""
+    """Results of a validation. ``blind``: on the sources the classifier is not significantly better than chance."""
 
     trained: tuple[Trained, ...]
     likeness: tuple[Likeness, ...]
@@ -96,7 +96,7 @@ class Findings:
         return say(self.trained[0], self.trained[1], self.counts[self.positive], blind=self.blind)
 
     def summary(self) -> dict[str, Any]:
-        """The figures that a later run is compared with."""
+        """The figures that later runs are compared with."""
         compared = _comparison(self.trained[1])
         return {
             "verdict": self.verdict.value,
@@ -115,7 +115,7 @@ class Findings:
         }
 
     def details(self) -> dict[str, Any]:
-        """Everything else."""
+        """All other figures."""
         return {
             "trained": [
                 {
@@ -144,7 +144,7 @@ def find(
     positive: str,
     excluded: Excluded,
 ) -> Findings:
-    """Everything from the scores of every image by each of SETTINGS, shape (settings, n). Raises TooFewCases."""
+    """The results from ``scores`` of all images by each of SETTINGS, shape (settings, n). Raises TooFewCases."""
     patients = [one.patient for one in subjects]
     values, drawn = measures(scores, truth), bootstrap(scores, truth, patients, settings.bootstrap, _SEED)
     figures = [
@@ -174,13 +174,13 @@ def find(
 
 
 def say(source: Trained, other: Trained, positives: int, *, blind: bool) -> str:
-    """A verdict in words, with the number of positives that would settle it where it is open."""
+    """A verdict in words; if inconclusive, with the number of positives that would settle it."""
     compared = _comparison(other)
     if blind:
         low = source.figures["auc"][1]
         return (
-            f"inconclusive: on the sources themselves the classifier does not tell the classes apart (AUC "
-            f"{source.figures['auc'][0]:.3f}, 95% interval from {low:.3f}), so nothing can be said of the others"
+            f"inconclusive: on the sources themselves the classifier does not separate the classes (AUC "
+            f"{source.figures['auc'][0]:.3f}, 95% interval from {low:.3f}), so the others cannot be judged"
         )
     head = (
         f"{compared.verdict}: {other.name} AUC {other.figures['auc'][0]:.3f}, source {source.figures['auc'][0]:.3f}, "
@@ -193,7 +193,7 @@ def say(source: Trained, other: Trained, positives: int, *, blind: bool) -> str:
 
 
 def _comparison(one: Trained) -> Comparison:
-    assert one.comparison is not None, "the sources are compared with nothing"
+    assert one.comparison is not None, "only the sources have no comparison"
     return one.comparison
 
 

@@ -1,8 +1,8 @@
-"""Labels from a CSV: which class each image shows, named by UID or by patient, laterality and view.
+"""Reads class labels from a CSV file, which names images by UID or by patient, laterality and view.
 
-One of two first lines, in any order of columns, others being left alone:
-``sop_instance_uid,class`` (the original's UID or a reconstruction's), or ``patient_id,laterality,view,class``, where
-laterality is L or R and view CC, MLO, or as View Position or the meaning of the view's code has it.
+The first line has the columns ``sop_instance_uid,class`` (UID of the original or of a reconstruction) or
+``patient_id,laterality,view,class``, in any order; other columns are ignored. Laterality is L or R. View is CC, MLO,
+or equal to View Position or to the meaning of the view's code.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _VIEWS = {
 
 
 class LabelsInvalid(LatentPacsError):
-    """A file of labels that cannot be read; nothing of it was taken."""
+    """A label file is invalid; no label was set."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a file comes to: classes by SOP Instance UID, and the lines that name no image held here."""
+    """Classes by SOP Instance UID, and the numbers of lines that match no image in the archive."""
 
     classes: dict[str, str]
     unmatched: tuple[int, ...]
 
 
 def read_labels(path: Path, index: Index) -> Labelled:
-    """Raises LabelsInvalid, naming the line, where the file is malformed or gives an image two classes."""
+    """Read a label file. Raises LabelsInvalid, with the line, if it is malformed or gives an image two classes."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return _labelled(csv.DictReader(file, strict=True), path, index)
     except OSError as error:
         raise LabelsInvalid(f"{path} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise LabelsInvalid(f"{path} is no CSV in UTF-8: {error}") from error
+        raise LabelsInvalid(f"{path} is not a CSV file in UTF-8: {error}") from error
 
 
 def _labelled(reader: csv.DictReader[str], path: Path, index: Index) -> Labelled:
@@ -106,7 +106,7 @@ def _is(view: LabelledView, laterality: str, name: str) -> bool:
 
 
 def _names(attributes: DicomJson) -> set[str]:
-    """What a view may be called, in upper case."""
+    """All names of a view, in upper case."""
     names = {_first(attributes, _VIEW_POSITION)}
     for item in attributes.get(_VIEW_CODE, {}).get("Value", []):
         names |= {_VIEWS.get(_first(item, _CODE_VALUE), ""), _first(item, _CODE_MEANING)}

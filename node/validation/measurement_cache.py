@@ -1,7 +1,4 @@
-"""What was measured of each arm of each image, kept in ``features/`` under the storage root for the next validation.
-
-Only a convenience: everything in it can be made again.
-"""
+"""Caches measurements of images in ``features/`` under the storage root. All of them can be computed again."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from node.validation.terms import Fidelity, Measured
 LOGGER = logging.getLogger(__name__)
 
 _VERSION = "1"
-"""Of everything between an image and its features and figures."""
+"""Version of the code that computes features and figures; a change invalidates the cache."""
 
 
 class FeatureCache:
-    """Files below ``folder``, named by a digest of everything that decides what is in them."""
+    """Files in ``folder``, named by a digest of everything that their content depends on."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,11 +29,11 @@ class FeatureCache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def key(self, *parts: str) -> str:
-        """The name of an entry; ``parts``: digests of image and backbone, and the arm."""
+        """The name of an entry. ``parts``: digests of image and backbone, and the arm."""
         return hashlib.sha256("|".join([_VERSION, *parts]).encode()).hexdigest()
 
     def get(self, key: str) -> Measured | None:
-        """An entry, or None where there is none that can be read."""
+        """An entry, or None if it is absent or cannot be read."""
         self._used.add(key)
         try:
             with np.load(self._folder / f"{key}.npz", allow_pickle=False) as held:
@@ -45,7 +42,7 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            LOGGER.warning("cached features %s are made anew: %s", key, error)
+            LOGGER.warning("cached features %s cannot be read and are computed again: %s", key, error)
             return None
 
     def put(self, key: str, measured: Measured) -> None:
@@ -59,7 +56,7 @@ class FeatureCache:
         Path(made).replace(self._folder / f"{key}.npz")
 
     def drop_unused(self) -> None:
-        """Remove entries that were not looked at since this was made."""
+        """Remove entries that were not read since this cache was opened."""
         for entry in self._folder.iterdir():
             if entry.stem not in self._used:
                 entry.unlink(missing_ok=True)

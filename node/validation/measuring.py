@@ -1,8 +1,8 @@
-"""One image in its three arms: what the classifier sees of each, and how near each is to the source.
+"""Measures one image in each arm: the classifier's features, and the likeness to the source.
 
-The arms are those of arXiv 2310.05299: the source, what is decompressed from the payload, and the payload itself, at
-its own low resolution. Nothing is resized alike: source and decompressed come to 1024 pixels a side at most, the
-payload of scale 2 or 4 to 512 or 256.
+The arms are those of arXiv 2310.05299: the source, the image decompressed from the payload, and the payload at its own
+low resolution. Source and decompressed images are resized to at most 1024 pixels a side, payloads of scale 2 and 4 to
+512 and 256.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 Float = NDArray[np.float32]
 
 SIDE = 1024
-_REACH = 5
+"""Longer side of the classifier's input for source and decompressed images, in pixels."""
+_SSIM_RADIUS = 5
+"""Radius of SSIM's window, in pixels."""
 _ALIGN = 64
-"""Air is cut off at multiples of this, so that the cut falls between pixels of every arm."""
+"""The image is cropped to the breast at multiples of this many pixels, which are whole pixels in every arm."""
 
 
 def measured(files: Files, arms: list[Arm], backbone: Backbone) -> dict[Arm, Measured]:
-    """The arms that are asked for. Raises PixelError or PayloadError."""
+    """The measurements of the given arms. Raises PixelError or PayloadError."""
     reference = _reference(files.original)
     box = _breast_box(reference)
     found = {}
@@ -56,10 +58,10 @@ def measured(files: Files, arms: list[Arm], backbone: Backbone) -> dict[Arm, Mea
 
 
 def likeness(source: Float, other: Float, corners: list[tuple[int, int]]) -> Fidelity:
-    """How near ``other`` is to ``source``: both float32, same shape, 0..1 as displayed.
+    """PSNR, SSIM and FSIM of ``other`` against ``source``: both float32, same shape, 0..1 as displayed.
 
-    Over the whole frame FSIM is piq's, as the paper has it: it averages over squares of min(rows, columns) / 256 pixels
-    first, so that it hardly sees fine detail of large images.
+    FSIM of the whole frame is piq's, as in the paper: it first averages squares of min(rows, columns) / 256 pixels, so
+    fine detail of large images has little effect.
     """
     import piq
     import torch
@@ -69,10 +71,10 @@ def likeness(source: Float, other: Float, corners: list[tuple[int, int]]) -> Fid
     full = [_psnr(source, other), float(ssim.mean()), float(piq.fsim(two, one, chromatic=False))]
     tiles = []
     for corner in corners:
-        x, y = (np.ascontiguousarray(_cut(image, corner)) for image in (source, other))
+        x, y = (np.ascontiguousarray(_tile(image, corner)) for image in (source, other))
         fsim = similarity(features(torch.from_numpy(x)), features(torch.from_numpy(y)))
         row, column = corner
-        inner = ssim[row : row + TILE - 2 * _REACH, column : column + TILE - 2 * _REACH]
+        inner = ssim[row : row + TILE - 2 * _SSIM_RADIUS, column : column + TILE - 2 * _SSIM_RADIUS]
         tiles.append([_psnr(x, y), float(inner.mean()), fsim])
     return Fidelity(
         np.array(full), np.array(tiles).reshape(-1, len(MEASURES)), np.array(corners, dtype=np.intp).reshape(-1, 2)
@@ -80,22 +82,19 @@ def likeness(source: Float, other: Float, corners: list[tuple[int, int]]) -> Fid
 
 
 def ssim_map(one: Float, two: Float) -> Float:
-    """SSIM (Wang et al., IEEE TIP 13(4), 2004) where its Gaussian of 11 x 11 pixels, sigma 1.5, fits into the image:
-    float32, shape (rows - 10, columns - 10), of two images of values 0..1."""
-    import torch
+    """SSIM (Wang et al., IEEE TIP 13(4), 2004) with its Gaussian window of 11 x 11 pixels, sigma 1.5.
 
-    taps = torch.exp(-(torch.arange(-_REACH, _REACH + 1) ** 2) / (2 * 1.5**2))
-    taps = (taps / taps.sum()).to(torch.float32)
-    x, y = torch.from_numpy(np.ascontiguousarray(one)), torch.from_numpy(np.ascontiguousarray(two))
-    stack = torch.stack([x, y, x * x, y * y, x * y])[:, None]
-    blurred = torch.nn.functional.conv2d(stack, taps[None, None, None])
-    mx, my, xx, yy, xy = torch.nn.functional.conv2d(blurred, taps[None, None, :, None])[:, 0]
-    c1, c2 = 0.01**2, 0.03**2
-    alike = (2 * mx * my + c1) / (mx * mx + my * my + c1)
-    return np.asarray((alike * (2 * (xy - mx * my) + c2) / (xx - mx * mx + yy - my * my + c2)).numpy())
+    Both images have values 0..1. Only pixels whose window lies inside the image: float32 (rows - 10, columns - 10).
+    """
+    from skimage.metrics import structural_similarity
+
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    _, ssim = structural_similarity(one, two, full=True, **options)
+    inner = slice(_SSIM_RADIUS, -_SSIM_RADIUS)
+    return np.asarray(ssim[inner, inner], dtype=np.float32)
 
 
-def _cut(image: Float, corner: tuple[int, int]) -> Float:
+def _tile(image: Float, corner: tuple[int, int]) -> Float:
     row, column = corner
     return image[row : row + TILE, column : column + TILE]
 
@@ -103,12 +102,12 @@ def _cut(image: Float, corner: tuple[int, int]) -> Float:
 def side_by_side(files: Files, corner: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
     """A tile of the source, of the reconstruction, and their difference: uint8, shape (256, 256) each.
 
-    The first two through the image's own window, stretched to what the source's tile holds of it; mid-grey is no
-    difference, and black or white a difference of an eighth of the window or more.
+    Source and reconstruction are shown through the display window, stretched to the range of the source's tile. In the
+    difference mid-grey is 0; black and white are an eighth of the window or more.
     """
     reference = _reference(files.original)
-    source = _cut(_shown(reference, reference.pixels), corner)
-    other = _cut(_shown(reference, integer_pixels(files.reconstructed)), corner)
+    source = _tile(_shown(reference, reference.pixels), corner)
+    other = _tile(_shown(reference, integer_pixels(files.reconstructed)), corner)
     low, high = (float(value) for value in np.percentile(source, [0.5, 99.5]))
     stretch = 1 / max(high - low, 1 / 64)
     pictures = [(source - low) * stretch, (other - low) * stretch, 0.5 + 4 * (other - source)]
@@ -127,7 +126,7 @@ def _shown(reference: Reference, values: NDArray[Any]) -> Float:
 
 
 def _of_payload(reference: Reference, base: Base, shown: Float) -> Fidelity:
-    """The payload against the source brought to the same resolution: what its coder changed."""
+    """Likeness of the payload to the source downsampled to the same resolution, which shows the coder's error."""
     ideal = base.operator.down(reference.pixels)
     low = np.clip(np.rint(ideal), 0, 65535).astype(np.uint16)
     corners = []
@@ -137,7 +136,7 @@ def _of_payload(reference: Reference, base: Base, shown: Float) -> Fidelity:
 
 
 def _breast_box(reference: Reference) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of the breast, at multiples of 64 pixels or the image's border."""
+    """Top, bottom, left and right of the breast, at multiples of 64 pixels or at the image's border."""
     ends = []
     for axis, size in enumerate(reference.pixels.shape):
         there = np.flatnonzero(reference.mask.any(axis=1 - axis)) * CELL
@@ -146,7 +145,7 @@ def _breast_box(reference: Reference) -> tuple[int, int, int, int]:
 
 
 def _input(shown: Float, box: tuple[int, int, int, int], scale: int, size: tuple[int, ...]) -> Float:
-    """What the network sees: the frame at SIDE / scale pixels a side, never enlarged, air around the breast cut off."""
+    """The network's input: the frame reduced to SIDE / scale pixels a side, never enlarged, cropped to the breast."""
     import torch
 
     top, bottom, left, right = (box[0] // scale, -(-box[1] // scale), box[2] // scale, -(-box[3] // scale))
@@ -161,6 +160,6 @@ def _input(shown: Float, box: tuple[int, int, int, int], scale: int, size: tuple
 
 
 def _psnr(one: Float, two: Float) -> float:
-    """In dB, peak 1; EXACT_PSNR_DB where nothing differs."""
+    """PSNR in dB for a peak of 1; EXACT_PSNR_DB if the images are equal."""
     error = float(np.mean(np.square(one.astype(np.float64) - two)))
     return min(-10 * math.log10(error), EXACT_PSNR_DB) if error else EXACT_PSNR_DB

@@ -1,4 +1,4 @@
-"""Folds for cross-validation: all images of a patient in one of them, and both classes spread evenly."""
+"""Folds for cross-validation: all images of a patient are in one fold, and classes are balanced."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Folds = NDArray[np.intp]
 def grouped_folds(truth: NDArray[np.bool_], patients: Sequence[str], count: int, seed: int) -> Folds:
     """The fold, 0 to ``count`` - 1, of each image: shape (n,).
 
-    Patients are dealt out one by one, those with most images first and in a random order among equals, each to the
-    fold that then has its classes spread most evenly. Raises TooFewCases where a class has fewer patients than folds.
+    Patients are assigned one by one, those with most images first and in random order among equals, to the fold that
+    balances the classes best. Raises TooFewCases if a class has fewer patients than folds.
     """
     names, groups = np.unique(np.asarray(patients), return_inverse=True)
     of_patient = np.zeros((names.size, 2), dtype=np.intp)

@@ -1,9 +1,9 @@
-"""Areas under ROC curves, how sure they are, and whether two of them are equivalent.
+"""Areas under ROC curves, their uncertainty, and a test of equivalence of two areas.
 
 Areas and their covariance are nonparametric: DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, by the midranks
-of Sun and Xu, IEEE SPL 21, 2014. Several images of one patient are no independent cases: the covariance is that of
-Obuchowski, Biometrics 53, 1997, for clustered data, which is DeLong's where each patient has one image. Equivalence is
-two one-sided tests (Schuirmann, J Pharmacokinet Biopharm 15, 1987).
+of Sun and Xu, IEEE SPL 21, 2014. Images of one patient are not independent, so the covariance is Obuchowski's for
+clustered data, Biometrics 53, 1997; it equals DeLong's if each patient has one image. Equivalence is tested by two
+one-sided tests (Schuirmann, J Pharmacokinet Biopharm 15, 1987).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ ALPHA, POWER = 0.05, 0.80
 MEASURES = ("auc", "accuracy", "precision", "recall")
 _NORMAL = NormalDist()
 _CUT = 0.5
-"""Score from which an image is called positive, for all measures but the area."""
+"""Score from which an image is classified as positive, for all measures except the area."""
 _AT_ONCE = 4_000_000
-"""Weights of the bootstrap held at once."""
+"""Maximum number of bootstrap weights in memory."""
 
 
 class TooFewCases(LatentPacsError):
-    """A statistic was asked of fewer patients than it needs."""
+    """There are fewer patients than a statistic needs."""
 
 
 class Equivalence(StrEnum):
-    """What a comparison of two areas comes to."""
+    """Verdict of a comparison of two areas."""
 
     EQUIVALENT = "equivalent"
     DIFFERENT = "different"
@@ -45,11 +45,11 @@ class Equivalence(StrEnum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One area against another, of the same cases. ``difference``: second minus first.
+    """Comparison of two areas on the same cases. ``difference``: second minus first.
 
-    ``low``, ``high``: its 90% interval, which lies within the margin exactly where both one-sided tests at 5% reject.
-    ``p_different``: of no difference, two-sided. ``p_equivalent``: the larger of both one-sided tests.
-    ``positives_needed``: how many positive cases would probably settle it, at the same share; None where it is settled.
+    ``low``, ``high``: its 90% interval, which lies within the margin if and only if both one-sided tests at 5% reject.
+    ``p_different``: two-sided p of no difference. ``p_equivalent``: the larger p of the two one-sided tests.
+    ``positives_needed``: estimated positive cases, at the same prevalence, for a conclusive result; None if conclusive.
     """
 
     difference: float
@@ -64,14 +64,14 @@ class Comparison:
 
 
 def auc(scores: Float, truth: Bool) -> float:
-    """Area under the ROC curve, ties counting half (Mann-Whitney): 0..1. ``scores``, ``truth``: shape (n,)."""
+    """Area under the ROC curve, 0..1; ties count half (Mann-Whitney). ``scores``, ``truth``: shape (n,)."""
     return float(_placements(scores[None], truth)[0].mean())
 
 
 def areas(scores: Float, truth: Bool, patients: Sequence[str]) -> tuple[Float, Float]:
-    """Areas, shape (k,), and their covariance, (k, k), of k scores per case: ``scores`` (k, n), ``truth`` (n,).
+    """Areas, shape (k,), and their covariance, (k, k), for k scores per case: ``scores`` (k, n), ``truth`` (n,).
 
-    Raises TooFewCases where fewer than two patients have a case of one class.
+    Raises TooFewCases if a class has cases of fewer than two patients.
     """
     of_positives, of_negatives = _placements(scores, truth)
     values = of_positives.mean(axis=1)
@@ -89,7 +89,7 @@ def areas(scores: Float, truth: Bool, patients: Sequence[str]) -> tuple[Float, F
 
 
 def compare(scores: Float, truth: Bool, patients: Sequence[str], margin: float) -> Comparison:
-    """The second of two scores against the first: ``scores`` (2, n). Raises TooFewCases."""
+    """Compare the second of two scores with the first: ``scores`` (2, n). Raises TooFewCases."""
     values, covariance = areas(scores, truth, patients)
     variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
     fewest = int(min(truth.sum(), (~truth).sum()))
@@ -98,16 +98,16 @@ def compare(scores: Float, truth: Bool, patients: Sequence[str], margin: float) 
 
 
 def smallest_error(cases: int) -> float:
-    """The least standard error that ``cases`` of the rarer class can prove.
+    """Lower bound of the standard error with ``cases`` of the rarer class.
 
-    Two perfect rankings have none by DeLong, however few the cases. This is the error that there would be if a single
-    case of the rarer class had lost half of its rank in one of them.
+    DeLong's error of two perfect rankings is 0, however few the cases. This bound is the error if one case of the rarer
+    class lost half of its rank in one of them.
     """
     return 0.5 / cases
 
 
 def judge(difference: float, se: float, margin: float, positives: int) -> Comparison:
-    """Two one-sided tests of ``difference`` within ``margin``, and the test of no difference, all normal."""
+    """Two one-sided tests of ``difference`` within ``margin``, and a test of no difference, by the normal law."""
     z = _NORMAL.inv_cdf(1 - ALPHA)
     p_equivalent = _NORMAL.cdf((abs(difference) - margin) / se)
     p_different = 2 * _NORMAL.cdf(-abs(difference) / se)
@@ -122,10 +122,10 @@ def judge(difference: float, se: float, margin: float, positives: int) -> Compar
 
 
 def _positives_needed(difference: float, se: float, margin: float, positives: int) -> int:
-    """Positives at which a test would reject with 80% power if the difference were what was found.
+    """Positives at which a test rejects with 80% power if the true difference is the observed one.
 
-    The error shrinks with the root of the number of cases. Within the margin that is the test of equivalence, at half
-    the risk since it may fail on either side; beyond, the test of a difference.
+    The error falls with the square root of the number of cases. The test is that of equivalence if the difference is
+    within the margin, at half the risk because it can fail on either side; otherwise the test of a difference.
     """
     if abs(difference) < margin:
         reach, z = margin - abs(difference), _NORMAL.inv_cdf(1 - ALPHA) + _NORMAL.inv_cdf(1 - (1 - POWER) / 2)
@@ -135,7 +135,7 @@ def _positives_needed(difference: float, se: float, margin: float, positives: in
 
 
 def measures(scores: Float, truth: Bool) -> Float:
-    """MEASURES of k scores, shape (k, 4); precision is nan where nothing is called positive."""
+    """MEASURES of k scores, shape (k, 4); precision is nan if no case is classified as positive."""
     [found] = _weighted(scores, truth, np.ones((1, truth.size)))
     return np.asarray(found)
 
@@ -143,8 +143,7 @@ def measures(scores: Float, truth: Bool) -> Float:
 def bootstrap(scores: Float, truth: Bool, patients: Sequence[str], draws: int, seed: int) -> Float:
     """MEASURES of ``draws`` samples of patients, drawn with replacement: shape (draws, k, 4).
 
-    All k scores see the same draws, so differences between them are paired. A draw without one of the classes counts
-    for nothing: nan.
+    All k scores use the same draws, so differences between them are paired. A draw without one of the classes is nan.
     """
     groups = np.unique(np.asarray(patients), return_inverse=True)[1]
     count = int(groups.max()) + 1
@@ -167,7 +166,7 @@ def interval(values: Float) -> tuple[float, float]:
 
 
 def roc(scores: Float, truth: Bool) -> tuple[Float, Float]:
-    """The ROC curve as false and true positive rates, both rising from 0 to 1; one point per distinct score."""
+    """The ROC curve as false and true positive rates, both rising from 0 to 1, with a point per distinct score."""
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), scores.size - 1)
     hits, misses = np.cumsum(truth[order])[ends], np.cumsum(~truth[order])[ends]
@@ -175,7 +174,7 @@ def roc(scores: Float, truth: Bool) -> tuple[Float, Float]:
 
 
 def _placements(scores: Float, truth: Bool) -> tuple[Float, Float]:
-    """V10 (k, m), share of negatives below each positive, and V01 (k, n), of positives above each negative."""
+    """V10 (k, m), share of negatives below each positive, and V01 (k, n), share of positives above each negative."""
     from scipy.stats import rankdata
 
     m, n = int(truth.sum()), int((~truth).sum())
@@ -188,14 +187,14 @@ def _placements(scores: Float, truth: Bool) -> tuple[Float, Float]:
 
 
 def _by_group(values: Float, groups: NDArray[np.intp], count: int) -> tuple[Float, int]:
-    """Sums of ``values`` (k, n) by group, shape (k, count), and how many groups have any."""
+    """Sums of ``values`` (k, n) by group, shape (k, count), and the number of groups that occur."""
     sums = np.zeros((values.shape[0], count))
     np.add.at(sums.T, groups, values.T)
     return sums, int(np.unique(groups).size)
 
 
 def _weighted(scores: Float, truth: Bool, weights: Float) -> Float:
-    """MEASURES with each case counting ``weights`` times: (draws, n) to (draws, k, 4)."""
+    """MEASURES with case weights ``weights`` (draws, n): shape (draws, k, 4)."""
     positive, negative = weights * truth, weights * ~truth
     total, negatives = positive.sum(axis=1), negative.sum(axis=1)
     found = np.full((weights.shape[0], scores.shape[0], len(MEASURES)), np.nan)

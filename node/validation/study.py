@@ -1,9 +1,9 @@
-"""The validation: the paper's ResNet50 experiment on the archive's own images, over its own retrieval path.
+"""The validation: the paper's ResNet50 experiment on the archive's own images and retrieval path.
 
-Every labelled image that has a reconstruction is retrieved twice, as an ``original`` and as a ``reconstructed`` peer
-would get it, and its payload is decoded: the three arms. In each fold of a cross-validation by patient a head is tuned
-and trained on each arm, and scores that arm's images of the other patients; the one trained on sources scores the
-decompressed ones too. What all folds scored together is compared.
+Every labelled image with a reconstruction is retrieved twice, as for an ``original`` and a ``reconstructed`` peer, and
+its payload is decoded: three arms. In each fold of a cross-validation by patient, a head is tuned and trained on each
+arm and scores that arm's images of the other patients. The head trained on sources also scores decompressed images. The
+scores of all folds together are compared.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from node.validation.validation_worker import (
     TrainingTask,
     ValidationWorker,
     backbone_digest,
-    learn,
     measure_image,
     show_tile,
+    train_and_score,
 )
-from storage.errors import LatentPacsError, RenditionMismatch
+from storage.errors import Cancelled, LatentPacsError, RenditionMismatch
 from storage.index import Index
 from storage.objects.store import ObjectStore
+from storage.optional_packages import require_extra
 from storage.records import ClassLabel, StoredInstance
 
 Progress = Callable[[int, int], None]
@@ -51,16 +52,12 @@ _WORST = 3
 
 
 class NothingToValidate(LatentPacsError):
-    """No labelled image can take part, or which class is positive is not clear."""
-
-
-class Cancelled(Exception):
-    """The run is to end; what was measured is in the cache."""
+    """No labelled image is usable, or the positive class is ambiguous."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The work of the job ``validation``. ``retrieve`` lends the service that C-MOVE uses; ``threads``: 0 is all."""
+    """The work of the job ``validation``. ``retrieve``: opens the service of C-MOVE. ``threads``: of torch; 0: all."""
 
     index: Index
     store: ObjectStore
@@ -71,41 +68,42 @@ class Validation:
     retrieve: Callable[[], AbstractContextManager[Retrieve]]
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
-        """Validate, publish the report, and let the originals go that were held for it; the report's summary.
+        """Validate, publish the report and release the originals held for it; return the report's summary.
 
-        Raises NothingToValidate, TooFewCases or ModelMissing.
+        Raises NothingToValidate, TooFewCases, ModelMissing or ExtraMissing.
         """
+        require_extra("validation", "the job validation")
         try:
-            with ValidationWorker(self.threads) as bench, self.retrieve() as retrieve:
-                return _Run(self, bench, retrieve, progress, cancelled).through()
+            with ValidationWorker(self.threads) as worker, self.retrieve() as retrieve:
+                return _ValidationRun(self, worker, retrieve, progress, cancelled).run()
         except Cancelled:
             return {"finished": False}
 
 
-class _Run:
-    """One run: who takes no part and why, and how far it is."""
+class _ValidationRun:
+    """One run: its progress, and the images left out with their reasons."""
 
     def __init__(
         self,
         work: Validation,
-        bench: ValidationWorker,
+        worker: ValidationWorker,
         retrieve: Retrieve,
         progress: Progress,
         cancelled: Callable[[], bool],
     ) -> None:
-        self._work, self._bench, self._retrieve = work, bench, retrieve
+        self._work, self._worker, self._retrieve = work, worker, retrieve
         self._progress, self._cancelled = progress, cancelled
         self._excluded: Excluded = Counter()
         self._done = self._total = 0
 
-    def through(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         started, clock = datetime.now(UTC), time.monotonic()
         work, settings = self._work, self._work.settings
         subjects = self._subjects()
         positive = positive_class([one.class_name for one in subjects], settings.positive)
-        grouped_folds(*_truth(subjects, positive), settings.folds, SEED)  # too few: say so before the long work
+        grouped_folds(*_truth(subjects, positive), settings.folds, SEED)  # raises TooFewCases before the long work
         self._total = len(subjects) + settings.folds * len(Arm)
-        backbone = self._bench.ask(backbone_digest, settings.weights)
+        backbone = self._worker.call(backbone_digest, settings.weights)
         cache = FeatureCache(work.store.root / "features")
         subjects = self._measured(subjects, cache, backbone)
         truth, patients = _truth(subjects, positive)
@@ -126,7 +124,7 @@ class _Run:
         return {"finished": True, "report": report.key, "sentence": found.sentence, **summary}
 
     def _subjects(self) -> list[Subject]:
-        """The labelled images that have a reconstruction and their original still; the others are counted."""
+        """The labelled images with a reconstruction and an original; the others are counted as left out."""
         found = []
         for label in self._work.index.classes.all():
             subject = _subject(label, self._work.index.by_uid(label.sop_instance_uid))
@@ -137,7 +135,7 @@ class _Run:
         return found
 
     def _measured(self, subjects: list[Subject], cache: FeatureCache, backbone: str) -> list[Subject]:
-        """The subjects with every arm, from the cache or measured now; those that cannot be had are counted."""
+        """Measure every arm that the cache lacks; returns the complete subjects and counts the others as left out."""
         keys = {one.uid: {arm: cache.key(backbone, arm, *_identity(one, arm)) for arm in Arm} for one in subjects}
         for one in subjects:
             held = {arm: cache.get(key) for arm, key in keys[one.uid].items()}
@@ -170,19 +168,19 @@ class _Run:
         work: Callable[..., Any],
         *arguments: Any,
     ) -> Any:
-        """What ``work`` makes, on the bench, of an image's files as they were retrieved. Raises LatentPacsError."""
+        """Run ``work`` in the worker on the retrieved files of an image. Raises LatentPacsError."""
         try:
             one, other = original.result(), reconstructed.result()
             if other.sop_instance_uid != subject.rendition.derived_uid:
-                raise RenditionMismatch("the reconstruction could not be made as verified")
+                raise RenditionMismatch("the reconstruction differs from the verified one")
             base = self._work.store.held(subject.rendition.base_digest)
-            return self._bench.ask(work, Files(one.path, other.path, base), *arguments)
+            return self._worker.call(work, Files(one.path, other.path, base), *arguments)
         finally:
             discard(original)
             discard(reconstructed)
 
     def _scores(self, subjects: list[Subject], truth: Bool, patients: list[str]) -> tuple[Scores, list[dict[str, Any]]]:
-        """Of every image by each of SETTINGS, shape (settings, n), and the recipes chosen, by fold and arm."""
+        """Scores of every image by each of SETTINGS, shape (settings, n), and the chosen recipes by fold and arm."""
         settings = self._work.settings
         features = {arm: np.stack([one.arms[arm].features for one in subjects]) for arm in Arm}
         folds = grouped_folds(truth, patients, settings.folds, SEED)
@@ -193,16 +191,16 @@ class _Run:
             for arm in Arm:
                 rows = [number for number, (trained_on, _) in enumerate(SETTINGS) if trained_on is arm]
                 tests = tuple(features[SETTINGS[row][1]][test] for row in rows)
-                lesson = TrainingTask(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
-                learned = self._bench.ask(learn, lesson)
-                for row, found in zip(rows, learned.scores, strict=True):
+                task = TrainingTask(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
+                result = self._worker.call(train_and_score, task)
+                for row, found in zip(rows, result.scores, strict=True):
                     scores[row, test] = found
-                recipes.append({"fold": fold, "arm": arm.value, **learned.recipe})
+                recipes.append({"fold": fold, "arm": arm.value, **result.recipe})
                 self._step()
         return scores, recipes
 
     def _worst(self, subjects: list[Subject]) -> list[Worst]:
-        """The images with the least FSIM in any tile, that tile side by side."""
+        """The images with the lowest FSIM in any tile, with that tile side by side."""
         with_tiles = [one for one in subjects if len(one.fidelity.tiles)]
         found = []
         for one in sorted(with_tiles, key=lambda each: float(each.fidelity.tiles[:, 2].min()))[:_WORST]:
@@ -222,11 +220,11 @@ class _Run:
 
 
 def positive_class(names: list[str], wanted: str) -> str:
-    """The class that counts as positive. Raises NothingToValidate where that is not clear."""
+    """The positive class. Raises NothingToValidate if it is ambiguous."""
     counts = Counter(names)
     if not counts:
         raise NothingToValidate(
-            "no labelled image has a reconstruction and its original; see `latent-pacs labels list`"
+            "no labelled image has both a reconstruction and an original; see `latent-pacs class-label list`"
         )
     if wanted:
         if wanted not in counts:
@@ -240,11 +238,11 @@ def positive_class(names: list[str], wanted: str) -> str:
 
 
 def _subject(label: ClassLabel, instance: StoredInstance | None) -> Subject | str:
-    """The image as it takes part, or why it does not."""
+    """The image as a subject, or the reason why it is left out."""
     if instance is None:
-        return "not held here"
+        return "not in the archive"
     if instance.purged or instance.original_lost:
-        return "its original is not held any more"
+        return "its original is no longer stored"
     if instance.rendition is None:
         return f"{instance.state}, no reconstruction"
     patient = f"patient {instance.patient_id}" if instance.patient_id else instance.study_instance_uid
@@ -256,12 +254,12 @@ def _truth(subjects: list[Subject], positive: str) -> tuple[Bool, list[str]]:
 
 
 def _choices(subject: Subject) -> list[Choice]:
-    """As peers of policy ``original`` and ``reconstructed`` get it."""
+    """The instance as sent to peers of policy ``original`` and ``reconstructed``."""
     return [Choice(subject.instance, None), Choice(subject.instance, subject.rendition)]
 
 
 def _identity(subject: Subject, arm: Arm) -> tuple[str, ...]:
-    """Digests of what decides an arm's pixels and the window that they are seen through."""
+    """Digests that determine an arm's pixels and display window."""
     made = subject.rendition
     others = {
         Arm.SOURCE: (),

@@ -1,4 +1,4 @@
-"""The words of a validation: its arms, its images, and what was measured of each. Nothing here needs torch."""
+"""The data types of a validation: arms, images and measurements. This module does not need torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEASURES = ("psnr_db", "ssim", "fsim")
 
 
 class Arm(StrEnum):
-    """Which images a classifier is trained on."""
+    """The kind of images that a classifier is trained or tested on."""
 
     SOURCE = "source"
     DECOMPRESSED = "decompressed"
@@ -24,8 +24,8 @@ class Arm(StrEnum):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """MEASURES of one arm of one image. ``full``: of the whole frame, shape (3,); ``tiles``: per tile of 256 pixels
-    with breast in it, (n, 3), at ``corners`` (n, 2)."""
+    """MEASURES of one arm of one image. ``full``: whole frame, shape (3,). ``tiles``: (n, 3), per tile of 256 x 256
+    pixels that contains breast; ``corners``: (n, 2), row and column of each tile."""
 
     full: NDArray[np.float64]
     tiles: NDArray[np.float64]
@@ -51,7 +51,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Subject:
-    """A labelled image that takes part. ``patient``: who is never in training and in test at once."""
+    """A labelled image of the validation. ``patient`` groups images: a patient is never in both training and test."""
 
     instance: StoredInstance
     rendition: StoredRendition
@@ -65,7 +65,7 @@ class Subject:
 
     @property
     def fidelity(self) -> Fidelity:
-        """Of the decompressed image."""
+        """Fidelity of the decompressed image."""
         found = self.arms[Arm.DECOMPRESSED].fidelity
-        assert found is not None, "only the source has none"
+        assert found is not None, "only the source has no fidelity"
         return found

@@ -1,4 +1,4 @@
-"""The validation's page: the verdict, what was trained and tested, ROC curves, likeness, and the worst images."""
+"""The report page of a validation: verdict, classifiers, ROC curves, fidelity of the arms, and the worst images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ _UNITS = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "fsim": "FSIM"}
 
 @dataclass(frozen=True)
 class Worst:
-    """A tile that is least like its source: PSNR, SSIM, FSIM, and source, reconstruction and difference, uint8."""
+    """A tile with low fidelity: ``figures`` are PSNR (dB), SSIM and FSIM; ``pictures`` are source, reconstruction and
+    difference, uint8."""
 
     subject: Subject
     corner: tuple[int, int]
@@ -55,11 +56,11 @@ class Worst:
 def page(found: Findings, worst: list[Worst], settings: ValidationSettings, backbone: str, finished: datetime) -> str:
     """The page as HTML."""
     sections = [
-        PageSection("In short", _short(found)),
+        PageSection("Summary", _summary(found)),
         PageSection("Classifiers", _classifiers(found)),
-        PageSection("Likeness of the arms to the sources", _likeness(found)),
-        PageSection("Least alike", _worst(worst)),
-        PageSection("How it was done", _method(found, settings, backbone)),
+        PageSection("Fidelity of the arms to the sources", _likeness(found)),
+        PageSection("Least faithful tiles", _worst(worst)),
+        PageSection("Method", _method(found, settings, backbone)),
     ]
     subtitle = f"ResNet50 on source, decompressed and compressed images, {finished:%Y-%m-%d %H:%M} UTC"
     _, _, text = found.sentence.partition(": ")
@@ -67,7 +68,7 @@ def page(found: Findings, worst: list[Worst], settings: ValidationSettings, back
     return html_page("Validation", subtitle, banner, sections, "Latent PACS; not a medical device.")
 
 
-def _short(found: Findings) -> list[Part]:
+def _summary(found: Findings) -> list[Part]:
     auc = {one.name: one.figures["auc"] for one in found.trained}
     cards = [KeyFigure(f"AUC, {name}", f"{value[0]:.3f}", _interval(value)) for name, value in auc.items()]
     cards.append(
@@ -79,20 +80,20 @@ def _short(found: Findings) -> list[Part]:
     )
     saved = found.pixel_bytes - found.payload_bytes
     ratio = found.pixel_bytes / max(found.payload_bytes, 1)
-    cards.append(KeyFigure("Bytes saved", f"{saved / 1e6:,.1f} MB", f"payloads are a {ratio:.0f}th of the pixels"))
+    cards.append(KeyFigure("Bytes saved", f"{saved / 1e6:,.1f} MB", f"pixels are {ratio:.0f} times the payloads"))
     parts: list[Part] = []
     if found.weights == "none":
         parts.append(
             Paragraph(
-                "Weights: none. The backbone has random weights: this shows that the instrument works, and says little "
-                "of what a trained classifier would see.",
+                "Weights: none. The backbone has random weights: this run tests the procedure, and says little about a "
+                "trained classifier.",
                 strong=True,
             )
         )
     parts.append(KeyFigures(cards))
     if found.excluded:
         rows = [[name, why, str(count)] for (name, why), count in sorted(found.excluded.items())]
-        parts.append(Table(["class", "reason", "images"], rows, "Labelled images that take no part", "llr"))
+        parts.append(Table(["class", "reason", "images"], rows, "Labelled images that are left out", "llr"))
     return parts
 
 
@@ -103,7 +104,7 @@ def _classifiers(found: Findings) -> list[Part]:
         for one in found.trained
     ]
     parts: list[Part] = [
-        Table(head, rows, "With 95% intervals (bootstrap by patient); called positive from 0.5", "llrrrr")
+        Table(head, rows, "With 95% intervals (bootstrap by patient); positive from a score of 0.5", "llrrrr")
     ]
     parts.append(Chart(draw(lambda drawing: _roc(drawing, found.trained), "ROC curves", 4.2), "ROC curves"))
     compared = [_compared(found, one) for one in found.trained[1:]]
@@ -124,15 +125,15 @@ def _classifiers(found: Findings) -> list[Part]:
 
 
 def _compared(found: Findings, one: Trained) -> list[str | Mark]:
-    it = one.comparison
-    assert it is not None, "the sources are compared with nothing"
+    comparison = one.comparison
+    assert comparison is not None, "only the sources have no comparison"
     return [
         one.name,
-        f"{it.difference:+.4f}",
-        f"{it.low:+.4f} to {it.high:+.4f}",
-        _p(it.p_different),
-        _p(it.p_equivalent),
-        Mark(it.verdict.value, _TONES[it.verdict]),
+        f"{comparison.difference:+.4f}",
+        f"{comparison.low:+.4f} to {comparison.high:+.4f}",
+        _p(comparison.p_different),
+        _p(comparison.p_equivalent),
+        Mark(comparison.verdict.value, _TONES[comparison.verdict]),
     ]
 
 
@@ -152,9 +153,9 @@ def _likeness(found: Findings) -> list[Part]:
             head, rows, "Decompressed against source; compressed against the source at its own resolution", "llrrrrr"
         ),
         Paragraph(
-            "Whole-frame FSIM is the paper's: it averages over squares of pixels first, so that it hardly sees fine "
-            "detail. Tiles are of 256 x 256 pixels with breast in them. All through the image's display window. The "
-            "paper reports, at 1024 pixels from 512: FSIM 0.93, variance 0.0006, PSNR 28.42 dB."
+            "Whole-frame FSIM is the paper's: it averages squares of pixels first, so fine detail has little effect. "
+            "Tiles are 256 x 256 pixels and contain breast. All figures are measured through the image's display "
+            "window. The paper reports, at 1024 pixels from 512: FSIM 0.93, variance 0.0006, PSNR 28.42 dB."
         ),
     ]
 
@@ -163,14 +164,14 @@ def _worst(worst: list[Worst]) -> list[Part]:
     parts: list[Part] = []
     for one in worst:
         psnr, ssim, fsim = one.figures
-        names = ("source", "decompressed", "difference: black to white is a quarter of the window")
+        names = ("source", "decompressed", "difference: black to white spans a quarter of the display window")
         pictures = [PagePicture(pixels, name) for pixels, name in zip(one.pictures, names, strict=True)]
         caption = (
             f"{one.subject.uid}, {one.subject.class_name}, row {one.corner[0]}, column {one.corner[1]}: "
             f"FSIM {fsim:.3f}, SSIM {ssim:.3f}, PSNR {psnr:.1f} dB"
         )
         parts.append(Pictures(pictures, caption))
-    return parts or [Paragraph("No image has a tile of 256 pixels with breast in it.")]
+    return parts or [Paragraph("No image has a tile of 256 x 256 pixels that contains breast.")]
 
 
 def _method(found: Findings, settings: ValidationSettings, backbone: str) -> list[Part]:
@@ -178,15 +179,15 @@ def _method(found: Findings, settings: ValidationSettings, backbone: str) -> lis
     return [
         Paragraph(f"Backbone: torchvision ResNet50, frozen, weights {weights}, SHA-256 {backbone}."),
         Paragraph(
-            "Images were retrieved as C-MOVE retrieves them; the compressed arm is the payload's own decoded base. "
-            "Source and decompressed come to 1024 pixels a side at most, compressed to 512 (scale 2) or 256 (scale 4); "
-            "detail finer than that is not seen by the classifiers, as in the paper. Air around the breast is cut off."
+            "Images were retrieved as for C-MOVE; the compressed arm is the payload's decoded base. Source and "
+            "decompressed images are resized to at most 1024 pixels a side, compressed ones to 512 (scale 2) or 256 "
+            "(scale 4); classifiers do not see finer detail, as in the paper. Images are cropped to the breast."
         ),
         Paragraph(
-            f"Cross-validation in {settings.folds} folds by patient, classes spread evenly. Per fold and arm the dense "
-            f"layers' settings were chosen by {settings.trials} trials of Bayesian optimisation (TPE) on patients of "
-            "the training folds alone. Areas and their covariance after DeLong (1988), with patients as clusters "
-            "(Obuchowski 1997); the standard error of a difference is at least half a case of the rarer class."
+            f"Cross-validation in {settings.folds} folds by patient, with balanced classes. Per fold and arm the dense "
+            f"layers' hyperparameters were chosen by {settings.trials} trials of Bayesian optimisation (TPE) on "
+            "patients of the training folds only. Areas and their covariance are DeLong's (1988), with patients as "
+            "clusters (Obuchowski 1997); the standard error of a difference is at least half a case of the rarer class."
         ),
     ]
 

@@ -1,7 +1,7 @@
-"""The process in which a validation's torch runs: features, figures and training, apart from associations.
+"""The process that runs torch for a validation: features, fidelity figures and training.
 
-Functions here run in it; ``ValidationWorker`` asks for them. Requests and answers are small and picklable; images
-are files.
+``ValidationWorker`` calls the functions of this module in that process. Arguments and results are small and picklable;
+images are passed as files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from storage.errors import WorkerDied
 if TYPE_CHECKING:
     from node.validation.features import Backbone
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """Training on one fold's patients and scoring of others: ``features`` (n, count), ``tests`` each (m, count)."""
+    """Training on one fold's patients, and scoring of others: ``features`` (n, count), ``tests`` each (m, count)."""
 
     features: Float
     truth: Bool
@@ -44,14 +44,14 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Scores of each of the lesson's tests, and the recipe that was chosen."""
+    """Scores of each of the task's tests, and the chosen recipe."""
 
     scores: tuple[NDArray[np.float64], ...]
     recipe: dict[str, Any]
 
 
 class ValidationWorker:
-    """One such process. It starts with the first request, and ends with the block."""
+    """One worker process. It starts with the first request and ends with the ``with`` block."""
 
     def __init__(self, threads: int) -> None:
         self._executor = ProcessPoolExecutor(
@@ -66,16 +66,16 @@ class ValidationWorker:
     ) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def submit(self, work: Callable[..., Answer], *arguments: Any) -> Future[Answer]:
-        """Have it done; the future raises what the work raised, or BrokenProcessPool."""
+    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Run ``work`` in the process; the future raises its exception, or BrokenProcessPool."""
         return self._executor.submit(work, *arguments)
 
-    def ask(self, work: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Have it done, and wait. Raises what the work raised, or WorkerDied."""
+    def call(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run ``work`` in the process and wait for the result. Raises its exception, or WorkerDied."""
         try:
             return self.submit(work, *arguments).result()
         except BrokenProcessPool as error:
-            raise WorkerDied("the process of the validation ended; was there not enough memory?") from error
+            raise WorkerDied("the worker process of the validation ended unexpectedly; check free memory") from error
 
 
 def backbone_digest(weights: str) -> str:
@@ -89,18 +89,18 @@ def measure_image(files: Files, arms: list[Arm], weights: str) -> dict[Arm, Meas
     return measured(files, arms, _backbone(weights))
 
 
-def learn(lesson: TrainingTask) -> TrainingResult:
-    """Choose a recipe, train, and score; on one core, since such small layers only lose by sharing."""
+def train_and_score(task: TrainingTask) -> TrainingResult:
+    """Choose a recipe, train, and score. Uses one core, because more cores slow down such small layers."""
     import torch
 
-    from node.validation.dense_layers import trained, tuned
+    from node.validation.dense_layers import train_head, tune
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        recipe = tuned(lesson.features, lesson.truth, lesson.patients, lesson.trials, lesson.seed)
-        head = trained(lesson.features, lesson.truth, recipe, lesson.seed)
-        return TrainingResult(tuple(head.scores(test) for test in lesson.tests), asdict(recipe))
+        recipe = tune(task.features, task.truth, task.patients, task.trials, task.seed)
+        head = train_head(task.features, task.truth, recipe, task.seed)
+        return TrainingResult(tuple(head.scores(test) for test in task.tests), asdict(recipe))
     finally:
         torch.set_num_threads(threads)
 
@@ -123,8 +123,8 @@ def _start(threads: int) -> None:
 
     from storage.dicom.dicomfile import accept_odd_values
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.nice(12)  # associations come first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
+    os.nice(12)  # associations have priority
     accept_odd_values()
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)

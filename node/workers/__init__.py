@@ -1,1 +1,1 @@
-"""The processes that own torch and the device: pool, requests, and what each request does."""
+"""Worker processes, which own torch and the device: their pool, the requests, and the code that answers them."""

@@ -1,4 +1,4 @@
-"""One rendition audited in a worker: made anew, compared with what was recorded, and measured where it can be."""
+"""Audits one rendition in a worker: decodes it again, compares it with its record, and measures it if possible."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from storage.records import Thresholds, Verdict
 if TYPE_CHECKING:
     from node.fidelity.gate import Reference
 
-_OVERVIEW, _DETAIL = 520, 256
-"""Pixels: the longer side of a whole image, the side of a detail at full resolution."""
-
-_SHOWN_FULL = 99.0
+_OVERVIEW = 520
+"""Most pixels of the longer side of a picture of the whole image."""
+_DETAIL = 256
+"""Pixels of the side of a detail at full resolution."""
+_FULL_COLOUR = 99.0
 """Percentile of the absolute difference that is shown in full colour."""
 
 Pixels = NDArray[np.uint16]
@@ -29,9 +30,9 @@ Pixels = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class AuditRequest:
-    """Make a rendition anew. ``original``: to measure against, where it is held; ``pictures``: what to show of it too.
+    """Decode a rendition again. ``original``: to measure against, if it is held; ``pictures``: whether to make some.
 
-    ``model``: as of ReconstructRequest. ``thresholds``: of today's gate; None for a rendition that was not gated.
+    ``model``: as in ReconstructRequest. ``thresholds``: of today's gate; None for a rendition that was not gated.
     """
 
     base: Path
@@ -44,13 +45,12 @@ class AuditRequest:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """The original, the reconstruction, and what the structure differs from the original by: uint8, (rows, columns)
-    grey, and RGB.
+class AuditPictures:
+    """Original and reconstruction (uint8, (rows, columns), grey), and structure minus original (uint8, RGB).
 
-    The difference is to hold nothing but noise. Black is none, orange brighter, blue darker, full colour at ``reach``
-    grey levels, which is ``share`` of the display window. ``whole`` images are scaled down; ``detail`` is around the
-    greatest error.
+    The difference should contain only noise. Black is none, orange is brighter, blue is darker; full colour is
+    ``reach`` grey levels, which is ``share`` of the display window. ``whole`` images are scaled down; ``detail`` shows
+    the surroundings of the greatest error.
     """
 
     whole: tuple[NDArray[np.uint8], ...]
@@ -61,10 +61,10 @@ class Sight:
 
 @dataclass(frozen=True)
 class Audited:
-    """What came out. ``recorded``: what the rendition says of itself; ``now``: measured anew, None without an original.
+    """The result. ``recorded``: the verdict in the rendition; ``now``: measured again, None without an original.
 
-    ``same``: both of its objects have the very pixels that were verified; ``pixel_digest``: of the one with noise.
-    ``original_whole`` is False where the original's bytes have another digest: then nothing was measured against it.
+    ``same``: both of its objects have exactly the pixels that were verified; ``pixel_digest``: of the one with noise.
+    ``original_whole`` is False if the original's bytes have another digest; then nothing was measured against it.
     """
 
     same: bool
@@ -74,11 +74,11 @@ class Audited:
     recorded: Verdict
     now: Verdict | None = None
     original_whole: bool = True
-    sight: Sight | None = None
+    pictures: AuditPictures | None = None
 
 
 def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
-    """Raises ModelMissing or PayloadError where the rendition cannot be made."""
+    """Audit one rendition. Raises ModelMissing or PayloadError if it cannot be decoded."""
     from node.codec.encode.source_image import read_source
     from node.fidelity.gate import judge, look, measure_noise
 
@@ -87,27 +87,27 @@ def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
     served, plain = rendering.pixels(draw=True), rendering.pixels(draw=False)
     digests = pixel_digest(served), pixel_digest(plain)
     same = digests == (rendition.output_digest, rendition.structure_digest)
-    told = (same, digests[0], rendering.numerics, rendition.numerics, rendition.verdict)
+    found = (same, digests[0], rendering.numerics, rendition.numerics, rendition.verdict)
     if request.original is None:
-        return Audited(*told)
+        return Audited(*found)
     with request.original.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != request.original_digest:
-            return Audited(*told, original_whole=False)
+            return Audited(*found, original_whole=False)
     _, reference = read_source(request.original, request.original_digest)
-    structure = plain.astype(np.float32)  # as it was verified: rounded, with its patches
+    structure = plain.astype(np.float32)  # rounded and with its patches, as it was verified
     noise = measure_noise(reference, structure, served)
     now = judge(reference, structure, look(reference, structure), served, noise, request.thresholds)
-    sight = _sight(reference, served, plain) if request.pictures else None
-    return Audited(*told, now=now, sight=sight)
+    pictures = _pictures(reference, served, plain) if request.pictures else None
+    return Audited(*found, now=now, pictures=pictures)
 
 
-def _sight(reference: Reference, made: Pixels, plain: Pixels) -> Sight:
+def _pictures(reference: Reference, made: Pixels, plain: Pixels) -> AuditPictures:
     from node.fidelity.breast_regions import Window
 
     original, window = reference.pixels, reference.window
     difference = plain.astype(np.float32) - original
     size = np.abs(difference)
-    reach = max(float(np.percentile(size, _SHOWN_FULL)), 1.0)
+    reach = max(float(np.percentile(size, _FULL_COLOUR)), 1.0)
     near = tuple(
         slice(start, start + _DETAIL)
         for start in (
@@ -126,17 +126,17 @@ def _sight(reference: Reference, made: Pixels, plain: Pixels) -> Sight:
     small = (grey(_blocks(pixels, factor).mean(axis=(1, 3)), window) for pixels in (original, made))
     whole = (*small, _coloured(_strongest(_blocks(difference, factor)) / reach))
     detail = (grey(original[near], own), grey(made[near], own), _coloured(difference[near] / reach))
-    return Sight(whole, detail, reach, reach / window.width)
+    return AuditPictures(whole, detail, reach, reach / window.width)
 
 
 def _blocks(image: NDArray[Any], factor: int) -> NDArray[Any]:
-    """``image`` as blocks of ``factor`` pixels a side, in axes 1 and 3; what is left over is cut off."""
+    """``image`` in blocks of ``factor`` x ``factor`` pixels, in axes 1 and 3; incomplete blocks are cut off."""
     rows, columns = (length // factor for length in image.shape)
     return image[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
 
 
 def _strongest(blocks: NDArray[Any]) -> NDArray[np.float32]:
-    """Of each block the difference that is furthest from none: a mean would hide single pixels."""
+    """The difference of largest magnitude in each block; a mean would hide single pixels."""
     most, least = blocks.max(axis=(1, 3)), blocks.min(axis=(1, 3))
     return np.asarray(np.where(most > -least, most, least), dtype=np.float32)
 

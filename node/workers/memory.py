@@ -1,7 +1,7 @@
-"""What a worker does with memory it has freed: kept while an image is worked on, given back after it.
+"""Freed memory of a worker: kept while it works on an image, returned to the system afterwards.
 
-glibc asks the system anew for every array above 32 MB and returns it at once, so that each page of it is zeroed again:
-a tenth of the time that encoding takes (mallopt(3), M_MMAP_MAX). Elsewhere than on glibc nothing is changed.
+By default glibc maps every array above 32 MB anew and unmaps it at once, so that the system zeroes each page again:
+a tenth of the time of encoding (mallopt(3), M_MMAP_MAX). Without glibc, nothing is changed.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ except ImportError:  # not on this system
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Parameters of mallopt, from malloc.h."""
-_KEPT = 0x7FFFFFFF
-_AT_A_TIME = 64 << 20
+_NEVER = 0x7FFFFFFF
+"""Trim threshold, in bytes, that is never reached."""
+_PADDING = 64 << 20
+"""Bytes that the heap grows by at once."""
 
 
 def keep_freed() -> None:
-    """From now on freed memory stays with the process, until ``give_back``."""
+    """Keep freed memory in the process until ``give_back``."""
     library = _glibc()
     if library is not None:
         library.mallopt(_MMAP_MAX, 0)
-        library.mallopt(_TRIM_THRESHOLD, _KEPT)
-        library.mallopt(_TOP_PAD, _AT_A_TIME)
+        library.mallopt(_TRIM_THRESHOLD, _NEVER)
+        library.mallopt(_TOP_PAD, _PADDING)
 
 
 def give_back() -> None:
-    """Return what is free to the system."""
+    """Return free memory to the system."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
 
 
 def limit_to(bytes_more: int) -> None:
-    """Let this process take at most so much address space more; 0 is no limit.
+    """Limit the further address space of this process, in bytes; 0 is no limit.
 
-    An allocation beyond it fails with MemoryError. CUDA reserves address space for the whole device, so a process that
-    may use one is not limited.
+    An allocation beyond it fails with MemoryError. CUDA reserves address space for the whole device, so a process on a
+    machine with an NVIDIA device is not limited.
     """
     if not bytes_more or resource is None or any(Path("/dev").glob("nvidia[0-9]*")):
         return

@@ -1,8 +1,7 @@
-"""The worker pool: requests by priority, each worker in a process of its own, a dead worker replaced.
+"""The worker pool: a priority queue of requests, served by worker processes; a worker that dies is replaced.
 
 Torch is imported only in the workers, so a reconstruction never holds the interpreter lock that associations need.
-Viewers go before the archivist, the archivist before re-verification, and that before what is only made ahead. The
-interface is small, so that another engine can stand behind it.
+Viewers are served first, then the archivist, re-verification and prefetch.
 """
 
 from __future__ import annotations
@@ -18,30 +17,34 @@ from typing import Any
 
 from node.config import ReconstructSettings
 from node.workers import worker
+from node.workers.waiting import result_of
 from node.workers.worker import Answer, Request
 from storage.dicom.decode_limits import DecodeLimits
-from storage.errors import WorkerDied
+from storage.errors import Cancelled, WorkerDied
 
 
 class Priority(IntEnum):
-    """Smaller goes first."""
+    """The smallest value is served first."""
 
     VIEWER = 0
     ARCHIVIST = 1
     REVERIFY = 2
     AHEAD = 3
-    """What nobody has asked for yet."""
+    """Prefetch: no peer has requested it yet."""
 
+
+START_METHOD = "spawn"
+"""How multiprocessing starts workers: never "fork", which copies locks that other threads hold."""
 
 _IDLE = 600.0
-"""Seconds after which an idle worker ends, where config.yaml does not say (limits.idle)."""
+"""Default of limits.idle: seconds after which an idle worker ends."""
 
 
 class WorkerPool:
-    """``size`` worker processes behind one priority queue. Processes start with a request, and end when none has come
-    for ``idle`` seconds: what a process has taken goes back to the system only with it.
+    """``size`` worker processes behind one priority queue.
 
-    ``nice``: how much they leave to others, as of nice(2). ``within``: their limits.
+    A process starts with a request and ends after ``idle`` seconds without one, which returns all of its memory.
+    ``nice``: increment of the nice value, as in nice(2). ``within``: limits of each process.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class WorkerPool:
         return future
 
     def alone(self, request: Request) -> Answer:
-        """Ask in a new process that has no other work, one such request at a time: for a request whose workers died,
-        which may have been killed for what others asked of the machine. Raises what ``submit``'s future raises."""
+        """Answer a request in a new process, one such request at a time. Raises what the future of ``submit`` raises.
+
+        Meant for a request whose workers died: they may have been killed because of another process's memory.
+        """
         with self._alone:
             executor = self._new_executor()
             try:
@@ -88,11 +93,11 @@ class WorkerPool:
 
     @property
     def idle(self) -> bool:
-        """True where nothing is being worked on, and nothing waits."""
+        """Whether no request is in progress or queued."""
         return self._queue.unfinished_tasks == 0
 
     def close(self) -> None:
-        """End the workers. A request in progress is abandoned; queued ones are cancelled."""
+        """End the workers. Requests in progress are abandoned, queued ones are cancelled."""
         self._closing.set()
         for _ in self._threads:
             self._queue.put((-1, next(self._order), None, Future()))
@@ -122,9 +127,9 @@ class WorkerPool:
     def _carry_out(
         self, executor: ProcessPoolExecutor | None, request: Request, future: Future[Answer]
     ) -> ProcessPoolExecutor | None:
-        """Settle the future; the executor to go on with. A worker that died is replaced, and asked once more.
+        """Answer a request; the executor for the next one, None if it died.
 
-        It may have died of the request before; a request that ends two workers is given up.
+        If the worker dies, perhaps of the request before, a new one is tried; a request that ends both is given up.
         """
         for attempt in (1, 2):
             executor = executor or self._new_executor()
@@ -139,26 +144,21 @@ class WorkerPool:
                         WorkerDied(f"the worker process ended while it worked on {type(request).__name__}")
                     )
                     return None
-            except BaseException as error:  # noqa: BLE001 - whatever the worker raised belongs to whoever asked
+            except BaseException as error:  # noqa: BLE001 - an error of the worker belongs to the caller
                 future.set_exception(error)
                 return executor
         return None
 
     def _ask(self, executor: ProcessPoolExecutor, request: Request) -> Answer:
-        inner = executor.submit(worker.answer, request)
-        while True:
-            try:
-                return inner.result(timeout=0.2)
-            except TimeoutError:
-                if inner.done():  # the worker itself raised TimeoutError
-                    raise
-                if self._closing.is_set():
-                    raise WorkerDied("the node is stopping") from None
+        try:
+            return result_of(executor.submit(worker.answer, request), self._closing.is_set)
+        except Cancelled:
+            raise WorkerDied("the node is stopping") from None
 
     def _new_executor(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=multiprocessing.get_context(START_METHOD),
             initializer=worker.start,
             initargs=(self._settings, self._nice, self._within),
         )

@@ -1,7 +1,7 @@
-"""What runs inside a worker process: the requests, their answers, and the state a worker keeps between them.
+"""The code of a worker process: the requests, their answers, and the state that it keeps between them.
 
-Requests and answers are small picklable dataclasses; images travel as files. Nothing here knows of DIMSE or the
-index. A crash in a decoder or in torch ends this process only.
+Requests and answers are small picklable dataclasses; images are passed as files. Nothing here uses DIMSE or the index.
+A crash in a decoder or in torch ends this process only.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from storage.records import OperatingPoint
 
 @dataclass(frozen=True)
 class ReconstructRequest:
-    """Append the pixels of a rendition to files that end where pixel data begins: those with drawn noise to ``drawn``,
-    those of the structure alone to ``plain``.
+    """Append the pixels of a rendition to files that end where pixel data begins.
 
-    ``model``: a folder with the model that the archive kept, for one that is not installed any more.
+    ``drawn`` gets those with drawn noise, ``plain`` those of the structure alone. ``model``: a folder with the model
+    from the model store, in case it is not installed any more.
     """
 
     base: Path
@@ -51,7 +51,7 @@ class ReconstructRequest:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What is installed: the model for new renditions or, by name and digest, another one."""
+    """Describe an installed model: the one for new renditions or, by name and digest, another one."""
 
     upscaler: str = ""
     weights_digest: str = ""
@@ -59,12 +59,12 @@ class ModelRequest:
 
 @dataclass(frozen=True)
 class ReadyRequest:
-    """Load what the first reconstruction needs: libraries take seconds that its viewer would wait."""
+    """Load the libraries that reconstructions need, so that the first viewer does not wait seconds for them."""
 
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """Decode the first frame of an encapsulated image, to see whether it can be decoded."""
+    """Decode the first frame of an encapsulated image; the answer is why it fails, empty if it does not."""
 
     original: Path
 
@@ -78,7 +78,7 @@ class DigestRequest:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Whether two files hold the same elements and pixels; the answer is ``same`` or ``different``."""
+    """Compare the elements and pixels of two files; the answer is ``same`` or ``different``."""
 
     one: Path
     other: Path
@@ -95,7 +95,7 @@ class TranscodeRequest:
 
 @dataclass(frozen=True)
 class PackRequest:
-    """Write the packed form of an original to ``target``, proved to give its bytes back; the answer is empty.
+    """Write the packed form of an original to ``target``, and prove that it restores its bytes; the answer is empty.
 
     Raises KeptVerbatim or ProofFailed.
     """
@@ -117,7 +117,7 @@ class RestoreRequest:
 
 @dataclass(frozen=True)
 class ProofRequest:
-    """Read an object that we made back, in each encoding that it is sent in; the answer is what is wrong with it."""
+    """Read a derived object back in each encoding that it is sent in; the answer is its fault, empty if none."""
 
     path: Path
     pixel_digest: str
@@ -127,8 +127,8 @@ class ProofRequest:
 DecodeRequest = (
     CheckRequest | DigestRequest | CompareRequest | TranscodeRequest | PackRequest | RestoreRequest | ProofRequest
 )
-"""Requests that run a decoder on a peer's bytes: never in the process that holds the associations, since a decoder
-written in C may end its process on a hostile codestream."""
+"""Requests that run a decoder on a peer's bytes. They never run in the process that holds the associations: a decoder
+written in C may crash on a hostile codestream."""
 
 Request = (
     EncodeRequest | ReverifyRequest | ReconstructRequest | AuditRequest | ModelRequest | ReadyRequest | DecodeRequest
@@ -136,20 +136,20 @@ Request = (
 Answer = EncodeResult | Installed | Audited | str
 
 NICE = 12
-"""Of workers: associations come first."""
+"""Nice value of workers, so that associations come first."""
 
 _catalogue: Catalogue | None = None
 
 
 def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits | None = None) -> None:
-    """Process initialiser: runs once in each worker, before its first request."""
+    """Initialise a worker process; runs once, before its first request."""
     global _catalogue  # noqa: PLW0603 - the state of a worker process is its module
     set_decode_limits(within or DecodeLimits())
     limit_to(decode_limits().memory)
     _catalogue = Catalogue(settings)
     accept_odd_values()
     keep_freed()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.nice(nice)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if settings.threads:
@@ -157,12 +157,12 @@ def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits 
 
 
 def answer(request: Request) -> Answer:
-    """Carry out one request. Errors travel back to the parent as exceptions."""
+    """Answer one request. Errors are raised in the parent."""
     assert _catalogue is not None, "the worker was not started"
     try:
         return _answer(request, _catalogue)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # as torch says it
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):  # torch's message
             raise
         raise OutOfMemory(f"{type(request).__name__} takes more memory than a worker may have (limits)") from error
     finally:
@@ -192,7 +192,7 @@ def _answer(request: Request, catalogue: Catalogue) -> Answer:
 
 
 def decode(request: DecodeRequest) -> str:
-    """Carry out what only needs a decoder."""
+    """Answer a request that needs only a decoder."""
     if isinstance(request, CheckRequest):
         return check_codestream(request)
     if isinstance(request, DigestRequest):
@@ -212,7 +212,7 @@ def decode(request: DecodeRequest) -> str:
 
 
 def get_ready(catalogue: Catalogue) -> None:
-    """Make one small black image: what is loaded when it is first used is loaded then."""
+    """Reconstruct one small black image, which loads everything that is loaded on first use."""
     from node.codec.decode import SideInformation, reconstruct
     from node.codec.encode.noise_fitting import measure_deviation
 
@@ -227,9 +227,9 @@ def get_ready(catalogue: Catalogue) -> None:
 
 
 def reconstruct_to_files(request: ReconstructRequest, catalogue: Catalogue) -> None:
-    """Append the rendition's pixels, little endian, to the files that ask for them.
+    """Append the rendition's pixels, little endian, to the files of the request.
 
-    Raises RenditionMismatch, and leaves a file alone, where they are not the pixels that were verified.
+    Raises RenditionMismatch, and leaves a file as it is, unless they are the pixels that were verified.
     """
     base, rendition = read_pair(request.base, request.rendition)
     rendering = Rendering(base, rendition, catalogue, request.model)
@@ -241,7 +241,7 @@ def reconstruct_to_files(request: ReconstructRequest, catalogue: Catalogue) -> N
 
 
 def check_codestream(request: CheckRequest) -> str:
-    """Why the first frame cannot be decoded; empty when it can."""
+    """Why the first frame cannot be decoded; empty if it can."""
     try:
         decode_frame(request.original)
     except PixelError as error:
@@ -250,7 +250,7 @@ def check_codestream(request: CheckRequest) -> str:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for work for ever."""
+    """End with the parent: a worker whose parent was killed would wait forever."""
     from multiprocessing import connection, parent_process
 
     parent = parent_process()

@@ -209,11 +209,14 @@ class Backup:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB if sweep else fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BackupRefused(f"another process is using the backup {self.folder}; wait until it ends") from None
-            if sweep:
-                for store in (objects, state):
-                    store.sweep_spool()
-                    store.sweep_lent()
-            yield objects, state
+            try:
+                if sweep:
+                    for store in (objects, state):
+                        store.sweep_spool()
+                        store.sweep_lent()
+                yield objects, state
+            finally:  # closing does not release it while a forked child has not started its program
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""storage.formats.coders: one contract for every coder, including damaged and wrong codestreams."""
+"""Proves one contract for every coder of storage.formats.coders, with damaged and mislabelled bytes."""
 
 from __future__ import annotations
 

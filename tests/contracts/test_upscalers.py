@@ -1,4 +1,4 @@
-"""The contract of every upscaler (node/upscalers/protocol.py), held against each one we ship."""
+"""Proves the contract of node/upscalers/protocol.py for every upscaler in the repository."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from storage.errors import ModelMissing
 from storage.formats.payload import Rendition
 from storage.records import OperatingPoint, Verdict
 from tests.support import tiny_sd
-from tests.unit.node.codec.encode.test_search import phantom, source_of
-from tests.unit.node.codec.test_noise import model
+from tests.support.encoder_samples import model, phantom, source_of
 
 Float = NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""The node against DCMTK: what its tools store, find, move and get, and how each side bears the other's faults.
+"""Proves that DCMTK's tools can store, find, move and get, and that each side survives the faults of the other.
 
 One node with its archivist serves most tests; those that look at an empty store, or at unusual timeouts, have their
 own. Byte-for-byte is meant literally: the data set as it lies after the file meta information.
@@ -32,14 +32,14 @@ from pynetdicom import AE, build_role
 from pynetdicom.presentation import build_context
 
 from node.app import Node
+from node.dimse import pynetdicom_patches
 from node.dimse.client import Address, Receiver, image_identifier, store
-from node.dimse.pynetdicom_patches import wire
 from storage.index import Index
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import SECONDARY_CAPTURE, Archive, settings_for, spooled, wait_for
 from tests.support import samples
+from tests.support.cut_wire import CutWire
 from tests.support.peers import (
-    CutWire,
     Ran,
     data_set_bytes,
     dead_port,
@@ -712,11 +712,11 @@ def test_get_that_dies_in_the_middle(node: Archive, study: dict[str, Path], tmp_
             *(through, tmp_path, "-S", "STUDY", f"StudyInstanceUID={study['study']}"), calling="EXACTVIEW"
         )
         with running(*command) as process:
-            assert cut.stalled.wait(60)
+            assert cut.stalled.wait(300)
             assert node.node.server.entity.active_associations
             process.kill()
         cut.cut()
-        wait_for(lambda: not node.node.server.entity.active_associations, timeout=20, what="no association left")
+        wait_for(lambda: not node.node.server.entity.active_associations, what="no association left")
     ran = getscu(
         *(node.address, tmp_path / "got", "-S", "STUDY", f"StudyInstanceUID={study['study']}"), calling="EXACTVIEW"
     )
@@ -737,7 +737,7 @@ def test_sender_that_dies_in_the_middle_leaves_nothing(quiet: Archive, tmp_path:
     limit = files[0].stat().st_size + 100_000
     with CutWire(quiet.address.port, limit) as cut:
         with running("storescu", "-R", "-aet", "MODALITY", "127.0.0.1", cut.listening, *files) as process:
-            assert cut.stalled.wait(60)
+            assert cut.stalled.wait(300)
             wait_for(lambda: _spooled(quiet), what="half an image in the spool")
             process.kill()
         cut.cut()
@@ -767,19 +767,18 @@ def test_move_longer_than_the_network_timeout_ends_in_peace(tmp_path: Path, rece
         tmp_path / "archive",
         peers=_peers(receiver.port, 1),
         archivist={"enabled": False},
-        node={"network_timeout": 0.5},
+        node={"network_timeout": 3},
     )
     ds = small()
     with Node(settings) as slow:
         make = slow.retrieve.make
-        slow.retrieve.make = lambda *of: threading.Event().wait(1.0) or make(*of)  # type: ignore[method-assign]
+        slow.retrieve.make = lambda *of: threading.Event().wait(3.5) or make(*of)  # type: ignore[method-assign]
         address = Address("127.0.0.1", slow.server.port, settings.node.ae_title)
         assert storescu([samples.write(ds, tmp_path / "image.dcm")], address).statuses == [0]
         assoc = _associated("EXACTVIEW", address, [build_context(MOVE)])
         answers = [*assoc.send_c_move(image_identifier(ds.StudyInstanceUID), "EXACTVIEW", MOVE)]
         assert [int(status.Status) for status, _ in answers] == [0x0000]
-        with pytest.raises(AssertionError, match="not within"):
-            wait_for(lambda: not assoc.is_established, timeout=0.25)
+        assert assoc.is_established
         assoc.release()
 
 
@@ -920,7 +919,7 @@ def test_pydicom_files_of_the_same_uid_come_back_byte_for_byte(tmp_path: Path) -
 
 def test_pydicom_files_that_are_refused(quiet: Archive, tmp_path: Path) -> None:
     """What cannot be parsed to its end, or does not say where it belongs, is refused and leaves nothing."""
-    wire.install()  # send_c_store sends the file's bytes as they are
+    pynetdicom_patches.install()  # send_c_store sends the file's bytes as they are
     files, pairs = {}, set()
     for name in REFUSED:
         ds = dcmread(pydicom_file(name), stop_before_pixels=True)

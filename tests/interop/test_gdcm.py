@@ -1,4 +1,4 @@
-"""The node against gdcmscu, GDCM's own DIMSE stack: it stores and moves.
+"""Proves that gdcmscu, which has a DIMSE implementation of its own, can store and move.
 
 Debian's gdcmscu 3.0.21 aborts when an association has been released, whoever its peer is, before it
 prints the answers to a C-FIND; what it did before that is what counts.

@@ -1,4 +1,4 @@
-"""The node against Orthanc: as the modality that sends to us, as the place we move to, and as the one that asks us.
+"""Proves that Orthanc can send to the node, receive from it, and query and retrieve from it.
 
 One Orthanc and one node for all tests. Orthanc calls us under three AE titles: SENDER may store, ORTHEXACT gets
 originals and ORTHRECON gets reconstructions; moved images go to the last two, which both are this Orthanc.

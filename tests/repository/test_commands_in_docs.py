@@ -18,12 +18,16 @@ from node.cli.main import app
 from node.config import load
 from tests.support.paths import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GENERATED = ROOT / "docs/COMMANDS.md"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted(page for page in (ROOT / "docs").glob("*.md") if page != GENERATED),
+]
 PROGRAM = get_command(app)
 FOLDER = "/mnt/backup"
 """The folder that documents name for backups."""
 HARMLESS = {
-    *("status", "retry", "trail", "scrub", "purge", "version", "sbom", "backup make", "backup verify"),
+    *("status", "retry", "trail", "scrub", "purge", "version", "sbom", "backup create", "backup verify"),
     *("jobs list", "jobs history", "quarantine list", "hold list", "amend list", "config check", "config show"),
     *("study list", "instance list", "peer list"),
 }
@@ -57,8 +61,6 @@ def resolved(arguments: list[str]) -> tuple[Any, list[str], list[str]]:
     """The command that arguments name, its words, and the arguments that are left for it."""
     command, name, rest = PROGRAM, [], arguments
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
-        if rest[0] not in command.commands and "make" in command.commands:
-            rest = ["make", *rest]  # as ``latent-pacs backup DEST`` is read
         assert rest[0] in command.commands, f"{' '.join(arguments)}: no command {rest[0]}"
         command = command.commands[rest[0]]
         name, rest = [*name, rest[0]], rest[1:]

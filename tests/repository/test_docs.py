@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel
 
 from node.config import Settings, parse
-from tests.repository.test_architecture import LAYERS, modules, name_of
-from tests.support.paths import ROOT
+from tests.support.layers import LAYERS, name_of
+from tests.support.paths import ROOT, modules
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENCODER = (ROOT / "docs/ENCODER.md").read_text(encoding="utf-8")

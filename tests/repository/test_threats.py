@@ -1,4 +1,4 @@
-"""docs/THREATS.md names a test for each answer; and the answers that only the code itself can prove."""
+"""Proves that docs/THREATS.md names a test for each answer, and the answers that only the code can prove."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from node.cli.commands.sbom import bill_of_materials
 from node.config import parse
 from storage.errors import ConfigError
-from tests.repository.test_architecture import ROOT, modules
 from tests.support.named import is_there
+from tests.support.paths import ROOT, modules
 
 THREATS = (ROOT / "docs/THREATS.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", THREATS)))

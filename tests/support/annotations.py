@@ -1,4 +1,4 @@
-"""Annotations to test with: a mammography CAD report and a presentation state that point at regions of images."""
+"""Makes mammography CAD reports and presentation states that mark regions of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Certificates for tests, made by openssl: an authority, and those that it signs."""
+"""Makes a certificate authority and the certificates that it signs, with openssl."""
 
 from __future__ import annotations
 
@@ -47,4 +47,4 @@ class Authority:
 
 
 def _openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=60)
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=300)

@@ -1,4 +1,4 @@
-"""A real browser for the pages we make: what it shows, what it asks the network for, what it complains of."""
+"""Opens report pages in Chromium: what it shows, which URLs it requests, and which errors it logs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_page(page: Path, folder: Path, *more: str) -> Seen:
     log = folder / "net.json"
     profile = f"--user-data-dir={folder / 'profile'}"
     command = ["chromium", *_QUIET, profile, f"--log-net-log={log}", *more, "--dump-dom", page.absolute().as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return Seen(done.stdout, _requests(log), console)
 
@@ -44,7 +44,7 @@ def screenshot(page: Path, picture: Path, folder: Path, *more: str) -> None:
     need("chromium")
     profile = f"--user-data-dir={folder / 'profile'}"
     command = ["chromium", *_QUIET, profile, f"--screenshot={picture}", "--window-size=1200,3000", *more]
-    subprocess.run([*command, page.absolute().as_uri()], capture_output=True, timeout=120, check=True)
+    subprocess.run([*command, page.absolute().as_uri()], capture_output=True, timeout=300, check=True)
 
 
 def _requests(log: Path) -> list[str]:

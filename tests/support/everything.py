@@ -1,4 +1,4 @@
-"""An archive with a row of every kind in it, made by a real node and real services, for tests of what keeps them."""
+"""Fills an archive with a row of every kind, by a real node and its services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator of storage/formats/resample.py as exact matrices, written from its definition (docs/FORMATS.md)."""
+"""Builds the operator of storage/formats/resample.py as exact matrices from its definition (docs/FORMATS.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An archive's worth of small objects with their rows, made without a node: for tests of what looks after them."""
+"""Makes an archive of small objects with their rows, without a node, for tests of scrub, backup and rebuild."""
 
 from __future__ import annotations
 

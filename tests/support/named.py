@@ -1,4 +1,4 @@
-"""Tests that documents name."""
+"""Finds the tests that documents name."""
 
 from __future__ import annotations
 

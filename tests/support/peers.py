@@ -1,4 +1,4 @@
-"""Peers that are not ours: DCMTK's command-line tools, Orthanc with a configuration of its own, and a cut wire.
+"""Foreign peers for tests: DCMTK's command-line tools and Orthanc.
 
 Neither DCMTK's storescp nor Orthanc can be bound to one address; they listen on free ports while a test runs.
 """
@@ -14,12 +14,11 @@ import shutil
 import socket
 import struct
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 
 
 def free_port() -> int:
-    """A port that nothing listens on, outside the range from which the system hands ports to outgoing connections."""
+    """A free port, outside the range from which the system takes ports for outgoing connections."""
     for port in random.sample(range(20000, 32000), 200):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
@@ -45,7 +44,7 @@ def free_port() -> int:
 
 @contextmanager
 def dead_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that refuses connections: it is taken, but nobody listens."""
+    """A port of 127.0.0.1 that refuses connections: it is bound, but does not listen."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -56,7 +55,7 @@ def dead_port() -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Ran:
-    """A tool that has ended: its exit code, and what it printed (with -d, every DIMSE message)."""
+    """A tool that has ended: its exit code and its output (with -d, every DIMSE message)."""
 
     code: int
     output: str
@@ -80,12 +79,12 @@ class Ran:
 
     @property
     def failed_uids(self) -> set[str]:
-        """Failed SOP Instance UID List (0008,0058) of the last response that had one."""
+        """Failed SOP Instance UID List (0008,0058) of the last response with one."""
         return set(_last(r"\(0008,0058\) UI \[([0-9.\\]+)\]", self.output).split("\\"))
 
     @property
     def said(self) -> str:
-        """What it printed, without the presentation contexts and bytes of -d: for the message of an assertion."""
+        """The output without the presentation contexts and bytes of -d, for assertion messages."""
         return "\n".join(line for line in self.output.splitlines() if not line.startswith("D:  "))
 
     @property
@@ -93,7 +92,7 @@ class Ran:
         return _last(r"\(0000,0902\) LO \[(.*?)\]", self.output).strip()
 
 
-def run(tool: str, *arguments: object, timeout: float = 60) -> Ran:
+def run(tool: str, *arguments: object, timeout: float = 300) -> Ran:
     """Run a command-line tool to its end."""
     need(tool)
     done = subprocess.run(
@@ -118,11 +117,11 @@ def running(*command: object) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def echoscu(to: Address, *, calling: str) -> int:
-    """C-ECHO; the status."""
+    """The status of a C-ECHO."""
     ran = run("echoscu", "-v", "-aet", calling, "-aec", to.ae_title, to.host, to.port)
     answer = _last(r"Received Echo Response \((?:Unknown Status: )?(.+)\)", ran.output)
     return 0 if answer == "Success" else int(answer, 16)
@@ -135,7 +134,7 @@ def storescu(files: Sequence[Path], to: Address, *options: object, calling: str 
 def findscu(
     to: Address, folder: Path, root: str, level: str, *keys: str, calling: str, check: bool = True
 ) -> tuple[Ran, list[Dataset]]:
-    """C-FIND with ``root`` -P, -S or -O; the answers, as findscu wrote them to files in ``folder``."""
+    """C-FIND with ``root`` -P, -S or -O, and the matches that findscu wrote to ``folder``."""
     folder.mkdir(exist_ok=True)
     ran = run(
         *("findscu", "-d", root, "-aet", calling, "-aec", to.ae_title, "-X", "-od", folder),
@@ -159,9 +158,9 @@ def movescu(
     calling: str,
     destination: str = "",
     options: str = "",
-    timeout: float = 60,
+    timeout: float = 300,
 ) -> Ran:
-    """C-MOVE to a peer of ours; ``destination``: where not to the caller itself."""
+    """C-MOVE to one of our peers; ``destination``: if it is not the caller."""
     return run(
         *("movescu", "-d", "-dhl", root, *options.split(), "-aet", calling, "-aem", destination or calling),
         *("-aec", to.ae_title, *_keys(level, keys), to.host, to.port),
@@ -222,12 +221,12 @@ def storescp(folder: Path, port: int, *options: object) -> Iterator[StoreScp]:
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_for(lambda: process.poll() is not None or listens(port), timeout=20, what="storescp listens")
+        wait_for(lambda: process.poll() is not None or listens(port), what="storescp listens")
         assert process.poll() is None, log.read_text(errors="replace")
         yield StoreScp(folder, process, log)
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def listens(port: int) -> bool:
@@ -248,65 +247,6 @@ def _last(pattern: str, text: str) -> str:
     found = re.findall(pattern, text)
     assert found, f"nothing like {pattern} in:\n{text}"
     return str(found[-1])
-
-
-# --- a wire that is cut ---
-
-
-@dataclass
-class CutWire:
-    """A TCP relay to ``port`` that stops carrying bytes in one direction after ``limit`` of them.
-
-    ``upstream``: the direction that is limited is the one to the server. ``stalled`` is set when the limit is
-    reached; both sides stay connected until ``cut``.
-    """
-
-    port: int
-    limit: int
-    upstream: bool = True
-    stalled: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> CutWire:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cut()
-        for thread in self._threads:
-            thread.join(timeout=30)
-
-    @property
-    def listening(self) -> int:
-        return int(self._listener.getsockname()[1])
-
-    def cut(self) -> None:
-        """End the connection on both sides at once, as when a cable is pulled and the peers notice."""
-        for one in (self._listener, *self._sockets):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            client, _ = self._listener.accept()
-            server = socket.create_connection(("127.0.0.1", self.port), timeout=30)
-            self._sockets += [client, server]
-            for source, sink, limited in ((client, server, self.upstream), (server, client, not self.upstream)):
-                carry = threading.Thread(target=self._carry, args=(source, sink, limited), daemon=True)
-                self._threads.append(carry)
-                carry.start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket, limited: bool) -> None:
-        left = self.limit if limited else 1 << 62
-        with suppress(OSError):
-            while left and (data := source.recv(min(left, 65536))):
-                sink.sendall(data)
-                left -= len(data)
-        if not left:
-            self.stalled.set()
 
 
 # --- Orthanc ---
@@ -347,7 +287,7 @@ class Orthanc:
                 [str(program), str(config)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
         try:
-            wait_for(lambda: self._process.poll() is not None or self._answers(), timeout=60, what="Orthanc started")
+            wait_for(lambda: self._process.poll() is not None or self._answers(), what="Orthanc started")
             assert self._process.poll() is None, self.log.read_text(errors="replace")
         except BaseException:
             self._kill()
@@ -376,7 +316,7 @@ class Orthanc:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)
         try:
-            with self._opener.open(request, timeout=120) as answer:
+            with self._opener.open(request, timeout=300) as answer:
                 content: bytes = answer.read()
                 is_json = answer.headers.get_content_type() == "application/json"
         except urllib.error.HTTPError as error:
@@ -385,7 +325,7 @@ class Orthanc:
         return json.loads(content) if is_json else content
 
     def instances(self) -> dict[str, str]:
-        """SOP Instance UID to Orthanc's own identifier, of all that it holds."""
+        """SOP Instance UID to Orthanc's own identifier, for all its instances."""
         found = self.get("/instances?expand")
         return {one["MainDicomTags"]["SOPInstanceUID"]: one["ID"] for one in found}
 
@@ -406,7 +346,7 @@ class Orthanc:
 
     def _kill(self) -> None:
         self._process.kill()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=300)
 
 
 class OrthancError(Exception):

@@ -1,4 +1,4 @@
-"""A tiny copy of stabilityai/sd-x2-latent-upscaler: the same classes and layout on disk, random weights.
+"""Makes a tiny copy of stabilityai/sd-x2-latent-upscaler: the same classes and layout on disk, random weights.
 
 It runs the whole code path of ``sd_x2`` without a download; its pictures mean nothing.
 """

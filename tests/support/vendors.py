@@ -1,4 +1,4 @@
-"""Mammograms as the large vendors send them for presentation: synthetic pixels in headers of their kind.
+"""Makes mammograms as the large vendors send them for presentation: synthetic pixels under their kind of header.
 
 All values are of our own making. What is taken from life is what makes a reader stumble: matrix, bits, photometric
 interpretation, what is in the air, padding, windows and lookup tables.

@@ -1,1 +1,1 @@
-"""Encoding, verification and repair of what is held."""
+"""Encoding of originals, and verification and restoring of renditions."""

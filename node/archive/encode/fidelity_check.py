@@ -1,15 +1,14 @@
-"""Fidelity of what stands for an original: a rendition made anew, judged, and withdrawn where it fails.
+"""Fidelity of a rendition that stands for an original: decoded again, judged, and withdrawn if it fails.
 
-The same base, model and numerics must give the very pixels that were verified (their digest is recorded). Another
-machine's numerics may move a grey level here and there: then the digest says nothing, and the figures are measured
-anew. Where the original is held they are measured in any case, and compared with those that were recorded.
+The same base, model and numerics must give exactly the pixels that were verified, whose digest is recorded. Another
+machine's numerics may change single grey levels; then only the figures can be compared. If the original is held, they
+are always measured again, and compared with those that were recorded.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -17,10 +16,18 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
 from node.config import ToleranceSettings
-from node.workers.auditing import Audited, AuditRequest, Sight
+from node.workers.auditing import Audited, AuditPictures, AuditRequest
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import Answer
-from storage.errors import LatentPacsError, ModelMissing, ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
+from node.workers.waiting import result_of
+from storage.errors import (
+    Cancelled,
+    LatentPacsError,
+    ModelMissing,
+    ObjectDamaged,
+    ObjectMissing,
+    OriginalPurged,
+    PayloadError,
+)
 from storage.index import Index
 from storage.index.audit_outcomes import AuditRows
 from storage.objects.store import ObjectStore
@@ -34,52 +41,51 @@ from storage.records import (
 )
 from storage.thresholds import burden_of, limits_of, shares_of
 
-__all__ = ["TRENDS", "Cancelled", "FidelityCheck", "FidelityFinding", "FidelityOutcome", "Sight"]
+__all__ = ["TRENDS", "AuditPictures", "FidelityCheck", "FidelityFinding", "FidelityOutcome"]
 
 LOGGER = logging.getLogger(__name__)
 
-_LOOK = 0.2
 TRENDS = ("fsim_mean", "fsim_p5", "psnr_db", "burden")
-"""The figures that are followed over time: those of the paper, and the gate's figure that is nearest to its limit, as a
-share of that limit."""
+"""The figures that are charted over time: those of the paper, and ``burden``, the gate's figure that is nearest to its
+limit, as a share of that limit."""
 
 
 class FidelityOutcome(StrEnum):
-    """What an audit says of one rendition."""
+    """The result of the audit of one rendition."""
 
     SAME = "as verified"
-    """The very pixels, and, where there is an original, the very figures."""
+    """Exactly the pixels that were verified, and the same figures if the original is held."""
     OTHER_NUMERICS = "other numerics"
-    """Other pixels, by another machine or library than those verified; figures, where measured, are as recorded."""
+    """Other pixels, by another machine or library than those verified; the figures, if measured, are as recorded."""
     REMEASURED = "measured otherwise"
-    """The very pixels, but figures away from those recorded: the measure changed, or the record is wrong."""
+    """Exactly the pixels that were verified, but other figures: the measure changed, or the record is wrong."""
     WORSE = "worse"
-    """Figures worse than those recorded by more than the tolerance, or, for a gated one, beyond a limit of the gate
-    that those recorded keep to."""
+    """Figures worse than those recorded by more than the tolerance, or, if it was gated, beyond a limit of the gate
+    that the recorded figures meet."""
     MISMATCH = "other pixels"
-    """Other pixels than those verified, under the very same numerics."""
+    """Other pixels than those verified, under the same numerics."""
     UNMADE = "cannot be made"
     """Its model or its payload cannot be used."""
     DAMAGED = "damaged"
-    """An object of it or of its original is missing or not whole: work for the scrub."""
+    """An object of it or of its original is missing or damaged, which is for the scrub to repair."""
     UNTRIED = "not audited"
-    """Something went wrong that says nothing of the image."""
+    """An error that is unrelated to the image."""
 
     @property
     def failed(self) -> bool:
-        """Whether the rendition may not stand for its image any more."""
+        """Whether the rendition must not stand for its image any more."""
         return self in (FidelityOutcome.WORSE, FidelityOutcome.MISMATCH, FidelityOutcome.UNMADE)
 
     @property
     def alarming(self) -> bool:
-        """Whether somebody should look."""
+        """Whether a person should look into it."""
         return self not in (FidelityOutcome.SAME, FidelityOutcome.OTHER_NUMERICS)
 
 
 @dataclass(frozen=True)
 class FidelityFinding:
-    """One image audited. ``action``: withdrawn, flagged, cleared, or nothing. Figures are those of ``TRENDS``, and the
-    gate's by their names; ``now`` is empty where nothing could be measured against an original."""
+    """The audit of one image. ``action``: withdrawn, flagged, cleared, or empty. Figures are those of ``TRENDS`` and
+    the gate's by their names; ``now`` is empty if there was no original to measure against."""
 
     instance_key: int
     sop_instance_uid: str
@@ -94,12 +100,8 @@ class FidelityFinding:
     original_bytes: int = 0
 
 
-class Cancelled(Exception):
-    """The run is to end; the image at hand was not audited."""
-
-
 class FidelityCheck:
-    """Audits one image after the other. ``pool``: where renditions are made."""
+    """Audits one image after the other; ``pool`` decodes the renditions."""
 
     def __init__(
         self,
@@ -115,10 +117,10 @@ class FidelityCheck:
         self._index, self._store, self._originals, self._trail = index, store, originals, trail
         self._tolerance, self._thresholds = tolerance, thresholds
         self._pool, self._cancelled = pool, cancelled
-        self._rows, self._shelf = AuditRows(index.engine), ModelStore(index, store)
+        self._rows, self._models = AuditRows(index.engine), ModelStore(index, store)
 
-    def of(self, instance_key: int) -> FidelityFinding | None:
-        """Audit the current rendition of an image, and act on what comes of it; None where it has none any more.
+    def audit(self, instance_key: int) -> FidelityFinding | None:
+        """Audit the current rendition of an image, and act on the result; None if it has none any more.
 
         Raises Cancelled.
         """
@@ -126,7 +128,7 @@ class FidelityCheck:
         if image is None or image.rendition is None or image.state is InstanceState.RECEIVED:
             return None
         held = self._index.originals.of_digest(image.original_digest)
-        blank = FidelityFinding(
+        unjudged = FidelityFinding(
             image.key,
             image.sop_instance_uid,
             image.rendition.derived_uid,
@@ -136,39 +138,39 @@ class FidelityCheck:
             original_bytes=0 if held is None else held.object_bytes,
         )
         try:
-            answer, why_no_original = self._audited(image, image.rendition, pictures=False)
-            found = self._judged(blank, image, image.rendition, answer)
+            answer, why_no_original = self._decode_again(image, image.rendition, pictures=False)
+            found = self._judge(unjudged, image, image.rendition, answer)
         except Cancelled:
             raise
         except (ModelMissing, PayloadError) as error:
-            found, why_no_original = replace(blank, outcome=FidelityOutcome.UNMADE, reason=str(error)), ""
+            found, why_no_original = replace(unjudged, outcome=FidelityOutcome.UNMADE, reason=str(error)), ""
         except (ObjectMissing, ObjectDamaged) as error:
-            return replace(blank, outcome=FidelityOutcome.DAMAGED, reason=str(error))
+            return replace(unjudged, outcome=FidelityOutcome.DAMAGED, reason=str(error))
         except Exception as error:  # one bad image must not stop the others
             known = isinstance(error, LatentPacsError)
             LOGGER.error("auditing %s: %s", image.sop_instance_uid, error, exc_info=not known)
-            return replace(blank, reason=f"{type(error).__name__}: {error}")
-        return self._acted(found, image, image.rendition, why_no_original)
+            return replace(unjudged, reason=f"{type(error).__name__}: {error}")
+        return self._act_on(found, image, image.rendition, why_no_original)
 
-    def sight(self, found: FidelityFinding) -> Sight | None:
-        """Pictures of an image whose original is held; None where they cannot be made. Raises Cancelled."""
+    def pictures(self, found: FidelityFinding) -> AuditPictures | None:
+        """Pictures of an image whose original is held; None if they cannot be made. Raises Cancelled."""
         image, made = self._index.by_key(found.instance_key), self._index.rendition(found.derived_uid)
         if image is None or made is None:
             return None
         try:
-            return self._audited(image, made, pictures=True)[0].sight
+            return self._decode_again(image, made, pictures=True)[0].pictures
         except LatentPacsError as error:
             LOGGER.warning("no pictures of %s: %s", image.sop_instance_uid, error)
             return None
 
-    def _audited(self, image: StoredInstance, made: StoredRendition, *, pictures: bool) -> tuple[Audited, str]:
-        """The worker's answer, and why it had no original to measure against; empty where it had one."""
+    def _decode_again(self, image: StoredInstance, made: StoredRendition, *, pictures: bool) -> tuple[Audited, str]:
+        """The worker's answer, and why it had no original to measure against; empty if it had one."""
         for digest in (made.base_digest, made.rendition_digest):
             self._store.read(digest)
         request = AuditRequest(
             self._store.held(made.base_digest),
             self._store.held(made.rendition_digest),
-            model=self._shelf.folder(made.upscaler, made.weights_digest),
+            model=self._models.folder(made.upscaler, made.weights_digest),
             original_digest=image.original_digest,
             thresholds=self._thresholds if made.verdict.gated else None,
             pictures=pictures,
@@ -181,27 +183,27 @@ class FidelityCheck:
         except ObjectDamaged as error:
             return replace(self._ask(request), original_whole=False), str(error)
 
-    def _judged(
-        self, blank: FidelityFinding, image: StoredInstance, made: StoredRendition, answer: Audited
+    def _judge(
+        self, unjudged: FidelityFinding, image: StoredInstance, made: StoredRendition, answer: Audited
     ) -> FidelityFinding:
         recorded = replace(answer.recorded, **{name: getattr(made, name) for name in TRENDS[:3]})
         now = {} if answer.now is None else self._figures(answer.now)
-        found = replace(blank, recorded=self._figures(recorded), now=now)
+        found = replace(unjudged, recorded=self._figures(recorded), now=now)
         same = answer.same and answer.pixel_digest == made.output_digest
-        drop = self._away(found, worse_only=True)
+        drop = self._deviations(found, worse_only=True)
         if not same and answer.numerics == answer.recorded_numerics:
-            said = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
-            return replace(found, outcome=FidelityOutcome.MISMATCH, reason=said)
+            reason = f"pixels {answer.pixel_digest}, verified were {made.output_digest} under the same numerics"
+            return replace(found, outcome=FidelityOutcome.MISMATCH, reason=reason)
         if not answer.original_whole:
             return replace(
                 found, outcome=FidelityOutcome.DAMAGED, reason=f"original {image.original_digest} is not whole"
             )
-        beyond = self._beyond_the_gate(found, answer.now) if made.verdict.gated else ""
+        beyond = self._missed_limits(found, answer.now) if made.verdict.gated else ""
         if beyond or (drop and not same):
             return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
         if not same:
             return replace(found, outcome=FidelityOutcome.OTHER_NUMERICS, reason=_changed(answer))
-        moved = self._away(found)
+        moved = self._deviations(found)
         return replace(found, outcome=FidelityOutcome.REMEASURED if moved else FidelityOutcome.SAME, reason=moved)
 
     def _figures(self, verdict: Verdict) -> dict[str, float]:
@@ -209,51 +211,51 @@ class FidelityCheck:
         trends = {"fsim_mean": verdict.fsim_mean, "fsim_p5": verdict.fsim_p5, "psnr_db": verdict.psnr_db}
         return {**trends, "burden": burden_of(named, self._thresholds), **named}
 
-    def _away(self, found: FidelityFinding, *, worse_only: bool = False) -> str:
-        """Which figures are further from those recorded than the tolerance; empty where none is, or none was
+    def _deviations(self, found: FidelityFinding, *, worse_only: bool = False) -> str:
+        """The figures that differ from those recorded by more than the tolerance; empty if none does, or none was
         measured."""
         if not found.now:
             return ""
-        tolerance, said = self._tolerance, []
+        tolerance, differences = self._tolerance, []
         for name, allowed in (("fsim_mean", tolerance.fsim), ("psnr_db", tolerance.psnr_db)):
             change = found.now[name] - found.recorded[name]
             if change < -allowed or (change > allowed and not worse_only):
-                said.append(f"{name} {found.now[name]:.4f}, recorded was {found.recorded[name]:.4f}")
+                differences.append(f"{name} {found.now[name]:.4f}, recorded was {found.recorded[name]:.4f}")
         shares, before = (shares_of(figures, self._thresholds) for figures in (found.now, found.recorded))
         for name, share in shares.items():
             change = share - before.get(name, share)
             if change > tolerance.gate or (change < -tolerance.gate and not worse_only):
-                said.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
-        return "; ".join(said)
+                differences.append(f"{name} {found.now[name]:.4g}, recorded was {found.recorded[name]:.4g}")
+        return "; ".join(differences)
 
-    def _beyond_the_gate(self, found: FidelityFinding, now: Verdict | None) -> str:
-        """The limits that are missed now, where those recorded keep to them all; a stricter gate is no fault of it."""
+    def _missed_limits(self, found: FidelityFinding, now: Verdict | None) -> str:
+        """The limits that are missed now, if the recorded figures meet all: a stricter gate is no failure."""
         return "; ".join(now.failures) if now is not None and found.recorded["burden"] <= 1 else ""
 
-    def _acted(
+    def _act_on(
         self, found: FidelityFinding, image: StoredInstance, made: StoredRendition, why_no_original: str
     ) -> FidelityFinding:
-        """Withdraw or flag what failed, clear what was flagged and passes; noted in the audit trail."""
+        """Withdraw or flag a failed rendition, clear a flagged one that passes; both are in the audit trail."""
         flagged = image.state is InstanceState.FAILED
         if not found.outcome.failed and not (flagged and found.outcome is FidelityOutcome.SAME):
             return found
-        said = f"{found.outcome}: {found.reason}" if found.outcome.failed else "passes again"
+        detail = f"{found.outcome}: {found.reason}" if found.outcome.failed else "passes again"
         uids = (image.sop_instance_uid, made.derived_uid)
-        entry = TrailEntry("rendition.audit", "job:audit", "image", uids, "reconstructed", detail=said)
+        entry = TrailEntry("rendition.audit", "job:audit", "image", uids, "reconstructed", detail=detail)
         if not found.outcome.failed:
             done, action = self._rows.clear(image.key, made.derived_uid, entry), "cleared"
         elif not why_no_original and self._original_whole(image):
             entry = replace(entry, action="rendition.withdraw", outcome="failure")
-            done, action = self._rows.withdraw(image.key, made.derived_uid, said, entry), "withdrawn"
+            done, action = self._rows.withdraw(image.key, made.derived_uid, detail, entry), "withdrawn"
         else:
-            said = f"{said}; no original to serve instead"
-            entry = replace(entry, action="rendition.flag", outcome="failure", detail=said)
-            done, action = flagged or self._rows.flag(image.key, made.derived_uid, said, entry), "flagged"
+            detail = f"{detail}; no original to serve instead"
+            entry = replace(entry, action="rendition.flag", outcome="failure", detail=detail)
+            done, action = flagged or self._rows.flag(image.key, made.derived_uid, detail, entry), "flagged"
         self._trail.write_down()
         return replace(found, action=action if done else "changed meanwhile")
 
     def _original_whole(self, image: StoredInstance) -> bool:
-        """Whether the original can be served: held, and the bytes that were received."""
+        """Whether the original is held with the bytes that were received."""
         try:
             with self._originals.borrowed(image.original_digest):
                 return True
@@ -261,23 +263,13 @@ class FidelityCheck:
             return False
 
     def _ask(self, request: AuditRequest) -> Audited:
-        future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
-        while True:
-            if self._cancelled():
-                future.cancel()
-                raise Cancelled
-            try:
-                answer = future.result(timeout=_LOOK)
-            except TimeoutError:
-                if future.done():
-                    raise
-                continue
-            assert isinstance(answer, Audited)
-            return answer
+        answer = result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
+        assert isinstance(answer, Audited)
+        return answer
 
 
 def _changed(answer: Audited) -> str:
-    """What differs between the numerics then and now."""
+    """The differences between the numerics at verification and now."""
     names = sorted({*answer.numerics, *answer.recorded_numerics})
     then, now = answer.recorded_numerics, answer.numerics
     changed = (name for name in names if then.get(name) != now.get(name))

@@ -1,8 +1,8 @@
-"""Re-verification: after a change of the model, images whose originals are held get a rendition of the new one.
+"""Re-verification: after a change of the model, images whose originals are held get a rendition by the new model.
 
-The base stays; the configured upscaler makes it anew, and what it makes is measured against the original by today's
-gate. What passes becomes the image's current rendition, under a derived UID of its own; what does not keeps its pinned
-model, and that is remembered. Renditions are only ever added: every derived UID keeps leading to its own pixels.
+The base stays. The configured upscaler is applied to it, and the result is measured against the original by today's
+gate. If it passes, it becomes the image's current rendition under a derived UID of its own; otherwise the image keeps
+its pinned model, and that is recorded. Renditions are only ever added: every derived UID keeps leading to its pixels.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from node.archive.model_store import ModelStore
-from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.archive.encode.rendition_writer import RenditionWriter
 from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
 from node.config import Settings
 from node.upscalers.installed import Installed
 from node.workers.pool import Priority, WorkerPool
+from node.workers.waiting import result_of
 from node.workers.worker import Answer, ModelRequest, Request
-from storage.errors import LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
+from storage.errors import Cancelled, LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.index.reverifications import (
@@ -37,26 +36,23 @@ from storage.index.reverifications import (
     ReverificationTerms,
 )
 from storage.objects.store import ObjectStore
-from storage.records import NewRendition, Tier
 
 LOGGER = logging.getLogger(__name__)
 
 _LISTED = 200
-"""Images listed in a report one by one; all are counted."""
-_LOOK = 0.2
+"""Most images that a report lists one by one; all are counted."""
+_POLL = 0.2
+"""Seconds between two checks of whether the archivist is busy."""
 
 Progress = Callable[[int, int], None]
 Originals = Callable[[str], AbstractContextManager[Path]]
-"""Lends the file of an original by its digest; raises ObjectMissing where it is not held."""
-
-
-class Cancelled(CancelledError):
-    """The run is to end; the image at hand goes back untried."""
+"""Lends the file of an original by its digest; raises ObjectMissing if it is not held."""
 
 
 @dataclass(frozen=True)
 class Reverification:
-    """The work of the job ``reverify``. ``pool`` lends the workers; ``busy``: whether the archivist has work here."""
+    """The job ``reverify``. ``pool`` lends workers; ``busy``: whether the archivist has work; ``regions``: marked
+    regions by instance key."""
 
     index: Index
     store: ObjectStore
@@ -67,21 +63,21 @@ class Reverification:
     regions: Callable[[int], tuple[tuple[int, int, int, int], ...]] = lambda _: ()
 
     def run(self, progress: Progress, cancelled: Callable[[], bool]) -> dict[str, Any]:
-        """Try every image that is due; the report. Raises ModelMissing where the configured model is not installed."""
+        """Try every image that is due; the report. Raises ModelMissing if the configured model is not installed."""
         with self.pool() as pool:
-            return _Run(self, pool, progress, cancelled).through()
+            return _Run(self, pool, progress, cancelled).run()
 
 
 class _Run:
-    """One run: its terms, and what came of each image."""
+    """One run: its terms and its counts."""
 
     def __init__(
         self, work: Reverification, pool: WorkerPool, progress: Progress, cancelled: Callable[[], bool]
     ) -> None:
         self._work, self._pool, self._progress, self._cancelled = work, pool, progress, cancelled
-        self._rows, self._shelf = Reverifications(work.index.engine), ModelStore(work.index, work.store)
+        self._rows, self._writer = Reverifications(work.index.engine), RenditionWriter(work.index, work.store)
         self._owner = new_owner()
-        self._most, self._lease = work.settings.archivist.attempts, work.settings.archivist.lease
+        self._max_attempts, self._lease = work.settings.archivist.attempts, work.settings.archivist.lease
         self._model, self._finished = "", False
         self._counts: Counter[str] = Counter()
         self._listed: dict[str, list[dict[str, str]]] = {
@@ -89,7 +85,7 @@ class _Run:
             ReverificationOutcome.UNTRIED: [],
         }
 
-    def through(self) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         try:
             self._keep_older_models()
             self._try_all()
@@ -105,11 +101,11 @@ class _Run:
         }
 
     def _try_all(self) -> None:
-        model = self._ask(ModelRequest())
+        model = self._ask(None, ModelRequest())
         assert isinstance(model, Installed)
         terms = _terms(model, self._work.settings)
         self._model = terms.model
-        total, last = self._rows.count(terms, self._most), 0
+        total, last = self._rows.count(terms, self._max_attempts), 0
         self._progress(0, total)
         while attempt := self._next(terms, last):
             last = attempt.instance_key
@@ -118,12 +114,12 @@ class _Run:
             self._progress(done, max(total, done))
 
     def _next(self, terms: ReverificationTerms, last: int) -> ReverificationAttempt | None:
-        """The next image, once the archivist has nothing to do."""
+        """The next image, once the archivist has no work."""
         while self._work.busy():
-            self._end_where_cancelled()
-            time.sleep(_LOOK)
-        self._end_where_cancelled()
-        return self._rows.claim(terms, self._owner, self._lease, after=last, most=self._most)
+            self._check_cancelled()
+            time.sleep(_POLL)
+        self._check_cancelled()
+        return self._rows.claim(terms, self._owner, self._lease, after=last, most=self._max_attempts)
 
     def _try(self, attempt: ReverificationAttempt) -> None:
         try:
@@ -131,14 +127,14 @@ class _Run:
         except Cancelled:
             self._rows.release(attempt, forgive=True)
             raise
-        except ObjectMissing as error:  # an original may come back from its store: nothing is remembered
+        except ObjectMissing as error:  # the original's store may be back later: nothing is recorded
             self._rows.release(attempt, forgive=True)
             outcome, reason = ReverificationOutcome.UNTRIED, str(error)
         except Exception as error:  # one bad image must not stop the others
             known = isinstance(error, LatentPacsError)
             LOGGER.error("re-verifying %s: %s", attempt.sop_instance_uid, error, exc_info=not known)
             outcome, reason = ReverificationOutcome.UNTRIED, f"{type(error).__name__}: {error}"
-            if attempt.attempts >= self._most:
+            if attempt.attempts >= self._max_attempts:
                 self._rows.settle(attempt, outcome, reason)
             else:
                 self._rows.release(attempt)
@@ -159,95 +155,48 @@ class _Run:
                 patch_share=settings.gate.patches.share,
                 regions=work.regions(attempt.instance_key),
             )
-            result = self._ask(request, attempt)
+            result = self._ask(attempt, request)
         assert isinstance(result, EncodeResult)
-        if result.made is None or result.model is None:
+        if result.made is None:
             reason = "; ".join(result.tried[-1].failures)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
             return ReverificationOutcome.KEPT, reason
-        self._shelf.keep(result.model)
-        new = self._new(attempt, result)
+        made = replace(result.made, point=attempt.current.point)
+        new = self._writer.store(made, result.tried, new_base=False)
         try:
-            self._prove(attempt, new)
+            self._writer.prove(attempt.instance_key, new, partial(self._ask, attempt))
         except NotReconstructable as error:
-            work.index.originals.mark_garbage(new.rendition_digest, Tier.HOT)
+            self._writer.discard(new.rendition_digest)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
             return ReverificationOutcome.KEPT, str(error)
         outcome, reason = self._rows.adopt(attempt, new)
-        if outcome is not ReverificationOutcome.PASSED:  # nothing came to need it
-            work.index.originals.mark_garbage(new.rendition_digest, Tier.HOT)
+        if outcome is not ReverificationOutcome.PASSED:  # no row needs it
+            self._writer.discard(new.rendition_digest)
         return outcome, reason
 
-    def _new(self, attempt: ReverificationAttempt, result: EncodeResult) -> NewRendition:
-        made, model = result.made, result.model
-        assert made is not None
-        assert model is not None
-        return NewRendition(
-            derived_uid=made.derived_uid,
-            structure_uid=made.structure_uid,
-            base_digest=attempt.current.base_digest,
-            base_bytes=attempt.current.base_bytes,
-            rendition_digest=self._work.store.put(result.rendition),
-            rendition_bytes=len(result.rendition),
-            point=attempt.current.point,
-            upscaler=made.upscaler,
-            weights_digest=made.weights_digest,
-            output_digest=made.output_digest,
-            structure_digest=made.structure_digest,
-            verdict=made.verdict,
-            tried=result.tried,
-            seconds=sum(one.seconds for one in result.tried),
-            recipe=model.recipe,
-        )
-
-    def _prove(self, attempt: ReverificationAttempt, new: NewRendition) -> None:
-        """The whole object of the new rendition can be made and sent. Raises NotReconstructable."""
-        work = self._work
-        image = work.index.by_key(attempt.instance_key)
-        parts = DerivedParts(
-            work.store.held(new.base_digest),
-            work.store.held(new.rendition_digest),
-            new.base_bytes + new.rendition_bytes,
-            datetime.now(UTC),
-            self._shelf.folder(new.upscaler, new.weights_digest),
-            image.amended if image else (),
-        )
-        prove_object(parts, work.store.spool, lambda request: self._ask(request, attempt))
-
-    def _ask(self, request: Request, attempt: ReverificationAttempt | None = None) -> Answer:
-        """The worker's answer, the lease renewed meanwhile."""
-        future: Future[Answer] = self._pool.submit(request, Priority.REVERIFY)
-        renewal = time.monotonic() + self._lease / 3
-        while True:
-            try:
-                return future.result(timeout=_LOOK)
-            except TimeoutError:
-                if future.done():
-                    raise
-            except WorkerDied:
-                self._end_where_cancelled()  # the node stops, and its workers with it
-                raise
-            if self._cancelled():
-                future.cancel()
-                raise Cancelled
-            if attempt is not None and time.monotonic() > renewal:
-                self._rows.renew(attempt, self._lease)
-                renewal = time.monotonic() + self._lease / 3
+    def _ask(self, attempt: ReverificationAttempt | None, request: Request) -> Answer:
+        """A worker's answer; the lease of an attempt is renewed meanwhile. Raises Cancelled."""
+        renew = partial(self._rows.renew, attempt, self._lease) if attempt is not None else None
+        try:
+            return result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled, renew, self._lease / 3)
+        except WorkerDied:
+            self._check_cancelled()  # the node stops, and its workers with it
+            raise
 
     def _keep_older_models(self) -> None:
-        """Models that renditions were made with before the archive kept models, as far as they are installed."""
+        """Store installed models that renditions were made with before the archive kept models."""
         for use in self._work.index.models():
-            if use.upscaler != "mammo" or self._shelf.keeps(use.upscaler, use.weights_digest):
+            if use.upscaler != "mammo" or self._writer.models.keeps(use.upscaler, use.weights_digest):
                 continue
             try:
-                model = self._ask(ModelRequest(use.upscaler, use.weights_digest))
+                model = self._ask(None, ModelRequest(use.upscaler, use.weights_digest))
             except ModelMissing as error:
                 LOGGER.warning("%s", error)
                 continue
             assert isinstance(model, Installed)
-            self._shelf.keep(model)
+            self._writer.models.keep(model)
 
-    def _end_where_cancelled(self) -> None:
+    def _check_cancelled(self) -> None:
         if self._cancelled():
             raise Cancelled
 
@@ -256,6 +205,6 @@ def _terms(model: Installed, settings: Settings) -> ReverificationTerms:
     gate: Any = None
     if settings.codec.gated:
         gate = [asdict(settings.thresholds), settings.gate.patches.share]
-    said = json.dumps([model.upscaler, model.weights_digest, model.recipe, gate], sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()
+    text = json.dumps([model.upscaler, model.weights_digest, model.recipe, gate], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
     return ReverificationTerms(model.upscaler, model.weights_digest, model.recipe, settings.codec.gated, digest)

@@ -1,1 +1,1 @@
-"""What happens to an image when it arrives."""
+"""Receiving of images: ingest, eligibility, marked regions, quarantine."""

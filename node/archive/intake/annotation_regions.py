@@ -1,7 +1,7 @@
-"""Regions that annotations of a study point at: a mammography CAD report, or a presentation state, as boxes of pixels.
+"""Regions that annotations of a study mark, as boxes of pixels: mammography CAD reports and presentation states.
 
-What is pointed at is what somebody will look at again, so it is stored exactly. A box is
-the bounding box of what is drawn plus a margin. Nothing here reads pixels or knows of the archive.
+Marked regions will be read again, so they are stored exactly. A box is the bounding box of a drawn shape plus a margin.
+Nothing here reads pixels or uses the archive.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pydicom import Dataset
 MAMMOGRAPHY_CAD_SR = "1.2.840.10008.5.1.4.1.1.88.50"
 GRAYSCALE_PRESENTATION_STATE = "1.2.840.10008.5.1.4.1.1.11.1"
 ANNOTATING = (MAMMOGRAPHY_CAD_SR, GRAYSCALE_PRESENTATION_STATE)
-"""SOP classes whose objects point at regions of images."""
+"""SOP classes of annotations that mark regions of images."""
 
 MARGIN = 16
-"""Pixels around what is drawn: outlines are drawn by eye, and beside a lesion is where its border is judged."""
+"""Pixels around a shape: outlines are drawn by eye, and the border of a lesion is judged by its surroundings."""
 
 _NOT_FINDINGS = {"111100", "111101"}
-"""Breast geometry and image quality (PS3.16 CID 6014): outlines of the whole breast or of no lesion."""
+"""Codes of breast geometry and image quality (PS3.16 CID 6014), whose outlines are not of lesions."""
 
 Point = tuple[float, float]
-"""Column and row, the image's top left corner being 0, 0."""
+"""Column and row in pixels; the image's top left corner is (0, 0)."""
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels, 0-based; it may reach beyond the image."""
+    """A rectangle of pixels, 0-based; it may extend beyond the image."""
 
     row: int
     column: int
@@ -37,33 +37,33 @@ class Box(NamedTuple):
 
 
 def clipped(box: Box, rows: int, columns: int) -> Box | None:
-    """The part of a box that lies in an image of that size; None where none does."""
+    """The part of a box that lies in an image of that size; None if there is none."""
     top, left = max(box.row, 0), max(box.column, 0)
     bottom, right = min(box.row + box.height, rows), min(box.column + box.width, columns)
     return Box(top, left, bottom - top, right - left) if top < bottom and left < right else None
 
 
 def regions_of(dataset: Dataset) -> dict[str, list[Box]]:
-    """Boxes by the SOP Instance UID of the image they lie on; empty for objects of other SOP classes.
+    """Boxes by the SOP Instance UID of their image; empty for objects of other SOP classes.
 
-    What cannot be placed (other units, no image, values that are no numbers) is left out.
+    Shapes that cannot be placed (other units, no image, values that are not numbers) are left out.
     """
     sop_class = str(dataset.get("SOPClassUID", ""))
     if sop_class == MAMMOGRAPHY_CAD_SR:
-        marks = _marks_of_report(dataset)
+        shapes = _shapes_of_report(dataset)
     elif sop_class == GRAYSCALE_PRESENTATION_STATE:
-        marks = _marks_of_presentation(dataset)
+        shapes = _shapes_of_presentation(dataset)
     else:
         return {}
     found: dict[str, list[Box]] = {}
-    for uid, points in marks:
-        box = _around(points)
+    for uid, points in shapes:
+        box = _box_around(points)
         if box is not None and box not in found.setdefault(uid, []):
             found[uid].append(box)
     return found
 
 
-def _around(points: list[Point]) -> Box | None:
+def _box_around(points: list[Point]) -> Box | None:
     if not points or not all(math.isfinite(value) and abs(value) < 1e6 for point in points for value in point):
         return None
     across, down = [point[0] for point in points], [point[1] for point in points]
@@ -73,7 +73,7 @@ def _around(points: list[Point]) -> Box | None:
 
 def _extremes(shape: str, points: list[Point]) -> list[Point]:
     """Points whose bounding box is that of a shape (PS3.3 C.18.6.1.2 and C.10.5.1.2)."""
-    if shape == "CIRCLE" and len(points) == 2:  # its middle, and a point on it
+    if shape == "CIRCLE" and len(points) == 2:  # its centre, and a point on it
         (x, y), radius = points[0], math.dist(*points)
         return [(x - radius, y - radius), (x + radius, y + radius)]
     if shape == "ELLIPSE" and len(points) == 4:  # the ends of the major axis, then of the minor
@@ -98,14 +98,14 @@ def _is_many(values: Any) -> bool:
 
 
 def _referenced(item: Dataset, keyword: str) -> list[str]:
-    """UIDs of a sequence of references; empty where there is none."""
+    """The UIDs of a sequence of references; empty if it is absent."""
     return [str(one.ReferencedSOPInstanceUID) for one in item.get(keyword) or [] if "ReferencedSOPInstanceUID" in one]
 
 
 # --- mammography CAD SR (PS3.16 TID 4000): SCOORD items, each selected from an image -------------------------------
 
 
-def _marks_of_report(dataset: Dataset) -> Iterator[tuple[str, list[Point]]]:
+def _shapes_of_report(dataset: Dataset) -> Iterator[tuple[str, list[Point]]]:
     items = dict(_content(dataset, (1,)))
     skipped: list[tuple[int, ...]] = []
     for place, item in items.items():
@@ -127,10 +127,10 @@ def _content(item: Dataset, place: tuple[int, ...]) -> Iterator[tuple[tuple[int,
 
 
 def _images(item: Dataset, items: dict[tuple[int, ...], Dataset]) -> list[str]:
-    """The images that a coordinate's child names, by value or by reference to an entry of the image library."""
-    named = item.get("ReferencedContentItemIdentifier")
-    if named is not None:
-        place = tuple(int(value) for value in (named if _is_many(named) else [named]))
+    """The image of a coordinate's child item, by value or by reference to an entry of the image library."""
+    referenced = item.get("ReferencedContentItemIdentifier")
+    if referenced is not None:
+        place = tuple(int(value) for value in (referenced if _is_many(referenced) else [referenced]))
         item = items.get(place, Dataset())
     return _referenced(item, "ReferencedSOPSequence") if item.get("ValueType") == "IMAGE" else []
 
@@ -143,20 +143,20 @@ def _value_code(item: Dataset) -> str:
 # --- GSPS (PS3.3 A.33.1): graphics, in pixels of the image or in fractions of what is displayed of it -----------------
 
 
-def _marks_of_presentation(dataset: Dataset) -> Iterator[tuple[str, list[Point]]]:
+def _shapes_of_presentation(dataset: Dataset) -> Iterator[tuple[str, list[Point]]]:
     series = dataset.get("ReferencedSeriesSequence") or []
     every = [uid for one in series for uid in _referenced(one, "ReferencedImageSequence")]
     areas = list(dataset.get("DisplayedAreaSelectionSequence") or [])
-    turned = dataset.get("ImageRotation") in (90, 270)
+    rotated = dataset.get("ImageRotation") in (90, 270)
     for annotation in dataset.get("GraphicAnnotationSequence") or []:
         for uid in _referenced(annotation, "ReferencedImageSequence") or every:
             area = next((one for one in areas if uid in (_referenced(one, "ReferencedImageSequence") or [uid])), None)
             for units, points in _drawn(annotation):
-                yield uid, _placed(points, units, area, turned)
+                yield uid, _placed(points, units, area, rotated)
 
 
 def _drawn(annotation: Dataset) -> Iterator[tuple[str, list[Point]]]:
-    """Shapes, and the points that texts are anchored at, each with its units."""
+    """Shapes, and the anchor points of texts, each with its units."""
     for item in annotation.get("GraphicObjectSequence") or []:
         points = _extremes(str(item.get("GraphicType", "")), _pairs(item.get("GraphicData", [])))
         yield str(item.get("GraphicAnnotationUnits", "")), points
@@ -165,8 +165,8 @@ def _drawn(annotation: Dataset) -> Iterator[tuple[str, list[Point]]]:
             yield str(item.get("AnchorPointAnnotationUnits", "")), _pairs(item.AnchorPoint)
 
 
-def _placed(points: list[Point], units: str, area: Dataset | None, turned: bool) -> list[Point]:
-    """Points in pixels of the image; none where they cannot be placed."""
+def _placed(points: list[Point], units: str, area: Dataset | None, rotated: bool) -> list[Point]:
+    """Points in pixels of the image; none if they cannot be placed."""
     if units == "PIXEL":
         return points
     if units != "DISPLAY" or area is None:
@@ -175,17 +175,16 @@ def _placed(points: list[Point], units: str, area: Dataset | None, turned: bool)
     if not all(len(corner) == 1 for corner in corners):
         return []
     (x, right), (y, bottom) = (_edges(*ends) for ends in zip(*(corner[0] for corner in corners), strict=True))
-    if turned:  # the corners are those of the turned image, so its width runs along the image's rows
+    if rotated:  # the corners are those of the rotated image, whose width is along the image's rows
         points = [(v, u) for u, v in points]
     return [(x + u * (right - x), y + v * (bottom - y)) for u, v in points]
 
 
 def _edges(first: float, last: float) -> Point:
-    """Outer edges of a run of pixels given by its first and last pixel, 1-based; it runs backwards in a flipped
-    image."""
+    """Outer edges of a range of pixels, given by its first and last pixel, 1-based; reversed in a flipped image."""
     return (first - 1, last) if first <= last else (first, last - 1)
 
 
 def merged(*found: Iterable[Box]) -> tuple[Box, ...]:
-    """Boxes of several sources, each once, in an order that does not depend on theirs."""
+    """The boxes of several sources, without duplicates, sorted."""
     return tuple(sorted({box for boxes in found for box in boxes}))

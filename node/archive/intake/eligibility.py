@@ -1,8 +1,7 @@
-"""Which images may be reconstructed: an allow-list. Everything else is stored and returned bit-exact.
+"""The allow-list of images that may be reconstructed. Everything else is stored and returned bit-exact.
 
-Judged from the header alone; what only the pixels can tell (stray bits, nothing but padding) is
-node/codec/encode/source_image.py's. The first rule that an image breaks is its reason, one of
-``storage.records.ReasonCode``.
+Only the header is checked here; node/codec/encode/source_image.py checks the pixels (stray bits, only padding). The
+first rule that an image breaks is its reason, one of ``storage.records.ReasonCode``.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from storage.dicom.pixels import PixelShape
 from storage.records import ReasonCode
 
 MIN_SIDE = 256
+"""Fewest rows, and fewest columns, in pixels."""
 PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
-"""Creator of the private block that every reconstruction carries (node/archive/serve/derived_header.py)."""
+"""Creator of the private block of every reconstruction (node/archive/serve/derived_header.py)."""
 
 _LOSSY_SYNTAXES = {
     "1.2.840.10008.1.2.4.50",
@@ -40,10 +40,11 @@ _SPECIAL_VIEWS = {
     "127457009": ReasonCode.SPECIMEN,
     "G-8310": ReasonCode.SPECIMEN,
 }
-"""Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT as older devices write it)."""
+"""Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT, which older devices write)."""
 
 _MAX_MAGNIFICATION = 1.2
-"""Estimated Radiographic Magnification Factor of a contact view is about 1.0 to 1.1; magnified ones are 1.5 and up."""
+"""Largest Estimated Radiographic Magnification Factor of a contact view: typically 1.0 to 1.1, and at least 1.5 in a
+magnification view."""
 
 
 def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> ReasonCode:

@@ -1,7 +1,7 @@
-"""Ingest: a spooled data set becomes a durable original and an index row, or is refused and leaves nothing.
+"""Ingest: a spooled data set becomes a durable original and an index row, or is refused without a trace.
 
-Bytes first, row second, success last. What a sender is told is decided here as an outcome or an error; the DICOM
-status for it is in node/dimse/dimse_status.py.
+Bytes first, row second, success last. The result is a receipt or an error; node/dimse/dimse_status.py has the DICOM
+status of each.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pydicom import Dataset
 from pydicom.uid import UID
 
 from node.archive.originals.original_access import OriginalAccess
-from node.archive.originals.packing import holds
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import references_of, write_copy
-from node.archive.serve.derived_object import DerivedParts, changed_attributes, told
+from node.archive.serve.derived_object import DerivedParts, changed_attributes, safe_text
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import Answer, CheckRequest, CompareRequest, DigestRequest
 from storage.dicom.dicomfile import DataSetFile, opened
@@ -49,12 +48,12 @@ LOGGER = logging.getLogger(__name__)
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 _LENIENT_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-"""UIDs with zeros that lead a component, which PS3.5 9.1 does not allow and some modalities make."""
+"""UIDs with leading zeros in a component, which PS3.5 9.1 does not allow and some modalities write."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a data set that was accepted. ``warning`` says why its pixels are not trusted."""
+    """The result for an accepted data set. ``warning``: why its pixels are not trusted, empty if they are."""
 
     sop_instance_uid: str
     new: bool
@@ -62,9 +61,10 @@ class Receipt:
 
 
 class Ingest:
-    """Takes spooled files in. ``decoders`` checks codestreams outside this process; ``arrived`` hears of studies.
+    """Stores spooled files. ``decoders`` checks codestreams outside this process.
 
-    ``leading_zeros``: whether UIDs with zeros that lead a component are taken.
+    ``arrived`` is called with the Study Instance UID of each new image. ``leading_zeros``: whether UIDs with leading
+    zeros in a component are accepted.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Ingest:
         self._decoders, self._arrived, self._leading_zeros = decoders, arrived, leading_zeros
 
     def receive(self, spooled: Path, *, sop_class: str, sop_instance: str, calling_aet: str) -> Receipt:
-        """Take a spooled Part 10 file in; on return it is durable and indexed, and the spooled name is gone.
+        """Store a spooled Part 10 file. On return it is durable and indexed, and the spooled name is gone.
 
         ``sop_class`` and ``sop_instance`` are the command's Affected UIDs. Raises DataSetError, ClassMismatch,
-        Duplicate (the newcomer is in quarantine) or StoreFull.
+        Duplicate (the file is in quarantine) or StoreFull.
         """
         self._store.check_room()
         check_uid("Affected SOP Instance UID", sop_instance, leading_zeros=self._leading_zeros)
@@ -106,18 +106,18 @@ class Ingest:
             self._refuse_return(new)
         if added is Added.HELD:
             self._settle_duplicate(new)
-        taken_in = added in (Added.NEW, Added.AGAIN)
-        if taken_in or healed:
+        stored = added in (Added.NEW, Added.AGAIN)
+        if stored or healed:
             self._arrived(new.study_instance_uid)
-        return Receipt(new.sop_instance_uid, taken_in, new.pixel_warning)
+        return Receipt(new.sop_instance_uid, stored, new.pixel_warning)
 
     def _add(self, new: NewInstance) -> tuple[Added, bool]:
-        """Commit an instance. Of one that is held with these very bytes, whole or not, a whole original is held then.
+        """Commit an instance. If it is held with the same bytes, make sure that its original is whole.
 
-        The second value says whether the newcomer took the place of what was lost.
+        The second value says whether the new file replaced a lost or damaged original.
         """
-        engine, present = self._index.engine, holds(self._store)
-        for _ in range(_LOOKS):
+        engine, present = self._index.engine, self._store.has
+        for _ in range(_ATTEMPTS):
             added = self._index.add(new, present=present)
             held = self._index.originals.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
             if held is None:
@@ -130,14 +130,16 @@ class Ingest:
             elif replace_lost(engine, held, new, present):
                 LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
                 return added, True
-        raise ObjectMissing(f"original {new.original_digest} changes its place faster than it can be looked at")
+        raise ObjectMissing(f"original {new.original_digest} is moved faster than it can be checked")
 
     def _own_reconstruction(self, spooled: Path, new: NewInstance, own: StoredRendition) -> Receipt:
-        """A reconstruction of ours that comes back is known already; one with other pixels is an impostor, and one with
-        other attributes was corrected on its way, which somebody should see."""
+        """Accept a reconstruction that this archive sent; quarantine one with other pixels or attributes.
+
+        Other attributes were corrected at another system, which a person should see.
+        """
         draw = new.sop_instance_uid == own.derived_uid
         try:
-            same = _asked(self._decoders, DigestRequest(spooled)) == own.pixel_digest(draw=draw)
+            same = _ask(self._decoders, DigestRequest(spooled)) == own.pixel_digest(draw=draw)
         except (PixelError, WorkerDied):
             same = False
         others = self._other_attributes(spooled, own, draw) if same else ()
@@ -152,7 +154,7 @@ class Ingest:
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
 
     def _is_kept(self, own: StoredRendition) -> bool:
-        """Whether a reconstruction can be made again: its payload is whole, or the original that it was made of is."""
+        """Whether a reconstruction can be made again: its payload or its original is whole."""
         if all(examine_object(self._store, digest).whole for digest in (own.base_digest, own.rendition_digest)):
             return True
         held = self._index.by_uid(own.derived_uid)
@@ -160,9 +162,9 @@ class Ingest:
         return original is not None and not original.purged and self._originals.whole(original)
 
     def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...]:
-        """Which attributes of a reconstruction came back changed, of it as amended today or as it was received.
+        """The attributes of a returned reconstruction that differ from ours, amended or as received.
 
-        None where our own cannot be made any more, since its payload is gone: then its pixels alone tell.
+        Empty if ours cannot be made any more, since its payload is gone: then only the pixels were compared.
         """
         key = next(iter(self._index.renditions([own.derived_uid])), None)
         held = None if key is None else self._index.by_key(key)
@@ -177,15 +179,15 @@ class Ingest:
             parts = DerivedParts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
             try:
                 found = changed_attributes(parts, returned, self._store.spool)
-            except Exception as error:  # noqa: BLE001 - a header that cannot be made says nothing of what came back
-                LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, told(error))
+            except Exception as error:  # noqa: BLE001 - a header that cannot be made proves nothing about the returned file
+                LOGGER.error("header of rendition %s cannot be made: %s", own.derived_uid, safe_text(error))
                 return ()
             if not found:
                 break
         return found
 
     def _own_copy(self, spooled: Path, new: NewInstance, copy: ReferencingCopy) -> Receipt:
-        """A copy of an annotation that was made for a peer, and comes back, is known already."""
+        """Accept the copy of an annotation that this archive made for a peer; quarantine one with other content."""
         new = replace(new, original_digest=self._store.adopt(spooled))
         held = self._index.by_key(copy.instance_key)
         if held is not None:
@@ -204,16 +206,16 @@ class Ingest:
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
 
     def _refuse_return(self, new: NewInstance) -> None:
-        """What was deleted on purpose comes back only where somebody allows it."""
+        """Quarantine an image that was deleted here; a person may allow its return. Raises Deleted."""
         stone = self._index.tombstones.in_force(new.sop_instance_uid)
         if stone is None:
-            raise ObjectMissing(_GONE)  # lifted at this very moment
+            raise ObjectMissing(_GONE)  # its return was allowed at this moment
         what = "its SOP Instance UID" if stone.uid == stone.original_uid else f"{stone.original_uid}, its original,"
         self._quarantine(new, f"{what} was deleted here on {stone.deleted_at:%Y-%m-%d}")
         raise Deleted("was deleted here, and is in quarantine now")
 
     def _quarantine(self, new: NewInstance, reason: str) -> None:
-        present = holds(self._store)
+        present = self._store.has
         if not self._index.quarantine.put(
             new.original_digest, new.sop_instance_uid, new.calling_aet, reason, present=present
         ):
@@ -222,7 +224,7 @@ class Ingest:
     def _settle_duplicate(self, new: NewInstance) -> None:
         held = self._index.by_uid(new.sop_instance_uid)
         if held is None:
-            raise ObjectMissing(_GONE)  # deleted at this very moment
+            raise ObjectMissing(_GONE)  # deleted at this moment
         reason = "another data set is held under this SOP Instance UID"
         original = held.held
         try:
@@ -241,28 +243,28 @@ class Ingest:
         raise Duplicate(f"{new.sop_instance_uid}: {reason}; the first is kept, this one is in quarantine")
 
     def _discard(self, digest: str) -> None:
-        """Unlink a newcomer that is not needed, unless a row (of the quarantine, for one) needs that very object."""
+        """Unlink a received file that is not needed, unless a row, such as one of the quarantine, needs that object."""
         self._index.originals.mark_garbage(digest, Tier.HOT)
         self._index.originals.collect({Tier.HOT: self._store})
 
-    def _is_same(self, held: StoredInstance, newcomer: str) -> bool:
-        """Whether a newcomer has the content of what is held, as it was received or as it goes out amended."""
+    def _is_same(self, held: StoredInstance, received: str) -> bool:
+        """Whether a received file has the content of the original, as received or as amended."""
         with self._originals.borrowed(held.original_digest) as path:
-            if self._compare(path, newcomer):
+            if self._compare(path, received):
                 return True
             if not held.amended:
                 return False
             with tempfile.NamedTemporaryFile(dir=self._store.spool) as amended:
                 write_amended(path, Path(amended.name), held.amended)
-                return self._compare(Path(amended.name), newcomer)
+                return self._compare(Path(amended.name), received)
 
-    def _compare(self, one: Path, newcomer: str) -> bool:
-        request = CompareRequest(one, self._store.path(newcomer))
-        return _asked(self._decoders, request) == "same"
+    def _compare(self, one: Path, received: str) -> bool:
+        request = CompareRequest(one, self._store.path(received))
+        return _ask(self._decoders, request) == "same"
 
 
 def examine(path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True) -> NewInstance:
-    """What a Part 10 file holds, without its digest; ``leading_zeros`` as of ``check_uid``. Raises DataSetError."""
+    """The row of a Part 10 file, without its digest; ``leading_zeros`` as in ``check_uid``. Raises DataSetError."""
     with opened(path) as file:
         header = file.outline()
         uids = {name: _required_uid(header, name, leading_zeros=leading_zeros) for name in _IDENTITY}
@@ -288,33 +290,33 @@ def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> 
     if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
         return ""
     try:
-        return str(_asked(decoders, CheckRequest(path)))
+        return str(_ask(decoders, CheckRequest(path)))
     except WorkerDied:
         return "codestream cannot be decoded: the decoder crashed on it"
 
 
-def _asked(decoders: WorkerPool, request: CheckRequest | CompareRequest | DigestRequest) -> Answer:
-    """A decoder's answer. One that was killed may have been killed for something else, so it is asked alone then."""
+def _ask(decoders: WorkerPool, request: CheckRequest | CompareRequest | DigestRequest) -> Answer:
+    """A decoder's answer. If it died, perhaps because of another process, a process of its own is tried."""
     try:
         return decoders.submit(request, Priority.VIEWER).result()
     except WorkerDied:
         return decoders.alone(request)
 
 
-_LOOKS = 5
-_GONE = "it was being removed while it came in again; send it once more"
+_ATTEMPTS = 5
+"""Most attempts to find an original at rest that is being moved, packed or removed."""
+_GONE = "it was being removed while it was received again; send it once more"
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 DECODABLE = {
     "1.2.840.10008.1.2.5",
     *(f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 57, 70, 80, 81, 90, 91, 110, 111, 112, 201, 202, 203)),
 }
-"""Encapsulated transfer syntaxes (PS3.5 section 8.2) that this archive can decode, so that it can tell a damaged
-codestream from one it does not know."""
+"""Encapsulated transfer syntaxes (PS3.5 section 8.2) that this archive can decode, and so check for damage."""
 
 
 def check_uid(name: str, value: str, *, leading_zeros: bool = True) -> None:
-    """Raises InvalidUid unless PS3.5 section 9.1 allows the value, or would but for ``leading_zeros`` of components."""
+    """Raises InvalidUid unless PS3.5 section 9.1 allows the value; ``leading_zeros`` of components may be accepted."""
     if len(value) > 64 or not (_LENIENT_UID if leading_zeros else _UID).fullmatch(value):
         raise InvalidUid(f"{name} is no valid UID: {value[:70]!r}")
 

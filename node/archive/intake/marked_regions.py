@@ -1,7 +1,7 @@
-"""Regions that must be stored exactly: those of the file in config.yaml, and those that annotations point at.
+"""Marked regions, which must be stored exactly: those of the CSV file in config.yaml, and those of annotations.
 
-They count for every image, also for one encoded before they were named: such an image goes back to the archivist, which
-gives it a rendition with patches there. UIDs may be those of originals or of reconstructions.
+An image that was encoded before a region was marked goes back to the archivist, which adds exact patches. Regions may
+be marked by the UID of an original or of a reconstruction.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from storage.records import InstanceState, ReasonCode, StoredInstance
 LOGGER = logging.getLogger(__name__)
 
 COLUMNS = ["sop_instance_uid", "row", "column", "height", "width"]
-BACK_TO_WORK = "regions were named that its rendition does not hold exactly"
+_REASON = "regions were marked that its rendition does not hold exactly"
 
 
 class MarkedRegions:
-    """What is named, for the archivist. ``file``: the CSV of config.yaml, or None; ``in_file``: what it names."""
+    """The marked regions of an archive. ``file``: the CSV of config.yaml, or None; ``in_file``: its boxes by UID."""
 
     def __init__(
         self,
@@ -42,90 +42,93 @@ class MarkedRegions:
     ) -> None:
         self._index, self._store, self._originals = index, store, originals
         self._file, self._in_file = file, in_file
-        self._seen: tuple[int, int] | None = (0, 0)
-        self._told: set[tuple[str, Box]] = set()
+        self._version: tuple[int, int] | None = (0, 0)
+        self._logged: set[tuple[str, Box]] = set()
 
-    def of(self, instance: StoredInstance, rows: int, columns: int) -> tuple[Box, ...]:
-        """Everything named on an image of that size, clipped to it."""
+    def on_image(self, instance: StoredInstance, rows: int, columns: int) -> tuple[Box, ...]:
+        """The regions marked on an image of that size, clipped to it."""
         uids = uids_of(self._index, instance.key)
         boxes: list[Box] = []
         for uid in sorted(uids):
             for box in self._in_file.get(uid, []):
                 inside = clipped(box, rows, columns)
                 if inside != box:
-                    self._tell(uid, box, f"{rows} x {columns}", "clipped to it" if inside else "left out")
+                    self._log_outside(uid, box, f"{rows} x {columns}", "clipped to it" if inside else "left out")
                 boxes += [inside] if inside else []
         for annotation in held_in_study(self._index, instance.study_instance_uid, ANNOTATING):
-            for uid, pointed in self.in_annotation(annotation).items():
+            for uid, marked in self.in_annotation(annotation).items():
                 if uid in uids:
-                    boxes += [inside for box in pointed if (inside := clipped(box, rows, columns))]
+                    boxes += [inside for box in marked if (inside := clipped(box, rows, columns))]
         return merged(boxes)
 
-    def on(self, instance_key: int) -> tuple[Box, ...]:
-        """Everything named on an image that has a rendition."""
+    def on_rendition(self, instance_key: int) -> tuple[Box, ...]:
+        """The regions marked on an image that has a rendition."""
         instance = self._index.by_key(instance_key)
         if instance is None or instance.rendition is None:
             return ()
         base = decode_base(self._store.read(instance.rendition.base_digest))
-        return self.of(instance, base.rows, base.columns)
+        return self.on_image(instance, base.rows, base.columns)
 
     def in_annotation(self, annotation: StoredInstance) -> Mapping[str, list[Box]]:
-        """What a held annotation points at; nothing where it cannot be read."""
+        """The boxes of a held annotation by image UID; none if it cannot be read."""
         try:
             with self._originals.borrowed(annotation.original_digest) as path, opened(path) as file:
                 return regions_of(file.outline())
         except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on hostile values
-            # not the error's own text: it may quote what a peer sent
+            # not the error's own text: it may quote a peer's data
             uid, kind = annotation.sop_instance_uid, type(error).__name__
-            LOGGER.error("annotation %s cannot be read (%s), and names no region", uid, kind)
+            LOGGER.error("annotation %s cannot be read (%s); no region is taken from it", uid, kind)
             return {}
 
-    def arrived(self, instance: StoredInstance) -> None:
-        """An annotation came in: images of its study that lack patches where it points go back to work."""
+    def annotation_received(self, instance: StoredInstance) -> None:
+        """Send images of its study that lack patches on its regions back to the archivist; ignores other objects."""
         if instance.sop_class_uid in ANNOTATING:
             for uid in self.in_annotation(instance):
-                self._recall(uid, instance.study_instance_uid)
+                self._send_back_unpatched(uid, instance.study_instance_uid)
 
-    def look_again(self) -> None:
-        """Read the file anew where it has changed since, and send back what lacks patches on its regions."""
+    def reload_file(self) -> None:
+        """Read the file again if it has changed, and send back images that lack patches on its regions."""
         if self._file is None:
             return
         try:
             stat = self._file.stat()
-            seen = (stat.st_mtime_ns, stat.st_size)
+            version = (stat.st_mtime_ns, stat.st_size)
         except OSError:
-            seen = None
-        if seen == self._seen:
+            version = None
+        if version == self._version:
             return
-        self._seen = seen
+        self._version = version
         try:
             self._in_file = read_regions(self._file)
         except ConfigError as error:
-            LOGGER.error("%s; the regions read before stay in force", error)
+            LOGGER.error("%s; the regions read before remain in force", error)
             return
-        self._told.clear()
+        self._logged.clear()
         for uid in self._in_file:
-            self._recall(uid, "")
+            self._send_back_unpatched(uid, "")
 
-    def lacking(self, instance: StoredInstance, regions: Iterable[Box]) -> bool:
-        """Whether the current rendition holds some of those regions without exact patches."""
+    def lacks_patches(self, instance: StoredInstance, regions: Iterable[tuple[int, int, int, int]]) -> bool:
+        """Whether the current rendition lacks exact patches on some of those regions.
+
+        Raises ObjectMissing, ObjectDamaged.
+        """
         if instance.rendition is None:
             return False
         base = decode_base(self._store.read(instance.rendition.base_digest))
         made = decode_rendition(self._store.read(instance.rendition.rendition_digest))
-        wanted = cells_under(regions, base.rows, base.columns)
-        return bool((wanted & ~decode_patches(made.patches).cells).any() if made.patches else wanted.any())
+        cells = cells_under(regions, base.rows, base.columns)
+        return bool((cells & ~decode_patches(made.patches).cells).any() if made.patches else cells.any())
 
-    def _tell(self, uid: str, box: Box, size: str, done: str) -> None:
-        """Log a mistake in the file, once per version of it."""
-        if (uid, box) not in self._told:
-            self._told.add((uid, box))
+    def _log_outside(self, uid: str, box: Box, size: str, action: str) -> None:
+        """Log a box outside its image, once per version of the file."""
+        if (uid, box) not in self._logged:
+            self._logged.add((uid, box))
             LOGGER.error(
-                "%s: %s reaches outside image %s, %s, and is %s; mend the file", self._file, box, uid, size, done
+                "%s: %s reaches outside image %s, %s, and is %s; correct the file", self._file, box, uid, size, action
             )
 
-    def _recall(self, uid: str, study_instance_uid: str) -> None:
-        """Send an image back where its rendition lacks patches on what is named now."""
+    def _send_back_unpatched(self, uid: str, study_instance_uid: str) -> None:
+        """Send an image back if its rendition lacks patches on marked regions; ``""`` is any study."""
         instance = self._index.by_uid(uid)
         if instance is None or study_instance_uid not in ("", instance.study_instance_uid):
             return
@@ -133,24 +136,24 @@ class MarkedRegions:
             return
         try:
             base = decode_base(self._store.read(instance.rendition.base_digest))
-            if not self.lacking(instance, self.of(instance, base.rows, base.columns)):
+            if not self.lacks_patches(instance, self.on_image(instance, base.rows, base.columns)):
                 return
         except LatentPacsError as error:
-            LOGGER.error("whether %s lacks patches cannot be told: %s", instance.sop_instance_uid, error)
+            LOGGER.error("the patches of %s cannot be checked: %s", instance.sop_instance_uid, error)
             return
         self.send_back(instance)
 
     def send_back(self, instance: StoredInstance) -> None:
-        """Give an image to the archivist once more; where its original is gone, say so."""
+        """Give an image back to the archivist; logs an error if its original is gone."""
         if instance.purged or instance.original_lost:
             uid = instance.sop_instance_uid
-            LOGGER.error("%s cannot get patches on regions named since: its original is not here", uid)
+            LOGGER.error("%s cannot get patches on newly marked regions: its original is not here", uid)
             return
-        Integrity(self._index.engine).requeue(instance.key, ReasonCode.OTHER, BACK_TO_WORK)
+        Integrity(self._index.engine).requeue(instance.key, ReasonCode.OTHER, _REASON)
 
 
 def read_regions(file: Path) -> dict[str, list[Box]]:
-    """The boxes of a CSV by SOP Instance UID. Raises ConfigError that names the line."""
+    """The boxes of a CSV file by SOP Instance UID. Raises ConfigError, which names the line."""
     found: dict[str, list[Box]] = {}
     try:
         with file.open(encoding="utf-8-sig", newline="") as lines:
@@ -159,13 +162,13 @@ def read_regions(file: Path) -> dict[str, list[Box]]:
             if header != COLUMNS:
                 raise ConfigError(f"{file} line 1: the columns must be {','.join(COLUMNS)}, not {','.join(header)}")
             for fields in table:
-                if any(fields):  # a blank line names nothing
+                if any(fields):  # blank lines are allowed
                     uid, box = _line(fields, f"{file} line {table.line_num}")
                     found.setdefault(uid, []).append(box)
     except OSError as error:
         raise ConfigError(f"gate.patches.regions: {file} cannot be read: {error.strerror}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no CSV in UTF-8: {error}") from error
+        raise ConfigError(f"{file} is not CSV in UTF-8: {error}") from error
     return found
 
 
@@ -174,10 +177,10 @@ def _line(fields: list[str], where: str) -> tuple[str, Box]:
         raise ConfigError(f"{where}: {len(fields)} values, {len(COLUMNS)} are needed ({','.join(COLUMNS)})")
     uid, *numbers = (value.strip() for value in fields)
     if not uid or len(uid) > 64 or not set(uid) <= set("0123456789."):
-        raise ConfigError(f"{where}: {uid!r} is no UID")
+        raise ConfigError(f"{where}: {uid!r} is not a UID")
     for name, value in zip(COLUMNS[1:], numbers, strict=True):
         if not (value.isascii() and value.isdigit() and len(value) < 10):
-            raise ConfigError(f"{where}: {name} {value!r} is no whole number of pixels, 0 or more")
+            raise ConfigError(f"{where}: {name} {value!r} is not a whole number of pixels, 0 or more")
     box = Box(*(int(value) for value in numbers))
     if not box.height or not box.width:
         raise ConfigError(f"{where}: height and width must be 1 or more")

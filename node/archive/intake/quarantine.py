@@ -1,7 +1,7 @@
-"""Quarantine: what arrived under a UID that is held with other content, or was deleted; accepted or rejected by people.
+"""Quarantine: objects received under a UID that is held with other content, or was deleted; people decide on them.
 
-Accepting replaces the original that is held, and the image is encoded anew. The one before goes into quarantine in its
-turn, so that nothing is lost until it is rejected; reconstructions of it are withdrawn.
+Accepting an object replaces the held original, and the image is encoded again. The former original is quarantined
+instead, so that nothing is lost until it is rejected; its reconstructions are withdrawn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
 from node.archive.originals.original_access import OriginalAccess
-from node.archive.originals.packing import holds
 from node.config import Profile, Settings
 from storage.dicom.content import Difference, differences
 from storage.errors import ChangeRefused, OriginalPurged, UnknownUid
@@ -25,12 +24,12 @@ from storage.objects.store import ObjectStore
 from storage.records import NewInstance, Quarantined, StoredInstance, TrailEntry
 
 Examine = Callable[[Path, str], NewInstance]
-"""What ingest finds out about a file that a peer of that AE title sent. Raises DataSetError."""
+"""Reads the row of a file that a peer of that AE title sent, as ingest does. Raises DataSetError."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One object in quarantine, and how it differs from what is held under its UID."""
+    """One object in quarantine, and its differences from the original under its UID."""
 
     quarantined: Quarantined
     held: StoredInstance | None
@@ -39,7 +38,7 @@ class Compared:
 
 
 class QuarantineReview:
-    """Where people decide. Every decision is in the audit trail."""
+    """The decisions on quarantined objects. Every decision is in the audit trail."""
 
     def __init__(
         self,
@@ -56,7 +55,7 @@ class QuarantineReview:
         self._kept_by_profile = settings.codec.profile is Profile.US_MQSA
 
     def find(self, digest: str) -> Quarantined:
-        """The object in quarantine whose digest begins so. Raises UnknownUid."""
+        """The object in quarantine whose digest has that prefix. Raises UnknownUid."""
         found = [one for one in self._index.quarantine.all() if one.digest.startswith(digest)]
         if len(found) != 1 or not digest:
             how_many = "no object" if not found else f"{len(found)} objects"
@@ -64,7 +63,7 @@ class QuarantineReview:
         return found[0]
 
     def compare(self, digest: str) -> Compared:
-        """How an object differs from what is held. Raises UnknownUid."""
+        """Compare an object with the held original. Raises UnknownUid."""
         one = self.find(digest)
         held = self._index.by_uid(one.sop_instance_uid)
         deleted = self._index.tombstones.in_force(one.sop_instance_uid) is not None
@@ -91,8 +90,8 @@ class QuarantineReview:
         if self._index.tombstones.in_force(one.sop_instance_uid) is not None:
             self._deletion.allow_return("image", one.sop_instance_uid, reason=reason, who=who)
         entry = _entry("quarantine.accept", one, reason, who)
-        if not self._index.quarantine.accept(new, former, entry, holds(self._store)):
-            raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; look again, and then accept")
+        if not self._index.quarantine.accept(new, former, entry, self._store.has):
+            raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
         self._deletion.finish()
         return one
 
@@ -102,14 +101,14 @@ class QuarantineReview:
         if stone is not None and stone.original_uid != uid:
             raise ChangeRefused(f"{uid} is the UID of a reconstruction of {stone.original_uid}, which was deleted")
         if stone is not None and not allow_return:
-            raise ChangeRefused(f"{uid} was deleted here; --allow-return lets it come back")
+            raise ChangeRefused(f"{uid} was deleted here; --allow-return accepts it again")
         if held is not None and held.sop_instance_uid != uid:
             raise ChangeRefused(f"{uid} is the UID of a reconstruction of {held.sop_instance_uid}; nothing replaces it")
         if held is not None and self._kept_by_profile:
             raise ChangeRefused("profile us-mqsa: originals are never replaced (MQSA)")
 
     def _verbatim(self, held: StoredInstance) -> str:
-        """The original that is held as a verbatim object in the hot store; empty where it was purged."""
+        """Store the held original verbatim in the hot store; its digest, empty if it was purged."""
         try:
             path = self._originals.lend(held.original_digest)
         except OriginalPurged:

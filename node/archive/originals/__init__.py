@@ -1,1 +1,1 @@
-"""Access to originals, and how they are packed, kept and removed."""
+"""Originals: access, packing, retention and storage commitment."""

@@ -1,8 +1,8 @@
-"""Originals: the one way to an original's received bytes, in whatever form and store it is held.
+"""Access to the received bytes of originals, in every form and store.
 
-A reader borrows a file: a second name for the object, or the file restored from its packed form. It stays readable
-until it is given back, whatever becomes of the original meanwhile. Whoever comes while an original is being packed,
-moved or removed looks at its row again.
+A reader borrows a file: a hard link to the object, or the file restored from its packed form. It remains readable until
+it is returned, even if the original is packed, moved or removed meanwhile. A reader that does not find the object reads
+its row again.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from storage.records import HeldOriginal, OriginalForm, Tier
 
 LOGGER = logging.getLogger(__name__)
 
-_LOOKS = 5
+_ATTEMPTS = 5
+"""Most attempts to find an original that is being packed or moved."""
 
 Restore = Callable[[Path, str, Path], None]
 """Writes the received bytes of a packed original: (packed, digest of the original, target)."""
 
 
 Damaged = Callable[[Tier, str], None]
-"""Hears of an object that does not have its digest any more: (the store it is in, its digest)."""
+"""Handles an object that does not have its digest any more: (its store, its digest)."""
 
 
 class OriginalAccess:
-    """Lends originals as files. ``restored`` keeps what was restored for the next reader, as far as its budget goes.
+    """Lends originals as files. ``restored`` caches restored files for the next reader.
 
-    What is lent has the digest of what was received: it is read once more whenever it is lent. ``damaged`` is set by
-    whoever looks after damage.
+    The digest of a file is checked whenever it is lent. ``damaged``, which the owner sets, is called if it is wrong.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class OriginalAccess:
         self.damaged: Damaged = lambda tier, digest: None
 
     def lend(self, original_digest: str) -> Path:
-        """A file with the received bytes, for one reader, who unlinks it.
+        """A file with the received bytes, for one reader, which unlinks it.
 
         Raises OriginalPurged, ObjectMissing, ObjectDamaged.
         """
         seen: HeldOriginal | None = None
-        for _ in range(_LOOKS):
+        for _ in range(_ATTEMPTS):
             held = self._index.originals.of_digest(original_digest)
             if held is None:  # in quarantine, or not indexed yet
                 return self._lend_object(Tier.HOT, original_digest)
@@ -63,11 +63,11 @@ class OriginalAccess:
                 if held == seen:  # not moved or packed in between: it really is missing
                     raise
                 seen = held
-        raise ObjectMissing(f"original {original_digest} changes its place faster than it can be read")
+        raise ObjectMissing(f"original {original_digest} is moved faster than it can be read")
 
     @contextmanager
     def borrowed(self, original_digest: str) -> Iterator[Path]:
-        """``lend`` for the length of a block."""
+        """``lend`` for a ``with`` block."""
         path = self.lend(original_digest)
         try:
             yield path
@@ -75,7 +75,7 @@ class OriginalAccess:
             path.unlink(missing_ok=True)
 
     def pass_through(self, original_digest: str, target: Path) -> bool:
-        """Write a packed original in JPEG-LS Lossless, its codestreams as they lie; False where it is to be lent."""
+        """Write a packed original in JPEG-LS Lossless without decoding its codestreams; False if that is impossible."""
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.purged or held.form is not OriginalForm.PACKED:
             return False
@@ -83,7 +83,7 @@ class OriginalAccess:
         try:
             packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
             pass_through(packed, target)
-        except Exception:  # noqa: BLE001 - ``lend`` looks again at what is missing or damaged, and tells of it
+        except Exception:  # noqa: BLE001 - ``lend`` finds and reports missing or damaged objects
             return False
         finally:
             if packed is not None:
@@ -91,7 +91,7 @@ class OriginalAccess:
         return True
 
     def unpack_ahead(self, original_digest: str) -> bool:
-        """Unpack an original for its next reader; False where it is not packed. Raises as ``lend`` does."""
+        """Unpack an original for its next reader; False if it is not packed. Raises as ``lend`` does."""
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.form is not OriginalForm.PACKED:
             return False
@@ -100,7 +100,7 @@ class OriginalAccess:
         return True
 
     def whole(self, held: HeldOriginal) -> bool:
-        """Whether the object of an original is there and has its digest, read from the disk just now."""
+        """Whether the object of an original exists and has its digest, read from the disk now."""
         store = self._stores.get(held.tier)
         return store is not None and examine(store, held.object_digest).whole
 
@@ -123,8 +123,8 @@ class OriginalAccess:
             target.unlink(missing_ok=True)
 
     def _unpack(self, packed: Path, held: HeldOriginal, target: Path) -> None:
-        """Write the received bytes. Unpacking compares the object with its checksum, and the bytes with their digest;
-        where one of them differs, the object is compared with its name too. Raises as unpacking does."""
+        """Write the received bytes. Unpacking checks the object's checksum and the digest of the bytes; if one of them
+        differs, the object's own digest is checked too. Raises as unpacking does."""
         try:
             self._restore(packed, held.original_digest, target)
         except (PayloadError, ObjectDamaged, OSError):
@@ -132,7 +132,7 @@ class OriginalAccess:
             raise
 
     def _lend_object(self, tier: Tier, digest: str) -> Path:
-        """An object for one reader, its bytes compared with its name. Raises ObjectMissing, ObjectDamaged."""
+        """An object for one reader, with its digest checked. Raises ObjectMissing, ObjectDamaged."""
         lent = self._store(tier, digest).lend(digest)
         try:
             self._check(lent, tier, digest)
@@ -142,7 +142,7 @@ class OriginalAccess:
         return lent
 
     def _check(self, lent: Path, tier: Tier, digest: str) -> None:
-        """Raises ObjectDamaged, and tells of the damage, where a lent object does not have its digest."""
+        """Raise ObjectDamaged, and report the damage, if a lent object does not have its digest."""
         try:
             if has_digest(lent, digest):
                 return

@@ -1,7 +1,7 @@
-"""The custodian: packs originals whose instance came to rest, and moves those a rendition stands for to the cold store.
+"""Packing: packs originals of finished instances, and moves those with a rendition to the cold store.
 
-Background work with leases, like the archivist's, and done when that has nothing to do. The received bytes are given
-up only after the new object is durable, was proved to give them back, and is committed in the index.
+Background work with leases, done while the archivist has none. The received bytes are removed only after the new object
+is durable, was proved to restore them, and is committed in the index.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
+from node.workers.waiting import result_of
 from node.workers.worker import Answer, PackRequest
-from storage.errors import KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
+from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
@@ -33,7 +34,7 @@ _RETRY = 600.0
 
 
 class Packer:
-    """``step`` does one thing and says whether there was one to do."""
+    """Packs and moves originals, one per ``step``."""
 
     def __init__(
         self,
@@ -50,11 +51,11 @@ class Packer:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Leave the original at hand undone."""
+        """Give the original in progress back."""
         self._stopping.set()
 
     def step(self) -> bool:
-        """Pack or move one original; False when there is none to work on."""
+        """Pack or move one original; False if there is none to work on."""
         lease, coder = self._settings.archivist.lease, self._settings.originals.coder
         claim = self._index.originals.claim_to_pack(self._owner, lease) if coder != "none" else None
         if claim is not None:
@@ -70,19 +71,19 @@ class Packer:
         return False
 
     def _attempt(self, claim: OriginalClaim, work: Callable[[OriginalClaim], None]) -> None:
-        originals = self._index.originals
+        rows = self._index.originals
         try:
             work(claim)
         except ProofFailed as error:
             LOGGER.error("original of %s is not packed: %s", claim.sop_instance_uid, error)
-            originals.stays_verbatim(claim, str(error), [self._failure(claim, error)])
+            rows.stays_verbatim(claim, str(error), [self._failure(claim, error)])
             self._trail.write_down()
         except (KeptVerbatim, PixelError) as error:
-            originals.stays_verbatim(claim, str(error))
+            rows.stays_verbatim(claim, str(error))
         except Exception as error:  # noqa: BLE001 - one bad original must not stop the others
             self._give_back(claim, error, packing=work == self._pack)
         else:
-            originals.collect(self._stores)
+            rows.collect(self._stores)
 
     def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
@@ -98,47 +99,36 @@ class Packer:
             packed = hot.adopt(target)
         finally:
             target.unlink(missing_ok=True)
-        if not self._index.originals.packed(claim, packed, size, present=holds(hot)):
+        if not self._index.originals.packed(claim, packed, size, present=hot.has):
             self._index.originals.mark_garbage(packed, Tier.HOT)
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
-        if not self._index.originals.moved(claim.original, Tier.COLD, present=holds(cold)):
+        if not self._index.originals.moved(claim.original, Tier.COLD, present=cold.has):
             self._index.originals.mark_garbage(digest, Tier.COLD)
 
     def _wait(self, future: Future[Answer]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
-        while True:
-            try:
-                future.result(timeout=0.5)
-                return
-            except TimeoutError:
-                if future.done():
-                    raise
-            if self._stopping.is_set() or time.monotonic() > deadline:
-                future.cancel()
-                raise WorkerDied("the node is stopping, or packing took longer than archivist.lease")
+        try:
+            result_of(future, lambda: self._stopping.is_set() or time.monotonic() > deadline)
+        except Cancelled as error:
+            raise WorkerDied("the node is stopping, or packing took longer than archivist.lease") from error
 
     def _give_back(self, claim: OriginalClaim, error: Exception, *, packing: bool) -> None:
-        originals = self._index.originals
+        rows = self._index.originals
         if self._stopping.is_set():
-            originals.release(claim)
+            rows.release(claim)
             return
         known = isinstance(error, LatentPacsError | OSError)
         LOGGER.error("original of %s: %s", claim.sop_instance_uid, error, exc_info=not known)
-        lasting = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
-        if packing and lasting:
-            originals.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
+        final = claim.attempts >= self._settings.archivist.attempts and not isinstance(error, StoreFull | OSError)
+        if packing and final:
+            rows.stays_verbatim(claim, f"{type(error).__name__}: {error}", [self._failure(claim, error)])
             self._trail.write_down()
         else:
-            originals.release(claim, wait=_RETRY)
+            rows.release(claim, wait=_RETRY)
 
     def _failure(self, claim: OriginalClaim, error: Exception) -> TrailEntry:
         uids = (claim.sop_instance_uid,)
         return TrailEntry("original.pack", "job:archivist", "image", uids, "original", "failure", str(error))
-
-
-def holds(store: ObjectStore) -> Callable[[str], bool]:
-    """The question that commits ask of a store: is the object of that digest there?"""
-    return store.has

@@ -1,10 +1,10 @@
-"""Retention: removes originals that may go, and brings back to the hot store those that did not.
+"""Retention: removes originals that are not needed any more, and restores others to the hot store.
 
-An original may go when its image is VERIFIED, it was held as long as ``originals.keep`` says, no hold and no pin is on
-it, the audit reserve does not want it, and this very node has just made the whole object, header and verified pixels,
-from what would be left, encoded it as it is sent, and read it back.
-The order is: row and trail in one commit, journal, file. A crash in between leaves a file that no row promises, which
-the next run unlinks.
+An original may be removed if its image is VERIFIED, it was held for ``originals.retain_for``, it has no hold and no
+pin, it is not in the audit reserve, and this node has just made the whole DICOM object, header and verified pixels,
+from the rendition, encoded it as it is sent, and read it back.
+The order is: row and trail in one commit, journal, file. A crash in between leaves a file without a row, which the next
+run unlinks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from node.archive.audit_trail import AuditTrail
-from node.archive.originals.packing import holds
-from node.config import Profile, Settings, keep_text
+from node.config import Profile, Settings, retention_text
 from storage.errors import LatentPacsError, PurgeRefused
 from storage.index import Index
 from storage.index.connection import now
@@ -26,12 +25,12 @@ from storage.records import Purgeable, StoredRendition, Tier, TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 Render = Callable[[StoredRendition], None]
-"""Makes the object of a rendition, header and verified pixels, and reads it back. Raises LatentPacsError."""
+"""Makes the DICOM object of a rendition, header and verified pixels, and reads it back. Raises LatentPacsError."""
 
 
 @dataclass(frozen=True)
 class PurgeStep:
-    """What was, or would be, done with one original; ``kept_because`` is empty where it goes."""
+    """One original that was, or would be, removed or kept; ``kept_because`` is empty if it is removed."""
 
     sop_instance_uid: str
     study_instance_uid: str
@@ -45,16 +44,16 @@ class PurgeStep:
 
 @dataclass(frozen=True)
 class PurgeReport:
-    """What a purge did, or with ``dry_run`` what it would do."""
+    """The result of a purge, or with ``dry_run`` what it would be."""
 
     dry_run: bool
     keep: str
     purged: tuple[PurgeStep, ...] = field(default=())
     kept: tuple[PurgeStep, ...] = field(default=())
-    """Those that were old enough and free of holds, and were kept all the same."""
+    """Originals that were old enough and without holds, and were kept nevertheless."""
     cancelled: bool = False
     reserved: int = 0
-    """Those that the audit reserve alone keeps (audit.reserve), and their bytes on disk."""
+    """Number of originals that only the audit reserve keeps (audit.reserve), and their bytes on disk."""
     reserved_bytes: int = 0
 
     @property
@@ -64,7 +63,7 @@ class PurgeReport:
 
 @dataclass(frozen=True)
 class RestoreStep:
-    """What became of one original that somebody wants in the hot store."""
+    """The result of restoring one original to the hot store."""
 
     sop_instance_uid: str
     outcome: str
@@ -74,7 +73,7 @@ class RestoreStep:
 
 
 class Retention:
-    """Purges and restores in one archive. ``render`` is the proof that the reconstruction can be made."""
+    """Purges and restores in one archive. ``render`` proves that a reconstruction can be made."""
 
     def __init__(
         self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, render: Render
@@ -90,19 +89,19 @@ class Retention:
         cancelled: Callable[[], bool] = lambda: False,
         who: str = "job:retention",
     ) -> PurgeReport:
-        """Remove every original that may go. Raises PurgeRefused under profile us-mqsa."""
+        """Remove every original that may be removed. Raises PurgeRefused under profile us-mqsa."""
         if self._settings.codec.profile is Profile.US_MQSA:
             raise PurgeRefused("profile us-mqsa: originals are never removed (MQSA)")
-        keep = self._settings.originals.keep
+        keep = self._settings.originals.retain_for
         if not dry_run:
-            self._index.originals.collect(self._stores)  # what a run that was killed left behind
+            self._index.originals.collect(self._stores)  # files of a run that was killed
         if keep is None:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
         kept: list[PurgeStep] = []
-        originals, reserve = self._index.originals, self._settings.audit.reserve_bound
-        of, stopped = originals.purgeable_totals(now() - keep, reserve)[0], False
-        reserved = originals.reserved_totals(now() - keep, reserve)
+        rows, reserve = self._index.originals, self._settings.audit.reserve_bound
+        of, stopped = rows.purgeable_totals(now() - keep, reserve)[0], False
+        reserved = rows.reserved_totals(now() - keep, reserve)
         for done, one in enumerate(self._candidates(keep), 1):
             stopped = cancelled()
             if stopped:
@@ -110,10 +109,10 @@ class Retention:
             why = self._why_kept(one) or ("" if dry_run else self._remove(one, keep, who))
             (kept if why else purged).append(_step(one, why))
             progress(done, max(of, done))
-        return PurgeReport(dry_run, keep_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
+        return PurgeReport(dry_run, retention_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
 
     def would_free(self, keep: timedelta | None) -> tuple[int, int]:
-        """How many originals the rules would let go under ``keep``, and their bytes; nothing is rendered for that."""
+        """Number and bytes of the originals that the rules would remove under ``keep``; nothing is rendered."""
         if keep is None or self._settings.codec.profile is Profile.US_MQSA:
             return 0, 0
         return self._index.originals.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
@@ -121,7 +120,7 @@ class Retention:
     def restore(
         self, level: str, uid: str, *, who: str, progress: Callable[[int, int], None] = lambda done, of: None
     ) -> list[RestoreStep]:
-        """Bring the originals of a patient, study, series or image back to the hot store."""
+        """Restore the originals of a patient, study, series or image to the hot store."""
         found = self._index.originals.below(level, uid)
         steps = []
         for done, (sop_instance_uid, _) in enumerate(found, 1):
@@ -138,7 +137,7 @@ class Retention:
             after = page[-1].original.instance_key
 
     def _why_kept(self, one: Purgeable) -> str:
-        """What is missing for the reconstruction to stand alone; empty when nothing is."""
+        """Why the reconstruction cannot replace the original; empty if it can."""
         store = self._stores[Tier.HOT]
         if one.original.tier not in self._stores:
             return "it is in the cold store, and originals.path is not set"
@@ -155,7 +154,7 @@ class Retention:
         held = one.original
         detail = (
             f"original {held.original_digest}, {held.form} in the {held.tier} store, {held.object_bytes} bytes, "
-            f"held since {held.held_since.isoformat(timespec='seconds')}, keep {keep_text(keep)}; "
+            f"held since {held.held_since.isoformat(timespec='seconds')}, keep {retention_text(keep)}; "
             f"reconstruction {one.rendition.derived_uid}, base {one.rendition.base_digest}"
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)
@@ -167,12 +166,12 @@ class Retention:
         return ""
 
     def _restore(self, sop_instance_uid: str, who: str) -> RestoreStep:
-        originals = self._index.originals
-        (_, held), *_ = originals.below("image", sop_instance_uid)
+        rows = self._index.originals
+        (_, held), *_ = rows.below("image", sop_instance_uid)
         if held.purged:
             return RestoreStep(sop_instance_uid, "purged", 0, f"removed at {held.purged_at} UTC; only a sender has it")
         if held.tier is Tier.HOT:
-            originals.stays_hot(held)
+            rows.stays_hot(held)
             return RestoreStep(sop_instance_uid, "hot", held.object_bytes)
         if Tier.COLD not in self._stores:
             return RestoreStep(sop_instance_uid, "failed", 0, "it is in the cold store; set originals.path")
@@ -180,8 +179,8 @@ class Retention:
         entry = TrailEntry("original.restore", who, "image", (sop_instance_uid,), "original")
         try:
             hot.take_from(self._stores[Tier.COLD], held.object_digest)
-            if not originals.moved(held, Tier.HOT, holds(hot), [entry]):
-                originals.mark_garbage(held.object_digest, Tier.HOT)
+            if not rows.moved(held, Tier.HOT, hot.has, [entry]):
+                rows.mark_garbage(held.object_digest, Tier.HOT)
                 return RestoreStep(sop_instance_uid, "failed", 0, "it was moved or removed meanwhile; try again")
         except (LatentPacsError, OSError) as error:
             failure = replace(entry, outcome="failure", detail=str(error))

@@ -1,7 +1,7 @@
-"""Storage commitment (PS3.4 Annex J): for which instances this archive takes over the responsibility.
+"""Storage commitment (PS3.4 Annex J): takes responsibility for instances.
 
-Committed is an original whose bytes are here and whole, just read again from the disk; from then on it is pinned. The
-UID of a reconstruction is not: what was stored under it is a payload.
+An original is committed if its bytes are here and whole, read again from the disk; from then on it is pinned. The UID
+of a reconstruction is not committed, since only a payload is stored under it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class FailureReason(IntEnum):
 COMMITTED = 0
 
 LEASE = 300.0
-"""Seconds that a request is one node's; renewed while its originals are read."""
+"""Seconds of the lease on a request; renewed while its originals are read."""
 
 
 class CommitmentJudge:
-    """Judges requests. ``fault``: why an instance's original is not here or not whole, empty where it is."""
+    """Judges requests. ``fault``: why an instance's original is not here or not whole, empty if it is."""
 
     def __init__(
         self,
@@ -55,19 +55,19 @@ class CommitmentJudge:
         self._index, self._commitments, self._fault = index, commitments, fault
         self._settings = settings
 
-    def judge(self, asked: CommitmentRequest) -> tuple[CommitmentAnswer, ...]:
-        """The report on a request: what it was before, or judged, pinned and durable now."""
-        if asked.report is not None:
-            return asked.report
-        contested = self._commitments.contested([one.sop_instance_uid for one in asked.references])
+    def judge(self, request: CommitmentRequest) -> tuple[CommitmentAnswer, ...]:
+        """The report on a request: the stored one, or one that is judged, pinned and stored now."""
+        if request.report is not None:
+            return request.report
+        contested = self._commitments.contested([one.sop_instance_uid for one in request.references])
         report, renewed = [], time.monotonic()
-        for one in asked.references:
-            report.append(self._judge_one(one, asked.duplicate, contested))
+        for one in request.references:
+            report.append(self._judge_one(one, request.duplicate, contested))
             if time.monotonic() - renewed > LEASE / 4:
-                self._commitments.renew(asked, LEASE)
+                self._commitments.renew(request, LEASE)
                 renewed = time.monotonic()
         seconds = self._settings.pin_seconds
-        return self._commitments.decide(asked, report, until=None if seconds is None else time.time() + seconds)
+        return self._commitments.decide(request, report, until=None if seconds is None else time.time() + seconds)
 
     def _judge_one(self, one: CommitmentItem, duplicate: bool, contested: set[str]) -> CommitmentAnswer:
         if duplicate:
@@ -92,7 +92,7 @@ class CommitmentJudge:
 
 
 def original_fault(originals: OriginalAccess, held: StoredInstance) -> str:
-    """Why the original of an instance is not here or not whole, read again from the disk; empty where it is."""
+    """Why the original of an instance is not here or not whole, read again from the disk; empty if it is."""
     try:
         with originals.borrowed(held.original_digest):
             return ""

@@ -1,8 +1,7 @@
-"""Unpacking of packed originals: on a few threads of the node itself, so that the first one waits for no process.
+"""Unpacks packed originals on a few threads of the node, so that the first one does not wait for a process.
 
-The coders let go of the interpreter lock while they decode. What they decode here are codestreams of our own encoder,
-compared with the checksum of their object first. Large files are left to a worker, and so is RLE, whose encoder is
-written in Python.
+The coders release the interpreter lock while they decode. They decode only codestreams of our own encoder, after the
+checksum of the object was checked. Large files go to a worker, and so does RLE, whose encoder is written in Python.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from storage.formats.packed_original import is_light, restore_original
 
 
 class Unpacker:
-    """Writes the received bytes of packed originals, ``threads`` at once; more wait for their turn."""
+    """Writes the received bytes of packed originals, ``threads`` at once; others are queued."""
 
     def __init__(self, workers: WorkerPool, threads: int) -> None:
         self._workers = workers
@@ -27,7 +26,7 @@ class Unpacker:
         self._waiting = 0
 
     def close(self) -> None:
-        """Wait for what is being unpacked; what waits is cancelled."""
+        """Wait for the files in progress; queued ones are cancelled."""
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def restore(self, packed: Path, original_digest: str, target: Path) -> None:

@@ -1,1 +1,1 @@
-"""C-FIND queries, from an identifier to its responses."""
+"""C-FIND queries, and the selection of instances for C-MOVE and C-GET."""

@@ -1,4 +1,4 @@
-"""A request's identifier: its level and its unique keys (PS3.4 C.4.1.1.3, for retrievals C.4.2.1.4)."""
+"""The identifier of a request: its level and its unique keys (PS3.4 C.4.1.1.3, for retrievals C.4.2.1.4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage.errors import LatentPacsError
 
 
 class IdentifierError(LatentPacsError):
-    """The identifier does not fit the information model; the message is the Error Comment (status A900)."""
+    """The identifier does not match the information model; the message is the Error Comment (status A900)."""
 
 
 class Root(StrEnum):
@@ -27,7 +27,7 @@ class Root(StrEnum):
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """Its levels, from the top down."""
+        """The levels of the model, from the top down."""
         return _LEVELS[self]
 
 
@@ -40,24 +40,24 @@ _LEVELS = {
 UNIQUE = {level: keys[0] for level, keys in KEYS.items()}
 
 MOST_UIDS = 10_000
-"""A list of more UIDs is refused: some databases take no more values in one statement."""
+"""Most UIDs in a list: some databases allow no more values in one statement."""
 
 _QUERY_RETRIEVE_LEVEL = BaseTag(0x00080052)
 
 
 def level_of(identifier: Dataset, root: Root) -> Level:
-    """Query/Retrieve Level (0008,0052); IdentifierError where the information model has no such level."""
+    """Query/Retrieve Level (0008,0052). Raises IdentifierError if the information model has no such level."""
     try:
-        named = "".join(values_of(identifier, _QUERY_RETRIEVE_LEVEL, "CS", ("ascii",), single=True))
+        level = "".join(values_of(identifier, _QUERY_RETRIEVE_LEVEL, "CS", ("ascii",), single=True))
     except Exception as error:
         raise IdentifierError("Query/Retrieve Level (0008,0052) cannot be read") from error
-    if named not in root.levels:
-        raise IdentifierError(f"Query/Retrieve Level (0008,0052) {named or 'missing'!s:.16}: not in this model")
-    return Level(named)
+    if level not in root.levels:
+        raise IdentifierError(f"Query/Retrieve Level (0008,0052) {level or 'missing'!s:.16}: not in this model")
+    return Level(level)
 
 
 def key_values(identifier: Dataset, key: Key) -> list[str]:
-    """The values of a unique key, without empty ones."""
+    """The values of a unique key that are not empty."""
     try:
         values = values_of(identifier, key.tag, key.vr, codecs_of(identifier), single=key.vr != "UI")
     except Exception as error:

@@ -1,17 +1,17 @@
-"""Attribute matching: does a stored value match a key of a query? (PS3.4 C.2.2.2)
+"""Attribute matching: whether a stored value matches a key of a query (PS3.4 C.2.2.2).
 
-The choices that the standard leaves to us, for the conformance statement:
+The choices that the standard leaves open, for the conformance statement:
 
 - Person names match without case, accents, width variants and empty trailing components. A key in ASCII is
   compared with the alphabetic group, any other key with each group; a key with ``=`` group by group.
-- Dates and times match by meaning. A value of less precision in a key means all that it covers, a stored one
+- Dates and times match by meaning. A less precise value in a key means the whole period that it covers, a stored one
   its earliest moment: ``10`` matches 101530, ``1000-1100`` matches 110059.
 - A date range and a time range are two conditions unless combined matching was negotiated (C.2.2.2.5.4).
 - Values are compared as stored: no time zone is applied, except between two DT values that both state theirs.
-- Several values in a key other than UIDs match as a list of UIDs would: any of them.
+- Several values in a key match as a list of UIDs does: any of them may match.
 - ``*`` alone is universal matching for every VR.
-- An unknown (absent or empty) value matches universal matching only. C.2.2.1.2 would have it match every key:
-  then a search for one accession number would return every study that has none.
+- An unknown (absent or empty) value matches universal matching only. By C.2.2.1.2 it would match every key, so that
+  a search for one accession number would return every study without one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", 
 
 
 def is_universal(values: Sequence[Any]) -> bool:
-    """A key that asks for an attribute without restricting it (C.2.2.2.3, and note 1 of C.2.2.2.4)."""
+    """Whether a key requests an attribute without restricting it (C.2.2.2.3, and note 1 of C.2.2.2.4)."""
     return all(isinstance(value, str) and not value.strip("*") for value in values)
 
 
 def condition(vr: str, values: Sequence[Any]) -> Condition:
-    """What a key's values ask of a stored attribute. Raises BadValueError where the VR has no such value."""
+    """The condition that a key sets for a stored attribute. Raises BadValueError if the VR has no such value."""
     kind: Callable[[Any], Callable[[Any], bool]]
     if vr == "PN":
         kind = _name
@@ -68,7 +68,7 @@ def _text(key: str) -> Callable[[str], bool]:
 
 
 def wildcard(pattern: str) -> re.Pattern[str]:
-    """A pattern of ``*`` and ``?``. Atomic groups: no key, however it is made, takes exponential time."""
+    """A pattern of ``*`` and ``?``. Its atomic groups prevent exponential time, whatever the key."""
     first, *rest = (re.escape(part).replace(r"\?", ".") for part in re.sub(r"\*+", "*", pattern).split("*"))
     if not rest:
         return re.compile(first, re.DOTALL)
@@ -91,7 +91,7 @@ def _name(key: str) -> Callable[[dict[str, str]], bool]:
 
 
 def name_groups(key: str) -> list[tuple[str, str]]:
-    """The groups that a name key speaks of, each with its folded text; ``any`` for one that is not ASCII."""
+    """The component groups of a name key, each with its folded text; ``any`` for one that is not ASCII."""
     groups = fold_name(key).rstrip("=").split("=")
     if len(groups) == 1:
         return [("Alphabetic" if groups[0].isascii() else "any", groups[0])]
@@ -105,7 +105,7 @@ def _component_group(key: str) -> Callable[[str], bool]:
     carets = key.count("^")
 
     def test(stored: str) -> bool:
-        # SMITH^* means every Smith, also one without a given name, whose delimiter may be left out
+        # SMITH^* means every Smith, also one without a given name, whose delimiter may be absent
         padded = stored + "^" * (carets - stored.count("^"))
         return bool(stored) and (matches(stored) is not None or matches(padded) is not None)
 
@@ -117,7 +117,7 @@ def _component_group(key: str) -> Callable[[str], bool]:
 
 @dataclass(frozen=True)
 class Span:
-    """The moments that a key of VR DA or TM covers, both ends included; an empty end is open."""
+    """The period that a key of VR DA or TM covers, both ends included; an empty end is open."""
 
     low: str
     high: str
@@ -186,7 +186,7 @@ def _moment(value: str, other: str, *, latest: bool = False) -> datetime:
             for start, default in zip((6, 8, 10, 12), (last, 23, 59, 59) if latest else (1, 0, 0, 0), strict=True)
         )
         micro = int(fraction.ljust(6, "9" if latest else "0"))
-        moment = datetime(year, month, day, hour, minute, min(second, 59), micro)  # it knows no leap second
+        moment = datetime(year, month, day, hour, minute, min(second, 59), micro)  # datetime has no leap seconds
     except ValueError as error:
         raise BadValueError("DT") from error
     if not (offset and _OFFSET.search(other)):
@@ -207,7 +207,7 @@ _RANGES: dict[str, Callable[[str], Callable[[str], bool]]] = {"DA": _date, "TM":
 
 
 def _exact(vr: str) -> Callable[[Any], Callable[[Any], bool]]:
-    """Single value matching, by meaning for numbers: 1.0 is 1. A UID that is none matches nothing."""
+    """Single value matching, by meaning for numbers: 1.0 is 1. An invalid UID matches nothing."""
 
     def kind(key: Any) -> Callable[[Any], bool]:
         if vr == "UI":

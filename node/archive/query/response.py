@@ -1,8 +1,8 @@
 """The elements of a response identifier, from values of the DICOM JSON model (PS3.18 F).
 
-A pydicom DataElement is converted when it is made and again when it is written, which takes most of the time of a long
-answer. Where the encoding of the association is known, elements are made as a file reader leaves them: bytes that are
-written as they are.
+A pydicom DataElement converts its value when it is created and again when it is written, which takes most of the time
+of many responses. If the encoding of the association is known, raw elements are created, whose bytes are written as
+they are.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _BINARY = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 
 
 def element(key: Key, values: Sequence[Any], implicit: bool | None = None) -> Element:
-    """One attribute, zero-length without values. ``implicit``: the little endian encoding it will be written in, where
-    that is known: then it is raw, its text in UTF-8."""
+    """One attribute, of zero length without values. ``implicit``: whether it will be written in implicit VR little
+    endian, None if that is not known; if it is known, the element is raw, with its text in UTF-8."""
     if key.vr == "SQ":
         return DataElement(key.tag, "SQ", [_item(key, item) for item in values])
     written = [_written(key.vr, value) for value in values]
@@ -42,7 +42,7 @@ def element(key: Key, values: Sequence[Any], implicit: bool | None = None) -> El
 
 
 def identifier(elements: Sequence[Element], implicit: bool | None, *, utf8: bool) -> Dataset:
-    """A data set of elements made for that encoding. ``utf8``: their text is not all ASCII."""
+    """A data set of elements for that encoding. ``utf8``: whether some of their text is not ASCII."""
     made = Dataset({one.tag: one for one in elements})
     if utf8:
         made.add_new(0x00080005, "CS", _UTF8)
@@ -52,13 +52,13 @@ def identifier(elements: Sequence[Element], implicit: bool | None, *, utf8: bool
 
 
 def stored(attributes: DicomJson, key: Key) -> list[Any]:
-    """The values of an attribute; none where it is absent."""
+    """The values of an attribute; none if it is absent."""
     values: list[Any] = attributes.get(key.json_tag, {}).get("Value", [])
     return values
 
 
 def all_ascii(attributes: DicomJson, keys: Iterable[Key]) -> bool:
-    """Whether these attributes need no other character set; numbers, UIDs, dates and times never do."""
+    """Whether the text of these attributes is ASCII; numbers, UIDs, dates and times always are."""
     return all(_is_ascii(stored(attributes, key)) for key in keys if key.vr not in _NEVER_TEXT)
 
 

@@ -1,4 +1,4 @@
-"""What a C-MOVE or C-GET identifier means: the instances to send (PS3.4 C.4.2.1.4, C.4.2.2.1)."""
+"""The instances that a C-MOVE or C-GET identifier selects (PS3.4 C.4.2.1.4, C.4.2.2.1)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from storage.index.query_pages import Narrow, Search
 
 
 def select(index: Indexed, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
-    """The keys of the instances meant, by series, instance number and key. Raises IdentifierError first.
+    """Keys of the selected instances, ordered by series, instance number and key. Raises IdentifierError first.
 
-    Only unique keys select; others are no part of a retrieve identifier. At IMAGE level a UID may be that of
-    an original or of any rendition ever made of it: whether the peer gets it is for the retrieve service.
+    Only unique keys select; others are not part of a retrieve identifier. At IMAGE level a UID may be that of an
+    original or of any of its renditions; the retrieve service decides which object the peer gets.
     """
     level = level_of(identifier, root)
     chosen = keys_above(identifier, root, level, relational=relational)

@@ -1,9 +1,9 @@
-"""Dates and times in the time zone that a query names (PS3.4 C.5.1.1.4, timezone query adjustment).
+"""Dates and times in the time zone of a query (PS3.4 C.5.1.1.4, timezone query adjustment).
 
-Where it was agreed to and the request has a Timezone Offset From UTC (0008,0201), its dates and times are meant in
-that zone: those of an image are moved there from the zone that the image states, or else from the archive's own
-(``node.timezone``), before they are compared and returned. Without either they stay as they were written, which the
-answer shows by leaving the offset out. Dates move together with their times only; a date of birth never does.
+If it was negotiated and the request has a Timezone Offset From UTC (0008,0201), its dates and times are in that zone.
+Those of an image are converted to it from the zone that the image states, or else from the archive's zone
+(``node.timezone``), before they are compared and returned. Without either they remain as written, and the response has
+no offset. A date is converted only together with its time; a date of birth never is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage.dicom.query_keys import KEYS, OFFSET_FROM_UTC
 from storage.records import DicomJson
 
 FARTHEST = timedelta(days=2)
-"""By how many days a date can move: from UTC+14 to UTC-12 and midnight in between."""
+"""Longest distance between dates in two zones: UTC+14 and UTC-12, with midnight in between."""
 
 
 def fixed_zone(text: str) -> timezone:
@@ -31,7 +31,7 @@ def fixed_zone(text: str) -> timezone:
 
 
 def stated_zone(attributes: DicomJson) -> timezone | None:
-    """The zone that an image's dates and times are in, where it says one that can be read."""
+    """The time zone that an image states; None if it states none, or an invalid one."""
     try:
         return fixed_zone(attributes[OFFSET_FROM_UTC.json_tag]["Value"][0])
     except (BadValueError, KeyError, IndexError, AttributeError):
@@ -40,17 +40,17 @@ def stated_zone(attributes: DicomJson) -> timezone | None:
 
 @dataclass(frozen=True)
 class Adjustment:
-    """``asked``: the zone of the request; ``home``: that of images which state none, or None."""
+    """Converts to a time zone. ``zone``: of the request; ``home``: of images that state none, or None."""
 
-    asked: timezone
+    zone: timezone
     home: tzinfo | None
 
-    def seen(self, attributes: DicomJson) -> DicomJson:
-        """The attributes with their dates and times in the zone that was asked for."""
+    def adjusted(self, attributes: DicomJson) -> DicomJson:
+        """The attributes with their dates and times in the zone of the request."""
         zone = stated_zone(attributes) or self.home
         if zone is None:
             return attributes
-        moved = {**attributes, OFFSET_FROM_UTC.json_tag: {"vr": "SH", "Value": [f"{datetime.now(self.asked):%z}"]}}
+        moved = {**attributes, OFFSET_FROM_UTC.json_tag: {"vr": "SH", "Value": [f"{datetime.now(self.zone):%z}"]}}
         for date, time in _PAIRS:
             if date in attributes and time in attributes:
                 self._move_pair(moved, date, time, zone)
@@ -65,28 +65,28 @@ class Adjustment:
         moment = _moment(f"{day}{fill_time(hour or '')}") if day and hour else None
         if moment is None:
             return
-        there = self._there(moment.replace(tzinfo=zone))
+        local = self._in_zone(moment.replace(tzinfo=zone))
         fraction = hour.partition(".")[1:]
-        attributes[date] = {"vr": "DA", "Value": [f"{there:%Y%m%d}"]}
-        attributes[time] = {"vr": "TM", "Value": [f"{there:%H%M%S}{''.join(fraction)}"]}
+        attributes[date] = {"vr": "DA", "Value": [f"{local:%Y%m%d}"]}
+        attributes[time] = {"vr": "TM", "Value": [f"{local:%H%M%S}{''.join(fraction)}"]}
 
     def _moved_moment(self, value: str | None, zone: tzinfo) -> str | None:
         match = _DATE_TIME.fullmatch(value or "")
         moment = _moment(match["time"].ljust(14, "0")) if match else None
         if match is None or moment is None:
             return value
-        there = self._there(moment.replace(tzinfo=fixed_zone(match["offset"]) if match["offset"] else zone))
-        return f"{there:%Y%m%d%H%M%S}{match['fraction']}{there:%z}"
+        local = self._in_zone(moment.replace(tzinfo=fixed_zone(match["offset"]) if match["offset"] else zone))
+        return f"{local:%Y%m%d%H%M%S}{match['fraction']}{local:%z}"
 
-    def _there(self, moment: datetime) -> datetime:
+    def _in_zone(self, moment: datetime) -> datetime:
         try:
-            return moment.astimezone(self.asked)
+            return moment.astimezone(self.zone)
         except OverflowError:  # in the year 1 or 9999
             return moment
 
 
 def _moment(text: str) -> datetime | None:
-    """``YYYYMMDDHHMMSS`` and anything after it; None for the 30th of February."""
+    """The time ``YYYYMMDDHHMMSS``, whatever follows it; None if there is no such date."""
     try:
         return datetime.strptime(text[:12] + f"{min(int(text[12:14]), 59):02d}", "%Y%m%d%H%M%S")
     except ValueError:

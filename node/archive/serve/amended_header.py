@@ -1,8 +1,8 @@
-"""Amendments in what leaves: the corrected header around untouched pixels.
+"""Amended headers: the corrected header around unchanged pixel data.
 
-What was received stays as it is in the store. An amended original goes out in its own transfer syntax, its pixel data
-element byte for byte; the header says what was changed, and holds the former values, in Original Attributes Sequence
-(PS3.3 C.12.1, SOP Common Module). Digital signatures are dropped, since they sign the former header.
+The received bytes remain in the store. An amended original is sent in its own transfer syntax, with its pixel data
+element byte for byte; Original Attributes Sequence (PS3.3 C.12.1, SOP Common Module) states the changes and the former
+values. Digital signatures are removed, since they sign the former header.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from storage.errors import Unparseable
 from storage.records import Applied
 
 NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
-"""Digital signatures, their MAC parameters, and trailing padding: true of the received bytes only."""
+"""Digital signatures, their MAC parameters, and trailing padding, which are valid for the received bytes only."""
 
 
 def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
-    """Write a Part 10 file as amended; same UIDs, transfer syntax and pixel data. Raises Unparseable."""
+    """Write an amended Part 10 file with the same UIDs, transfer syntax and pixel data. Raises Unparseable."""
     write_edited(source, target, lambda header: amend(header, applied))
 
 
 def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) -> None:
-    """Write a Part 10 file with its header edited, around its pixel data as it is. Raises Unparseable."""
+    """Write a Part 10 file with an edited header and unchanged pixel data. Raises Unparseable."""
     with opened(source) as file, target.open("wb") as out:
         header = file.header()
         try:
@@ -52,13 +52,13 @@ def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) ->
 def amend(header: Dataset, applied: Iterable[Applied]) -> None:
     """Correct a header in place; each amendment adds an item to Original Attributes Sequence."""
     for one in applied:
-        news = Dataset.from_json(one.changes)
-        _make_room_for(news, header)
+        changes = Dataset.from_json(one.changes)
+        _fit_character_set(changes, header)
         former = Dataset()
-        for element in news:
+        for element in changes:
             if element.tag in header:
                 former[element.tag] = deepcopy(header.get_item(element.tag))
-            elif element.is_empty:  # it is absent, and stays so
+            elif element.is_empty:  # absent before and after
                 continue
             header[element.tag] = element
         note_former(header, former, _date_time(one.at), "CORRECT")
@@ -76,21 +76,21 @@ def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> Non
 
 
 def drop(header: Dataset, tags: Iterable[int]) -> None:
-    """Remove those elements, and group lengths (retired), from the top level."""
+    """Remove those elements, and group lengths (retired), from the top level of a header."""
     lengths = [tag for tag in header.keys() if tag.element == 0]  # noqa: SIM118 - iterating would parse every value
     for tag in (*tags, *lengths):
         if tag in header:
             del header[tag]
 
 
-def _make_room_for(news: Dataset, header: Dataset) -> None:
-    """Go over to another character set where the header's cannot write the new values."""
-    texts = [str(value) for element in news for value in _values(element.value)]
+def _fit_character_set(changes: Dataset, header: Dataset) -> None:
+    """Change the character set if that of the header cannot encode the new values."""
+    texts = [str(value) for element in changes for value in _values(element.value)]
     codecs = codecs_of(header)
     if _can_write(texts, codecs[0] if len(codecs) == 1 else "ascii"):
         return
     if undeclared_latin_1(header) and _can_write(texts, "latin-1"):
-        header.SpecificCharacterSet = "ISO_IR 100"  # nothing needs to be written anew
+        header.SpecificCharacterSet = "ISO_IR 100"  # no value needs to be encoded again
     else:
         to_utf8(header)
 
@@ -111,7 +111,7 @@ def _values(value: object) -> list[object]:
 
 
 def _pieces(header: Dataset, file: DataSetFile) -> list[bytes | memoryview]:
-    """The data set: what comes before the pixels and after them encoded, the pixel data element as it is."""
+    """The data set in pieces: the encoded header before and after the unchanged pixel data element."""
     layout, syntax = file.layout, file.transfer_syntax
     as_received = UID(ImplicitVRLittleEndian if looks_implicit(file.data) else syntax)
     if not layout.has_pixels:
@@ -135,6 +135,6 @@ def _deflated(pieces: list[bytes | memoryview]) -> Iterator[bytes]:
 
 
 def _date_time(at: str) -> str:
-    """ISO 8601 in UTC as DT."""
+    """A time in ISO 8601, in UTC, as a value of VR DT."""
     moment = at.removesuffix("+00:00").replace("-", "").replace(":", "").replace("T", "")
     return f"{moment}+0000"

@@ -1,4 +1,4 @@
-"""What annotations reference, and copies of them that reference reconstructions in place of originals."""
+"""References of annotations, and copies of annotations that reference reconstructions instead of originals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CLASSES = ("1.2.840.10008.5.1.4.1.1.11.", "1.2.840.10008.5.1.4.1.1.88.")
 
 
 def references_of(header: Dataset) -> tuple[str, ...]:
-    """The SOP Instance UIDs that an annotation references; none of other objects, or where it cannot be read."""
+    """The SOP Instance UIDs that an annotation references; none for other objects, or if it cannot be read."""
     if not str(header.get("SOPClassUID", "")).startswith(_CLASSES):
         return ()
     try:
@@ -27,7 +27,7 @@ def references_of(header: Dataset) -> tuple[str, ...]:
 
 
 def write_copy(source: Path, target: Path, copy: ReferencingCopy, applied: Sequence[Applied] = ()) -> None:
-    """Write the copy of an annotation: other references, a UID of its own, all else the same. Raises Unparseable."""
+    """Write the copy of an annotation, which differs in its references and its UID. Raises Unparseable."""
 
     def edit(header: Dataset) -> None:
         amend(header, applied)

@@ -1,7 +1,7 @@
-"""What of a received header a reconstruction cannot carry is left out, and named.
+"""Removes the elements of a received header that a reconstruction cannot carry, and lists them.
 
-Most odd elements go over as their bytes (storage/dicom/writing.py). Left out is what no reader could read in any
-encoding, such as a US of 3 bytes, and what would be false or out of place in an object with other pixels.
+Most invalid elements are copied as bytes (storage/dicom/writing.py). Removed are elements that no reader could read in
+any encoding, such as a US of 3 bytes, and those that would be wrong in an object with other pixels.
 """
 
 from __future__ import annotations
@@ -15,49 +15,49 @@ from pydicom.tag import BaseTag
 from pydicom.valuerep import STANDARD_VR
 
 _PIXELS = 0x7FE0
-"""The group of offset tables and float pixels, which are those of the received object."""
-_OUT_OF_PLACE = (0x0000, 0x0002, 0xFFFE)
-"""Groups of the command set, of file meta information and of delimiters: none is of a data set (PS3.5 7.1)."""
-_NAMED = 8
-"""Tags that a note names; more are counted."""
+"""The group of offset tables and float pixels, which belong to the received object."""
+_NOT_OF_DATA_SETS = (0x0000, 0x0002, 0xFFFE)
+"""Groups of the command set, of file meta information and of delimiters, which no data set contains (PS3.5 7.1)."""
+_LISTED = 8
+"""Most tags that a note lists; further ones are counted."""
 
 
-def sift(header: Dataset) -> list[str]:
-    """Leave out of a header, in place, what cannot be carried; the tags of what was odd, those inside sequences too."""
-    odd = []
+def remove_uncarriable(header: Dataset) -> list[str]:
+    """Remove elements that cannot be carried, in place; the tags of invalid ones, also of those in sequences."""
+    invalid = []
     for tag in sorted(header.keys()):
         if tag.group == _PIXELS:
             del header[tag]
-        elif tag.group in _OUT_OF_PLACE:
+        elif tag.group in _NOT_OF_DATA_SETS:
             del header[tag]
-            odd.append(_shown(tag))
-    return [*odd, *_unreadable(header)]
+            invalid.append(_tag_text(tag))
+    return [*invalid, *_unreadable(header)]
 
 
-def note_of(odd: Sequence[str]) -> str:
-    """What a description says of elements that were left out; empty where none was."""
-    if not odd:
+def removal_note(invalid: Sequence[str]) -> str:
+    """The note on removed elements for the Derivation Description; empty if there are none."""
+    if not invalid:
         return ""
-    more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
-    return f"elements that cannot be read were left out: {', '.join(odd[:_NAMED])}{more}"
+    more = f" and {len(invalid) - _LISTED} more" if len(invalid) > _LISTED else ""
+    return f"elements that cannot be read were left out: {', '.join(invalid[:_LISTED])}{more}"
 
 
 def _unreadable(dataset: Dataset) -> list[str]:
-    odd: list[str] = []
+    invalid: list[str] = []
     for tag in sorted(dataset.keys()):
         if not _can_be_read(dataset, tag):
             del dataset[tag]
-            odd.append(_shown(tag))
+            invalid.append(_tag_text(tag))
             continue
         element = dataset.get_item(tag)
         if element.VR == "SQ" and not isinstance(element, RawDataElement):
             for item in element.value or ():
-                odd += _unreadable(item)
-    return odd
+                invalid += _unreadable(item)
+    return invalid
 
 
 def _can_be_read(dataset: Dataset, tag: BaseTag) -> bool:
-    """Whether an element has values; a sequence is taken apart, and what has a VR that does not fit becomes UN."""
+    """Whether an element can be read. Sequences are parsed, and elements whose VR does not fit become UN, in place."""
     raw: Any = dataset.get_item(tag)
     if not isinstance(raw, RawDataElement):
         return True
@@ -78,5 +78,5 @@ def _can_be_read(dataset: Dataset, tag: BaseTag) -> bool:
     return False
 
 
-def _shown(tag: BaseTag) -> str:
+def _tag_text(tag: BaseTag) -> str:
     return f"({tag.group:04X},{tag.element:04X})"

@@ -1,7 +1,7 @@
-"""The header of a reconstructed image: the only place that edits one.
+"""The header of a reconstructed image; no other module edits it.
 
-A reconstruction says what it is (PS3.3 C.7.6.1.1.2, C.7.6.1.1.5, C.12.4): DERIVED, lossy, by which method and ratio,
-from which source, with a private block that proves it. Everything the modality wrote stays.
+It declares the reconstruction (PS3.3 C.7.6.1.1.2, C.7.6.1.1.5, C.12.4): DERIVED and lossy, with method, ratio and
+source, and a private block with digests and figures. All other attributes of the modality are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydicom.valuerep import DSfloat
 
 from node.archive.intake.eligibility import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.archive.serve.amended_header import NOT_OF_THIS_HEADER, amend, drop
-from node.archive.serve.carried_header import note_of, sift
+from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import BadValueError, checked, codecs_of, items_of, values_of
 from storage.formats.payload import Base, Rendition
@@ -47,13 +47,13 @@ PRIVATE_ATTRIBUTES = {
 """The private block (0099,xx01 ff.) of creator LATENT_PACS 1; docs/CONFORMANCE.md lists it for readers."""
 
 _DRAWN = "noise is synthetic, drawn with the spectrum of the original's; structure is the original's to within noise"
-_ALONE = "structure alone, the original's to within its noise; fine noise is left out and none was drawn"
+_STRUCTURE_ONLY = "structure alone, the original's to within its noise; fine noise is left out and none was drawn"
 _LONGEST_ST, _LONGEST_LT = 1024, 10240
-"""Characters of the longest values of VRs ST and LT (PS3.5 6.2)."""
+"""Most characters of values of VRs ST and LT (PS3.5 6.2)."""
 _METHOD = re.compile(r"[ -\[\]-~]{1,16}")
-"""A value of VR CS, lower case included, since it is not ours to correct: printable ASCII without backslash."""
+"""A value of VR CS: printable ASCII without backslash; lower case is accepted in values of the source."""
 _TEXTS = {"CS", "DS", "IS", "LO", "LT", "SH", "ST", "UC", "UN", "UT"}
-"""VRs that an attribute of text may have come in."""
+"""VRs in which an attribute of text may have been received."""
 
 
 def derived_header(
@@ -65,22 +65,22 @@ def derived_header(
     *,
     draw: bool = True,
 ) -> Dataset:
-    """The header, without pixel data, of what ``rendition`` makes of ``base``; ``verified_at`` is in UTC.
+    """The header of a rendition, without pixel data; ``verified_at`` is in UTC.
 
-    ``applied``: the amendments of the image's study. ``draw``: of the object with drawn noise, else of the structure
-    alone.
+    ``applied``: the amendments of the image's study. ``draw``: whether it is the object with drawn noise, or that of
+    the structure alone.
     """
     with quiet():
         header = base.header.dataset()
-        notes = [note_of(sift(header))]
+        notes = [removal_note(remove_uncarriable(header))]
         amend(header, applied)
         ratio = base.rows * base.columns * 2 / payload_bytes
         _identify(header, rendition, draw)
         notes += _declare_lossy(header, rendition, ratio)
         _describe(header, base, rendition, ratio, [note for note in notes if note], draw)
-        _tell_readers(header, draw)
-        _point_to_source(header, rendition)
-        _credit_equipment(header, verified_at)
+        _comment(header, draw)
+        _reference_source(header, rendition)
+        _add_equipment(header, verified_at)
         _private_block(header, base, rendition, draw)
         _pixel_range(header, rendition, draw)
         drop(header, NOT_OF_THIS_HEADER)
@@ -89,27 +89,27 @@ def derived_header(
 
 def _identify(header: Dataset, rendition: Rendition, draw: bool) -> None:
     image_type = _values(header, "ImageType")
-    # Image Type is type 3 in some IODs; where it is absent the two values that lossy derivation implies are written
+    # Image Type is type 3 in some IODs; if it is absent, the two values that lossy derivation implies are written
     _set(header, "ImageType", ["DERIVED", *image_type[1:]] if image_type else ["DERIVED", "PRIMARY"])
     _set(header, "SOPInstanceUID", UID(rendition.derived_uid if draw else rendition.structure_uid))
 
 
 def _declare_lossy(header: Dataset, rendition: Rendition, ratio: float) -> list[str]:
-    """Append to the ratios and methods of the source; notes on what of those is none, and is not carried."""
+    """Append to the ratios and methods of the source; notes on invalid ones, which are not copied."""
     _set(header, "LossyImageCompression", "01")
     notes = []
     ratios, methods = _values(header, "LossyImageCompressionRatio"), _values(header, "LossyImageCompressionMethod")
     if any(not _METHOD.fullmatch(method) for method in methods):
         methods = [method if _METHOD.fullmatch(method) else "UNKNOWN" for method in methods]
-        notes.append("an odd Lossy Image Compression Method of the source is given as UNKNOWN")
-    while len(methods) < len(ratios):  # same count as Ratio (C.7.6.1.1.5.2), also where the source was careless
+        notes.append("an invalid Lossy Image Compression Method of the source was replaced by UNKNOWN")
+    while len(methods) < len(ratios):  # as many as ratios (C.7.6.1.1.5.2), also if the source has fewer
         methods.append("UNKNOWN")
     ratios += ["1"] * (len(methods) - len(ratios))
     known = [pair for pair in zip(ratios, methods, strict=True) if _is_decimal(pair[0])]
     if len(known) < len(ratios):
         lost = ", ".join(method for one, method in zip(ratios, methods, strict=True) if not _is_decimal(one))
         notes.append(
-            f"a Lossy Image Compression Ratio of the source that is no number was left out, with method {lost}"
+            f"a Lossy Image Compression Ratio of the source that is not a number was left out, with method {lost}"
         )
     _set(header, "LossyImageCompressionRatio", [*(one for one, _ in known), str(DSfloat(round(ratio, 2)))])
     _set(header, "LossyImageCompressionMethod", [*(method for _, method in known), rendition.method])
@@ -122,7 +122,7 @@ def _describe(
     psnr, fsim, _ = _figures(rendition.verdict, draw)
     own = (
         f"Latent PACS reconstruction: {base.point}, {ratio:.0f}:1, upscaler {rendition.upscaler}; "
-        f"{_DRAWN if draw else _ALONE}; measured PSNR {psnr:.1f} dB, tile FSIM {fsim:.3f}; "
+        f"{_DRAWN if draw else _STRUCTURE_ONLY}; measured PSNR {psnr:.1f} dB, tile FSIM {fsim:.3f}; "
         "not for primary interpretation"
     )
     own = "; ".join([own, *notes])[:_LONGEST_ST]
@@ -135,22 +135,22 @@ def _describe(
         header.add_new(0x0008001C, "CS", "YES")
 
 
-def _tell_readers(header: Dataset, draw: bool) -> None:
-    """Image Comments (C.7.6.1), which plain viewers show; the words of the modality stay before ours."""
-    own = f"Reconstructed by Latent PACS from a lossy payload: {_DRAWN if draw else _ALONE}"
+def _comment(header: Dataset, draw: bool) -> None:
+    """Append to Image Comments (C.7.6.1), which plain viewers show."""
+    own = f"Reconstructed by Latent PACS from a lossy payload: {_DRAWN if draw else _STRUCTURE_ONLY}"
     before = "\\".join(_values(header, "ImageComments"))[: _LONGEST_LT - len(own) - 2]
     _set(header, "ImageComments", f"{before}; {own}" if before else own)
 
 
 def _figures(verdict: Verdict, draw: bool) -> tuple[float, float, float]:
-    """PSNR in dB, mean FSIM and its 5th percentile of what is sent."""
+    """PSNR in dB, mean FSIM and its 5th percentile of the object that is sent."""
     if draw:
         return verdict.psnr_db, verdict.fsim_mean, verdict.fsim_p5
     named = verdict.figures
     return named["structure_psnr_db"], named["structure_fsim_mean"], named["structure_fsim_p5"]
 
 
-def _point_to_source(header: Dataset, rendition: Rendition) -> None:
+def _reference_source(header: Dataset, rendition: Rendition) -> None:
     item = Dataset()
     item.ReferencedSOPClassUID = UID(str(header.SOPClassUID))
     item.ReferencedSOPInstanceUID = UID(rendition.original_uid)
@@ -158,7 +158,7 @@ def _point_to_source(header: Dataset, rendition: Rendition) -> None:
     _append(header, "SourceImageSequence", item)
 
 
-def _credit_equipment(header: Dataset, verified_at: datetime) -> None:
+def _add_equipment(header: Dataset, verified_at: datetime) -> None:
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = Items([_code("109100", "DCM", "Synthesizing Equipment")])
     item.Manufacturer = "Latent PACS"
@@ -195,20 +195,20 @@ def _private_block(header: Dataset, base: Base, rendition: Rendition, draw: bool
 
 
 def _free_block(header: Dataset) -> int:
-    """The first block of the private group that has neither a creator nor elements, which nobody may lay claim to."""
+    """The first block of the private group that has neither a creator nor elements."""
     taken = {tag.element >> 8 or tag.element for tag in header.keys() if tag.group == PRIVATE_GROUP}  # noqa: SIM118
     return next(block for block in range(0x10, 0x100) if block not in taken)
 
 
 def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:
-    """The reconstruction's own extremes, stated only where the source stated its own."""
+    """Replace the smallest and largest pixel value, if the source has them."""
     for keyword, name in (("SmallestImagePixelValue", "minimum"), ("LargestImagePixelValue", "maximum")):
         if keyword in header:
             header.add_new(keyword, "US", rendition.extra[name][0 if draw else 1])
 
 
 def _values(header: Dataset, keyword: str) -> list[str]:
-    """The values of a text attribute, as they stand there; none where it holds something else."""
+    """The values of a text attribute, unchanged; none if it has another VR or cannot be read."""
     vr, tag = dictionary_VR(keyword), BaseTag(tag_for_keyword(keyword) or 0)
     element = header.get_item(tag)
     if element is None or (element.VR or vr) not in _TEXTS:
@@ -217,16 +217,16 @@ def _values(header: Dataset, keyword: str) -> list[str]:
         values = [str(value) for value in values_of(header, tag, vr, codecs_of(header))]
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
         return []
-    return values if any(values) else []  # an empty one among others holds its place
+    return values if any(values) else []  # an empty one among others keeps its place
 
 
 def _set(header: Dataset, keyword: str, value: object) -> None:
-    """An attribute in its own VR, whatever VR the source had for it."""
+    """Set an attribute with its standard VR, whatever VR the source had."""
     header.add_new(keyword, dictionary_VR(keyword), value)
 
 
 def _append(header: Dataset, keyword: str, item: Dataset) -> None:
-    """Add an item to a sequence, after those that it has; to an empty one where it is none."""
+    """Append an item to a sequence; one that is absent or cannot be read is replaced."""
     try:
         before = items_of(header, BaseTag(tag_for_keyword(keyword) or 0), codecs_of(header))
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
@@ -235,7 +235,7 @@ def _append(header: Dataset, keyword: str, item: Dataset) -> None:
 
 
 def _is_decimal(text: str) -> bool:
-    """Whether it is a value of VR DS: at most 16 characters (PS3.5 6.2)."""
+    """Whether it is a valid value of VR DS, which has at most 16 characters (PS3.5 6.2)."""
     try:
         checked(text, "DS")
     except BadValueError:

@@ -1,7 +1,7 @@
-"""The whole derived object, header and pixels: made in one place, to be sent, and to prove that it can be sent.
+"""Makes the whole derived object, header and pixels, to send it and to prove that it can be sent.
 
-An image is VERIFIED, and an original removed, only after the object was made from what is stored, encoded as it is
-sent, and read back. A header that cannot be written is found out while the original is there.
+An image is VERIFIED, and an original removed, only after the object was made from the stored rendition, encoded as it
+is sent, and read back. So a header that cannot be written is found while the original is still there.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from storage.errors import (
 from storage.records import Applied, ReasonCode
 
 _NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
-"""Names of what a gateway may change: private elements have none, and pixels are compared by their digest."""
+"""Names that are not compared: "" is that of private elements; pixels are compared by their digest."""
 
 Ask = Callable[[ReconstructRequest | ProofRequest], Answer]
 """Has a worker carry out a request, and waits for its answer."""
 
-_PASSING = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
-"""What says nothing of the image: it may well succeed another time."""
+_UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
+"""Errors that are not caused by the image; another attempt may succeed."""
 
 
 @dataclass(frozen=True)
 class DerivedParts:
-    """What a derived object is made of.
+    """The parts of a derived object.
 
-    ``verified_at`` is in UTC; ``model``: as of ReconstructRequest; ``applied``: the amendments of the image's study;
-    ``draw``: whether it is the object with drawn noise, or the one of the structure alone.
+    ``verified_at`` is in UTC; ``model``: as in ReconstructRequest; ``applied``: the amendments of the image's study;
+    ``draw``: whether it is the object with drawn noise, or that of the structure alone.
     """
 
     base: Path
@@ -62,37 +62,37 @@ class DerivedParts:
 def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
     """Write the derived object as a Part 10 file in explicit VR little endian; a worker makes the pixels.
 
-    Raises RenditionMismatch where they are not those that were verified, and whatever an odd header leads to.
+    Raises RenditionMismatch unless they are those that were verified, and any error of an invalid header.
     """
-    behind = _begin(parts, target)
+    trailer = _write_header(parts, target)
     drawn, plain = (target, None) if parts.draw else (None, target)
     ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
-    _end(target, behind)
+    _append(target, trailer)
 
 
-def _begin(parts: DerivedParts, target: Path) -> bytes:
-    """Write what comes before the pixels; what comes after them."""
+def _write_header(parts: DerivedParts, target: Path) -> bytes:
+    """Write the part before the pixels; returns the part after them."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
         header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
         return write_header_for_pixels(out, header, base.rows * base.columns * 2)
 
 
-def _end(target: Path, behind: bytes) -> None:
+def _append(target: Path, trailer: bytes) -> None:
     with target.open("ab") as out:
-        out.write(behind)
+        out.write(trailer)
 
 
 def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
     """Make the derived objects, with drawn noise and without, in a folder of ``spool``, and read each back from every
-    encoding that it is sent in; ``parts.draw`` does not matter.
+    encoding that it is sent in; ``parts.draw`` is ignored.
 
-    Raises NotReconstructable where that fails, and would again.
+    Raises NotReconstructable if that fails because of the image.
     """
     with tempfile.TemporaryDirectory(dir=spool) as folder:
         drawn, plain = Path(folder) / "drawn", Path(folder) / "plain"
         try:
-            behind = {target: _begin(replace(parts, draw=target is drawn), target) for target in (drawn, plain)}
+            trailer = {target: _write_header(replace(parts, draw=target is drawn), target) for target in (drawn, plain)}
             ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
             _, made = read_pair(parts.base, parts.rendition)
             fault: Answer = ""
@@ -100,22 +100,22 @@ def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
                 (drawn, made.output_digest, made.derived_uid),
                 (plain, made.structure_digest, made.structure_uid),
             ):
-                _end(target, behind[target])
+                _append(target, trailer[target])
                 fault = fault or ask(ProofRequest(target, digest, uid))
-        except _PASSING:
+        except _UNRELATED:
             raise
         except Exception as error:
-            reason = f"its reconstruction cannot be made as a whole: {told(error)}"
+            reason = f"its reconstruction cannot be made as a whole: {safe_text(error)}"
             raise NotReconstructable(reason, ReasonCode.NOT_SENDABLE) from error
     if fault:
         raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
 
 
 def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tuple[str, ...]:
-    """Keywords of the attributes that a derived object has otherwise than one that came back; sequences and private
-    elements, which gateways code anew, and those that it has in addition, are not compared.
+    """Keywords of the attributes of a derived object that are missing or different in a returned one.
 
-    Raises Unparseable, and whatever an odd header leads to.
+    Not compared are sequences and private elements, which gateways encode again, and additional attributes. Raises
+    Unparseable, and any error of an invalid header.
     """
     base, made = read_pair(parts.base, parts.rendition)
     header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
@@ -130,7 +130,7 @@ def _is_compared(keyword: str) -> bool:
     return keyword not in _NOT_COMPARED and dictionary_VR(keyword) != "SQ"
 
 
-def told(error: BaseException) -> str:
-    """What may be said of an error: one that is not ours, or is of a data set, may quote a patient's values."""
+def safe_text(error: BaseException) -> str:
+    """The text of an error without patient data: its type, if it is not ours or is an error of a data set."""
     ours = isinstance(error, LatentPacsError) and not isinstance(error, DataSetError)
     return str(error) if ours else type(error).__name__

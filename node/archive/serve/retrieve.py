@@ -1,7 +1,7 @@
-"""Retrieve: which object a peer gets for an instance, as a file ready to be sent.
+"""Retrieve: chooses the object that a peer gets for an instance, and prepares it as a file.
 
-One image at a time, prepared on a small pool of threads so that the association can keep its requester informed
-while an image is being made. What leaves under a verified UID are the verified pixels, or it does not leave.
+Files are prepared on a pool of threads, so that the association can send responses meanwhile. Only the verified pixels
+are ever sent under a verified UID.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from node.archive.originals.original_access import OriginalAccess
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import write_copy
-from node.archive.serve.derived_object import DerivedParts, make_object, told
+from node.archive.serve.derived_object import DerivedParts, make_object, safe_text
 from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import TranscodeRequest
@@ -34,21 +34,21 @@ from storage.records import ReferencingCopy, StoredInstance, StoredRendition
 LOGGER = logging.getLogger(__name__)
 
 _AHEAD = 3
-"""Images prepared ahead of the one being sent: with it as many as are unpacked at once."""
+"""Images prepared ahead of the one being sent; with that one, as many as are unpacked at once."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What one peer gets of one instance: the original, or a rendition with the original to fall back on.
+    """The object that a peer gets for an instance: the original, or a rendition with the original as a fallback.
 
-    ``draw``: of a rendition the object with drawn noise, else that of the structure alone.
+    ``draw``: whether it gets the rendition's object with drawn noise, or that of the structure alone.
     """
 
     instance: StoredInstance
     rendition: StoredRendition | None
     draw: bool = True
     copy: ReferencingCopy | None = None
-    """Of an annotation: with references to reconstructions."""
+    """The copy of an annotation with references to reconstructions."""
 
     @property
     def sop_class_uid(self) -> str:
@@ -56,7 +56,7 @@ class Choice:
 
     @property
     def sop_instance_uid(self) -> str:
-        """The UID under which the peer knows it, for the failed list too."""
+        """The UID of the object for the peer, also in the Failed SOP Instance UID List."""
         if self.copy:
             return self.copy.uid
         return self.rendition.uid(draw=self.draw) if self.rendition else self.instance.sop_instance_uid
@@ -68,8 +68,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sendable:
-    """A Part 10 file to send. ``own``: made for this sending, and removed by ``close``. ``passed``: the instance whose
-    packed codestreams it holds; what else a receiver takes is made of its original (``unpacked``)."""
+    """A Part 10 file to send. ``own``: made for this sub-operation, and removed by ``close``. ``passed``: the instance
+    whose packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
 
     path: Path
     sop_class_uid: str
@@ -84,16 +84,16 @@ class Sendable:
 
 
 def choose(
-    instance: StoredInstance, policy: RenditionPolicy, asked: frozenset[str] = frozenset(), *, draw: bool = True
+    instance: StoredInstance, policy: RenditionPolicy, requested: frozenset[str] = frozenset(), *, draw: bool = True
 ) -> Choice:
-    """The encoding of an instance that a peer of that policy gets; ``asked``: UIDs it named at IMAGE level; ``draw``:
-    whether it gets reconstructions with drawn noise."""
+    """The object of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
+    ``draw``: whether it gets reconstructions with drawn noise."""
     rendition = instance.rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
-    # who names an original that is gone by its own UID hears so, rather than getting something else
+    # a request for the UID of an original that is gone fails instead of returning another object
     gone = instance.purged or instance.original_lost
-    wants_original = rendition.uid(draw=draw) not in asked and (instance.sop_instance_uid in asked or not gone)
+    wants_original = rendition.uid(draw=draw) not in requested and (instance.sop_instance_uid in requested or not gone)
     if policy is RenditionPolicy.AUTO and wants_original:
         return Choice(instance, None)
     return Choice(instance, rendition, draw)
@@ -102,32 +102,32 @@ def choose(
 def choose_all(
     instance: StoredInstance,
     policy: RenditionPolicy,
-    asked: frozenset[str],
+    requested: frozenset[str],
     named: list[StoredRendition],
     *,
     draw: bool = True,
 ) -> list[Choice]:
-    """The encodings of an instance that a peer gets; ``named``: renditions of which it asked for an object by its UID.
+    """The objects of an instance that a peer gets; ``named``: renditions that it requested by a derived UID.
 
-    A derived UID leads to its own pixels for ever: what is sent is the object that was named, be it of an older
-    rendition or of the texture that the peer would not get otherwise.
+    A derived UID always leads to its own pixels: the requested object is sent, even if it is of an older rendition, or
+    of the texture that the peer does not get otherwise.
     """
     current = instance.rendition.uid(draw=draw) if instance.rendition else None
     others = [
         Choice(instance, one, draws)
         for one in named
         for draws in (True, False)
-        if one.uid(draw=draws) in asked and one.uid(draw=draws) != current
+        if one.uid(draw=draws) in requested and one.uid(draw=draws) != current
     ]
     if policy is RenditionPolicy.ORIGINAL or not others:
-        return [choose(instance, policy, asked, draw=draw)]
-    own = {instance.sop_instance_uid, current} & asked
-    return [*([choose(instance, policy, asked, draw=draw)] if own else []), *others]
+        return [choose(instance, policy, requested, draw=draw)]
+    own = {instance.sop_instance_uid, current} & requested
+    return [*([choose(instance, policy, requested, draw=draw)] if own else []), *others]
 
 
 class Retrieve:
-    """Makes choices into files. ``threads`` bounds how many images are prepared at once; most of those only wait for a
-    worker, and must not hold up others that are ready."""
+    """Prepares files for choices, up to ``threads`` at once; most of these only wait for a worker, and must not delay
+    others that are ready."""
 
     def __init__(
         self,
@@ -154,30 +154,29 @@ class Retrieve:
         self,
         keys: list[int],
         policy: RenditionPolicy,
-        asked: frozenset[str] = frozenset(),
+        requested: frozenset[str] = frozenset(),
         *,
         rewrite: bool = False,
         draw: bool = True,
     ) -> list[Choice]:
-        """What a peer gets for those instance keys, in their order; ``rewrite``: annotations as copies; ``draw``:
-        reconstructions with drawn noise."""
-        named = self._index.renditions(sorted(asked)) if asked else {}
+        """The objects that a peer gets for those instance keys, in their order. ``rewrite``: annotations as copies;
+        ``draw``: reconstructions with drawn noise."""
+        named = self._index.renditions(sorted(requested)) if requested else {}
         chosen: list[Choice] = []
         for start in range(0, len(keys), 500):
             some = keys[start : start + 500]
-            told = copies(self._index.engine, some, asked, draw=draw) if rewrite else {}
+            rewritten = copies(self._index.engine, some, requested, draw=draw) if rewrite else {}
             for instance in self._index.by_keys(some):
-                for choice in choose_all(instance, policy, asked, named.get(instance.key, []), draw=draw):
-                    chosen.append(replace(choice, copy=told.get(instance.key)))
+                for choice in choose_all(instance, policy, requested, named.get(instance.key, []), draw=draw):
+                    chosen.append(replace(choice, copy=rewritten.get(instance.key)))
         return chosen
 
     def prepare(
         self, choices: list[Choice], expected: Callable[[Choice], str] = lambda choice: ""
     ) -> Generator[tuple[Choice, Future[Sendable]], None, None]:
-        """Each choice with the future of its file, at most a few images ahead of the reader.
+        """Each choice with the future of its file, a few images ahead of the reader.
 
-        ``expected``: the transfer syntax in which it is likely to go out. A future raises LatentPacsError where the
-        image cannot be sent.
+        ``expected``: the likely transfer syntax. A future raises LatentPacsError if the image cannot be sent.
         """
         ahead: list[tuple[Choice, Future[Sendable]]] = []
         try:
@@ -193,9 +192,9 @@ class Retrieve:
                 discard(future)
 
     def make(self, choice: Choice, expected: str = "") -> Sendable:
-        """The file for one choice; where the rendition cannot be made as verified, the original in its stead.
+        """The file for one choice; the original if the rendition cannot be made as verified.
 
-        ``expected`` as of ``prepare``: an original that is packed in that syntax is passed through, and not unpacked.
+        ``expected``: as in ``prepare``; an original that is packed in that transfer syntax is not unpacked.
         """
         if choice.copy is not None:
             return self._copy(choice.instance, choice.copy)
@@ -204,24 +203,24 @@ class Retrieve:
             return passed or self._original(choice.instance)
         try:
             return self._reconstruction(choice)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the original can still be sent
-            return self.instead(choice, error)
+        except Exception as error:  # noqa: BLE001 - the original can still be sent
+            return self.fall_back_to_original(choice, error)
 
-    def instead(self, choice: Choice, error: Exception) -> Sendable:
-        """The original in place of a rendition that cannot be sent, for that reason. Raises LatentPacsError."""
+    def fall_back_to_original(self, choice: Choice, error: Exception) -> Sendable:
+        """The original instead of a rendition that cannot be sent because of ``error``. Raises LatentPacsError."""
         try:
             original = self._original(choice.instance)
         except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
             raise NotReconstructable(
-                f"the rendition cannot be sent: {told(error)}; nor can the original: {gone}"
+                f"the rendition cannot be sent: {safe_text(error)}; nor can the original: {gone}"
             ) from error
-        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, told(error))
+        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, safe_text(error))
         return original
 
     def make_ahead(self, choice: Choice) -> bool:
-        """Put what takes time to be made into the cache: a reconstruction, or an unpacked original.
+        """Prefetch a reconstruction or an unpacked original into the cache; False for other originals.
 
-        False where nothing takes time. Raises LatentPacsError.
+        Raises LatentPacsError.
         """
         if choice.rendition is None:
             return self._originals.unpack_ahead(choice.instance.original_digest)
@@ -230,7 +229,7 @@ class Retrieve:
         return True
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
-        """The same object in another transfer syntax, without loss. Raises PixelError, Unparseable or WorkerDied."""
+        """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable or WorkerDied."""
         target = self._cache.blank()
         try:
             request = TranscodeRequest(sendable.path, target, str(syntax))
@@ -242,12 +241,12 @@ class Retrieve:
         return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax), own=True)
 
     def unpacked(self, sendable: Sendable) -> Sendable:
-        """The original as it was received, for one that was passed through. Raises LatentPacsError."""
+        """The original as it was received, for a file with packed codestreams. Raises LatentPacsError."""
         assert sendable.passed is not None
         return self._original(sendable.passed)
 
     def _passed(self, instance: StoredInstance) -> Sendable | None:
-        """An original in JPEG-LS Lossless without decoding it; None where it is to be unpacked."""
+        """A packed original in JPEG-LS Lossless without decoding it; None if it has to be unpacked."""
         if instance.amended:
             return None
         target = self._cache.blank()
@@ -269,7 +268,7 @@ class Retrieve:
         return Sendable(path, instance.sop_class_uid, copy.uid, instance.transfer_syntax_uid, own=True)
 
     def _edited(self, received: Path, write: Callable[[Path, Path], None]) -> Path:
-        """A received file with its header edited; the file that was lent is given back."""
+        """Write a received file with an edited header, and unlink the received one."""
         target = self._cache.blank()
         try:
             write(received, target)
@@ -285,7 +284,7 @@ class Retrieve:
         key = _cache_key(choice)
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
-        with making:  # two peers that want the same image wait for one reconstruction
+        with making:  # two peers that request the same image share one reconstruction
             link = self._cache.link(key)
             if link is None:
                 link = self._cache.keep(key, self._render(choice, choice.rendition, priority))
@@ -315,7 +314,7 @@ class Retrieve:
 
 
 def _cache_key(choice: Choice) -> str:
-    """Of what decides the bytes of a reconstruction: rendition, texture, and the version of its header."""
+    """The cache key of a reconstruction: its rendition, texture, and the version of its header."""
     assert choice.rendition is not None
     version = version_of(choice.instance.amended)
     parts = [choice.rendition.rendition_digest, "" if choice.draw else "plain", version]
@@ -323,5 +322,5 @@ def _cache_key(choice: Choice) -> str:
 
 
 def discard(future: Future[Sendable]) -> None:
-    """Let go of a file that nobody will send any more, now or when it is made."""
+    """Remove a file that will not be sent, now or when it is ready."""
     future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else done.result().close())

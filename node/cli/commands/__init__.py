@@ -1,1 +1,1 @@
-"""One module per command of ``latent-pacs``."""
+"""The commands of ``latent-pacs``, each in the module of its name."""

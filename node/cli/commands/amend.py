@@ -1,9 +1,7 @@
-"""``latent-pacs amend``: corrects what patients and studies are called, in versions; no object is touched."""
+"""``latent-pacs amend``: corrects attributes of patients and studies, in versions; no object is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,34 +9,48 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.commands.purge import BadRequest, ReasonOption, current_user, stated
 from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.exit_codes import UsageError
+from node.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    ReasonOption,
+    UtcOption,
+    archive,
+    current_user,
+    print_json,
+    stated,
+)
+from node.cli.times import time_json, time_text
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
 from storage.errors import UnknownUid
-from storage.index.amendments import Amendments, MadeAmendment
+from storage.index.amendments import MadeAmendment
 
-amends = typer.Typer(help="Corrections of patients and studies: versions of the header.", no_args_is_help=True)
+amends = typer.Typer(
+    help="Correct attributes of patients and studies. Every correction is a version that can be undone.",
+    no_args_is_help=True,
+)
 
 SetOption = Annotated[
     list[str],
-    typer.Option("--set", help="An attribute and its right value; may be repeated.", metavar="KEYWORD=VALUE"),
+    typer.Option("--set", help="An attribute and its new value; repeatable.", metavar="KEYWORD=VALUE"),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
-NumberArgument = Annotated[int, typer.Argument(help="The amendment's number, as `amend list` shows it.")]
+NumberArgument = Annotated[int, typer.Argument(help="The number of the amendment, from `amend list`.")]
 
 
 @amends.command("patient")
 def amend_patient(
-    patient: Annotated[str, typer.Argument(help="The Patient ID as it is now.")],
+    patient: Annotated[str, typer.Argument(help="The current Patient ID.")],
     values: SetOption,
     reason: ReasonOption,
-    issuer: Annotated[str, typer.Option("--issuer", help="Its Issuer of Patient ID.", metavar="TEXT")] = "",
+    issuer: Annotated[str, typer.Option("--issuer", help="The Issuer of Patient ID.", metavar="TEXT")] = "",
     dry_run: DryRunOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Correct a patient in all studies, also those to come; a new PatientID renames, or merges into a known patient."""
+    """Correct a patient in all studies, future ones included. A new PatientID renames the patient, or merges two."""
     _make(config, AmendmentKind.PATIENT, patient_identity(patient, issuer), values, reason, dry_run, as_json)
 
 
@@ -51,7 +63,7 @@ def amend_study(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Correct a study, accession number for instance; a new PatientID moves it to that patient."""
+    """Correct a study, for instance its AccessionNumber. A new PatientID moves the study to that patient."""
     _make(config, AmendmentKind.STUDY, study, values, reason, dry_run, as_json)
 
 
@@ -63,54 +75,48 @@ def undo_amendment(
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Take an amendment back, which is another version; later ones stay."""
-    with _amendments(config) as amendments:
-        made = amendments.undo(number, reason=stated(reason), who=current_user(), dry_run=dry_run)
+    """Undo an amendment, which makes another version. Later amendments stay in force."""
+    with archive(config) as services:
+        made = services.index.amendments.undo(number, reason=stated(reason), who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
 
 
 @amends.command("list")
-def list_amendments(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Every version there ever was, oldest first."""
-    with _amendments(config) as amendments:
-        found = amendments.all()
+def list_amendments(utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """List all versions, oldest first."""
+    with archive(config) as services:
+        found = services.index.amendments.all()
     if as_json:
-        print_json([_plain(one) for one in found])
+        print_json([_as_json(one) for one in found])
         return
-    table = Table("number", "of", "target", "new values", "reason", "made", "in force")
+    table = Table("number", "of", "target", "new values", "reason", "made", "by", "in force")
     for one in found:
         what = f"undoes {one.undoes}" if one.undoes is not None else _text(one)
-        made = f"{one.made_at:%Y-%m-%d %H:%M} {one.made_by}"
-        standing = "undone" if one.undone else "" if one.undoes is not None else "yes"
-        table.add_row(str(one.number), one.kind, one.shown_target, what, one.reason, made, standing)
+        in_force = "undone" if one.undone else "" if one.undoes is not None else "yes"
+        made = time_text(one.made_at, utc=utc), one.made_by
+        table.add_row(str(one.number), one.kind, one.shown_target, what, one.reason, *made, in_force)
     Console().print(table)
 
 
 @amends.command("show")
-def show_amendment(number: NumberArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """One amendment, and the studies that it applies to today."""
-    with _amendments(config) as amendments:
-        found = next((one for one in amendments.all() if one.number == number), None)
-        studies = amendments.studies(number)
+def show_amendment(
+    number: NumberArgument,
+    utc: UtcOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one amendment, and the studies that it applies to today."""
+    with archive(config) as services:
+        found = next((one for one in services.index.amendments.all() if one.number == number), None)
+        studies = services.index.amendments.studies(number)
     if found is None:
-        raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` shows those that are")
-    report = {**_plain(found), "studies": studies}
+        raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` lists all")
+    report = {**_as_json(found), "studies": studies}
     if as_json:
         print_json(report)
         return
-    for name, value in report.items():
+    for name, value in {**report, "made_at": time_text(found.made_at, utc=utc)}.items():
         Console(soft_wrap=True).print(f"{name}: {value}")
-
-
-@contextmanager
-def _amendments(config: Path) -> Iterator[Amendments]:
-    """The amendments of an archive; at the end the journal has what was done."""
-    from node.app import services
-    from node.config import load
-
-    with services(load(config)) as at_hand:
-        yield at_hand.index.amendments
-        at_hand.trail.write_down()
 
 
 def _make(
@@ -120,31 +126,32 @@ def _make(
     for each in values:
         keyword, equals, value = each.partition("=")
         if not equals:
-            raise BadRequest(f"--set {each}: write KEYWORD=VALUE, such as PatientID=P0002")
+            raise UsageError(f"--set {each} has no =; write KEYWORD=VALUE, such as PatientID=P0002")
         named[keyword.strip()] = value
-    with _amendments(config) as amendments:
-        changes = changes_of(named)
-        made = amendments.make(kind, target, changes, reason=stated(reason), who=current_user(), dry_run=dry_run)
+    with archive(config) as services:
+        made = services.index.amendments.make(
+            kind, target, changes_of(named), reason=stated(reason), who=current_user(), dry_run=dry_run
+        )
     _print(made, dry_run, as_json)
 
 
 def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        print_json({**_plain(made.amendment), "dry_run": dry_run, "studies": [asdict(one) for one in made.studies]})
+        print_json({**_as_json(made.amendment), "dry_run": dry_run, "studies": [asdict(one) for one in made.studies]})
         return
     console = Console(soft_wrap=True)
     for study in made.studies:
         console.print(f"study {study.study_instance_uid}, {study.instances} instances:")
         for keyword, before in study.before.items():
             console.print(f"  {keyword}: {before!r} -> {study.after[keyword]!r}")
-    done = "would be made; nothing was changed" if dry_run else f"{made.amendment.number} is in force"
-    console.print(f"amendment {done}")
+    number = made.amendment.number
+    console.print("dry run: nothing was changed" if dry_run else f"amendment {number} is in force")
 
 
 def _text(one: Amendment) -> str:
     return ", ".join(f"{keyword_of(tag)}={text_of(value)}" for tag, value in one.changes.items())
 
 
-def _plain(one: Amendment) -> dict[str, Any]:
-    plain = {**asdict(one), "target": one.shown_target, "made_at": one.made_at.isoformat(timespec="seconds")}
+def _as_json(one: Amendment) -> dict[str, Any]:
+    plain = {**asdict(one), "target": one.shown_target, "made_at": time_json(one.made_at)}
     return {**plain, "changes": {keyword_of(tag): text_of(value) for tag, value in one.changes.items()}}

@@ -1,57 +1,81 @@
-"""``latent-pacs delete``: what goes for good, shown and confirmed first."""
+"""``latent-pacs delete``: deletes images permanently, after showing them and asking."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from node.cli.commands.purge import current_user, stated
 from node.cli.console import Console
-from node.cli.options import print_json
+from node.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    DryRunOption,
+    JsonOption,
+    archive,
+    current_user,
+    print_json,
+    stated,
+)
+from node.reports.formatting import size_text
 
 if TYPE_CHECKING:
     from node.archive.deletion import DeletionReport
 
 
-def run_delete(
-    uid: str, config: Path, *, level: str, reason: str, dry_run: bool, yes: bool, allow_return: bool, as_json: bool
+def delete(
+    uid: Annotated[str, typer.Argument(help="The UID of what to delete.")],
+    level: Annotated[Literal["image", "series", "study"], typer.Option("--level", help="What the UID identifies.")],
+    reason: Annotated[str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT")] = "",
+    dry_run: DryRunOption = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    allow_return: Annotated[
+        bool, typer.Option("--allow-return", help="Delete nothing: accept what was deleted if it is sent again.")
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
 ) -> None:
-    """Delete, say what a deletion would do, or lift tombstones."""
-    from node.app import services
-    from node.config import load
+    """Delete an image, a series or a study permanently, with its originals, its reconstructions and all their UIDs.
 
+    The whole request is refused (exit code 3) if any image is on hold, pinned by a storage commitment, or kept by
+    profile us-mqsa. If a deleted image is sent again, it goes to quarantine. Works beside a running node.
+    """
     if not dry_run:
         stated(reason)
-    who, console = current_user(), Console(soft_wrap=True)
-    with services(load(config)) as at_hand:
+    with archive(config) as services:
         if allow_return:
-            lifted = at_hand.deletion.allow_return(level, uid, reason=reason, who=who)
-            if as_json:
-                print_json({"may_come_back": lifted})
-            else:
-                console.print(f"{len(lifted)} UIDs may come back when they are sent again")
+            returning = services.deletion.allow_return(level, uid, reason=reason, who=current_user())
+            _print_returning(returning, as_json)
             return
-        report = at_hand.deletion.plan(level, uid)
+        report = services.deletion.plan(level, uid)
         if not dry_run:
             if not yes and not report.refused:
-                typer.confirm(f"Delete {_told(report)} for good?", abort=True, err=True)
-            report = at_hand.deletion.delete(level, uid, reason=reason, who=who)
+                typer.confirm(f"Delete {_summary(report)} permanently?", abort=True, err=True)
+            report = services.deletion.delete(level, uid, reason=reason, who=current_user())
     if as_json:
         print_json({"dry_run": report.dry_run, "images": [asdict(one) for one in report.images]})
-        return
+    else:
+        _print(report, dry_run)
+
+
+def _print_returning(uids: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"may_come_back": uids})
+    else:
+        Console(soft_wrap=True).print(f"{len(uids)} UIDs are accepted again when they are sent")
+
+
+def _print(report: DeletionReport, dry_run: bool) -> None:
+    console = Console(soft_wrap=True)
     for one in report.images:
-        what = f"kept, {one.kept_because}" if one.kept_because else "would be deleted" if dry_run else "deleted"
-        console.print(f"{one.sop_instance_uid}: {what}")
+        outcome = f"kept, {one.kept_because}" if one.kept_because else "would be deleted" if dry_run else "deleted"
+        console.print(f"{one.sop_instance_uid}: {outcome}")
     if dry_run and report.refused:
-        console.print("nothing would be deleted: it is all of it, or none")
+        console.print("nothing would be deleted, because one image that must be kept refuses the whole request")
 
 
-def _told(report: DeletionReport) -> str:
-    from node.reports.formatting import size_text
-
+def _summary(report: DeletionReport) -> str:
     studies = {one.study_instance_uid for one in report.images}
     size = size_text(sum(one.original_bytes for one in report.images))
-    return f"{len(report.images)} images ({size}) of {len(studies)} studies, reconstructions included,"
+    return f"{len(report.images)} images ({size}) of {len(studies)} studies, with their reconstructions,"

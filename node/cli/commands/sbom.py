@@ -1,7 +1,7 @@
-"""``latent-pacs sbom``: every package that is installed beside this one, as a CycloneDX bill of materials.
+"""``latent-pacs sbom``: lists the installed packages as a CycloneDX bill of materials.
 
-``make sbom`` takes cyclonedx-py instead where that is installed, and ``make audit`` compares the versions with the
-advisories of pip-audit.
+``make sbom`` uses cyclonedx-py instead if it is installed; ``make audit`` compares the versions with the advisories of
+pip-audit.
 """
 
 from __future__ import annotations
@@ -9,7 +9,14 @@ from __future__ import annotations
 from importlib.metadata import Distribution, distributions
 from typing import Any
 
+from node.cli.options import print_json
+
 SPECIFICATION = "1.5"
+
+
+def sbom() -> None:
+    """Print a CycloneDX bill of materials (JSON): every installed package, with its version and licence."""
+    print_json(bill_of_materials())
 
 
 def bill_of_materials() -> dict[str, Any]:

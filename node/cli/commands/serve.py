@@ -1,32 +1,45 @@
-"""``latent-pacs serve``: the node in the foreground, stopped by a signal."""
+"""``latent-pacs serve``: runs the node in the foreground until a signal stops it."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import time
-from pathlib import Path
 from types import FrameType
+from typing import Annotated
+
+import typer
 
 from node.cli.logs import configure
+from node.cli.options import DEFAULT_CONFIG, ConfigOption
 from node.config import load
 
 LOGGER = logging.getLogger("latent_pacs")
 
-_LOOK = 0.2
-"""Seconds after which a signal is seen at the latest."""
+_POLL = 0.2
+"""Seconds between two checks for a signal."""
 
 
-def serve_until_stopped(config: Path, *, verbose: bool, accept_empty_index: bool = False) -> None:
-    """Run a node as ``config`` says until SIGTERM or SIGINT."""
+def serve(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every association.")] = False,
+    accept_empty_index: Annotated[
+        bool,
+        typer.Option(
+            "--accept-empty-index",
+            help="Start with a new index although objects are here and the index is empty or another archive's.",
+        ),
+    ] = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+) -> None:
+    """Run the node until SIGTERM or Ctrl-C. Open associations are finished first."""
     settings = load(config)
     configure(settings.log, verbose=verbose)
-    if settings.names_nobody:
-        LOGGER.warning("any AE title may store, since the configuration has neither peers nor unknown_peers; add one")
+    if settings.lists_no_peers:
+        LOGGER.warning("any AE title may store, because the configuration has neither peers nor unknown_peers; add one")
     stopping: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        LOGGER.info("%s: finishing what is in flight", signal.Signals(number).name)
+        LOGGER.info("%s: finishing open associations", signal.Signals(number).name)
         stopping.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -35,7 +48,7 @@ def serve_until_stopped(config: Path, *, verbose: bool, accept_empty_index: bool
 
     with Node(settings, accept_empty_index=accept_empty_index) as node:
         LOGGER.info("ready: %s on port %s", settings.node.ae_title, node.server.ports)
-        # a signal that comes just before a wait begins does not end it, and a handler must not take an event's lock
+        # a signal handler must not take the lock of an Event, and a signal just before a wait would not end the wait
         while not stopping:
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
     LOGGER.info("stopped")

@@ -1,48 +1,33 @@
-"""``latent-pacs status``: what is held, what it weighs, what is left to do."""
+"""``latent-pacs status``: counts of images and bytes, the backlog, and the compression ratio."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from node.archive.index_opening import open_for_command
 from node.cli.console import Console
-from node.cli.options import print_json
-from node.config import Profile, keep_text, load
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, print_json
+from node.config import Profile, load, retention_text
 from node.reports.formatting import size_text
-from storage.index import Index
 from storage.index.connection import now
 from storage.records import HoldingCounts, OriginalTotals
 
 
-@contextmanager
-def open_index(config: Path) -> Iterator[Index]:
-    """The index of a configuration, which must exist already. Raises ConfigError."""
-    index = open_for_command(load(config))
-    try:
-        yield index
-    finally:
-        index.close()
-
-
-def print_status(config: Path, *, as_json: bool) -> None:
-    """Print counts, as text or JSON."""
+def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Print counts by state, bytes by kind, the backlog, and the compression ratio. Works beside a running node."""
     settings = load(config)
-    keep, reserve = settings.originals.keep, settings.audit.reserve_bound
+    retain_for, reserve = settings.originals.retain_for, settings.audit.reserve_bound
     never = settings.codec.profile is Profile.US_MQSA
     with open_index(config) as index:
         counts, totals = index.counts(), index.originals.totals()
         free = {
-            keep_text(span): (0, 0)
+            retention_text(span): (0, 0)
             if span is None or never
             else index.originals.purgeable_totals(now() - span, reserve)
-            for span in (keep, timedelta(days=30))
+            for span in (retain_for, timedelta(days=30))
         }
     report = status_report(counts) | {
         "originals": dataclasses.asdict(totals),
@@ -58,14 +43,16 @@ def print_status(config: Path, *, as_json: bool) -> None:
     console.print(_bytes(counts))
     console.print(_originals(totals))
     for name, (count, size) in free.items():
-        console.print(f"a purge with originals.keep {name} would free {size_text(size)} of {count} originals")
+        console.print(
+            f"a purge with originals.retain_for {name} would remove {count} originals and free {size_text(size)}"
+        )
     console.print(f"backlog: {counts.backlog}   quarantined: {counts.quarantined}")
     console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
     console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
 
 
 def status_report(counts: HoldingCounts) -> dict[str, Any]:
-    """The counts with both ratios; a ratio is None where there is nothing to divide."""
+    """The counts with both compression ratios; a ratio is None if there is nothing to divide."""
     return {
         **dataclasses.asdict(counts),
         "ratio_reconstructable": _ratio(counts.reconstructable_pixel_bytes, counts.reconstructable_payload_bytes),
@@ -81,27 +68,26 @@ def _states(counts: HoldingCounts) -> Table:
 
 
 def _left_out(counts: HoldingCounts) -> Table:
-    """``other``: each has a reason of its own, which ``latent-pacs instance show`` prints."""
-    table = Table("reason", "instances", title="exact only: left out of reconstruction")
+    """Reasons why images stay exact. ``other``: each has its own reason, which ``latent-pacs instance show`` prints."""
+    table = Table("reason", "instances", title="not reconstructable, by reason")
     for reason, count in counts.left_out.items():
-        own = "other: see latent-pacs instance show UID" if reason == "other" else reason
-        table.add_row(own, str(count))
+        text = "other: see latent-pacs instance show UID" if reason == "other" else reason
+        table.add_row(text, str(count))
     return table
 
 
 def _bytes(counts: HoldingCounts) -> Table:
-    table = Table("kind", "bytes", "", title="objects")
+    table = Table("kind", "size", title="objects")
     for kind, size in counts.bytes_by_kind.items():
-        table.add_row(kind, str(size), size_text(size))
+        table.add_row(kind, size_text(size))
     return table
 
 
 def _originals(totals: OriginalTotals) -> Table:
-    table = Table("originals", "count", "bytes", "", title="originals as they are held")
+    table = Table("originals", "count", "size", title="originals")
     for name in ("verbatim", "packed", "cold"):
-        size = getattr(totals, f"{name}_bytes")
-        table.add_row(name, str(getattr(totals, name)), str(size), size_text(size))
-    table.add_row("purged", str(totals.purged), "0", "0 B")
+        table.add_row(name, str(getattr(totals, name)), size_text(getattr(totals, f"{name}_bytes")))
+    table.add_row("purged", str(totals.purged), "0 B")
     return table
 
 

@@ -1,44 +1,57 @@
-"""``latent-pacs trail``: what happened, who did it, and whether the record of it is whole."""
+"""``latent-pacs trail``: prints the audit trail, and checks that no record was changed or removed."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.table import Table
 
 from node.cli.console import Console
-from node.cli.options import print_json
+from node.cli.exit_codes import FAILED
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, UtcOption, archive, print_json
+from node.cli.times import time_text
 
 
-def print_trail(config: Path, *, since: str, uid: str, newest: int, as_json: bool) -> None:
-    """Print records of the audit trail, oldest first."""
-    from node.app import services
-    from node.config import load
+def trail(
+    since: Annotated[str, typer.Option("--since", help="From this date (UTC) on: 2026-01-31.", metavar="DATE")] = "",
+    study: Annotated[str, typer.Option("--study", help="Only records about this UID.", metavar="UID")] = "",
+    limit: Annotated[int, typer.Option("--limit", help="Only the last N records; 0 is all.", metavar="N", min=0)] = 0,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that no record was changed or removed.")] = False,
+    utc: UtcOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the audit trail: who did what, when, and with which outcome. Records are hash-chained.
 
-    with services(load(config)) as at_hand:
-        records = list(at_hand.index.trail.records(since=since, uid=uid, newest=newest))
+    It records stores, retrievals, refused requests and associations with the peer and the reason, damage, holds,
+    labels, amendments, deletions, quarantine, purges, restores, re-verifications and failures.
+    """
+    if verify:
+        _verify(config, as_json)
+        return
+    with archive(config) as services:
+        records = list(services.index.trail.records(since=since, uid=study, newest=limit))
     if as_json:
         print_json([asdict(record) for record in records])
         return
-    table = Table("no.", "when (UTC)", "who", "action", "outcome", "on", "detail")
+    table = Table("no.", "time", "who", "action", "outcome", "on", "detail")
     for record in records:
-        entry = record.entry
+        entry, when = record.entry, time_text(record.at, utc=utc)
         on = f"{entry.level} {' '.join(entry.uids)}".strip()
-        when = record.at.partition("+")[0]
         table.add_row(str(record.number), when, entry.who, entry.action, entry.outcome, on, entry.detail)
     Console().print(table)
 
 
-def verify_trail(config: Path, *, as_json: bool) -> bool:
-    """Check the chain of records in the index and in the journal; False where it is broken."""
-    from node.app import services
-    from node.config import load
-
-    with services(load(config)) as at_hand:
-        broken, count = at_hand.trail.broken(), at_hand.index.trail.last()[0]
+def _verify(config: Path, as_json: bool) -> None:
+    """Check the chain of records in the index and in the journal."""
+    with archive(config) as services:
+        broken, count = services.trail.broken(), services.index.trail.last()[0]
     if as_json:
         print_json({"records": count, "broken": broken})
     else:
         Console(soft_wrap=True).print(broken or f"{count} records, unbroken in index and journal")
-    return not broken
+    if broken:
+        raise typer.Exit(FAILED)

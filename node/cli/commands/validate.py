@@ -1,4 +1,4 @@
-"""``latent-pacs validate``: does a classifier do as well on what the archive gives back as on the originals?"""
+"""``latent-pacs validate``: tests whether a classifier does as well on reconstructions as on originals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.table import Table
 
 from node.cli.commands.jobs import exit_code, run_job, run_json
 from node.cli.console import Console
+from node.cli.exit_codes import FAILED
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.config import load
 
 if TYPE_CHECKING:
     from storage.index.job_runs import JobRun
@@ -21,31 +23,24 @@ _JOB = "validation"
 
 
 @validations.callback()
-def validate() -> None:
-    """Validation with ResNet50 on labelled images."""
+def _group() -> None:
+    """Keep ``run`` a verb of its own while it is the only one."""
 
 
-@validations.command("run")
-def run(
-    config: ConfigOption = DEFAULT_CONFIG,
-    as_json: JsonOption = False,
-) -> None:
-    """Validate now, on the node that runs here or in this process, by jobs.validation of config.yaml; waits for it.
+@validations.command()
+def run(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """Run the job `validation` now, on the running node or in this process, and wait for it.
 
-    Exit code 0: equivalent or inconclusive; 1: different, or it failed; 3: cancelled or interrupted.
+    Exit code 0: equivalent or inconclusive; 1: different, or the job failed; 4: cancelled or interrupted.
     """
     ended = run_job(_JOB, config, wait=True)
-    assert ended is not None, "it was waited for"
-    if as_json:
-        print_json(run_json(ended))
-    else:
-        _print(ended, config)
-    raise typer.Exit(1 if ended.report.get("verdict") == "different" else exit_code(ended))
+    assert ended is not None, "wait=True returns a run"
+    print_json(run_json(ended)) if as_json else _print(ended, config)
+    raise typer.Exit(FAILED if ended.report.get("verdict") == "different" else exit_code(ended))
 
 
 def _print(ended: JobRun, config: Path) -> None:
     from node.app import open_reports
-    from node.config import load
 
     console = Console(soft_wrap=True)
     report = ended.report
@@ -57,7 +52,7 @@ def _print(ended: JobRun, config: Path) -> None:
     console.print(str(report["sentence"]))
     table = Table("trained", "AUC")
     for name, value in dict(report["auc"]).items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(name, f"{value:.3f}")
     console.print(table)
     with open_reports(load(config)) as reports:
         console.print(str(reports.html(reports.find(report["report"]))))

@@ -1,4 +1,4 @@
-"""The encoder's entry points: encode an original, or make another rendition of an existing base."""
+"""Requests to a worker: encode an original, or make another rendition of an existing base; and their results."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """Encodes an original and verifies it. Without thresholds ``point`` is measured and nothing is gated.
+    """Encode an original, and verify the result against it. Without ``thresholds``, ``point`` is measured, not gated.
 
     ``point``: the only operating point to try; None searches ``scales`` with JPEG XL at ``effort``. ``patch_share``:
-    largest part of the image that repairs may cover; ``regions`` (row, column, height, width, in pixels) are stored
-    exactly whatever the gate says of them; ``upscaler``: the only one of the catalogue's candidates to try, by name;
-    all of them where it is empty, or is none of them.
+    largest share of the image that repairs may cover. ``regions`` (row, column, height, width, in pixels) are stored
+    exactly, whatever the gate finds there. ``upscaler``: name of the only candidate of the catalogue to try; all are
+    tried if it is empty or not among them.
     """
 
     original: Path
@@ -52,7 +52,7 @@ class EncodeRequest:
 
 @dataclass(frozen=True)
 class ReverifyRequest:
-    """Let the configured upscaler make a base that is there already, and measure that; fields as of EncodeRequest."""
+    """Upscale an existing base with the configured upscaler, and measure that; fields as in EncodeRequest."""
 
     original: Path
     original_digest: str
@@ -64,18 +64,26 @@ class ReverifyRequest:
 
 
 @dataclass(frozen=True)
+class EncodedRendition:
+    """A rendition and its model. ``base`` and ``data``: the bytes of its two objects, base and rendition."""
+
+    rendition: Rendition
+    point: OperatingPoint
+    base: bytes
+    data: bytes
+    model: Installed
+
+
+@dataclass(frozen=True)
 class EncodeResult:
-    """What was tried, and, where something passed, its rendition, base and rendition as object bytes, and the model."""
+    """``tried``: every operating point that was measured. ``made``: the cheapest that passed, None if none did."""
 
     tried: tuple[Trial, ...]
-    made: Rendition | None = None
-    base: bytes = b""
-    rendition: bytes = b""
-    model: Installed | None = None
+    made: EncodedRendition | None
 
 
 def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
-    """Encode one file as ``request`` says. Raises NotReconstructable or PixelError where its pixels rule it out."""
+    """Encode one file. Raises NotReconstructable or PixelError if its pixels cannot be encoded."""
     source, reference = read_source(request.original, request.original_digest)
     candidates = catalogue.candidates()
     encoder = Encoder(
@@ -87,44 +95,42 @@ def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeRes
         regions=request.regions,
     )
     made = encoder.at(request.point) if request.point else encoder.search()
-    return _result(made, request.original_uid, tuple(encoder.tried))
+    return _result(made, request, encoder)
 
 
 def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
-    """What the configured upscaler makes of an existing base, where it passes the gate; else why it does not.
-
-    Raises PayloadError where the base is not one of this very original.
-    """
+    """Upscale and measure an existing base. Raises PayloadError if it was made from another original."""
     source, reference = read_source(request.original, request.original_digest)
     data = request.base.read_bytes()
     base = decode_base(data)
     if base.pixel_digest != source.pixel_digest:
         digest = hashlib.sha256(data).hexdigest()
-        raise PayloadError(f"base {digest} was made of other pixels than original {request.original_digest} has")
+        raise PayloadError(f"base {digest} was not made from the pixels of original {request.original_digest}")
     encoder = Encoder(
         *(source, reference, catalogue.candidates(), request.thresholds),
         share=request.patch_share,
         regions=request.regions,
     )
-    return _result(encoder.of_base(base, data), request.original_uid, tuple(encoder.tried))
+    return _result(encoder.of_base(base, data), request, encoder)
 
 
-def _result(made: Encoded | None, original_uid: str, tried: tuple[Trial, ...]) -> EncodeResult:
+def _result(made: Encoded | None, request: EncodeRequest | ReverifyRequest, encoder: Encoder) -> EncodeResult:
     if made is None:
-        return EncodeResult(tried)
-    rendition = rendition_of(made, original_uid)
-    return EncodeResult(tried, rendition, made.data, encode_rendition(rendition), installed(made.upscaler))
+        return EncodeResult(tuple(encoder.tried), None)
+    rendition = rendition_of(made, request.original_uid)
+    model, data = installed(made.upscaler), encode_rendition(rendition)
+    return EncodeResult(tuple(encoder.tried), EncodedRendition(rendition, made.base.point, made.data, data, model))
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:
-    """What is stored beside the base."""
+    """The rendition of an encoding, as it is stored beside the base."""
     upscaler, base_digest = made.upscaler, hashlib.sha256(made.data).hexdigest()
-    told = hashlib.sha256(b"".join(made.parts.values())).hexdigest()
+    side_digest = hashlib.sha256(b"".join(made.parts.values())).hexdigest()
     name, weights, steps = upscaler.name, upscaler.weights_digest, upscaler.steps
     return Rendition(
         base_digest=base_digest,
         original_uid=original_uid,
-        derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, told),
+        derived_uid=derived_uid(original_uid, base_digest, name, weights, steps, made.seed, side_digest),
         upscaler=name,
         method=upscaler.method,
         generative=upscaler.generative,
@@ -144,7 +150,7 @@ def rendition_of(made: Encoded, original_uid: str) -> Rendition:
 
 
 def _extremes(made: Encoded) -> dict[str, list[int]]:
-    """Smallest and largest pixel value outside padding, with noise and without, for the derived header."""
+    """Smallest and largest pixel values outside padding, each with and without drawn noise, for the derived header."""
     padding = made.base.padding_content()
     shown = np.ones(made.served.shape, dtype=bool) if padding is None else ~padding[0]
     return {

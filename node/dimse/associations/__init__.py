@@ -1,1 +1,1 @@
-"""Associations, accepted and requested."""
+"""Associations that peers open, and those that this node opens."""

@@ -1,4 +1,4 @@
-"""Who is connected, for ``serve --verbose``: each association when it is accepted, and how it ended."""
+"""Logs each association when it is accepted and when it ends, for ``serve --verbose``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ LOGGER = logging.getLogger(__name__)
 
 
 def accepted(event: Any) -> None:
-    """Bound to pynetdicom's EVT_ACCEPTED."""
-    _tell(event, "accepted")
+    """Handle pynetdicom's EVT_ACCEPTED."""
+    _log(event, "accepted")
 
 
 def released(event: Any) -> None:
-    """Bound to EVT_RELEASED."""
-    _tell(event, "released")
+    """Handle EVT_RELEASED."""
+    _log(event, "released")
 
 
 def aborted(event: Any) -> None:
-    """Bound to EVT_ABORTED."""
-    _tell(event, "aborted")
+    """Handle EVT_ABORTED."""
+    _log(event, "aborted")
 
 
-def _tell(event: Any, what: str) -> None:
+def _log(event: Any, what: str) -> None:
     if event.assoc.is_acceptor:
         LOGGER.info(
             "Association of %s from %s %s", str(event.assoc.requestor.ae_title).strip(), address_of(event.assoc), what

@@ -1,4 +1,4 @@
-"""Who calls, and what that AE title may do."""
+"""What config.yaml allows and prefers for each AE title."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from node.config import Peer, RenditionPolicy, Settings, Texture, Verb, WireSynt
 
 
 class Peers:
-    """The peers of config.yaml. An AE title that is not there may do what strangers may."""
+    """The peers of config.yaml. ``unknown_peers`` applies to other AE titles."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -18,33 +18,33 @@ class Peers:
         return str(event.assoc.requestor.ae_title).strip()
 
     def may(self, ae_title: str, verb: Verb) -> bool:
-        """True when that AE title may use that verb."""
+        """True if that AE title may use that service."""
         peer = self._settings.peer(ae_title)
-        allowed: tuple[str, ...] = self._settings.strangers_may if peer is None else peer.allow
+        allowed: tuple[str, ...] = self._settings.allowed_to_unknown_peers if peer is None else peer.allow
         return verb in allowed
 
     def rendition(self, ae_title: str) -> RenditionPolicy:
-        """Which encoding that AE title gets."""
+        """The rendition that is sent to that AE title."""
         peer = self._settings.peer(ae_title)
         return RenditionPolicy.ORIGINAL if peer is None else peer.rendition
 
     def draws(self, ae_title: str) -> bool:
-        """Whether that AE title gets reconstructions with the noise drawn that they lack."""
+        """Whether reconstructions are sent to that AE title with drawn noise."""
         peer = self._settings.peer(ae_title)
         own = None if peer is None else peer.texture
         return (own or self._settings.reconstruct.texture) is Texture.DRAWN
 
     def rewrites(self, ae_title: str) -> bool:
-        """Whether that AE title gets annotations as copies whose references name reconstructions."""
+        """Whether annotations are sent to that AE title as copies whose references name reconstructions."""
         peer = self._settings.peer(ae_title)
         return peer is not None and peer.references == "rewrite"
 
     def transfer_syntaxes(self, ae_title: str) -> tuple[WireSyntax, ...]:
-        """What that AE title would rather get, best first; empty where config.yaml does not say."""
+        """The transfer syntaxes that config.yaml prefers for that AE title, best first."""
         peer = self._settings.peer(ae_title)
         return () if peer is None else peer.transfer_syntaxes
 
     def destination(self, ae_title: str) -> Peer | None:
-        """The peer to move to, where it is known and has an address."""
+        """The peer to move to, if it is known and has an address."""
         peer = self._settings.peer(ae_title)
         return peer if peer is not None and peer.reachable else None

@@ -1,7 +1,7 @@
-"""What a peer is refused: one line of the log and one record of the trail, with who, what and why.
+"""Records what is refused to peers: one log line and one record of the audit trail, with peer, request and reason.
 
-The reason is that of the status table, since the text of an error may quote what the peer sent; the peer itself gets
-the whole sentence as Error Comment.
+The reason comes from the status table, since the text of an error may quote what the peer sent; the peer gets that text
+as Error Comment.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from storage.records import TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 Record = Callable[[TrailEntry], None]
-"""Hands an entry to the audit trail, and does not wait for it."""
+"""Hands an entry to the audit trail without waiting for it."""
 
-_AGAIN = 60.0
-"""Seconds within which the same refusal of an association is not recorded once more: anybody can ask for many."""
+_REPEAT = 60.0
+"""Seconds in which the same rejection is recorded once, since a caller can cause many."""
 _MOST_REMEMBERED = 1000
+"""Rejections that are compared with later ones."""
 
 
 class Refusals:
-    """Tells log and trail. Safe to share between threads."""
+    """Writes to log and trail. Safe to share between threads."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._lock = threading.Lock()
-        self._told: dict[tuple[str, str, str], float] = {}
+        self._recorded: dict[tuple[str, str, str], float] = {}
 
     def of_request(self, event: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
-        """A DIMSE request that was answered with a failure; ``uids``: of the images that it was about."""
+        """Record a DIMSE request that was answered with a failure; ``uids``: the images that it named."""
         who, address = str(event.assoc.requestor.ae_title).strip(), address_of(event.assoc)
         about = f" of {' '.join(uids)}" if uids else ""
         LOGGER.warning("refused %s%s by %s from %s: %04X, %s", verb, about, who, address, status, why)
@@ -43,18 +44,18 @@ class Refusals:
         )
 
     def of_association(self, title: str, address: str, why: str) -> None:
-        """An association that was not let in."""
+        """Record an association that was rejected."""
         LOGGER.warning("rejected an association of %s from %s: %s", title, address, why)
         now, same = time.monotonic(), (title, address, why)
         with self._lock:
-            if now - self._told.get(same, -_AGAIN) < _AGAIN:
+            if now - self._recorded.get(same, -_REPEAT) < _REPEAT:
                 return
-            if len(self._told) >= _MOST_REMEMBERED:
-                self._told.clear()
-            self._told[same] = now
+            if len(self._recorded) >= _MOST_REMEMBERED:
+                self._recorded.clear()
+            self._recorded[same] = now
         self._record(TrailEntry("associate", title, outcome="refused", detail=f"{why}; from {address}"))
 
 
 def address_of(assoc: Any) -> str:
-    """Where an association comes from."""
+    """The address of the peer that opened an association."""
     return str(assoc.requestor.address)

@@ -1,7 +1,7 @@
-"""C-STORE as a sender: to a move destination, or back over the association of a C-GET.
+"""Sends images by C-STORE: to a move destination, or over the association of a C-GET.
 
-A file goes out in the best transfer syntax that the receiver took, by its peer entry in config.yaml: as its
-bytes are where that is the one, else encoded anew by a worker, without loss.
+A file is sent in the transfer syntax that the receiver accepted and that config.yaml prefers for it: unchanged if it is
+in that syntax, otherwise encoded without loss by a worker.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from pynetdicom.presentation import PresentationContext, build_context
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.config import Peer, WireSyntax
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
-from node.dimse.pynetdicom_patches.wire import stream_files, why_no_answer
+from node.dimse.pynetdicom_patches.association_shutdown import close_connection
+from node.dimse.pynetdicom_patches.file_sending import send_files_directly
+from node.dimse.pynetdicom_patches.response_timeout import reason_for_no_response
 from node.dimse.sop_classes import in_order
 from storage.records import StoredInstance
 
 LOGGER = logging.getLogger(__name__)
 
 _MAX_CONTEXTS = 128
+"""Presentation contexts of one association (PS3.8 7.1.1.13)."""
 
 
 class Channel:
@@ -43,36 +46,36 @@ class Channel:
         self._prefers = prefers
         self._message_id = 0
         self._unanswered = False
-        self._given_up = ""
-        stream_files(assoc)
+        self._close_reason = ""
+        send_files_directly(assoc)
 
     @property
     def receiver(self) -> str:
-        """The AE title of who receives."""
+        """The AE title of the receiver."""
         other = self._assoc.acceptor if self._assoc.is_requestor else self._assoc.requestor
         return str(other.ae_title).strip()
 
     @property
     def usable(self) -> bool:
-        """False from the first C-STORE without an answer: pynetdicom itself sees that a peer aborted only later,
-        and would wait a whole DIMSE timeout for the answer to the next one."""
+        """False after a C-STORE without a response: pynetdicom itself notices later that a peer aborted,
+        and would wait a whole DIMSE timeout for the next response."""
         return not self._unanswered and bool(self._assoc.is_established)
 
-    def fitted(self, sendable: Sendable, retrieve: Retrieve) -> Sendable:
-        """The file in the best transfer syntax that the receiver took; ``sendable`` itself where it is that already.
+    def convert(self, sendable: Sendable, retrieve: Retrieve) -> Sendable:
+        """The file in the best transfer syntax that the receiver accepted; ``sendable`` itself if it is in that syntax.
 
-        May take long. Raises DestinationUnavailable where no context fits, else why no encoding does. The caller closes
-        what comes back, and ``sendable`` where nothing does.
+        This may take long. Raises DestinationUnavailable if no context fits, or the error of the last encoding that
+        failed. The caller closes the result, or ``sendable`` after an error.
         """
         if sendable.passed and self.best(sendable.passed) != sendable.transfer_syntax_uid:
             original = retrieve.unpacked(sendable)
             try:
-                fitted = self.fitted(original, retrieve)
+                converted = self.convert(original, retrieve)
             except BaseException:
                 original.close()
                 raise
             sendable.close()
-            return fitted
+            return converted
         failure: Exception | None = None
         held = sendable.passed or sendable
         for syntax in self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid):
@@ -80,27 +83,27 @@ class Channel:
                 return sendable
             try:
                 return retrieve.as_syntax(sendable, UID(syntax))
-            except Exception as error:  # noqa: BLE001 - this encoding does not fit; another may
+            except Exception as error:  # noqa: BLE001 - another encoding may succeed
                 failure = error
         raise failure or DestinationUnavailable(
-            f"receiver took no context for SOP class {sendable.sop_class_uid} with transfer syntax "
+            f"receiver accepted no context for SOP class {sendable.sop_class_uid} with transfer syntax "
             f"{sendable.transfer_syntax_uid} or little endian"
         )
 
     def best(self, held: Choice | StoredInstance) -> str:
-        """The transfer syntax in which it goes out where its pixels fit; empty where the receiver took none."""
+        """The transfer syntax in which it is sent if its pixels allow it; empty if the receiver accepted none."""
         return next(iter(self._syntaxes_for(held.sop_class_uid, held.transfer_syntax_uid)), "")
 
     def _syntaxes_for(self, sop_class: str, held_in: str) -> list[str]:
-        taken = {
+        accepted = {
             str(context.transfer_syntax[0])
             for context in self._assoc.accepted_contexts
             if context.abstract_syntax == sop_class and context.as_scu
         }
-        return [syntax for syntax in in_order(self._prefers, held_in) if syntax in taken]
+        return [syntax for syntax in in_order(self._prefers, held_in) if syntax in accepted]
 
     def store(self, sendable: Sendable) -> int:
-        """Send a fitted file; the receiver's status. Raises DestinationUnavailable where no answer came."""
+        """Send a converted file and return the receiver's status. Raises DestinationUnavailable without a response."""
         if not self.usable:
             raise DestinationUnavailable("the association has ended")
         self._message_id = self._message_id % 65535 + 1
@@ -113,18 +116,17 @@ class Channel:
             raise DestinationUnavailable(str(error)) from error
         if "Status" not in status:
             self._unanswered = True
-            raise DestinationUnavailable(self._given_up or why_no_answer(self._assoc))
+            raise DestinationUnavailable(self._close_reason or reason_for_no_response(self._assoc))
         return int(status.Status)
 
-    def give_up(self, why: str) -> None:
-        """End the association at once, under a thread that is in ``store``; that one is told why."""
-        self._given_up = why
-        connection: Any = self._assoc.dul.socket
-        connection.cut()
+    def close_at_once(self, why: str) -> None:
+        """Close the connection while another thread is in ``store``, which raises ``why``."""
+        self._close_reason = why
+        close_connection(self._assoc)
 
 
 class Destination:
-    """A move destination: an association is opened at the first image, and again where contexts run out."""
+    """A move destination. Opens an association for the first image, and another when more contexts are needed."""
 
     def __init__(
         self,
@@ -150,27 +152,27 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()  # who waits for a turn lets go of the lock
+        self._ended.set()  # a thread that waits in the queue releases the lock
         with self._lock:
             self._refused = "the request has ended"
             self._close()
 
     def channel(self, choice: Choice) -> Channel:
-        """The association for one of the choices. Raises DestinationUnavailable. May be called in another thread."""
+        """The channel for one of the choices. Raises DestinationUnavailable. May be called in another thread."""
         with self._lock:
             return self._channel(self._batch_of[id(choice)])
 
     def expected(self, choice: Choice) -> str:
-        """The transfer syntax in which it is likely to go out: as its entry says until the receiver has answered."""
+        """The transfer syntax in which it is probably sent: by config.yaml until the receiver has accepted contexts."""
         now_open = self._open
         if now_open is not None and now_open[0] == self._batch_of[id(choice)]:
             return now_open[1].best(choice)
         return in_order(self._peer.transfer_syntaxes, choice.transfer_syntax_uid)[0]
 
-    def give_up(self, why: str) -> None:
-        """End the association at once, whatever is on its way; ``why`` is for the log. Waits for no other thread."""
+    def close_at_once(self, why: str) -> None:
+        """Close the connection even while an image is being sent, without the lock; ``why`` is for the log."""
         if (now_open := self._open) is not None:
-            now_open[1].give_up(why)
+            now_open[1].close_at_once(why)
 
     def _channel(self, number: int) -> Channel:
         if self._open is not None and self._open[0] == number and self._open[1].usable:
@@ -193,10 +195,10 @@ class Destination:
             contexts = contexts_for(batch, self._peer.transfer_syntaxes)
             assoc = self._outgoing.associate(self._peer, contexts, wanted=lambda: not self._ended.is_set())
         except DestinationUnavailable as error:
-            # asked once: a destination that is down would cost a timeout for every further image
+            # do not try again: a destination that is down would cost a timeout for each further image
             self._refused = str(error)
             raise
-        assoc.network_timeout = None  # it is idle while an image is being made, and that is no fault
+        assoc.network_timeout = None  # it may be idle while an image is being made
         return assoc
 
     def _close(self) -> None:
@@ -208,15 +210,15 @@ class Destination:
 
 
 def contexts_for(choices: Sequence[Choice], prefers: tuple[WireSyntax, ...] = ()) -> list[PresentationContext]:
-    """One context per SOP class and transfer syntax that these images can go out in."""
+    """One context for each SOP class and transfer syntax in which these images can be sent."""
     wanted = dict.fromkeys(pair for choice in choices for pair in _wanted(choice, prefers))
     return [build_context(UID(sop_class), UID(syntax)) for sop_class, syntax in wanted]
 
 
 def _wanted(choice: Choice, prefers: tuple[WireSyntax, ...]) -> list[tuple[str, str]]:
-    """(SOP class, transfer syntax): as the peer prefers, as the file is, as its fall-back is, and little endian.
+    """(SOP class, transfer syntax) of each context: preferred by the peer, of the file, of its original, little endian.
 
-    A context each, so that the receiver cannot choose one syntax for files that come in several.
+    Each syntax has a context of its own, so that the receiver cannot choose one syntax for files in several.
     """
     held = (choice.transfer_syntax_uid, choice.instance.transfer_syntax_uid)
     syntaxes = dict.fromkeys(syntax for original in held for syntax in in_order(prefers, original))
@@ -224,7 +226,7 @@ def _wanted(choice: Choice, prefers: tuple[WireSyntax, ...]) -> list[tuple[str, 
 
 
 def _batches(choices: Sequence[Choice], prefers: tuple[WireSyntax, ...]) -> list[list[Choice]]:
-    """Runs of choices whose contexts fit one association (PS3.8 7.1.1.13: at most 128)."""
+    """Split the choices, in order, into batches whose contexts fit into one association."""
     batches: list[list[Choice]] = [[]]
     wanted: set[tuple[str, str]] = set()
     for choice in choices:

@@ -1,4 +1,4 @@
-"""Work in a thread of its own, for who has to look after something else meanwhile."""
+"""Runs work in a thread of its own while the caller keeps a peer informed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_done(future: Future[Any], within: float) -> bool:
-    """Whether it has an outcome, be it an error, within so many seconds."""
+    """Wait at most ``within`` seconds; True if the future has a result or an error."""
     try:
         future.exception(timeout=within)
     except TimeoutError:
@@ -17,15 +17,15 @@ def is_done(future: Future[Any], within: float) -> bool:
     return True
 
 
-def aside(work: Callable[[], Any]) -> Future[Any]:
-    """Work in a thread of its own, so that this one can keep the requester informed."""
+def run_in_thread(work: Callable[[], Any]) -> Future[Any]:
+    """Start work in a thread of its own and return its future."""
     future: Future[Any] = Future()
 
-    def carry_out() -> None:
+    def work_in_thread() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it belongs to whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - raised to the caller of result()
             future.set_exception(error)
 
-    threading.Thread(target=carry_out, name="sub-operation", daemon=True).start()
+    threading.Thread(target=work_in_thread, name="sub-operation", daemon=True).start()
     return future

@@ -1,1 +1,1 @@
-"""One handler per DIMSE service."""
+"""A handler for each DIMSE service."""

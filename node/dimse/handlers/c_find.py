@@ -1,4 +1,4 @@
-"""C-FIND: from an event to one query, and from its answers to statuses (PS3.4 C.4.1)."""
+"""Handles C-FIND: one query for an event, one status for each match (PS3.4 C.4.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from node.archive.query.find import IdentifierError, Root, has_unsupported_keys
 from node.dimse.associations.extended_negotiation import Agreed, agreed
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
-from node.dimse.dimse_status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, response, why
+from node.dimse.dimse_status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, reason_text, response
 from node.dimse.sop_classes import ROOTS
 
 LOGGER = logging.getLogger(__name__)
@@ -21,13 +21,13 @@ PENDING_WITHOUT_SOME_KEYS = 0xFF01
 """An optional key of the request is not supported (PS3.4 C.4.1.1.4)."""
 
 Search = Callable[[Dataset, Root, str, Agreed], Iterator[Dataset]]
-"""Identifier, information model, calling AE title, what was agreed: ``node.archive.query.find.find`` for that peer."""
+"""Runs a query: identifier, information model, calling AE title, agreed options."""
 
 
 def handle_find(
     event: Event, *, search: Search, peers: Peers, refusals: Refusals
 ) -> Iterator[tuple[int | Dataset, Dataset | None]]:
-    """Answer a C-FIND: pending with each match, then success, cancelled, or an error."""
+    """Respond to a C-FIND: pending with each match, then success, cancelled, or an error."""
     caller = peers.calling(event)
     if not peers.may(caller, "find"):
         refusals.of_request(event, "find", NOT_AUTHORIZED, f"{caller} may not query here")
@@ -37,12 +37,12 @@ def handle_find(
         identifier, root = event.identifier, ROOTS[event.context.abstract_syntax]
         unsupported = has_unsupported_keys(identifier, root)
         for answer in search(identifier, root, caller, agreed(event)):
-            if event.is_cancelled:  # reading clears it: once per match
+            if event.is_cancelled:  # read it once per match, since reading clears it
                 yield CANCELLED, None
                 return
             yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer
     except IdentifierError as error:
-        refusals.of_request(event, "find", 0xA900, why(error, QUERY_ERRORS))
+        refusals.of_request(event, "find", 0xA900, reason_text(error, QUERY_ERRORS))
         yield of_error(error, QUERY_ERRORS), None
     except Exception as error:
         LOGGER.exception("C-FIND failed")

@@ -1,4 +1,4 @@
-"""C-STORE (PS3.4 Annex B): a spooled data set goes to ingest; the answer is sent when it is durable."""
+"""Handles C-STORE (PS3.4 Annex B): ingests a spooled data set, and responds when it is durable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pydicom import Dataset
 from node.archive.intake.ingest import Ingest
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Record, Refusals
-from node.dimse.dimse_status import NOT_AUTHORIZED, PIXELS_NOT_SOUND, STORE_ERRORS, SUCCESS, of_error, response, why
+from node.dimse.dimse_status import (
+    NOT_AUTHORIZED,
+    PIXELS_NOT_SOUND,
+    STORE_ERRORS,
+    SUCCESS,
+    of_error,
+    reason_text,
+    response,
+)
 from storage.errors import LatentPacsError
 from storage.records import TrailEntry
 
@@ -26,16 +34,16 @@ def handle_store(
     record: Record,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Dataset:
-    """One C-STORE request to one ingest call to one status, and one entry in the trail.
+    """One ingest call, one status and one entry in the audit trail for a C-STORE request.
 
-    ``stopping``: whether the node takes no further instances; the sender is told so, and may send them later.
+    ``stopping``: True when the node accepts no further instances; the sender may send them later.
     """
     caller, uids = peers.calling(event), (str(event.request.AffectedSOPInstanceUID)[:64],)
     if not peers.may(caller, "store"):
         refusals.of_request(event, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
     if stopping():
-        event.assoc.told_to_stop = event.assoc.__dict__.get("told_to_stop", 0) + 1
+        event.assoc.stop_refusals = event.assoc.__dict__.get("stop_refusals", 0) + 1
         refusals.of_request(event, "store", 0xA700, "the node is stopping", uids)
         return response(0xA700, "the archive is stopping; send it again later")
     arrived = event.request._dataset_file
@@ -53,7 +61,7 @@ def handle_store(
         if not isinstance(error, (LatentPacsError, OSError)):
             LOGGER.exception("store from %s failed", caller)
         answer = of_error(error, STORE_ERRORS)
-        refusals.of_request(event, "store", int(answer.Status), why(error, STORE_ERRORS), uids)
+        refusals.of_request(event, "store", int(answer.Status), reason_text(error, STORE_ERRORS), uids)
         return answer
     record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original"))
     if receipt.warning:

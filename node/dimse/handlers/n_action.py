@@ -1,7 +1,7 @@
-"""Storage commitment as SCP (PS3.4 J.3): N-ACTION in, N-EVENT-REPORT out.
+"""Storage commitment as SCP (PS3.4 J.3): handles N-ACTION, and sends N-EVENT-REPORT.
 
-A peer with an address is told over an association of ours, again and again until it has taken the report. One without
-is told on the association that it asked on, as long as it keeps that open.
+A peer with an address gets the report over an association of ours, repeatedly until it accepts it. A peer without one
+gets it on the association of its request, as long as that is open.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, response
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
 from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest, Commitments
@@ -42,12 +42,13 @@ ALL_COMMITTED, FAILURES_EXIST = 1, 2
 """Event Type ID (PS3.4 J.3.3)."""
 
 _LONGEST_WAIT = 3600.0
+"""Seconds between two attempts to report, at most."""
 _AFTER_A_CRASH = 5.0
-"""A request whose response never left is worked on this many seconds after it came."""
+"""Seconds after which a request is processed although its response was never sent."""
 
 
 class ActionRefused(LatentPacsError):
-    """An N-ACTION that is not taken, with its status."""
+    """An N-ACTION that is refused, with its status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(ACTION_ERRORS[status].means)
@@ -55,14 +56,14 @@ class ActionRefused(LatentPacsError):
 
 
 def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusals) -> tuple[Dataset, None]:
-    """One N-ACTION to one durable request to one status."""
+    """One durable request and one status for an N-ACTION."""
     caller = peers.calling(event)
     if not peers.may(caller, "commit"):
         refusals.of_request(event, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
         return response(NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here"), None
     try:
         transaction_uid, references = _request(event)
-        notifier.asked(event.assoc, transaction_uid, caller, references)
+        notifier.add(event.assoc, transaction_uid, caller, references)
     except ActionRefused as error:
         refusals.of_request(event, "commit", error.status, str(error))
         return response(error.status, str(error)), None
@@ -105,7 +106,7 @@ def _request(event: Any) -> tuple[str, list[CommitmentItem]]:
 
 
 class Notifier:
-    """Takes requests down, and tells peers what became of them; a thread of its own works on what is due."""
+    """Stores requests, and reports their results to peers; a thread of its own processes those that are due."""
 
     def __init__(
         self, settings: Settings, commitments: Commitments, committer: CommitmentJudge, outgoing: Outgoing
@@ -119,29 +120,30 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name="commitment", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, within: float) -> None:
-        """Finish the report in hand, if its peer answers within so many seconds; all are rows, and go on at the next
-        start."""
+        """Finish the current report if its peer responds within that many seconds. The next start continues the rest,
+        which are rows of the index."""
         self._stopping.set()
         self._ready.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=within)
 
-    def asked(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
-        """Make a request durable; it is worked on when its response has left."""
+    def add(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
+        """Store a request durably; it is processed when its response has been sent."""
         key = self._commitments.add(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
         self._unanswered.setdefault(assoc, []).append(key)
 
-    def answered(self, assoc: Any) -> None:
-        """The response to an N-ACTION has left. Called in the association's own thread."""
+    def response_sent(self, assoc: Any) -> None:
+        """Process requests whose response has been sent. Called in the association's own thread."""
         for key in self._unanswered.pop(assoc, []):
             peer = self._settings.peer(str(assoc.requestor.ae_title).strip())
             if peer is not None and peer.reachable:
                 self._ready.put(key)
             else:
-                self._work(self._commitments.claim(self._owner, LEASE, key=key), assoc)
+                self._process(self._commitments.claim(self._owner, LEASE, key=key), assoc)
 
     def _run(self) -> None:
         poll = min(self._settings.commitment.retry, 5.0)
@@ -150,66 +152,72 @@ class Notifier:
                 key = self._ready.get(timeout=poll)
                 if key is None:
                     return
-                self._work(self._commitments.claim(self._owner, LEASE, key=key))
+                self._process(self._commitments.claim(self._owner, LEASE, key=key))
             except queue.Empty:
-                self._work_on_what_is_due()
+                self._process_due()
             except Exception:
-                LOGGER.exception("storage commitment: will be tried again")
+                LOGGER.exception("storage commitment failed; it will be tried again")
 
-    def _work_on_what_is_due(self) -> None:
+    def _process_due(self) -> None:
         while not self._stopping.is_set():
-            asked = self._commitments.claim(self._owner, LEASE)
-            if asked is None:
+            request = self._commitments.claim(self._owner, LEASE)
+            if request is None:
                 return
-            self._work(asked)
+            self._process(request)
 
-    def _work(self, asked: CommitmentRequest | None, assoc: Any = None) -> None:
-        if asked is None:
+    def _process(self, request: CommitmentRequest | None, assoc: Any = None) -> None:
+        if request is None:
             return
         try:
-            report = self._committer.judge(asked)
-            self._tell(asked, report, assoc)
+            report = self._committer.judge(request)
+            self._report(request, report, assoc)
         except Exception as error:
-            self._put_off(asked, error)
+            self._postpone(request, error)
             if not isinstance(error, LatentPacsError):
                 raise
             return
-        self._commitments.reported(asked)
+        self._commitments.reported(request)
         failed = sum(bool(one.reason) for one in report)
-        LOGGER.info("%s was told: %s committed, %s not", asked.calling_aet, len(report) - failed, failed)
+        LOGGER.info(
+            "reported storage commitment to %s: %s committed, %s not", request.calling_aet, len(report) - failed, failed
+        )
 
-    def _put_off(self, asked: CommitmentRequest, error: Exception) -> None:
+    def _postpone(self, request: CommitmentRequest, error: Exception) -> None:
         settings = self._settings.commitment
-        wait = min(settings.retry * 2.0 ** min(asked.attempts, 20), _LONGEST_WAIT)
-        if time.time() + wait - _timestamp(asked) > settings.give_up:
-            LOGGER.error("%s cannot be told of its storage commitment, given up: %s", asked.calling_aet, error)
-            self._commitments.give_up(asked)
+        wait = min(settings.retry * 2.0 ** min(request.attempts, 20), _LONGEST_WAIT)
+        if time.time() + wait - _timestamp(request) > settings.give_up:
+            LOGGER.error(
+                "storage commitment cannot be reported to %s, no further attempt: %s", request.calling_aet, error
+            )
+            self._commitments.give_up(request)
             return
-        LOGGER.warning("%s not told of its storage commitment, again in %.0f s: %s", asked.calling_aet, wait, error)
-        self._commitments.postpone(asked, time.time() + wait)
+        LOGGER.warning(
+            "storage commitment not reported to %s, next attempt in %.0f s: %s", request.calling_aet, wait, error
+        )
+        self._commitments.postpone(request, time.time() + wait)
 
-    def _tell(self, asked: CommitmentRequest, report: Sequence[CommitmentAnswer], assoc: Any) -> None:
-        """Raises DestinationUnavailable where the peer did not take the report."""
-        information = event_information(asked.transaction_uid, report, self._settings.node.ae_title)
+    def _report(self, request: CommitmentRequest, report: Sequence[CommitmentAnswer], assoc: Any) -> None:
+        """Send the report. Raises DestinationUnavailable if the peer did not accept it."""
+        information = event_information(request.transaction_uid, report, self._settings.node.ae_title)
         event_type = FAILURES_EXIST if any(one.reason for one in report) else ALL_COMMITTED
         if assoc is not None:
             about = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
-            status = wire.report_event(assoc, event_type, *about, information)
+            status = report_event(assoc, event_type, *about, information)
         else:
-            status = self._call(asked.calling_aet, event_type, information)
+            status = self._call(request.calling_aet, event_type, information)
         if status is None:
-            raise DestinationUnavailable("no answer to the report")
+            raise DestinationUnavailable("no response to the report")
         if status != SUCCESS and status & 0xF000 != 0xB000:
             raise DestinationUnavailable(f"the report was answered with status {status:04X}")
 
     def _call(self, ae_title: str, event_type: int, information: Dataset) -> int | None:
         peer = self._settings.peer(ae_title)
         if peer is None or not peer.reachable:
-            raise DestinationUnavailable("config.yaml has no address for it, and it has let go of its association")
+            raise DestinationUnavailable("config.yaml has no address for it, and its association has ended")
         contexts = [build_context(UID(STORAGE_COMMITMENT), [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
-        # the requestor is the SCP here, and says so (PS3.4 J.3.3, PS3.7 D.3.3.4)
+        # here the requestor is the SCP, and must propose that role (PS3.4 J.3.3, PS3.7 D.3.3.4)
         role = build_role(UID(STORAGE_COMMITMENT), scp_role=True)
-        # one that is busy is told later, so that others need not wait
+        # do not wait for a busy peer: it gets the report later, and others need not wait
         assoc = self._outgoing.associate(peer, contexts, [role], wanted=lambda: False)
         try:
             about = STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -244,5 +252,5 @@ def _item(one: CommitmentAnswer) -> Dataset:
     return item
 
 
-def _timestamp(asked: CommitmentRequest) -> float:
-    return asked.requested_at.replace(tzinfo=UTC).timestamp()
+def _timestamp(request: CommitmentRequest) -> float:
+    return request.requested_at.replace(tzinfo=UTC).timestamp()

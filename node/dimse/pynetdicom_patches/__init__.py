@@ -1,1 +1,46 @@
-"""Workarounds for pynetdicom, each with what it answers."""
+"""Workarounds for pynetdicom 3.0, each in a file of its own. pyproject.toml keeps pynetdicom below 3.1.
+
+The head of each file says what pynetdicom does, the upstream issue, and when the file can be removed. For each file a
+test ``test_<file>_is_still_needed`` in tests/unit/node/dimse/pynetdicom_patches fails once pynetdicom itself is fixed.
+
+Connections (entity.py, listener.py):  pdu_limits, send_timeout, tls_session_tickets, tls_handshake, tcp_nodelay,
+                                       connection_limits, closed_before_request, shared_contexts
+Threads (entity.py):                   association_threads, daemon_threads, unexpected_pdu, undecodable_pdu
+Negotiation (entity.py):               association_request
+Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
+                                       command_ae_titles
+Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
+                                       event_report, association_shutdown
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pynetdicom import _config
+
+from node.dimse.pynetdicom_patches import (
+    after_action,
+    association_spool,
+    command_ae_titles,
+    message_limits,
+    retrieve_responses,
+)
+
+
+def install() -> None:
+    """Set pynetdicom's switches, and patch its services and its decoder for ``ArchiveEntity``, once in a process."""
+    _config.LOG_HANDLER_LEVEL = "none"
+    for switch in ("LOG_REQUEST_IDENTIFIERS", "LOG_RESPONSE_IDENTIFIERS"):
+        setattr(_config, switch, False)  # identifiers are patient data
+    _config.STORE_SEND_CHUNKED_DATASET = True  # send_c_store sends the bytes of a path unchanged
+    _patch()
+
+
+@cache
+def _patch() -> None:
+    retrieve_responses.install()
+    after_action.install()
+    association_spool.install()
+    command_ae_titles.install()
+    message_limits.install()  # last: it guards the decoder with the patches before it

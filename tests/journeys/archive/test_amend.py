@@ -1,4 +1,6 @@
-"""Amendments: the index, what leaves, what arrives later, undoing, and an index made anew; DCMTK asks and receives."""
+"""Proves that an amendment shows in the index and in what is sent, applies to later images, can be undone, and survives
+a rebuild of the index.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,11 @@ from storage.index.connection import now
 from storage.objects.trail_journal import TrailJournal
 from storage.records import Applied, HoldKind, InstanceState, NewInstance
 from tests.conftest import SECONDARY_CAPTURE, Archive, need, settings_for
-from tests.interop.test_dciodvfy import error_lines
+from tests.support.commands import invoke
+from tests.support.dciodvfy import error_lines
+from tests.support.index_rows import new_instance
 from tests.support.peers import findscu, free_port, getscu, movescu, storescp, storescu
 from tests.support.samples import breast, mammogram, rle_file, write
-from tests.unit.node.cli.test_cli import invoke
-from tests.unit.storage.index.test_index import new_instance
 
 STUDY, PATIENT = AmendmentKind.STUDY, AmendmentKind.PATIENT
 WHY = {"reason": "wrong worklist item", "who": "user:test"}
@@ -82,7 +84,7 @@ def test_what_dcmtk_finds_and_gets_of_an_amended_study(tmp_path: Path) -> None:
         ds, right = mammogram(breast(320, 288)), small(PatientID="P0002", PatientName="Roe^Jane", PatientSex="O")
         sent = send(archive, ds, tmp_path / "a.dcm")
         send(archive, right, tmp_path / "b.dcm")
-        assert archive.settled(ds.SOPInstanceUID, timeout=240).state is InstanceState.VERIFIED
+        assert archive.settled(ds.SOPInstanceUID).state is InstanceState.VERIFIED
         study = f"StudyInstanceUID={ds.StudyInstanceUID}"
         keys = [study, f"SeriesInstanceUID={ds.SeriesInstanceUID}"]
 

@@ -1,19 +1,18 @@
-"""A flipped byte is never served: what is read is compared with its digest, whatever it is held as."""
+"""Proves that no damaged byte is served: every object is compared with its digest when it is read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from pydicom.uid import generate_uid
 
 from node.app import Node
 from node.archive.rendered_cache import RenderedCache
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.objects.inspection import DAMAGED
-from storage.records import InstanceState, OriginalForm, StoredInstance
+from storage.records import InstanceState, OriginalForm
 from tests.conftest import Archive, settings_for, wait_for
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
+from tests.support.samples import MAMMOGRAPHY
+from tests.support.transfers import got, stored
 
 
 def flip(path: Path, at: int = -1000) -> None:
@@ -22,27 +21,6 @@ def flip(path: Path, at: int = -1000) -> None:
     data[at] ^= 1
     path.chmod(0o600)
     path.write_bytes(data)
-
-
-def stored(archive: Archive, folder: Path) -> StoredInstance:
-    ds = mammogram(breast(640, 512), SOPInstanceUID=generate_uid())
-    path = write(ds, folder / "image.dcm")
-    statuses: list[int] = []
-    client.store([path], archive.address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
-    assert statuses == [0]
-    held = archive.node.index.by_uid(str(ds.SOPInstanceUID))
-    assert held is not None
-    return held
-
-
-def got(archive: Archive, held: StoredInstance, calling: str) -> tuple[int, list[str]]:
-    """Final status of a C-GET, and the UIDs that it says failed."""
-    archive.receiver.received.clear()
-    identifier = client.image_identifier(held.study_instance_uid, held.series_instance_uid, held.sop_instance_uid)
-    response = client.get(
-        identifier, archive.address, calling=calling, sop_classes=[MAMMOGRAPHY], receiver=archive.receiver
-    )
-    return int(response.Status), list(archive.receiver.received)
 
 
 def test_a_damaged_verbatim_original_fails_and_heals(quiet_archive: Archive, tmp_path: Path) -> None:

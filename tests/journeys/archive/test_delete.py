@@ -1,4 +1,6 @@
-"""Deletion: nothing of it stays, nothing else goes; kills, holds, pins, an archivist at work, an upload beside it."""
+"""Proves that a deletion removes all of an image and nothing else, also after kills and beside holds, encoding and
+uploads.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ from storage.index.holdings import Added
 from storage.index.tables import commitment, instance, patient, pin, series, study
 from storage.records import HoldKind, InstanceState
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_original_locations import Bench, Killed
+from tests.support.archive_parts import ArchiveParts, Killed
+from tests.support.commands import invoke
+from tests.support.index_rows import new_instance
 from tests.support.peers import findscu, getscu, movescu, storescu
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import invoke
-from tests.unit.storage.index.test_index import new_instance
 
 WHY = {"reason": "sent by mistake", "who": "user:test"}
 
@@ -40,7 +42,7 @@ def small(**changes: Any) -> Dataset:
     return mammogram(breast(64, 48), **changes)
 
 
-def deletion_of(bench: Bench, **sections: Any) -> Deletion:
+def deletion_of(bench: ArchiveParts, **sections: Any) -> Deletion:
     settings = parse({"storage": {"root": str(bench.root)}, **sections}, "test")
     return Deletion(bench.index, bench.stores, bench.trail, settings, bench.root / "rendered")
 
@@ -54,14 +56,14 @@ def rows(index: Index) -> dict[str, int]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "archive", coder="jpegls")
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive", coder="jpegls")
 
 
 # --- kills ---
 
 
-def killed_in_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_in_the_journal(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
     write_down = bench.trail.write_down
 
     def with_tombstones_only_then_die() -> None:
@@ -72,7 +74,7 @@ def killed_in_the_journal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(bench.trail, "write_down", with_tombstones_only_then_die)
 
 
-def killed_before_the_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_before_the_rows(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
     mark_deleted = bench.index.tombstones.mark_deleted
 
     def then_die(*arguments: Any, **named: Any) -> Any:
@@ -82,7 +84,7 @@ def killed_before_the_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bench.index.tombstones, "mark_deleted", then_die)
 
 
-def killed_before_the_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_before_the_files(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
     delete_rows = bench.index.tombstones.delete_rows
 
     def then_die() -> int:
@@ -93,7 +95,7 @@ def killed_before_the_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench.index.tombstones, "delete_rows", then_die)
 
 
-def killed_between_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_between_files(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
     remove, removed = bench.hot.delete, []
 
     def first_only(digest: str) -> None:
@@ -109,7 +111,7 @@ def killed_between_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     "kill", [killed_before_the_rows, killed_in_the_journal, killed_before_the_files, killed_between_files]
 )
 def test_a_deletion_survives_a_kill_at_any_step(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, kill: Callable[[Bench, pytest.MonkeyPatch], None]
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, kill: Callable[[ArchiveParts, pytest.MonkeyPatch], None]
 ) -> None:
     kept = bench.receive("1.2.3.1")
     bench.receive("1.2.3.2")
@@ -121,14 +123,14 @@ def test_a_deletion_survives_a_kill_at_any_step(
     bench.index.close()
     monkeypatch.undo()
 
-    again = Bench(bench.root)
+    again = ArchiveParts(bench.root)
     assert again.index.tombstones.in_force("1.2.3.2") is not None
     deletion_of(again).finish()
     assert again.index.by_uid("1.2.3.2") is None
     assert again.index.by_uid("2.25.2") is None
     assert again.files() == files - 3  # original, base, rendition
     assert again.index.add(new_instance("2.25.2")) is Added.DELETED
-    again.check_expected_objects()
+    again.check_promises()
     assert again.read(kept) == kept
     assert again.trail.broken() == ""
     assert [record.entry.action for record in again.journal.records()][-1] == "delete"
@@ -137,7 +139,7 @@ def test_a_deletion_survives_a_kill_at_any_step(
 # --- rules ---
 
 
-def test_holds_pins_and_mqsa_refuse_all_of_it(bench: Bench) -> None:
+def test_holds_pins_and_mqsa_refuse_all_of_it(bench: ArchiveParts) -> None:
     for number in (1, 2):
         bench.receive(f"1.2.3.{number}")
     deletion, index = deletion_of(bench), bench.index
@@ -167,7 +169,7 @@ def test_holds_pins_and_mqsa_refuse_all_of_it(bench: Bench) -> None:
         deletion.delete("image", "2.25.2", **WHY)
 
 
-def test_objects_that_another_image_needs_stay(bench: Bench) -> None:
+def test_objects_that_another_image_needs_stay(bench: ArchiveParts) -> None:
     """Two images whose originals are one object, as objects named by their content may be."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     held = bench.index.by_uid("1.2.3.1")
@@ -181,7 +183,7 @@ def test_objects_that_another_image_needs_stay(bench: Bench) -> None:
     assert rows(bench.index) == {"patient": 0, "study": 0, "series": 0, "instance": 0}
 
 
-def test_a_key_is_never_given_again(bench: Bench) -> None:
+def test_a_key_is_never_given_again(bench: ArchiveParts) -> None:
     """A reader that looked up keys must not find another patient's image under them."""
     bench.receive("1.2.3.1")
     first = bench.index.by_uid("1.2.3.1")
@@ -193,7 +195,7 @@ def test_a_key_is_never_given_again(bench: Bench) -> None:
     assert second.key > first.key
 
 
-def test_caches_and_damaged_copies_go_too(bench: Bench) -> None:
+def test_caches_and_damaged_copies_go_too(bench: ArchiveParts) -> None:
     bench.receive("1.2.3.1")
     held = bench.index.by_uid("1.2.3.1")
     assert held is not None
@@ -209,7 +211,7 @@ def test_caches_and_damaged_copies_go_too(bench: Bench) -> None:
     assert [path.exists() for path in (*cached, *aside)] == [False, False, False, True, False, True]
 
 
-def test_tombstones_outlive_the_index(bench: Bench) -> None:
+def test_tombstones_outlive_the_index(bench: ArchiveParts) -> None:
     bench.receive("1.2.3.1")
     bench.receive("1.2.3.2")
     deletion = deletion_of(bench)
@@ -218,7 +220,7 @@ def test_tombstones_outlive_the_index(bench: Bench) -> None:
     bench.index.close()
     for leftover in bench.root.glob("index.sqlite*"):
         leftover.unlink()
-    again = Bench(bench.root)
+    again = ArchiveParts(bench.root)
     for uid in ("1.2.3.1", "1.2.3.2"):  # rows from objects first, as a rebuild may have it
         assert again.index.add(new_instance(uid)) is Added.NEW
     assert again.trail.recover() == 3
@@ -230,7 +232,7 @@ def test_tombstones_outlive_the_index(bench: Bench) -> None:
     assert again.trail.broken() == ""
 
 
-def test_an_upload_beside_deletions(bench: Bench) -> None:
+def test_an_upload_beside_deletions(bench: ArchiveParts) -> None:
     """One thread sends images of a study, another deletes that study over and over: rows and files always agree."""
     deletion, failures, sent = deletion_of(bench), [], threading.Event()
 
@@ -281,7 +283,7 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
     other = small(StudyInstanceUID=ds.StudyInstanceUID, SeriesInstanceUID=ds.SeriesInstanceUID)
     files = [write(one, tmp_path / f"{number}.dcm") for number, one in enumerate((ds, other))]
     assert storescu(files, node.address).statuses == [0, 0]
-    held = node.settled(ds.SOPInstanceUID, timeout=300)
+    held = node.settled(ds.SOPInstanceUID)
     node.settled(other.SOPInstanceUID)
     assert held.rendition is not None
     study, series = f"StudyInstanceUID={ds.StudyInstanceUID}", f"SeriesInstanceUID={ds.SeriesInstanceUID}"
@@ -309,7 +311,7 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
     assert all("was deleted here on" in reason for reason in reasons)
     deletion.allow_return("image", ds.SOPInstanceUID, **WHY)
     assert storescu([files[0]], node.address).statuses == [0]
-    back = node.settled(ds.SOPInstanceUID, timeout=300)
+    back = node.settled(ds.SOPInstanceUID)
     assert back.state is InstanceState.VERIFIED
     assert back.rendition is not None
     assert back.rendition.derived_uid == held.rendition.derived_uid
@@ -321,14 +323,13 @@ def test_what_dcmtk_sees_of_a_deletion(node: Archive, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_deleted_while_the_archivist_works_on_it(node: Archive, tmp_path: Path) -> None:
     """Its claim is lost: what it made of the image is unlinked, not kept."""
-    ds = mammogram()
+    ds = mammogram(breast())
     assert storescu([write(ds, tmp_path / "x.dcm")], node.address).statuses == [0]
-    wait_for(lambda: node.node.archivist.busy, timeout=300, what="the archivist has it in hand")
-    time.sleep(0.3)
+    wait_for(lambda: not node.node.pool.idle, what="a worker encodes it")
     node.node.archive.deletion.delete("image", ds.SOPInstanceUID, **WHY)
     assert node.node.index.by_uid(ds.SOPInstanceUID) is None
-    wait_for(lambda: not node.node.archivist.busy, timeout=180, what="the archivist is through")
-    wait_for(lambda: objects_of(node) == [], timeout=30, what="nothing of it is left")
+    wait_for(lambda: not node.node.archivist.busy, what="the archivist is through")
+    wait_for(lambda: objects_of(node) == [], what="nothing of it is left")
     assert node.node.index.counts().backlog == 0
 
 

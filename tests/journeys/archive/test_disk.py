@@ -1,4 +1,6 @@
-"""A disk that is full, read-only or gone: peers are told, what can be read is served, and a stop loses nothing."""
+"""Proves that with a full, read-only or missing disk peers get the right status, reading still works, and a stop loses
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ from storage.errors import StoreFull
 from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_damage import got, stored
 from tests.support.paths import ROOT
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram
+from tests.support.transfers import got, stored
 
 # pynetdicom leaves the socket of an association that broke to the garbage collector
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <s:pytest.PytestUnraisableExceptionWarning")
@@ -115,7 +117,7 @@ def mounts() -> list[str]:
 def test_a_node_starts_on_a_full_disk(tmp_path: Path, mounts: list[str], kept: str) -> None:
     """It serves what is held and refuses stores; without room that was kept back it says what is the matter."""
     script = [sys.executable, "-W", "ignore", "-m", "tests.support.full_disk", str(tmp_path), kept]
-    done = subprocess.run([*mounts, *script], capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    done = subprocess.run([*mounts, *script], capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     if kept == "room":
@@ -159,7 +161,7 @@ def test_a_cache_that_cannot_be_written_gives_what_is_made(tmp_path: Path, monke
 @pytest.mark.slow
 def test_a_stop_under_load_finishes_or_refuses(tmp_path: Path) -> None:
     """Every store that was begun before the stop has a status, and what was answered with success is there."""
-    node = Node(settings_for(tmp_path / "archive", archivist={"enabled": False}, node={"drain": 20}))
+    node = Node(settings_for(tmp_path / "archive", archivist={"enabled": False}, node={"shutdown_timeout": 20}))
     node.start()
     archive = Archive(node, None)  # type: ignore[arg-type]
     entity = AE("MODALITY")
@@ -180,7 +182,7 @@ def test_a_stop_under_load_finishes_or_refuses(tmp_path: Path) -> None:
     wait_for(lambda: len(answered) > 5, what="some stores")
     node.stop()
     for sender in senders:
-        sender.join(timeout=30)
+        sender.join(300)
     statuses = [status for status in answered if status is not None]
     assert set(statuses) == {0, 0xA700}
     assert statuses.count(0xA700) >= 3

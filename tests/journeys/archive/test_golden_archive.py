@@ -1,4 +1,4 @@
-"""An archive that an earlier version wrote: it opens, answers, gives its images back, and can be rebuilt."""
+"""Proves that an archive written by an earlier version opens, answers, returns its images and can be rebuilt."""
 
 from __future__ import annotations
 

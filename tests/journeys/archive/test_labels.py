@@ -1,4 +1,4 @@
-"""Labels for validations: read from CSV, journaled, and holding originals until a validation has used them."""
+"""Proves that labels are read from CSV, written to the journal, and hold originals until a validation has used them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.tables import instance, series, study
 from storage.objects.trail_journal import TrailJournal
+from tests.support.commands import run
 from tests.support.holdings import Holdings, filled, uid_of
-from tests.unit.node.cli.test_cli import run
 
 WHO = "user:test"
 
@@ -137,10 +137,10 @@ def test_labels_by_command(holdings: Holdings, tmp_path: Path) -> None:
     database = holdings.root / "index.sqlite"
     assert database.is_file()
     file = csv(tmp_path, "sop_instance_uid,class", f"{uid_of(1)},a", f"{uid_of(2)},b", "9.9,b")
-    done = run("labels", "import", str(file), "--config", str(config), "--json")
+    done = run("class-label", "import", str(file), "--config", str(config), "--json")
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout) == {"images": 2, "changed": 2, "classes": {"a": 1, "b": 1}, "unmatched": [4]}
-    listed = json.loads(run("labels", "list", "--config", str(config), "--json").stdout)
+    listed = json.loads(run("class-label", "list", "--config", str(config), "--json").stdout)
     assert listed[0] == {"sop_instance_uid": uid_of(1), "class_name": "a", "held": True}
-    assert json.loads(run("labels", "release", "--config", str(config), "--json").stdout) == {"released": 2}
-    assert "no" in run("labels", "list", "--config", str(config)).stdout
+    assert json.loads(run("class-label", "release", "--config", str(config), "--json").stdout) == {"released": 2}
+    assert "no" in run("class-label", "list", "--config", str(config)).stdout

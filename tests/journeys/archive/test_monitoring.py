@@ -1,4 +1,4 @@
-"""What monitoring sees: metrics that are true, log lines that programs can read, and no patient in either."""
+"""Proves that metrics are correct, that programs can parse the log, and that neither names a patient."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from storage.errors import ConfigError
 from storage.index.job_runs import Cause, JobRows
 from storage.index.report_rows import NewReport
 from tests.conftest import Archive, settings_for
-from tests.journeys.dimse.test_serve import Served, free_port
+from tests.support.node_process import NodeProcess, free_port
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
 
@@ -39,7 +39,7 @@ PATIENT = ("Müller", "M\\u00fcller", "M\\xfcller", "Anna", "P0001", "19600101",
 
 def scraped(port: int) -> dict[str, float]:
     """Every sample by its name and labels."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=300) as answer:
         lines = answer.read().decode().splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     return {name: float(value) for name, value in samples}
@@ -47,7 +47,7 @@ def scraped(port: int) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposition, "FRESH", 0.0)
+    monkeypatch.setattr(exposition, "COUNT_INTERVAL", 0.0)
     port = free_port()
     settings = settings_for(tmp_path / "archive", receiver.port, metrics={"port": port})
     good, small = mammogram(), mammogram(breast(200, 200))
@@ -62,7 +62,7 @@ def test_metrics_of_a_journey(tmp_path: Path, receiver: Receiver, monkeypatch: p
         client.move(identifier, archive.address, calling="VIEWER", destination="VIEWER")
         assert instance.rendition is not None
         node.store.path(instance.original_digest).write_bytes(b"")
-        scrub = make_scrub(settings, node.index, node.store, extent=Extent.FULL)
+        scrub = make_scrub(settings, node.archive, extent=Extent.FULL)
         runner = Runner(JobRows(node.index.engine), 60)
         runner.run(scrub, Cause.COMMAND)
         audit = make_audit(settings, node.archive, lambda: nullcontext(node.pool))
@@ -126,7 +126,7 @@ def test_json_lines_keep_foreign_errors_to_themselves() -> None:
 def test_no_patient_in_the_log(tmp_path: Path, how: str) -> None:
     """Stored well and badly, queried by name, retrieved: the log of the node, verbose, names nobody."""
     accept_odd_values()
-    served = Served(tmp_path)
+    served = NodeProcess(tmp_path)
     raw = yaml.safe_load(served.config.read_text())
     raw |= {"log": {"format": how}, "reconstruct": {"upscaler": "bicubic"}}
     served.config.write_text(yaml.safe_dump(raw))

@@ -1,12 +1,10 @@
-"""Locations of originals while processes are killed or compete: no row names a missing file, and every rule is checked.
-
-Index and files are real; only the worker's answers are computed in the test."""
+"""Where originals are, when processes are killed and when several work at once: no row ever names a file that is
+gone, and no rule is passed by. Real index, real files; only the worker's answers are made here."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,123 +12,23 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, text
 
-from node.archive.audit_trail import AuditTrail, TrailWriter
+from node.archive.audit_trail import TrailWriter
 from node.archive.originals import retention
-from node.archive.originals.original_access import OriginalAccess
-from node.archive.originals.packing import Packer
-from node.archive.originals.retention import PurgeReport, Retention
-from node.archive.rendered_cache import RenderedCache
+from node.archive.originals.retention import PurgeReport
 from node.config import parse
-from node.workers.worker import PackRequest, decode
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged, ProofFailed, StoreFull
-from storage.formats.packed_original import restore_original
-from storage.index import Index
 from storage.index.commitment_requests import Commitments
 from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.tables import commitment, pin
-from storage.objects.store import ObjectStore
-from storage.objects.trail_journal import TrailJournal
 from storage.records import HoldKind, InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier, TrailEntry
-from tests.support.samples import breast, mammogram, write
-from tests.unit.storage.index.test_index import new_instance, new_rendition
-
-
-class Killed(BaseException):
-    """Simulates the kill of the process."""
-
-
-class Pool:
-    """Answers a worker's request at once, in the calling thread."""
-
-    def submit(self, request: PackRequest, priority: object) -> Future[str]:
-        done: Future[str] = Future()
-        try:
-            done.set_result(decode(request))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
-class Bench:
-    """One archive without DIMSE. Another one on the same folder is the archive after a restart."""
-
-    def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
-        self.root = root
-        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"keep": "0d", **originals}}
-        raw["audit"] = {"reserve": reserve}
-        self.settings = parse(raw, "test")
-        self.hot = ObjectStore(root)
-        self.stores = {Tier.HOT: self.hot}
-        if self.settings.originals.path:
-            self.stores[Tier.COLD] = ObjectStore(self.settings.originals.path)
-        self.index = Index.open(self.settings.storage.database_url)
-        self.journal = TrailJournal(root / "journal")
-        self.trail = AuditTrail(self.index, self.journal)
-        self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
-        self.packer = Packer(
-            self.index,
-            self.stores,
-            self.originals,
-            Pool(),
-            self.trail,
-            self.settings,  # type: ignore[arg-type]
-        )
-        self.rendered: list[str] = []
-        self.retention = self.purging_with(lambda rendition: self.rendered.append(rendition.derived_uid))
-
-    def purging_with(self, render: Callable[[StoredRendition], None]) -> Retention:
-        return Retention(self.index, self.stores, self.trail, self.settings, render)
-
-    def receive(self, uid: str, *, state: InstanceState = InstanceState.VERIFIED) -> bytes:
-        """Add an instance and give it that state; the received bytes."""
-        path = write(mammogram(breast(300, 280), SOPInstanceUID=uid), self.root / f"{uid}.dcm")
-        data = path.read_bytes()
-        self.hot.adopt(path)
-        digest = hashlib.sha256(data).hexdigest()
-        assert self.index.add(new_instance(uid, original_digest=digest, original_bytes=len(data))) is Added.NEW
-        if state is InstanceState.RECEIVED:
-            return data
-        claim = self.index.claim("test", 60)
-        assert claim is not None
-        if state in (InstanceState.VERIFIED, InstanceState.MEASURED):
-            base, rendition = self.hot.put(f"base {uid}".encode()), self.hot.put(f"rendition {uid}".encode())
-            self.index.finish_with(
-                claim, state, new_rendition(f"2.25.{uid[-1]}", base_digest=base, rendition_digest=rendition)
-            )
-        else:
-            self.index.finish(claim, state, ReasonCode.OTHER, "because")
-        return data
-
-    def read(self, data: bytes) -> bytes:
-        with self.originals.borrowed(hashlib.sha256(data).hexdigest()) as path:
-            return path.read_bytes()
-
-    def work(self) -> int:
-        """Pack and move until nothing is left; how many steps."""
-        steps = 0
-        while self.packer.step():
-            steps += 1
-        return steps
-
-    def check_expected_objects(self) -> None:
-        """Every original that a row names is there, and gives the received bytes back."""
-        with self.index.engine.connect() as connection:
-            for row in connection.execute(
-                text("SELECT o.*, i.original_digest FROM original o JOIN instance i ON i.key = o.instance_key")
-            ):
-                if row.form != OriginalForm.PURGED:
-                    assert self.stores[Tier(row.tier)].read(row.object_digest)
-                    with self.originals.borrowed(row.original_digest) as path:
-                        assert hashlib.sha256(path.read_bytes()).hexdigest() == row.original_digest
-
-    def files(self) -> int:
-        return sum(len(list(store.digests())) for store in self.stores.values())
+from tests.support.archive_parts import ArchiveParts, Killed
+from tests.support.index_rows import new_instance
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "archive")
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive")
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -143,7 +41,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 # --- packing ------------------------------------------------------------------------------------------------------
 
 
-def test_packed_only_at_rest_and_served_all_the_same(bench: Bench) -> None:
+def test_packed_only_at_rest_and_served_all_the_same(bench: ArchiveParts) -> None:
     waiting = bench.receive("1.2.3.1", state=InstanceState.RECEIVED)
     assert bench.work() == 0
     assert bench.index.originals.totals().to_pack == 1
@@ -160,7 +58,7 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("step", ["adopt", "packed", "collect", "delete"])
-def test_killed_while_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """At any step: the row names an object that is there, and the next run ends with one object."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     owner: Any = bench.hot if step in ("adopt", "delete") else bench.index.originals
@@ -168,18 +66,20 @@ def test_killed_while_packing(bench: Bench, monkeypatch: pytest.MonkeyPatch, ste
         patch.setattr(owner, step, raising(Killed()))
         with pytest.raises(Killed):
             bench.work()
-    again = Bench(bench.root)
-    again.check_expected_objects()
+    again = ArchiveParts(bench.root)
+    again.check_promises()
     with writing(again.index.engine) as connection:
         connection.execute(text("UPDATE original SET lease_until = 0"))  # as time would
     again.work()
-    again.check_expected_objects()
+    again.check_promises()
     assert again.index.originals.totals().packed == 1
     assert again.files() == 1
     assert again.read(data) == data
 
 
-def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     monkeypatch.setattr("node.workers.worker.pack_original", raising(ProofFailed("other bytes")))
     assert bench.work() == 1
@@ -192,8 +92,8 @@ def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(bench: Bench, mo
     assert bench.read(data) == data
 
 
-def test_a_reader_who_comes_while_it_is_packed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The object is unlinked after its row was read: the reader reads the row again. An open file stays readable."""
+def test_a_reader_who_comes_while_it_is_packed(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row was read, then the object went: the reader looks again. A file in hand stays readable."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     in_hand = bench.originals.lend(hashlib.sha256(data).hexdigest())
     lend = bench.hot.lend
@@ -210,8 +110,8 @@ def test_a_reader_who_comes_while_it_is_packed(bench: Bench, monkeypatch: pytest
     in_hand.unlink()
 
 
-def test_the_same_bytes_again_while_they_are_being_unlinked(bench: Bench) -> None:
-    """An original arrives again while its purged file is unlinked: it is kept or refused, never named and missing."""
+def test_the_same_bytes_again_while_they_are_being_unlinked(bench: ArchiveParts) -> None:
+    """Purged, and its file just going: what arrives is either spared or refused, never promised and gone."""
     data = bench.receive("1.2.3.1")
     digest = hashlib.sha256(data).hexdigest()
     bench.retention.purge()
@@ -222,14 +122,14 @@ def test_the_same_bytes_again_while_they_are_being_unlinked(bench: Bench) -> Non
     present = lambda each: bench.hot.path(each).is_file()  # noqa: E731
     assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=present) is Added.AGAIN
     assert bench.index.originals.collect(bench.stores) == 0
-    bench.check_expected_objects()
+    bench.check_promises()
 
 
 # --- purging ------------------------------------------------------------------------------------------------------
 
 
-def pinned(bench: Bench, uid: str) -> None:
-    """Pin an original, as storage commitment does (PS3.4 Annex J)."""
+def pinned(bench: ArchiveParts, uid: str) -> None:
+    """Promise an original, as storage commitment does (PS3.4 Annex J)."""
     commitments = Commitments(bench.index.engine)
     held = bench.index.by_uid(uid)
     assert held is not None
@@ -241,8 +141,8 @@ def pinned(bench: Bench, uid: str) -> None:
     assert commitments.pinned(held.key)
 
 
-def test_only_what_may_go_goes(bench: Bench) -> None:
-    """Verified, old enough, not pinned, not on hold: all other originals stay, each for its own reason."""
+def test_only_what_may_go_goes(bench: ArchiveParts) -> None:
+    """Verified, aged, unpinned, unheld: everything else stays, each for its own reason."""
     states = {
         "1.2.3.1": InstanceState.VERIFIED,
         "1.2.3.2": InstanceState.MEASURED,
@@ -254,22 +154,22 @@ def test_only_what_may_go_goes(bench: Bench) -> None:
     for uid, state in states.items():
         bench.receive(uid, state=state)
     pinned(bench, "1.2.3.5")
-    young = Bench(bench.root, keep="1h")
+    young = ArchiveParts(bench.root, retain_for="1h")
     assert young.retention.purge().purged == ()
     report = bench.retention.purge()
     assert [step.sop_instance_uid for step in report.purged] == ["1.2.3.1"]
     assert bench.rendered == ["2.25.1"]
     assert bench.retention.purge().purged == ()
-    bench.check_expected_objects()
-    forever = Bench(bench.root, keep="forever")
+    bench.check_promises()
+    forever = ArchiveParts(bench.root, retain_for="forever")
     assert forever.retention.purge() == PurgeReport(False, "forever")
 
 
-def test_the_audit_reserve_stays(bench: Bench) -> None:
-    """Originals whose digest is below the bound of the reserve stay, and the dry run reports them."""
+def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
+    """Drawn by the digest of each original: what lies below the bound stays, and the dry run says so."""
     uids = [f"1.2.3.{number}" for number in range(1, 30)]
     digests = {uid: hashlib.sha256(bench.receive(uid)).hexdigest() for uid in uids}
-    half = Bench(bench.root, reserve="50%")
+    half = ArchiveParts(bench.root, reserve="50%")
     reserve = {uid for uid, digest in digests.items() if digest < "8"}
     assert 0 < len(reserve) < len(uids)
     dry = half.retention.purge(dry_run=True)
@@ -280,14 +180,14 @@ def test_the_audit_reserve_stays(bench: Bench) -> None:
     assert not dry.kept
     half.retention.purge()
     assert {uid for uid, digest in digests.items() if not half.index.originals.of_digest(digest).purged} == reserve  # type: ignore[union-attr]
-    everything = Bench(bench.root, reserve="100%")
+    everything = ArchiveParts(bench.root, reserve="100%")
     assert everything.retention.purge().reserved == len(reserve)
-    half.check_expected_objects()
+    half.check_promises()
 
 
 @pytest.mark.parametrize("step", ["purged", "write_down", "collect", "delete"])
-def test_killed_while_purging(bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Before the commit nothing changes; after it the next run unlinks the file, and the journal has the entry."""
+def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
     owners = {"purged": bench.index.originals, "write_down": bench.trail, "collect": bench.index.originals}
     owner: Any = owners.get(step, bench.hot)
@@ -303,8 +203,8 @@ def test_killed_while_purging(bench: Bench, monkeypatch: pytest.MonkeyPatch, ste
         patch.setattr(owner, step, killed)
         with pytest.raises(Killed):
             bench.retention.purge()
-    again = Bench(bench.root)
-    again.check_expected_objects()
+    again = ArchiveParts(bench.root)
+    again.check_promises()
     held = again.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     assert held.purged == (step != "purged")
@@ -316,7 +216,7 @@ def test_killed_while_purging(bench: Bench, monkeypatch: pytest.MonkeyPatch, ste
         again.read(data)
 
 
-def test_a_hold_placed_between_selection_and_removal(bench: Bench) -> None:
+def test_a_hold_placed_between_selection_and_removal(bench: ArchiveParts) -> None:
     data = bench.receive("1.2.3.1")
     study = bench.index.by_uid("1.2.3.1").study_instance_uid  # type: ignore[union-attr]
 
@@ -329,14 +229,14 @@ def test_a_hold_placed_between_selection_and_removal(bench: Bench) -> None:
     assert bench.read(data) == data
 
 
-def test_without_the_model_the_original_stays(bench: Bench) -> None:
+def test_without_the_model_the_original_stays(bench: ArchiveParts) -> None:
     data = bench.receive("1.2.3.1")
     report = bench.purging_with(raising(ModelMissing("no weights"))).purge()
     assert (report.purged, report.kept[0].kept_because) == ((), "ModelMissing: no weights")
     assert bench.read(data) == data
 
 
-def test_a_reader_with_the_file_in_hand(bench: Bench) -> None:
+def test_a_reader_with_the_file_in_hand(bench: ArchiveParts) -> None:
     data = bench.receive("1.2.3.1")
     with bench.originals.borrowed(hashlib.sha256(data).hexdigest()) as path:
         assert len(bench.retention.purge().purged) == 1
@@ -345,7 +245,7 @@ def test_a_reader_with_the_file_in_hand(bench: Bench) -> None:
         bench.read(data)
 
 
-def test_cancelled_and_told_of_progress(bench: Bench) -> None:
+def test_cancelled_and_told_of_progress(bench: ArchiveParts) -> None:
     for uid in ("1.2.3.1", "1.2.3.2", "1.2.3.3"):
         bench.receive(uid)
     seen: list[tuple[int, int]] = []
@@ -361,7 +261,7 @@ def test_cancelled_and_told_of_progress(bench: Bench) -> None:
 
 @pytest.mark.parametrize("step", ["take_from", "moved", "collect"])
 def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")
     exact = bench.receive("1.2.3.2", state=InstanceState.EXACT)
     owner: Any = bench.stores[Tier.COLD] if step == "take_from" else bench.index.originals
@@ -369,19 +269,19 @@ def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
         patch.setattr(owner, step, raising(Killed()))
         with pytest.raises(Killed):
             bench.work()
-    again = Bench(bench.root, path=str(tmp_path / "cold"), coder="none")
-    again.check_expected_objects()
+    again = ArchiveParts(bench.root, path=str(tmp_path / "cold"), coder="none")
+    again.check_promises()
     with writing(again.index.engine) as connection:
         connection.execute(text("UPDATE original SET lease_until = 0"))
     again.work()
-    again.check_expected_objects()
+    again.check_promises()
     assert again.index.originals.totals().cold == 1
     assert again.files() == 4  # base, rendition, one original in each store
     assert (again.read(data), again.read(exact)) == (data, exact)
 
 
 def test_a_damaged_object_is_not_moved(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")
     path = bench.hot.path(hashlib.sha256(data).hexdigest())
     path.write_bytes(data[:-1] + b"\1")
@@ -392,7 +292,7 @@ def test_a_damaged_object_is_not_moved(tmp_path: Path) -> None:
 
 
 def test_a_full_cold_store_leaves_originals_hot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")
     monkeypatch.setattr(bench.stores[Tier.COLD], "check_room", raising(StoreFull("no room")))
     assert bench.work() == 1
@@ -401,10 +301,10 @@ def test_a_full_cold_store_leaves_originals_hot(tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_originals_path_cold_ones_say_so(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
+    bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")
     bench.work()
-    forgot = Bench(bench.root, coder="none")
+    forgot = ArchiveParts(bench.root, coder="none")
     with pytest.raises(ObjectMissing, match=r"originals\.path"):
         forgot.read(data)
     assert forgot.retention.restore("image", "1.2.3.1", who="user:test")[0].outcome == "failed"
@@ -418,7 +318,7 @@ def test_without_originals_path_cold_ones_say_so(tmp_path: Path) -> None:
 # --- trail, holds, journal ----------------------------------------------------------------------------------------
 
 
-def test_an_index_made_anew_gets_holds_labels_and_trail_back(bench: Bench) -> None:
+def test_an_index_made_anew_gets_holds_labels_and_trail_back(bench: ArchiveParts) -> None:
     holds = bench.index.holds
     kept = holds.add(HoldKind.LABEL, "trial", reason="a: b", who="user:a")
     gone = holds.add(HoldKind.PATIENT, "P1", reason="", who="user:b")
@@ -432,7 +332,7 @@ def test_an_index_made_anew_gets_holds_labels_and_trail_back(bench: Bench) -> No
     (bench.root / "index.sqlite").unlink()
     for leftover in bench.root.glob("index.sqlite-*"):
         leftover.unlink()
-    again = Bench(bench.root)
+    again = ArchiveParts(bench.root)
     assert again.trail.recover() == 6
     assert again.trail.recover() == 0
     after = (again.index.holds.all(released=True), again.index.holds.labels(), list(again.index.trail.records()))
@@ -444,12 +344,12 @@ def test_an_index_made_anew_gets_holds_labels_and_trail_back(bench: Bench) -> No
     assert again.trail.broken() == ""
 
 
-def test_a_torn_line_is_written_anew(bench: Bench) -> None:
+def test_a_torn_line_is_written_anew(bench: ArchiveParts) -> None:
     bench.trail.append(TrailEntry("a", "user:x"), TrailEntry("b", "user:x", uids=("1.2",)))
     (segment,) = (bench.root / "journal").glob("trail-*.jsonl")
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-20])
-    again = Bench(bench.root)
+    again = ArchiveParts(bench.root)
     again.trail.append(TrailEntry("c", "user:x"))
     assert [record.entry.action for record in again.journal.records()] == ["a", "b", "c"]
     assert segment.read_bytes().startswith(whole)
@@ -465,7 +365,7 @@ def test_a_torn_line_is_written_anew(bench: Bench) -> None:
         "UPDATE trail SET who = 'user:other', digest = previous WHERE number = 1",
     ],
 )
-def test_tampering_shows(bench: Bench, change: str) -> None:
+def test_tampering_shows(bench: ArchiveParts, change: str) -> None:
     bench.trail.append(*(TrailEntry(action, "user:x") for action in "abc"))
     assert bench.trail.broken() == ""
     with writing(bench.index.engine) as connection:
@@ -473,14 +373,14 @@ def test_tampering_shows(bench: Bench, change: str) -> None:
     assert bench.trail.broken()
 
 
-def test_the_journal_shows_tampering_too(bench: Bench) -> None:
+def test_the_journal_shows_tampering_too(bench: ArchiveParts) -> None:
     bench.trail.append(*(TrailEntry(action, "user:x") for action in "abc"))
     (segment,) = (bench.root / "journal").glob("trail-*.jsonl")
     segment.write_bytes(segment.read_bytes().replace(b'"action":"b"', b'"action":"z"'))
     assert "journal: record 2 was changed" in bench.trail.broken()
 
 
-def test_entries_that_nobody_waits_for(bench: Bench) -> None:
+def test_entries_that_nobody_waits_for(bench: ArchiveParts) -> None:
     writer = TrailWriter(bench.trail)
     for number in range(1200):
         writer.record(TrailEntry("retrieve", "VIEWER", "image", (f"1.2.{number}",), "original"))
@@ -494,7 +394,7 @@ def test_entries_that_nobody_waits_for(bench: Bench) -> None:
 # --- names lent to readers, configuration, and archives of an older release ---------------------------------------
 
 
-def test_names_lent_by_ended_processes_are_swept(bench: Bench) -> None:
+def test_names_lent_by_ended_processes_are_swept(bench: ArchiveParts) -> None:
     digest = bench.hot.put(b"x")
     alive = bench.hot.lend(digest)
     assert alive.read_bytes() == b"x"
@@ -511,7 +411,7 @@ def test_names_lent_by_ended_processes_are_swept(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("originals", "says"),
     [
-        ({"keep": "a month"}, "write forever"),
+        ({"retain_for": "a month"}, "write forever"),
         ({"path": "s3://bucket/x"}, "not supported"),
         ({"path": "file://host/x"}, "not supported"),
         ({"coder": "jpeg"}, "originals.coder"),
@@ -524,12 +424,12 @@ def test_configuration_that_cannot_be_meant(originals: dict[str, str], says: str
 
 def test_mqsa_keeps_for_ever() -> None:
     with pytest.raises(ConfigError, match="us-mqsa keeps originals for ever"):
-        parse({"codec": {"profile": "us-mqsa"}, "originals": {"keep": "30d"}}, "config.yaml")
-    assert parse({"originals": {"keep": "2w"}}, "x").originals.keep == timedelta(days=14)
+        parse({"codec": {"profile": "us-mqsa"}, "originals": {"retain_for": "30d"}}, "config.yaml")
+    assert parse({"originals": {"retain_for": "2w"}}, "x").originals.retain_for == timedelta(days=14)
     assert parse({"originals": {"path": "file:///a%20b"}}, "x").originals.path == Path("/a b")
 
 
-def test_reports_are_plain(bench: Bench) -> None:
+def test_reports_are_plain(bench: ArchiveParts) -> None:
     """What the scheduler keeps of a run can be written as JSON."""
     import json
     from dataclasses import asdict

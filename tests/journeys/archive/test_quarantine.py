@@ -1,4 +1,4 @@
-"""Quarantine: shown, accepted in place of what is held, rejected; what the rules refuse; DCMTK sends and receives."""
+"""Proves that quarantined instances can be listed, accepted and rejected, and which of them the rules refuse."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from storage.index.connection import now, writing
 from storage.index.tables import commitment, pin
 from storage.records import HoldKind, InstanceState, Quarantined
 from tests.conftest import Archive, settings_for
+from tests.support.commands import invoke
 from tests.support.peers import data_set_bytes, getscu, storescu
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import invoke
 
 WHY = {"reason": "the right one", "who": "user:test"}
 
@@ -145,13 +145,13 @@ def test_reconstructions_of_the_one_before_are_withdrawn(archive: Archive, tmp_p
     other = mammogram(breast(320, 288, seed=5), **identity(ds))
     paths = [write(one, tmp_path / f"{number}.dcm") for number, one in enumerate((ds, other))]
     assert storescu([paths[0]], archive.address).statuses == [0]
-    first = archive.settled(ds.SOPInstanceUID, timeout=300).rendition
+    first = archive.settled(ds.SOPInstanceUID).rendition
     assert first is not None
     assert storescu([paths[1]], archive.address).statuses == [0xC003]
     index = archive.node.index
     (waiting,) = index.quarantine.all()
     archive.node.archive.quarantine.accept(waiting.digest, **WHY)
-    second = archive.settled(ds.SOPInstanceUID, timeout=300).rendition
+    second = archive.settled(ds.SOPInstanceUID).rendition
     assert second is not None
     assert second.derived_uid != first.derived_uid
     held = index.rendition(first.derived_uid)

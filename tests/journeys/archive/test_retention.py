@@ -1,4 +1,4 @@
-"""Originals over their whole life, over real associations: packed, held, purged, asked for, sent again, restored."""
+"""Proves the life of an original over real associations: packed, held, purged, asked for, sent again, restored."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from node.dimse import client
 from node.dimse.client import Receiver
 from storage.records import HoldKind, InstanceState, OriginalForm, StoredInstance
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_whole_journey import asked, data_set_bytes
+from tests.support.commands import run
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run
+from tests.support.transfers import asked, data_set_bytes
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def archive(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
 
 
 def purging(tmp_path: Path, receiver: Receiver, **originals: Any) -> Settings:
-    return settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegls", "keep": "0d", **originals})
+    return settings_for(
+        tmp_path / "archive", receiver.port, originals={"coder": "jpegls", "retain_for": "0d", **originals}
+    )
 
 
 def send(archive: Archive, path: Path) -> int:
@@ -41,13 +43,13 @@ def send(archive: Archive, path: Path) -> int:
 
 
 def packed(archive: Archive, ds: Dataset) -> StoredInstance:
-    archive.settled(ds.SOPInstanceUID, timeout=180)
+    archive.settled(ds.SOPInstanceUID)
 
     def at_hand() -> StoredInstance | None:
         found = archive.node.index.by_uid(ds.SOPInstanceUID)
         return found if found and found.held and found.held.form is OriginalForm.PACKED else None
 
-    found: StoredInstance = wait_for(at_hand, timeout=180, what="original packed")
+    found: StoredInstance = wait_for(at_hand, what="original packed")
     return found
 
 
@@ -166,10 +168,12 @@ def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
     cold = tmp_path / "cold"
     config = tmp_path / "config.yaml"
     good, small = mammogram(StudyInstanceUID=generate_uid()), mammogram(breast(200, 200))
-    raw = purging(tmp_path, receiver, keep="forever", path=f"file://{cold}").model_dump(mode="json", by_alias=True)
-    raw["originals"]["keep"] = "forever"
+    raw = purging(tmp_path, receiver, retain_for="forever", path=f"file://{cold}").model_dump(
+        mode="json", by_alias=True
+    )
+    raw["originals"]["retain_for"] = "forever"
     config.write_text(yaml.safe_dump(raw))
-    with Node(purging(tmp_path, receiver, keep="forever", path=f"file://{cold}")) as node:
+    with Node(purging(tmp_path, receiver, retain_for="forever", path=f"file://{cold}")) as node:
         archive = Archive(node, receiver)
         sent = write(good, tmp_path / "good.dcm")
         assert [send(archive, path) for path in (sent, write(small, tmp_path / "small.dcm"))] == [0, 0]
@@ -187,7 +191,7 @@ def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
         assert [(one["sop_instance_uid"], one["outcome"]) for one in restored] == [(good.SOPInstanceUID, "restored")]
         assert node.store.path(digest).is_file()
         assert not (cold / "objects" / digest[:2] / digest).exists()
-        assert not node.custodian.step()  # and stays for a while
+        assert not node.packer.step()  # and stays for a while
         status = json.loads(run("status", "-c", str(config), "--json").stdout)
         assert status["originals"]["packed"] == 2
         assert status["purge_would_free"] == {
@@ -202,7 +206,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     config = tmp_path / "config.yaml"
     settings = purging(tmp_path, receiver)
     raw = settings.model_dump(mode="json", by_alias=True)
-    raw["originals"]["keep"] = "0d"
+    raw["originals"]["retain_for"] = "0d"
     config.write_text(yaml.safe_dump(raw))
     ds = mammogram()
     with Node(settings) as node:
@@ -218,7 +222,7 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     assert told("status")["purge_would_free"]["0d"] == {"originals": 1, "bytes": size}
     hold = told("hold", "add", "--label", "trial 7", "--reason", "audit")
     assert (hold["originals"], told("purge", "--dry-run")["bytes_freed"]) == (0, size)
-    told("label", "add", "trial 7", "--study", ds.StudyInstanceUID)
+    told("hold-label", "add", "trial 7", "--study", ds.StudyInstanceUID)
     assert [one["originals"] for one in told("hold", "list")] == [1]
     assert told("purge")["bytes_freed"] == 0
     told("hold", "release", str(hold["key"]), "--reason", "over")
@@ -232,8 +236,8 @@ def test_the_commands(tmp_path: Path, receiver: Receiver) -> None:
     assert [record["entry"]["action"] for record in records] == ["label.add", "original.purge"]
     assert told("trail", "--verify") == {"records": 5, "broken": ""}
     raw["codec"]["profile"] = "us-mqsa"
-    raw["originals"]["keep"] = "forever"
+    raw["originals"]["retain_for"] = "forever"
     config.write_text(yaml.safe_dump(raw))
     refused = run("purge", "-c", str(config))
-    assert refused.returncode == 2
+    assert refused.returncode == 3
     assert "MQSA" in refused.stderr

@@ -1,4 +1,4 @@
-"""The whole road over real associations: stored, verified, found, moved and got, in each rendition."""
+"""Proves that an image can be stored, verified, found, moved and retrieved in each rendition over real associations."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
-from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.formats.payload import decode_base, decode_rendition
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
+from tests.support.encoder_samples import phantom
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
-from tests.unit.node.codec.encode.test_search import phantom
+from tests.support.transfers import asked, data_set_bytes
 
 
 def stored(archive: Archive, tmp_path: Path, *datasets: Dataset, syntax: str = ExplicitVRLittleEndian) -> list[Path]:
@@ -26,15 +26,6 @@ def stored(archive: Archive, tmp_path: Path, *datasets: Dataset, syntax: str = E
     client.store(files, archive.address, calling="MODALITY", each=lambda path, status, seconds: statuses.append(status))
     assert statuses == [0x0000] * len(files)
     return files
-
-
-def data_set_bytes(path: Path) -> bytes:
-    with opened(path) as file:
-        return bytes(file.data)
-
-
-def asked(ds: Dataset, uid: str = "") -> Dataset:
-    return client.image_identifier(ds.StudyInstanceUID, ds.SeriesInstanceUID, uid or ds.SOPInstanceUID)
 
 
 def got(archive: Archive, folder: Path, calling: str, identifier: Dataset) -> tuple[Dataset, dict[str, Path]]:

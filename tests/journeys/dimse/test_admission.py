@@ -1,4 +1,4 @@
-"""Who is let in, how many at once, how long and with how much: real associations, and bytes that no AE would send."""
+"""Proves which callers are admitted, how many at once, for how long and with how many bytes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_titles_and_networks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         assert rejection(associate(running, "NOBODY")) == CALLING_NOT_RECOGNIZED
         assert rejection(associate(running, "HERE", called="OTHER")) == CALLED_NOT_RECOGNIZED
     assert "rejected an association of ELSEWHERE from 127.0.0.1: not from its networks" in caplog.text
-    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not us" in caplog.text
+    assert "rejected an association of HERE from 127.0.0.1: it called OTHER, not LATENTPACS" in caplog.text
     assert "rejected an association of NOBODY from 127.0.0.1: no such peer" in caplog.text
 
 
@@ -88,7 +89,7 @@ def test_a_caller_that_cannot_be_judged_is_rejected(tmp_path: Path, monkeypatch:
         raise RuntimeError("broken on purpose")
 
     with node(tmp_path) as running:
-        monkeypatch.setattr("node.dimse.associations.admission._not_that_peer", broken)
+        monkeypatch.setattr("node.dimse.associations.admission._mismatch", broken)
         assert rejection(associate(running, "MODALITY")) == CALLING_NOT_RECOGNIZED
 
 
@@ -113,7 +114,7 @@ def test_associations_at_once(tmp_path: Path) -> None:
 def test_an_association_ends_in_time(tmp_path: Path) -> None:
     with node(tmp_path, node={"max_association_time": 0.5}) as running:
         assoc = associate(running, "MODALITY")
-        wait_for(lambda: assoc.is_aborted, timeout=20, what="association aborted")
+        wait_for(lambda: assoc.is_aborted, what="association aborted")
         assert echoes(running, "MODALITY")
 
 
@@ -184,7 +185,7 @@ def test_a_spool_file_counts_what_the_peer_sends(tmp_path: Path) -> None:
 
 def ended(connection: socket.socket) -> bool:
     """Reads until the node closes."""
-    connection.settimeout(30)
+    connection.settimeout(300)
     try:
         while connection.recv(65536):
             pass
@@ -206,12 +207,12 @@ def test_half_a_pdu_does_not_hold_a_place(tmp_path: Path) -> None:
     with node(tmp_path, node={"network_timeout": 1, "max_associations_per_peer": 1}) as running:
         assoc = associate(running, "MODALITY")
         assoc.dul.socket.socket.sendall(struct.pack(">BBI", 4, 0, 5000) + bytes(100))
-        wait_for(lambda: echoes(running, "MODALITY"), timeout=30, what="the place is free again")
+        wait_for(lambda: echoes(running, "MODALITY"), what="the place is free again")
         assoc.abort()
 
 
 def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.wire._MOST_IDENTIFIER", 100_000)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.message_limits._MOST_IDENTIFIER", 100_000)
     with node(tmp_path) as running:
         entity = AE("VIEWER")
         entity.add_requested_context("1.2.840.10008.5.1.4.1.2.2.1")
@@ -232,7 +233,7 @@ def test_an_endless_identifier_is_not_collected(tmp_path: Path, monkeypatch: pyt
 
 def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They count: beyond the associations allowed and a few, connections are closed at once."""
-    monkeypatch.setattr("node.dimse.pynetdicom_patches.listener._WAITING", 2)
+    monkeypatch.setattr("node.dimse.pynetdicom_patches.connection_limits._WAITING", 2)
     with node(tmp_path, node={"max_associations": 2, "network_timeout": 2}) as running:
         idle = [socket.create_connection(("127.0.0.1", running.server.port)) for _ in range(4)]
         wait_for(lambda: len(running.server.entity.active_associations) == 4, what="all four wait")
@@ -248,12 +249,14 @@ def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     "sent", [b"", b"\x01\x00" + bytes(100), b"GET / HTTP/1.0\r\n\r\n" + bytes(40), b"\x07\0\0\0\0\4\0\0\0\0"]
 )
 def test_connections_that_were_closed_do_not_count(tmp_path: Path, sent: bytes) -> None:
-    """As port scans and load balancers make them, whatever they have sent: gone within seconds, not half a minute."""
+    """As port scans and load balancers make them, whatever they have sent: gone at once, long before a timeout."""
+    began = time.monotonic()
     with node(tmp_path) as running:
         for _ in range(10):
             with socket.create_connection(("127.0.0.1", running.server.port)) as connection:
                 connection.sendall(sent)
-        wait_for(lambda: not running.server.entity.active_associations, timeout=5, what="they are gone")
+        wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
+        assert time.monotonic() - began < 25  # 30 s would be the timeout
         assert echoes(running, "MODALITY")
 
 
@@ -267,7 +270,7 @@ def test_one_address_does_not_lock_out_others(tmp_path: Path) -> None:
         wait_for(lambda: len(running.server.entity.active_associations) == 4, what="one from elsewhere is let in")
         for connection in (*idle, other):
             connection.close()
-        wait_for(lambda: not running.server.entity.active_associations, timeout=5, what="they are gone")
+        wait_for(lambda: not running.server.entity.active_associations, what="they are gone")
 
 
 def test_an_idle_association_is_ended(tmp_path: Path) -> None:
@@ -278,5 +281,5 @@ def test_an_idle_association_is_ended(tmp_path: Path) -> None:
         told = [(evt.EVT_CONN_CLOSE, lambda _: ended_by_node.set())]
         assoc = entity.associate("127.0.0.1", running.server.port, evt_handlers=told)
         assert assoc.is_established
-        assert ended_by_node.wait(timeout=30)
+        assert ended_by_node.wait(timeout=300)
         assert echoes(running, "MODALITY")

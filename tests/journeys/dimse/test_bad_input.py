@@ -1,4 +1,4 @@
-"""Whatever a peer sends gets a status and leaves nothing behind, or is kept verbatim with a warning."""
+"""Proves that all that a peer sends gets a status, and is kept verbatim with a warning or leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-from pynetdicom import AE
-from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
 from node.app import Node
@@ -32,43 +30,13 @@ from node.dimse.client import Receiver
 from storage.dicom.dicomfile import encode, file_meta, opened
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for, size_of, spooled, wait_for
+from tests.support.raw_sender import RawSender
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
-
-SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless)
-
-
-class Sender:
-    """An association that sends any bytes as the data set of a C-STORE."""
-
-    def __init__(self, archive: Archive, calling: str = "MODALITY", syntaxes: tuple[str, ...] = SYNTAXES) -> None:
-        entity = AE(calling)
-        for syntax in syntaxes:
-            entity.add_requested_context(MAMMOGRAPHY, syntax)
-        self.assoc: Association = entity.associate("127.0.0.1", archive.address.port)
-        assert self.assoc.is_established
-
-    def send(
-        self, body: bytes, *, sop_instance: str, sop_class: str = MAMMOGRAPHY, syntax: str = ExplicitVRLittleEndian
-    ) -> Dataset:
-        context = next(c for c in self.assoc.accepted_contexts if c.transfer_syntax[0] == syntax)
-        request: Any = C_STORE()
-        request.MessageID, request.Priority = 1, 2
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, sop_instance
-        request.DataSet = BytesIO(body)
-        self.assoc._reactor_checkpoint.clear()  # as send_c_store does: or the reactor takes the answer
-        wait_for(lambda: self.assoc._is_paused, what="a paused reactor")
-        self.assoc.dimse.send_msg(request, context.context_id)
-        _, answer = self.assoc.dimse.get_msg(block=True)
-        self.assoc._reactor_checkpoint.set()
-        status = Dataset()
-        status.Status = answer.Status
-        status.ErrorComment = answer.ErrorComment or ""
-        return status
 
 
 @pytest.fixture
-def sender(quiet_archive: Archive) -> Iterator[Sender]:
-    sender = Sender(quiet_archive)
+def sender(quiet_archive: Archive) -> Iterator[RawSender]:
+    sender = RawSender(quiet_archive)
     yield sender
     if sender.assoc.is_established:
         sender.assoc.release()
@@ -86,7 +54,7 @@ def sample(**changes: Any) -> Dataset:
     return mammogram(breast(300, 280), **changes)
 
 
-def test_not_dicom_at_all(quiet_archive: Archive, sender: Sender) -> None:
+def test_not_dicom_at_all(quiet_archive: Archive, sender: RawSender) -> None:
     noise = random.Random(1).randbytes(100_000)
     for body in (noise, b"%PDF-1.7\n" + noise, b"\x00" * 1000, b"A" * 5000):
         for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
@@ -96,7 +64,7 @@ def test_not_dicom_at_all(quiet_archive: Archive, sender: Sender) -> None:
     nothing_left(quiet_archive)
 
 
-def test_truncated_before_the_pixels(quiet_archive: Archive, sender: Sender) -> None:
+def test_truncated_before_the_pixels(quiet_archive: Archive, sender: RawSender) -> None:
     ds = sample()
     body = encode(ds, ExplicitVRLittleEndian)
     header = len(body) - len(ds.PixelData)
@@ -112,7 +80,7 @@ def test_truncated_before_the_pixels(quiet_archive: Archive, sender: Sender) -> 
 
 
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"])
-def test_missing_uids(quiet_archive: Archive, sender: Sender, keyword: str) -> None:
+def test_missing_uids(quiet_archive: Archive, sender: RawSender, keyword: str) -> None:
     ds = sample()
     uid = ds.SOPInstanceUID
     setattr(ds, keyword, "")
@@ -124,7 +92,7 @@ def test_missing_uids(quiet_archive: Archive, sender: Sender, keyword: str) -> N
     nothing_left(quiet_archive)
 
 
-def test_wrong_sop_class_and_wrong_instance(quiet_archive: Archive, sender: Sender) -> None:
+def test_wrong_sop_class_and_wrong_instance(quiet_archive: Archive, sender: RawSender) -> None:
     ds = sample()
     uid = ds.SOPInstanceUID
     assert sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=generate_uid()).Status == 0xA900
@@ -134,7 +102,7 @@ def test_wrong_sop_class_and_wrong_instance(quiet_archive: Archive, sender: Send
 
 
 @pytest.mark.parametrize("uid", ["../../../../tmp/owned", "/etc/passwd", "1.2.3/../../x", "1..2", "1.2.3.", ".1", "x"])
-def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: Sender, uid: str) -> None:
+def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: RawSender, uid: str) -> None:
     for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         ds = sample()
         affected = str(ds.SOPInstanceUID)
@@ -149,7 +117,7 @@ def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: Sender, ui
 
 def test_abort_in_the_middle(quiet_archive: Archive) -> None:
     """A peer that dies inside a data set: the association ends, and so does what it had spooled."""
-    sender = Sender(quiet_archive)
+    sender = RawSender(quiet_archive)
     ds = mammogram(breast(1200, 1000))
     body = encode(ds, ExplicitVRLittleEndian)
     context = next(c for c in sender.assoc.accepted_contexts if c.transfer_syntax[0] == ExplicitVRLittleEndian)
@@ -185,7 +153,7 @@ def kept_with_warning(archive: Archive, body: bytes, uid: str, status: Dataset, 
     assert archive.node.store.read(held.original_digest).endswith(body)
 
 
-def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: Sender, tmp_path: Path) -> None:
+def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: RawSender, tmp_path: Path) -> None:
     pixels = breast(300, 280)
     short = sample()
     short.PixelData = short.PixelData[:-1000]
@@ -205,7 +173,7 @@ def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: Sender, t
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
-def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: Sender, tmp_path: Path, syntax: str) -> None:
+def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: RawSender, tmp_path: Path, syntax: str) -> None:
     ds = sample()
     if syntax == RLELossless:
         ds.file_meta = file_meta(MAMMOGRAPHY, ds.SOPInstanceUID, ExplicitVRLittleEndian)
@@ -228,7 +196,7 @@ def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: Sender, 
     kept_with_warning(quiet_archive, body, ds.SOPInstanceUID, status, tmp_path)
 
 
-def test_a_codestream_that_crashes_its_decoder(quiet_archive: Archive, sender: Sender, tmp_path: Path) -> None:
+def test_a_codestream_that_crashes_its_decoder(quiet_archive: Archive, sender: RawSender, tmp_path: Path) -> None:
     """GDCM aborts its process on a JPEG-LS codestream of another size: that process is not the node's."""
     ds = sample()
     ds.PixelData = encapsulate([bytes(imagecodecs.jpegls_encode(breast(150, 280)))])
@@ -258,14 +226,16 @@ def test_a_codestream_that_crashes_its_decoder(quiet_archive: Archive, sender: S
         assert bytes(file.data) == body
 
 
-def test_full_disk_is_out_of_resources(quiet_archive: Archive, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_out_of_resources(
+    quiet_archive: Archive, sender: RawSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quiet_archive.node.store, "_min_free", 1 << 60)
     ds = sample()
     assert sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=ds.SOPInstanceUID).Status == 0xA700
     nothing_left(quiet_archive)
 
 
-def test_duplicates(quiet_archive: Archive, sender: Sender) -> None:
+def test_duplicates(quiet_archive: Archive, sender: RawSender) -> None:
     """Same content is success and stored once, also in other bytes; other content goes to quarantine."""
     ds = sample()
     uid = str(ds.SOPInstanceUID)
@@ -296,7 +266,7 @@ def test_unknown_peers_store_where_they_may_and_nothing_else(
 
 
 def _strangers(quiet_archive: Archive, expected: int) -> None:
-    stranger = Sender(quiet_archive, calling="STRANGER")
+    stranger = RawSender(quiet_archive, calling="STRANGER")
     ds = sample()
     assert stranger.send(encode(ds, ExplicitVRLittleEndian), sop_instance=ds.SOPInstanceUID).Status == expected
     stranger.assoc.release()
@@ -314,13 +284,13 @@ def _strangers(quiet_archive: Archive, expected: int) -> None:
     )
     assert got.Status == 0x0124
     assert quiet_archive.receiver.received == {}
-    viewer = Sender(quiet_archive, calling="VIEWER")
+    viewer = RawSender(quiet_archive, calling="VIEWER")
     other = sample()
     assert viewer.send(encode(other, ExplicitVRLittleEndian), sop_instance=other.SOPInstanceUID).Status == 0x0124
     viewer.assoc.release()
 
 
-def test_random_mutations_never_hang_or_crash(quiet_archive: Archive, sender: Sender, tmp_path: Path) -> None:
+def test_random_mutations_never_hang_or_crash(quiet_archive: Archive, sender: RawSender, tmp_path: Path) -> None:
     ds = sample(PixelData=b"", Rows=0, Columns=0)
     body = bytearray(encode(ds, ExplicitVRLittleEndian))
     chance = random.Random(7)

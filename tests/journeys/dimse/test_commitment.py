@@ -1,4 +1,4 @@
-"""Storage commitment: pynetdicom and Orthanc ask, and hear the truth, once, in time, whatever happens between."""
+"""Proves that storage commitment reports the truth, once and in time, to pynetdicom and to Orthanc."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Modality:
             server.shutdown()
 
     def heard(self) -> tuple[int, Dataset]:
-        return self.reports.get(timeout=30)
+        return self.reports.get(timeout=300)
 
     def _report(self, event: Any) -> tuple[int, None]:
         self.roles.append(event.assoc.requestor.role_selection)

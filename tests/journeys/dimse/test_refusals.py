@@ -1,4 +1,6 @@
-"""What is refused is told: to the peer why, to log and trail who, what and why, without folders or patients."""
+"""Proves that each refusal is reported: to the peer with its reason, to log and audit trail without folders or
+patients.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,21 @@ from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from node.app import Node
+from node.cli.exit_codes import UsageError
 from node.cli.main import app
 from node.config import load, parse
 from node.dimse import client
 from node.dimse.associations.refusals import Refusals
-from node.dimse.dimse_status import STORE_ERRORS, of_error, why
+from node.dimse.dimse_status import STORE_ERRORS, of_error, reason_text
 from node.dimse.sop_classes import VERIFICATION
 from storage.errors import ConfigError, Duplicate, ObjectMissing, StoreFull
 from storage.records import TrailEntry
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_damage import stored
-from tests.journeys.dimse.test_bad_input import Sender
+from tests.support.paths import SHIPPED
 from tests.support.peers import dead_port
+from tests.support.raw_sender import RawSender
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
-from tests.unit.node.config.test_config import SHIPPED
+from tests.support.transfers import stored
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
@@ -125,7 +128,7 @@ def test_error_comments_hold_the_reason_and_no_folder() -> None:
     assert duplicate.ErrorComment.startswith("another data set is held")
     full = StoreFull("5 bytes free below /srv/archive/of/ours, 10 must stay free")
     assert (of_error(full, STORE_ERRORS).Status, "/srv" in of_error(full, STORE_ERRORS).ErrorComment) == (0xA700, False)
-    assert "/srv" in why(full, STORE_ERRORS), "the operator wants to know"
+    assert "/srv" in reason_text(full, STORE_ERRORS), "the operator wants to know"
     missing = of_error(ObjectMissing("object 1 is not in /srv/archive/objects"), STORE_ERRORS)
     assert "/srv" not in missing.ErrorComment
 
@@ -179,14 +182,14 @@ def test_a_root_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 def test_a_label_on_a_study_that_is_not_held_is_an_error(quiet_archive: Archive, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"storage: {{root: {quiet_archive.node.store.root}}}")
-    ran = CliRunner().invoke(app, ["label", "add", "teaching", "--study", "1.2.3", "--config", str(config)])
-    assert isinstance(ran.exception, ConfigError)
+    ran = CliRunner().invoke(app, ["hold-label", "add", "teaching", "--study", "1.2.3", "--config", str(config)])
+    assert isinstance(ran.exception, UsageError)
     assert "1.2.3 is not held" in str(ran.exception)
     assert quiet_archive.node.index.holds.labels() == []
 
 
 def test_an_odd_affected_uid_is_recorded_short(quiet_archive: Archive) -> None:
-    sender = Sender(quiet_archive)
+    sender = RawSender(quiet_archive)
     assert sender.send(b"no data set", sop_instance="1.2.3").Status & 0xF000 == 0xC000
     assert told(quiet_archive, "store")[0].uids == ("1.2.3",)
     sender.assoc.release()

@@ -1,10 +1,9 @@
-"""Replication to a peer: what it acknowledged is remembered and not sent again; all else is told, and sent again."""
+"""Proves that what a peer has acknowledged is not sent again, and that everything else is reported and sent again."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from storage.errors import ConfigError, LatentPacsError
 from storage.index.job_runs import JobRows, RunState
 from storage.index.replicas import Replicas
 from tests.conftest import Archive, need, settings_for, wait_for
+from tests.support.commands import run
 from tests.support.peers import dead_port, free_port, storescp
 from tests.support.samples import breast, mammogram, write
 
@@ -253,25 +253,19 @@ def test_the_command(tmp_path: Path, replica: Replica) -> None:
     done = command(config, "replicate", "REPLICA", "--json")  # without one
     assert (done.returncode, json.loads(done.stdout)["acknowledged"]) == (0, 1), done.stderr
     assert json.loads(command(config, "jobs", "history", JOB, "--json").stdout)[0]["report"]["held_there"] == 2
-    assert "no peer with host and port" in command(config, "replicate", "MODALITY").stderr
+    assert "not a peer with host and port" in command(config, "replicate", "MODALITY").stderr
     wrong = command(config, "replicate", "REPLICAA")
     assert (wrong.returncode, "neither a peer" in wrong.stderr) == (2, True)
     assert not (tmp_path / "REPLICAA").exists()
 
 
 def command(config: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "node.cli", *words, "-c", str(config)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return run(*words, "-c", str(config))
 
 
 @pytest.mark.parametrize("to", ["NOBODY", "MODALITY"])
 def test_a_peer_that_cannot_be_called_is_a_mistake_in_the_configuration(tmp_path: Path, to: str) -> None:
-    with pytest.raises(ConfigError, match=f"jobs.replicate_peer.to: {to} is no peer with host and port"):
+    with pytest.raises(ConfigError, match=f"jobs.replicate_peer.to: {to} is not a peer with host and port"):
         settings_for(tmp_path, jobs={"replicate_peer": {"to": to}})
 
 

@@ -1,4 +1,4 @@
-"""An original that is lost or damaged here and is sent again is held whole afterwards, in whatever form it was held."""
+"""Proves that a lost or damaged original that is sent again is held intact afterwards, in whatever form it was held."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
 from tests.conftest import Archive, settings_for, wait_for
-from tests.journeys.archive.test_original_locations import Bench, Pool
-from tests.journeys.jobs.test_scrub import Watched
+from tests.support.archive_parts import ArchiveParts, InlineWorkers
+from tests.support.index_rows import new_rendition
+from tests.support.job_runs import CountedRun
 from tests.support.samples import breast, mammogram, rle_file, write
-from tests.unit.storage.index.test_index import new_rendition
 
 UID = "1.2.3.1"
 
@@ -41,28 +41,30 @@ def flip(path: Path) -> None:
 HARM: dict[str, Callable[[Path], None]] = {"missing": Path.unlink, "flipped": flip}
 
 
-def ingest_of(bench: Bench) -> Ingest:
-    return Ingest(bench.index, bench.hot, bench.originals, Pool(), lambda _: None)  # type: ignore[arg-type]
+def ingest_of(bench: ArchiveParts) -> Ingest:
+    return Ingest(bench.index, bench.hot, bench.originals, InlineWorkers(), lambda _: None)  # type: ignore[arg-type]
 
 
-def send(bench: Bench, data: bytes, uid: str = UID) -> Receipt:
+def send(bench: ArchiveParts, data: bytes, uid: str = UID) -> Receipt:
     path = bench.hot.spool / f"{uid}.dcm"
     path.write_bytes(data)
     sop_class = mammogram(breast(64, 48)).SOPClassUID
     return ingest_of(bench).receive(path, sop_class=sop_class, sop_instance=uid, calling_aet="MODALITY")
 
 
-def held_as(bench: Bench, data: bytes) -> HeldOriginal:
+def held_as(bench: ArchiveParts, data: bytes) -> HeldOriginal:
     held = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     return held
 
 
-def scrub(bench: Bench) -> None:
+def scrub(bench: ArchiveParts) -> None:
     upkeep, rows = Integrity(bench.index.engine), JobRows(bench.index.engine)
     rows.ensure(["scrub"])
     stores = {str(tier): store for tier, store in bench.stores.items()}
-    Scrub(rows, upkeep, stores, ScrubRepair(bench.index, upkeep, stores), ScrubPlan(extent=Extent.FULL)).run(Watched())
+    Scrub(rows, upkeep, stores, ScrubRepair(bench.index, upkeep, stores), ScrubPlan(extent=Extent.FULL)).run(
+        CountedRun()
+    )
 
 
 @pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])
@@ -72,7 +74,7 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
     settings = {"coder": "none"} if form == "verbatim" else {"coder": "jpegls"}
     if form == "cold":
         settings["path"] = str(tmp_path / "cold")
-    bench = Bench(tmp_path / "archive", **settings)
+    bench = ArchiveParts(tmp_path / "archive", **settings)
     data = bench.receive(UID)
     bench.receive("1.2.3.2")  # a store without any object is taken for a disk that is not mounted
     bench.work()
@@ -89,7 +91,7 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
     assert bench.read(data) == data
     bench.work()
     assert bench.read(data) == data
-    bench.check_expected_objects()
+    bench.check_promises()
     after = bench.index.by_uid(UID)
     assert after is not None
     assert (after.state, after.reason_code) == (InstanceState.VERIFIED, ReasonCode.NONE)
@@ -100,7 +102,7 @@ def test_what_is_lost_is_held_again(tmp_path: Path, form: str, harm: str, scrubb
 
 
 def test_a_whole_one_that_is_sent_again_changes_nothing(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "archive", coder="jpegls")
+    bench = ArchiveParts(tmp_path / "archive", coder="jpegls")
     data = bench.receive(UID)
     bench.work()
     before, files = held_as(bench, data), bench.files()
@@ -111,7 +113,7 @@ def test_a_whole_one_that_is_sent_again_changes_nothing(tmp_path: Path) -> None:
 
 def test_other_bytes_for_a_lost_original_are_kept_and_not_thrown_away(tmp_path: Path) -> None:
     """Nobody can say any more whether they are the same image; quarantine keeps them until somebody does."""
-    bench = Bench(tmp_path / "archive", coder="jpegls")
+    bench = ArchiveParts(tmp_path / "archive", coder="jpegls")
     data = bench.receive(UID)
     bench.work()
     bench.hot.path(held_as(bench, data).object_digest).unlink()
@@ -125,7 +127,7 @@ def test_other_bytes_for_a_lost_original_are_kept_and_not_thrown_away(tmp_path: 
 
 def test_what_quarantine_promises_is_not_unlinked(tmp_path: Path) -> None:
     """The same content in another encoding is let go, unless that very object waits in quarantine."""
-    bench = Bench(tmp_path / "archive", coder="none")
+    bench = ArchiveParts(tmp_path / "archive", coder="none")
     ds = mammogram(breast(300, 280), SOPInstanceUID=UID)
     data = write(ds, tmp_path / "explicit.dcm").read_bytes()
     other = write(ds, tmp_path / "other.dcm", ImplicitVRLittleEndian).read_bytes()
@@ -138,7 +140,7 @@ def test_what_quarantine_promises_is_not_unlinked(tmp_path: Path) -> None:
     assert bench.hot.read(digest) == other
 
 
-def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Bench) -> None:
+def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: ArchiveParts) -> None:
     """Two archives of ours: the other one's reconstruction arrives before this one makes the same."""
     bench.receive("1.2.3.4", state=InstanceState.EXACT)
     bench.receive("1.2.3.5", state=InstanceState.RECEIVED)
@@ -155,11 +157,11 @@ def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Ben
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path / "archive")
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive")
 
 
-class Dying(Pool):
+class Dying(InlineWorkers):
     """Decoders that are killed as often as asked, as when the machine runs out of memory."""
 
     def __init__(self, deaths: int) -> None:

@@ -1,13 +1,11 @@
-"""``latent-pacs serve`` as a process: stop finishes what is in flight, a kill at any point loses nothing."""
+"""Proves that ``latent-pacs serve`` finishes what is in flight when stopped, and loses nothing when killed."""
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -15,88 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 
 from node.dimse import client
-from node.dimse.client import Address, Receiver
+from node.dimse.client import Receiver
 from storage.dicom.dicomfile import encode
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState
 from tests.conftest import size_of, spooled, wait_for
+from tests.support.node_process import COMMAND, NodeProcess
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
-
-COMMAND = [sys.executable, "-W", "ignore", "-m", "node.cli"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Served:
-    """A node in a process of its own, on a fixed port and folder, so that it can be started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root, self.config, self.port = folder / "archive", folder / "config.yaml", free_port()
-        self.log = (folder / "node.log").open("ab")
-        self.config.write_text(
-            yaml.safe_dump(
-                {
-                    "node": {"host": "127.0.0.1", "port": self.port, "drain": 20},
-                    "storage": {"root": str(self.root), "min_free": 0},
-                    "archivist": {"poll": 0.1, "lease": 2},
-                    "reconstruct": {"upscaler": "bicubic"},
-                    "gate": {"patches": {"share": 0.5}},
-                    "codec": {"scales": [1]},
-                    "originals": {"coder": "none"},
-                    "peers": [
-                        {"ae_title": "MODALITY", "allow": ["echo", "store"]},
-                        {"ae_title": "EXACTVIEW", "allow": ["find", "get"], "rendition": "original"},
-                    ],
-                }
-            )
-        )
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> Address:
-        return Address("127.0.0.1", self.port, "LATENTPACS")
-
-    def start(self, *, verbose: bool = False) -> None:
-        flags = ["--verbose"] if verbose else []
-        self.process = subprocess.Popen([*COMMAND, "serve", "-c", str(self.config), *flags], stderr=self.log)
-
-        def listening() -> bool:
-            assert self.process is not None
-            assert self.process.poll() is None, "the node ended at start"
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-        wait_for(listening, timeout=30, what="a listening node")
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def ended(self) -> int:
-        assert self.process is not None
-        return self.process.wait(timeout=40)
-
-    def status(self) -> dict[str, Any]:
-        done = subprocess.run([*COMMAND, "status", "-c", str(self.config), "--json"], capture_output=True, check=True)
-        report: dict[str, Any] = json.loads(done.stdout)
-        return report
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    node = Served(tmp_path)
+def served(tmp_path: Path) -> Iterator[NodeProcess]:
+    node = NodeProcess(tmp_path)
     yield node
     if node.process is not None and node.process.poll() is None:
         node.process.kill()
@@ -104,7 +39,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     node.log.close()
 
 
-def test_sigterm_finishes_what_is_in_flight(served: Served, tmp_path: Path) -> None:
+def test_sigterm_finishes_what_is_in_flight(served: NodeProcess, tmp_path: Path) -> None:
     """Half a data set is here when the signal comes: the other half is still taken, and made durable."""
     served.start()
     ds = mammogram(breast(900, 800))
@@ -138,7 +73,7 @@ def test_sigterm_finishes_what_is_in_flight(served: Served, tmp_path: Path) -> N
     assert served.status()["by_state"]["received"] + served.status()["by_state"]["verified"] == 1
 
 
-def test_an_idle_association_does_not_hold_the_stop(served: Served) -> None:
+def test_an_idle_association_does_not_hold_the_stop(served: NodeProcess) -> None:
     served.start()
     entity = AE("MODALITY")
     entity.add_requested_context(MAMMOGRAPHY, ExplicitVRLittleEndian)
@@ -147,12 +82,12 @@ def test_an_idle_association_does_not_hold_the_stop(served: Served) -> None:
     began = time.monotonic()
     served.signal(signal.SIGTERM)
     assert served.ended() == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 150  # 200 s would be the limit for what is in flight
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(900)
-def test_killed_at_any_point_and_resumed(served: Served, tmp_path: Path) -> None:
+def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) -> None:
     """SIGKILL over and over while images arrive and are encoded: every image acknowledged is there, and settles."""
     chance = random.Random(5)
     acknowledged: dict[str, Path] = {}
@@ -171,7 +106,7 @@ def test_killed_at_any_point_and_resumed(served: Served, tmp_path: Path) -> None
         served.ended()
     assert len(acknowledged) == 15
     served.start()
-    wait_for(lambda: served.status()["backlog"] == 0, timeout=400, what="an empty backlog")
+    wait_for(lambda: served.status()["backlog"] == 0, timeout=800, what="an empty backlog")
     report = served.status()
     assert report["by_state"]["verified"] == 15, report
     index, store = Index.open(f"sqlite:///{served.root / 'index.sqlite'}"), ObjectStore(served.root)
@@ -192,7 +127,7 @@ def test_killed_at_any_point_and_resumed(served: Served, tmp_path: Path) -> None
     assert not spooled(served.root / "spool")
 
 
-def test_workers_end_with_a_killed_node(served: Served, tmp_path: Path) -> None:
+def test_workers_end_with_a_killed_node(served: NodeProcess, tmp_path: Path) -> None:
     """No process is left behind that would hold memory or a GPU."""
     served.start()
     path = write(mammogram(), tmp_path / "one.dcm")
@@ -202,10 +137,11 @@ def test_workers_end_with_a_killed_node(served: Served, tmp_path: Path) -> None:
     workers = wait_for(lambda: children(parent), what="a worker process")
     served.signal(signal.SIGKILL)
     served.ended()
-    wait_for(lambda: not any(alive(pid) for pid in workers), timeout=20, what="the workers' end")
+    wait_for(lambda: not any(alive(pid) for pid in workers), what="the workers' end")
 
 
-def test_torch_stays_in_the_workers(served: Served, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_torch_stays_in_the_workers(served: NodeProcess, tmp_path: Path) -> None:
     """Importing it would hold every association of the node for seconds, and its memory for good."""
     served.start()
     ds = mammogram()
@@ -217,7 +153,7 @@ def test_torch_stays_in_the_workers(served: Served, tmp_path: Path) -> None:
         held = index.by_uid(ds.SOPInstanceUID)
         return held is not None and held.state is InstanceState.VERIFIED
 
-    wait_for(verified, timeout=180, what="a rendition")
+    wait_for(verified, what="a rendition")
     index.close()
     assert served.process is not None
     parent = served.process.pid
@@ -251,19 +187,21 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_a_second_node_on_the_same_folder_is_refused(served: Served) -> None:
+def test_a_second_node_on_the_same_folder_is_refused(served: NodeProcess) -> None:
     served.start()
-    second = subprocess.run([*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=60, check=False)
-    assert second.returncode == 2
+    second = subprocess.run(
+        [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=300, check=False
+    )
+    assert second.returncode == 3
     assert b"in use by another node" in second.stderr
 
 
-def test_taken_port_is_one_clear_line(served: Served, tmp_path: Path) -> None:
+def test_taken_port_is_one_clear_line(served: NodeProcess, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", served.port))
         taken.listen()
         done = subprocess.run(
-            [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=60, check=False
+            [*COMMAND, "serve", "-c", str(served.config)], capture_output=True, timeout=300, check=False
         )
     assert done.returncode == 2
     assert f"node.port {served.port}".encode() in done.stderr

@@ -1,4 +1,4 @@
-"""Slow and stuck lines: what flows arrives, who waits hears of it, and a stop is in time."""
+"""Proves that objects arrive over slow connections, that waiting peers are informed, and that a stop ends in time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 
 from node.app import Node
-from node.dimse import client
+from node.dimse import client, pynetdicom_patches
 from node.dimse.client import Address
-from node.dimse.pynetdicom_patches import wire
+from node.dimse.pynetdicom_patches.file_sending import send_files_directly
+from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from storage.dicom.dicomfile import encode, file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, settings_for, wait_for
 
@@ -85,7 +86,7 @@ class Line:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(300)
         for one in (self._listening, *self._sockets):
             one.close()
 
@@ -111,7 +112,7 @@ def archive(folder: Path, port: int, size: int = 3_000_000, **node: Any) -> Iter
     with path.open("wb") as out:
         write_preamble(out, file_meta(ds.SOPClassUID, ds.SOPInstanceUID, ImplicitVRLittleEndian))
         out.write(encode(ds, ImplicitVRLittleEndian))
-    changes = {"host": "127.0.0.1", "port": 0, "drain": 0, "keep_alive": 0.3, **node}
+    changes = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3, **node}
     with Node(settings_for(folder / "archive", port, node=changes, archivist={"enabled": False})) as running:
         statuses: list[int] = []
         client.store([path], address(running), calling="MODALITY", each=lambda _, status, __: statuses.append(status))
@@ -126,12 +127,12 @@ def address(node: Node) -> Address:
 
 @contextmanager
 def viewer(node: Node, model: str) -> Iterator[Any]:
-    wire.install()
+    pynetdicom_patches.install()
     entity = AE("VIEWER")
     entity.dimse_timeout = entity.network_timeout = 120
     assoc = entity.associate("127.0.0.1", node.server.port, contexts=[build_context(model)])
     assert assoc.is_established
-    wire.keep_answers(assoc)
+    keep_responses_from_reactor(assoc)
     try:
         yield assoc
     finally:
@@ -146,7 +147,7 @@ def moved(node: Node, identifier: Dataset) -> list[int]:
 
 def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path) -> None:
     """It takes three times the DIMSE timeout and the network timeout; the requester hears of it all the time."""
-    with line(1e6) as destination, archive(tmp_path, destination.port, dimse_timeout=1, network_timeout=1) as made:
+    with line(5e5) as destination, archive(tmp_path, destination.port, dimse_timeout=2, network_timeout=2) as made:
         *pending, last = moved(*made)
         assert last == SUCCESS
         assert set(pending) == {PENDING}
@@ -155,7 +156,7 @@ def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path) -> None:
 
 def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
     """A C-GET that takes three times the DIMSE timeout and the network timeout."""
-    wire.install()
+    pynetdicom_patches.install()
     came: list[str] = []
     entity = AE("EXACTVIEW")
     entity.maximum_pdu_size = 0
@@ -164,8 +165,8 @@ def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
     roles: list[Any] = [build_role(UID(SECONDARY_CAPTURE), scp_role=True)]
     handlers: list[Any] = [(evt.EVT_C_STORE, lambda event: came.append(event.request.AffectedSOPInstanceUID) or 0)]
     with (
-        archive(tmp_path, 1, dimse_timeout=1, network_timeout=1) as (node, identifier),
-        line(1e6, to=node.server.port) as way,
+        archive(tmp_path, 1, dimse_timeout=2, network_timeout=2) as (node, identifier),
+        line(5e5, to=node.server.port) as way,
     ):
         assoc = entity.associate("127.0.0.1", way.port, contexts=contexts, ext_neg=roles, evt_handlers=handlers)
         statuses = [int(status.get("Status", -1)) for status, _ in assoc.send_c_get(identifier, GET)]
@@ -174,14 +175,14 @@ def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
 
 
 def test_a_cancel_is_honoured_while_an_object_is_sent(tmp_path: Path) -> None:
-    with line(1e5) as destination, archive(tmp_path, destination.port) as (node, identifier):
+    with line(3e4) as destination, archive(tmp_path, destination.port) as (node, identifier):
         with viewer(node, MOVE) as assoc:
             answers = assoc.send_c_move(identifier, "VIEWER", MOVE, msg_id=7)
             next(answers)
             began = time.monotonic()
             assoc.send_c_cancel(7, query_model=MOVE)
             last = [status for status, _ in answers][-1]
-            assert time.monotonic() - began < 6  # 30 s would be the whole object
+            assert time.monotonic() - began < 50  # 100 s would be the whole object
         assert int(last.Status) == CANCELLED
         counts = last.NumberOfRemainingSuboperations, last.NumberOfFailedSuboperations
         assert counts == (0, 1)
@@ -198,7 +199,7 @@ def test_one_that_does_not_answer_is_named_in_the_log(tmp_path: Path, caplog: py
     over = threading.Event()
 
     def late(event: Any) -> int:
-        over.wait(20)
+        over.wait(300)
         return 0
 
     with line(1e7, late) as destination, archive(tmp_path, destination.port, dimse_timeout=1) as made:
@@ -223,13 +224,16 @@ def stop(node: Node) -> float:
 
 
 def test_a_drain_is_kept_with_a_stuck_destination(tmp_path: Path) -> None:
-    with line(0) as destination, archive(tmp_path, destination.port, 30_000_000, drain=1) as (node, identifier):
+    with (
+        line(0) as destination,
+        archive(tmp_path, destination.port, 30_000_000, shutdown_timeout=1) as (node, identifier),
+    ):
         thread = threading.Thread(target=moved, args=(node, identifier))
         thread.start()
-        assert destination.connected.wait(30)
+        assert destination.connected.wait(300)
         wait_for(lambda: sending(node), what="an object on its way")
-        assert 0.9 < stop(node) < 5
-        thread.join(10)
+        assert 0.9 < stop(node) < 25  # 30 s and more would be the timeouts
+        thread.join(300)
         assert not sending(node)
 
 
@@ -240,24 +244,24 @@ def sending(node: Node) -> bool:
 def test_a_drain_is_kept_with_a_destination_that_says_nothing(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        archive(tmp_path, silent.getsockname()[1], 1000, drain=1) as (node, identifier),
+        archive(tmp_path, silent.getsockname()[1], 1000, shutdown_timeout=1) as (node, identifier),
     ):
         thread = threading.Thread(target=moved, args=(node, identifier))
         thread.start()
         connection, _ = silent.accept()
-        assert 0.9 < stop(node) < 5
+        assert 0.9 < stop(node) < 25  # 30 s and more would be the timeouts
         connection.close()
-        thread.join(10)
+        thread.join(300)
 
 
 def test_a_drain_is_kept_with_a_caller_that_sends_half_a_pdu(tmp_path: Path) -> None:
     with (
-        archive(tmp_path, 1, 1000, drain=1) as (node, _),
+        archive(tmp_path, 1, 1000, shutdown_timeout=1) as (node, _),
         socket.create_connection(("127.0.0.1", node.server.port)) as caller,
     ):
         caller.sendall(b"\x01\0\0\0\xff\xff")
         wait_for(lambda: node.server.entity.active_associations, what="a caller")
-        assert stop(node) < 5
+        assert stop(node) < 25
 
 
 def test_small_messages_do_not_wait_for_each_other(tmp_path: Path) -> None:
@@ -268,14 +272,13 @@ def test_small_messages_do_not_wait_for_each_other(tmp_path: Path) -> None:
             assert opened
             assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in opened)
         seen: list[int] = []
-        original = wire.stream_files
 
         def look(assoc: Any) -> None:
             seen.append(assoc.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-            original(assoc)
+            send_files_directly(assoc)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("node.dimse.associations.sender.stream_files", look)
+            patched.setattr("node.dimse.associations.sender.send_files_directly", look)
             assert moved(node, identifier)[-1] == SUCCESS
         assert seen
         assert all(seen)

@@ -1,4 +1,6 @@
-"""Transfer syntaxes: all are taken and kept, and each peer gets what it likes best, the same pixels in each."""
+"""Proves that every transfer syntax is accepted and kept, and that each peer gets its preferred one with the same
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -315,7 +317,7 @@ def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, mon
     original = Retrieve.as_syntax
 
     def slow(*arguments: Any) -> Any:
-        assert patience.wait(timeout=60)
+        assert patience.wait(timeout=300)
         return original(*arguments)
 
     monkeypatch.setattr(Retrieve, "as_syntax", slow)

@@ -1,4 +1,4 @@
-"""TLS: DCMTK, Orthanc, pynetdicom and openssl against a node that speaks it both ways."""
+"""Proves TLS in both directions with DCMTK, Orthanc, pynetdicom and openssl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pynetdicom import AE, build_role, evt
 from node.app import Node
 from node.config import Peer, TlsSettings, parse
 from node.dimse.client import Address, image_identifier, move
-from node.dimse.pynetdicom_patches.listener import BoundedSocket
+from node.dimse.pynetdicom_patches.entity import ArchiveSocket
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from node.dimse.tls import CIPHERS, client_context, server_context
 from storage.errors import ConfigError
@@ -210,7 +210,7 @@ def s_client(made: Certificates, port: int, *options: str) -> str:
         ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", *map(str, own), *options],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     return done.stdout.decode() + done.stderr.decode()
@@ -243,7 +243,7 @@ def test_a_session_ticket_is_no_pdu(made: Certificates) -> None:
         dul = SimpleNamespace(event_queue=queue.Queue())
         entity = SimpleNamespace(network_timeout=10)
         assoc: Any = SimpleNamespace(dul=dul, ae=entity, is_acceptor=True, is_established=True, acceptor=ends)
-        bounded = BoundedSocket(assoc, client_socket=client)
+        bounded = ArchiveSocket(assoc, client_socket=client)
         assert select.select([client], [], [], 10)[0], "tickets have arrived"
         assert not bounded.ready
         wrapped[0].sendall(b"PDUPDU")
@@ -291,7 +291,7 @@ def test_a_commitment_is_reported_over_tls(made: Certificates, secured: Secured,
     status, _ = assoc.send_n_action(information, 1, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE)
     assoc.release()
     assert status.Status == 0
-    assert heard.get(timeout=30) == 1
+    assert heard.get(timeout=300) == 1
     server.shutdown()
 
 
@@ -358,7 +358,7 @@ def _echo_association(port: int, context: ssl.SSLContext) -> Any:
         ({"tls": {"only": True}}, "only: true needs certificate"),
         ({"tls": {"minimum": "1.1"}}, "tls.minimum"),
         ({"peers": [{"ae_title": "A", "tls": True}]}, "A has tls: true"),
-        ({"peers": [{"ae_title": "A", "from": ["10.0.0.1/8"]}]}, "is no network"),
+        ({"peers": [{"ae_title": "A", "from": ["10.0.0.1/8"]}]}, "is not a network"),
         ({"peers": [{"ae_title": "A", "form": []}]}, "did you mean from?"),
     ],
 )
@@ -376,7 +376,7 @@ def test_files_that_cannot_be_used(made: Certificates, tmp_path: Path) -> None:
         server_context(TlsSettings(**own, ca=str(tmp_path / "none.pem")))  # type: ignore[arg-type]
     locked = tmp_path / "locked.pem"
     encrypt = ("openssl", "pkey", "-in", made.node.key, "-aes256", "-passout", "pass:secret", "-out", locked)
-    subprocess.run(list(map(str, encrypt)), check=True, capture_output=True, timeout=60)
+    subprocess.run(list(map(str, encrypt)), check=True, capture_output=True, timeout=300)
     with pytest.raises(ConfigError, match="encrypted"):
         server_context(TlsSettings(**{**own, "key": str(locked)}))  # type: ignore[arg-type]
 

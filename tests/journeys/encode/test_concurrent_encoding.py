@@ -1,4 +1,4 @@
-"""Several images encoded at once (node/app/encoder_workers.py): in processes of their own, beside the one for
+"""Proves that several images are encoded at once (node/app/encoder_workers.py), in processes apart from the one for
 viewers.
 """
 
@@ -20,8 +20,7 @@ from node.codec.encode.noise_fitting import measure_deviation
 from node.codec.encode.source_image import read_source
 from node.dimse import client
 from node.dimse.client import Receiver
-from node.metrics.measured import MeasuredPool
-from node.workers.pool import Priority
+from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import ReadyRequest
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import ConfigError
@@ -31,7 +30,7 @@ from storage.records import InstanceState, OperatingPoint
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.samples import breast, mammogram, write
 
-TWO = {"archivist": {"poll": 0.1, "at_once": 2}}
+TWO = {"archivist": {"poll": 0.1, "concurrency": 2}}
 
 
 def sent(archive: Archive, folder: Path, count: int) -> dict[str, Any]:
@@ -65,12 +64,12 @@ def test_two_are_in_hand_and_what_is_made_is_served_by_another_process(tmp_path:
         watching.start()
         try:
             images = sent(archive, tmp_path, 4)
-            held = [archive.settled(uid, timeout=180) for uid in images]
+            held = [archive.settled(uid) for uid in images]
         finally:
             done.set()
             watching.join()
         assert max(most) == 2
-        wait_for(lambda: not node.archivist.busy, timeout=10, what="the archivist rests")
+        wait_for(lambda: not node.archivist.busy, what="the archivist rests")
         for one in held:
             assert one.state is InstanceState.VERIFIED
             assert one.rendition is not None
@@ -85,10 +84,10 @@ def test_two_are_in_hand_and_what_is_made_is_served_by_another_process(tmp_path:
 def test_the_worker_for_viewers_is_ready_before_the_first(tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
     with Node(settings_for(tmp_path / "archive", **TWO)) as node:
-        wait_for(lambda: node.pool.idle, timeout=60, what="the worker is ready")
+        wait_for(lambda: node.pool.idle, what="the worker is ready")
         assert len(set(multiprocessing.active_children()) - before) == 1
         done = node.pool.submit(ReadyRequest(), Priority.VIEWER)
-        assert done.result(timeout=1) == ""
+        assert done.result(timeout=300) == ""
 
 
 @pytest.mark.slow
@@ -97,7 +96,7 @@ def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver:
     settings = settings_for(tmp_path / "archive", receiver.port, **TWO)
     with Node(settings) as node:
         images = sent(Archive(node, receiver), tmp_path, 3)
-        wait_for(lambda: len(in_hand(node)) == 2, timeout=30, what="two in hand")
+        wait_for(lambda: len(in_hand(node)) == 2, what="two in hand")
         claimed = {row.sop_instance_uid for row in in_hand(node)}
     index = Index.open(settings.storage.database_url)
     with index.engine.connect() as connection:
@@ -109,14 +108,14 @@ def test_all_that_are_in_hand_go_back_undone_at_a_stop(tmp_path: Path, receiver:
     with Node(settings) as node:
         archive = Archive(node, receiver)
         for uid in images:
-            assert archive.settled(uid, timeout=180).state is InstanceState.VERIFIED
+            assert archive.settled(uid).state is InstanceState.VERIFIED
 
 
 @pytest.mark.parametrize(("threads", "at_once", "size", "each"), [(4, 0, 4, 1), (8, 2, 2, 4), (2, 5, 5, 1)])
 def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int, each: int) -> None:
-    settings = settings_for(tmp_path, archivist={"at_once": at_once}, reconstruct={"threads": threads})
+    settings = settings_for(tmp_path, archivist={"concurrency": at_once}, reconstruct={"threads": threads})
     room = available_memory()
-    beside = MeasuredPool(settings.reconstruct)
+    beside = WorkerPool(settings.reconstruct)
     encoders = encoders_beside(beside, settings)
     try:
         if at_once or room * 0.75 >= threads * EACH:
@@ -128,8 +127,8 @@ def test_cores_are_shared(tmp_path: Path, threads: int, at_once: int, size: int,
 
 
 def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path, archivist={"at_once": 1})
-    pool = MeasuredPool(settings.reconstruct)
+    settings = settings_for(tmp_path, archivist={"concurrency": 1})
+    pool = WorkerPool(settings.reconstruct)
     try:
         assert encoders_beside(pool, settings) is pool
     finally:
@@ -137,14 +136,16 @@ def test_one_at_a_time_shares_the_worker_of_viewers(tmp_path: Path) -> None:
 
 
 def test_what_depends_on_the_number_of_threads_is_encoded_where_it_is_served(tmp_path: Path) -> None:
-    pool = MeasuredPool(settings_for(tmp_path).reconstruct)
+    pool = WorkerPool(settings_for(tmp_path).reconstruct)
     try:
-        settings = settings_for(tmp_path, archivist={"at_once": 0}, reconstruct={"upscaler": "sd_x2", "threads": 4})
+        settings = settings_for(tmp_path, archivist={"concurrency": 0}, reconstruct={"upscaler": "sd_x2", "threads": 4})
         assert encoders_beside(pool, settings) is pool
     finally:
         pool.close()
-    with pytest.raises(ConfigError, match=r"archivist\.at_once: what sd_x2 makes depends on the number of threads"):
-        settings_for(tmp_path, archivist={"at_once": 2}, reconstruct={"upscaler": "sd_x2"})
+    with pytest.raises(
+        ConfigError, match=r"archivist\.concurrency: the pixels of sd_x2 depend on the number of threads"
+    ):
+        settings_for(tmp_path, archivist={"concurrency": 2}, reconstruct={"upscaler": "sd_x2"})
 
 
 @pytest.mark.parametrize("seed", [1, 2])

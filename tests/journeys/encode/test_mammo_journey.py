@@ -1,4 +1,4 @@
-"""``mammo`` through the whole node: store, measure, retrieve; a model that is gone."""
+"""Proves that ``mammo`` works through the whole node: store, measure, retrieve, and a model that was removed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_default_model_there_and_back_and_gone(
         archive = Archive(node, receiver)
         file = write(ds, tmp_path / "one.dcm")
         client.store([file], archive.address, calling="MODALITY", each=lambda *_: None)
-        held = archive.settled(ds.SOPInstanceUID, timeout=180)
+        held = archive.settled(ds.SOPInstanceUID)
         assert held.state is InstanceState.MEASURED, held.reason
         assert held.rendition is not None
         made = decode_rendition(node.store.read(held.rendition.rendition_digest))

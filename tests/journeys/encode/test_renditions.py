@@ -1,4 +1,6 @@
-"""Renditions beyond the default: the paper's profile, the diffusion upscaler, the rendered cache, cancel, load."""
+"""Proves the other renditions: the paper's profile, the diffusion upscaler, the rendered cache, cancelled and
+concurrent requests.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,10 @@ from storage.formats.payload import decode_base, decode_rendition
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.support import tiny_sd
-from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
+from tests.support.samples import MAMMOGRAPHY, breast, mammogram
+from tests.support.transfers import send
 
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
-
-
-def send(archive: Archive, folder: Path, *datasets: Dataset, calling: str = "MODALITY") -> list[int]:
-    files = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in datasets]
-    statuses: list[int] = []
-    client.store(files, archive.address, calling=calling, each=lambda _, status, __: statuses.append(status))
-    return statuses
 
 
 def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Receiver) -> None:
@@ -124,7 +120,7 @@ def test_sd_x2_through_the_whole_node(tmp_path: Path, receiver: Receiver) -> Non
     with Node(settings) as node:
         archive = Archive(node, receiver)
         send(archive, tmp_path, ds)
-        held = archive.settled(ds.SOPInstanceUID, timeout=120)
+        held = archive.settled(ds.SOPInstanceUID)
         assert held.state is InstanceState.MEASURED, held.reason
         assert held.rendition is not None
         identifier = client.image_identifier(ds.StudyInstanceUID)

@@ -1,4 +1,4 @@
-"""A change of the model: what passes gets a new rendition, the rest keeps its own, and every UID keeps its pixels."""
+"""Proves that after a change of model every UID keeps its pixels, and that only what passes gets a new rendition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from node.dimse.client import Receiver
 from node.jobs.runner import Runner
 from node.upscalers.installed import Installed
 from node.workers.pool import WorkerPool
-from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.formats.payload import decode_rendition, structure_uid
 from storage.index import Index
 from storage.index.connection import writing
@@ -34,11 +33,12 @@ from storage.index.integrity import Integrity
 from storage.index.job_runs import Cause, JobRows, RunState
 from storage.index.reverifications import ReverificationOutcome, Reverifications, ReverificationTerms
 from storage.index.tables import instance, model_file, rendition, reverification
-from storage.records import InstanceState, NewRendition, OperatingPoint, StoredInstance, Verdict
+from storage.records import InstanceState, NewRendition, OperatingPoint, Verdict
 from tests.conftest import Archive, settings_for
+from tests.support.commands import run as command
 from tests.support.holdings import Holdings, filled
-from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run as command
+from tests.support.samples import breast, mammogram
+from tests.support.transfers import moved, send_and_settle
 
 SCALES = {"scales": [1]}
 OTHER = ReverificationTerms("mammo", "d" * 64, "steps 1", True, "t" * 64)
@@ -47,24 +47,6 @@ OTHER = ReverificationTerms("mammo", "d" * 64, "steps 1", True, "t" * 64)
 def settings(root: Path, receiver: Receiver, upscaler: str, **changes: Any) -> Settings:
     reconstruct = {"upscaler": upscaler, "cache": 0, "device": "cpu", **changes.pop("reconstruct", {})}
     return settings_for(root, receiver.port, reconstruct=reconstruct, **{"codec": SCALES, **changes})
-
-
-def send(archive: Archive, folder: Path, *images: Dataset) -> list[StoredInstance]:
-    files = [write(ds, folder / f"{ds.SOPInstanceUID}.dcm") for ds in images]
-    client.store(files, archive.address, calling="MODALITY", each=lambda *_: None)
-    return [archive.settled(ds.SOPInstanceUID, timeout=120) for ds in images]
-
-
-def moved(archive: Archive, ds: Dataset, *uids: str, to: str = "VIEWER") -> dict[str, str]:
-    """Digests of the pixels that a move of those UIDs brings, by the UIDs that they come under."""
-    archive.receiver.received.clear()
-    identifier = client.image_identifier(ds.StudyInstanceUID)
-    if uids:
-        identifier.QueryRetrieveLevel = "IMAGE"
-        identifier.SeriesInstanceUID = ds.SeriesInstanceUID
-        identifier.SOPInstanceUID = list(uids)
-    assert client.move(identifier, archive.address, calling=to, destination=to).Status == 0x0000
-    return {uid: pixel_digest(integer_pixels(path)) for uid, path in archive.receiver.received.items()}
 
 
 def seen(archive: Archive, ds: Dataset, *uids: str) -> list[str]:
@@ -96,7 +78,7 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
     ds, root = mammogram(breast(640, 512)), tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
         archive = Archive(node, receiver)
-        (held,) = send(archive, tmp_path, ds)
+        (held,) = send_and_settle(archive, tmp_path, ds)
         assert held.state is InstanceState.VERIFIED, held.reason
         assert held.rendition is not None
         assert reverified(node)["tried"] == 0, "the configured model made it"
@@ -155,7 +137,7 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
 def test_a_model_that_fails_leaves_the_pinned_one_and_is_not_asked_again(tmp_path: Path, receiver: Receiver) -> None:
     ds, root = mammogram(breast(300, 320)), tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
-        (held,) = send(Archive(node, receiver), tmp_path, ds)
+        (held,) = send_and_settle(Archive(node, receiver), tmp_path, ds)
         assert held.state is InstanceState.VERIFIED, held.reason
     harder = {"gate": {"balanced": {"lost": [1e-4] * 4}}}
     with Node(settings(root, receiver, "mammo", **harder)) as node:
@@ -180,7 +162,7 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
     gone, broken, good = (mammogram(breast(640, 512, seed=seed)) for seed in range(3))
     root = tmp_path / "a"
     with Node(settings(root, receiver, "bicubic")) as node:
-        held = send(Archive(node, receiver), tmp_path, gone, broken, good)
+        held = send_and_settle(Archive(node, receiver), tmp_path, gone, broken, good)
         assert {one.state for one in held} == {InstanceState.VERIFIED}
         aside = node.store.path(held[0].original_digest).rename(tmp_path / "aside")
         node.store.path(held[1].original_digest).write_bytes(node.store.read(held[2].original_digest))
@@ -211,7 +193,7 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
     ds, root = mammogram(breast(300, 320)), tmp_path / "a"
     own = {"reconstruct": {"mammo": {"weights": str(folder)}}, "codec": {"profile": "paper"}}
     with Node(settings(root, receiver, "mammo", **own)) as node:
-        (held,) = send(Archive(node, receiver), tmp_path, ds)
+        (held,) = send_and_settle(Archive(node, receiver), tmp_path, ds)
         assert held.rendition is not None, held.reason
         assert held.rendition.weights_digest == digest
         kinds = {one.kind for one in Integrity(node.index.engine).expected("", "g")}

@@ -1,4 +1,6 @@
-"""What the large vendors send is eligible, measured where the breast is, through its own window, and padded exactly."""
+"""Proves that images of the large vendors are eligible, measured inside the breast, shown in their window and padded
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +121,7 @@ def test_padding_within_the_breast(tmp_path: Path) -> None:
     assert error.mean() < 60, "what fills the pixel does not ring"
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_largest_matrix(tmp_path: Path) -> None:
     """5355 x 4915 pixels: the breast is found, padding is packed and comes back."""
     ds = vendor_mammogram("microdose", *LARGEST)

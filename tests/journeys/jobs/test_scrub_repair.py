@@ -1,4 +1,4 @@
-"""Damage in a running archive: found by a scrub, made again by the archivist, the UIDs keep their pixels."""
+"""Proves that damage in a running archive is found and encoded again, and that every UID keeps its pixels."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from storage.index.connection import writing
 from storage.index.tables import rendition
 from storage.records import InstanceState, StoredInstance, StoredRendition
 from tests.conftest import Archive
-from tests.journeys.jobs.test_scrub import Watched
+from tests.support.commands import run as command
+from tests.support.job_runs import CountedRun
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import run as command
 
 
 def stored(archive: Archive, folder: Path, ds: Dataset) -> StoredInstance:
@@ -39,7 +39,7 @@ def rendition_of(instance: StoredInstance) -> StoredRendition:
 
 def scrubbed(archive: Archive) -> dict[str, Any]:
     node = archive.node
-    return make_scrub(node.settings, node.index, node.store, extent=Extent.FULL).run(Watched())
+    return make_scrub(node.settings, node.archive, extent=Extent.FULL).run(CountedRun())
 
 
 def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dict[str, Path]]:
@@ -51,7 +51,7 @@ def moved(archive: Archive, ds: Dataset, uid: str, title: str) -> tuple[int, dic
 
 
 def again(archive: Archive, uid: str) -> StoredInstance:
-    return archive.settled(uid, timeout=60)
+    return archive.settled(uid)
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_uid_is_not_issued_for_other_pixels(archive: Archive, tmp_path: Path) 
     scrubbed(archive)
     after = again(archive, ds.SOPInstanceUID)
     assert (after.state, after.rendition) == (InstanceState.EXACT, None)
-    assert "stands for another object already" in after.reason
+    assert "is the UID of another object already" in after.reason
     status, received = moved(archive, ds, was.derived_uid, "VIEWER")
     assert (status, list(received)) == (0x0000, [ds.SOPInstanceUID])
 
@@ -190,4 +190,4 @@ def test_scrub_as_a_command_on_a_running_node(archive: Archive, tmp_path: Path) 
     report = json.loads(done.stdout)
     assert (report["checked"], report["clean"], report["state"]) == (3, True, "done")
     done = command("scrub", "--sample", "0%", "-c", str(config))
-    assert (done.returncode, "no share" in done.stderr) == (2, True)
+    assert (done.returncode, "not a share" in done.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""A validation over the archive's own retrieval: signs that survive are found equivalent, signs that are lost not."""
+"""Proves that a validation finds signs that survive compression equivalent, and signs that are lost not."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.phantoms import COARSE, FINE, cohort
 from node.app import Node, plan_jobs
 from node.dimse import client
 from node.dimse.client import Address
@@ -17,7 +18,6 @@ from storage.index.job_runs import Cause, JobRows, JobRun
 from storage.records import InstanceState
 from tests.conftest import settings_for, wait_for
 from tests.support.chromium import open_page
-from tests.support.phantoms import COARSE, FINE, cohort
 
 UNGATED = {"profile": "paper"}
 
@@ -28,7 +28,7 @@ def filled(node: Node, files: list[Path], labels: Path) -> None:
     statuses: list[int] = []
     client.store(files, address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
     assert statuses == [0] * len(files)
-    wait_for(lambda: node.index.counts().backlog == 0, timeout=600, what="everything encoded")
+    wait_for(lambda: node.index.counts().backlog == 0, timeout=800, what="everything encoded")
     assert node.index.counts().by_state[InstanceState.RECEIVED] == 0
     node.index.classes.put(read_labels(labels, node.index).classes, who="user:test")
 
@@ -54,7 +54,7 @@ def made_when(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("sign", "verdict"), [(COARSE, "equivalent"), (FINE, "different")])
 def test_the_verdict_follows_what_compression_did(tmp_path: Path, sign: str, verdict: str) -> None:

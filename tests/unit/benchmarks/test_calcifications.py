@@ -1,4 +1,4 @@
-"""benchmarks/calcifications.py: what it plants, how it scores, and that the gate sees what it planted."""
+"""Proves what benchmarks/calcifications.py plants, how it scores, and that the gate finds it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydicom import Dataset
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.calcifications import (
@@ -25,24 +24,10 @@ from benchmarks.calcifications import (
     run,
     scores_of,
 )
-from benchmarks.coded import Coded, Image, code, described
-from node.fidelity.breast_regions import breast_mask
+from benchmarks.coded import Coded, code
 from node.fidelity.gate import Reference, failures, look, speck_lists, wrong_specks
-from node.training.image_files import Picture
 from storage.records import Thresholds
-
-
-def image(rows: int = 800, columns: int = 700) -> Image:
-    """Smooth tissue with the blurred noise of a detector."""
-    random = np.random.default_rng(2)
-    y, x = np.mgrid[0:rows, 0:columns].astype(np.float64)
-    inside = ((y - rows / 2) / (rows * 0.46)) ** 2 + (x / (columns * 0.9)) ** 2 < 1
-    image = 1500 + 200 * np.sin(y / 90) * np.cos(x / 70)
-    image += 30 * gaussian_filter(random.standard_normal((rows, columns)), 0.7)
-    pixels = np.where(inside, image, 0).astype(np.uint16)
-    header = Dataset()
-    header.PhotometricInterpretation = "MONOCHROME2"
-    return described(Picture("test", pixels, 12, header, False, breast_mask(pixels, "MONOCHROME2")), "test")
+from tests.support.calcification_samples import image
 
 
 def kept_of(stored: NDArray[np.uint16], got: NDArray[np.uint16], cluster: list[Speck]) -> float:

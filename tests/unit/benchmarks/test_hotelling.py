@@ -1,4 +1,4 @@
-"""benchmarks/hotelling.py: channels are orthonormal, d' is the one that theory gives, and ratios of equals are 1."""
+"""Proves that the channels of benchmarks/hotelling.py are orthonormal, and that d' has its theoretical value."""
 
 from __future__ import annotations
 

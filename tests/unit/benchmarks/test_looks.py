@@ -1,4 +1,4 @@
-"""benchmarks/looks.py and what it stands on: places, sheets, figures, and rivals at the same bytes."""
+"""Proves what benchmarks/looks.py shows: places, sheets, figures, and other coders at the same number of bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/observer.py: coders that give back everything, or lose the signals, are told apart."""
+"""Proves that benchmarks/observer.py tells coders that keep the signals from coders that lose them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks import observer
 from benchmarks.coded import Coded, Image
 from benchmarks.observer import measured
 from benchmarks.signals import Signal, all_signals
-from tests.unit.benchmarks.test_calcifications import image
+from tests.support.calcification_samples import image
 
 
 def coder(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[Image], Coded]:

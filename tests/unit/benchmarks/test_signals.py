@@ -1,4 +1,4 @@
-"""benchmarks/signals.py and observer.py: signals, where they are planted, and what an unchanged copy scores."""
+"""Proves which signals benchmarks/signals.py makes, where it plants them, and how an unchanged copy scores."""
 
 from __future__ import annotations
 

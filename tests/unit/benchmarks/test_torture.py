@@ -1,4 +1,6 @@
-"""The torture of benchmarks/torture.py, short and seeded; and docs/RELIABILITY.md names a test for each fault."""
+"""Proves that a short, seeded run of benchmarks/torture.py finds no fault, and that docs/RELIABILITY.md names a test
+for each fault.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,11 @@ def test_a_header_in_no_transfer_syntax_is_unparseable() -> None:
         HeaderBytes("1.2.840.10008.5.1.4.1.1.2", b"", b"").dataset()
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(300)
 def test_a_minute_of_torture(tmp_path: Path) -> None:
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.torture", "--minutes", "1", "--seed", "3", "--json"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     report = json.loads(done.stdout)
     assert (done.returncode, report["found"]) == (0, [])
     assert (report["lost"], report["wrong_success"], report["crashes"]) == (0, 0, 0)

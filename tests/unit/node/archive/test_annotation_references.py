@@ -1,4 +1,4 @@
-"""References of annotations for peers that know images as reconstructions: kept, or rewritten in copies."""
+"""Proves that references of annotations are kept, or rewritten in copies for peers that know only reconstructions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from storage.index.tables import instance
 from storage.records import InstanceState
 from tests.conftest import Archive, settings_for
 from tests.support.annotations import cad_report, finding, presentation_state, scoord, selected_from
+from tests.support.index_rows import claimed, new_rendition
 from tests.support.peers import data_set_bytes, findscu, getscu, storescu
 from tests.support.samples import breast, mammogram, write
-from tests.unit.storage.index.test_index import claimed, new_rendition
 
 WHY = {"reason": "a test", "who": "user:test"}
 
 
 @dataclass
 class Study:
-    """An image, one that has no reconstruction, and an annotation of both."""
+    """An image, another without a reconstruction, and an annotation of both."""
 
     archive: Archive
     folder: Path
@@ -37,7 +37,7 @@ class Study:
     file: Path
 
     def encoded(self, derived_uid: str) -> None:
-        """Give the first image a reconstruction of that UID; only its row is looked at here."""
+        """Give the first image a reconstruction of that UID; only its row is read here."""
         index = self.archive.node.index
         held = index.by_uid(self.images[0].SOPInstanceUID)
         assert held is not None
@@ -89,7 +89,7 @@ def referenced(ds: Dataset) -> set[str]:
     return {str(element.value) for element in ds.iterall() if element.keyword == "ReferencedSOPInstanceUID"}
 
 
-def test_copies_for_the_peer_that_wants_them(study: Study) -> None:
+def test_copies_for_a_peer_with_rewritten_references(study: Study) -> None:
     own = str(study.annotation.SOPInstanceUID)
     assert study.found("REWRITTEN") == [own]  # nothing is reconstructed yet
     study.encoded("2.25.1")
@@ -124,7 +124,7 @@ def test_copies_for_the_peer_that_wants_them(study: Study) -> None:
     assert len(study.archive.node.index.quarantine.all()) == 1
 
 
-def test_a_deleted_annotation_takes_its_copies_with_it(study: Study) -> None:
+def test_deletion_of_an_annotation_deletes_its_copies(study: Study) -> None:
     study.encoded("2.25.1")
     (copy,) = study.found("REWRITTEN")
     received = study.got("REWRITTEN", copy)
@@ -133,7 +133,7 @@ def test_a_deleted_annotation_takes_its_copies_with_it(study: Study) -> None:
     assert storescu([received], study.archive.address).statuses == [0xC004]
 
 
-def test_only_peers_of_reconstructions_can_have_it() -> None:
+def test_only_peers_of_reconstructions_may_rewrite_references() -> None:
     peer = {"ae_title": "A", "rendition": "auto", "references": "rewrite"}
     with pytest.raises(ConfigError, match="for peers with rendition: reconstructed"):
         parse({"peers": [peer]}, "config.yaml")

@@ -1,4 +1,4 @@
-"""Regions that annotations and a file name: where they lie, and that they come back bit-exact."""
+"""Proves where the regions of annotations and of a file lie, and that their pixels come back bit-exact."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ STUDY = "1.2.3"
 
 
 def short_settings(root: Path, port: int, file: Path | None = None) -> Settings:
-    """A node that tries one scale only, so that these journeys are short."""
+    """A node that tries only one scale, which keeps these journeys short."""
     gate = {"patches": {"regions": str(file or ""), "share": 0.5}}
     return settings_for(root, port, codec={"scales": [1], "effort": 3}, gate=gate)
 
@@ -86,8 +86,8 @@ def test_a_slanted_ellipse_fits_its_box() -> None:
     assert regions_of(state) == {"1.2": [around(*edges)]}
 
 
-def test_a_report_names_images_by_reference_too() -> None:
-    """CAD devices point at their image library (PS3.16 TID 4000): 1.1.2 is its second entry."""
+def test_a_report_may_reference_its_image_library() -> None:
+    """CAD devices reference entries of their image library (PS3.16 TID 4000): 1.1.2 is the second one."""
     report = cad_report(
         STUDY,
         ["1.2", "1.3"],
@@ -98,13 +98,13 @@ def test_a_report_names_images_by_reference_too() -> None:
     assert regions_of(report) == {"1.3": [around(10, 20, 10, 20)], "1.2": [around(30, 40, 30, 40)]}
 
 
-def test_outlines_of_the_breast_are_no_findings() -> None:
+def test_outlines_of_the_breast_are_ignored() -> None:
     outline = scoord("POLYLINE", [0, 0, 3000, 4000], selected_from("1.2"))
     lesion = finding("129769006", scoord("POINT", [5, 6], selected_from("1.2")))
     assert regions_of(cad_report(STUDY, ["1.2"], finding("111100", outline), lesion)) == {"1.2": [around(5, 6, 5, 6)]}
 
 
-def test_an_annotation_without_images_is_of_all_of_them() -> None:
+def test_an_annotation_without_images_applies_to_all() -> None:
     one = item(ReferencedImageSequence=references("1.3"), GraphicObjectSequence=[graphic("POINT", [1, 2])])
     all_of_them = item(TextObjectSequence=[item(AnchorPoint=[7, 8], AnchorPointAnnotationUnits="PIXEL")])
     assert regions_of(presentation_state(STUDY, ["1.2", "1.3"], one, all_of_them)) == {
@@ -114,7 +114,7 @@ def test_an_annotation_without_images_is_of_all_of_them() -> None:
 
 
 def test_fractions_of_the_displayed_area() -> None:
-    """DISPLAY units count from corner to corner of what is shown, which may be turned or flipped (PS3.3 C.10.4)."""
+    """DISPLAY units are fractions of the displayed area, which may be rotated or flipped (PS3.3 C.10.4)."""
     shown = item(GraphicObjectSequence=[graphic("POLYLINE", [0.25, 0.5, 0.5, 0.75], "DISPLAY")])
 
     def box(*corners: list[int], **more: int) -> list[Box]:
@@ -140,11 +140,11 @@ def test_fractions_of_the_displayed_area() -> None:
         graphic("POINT", []),
     ],
 )
-def test_what_cannot_be_placed_is_left_out(annotation: Dataset) -> None:
+def test_shapes_that_cannot_be_placed_are_left_out(annotation: Dataset) -> None:
     assert regions_of(presentation_state(STUDY, ["1.2"], item(GraphicObjectSequence=[annotation]))) == {}
 
 
-def test_other_objects_and_empty_ones_name_nothing() -> None:
+def test_other_and_empty_objects_mark_no_region() -> None:
     assert regions_of(mammogram()) == {}
     assert regions_of(cad_report(STUDY, [])) == {}
     assert regions_of(presentation_state(STUDY, [])) == {}
@@ -172,14 +172,14 @@ def test_a_file_of_regions(tmp_path: Path) -> None:
         ("", "line 1: the columns must be sop_instance_uid,row"),
         ("uid,row,column,height,width\n", "line 1: the columns"),
         (HEADER + "1.2.3,1,2,3\n", "line 2: 4 values, 5 are needed"),
-        (HEADER + "1.2.3,1,2,3,4\n1.2.x,1,2,3,4\n", "line 3: '1.2.x' is no UID"),
-        (HEADER + "1.2.3,-1,2,3,4\n", "line 2: row '-1' is no whole number"),
-        (HEADER + "1.2.3,1,2.5,3,4\n", "line 2: column '2.5' is no whole number"),
+        (HEADER + "1.2.3,1,2,3,4\n1.2.x,1,2,3,4\n", "line 3: '1.2.x' is not a UID"),
+        (HEADER + "1.2.3,-1,2,3,4\n", "line 2: row '-1' is not a whole number"),
+        (HEADER + "1.2.3,1,2.5,3,4\n", "line 2: column '2.5' is not a whole number"),
         (HEADER + "1.2.3,1,2,0,4\n", "line 2: height and width must be 1 or more"),
-        (HEADER + '1.2.3,"1,2,3,4\n', "is no CSV"),
+        (HEADER + '1.2.3,"1,2,3,4\n', "is not CSV"),
     ],
 )
-def test_a_file_that_is_wrong_names_the_line(tmp_path: Path, text: str, says: str) -> None:
+def test_the_error_of_a_file_names_the_line(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "regions.csv"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=says):
@@ -210,7 +210,7 @@ def current(instance: StoredInstance) -> StoredRendition:
 
 
 def patched_later(archive: Archive, uid: str, former: str) -> StoredRendition:
-    """The rendition that follows one without patches."""
+    """The rendition after one without patches."""
 
     def another() -> StoredInstance | None:
         held = archive.settled(uid)
@@ -237,7 +237,7 @@ def moved_and_got(archive: Archive, folder: Path, ds: Dataset, uid: str) -> list
 
 
 @pytest.mark.slow
-def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -> None:
+def test_marked_regions_are_returned_bit_exact(tmp_path: Path, receiver: Receiver) -> None:
     """One region in the file, one in a CAD report, one in a presentation state, all before the image arrives."""
     ds, box = mammogram(), Box(123, 77, 61, 94)
     file = tmp_path / "regions.csv"
@@ -260,14 +260,14 @@ def test_named_regions_come_back_bit_exact(tmp_path: Path, receiver: Receiver) -
 
 @pytest.fixture
 def short(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
-    """A node that is quick to find an operating point."""
+    """A node that finds an operating point quickly."""
     with Node(short_settings(tmp_path / "a", receiver.port)) as node:
         yield Archive(node, receiver)
 
 
 @pytest.mark.slow
 def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path: Path) -> None:
-    """The image goes back to work once; the former UID keeps leading to it, and its objects stay promised."""
+    """The image goes back to work once; the former UID still leads to it, and its objects are still expected."""
     archive, ds = short, mammogram()
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     send(archive, tmp_path, ds)
@@ -298,7 +298,7 @@ def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path
 
 
 @pytest.mark.slow
-def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
     ds, file = mammogram(), tmp_path / "regions.csv"
     uid = str(ds.SOPInstanceUID)
     file.write_text(HEADER)
@@ -309,7 +309,7 @@ def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytes
         former = current(archive.settled(uid))
         file.write_text(f"{HEADER}{uid},oops,0,1,1\n")
         wait_for(lambda: "line 2: row 'oops'" in caplog.text, what="the mistake is logged")
-        assert "stay in force" in caplog.text
+        assert "remain in force" in caplog.text
         file.write_text(f"{HEADER}{uid},600,400,100,200\n")
         later = patched_later(archive, uid, former.derived_uid)
         assert "reaches outside image" in caplog.text
@@ -318,8 +318,8 @@ def test_the_file_is_read_anew(tmp_path: Path, receiver: Receiver, caplog: pytes
         assert caplog.text.count("reaches outside image") == 1
 
 
-def test_regions_hold_where_nothing_is_gated(tmp_path: Path) -> None:
-    """Profile paper measures only; what a user names is exact there too."""
+def test_regions_are_exact_without_a_gate(tmp_path: Path) -> None:
+    """Profile paper only measures; marked regions are exact there too."""
     ds = mammogram(breast(320, 300))
     file = write(ds, tmp_path / "one.dcm")
     original = np.frombuffer(ds.PixelData, "<u2").reshape(320, 300)
@@ -328,8 +328,8 @@ def test_regions_hold_where_nothing_is_gated(tmp_path: Path) -> None:
     catalogue = Catalogue(ReconstructSettings(upscaler="bicubic"))
     result = encode_and_verify(request, catalogue)
     assert result.made is not None
-    assert not result.made.verdict.gated
-    assert result.made.patches
-    pixels = reconstructed(decode_base(result.base), result.made, catalogue)
+    assert not result.made.rendition.verdict.gated
+    assert result.made.rendition.patches
+    pixels = reconstructed(decode_base(result.made.base), result.made.rendition, catalogue)
     assert np.array_equal(pixels[100:140, 70:120], original[100:140, 70:120])
     assert not np.array_equal(pixels, original)

@@ -1,4 +1,4 @@
-"""The whole derived object: odd headers are carried, and what cannot be made is neither verified nor purged for."""
+"""Proves that a derived object carries odd headers, and that an original whose derived object cannot be made stays."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from storage.formats import coders
 from storage.formats.payload import Base, Rendition
 from storage.records import InstanceState, OperatingPoint, OriginalForm, Verdict
 from tests.conftest import Archive, settings_for
+from tests.support.encoded_elements import element, item, sequence
 from tests.support.peers import data_set_bytes
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
-from tests.unit.storage.dicom.test_dicomfile import element, item, sequence
 
 EXPLICIT, IMPLICIT = ExplicitVRLittleEndian, ImplicitVRLittleEndian
 DERIVED = "2.25.1234567890"
@@ -38,7 +38,7 @@ PIXELS = breast(32, 24)
 
 
 def between(ds: Dataset, syntax: UID, *odd: bytes) -> bytes:
-    """The data set, without its pixels, with odd elements in their places."""
+    """The data set without pixels, with invalid elements."""
     tags = [int.from_bytes(one[:2], "little") << 16 | int.from_bytes(one[2:4], "little") for one in odd]
     named = dict(zip(tags, odd, strict=True))
     for tag in sorted(ds.keys()):
@@ -48,7 +48,7 @@ def between(ds: Dataset, syntax: UID, *odd: bytes) -> bytes:
 
 
 def derived(tmp_path: Path, syntax: UID, *odd: bytes, behind: bytes = b"") -> Dataset:
-    """The derived object of a mammogram with odd elements, proved and read back from its explicit encoding."""
+    """The derived object of a mammogram with invalid elements, proved and read back from explicit VR."""
     header = HeaderBytes(str(syntax), between(mammogram(PIXELS), syntax, *odd), behind)
     point = OperatingPoint(2, "jpegls")
     coded = coders.encode(np.zeros((16, 12), np.uint16), point)
@@ -86,7 +86,7 @@ CARRIED: list[Any] = [
 
 
 @pytest.mark.parametrize(("tag", "value"), CARRIED)
-def test_odd_elements_of_an_implicit_data_set_are_carried(tag: int, value: bytes, tmp_path: Path) -> None:
+def test_invalid_elements_of_an_implicit_data_set_are_carried(tag: int, value: bytes, tmp_path: Path) -> None:
     copy = derived(tmp_path, IMPLICIT, el(tag, "", value, IMPLICIT))
     assert (copy.get_item(tag).value or b"") == value
     assert "left out" not in copy.DerivationDescription
@@ -105,7 +105,7 @@ LEFT_OUT: list[Any] = [
 
 
 @pytest.mark.parametrize(("odd", "shown"), LEFT_OUT)
-def test_what_nobody_can_read_is_left_out_and_named(odd: bytes, shown: str, tmp_path: Path) -> None:
+def test_unreadable_elements_are_left_out_and_listed(odd: bytes, shown: str, tmp_path: Path) -> None:
     copy = derived(tmp_path, EXPLICIT, odd)
     assert f"elements that cannot be read were left out: {shown}" in copy.DerivationDescription
     if shown == "(0028,0010)":
@@ -114,7 +114,7 @@ def test_what_nobody_can_read_is_left_out_and_named(odd: bytes, shown: str, tmp_
         assert int(shown[1:5] + shown[6:10], 16) not in copy
 
 
-def test_private_elements_of_any_kind_are_carried(tmp_path: Path) -> None:
+def test_all_private_elements_are_carried(tmp_path: Path) -> None:
     """Wrong lengths, an unknown VR, a sequence of undefined length, and elements of our group without a creator."""
     inner = item(el(0x00091001, "OB", b"\1\2"), EXPLICIT, undefined=True)
     copy = derived(
@@ -136,18 +136,18 @@ def test_private_elements_of_any_kind_are_carried(tmp_path: Path) -> None:
 
 RATIOS: list[Any] = [
     # ratio and method of the source, those of the reconstruction, what is noted
-    pytest.param(b"10:1", b"", ["15.36"], ["LPACS_BICUBIC"], "no number", id="text"),
+    pytest.param(b"10:1", b"", ["15.36"], ["LPACS_BICUBIC"], "not a number", id="text"),
     pytest.param(b"10:1\\5 ", b"A\\B ", ["5", "15.36"], ["B", "LPACS_BICUBIC"], "with method A", id="one of two"),
     pytest.param(b"5 ", b"", ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "", id="no method"),
     pytest.param(b"", b"A ", ["1", "15.36"], ["A", "LPACS_BICUBIC"], "", id="no ratio"),
-    pytest.param(b"28.00000000000000001", b"A ", ["15.36"], ["LPACS_BICUBIC"], "no number", id="20 characters"),
+    pytest.param(b"28.00000000000000001", b"A ", ["15.36"], ["LPACS_BICUBIC"], "not a number", id="20 characters"),
     pytest.param(b"5 ", b"x" * 18, ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "UNKNOWN", id="method too long"),
     pytest.param(b"5 ", b"\xff\xfe", ["5", "15.36"], ["UNKNOWN", "LPACS_BICUBIC"], "UNKNOWN", id="method no text"),
 ]
 
 
 @pytest.mark.parametrize(("ratio", "method", "ratios", "methods", "note"), RATIOS)
-def test_odd_ratios_and_methods(
+def test_invalid_ratios_and_methods(
     ratio: bytes, method: bytes, ratios: list[str], methods: list[str], note: str, tmp_path: Path
 ) -> None:
     copy = derived(tmp_path, EXPLICIT, el(0x00282112, "DS", ratio), el(0x00282114, "CS", method))
@@ -162,7 +162,7 @@ def test_odd_ratios_and_methods(
     assert ("left out" in copy.DerivationDescription) == (note not in ("", "UNKNOWN"))
 
 
-def test_an_empty_value_of_image_type_holds_its_place(tmp_path: Path) -> None:
+def test_an_empty_value_of_image_type_keeps_its_place(tmp_path: Path) -> None:
     copy = derived(tmp_path, EXPLICIT, el(0x00080008, "CS", b"ORIGINAL\\PRIMARY\\\\CAD "))
     assert list(copy.ImageType) == ["DERIVED", "PRIMARY", "", "CAD"]
 
@@ -181,7 +181,7 @@ WRONG_VRS = {
 }
 
 
-def test_attributes_of_a_wrong_vr_are_written_in_their_own(tmp_path: Path) -> None:
+def test_attributes_of_a_wrong_vr_get_the_standard_vr(tmp_path: Path) -> None:
     copy = derived(tmp_path, EXPLICIT, *(el(tag, vr, value) for tag, (vr, value) in WRONG_VRS.items()))
     assert list(copy.ImageType) == ["DERIVED", "PRIMARY"]
     assert copy.SOPInstanceUID == DERIVED
@@ -193,8 +193,8 @@ def test_attributes_of_a_wrong_vr_are_written_in_their_own(tmp_path: Path) -> No
     assert copy.LossyImageCompressionMethod == "LPACS_BICUBIC"
 
 
-def test_what_stands_behind_the_pixels_stays_there(tmp_path: Path) -> None:
-    """Private elements do; trailing padding, pixels that come twice and float pixels are of the received object."""
+def test_elements_after_the_pixels_remain_there(tmp_path: Path) -> None:
+    """Private elements remain; trailing padding, repeated pixels and float pixels are removed."""
     behind = el(0x7FE10010, "LO", b"FIELD TEST") + el(0x7FE11001, "OB", b"\1\2\3\4")
     dropped = el(0x7FE00008, "OF", bytes(4)) + el(0x7FE00010, "OW", bytes(2)) + el(0xFFFCFFFC, "OB", bytes(6))
     copy = derived(tmp_path, EXPLICIT, el(0x00080000, "UL", b"\1\0\0\0"), behind=dropped + behind)
@@ -206,7 +206,7 @@ def test_what_stands_behind_the_pixels_stays_there(tmp_path: Path) -> None:
 # --- the proof ---
 
 
-def test_faults_of_an_object_are_told(tmp_path: Path) -> None:
+def test_faults_of_an_object_are_reported(tmp_path: Path) -> None:
     ds = mammogram(PIXELS)
     digest, uid = pixel_digest(PIXELS), ds.SOPInstanceUID
 
@@ -230,7 +230,7 @@ def test_faults_of_an_object_are_told(tmp_path: Path) -> None:
 
 
 def received_by(archive: Archive, ds: Dataset, calling: str, *syntaxes: UID) -> tuple[int, dict[str, bytes]]:
-    """Final status of a C-GET of the study, and the data set bytes that came, by SOP Instance UID."""
+    """Final status of a C-GET of the study, and the received data sets by SOP Instance UID."""
     got: dict[str, bytes] = {}
 
     def keep(event: Any) -> int:
@@ -256,7 +256,7 @@ def send(archive: Archive, path: Path) -> int:
 
 
 def odd_file(tmp_path: Path) -> tuple[Dataset, Path]:
-    """A mammogram in implicit VR with everything that was ever found unsendable."""
+    """A mammogram in implicit VR with every fault that once prevented sending."""
     ds = mammogram(breast(300, 280))
     odd = [
         el(0x00282112, "", b"10:1", IMPLICIT),
@@ -273,7 +273,7 @@ def odd_file(tmp_path: Path) -> tuple[Dataset, Path]:
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
-def test_a_reconstruction_with_an_odd_header_is_sent(archive: Archive, tmp_path: Path, syntax: UID) -> None:
+def test_a_reconstruction_with_an_invalid_header_is_sent(archive: Archive, tmp_path: Path, syntax: UID) -> None:
     ds, path = odd_file(tmp_path)
     assert send(archive, path) == 0x0000
     held = archive.settled(ds.SOPInstanceUID)
@@ -295,10 +295,10 @@ def failing_header(*_: Any) -> Dataset:
     raise TypeError("Müller^Anna has no such header")
 
 
-def test_what_cannot_be_made_as_a_whole_is_exact_at_once(
+def test_an_image_whose_object_cannot_be_made_is_exact_at_once(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One attempt, a reason without a patient's name, nothing left in the store, and the original for everyone."""
+    """One attempt, a reason without a patient's name, no object left in the store, and the original for every peer."""
     monkeypatch.setattr(derived_object, "derived_header", failing_header)
     ds = mammogram(breast(300, 280))
     sent = write(ds, tmp_path / "x.dcm")
@@ -315,8 +315,8 @@ def test_what_cannot_be_made_as_a_whole_is_exact_at_once(
 def test_serving_falls_back_and_a_purge_is_refused(
     receiver: client.Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A rendition of before: verified, and its header cannot be made now. Then the original is gone as well."""
-    settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "none", "keep": "0d"})
+    """A former rendition was verified, but its header cannot be made now. Then the original is lost as well."""
+    settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "none", "retain_for": "0d"})
     with Node(settings) as node:
         archive = Archive(node, receiver)
         ds = mammogram(breast(300, 280))
@@ -346,10 +346,10 @@ def test_serving_falls_back_and_a_purge_is_refused(
         assert (status, len(got)) == (0x0000, 1)
 
 
-def test_a_reconstruction_that_no_encoding_fits_gives_way_to_the_original(
+def test_the_original_is_sent_if_no_encoding_of_the_reconstruction_is_accepted(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It was made, and failed only when it was encoded for this receiver."""
+    """It was made, and only its encoding for this receiver failed."""
     ds = mammogram(breast(300, 280))
     sent = write(ds, tmp_path / "x.dcm", IMPLICIT)
     assert send(archive, sent) == 0x0000

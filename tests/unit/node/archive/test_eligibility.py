@@ -1,4 +1,4 @@
-"""The allow-list: what may be reconstructed, and that everything else stays exact with a reason."""
+"""Proves which images may be reconstructed, and that every other stays exact with a reason."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_clean_mammogram_is_eligible(tmp_path: Path) -> None:
         ({"SpecimenDescriptionSequence": Sequence([])}, "specimen"),
     ],
 )
-def test_what_stays_exact(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_images_outside_the_list_are_exact(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     found = reason(sample(**changes), tmp_path)
     assert says in found
 
@@ -77,7 +77,7 @@ def test_special_views(tmp_path: Path, value: str) -> None:
     assert "view" in reason(ds, tmp_path)
 
 
-def test_signed_objects_and_our_own(tmp_path: Path) -> None:
+def test_signed_and_reconstructed_objects(tmp_path: Path) -> None:
     signed = sample()
     signed.DigitalSignaturesSequence = Sequence([Dataset()])
     assert reason(signed, tmp_path) == "digitally signed"

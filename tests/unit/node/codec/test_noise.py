@@ -1,4 +1,4 @@
-"""The noise model (node/codec/noise.py): bytes, drawing, and what is measured of noise that is known."""
+"""Proves the noise model (node/codec/noise.py): its bytes, what is drawn from it, and its estimate of known noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from scipy.special import ndtri
 
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
 from node.codec.noise import (
-    CELL,
     LEVELS,
     PLACE,
     SPECTRUM,
@@ -27,12 +26,11 @@ from node.codec.noise import (
 )
 from node.fidelity.bands import BANDS, band_energies
 from storage.errors import PayloadError
+from storage.formats.geometry import CELL
+from tests.support.encoder_samples import FULL, level_code, model, soft
 
 Float = NDArray[np.float32]
 Image = NDArray[np.floating[Any]]
-
-FULL = np.uint8(192)
-"""The code of the place map that means: as the curve says (a factor of 1, times 256)."""
 
 
 NAMES = [each.name for each in fields(NoiseModel)]
@@ -40,29 +38,6 @@ NAMES = [each.name for each in fields(NoiseModel)]
 
 def in_bands(model: NoiseModel, structure: Float, inside: NDArray[np.bool_], wanted: NDArray[np.float64]) -> NoiseModel:
     return matched(model, missing_energy(model, structure, inside), wanted)
-
-
-def level_code(deviation: float) -> int:
-    """The code of a standard deviation as docs/FORMATS.md has it."""
-    return round(128 + 8 * np.log2(deviation))
-
-
-def soft(cutoff: float = 0.18) -> NDArray[np.uint8]:
-    """A spectrum that falls off as a detector's does, the same in all directions: a Gaussian of that width."""
-    down, across = np.linspace(-0.5, 0.5, SPECTRUM[0])[:, None], np.linspace(0, 0.5, SPECTRUM[1])[None]
-    power = np.exp(-(down**2 + across**2) / (2 * cutoff**2))
-    return np.rint(255 + np.log2(power) / 0.25).clip(1).astype(np.uint8)
-
-
-def model(rows: int = 600, columns: int = 700, deviation: float = 20.0, **changes: Any) -> NoiseModel:
-    cells = -(-rows // PLACE), -(-columns // PLACE)
-    flat = NoiseModel(
-        *(rows, columns, 0.0, 4095.0),
-        curve=np.full(LEVELS, level_code(deviation), dtype=np.uint8),
-        place=np.full(cells, FULL, dtype=np.uint8),
-        spectrum=soft(),
-    )
-    return replace(flat, **changes)
 
 
 def white(rows: int, columns: int, seed: int) -> Float:

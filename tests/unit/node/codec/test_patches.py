@@ -1,4 +1,4 @@
-"""Exact patches (node/codec/patches.py)."""
+"""Proves that exact patches (node/codec/patches.py) restore their pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.codec.patches import (
-    CELL,
     cells_under,
     cut,
     decode_patches,
@@ -16,7 +15,7 @@ from node.codec.patches import (
     pasted,
 )
 from storage.errors import PayloadError
-from storage.formats.geometry import cell_grid, cell_pixels
+from storage.formats.geometry import CELL, cell_grid, cell_pixels
 from tests.support.samples import breast
 
 

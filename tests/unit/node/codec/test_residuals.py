@@ -1,4 +1,4 @@
-"""CodedResiduals (node/codec/residuals.py): cells whose residual is coded."""
+"""Proves that coded residuals (node/codec/residuals.py) restore their cells."""
 
 from __future__ import annotations
 

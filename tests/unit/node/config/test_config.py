@@ -1,8 +1,10 @@
-"""config.yaml: the shipped file is the defaults, every key is explained, and mistakes get a helpful sentence."""
+"""Proves that config.yaml holds the defaults, explains every key, and that a mistake gets a helpful message."""
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,22 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from node.config import Profile, RenditionPolicy, Settings, load, parse, parse_sample
+from node.config import (
+    DEFAULT_FILE,
+    Profile,
+    RenditionPolicy,
+    Settings,
+    add_peer,
+    as_data,
+    as_yaml,
+    load,
+    parse,
+    parse_sample,
+)
 from node.dimse.associations.peers import Peers
 from storage.errors import ConfigError
 from storage.records import Thresholds
-from tests.support.paths import ROOT
-
-SHIPPED = ROOT / "config.yaml"
+from tests.support.paths import ROOT, SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -31,14 +42,14 @@ SHIPPED = ROOT / "config.yaml"
         ({"peers": [], "unknown_peers": {"allow": ["store"]}}, ("store",)),
     ],
 )
-def test_what_strangers_may(raw: dict[str, Any], may: tuple[str, ...]) -> None:
-    """They store where a configuration says nothing of who calls, or where it says that they may."""
-    assert parse(raw, "t").strangers_may == may
+def test_what_unknown_peers_may_do(raw: dict[str, Any], may: tuple[str, ...]) -> None:
+    """They may store if the configuration has neither peers nor unknown_peers, or if unknown_peers allows it."""
+    assert parse(raw, "t").allowed_to_unknown_peers == may
     assert Peers(parse(raw, "t")).may("STRANGER", "store") is ("store" in may)
 
 
 def test_the_shipped_file_is_the_defaults_and_two_peers() -> None:
-    shipped = load(SHIPPED)
+    shipped = parse(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")), "config.yaml")
     assert shipped.model_copy(update={"peers": ()}) == Settings()
     modality, viewer = shipped.peers
     assert (modality.ae_title, modality.allow) == ("MODALITY", ("echo", "store"))
@@ -90,8 +101,8 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"gate": {"balanced": {"speck_most": 0.9}}}, "gate.balanced.speck_most"),
         ({"gate": {"strict": {"shift": 0}}}, "gate.strict.shift"),
         ({"gate": {"strict": {"fsim_mean": 0.95}}}, "gate.strict.fsim_mean: unknown key"),
-        ({"storage": {"min_free": "much"}}, "'much' is no size"),
-        ({"node": {"ae_title": "A TITLE THAT IS TOO LONG"}}, "is no AE title"),
+        ({"storage": {"min_free": "much"}}, "'much' is not a size"),
+        ({"node": {"ae_title": "A TITLE THAT IS TOO LONG"}}, "is not an AE title"),
         ({"node": {"port": 70000}}, "node.port"),
         ({"peers": [{"ae_title": "A"}, {"ae_title": "A"}]}, "appears more than once"),
         ({"codec": {"scales": [3]}}, "codec.scales.0"),
@@ -100,8 +111,8 @@ def test_every_key_is_shown_and_explained() -> None:
         ({"reconstruct": {"texture": "smooth"}}, "reconstruct.texture"),
         ({"peers": [{"ae_title": "A", "texture": "none"}]}, "texture is for peers with rendition"),
         ({"reconstruct": {"upscaler": "magic"}}, "reconstruct.upscaler"),
-        ({"audit": {"sample": "0"}}, "is no sample"),
-        ({"audit": {"reserve": 5}}, "is no share"),
+        ({"audit": {"sample": "0"}}, "is not a sample"),
+        ({"audit": {"reserve": 5}}, "is not a share"),
         ({"unknown_peers": {"allow": ["find"]}}, "unknown_peers.allow.0"),
         ([], "top level must be a mapping"),
     ],
@@ -121,7 +132,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(broken)
     broken.write_text("")
-    assert load(broken) == Settings()
+    assert load(broken) == parse({"storage": {"root": str(tmp_path / "latent-pacs-data")}}, "t")
 
 
 def test_samples_and_the_reserve() -> None:
@@ -135,7 +146,7 @@ def test_samples_and_the_reserve() -> None:
 def test_sizes_and_operating_points() -> None:
     assert parse({"storage": {"min_free": "1.5GB"}}, "t").storage.min_free == 1_500_000_000
     assert parse({"storage": {"min_free": 7}}, "t").storage.min_free == 7
-    assert Settings().codec.fixed_point is None, "it is searched for"
+    assert Settings().codec.fixed_point is None, "the encoder searches for one"
     paper = parse({"codec": {"profile": "paper"}}, "t").codec
     assert paper.profile is Profile.PAPER
     assert str(paper.fixed_point) == "x2 png16"
@@ -161,3 +172,132 @@ def test_a_peer_may_have_a_texture_of_its_own() -> None:
     drawn = {**viewer, "ae_title": "D", "texture": "drawn"}
     peers = Peers(parse({"peers": [viewer, drawn], "reconstruct": {"texture": "none"}}, "t"))
     assert [peers.draws(title) for title in ("V", "D")] == [False, True]
+
+
+def test_the_wheel_carries_the_shipped_file() -> None:
+    assert DEFAULT_FILE.read_bytes() == SHIPPED.read_bytes(), "config.yaml is a copy of node/config/default.yaml"
+    manifest = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert str(DEFAULT_FILE.relative_to(ROOT / "node")) in manifest["tool"]["setuptools"]["package-data"]["node"]
+
+
+def variables_of(raw: dict[str, Any], prefix: str = "LATENT_PACS_") -> dict[str, str]:
+    """An environment variable for every key."""
+    found: dict[str, str] = {}
+    for name, value in raw.items():
+        variable = f"{prefix}_{name.upper()}"
+        if isinstance(value, dict):
+            found |= variables_of(value, f"{variable}_")
+        else:
+            found[variable] = json.dumps(value) if isinstance(value, list) else str(value)
+    return found
+
+
+def test_an_environment_variable_replaces_each_key(tmp_path: Path) -> None:
+    """All keys of the shipped file, given by variables alone, make the same settings."""
+    empty = tmp_path / "config.yaml"
+    empty.write_text("node: {port: 1}")
+    variables = variables_of(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")))
+    assert len(variables) > 100
+    shipped = tmp_path / "shipped.yaml"
+    shipped.write_bytes(SHIPPED.read_bytes())
+    assert load(empty, variables) == load(shipped, {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("LATENT_PACS__NODE__PROT", "1", "did you mean LATENT_PACS__NODE__PORT?"),
+        ("LATENT_PACS__NOD__PORT", "1", "did you mean LATENT_PACS__NODE?"),
+        ("LATENT_PACS__NODE__PORT__X", "1", "no key node.port.x"),
+        ("LATENT_PACS__NODE__PORT", "no", "node.port (from LATENT_PACS__NODE__PORT)"),
+        ("LATENT_PACS__CODEC__SCALES", "[1", "not valid YAML"),
+    ],
+)
+def test_mistakes_in_variables(tmp_path: Path, variable: str, value: str, says: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("")
+    with pytest.raises(ConfigError) as error:
+        load(file, {variable: value})
+    assert says in str(error.value)
+    assert variable in str(error.value)
+
+
+def test_paths_start_from_the_folder_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    (tmp_path / "backbone.pth").write_bytes(b"")
+    raw = {
+        "tls": {"certificate": "tls/node.pem", "key": "/etc/key.pem"},
+        "storage": {"database": "sqlite:///index.sqlite"},
+        "originals": {"path": "cold"},
+        "gate": {"patches": {"regions": "boxes.csv"}},
+        "reconstruct": {"mammo": {"older": ["old"]}},
+        "jobs": {"replicate": {"to": "file:///mnt/backup"}, "validation": {"weights": "backbone.pth"}},
+    }
+    file.write_text(yaml.safe_dump({**raw, "tls": {**raw["tls"], "clients": "optional"}}))
+    found = load(file, {})
+    assert found.storage.root == tmp_path / "latent-pacs-data"
+    assert (found.tls.certificate, found.tls.key) == (str(tmp_path / "tls/node.pem"), "/etc/key.pem")
+    assert found.storage.database == f"sqlite:///{tmp_path}/index.sqlite"
+    assert found.originals.path == tmp_path / "cold"
+    assert found.gate.patches.file == tmp_path / "boxes.csv"
+    assert found.reconstruct.mammo.older == (str(tmp_path / "old"),)
+    assert found.reconstruct.mammo.weights == ""
+    assert found.reconstruct.sd_x2.weights == "stabilityai/sd-x2-latent-upscaler", "no such folder, so it is a name"
+    assert found.jobs.replicate.to == Path("/mnt/backup")
+    assert found.jobs.validation.weights == str(tmp_path / "backbone.pth")
+
+
+def test_settings_as_text_are_the_same_settings() -> None:
+    raw = {"originals": {"retain_for": "36h"}, "commitment": {"pin_for": "forever"}, "peers": [{"ae_title": "A"}]}
+    settings = parse(raw, "t")
+    assert parse(yaml.safe_load(as_yaml(settings)), "t") == settings
+    secret = parse({"storage": {"database": "postgresql://me:swordfish@host/db"}}, "t")
+    assert as_data(secret)["storage"]["database"] == "postgresql://me:***@host/db"
+
+
+ENTRY = {"ae_title": "NEW", "host": "h", "port": 104, "allow": ["echo", "find"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SHIPPED.read_text(encoding="utf-8"),
+        "",
+        "peers: []  # none yet\nnode: {port: 1}\n",
+        "node: {port: 1}\npeers:\n- ae_title: A\n  allow: [echo]\n# the end\n\nlog: {format: json}\n",
+        "peers:\n    # first\n    - {ae_title: A}\n",
+    ],
+)
+def test_a_peer_is_added_and_comments_stay(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    before = load(file, {}).peers
+    added = add_peer(file, ENTRY)
+    after = load(file, {}).peers
+    assert after == (*before, added)
+    assert (added.ae_title, added.allow) == ("NEW", ("echo", "find"))
+    kept = [line for line in text.splitlines() if line not in ("", "peers: []  # none yet")]
+    assert [line for line in file.read_text(encoding="utf-8").splitlines() if line in kept] == kept
+    assert [each.name for each in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "says"),
+    [
+        ("peers: [{ae_title: A}]\n", ENTRY, "in one line"),
+        ("peers:\n  - ae_title: NEW\n", ENTRY, "appears more than once"),
+        ("", {**ENTRY, "port": 70000}, "peers.0.port"),
+        ("peers: &x\n  - ae_title: A\n", ENTRY, "by hand"),
+    ],
+)
+def test_a_peer_that_cannot_be_added_changes_nothing(
+    tmp_path: Path, text: str, entry: dict[str, Any], says: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        add_peer(file, entry)
+    assert says in str(error.value)
+    assert str(file) in str(error.value)
+    assert file.read_text(encoding="utf-8") == text
+    assert [each.name for each in tmp_path.iterdir()] == ["config.yaml"]

@@ -1,4 +1,4 @@
-"""SOP class extended negotiation: what is agreed to is what is done."""
+"""Proves that SOP class extended negotiation agrees only to what is then done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Octave bands (node/fidelity/bands.py): which details fall in which, and how tiles add up."""
+"""Proves which details fall into which octave band (node/fidelity/bands.py), and how tiles add up."""
 
 from __future__ import annotations
 

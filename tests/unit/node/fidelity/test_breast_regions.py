@@ -1,4 +1,6 @@
-"""Strips along the image's border are no breast; a nipple in profile is (node/fidelity/breast_regions.py)."""
+"""Proves that strips along the border are not breast, and that a nipple in profile is
+(node/fidelity/breast_regions.py).
+"""
 
 from __future__ import annotations
 

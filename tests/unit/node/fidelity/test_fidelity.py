@@ -1,4 +1,4 @@
-"""FSIM and PSNR against piq and their definition, regions, and windows."""
+"""Proves FSIM and PSNR against piq and their definitions, with regions and windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The gate: a planted fault brings its own sentence and no other; a good structure with drawn noise passes."""
+"""Proves that each planted fault fails the gate with its own reason only, and that a good image with drawn noise
+passes.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ from node.fidelity.gate import (
     wrong_specks,
 )
 from storage.records import Thresholds
+from tests.support.encoder_samples import soft
 from tests.support.paths import ROOT
 from tests.support.samples import mammogram
-from tests.unit.node.codec.test_noise import soft
 
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]

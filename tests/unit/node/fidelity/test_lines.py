@@ -1,4 +1,4 @@
-"""Coherent error along lines (node/fidelity/lines.py), against plain convolution and planted faults."""
+"""Proves coherent error along lines (node/fidelity/lines.py) against plain convolution and planted faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Display windows: how values are shown, and which of a header's windows is taken."""
+"""Proves how values are displayed, and which window of a header is used."""
 
 from __future__ import annotations
 

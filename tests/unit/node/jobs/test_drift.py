@@ -1,4 +1,4 @@
-"""Sampling by strata, and control charts: drift is found, and chance is not taken for it."""
+"""Proves stratified sampling and control charts: drift is found, and chance is not reported as drift."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ SETTINGS = DriftSettings()
 
 
 def runs(lots: random.Random, count: int, mean: float, images: int = 50) -> list[ChartPoint]:
-    """Runs that each draw so many images from a population with a standard deviation of 0.01."""
+    """Runs that each draw images from a population with a standard deviation of 0.01."""
     drawn = ([lots.gauss(mean, 0.01) for _ in range(images)] for _ in range(count))
     return [ChartPoint(number, images, fmean(values), stdev(values)) for number, values in enumerate(drawn)]
 
 
 def alarms(points: list[ChartPoint], charts: int = 1) -> list[int]:
-    """After which runs the chart gives alarm."""
+    """The runs after which the chart has an alarm."""
     return [end for end in range(1, len(points) + 1) if control_chart(points[:end], SETTINGS, 0.01, charts).alarm]
 
 
 def test_chance_is_rarely_an_alarm() -> None:
-    """30 archives, each 25 runs after calibration: 750 looks, of which a limit of 3 lets 1 in 740 fail by itself."""
+    """30 archives with 25 runs after calibration: 750 points; a limit of 3 gives 1 false alarm in 740."""
     lots = random.Random(6)
     troubled = sum(bool(alarms(runs(lots, 30, 0.95))) for _ in range(30))
     assert troubled <= 2
 
 
-def test_a_small_drift_is_found_by_the_average_and_no_threshold() -> None:
-    """Half a standard deviation of images: far within what single images differ by."""
+def test_a_small_drift_is_found_by_the_average_alone() -> None:
+    """Half a standard deviation of the images, less than single images differ by."""
     lots = random.Random(7)
     points = runs(lots, 12, 0.95) + runs(lots, 8, 0.945)
     found = alarms(points)
@@ -52,7 +52,7 @@ def test_a_sudden_drop_is_found_by_the_threshold_at_once() -> None:
     assert "more than 0.01 below" in control_chart(points, SETTINGS, 0.01).alarm
 
 
-def test_getting_better_is_no_alarm() -> None:
+def test_an_improvement_is_not_an_alarm() -> None:
     lots = random.Random(9)
     assert alarms(runs(lots, 6, 0.95) + runs(lots, 6, 0.97)) == []
 
@@ -63,7 +63,7 @@ def test_many_charts_need_more_evidence() -> None:
     assert alarms(points, charts=200)[0] > alarms(points)[0]
 
 
-def test_nothing_is_said_before_there_is_a_baseline() -> None:
+def test_there_is_no_alarm_before_a_baseline() -> None:
     few = runs(random.Random(11), 4, 0.95)
     assert control_chart(few, SETTINGS, 0.01) == ControlChart(tuple(few))
     single = [ChartPoint(number, 1, 0.95, 0.0) for number in range(9)]
@@ -85,7 +85,7 @@ def candidates() -> list[AuditCandidate]:
     return made + [AuditCandidate(2000 + number, "A", "East", "x2", NOW, True) for number in range(3)]
 
 
-def test_a_sample_is_in_proportion_and_leaves_no_cell_out() -> None:
+def test_a_sample_is_proportional_and_includes_every_cell() -> None:
     taken = draw(candidates(), 100, 1, NOW)
     assert len(taken) == 103
     assert sum(one.flagged for one in taken) == 3

@@ -1,4 +1,4 @@
-"""Reports: pages that need nothing but themselves, files that are whole, rows that outlive the index."""
+"""Proves that report pages need no other file, are written whole, and that their rows survive a lost index."""
 
 from __future__ import annotations
 
@@ -110,8 +110,10 @@ def test_figures_take_the_ink_of_the_page() -> None:
 
 
 def test_a_row_of_another_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        Table(["one", "two"], [["only one"]]).html()
+    with pytest.raises(ValueError, match="another length"):
+        Table(["one", "two"], [["only one"]])
+    with pytest.raises(ValueError, match="another length"):
+        Table(["one", "two"], [["one", "two"]], align="l")
 
 
 @pytest.mark.slow
@@ -189,7 +191,7 @@ def test_the_latest_of_a_kind(reports: Reports) -> None:
     assert reports.find(None, "audit") == first
     assert reports.rows.newest(limit=9) == [again, second, first]
     assert reports.rows.alarms() == {"audit": 0, "validation": 1}
-    with pytest.raises(UnknownReport, match="no report number 99"):
+    with pytest.raises(UnknownReport, match="report 99 does not exist"):
         reports.find(99)
 
 
@@ -200,7 +202,7 @@ def test_no_file_is_left_half_written(reports: Reports, monkeypatch: pytest.Monk
     with pytest.raises(StoreFull):
         reports.publish(outcome())
     assert not list(reports.folder.iterdir())
-    with pytest.raises(UnknownReport, match="no report yet"):
+    with pytest.raises(UnknownReport, match="no report exists yet"):
         reports.find()
 
 
@@ -222,15 +224,15 @@ def test_the_command_shows_the_latest_report(tmp_path: Path, monkeypatch: pytest
     config.write_text(f"storage: {{root: {root}}}\n", encoding="utf-8")
     index = Index.open(f"sqlite:///{root / 'index.sqlite'}")
     reports = Reports(ReportRows(index.engine), root / "reports")
-    ask = lambda *more: CliRunner().invoke(app, ["audit", "report", "--config", str(config), *more])  # noqa: E731
-    assert isinstance(ask().exception, UnknownReport)
+    ask = lambda *more: CliRunner().invoke(app, ["audit", *more, "--config", str(config)])  # noqa: E731
+    assert isinstance(ask("show").exception, UnknownReport)
     kept = reports.publish(outcome())
-    shown = json.loads(ask("--json").output)
+    shown = json.loads(ask("show", "--json").output)
     assert (shown["key"], shown["verdict"], shown["html"]) == (kept.key, kept.verdict, str(reports.html(kept)))
-    assert "12 of 12 images as verified" in ask().output
-    assert [one["kind"] for one in json.loads(ask("--list", "--json").output)] == ["audit"]
+    assert "12 of 12 images as verified" in ask("show").output
+    assert [one["kind"] for one in json.loads(ask("list", "--json").output)] == ["audit"]
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
-    assert ask("--open", "--id", str(kept.key)).exit_code == 0
+    assert ask("show", str(kept.key), "--open").exit_code == 0
     assert opened == [reports.html(kept).as_uri()]
     index.close()

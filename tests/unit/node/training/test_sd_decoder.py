@@ -1,4 +1,4 @@
-"""The decoder of sd_x2 fine-tuned on a tiny random copy: it learns, it resumes exactly, and nothing else moves."""
+"""Proves that fine-tuning the decoder of sd_x2 learns, resumes exactly, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from node.upscalers.sd_x2 import SdX2, WeightsNotFound
 from storage.errors import LatentPacsError
 from storage.formats.resample import Operator
 from tests.support import tiny_sd
+from tests.support.encoder_samples import task_of
 from tests.support.samples import breast
-from tests.unit.node.upscalers.test_sd_x2 import task_of
 
 VAE = Path("vae", "diffusion_pytorch_model.safetensors")
 PLAN = DecoderPlan(steps=6, batch=2, crop=32, rate=1e-3)
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_so(model: Path, tuned: Path,
         content = (tuned / DECODER_CHECKPOINT).read_bytes()
         path.write_bytes({"cut short": content[: len(content) // 2], "nothing": b""}.get(damage, b"not a checkpoint"))
     damaged = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"decoder\.pt cannot be continued: .*; train without resume"):
+    with pytest.raises(CheckpointError, match=r"decoder\.pt cannot be resumed: .*; train without resume"):
         tune(model, tmp_path, resume=True)
     assert path.read_bytes() == damaged
 

@@ -1,4 +1,4 @@
-"""The interpolant of ``mammo``, its velocity, and the sampler, on distributions whose velocity is known."""
+"""Proves the interpolant, the velocity and the sampler of ``mammo`` on distributions whose velocity is known."""
 
 from __future__ import annotations
 

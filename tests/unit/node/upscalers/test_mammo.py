@@ -1,4 +1,6 @@
-"""``mammo``: tiles that leave no trace, the nested baseline, its files, and the shipped weights on a real mammogram."""
+"""Proves that tiles of ``mammo`` leave no trace, that its nested baseline is right, and what the shipped weights do on
+a real mammogram.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ from node.codec.encode.noise_fitting import measure_deviation
 from node.config import ReconstructSettings
 from node.fidelity.lines import LineNoise
 from node.training.image_files import Picture, read_picture
-from node.training.training_patches import coded
+from node.training.training_patches import code
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, ModelNotFound, load_network, save_network
-from node.upscalers.network import MammoNetwork
+from node.upscalers.network import MammoNetwork, NetworkConfig
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
 from storage.formats.resample import Operator
@@ -65,7 +67,7 @@ def exact(**options: int) -> Mammo:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("untrained")
-    save_network(MammoNetwork(), folder)
+    save_network(MammoNetwork(NetworkConfig()), folder)
     return folder
 
 
@@ -217,7 +219,7 @@ def test_a_damaged_file_is_a_clear_error(tmp_path: Path, damage: str) -> None:
         network = load_network(folder)
         with torch.no_grad():
             network.leave.bias.fill_(float("nan"))
-        network.save_pretrained(str(folder))
+        save_network(network, folder)
     else:
         (folder / "config.json").write_text(json.dumps({"_class_name": "MammoNetwork", "width": 24}))
     with pytest.raises(ModelNotFound, match=re.escape(str(folder))):
@@ -267,12 +269,12 @@ def film() -> Picture:
 def test_the_shipped_weights_beat_bicubic_on_a_woman_they_have_not_seen(film: Picture) -> None:
     """The consistent image that it starts from; on film plain bicubic is as good. No line gets worse."""
     image, everywhere = film.pixels.astype(np.float32), np.ones(film.pixels.shape, dtype=bool)
-    base = coded(image, 2, 0.5, float((1 << film.bits) - 1))
+    base = code(image, 2, 0.5, film.bits)
     upsampled = base.operator.lift(base.samples)
     deviation = measure_deviation(image, upsampled, everywhere, everywhere).deviation(upsampled)
     job = UpscaleTask(base.samples, base.operator, upsampled, replace(X2, distance=0.5), base.quantisation, deviation)
     made = Mammo().structure(job)
-    errors = [float(np.square(part - image, dtype=np.float64).mean()) for part in (made, upsampled, base.lifted)]
+    errors = [float(np.square(part - image, dtype=np.float64).mean()) for part in (made, upsampled, base.upsampled)]
     assert errors[0] < 0.995 * errors[2]
     assert errors[0] < 1.002 * errors[1]
     noise = LineNoise.of(image, everywhere, float(np.ptp(np.percentile(image, [0.5, 99.5]))))

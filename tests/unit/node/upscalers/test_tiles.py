@@ -1,4 +1,4 @@
-"""Tile plans cover their canvas, and blending is an exact partition of unity."""
+"""Proves that tile plans cover their canvas, and that blending weights sum to one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a validation: folds, features, dense layers, likeness, what it says, and what it refuses."""
+"""Proves the parts of a validation: folds, features, dense layers, what it reports and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from safetensors.torch import save_file
 
+from benchmarks.phantoms import phantom
 from node.fidelity.gate import Reference
-from node.validation.dense_layers import trained, tuned
+from node.validation.dense_layers import train_head, tune
 from node.validation.features import COUNT, load_backbone
 from node.validation.findings import Trained, say
 from node.validation.measurement_cache import FeatureCache
@@ -24,7 +25,6 @@ from node.validation.statistics import TooFewCases, auc, judge
 from node.validation.study import NothingToValidate, positive_class
 from node.validation.terms import Arm, Fidelity, Measured
 from storage.errors import ModelMissing
-from tests.support.phantoms import phantom
 
 Array = NDArray[Any]
 
@@ -121,10 +121,10 @@ def test_weights_that_cannot_be_had_are_one_clear_sentence(tmp_path: Path, monke
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(ModelMissing, match=r"IMAGENET1K_V2 cannot be downloaded .* or choose none"):
         load_backbone("IMAGENET1K_V2")
-    with pytest.raises(ModelMissing, match="no such file, and none of IMAGENET1K_V1, IMAGENET1K_V2 or none"):
+    with pytest.raises(ModelMissing, match="neither a file nor one of IMAGENET1K_V1, IMAGENET1K_V2, none"):
         load_backbone("IMAGENET9")
     (tmp_path / "odd.pth").write_bytes(b"no weights")
-    with pytest.raises(ModelMissing, match="holds no weights that can be read"):
+    with pytest.raises(ModelMissing, match="cannot be read"):
         load_backbone(str(tmp_path / "odd.pth"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ModelMissing, match="nor a file that torchvision publishes"):
@@ -144,10 +144,10 @@ def test_dense_layers_learn_what_is_there_and_nothing_else() -> None:
     learn, test = slice(0, 80), slice(80, 120)
     found = []
     for each in (signal.astype(np.float32), features):
-        recipe = tuned(each[learn], truth[learn], patients[learn], 5, seed=0)
-        head = trained(each[learn], truth[learn], recipe, seed=0)
+        recipe = tune(each[learn], truth[learn], patients[learn], 5, seed=0)
+        head = train_head(each[learn], truth[learn], recipe, seed=0)
         scores = head.scores(each[test])
-        assert np.array_equal(scores, trained(each[learn], truth[learn], recipe, seed=0).scores(each[test]))
+        assert np.array_equal(scores, train_head(each[learn], truth[learn], recipe, seed=0).scores(each[test]))
         assert ((scores > 0) & (scores < 1)).all()
         found.append(auc(scores, truth[test]))
     assert found[0] > 0.95
@@ -194,4 +194,4 @@ def test_the_verdict_in_words() -> None:
     assert say(source, one(Arm.COMPRESSED, 0.6, 0.5, judge(-0.3, 0.05, 0.02, 50)), 50, blind=False).startswith(
         "different"
     )
-    assert "does not tell the classes apart" in say(one(Arm.SOURCE, 0.55, 0.45), same, 50, blind=True)
+    assert "does not separate the classes" in say(one(Arm.SOURCE, 0.55, 0.45), same, 50, blind=True)

@@ -1,4 +1,4 @@
-"""The statistics of a validation, against published and hand-worked values."""
+"""Proves the statistics of a validation against published and hand-worked values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""storage.dicom.content: the same study in another encoding is the same; one element or pixel less is not.
+"""Proves that storage.dicom.content finds the same study in another encoding equal, and one changed element or pixel
+different.
 
 A mistake to one side costs a quarantined copy, to the other a lost image: where in doubt, not the same.
 """

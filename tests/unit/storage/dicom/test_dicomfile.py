@@ -1,4 +1,4 @@
-"""storage.dicom.dicomfile: the walk over encoded bytes, damage at every byte, pixels as integers, transcoding.
+"""Proves storage.dicom.dicomfile: the walk over encoded bytes, damage at every byte, integer pixels, transcoding.
 
 The oracle for where things lie is pydicom's own reader on pydicom's own files; for damage it is a data set built
 here element by element, so that every boundary is known.
@@ -55,6 +55,7 @@ from storage.dicom.dicomfile import (
 )
 from storage.dicom.pixels import PixelShape, decode_frame, integer_pixels, native_pixel_warning, pixel_digest, transcode
 from storage.errors import LatentPacsError, PixelError, Unparseable
+from tests.support.encoded_elements import element, item, sequence
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
 FILES = Path(pydicom.data.__file__).parent / "test_files"
@@ -178,29 +179,6 @@ def test_every_file_of_pydicom_is_split_losslessly_or_refused() -> None:
 
 
 # --- a data set of known boundaries ---------------------------------------------------------------------------
-
-
-def element(tag: int, vr: str, value: bytes, syntax: UID, *, undefined: bool = False) -> bytes:
-    """Encode one element. A value of undefined length contains its delimiter."""
-    order = "<" if syntax.is_little_endian else ">"
-    head = struct.pack(order + "HH", tag >> 16, tag & 0xFFFF)
-    length = 0xFFFFFFFF if undefined else len(value)
-    if syntax.is_implicit_VR or tag >> 16 == 0xFFFE:
-        return head + struct.pack(order + "I", length) + value
-    if vr in {"SQ", "OB", "OW", "UN", "UT"}:
-        return head + vr.encode() + b"\0\0" + struct.pack(order + "I", length) + value
-    return head + vr.encode() + struct.pack(order + "H", length) + value
-
-
-def item(content: bytes, syntax: UID, *, undefined: bool = False) -> bytes:
-    end = element(0xFFFEE00D, "", b"", syntax) if undefined else b""
-    return element(0xFFFEE000, "", content + end, syntax, undefined=undefined)
-
-
-def sequence(tag: int, items: bytes, syntax: UID, *, vr: str = "SQ", inner: UID | None = None) -> bytes:
-    """A sequence of undefined length."""
-    end = element(0xFFFEE0DD, "", b"", inner or syntax)
-    return element(tag, vr, items + end, syntax, undefined=True)
 
 
 def number(value: int, syntax: UID) -> bytes:

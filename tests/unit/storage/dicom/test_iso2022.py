@@ -1,4 +1,4 @@
-"""Text with code extensions (PS3.5 6.1.2.5): the examples of annexes H, I and K, and deviations of senders."""
+"""Proves text with code extensions (PS3.5 6.1.2.5) on the examples of annexes H, I and K, and on real variants."""
 
 from __future__ import annotations
 

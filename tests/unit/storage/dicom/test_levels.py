@@ -1,4 +1,6 @@
-"""storage.dicom.levels and storage.dicom.elements: what the index keeps of a header, hostile headers included."""
+"""Proves what storage.dicom.levels and storage.dicom.elements take from a header into the index, also from hostile
+headers.
+"""
 
 from __future__ import annotations
 
@@ -84,9 +86,9 @@ def test_an_ordinary_header_takes_well_below_five_milliseconds() -> None:
     levels_of(dataset)
     fastest = 1.0
     for _ in range(20):
-        start = time.perf_counter()
+        start = time.process_time()
         columns_of(levels_of(dataset))
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, time.process_time() - start)
     assert fastest < 0.005
 
 

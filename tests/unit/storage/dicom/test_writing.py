@@ -1,4 +1,4 @@
-"""storage.dicom.writing: received values keep their bytes in every native transfer syntax."""
+"""Proves that a rewritten data set keeps the bytes of every value in each native transfer syntax."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, Implic
 from storage.dicom.dicomfile import encode, file_meta, parse, write_preamble
 from storage.dicom.element_walk import check_order
 from storage.errors import Unparseable
+from tests.support.encoded_elements import element, item, sequence
 from tests.support.peers import data_set_bytes, run
 from tests.support.samples import MAMMOGRAPHY
-from tests.unit.storage.dicom.test_dicomfile import element, item, sequence
 
 EXPLICIT, IMPLICIT = ExplicitVRLittleEndian, ImplicitVRLittleEndian
 

@@ -1,4 +1,4 @@
-"""storage.formats.jpegls_passthrough: other decoders read the original's pixels from packed codestreams."""
+"""Proves that other decoders read the original's pixels from packed JPEG-LS that is sent unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""storage.formats.packed_original: every file unpacks to its bytes or stays verbatim, and golden files unpack."""
+"""Proves that every kind of file is restored byte by byte from a packed original or stays as it is, and that the format
+stays readable.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""storage.formats.padding: padding is restored exactly and takes few bytes; damaged bytes are detected."""
+"""Proves that pixel padding in a payload is restored exactly, takes few bytes, and that damage is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""storage.formats.payload: round trips, damage of every byte, hostile content, the golden files, and derived UIDs."""
+"""Proves storage.formats.payload: round trips, damage of every byte, hostile content, golden files, derived UIDs."""
 
 from __future__ import annotations
 

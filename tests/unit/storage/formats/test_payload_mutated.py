@@ -1,4 +1,4 @@
-"""Payloads and packed originals that were changed and given a valid checksum raise only PayloadError.
+"""Proves that payloads and packed originals that were changed and sealed again raise PayloadError only.
 
 The checksum of a container tells damage, not intent. Mutations are seeded: the same ones each time.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutants import STORED, changed_container, opened_container, use
 from storage.errors import LatentPacsError, PayloadError
 from storage.formats.container import pack, unpack
 from storage.formats.payload import decode_base
-from tests.support.mutants import STORED, changed_container, opened_container, use
-from tests.unit.storage.formats.test_payload import GOLDEN
+from tests.support.paths import GOLDEN
 
 MUTATIONS = 600
 """Mutations of each golden object; one takes 1 to 2 ms."""

@@ -1,4 +1,6 @@
-"""storage.formats.resample: D and U equal torch's, the lift is a right inverse of D, and threads change nothing."""
+"""Proves that the operators D and U of storage.formats.resample equal torch's, and that the lift is a right inverse of
+D.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""storage.index: an instance is added once, work is claimed once, and the migrations create the tables."""
+"""Proves that instances are added once, work is claimed once, and the schema is that of the tables."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,14 +9,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, delete, event, func, insert, inspect, select
 from sqlalchemy.exc import IntegrityError
 
-from storage.dicom.levels import levels_of
 from storage.errors import StoreFull
 from storage.index import Index, connect, lease, migrate
 from storage.index.connection import writing
@@ -26,23 +23,13 @@ from storage.index.tables import instance, metadata, patient, rendition, series,
 from storage.records import (
     Claim,
     InstanceState,
-    NewInstance,
-    NewRendition,
-    OperatingPoint,
     ReasonCode,
     StoredInstance,
     StoredRendition,
     Trial,
-    Verdict,
 )
-from tests.support.samples import MAMMOGRAPHY, mammogram
-
-PIXELS = np.zeros((4, 4), np.uint16)
-VERDICT = Verdict(38.5, 0.96, 0.94, 9, {"rmse": 2.5})
-
-
-def url_of(folder: Path) -> str:
-    return f"sqlite:///{folder / 'index.db'}"
+from tests.support.index_rows import POINT, VERDICT, claimed, digest, new_instance, new_rendition, url_of
+from tests.support.samples import MAMMOGRAPHY
 
 
 @pytest.fixture
@@ -53,7 +40,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 class Clock:
-    """A clock that a test sets."""
+    """The time of day, moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -69,62 +56,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return moved
 
 
-POINT = OperatingPoint(2, "jpegxl", 0.3)
-
-
-def new_instance(
-    uid: str = "1.2.3.1", *, patient_id: str = "P1", study_uid: str = "1.2.1", **changes: Any
-) -> NewInstance:
-    """A NewInstance as ingest makes it for a mammogram of 4 x 4 pixels."""
-    series_uid = changes.pop("series_uid", f"{study_uid}.7")
-    ds = mammogram(
-        PIXELS, SOPInstanceUID=uid, PatientID=patient_id, StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid
-    )
-    made = NewInstance(
-        sop_instance_uid=uid,
-        sop_class_uid=MAMMOGRAPHY,
-        study_instance_uid=study_uid,
-        series_instance_uid=series_uid,
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-        levels=levels_of(ds),
-        original_digest=digest(uid),
-        original_bytes=1000,
-        pixel_bytes=32,
-        calling_aet="MODALITY",
-    )
-    return replace(made, **changes)
-
-
-def new_rendition(derived_uid: str = "2.25.1", **changes: Any) -> NewRendition:
-    made = NewRendition(
-        derived_uid=derived_uid,
-        structure_uid=f"{derived_uid}.9",
-        base_digest=digest(f"base {derived_uid}"),
-        base_bytes=70,
-        rendition_digest=digest(f"rendition {derived_uid}"),
-        rendition_bytes=30,
-        point=POINT,
-        upscaler="mammo",
-        weights_digest=digest("weights"),
-        output_digest=digest("output"),
-        structure_digest=digest("structure"),
-        verdict=VERDICT,
-        tried=(Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5),),
-        seconds=2.5,
-    )
-    return replace(made, **changes)
-
-
-def digest(what: str) -> str:
-    return hashlib.sha256(what.encode()).hexdigest()
-
-
-def claimed(index: Index, owner: str = "worker", lease: float = 60.0) -> Claim:
-    claim = index.claim(owner, lease)
-    assert claim is not None
-    return claim
-
-
 def held(index: Index, uid: str = "1.2.3.1") -> StoredInstance:
     found = index.by_uid(uid)
     assert found is not None
@@ -132,7 +63,7 @@ def held(index: Index, uid: str = "1.2.3.1") -> StoredInstance:
 
 
 def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """Run tasks at the same time, one thread each; their results."""
+    """Run tasks at the same moment, one thread each, and return what they return."""
     barrier, results, errors = threading.Barrier(len(tasks)), [], []
 
     def run(task: Callable[[], Any]) -> None:
@@ -200,7 +131,7 @@ def test_an_open_write_does_not_keep_readers_waiting(index: Index) -> None:
     index.add(new_instance())
     with writing(index.engine) as connection:
         connection.execute(delete(instance))
-        assert held(index).sop_instance_uid == "1.2.3.1"  # over another connection, before the commit
+        assert held(index).sop_instance_uid == "1.2.3.1"  # over another connection, as it was before
     assert index.by_uid("1.2.3.1") is None
 
 
@@ -231,7 +162,7 @@ def test_a_full_database_is_store_full_and_stores_nothing(tmp_path: Path) -> Non
     full.close()
 
 
-# --- adding --------------------------------------------------------------------------------------------------
+# --- coming in ------------------------------------------------------------------------------------------------
 
 
 def test_an_instance_comes_back_as_it_was_added(index: Index) -> None:
@@ -307,7 +238,7 @@ def test_pixels_that_are_not_sound_bring_an_instance_to_rest(index: Index) -> No
 
 @pytest.mark.parametrize("same_bytes", [True, False])
 def test_of_two_threads_that_add_one_uid_exactly_one_is_first(index: Index, same_bytes: bool, tmp_path: Path) -> None:
-    other = Index.open(url_of(tmp_path))  # as in another process
+    other = Index.open(url_of(tmp_path))  # as another process would have it
     second = Added.SAME_BYTES if same_bytes else Added.HELD
     for number in range(12):
         uid = f"1.2.3.{number}"
@@ -436,7 +367,7 @@ def test_a_lost_lease_changes_nothing_any_more(index: Index, clock: Clock) -> No
     found = held(index)
     assert (found.state, found.reason, found.rendition) == (InstanceState.RECEIVED, "", None)
     clock.now += 59
-    assert index.claim("third", 60) is None  # the lease of the second was not shortened
+    assert index.claim("third", 60) is None  # the lease of the second is as long as it was
     assert index.finish(owner, InstanceState.EXACT, ReasonCode.OTHER, "done")
     assert held(index).state is InstanceState.EXACT
 
@@ -601,7 +532,7 @@ def test_counts_add_up(index: Index) -> None:
     index.add(new_instance("1.2.3.2", original_bytes=2000, pixel_bytes=5000))
     index.finish_with(claimed(index), InstanceState.MEASURED, new_rendition("2.25.2", base_bytes=7, rendition_bytes=3))
     index.add(new_instance("1.2.3.3", original_bytes=300, pixel_bytes=0))  # a report: its file counts
-    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.NO_PIXELS, "no pixels")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.NO_PIXELS)
     index.add(new_instance("1.2.3.4", original_bytes=50, pixel_bytes=60))
     index.add(new_instance("1.2.3.5", original_bytes=51, pixel_bytes=60))
     index.quarantine.put(digest("q"), "1.2.3.4", "MODALITY", "why")

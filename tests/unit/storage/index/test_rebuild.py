@@ -1,8 +1,7 @@
-"""The index made anew: every row and every answer comes back, and a rebuild that is killed goes on."""
+"""Proves that a rebuilt index has every row and gives every answer, also after a rebuild that was killed."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from node.app import Node, rebuild_index
 from node.archive.index_opening import open_for_command
-from node.config import Settings, load
+from node.config import load
 from node.dimse import client
 from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
 from storage.index import Index
@@ -29,115 +27,35 @@ from storage.index.rebuild import rebuild
 from storage.objects.change_journal import ChangeJournal
 from storage.records import HoldKind
 from tests.conftest import Archive
+from tests.support.commands import run, run_process
 from tests.support.everything import fill, receive, tables_of
+from tests.support.filled_archive import FilledArchive, answers, configured
 from tests.support.holdings import filled
+from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
-from tests.unit.node.cli.test_cli import ROOT, run
-
-EVERYBODY = [{"ae_title": "MODALITY", "allow": ["echo", "store", "find", "get", "commit"], "rendition": "auto"}]
-
-
-def configured(folder: Path) -> Path:
-    raw = {
-        "node": {"host": "127.0.0.1", "port": 0, "drain": 5},
-        "peers": EVERYBODY,
-        "storage": {"root": str(folder / "archive"), "min_free": 0},
-        "archivist": {"poll": 0.1, "at_once": 1},
-        "codec": {"scales": [1]},
-        "gate": {"patches": {"share": 0.5}},
-        "audit": {"reserve": "0%"},
-        "reconstruct": {"threads": 1, "upscaler": "bicubic"},
-        "jobs": {name: {"enabled": False} for name in ("scrub", "purge", "reverify", "audit")},
-    }
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(raw))
-    return config
-
-
-@dataclasses.dataclass
-class Made:
-    """An archive with everything in it, stopped."""
-
-    config: Path
-    uids: dict[str, str]
-
-    @property
-    def settings(self) -> Settings:
-        return load(self.config)
-
-    @property
-    def root(self) -> Path:
-        return self.settings.storage.root
-
-    @property
-    def file(self) -> Path:
-        return self.root / "index.sqlite"
-
-    @property
-    def quiet(self) -> Settings:
-        """As ``settings``, with an archivist that leaves everything as it is."""
-        off = self.settings.archivist.model_copy(update={"enabled": False})
-        return self.settings.model_copy(update={"archivist": off})
-
-    def twin(self, folder: Path) -> Made:
-        """A copy of it as it is now."""
-        shutil.copytree(self.root, folder / "archive")
-        return Made(configured(folder), self.uids)
-
-    def drop_index(self) -> None:
-        for part in self.root.glob("index.sqlite*"):
-            part.unlink()
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def original(tmp_path_factory: pytest.TempPathFactory) -> FilledArchive:
     folder = tmp_path_factory.mktemp("everything")
     config = configured(folder)
     with Node(load(config)) as node:
         uids = fill(node, folder)
-    return Made(config, uids)
+    return FilledArchive(config, uids)
 
 
 @pytest.fixture
-def made(original: Made, tmp_path: Path) -> Made:
+def made(original: FilledArchive, tmp_path: Path) -> FilledArchive:
     """A copy of it, for one test."""
     return original.twin(tmp_path)
 
 
-def rebuilt(made: Made) -> Any:
+def rebuilt(made: FilledArchive) -> Any:
     return rebuild_index(made.settings, lambda *_: None)
 
 
-def answers(made: Made) -> dict[str, Any]:
-    """What C-FIND, status and the lists of the command line say."""
-    with Node(made.quiet) as node:
-        to, index, found = Archive(node, None).address, node.index, []  # type: ignore[arg-type]
-        for study in (made.uids["study"], made.uids["other study"]):
-            identifier = client.image_identifier(study)
-            identifier.PatientID = identifier.AccessionNumber = identifier.StudyDescription = ""
-            identifier.NumberOfStudyRelatedInstances = ""
-            found += client.find(identifier, to, calling="MODALITY")
-        for name in ("verified", "small", "held", "deleted"):
-            held = index.by_uid(made.uids[name])
-            if held is not None:
-                names = (held.study_instance_uid, held.series_instance_uid, held.sop_instance_uid)
-                found += client.find(client.image_identifier(*names), to, calling="MODALITY")
-        return {
-            "found": sorted(one.to_json() for one in found),
-            "status": dataclasses.asdict(index.counts()),
-            "originals": dataclasses.asdict(index.originals.totals()),
-            "holds": index.holds.all(released=True),
-            "labels": index.holds.labels(),
-            "amendments": index.amendments.all(),
-            "classes": index.classes.all(),
-            "quarantine": index.quarantine.all(),
-            "tombstone": index.tombstones.in_force(made.uids["deleted"]),
-            "broken": node.archive.trail.broken(),
-        }
-
-
 @pytest.mark.slow
-def test_every_row_and_every_answer_comes_back(made: Made, tmp_path: Path) -> None:
+def test_every_row_and_every_answer_comes_back(made: FilledArchive, tmp_path: Path) -> None:
     (tmp_path / "twin").mkdir()
     said = answers(made.twin(tmp_path / "twin"))
     before = tables_of(made.file)
@@ -152,7 +70,7 @@ def test_every_row_and_every_answer_comes_back(made: Made, tmp_path: Path) -> No
     assert (len(said["found"]), said["broken"]) == (5, "")
 
 
-def test_the_former_index_is_kept_and_a_second_rebuild_is_the_same(made: Made) -> None:
+def test_the_former_index_is_kept_and_a_second_rebuild_is_the_same(made: FilledArchive) -> None:
     before = tables_of(made.file)
     report = rebuilt(made)
     assert tables_of(Path(report.former)) == before
@@ -161,7 +79,7 @@ def test_the_former_index_is_kept_and_a_second_rebuild_is_the_same(made: Made) -
     assert tables_of(made.file) == before
 
 
-def test_the_command(made: Made) -> None:
+def test_the_command(made: FilledArchive) -> None:
     made.drop_index()
     done = run("index", "rebuild", "-c", str(made.config), "--json")
     assert done.returncode == 0, done.stderr
@@ -171,7 +89,7 @@ def test_the_command(made: Made) -> None:
     assert "audit trail" in again.stdout
     with Node(made.settings):
         refused = run("index", "rebuild", "-c", str(made.config))
-    assert (refused.returncode, "in use by another node" in refused.stderr) == (2, True)
+    assert (refused.returncode, "in use by another node" in refused.stderr) == (3, True)
 
 
 # --- killed -----------------------------------------------------------------------------------------------------
@@ -213,7 +131,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) 
     opened.close()
     before = tables_of(tmp_path / "index.sqlite")
     script = [sys.executable, "-c", _KILLED, str(tmp_path), stage, str(steps)]
-    done = subprocess.run(script, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    done = subprocess.run(script, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
     assert done.returncode == -signal.SIGKILL
     if stage != "swap":
         assert tables_of(tmp_path / "index.sqlite") == before
@@ -292,37 +210,37 @@ def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: floa
 # --- an index that is not that of the objects -------------------------------------------------------------------
 
 
-def emptied(made: Made) -> None:
+def emptied(made: FilledArchive) -> None:
     made.drop_index()
     made.file.touch()
 
 
-def blank(made: Made) -> None:
+def blank(made: FilledArchive) -> None:
     made.drop_index()
     Index.open(f"sqlite:///{made.file}").close()
 
 
-def foreign(made: Made) -> None:
+def foreign(made: FilledArchive) -> None:
     made.drop_index()
     elsewhere = made.root.parent / "elsewhere"
     elsewhere.mkdir()
     open_archive(f"sqlite:///{made.file}", elsewhere, holds_objects=False).index.close()
 
 
-def no_database(made: Made) -> None:
+def no_database(made: FilledArchive) -> None:
     made.drop_index()
     made.file.write_bytes(b"something else" * 1000)
 
 
-def another_database(made: Made) -> None:
+def another_database(made: FilledArchive) -> None:
     made.drop_index()
     connection = sqlite3.connect(made.file)
     connection.execute("CREATE TABLE thing (name TEXT)")
     connection.close()
 
 
-WRONG: dict[str, Callable[[Made], None]] = {
-    "missing": Made.drop_index,
+WRONG: dict[str, Callable[[FilledArchive], None]] = {
+    "missing": FilledArchive.drop_index,
     "an empty file": emptied,
     "without rows": blank,
     "another archive's": foreign,
@@ -332,7 +250,7 @@ WRONG: dict[str, Callable[[Made], None]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_index_is_refused_by_everybody(made: Made, wrong: str) -> None:
+def test_a_wrong_index_is_refused_by_everybody(made: FilledArchive, wrong: str) -> None:
     before = tables_of(made.file)
     objects = sorted((made.root / "objects").rglob("*"))
     WRONG[wrong](made)
@@ -342,7 +260,7 @@ def test_a_wrong_index_is_refused_by_everybody(made: Made, wrong: str) -> None:
         open_for_command(made.settings)
     for command in (["scrub", "--full", "--remove-orphans"], ["status"], ["hold", "list"]):
         done = run(*command, "-c", str(made.config))
-        assert done.returncode == 2, done.stdout
+        assert done.returncode == 3, done.stdout
         assert "Traceback" not in done.stderr
         if wrong != "another program's":
             assert "latent-pacs index rebuild" in " ".join(done.stderr.split())
@@ -354,7 +272,7 @@ def test_a_wrong_index_is_refused_by_everybody(made: Made, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["missing", "an empty file", "another archive's"])
-def test_somebody_may_mean_it(made: Made, wrong: str) -> None:
+def test_somebody_may_mean_it(made: FilledArchive, wrong: str) -> None:
     """The node begins anew. What the trail tells, holds and deletions, is taken over; the former journal is kept."""
     WRONG[wrong](made)
     with Node(made.settings, accept_empty_index=True) as node:
@@ -366,7 +284,7 @@ def test_somebody_may_mean_it(made: Made, wrong: str) -> None:
         assert sum(node.index.counts().by_state.values()) == 1
 
 
-def test_an_older_copy_is_brought_up_to_the_journal(made: Made, tmp_path: Path) -> None:
+def test_an_older_copy_is_brought_up_to_the_journal(made: FilledArchive, tmp_path: Path) -> None:
     """What came after the copy was made, deletions, holds and amendments above all, is done again."""
     copy = tmp_path / "copy.sqlite"
     shutil.copy(made.file, copy)
@@ -388,7 +306,7 @@ def test_an_older_copy_is_brought_up_to_the_journal(made: Made, tmp_path: Path) 
     assert {name for name in after if found[name] != after[name]} == set()
 
 
-def test_an_older_copy_under_a_command(made: Made, tmp_path: Path) -> None:
+def test_an_older_copy_under_a_command(made: FilledArchive, tmp_path: Path) -> None:
     shutil.copy(made.file, tmp_path / "copy.sqlite")
     assert run("hold", "add", "--study", "1.2.3", "--reason", "court", "-c", str(made.config)).returncode == 0
     made.drop_index()
@@ -396,7 +314,7 @@ def test_an_older_copy_under_a_command(made: Made, tmp_path: Path) -> None:
     assert "1.2.3" in run("hold", "list", "-c", str(made.config)).stdout
 
 
-def test_an_index_of_a_journal_that_was_lost_begins_a_new_one(made: Made) -> None:
+def test_an_index_of_a_journal_that_was_lost_begins_a_new_one(made: FilledArchive) -> None:
     before = tables_of(made.file)
     shutil.rmtree(made.root / "journal")
     open_for_command(made.settings).close()
@@ -421,13 +339,13 @@ def test_nothing_is_refused_where_nothing_is(tmp_path: Path) -> None:
 # --- the journal is lost too ------------------------------------------------------------------------------------
 
 
-def forget_journal(made: Made) -> None:
+def forget_journal(made: FilledArchive) -> None:
     made.drop_index()
     for segment in (made.root / "journal").glob("changes-*"):
         segment.unlink()
 
 
-def test_objects_and_the_trail_alone_bring_images_back(made: Made) -> None:
+def test_objects_and_the_trail_alone_bring_images_back(made: FilledArchive) -> None:
     """Not who sent them and when; but pixels, renditions, holds, labels, amendments, classes and tombstones."""
     before = tables_of(made.file)
     forget_journal(made)
@@ -455,7 +373,7 @@ def test_objects_and_the_trail_alone_bring_images_back(made: Made) -> None:
         assert [one.undone for one in node.index.amendments.all()] == [False, False, True, False]
 
 
-def damage_a_line(made: Made) -> None:
+def damage_a_line(made: FilledArchive) -> None:
     """One line in the middle of the journal, which a rebuild then leaves out."""
     segment = max((made.root / "journal").glob("changes-*.jsonl"), key=lambda path: path.stat().st_size)
     lines = segment.read_bytes().splitlines(keepends=True)
@@ -465,7 +383,7 @@ def damage_a_line(made: Made) -> None:
 
 @pytest.mark.parametrize("hurt", [forget_journal, damage_a_line])
 def test_a_rebuild_that_dies_before_its_journal_is_begun_needs_nobody(
-    made: Made, hurt: Callable[[Made], None], monkeypatch: pytest.MonkeyPatch
+    made: FilledArchive, hurt: Callable[[FilledArchive], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The node that starts next begins the journal itself; it had refused the index as older than its journal."""
     hurt(made)
@@ -486,7 +404,7 @@ def test_a_rebuild_that_dies_before_its_journal_is_begun_needs_nobody(
     assert {name for name, rows in before.items() if after[name] != rows} == set()
 
 
-def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: Made) -> None:
+def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: FilledArchive) -> None:
     with Node(made.quiet) as node:
         held = node.index.by_uid(made.uids["verified"])
         assert held is not None
@@ -502,7 +420,7 @@ def test_an_image_whose_original_is_gone_comes_back_from_its_base(made: Made) ->
         assert found.rendition.derived_uid == held.rendition.derived_uid  # type: ignore[union-attr]
 
 
-def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: Made, tmp_path: Path) -> None:
+def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: FilledArchive, tmp_path: Path) -> None:
     """An original that no row speaks of stays; one whose image is held otherwise, and rubbish, are moved aside."""
     with Node(made.quiet) as node:
         fresh = write(mammogram(breast(140, 100)), tmp_path / "fresh.dcm").read_bytes()
@@ -525,7 +443,7 @@ def test_a_scrub_leaves_what_a_rebuild_would_bring_back(made: Made, tmp_path: Pa
 # --- damage -----------------------------------------------------------------------------------------------------
 
 
-def test_damaged_pages_are_found(made: Made) -> None:
+def test_damaged_pages_are_found(made: FilledArchive) -> None:
     """At start, and by the scrub of a node that runs; both name the rebuild, which mends it."""
     before, good = tables_of(made.file), made.file.read_bytes()
     chance, refused = random.Random(3), 0
@@ -534,17 +452,17 @@ def test_damaged_pages_are_found(made: Made) -> None:
         page = chance.randrange(1, len(good) // 4096)
         data[page * 4096 : page * 4096 + 64] = chance.randbytes(64)
         made.file.write_bytes(data)
-        done = run("serve", "-c", str(made.config)) if not sound(data, made) else None
-        if done is not None:
+        if not sound(data, made):
+            done = (run if refused else run_process)("serve", "-c", str(made.config))
             refused += 1
-            assert (done.returncode, "index rebuild" in " ".join(done.stderr.split())) == (2, True)
+            assert (done.returncode, "index rebuild" in " ".join(done.stderr.split())) == (3, True)
             assert "Traceback" not in done.stderr
     assert refused >= 3
     assert rebuilt(made).clean
     assert tables_of(made.file) == before
 
 
-def sound(data: bytearray, made: Made) -> bool:
+def sound(data: bytearray, made: FilledArchive) -> bool:
     connection = sqlite3.connect(made.file)
     try:
         return connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
@@ -554,7 +472,7 @@ def sound(data: bytearray, made: Made) -> bool:
         connection.close()
 
 
-def test_the_scrub_reports_damaged_pages(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scrub_reports_damaged_pages(made: FilledArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = sqlite3.connect(made.file)
     connection.executescript("PRAGMA writable_schema=ON")
     root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ix_patient_patient_id'").fetchone()[0]
@@ -568,7 +486,7 @@ def test_the_scrub_reports_damaged_pages(made: Made, monkeypatch: pytest.MonkeyP
     assert "latent-pacs index rebuild" in done.stdout
 
 
-def test_a_damaged_line_of_the_journal_costs_only_itself(made: Made) -> None:
+def test_a_damaged_line_of_the_journal_costs_only_itself(made: FilledArchive) -> None:
     (segment,) = (made.root / "journal").glob("changes-*.jsonl")
     lines = segment.read_bytes().splitlines(keepends=True)
     at = next(number for number, line in enumerate(lines) if b'"label"' in line)
@@ -587,7 +505,7 @@ def test_a_damaged_line_of_the_journal_costs_only_itself(made: Made) -> None:
 @pytest.mark.parametrize("harm", ["torn", "flipped", "no record"])
 @pytest.mark.parametrize("kind", ["changes", "trail"])
 def test_a_damaged_end_of_a_journal_does_not_stop_the_start(
-    made: Made, harm: str, kind: str, caplog: pytest.LogCaptureFixture
+    made: FilledArchive, harm: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     segment = sorted((made.root / "journal").glob(f"{kind}-*.jsonl"))[-1]
     data = segment.read_bytes()
@@ -611,7 +529,7 @@ def test_a_damaged_end_of_a_journal_does_not_stop_the_start(
     assert set(before["tombstone"]) == set(after["tombstone"])
 
 
-def test_an_index_that_is_taken_away_from_a_node_is_noticed(made: Made) -> None:
+def test_an_index_that_is_taken_away_from_a_node_is_noticed(made: FilledArchive) -> None:
     with Node(made.settings) as node:
         made.drop_index()
         statuses: list[int] = []
@@ -625,7 +543,7 @@ def test_an_index_that_is_taken_away_from_a_node_is_noticed(made: Made) -> None:
 # --- versions ---------------------------------------------------------------------------------------------------
 
 
-def test_a_newer_schema_is_refused(made: Made) -> None:
+def test_a_newer_schema_is_refused(made: FilledArchive) -> None:
     connection = sqlite3.connect(made.file)
     with connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -634,7 +552,7 @@ def test_a_newer_schema_is_refused(made: Made) -> None:
         Node(made.settings)
 
 
-def test_a_newer_journal_is_refused(made: Made) -> None:
+def test_a_newer_journal_is_refused(made: FilledArchive) -> None:
     from storage.objects.change_journal import _line
 
     (segment,) = (made.root / "journal").glob("changes-*.jsonl")
@@ -662,7 +580,7 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     return
 
 
-def test_an_older_schema_is_copied_and_brought_up_to_date(made: Made, next_revision: None) -> None:
+def test_an_older_schema_is_copied_and_brought_up_to_date(made: FilledArchive, next_revision: None) -> None:
     before = tables_of(made.file)
     with Node(made.settings) as node:
         assert node.index.counts().by_state["verified"] == 1
@@ -753,7 +671,7 @@ def test_a_compaction_that_is_killed_has_lost_nothing(
             [sys.executable, "-c", _COMPACTED, str(twin), str(count)],
             check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=120,
+            timeout=300,
         )
         killed += done.returncode == -signal.SIGKILL
         (twin / "index.sqlite").unlink()
@@ -768,10 +686,10 @@ def test_a_compaction_that_is_killed_has_lost_nothing(
     assert killed
 
 
-def test_the_command_that_compacts(made: Made) -> None:
+def test_the_command_that_compacts(made: FilledArchive) -> None:
     with Node(made.quiet):
         busy = run("index", "compact", "-c", str(made.config))
-        assert (busy.returncode, "in use by another node" in busy.stderr) == (2, True)
+        assert (busy.returncode, "in use by another node" in busy.stderr) == (3, True)
     before = tables_of(made.file)
     done = run("index", "compact", "-c", str(made.config), "--json")
     assert done.returncode == 0, done.stderr
@@ -801,12 +719,12 @@ def test_a_locked_index_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["delete", "1.2.3", "--level", "study", "--yes"], ["hold", "add", "--study", "1.2.3"]]
 )
-def test_commands_on_a_damaged_index_say_one_sentence(made: Made, command: list[str]) -> None:
+def test_commands_on_a_damaged_index_say_one_sentence(made: FilledArchive, command: list[str]) -> None:
     data = bytearray(made.file.read_bytes())
     for page in range(1, len(data) // 4096):
         data[page * 4096 : page * 4096 + 100] = random.Random(page).randbytes(100)
     made.file.write_bytes(data)
     done = run(*command, "--reason", "court", "-c", str(made.config))
-    assert done.returncode == 2
+    assert done.returncode in (1, 3)
     assert "Traceback" not in done.stderr
     assert "latent-pacs index rebuild" in " ".join(done.stderr.split())

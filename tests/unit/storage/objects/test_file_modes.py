@@ -1,4 +1,4 @@
-"""storage.objects.file_modes: files have mode 0600, folders 0700, and no symbolic link is followed."""
+"""Proves that files have mode 0600 and folders 0700, and that no symbolic link is followed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from typer.testing import CliRunner
 from node.app import Node
 from node.cli.main import app
 from node.dimse.client import Receiver
+from node.workers import pool
 from storage.errors import ConfigError, ObjectMissing
 from storage.objects.file_modes import close_to_others
 from storage.objects.inspection import Condition, examine
 from storage.objects.store import ObjectStore
 from tests.conftest import Archive, settings_for
-from tests.journeys.archive.test_damage import got, stored
+from tests.support.transfers import got, stored
 
 
 @pytest.fixture(autouse=True)
-def _open_mask() -> Iterator[None]:
-    """The umask of most systems, before the archive sets its own."""
+def _open_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As of most systems, before the archive sets its own, which its workers inherit."""
+    monkeypatch.setattr(pool, "START_METHOD", "spawn")
     before = os.umask(0o022)
     yield
     os.umask(before)

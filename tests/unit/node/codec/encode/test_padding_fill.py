@@ -1,4 +1,4 @@
-"""What stands in for padding while an image is downsampled."""
+"""Proves which values stand in for padding while an image is downsampled."""
 
 from __future__ import annotations
 

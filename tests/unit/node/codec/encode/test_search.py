@@ -1,4 +1,6 @@
-"""The encoder's search (node/codec/encode/search.py) on a phantom, and that what is decoded is what was verified."""
+"""Proves that the search of the encoder (node/codec/encode/search.py) finds a coarse operating point that passes, and
+that the decoder returns what was verified.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydicom.uid import ExplicitVRLittleEndian
 from scipy.ndimage import gaussian_filter
 
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
-from node.codec.encode.source_image import Source
-from node.codec.noise import unit_noise
-from node.fidelity.gate import Reference, burden, look
+from node.fidelity.gate import burden, look
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import UpscaleTask
-from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import pixel_digest
 from storage.errors import NotReconstructable, PayloadError
 from storage.formats.geometry import cell_pixels
 from storage.formats.payload import decode_base, decode_rendition, encode_base, encode_rendition
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint, Thresholds
-from tests.support.samples import breast, mammogram
-from tests.unit.node.codec.test_noise import soft
+from tests.support.encoder_samples import Pixels, phantom, source_of
+from tests.support.samples import breast
 
-Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
 
 BALANCED = Thresholds()
 STRICT = replace(BALANCED, lines=(3.0, 1.2, 0.5))
 POINT = OperatingPoint(2, "jpegxl", distance=0.2, effort=5)
-
-
-@cache
-def phantom(rows: int = 640, columns: int = 544, bits: int = 12) -> Pixels:
-    """Tissue without edges and a detector's noise that grows with the grey level, falling off to air of value 0."""
-    random = np.random.default_rng(4)
-    y, x = np.mgrid[0:rows, 0:columns]
-    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
-    frequency[0, 0] = 1
-    tissue = np.fft.irfft2(np.fft.rfft2(random.standard_normal((rows, columns))) / frequency**2.4, s=(rows, columns))
-    skin = 0.5 + 0.5 * np.cos(np.pi * np.clip((np.hypot(y - rows / 2, x) - columns * 0.55) / (columns * 0.3), 0, 1))
-    level = (1700 + 250 * tissue / tissue.std()).clip(300) * skin
-    noise = unit_noise(slice(0, rows), slice(0, columns), soft(), 8) * (3 + 0.25 * np.sqrt(level))
-    for row, column in ((250, 120), (262, 131), (258, 144), (400, 220)):
-        level += 160 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 1.5**2))
-    image = np.where(skin > 0, level + noise, 0) * ((1 << bits) - 1) / 4095
-    return np.clip(np.rint(image), 0, (1 << bits) - 1).astype(np.uint16)
-
-
-def source_of(pixels: Pixels, bits: int = 12, **changes: Any) -> tuple[Source, Reference]:
-    own = {"WindowCenter": 1 << (bits - 1), "WindowWidth": 1 << bits}
-    own |= dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"), "1.2.3")
-    ds = mammogram(pixels, bits=bits, **(own | changes))
-    header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
-    source = Source.of(pixels, ds, header, "0" * 64, "OW")
-    return source, Reference(pixels, ds, source.padding_pixels)
 
 
 def encoder(pixels: Pixels, limits: Thresholds | None, bits: int = 12, **changes: Any) -> Encoder:

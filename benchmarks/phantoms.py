@@ -1,9 +1,9 @@
-"""Mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
+"""Makes mammogram phantoms of two classes: a planted sign that survives compression, and one that cannot.
 
-``coarse``: a soft, round density, tens of pixels wide, as a mass is; every quantiser keeps it. ``fine``: a checkerboard
-of single pixels across a part of the breast, at the Nyquist limit, which downsampling by two or four removes whole.
-Random-weight ResNet50 features carry both: the pooled stem and first stage answer to local contrast, the deeper ones to
-brightness.
+``coarse``: a soft, round density, tens of pixels wide, like a mass, which every quantiser keeps. ``fine``: a
+checkerboard of single pixels in a part of the breast, at the Nyquist limit, which downsampling by two or four removes.
+Features of a ResNet50 with random weights contain both: the pooled stem and first stage respond to local contrast, the
+deeper stages to brightness.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from tests.support.samples import mammogram, write
+from benchmarks.samples import mammogram, write
 
 COARSE, FINE = "coarse", "fine"
 BITS = 12
 
 
 def phantom(rows: int, columns: int, seed: int, sign: str = "") -> NDArray[np.uint16]:
-    """A breast at the left edge, half of the frame, with 1/f tissue and noise; ``sign``: what is planted in it."""
+    """A breast at the left edge, half of the frame wide, with 1/f tissue and noise. ``sign``: the planted sign."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32)
     inside = ((y - rows / 2) / (rows * 0.40)) ** 2 + (x / (columns * 0.58)) ** 2 < 1
@@ -41,7 +41,7 @@ def phantom(rows: int, columns: int, seed: int, sign: str = "") -> NDArray[np.ui
 
 
 def cohort(folder: Path, images: int, sign: str, *, rows: int, columns: int) -> tuple[list[Path], Path]:
-    """``images`` phantoms, two per patient, every second patient with ``sign`` in both; their files, and the labels."""
+    """Write ``images`` phantoms, two per patient, every second patient with ``sign``; return them and a label file."""
     folder.mkdir(parents=True, exist_ok=True)
     files, lines = [], ["sop_instance_uid,class"]
     for number in range(images):

@@ -1,4 +1,4 @@
-"""Mutants: bytes, metadata and payload containers that were changed by a seeded chance, and a reader of all of them."""
+"""Changes bytes, metadata and payload containers at random places with a seed, and reads all of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.samples import breast
 from node.codec.decode import SideInformation
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import Point, Points, encode_points
@@ -17,7 +18,6 @@ from node.codec.residuals import CodedResiduals, encode_residuals
 from storage.formats.container import pack, unpack
 from storage.formats.packed_original import unpack_original
 from storage.formats.payload import decode_base, decode_rendition
-from tests.support.samples import breast
 
 STORED = {"pixels", "padding", "region", "curve", "noise", "repairs", "points", "patches"}
 VALUES: list[Any] = [
@@ -65,7 +65,7 @@ def changed_bytes(chance: random.Random, data: bytes) -> bytes:
 
 
 def changed_meta(chance: random.Random, meta: bytes) -> bytes:
-    """Metadata with a few members gone, new or of another kind, at any depth."""
+    """Metadata with a few members removed, added or of another type, at any depth."""
     whole: Any = json.loads(meta)
     for _ in range(chance.choice([1, 1, 2, 3])):
         node = whole
@@ -100,7 +100,7 @@ def side_sections() -> dict[str, bytes]:
 
 
 def use(data: bytes) -> None:
-    """Everything that is read of an object before an upscaler works on it."""
+    """Parse everything of an object that is read before upscaling."""
     kind = data[6:7]
     if kind == b"B":
         base = decode_base(data)
@@ -118,13 +118,13 @@ def use(data: bytes) -> None:
 
 
 def opened_container(whole: bytes) -> dict[str, bytes]:
-    """The sections of a container; a rendition gets side information besides, so that there is some to change."""
+    """The sections of a container, with side information added to a rendition so that it can be changed."""
     sections = unpack(whole, whole[6:7])
     return sections | side_sections() if whole[6:7] == b"R" else sections
 
 
 def changed_container(chance: random.Random, kind: bytes, sections: dict[str, bytes], what: str) -> bytes:
-    """A container of which ``what`` was changed (meta, section or several), under a checksum that fits."""
+    """A container with ``what`` changed (meta, section or several) and a valid checksum."""
     mutated = dict(sections)
     for _ in range(chance.randrange(1, 4) if what == "several" else 1):
         name = "meta" if what == "meta" else chance.choice(sorted(mutated))

@@ -1,10 +1,10 @@
-"""The services of an archive for those who work on it without a node: the commands."""
+"""Builds the services of an archive: one way for the node, the commands, the jobs, the tests and the benchmarks."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from node.archive.intake.ingest import examine
 from node.archive.intake.marked_regions import MarkedRegions, read_regions
 from node.archive.intake.quarantine import Examine, QuarantineReview
 from node.archive.model_store import ModelStore
-from node.archive.originals.original_access import OriginalAccess
+from node.archive.originals.original_access import OriginalAccess, Restore
 from node.archive.originals.retention import Retention
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.derived_object import DerivedParts, prove_object
@@ -35,60 +35,91 @@ from storage.records import StoredRendition, Tier
 
 
 @dataclass(frozen=True)
-class Services:
-    """What the command line works with on an archive, whether its node runs or not."""
+class Workers:
+    """The processes that an archive works with, its cache of rendered images, and how it unpacks an original."""
 
+    reconstruct: WorkerPool
+    decode: WorkerPool
+    cache: RenderedCache
+    unpack: Restore = restore_original
+
+
+@dataclass(frozen=True)
+class Services:
+    """The services of one archive. They work beside a running node too."""
+
+    settings: Settings
     index: Index
-    store: ObjectStore
+    stores: Mapping[Tier, ObjectStore]
     originals: OriginalAccess
     retention: Retention
     deletion: Deletion
     quarantine: QuarantineReview
     trail: AuditTrail
-    named: MarkedRegions
+    marked_regions: MarkedRegions
     reports: Reports
+
+    @property
+    def store(self) -> ObjectStore:
+        """The hot store, in ``storage.root``."""
+        return self.stores[Tier.HOT]
+
+
+def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, ObjectStore], workers: Workers) -> Services:
+    """Join the parts of an archive. Raises ConfigError if gate.patches.regions cannot be read."""
+    root, store, file = settings.storage.root, stores[Tier.HOT], settings.gate.patches.file
+    in_file = read_regions(file) if file else {}
+    trail = AuditTrail(index, TrailJournal(root / "journal"))
+    originals = OriginalAccess(index, stores, workers.cache, workers.unpack)
+    originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
+    deletion = Deletion(index, stores, trail, settings, root / "rendered")
+    examine_one = examine_in(workers.decode)
+    return Services(
+        settings=settings,
+        index=index,
+        stores=stores,
+        originals=originals,
+        retention=Retention(index, stores, trail, settings, render_in(workers.reconstruct, index, store)),
+        deletion=deletion,
+        quarantine=QuarantineReview(index, store, originals, deletion, trail, settings, examine_one),
+        trail=trail,
+        marked_regions=MarkedRegions(index, store, originals, file, in_file),
+        reports=reports_of(settings, index),
+    )
 
 
 @contextmanager
-def services(settings: Settings) -> Iterator[Services]:
-    """The services of an archive without a node. Raises ConfigError where there is no archive yet."""
+def open_archive(settings: Settings) -> Iterator[Services]:
+    """The services of an archive for a command, beside a node or without one. Raises ConfigError if it is missing."""
     accept_odd_values()
     set_decode_limits(settings.limits.decoders)
-    index = open_for_command(settings)
-    try:
-        store = open_store(settings)
-        stores = open_stores(settings, index, store)
-        trail = AuditTrail(index, TrailJournal(settings.storage.root / "journal"))
-        with tempfile.TemporaryDirectory(dir=store.spool) as folder:
-            pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
-            try:
-                originals = OriginalAccess(index, stores, RenderedCache(Path(folder), 0), restore_original)
-                originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
-                retention = Retention(index, stores, trail, settings, render_in(pool, index, store))
-                file = settings.gate.patches.file
-                named = MarkedRegions(index, store, originals, file, read_regions(file) if file else {})
-                deletion = Deletion(index, stores, trail, settings, settings.storage.root / "rendered")
-                desk = QuarantineReview(index, store, originals, deletion, trail, settings, examine_in(pool))
-                reports = Reports(ReportRows(index.engine), settings.storage.root / "reports")
-                yield Services(index, store, originals, retention, deletion, desk, trail, named, reports)
-            finally:
-                pool.close()
-    finally:
-        index.close()
+    with ExitStack() as stack:
+        index = open_for_command(settings)
+        stack.callback(index.close)
+        stores = open_stores(settings, index, open_store(settings))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=stores[Tier.HOT].spool))
+        pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
+        stack.callback(pool.close)
+        yield build_archive(settings, index, stores, Workers(pool, pool, RenderedCache(Path(folder), 0)))
 
 
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[Reports]:
-    """The reports of an archive, node or no node. Raises ConfigError where there is no archive yet."""
+    """The reports of an archive, beside a node or without one. Raises ConfigError if there is no archive."""
     index = open_for_command(settings)
     try:
-        yield Reports(ReportRows(index.engine), settings.storage.root / "reports")
+        yield reports_of(settings, index)
     finally:
         index.close()
 
 
+def reports_of(settings: Settings, index: Index) -> Reports:
+    """The reports of audits and validations."""
+    return Reports(ReportRows(index.engine), settings.storage.root / "reports")
+
+
 def open_store(settings: Settings) -> ObjectStore:
-    """The store in ``storage.root``. Raises ConfigError where that folder cannot be used."""
+    """The store in ``storage.root``. Raises ConfigError if that folder cannot be used."""
     root = settings.storage.root
     try:
         return ObjectStore(root, min_free=settings.storage.min_free)
@@ -97,7 +128,7 @@ def open_store(settings: Settings) -> ObjectStore:
 
 
 def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier, ObjectStore]:
-    """The object stores by tier. Raises ConfigError where the cold one is not there though it holds originals."""
+    """The object stores by tier. Raises ConfigError if the cold store is missing although it holds originals."""
     folder = settings.originals.path
     if folder is None:
         return {Tier.HOT: hot}
@@ -113,12 +144,12 @@ def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier
 
 
 def examine_in(pool: WorkerPool) -> Examine:
-    """Looks at what arrived in a worker: a decoder may take its process with it."""
+    """Examines received files in a worker process, which a decoder may crash."""
     return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
 def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
-    """Proves that the object can be made and sent: its pixels those that were verified, its header as amended today."""
+    """Proves that a reconstruction can be made and sent: with its verified pixels and its header as amended today."""
     models = ModelStore(index, store)
 
     def render(rendition: StoredRendition) -> None:

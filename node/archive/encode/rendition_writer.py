@@ -1,0 +1,105 @@
+"""Renditions on their way into the index: stored, proved to be sendable as whole DICOM objects, and committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from node.archive.model_store import ModelStore
+from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.codec.encode.encode_request import EncodedRendition
+from node.workers.worker import Answer, Request
+from storage.errors import NotReconstructable
+from storage.formats.payload import Rendition
+from storage.index import Index
+from storage.objects.store import ObjectStore
+from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, StoredRendition, Tier, Trial
+
+Ask = Callable[[Request], Answer]
+"""Has a worker carry out a request, and waits for its answer."""
+
+
+class RenditionWriter:
+    """The one way from an encoder's result to a rendition row."""
+
+    def __init__(self, index: Index, store: ObjectStore) -> None:
+        self._index, self._store, self.models = index, store, ModelStore(index, store)
+
+    def write(self, claim: Claim, made: EncodedRendition, tried: tuple[Trial, ...], ask: Ask) -> None:
+        """Store a rendition, prove that it can be sent, and make it the current one. Raises NotReconstructable."""
+        new = self.store(made, tried)
+        try:
+            self.prove(claim.key, new, ask)
+        except NotReconstructable:
+            self.discard(new.base_digest, new.rendition_digest)
+            raise
+        self.commit(claim, InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED, new)
+
+    def store(self, made: EncodedRendition, tried: tuple[Trial, ...], *, new_base: bool = True) -> NewRendition:
+        """Put the model, the base unless it is stored already, and the rendition into the store."""
+        self.models.keep(made.model)
+        if new_base:
+            self._store.put(made.base)
+        return new_rendition(
+            *(made.rendition, made.point, len(made.base), self._store.put(made.data), len(made.data)),
+            *(tried, sum(trial.seconds for trial in tried), made.model.recipe),
+        )
+
+    def prove(self, instance_key: int, made: NewRendition | StoredRendition, ask: Ask) -> None:
+        """Make the whole DICOM object, header and pixels, from what is stored, and read it back as it is sent.
+
+        Raises NotReconstructable.
+        """
+        instance = self._index.by_key(instance_key)
+        parts = DerivedParts(
+            self._store.held(made.base_digest),
+            self._store.held(made.rendition_digest),
+            made.base_bytes + made.rendition_bytes,
+            datetime.now(UTC),
+            self.models.folder(made.upscaler, made.weights_digest),
+            instance.amended if instance else (),
+        )
+        prove_object(parts, self._store.spool, ask)
+
+    def commit(self, claim: Claim, state: InstanceState, new: NewRendition) -> None:
+        """Make a rendition the current one of a claimed instance.
+
+        If the lease was lost or the instance deleted, both objects are marked as garbage instead.
+        """
+        if not self._index.finish_with(claim, state, new, present=self._store.has):
+            self.discard(new.base_digest, new.rendition_digest)
+
+    def discard(self, *digests: str) -> None:
+        """Mark objects as garbage; they are unlinked unless a row needs them."""
+        for digest in digests:
+            self._index.originals.mark_garbage(digest, Tier.HOT)
+
+
+def new_rendition(
+    made: Rendition,
+    point: OperatingPoint,
+    base_bytes: int,
+    rendition_digest: str,
+    rendition_bytes: int,
+    tried: tuple[Trial, ...] = (),
+    seconds: float = 0.0,
+    recipe: str = "",
+) -> NewRendition:
+    """The row of a rendition whose two objects are stored."""
+    return NewRendition(
+        derived_uid=made.derived_uid,
+        structure_uid=made.structure_uid,
+        base_digest=made.base_digest,
+        base_bytes=base_bytes,
+        rendition_digest=rendition_digest,
+        rendition_bytes=rendition_bytes,
+        point=point,
+        upscaler=made.upscaler,
+        weights_digest=made.weights_digest,
+        output_digest=made.output_digest,
+        structure_digest=made.structure_digest,
+        verdict=made.verdict,
+        tried=tried,
+        seconds=seconds,
+        recipe=recipe,
+    )

@@ -1,0 +1,81 @@
+"""``latent-pacs class-label``: the classes of images, for validations. Their originals are held until one used them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from node.cli.console import Console
+from node.cli.exit_codes import FAILED
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json
+
+class_labels = typer.Typer(help="Classes of images, such as cancer, for validations.", no_args_is_help=True)
+
+_LINES_SHOWN = 10
+"""Line numbers of unmatched lines that are printed."""
+
+
+@class_labels.command("import")
+def import_labels(
+    file: Annotated[Path, typer.Argument(help="A CSV: sop_instance_uid,class or patient_id,laterality,view,class.")],
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Set the classes of images, and hold their originals until a validation has used them.
+
+    Exit code 1: some lines match no image that is held here; the other lines were imported.
+    """
+    from node.validation.label_file import read_labels
+
+    with archive(config) as services:
+        found = read_labels(file, services.index)
+        changed = services.index.classes.put(found.classes, who=current_user()) if found.classes else 0
+    by_class = dict(sorted(Counter(found.classes.values()).items()))
+    if as_json:
+        print_json(
+            {"images": len(found.classes), "changed": changed, "classes": by_class, "unmatched": found.unmatched}
+        )
+    else:
+        console = Console(soft_wrap=True)
+        counts = ", ".join(f"{count} {name}" for name, count in by_class.items())
+        console.print(f"{len(found.classes)} images labelled ({counts or 'none'}), {changed} new or changed")
+        if found.unmatched:
+            lines = ", ".join(map(str, found.unmatched[:_LINES_SHOWN]))
+            more = ", ..." if len(found.unmatched) > _LINES_SHOWN else ""
+            console.print(f"{len(found.unmatched)} lines match no image that is held here: {lines}{more}")
+    if found.unmatched:
+        raise typer.Exit(FAILED)
+
+
+@class_labels.command("list")
+def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
+    """List all labelled images with their classes, and whether their originals are held for a validation."""
+    with archive(config) as services:
+        found = services.index.classes.all()
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    table = Table("image", "class", "original held")
+    for one in found:
+        table.add_row(one.sop_instance_uid, one.class_name, "yes" if one.held else "no")
+    Console().print(table)
+
+
+@class_labels.command("release")
+def release_labels(
+    uids: Annotated[
+        list[str] | None, typer.Argument(help="SOP Instance UIDs; without any, all that are held.", metavar="[UID]...")
+    ] = None,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop holding originals for a validation. The images keep their classes. A validation does this when it ends."""
+    with archive(config) as services:
+        chosen = uids or [one.sop_instance_uid for one in services.index.classes.all() if one.held]
+        count = services.index.classes.release(chosen, who=current_user(), why="by hand")
+    print_json({"released": count}) if as_json else Console().print(f"{count} originals are no longer held")

@@ -1,0 +1,95 @@
+"""``latent-pacs hold``: legal holds, under which no original is removed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from node.cli.console import Console
+from node.cli.exit_codes import UsageError
+from node.cli.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    ReasonOption,
+    UtcOption,
+    archive,
+    current_user,
+    print_json,
+    stated,
+)
+from node.cli.times import time_json, time_text
+from storage.records import Hold, HoldKind
+
+holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
+
+
+@holds.command("add")
+def add_hold(
+    reason: ReasonOption,
+    study: Annotated[str, typer.Option("--study", help="A Study Instance UID.", metavar="UID")] = "",
+    patient: Annotated[str, typer.Option("--patient", help="A Patient ID.", metavar="ID")] = "",
+    label: Annotated[str, typer.Option("--label", help="All studies with this hold label.", metavar="NAME")] = "",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Place a hold on a study, a patient, or all studies with a hold label. It also covers images that arrive later."""
+    named = [(kind, value) for kind, value in zip(HoldKind, (study, patient, label), strict=True) if value]
+    if len(named) != 1:
+        raise UsageError("name exactly one of --study, --patient and --label")
+    with archive(config) as services:
+        placed = services.index.holds.add(*named[0], reason=stated(reason), who=current_user())
+        covered = services.index.holds.covered(placed)
+    if as_json:
+        print_json({**_as_json(placed), "originals": covered})
+    else:
+        Console().print(f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today")
+
+
+@holds.command("list")
+def list_holds(
+    released: Annotated[bool, typer.Option("--all", help="Include released holds.")] = False,
+    utc: UtcOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """List the holds in force, with the number of originals that each covers today."""
+    with archive(config) as services:
+        found = [(one, services.index.holds.covered(one)) for one in services.index.holds.all(released=released)]
+    if as_json:
+        print_json([{**_as_json(one), "originals": covered} for one, covered in found])
+        return
+    table = Table("hold", "on", "value", "originals", "reason", "placed", "by", "released")
+    for one, covered in found:
+        placed = time_text(one.placed_at, utc=utc)
+        gone = (
+            f"{time_text(one.released_at, utc=utc)} {one.released_by}: {one.release_reason}" if one.released_at else ""
+        )
+        table.add_row(str(one.key), one.kind, one.value, str(covered), one.reason, placed, one.placed_by, gone)
+    Console().print(table)
+
+
+@holds.command("release")
+def release_hold(
+    number: Annotated[int, typer.Argument(help="The number of the hold, from `hold list`.")],
+    reason: ReasonOption,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Release a hold. The next purge may remove originals that no other hold covers."""
+    with archive(config) as services:
+        hold = services.index.holds.release(number, reason=stated(reason), who=current_user())
+    if hold is None:
+        raise UsageError(f"no hold {number} is in force; `latent-pacs hold list` lists those that are")
+    if as_json:
+        print_json(_as_json(hold))
+    else:
+        Console().print(f"hold {hold.key} on {hold.kind} {hold.value} is released")
+
+
+def _as_json(hold: Hold) -> dict[str, Any]:
+    times = {name: getattr(hold, name) for name in ("placed_at", "released_at")}
+    return {**asdict(hold), **{name: time_json(value) if value else None for name, value in times.items()}}

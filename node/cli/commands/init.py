@@ -1,0 +1,36 @@
+"""``latent-pacs init``: writes a commented config.yaml to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from node.cli.console import Console
+from node.cli.exit_codes import Refused
+from node.cli.options import DEFAULT_CONFIG, JsonOption, print_json
+from node.config import DEFAULT_FILE
+from storage.errors import ConfigError
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where config.yaml goes; made if it is missing.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Write a config.yaml with every key, its default and its explanation. An existing file is never overwritten."""
+    file = folder / DEFAULT_CONFIG
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as new:
+            new.write(DEFAULT_FILE.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise Refused(f"{file} exists already and is not overwritten; name another folder") from error
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
+    if as_json:
+        print_json({"file": str(file)})
+        return
+    console = Console(soft_wrap=True)
+    console.print(f"{file} is written; set node.ae_title and peers in it, then run")
+    console.print(f"latent-pacs serve --config {file}")

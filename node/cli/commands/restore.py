@@ -1,0 +1,36 @@
+"""``latent-pacs restore``: brings originals back from the cold store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+
+from node.cli.console import Console
+from node.cli.exit_codes import FAILED, UsageError
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json
+from node.cli.progress import progress
+
+
+def restore(
+    uid: Annotated[str, typer.Argument(help="The UID, or the Patient ID, of what to restore.")],
+    level: Annotated[
+        Literal["image", "series", "study", "patient"], typer.Option("--level", help="What the UID identifies.")
+    ] = "study",
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring originals back from the cold store (originals.path) to storage.root, for at least 7 days."""
+    with archive(config) as services, progress("restoring", "originals") as report:
+        steps = services.retention.restore(level, uid, who=current_user(), progress=report)
+    if not steps:
+        raise UsageError(f"no {level} {uid} is held here; name another level with --level")
+    if as_json:
+        print_json([asdict(step) for step in steps])
+    else:
+        for step in steps:
+            detail = f": {step.detail}" if step.detail else ""
+            Console(soft_wrap=True).print(f"{step.sop_instance_uid}: {step.outcome}{detail}")
+    if not all(step.outcome in ("restored", "hot") for step in steps):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,121 @@
+"""``latent-pacs study``: lists studies, and shows the images of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from node.cli.commands.instance import listed_json, listed_table
+from node.cli.console import Console
+from node.cli.exit_codes import UsageError
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, print_json
+from storage.index import Index
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+studies = typer.Typer(help="List studies, and show one. Prints patient data.", no_args_is_help=True)
+
+_COLUMNS = {
+    "StudyInstanceUID": "study",
+    "PatientID": "patient ID",
+    "PatientName": "patient",
+    "StudyDate": "date",
+    "AccessionNumber": "accession",
+    "ModalitiesInStudy": "modalities",
+    "StudyDescription": "description",
+    "NumberOfStudyRelatedInstances": "instances",
+}
+"""Attributes that are printed, by DICOM keyword, with their headings."""
+
+
+@studies.command("list")
+def list_studies(
+    patient: Annotated[
+        str, typer.Option("--patient", help="Patient ID, with the wildcards * and ?.", metavar="ID")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Patient's Name, with the wildcards * and ?.", metavar="NAME")
+    ] = "",
+    date: Annotated[
+        str, typer.Option("--date", help="Study Date, or a range: 20260131, 20260101-, -20260131.", metavar="RANGE")
+    ] = "",
+    accession: Annotated[str, typer.Option("--accession", help="Accession Number.", metavar="NUMBER")] = "",
+    modality: Annotated[str, typer.Option("--modality", help="A modality in the study.", metavar="CODE")] = "",
+    limit: LimitOption = 100,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """List studies. The filters match as in a C-FIND (PS3.4 C.2.2.2), and values are printed as stored."""
+    keys = {"PatientID": patient, "PatientName": name, "StudyDate": date, "AccessionNumber": accession}
+    with open_index(config) as index:
+        found = _find(index, keys | {"ModalitiesInStudy": modality}, limit + 1 if limit else 0)
+    more = bool(limit) and len(found) > limit
+    rows = [_as_json(one) for one in (found[:limit] if more else found)]
+    if as_json:
+        print_json(rows)
+        return
+    table = Table(*_COLUMNS.values())
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+    if more:
+        Console(stderr=True).print(f"only {limit} studies are listed; --limit 0 lists all")
+
+
+@studies.command("show")
+def show_study(
+    uid: Annotated[str, typer.Argument(help="The Study Instance UID.")],
+    utc: UtcOption = False,
+    config: ConfigOption = DEFAULT_CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one study, and the state of each of its images."""
+    from storage.index.instance_listing import list_instances
+
+    with open_index(config) as index:
+        found = _find(index, {"StudyInstanceUID": uid.strip()}, 1)
+        images = list_instances(index, study_uid=uid.strip())
+    if not found:
+        raise UsageError(f"study {uid} is not held here; `latent-pacs study list` lists the studies")
+    study = _as_json(found[0])
+    if as_json:
+        print_json({**study, "images": [listed_json(one) for one in images]})
+        return
+    console = Console(soft_wrap=True)
+    for keyword, heading in _COLUMNS.items():
+        console.print(f"{heading}: {study[keyword]}")
+    Console().print(listed_table(images, utc=utc))
+
+
+def _find(index: Index, keys: dict[str, str], limit: int) -> list[Dataset]:
+    """Answers to a query at STUDY level. Raises UsageError."""
+    from itertools import islice
+
+    from pydicom import Dataset
+
+    from node.archive.query.find import IdentifierError, Root, find
+    from node.config import RenditionPolicy
+
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "STUDY"
+    try:
+        for keyword in _COLUMNS:
+            setattr(identifier, keyword, keys.get(keyword, "") or None)
+        answers = find(index, identifier, Root.STUDY, policy=RenditionPolicy.ORIGINAL, retrieve_ae_title="")
+        return list(islice(answers, limit or None))
+    except (IdentifierError, ValueError) as error:
+        raise UsageError(f"a filter is not valid: {error}") from error
+
+
+def _as_json(answer: Dataset) -> dict[str, Any]:
+    values = {keyword: answer.get(keyword) for keyword in _COLUMNS}
+    texts = {keyword: "" if value is None else value for keyword, value in values.items()}
+    texts["ModalitiesInStudy"] = _joined(texts["ModalitiesInStudy"])
+    return {keyword: value if isinstance(value, int) else str(value) for keyword, value in texts.items()}
+
+
+def _joined(value: object) -> str:
+    return value if isinstance(value, str) else " ".join(map(str, value)) if hasattr(value, "__iter__") else str(value)

@@ -1,0 +1,54 @@
+"""The exit codes of all commands. ``latent-pacs --help`` prints them."""
+
+from __future__ import annotations
+
+from storage.errors import (
+    BackupRefused,
+    ChangeRefused,
+    ConfigError,
+    IndexRefused,
+    JobRefused,
+    LatentPacsError,
+    NewerFormat,
+    NodeRunning,
+    PurgeRefused,
+)
+
+DONE = 0
+FAILED = 1
+USAGE = 2
+REFUSED = 3
+UNFINISHED = 4
+
+MEANINGS = {
+    DONE: "done",
+    FAILED: "failed, or done with findings such as damage, which the output names",
+    USAGE: "usage error: wrong options, arguments or configuration",
+    REFUSED: "refused by a rule of the archive, such as a hold or a node that runs; nothing was changed",
+    UNFINISHED: "ended before it was finished, by a cancellation or a signal; run it again",
+}
+
+_REFUSALS = (
+    BackupRefused,
+    ChangeRefused,
+    IndexRefused,
+    JobRefused,
+    NewerFormat,
+    NodeRunning,
+    PurgeRefused,
+)
+
+
+class UsageError(LatentPacsError):
+    """The options are incomplete, contradict each other, or name something that does not exist."""
+
+
+class Refused(LatentPacsError):
+    """A command would overwrite something, or break a rule."""
+
+
+def code_of(error: LatentPacsError) -> int:
+    """The exit code for an error."""
+    if isinstance(error, (Refused, *_REFUSALS)):
+        return REFUSED
+    return USAGE if isinstance(error, (UsageError, ConfigError)) else FAILED

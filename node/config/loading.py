@@ -1,0 +1,82 @@
+"""Reads config.yaml and the environment into Settings. An unknown key is an error that names the nearest valid one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from node.config.environment import Location, apply, keys_at, nearest, overrides, variable_of
+from node.config.sections import DEFAULT_ROOT
+from node.config.settings import Settings
+from node.config.values import FOLDER
+from storage.errors import ConfigError
+
+DEFAULT_FILE = Path(__file__).parent / "default.yaml"
+"""The commented config.yaml that ``latent-pacs init`` writes. The repository has a copy of it at its top level."""
+
+
+def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read and check config.yaml. Relative paths in it start from its folder, and variables replace its keys.
+
+    Raises ConfigError, which names the file or the variable, the key, and what would be valid.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}; name another file with --config FILE or in LATENT_PACS_CONFIG, "
+            "or write one with `latent-pacs init`"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    values = overrides(environment)
+    if isinstance(raw, dict):
+        apply(raw, values)
+        storage = raw.setdefault("storage", {})
+        if isinstance(storage, dict):
+            storage.setdefault("root", str(DEFAULT_ROOT))
+    return _validated(raw, str(path), values, path.parent)
+
+
+def parse(raw: Any, source: str) -> Settings:
+    """Settings from plain data; ``source`` names it in errors. Raises ConfigError."""
+    return _validated(raw, source, {}, Path())
+
+
+def as_data(settings: Settings) -> dict[str, Any]:
+    """Settings as plain data that ``parse`` takes, except that a password in storage.database is hidden."""
+    data = settings.model_dump(mode="json", by_alias=True)
+    data["storage"]["database"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", data["storage"]["database"])
+    return data
+
+
+def as_yaml(settings: Settings) -> str:
+    """The same as YAML, without comments."""
+    return str(yaml.safe_dump(as_data(settings), sort_keys=False, default_flow_style=None, width=120))
+
+
+def _validated(raw: Any, source: str, values: Mapping[Location, Any], folder: Path) -> Settings:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: the top level must be a mapping of sections")
+    try:
+        return Settings.model_validate(raw, context={FOLDER: folder})
+    except ValidationError as error:
+        problems = "; ".join(_problem(detail, values) for detail in error.errors())
+        raise ConfigError(f"{source}: {problems}") from error
+
+
+def _problem(detail: Any, values: Mapping[Location, Any]) -> str:
+    location = detail["loc"]
+    where = ".".join(str(part) for part in location) or "settings"
+    if any(location[: len(key)] == key for key in values):
+        where += f" (from {next(variable_of(key) for key in values if location[: len(key)] == key)})"
+    if detail["type"] != "extra_forbidden":
+        return f"{where}: {detail['msg'].removeprefix('Value error, ')}"
+    near = nearest(str(location[-1]), keys_at(location[:-1]))
+    return f"{where}: unknown key" + (f"; did you mean {near}?" if near else "")

@@ -1,0 +1,56 @@
+"""Our application entity, whose associations use the patched classes. Other AEs keep pynetdicom's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pynetdicom import AE
+
+from node.dimse.pynetdicom_patches.association_request import RepairedNegotiation
+from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
+from node.dimse.pynetdicom_patches.daemon_threads import make_connection_thread_daemon
+from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
+from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
+from node.dimse.pynetdicom_patches.tcp_nodelay import NoDelaySocket
+from node.dimse.pynetdicom_patches.tls_session_tickets import TicketTolerantSocket
+from node.dimse.pynetdicom_patches.undecodable_pdu import UndecodablePduAbort
+from node.dimse.pynetdicom_patches.unexpected_pdu import UnexpectedPduClosing
+from node.dimse.spool import Allowance
+
+
+class ArchiveSocket(TicketTolerantSocket, LimitedReceive, FileSendingSocket, NoDelaySocket):
+    """The connection of one of our associations."""
+
+
+class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation):
+    """The thread that owns the connection of one of our associations."""
+
+
+class ArchiveEntity(AE):
+    """An AE with a spool folder on the store's file system.
+
+    ``allowance``: limits for an association's incoming data sets. ``after_action``: called with an association when the
+    response to an N-ACTION has been sent on it, in the association's own thread.
+    """
+
+    def __init__(self, ae_title: str, spool: Path, allowance: Callable[[Any], Allowance]) -> None:
+        super().__init__(ae_title)
+        self.spool, self.allowance = spool, allowance
+        self.after_action: Callable[[Any], None] = lambda assoc: None
+
+    def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> ArchiveSocket:
+        """The connection of an association that we open."""
+        use_patched_classes(assoc)
+        made = ArchiveSocket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
+
+
+def use_patched_classes(assoc: Any) -> None:
+    """Replace the classes of an association that has not started."""
+    assoc.dul.__class__ = UpperLayer
+    make_connection_thread_daemon(assoc)
+    if assoc.is_acceptor:
+        assoc.__class__ = GuardedAcceptor

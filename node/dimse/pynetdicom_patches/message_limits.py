@@ -1,0 +1,53 @@
+"""Limit what is collected in memory of a message, and abort the association if the message cannot be decoded.
+
+pynetdicom 3.0: ``DIMSEMessage.decode_msg`` collects a command set or an identifier of any length in memory. An
+exception in it ends the thread of the connection, with a traceback, and leaves the connection open.
+Upstream: pynetdicom#629 (closed) is a MemoryError of this kind.
+Remove when ``decode_msg`` has limits and its errors abort.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pynetdicom.dimse_messages import DIMSEMessage
+
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+
+LOGGER = logging.getLogger(__name__)
+
+_MOST_COMMAND = 2**16
+"""Bytes of a command set."""
+_MOST_IDENTIFIER = 2**24
+"""Bytes of a data set that is collected in memory: 65535 references take 10 MB."""
+
+
+def install() -> None:
+    """Guard pynetdicom's decoder for our associations."""
+    decoder: Any = DIMSEMessage
+    original = decoder.decode_msg
+
+    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
+        if assoc is None or not isinstance(assoc.ae, ArchiveEntity):
+            return bool(original(self, primitive, assoc))
+        try:
+            _check_size(self, primitive)
+            return bool(original(self, primitive, assoc))
+        except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
+            LOGGER.error("message of %s cannot be decoded: %s", assoc.requestor.ae_title, type(error).__name__)
+            assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
+            return False
+
+    decoder.decode_msg = decode_msg
+
+
+def _check_size(message: Any, primitive: Any) -> None:
+    """Raise ValueError if a message that is collected in memory becomes larger than any real one."""
+    fragments = [data for _, data in primitive.presentation_data_value_list]
+    command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
+    identifier = message.data_set.tell()
+    if not message._data_set_file and not any(data[0] & 1 for data in fragments):
+        identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
+    if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
+        raise ValueError("command set or identifier too large")

@@ -1,0 +1,119 @@
+"""The parts of an archive that keep originals, without a network and without worker processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+
+from node.archive.audit_trail import AuditTrail
+from node.archive.originals.original_access import OriginalAccess
+from node.archive.originals.packing import Packer
+from node.archive.originals.retention import Retention
+from node.archive.rendered_cache import RenderedCache
+from node.config import parse
+from node.workers.worker import PackRequest, decode
+from storage.formats.packed_original import restore_original
+from storage.index import Index
+from storage.index.holdings import Added
+from storage.objects.store import ObjectStore
+from storage.objects.trail_journal import TrailJournal
+from storage.records import InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier
+from tests.support.index_rows import new_instance, new_rendition
+from tests.support.samples import breast, mammogram, write
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class InlineWorkers:
+    """The worker's part done at once."""
+
+    def submit(self, request: PackRequest, priority: object) -> Future[str]:
+        done: Future[str] = Future()
+        try:
+            done.set_result(decode(request))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class ArchiveParts:
+    """One archive without its doors, made anew on the same folder as often as a test likes."""
+
+    def __init__(self, root: Path, reserve: str = "0%", **originals: Any) -> None:
+        self.root = root
+        raw = {"storage": {"root": str(root), "min_free": 0}, "originals": {"retain_for": "0d", **originals}}
+        raw["audit"] = {"reserve": reserve}
+        self.settings = parse(raw, "test")
+        self.hot = ObjectStore(root)
+        self.stores = {Tier.HOT: self.hot}
+        if self.settings.originals.path:
+            self.stores[Tier.COLD] = ObjectStore(self.settings.originals.path)
+        self.index = Index.open(self.settings.storage.database_url)
+        self.journal = TrailJournal(root / "journal")
+        self.trail = AuditTrail(self.index, self.journal)
+        self.originals = OriginalAccess(self.index, self.stores, RenderedCache(root / "rendered", 0), restore_original)
+        self.custodian = Packer(
+            self.index,
+            self.stores,
+            self.originals,
+            InlineWorkers(),
+            self.trail,
+            self.settings,  # type: ignore[arg-type]
+        )
+        self.rendered: list[str] = []
+        self.retention = self.purging_with(lambda rendition: self.rendered.append(rendition.derived_uid))
+
+    def purging_with(self, render: Callable[[StoredRendition], None]) -> Retention:
+        return Retention(self.index, self.stores, self.trail, self.settings, render)
+
+    def receive(self, uid: str, *, state: InstanceState = InstanceState.VERIFIED) -> bytes:
+        """An instance at rest; what was received."""
+        path = write(mammogram(breast(300, 280), SOPInstanceUID=uid), self.root / f"{uid}.dcm")
+        data = path.read_bytes()
+        self.hot.adopt(path)
+        digest = hashlib.sha256(data).hexdigest()
+        assert self.index.add(new_instance(uid, original_digest=digest, original_bytes=len(data))) is Added.NEW
+        if state is InstanceState.RECEIVED:
+            return data
+        claim = self.index.claim("test", 60)
+        assert claim is not None
+        if state in (InstanceState.VERIFIED, InstanceState.MEASURED):
+            base, rendition = self.hot.put(f"base {uid}".encode()), self.hot.put(f"rendition {uid}".encode())
+            self.index.finish_with(
+                claim, state, new_rendition(f"2.25.{uid[-1]}", base_digest=base, rendition_digest=rendition)
+            )
+        else:
+            self.index.finish(claim, state, ReasonCode.OTHER, "because")
+        return data
+
+    def read(self, data: bytes) -> bytes:
+        with self.originals.borrowed(hashlib.sha256(data).hexdigest()) as path:
+            return path.read_bytes()
+
+    def work(self) -> int:
+        """Everything the custodian has to do; how many steps that were."""
+        steps = 0
+        while self.custodian.step():
+            steps += 1
+        return steps
+
+    def check_promises(self) -> None:
+        """Every original that a row names is there, and gives the received bytes back."""
+        with self.index.engine.connect() as connection:
+            for row in connection.execute(
+                text("SELECT o.*, i.original_digest FROM original o JOIN instance i ON i.key = o.instance_key")
+            ):
+                if row.form != OriginalForm.PURGED:
+                    assert self.stores[Tier(row.tier)].read(row.object_digest)
+                    with self.originals.borrowed(row.original_digest) as path:
+                        assert hashlib.sha256(path.read_bytes()).hexdigest() == row.original_digest
+
+    def files(self) -> int:
+        return sum(len(list(store.digests())) for store in self.stores.values())

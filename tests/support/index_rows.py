@@ -1,0 +1,83 @@
+"""Instances and renditions as services hand them to the index, without files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from storage.dicom.levels import levels_of
+from storage.index import Index
+from storage.records import (
+    Claim,
+    NewInstance,
+    NewRendition,
+    OperatingPoint,
+    Trial,
+    Verdict,
+)
+from tests.support.samples import MAMMOGRAPHY, mammogram
+
+PIXELS = np.zeros((4, 4), np.uint16)
+POINT = OperatingPoint(2, "jpegxl", 0.3)
+VERDICT = Verdict(38.5, 0.96, 0.94, 9, {"rmse": 2.5})
+
+
+def url_of(folder: Path) -> str:
+    return f"sqlite:///{folder / 'index.db'}"
+
+
+def new_instance(
+    uid: str = "1.2.3.1", *, patient_id: str = "P1", study_uid: str = "1.2.1", **changes: Any
+) -> NewInstance:
+    """What ingest would hand over for a mammogram of four by four pixels."""
+    series_uid = changes.pop("series_uid", f"{study_uid}.7")
+    ds = mammogram(
+        PIXELS, SOPInstanceUID=uid, PatientID=patient_id, StudyInstanceUID=study_uid, SeriesInstanceUID=series_uid
+    )
+    made = NewInstance(
+        sop_instance_uid=uid,
+        sop_class_uid=MAMMOGRAPHY,
+        study_instance_uid=study_uid,
+        series_instance_uid=series_uid,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        levels=levels_of(ds),
+        original_digest=digest(uid),
+        original_bytes=1000,
+        pixel_bytes=32,
+        calling_aet="MODALITY",
+    )
+    return replace(made, **changes)
+
+
+def new_rendition(derived_uid: str = "2.25.1", **changes: Any) -> NewRendition:
+    made = NewRendition(
+        derived_uid=derived_uid,
+        structure_uid=f"{derived_uid}.9",
+        base_digest=digest(f"base {derived_uid}"),
+        base_bytes=70,
+        rendition_digest=digest(f"rendition {derived_uid}"),
+        rendition_bytes=30,
+        point=POINT,
+        upscaler="mammo",
+        weights_digest=digest("weights"),
+        output_digest=digest("output"),
+        structure_digest=digest("structure"),
+        verdict=VERDICT,
+        tried=(Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5),),
+        seconds=2.5,
+    )
+    return replace(made, **changes)
+
+
+def digest(what: str) -> str:
+    return hashlib.sha256(what.encode()).hexdigest()
+
+
+def claimed(index: Index, owner: str = "worker", lease: float = 60.0) -> Claim:
+    claim = index.claim(owner, lease)
+    assert claim is not None
+    return claim

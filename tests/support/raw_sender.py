@@ -1,0 +1,52 @@
+"""A storage client that sends any bytes as a data set."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+
+from tests.conftest import Archive, wait_for
+from tests.support.samples import MAMMOGRAPHY
+
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless)
+
+
+class RawSender:
+    """An association that sends any bytes as the data set of a C-STORE."""
+
+    def __init__(self, archive: Archive, calling: str = "MODALITY", syntaxes: tuple[str, ...] = SYNTAXES) -> None:
+        entity = AE(calling)
+        for syntax in syntaxes:
+            entity.add_requested_context(MAMMOGRAPHY, syntax)
+        self.assoc: Association = entity.associate("127.0.0.1", archive.address.port)
+        assert self.assoc.is_established
+
+    def send(
+        self, body: bytes, *, sop_instance: str, sop_class: str = MAMMOGRAPHY, syntax: str = ExplicitVRLittleEndian
+    ) -> Dataset:
+        context = next(c for c in self.assoc.accepted_contexts if c.transfer_syntax[0] == syntax)
+        request: Any = C_STORE()
+        request.MessageID, request.Priority = 1, 2
+        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, sop_instance
+        request.DataSet = BytesIO(body)
+        self.assoc._reactor_checkpoint.clear()  # as send_c_store does: or the reactor takes the answer
+        wait_for(lambda: self.assoc._is_paused, what="a paused reactor")
+        self.assoc.dimse.send_msg(request, context.context_id)
+        _, answer = self.assoc.dimse.get_msg(block=True)
+        self.assoc._reactor_checkpoint.set()
+        status = Dataset()
+        status.Status = answer.Status
+        status.ErrorComment = answer.ErrorComment or ""
+        return status
