@@ -30,7 +30,7 @@ from node.archive.index_opening import open_for_node
 from node.config import parse
 from storage.index.change_capture import TABLES
 from storage.index.connection import writing
-from storage.index.original_locations import take_in
+from storage.index.original_locations import insert_original
 from storage.index.tables import instance, patient, rendition, series, study
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState
@@ -104,7 +104,7 @@ def fill(engine: Any, store: ObjectStore, numbers: range, renditions: int) -> No
         for table in tables:
             connection.execute(insert(table), rows[table.name])
         for row in rows["instance"]:
-            take_in(connection, row["key"], row["original_digest"], row["original_bytes"])
+            insert_original(connection, row["key"], row["original_digest"], row["original_bytes"])
     keys = [row["key"] for row in rows["instance"]]
     for turn in range(renditions):
         with writing(engine) as connection:
@@ -126,8 +126,7 @@ def renditions_of(store: ObjectStore, key: int, count: int, now: datetime) -> It
             "base_bytes": 80_000,
             "rendition_digest": put(store, f"rendition {number}"),
             "rendition_bytes": 9_000,
-            "point": "x2 jpegxl d0.3 companded",
-            "operating_point": POINT,
+            "point": POINT,
             "upscaler": "mammo",
             "weights_digest": "ab" * 32,
             "output_digest": "cd" * 32,

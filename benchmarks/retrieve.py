@@ -205,7 +205,7 @@ def wait_for_rest(root: Path, images: int) -> None:
     index = Index.open(f"sqlite:///{root / 'index.sqlite'}")
     try:
         while True:
-            counts, originals = index.counts(), index.custody.totals()
+            counts, originals = index.counts(), index.originals.totals()
             if sum(counts.by_state.values()) == originals.packed == images and not counts.backlog:
                 break
             time.sleep(1)

@@ -48,6 +48,8 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 
+from storage.records import ReasonCode
+
 
 class LatentPacsError(Exception):
     """Base of all errors above."""
@@ -167,6 +169,10 @@ class Deleted(LatentPacsError):
 
 class NotReconstructable(LatentPacsError):
     """The image is not on the allow-list or failed the gate. Only its original can be served."""
+
+    def __init__(self, message: str, code: ReasonCode = ReasonCode.OTHER) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RenditionMismatch(LatentPacsError):

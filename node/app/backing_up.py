@@ -17,7 +17,7 @@ from storage.index import Index
 from storage.index.index_trust import sqlite_file
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
-from storage.index.snapshot import Promised
+from storage.index.snapshot import NamedObject
 from storage.objects.backup_manifest import NAME
 from storage.objects.store import ObjectStore
 
@@ -40,8 +40,8 @@ def make_backup(
                 f"{to} and {place} lie in one another; name a folder outside the archive, on another disk"
             )
 
-    def promised(one: Promised) -> bool:
-        return any(other.store == one.store for other in integrity.promises(one.digest, one.digest + "0"))
+    def promised(one: NamedObject) -> bool:
+        return any(other.store == one.store for other in integrity.expected(one.digest, one.digest + "0"))
 
     return Backup(to).make(file, root, stores, promised, progress, cancelled)
 

@@ -132,7 +132,7 @@ def open_stores(settings: Settings, index: Index, hot: ObjectStore) -> dict[Tier
     folder = settings.originals.path
     if folder is None:
         return {Tier.HOT: hot}
-    held = index.custody.totals().cold
+    held = index.originals.totals().cold
     if held and not (folder / "objects").is_dir():
         raise ConfigError(f"originals.path {folder} should hold {held} originals and has no objects; is it mounted?")
     try:

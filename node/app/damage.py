@@ -32,7 +32,7 @@ def settle_in(
             examined = examine(stores[tier], digest)
             if examined.whole:
                 return
-            promises = [one for one in integrity.promises(digest, digest + "0") if one.store == str(tier)]
+            promises = [one for one in integrity.expected(digest, digest + "0") if one.store == str(tier)]
             found = repair.settle(promises, examined) if promises else []
             for one in found:
                 LOGGER.error(

@@ -52,7 +52,7 @@ class AuditTrail:
             records = list(self._journal.records())
         for record in records:  # without the lock: a write to the index copies records to the journal, which locks it
             self._index.replay(record)
-        self._index.trail.insert_as_they_are(records)
+        self._index.trail.insert_unchanged(records)
         return len(records)
 
     def broken(self) -> str:

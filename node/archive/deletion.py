@@ -58,25 +58,25 @@ class Deletion:
         if self._kept_by_profile:
             raise ChangeRefused("profile us-mqsa: images are never deleted (MQSA)")
         self.finish()
-        found = self._index.tombstones.condemn(level, uid, reason=reason, who=who)
+        found = self._index.tombstones.mark_deleted(level, uid, reason=reason, who=who)
         self.finish()
         return DeletionReport(False, tuple(found))
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Allow deleted images to be received again; their UIDs. Raises UnknownUid."""
         self.finish()
-        allowed = self._index.tombstones.lift(level, uid, reason=reason, who=who)
+        allowed = self._index.tombstones.allow_return(level, uid, reason=reason, who=who)
         self._trail.write_down()
         return allowed
 
     def finish(self) -> int:
         """Complete the deletion of all marked images, from any step; the number of images."""
         self._trail.write_down()
-        digests = self._index.tombstones.condemned()
+        digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
-        deleted = self._index.tombstones.bury()
+        deleted = self._index.tombstones.delete_rows()
         forget(self._rendered, digests)  # a reader may have rendered them meanwhile
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         self._remove_damaged(digests)
         return deleted
 
@@ -84,6 +84,6 @@ class Deletion:
         """Remove files that a scrub moved aside, unless another image needs an object of that digest."""
         integrity = Integrity(self._index.engine)
         for digest in digests:
-            if not integrity.promises(digest, digest + "0"):
+            if not integrity.expected(digest, digest + "0"):
                 for store in self._stores.values():
                     remove_aside(store, digest)

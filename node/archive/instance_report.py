@@ -23,9 +23,9 @@ from storage.errors import LatentPacsError, UnknownUid
 from storage.formats.geometry import CELL
 from storage.formats.payload import Rendition, decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_rows import InstanceRows, OpenDamage, RenditionRow, instance_rows
+from storage.index.instance_rows import InstanceRows, OpenDamage, instance_rows
 from storage.objects.store import ObjectStore
-from storage.records import DicomJson, OperatingPoint, Tier, Trial, Verdict
+from storage.records import DicomJson, OperatingPoint, StoredInstance, StoredRendition, Tier, Trial, Verdict
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, pat
         attempts=rows.attempts,
         pixel_bytes=instance.pixel_bytes,
         original=original_of(rows, index, stores),
-        renditions=tuple(_rendition_of(row, stores[Tier.HOT]) for row in rows.renditions),
+        renditions=tuple(_rendition_of(row, instance, stores[Tier.HOT]) for row in rows.renditions),
         damage=rows.damage,
         quarantined=rows.quarantined,
         patient=_patient_of(rows.patient) if patient else None,
@@ -193,7 +193,7 @@ def report_on(index: Index, stores: Mapping[Tier, ObjectStore], uid: str, *, pat
 def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectStore]) -> OriginalReport:
     """How and where the original is held."""
     instance = rows.instance
-    kept = index.custody.of_digest(instance.original_digest)
+    kept = index.originals.of_digest(instance.original_digest)
     assert kept is not None
     store = stores.get(kept.tier)
     file = store.path(kept.object_digest) if store is not None and not kept.purged else None
@@ -215,12 +215,10 @@ def original_of(rows: InstanceRows, index: Index, stores: Mapping[Tier, ObjectSt
     )
 
 
-def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionReport:
-    row_fields = {
-        name: getattr(row, name)
-        for name in RenditionRow.__dataclass_fields__
-        if name in RenditionReport.__dataclass_fields__
-    }
+def _rendition_of(row: StoredRendition, instance: StoredInstance, store: ObjectStore) -> RenditionReport:
+    row_fields = {name: getattr(row, name) for name in RenditionReport.__dataclass_fields__ if hasattr(row, name)}
+    current = instance.rendition is not None and instance.rendition.derived_uid == row.derived_uid
+    row_fields |= {"current": current, "point": str(row.point), "operating_point": row.point}
     no_fields: dict[str, Any] = {"steps": None, "seed": None, "numerics": {}, "parts": None, "repair_counts": None}
     try:
         fields = _from_objects(row, store)
@@ -229,7 +227,7 @@ def _rendition_of(row: RenditionRow, store: ObjectStore) -> RenditionReport:
     return RenditionReport(**row_fields, **fields, unreadable="")
 
 
-def _from_objects(row: RenditionRow, store: ObjectStore) -> dict[str, Any]:
+def _from_objects(row: StoredRendition, store: ObjectStore) -> dict[str, Any]:
     """The fields that are read from a rendition's objects. Raises ObjectMissing, ObjectDamaged, PayloadError."""
     made = decode_rendition(store.read(row.rendition_digest))
     base = decode_base(store.read(row.base_digest))

@@ -26,8 +26,8 @@ from storage.index.recovered_rows import (
     adopt_original,
     adopt_rendition,
     has_rendition,
-    may_arrive,
-    spoken_of,
+    is_acceptable,
+    known_digests,
 )
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, Tier
@@ -63,7 +63,7 @@ class OrphanRecovery:
 
     def recover(self) -> int:
         """Add rows for all orphans that can be recovered; the number of their objects."""
-        known, found = spoken_of(self._index.engine), 0
+        known, found = known_digests(self._index.engine), 0
         renditions: list[Path] = []
         for tier, store in self._stores.items():
             for digest in store.digests():
@@ -106,7 +106,7 @@ class OrphanRecovery:
     def _base_for(self, rendition: Rendition) -> Base | None:
         """The base of a rendition that may be recovered; None if its image has another one, or may not return."""
         uid = rendition.original_uid
-        if self._index.rendition(rendition.derived_uid) is not None or not may_arrive(self._index.engine, uid):
+        if self._index.rendition(rendition.derived_uid) is not None or not is_acceptable(self._index.engine, uid):
             return None
         base = decode_base(self._stores[Tier.HOT].read(rendition.base_digest))
         held = self._index.by_uid(uid)
@@ -115,7 +115,7 @@ class OrphanRecovery:
         return None if has_rendition(self._index.engine, base.original_digest) else base
 
     def _is_new(self, uid: str) -> bool:
-        return self._index.by_uid(uid) is None and may_arrive(self._index.engine, uid)
+        return self._index.by_uid(uid) is None and is_acceptable(self._index.engine, uid)
 
     @contextmanager
     def _received(self, path: Path, kind: str) -> Iterator[NewInstance]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 
 from node.jobs.job import Job
 from storage.errors import LatentPacsError
 from storage.index.job_runs import Cause, JobRows, JobRun, RunState, Ticket
+from storage.index.lease import new_owner
 
 LOGGER = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ class Runner:
 
     def __init__(self, rows: JobRows, lease: float) -> None:
         self.rows = rows
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.owner = new_owner()
         self._lease = lease
         self._stopping = threading.Event()
 
@@ -109,7 +107,7 @@ class _RunInProgress:
         while not self._ended.wait(min(self._lease / 3, _MAX_RENEWAL)):
             now = time.monotonic()
             try:
-                pulse = self._rows.beat(self._ticket, self._lease, self.done, self.total, self.text)
+                pulse = self._rows.heartbeat(self._ticket, self._lease, self.done, self.total, self.text)
             except Exception:
                 LOGGER.exception("job %s cannot reach the index", self._ticket.job)
                 continue

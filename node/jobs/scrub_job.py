@@ -189,7 +189,7 @@ class Scrub:
                 for entry in listing(store, folder):
                     listed.setdefault(entry.digest or f"{folder}~{entry.name}", {})[name] = entry
             grouped = itertools.groupby(
-                self._integrity.promises(max(low, folder), min(high, _after(folder))), lambda one: one.digest
+                self._integrity.expected(max(low, folder), min(high, _after(folder))), lambda one: one.digest
             )
             expected = {digest: list(group) for digest, group in grouped}
             for digest in sorted({*listed, *expected}):
@@ -204,7 +204,7 @@ class Scrub:
             tally.checked += 1
             tally.bytes_read += inspection.bytes_read
             if not inspection.whole:
-                still = [one for one in group if one in self._integrity.promises(digest, digest + "0")]
+                still = [one for one in group if one in self._integrity.expected(digest, digest + "0")]
                 tally.add_findings(self._repair.settle(still, inspection) if still else [])
         expected_in = {one.store for one in expected}
         for name, entry in listed.items():
@@ -229,7 +229,7 @@ class Scrub:
             tally.orphans_moved += 1
 
     def _is_expected(self, store: str, digest: str) -> bool:
-        return any(one.store == store for one in self._integrity.promises(digest, digest + "0"))
+        return any(one.store == store for one in self._integrity.expected(digest, digest + "0"))
 
     def _delete_moved_orphans(self, tally: ScrubTally) -> None:
         """Delete orphans that were moved aside long enough ago, unless a row expects them now."""
@@ -276,7 +276,7 @@ class Scrub:
 
     def _refuse_empty_store(self) -> None:
         for name, store in self._stores.items():
-            if is_empty(store) and any(one.store == name for one in self._integrity.promises("", END)):
+            if is_empty(store) and any(one.store == name for one in self._integrity.expected("", END)):
                 raise ObjectMissing(
                     f"{store.root / 'objects'} holds no object at all, though the index knows of some: is its disk "
                     "mounted, and is storage.root right? Nothing was changed"

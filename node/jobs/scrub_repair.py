@@ -93,7 +93,7 @@ class ScrubRepair:
         after = known.digest + "0"  # the next text after the digest
         identity = (known.kind, known.store, known.instance_key)
         return any(
-            (one.kind, one.store, one.instance_key) == identity for one in self._integrity.promises(known.digest, after)
+            (one.kind, one.store, one.instance_key) == identity for one in self._integrity.expected(known.digest, after)
         )
 
     def _settle_one(self, expected: ExpectedObject, inspection: Inspection, moved_to: str) -> ScrubFinding:
@@ -113,7 +113,7 @@ class ScrubRepair:
         code = ReasonCode.ORIGINAL_LOST if expected.kind == "original" else ReasonCode.PAYLOAD_LOST
         what = f"scrub: {expected.kind} {inspection.condition}"
         if action == "queued" and expected.instance_key is not None:
-            self._integrity.send_back(expected.instance_key, code, f"{what}; made again from the original")
+            self._integrity.requeue(expected.instance_key, code, f"{what}; made again from the original")
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
             self._integrity.flag(found, state, code, f"{what}; {left}")
@@ -125,7 +125,7 @@ class ScrubRepair:
         """The action, and the new state of the instance, None if it keeps its state."""
         if instance is None or inspection.condition is Condition.UNREADABLE:
             return "reported", None
-        current, needs = instance.rendition, self._integrity.promises_for(instance.key)
+        current, needs = instance.rendition, self._integrity.expected_of(instance.key)
         if expected.kind == "original":
             if current is None or not self._whole(needs, current.base_digest, current.rendition_digest):
                 return "lost", InstanceState.FAILED

@@ -17,8 +17,8 @@ from node.config import MetricsSettings
 from node.metrics.timing import Observe
 from storage.errors import ConfigError
 from storage.index import Index
+from storage.index.holding_counts import MonitoringCounts, monitoring_counts
 from storage.index.job_runs import JobRows, StoredJob
-from storage.index.monitoring_counts import MonitoringCounts, monitoring_counts
 from storage.index.report_rows import ReportRows
 
 COUNT_INTERVAL = 15.0
@@ -80,7 +80,7 @@ class _Counted:
     def collect(self) -> Iterator[Any]:
         with self._lock:
             if time.monotonic() >= self._read_at + COUNT_INTERVAL:
-                held, counted = monitoring_counts(self._index), JobRows(self._index.engine).all()
+                held, counted = monitoring_counts(self._index.engine), JobRows(self._index.engine).all()
                 self._gauges = [*_holdings(held), *_jobs(counted), *_reports(ReportRows(self._index.engine))]
                 self._read_at = time.monotonic()
             return iter(self._gauges)

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.errors import BackupRefused, ObjectDamaged, ObjectMissing
-from storage.index.snapshot import Promised, Snapshot, snapshot_of
+from storage.index.snapshot import NamedObject, Snapshot, snapshot_of
 from storage.objects.backup_manifest import NAME, Entry, Manifest, read_manifest, write_manifest
 from storage.objects.inspection import Condition, examine, set_aside
 from storage.objects.store import ObjectStore, has_digest
@@ -79,7 +79,7 @@ class Backup:
         file: Path,
         root: Path,
         stores: Mapping[str, ObjectStore],
-        promised: Callable[[Promised], bool],
+        promised: Callable[[NamedObject], bool],
         progress: Progress = lambda done, of: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> BackupReport:
@@ -147,10 +147,10 @@ class Backup:
         made: BackupReport,
         progress: Progress,
         cancelled: Callable[[], bool],
-    ) -> tuple[list[Entry], list[Promised]]:
+    ) -> tuple[list[Entry], list[NamedObject]]:
         """Copy missing objects. Returns what the backup holds then, and the objects that could not be copied."""
         held: list[Entry] = []
-        lost: list[Promised] = []
+        lost: list[NamedObject] = []
         for done, one in enumerate(taken.objects):
             progress(done, len(taken.objects))
             if cancelled():

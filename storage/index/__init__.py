@@ -1,7 +1,7 @@
-"""The index: which instances are held, in what state, with which objects. The only user of SQLAlchemy.
+"""The index: which instances are held, in which state, with which objects. The only user of SQLAlchemy.
 
-Rows follow bytes: an object is durable in the store before its row is committed here, so that an orphan file is the
-worst a crash can leave. Claims on work are rows with a lease; nothing here assumes a single process.
+An object is durable in the store before its row is committed here, so a crash leaves an orphan file at worst. Work is
+claimed by leases on rows; several processes and nodes may use one index.
 """
 
 from storage.index.connection import connect, migrate

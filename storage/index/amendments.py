@@ -1,7 +1,7 @@
-"""Amendments: versions of what patients and studies are called, as rows that are only ever added.
+"""Amendments: corrections of patient and study attributes, as rows that are only ever added.
 
-A change is one transaction: its row, the rows of the studies and patients that it corrects, its entry in the audit
-trail. From the trail's journal an index made anew takes the amendments back, and they apply to what comes in again.
+One transaction writes the amendment, the rows of the studies and patients that it corrects, and the trail entry. A
+rebuilt index gets the amendments from the trail's journal, and applies them to instances that are received again.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from storage.dicom.header_amendments import (
 )
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.connection import now, writing
-from storage.index.hierarchy import amendments, settle
+from storage.index.hierarchy import amendments, apply_amendments
 from storage.index.tables import amendment, instance, patient, series, study
 from storage.index.trail_rows import append_in
 from storage.records import DicomJson, TrailEntry, TrailRecord
 
-_TOLD = 100
+_STUDIES_NAMED = 100
 """Studies that the trail's entry names."""
 
 
 @dataclass(frozen=True)
 class MadeAmendment:
-    """An amendment that was made, or with a dry run would be, and what it makes of each study."""
+    """An amendment and the studies that it changes; with a dry run nothing was committed."""
 
     amendment: Amendment
     studies: tuple[AmendedStudy, ...]
@@ -62,14 +62,14 @@ class Amendments:
             return _carry_out(connection, new, _studies_of(connection, kind, target))
 
     def undo(self, number: int, *, reason: str, who: str, dry_run: bool = False) -> MadeAmendment:
-        """Take an amendment back by another version. Raises UnknownUid, ChangeRefused."""
+        """Undo an amendment by adding another one. Raises UnknownUid, ChangeRefused."""
         with self._writing(dry_run) as connection:
             found = amendments(connection, amendment.c.key == number)
             if not found:
-                raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` shows those that are")
+                raise UnknownUid(f"there is no amendment {number}; `latent-pacs amend list` lists all")
             if found[0].undone or found[0].undoes is not None:
-                taken = "it is undone already" if found[0].undone else "it undoes another one; make that anew"
-                raise ChangeRefused(f"amendment {number} cannot be undone: {taken}")
+                why = "it is undone already" if found[0].undone else "it undoes another one; make that again"
+                raise ChangeRefused(f"amendment {number} cannot be undone: {why}")
             same = {"kind": found[0].kind, "target": found[0].target, "changes": {}}
             new = {**same, "reason": reason, "made_by": who, "made_at": now(), "undoes": number}
             return _carry_out(connection, new, _amended_by(connection, number))
@@ -80,29 +80,29 @@ class Amendments:
             return amendments(connection)
 
     def studies(self, number: int) -> list[str]:
-        """UIDs of the studies that an amendment applies to today."""
+        """UIDs of the studies that an amendment applies to now."""
         with self._engine.connect() as connection:
             keys = _amended_by(connection, number)
             query = select(study.c.study_instance_uid).where(study.c.key.in_(keys)).order_by(study.c.key)
             return list(connection.execute(query).scalars())
 
     def replay(self, record: TrailRecord) -> None:
-        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
         if record.entry.action != "amend":
             return
-        told = json.loads(record.entry.detail)
-        kind, made_at = AmendmentKind(told["kind"]), datetime.fromisoformat(told["at"])
-        row = {name: told[name] for name in ("target", "changes", "reason", "undoes")}
-        row |= {"key": told["number"], "kind": kind, "made_by": record.entry.who, "made_at": made_at}
+        made = json.loads(record.entry.detail)
+        kind, made_at = AmendmentKind(made["kind"]), datetime.fromisoformat(made["at"])
+        row = {name: made[name] for name in ("target", "changes", "reason", "undoes")}
+        row |= {"key": made["number"], "kind": kind, "made_by": record.entry.who, "made_at": made_at}
         with writing(self._engine) as connection:
-            undone = _amended_by(connection, told["undoes"]) if told["undoes"] is not None else []
+            undone = _amended_by(connection, made["undoes"]) if made["undoes"] is not None else []
             connection.execute(insert(amendment).values(row))
-            for key in undone or _studies_of(connection, kind, told["target"]):
-                settle(connection, key)
+            for key in undone or _studies_of(connection, kind, made["target"]):
+                apply_amendments(connection, key)
 
     @contextmanager
     def _writing(self, dry_run: bool) -> Iterator[Connection]:
-        """A write transaction; a dry run's is taken back at its end."""
+        """A write transaction, which a dry run rolls back."""
         with writing(self._engine) as connection, connection.begin_nested() as whole:
             yield connection
             if dry_run:
@@ -113,10 +113,10 @@ def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int])
     number = int(connection.execute(insert(amendment).values(new).returning(amendment.c.key)).scalar_one())
     before = [_seen(connection, key) for key in keys]
     for key in keys:
-        settle(connection, key)
+        apply_amendments(connection, key)
     studies = tuple(map(_difference, before, (_seen(connection, key) for key in keys)))
     (made,) = amendments(connection, amendment.c.key == number)
-    told = {
+    recorded = {
         "number": number,
         "kind": made.kind,
         "target": made.target,
@@ -125,14 +125,14 @@ def _carry_out(connection: Connection, new: dict[str, Any], keys: Sequence[int])
         "at": made.made_at.isoformat(timespec="microseconds"),
         "reason": made.reason,
     }
-    uids = tuple(one.study_instance_uid for one in studies)[:_TOLD]
-    detail = json.dumps(told, separators=(",", ":"))
+    uids = tuple(one.study_instance_uid for one in studies)[:_STUDIES_NAMED]
+    detail = json.dumps(recorded, separators=(",", ":"))
     append_in(connection, [TrailEntry("amend", made.made_by, "study", uids, detail=detail)])
     return MadeAmendment(made, studies)
 
 
 def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes: DicomJson) -> DicomJson:
-    """All that changes: with a Patient ID its issuer too, and what is known of the patient who has that ID."""
+    """All changes: with a Patient ID also its issuer, and the attributes of the patient who has that ID already."""
     if not changes:
         raise ChangeRefused("an amendment changes at least one attribute: --set KEYWORD=VALUE")
     own = _patient_of(connection, kind, target)
@@ -147,7 +147,7 @@ def _resolved(connection: Connection, kind: AmendmentKind, target: str, changes:
     identity = {tag: changes.get(tag) or own.get(tag, {"vr": "LO"}) for tag in (PATIENT_ID, ISSUER)}
     name, issuer = (text_of(value) for value in identity.values())
     if not name:
-        raise ChangeRefused("PatientID cannot be made empty: nothing would tell this patient from others")
+        raise ChangeRefused("PatientID cannot be empty: nothing else distinguishes this patient from others")
     moves = patient_identity(name, issuer) != patient_identity(text_of(own.get(PATIENT_ID)), text_of(own.get(ISSUER)))
     if not moves:
         if kind is AmendmentKind.STUDY:

@@ -1,8 +1,7 @@
-"""The audit's side of the index: which renditions there are to draw from, and what an audit makes of an image."""
+"""Audits in the index: the renditions to sample from, and the results."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,16 +9,17 @@ from typing import Any
 from sqlalchemy import Connection, Engine, and_, or_, select, update
 
 from storage.index.connection import writing
+from storage.index.lease import is_free
 from storage.index.tables import instance, rendition, series
 from storage.index.trail_rows import append_in
-from storage.records import InstanceState, ReasonCode, TrailEntry
+from storage.records import InstanceState, OperatingPoint, ReasonCode, TrailEntry
 
 _MANUFACTURER, _MODEL, _INSTITUTION = "00080070", "00081090", "00080080"
 
 
 @dataclass(frozen=True)
 class AuditCandidate:
-    """An image that a rendition stands for, or did until an audit flagged it (``flagged``)."""
+    """An image with a current rendition. ``flagged``: an audit failed it, and it has no original."""
 
     instance_key: int
     device: str
@@ -36,8 +36,10 @@ class AuditRows:
         self._engine = engine
 
     def candidates(self) -> list[AuditCandidate]:
-        """Every image with a current rendition, by key. Device: manufacturer and model; site: institution, or, where
-        the data set names none, the AE title that sent it."""
+        """Every image with a current rendition, by key.
+
+        Device: manufacturer and model. Site: institution, or the AE title of the sender if the data set has none.
+        """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
         standing = instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED])
         query = (
@@ -62,7 +64,7 @@ class AuditRows:
                     key,
                     " ".join(filter(None, (maker, model))) or "unknown",
                     institution or sender,
-                    point,
+                    str(OperatingPoint(**point)),
                     verified_at,
                     state == InstanceState.FAILED,
                 )
@@ -70,54 +72,56 @@ class AuditRows:
             ]
 
     def withdraw(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
-        """The rendition stands for its image no more, which is served bit-exact from now on; its UID keeps leading to
-        it. False where meanwhile another rendition stands for the image, or somebody works on it."""
+        """End that a rendition represents its image, which is then served bit-exact; its UIDs still lead to the image.
+
+        False if the image has another rendition by now, or is being worked on.
+        """
         with writing(self._engine) as connection:
             key = _current(connection, instance_key, derived_uid)
             if key is None:
                 return False
             connection.execute(update(rendition).where(rendition.c.key == key).values(withdrawn=why))
-            news = {"state": InstanceState.WITHDRAWN, **_told(why), "rendition_key": None}
-            connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
+            changes = {"state": InstanceState.WITHDRAWN, **_audit_reason(why), "rendition_key": None}
+            connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
             append_in(connection, [entry])
         return True
 
     def flag(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
-        """There is no original to serve instead: the image is failed, and keeps its rendition, which another machine
-        or model may yet make. False as of ``withdraw``."""
+        """Set an image without original to FAILED; it keeps its rendition, which another machine or model may still
+        make. False as for ``withdraw``."""
         with writing(self._engine) as connection:
             if _current(connection, instance_key, derived_uid) is None:
                 return False
-            news = {"state": InstanceState.FAILED, **_told(why)}
-            connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
+            changes = {"state": InstanceState.FAILED, **_audit_reason(why)}
+            connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
             append_in(connection, [entry])
         return True
 
     def clear(self, instance_key: int, derived_uid: str, entry: TrailEntry) -> bool:
-        """An image that was flagged passes now: its rendition stands for it again. False as of ``withdraw``."""
+        """Restore the state of a flagged image that passes now. False as for ``withdraw``."""
         with writing(self._engine) as connection:
             key = _current(connection, instance_key, derived_uid)
             if key is None:
                 return False
             gated = connection.execute(select(rendition.c.gated).where(rendition.c.key == key)).scalar_one()
             state = InstanceState.VERIFIED if gated else InstanceState.MEASURED
-            news = {"state": state, "reason": "", "reason_code": ReasonCode.NONE}
-            connection.execute(update(instance).where(instance.c.key == instance_key).values(news))
+            changes = {"state": state, "reason": "", "reason_code": ReasonCode.NONE}
+            connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
             append_in(connection, [entry])
         return True
 
 
-def _told(why: str) -> dict[str, str]:
+def _audit_reason(why: str) -> dict[str, str]:
     return {"reason": f"audit: {why}", "reason_code": ReasonCode.AUDIT}
 
 
 def _text(tag: str) -> Any:
-    """The first value of an attribute of the series, as text; NULL where it has none."""
+    """The first value of an attribute of the series, as text; NULL if it has none."""
     return series.c.attributes[(tag, "Value", 0)].as_string()
 
 
 def _current(connection: Connection, instance_key: int, derived_uid: str) -> int | None:
-    """The key of that rendition, where it is its image's current one and nobody works on the image."""
+    """The key of that rendition if it is its image's current one and the image is not being worked on."""
     query = (
         select(rendition.c.key)
         .join(instance, instance.c.rendition_key == rendition.c.key)
@@ -125,7 +129,7 @@ def _current(connection: Connection, instance_key: int, derived_uid: str) -> int
             instance.c.key == instance_key,
             rendition.c.derived_uid == derived_uid,
             instance.c.state != InstanceState.RECEIVED,
-            or_(instance.c.lease_until.is_(None), instance.c.lease_until < time.time()),
+            is_free(instance),
         )
         .with_for_update()
     )

@@ -1,8 +1,8 @@
-"""What changed in the index, commit by commit: triggers mark rows, and the marked rows are read for the change journal.
+"""Capture of changes in the index: triggers mark rows, and the marked rows are read for the change journal.
 
-The triggers see every write, whichever code or process makes it. A mark names a row, not what became of it: what is
-written down is the row as it is by then, so that marks can be worked off late and together. Leases and the progress of
-a run are of the moment, and leave no mark. Only SQLite has these triggers; another database has its own log.
+The triggers see every write of every process. A mark names a row, not its values: the journal gets the row as it is
+when the mark is read, so marks can be read late and together. Changes of leases and of the progress of a run leave no
+mark. Only SQLite has these triggers; another database has its own log.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sqlalchemy import Connection, Table
 from storage.index.tables import archive, change, metadata, trail
 from storage.objects.change_journal import Change
 
-_OF_THE_MOMENT = {"lease_owner", "lease_until"}
+_NOT_JOURNALLED = {"lease_owner", "lease_until"}
 _PROGRESS = {"job_run": {"done", "total", "text"}}
-_MOVING = {"instance": ("state", "reason", "reason_code", "rendition_key", "attempts")}
-"""Columns that change often in rows that are large: written down alone."""
-_AT_ONCE = 500
+_JOURNALLED_ALONE = {"instance": ("state", "reason", "reason_code", "rendition_key", "attempts")}
+"""Columns that change often in large rows: journalled without the rest of the row."""
+_ROWS_AT_ONCE = 500
 
 TABLES: dict[str, Table] = {
     table.name: table for table in metadata.sorted_tables if table.name not in (change.name, trail.name, archive.name)
@@ -29,31 +29,31 @@ TABLES: dict[str, Table] = {
 
 
 def install_triggers(connection: Connection) -> None:
-    """Make the triggers, in place of those that are there."""
+    """Create the triggers, replacing existing ones."""
     remove_triggers(connection)
     for sql in _triggers().values():
         connection.exec_driver_sql(sql)
 
 
 def triggers_are_right(connection: Connection) -> bool:
-    """Whether the triggers are there, and as this version makes them."""
-    return _there(connection) == _triggers()
+    """Whether the triggers exist as this version creates them."""
+    return _existing(connection) == _triggers()
 
 
 def remove_triggers(connection: Connection) -> None:
-    """Take the triggers away, for rows that come from the journal."""
-    for name in _there(connection):
+    """Drop the triggers, before rows are loaded from the journal."""
+    for name in _existing(connection):
         connection.exec_driver_sql(f'DROP TRIGGER "{name}"')
 
 
 def last_number(connection: Connection) -> int:
-    """The number of the last change ever made in this index; 0 where there was none."""
+    """The number of the last change in this index; 0 if there was none."""
     found = connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'change'").scalar()
     return int(found or 0)
 
 
 def set_last_number(connection: Connection, number: int) -> None:
-    """Let the next change have the number after this one; what is marked is taken as written down."""
+    """Give the next change the number after this one; all marked changes count as journalled."""
     connection.exec_driver_sql("DELETE FROM change")
     connection.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'change'")
     connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('change', ?)", (number,))
@@ -66,7 +66,7 @@ def marked_since(connection: Connection, number: int) -> int:
 
 
 def changed_rows(connection: Connection, after: int) -> tuple[int, list[Change]]:
-    """The number of the last change, and the rows that were changed after that number, deleted ones first."""
+    """The number of the last change, and the rows changed after the number ``after``, deleted ones first."""
     wanted: dict[str, dict[str, bool]] = {}
     number = after
     query = "SELECT number, name, key, whole FROM change WHERE number > ? ORDER BY number"
@@ -74,35 +74,35 @@ def changed_rows(connection: Connection, after: int) -> tuple[int, list[Change]]
         number = mark
         of_table = wanted.setdefault(name, {})
         of_table[key] = of_table.get(key, False) or bool(whole)
-    gone: list[Change] = []
-    there: list[Change] = []
+    deleted: list[Change] = []
+    stored: list[Change] = []
     for name in TABLES:
         keys = wanted.get(name, {})
         found = {json.dumps(_key(name, row), separators=(",", ":")): row for row in _rows(connection, name, keys)}
         for key, whole in keys.items():
             row = found.get(_canonical(key))
             if row is None:
-                gone.append(["-", name, json.loads(key)])
+                deleted.append(["-", name, json.loads(key)])
             elif whole:
-                there.append(["+", name, json.loads(key), row])
+                stored.append(["+", name, json.loads(key), row])
             else:
-                there.append(["~", name, json.loads(key), {column: row[column] for column in _MOVING[name]}])
-    return number, gone + there
+                stored.append(["~", name, json.loads(key), {column: row[column] for column in _JOURNALLED_ALONE[name]}])
+    return number, deleted + stored
 
 
 def all_rows(connection: Connection) -> Iterator[list[Change]]:
-    """Every row of every table, some at a time."""
+    """Every row of every table, in batches."""
     for name in TABLES:
         found = connection.exec_driver_sql(f'SELECT * FROM "{name}"').mappings()
-        while some := found.fetchmany(_AT_ONCE):
+        while some := found.fetchmany(_ROWS_AT_ONCE):
             yield [["+", name, _key(name, row), _clean(row)] for row in some]
 
 
 def _rows(connection: Connection, name: str, keys: dict[str, bool]) -> Iterator[dict[str, Any]]:
     columns = [column.name for column in TABLES[name].primary_key]
     values = [json.loads(key) for key in keys]
-    for start in range(0, len(values), _AT_ONCE):
-        some = values[start : start + _AT_ONCE]
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        some = values[start : start + _ROWS_AT_ONCE]
         if len(columns) == 1:
             where = f'"{columns[0]}" IN ({", ".join("?" * len(some))})'
             looks = [(where, tuple(key for (key,) in some))]
@@ -115,7 +115,7 @@ def _rows(connection: Connection, name: str, keys: dict[str, bool]) -> Iterator[
 
 
 def _clean(row: Any) -> dict[str, Any]:
-    return {name: None if name in _OF_THE_MOMENT else value for name, value in row.items()}
+    return {name: None if name in _NOT_JOURNALLED else value for name, value in row.items()}
 
 
 def _key(name: str, row: Any) -> list[Any]:
@@ -126,7 +126,7 @@ def _canonical(key: str) -> str:
     return json.dumps(json.loads(key), separators=(",", ":"))
 
 
-def _there(connection: Connection) -> dict[str, str]:
+def _existing(connection: Connection) -> dict[str, str]:
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name GLOB 'change_*'"
     return {row.name: row.sql for row in connection.exec_driver_sql(query)}
 
@@ -134,12 +134,12 @@ def _there(connection: Connection) -> dict[str, str]:
 def _triggers() -> dict[str, str]:
     made = {}
     for name, table in TABLES.items():
-        skipped = _OF_THE_MOMENT | _PROGRESS.get(name, set()) | set(_MOVING.get(name, ()))
+        skipped = _NOT_JOURNALLED | _PROGRESS.get(name, set()) | set(_JOURNALLED_ALONE.get(name, ()))
         columns = [column.name for column in table.columns if column.name not in skipped]
         kinds = [("insert", "INSERT", "NEW", 1), ("delete", "DELETE", "OLD", 1)]
         kinds.append(("update", f"UPDATE OF {_quoted(columns)}", "NEW", 1))
-        if name in _MOVING:
-            kinds.append(("move", f"UPDATE OF {_quoted(_MOVING[name])}", "NEW", 0))
+        if name in _JOURNALLED_ALONE:
+            kinds.append(("move", f"UPDATE OF {_quoted(_JOURNALLED_ALONE[name])}", "NEW", 0))
         for kind, event, source, whole in kinds:
             key = ", ".join(f'{source}."{column.name}"' for column in table.primary_key)
             made[f"change_{name}_{kind}"] = (

@@ -1,6 +1,6 @@
-"""What labelled images show: their classes for a validation, and the hold on their originals until one has used them.
+"""Class labels of images for a validation, and the hold on their originals until a validation has used them.
 
-While an original is kept for that, its study has the label HOLD_LABEL, on which there is a legal hold.
+While an original is kept for this, its study has the label HOLD_LABEL, on which there is a legal hold.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from storage.index.trail_rows import append_in
 from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord
 
 HOLD_LABEL = "validation"
-_AT_ONCE = 200
+_UIDS_AT_ONCE = 200
 
 
 class ClassLabels:
@@ -28,7 +28,7 @@ class ClassLabels:
         self._engine = engine
 
     def put(self, classes: Mapping[str, str], *, who: str) -> int:
-        """Give images, by SOP Instance UID, their classes, and hold their originals; how many are new or changed."""
+        """Set classes by SOP Instance UID, and hold the originals; how many labels are new or changed."""
         changed = 0
         with writing(self._engine) as connection:
             for name in sorted(set(classes.values())):
@@ -49,9 +49,9 @@ class ClassLabels:
         return changed
 
     def release(self, uids: Sequence[str], *, who: str, why: str) -> int:
-        """Hold the originals of these images no longer; they keep their classes. How many were held.
+        """End the hold on the originals of these images, which keep their classes; how many were held.
 
-        The other originals of a study are let go with its last labelled one.
+        The hold on the other originals of a study ends with that on its last labelled one.
         """
         released = 0
         with writing(self._engine) as connection:
@@ -67,7 +67,7 @@ class ClassLabels:
         return released
 
     def all(self) -> list[ClassLabel]:
-        """Every labelled image, by UID, whether it is held here or not."""
+        """Every label by UID, whether the image is held here or not."""
         query = select(class_label).order_by(class_label.c.sop_instance_uid)
         with self._engine.connect() as connection:
             return [
@@ -75,7 +75,7 @@ class ClassLabels:
             ]
 
     def original_uids(self, uids: Sequence[str]) -> dict[str, str]:
-        """Per UID the SOP Instance UID of the original, for images held here; a UID may be a reconstruction's."""
+        """SOP Instance UIDs of originals held here, by UID; a UID may be that of a reconstruction."""
         found: dict[str, str] = {}
         objects = (rendition.c.derived_uid, rendition.c.structure_uid)
         with self._engine.connect() as connection:
@@ -90,7 +90,7 @@ class ClassLabels:
         return found
 
     def views_of(self, patient_id: str) -> list[LabelledView]:
-        """The images of a patient with the attributes that say which view each is."""
+        """The images of a patient with the attributes that give the view of each."""
         query = (
             select(instance.c.sop_instance_uid, instance.c.attributes, series.c.attributes.label("of_series"))
             .join(series, instance.c.series_key == series.c.key)
@@ -105,7 +105,7 @@ class ClassLabels:
             ]
 
     def replay(self, record: TrailRecord) -> None:
-        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
         entry = record.entry
         with writing(self._engine) as connection:
             if entry.action == "class.put":
@@ -117,7 +117,7 @@ class ClassLabels:
 
 def _batches(uids: Collection[str]) -> Iterator[tuple[str, ...]]:
     rest = iter(uids)
-    while some := tuple(islice(rest, _AT_ONCE)):
+    while some := tuple(islice(rest, _UIDS_AT_ONCE)):
         yield some
 
 

@@ -1,6 +1,7 @@
-"""Storage commitment requests as rows: asked, judged, told; and the pins that keep a committed original from a purge.
+"""Storage commitment requests as rows, and the pins that keep a committed original from being purged.
 
-A request is claimed with a lease: several nodes on one database tell each peer once, and a restart loses nothing.
+A request is claimed with a lease: of several nodes on one database one reports to the peer, and a restart loses
+nothing.
 """
 
 from __future__ import annotations
@@ -8,25 +9,27 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, exists, insert, or_, select
 
-from storage.index.connection import writing
+from storage.index import lease
+from storage.index.connection import now, writing
+from storage.index.lease import is_free, owned
 from storage.index.tables import commitment, instance, pin, quarantine
 
 
 class CommitmentState(StrEnum):
-    """Where a request is. ASKED and JUDGED are work to do."""
+    """The state of a request. REQUESTED and DECIDED are open."""
 
-    ASKED = "asked"
-    JUDGED = "judged"
-    """The report is fixed, its originals are pinned; the peer has not been told yet."""
-    TOLD = "told"
+    REQUESTED = "requested"
+    DECIDED = "decided"
+    """The report is fixed and its originals are pinned; it was not sent to the peer yet."""
+    REPORTED = "reported"
     GIVEN_UP = "given up"
-    """The peer could not be told in time. The pins stay."""
+    """The peer could not be reached in time. The pins stay."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,9 @@ class CommitmentItem:
 
 @dataclass(frozen=True)
 class CommitmentAnswer:
-    """One instance with its Failure Reason (0008,1197); 0 where it is committed.
+    """One instance with its Failure Reason (0008,1197); 0 if it is committed.
 
-    ``instance_key`` and ``original_digest`` say what was committed, so that it can be pinned.
+    ``instance_key`` and ``original_digest`` name the original to pin.
     """
 
     sop_class_uid: str
@@ -62,11 +65,13 @@ class CommitmentRequest:
     duplicate: bool
     report: tuple[CommitmentAnswer, ...] | None
     attempts: int
-    asked_at: datetime
+    requested_at: datetime
     owner: str
 
 
-_OPEN = (CommitmentState.ASKED, CommitmentState.JUDGED)
+_OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
+_UIDS_AT_ONCE = 500
+"""UIDs in one query."""
 
 
 class Commitments:
@@ -75,10 +80,10 @@ class Commitments:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def ask(self, transaction_uid: str, calling_aet: str, references: Sequence[CommitmentItem], *, due: float) -> int:
-        """Note a request; on return it is durable. ``due``: when to work on it if nobody claims it by key before.
+    def add(self, transaction_uid: str, calling_aet: str, references: Sequence[CommitmentItem], *, due: float) -> int:
+        """Commit a request. ``due``: when to work on it if nobody claims it by key before.
 
-        It is a duplicate where another request with that transaction UID is still open.
+        It is a duplicate if another request with that transaction UID is still open.
         """
         open_too = select(commitment.c.key).where(
             commitment.c.transaction_uid == transaction_uid, commitment.c.state.in_(_OPEN)
@@ -89,46 +94,38 @@ class Commitments:
                 "calling_aet": calling_aet,
                 "items": [[one.sop_class_uid, one.sop_instance_uid] for one in references],
                 "duplicate": int(connection.execute(open_too).first() is not None),
-                "state": CommitmentState.ASKED,
+                "state": CommitmentState.REQUESTED,
                 "attempts": 0,
                 "due": due,
-                "asked_at": _now(),
+                "requested_at": now(),
             }
             return int(connection.execute(insert(commitment).values(row).returning(commitment.c.key)).scalar_one())
 
     def claim(self, owner: str, lease_seconds: float, *, key: int | None = None) -> CommitmentRequest | None:
-        """The open request that has been due longest, or the one of that key; None where there is none to work on."""
-        now = time.time()
-        free = or_(commitment.c.lease_until.is_(None), commitment.c.lease_until < now)
-        wanted = commitment.c.due <= now if key is None else commitment.c.key == key
+        """Claim the open request that has been due longest, or the one of that key; None if there is none."""
+        wanted = commitment.c.due <= time.time() if key is None else commitment.c.key == key
         first = (
             select(commitment.c.key)
-            .where(commitment.c.state.in_(_OPEN), free, wanted)
+            .where(commitment.c.state.in_(_OPEN), is_free(commitment), wanted)
             .order_by(commitment.c.due)
             .limit(1)
             .scalar_subquery()
         )
         with writing(self._engine) as connection:
-            row = connection.execute(
-                update(commitment)
-                .where(commitment.c.key == first)
-                .values(lease_owner=owner, lease_until=now + lease_seconds)
-                .returning(commitment)
-            ).first()
-        return None if row is None else _asked(row, owner)
+            row = lease.claim(connection, commitment, commitment.c.key == first, owner, lease_seconds)
+        return None if row is None else _request(row, owner)
 
-    def renew(self, asked: CommitmentRequest, lease_seconds: float) -> None:
-        """Extend the lease of a claimed request."""
+    def renew(self, request: CommitmentRequest, lease_seconds: float) -> bool:
+        """Extend the lease; False if it was lost."""
         with writing(self._engine) as connection:
-            until = time.time() + lease_seconds
-            connection.execute(update(commitment).where(*_owned(asked)).values(lease_until=until))
+            return lease.renew(connection, commitment, _owned(request), lease_seconds)
 
-    def judge(
-        self, asked: CommitmentRequest, report: Sequence[CommitmentAnswer], *, until: float | None
+    def decide(
+        self, request: CommitmentRequest, report: Sequence[CommitmentAnswer], *, until: float | None
     ) -> tuple[CommitmentAnswer, ...]:
-        """Fix the report and pin what it commits until that time (None: for ever); the report as it then is.
+        """Fix the report, and pin the originals that it commits until that time (None: for ever); the final report.
 
-        An original that changed or went since it was looked at is failed with 0110H.
+        An original that changed or disappeared since it was checked fails with 0110H.
         """
         with writing(self._engine) as connection:
             keys = [one.instance_key for one in report if not one.reason]
@@ -137,34 +134,32 @@ class Commitments:
             )
             held = {row.key: row.original_digest for row in rows}
             final = tuple(
-                one if one.reason or held.get(one.instance_key) == one.original_digest else _gone(one) for one in report
+                one if one.reason or held.get(one.instance_key) == one.original_digest else _failed(one)
+                for one in report
             )
             pins = [
-                {"instance_key": one.instance_key, "commitment_key": asked.key, "until": until}
+                {"instance_key": one.instance_key, "commitment_key": request.key, "until": until}
                 for one in final
                 if not one.reason
             ]
             if pins:
                 connection.execute(insert(pin), pins)
             items = [[one.sop_class_uid, one.sop_instance_uid, one.reason] for one in final]
-            connection.execute(
-                update(commitment).where(*_owned(asked)).values(report=items, state=CommitmentState.JUDGED)
-            )
+            lease.change(connection, commitment, _owned(request), report=items, state=CommitmentState.DECIDED)
         return final
 
-    def told(self, asked: CommitmentRequest) -> None:
-        """The peer knows; the request is closed."""
-        self._close(asked, CommitmentState.TOLD)
+    def reported(self, request: CommitmentRequest) -> None:
+        """Close a request whose report the peer has received."""
+        self._close(request, CommitmentState.REPORTED)
 
-    def give_up(self, asked: CommitmentRequest) -> None:
-        """Close a request whose peer cannot be told. Its pins stay."""
-        self._close(asked, CommitmentState.GIVEN_UP)
+    def give_up(self, request: CommitmentRequest) -> None:
+        """Close a request whose peer cannot be reached. Its pins stay."""
+        self._close(request, CommitmentState.GIVEN_UP)
 
-    def postpone(self, asked: CommitmentRequest, due: float) -> None:
-        """Try again at that time."""
-        values = {"attempts": asked.attempts + 1, "due": due, "lease_owner": None, "lease_until": None}
+    def postpone(self, request: CommitmentRequest, due: float) -> None:
+        """Release a request, to be tried again at that time."""
         with writing(self._engine) as connection:
-            connection.execute(update(commitment).where(*_owned(asked)).values(values))
+            lease.release(connection, commitment, _owned(request), attempts=request.attempts + 1, due=due)
 
     def states(self, transaction_uid: str) -> list[CommitmentState]:
         """The states of the requests with that transaction UID, oldest first."""
@@ -173,29 +168,28 @@ class Commitments:
             return [CommitmentState(state) for state in connection.execute(query.order_by(commitment.c.key)).scalars()]
 
     def contested(self, sop_instance_uids: Sequence[str]) -> set[str]:
-        """Those of the UIDs under which another data set waits in quarantine."""
+        """Those of the UIDs under which another data set is in quarantine."""
         query = select(quarantine.c.sop_instance_uid)
         found: set[str] = set()
         with self._engine.connect() as connection:
-            for start in range(0, len(sop_instance_uids), 500):
-                some = sop_instance_uids[start : start + 500]
+            for start in range(0, len(sop_instance_uids), _UIDS_AT_ONCE):
+                some = sop_instance_uids[start : start + _UIDS_AT_ONCE]
                 found |= set(connection.execute(query.where(quarantine.c.sop_instance_uid.in_(some))).scalars())
         return found
 
     def pinned(self, instance_key: int) -> bool:
-        """True where an original must not be purged, since it was committed."""
+        """Whether an original must not be purged, since it was committed."""
         with self._engine.connect() as connection:
             row = connection.execute(select(instance.c.key).where(instance.c.key == instance_key, is_pinned())).first()
         return row is not None
 
-    def _close(self, asked: CommitmentRequest, state: CommitmentState) -> None:
-        values = {"state": state, "done_at": _now(), "lease_owner": None, "lease_until": None}
+    def _close(self, request: CommitmentRequest, state: CommitmentState) -> None:
         with writing(self._engine) as connection:
-            connection.execute(update(commitment).where(*_owned(asked)).values(values))
+            lease.release(connection, commitment, _owned(request), state=state, closed_at=now())
 
 
 def is_pinned() -> ColumnElement[bool]:
-    """For a query on ``instance``: its original is committed today. A purge asks in its own write transaction."""
+    """Whether the original of a row of ``instance`` is committed now. A purge checks it in its write transaction."""
     lasts = or_(pin.c.until.is_(None), pin.c.until > time.time())
     return exists(select(pin.c.key).where(pin.c.instance_key == instance.c.key, lasts))
 
@@ -204,15 +198,15 @@ PROCESSING_FAILURE = 0x0110
 """Failure Reason (PS3.3 C.14.1.1)."""
 
 
-def _gone(one: CommitmentAnswer) -> CommitmentAnswer:
+def _failed(one: CommitmentAnswer) -> CommitmentAnswer:
     return CommitmentAnswer(one.sop_class_uid, one.sop_instance_uid, PROCESSING_FAILURE)
 
 
-def _owned(asked: CommitmentRequest) -> tuple[Any, ...]:
-    return commitment.c.key == asked.key, commitment.c.lease_owner == asked.owner
+def _owned(request: CommitmentRequest) -> ColumnElement[bool]:
+    return owned(commitment, request.owner, key=request.key)
 
 
-def _asked(row: Any, owner: str) -> CommitmentRequest:
+def _request(row: Any, owner: str) -> CommitmentRequest:
     return CommitmentRequest(
         key=row.key,
         transaction_uid=row.transaction_uid,
@@ -221,10 +215,6 @@ def _asked(row: Any, owner: str) -> CommitmentRequest:
         duplicate=bool(row.duplicate),
         report=None if row.report is None else tuple(CommitmentAnswer(*item) for item in row.report),
         attempts=row.attempts,
-        asked_at=row.asked_at,
+        requested_at=row.requested_at,
         owner=owner,
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)

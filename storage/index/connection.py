@@ -1,4 +1,4 @@
-"""Opening the database: pragmas for SQLite, transactions that mean it, and migrations."""
+"""Opens the database: pragmas for SQLite, write transactions that lock at once, and migrations."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from storage.errors import IndexFault, IndexRefused, NewerFormat, StoreFull
 LOGGER = logging.getLogger(__name__)
 
 FOLLOWER = "follower"
-"""Execution option of an engine: called after each write transaction."""
+"""Name of the execution option of an engine that is called after each write transaction."""
 
 _CANNOT_WRITE = ("disk is full", "disk full", "readonly database", "read-only", "disk I/O error", "unable to open")
-"""How SQLite and PostgreSQL say it."""
+"""Parts of the messages of SQLite and PostgreSQL."""
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 def connect(url: str) -> Engine:
     """An engine for ``url``. On SQLite: WAL, synchronous FULL (a commit is on disk), foreign keys checked."""
-    engine = create_engine(url, hide_parameters=True)  # they are patient data, and errors with them reach the log
+    engine = create_engine(url, hide_parameters=True)  # parameters are patient data, and errors are logged
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-        event.listen(engine, "handle_error", _in_a_sentence)
+        event.listen(engine, "handle_error", _translate_error)
     return engine
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the schema to the newest revision (alembic). A file with an older one is copied first.
+    """Upgrade the schema to the newest revision (alembic). A file with an older one is copied first.
 
     Raises NewerFormat, and IndexRefused for a file that is no index.
     """
@@ -67,7 +67,7 @@ def migrate(engine: Engine) -> None:
 
 
 def _revision(engine: Engine) -> str:
-    """The revision of the schema; empty where there is no schema yet."""
+    """The revision of the schema; empty if there is no schema yet."""
     try:
         with engine.connect() as connection:
             tables = inspect(connection).get_table_names()
@@ -76,7 +76,7 @@ def _revision(engine: Engine) -> str:
     except IndexFault as error:
         raise IndexRefused(f"the index {engine.url.database} cannot be used: {error}") from error
     if tables:
-        raise IndexRefused(f"{engine.url.database} is a database, and no index of an archive: is storage.index right?")
+        raise IndexRefused(f"{engine.url.database} is a database, but not the index of an archive: check storage.index")
     return ""
 
 
@@ -87,7 +87,7 @@ def _copy_before(engine: Engine, revision: str) -> None:
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         driver.execute("VACUUM INTO ?", (str(copy),))
-    LOGGER.warning("the index has schema %s and is brought up to date; %s is a copy as it was", revision, copy)
+    LOGGER.warning("the index has schema %s and is upgraded; %s is a copy of it before", revision, copy)
 
 
 def _mark_changes(engine: Engine, *, anew: bool) -> None:
@@ -101,7 +101,7 @@ def _mark_changes(engine: Engine, *, anew: bool) -> None:
 
 
 def commits_need_no_sync(engine: Engine) -> None:
-    """For an index whose follower syncs what was committed: SQLite keeps the order of commits, and does not wait."""
+    """For an index whose follower syncs committed changes: SQLite keeps the order of commits without syncing each."""
 
     def not_each(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA synchronous=NORMAL")
@@ -112,8 +112,10 @@ def commits_need_no_sync(engine: Engine) -> None:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A write transaction, which is in the change journal too when the block has ended. A full or read-only disk or
-    database becomes StoreFull."""
+    """A write transaction; when the block has ended, its changes are in the change journal too.
+
+    Raises StoreFull if the disk or the database is full or read-only.
+    """
     follower: Callable[[], None] | None = engine.get_execution_options().get(FOLLOWER)
     try:
         with engine.connect().execution_options(write=True) as connection, connection.begin():
@@ -128,15 +130,12 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 def now() -> datetime:
-    """The time as rows hold it: UTC, without a zone."""
+    """The time as rows store it: UTC, without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _in_a_sentence(context: ExceptionContext) -> None:
-    """What SQLite says of the machine, not of a row, becomes an error of ours: nobody's program is at fault.
-
-    Raises StoreFull, IndexFault.
-    """
+def _translate_error(context: ExceptionContext) -> None:
+    """Translate SQLite's errors about the machine, not about a row. Raises StoreFull, IndexFault."""
     error = context.original_exception
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(
         error, sqlite3.IntegrityError | sqlite3.ProgrammingError
@@ -145,12 +144,12 @@ def _in_a_sentence(context: ExceptionContext) -> None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         raise StoreFull(f"the index cannot be written: {error}") from error
-    if code in _SENTENCES:
-        raise IndexFault(f"the index cannot be used ({error}): {_SENTENCES[code]}") from error
+    if code in _ADVICE:
+        raise IndexFault(f"the index cannot be used ({error}): {_ADVICE[code]}") from error
 
 
 _REBUILD = "put a sound copy back, or stop the node and run `latent-pacs index rebuild`"
-_SENTENCES = {
+_ADVICE = {
     sqlite3.SQLITE_BUSY: "another process keeps it locked; try again when that has ended",
     sqlite3.SQLITE_LOCKED: "another process keeps it locked; try again when that has ended",
     sqlite3.SQLITE_READONLY: "look at the rights of its file and folder, and whether the disk is mounted read-only",
@@ -160,7 +159,7 @@ _SENTENCES = {
     sqlite3.SQLITE_CORRUPT: _REBUILD,
     sqlite3.SQLITE_NOTADB: _REBUILD,
 }
-"""What to do, by SQLite's result code."""
+"""Advice by SQLite's result code."""
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

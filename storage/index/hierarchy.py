@@ -1,7 +1,7 @@
-"""Where an instance belongs: the rows of its patient, study and series, made where they are new.
+"""The patient, study and series rows of an instance, inserted if they are new.
 
-The first instance to arrive says what a study and a patient are called; amendments say so from then on, also of what
-arrives later.
+The attributes of a study and a patient come from the first instance that is received; amendments replace them, also
+for instances that are received later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from storage.records import DicomJson, InstanceState, Levels, NewInstance, Reaso
 
 
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
-    """The columns of an instance that came in just now; its series, study and patient are there then."""
+    """The columns of a received instance; its series, study and patient rows are inserted if they are new."""
     return {
         **columns_of(new.levels)["instance"],
         "series_key": series_key_of(connection, new.levels),
@@ -45,15 +45,15 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
         "received_at": now(),
         "state": InstanceState.EXACT if new.pixel_warning else InstanceState.RECEIVED,
         "reason": new.pixel_warning,
-        "reason_code": ReasonCode.LEFT_OUT if new.pixel_warning else ReasonCode.NONE,
+        "reason_code": ReasonCode.PIXELS if new.pixel_warning else ReasonCode.NONE,
         "attempts": 0,
     }
 
 
 def series_key_of(connection: Connection, levels: Levels) -> int:
-    """The series of an instance with those attributes; its study and patient are made too where they are new."""
+    """The key of the series of an instance with those attributes; inserts series, study and patient if they are new."""
     columns = columns_of(levels)
-    # a Series Instance UID that comes back in another study is a fault of its sender, and hides no image here
+    # a sender may reuse a Series Instance UID in another study: that makes another series here, so no image is hidden
     in_study = {**columns["series"], "study_key": _study_key(connection, levels)}
     return key_of(connection, series, in_study, "study_key", "series_instance_uid")
 
@@ -63,30 +63,30 @@ def _study_key(connection: Connection, levels: Levels) -> int:
     known = connection.execute(select(study.c.key).where(study.c.study_instance_uid == uid)).scalar()
     if known is not None:
         return int(known)
-    made = folded(levels.patient, levels.study, standing(connection, uid, levels.patient))
+    made = folded(levels.patient, levels.study, amendments_in_force(connection, uid, levels.patient))
     columns = made.columns()
     patient_key = key_of(connection, patient, columns["patient"], "identity")
     row = {**columns["study"], "patient_key": patient_key, **amended_columns(made, levels.patient, levels.study)}
     key = key_of(connection, study, row, "study_instance_uid")
-    remember_patients(connection, key, made.patient_ids, columns["patient"]["patient_id"])
+    add_former_patients(connection, key, made.patient_ids, columns["patient"]["patient_id"])
     return key
 
 
 def amended_columns(made: Folded, patient_received: DicomJson, study_received: DicomJson) -> dict[str, Any]:
-    """The columns ``received`` and ``amended`` of a study; neither where no amendment applies."""
+    """The columns ``received`` and ``amended`` of a study; empty if no amendment applies."""
     if not made.applied:
         return {}
     received = {"patient": patient_received, "study": study_received}
     return {"received": received, "amended": [asdict(one) for one in made.applied]}
 
 
-def standing(connection: Connection, study_uid: str, received: DicomJson) -> list[Amendment]:
-    """The amendments in force that may apply to a study with those patient attributes as received, in their order."""
+def amendments_in_force(connection: Connection, study_uid: str, received: DicomJson) -> list[Amendment]:
+    """The amendments in force that may apply to a study with those received patient attributes, by number."""
     of_study = _in_force(connection, and_(amendment.c.kind == AmendmentKind.STUDY, amendment.c.target == study_uid))
     found = {one.number: one for one in of_study}
     looked: set[str] = set()
     names = {_identity(received, {}), *(_identity(received, one.changes) for one in of_study)}
-    while names - looked:  # a patient that was merged into another, who was merged into a third
+    while names - looked:  # a patient may have been merged into another, which was merged into a third
         targets, looked = names - looked, looked | names
         where = and_(amendment.c.kind == AmendmentKind.PATIENT, amendment.c.target.in_(targets))
         for one in _in_force(connection, where):
@@ -127,36 +127,36 @@ def amendments(connection: Connection, *where: Any) -> list[Amendment]:
     ]
 
 
-def remember_patients(connection: Connection, study_key: int, ids: Iterable[str], current: str) -> None:
-    """Note Patient IDs that a study went by, for legal holds."""
+def add_former_patients(connection: Connection, study_key: int, ids: Iterable[str], current: str) -> None:
+    """Store former Patient IDs of a study, for legal holds."""
     mine = former_patient.c.study_key == study_key
     known = set(connection.execute(select(former_patient.c.patient_id).where(mine)).scalars())
     for one in sorted(set(ids) - known - {current, ""}):
         connection.execute(insert(former_patient).values(study_key=study_key, patient_id=one))
 
 
-def settle(connection: Connection, study_key: int) -> None:
-    """Make the rows of a study, and of the patients that it leaves and comes to, what its amendments say."""
+def apply_amendments(connection: Connection, study_key: int) -> None:
+    """Update the rows of a study, and of its former and new patient, according to its amendments."""
     row = connection.execute(
         select(study, patient.c.attributes.label("of_patient"), patient.c.patient_id)
         .join(patient, study.c.patient_key == patient.c.key)
         .where(study.c.key == study_key)
     ).one()
     received = row.received or {"patient": row.of_patient, "study": row.attributes}
-    found = standing(connection, row.study_instance_uid, received["patient"])
+    found = amendments_in_force(connection, row.study_instance_uid, received["patient"])
     made = folded(received["patient"], received["study"], found)
     columns = made.columns()
     patient_key = key_of(connection, patient, columns["patient"], "identity")
     amended = amended_columns(made, **{f"{level}_received": value for level, value in received.items()})
     news = {**columns["study"], "patient_key": patient_key, "received": received, "amended": amended.get("amended")}
     connection.execute(update(study).where(study.c.key == study_key).values(news))
-    remember_patients(connection, study_key, [*made.patient_ids, row.patient_id], columns["patient"]["patient_id"])
-    _rename(connection, patient_key)
+    add_former_patients(connection, study_key, [*made.patient_ids, row.patient_id], columns["patient"]["patient_id"])
+    _update_patient(connection, patient_key)
     drop_empty(connection, patient, study.c.patient_key, [row.patient_key])
 
 
-def _rename(connection: Connection, patient_key: int) -> None:
-    """A patient is what the first of its own studies makes of it, as on arrival; one that was never amended stands."""
+def _update_patient(connection: Connection, patient_key: int) -> None:
+    """Take a patient's attributes from the first of its own studies, unless one of its studies was never amended."""
     identity = connection.execute(select(patient.c.identity).where(patient.c.key == patient_key)).scalar_one()
     rows = connection.execute(select(study).where(study.c.patient_key == patient_key).order_by(study.c.key)).all()
     if any(row.received is None for row in rows):
@@ -171,13 +171,13 @@ def _rename(connection: Connection, patient_key: int) -> None:
     made = folded(
         received["patient"],
         received["study"],
-        standing(connection, first.study_instance_uid, received["patient"]),
+        amendments_in_force(connection, first.study_instance_uid, received["patient"]),
     )
     connection.execute(update(patient).where(patient.c.key == patient_key).values(made.columns()["patient"]))
 
 
-def name_after(connection: Connection, series_key: int, levels: Levels) -> None:
-    """Series, study and patient are called what an instance says that came to be the only one in them."""
+def take_attributes_of(connection: Connection, series_key: int, levels: Levels) -> None:
+    """Take the attributes of series, study and patient from an instance that is now the only one in them."""
     below = select(instance.c.key).join(series, instance.c.series_key == series.c.key)
     study_key = connection.execute(select(series.c.study_key).where(series.c.key == series_key)).scalar_one()
     if len(connection.execute(below.where(series.c.key == series_key).limit(2)).all()) == 1:
@@ -186,17 +186,17 @@ def name_after(connection: Connection, series_key: int, levels: Levels) -> None:
     if len(connection.execute(below.where(series.c.study_key == study_key).limit(2)).all()) == 1:
         received = {"patient": levels.patient, "study": levels.study}
         connection.execute(update(study).where(study.c.key == study_key).values(received=received))
-        settle(connection, study_key)
+        apply_amendments(connection, study_key)
 
 
 def drop_empty(connection: Connection, table: Table, below: Any, keys: Iterable[int]) -> None:
-    """Remove those rows that nothing below points to any more."""
+    """Delete those rows that no row of ``below`` refers to."""
     unused = ~select(1).where(below == table.c.key).exists()
     connection.execute(delete(table).where(table.c.key.in_(list(keys)), unused))
 
 
 def drop_empty_above(connection: Connection, series_keys: Iterable[int]) -> None:
-    """Remove those series, their studies and patients, as far as no instance is left in them."""
+    """Delete those series, their studies and patients, if no instance is left in them."""
     keys = list(dict.fromkeys(series_keys))
     above = select(series.c.study_key, study.c.patient_key).join(study, series.c.study_key == study.c.key)
     rows = connection.execute(above.where(series.c.key.in_(keys)).distinct()).all()
@@ -206,7 +206,7 @@ def drop_empty_above(connection: Connection, series_keys: Iterable[int]) -> None
 
 
 def key_of(connection: Connection, table: Table, row: dict[str, Any], *unique: str) -> int:
-    """The key of the row with those unique values, inserted where it is new; the first one to arrive stands."""
+    """The key of the row with those unique values, inserted if it is new; an existing row stays as it is."""
     found = select(table.c.key).where(*(table.c[name] == row[name] for name in unique))
     key = connection.execute(found).scalar()
     if key is not None:

@@ -1,4 +1,4 @@
-"""Legal holds and the labels of studies: what keeps originals from being removed, whatever their age."""
+"""Legal holds and labels of studies: no original that a hold covers is removed, whatever its age."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Holds:
         self._engine = engine
 
     def add(self, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:
-        """Place a hold; from the commit on, nothing that it covers is removed."""
+        """Place a hold; after the commit no original that it covers is removed."""
         with writing(self._engine) as connection:
             return add_hold_in(connection, kind, value, reason=reason, who=who)
 
     def release(self, key: int, *, reason: str, who: str) -> Hold | None:
-        """Release a hold; None where there is no such hold, or it was released before."""
+        """Release a hold; None if there is no such hold, or it was released before."""
         released = {"released_by": who, "released_at": now(), "release_reason": reason}
         with writing(self._engine) as connection:
             open_hold = update(hold).where(hold.c.key == key, hold.c.released_at.is_(None))
@@ -37,13 +37,13 @@ class Holds:
         return _hold(row)
 
     def all(self, *, released: bool = False) -> list[Hold]:
-        """The holds in force, or with ``released`` all there ever were."""
+        """The holds in force; with ``released`` all holds."""
         query = select(hold).order_by(hold.c.key)
         with self._engine.connect() as connection:
             return [_hold(row) for row in connection.execute(query) if released or row.released_at is None]
 
     def covered(self, placed: Hold) -> int:
-        """How many held originals a hold covers today."""
+        """How many held originals a hold covers now."""
         query = (
             select(func.count())
             .select_from(original)
@@ -58,12 +58,12 @@ class Holds:
             return int(connection.execute(query).scalar_one())
 
     def put_label(self, name: str, study_uid: str, *, who: str) -> bool:
-        """Label a study; False where it has that label already."""
+        """Label a study; False if it has that label already."""
         with writing(self._engine) as connection:
             return put_label_in(connection, name, study_uid, who=who)
 
     def take_label(self, name: str, study_uid: str, *, who: str) -> bool:
-        """Take a label off a study; False where it had none of that name."""
+        """Remove a label from a study; False if it had none of that name."""
         with writing(self._engine) as connection:
             return take_label_in(connection, name, study_uid, who=who)
 
@@ -74,7 +74,7 @@ class Holds:
             return [(row.name, row.study_instance_uid) for row in connection.execute(query)]
 
     def replay(self, record: TrailRecord) -> None:
-        """Do again what a record of the trail tells, in an index that lost it; the trail itself is left alone."""
+        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
         entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
         number, _, reason = entry.detail.partition(": ")
         with writing(self._engine) as connection:
@@ -123,11 +123,11 @@ def on_hold() -> ColumnElement[bool]:
 
 def _covers() -> ColumnElement[bool]:
     of_study = select(label.c.name).where(label.c.study_instance_uid == study.c.study_instance_uid)
-    went_by = select(former_patient.c.patient_id).where(former_patient.c.study_key == study.c.key)
+    former_ids = select(former_patient.c.patient_id).where(former_patient.c.study_key == study.c.key)
     return or_(
         and_(hold.c.kind == HoldKind.STUDY, hold.c.value == study.c.study_instance_uid),
         and_(hold.c.kind == HoldKind.PATIENT, hold.c.value == patient.c.patient_id),
-        and_(hold.c.kind == HoldKind.PATIENT, hold.c.value.in_(went_by.correlate(study).scalar_subquery())),
+        and_(hold.c.kind == HoldKind.PATIENT, hold.c.value.in_(former_ids.correlate(study).scalar_subquery())),
         and_(hold.c.kind == HoldKind.LABEL, hold.c.value.in_(of_study.correlate(study).scalar_subquery())),
     )
 

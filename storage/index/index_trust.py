@@ -1,4 +1,4 @@
-"""Whether an index that is open or about to be may be trusted: its pages, and that it ends where the journal ends."""
+"""Checks of an index: its pages are sound, and it ends where the journal ends."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
 
 _ROOM = 1 << 20
-"""Bytes that SQLite needs at most beside an index to open it."""
-REBUILD = "run `latent-pacs index rebuild`, which makes it anew from the objects and the journal"
+"""Bytes that SQLite needs at most next to an index to open it."""
+REBUILD = "run `latent-pacs index rebuild`, which makes it again from the objects and the journal"
 
 
 def sqlite_file(url: str) -> Path | None:
-    """The file of an SQLite database; None for another one."""
+    """The file of an SQLite database; None for another database."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 def quick_check(file: Path) -> None:
-    """Look for damaged pages. Raises IndexRefused."""
+    """Check the pages. Raises IndexRefused if one is damaged."""
     found = damage_of(file, "quick_check") if file.exists() and file.stat().st_size else []
     if found:
         raise IndexRefused(f"the index {file} is damaged ({found[0]}); {REBUILD}")
 
 
 def damage_of(file: Path, check: str) -> list[str]:
-    """What ``quick_check`` or ``integrity_check`` of SQLite finds, a line each; empty where the file is sound."""
+    """The findings of SQLite's ``quick_check`` or ``integrity_check``, a line each; empty if the file is sound."""
     try:
         connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60)
         try:
@@ -42,8 +42,8 @@ def damage_of(file: Path, check: str) -> list[str]:
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN):
             raise
-        if shutil.disk_usage(file.parent).free < _ROOM:  # SQLite calls that an I/O error
-            raise StoreFull(f"there is no room beside the index {file}, which it cannot be opened without") from error
+        if shutil.disk_usage(file.parent).free < _ROOM:  # SQLite reports an I/O error then
+            raise StoreFull(f"the disk of the index {file} is too full to open it") from error
         return [str(error)]
     except sqlite3.DatabaseError as error:
         return [str(error)]
@@ -51,14 +51,14 @@ def damage_of(file: Path, check: str) -> list[str]:
 
 
 class IndexStanding:
-    """What a scrub asks of the index of the archive below ``root`` before it believes it."""
+    """The checks of a scrub on the index of the archive below ``root``."""
 
     def __init__(self, index: Index, root: Path) -> None:
         self._index, self._journal = index, root / "journal"
         self._file = sqlite_file(str(index.engine.url))
 
     def doubt(self) -> str:
-        """Why the index may not say what is an orphan and what is lost; empty where it may."""
+        """Why the index cannot decide which objects are orphans or lost; empty if it can."""
         if self._file is None:
             return ""
         journal = ChangeJournal(self._journal)
@@ -66,7 +66,7 @@ class IndexStanding:
             identity, last = connection.execute(select(archive.c.identity)).scalar(), journal.last()
             recorded, number = journal.archive(), last_number(connection)
         if identity is None or not recorded:
-            return "it is empty or was not opened with the journal beside the objects"
+            return "it is empty, or was not opened with the journal of the objects"
         if identity != recorded:
             return "it is the index of another archive"
         return f"it ends at change {number}, and the journal at {last}" if number < last else ""

@@ -1,7 +1,6 @@
-"""What the index promises to hold, what a scrub found of it, and what that makes of the instances.
+"""Expected objects, the damage that a scrub found among them, and its effect on the instances.
 
-``promises`` is the one place that says which objects have to be there: whatever new kind of object a row comes to
-point to becomes a line in ``_SOURCES``, and is scrubbed, and no orphan, from then on.
+Add every new object-valued column to ``_SOURCES``; otherwise a scrub treats its objects as orphans.
 """
 
 from __future__ import annotations
@@ -11,19 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, Row, Select, func, insert, literal, or_, select, union_all, update
+from sqlalchemy import Connection, Engine, Integer, Row, Select, func, insert, literal, select, union_all, update
 
 from storage.index.connection import writing
+from storage.index.lease import FREE, is_free
 from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
-from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, Trial, Verdict
+from storage.records import InstanceState, OriginalForm, ReasonCode, Tier
 
 HOT = Tier.HOT
-"""The store that everything but originals is in."""
+"""The store of all objects but moved originals."""
 
 
 @dataclass(frozen=True)
 class ExpectedObject:
-    """One row's word that an object is held. ``kind``: original, base, rendition, quarantined or model."""
+    """An object that a row names. ``kind``: original, base, rendition, quarantined or model."""
 
     digest: str
     kind: str
@@ -33,7 +33,7 @@ class ExpectedObject:
 
 @dataclass(frozen=True)
 class NewDamage:
-    """A damaged object that a row promises, and what was done about it."""
+    """A damaged or missing object that a row names, and the action taken."""
 
     digest: str
     kind: str
@@ -45,55 +45,47 @@ class NewDamage:
     action: str
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A damage row that is still open."""
+@dataclass(frozen=True, kw_only=True)
+class Damage(NewDamage):
+    """An open damage row."""
 
     key: int
-    digest: str
-    kind: str
-    store: str
-    instance_key: int | None
-    condition: str
-    detail: str
-    moved_to: str
     found_at: float
-    action: str
 
 
 class Integrity:
-    """The scrub's side of the index."""
+    """Expected objects and damage rows of one index. Safe to share between threads and processes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    # --- what should be there ---
+    # --- expected objects ---
 
-    def promises(self, low: str, high: str) -> list[ExpectedObject]:
-        """Every promise of a digest in ``low`` <= digest < ``high``, by digest."""
-        return self._promises(lambda source: source.select(source.digest >= low, source.digest < high))
+    def expected(self, low: str, high: str) -> list[ExpectedObject]:
+        """Every expected object with ``low`` <= digest < ``high``, by digest; one for each row that names it."""
+        return self._expected(lambda source: source.select(source.digest >= low, source.digest < high))
 
-    def promises_for(self, instance_key: int) -> list[ExpectedObject]:
-        """What one instance needs."""
-        return self._promises(lambda source: source.select(source.instance_key == instance_key))
+    def expected_of(self, instance_key: int) -> list[ExpectedObject]:
+        """The objects of one instance."""
+        return self._expected(lambda source: source.select(source.instance_key == instance_key))
 
     def count(self, low: str, high: str) -> int:
-        """How many promises there are in that range."""
+        """How many expected objects there are in that range."""
         found = union_all(*(one.select(one.digest >= low, one.digest < high) for one in _SOURCES)).subquery()
         with self._engine.connect() as connection:
             return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
 
-    def _promises(self, of: Callable[[_Source], Select[Any]]) -> list[ExpectedObject]:
+    def _expected(self, of: Callable[[_Source], Select[Any]]) -> list[ExpectedObject]:
         query = union_all(*map(of, _SOURCES)).order_by("digest", "kind")
         with self._engine.connect() as connection:
             return [
                 ExpectedObject(row.digest, row.kind, row.store, row.instance_key) for row in connection.execute(query)
             ]
 
-    # --- what was found ---
+    # --- damage ---
 
     def note(self, found: NewDamage) -> None:
-        """Open a damage row, or bring the open one of the same promise up to date."""
+        """Insert a damage row, or update the open one of the same expected object."""
         with writing(self._engine) as connection:
             key = connection.execute(select(damage.c.key).where(*_open(found))).scalar()
             if key is None:
@@ -105,37 +97,27 @@ class Integrity:
                 connection.execute(update(damage).where(damage.c.key == key).values(**news))
 
     def open_damage(self) -> list[Damage]:
-        """What is not whole again yet, oldest first."""
+        """Objects that are not whole again, oldest first."""
         query = select(damage).where(damage.c.closed_at.is_(None)).order_by(damage.c.key)
         with self._engine.connect() as connection:
             return [_damage_of(row) for row in connection.execute(query)]
 
     def close(self, key: int, outcome: str) -> None:
-        """The object is whole again, or nobody promises it any more. What the scrub had set on its instance goes."""
+        """Close a damage row: the object is whole again, or no longer expected. Its instance gets its state back."""
         with writing(self._engine) as connection:
-            connection.execute(update(damage).where(damage.c.key == key).values(closed_at=time.time(), outcome=outcome))
-            row = connection.execute(select(damage).where(damage.c.key == key)).one()
-            if row.instance_key is None or not row.set_reason:
-                return
-            said = (instance.c.key == row.instance_key, instance.c.reason == row.set_reason)
-            connection.execute(
-                update(instance)
-                .where(*said)
-                .values(state=row.former_state, reason=row.former_reason, reason_code=row.former_code, attempts=0)
-            )
+            close_damage_in(connection, key, outcome)
 
-    # --- what it makes of an instance ---
+    # --- effect on an instance ---
 
     def flag(self, found: NewDamage, state: InstanceState, code: ReasonCode, reason: str) -> bool:
-        """Let the instance of a damage row say ``state`` and ``reason``, and note what it said before.
+        """Set state and reason of the instance of a damage row, and keep its former ones in that row.
 
-        False where somebody works on the instance; the next scrub comes by again.
+        False if the instance is being worked on; the next scrub tries again.
         """
-        idle = or_(instance.c.lease_until.is_(None), instance.c.lease_until < time.time())
         with writing(self._engine) as connection:
             row = connection.execute(
                 select(instance.c.state, instance.c.reason, instance.c.reason_code).where(
-                    instance.c.key == found.instance_key, idle
+                    instance.c.key == found.instance_key, is_free(instance)
                 )
             ).first()
             if row is None:
@@ -153,39 +135,24 @@ class Integrity:
             connection.execute(update(damage).where(damage.c.key == noted.key).values(set_reason=reason, **before))
         return True
 
-    def send_back(self, instance_key: int, code: ReasonCode, reason: str) -> None:
-        """Give an instance to the archivist once more; it keeps its rendition, which it is to make again."""
-        rested = [InstanceState.VERIFIED, InstanceState.MEASURED, InstanceState.FAILED]
+    def requeue(self, instance_key: int, code: ReasonCode, reason: str) -> None:
+        """Give an instance to the archivist again; it keeps its rendition, which is to be made again."""
+        final = [InstanceState.VERIFIED, InstanceState.MEASURED, InstanceState.FAILED]
+        changes = {"state": InstanceState.RECEIVED, "reason": reason, "reason_code": code, "attempts": 0, **FREE}
         with writing(self._engine) as connection:
-            connection.execute(
-                update(instance)
-                .where(instance.c.key == instance_key, instance.c.state.in_(rested))
-                .values(
-                    state=InstanceState.RECEIVED,
-                    reason=reason,
-                    reason_code=code,
-                    attempts=0,
-                    lease_owner=None,
-                    lease_until=None,
-                )
-            )
+            found = update(instance).where(instance.c.key == instance_key, instance.c.state.in_(final))
+            connection.execute(found.values(changes))
 
-    # --- making a rendition again ---
-
-    def measured(self, derived_uid: str) -> tuple[Verdict, tuple[Trial, ...]]:
-        """The verdict on a rendition and what was tried for it, as recorded when it was made."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(rendition).where(rendition.c.derived_uid == derived_uid)).one()
-        return verdict_of(row), trials_of(row.tried)
+    # --- renditions ---
 
     def state_with(self, derived_uid: str) -> InstanceState:
-        """The state of an instance that this rendition stands for."""
+        """The state of an instance that this rendition represents."""
         query = select(rendition.c.gated).where(rendition.c.derived_uid == derived_uid)
         with self._engine.connect() as connection:
             return InstanceState.VERIFIED if connection.execute(query).scalar_one() else InstanceState.MEASURED
 
     def withdraw(self, derived_uid: str, why: str) -> None:
-        """A rendition stands for its image no more. Its UID keeps leading to the image."""
+        """End that a rendition represents its image. Its UIDs still lead to the image."""
         with writing(self._engine) as connection:
             key = connection.execute(
                 update(rendition)
@@ -198,7 +165,7 @@ class Integrity:
 
 @dataclass(frozen=True)
 class _Source:
-    """Which column promises objects of a kind: its digest, the store they are in, whose they are, which rows count."""
+    """A column that names objects of one kind, with their store and instance. ``rows``: conditions on its rows."""
 
     kind: str
     digest: Any
@@ -225,17 +192,27 @@ _SOURCES = (
     _Source("quarantined", quarantine.c.digest, literal(HOT), literal(None, Integer)),
     _Source("model", model_file.c.digest, literal(HOT), literal(None, Integer)),
 )
-"""Every promise there is: a new kind of object, or another store, is a line here."""
 
 
-def is_promised(connection: Connection, digest: str, store: str) -> bool:
-    """Whether any row gives its word for an object in that store."""
+def is_expected(connection: Connection, digest: str, store: str) -> bool:
+    """Whether any row names the object in that store."""
     looks = (source.select(source.digest == digest, source.store == store).limit(1) for source in _SOURCES)
     return any(connection.execute(look).first() is not None for look in looks)
 
 
+def close_damage_in(connection: Connection, key: int, outcome: str) -> None:
+    """``Integrity.close`` as part of a transaction."""
+    closed = update(damage).where(damage.c.key == key).values(closed_at=time.time(), outcome=outcome)
+    row = connection.execute(closed.returning(damage)).one()
+    if row.instance_key is None or not row.set_reason:
+        return
+    unchanged = (instance.c.key == row.instance_key, instance.c.reason == row.set_reason)
+    former = {"state": row.former_state, "reason": row.former_reason, "reason_code": row.former_code}
+    connection.execute(update(instance).where(*unchanged).values(**former, attempts=0))
+
+
 def _open(found: NewDamage) -> tuple[Any, ...]:
-    """The open row of the same promise."""
+    """The open row of the same expected object."""
     return (
         damage.c.digest == found.digest,
         damage.c.kind == found.kind,
@@ -243,16 +220,6 @@ def _open(found: NewDamage) -> tuple[Any, ...]:
         damage.c.instance_key.is_not_distinct_from(found.instance_key),
         damage.c.closed_at.is_(None),
     )
-
-
-def trials_of(recorded: list[dict[str, Any]]) -> tuple[Trial, ...]:
-    """What a rendition's row tells of the operating points that were tried."""
-    return tuple(Trial(**{**trial, "failures": tuple(trial["failures"])}) for trial in recorded)
-
-
-def verdict_of(row: Row[Any]) -> Verdict:
-    """The verdict of a rendition's row; what was kept had missed no limit."""
-    return Verdict(row.psnr_db, row.fsim_mean, row.fsim_p5, row.tiles, row.figures, (), bool(row.gated))
 
 
 def _damage_of(row: Row[Any]) -> Damage:

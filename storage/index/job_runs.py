@@ -1,7 +1,7 @@
-"""Jobs as rows: what is due, who runs it under which lease, how far it is, and what became of every run.
+"""Jobs as rows: which job is due, which process runs it under a lease, its progress, and the result of every run.
 
-The commands act through these rows too, so they work on a running node from another process. Times are seconds since
-the epoch, of the clock of whoever writes; nodes in a group need clocks that agree within a lease.
+Commands use these rows too, and so control a running node from another process. Times are seconds since the epoch by
+the clock of the process that writes; the clocks of several nodes have to agree within a lease.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, insert, select, update
 
 from storage.errors import JobRefused
+from storage.index import lease
 from storage.index.connection import writing
+from storage.index.lease import FREE, is_leased, leased_to, owned
 from storage.index.tables import job, job_run
 
 _KEPT = 1000
-"""Runs remembered per job."""
+"""Runs kept per job."""
 
 
 class Cause(StrEnum):
@@ -27,29 +29,29 @@ class Cause(StrEnum):
 
     SCHEDULE = "schedule"
     REQUEST = "request"
-    """Somebody asked a running node for it."""
+    """A person requested it from a running node."""
     COMMAND = "command"
     """A command runs it in its own process."""
     TAKEOVER = "takeover"
-    """The node that ran it before went away in the middle."""
+    """The node that ran it died during the run."""
 
 
 class RunState(StrEnum):
-    """Where a run is. Only RUNNING has an end to come."""
+    """The state of a run. All but RUNNING are final."""
 
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
-    """The node was stopped meanwhile; the run begins again at the next start."""
+    """The node was stopped; the run begins again at the next start."""
     LOST = "lost"
-    """Its lease ran out: the process was killed or cut off."""
+    """Its lease expired: the process was killed, or lost its connection to the index."""
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """The right to run a job until the lease runs out. ``due_before``: what to go back to if the run never happened."""
+    """A lease on a job. ``due_before``: the job's ``due_at`` before this run, restored if the run is interrupted."""
 
     job: str
     run_key: int
@@ -78,7 +80,7 @@ class JobRun:
 
 @dataclass(frozen=True)
 class StoredJob:
-    """One job, with its latest run where there was one. ``abandoned``: its lease ran out in the middle of a run."""
+    """One job, with its latest run if there was one. ``abandoned``: its lease expired during a run."""
 
     name: str
     paused: bool
@@ -90,8 +92,8 @@ class StoredJob:
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """The answer to a sign of life: whether the lease is still ours, and whether somebody wants the run to end."""
+class Heartbeat:
+    """The answer to a heartbeat: whether the lease is still ours, and whether the run is to be cancelled."""
 
     held: bool
     cancelled: bool
@@ -104,7 +106,7 @@ class JobRows:
         self._engine = engine
 
     def ensure(self, names: Iterable[str]) -> None:
-        """Rows for those jobs; one that is new is due from now on, not for the time before it existed."""
+        """Insert missing rows for those jobs. A new job is due for scheduled times from now on."""
         with writing(self._engine) as connection:
             known = set(connection.execute(select(job.c.name)).scalars())
             for name in set(names) - known:
@@ -116,8 +118,8 @@ class JobRows:
             rows = connection.execute(select(job).order_by(job.c.name)).all()
             keys = [row.run_key for row in rows if row.run_key is not None]
             found = connection.execute(select(job_run).where(job_run.c.key.in_(keys)))
-            leases = {row.name: row for row in rows}
-            runs = {run.key: _run_of(run, leases[run.job]) for run in found}
+            holders = {row.name: row for row in rows}
+            runs = {run.key: _run_of(run, holders[run.job]) for run in found}
         return [_job_of(row, runs.get(row.run_key)) for row in rows]
 
     def get(self, name: str) -> StoredJob | None:
@@ -128,9 +130,9 @@ class JobRows:
         """Runs, newest first, of one job or of all."""
         query = select(job_run).order_by(job_run.c.key.desc()).limit(limit)
         with self._engine.connect() as connection:
-            leases = {row.name: row for row in connection.execute(select(job))}
+            holders = {row.name: row for row in connection.execute(select(job))}
             rows = connection.execute(query.where(job_run.c.job == name) if name else query).all()
-        return [_run_of(row, leases.get(row.job)) for row in rows]
+        return [_run_of(row, holders.get(row.job)) for row in rows]
 
     def run(self, key: int) -> JobRun | None:
         """One run."""
@@ -140,37 +142,37 @@ class JobRows:
                 return None
             return _run_of(row, connection.execute(select(job).where(job.c.name == row.job)).first())
 
-    # --- what people ask for ---
+    # --- control ---
 
     def pause(self, name: str, *, paused: bool) -> None:
-        """Stop or go on starting a job on schedule; a run in progress goes on."""
+        """Stop or resume starting a job on schedule; a run in progress continues."""
         with writing(self._engine) as connection:
             _locked(connection, name)
             connection.execute(update(job).where(job.c.name == name).values(paused=int(paused)))
 
     def request(self, name: str) -> None:
-        """Ask for a run as soon as possible. Raises JobRefused while one is in progress."""
+        """Request a run as soon as possible. Raises JobRefused while one is in progress."""
         with writing(self._engine) as connection:
             row = _locked(connection, name)
             _refuse_while_running(row)
             connection.execute(update(job).where(job.c.name == name).values(requested_at=time.time()))
 
     def cancel(self, name: str) -> bool:
-        """Ask the run in progress to end, or withdraw a request; False where there is neither."""
+        """Cancel the run in progress, or withdraw a request; False if there is neither."""
         with writing(self._engine) as connection:
             row = _locked(connection, name)
             connection.execute(update(job).where(job.c.name == name).values(requested_at=None))
-            if not _leased(row):
+            if not is_leased(row):
                 return row.requested_at is not None
             connection.execute(update(job_run).where(job_run.c.key == row.run_key).values(cancel=1))
             return True
 
     # --- running ---
 
-    def begin(self, name: str, owner: str, lease: float, cause: Cause, *, due: float = 0.0) -> Ticket | None:
-        """Take the lease and open a run; None where somebody else has, or where there is nothing to run any more.
+    def begin(self, name: str, owner: str, lease_seconds: float, cause: Cause, *, due: float = 0.0) -> Ticket | None:
+        """Take the lease and insert a run; None if another process runs the job, or if it is not due any more.
 
-        ``due``: the scheduled time that the run is for. A run that is found abandoned is noted as lost.
+        ``due``: the scheduled time that the run is for. An abandoned run is set to LOST.
         """
         now = time.time()
         with writing(self._engine) as connection:
@@ -194,33 +196,22 @@ class JobRows:
                 error="",
             )
             key = connection.execute(opened.returning(job_run.c.key)).scalar_one()
-            connection.execute(
-                update(job)
-                .where(job.c.name == name)
-                .values(
-                    lease_owner=owner,
-                    lease_until=now + lease,
-                    run_key=key,
-                    requested_at=None,
-                    due_at=max(row.due_at, due),
-                )
-            )
+            taken = {"run_key": key, "requested_at": None, "due_at": max(row.due_at, due)}
+            begun = update(job).where(job.c.name == name).values(**leased_to(owner, lease_seconds), **taken)
+            connection.execute(begun)
             _forget_oldest(connection, name)
         return Ticket(name, key, owner, cause, row.due_at)
 
-    def beat(self, ticket: Ticket, lease: float, done: int, total: int, text: str) -> Pulse:
-        """Extend the lease, and note how far the run is."""
+    def heartbeat(self, ticket: Ticket, lease_seconds: float, done: int, total: int, text: str) -> Heartbeat:
+        """Extend the lease, and store the progress."""
         with writing(self._engine) as connection:
-            held = connection.execute(
-                update(job).where(*_owned(ticket)).values(lease_until=time.time() + lease)
-            ).rowcount
-            if not held:
-                return Pulse(False, True)
+            if not lease.renew(connection, job, _owned(ticket), lease_seconds):
+                return Heartbeat(False, True)
             connection.execute(
                 update(job_run).where(job_run.c.key == ticket.run_key).values(done=done, total=total, text=text)
             )
             cancel = connection.execute(select(job_run.c.cancel).where(job_run.c.key == ticket.run_key)).scalar_one()
-        return Pulse(True, bool(cancel))
+        return Heartbeat(True, bool(cancel))
 
     def end(
         self,
@@ -233,13 +224,13 @@ class JobRows:
         total: int,
         text: str,
     ) -> bool:
-        """Close a run and give the lease back; False where the lease was lost, and the run is noted so already."""
+        """Close a run and release the lease; False if the lease was lost, and the run is LOST already."""
         with writing(self._engine) as connection:
-            free: dict[str, Any] = {"lease_owner": None, "lease_until": None}
-            if state is RunState.INTERRUPTED:  # as if it had not begun: the next start finds it due, or asked for
-                free |= {"due_at": ticket.due_before}
-                free |= {"requested_at": time.time()} if ticket.cause is not Cause.SCHEDULE else {}
-            if not connection.execute(update(job).where(*_owned(ticket)).values(**free)).rowcount:
+            undone: dict[str, Any] = {}
+            if state is RunState.INTERRUPTED:  # as if it had not begun: at the next start it is due, or requested
+                undone = {"due_at": ticket.due_before}
+                undone |= {"requested_at": time.time()} if ticket.cause is not Cause.SCHEDULE else {}
+            if not lease.release(connection, job, _owned(ticket), **undone):
                 return False
             closed = {"state": state, "ended_at": time.time(), "report": dict(report), "error": error}
             connection.execute(
@@ -249,10 +240,10 @@ class JobRows:
             )
         return True
 
-    # --- what a job keeps between its runs ---
+    # --- state that a job keeps between its runs ---
 
     def memory(self, name: str) -> dict[str, Any]:
-        """What ``remember`` was last given."""
+        """The state that ``remember`` stored last."""
         with self._engine.connect() as connection:
             return dict(connection.execute(select(job.c.memory).where(job.c.name == name)).scalar() or {})
 
@@ -262,7 +253,7 @@ class JobRows:
 
 
 def _locked(connection: Connection, name: str) -> Row[Any]:
-    """The row, ours to change until the transaction ends. Raises JobRefused where there is no such job."""
+    """The row, locked until the transaction ends. Raises JobRefused if there is no such job."""
     row = connection.execute(select(job).where(job.c.name == name).with_for_update()).first()
     if row is None:
         known = ", ".join(connection.execute(select(job.c.name).order_by(job.c.name)).scalars())
@@ -270,12 +261,8 @@ def _locked(connection: Connection, name: str) -> Row[Any]:
     return row
 
 
-def _leased(row: Row[Any]) -> bool:
-    return row.lease_until is not None and row.lease_until >= time.time()
-
-
 def _refuse_while_running(row: Row[Any]) -> None:
-    if _leased(row):
+    if is_leased(row):
         raise JobRefused(f"job {row.name} is running on {row.lease_owner}; wait for it, or cancel it")
 
 
@@ -283,24 +270,24 @@ def _may_begin(connection: Connection, row: Row[Any], cause: Cause, due: float) 
     if cause is Cause.COMMAND:
         _refuse_while_running(row)
         return True
-    if _leased(row):
+    if is_leased(row):
         return False
     if cause is Cause.SCHEDULE:
         return due > row.due_at and not row.paused
     if cause is Cause.REQUEST:
         return row.requested_at is not None
     lost = _note_lost(connection, row.name)
-    # a run that was lost twice may be what ends its node: then its next scheduled time has to do
+    # a run that was lost twice may be what kills its node: it waits for its next scheduled time
     return not row.paused and lost in (Cause.SCHEDULE, Cause.REQUEST)
 
 
 def _note_lost(connection: Connection, name: str) -> str | None:
-    """Close what still says running, though nobody holds the lease; the cause of that run."""
+    """Set a run without a lease that is still RUNNING to LOST; the cause of that run."""
     open_run = (job_run.c.job == name, job_run.c.state == RunState.RUNNING)
     cause = connection.execute(select(job_run.c.cause).where(*open_run).order_by(job_run.c.key.desc())).scalar()
-    error = "the process that ran it was killed or cut off; its lease ran out"
+    error = "the process that ran it was killed or lost the index; its lease expired"
     connection.execute(update(job_run).where(*open_run).values(state=RunState.LOST, ended_at=time.time(), error=error))
-    connection.execute(update(job).where(job.c.name == name).values(lease_owner=None, lease_until=None))
+    connection.execute(update(job).where(job.c.name == name).values(**FREE))
     return None if cause is None else str(cause)
 
 
@@ -310,15 +297,15 @@ def _forget_oldest(connection: Connection, name: str) -> None:
     connection.execute(delete(job_run).where(job_run.c.job == name, job_run.c.key < oldest_kept))
 
 
-def _owned(ticket: Ticket) -> tuple[Any, ...]:
-    return (job.c.name == ticket.job, job.c.lease_owner == ticket.owner, job.c.run_key == ticket.run_key)
+def _owned(ticket: Ticket) -> ColumnElement[bool]:
+    return owned(job, ticket.owner, name=ticket.job, run_key=ticket.run_key)
 
 
-def _run_of(row: Row[Any], lease: Row[Any] | None) -> JobRun:
-    """A run as it is: one that says running is lost where nobody holds its lease."""
+def _run_of(row: Row[Any], holder: Row[Any] | None) -> JobRun:
+    """The record of a run: one that is RUNNING in its row is LOST if its lease has expired."""
     values = {field.name: getattr(row, field.name) for field in fields(JobRun)}
     state = RunState(row.state)
-    if state is RunState.RUNNING and (lease is None or lease.run_key != row.key or not _leased(lease)):
+    if state is RunState.RUNNING and (holder is None or holder.run_key != row.key or not is_leased(holder)):
         state = RunState.LOST
     return JobRun(**{**values, "state": state})
 
@@ -329,7 +316,7 @@ def _job_of(row: Row[Any], last: JobRun | None) -> StoredJob:
         paused=bool(row.paused),
         requested=row.requested_at is not None,
         due_at=row.due_at,
-        running=_leased(row),
-        abandoned=row.lease_owner is not None and not _leased(row),
+        running=is_leased(row),
+        abandoned=row.lease_owner is not None and not is_leased(row),
         last=last,
     )

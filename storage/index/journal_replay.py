@@ -1,4 +1,4 @@
-"""Rows of the change journal back into an index: fast, in their order, and the same as often as it is done."""
+"""Loads rows of the change journal into an index, in their order; loading them twice has the same result."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from storage.errors import NewerFormat
 from storage.index.change_capture import TABLES, install_triggers, remove_triggers
 from storage.objects.change_journal import Change
 
-_AT_ONCE = 2000
+_ROWS_AT_ONCE = 2000
 
 
 @contextmanager
 def loading(engine: Engine) -> Iterator[Connection]:
-    """A write transaction in which rows leave no marks, and a row may come before what it refers to."""
+    """A write transaction without triggers and foreign keys: a row may be inserted before the row that it refers to."""
     with engine.connect().execution_options(write=True) as connection:
         driver: Any = connection.connection.driver_connection
         driver.execute("PRAGMA foreign_keys=OFF")  # not possible within a transaction
@@ -31,7 +31,7 @@ def loading(engine: Engine) -> Iterator[Connection]:
 
 
 class Loader:
-    """Puts changes into the tables of one connection, whose triggers and foreign keys are off. ``flush`` ends it."""
+    """Writes changes into the tables of a ``loading`` connection, in batches. ``flush`` writes the last ones."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -39,15 +39,15 @@ class Loader:
         self._statements: dict[tuple[str, str, tuple[str, ...]], str] = {}
 
     def add(self, change: Change) -> None:
-        """Take one change in. Raises NewerFormat where it names a table or a column that this version has not."""
+        """Add one change. Raises NewerFormat if it names a table or a column that this version does not have."""
         kind, name, key = change[:3]
         columns = tuple(change[3]) if kind != "-" else ()
         statement = self._statements.get((kind, name, columns))
         if statement is None:
             statement = self._statements[kind, name, columns] = _statement(kind, name, columns)
         before = self._waiting.get(name)
-        if before is not None and (before[0] != statement or len(before[1]) >= _AT_ONCE):
-            self._put(name)
+        if before is not None and (before[0] != statement or len(before[1]) >= _ROWS_AT_ONCE):
+            self._write(name)
             before = None
         if before is None:
             before = self._waiting[name] = (statement, [])
@@ -55,11 +55,11 @@ class Loader:
         before[1].append(values if kind == "+" else (*values, *key))
 
     def flush(self) -> None:
-        """Put what is waiting into the tables."""
+        """Write the changes that wait."""
         for name in list(self._waiting):
-            self._put(name)
+            self._write(name)
 
-    def _put(self, name: str) -> None:
+    def _write(self, name: str) -> None:
         statement, rows = self._waiting.pop(name)
         self._connection.exec_driver_sql(statement, rows)
 

@@ -1,9 +1,9 @@
-"""Follows the index into the journals: what was committed is written down, with fsync, before anybody is told.
+"""Writes committed changes to the journals, with fsync, before the caller continues.
 
-The journals are written after the commit. A killed process leaves marks in the index, which are worked off by whoever
-writes next. The commit itself is not synced: what a power failure takes from the index comes back from the journal at
-the next start, and one sync a commit is enough. Also notices where the file of the index was removed or replaced under
-a running process: what is committed then is held nowhere, and nobody may be told that it is.
+The journals are written after the commit. A killed process leaves marks in the index, and the next writer journals
+them. The commit itself is not synced: changes that a power failure takes from the index are replayed from the journal
+at the next start, so one sync per commit is enough. A follower also detects that the file of the index was removed or
+replaced under a running process, since a commit to it would be lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage.objects.change_journal import ChangeJournal, Group
 from storage.objects.trail_journal import TrailJournal
 
 _MARKS_KEPT = 1000
-"""Marks that were worked off are deleted so many at a time: a commit of its own for each would cost a sync more."""
+"""Journalled marks that are deleted at a time, since each deletion is a commit with a sync."""
 
 
 class Follower:
@@ -33,20 +33,20 @@ class Follower:
         self._written = self._pruned = -1
 
     def __call__(self) -> None:
-        """Write down what was committed; on return it is on disk. Raises IndexLost, StoreFull."""
+        """Journal committed changes; on return they are on disk. Raises IndexLost, StoreFull."""
         if _identity(self._file) != self._identity:
             raise IndexLost(
-                f"{self._file} was removed or replaced while this process had it open, and nothing is kept in it any "
-                "more: stop the node, and put the index back or run `latent-pacs index rebuild`"
+                f"{self._file} was removed or replaced while this process had it open, and can store nothing: stop the "
+                "node, and put the index back or run `latent-pacs index rebuild`"
             )
         with self._lock:
             with self._engine.connect() as connection:
                 newest = connection.exec_driver_sql("SELECT max(number) FROM change").scalar()
             if (newest or 0) > self._written:
-                self._write_down()
+                self._journal_changes()
         self._trail()
 
-    def _write_down(self) -> None:
+    def _journal_changes(self) -> None:
         with self._journal.locked():
             last = self._journal.last()
             with self._engine.connect() as connection:
@@ -61,14 +61,14 @@ class Follower:
 
 
 class TrailFollower:
-    """Writes the records of the audit trail down in their journal, where they are not yet."""
+    """Appends new records of the audit trail to their journal."""
 
     def __init__(self, trail: Trail, journal: TrailJournal) -> None:
         self._trail, self._journal = trail, journal
         self._written = 0
 
     def __call__(self) -> None:
-        """Bring the journal up to the index; costs a look where nothing is new."""
+        """Append the records that the journal lacks; one query if there are none."""
         if self._trail.last()[0] == self._written:
             return
         with self._journal.locked():

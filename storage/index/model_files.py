@@ -1,4 +1,4 @@
-"""The models that renditions were made with, as rows: which objects their files are."""
+"""The files of the models that made renditions, as rows with the digests of their objects."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ModelRows:
         self._engine = engine
 
     def files(self, upscaler: str, weights_digest: str) -> tuple[ModelFile, ...]:
-        """The files of a model, by name; empty where it is not kept."""
+        """The files of a model, by name; empty if it is not kept."""
         wanted = (model_file.c.upscaler == upscaler, model_file.c.weights_digest == weights_digest)
         with self._engine.connect() as connection:
             rows = connection.execute(select(model_file).where(*wanted).order_by(model_file.c.name))
             return tuple(ModelFile(row.name, row.digest, row.bytes) for row in rows)
 
     def add(self, upscaler: str, weights_digest: str, files: Sequence[ModelFile]) -> None:
-        """Commit a model whose files are in the store; one that is kept already is fine."""
+        """Commit a model whose files are in the store; no error if it is kept already."""
         rows = [
             {"upscaler": upscaler, "weights_digest": weights_digest, "name": file.name}
             | {"digest": file.digest, "bytes": file.bytes}

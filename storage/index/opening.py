@@ -1,8 +1,8 @@
-"""Opens the index of an archive, and makes sure that it is the index of the objects and the journal beside it.
+"""Opens the index of an archive, after checking that it belongs to the objects and the journal.
 
-An index that is new, or that ends where the journal ends, is opened. One that ends earlier, as a copy from a backup
-does, is brought up to the journal. One that is empty, foreign or damaged is refused: what it does not know would be
-taken for orphans, and deletions, holds and amendments would be undone in silence.
+An index that is new, or that ends where the journal ends, is opened. One that ends earlier, such as a copy from a
+backup, is completed from the journal. One that is empty, foreign or damaged is refused: its missing objects would be
+treated as orphans, and deletions, holds and amendments would be undone silently.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from storage.index.tables import archive, instance, metadata, trail
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.trail_journal import TrailJournal
 
-MEANT = "start the node with --accept-empty-index if an empty archive is what you mean"
+ACCEPT_EMPTY = "start the node with --accept-empty-index to begin an empty archive"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An index, and what had to be done about it, one sentence each."""
+    """An index, and one sentence for each repair."""
 
     index: Index
     notes: tuple[str, ...] = ()
@@ -41,12 +41,12 @@ def open_archive(
 ) -> Opened:
     """The index of the archive below ``root``. Raises IndexRefused, NewerFormat, JournalDamaged.
 
-    ``holds_objects``: whether a store of the archive has any object. ``accept_empty``: somebody means to begin anew;
-    the former journal is kept in ``journal/superseded``. ``replay``: whether an older index may be brought up to the
-    journal, which needs that no other process works on it.
+    ``holds_objects``: whether a store of the archive has any object. ``accept_empty``: begin an empty archive; the
+    former journal is kept in ``journal/superseded``. ``replay``: whether an older index may be completed from the
+    journal, for which no other process may use it.
     """
     file = sqlite_file(url)
-    if file is None:  # another database has a log and backups of its own
+    if file is None:  # another database has its own log and backups
         return Opened(Index.open(url))
     journal = ChangeJournal(root / "journal")
     with journal.locked():
@@ -56,7 +56,7 @@ def open_archive(
             _refuse_empty(file, has_past and not accept_empty)
         index = Index.open(url)
         try:
-            notes += _settle(index, file, journal, root, has_past, accept_empty, replay)
+            notes += _reconcile(index, file, journal, root, has_past, accept_empty, replay)
         except BaseException:
             index.close()
             raise
@@ -69,11 +69,11 @@ def open_archive(
 
 def _refuse_empty(file: Path, refuse: bool) -> None:
     if refuse:
-        what = f"the index {file} is empty or missing, though objects or a journal are here"
-        raise IndexRefused(f"{what}; {REBUILD}, or {MEANT}")
+        what = f"the index {file} is empty or missing, but there are objects or a journal"
+        raise IndexRefused(f"{what}; {REBUILD}, or {ACCEPT_EMPTY}")
 
 
-def _settle(
+def _reconcile(
     index: Index, file: Path, journal: ChangeJournal, root: Path, has_past: bool, accept_empty: bool, replay: bool
 ) -> list[str]:
     with index.engine.connect() as connection:
@@ -87,7 +87,7 @@ def _settle(
         begin_journal(index, journal, identity)
         with index.engine.connect().execution_options(write=True) as connection, connection.begin():
             connection.execute(insert(archive).values(identity=identity))
-        return ["the archive begins with an empty index, as you accepted"] if blank and has_past else []
+        return ["the archive begins with an empty index, as accepted"] if blank and has_past else []
     if recorded and recorded != identity:
         if not accept_empty:
             raise IndexRefused(
@@ -102,27 +102,28 @@ def _settle(
         marked = marked_since(connection, last)
     if not recorded or marked != number - last:
         begin_journal(index, journal, identity)
-        return ["the journal lacked changes that the index has, so it was begun anew with all rows"]
+        return ["the journal lacked changes that the index has, so it was written again with all rows"]
     return []
 
 
 def begin_journal(index: Index, journal: ChangeJournal, identity: str) -> None:
-    """Begin the change journal anew with every row of an index. Raises StoreFull."""
+    """Write the change journal again with every row of an index. Raises StoreFull."""
     with index.engine.connect() as connection:
         _checkpoint(connection)
         journal.begin(identity, last_number(connection), all_rows(connection))
 
 
 def _checkpoint(connection: Connection) -> None:
-    """The journal may not be ahead of the rows that it begins with."""
+    """Write all committed rows to the file itself, since the journal must not be ahead of it."""
     driver: Any = connection.connection.driver_connection
     driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def compact_journal(url: str, root: Path) -> tuple[int, int]:
-    """Write the change journal anew with the rows there are; its bytes before and after.
+    """Write the change journal again with the current rows; its bytes before and after.
 
-    Its caller keeps nodes out. Raises what ``open_archive`` does, JournalDamaged and StoreFull; nothing is lost then.
+    The caller keeps nodes out. Raises the errors of ``open_archive``, JournalDamaged and StoreFull; nothing is lost
+    then.
     """
     index = open_archive(url, root, holds_objects=True).index
     journal = ChangeJournal(root / "journal")
@@ -131,7 +132,7 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
             _checkpoint(connection)
             before, number = journal.size(), last_number(connection)
             if journal.last() != number:
-                raise IndexRefused("another process works on the index: compact its journal when it is done")
+                raise IndexRefused("another process uses the index: compact its journal when that has ended")
             journal.compact(journal.archive(), number, all_rows(connection))
             return before, journal.size()
     finally:
@@ -139,7 +140,7 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
 
 
 def _is_blank(connection: Connection) -> bool:
-    """Whether an index knows of nothing: no image, no hold, no tombstone, no record of the trail."""
+    """Whether an index has no image, no hold, no tombstone, no quarantined object and no record of the trail."""
     counted = (select(func.count()).select_from(metadata.tables[name]) for name in ("hold", "tombstone", "quarantine"))
     looks = [*counted, *(select(func.count()).select_from(table) for table in (instance, trail))]
     return not any(connection.execute(look).scalar() for look in looks)
@@ -148,12 +149,12 @@ def _is_blank(connection: Connection) -> bool:
 def _replayed(
     index: Index, file: Path, journal: ChangeJournal, root: Path, number: int, last: int, replay: bool
 ) -> str:
-    """Bring an older index up to the journal, in one transaction."""
+    """Complete an older index from the journal, in one transaction."""
     what = f"the index {file} is older than the journal (it ends at change {number}, the journal at {last})"
     if not replay:
-        raise IndexRefused(f"{what}; start the node, which brings it up to date, or {REBUILD}")
+        raise IndexRefused(f"{what}; start the node, which completes it, or {REBUILD}")
     if journal.whole_since() > number:
-        raise IndexRefused(f"{what}, which does not reach back so far; {REBUILD}")
+        raise IndexRefused(f"{what}, which does not go back that far; {REBUILD}")
     try:
         with loading(index.engine) as connection:
             loader = Loader(connection)
@@ -164,13 +165,13 @@ def _replayed(
             set_last_number(connection, last)
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
-    take_in_trail(index, TrailJournal(root / "journal"))
-    return f"{what}: {last - number} changes were done again from the journal"
+    replay_trail(index, TrailJournal(root / "journal"))
+    return f"{what}: {last - number} changes were replayed from the journal"
 
 
-def take_in_trail(index: Index, journal: TrailJournal) -> int:
-    """Take the records of the audit trail that the index lacks from its journal; how many."""
+def replay_trail(index: Index, journal: TrailJournal) -> int:
+    """Insert the records of the audit trail that the index lacks, from its journal; how many."""
     after = index.trail.last()[0]
     records = [record for record in journal.records() if record.number > after]
-    index.trail.insert_as_they_are(records)
+    index.trail.insert_unchanged(records)
     return len(records)

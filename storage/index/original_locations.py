@@ -1,24 +1,26 @@
-"""Where every original is: packing, moving, restoring and removing as single transactions on its row.
+"""Where every original is held: packing, moving, restoring and removing, each as one transaction.
 
-The row changes in one commit, together with its trail entry; an object that no row needs any more is noted as doomed
-in that same commit, and unlinked afterwards by ``collect``. Whoever puts an object to use spares it within the commit
-and looks once more that it is there, so that no row ever promises a file that is gone.
+A row changes in one commit with its trail entry. An object that no row needs any more is marked as garbage in the same
+commit, and ``collect`` unlinks it afterwards. A transaction that starts to use an object first takes its garbage mark
+away and then checks that the object is there, so that no row ever names an object that is gone.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, delete, func, insert, or_, select, update
 
+from storage.index import lease
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
 from storage.index.holds import on_hold
-from storage.index.integrity import is_promised
-from storage.index.tables import doomed, instance, original, patient, rendition, series, study
+from storage.index.integrity import is_expected
+from storage.index.lease import FREE, is_free, owned
+from storage.index.rendition_rows import stored_rendition
+from storage.index.tables import garbage, instance, original, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.objects.store import ObjectStore
 from storage.records import (
@@ -28,18 +30,17 @@ from storage.records import (
     OriginalForm,
     OriginalTotals,
     Purgeable,
-    StoredRendition,
     Tier,
     TrailEntry,
 )
 
 Present = Callable[[str], bool]
-"""Whether the store that is written to holds an object of that digest."""
+"""Whether the store holds an object of that digest."""
 
 STAYS_RESTORED = timedelta(days=7)
-"""A restored original is not moved back to the cold store before."""
+"""How long a restored original stays in the hot store."""
 
-_AT_REST = [state for state in InstanceState if state is not InstanceState.RECEIVED]
+_FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVED]
 _HAS_RENDITION = [InstanceState.VERIFIED, InstanceState.MEASURED]
 
 
@@ -52,13 +53,13 @@ class OriginalLocations:
     # --- looking up ---
 
     def of_digest(self, original_digest: str) -> HeldOriginal | None:
-        """How the original of that digest is held; None where the index knows of none (an object in quarantine)."""
+        """The original of that digest; None if no instance has it (an object in quarantine)."""
         with self._engine.connect() as connection:
             row = connection.execute(_held().where(instance.c.original_digest == original_digest)).first()
         return None if row is None else held_original(row)
 
     def below(self, level: str, uid: str) -> list[tuple[str, HeldOriginal]]:
-        """(SOP Instance UID, original) of everything under a patient's ID, a study's, a series' or an image's UID."""
+        """(SOP Instance UID, original) of every instance of a patient ID, or of a study, series or image UID."""
         column = {
             "patient": patient.c.patient_id,
             "study": study.c.study_instance_uid,
@@ -70,7 +71,7 @@ class OriginalLocations:
             return [(row.sop_instance_uid, held_original(row)) for row in connection.execute(query)]
 
     def totals(self) -> OriginalTotals:
-        """Counts and bytes on disk of originals, and how many wait to be packed."""
+        """Counts and bytes on disk, and how many originals are to be packed."""
         query = select(
             original.c.form,
             original.c.tier,
@@ -103,17 +104,17 @@ class OriginalLocations:
     # --- packing and moving ---
 
     def claim_to_pack(self, owner: str, lease_seconds: float) -> OriginalClaim | None:
-        """Take an original that lies verbatim in the hot store, whose instance came to rest, to pack it."""
+        """Claim a verbatim original in the hot store whose instance has its final state."""
         waiting = (
             original.c.to_pack == 1,
             original.c.form == OriginalForm.VERBATIM,
             original.c.tier == Tier.HOT,
-            instance.c.state.in_(_AT_REST),
+            instance.c.state.in_(_FINAL),
         )
         return self._claim(owner, lease_seconds, *waiting)
 
     def claim_to_move(self, owner: str, lease_seconds: float, *, packed_first: bool) -> OriginalClaim | None:
-        """Take an original in the hot store that a rendition stands for, to move it to the cold store."""
+        """Claim an original in the hot store whose instance has a rendition, to move it to the cold store."""
         waiting = (
             original.c.to_pack <= (0 if packed_first else 1),
             original.c.form != OriginalForm.PURGED,
@@ -124,56 +125,53 @@ class OriginalLocations:
         return self._claim(owner, lease_seconds, *waiting)
 
     def packed(self, claim: OriginalClaim, digest: str, size: int, present: Present) -> bool:
-        """Commit the packed object in place of the verbatim one; False where the claim or the object is lost."""
+        """Commit the packed object in place of the verbatim one; False if the lease or the object was lost."""
         held = claim.original
         with writing(self._engine) as connection:
-            if not _owns(connection, claim) or not _spare(connection, digest, Tier.HOT, present):
+            if not _owns(connection, claim) or not _keep(connection, digest, Tier.HOT, present):
                 return False
             changes = {"form": OriginalForm.PACKED, "object_digest": digest, "object_bytes": size, "note": ""}
-            _change(connection, held, to_pack=0, attempts=0, lease_owner=None, lease_until=None, **changes)
+            _change(connection, held, to_pack=0, attempts=0, **FREE, **changes)
             mark_garbage_in(connection, held.object_digest, held.tier)
         return True
 
     def stays_verbatim(self, claim: OriginalClaim, note: str, entries: Sequence[TrailEntry] = ()) -> None:
-        """Note why an original is not packed; it is not tried again."""
+        """Record why an original is not packed; packing is not tried again."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
-                _change(
-                    connection, claim.original, to_pack=0, note=note, lease_owner=None, lease_until=None, attempts=0
-                )
+                _change(connection, claim.original, to_pack=0, note=note, attempts=0, **FREE)
                 append_in(connection, entries)
 
     def moved(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
-        """Commit that an original's object is in the other store; False where its row or that object changed."""
+        """Commit that an original's object is in the other store; False if its row or that object changed."""
         restored = now() if to is Tier.HOT else None
         with writing(self._engine) as connection:
-            if not still_held(connection, held) or not _spare(connection, held.object_digest, to, present):
+            if not still_held(connection, held) or not _keep(connection, held.object_digest, to, present):
                 return False
-            _change(connection, held, tier=to, restored_at=restored, lease_owner=None, lease_until=None, attempts=0)
+            _change(connection, held, tier=to, restored_at=restored, attempts=0, **FREE)
             mark_garbage_in(connection, held.object_digest, held.tier)
             append_in(connection, entries)
         return True
 
     def stays_hot(self, held: HeldOriginal) -> None:
-        """Somebody wants an original that is in the hot store to remain there for a while."""
+        """Keep an original in the hot store for another STAYS_RESTORED."""
         with writing(self._engine) as connection:
             _change(connection, held, restored_at=now())
 
     def release(self, claim: OriginalClaim, *, wait: float = 0.0) -> None:
-        """Give a claim back undone; it is not handed out again for ``wait`` seconds."""
-        until = time.time() + wait if wait else None
+        """Give the original up unfinished; nobody can claim it again for ``wait`` seconds."""
         with writing(self._engine) as connection:
             if _owns(connection, claim):
-                _change(connection, claim.original, lease_owner=None, lease_until=until)
+                _change(connection, claim.original, **(lease.free_after(wait) if wait else FREE))
 
     # --- removing ---
 
     def purgeable(
         self, held_before: datetime, *, reserve: str = "", after: int = 0, limit: int = 500
     ) -> list[Purgeable]:
-        """Originals that may be removed, by key from ``after`` on: verified, held since before, unpinned, unheld.
+        """Originals that may be removed, by key above ``after``: verified, old enough, not pinned, not on hold.
 
-        ``reserve``: originals whose digest is below this text stay, for audits to measure against.
+        ``reserve``: originals whose digest is below this text stay, since audits measure against them.
         """
         query = _with_levels(
             _held(
@@ -183,17 +181,15 @@ class OriginalLocations:
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
             keys = [row.rendition_key for row in rows]
-            renditions = {
-                row.key: row for row in connection.execute(select(rendition).where(rendition.c.key.in_(keys)))
-            }
-        names = StoredRendition.__dataclass_fields__
+            found = connection.execute(select(rendition).where(rendition.c.key.in_(keys)))
+            renditions = {row.key: stored_rendition(row) for row in found}
         return [
             Purgeable(
                 original=held_original(row),
                 sop_instance_uid=row.sop_instance_uid,
                 study_instance_uid=row.study_instance_uid,
                 patient_id=row.patient_id,
-                rendition=StoredRendition(**{name: getattr(renditions[row.rendition_key], name) for name in names}),
+                rendition=renditions[row.rendition_key],
             )
             for row in rows
         ]
@@ -207,9 +203,9 @@ class OriginalLocations:
         return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
 
     def purged(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
-        """Commit that an original is removed; its object is unlinked only after. False where the rules forbid it now.
+        """Commit that an original is removed; its object is unlinked afterwards. False if the rules forbid it now.
 
-        Every rule is looked at again inside the transaction: a hold that was committed before it counts.
+        Every rule is checked again inside the transaction, so that a hold committed before it counts.
         """
         held = one.original
         with writing(self._engine) as connection:
@@ -222,32 +218,32 @@ class OriginalLocations:
             if row is None or held_original(row) != held or row.derived_uid != one.rendition.derived_uid:
                 return False
             gone = {"form": OriginalForm.PURGED, "object_digest": None, "object_bytes": 0, "purged_at": now()}
-            _change(connection, held, tier=Tier.HOT, to_pack=0, note="", lease_owner=None, lease_until=None, **gone)
+            _change(connection, held, tier=Tier.HOT, to_pack=0, note="", **FREE, **gone)
             mark_garbage_in(connection, held.object_digest, held.tier)
             append_in(connection, [entry])
         return True
 
     # --- unlinking ---
 
-    def doom(self, digest: str, tier: Tier) -> None:
-        """Note an object that nothing came to need; where a row does need it, ``collect`` leaves it."""
+    def mark_garbage(self, digest: str, tier: Tier) -> None:
+        """Mark an object to be unlinked; if a row needs it, ``collect`` leaves it."""
         with writing(self._engine) as connection:
             mark_garbage_in(connection, digest, tier)
 
     def collect(self, stores: Mapping[Tier, ObjectStore]) -> int:
-        """Unlink what is doomed and needed by no row; how many. What lies in a store that is not at hand waits."""
+        """Unlink garbage that no row needs; how many objects. Garbage in a store that is not in ``stores`` stays."""
         with self._engine.connect() as connection:
-            waiting = connection.execute(select(doomed).where(doomed.c.tier.in_(list(stores)))).all()
+            waiting = connection.execute(select(garbage).where(garbage.c.tier.in_(list(stores)))).all()
         count = 0
         for found in waiting:
-            with writing(self._engine) as connection:  # the lock is held until the file is gone: see _spare
-                still = select(doomed.c.key).where(doomed.c.key == found.key).with_for_update()
+            with writing(self._engine) as connection:  # holds the lock until the file is unlinked: see _keep
+                still = select(garbage.c.key).where(garbage.c.key == found.key).with_for_update()
                 if connection.execute(still).first() is None:
                     continue
-                if not is_promised(connection, found.digest, found.tier):
+                if not is_expected(connection, found.digest, found.tier):
                     stores[Tier(found.tier)].delete(found.digest)
                     count += 1
-                connection.execute(delete(doomed).where(doomed.c.key == found.key))
+                connection.execute(delete(garbage).where(garbage.c.key == found.key))
         return count
 
     def _totals(self, rules: tuple[ColumnElement[bool], ...]) -> tuple[int, int]:
@@ -258,28 +254,26 @@ class OriginalLocations:
         return int(row[0]), int(row[1] or 0)
 
     def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> OriginalClaim | None:
-        free = or_(original.c.lease_until.is_(None), original.c.lease_until < time.time())
-        oldest = _held(instance.c.sop_instance_uid, original.c.attempts).where(*waiting, free)
+        oldest = _held(instance.c.sop_instance_uid).where(*waiting, is_free(original))
         oldest = oldest.order_by(original.c.attempts, original.c.instance_key).limit(1)
-        with self._engine.connect() as connection:  # most looks find nothing: do not take the write lock for them
+        with self._engine.connect() as connection:  # usually there is none: look before taking the write lock
             if connection.execute(oldest).first() is None:
                 return None
         with writing(self._engine) as connection:
             row = connection.execute(oldest).first()
             if row is None:
                 return None
-            leased = {"lease_owner": owner, "lease_until": time.time() + lease_seconds}
-            taken = update(original).where(original.c.instance_key == row.instance_key, free)
-            if not connection.execute(taken.values(**leased, attempts=row.attempts + 1)).rowcount:
-                return None
-        return OriginalClaim(held_original(row), row.sop_instance_uid, owner, row.attempts + 1)
+            wanted = original.c.instance_key == row.instance_key
+            attempts = original.c.attempts + 1
+            taken = lease.claim(connection, original, wanted, owner, lease_seconds, attempts=attempts)
+        return None if taken is None else OriginalClaim(held_original(row), row.sop_instance_uid, owner, taken.attempts)
 
 
-# --- used by the index when an instance comes in --------------------------------------------------------------
+# --- for other transactions -----------------------------------------------------------------------------------
 
 
-def take_in(connection: Connection, instance_key: int, digest: str, size: int) -> None:
-    """The row of an original that was just received, or received again after it was purged."""
+def insert_original(connection: Connection, instance_key: int, digest: str, size: int) -> None:
+    """Insert the row of an original that was received, or reset the row if it was received again."""
     row = {
         "form": OriginalForm.VERBATIM,
         "tier": Tier.HOT,
@@ -297,8 +291,8 @@ def take_in(connection: Connection, instance_key: int, digest: str, size: int) -
 
 
 def keep_hot(connection: Connection, digest: str, present: Present) -> bool:
-    """Keep an object in the hot store from being unlinked; False where it is gone already."""
-    return _spare(connection, digest, Tier.HOT, present)
+    """Keep an object in the hot store from being unlinked; False if it is gone already."""
+    return _keep(connection, digest, Tier.HOT, present)
 
 
 def held_columns() -> list[ColumnElement[Any]]:
@@ -308,7 +302,7 @@ def held_columns() -> list[ColumnElement[Any]]:
 
 
 def held_original(row: Row[Any]) -> HeldOriginal:
-    """How an original is held, from a row with ``held_columns`` and the instance's digest."""
+    """The record of a row with ``held_columns`` and the instance's digest."""
     fields = {name: getattr(row, name) for name in HeldOriginal.__dataclass_fields__}
     named = {"form": OriginalForm(row.form), "tier": Tier(row.tier), "object_digest": row.object_digest or ""}
     return HeldOriginal(**{**fields, **named})
@@ -347,13 +341,13 @@ def _change(connection: Connection, held: HeldOriginal, **values: Any) -> None:
 
 
 def _owns(connection: Connection, claim: OriginalClaim) -> bool:
-    owned = and_(original.c.lease_owner == claim.owner, original.c.attempts == claim.attempts)
-    query = select(1).where(original.c.instance_key == claim.original.instance_key, owned)
+    mine = owned(original, claim.owner, instance_key=claim.original.instance_key, attempts=claim.attempts)
+    query = select(1).where(mine)
     return connection.execute(query).first() is not None and still_held(connection, claim.original)
 
 
 def still_held(connection: Connection, held: HeldOriginal) -> bool:
-    """Whether an original is still held by the object that it was seen with."""
+    """Whether the row of an original still names the same object."""
     query = select(1).where(
         original.c.instance_key == held.instance_key,
         original.c.object_digest == held.object_digest,
@@ -363,13 +357,17 @@ def still_held(connection: Connection, held: HeldOriginal) -> bool:
 
 
 def mark_garbage_in(connection: Connection, digest: str, tier: str) -> None:
-    """Note an object that no row needs any more, within the transaction of that change."""
-    known = select(doomed.c.key).where(doomed.c.digest == digest, doomed.c.tier == tier)
+    """``OriginalLocations.mark_garbage`` as part of a transaction."""
+    known = select(garbage.c.key).where(garbage.c.digest == digest, garbage.c.tier == tier)
     if connection.execute(known).first() is None:
-        connection.execute(insert(doomed).values(digest=digest, tier=tier))
+        connection.execute(insert(garbage).values(digest=digest, tier=tier))
 
 
-def _spare(connection: Connection, digest: str, tier: Tier, present: Present) -> bool:
-    """The write lock (a row lock elsewhere) keeps ``collect`` out until the commit: what is there now stays."""
-    connection.execute(delete(doomed).where(doomed.c.digest == digest, doomed.c.tier == tier))
+def _keep(connection: Connection, digest: str, tier: Tier, present: Present) -> bool:
+    """Take the garbage mark of an object away; False if it is unlinked already.
+
+    The write lock (on other databases a row lock) keeps ``collect`` out until the commit: an object that is there now
+    stays.
+    """
+    connection.execute(delete(garbage).where(garbage.c.digest == digest, garbage.c.tier == tier))
     return present(digest)

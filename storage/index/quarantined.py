@@ -1,4 +1,4 @@
-"""What waits in quarantine, and the two ways out of it: accepted in place of what is held, or rejected."""
+"""Quarantined objects, and the two ways out: accepted in place of the held original, or rejected."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
 from storage.errors import ChangeRefused
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
-from storage.index.hierarchy import drop_empty_above, instance_row, name_after
+from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
-from storage.index.original_locations import Present, held_columns, held_original, keep_hot, mark_garbage_in, take_in
+from storage.index.lease import FREE
+from storage.index.original_locations import (
+    Present,
+    held_columns,
+    held_original,
+    insert_original,
+    keep_hot,
+    mark_garbage_in,
+)
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import (
     instance,
@@ -29,7 +37,7 @@ from storage.index.trail_rows import append_in
 from storage.records import NewInstance, Quarantined, Tier, TrailEntry
 
 REPLACED = "its original was replaced from quarantine"
-"""Why a rendition was withdrawn that belongs to the original before."""
+"""Why a rendition of the former original is withdrawn."""
 
 
 class QuarantineRows:
@@ -46,9 +54,9 @@ class QuarantineRows:
         reason: str,
         present: Present = lambda _: True,
     ) -> bool:
-        """Note an object that may not come in under its UID; the same object twice is one row.
+        """Commit an object that is refused under its UID; the same object twice is one row.
 
-        False where the object was unlinked meanwhile, and nothing was noted.
+        False if the object was unlinked meanwhile, and nothing was committed.
         """
         with writing(self._engine) as connection:
             if not keep_hot(connection, digest, present):
@@ -64,7 +72,7 @@ class QuarantineRows:
             return [Quarantined(**{name: getattr(row, name) for name in names}) for row in rows]
 
     def reject(self, one: Quarantined, entry: TrailEntry) -> bool:
-        """Let go of an object; False where it is in quarantine no more."""
+        """Drop an object; False if it is no longer in quarantine."""
         with writing(self._engine) as connection:
             if not _take_out(connection, one.digest):
                 return False
@@ -73,10 +81,10 @@ class QuarantineRows:
         return True
 
     def accept(self, new: NewInstance, former: str, entry: TrailEntry, present: Present) -> bool:
-        """Make a quarantined object the original of its UID, which is encoded anew; the one before takes its place.
+        """Make a quarantined object the original of its UID, and encode it; the former original goes to quarantine.
 
-        ``former``: digest of the original before, verbatim in the hot store; empty where there is none left. False
-        where something changed meanwhile. Raises ChangeRefused where a hold or a pin keeps the one before.
+        ``former``: digest of the former original, verbatim in the hot store; empty if it was purged. False if a row
+        changed meanwhile. Raises ChangeRefused if a hold or a pin protects the former original.
         """
         try:
             with writing(self._engine) as connection:
@@ -88,7 +96,7 @@ class QuarantineRows:
 
 
 class _Changed(Exception):
-    """Something is not as it was when the decision was made; the transaction is rolled back."""
+    """A row changed since the decision was made; the transaction is rolled back."""
 
 
 def _accept(connection: Connection, new: NewInstance, former: str, present: Present) -> None:
@@ -105,7 +113,7 @@ def _accept(connection: Connection, new: NewInstance, former: str, present: Pres
             raise _Changed
         key = held.key
         _replace(connection, held, new, former)
-    take_in(connection, key, new.original_digest, new.original_bytes)
+    insert_original(connection, key, new.original_digest, new.original_bytes)
     note_references(connection, key, new.references)
 
 
@@ -144,11 +152,10 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: s
     connection.execute(update(rendition).where(*mine).values(withdrawn=REPLACED))
     for table in (reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == held.key))
-    free = {"rendition_key": None, "lease_owner": None, "lease_until": None}
-    row = {**instance_row(connection, new), **free}
+    row = {**instance_row(connection, new), **FREE, "rendition_key": None}
     connection.execute(update(instance).where(instance.c.key == held.key).values(row))
     drop_empty_above(connection, [held.series_key])
-    name_after(connection, row["series_key"], new.levels)
+    take_attributes_of(connection, row["series_key"], new.levels)
 
 
 def _put(connection: Connection, digest: str, uid: str, calling_aet: str, reason: str) -> None:

@@ -1,7 +1,7 @@
-"""Makes the index anew from the change journal and the journal of the audit trail.
+"""Rebuilds the index from the change journal and the journal of the audit trail.
 
-The new index is made in a file of its own, ``index.sqlite.making``, and takes the place of the former one when it is
-complete and on disk. A rebuild that was killed has changed nothing, and is begun again. The former index is kept.
+The new index is written to ``index.sqlite.making``, and replaces the former one when it is complete and on disk. A
+rebuild that is killed changes nothing. The former index is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, func, insert, select
 from storage.index.change_capture import TABLES, last_number, set_last_number
 from storage.index.holdings import Index
 from storage.index.journal_replay import Loader, loading
-from storage.index.opening import begin_journal, take_in_trail
+from storage.index.opening import begin_journal, replay_trail
 from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.durability import fsync_file, fsync_folders
@@ -26,16 +26,18 @@ from storage.objects.trail_journal import TrailJournal
 
 @dataclass
 class Rebuilt:
-    """What came of a rebuild. ``former``: where the index is now that was there before, empty where there was none."""
+    """The result of a rebuild.
+
+    ``unlinked_rows``: rows that were dropped, since they refer to a row on a damaged line. ``from_objects``: objects
+    that no journal names, and that were recovered. ``former``: path of the former index; empty if there was none.
+    """
 
     changes: int = 0
     rows: dict[str, int] = field(default_factory=dict)
     trail: int = 0
     damaged_lines: list[str] = field(default_factory=list)
     unlinked_rows: int = 0
-    """Rows that refer to one that a damaged line took away, and were left out."""
     from_objects: int = 0
-    """Objects that no journal tells of, and that were taken in for what they hold."""
     former: str = ""
     seconds: float = 0.0
 
@@ -51,10 +53,10 @@ def rebuild(
     take_in_objects: Callable[[Index], int] = lambda index: 0,
     progress: Callable[[int, int, str], None] = lambda done, of, what: None,
 ) -> Rebuilt:
-    """Make the index ``file`` of the archive below ``root`` anew. No node may run on it.
+    """Rebuild the index ``file`` of the archive below ``root``. No node may run on it.
 
-    ``take_in_objects`` is given the new index when all rows are in it, adds what the journal does not tell of, and says
-    of how many objects. ``progress``: (done, of, what). Raises NewerFormat, StoreFull.
+    ``take_in_objects`` gets the new index with all journalled rows, recovers objects that the journal does not name,
+    and returns their number. ``progress``: (done, of, what). Raises NewerFormat, StoreFull.
     """
     began, made = time.monotonic(), Rebuilt()
     making = file.with_name(f"{file.name}.making")
@@ -68,8 +70,8 @@ def rebuild(
             known = journal.last() >= 0
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
-            made.trail = take_in_trail(index, of_trail)
-            if not known:  # what the trail tells applies to what comes in after it
+            made.trail = replay_trail(index, of_trail)
+            if not known:  # decisions in the trail apply to the objects recovered below
                 for record in of_trail.records():
                     index.replay(record)
             progress(0, 0, "objects")
@@ -78,7 +80,7 @@ def rebuild(
             begin_anew = not made.clean or made.from_objects > 0 or not known
             with index.engine.connect().execution_options(write=True) as connection, connection.begin():
                 made.rows = _counts(connection)
-                if begin_anew:  # ahead of the journal: where this is killed, the next one to open it begins the journal
+                if begin_anew:  # ahead of the journal: if this is killed, opening the index writes the journal again
                     set_last_number(connection, last_number(connection) + 1)
             _into_one_file(index)
         finally:
@@ -91,7 +93,7 @@ def rebuild(
 
 
 def _journal_of(file: Path, journal: ChangeJournal) -> None:
-    """Begin the journal anew with the rows of the index that took its place."""
+    """Write the journal again with the rows of the new index."""
     index = Index.open(f"sqlite:///{file}")
     try:
         with index.engine.connect() as connection:
@@ -127,7 +129,7 @@ def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callabl
 
 
 def _drop_unlinked(connection: Connection) -> int:
-    """Rows whose parent a damaged line took away cannot stay; how many there were."""
+    """Delete rows whose parent row is missing, since its line was damaged; how many."""
     count = 0
     while found := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
         for table, rowid, *_ in found:
@@ -144,7 +146,7 @@ def _counts(connection: Connection) -> dict[str, int]:
 
 
 def _into_one_file(index: Index) -> None:
-    """Everything is in the file itself, and on disk."""
+    """Write everything to the file itself, without a log."""
     with index.engine.connect() as connection:
         driver = connection.connection.driver_connection
         assert driver is not None
@@ -153,12 +155,12 @@ def _into_one_file(index: Index) -> None:
 
 
 def _swap(making: Path, file: Path) -> str:
-    """Put the new index in its place. The former one, with its log, is kept under another name."""
+    """Replace the index by the new one. The former one, with its log, is kept under another name."""
     with making.open("rb") as opened:
         fsync_file(opened)
     former = file.with_name(f"{file.name}.replaced-{time.time_ns()}")
     there = file.exists()
-    for end in ("", "-wal", "-shm"):  # a log left behind would be taken for one of the new file
+    for end in ("", "-wal", "-shm"):  # SQLite would apply a log left behind to the new file
         part = file.with_name(file.name + end)
         if part.exists():
             part.replace(former.with_name(former.name + end))

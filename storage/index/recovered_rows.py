@@ -1,22 +1,23 @@
-"""Rows for objects that no row speaks of: what ``node/archive/orphan_recovery.py`` finds in them is committed here."""
+"""Commits rows for the orphans that node/archive/orphan_recovery.py recovers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, insert, or_, select, update
+from sqlalchemy import Connection, Engine, or_, select, update
 
 from storage.index.connection import now, writing
-from storage.index.holdings import Added, Index, is_known_by, is_taken, rendition_row
+from storage.index.holdings import Added, Index
 from storage.index.integrity import Integrity
-from storage.index.tables import doomed, instance, original, reference_copy, rendition
+from storage.index.rendition_rows import insert_rendition, is_known_by
+from storage.index.tables import garbage, instance, original, reference_copy, rendition
 from storage.index.tombstones import is_deleted
-from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, Tier
+from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, ReasonCode, Tier
 
 
 @dataclass(frozen=True)
 class FoundObject:
-    """How an original was found. One that was purged has no object: the base of a rendition tells of it."""
+    """A recovered original. A purged one has no object, and is known from the base of its rendition."""
 
     form: OriginalForm
     tier: Tier
@@ -24,15 +25,15 @@ class FoundObject:
     bytes: int
 
 
-def spoken_of(engine: Engine) -> set[str]:
-    """Digests of all objects that rows promise, or have given up."""
+def known_digests(engine: Engine) -> set[str]:
+    """Digests of all objects that rows expect, or that are garbage."""
     with engine.connect() as connection:
-        given_up = set(connection.execute(select(doomed.c.digest)).scalars())
-    return given_up | {one.digest for one in Integrity(engine).promises("", "g")}
+        unlinked = set(connection.execute(select(garbage.c.digest)).scalars())
+    return unlinked | {one.digest for one in Integrity(engine).expected("", "g")}
 
 
-def may_arrive(engine: Engine, uid: str) -> bool:
-    """Whether an object of that SOP Instance UID could be an image of its own: it was not deleted, nor issued here."""
+def is_acceptable(engine: Engine, uid: str) -> bool:
+    """Whether a SOP Instance UID may belong to a received image: it was neither deleted nor issued here."""
     with engine.connect() as connection:
         issued = (
             select(rendition.c.key).where(is_known_by([uid])),
@@ -49,7 +50,7 @@ def has_rendition(engine: Engine, original_digest: str) -> bool:
 
 
 def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
-    """Commit an instance for an original that lies in a store; False where its UID is held."""
+    """Commit an instance for an original in a store; False if its UID is held."""
     if index.add(new) is not Added.NEW:
         return False
     held = {
@@ -66,20 +67,15 @@ def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
 
 
 def adopt_rendition(engine: Engine, uid: str, new: NewRendition, state: InstanceState) -> bool:
-    """Commit a rendition that lies in the store, and let it stand for the image of that UID; False where it cannot."""
+    """Commit a rendition in the store as the current one of the image of that UID; False if it cannot be."""
     with writing(engine) as connection:
         key = connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid == uid)).scalar()
-        if key is None or is_taken(connection, new):
+        rendition_key = None if key is None else insert_rendition(connection, key, new)
+        if rendition_key is None:
             return False
-        fresh = insert(rendition).values(rendition_row(key, new)).returning(rendition.c.key)
-        news = {
-            "rendition_key": connection.execute(fresh).scalar_one(),
-            "state": state,
-            "reason": "",
-            "reason_code": "",
-        }
+        changes = {"rendition_key": rendition_key, "state": state, "reason": "", "reason_code": ReasonCode.NONE}
         waiting = or_(instance.c.rendition_key.is_(None), instance.c.state == InstanceState.RECEIVED)
-        connection.execute(update(instance).where(instance.c.key == key, waiting).values(news))
+        connection.execute(update(instance).where(instance.c.key == key, waiting).values(changes))
     return True
 
 

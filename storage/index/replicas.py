@@ -1,14 +1,13 @@
-"""Which held originals a peer has acknowledged, and which it has yet to be sent."""
+"""Which held originals a peer has acknowledged, and which are still to be sent to it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import Engine, and_, func, insert, or_, select, update
 
 from storage.dicom.header_amendments import version_of
-from storage.index.connection import writing
+from storage.index.connection import now, writing
 from storage.index.tables import instance, original, replica, series, study
 from storage.records import OriginalForm, StoredInstance
 
@@ -22,7 +21,7 @@ class Replicas:
     def candidates(self, peer: str) -> list[int]:
         """Keys of the instances whose original is held and may have to be sent, study by study.
 
-        Among them are all of studies with amendments, then and now: ``lacking`` tells those that have to.
+        They include all instances of studies with former or present amendments; ``lacking`` selects from them.
         """
         acknowledged = and_(replica.c.instance_key == instance.c.key, replica.c.peer == peer)
         query = (
@@ -46,7 +45,7 @@ class Replicas:
             return list(connection.execute(query).scalars())
 
     def lacking(self, peer: str, instances: Sequence[StoredInstance]) -> list[StoredInstance]:
-        """Those of which the peer has not acknowledged these very bytes with the header as it is amended today."""
+        """Those of which the peer has not acknowledged the same bytes with the header as amended now."""
         keys = [one.key for one in instances]
         query = select(replica).where(replica.c.peer == peer, replica.c.instance_key.in_(keys))
         with self._engine.connect() as connection:
@@ -54,11 +53,11 @@ class Replicas:
         return [one for one in instances if known.get(one.key) != (one.original_digest, version_of(one.amended))]
 
     def acknowledged(self, peer: str, sent: StoredInstance) -> None:
-        """The peer answered with success; on return that is durable."""
+        """Commit that the peer answered with success."""
         row = {
             "original_digest": sent.original_digest,
             "version": version_of(sent.amended),
-            "acknowledged_at": datetime.now(UTC).replace(tzinfo=None),
+            "acknowledged_at": now(),
         }
         this = and_(replica.c.instance_key == sent.key, replica.c.peer == peer)
         there = select(instance.c.key).where(instance.c.key == sent.key)

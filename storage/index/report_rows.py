@@ -1,4 +1,4 @@
-"""Reports as rows: what every run of an audit or a validation found, in short. Times are seconds since the epoch."""
+"""Reports of audits and validations as rows, in short. Times are seconds since the epoch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from storage.index.tables import report
 
 @dataclass(frozen=True)
 class NewReport:
-    """One run's report. ``name``: of its files. ``verdict``: a sentence; ``summary``: figures that later runs compare
-    themselves with, plain JSON; ``alarm``: somebody should look."""
+    """One run's report. ``name``: of its files. ``verdict``: a sentence. ``summary``: figures as plain JSON, with which
+    later runs compare theirs. ``alarm``: a person has to look at it."""
 
     kind: str
     name: str
@@ -40,7 +40,7 @@ class ReportRows:
         self._engine = engine
 
     def add(self, new: NewReport) -> StoredReport:
-        """Commit a report, whose name is its own."""
+        """Commit a report, whose name is unique."""
         row = {field.name: getattr(new, field.name) for field in fields(NewReport)}
         row |= {"alarm": int(new.alarm), "summary": dict(new.summary)}
         with writing(self._engine) as connection:
@@ -54,7 +54,7 @@ class ReportRows:
         return None if row is None else _stored(row)
 
     def newest(self, kinds: Sequence[str] = (), limit: int = 1) -> list[StoredReport]:
-        """Reports of those kinds, of all where none is named, newest first."""
+        """Reports of those kinds, or of all kinds, newest first."""
         query = select(report).order_by(report.c.finished_at.desc(), report.c.key.desc()).limit(limit)
         if kinds:
             query = query.where(report.c.kind.in_(kinds))
@@ -62,7 +62,7 @@ class ReportRows:
             return [_stored(row) for row in connection.execute(query)]
 
     def alarms(self) -> dict[str, int]:
-        """Per kind how many reports raised an alarm; kinds without one count 0."""
+        """How many reports raised an alarm, by kind; 0 for kinds without one."""
         query = select(report.c.kind, func.sum(report.c.alarm)).group_by(report.c.kind).order_by(report.c.kind)
         with self._engine.connect() as connection:
             return {kind: int(count) for kind, count in connection.execute(query)}

@@ -1,26 +1,33 @@
-"""An original that is sent again while its instance is held: it goes, or it takes the place of what is lost.
+"""An original that is received again while its instance is held: it is dropped, or it replaces a lost one.
 
-Whether the object that is held is whole takes a look at the disk, so it is found out outside of any transaction. Each
-function commits only where the original is still held as it was when somebody looked; the caller looks again where it
-is not.
+Whether the held object is whole is checked on disk, outside of any transaction. Each function commits only if the row
+of the original still names the object that was checked; otherwise the caller checks again.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from storage.index.connection import writing
-from storage.index.original_locations import Present, held_original, keep_hot, mark_garbage_in, still_held, take_in
-from storage.index.tables import damage, instance, original
+from storage.index.integrity import close_damage_in
+from storage.index.lease import FREE
+from storage.index.original_locations import (
+    Present,
+    held_original,
+    insert_original,
+    keep_hot,
+    mark_garbage_in,
+    still_held,
+)
+from storage.index.tables import damage, original
 from storage.index.trail_rows import append_in
 from storage.records import HeldOriginal, NewInstance, OriginalForm, Tier, TrailEntry
 
 
-def let_go(engine: Engine, held: HeldOriginal, copy: str) -> bool:
-    """The object that is held is whole: let a verbatim copy go that came in beside it. False where it changed."""
+def drop_copy(engine: Engine, held: HeldOriginal, copy: str) -> bool:
+    """Drop a second verbatim copy, since the held object is whole. False if the row changed."""
     with writing(engine) as connection:
         if not still_held(connection, held):
             return False
@@ -31,8 +38,8 @@ def let_go(engine: Engine, held: HeldOriginal, copy: str) -> bool:
 
 
 def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: Present) -> bool:
-    """The object that is held is lost or damaged: the original that came in again takes its place. False where the
-    original is held otherwise by now, or the newcomer was unlinked meanwhile."""
+    """Replace a lost or damaged object by the original that was received again. False if the row changed, or if the
+    new object was unlinked meanwhile."""
     detail = f"the {held.form} object {held.object_digest} in the {held.tier} store was missing or damaged"
     uids = (new.sop_instance_uid,)
     with writing(engine) as connection:
@@ -46,8 +53,7 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
             "to_pack": 1,
             "note": "",
             "attempts": 0,
-            "lease_owner": None,
-            "lease_until": None,
+            **FREE,
         }
         mine = original.c.instance_key == held.instance_key
         connection.execute(update(original).where(mine).values(verbatim))
@@ -58,25 +64,20 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
     return True
 
 
-def take_in_purged(connection: Connection, new: NewInstance, held: Row[Any]) -> bool:
-    """Within the transaction of an arrival: an original that had been purged is held again; False where it was not."""
+def hold_again(connection: Connection, new: NewInstance, held: Row[Any]) -> bool:
+    """Within the transaction of an arrival: hold a purged original again; False if it is not purged."""
     before = held_original(held)
     if not before.purged:
         return False
-    take_in(connection, before.instance_key, new.original_digest, new.original_bytes)
+    insert_original(connection, before.instance_key, new.original_digest, new.original_bytes)
     entry = TrailEntry("original.again", new.calling_aet, "image", (new.sop_instance_uid,), "original")
     append_in(connection, [entry])
     return True
 
 
 def close_damage(connection: Connection, instance_key: int) -> None:
-    """The original of an instance is whole again: what a scrub had noted and said of it goes."""
+    """Close the damage of an instance's original, which is whole again."""
     mine = (damage.c.instance_key == instance_key, damage.c.kind == "original", damage.c.closed_at.is_(None))
-    # newest first: what the last one set on the instance is undone before what an earlier one set
-    for row in connection.execute(select(damage).where(*mine).order_by(damage.c.key.desc())).all():
-        closed = {"closed_at": time.time(), "outcome": "sent again"}
-        connection.execute(update(damage).where(damage.c.key == row.key).values(closed))
-        if row.set_reason:
-            said = (instance.c.key == instance_key, instance.c.reason == row.set_reason)
-            former = {"state": row.former_state, "reason": row.former_reason, "reason_code": row.former_code}
-            connection.execute(update(instance).where(*said).values(**former, attempts=0))
+    # newest first, since each row holds the state before it
+    for key in connection.execute(select(damage.c.key).where(*mine).order_by(damage.c.key.desc())).scalars().all():
+        close_damage_in(connection, key, "sent again")

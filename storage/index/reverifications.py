@@ -1,7 +1,7 @@
-"""Re-verification in the index: which images another model made, who tries the configured one, and what came of it.
+"""Re-verification in the index: attempts to replace the renditions of other models by the configured model's.
 
-Every try is a row per image, base and terms (model, recipe and gate), claimed under a lease. What came of it stays, so
-that the same model is not tried on the same base under the same gate again.
+Each attempt is a row per image, base and terms (model, recipe and gate), claimed with a lease. Its outcome stays, so
+that the same model is not tried again on the same base under the same gate.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from storage.index import lease
 from storage.index.connection import writing
-from storage.index.holdings import is_taken, rendition_row, stored_rendition
+from storage.index.lease import is_free, leased_to, owned
+from storage.index.rendition_rows import commit_rendition, stored_rendition, taken_reason
 from storage.index.tables import instance, rendition, reverification
 from storage.records import InstanceState, NewRendition, ReasonCode, StoredRendition
 
 
 @dataclass(frozen=True)
 class ReverificationTerms:
-    """What images are to be re-verified with. ``digest`` stands for all of it, and for the gate's thresholds.
+    """What images are re-verified with. ``digest`` covers all fields and the gate's thresholds.
 
-    ``gated``: whether a gate decides; without one, only images are taken that were never verified either.
+    ``gated``: whether a gate decides; without one, only images that were never verified are taken.
     """
 
     upscaler: str
@@ -40,7 +42,7 @@ class ReverificationTerms:
 
 @dataclass(frozen=True)
 class ReverificationAttempt:
-    """The right to re-verify one image until the lease runs out. ``current``: the rendition that it has now."""
+    """A lease on one image, to re-verify it. ``current``: the rendition that it has now."""
 
     key: int
     instance_key: int
@@ -52,86 +54,86 @@ class ReverificationAttempt:
 
 
 class ReverificationOutcome(StrEnum):
-    """What came of a try."""
+    """The outcome of an attempt."""
 
     PASSED = "passed"
     SAME = "same"
-    """The configured model makes the very rendition that the image has."""
+    """The configured model makes the rendition that the image has."""
     KEPT = "kept"
-    """It did not pass: the image keeps its model."""
+    """It did not pass: the image keeps its rendition."""
     UNTRIED = "untried"
-    """It could not be tried, time and again."""
+    """Every attempt failed with an error."""
     MOVED = "moved"
-    """Meanwhile the image got another rendition, or the lease was lost: nothing was changed."""
+    """The image got another rendition meanwhile, or the lease was lost: nothing was changed."""
 
 
 class Reverifications:
-    """The job's side of the index. Safe to share between threads and processes."""
+    """The attempts in one index. Safe to share between threads and processes."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def count(self, terms: ReverificationTerms, most: int) -> int:
-        """How many images wait to be tried; ``most``: attempts after which one is let be."""
+        """How many images are due; ``most``: attempts after which an image is not tried again."""
         with self._engine.connect() as connection:
-            due = _due(terms, most, time.time()).subquery()
+            due = _due(terms, most).subquery()
             return int(connection.execute(select(func.count()).select_from(due)).scalar_one())
 
     def claim(
-        self, terms: ReverificationTerms, owner: str, lease: float, *, after: int, most: int
+        self, terms: ReverificationTerms, owner: str, lease_seconds: float, *, after: int, most: int
     ) -> ReverificationAttempt | None:
-        """Take the first image beyond instance key ``after`` that nobody tries; None when there is none."""
+        """Claim the first due image with an instance key above ``after``; None if there is none."""
         while True:
             try:
                 with writing(self._engine) as connection:
-                    return _claim(connection, terms, owner, lease, after, most)
+                    return _claim(connection, terms, owner, lease_seconds, after, most)
             except IntegrityError:  # another node claimed it in between (not possible on SQLite): look again
                 continue
 
-    def renew(self, attempt: ReverificationAttempt, lease: float) -> bool:
-        """Extend a lease; False when it was lost."""
+    def renew(self, attempt: ReverificationAttempt, lease_seconds: float) -> bool:
+        """Extend a lease; False if it was lost."""
         with writing(self._engine) as connection:
-            return _touch(connection, attempt, lease_until=time.time() + lease)
+            return lease.renew(connection, reverification, _owned(attempt), lease_seconds)
 
     def release(self, attempt: ReverificationAttempt, *, forgive: bool = False) -> bool:
-        """Give the image back untried; ``forgive`` takes the attempt back too (a shutdown is no failure)."""
+        """Give the image up unfinished; with ``forgive`` the attempt does not count, as after a shutdown."""
         with writing(self._engine) as connection:
             attempts = attempt.attempts - 1 if forgive else attempt.attempts
-            return _touch(connection, attempt, lease_owner=None, lease_until=None, attempts=attempts)
+            return lease.release(connection, reverification, _owned(attempt), attempts=attempts)
 
     def settle(self, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str) -> bool:
-        """Remember what came of it; the image stays as it is. False when the lease was lost."""
+        """Commit the outcome; the image stays as it is. False if the lease was lost."""
         with writing(self._engine) as connection:
             return _settle(connection, attempt, outcome, reason)
 
     def adopt(self, attempt: ReverificationAttempt, new: NewRendition) -> tuple[ReverificationOutcome, str]:
-        """Commit the new rendition beside the old ones and make it the image's current one; what came of it, and why.
+        """Commit the new rendition beside the old ones, as the image's current one; the outcome, and its reason.
 
-        A derived UID stands for one image for ever: where it was issued for other pixels, the old model is kept.
+        A derived UID belongs to one image: if it was issued for other pixels, the image keeps its rendition.
         """
         with writing(self._engine) as connection:
             if not _still_as_claimed(connection, attempt):
-                _touch(connection, attempt, lease_owner=None, lease_until=None, attempts=attempt.attempts - 1)
+                lease.release(connection, reverification, _owned(attempt), attempts=attempt.attempts - 1)
                 return ReverificationOutcome.MOVED, "its rendition or state changed meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
-                reason = "the configured model makes the rendition that it has"
-                _settle(connection, attempt, ReverificationOutcome.SAME, reason)
-                return ReverificationOutcome.SAME, reason
-            key = _row_for(connection, attempt, new)
+                outcome, reason = ReverificationOutcome.SAME, "the configured model makes the rendition that it has"
+                _settle(connection, attempt, outcome, reason)
+                return outcome, reason
+            key = commit_rendition(connection, attempt.instance_key, new, replace_object=False)
             if key is None:
-                reason = f"{new.derived_uid}, or its UID without noise, stands for another object already"
-                _settle(connection, attempt, ReverificationOutcome.KEPT, reason)
-                return ReverificationOutcome.KEPT, reason
-            news: dict[str, Any] = {"rendition_key": key}
+                outcome, reason = ReverificationOutcome.KEPT, taken_reason(new)
+                _settle(connection, attempt, outcome, reason)
+                return outcome, reason
+            changes: dict[str, Any] = {"rendition_key": key}
             if new.verdict.passed:
-                news |= {"state": InstanceState.VERIFIED}
-            connection.execute(update(instance).where(instance.c.key == attempt.instance_key).values(news))
+                changes |= {"state": InstanceState.VERIFIED}
+            connection.execute(update(instance).where(instance.c.key == attempt.instance_key).values(changes))
             _settle(connection, attempt, ReverificationOutcome.PASSED, "")
             return ReverificationOutcome.PASSED, ""
 
 
-def _due(terms: ReverificationTerms, most: int, now: float) -> Select[Any]:
-    """Images at rest whose current rendition is of another model, and that nobody tried or tries under these terms."""
+def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
+    """Images with a rendition of another model that have no outcome under these terms and are not being tried."""
     states = [InstanceState.VERIFIED, InstanceState.MEASURED] if terms.gated else [InstanceState.MEASURED]
     other = or_(
         rendition.c.upscaler != terms.upscaler,
@@ -139,8 +141,8 @@ def _due(terms: ReverificationTerms, most: int, now: float) -> Select[Any]:
         rendition.c.recipe != terms.recipe,
     )
     done = exists().where(
-        *_of(instance.c.key, rendition.c.base_digest, terms),
-        or_(reverification.c.outcome != "", reverification.c.attempts >= most, reverification.c.lease_until > now),
+        _of(instance.c.key, rendition.c.base_digest, terms),
+        or_(reverification.c.outcome != "", reverification.c.attempts >= most, ~is_free(reverification)),
     )
     return (
         select(instance.c.key, instance.c.sop_instance_uid, instance.c.original_digest, instance.c.rendition_key)
@@ -149,8 +151,8 @@ def _due(terms: ReverificationTerms, most: int, now: float) -> Select[Any]:
     )
 
 
-def _of(instance_key: Any, base_digest: Any, terms: ReverificationTerms) -> tuple[Any, ...]:
-    return (
+def _of(instance_key: Any, base_digest: Any, terms: ReverificationTerms) -> ColumnElement[bool]:
+    return and_(
         reverification.c.instance_key == instance_key,
         reverification.c.base_digest == base_digest,
         reverification.c.terms == terms.digest,
@@ -158,87 +160,49 @@ def _of(instance_key: Any, base_digest: Any, terms: ReverificationTerms) -> tupl
 
 
 def _claim(
-    connection: Connection, terms: ReverificationTerms, owner: str, lease: float, after: int, most: int
+    connection: Connection, terms: ReverificationTerms, owner: str, lease_seconds: float, after: int, most: int
 ) -> ReverificationAttempt | None:
-    now = time.time()
-    first = _due(terms, most, now).where(instance.c.key > after).order_by(instance.c.key).limit(1)
+    first = _due(terms, most).where(instance.c.key > after).order_by(instance.c.key).limit(1)
     found = connection.execute(first).first()
     if found is None:
         return None
     current = stored_rendition(
         connection.execute(select(rendition).where(rendition.c.key == found.rendition_key)).one()
     )
-    known = _of(found.key, current.base_digest, terms)
-    values = {"lease_owner": owner, "lease_until": now + lease, "tried_at": now}
-    row = connection.execute(
-        update(reverification)
-        .where(*known, or_(reverification.c.lease_until.is_(None), reverification.c.lease_until <= now))
-        .values(attempts=reverification.c.attempts + 1, **values)
-        .returning(reverification.c.key, reverification.c.attempts)
-    ).first()
+    known, tried_at = _of(found.key, current.base_digest, terms), time.time()
+    more = {"attempts": reverification.c.attempts + 1, "tried_at": tried_at}
+    row = lease.claim(connection, reverification, known, owner, lease_seconds, **more)
     if row is None:
         fresh = {"instance_key": found.key, "base_digest": current.base_digest, "terms": terms.digest}
-        fresh |= {"model": terms.model, "outcome": "", "reason": "", "attempts": 1, **values}
-        row = connection.execute(
-            insert(reverification).values(fresh).returning(reverification.c.key, reverification.c.attempts)
-        ).one()
+        fresh |= {"model": terms.model, "outcome": "", "reason": "", "attempts": 1, "tried_at": tried_at}
+        fresh |= leased_to(owner, lease_seconds)
+        row = connection.execute(insert(reverification).values(fresh).returning(reverification)).one()
     return ReverificationAttempt(
         row.key, found.key, found.sop_instance_uid, found.original_digest, current, row.attempts, owner
     )
 
 
-def _touch(connection: Connection, attempt: ReverificationAttempt, **values: Any) -> bool:
-    owned = and_(
-        reverification.c.key == attempt.key,
-        reverification.c.lease_owner == attempt.owner,
-        reverification.c.attempts == attempt.attempts,
-    )
-    return bool(connection.execute(update(reverification).where(owned).values(**values)).rowcount)
+def _owned(attempt: ReverificationAttempt) -> ColumnElement[bool]:
+    return owned(reverification, attempt.owner, key=attempt.key, attempts=attempt.attempts)
 
 
 def _settle(
     connection: Connection, attempt: ReverificationAttempt, outcome: ReverificationOutcome, reason: str
 ) -> bool:
-    return _touch(
-        connection,
-        attempt,
-        outcome=outcome.value,
-        reason=reason,
-        lease_owner=None,
-        lease_until=None,
-        tried_at=time.time(),
-    )
+    result = {"outcome": outcome.value, "reason": reason, "tried_at": time.time()}
+    return lease.release(connection, reverification, _owned(attempt), **result)
 
 
 def _still_as_claimed(connection: Connection, attempt: ReverificationAttempt) -> bool:
-    """Whether the lease is ours and the image at rest with the rendition that it had."""
-    rested = [InstanceState.VERIFIED, InstanceState.MEASURED]
+    """Whether the lease is ours, and the image has the state and the rendition that it had."""
     held = (
         select(instance.c.key)
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .where(
             instance.c.key == attempt.instance_key,
-            instance.c.state.in_(rested),
+            instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
             rendition.c.derived_uid == attempt.current.derived_uid,
         )
     )
-    return _touch(connection, attempt, outcome="") and connection.execute(held).scalar() is not None
-
-
-def _row_for(connection: Connection, attempt: ReverificationAttempt, new: NewRendition) -> int | None:
-    """The row of the rendition, inserted where it is new; None where its UID stands for other pixels already.
-
-    One that was made before, by a model that the archive comes back to, keeps its row and its objects.
-    """
-    known = connection.execute(select(rendition).where(rendition.c.derived_uid == new.derived_uid)).first()
-    if known is None:
-        if is_taken(connection, new):
-            return None
-        fresh = insert(rendition).values(rendition_row(attempt.instance_key, new))
-        return int(connection.execute(fresh.returning(rendition.c.key)).scalar_one())
-    if (known.output_digest, known.structure_digest) != (new.output_digest, new.structure_digest):
-        return None
-    if known.withdrawn:
-        objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}
-        connection.execute(update(rendition).where(rendition.c.key == known.key).values(objects))
-    return int(known.key)
+    mine = lease.change(connection, reverification, _owned(attempt), outcome="")
+    return mine and connection.execute(held).scalar() is not None

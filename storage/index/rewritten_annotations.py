@@ -1,8 +1,8 @@
-"""Copies of annotations for peers that know images as reconstructions: their references name those.
+"""Copies of annotations whose references name reconstructions, for peers that receive reconstructions.
 
-An annotation (presentation state, report, key object selection) is noted with the UIDs that it references. Where images
-of these have reconstructions, a peer that wants so gets a copy, under a UID of its own, a function of what the copy
-is. Every UID that was ever told is kept, with what it stands for.
+An annotation (presentation state, report, key object selection) is stored with the UIDs that it references. If some of
+these images have reconstructions, a peer that is configured so gets a copy under its own UID, which is derived from
+the content of the copy. Every UID that was announced is kept with its content.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from storage.records import ReferencingCopy
 
 
 def note_references(connection: Connection, instance_key: int, uids: Iterable[str]) -> None:
-    """Note what an annotation that came in references."""
+    """Store the references of a received annotation."""
     rows = [{"instance_key": instance_key, "uid": uid} for uid in dict.fromkeys(uids)]
     if rows:
         connection.execute(insert(reference), rows)
 
 
 def copies(
-    engine: Engine, keys: Sequence[int], asked: Iterable[str] = (), *, draw: bool = True
+    engine: Engine, keys: Sequence[int], requested: Iterable[str] = (), *, draw: bool = True
 ) -> dict[int, ReferencingCopy]:
-    """The copies to show and send of those instances, as far as there are any; told UIDs are durable.
+    """The copies to show and send, by instance key; the UIDs of new copies are committed.
 
-    ``asked``: SOP Instance UIDs of a request: an older copy is meant where its UID is among them, unless the current
+    ``requested``: SOP Instance UIDs of a request: an older copy is used if its UID is among them, unless the current
     copy or the annotation itself is too. ``draw``: whether the references name reconstructions with drawn noise.
     """
-    wanted = set(asked)
+    wanted = set(requested)
     with engine.connect() as connection:
         own, due = _due(connection, keys, draw)
-        told = _told(connection, list(due))
-    if len(told) < len(due):
+        known = _stored(connection, list(due))
+    if len(known) < len(due):
         with writing(engine) as connection:
-            told = _told(connection, list(due))  # another reader may have told it meanwhile
-            rows = [{**row, "made_at": now()} for uid, row in due.items() if uid not in told]
+            known = _stored(connection, list(due))  # another reader may have added one meanwhile
+            rows = [{**row, "made_at": now()} for uid, row in due.items() if uid not in known]
             if rows:
                 connection.execute(insert(reference_copy), rows)
-            told = _told(connection, list(due))
-    current = {copy.instance_key: copy for copy in told.values()}
+            known = _stored(connection, list(due))
+    current = {copy.instance_key: copy for copy in known.values()}
     if wanted:
         with engine.connect() as connection:
-            older = _told(connection, list(wanted))
+            older = _stored(connection, list(wanted))
         for copy in older.values():
             key = copy.instance_key
             shown = current.get(key)
@@ -59,14 +59,14 @@ def copies(
 
 
 def copy_of_uid(engine: Engine, uid: str) -> ReferencingCopy | None:
-    """What a copy's UID stands for."""
+    """The copy of that UID."""
     with engine.connect() as connection:
         row = connection.execute(select(reference_copy).where(reference_copy.c.uid == uid)).first()
     return None if row is None else _copy(row)
 
 
 def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[int, str], dict[str, dict[str, Any]]]:
-    """SOP Instance UIDs of the annotations by key, and by its UID the copy that today's reconstructions ask for."""
+    """SOP Instance UIDs of the annotations by key, and the copies for the current reconstructions by UID."""
     image = instance.alias()
     query = (
         select(
@@ -99,7 +99,7 @@ def _uid(name: str, pairs: list[list[str]]) -> str:
     return f"2.25.{uuid.uuid5(NAMESPACE, f'references|{name}|{canonical}').int}"
 
 
-def _told(connection: Connection, uids: list[str]) -> dict[str, ReferencingCopy]:
+def _stored(connection: Connection, uids: list[str]) -> dict[str, ReferencingCopy]:
     rows = connection.execute(select(reference_copy).where(reference_copy.c.uid.in_(uids)))
     return {row.uid: _copy(row) for row in rows}
 

@@ -1,9 +1,9 @@
-"""The index, the journals and the reports as they are at one point in time, while others go on writing.
+"""A consistent copy of index, journals and reports at one point in time, while others continue to write.
 
 A read transaction on the index begins while the locks of both journals are held, and the lengths of the journals are
-noted under the same locks. So the journals never tell of more than the index holds. What the index has and the journals
-lack is still marked in it, and is written down when it is next opened. The locks are held for milliseconds: journals
-are only ever added to, and SQLite keeps the state of a read transaction, so that both are copied afterwards.
+taken under the same locks, so the journals never contain more than the index. Changes that the index has and the
+journals lack are still marked in the index, and are journalled when it is opened again. The locks are held for
+milliseconds: journals only grow, and SQLite keeps the state of a read transaction, so both are copied afterwards.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from storage.objects.durability import full_disk_is_store_full
 from storage.objects.trail_journal import TrailJournal
 
 _PASSING = (".lock", ".making")
-"""Ends of the names of files that are of the moment."""
+"""Endings of the names of temporary files."""
 
 END = "g"
 """Text after every digest."""
 
 
 @dataclass(frozen=True)
-class Promised:
-    """An object that the index names, and the store that holds it."""
+class NamedObject:
+    """An object that the index names, and its store."""
 
     store: str
     digest: str
@@ -45,25 +45,23 @@ class Promised:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A point in time. ``files``: copies by their path below the storage root. ``objects``: what the index names."""
+    """``files``: copies by their path below the storage root. ``objects``: those that the index names."""
 
     archive: str
     number: int
     files: dict[str, Path]
-    objects: list[Promised]
+    objects: list[NamedObject]
 
 
 @contextmanager
 def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
-    """Copy the state of an archive with the index ``file`` into ``spool``, which has room. Raises StoreFull."""
+    """Copy the state of the archive with the index ``file`` into ``spool``. Raises StoreFull."""
     changes, trail = ChangeJournal(root / "journal"), TrailJournal(root / "journal")
     with ExitStack() as stack, full_disk_is_store_full():
         with changes.locked(), trail.locked():
             source = stack.enter_context(closing(sqlite3.connect(file, timeout=60, isolation_level=None)))
             source.execute("BEGIN")
-            source.execute(
-                "SELECT count(*) FROM sqlite_master"
-            ).fetchone()  # the transaction sees this moment from now on
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()  # fixes what the transaction sees
             journals = {name: stack.enter_context(path.open("rb")) for name, path in _files(root, "journal").items()}
             lengths = {name: opened.seek(0, 2) for name, opened in journals.items()}
         copy = spool / "snapshot"
@@ -77,23 +75,23 @@ def snapshot_of(file: Path, root: Path, spool: Path) -> Iterator[Snapshot]:
         files = {INDEX: copy}
         for name, opened in journals.items():
             files[name] = _copied(opened, lengths[name], spool / f"snapshot-{len(files)}")
-        for name, path in _files(root, "reports").items():  # written before their rows, so none is lacking
+        for name, path in _files(root, "reports").items():  # written before their rows, so none is missing
             files[name] = Path(shutil.copyfile(path, spool / f"snapshot-{len(files)}"))
-        yield _told_by(copy, files)
+        yield _snapshot(copy, files)
 
 
-def _told_by(copy: Path, files: dict[str, Path]) -> Snapshot:
+def _snapshot(copy: Path, files: dict[str, Path]) -> Snapshot:
     engine = connect(f"sqlite:///{copy}")
     try:
         with engine.connect() as connection:
             identity = connection.execute(select(archive.c.identity)).scalar_one()
             number = last_number(connection)
-        promised = {Promised(one.store, one.digest) for one in Integrity(engine).promises("", END)}
+        named = {NamedObject(one.store, one.digest) for one in Integrity(engine).expected("", END)}
     finally:
         engine.dispose()
     with closing(sqlite3.connect(copy)) as one_file:
         one_file.execute("PRAGMA journal_mode=DELETE")
-    return Snapshot(str(identity), number, files, sorted(promised, key=lambda one: (one.digest, one.store)))
+    return Snapshot(str(identity), number, files, sorted(named, key=lambda one: (one.digest, one.store)))
 
 
 def _files(root: Path, folder: str) -> dict[str, Path]:
@@ -106,7 +104,7 @@ def _files(root: Path, folder: str) -> dict[str, Path]:
 
 
 def _copied(opened: IO[bytes], length: int, to: Path) -> Path:
-    """The first ``length`` bytes of a journal, which may have grown since."""
+    """Copy the first ``length`` bytes of a journal, which may have grown since."""
     opened.seek(0)
     with to.open("wb") as out:
         while length > 0 and (some := opened.read(min(length, 1 << 20))):

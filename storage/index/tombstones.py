@@ -1,8 +1,8 @@
-"""Tombstones: what was deleted on purpose, so that it stays deleted.
+"""Tombstones: the record of deliberate deletions, so that deleted instances are refused when they are sent again.
 
-A deletion is condemned first, which the rules may refuse: tombstones and trail in one commit, and whoever works on an
-image loses his claim. Then it is buried: its rows go in a second commit, which notes its objects as doomed. After a
-crash in between, ``bury`` goes on where it was left; an index made anew gets the tombstones back from the journal.
+``mark_deleted`` writes tombstones and trail in one commit, and takes every lease on the images away; the rules may
+refuse it. ``delete_rows`` deletes the rows in a second commit, which marks their objects as garbage. After a crash in
+between, ``delete_rows`` continues. A rebuilt index gets the tombstones from the journal.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
+from storage.index.lease import FREE
 from storage.index.original_locations import mark_garbage_in
 from storage.index.tables import (
     damage,
@@ -40,11 +41,13 @@ from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, Trail
 
 _NAMED = 5
 """Images that a refusal names."""
+_UIDS_AT_ONCE = 500
+"""UIDs in one statement."""
 
 
 @dataclass(frozen=True)
 class PlannedDeletion:
-    """One image that is deleted, or with a dry run would be. ``kept_because``: the rule that forbids it."""
+    """One image to delete. ``kept_because``: the rule that forbids it."""
 
     sop_instance_uid: str
     series_instance_uid: str
@@ -57,7 +60,7 @@ class PlannedDeletion:
 
 @dataclass(frozen=True)
 class Tombstone:
-    """A SOP Instance UID, original or derived, that was deleted and may not come back."""
+    """A SOP Instance UID, original or derived, that was deleted and is refused."""
 
     uid: str
     original_uid: str
@@ -74,11 +77,11 @@ class Tombstones:
         self._engine = engine
 
     def plan(self, level: str, uid: str) -> list[PlannedDeletion]:
-        """What a deletion would take. Raises UnknownUid."""
+        """The images that a deletion would take. Raises UnknownUid."""
         with self._engine.connect() as connection:
             return _plan(connection, level, uid)
 
-    def condemn(self, level: str, uid: str, *, reason: str, who: str) -> list[PlannedDeletion]:
+    def mark_deleted(self, level: str, uid: str, *, reason: str, who: str) -> list[PlannedDeletion]:
         """Put tombstones on everything of an image's, series' or study's UID. Raises UnknownUid, ChangeRefused."""
         with writing(self._engine) as connection:
             found = _plan(connection, level, uid)
@@ -91,21 +94,16 @@ class Tombstones:
                 for each in (one.sop_instance_uid, *one.derived_uids):
                     _put(connection, each, one, reason=reason, who=who, at=now())
             uids = [one.sop_instance_uid for one in found]
-            stopped = {
-                "state": InstanceState.EXACT,
-                "reason": "being deleted",
-                "reason_code": ReasonCode.OTHER,
-                "lease_owner": None,
-            }
-            for start in range(0, len(uids), 500):  # the archivist's claims are lost: what it makes is not kept
-                those = instance.c.sop_instance_uid.in_(uids[start : start + 500])
-                news = {**stopped, "attempts": instance.c.attempts + 1}
-                connection.execute(update(instance).where(those).values(news))
+            stopped = {"state": InstanceState.EXACT, "reason": "being deleted", "reason_code": ReasonCode.OTHER, **FREE}
+            for start in range(0, len(uids), _UIDS_AT_ONCE):  # the archivist loses its claims, and its results
+                those = instance.c.sop_instance_uid.in_(uids[start : start + _UIDS_AT_ONCE])
+                changes = {**stopped, "attempts": instance.c.attempts + 1}
+                connection.execute(update(instance).where(those).values(changes))
             append_in(connection, [_entry(one, reason, who) for one in found])
         return found
 
-    def condemned(self) -> list[str]:
-        """Digests of all that was ever stored of what is condemned and not buried yet."""
+    def digests_to_delete(self) -> list[str]:
+        """Digests of all objects ever stored of instances that are marked deleted and still have rows."""
         columns = (
             (instance.c.original_digest, instance.c.key),
             (original.c.object_digest, original.c.instance_key),
@@ -117,40 +115,40 @@ class Tombstones:
             found = [connection.execute(select(digest).where(key.in_(keys))).scalars() for digest, key in columns]
             return sorted({digest for digests in found for digest in digests if digest})
 
-    def bury(self) -> int:
-        """Remove the rows of all that is condemned, and doom its objects; how many images that were."""
-        with self._engine.connect() as connection:  # most looks find nothing: do not take the write lock for them
-            if connection.execute(select(tombstone.c.key).where(tombstone.c.done == 0)).first() is None:
+    def delete_rows(self) -> int:
+        """Delete the rows of all instances marked deleted, and mark their objects as garbage; how many images."""
+        with self._engine.connect() as connection:  # usually there are none: look before taking the write lock
+            if connection.execute(select(tombstone.c.key).where(tombstone.c.rows_deleted == 0)).first() is None:
                 return 0
         with writing(self._engine) as connection:
             rows = _waiting(connection)
             for row in rows:
                 _remove(connection, row)
             drop_empty_above(connection, [row.series_key for row in rows])
-            connection.execute(update(tombstone).where(tombstone.c.done == 0).values(done=1))
+            connection.execute(update(tombstone).where(tombstone.c.rows_deleted == 0).values(rows_deleted=1))
         return len(rows)
 
-    def standing(self, uid: str) -> Tombstone | None:
-        """The tombstone of a UID, unless it was lifted."""
+    def in_force(self, uid: str) -> Tombstone | None:
+        """The tombstone of a UID, unless its return was allowed."""
         with self._engine.connect() as connection:
             row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, *_IN_FORCE)).first()
         return None if row is None else Tombstone(**{name: getattr(row, name) for name in _FIELDS})
 
-    def lift(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
-        """Let what was deleted come back when it is sent again; the UIDs, original ones first. Raises UnknownUid."""
+    def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
+        """Accept deleted instances again if they are sent; their UIDs, original ones first. Raises UnknownUid."""
         with writing(self._engine) as connection:
             named = (_BY_LEVEL[level] == uid, *_IN_FORCE)
             rows = connection.execute(select(tombstone).where(*named).order_by(tombstone.c.key)).all()
             if not rows:
                 raise UnknownUid(f"no {level} {uid} was deleted here, or it may come back already")
-            connection.execute(update(tombstone).where(*named).values(lifted_at=now()))
+            connection.execute(update(tombstone).where(*named).values(return_allowed_at=now()))
             uids = [row.uid for row in sorted(rows, key=lambda row: row.uid != row.original_uid)]
-            entries = [TrailEntry("delete.lift", who, "image", tuple(uids), detail=reason)]
+            entries = [TrailEntry("delete.allow-return", who, "image", tuple(uids), detail=reason)]
             append_in(connection, entries)
         return uids
 
     def replay(self, record: TrailRecord) -> None:
-        """Do again what a record of the trail tells, in an index that lost it; ``bury`` follows."""
+        """Apply a record of the trail to an index that lacks its effect; ``delete_rows`` follows."""
         entry = record.entry
         with writing(self._engine) as connection:
             if entry.action == "delete":
@@ -159,18 +157,20 @@ class Tombstones:
                 at = datetime.fromisoformat(record.at).replace(tzinfo=None)
                 for each in (uid, *derived):
                     _put(connection, each, one, reason=entry.detail, who=entry.who, at=at)
-            elif entry.action == "delete.lift":
+            elif entry.action == "delete.allow-return":
                 at = datetime.fromisoformat(record.at).replace(tzinfo=None)
-                connection.execute(update(tombstone).where(tombstone.c.uid.in_(entry.uids)).values(lifted_at=at))
+                connection.execute(
+                    update(tombstone).where(tombstone.c.uid.in_(entry.uids)).values(return_allowed_at=at)
+                )
 
 
 def is_deleted(connection: Connection, uid: str) -> bool:
-    """Whether a tombstone in force stands on a UID."""
+    """Whether a UID has a tombstone in force."""
     return connection.execute(select(tombstone.c.key).where(tombstone.c.uid == uid, *_IN_FORCE)).first() is not None
 
 
 def next_instance_key(connection: Connection) -> dict[str, int]:
-    """The key of a new instance where the database would hand out again that of a deleted one (SQLite), else empty."""
+    """The key of a new instance on SQLite, which would reuse the key of a deleted one; elsewhere empty."""
     if connection.dialect.name != "sqlite":
         return {}
     highest = [connection.execute(select(func.max(column))).scalar() for column in _KEYS]
@@ -178,8 +178,8 @@ def next_instance_key(connection: Connection) -> dict[str, int]:
 
 
 _KEYS = (instance.c.key, tombstone.c.instance_key)
-_IN_FORCE = (tombstone.c.lifted_at.is_(None),)
-_WAITING = select(tombstone.c.uid).where(tombstone.c.done == 0, *_IN_FORCE)
+_IN_FORCE = (tombstone.c.return_allowed_at.is_(None),)
+_WAITING = select(tombstone.c.uid).where(tombstone.c.rows_deleted == 0, *_IN_FORCE)
 _FIELDS = list(Tombstone.__dataclass_fields__)
 _BY_LEVEL = {
     "image": tombstone.c.original_uid,
@@ -233,12 +233,12 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
 def _derived(connection: Connection, instance_key: int) -> Sequence[str]:
     objects = (rendition.c.derived_uid, rendition.c.structure_uid)
     made = select(*objects).where(rendition.c.instance_key == instance_key).order_by(rendition.c.key)
-    told = select(reference_copy.c.uid).where(reference_copy.c.instance_key == instance_key)
-    return [*(uid for row in connection.execute(made) for uid in row), *connection.execute(told).scalars()]
+    copies = select(reference_copy.c.uid).where(reference_copy.c.instance_key == instance_key)
+    return [*(uid for row in connection.execute(made) for uid in row), *connection.execute(copies).scalars()]
 
 
 def _put(connection: Connection, uid: str, one: PlannedDeletion, *, reason: str, who: str, at: datetime) -> None:
-    """A tombstone, or the one of an earlier deletion anew."""
+    """Insert a tombstone, or reset the one of an earlier deletion."""
     key = select(instance.c.key).where(instance.c.sop_instance_uid == one.sop_instance_uid)
     row = {
         "original_uid": one.sop_instance_uid,
@@ -248,8 +248,8 @@ def _put(connection: Connection, uid: str, one: PlannedDeletion, *, reason: str,
         "deleted_by": who,
         "deleted_at": at,
         "instance_key": connection.execute(key).scalar() or 0,
-        "done": 0,
-        "lifted_at": None,
+        "rows_deleted": 0,
+        "return_allowed_at": None,
     }
     known = update(tombstone).where(tombstone.c.uid == uid)
     if not connection.execute(known.values(row)).rowcount:
@@ -267,7 +267,7 @@ def _waiting(connection: Connection) -> list[Row[Any]]:
 
 
 def _remove(connection: Connection, row: Row[Any]) -> None:
-    """The rows of one instance; whatever objects they promised are doomed."""
+    """Delete the rows of one instance, and mark their objects as garbage."""
     held = connection.execute(select(original).where(original.c.instance_key == row.key)).first()
     if held is not None and held.form != OriginalForm.PURGED:
         mark_garbage_in(connection, held.object_digest, held.tier)

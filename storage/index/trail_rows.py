@@ -1,6 +1,6 @@
 """The audit trail in the index: rows that are only ever added, each chained to the one before by its digest.
 
-``append_in`` adds entries within the transaction of what they tell of, so that neither is there without the other.
+``append_in`` adds entries within the transaction that they record, so neither is committed without the other.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Trail:
         self._engine = engine
 
     def append(self, *entries: TrailEntry) -> None:
-        """Add entries in one durable commit. Many at once cost little more than one."""
+        """Add entries in one durable commit."""
         with writing(self._engine) as connection:
             append_in(connection, entries)
 
     def last(self) -> tuple[int, str]:
-        """Number and digest of the newest record; (0, zeros) when there is none."""
+        """Number and digest of the newest record; (0, zeros) if there is none."""
         with self._engine.connect() as connection:
             return _last(connection)
 
     def records(self, *, after: int = 0, since: str = "", uid: str = "", newest: int = 0) -> Iterator[TrailRecord]:
-        """Records in their order, a page at a time: numbered above ``after``, dated ``since`` (ISO 8601) or later,
-        about ``uid``. ``newest``: only that many, the last ones."""
+        """Records in their order, read page by page: numbered above ``after``, dated ``since`` (ISO 8601) or later,
+        about ``uid``. ``newest``: only that many of the newest ones."""
         if newest:
             after = max(after, self._before_the_newest(newest, since, uid))
         while True:
@@ -53,8 +53,8 @@ class Trail:
                 return
             after = rows[-1].number
 
-    def insert_as_they_are(self, records: Sequence[TrailRecord]) -> None:
-        """Take records back from the journal into an index that does not have them."""
+    def insert_unchanged(self, records: Sequence[TrailRecord]) -> None:
+        """Insert records from the journal that the index lacks."""
         rows = [
             {
                 **asdict(record.entry),
@@ -78,7 +78,7 @@ class Trail:
 
 def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
     """Add entries within a write transaction."""
-    if connection.dialect.name == "postgresql":  # one writer at a time, as SQLite's BEGIN IMMEDIATE has it
+    if connection.dialect.name == "postgresql":  # one writer at a time, as with SQLite's BEGIN IMMEDIATE
         connection.execute(text("SELECT pg_advisory_xact_lock(7226310)"))
     number, previous = _last(connection)
     rows: list[dict[str, Any]] = []
@@ -93,14 +93,14 @@ def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
 
 
 def record_digest(record: TrailRecord) -> str:
-    """What the digest of a record must be."""
+    """The digest that a record must have."""
     content = [record.number, record.at, record.previous, asdict(record.entry)]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def first_break(records: Iterable[TrailRecord]) -> str:
-    """What is wrong with a whole trail, from its first record on; empty when nothing is."""
+    """The first fault of a whole trail, from its first record on; empty if there is none."""
     number, previous = 0, NOTHING_BEFORE
     for record in records:
         if record.number != number + 1:

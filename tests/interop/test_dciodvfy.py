@@ -369,16 +369,16 @@ def test_private_block(made: Made) -> None:
     derived, rendition = made.derived, made.rendition
     block = derived.private_block(PRIVATE_GROUP, PRIVATE_CREATOR)
     expected = {
-        0x01: rendition.point,
+        0x01: str(rendition.point),
         0x02: "bicubic",
         0x03: rendition.weights_digest,
         0x06: made.original.SOPInstanceUID,
         0x07: hashlib.sha256(made.original.PixelData).hexdigest(),
         0x08: hashlib.sha256(made.base.read_bytes()).hexdigest(),
         0x09: hashlib.sha256(derived.PixelData).hexdigest(),
-        0x0A: rendition.psnr_db,
-        0x0B: rendition.fsim_mean,
-        0x0C: rendition.fsim_p5,
+        0x0A: rendition.verdict.psnr_db,
+        0x0B: rendition.verdict.fsim_mean,
+        0x0C: rendition.verdict.fsim_p5,
         0x0D: "PASSED",
         0x0F: "DRAWN",
         0x10: rendition.structure_uid,
@@ -389,7 +389,7 @@ def test_private_block(made: Made) -> None:
     for element in _own_block(derived):
         assert PRIVATE_ATTRIBUTES[element.tag.element & 0xFF][0] == element.VR
     assert rendition.output_digest == block[0x09].value
-    assert rendition.psnr_db > 28.42
+    assert rendition.verdict.psnr_db > 28.42
 
 
 # --- what stays as it was ---

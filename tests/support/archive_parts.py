@@ -105,7 +105,7 @@ class ArchiveParts:
         return steps
 
     def check_promises(self) -> None:
-        """Every original that a row promises is there, and gives the received bytes back."""
+        """Every original that a row names is there, and gives the received bytes back."""
         with self.index.engine.connect() as connection:
             for row in connection.execute(
                 text("SELECT o.*, i.original_digest FROM original o JOIN instance i ON i.key = o.instance_key")

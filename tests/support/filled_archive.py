@@ -86,12 +86,12 @@ def answers(made: FilledArchive) -> dict[str, Any]:
         return {
             "found": sorted(one.to_json() for one in found),
             "status": dataclasses.asdict(index.counts()),
-            "custody": dataclasses.asdict(index.custody.totals()),
+            "originals": dataclasses.asdict(index.originals.totals()),
             "holds": index.holds.all(released=True),
             "labels": index.holds.labels(),
             "amendments": index.amendments.all(),
             "classes": index.classes.all(),
             "quarantine": index.quarantine.all(),
-            "tombstone": index.tombstones.standing(made.uids["deleted"]),
+            "tombstone": index.tombstones.in_force(made.uids["deleted"]),
             "broken": node.archive.trail.broken(),
         }

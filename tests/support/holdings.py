@@ -14,7 +14,7 @@ from sqlalchemy import insert, update
 
 from storage.index import Index
 from storage.index.connection import writing
-from storage.index.original_locations import take_in
+from storage.index.original_locations import insert_original
 from storage.index.tables import instance, patient, rendition, series, study
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState
@@ -86,7 +86,7 @@ def filled(root: Path, images: int, *, seed: int = 0) -> Holdings:
         connection.execute(insert(series).values(**none, study_key=1, series_instance_uid="1.2.3", modality="MG"))
         connection.execute(insert(instance), instances)
         for row in instances:
-            take_in(connection, row["key"], row["original_digest"], row["original_bytes"])
+            insert_original(connection, row["key"], row["original_digest"], row["original_bytes"])
         connection.execute(insert(rendition), renditions)
         connection.execute(update(instance).values(rendition_key=instance.c.key))
     return made
@@ -123,8 +123,7 @@ def _rendition(number: int, base: str, digest: str, now: datetime) -> dict[str, 
         "base_bytes": 1,
         "rendition_digest": digest,
         "rendition_bytes": 1,
-        "point": POINT,
-        "operating_point": {"scale": 2, "coder": "jpegxl", "distance": 0.3, "effort": 7},
+        "point": {"scale": 2, "coder": "jpegxl", "distance": 0.3, "effort": 7},
         "upscaler": "bicubic",
         "weights_digest": "",
         "output_digest": "",

@@ -7,10 +7,7 @@ repeated: objects are content-addressed, the row changes last, and a claim is a 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,7 +36,7 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.index.integrity import Integrity
-from storage.ineligibility import LeftOut
+from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, ReasonCode, StoredInstance, Trial
 
@@ -73,7 +70,7 @@ class Archivist:
         self._count_lock = threading.Lock()
         self._in_progress = 0
         self._found_work = False
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._stopping = threading.Event()
         self._woken = threading.Event()
 
@@ -125,8 +122,10 @@ class Archivist:
         try:
             try:
                 self._encode(claim)
-            except (NotReconstructable, PixelError) as error:
-                self._index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, str(error))
+            except NotReconstructable as error:
+                self._index.finish(claim, InstanceState.EXACT, error.code, str(error))
+            except PixelError as error:
+                self._index.finish(claim, InstanceState.EXACT, ReasonCode.PIXELS, str(error))
             except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
                 self._give_back(claim, error)
         except Exception:
@@ -155,11 +154,11 @@ class Archivist:
             reason = why_exact(file, header, self._settings.eligibility)
         if reason:
             self._regions.annotation_received(instance)
-            raise NotReconstructable(reason)
+            raise NotReconstructable(reason.sentence, reason)
         size = int(header.Rows), int(header.Columns)
         memory = self._settings.limits.encoder_memory
         if memory and size[0] * size[1] * _BYTES_PER_PIXEL > memory:
-            raise NotReconstructable(LeftOut.LARGE.value)
+            raise NotReconstructable(ReasonCode.LARGE.sentence, ReasonCode.LARGE)
         return size
 
     def _request(self, claim: Claim, path: Path) -> EncodeRequest:
@@ -201,7 +200,7 @@ class Archivist:
         """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""
         current = instance.rendition
         assert current is not None
-        result = ask(replace(request, point=current.operating_point, upscaler=current.upscaler))
+        result = ask(replace(request, point=current.point, upscaler=current.upscaler))
         assert isinstance(result, EncodeResult)
         if result.made is not None:
             return result

@@ -127,7 +127,7 @@ class FidelityCheck:
         image = self._index.by_key(instance_key)
         if image is None or image.rendition is None or image.state is InstanceState.RECEIVED:
             return None
-        held = self._index.custody.of_digest(image.original_digest)
+        held = self._index.originals.of_digest(image.original_digest)
         unjudged = FidelityFinding(
             image.key,
             image.sop_instance_uid,
@@ -172,7 +172,7 @@ class FidelityCheck:
             self._store.held(made.rendition_digest),
             model=self._models.folder(made.upscaler, made.weights_digest),
             original_digest=image.original_digest,
-            thresholds=self._thresholds if made.gated else None,
+            thresholds=self._thresholds if made.verdict.gated else None,
             pictures=pictures,
         )
         try:
@@ -198,7 +198,7 @@ class FidelityCheck:
             return replace(
                 found, outcome=FidelityOutcome.DAMAGED, reason=f"original {image.original_digest} is not whole"
             )
-        beyond = self._missed_limits(found, answer.now) if made.gated else ""
+        beyond = self._missed_limits(found, answer.now) if made.verdict.gated else ""
         if beyond or (drop and not same):
             return replace(found, outcome=FidelityOutcome.WORSE, reason=beyond or drop)
         if not same:

@@ -48,7 +48,7 @@ class Remake:
             return True
         # it passed the gate of its day and keeps those figures: if today's gate fails it, it is encoded without one
         for thresholds in dict.fromkeys((request.thresholds, None)):
-            again = replace(request, point=lost.operating_point, upscaler=lost.upscaler, thresholds=thresholds)
+            again = replace(request, point=lost.point, upscaler=lost.upscaler, thresholds=thresholds)
             result = ask(again)
             assert isinstance(result, EncodeResult)
             made = result.made
@@ -80,11 +80,10 @@ class Remake:
 
     def _with_former_figures(self, lost: StoredRendition, made: Rendition) -> NewRendition:
         """Store a rendition with the figures of its row; the row that stands for it."""
-        verdict, tried = self._rows.measured(lost.derived_uid)
-        made = replace(made, verdict=verdict)
+        made = replace(made, verdict=lost.verdict)
         data = encode_rendition(made)
-        point, digest = lost.operating_point, self._store.put(data)
-        return new_rendition(made, point, lost.base_bytes, digest, len(data), tried, lost.seconds)
+        point, digest = lost.point, self._store.put(data)
+        return new_rendition(made, point, lost.base_bytes, digest, len(data), lost.tried, lost.seconds)
 
     def _intact(self, digest: str) -> bool:
         try:

@@ -72,7 +72,7 @@ class RenditionWriter:
     def discard(self, *digests: str) -> None:
         """Mark objects as garbage; they are unlinked unless a row needs them."""
         for digest in digests:
-            self._index.custody.doom(digest, Tier.HOT)
+            self._index.originals.mark_garbage(digest, Tier.HOT)
 
 
 def new_rendition(

@@ -10,10 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import socket
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -31,6 +28,7 @@ from node.workers.waiting import result_of
 from node.workers.worker import Answer, ModelRequest, Request
 from storage.errors import Cancelled, LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
+from storage.index.lease import new_owner
 from storage.index.reverifications import (
     ReverificationAttempt,
     ReverificationOutcome,
@@ -78,7 +76,7 @@ class _Run:
     ) -> None:
         self._work, self._pool, self._progress, self._cancelled = work, pool, progress, cancelled
         self._rows, self._writer = Reverifications(work.index.engine), RenditionWriter(work.index, work.store)
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._max_attempts, self._lease = work.settings.archivist.attempts, work.settings.archivist.lease
         self._model, self._finished = "", False
         self._counts: Counter[str] = Counter()
@@ -163,7 +161,7 @@ class _Run:
             reason = "; ".join(result.tried[-1].failures)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
             return ReverificationOutcome.KEPT, reason
-        made = replace(result.made, point=attempt.current.operating_point)
+        made = replace(result.made, point=attempt.current.point)
         new = self._writer.store(made, result.tried, new_base=False)
         try:
             self._writer.prove(attempt.instance_key, new, partial(self._ask, attempt))

@@ -1,7 +1,7 @@
 """The allow-list of images that may be reconstructed. Everything else is stored and returned bit-exact.
 
 Only the header is checked here; node/codec/encode/source_image.py checks the pixels (stray bits, only padding). The
-first rule that an image breaks is its reason, one of ``storage.ineligibility.LeftOut``.
+first rule that an image breaks is its reason, one of ``storage.records.ReasonCode``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydicom import Dataset
 from node.config import EligibilitySettings
 from storage.dicom.dicomfile import DataSetFile
 from storage.dicom.pixels import PixelShape
-from storage.ineligibility import LeftOut
+from storage.records import ReasonCode
 
 MIN_SIDE = 256
 """Fewest rows, and fewest columns, in pixels."""
@@ -33,12 +33,12 @@ _LOSSY_SYNTAXES = {
 }
 
 _SPECIAL_VIEWS = {
-    "399163009": LeftOut.MAGNIFICATION_VIEW,
-    "R-102D6": LeftOut.MAGNIFICATION_VIEW,
-    "399055006": LeftOut.SPOT_VIEW,
-    "R-102D7": LeftOut.SPOT_VIEW,
-    "127457009": LeftOut.SPECIMEN,
-    "G-8310": LeftOut.SPECIMEN,
+    "399163009": ReasonCode.MAGNIFICATION_VIEW,
+    "R-102D6": ReasonCode.MAGNIFICATION_VIEW,
+    "399055006": ReasonCode.SPOT_VIEW,
+    "R-102D7": ReasonCode.SPOT_VIEW,
+    "127457009": ReasonCode.SPECIMEN,
+    "G-8310": ReasonCode.SPECIMEN,
 }
 """Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT, which older devices write)."""
 
@@ -47,11 +47,11 @@ _MAX_MAGNIFICATION = 1.2
 magnification view."""
 
 
-def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> str:
-    """Why this object may only be kept bit-exact, one of ``LeftOut``; empty if it may be reconstructed."""
+def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings) -> ReasonCode:
+    """Why this object may only be kept bit-exact; ReasonCode.NONE if it may be reconstructed."""
     if not _class_allowed(header, settings):
-        return LeftOut.SOP_CLASS.value
-    return next((reason.value for reason in _objections(file, header)), "")
+        return ReasonCode.SOP_CLASS
+    return next(_objections(file, header), ReasonCode.NONE)
 
 
 def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
@@ -59,24 +59,24 @@ def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
     return any(allowed.sop_class == sop_class and allowed.modality in ("", modality) for allowed in settings.classes)
 
 
-def _objections(file: DataSetFile, header: Dataset) -> Iterator[LeftOut]:
+def _objections(file: DataSetFile, header: Dataset) -> Iterator[ReasonCode]:
     if not _is_pixel_data(file):
-        yield LeftOut.NO_PIXELS
+        yield ReasonCode.NO_PIXELS
     yield from _shape_objections(PixelShape.of(header), header)
     if str(file.transfer_syntax) in _LOSSY_SYNTAXES or header.get("LossyImageCompression") == "01":
-        yield LeftOut.LOSSY
+        yield ReasonCode.LOSSY
     if not file.transfer_syntax.is_little_endian:
-        yield LeftOut.BIG_ENDIAN
+        yield ReasonCode.BIG_ENDIAN
     if any(tag in header for tag in (0xFFFAFFFA, 0x4FFE0001)):
-        yield LeftOut.SIGNATURE
+        yield ReasonCode.SIGNATURE
     if PRIVATE_CREATOR in header.private_creators(PRIVATE_GROUP):
-        yield LeftOut.OURS
+        yield ReasonCode.OURS
     if header.get("BurnedInAnnotation") == "YES":
-        yield LeftOut.BURNED_IN
+        yield ReasonCode.BURNED_IN
     if header.get("QualityControlImage") == "YES" or header.get("QualityControlSubject") == "YES":
-        yield LeftOut.QUALITY_CONTROL
+        yield ReasonCode.QUALITY_CONTROL
     if header.get("PresentationIntentType") == "FOR PROCESSING":
-        yield LeftOut.FOR_PROCESSING
+        yield ReasonCode.FOR_PROCESSING
     yield from _view_objections(header)
 
 
@@ -86,35 +86,35 @@ def _is_pixel_data(file: DataSetFile) -> bool:
     return file.layout.has_pixels and tag in (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 
 
-def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[LeftOut]:
+def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode]:
     if "NumberOfFrames" in header and (shape.frames != 1 or header.get("NumberOfFrames") not in (None, "", 1)):
-        yield LeftOut.MULTI_FRAME
+        yield ReasonCode.MULTI_FRAME
     if shape.samples != 1 or shape.photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        yield LeftOut.PHOTOMETRIC
+        yield ReasonCode.PHOTOMETRIC
     if shape.bits_allocated != 16:
-        yield LeftOut.BITS_ALLOCATED
+        yield ReasonCode.BITS_ALLOCATED
     if not 8 <= shape.bits_stored <= 16:
-        yield LeftOut.BITS_STORED
+        yield ReasonCode.BITS_STORED
     if shape.high_bit != shape.bits_stored - 1:
-        yield LeftOut.HIGH_BIT
+        yield ReasonCode.HIGH_BIT
     if shape.signed:
-        yield LeftOut.SIGNED_PIXELS
+        yield ReasonCode.SIGNED_PIXELS
     if min(shape.rows, shape.columns) < MIN_SIDE:
-        yield LeftOut.SMALL
+        yield ReasonCode.SMALL
 
 
-def _view_objections(header: Dataset) -> Iterator[LeftOut]:
+def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
     for code in _view_codes(header):
         if code in _SPECIAL_VIEWS:
             yield _SPECIAL_VIEWS[code]
     if "SpecimenDescriptionSequence" in header:
-        yield LeftOut.SPECIMEN
+        yield ReasonCode.SPECIMEN
     try:
         magnification = float(header.get("EstimatedRadiographicMagnificationFactor") or 1.0)
     except (TypeError, ValueError):
         magnification = 1.0
     if magnification > _MAX_MAGNIFICATION:
-        yield LeftOut.MAGNIFIED
+        yield ReasonCode.MAGNIFIED
 
 
 def _view_codes(header: Dataset) -> Iterator[str]:

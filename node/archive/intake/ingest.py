@@ -38,7 +38,7 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.index.holdings import Added
-from storage.index.resent_originals import let_go, replace_lost
+from storage.index.resent_originals import drop_copy, replace_lost
 from storage.index.rewritten_annotations import copy_of_uid
 from storage.objects.inspection import examine as examine_object
 from storage.objects.store import ObjectStore
@@ -119,13 +119,13 @@ class Ingest:
         engine, present = self._index.engine, self._store.has
         for _ in range(_ATTEMPTS):
             added = self._index.add(new, present=present)
-            held = self._index.custody.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
+            held = self._index.originals.of_digest(new.original_digest) if added is Added.SAME_BYTES else None
             if held is None:
                 return added, False
             if held.purged:
                 continue
             if self._originals.whole(held):
-                if let_go(engine, held, new.original_digest):
+                if drop_copy(engine, held, new.original_digest):
                     return added, False
             elif replace_lost(engine, held, new, present):
                 LOGGER.warning("the original of %s was lost or damaged, and was sent again", new.sop_instance_uid)
@@ -207,7 +207,7 @@ class Ingest:
 
     def _refuse_return(self, new: NewInstance) -> None:
         """Quarantine an image that was deleted here; a person may allow its return. Raises Deleted."""
-        stone = self._index.tombstones.standing(new.sop_instance_uid)
+        stone = self._index.tombstones.in_force(new.sop_instance_uid)
         if stone is None:
             raise ObjectMissing(_GONE)  # its return was allowed at this moment
         what = "its SOP Instance UID" if stone.uid == stone.original_uid else f"{stone.original_uid}, its original,"
@@ -244,8 +244,8 @@ class Ingest:
 
     def _discard(self, digest: str) -> None:
         """Unlink a received file that is not needed, unless a row, such as one of the quarantine, needs that object."""
-        self._index.custody.doom(digest, Tier.HOT)
-        self._index.custody.collect({Tier.HOT: self._store})
+        self._index.originals.mark_garbage(digest, Tier.HOT)
+        self._index.originals.collect({Tier.HOT: self._store})
 
     def _is_same(self, held: StoredInstance, received: str) -> bool:
         """Whether a received file has the content of the original, as received or as amended."""

@@ -149,7 +149,7 @@ class MarkedRegions:
             uid = instance.sop_instance_uid
             LOGGER.error("%s cannot get patches on newly marked regions: its original is not here", uid)
             return
-        Integrity(self._index.engine).send_back(instance.key, ReasonCode.OTHER, _REASON)
+        Integrity(self._index.engine).requeue(instance.key, ReasonCode.OTHER, _REASON)
 
 
 def read_regions(file: Path) -> dict[str, list[Box]]:

@@ -66,7 +66,7 @@ class QuarantineReview:
         """Compare an object with the held original. Raises UnknownUid."""
         one = self.find(digest)
         held = self._index.by_uid(one.sop_instance_uid)
-        deleted = self._index.tombstones.standing(one.sop_instance_uid) is not None
+        deleted = self._index.tombstones.in_force(one.sop_instance_uid) is not None
         found: tuple[Difference, ...] = ()
         if held is not None and not held.purged:
             with self._originals.borrowed(held.original_digest) as path:
@@ -87,7 +87,7 @@ class QuarantineReview:
         self._check(one, held, allow_return)
         new = replace(self._examine(self._store.held(one.digest), one.calling_aet), original_digest=one.digest)
         former = self._verbatim(held) if held is not None else ""
-        if self._index.tombstones.standing(one.sop_instance_uid) is not None:
+        if self._index.tombstones.in_force(one.sop_instance_uid) is not None:
             self._deletion.allow_return("image", one.sop_instance_uid, reason=reason, who=who)
         entry = _entry("quarantine.accept", one, reason, who)
         if not self._index.quarantine.accept(new, former, entry, self._store.has):
@@ -97,7 +97,7 @@ class QuarantineReview:
 
     def _check(self, one: Quarantined, held: StoredInstance | None, allow_return: bool) -> None:
         uid = one.sop_instance_uid
-        stone = self._index.tombstones.standing(uid)
+        stone = self._index.tombstones.in_force(uid)
         if stone is not None and stone.original_uid != uid:
             raise ChangeRefused(f"{uid} is the UID of a reconstruction of {stone.original_uid}, which was deleted")
         if stone is not None and not allow_return:

@@ -52,7 +52,7 @@ class OriginalAccess:
         """
         seen: HeldOriginal | None = None
         for _ in range(_ATTEMPTS):
-            held = self._index.custody.of_digest(original_digest)
+            held = self._index.originals.of_digest(original_digest)
             if held is None:  # in quarantine, or not indexed yet
                 return self._lend_object(Tier.HOT, original_digest)
             if held.purged:
@@ -76,7 +76,7 @@ class OriginalAccess:
 
     def pass_through(self, original_digest: str, target: Path) -> bool:
         """Write a packed original in JPEG-LS Lossless without decoding its codestreams; False if that is impossible."""
-        held = self._index.custody.of_digest(original_digest)
+        held = self._index.originals.of_digest(original_digest)
         if held is None or held.purged or held.form is not OriginalForm.PACKED:
             return False
         packed = None
@@ -92,7 +92,7 @@ class OriginalAccess:
 
     def unpack_ahead(self, original_digest: str) -> bool:
         """Unpack an original for its next reader; False if it is not packed. Raises as ``lend`` does."""
-        held = self._index.custody.of_digest(original_digest)
+        held = self._index.originals.of_digest(original_digest)
         if held is None or held.form is not OriginalForm.PACKED:
             return False
         if not self._restored.has(original_digest):
@@ -115,7 +115,7 @@ class OriginalAccess:
         try:
             self._unpack(packed, held, target)
             link = self._restored.keep(held.original_digest, target, held.original_digest)
-            if self._index.custody.of_digest(held.original_digest) is None:
+            if self._index.originals.of_digest(held.original_digest) is None:
                 self._restored.drop(held.original_digest)
             return link
         finally:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +23,7 @@ from node.workers.waiting import result_of
 from node.workers.worker import Answer, PackRequest
 from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
+from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
 from storage.records import OriginalClaim, Tier, TrailEntry
 
@@ -48,7 +47,7 @@ class Packer:
     ) -> None:
         self._index, self._stores, self._originals, self._pool = index, stores, originals, pool
         self._trail, self._settings = trail, settings
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -58,21 +57,21 @@ class Packer:
     def step(self) -> bool:
         """Pack or move one original; False if there is none to work on."""
         lease, coder = self._settings.archivist.lease, self._settings.originals.coder
-        claim = self._index.custody.claim_to_pack(self._owner, lease) if coder != "none" else None
+        claim = self._index.originals.claim_to_pack(self._owner, lease) if coder != "none" else None
         if claim is not None:
             self._attempt(claim, self._pack)
             return True
         if Tier.COLD in self._stores:
-            claim = self._index.custody.claim_to_move(self._owner, lease, packed_first=coder != "none")
+            claim = self._index.originals.claim_to_move(self._owner, lease, packed_first=coder != "none")
             if claim is not None:
                 self._attempt(claim, self._move)
                 return True
         self._trail.write_down()
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         return False
 
     def _attempt(self, claim: OriginalClaim, work: Callable[[OriginalClaim], None]) -> None:
-        rows = self._index.custody
+        rows = self._index.originals
         try:
             work(claim)
         except ProofFailed as error:
@@ -100,14 +99,14 @@ class Packer:
             packed = hot.adopt(target)
         finally:
             target.unlink(missing_ok=True)
-        if not self._index.custody.packed(claim, packed, size, present=hot.has):
-            self._index.custody.doom(packed, Tier.HOT)
+        if not self._index.originals.packed(claim, packed, size, present=hot.has):
+            self._index.originals.mark_garbage(packed, Tier.HOT)
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
-        if not self._index.custody.moved(claim.original, Tier.COLD, present=cold.has):
-            self._index.custody.doom(digest, Tier.COLD)
+        if not self._index.originals.moved(claim.original, Tier.COLD, present=cold.has):
+            self._index.originals.mark_garbage(digest, Tier.COLD)
 
     def _wait(self, future: Future[Answer]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
@@ -117,7 +116,7 @@ class Packer:
             raise WorkerDied("the node is stopping, or packing took longer than archivist.lease") from error
 
     def _give_back(self, claim: OriginalClaim, error: Exception, *, packing: bool) -> None:
-        rows = self._index.custody
+        rows = self._index.originals
         if self._stopping.is_set():
             rows.release(claim)
             return

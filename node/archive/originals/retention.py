@@ -94,12 +94,12 @@ class Retention:
             raise PurgeRefused("profile us-mqsa: originals are never removed (MQSA)")
         keep = self._settings.originals.retain_for
         if not dry_run:
-            self._index.custody.collect(self._stores)  # files of a run that was killed
+            self._index.originals.collect(self._stores)  # files of a run that was killed
         if keep is None:
             return PurgeReport(dry_run, "forever")
         purged: list[PurgeStep] = []
         kept: list[PurgeStep] = []
-        rows, reserve = self._index.custody, self._settings.audit.reserve_bound
+        rows, reserve = self._index.originals, self._settings.audit.reserve_bound
         of, stopped = rows.purgeable_totals(now() - keep, reserve)[0], False
         reserved = rows.reserved_totals(now() - keep, reserve)
         for done, one in enumerate(self._candidates(keep), 1):
@@ -115,24 +115,24 @@ class Retention:
         """Number and bytes of the originals that the rules would remove under ``keep``; nothing is rendered."""
         if keep is None or self._settings.codec.profile is Profile.US_MQSA:
             return 0, 0
-        return self._index.custody.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
+        return self._index.originals.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
 
     def restore(
         self, level: str, uid: str, *, who: str, progress: Callable[[int, int], None] = lambda done, of: None
     ) -> list[RestoreStep]:
         """Restore the originals of a patient, study, series or image to the hot store."""
-        found = self._index.custody.below(level, uid)
+        found = self._index.originals.below(level, uid)
         steps = []
         for done, (sop_instance_uid, _) in enumerate(found, 1):
             steps.append(self._restore(sop_instance_uid, who))
             progress(done, len(found))
         self._trail.write_down()
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         return steps
 
     def _candidates(self, keep: timedelta) -> Iterator[Purgeable]:
         after, reserve = 0, self._settings.audit.reserve_bound
-        while page := self._index.custody.purgeable(now() - keep, reserve=reserve, after=after):
+        while page := self._index.originals.purgeable(now() - keep, reserve=reserve, after=after):
             yield from page
             after = page[-1].original.instance_key
 
@@ -159,14 +159,14 @@ class Retention:
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)
         entry = TrailEntry("original.purge", who, "image", uids, "original", detail=detail)
-        if not self._index.custody.purged(one, now() - keep, entry, self._settings.audit.reserve_bound):
+        if not self._index.originals.purged(one, now() - keep, entry, self._settings.audit.reserve_bound):
             return "a hold, a pin or another change came in between"
         self._trail.write_down()
-        self._index.custody.collect(self._stores)
+        self._index.originals.collect(self._stores)
         return ""
 
     def _restore(self, sop_instance_uid: str, who: str) -> RestoreStep:
-        rows = self._index.custody
+        rows = self._index.originals
         (_, held), *_ = rows.below("image", sop_instance_uid)
         if held.purged:
             return RestoreStep(sop_instance_uid, "purged", 0, f"removed at {held.purged_at} UTC; only a sender has it")
@@ -180,7 +180,7 @@ class Retention:
         try:
             hot.take_from(self._stores[Tier.COLD], held.object_digest)
             if not rows.moved(held, Tier.HOT, hot.has, [entry]):
-                rows.doom(held.object_digest, Tier.HOT)
+                rows.mark_garbage(held.object_digest, Tier.HOT)
                 return RestoreStep(sop_instance_uid, "failed", 0, "it was moved or removed meanwhile; try again")
         except (LatentPacsError, OSError) as error:
             failure = replace(entry, outcome="failure", detail=str(error))

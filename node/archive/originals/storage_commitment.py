@@ -67,7 +67,7 @@ class CommitmentJudge:
                 self._commitments.renew(request, LEASE)
                 renewed = time.monotonic()
         seconds = self._settings.pin_seconds
-        return self._commitments.judge(request, report, until=None if seconds is None else time.time() + seconds)
+        return self._commitments.decide(request, report, until=None if seconds is None else time.time() + seconds)
 
     def _judge_one(self, one: CommitmentItem, duplicate: bool, contested: set[str]) -> CommitmentAnswer:
         if duplicate:

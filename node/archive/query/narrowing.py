@@ -10,7 +10,7 @@ from typing import Any
 from node.archive.query.matching import WILDCARD_VRS, Span, has_wildcard, name_groups, span
 from node.archive.query.timezones import FARTHEST
 from storage.dicom.query_keys import Key
-from storage.index.query_candidates import Narrow
+from storage.index.query_pages import Narrow
 
 _COLUMNS = {
     "PatientID": "patient.patient_id",

@@ -9,7 +9,8 @@ from pydicom import Dataset
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
 from node.archive.query.matching import has_wildcard
 from storage.dicom.query_keys import Level
-from storage.index.query_candidates import Indexed, Narrow, Search, instance_keys
+from storage.index.query_candidates import Indexed, instance_keys
+from storage.index.query_pages import Narrow, Search
 
 
 def select(index: Indexed, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:

@@ -30,7 +30,7 @@ from storage.errors import (
     StoreFull,
     WorkerDied,
 )
-from storage.records import Applied
+from storage.records import Applied, ReasonCode
 
 _NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
 """Names that are not compared: "" is that of private elements; pixels are compared by their digest."""
@@ -105,9 +105,10 @@ def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
         except _UNRELATED:
             raise
         except Exception as error:
-            raise NotReconstructable(f"its reconstruction cannot be made as a whole: {safe_text(error)}") from error
+            reason = f"its reconstruction cannot be made as a whole: {safe_text(error)}"
+            raise NotReconstructable(reason, ReasonCode.NOT_SENDABLE) from error
     if fault:
-        raise NotReconstructable(f"its reconstruction cannot be sent: {fault}")
+        raise NotReconstructable(f"its reconstruction cannot be sent: {fault}", ReasonCode.NOT_SENDABLE)
 
 
 def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tuple[str, ...]:

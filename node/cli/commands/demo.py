@@ -213,9 +213,10 @@ def _describe(row: Row, instance: StoredInstance) -> None:
     row.payload_bytes = instance.original_bytes
     rendition = instance.rendition
     if rendition is not None:
-        row.derived_uid, row.point, row.rendition = rendition.derived_uid, rendition.point, rendition.upscaler
+        row.derived_uid, row.point, row.rendition = rendition.derived_uid, str(rendition.point), rendition.upscaler
         row.payload_bytes = rendition.payload_bytes
-        row.psnr_db, row.fsim_mean, row.fsim_p5 = rendition.psnr_db, rendition.fsim_mean, rendition.fsim_p5
+        verdict = rendition.verdict
+        row.psnr_db, row.fsim_mean, row.fsim_p5 = verdict.psnr_db, verdict.fsim_mean, verdict.fsim_p5
         row.verify_s = round(rendition.seconds, 3)
     row.ratio = round(row.raw_bytes / row.payload_bytes, 2)
 

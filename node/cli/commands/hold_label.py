@@ -50,7 +50,7 @@ def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
 
 def _change(config: Path, name: str, study: str, as_json: bool, *, put: bool) -> None:
     with archive(config) as services:
-        if put and not services.index.custody.below("study", study):
+        if put and not services.index.originals.below("study", study):
             raise UsageError(f"study {study} is not held here; nothing was labelled")
         change = services.index.holds.put_label if put else services.index.holds.take_label
         changed = change(name, study, who=current_user())

@@ -22,11 +22,11 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     retain_for, reserve = settings.originals.retain_for, settings.audit.reserve_bound
     never = settings.codec.profile is Profile.US_MQSA
     with open_index(config) as index:
-        counts, totals = index.counts(), index.custody.totals()
+        counts, totals = index.counts(), index.originals.totals()
         free = {
             retention_text(span): (0, 0)
             if span is None or never
-            else index.custody.purgeable_totals(now() - span, reserve)
+            else index.originals.purgeable_totals(now() - span, reserve)
             for span in (retain_for, timedelta(days=30))
         }
     report = status_report(counts) | {

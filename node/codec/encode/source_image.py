@@ -18,7 +18,7 @@ from storage.formats.geometry import DCT_BLOCK
 from storage.formats.padding import pack_padding
 from storage.formats.payload import CURVE_KNOTS, CodedRegion
 from storage.formats.resample import Operator
-from storage.ineligibility import LeftOut
+from storage.records import ReasonCode
 
 if TYPE_CHECKING:
     from node.fidelity.gate import Reference
@@ -123,13 +123,13 @@ class Source:
         """Raises NotReconstructable if a pixel has bits above Bits Stored, or if all pixels are padding."""
         bits_stored = PixelShape.of(header).bits_stored
         if int(pixels.max()) >> bits_stored:
-            raise NotReconstructable(LeftOut.STRAY_BITS.value)
+            raise NotReconstructable(ReasonCode.STRAY_BITS.sentence, ReasonCode.STRAY_BITS)
         padding = padding_range(header)
         mask = None
         if padding is not None:
             inside = (pixels >= padding[0]) & (pixels <= padding[1])
             if inside.all():
-                raise NotReconstructable(LeftOut.ALL_PADDING.value)
+                raise NotReconstructable(ReasonCode.ALL_PADDING.sentence, ReasonCode.ALL_PADDING)
             if inside.any():
                 mask = inside
         return cls(

@@ -7,9 +7,7 @@ gets it on the association of its request, as long as that is open.
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +31,7 @@ from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
 from storage.index.commitment_requests import CommitmentAnswer, CommitmentItem, CommitmentRequest, Commitments
+from storage.index.lease import new_owner
 
 LOGGER = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ class Notifier:
     ) -> None:
         self._settings, self._commitments = settings, commitments
         self._committer, self._outgoing = committer, outgoing
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:commitment"
+        self._owner = new_owner()
         self._unanswered: dict[Any, list[int]] = {}
         self._ready: queue.Queue[int | None] = queue.Queue()
         self._stopping = threading.Event()
@@ -134,7 +133,7 @@ class Notifier:
 
     def add(self, assoc: Any, transaction_uid: str, caller: str, references: Sequence[CommitmentItem]) -> None:
         """Store a request durably; it is processed when its response has been sent."""
-        key = self._commitments.ask(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
+        key = self._commitments.add(transaction_uid, caller, references, due=time.time() + _AFTER_A_CRASH)
         self._unanswered.setdefault(assoc, []).append(key)
 
     def response_sent(self, assoc: Any) -> None:
@@ -177,7 +176,7 @@ class Notifier:
             if not isinstance(error, LatentPacsError):
                 raise
             return
-        self._commitments.told(request)
+        self._commitments.reported(request)
         failed = sum(bool(one.reason) for one in report)
         LOGGER.info(
             "reported storage commitment to %s: %s committed, %s not", request.calling_aet, len(report) - failed, failed
@@ -254,4 +253,4 @@ def _item(one: CommitmentAnswer) -> Dataset:
 
 
 def _timestamp(request: CommitmentRequest) -> float:
-    return request.asked_at.replace(tzinfo=UTC).timestamp()
+    return request.requested_at.replace(tzinfo=UTC).timestamp()

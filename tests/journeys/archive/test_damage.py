@@ -67,7 +67,7 @@ def test_a_damaged_packed_original_fails(tmp_path: Path, receiver: Receiver) -> 
         held = stored(archive, tmp_path)
 
         def packed() -> str:
-            original = node.index.custody.of_digest(held.original_digest)
+            original = node.index.originals.of_digest(held.original_digest)
             return original.object_digest if original and original.form is OriginalForm.PACKED else ""
 
         digest = wait_for(packed, what="a packed original")

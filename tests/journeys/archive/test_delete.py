@@ -67,7 +67,7 @@ def killed_in_the_journal(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) 
     write_down = bench.trail.write_down
 
     def with_tombstones_only_then_die() -> None:
-        if bench.index.tombstones.condemned():
+        if bench.index.tombstones.digests_to_delete():
             raise Killed
         write_down()
 
@@ -75,24 +75,24 @@ def killed_in_the_journal(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) 
 
 
 def killed_before_the_rows(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    condemn = bench.index.tombstones.condemn
+    mark_deleted = bench.index.tombstones.mark_deleted
 
     def then_die(*arguments: Any, **named: Any) -> Any:
-        condemn(*arguments, **named)
+        mark_deleted(*arguments, **named)
         raise Killed
 
-    monkeypatch.setattr(bench.index.tombstones, "condemn", then_die)
+    monkeypatch.setattr(bench.index.tombstones, "mark_deleted", then_die)
 
 
 def killed_before_the_files(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
-    bury = bench.index.tombstones.bury
+    delete_rows = bench.index.tombstones.delete_rows
 
     def then_die() -> int:
-        if bury():
+        if delete_rows():
             raise Killed
         return 0
 
-    monkeypatch.setattr(bench.index.tombstones, "bury", then_die)
+    monkeypatch.setattr(bench.index.tombstones, "delete_rows", then_die)
 
 
 def killed_between_files(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_deletion_survives_a_kill_at_any_step(
     monkeypatch.undo()
 
     again = ArchiveParts(bench.root)
-    assert again.index.tombstones.standing("1.2.3.2") is not None
+    assert again.index.tombstones.in_force("1.2.3.2") is not None
     deletion_of(again).finish()
     assert again.index.by_uid("1.2.3.2") is None
     assert again.index.by_uid("2.25.2") is None
@@ -151,8 +151,8 @@ def test_holds_pins_and_mqsa_refuse_all_of_it(bench: ArchiveParts) -> None:
     pinned = index.by_uid("1.2.3.2")
     assert pinned is not None
     with writing(index.engine) as connection:
-        request = {"transaction_uid": "1.9", "calling_aet": "A", "items": [], "duplicate": 0, "state": "told"}
-        more = {"attempts": 0, "due": 0.0, "asked_at": now()}
+        request = {"transaction_uid": "1.9", "calling_aet": "A", "items": [], "duplicate": 0, "state": "reported"}
+        more = {"attempts": 0, "due": 0.0, "requested_at": now()}
         key = connection.execute(insert(commitment).values(**request, **more).returning(commitment.c.key)).scalar_one()
         until = time.time() + 3600
         connection.execute(insert(pin).values(instance_key=pinned.key, commitment_key=key, until=until))

@@ -100,7 +100,7 @@ def test_labelled_originals_are_held_until_they_are_released(holdings: Holdings)
     index = holdings.index
 
     def free() -> set[str]:
-        return {one.sop_instance_uid for one in index.custody.purgeable(now())}
+        return {one.sop_instance_uid for one in index.originals.purgeable(now())}
 
     assert free() == {uid_of(number) for number in (1, 2, 3, 4)}
     assert index.classes.put({uid_of(1): "a", uid_of(2): "b", uid_of(4): "b"}, who=WHO) == 3

@@ -1,4 +1,4 @@
-"""Where originals are, when processes are killed and when several work at once: no row ever promises a file that is
+"""Where originals are, when processes are killed and when several work at once: no row ever names a file that is
 gone, and no rule is passed by. Real index, real files; only the worker's answers are made here."""
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_packed_only_at_rest_and_served_all_the_same(bench: ArchiveParts) -> None:
     waiting = bench.receive("1.2.3.1", state=InstanceState.RECEIVED)
     assert bench.work() == 0
-    assert bench.index.custody.totals().to_pack == 1
+    assert bench.index.originals.totals().to_pack == 1
     claim = bench.index.claim("test", 60)
     assert claim is not None
-    bench.index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
+    bench.index.finish(claim, InstanceState.EXACT, ReasonCode.OTHER, "not eligible")
     assert bench.work() == 1
-    totals = bench.index.custody.totals()
+    totals = bench.index.originals.totals()
     assert (totals.packed, totals.verbatim, totals.to_pack) == (1, 0, 0)
     assert totals.packed_bytes < 0.6 * len(waiting)
     assert bench.files() == 1
@@ -59,9 +59,9 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: ArchiveParts) -> Non
 
 @pytest.mark.parametrize("step", ["adopt", "packed", "collect", "delete"])
 def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """At any step: the row promises what is there, and the next run ends with one object."""
+    """At any step: the row names an object that is there, and the next run ends with one object."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
-    owner: Any = bench.hot if step in ("adopt", "delete") else bench.index.custody
+    owner: Any = bench.hot if step in ("adopt", "delete") else bench.index.originals
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, raising(Killed()))
         with pytest.raises(Killed):
@@ -72,7 +72,7 @@ def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPat
         connection.execute(text("UPDATE original SET lease_until = 0"))  # as time would
     again.work()
     again.check_promises()
-    assert again.index.custody.totals().packed == 1
+    assert again.index.originals.totals().packed == 1
     assert again.files() == 1
     assert again.read(data) == data
 
@@ -83,7 +83,7 @@ def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
     monkeypatch.setattr("node.workers.worker.pack_original", raising(ProofFailed("other bytes")))
     assert bench.work() == 1
-    held = bench.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    held = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     assert (held.form, held.note) == (OriginalForm.VERBATIM, "other bytes")
     (record,) = bench.journal.records()
@@ -105,7 +105,7 @@ def test_a_reader_who_comes_while_it_is_packed(bench: ArchiveParts, monkeypatch:
 
     monkeypatch.setattr(bench.hot, "lend", packed_first)
     assert bench.read(data) == data
-    assert bench.index.custody.totals().packed == 1
+    assert bench.index.originals.totals().packed == 1
     assert in_hand.read_bytes() == data
     in_hand.unlink()
 
@@ -116,12 +116,12 @@ def test_the_same_bytes_again_while_they_are_being_unlinked(bench: ArchiveParts)
     digest = hashlib.sha256(data).hexdigest()
     bench.retention.purge()
     assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=lambda _: False) is Added.GONE
-    assert bench.index.custody.of_digest(digest).purged  # type: ignore[union-attr]
+    assert bench.index.originals.of_digest(digest).purged  # type: ignore[union-attr]
     bench.hot.put(data)
-    bench.index.custody.doom(digest, Tier.HOT)  # as if the collector were on its way
+    bench.index.originals.mark_garbage(digest, Tier.HOT)  # as if the collector were on its way
     present = lambda each: bench.hot.path(each).is_file()  # noqa: E731
     assert bench.index.add(new_instance("1.2.3.1", original_digest=digest), present=present) is Added.AGAIN
-    assert bench.index.custody.collect(bench.stores) == 0
+    assert bench.index.originals.collect(bench.stores) == 0
     bench.check_promises()
 
 
@@ -134,8 +134,8 @@ def pinned(bench: ArchiveParts, uid: str) -> None:
     held = bench.index.by_uid(uid)
     assert held is not None
     with writing(bench.index.engine) as connection:
-        asked = {"transaction_uid": "1.9", "calling_aet": "MODALITY", "items": [], "duplicate": 0, "state": "done"}
-        row = insert(commitment).values(**asked, attempts=1, due=0.0, asked_at=now())
+        asked = {"transaction_uid": "1.9", "calling_aet": "MODALITY", "items": [], "duplicate": 0, "state": "reported"}
+        row = insert(commitment).values(**asked, attempts=1, due=0.0, requested_at=now())
         (number,) = connection.execute(row).inserted_primary_key or (0,)
         connection.execute(insert(pin).values(instance_key=held.key, commitment_key=number, until=None))
     assert commitments.pinned(held.key)
@@ -179,7 +179,7 @@ def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
     assert half.retention.would_free(timedelta(0))[0] == len(uids) - len(reserve)
     assert not dry.kept
     half.retention.purge()
-    assert {uid for uid, digest in digests.items() if not half.index.custody.of_digest(digest).purged} == reserve  # type: ignore[union-attr]
+    assert {uid for uid, digest in digests.items() if not half.index.originals.of_digest(digest).purged} == reserve  # type: ignore[union-attr]
     everything = ArchiveParts(bench.root, reserve="100%")
     assert everything.retention.purge().reserved == len(reserve)
     half.check_promises()
@@ -189,7 +189,7 @@ def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
 def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
-    owners = {"purged": bench.index.custody, "write_down": bench.trail, "collect": bench.index.custody}
+    owners = {"purged": bench.index.originals, "write_down": bench.trail, "collect": bench.index.originals}
     owner: Any = owners.get(step, bench.hot)
     real, calls = getattr(owner, step), []
 
@@ -205,7 +205,7 @@ def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPat
             bench.retention.purge()
     again = ArchiveParts(bench.root)
     again.check_promises()
-    held = again.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    held = again.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     assert held.purged == (step != "purged")
     again.retention.purge()
@@ -264,7 +264,7 @@ def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
     bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")
     exact = bench.receive("1.2.3.2", state=InstanceState.EXACT)
-    owner: Any = bench.stores[Tier.COLD] if step == "take_from" else bench.index.custody
+    owner: Any = bench.stores[Tier.COLD] if step == "take_from" else bench.index.originals
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, raising(Killed()))
         with pytest.raises(Killed):
@@ -275,7 +275,7 @@ def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, st
         connection.execute(text("UPDATE original SET lease_until = 0"))
     again.work()
     again.check_promises()
-    assert again.index.custody.totals().cold == 1
+    assert again.index.originals.totals().cold == 1
     assert again.files() == 4  # base, rendition, one original in each store
     assert (again.read(data), again.read(exact)) == (data, exact)
 
@@ -286,7 +286,7 @@ def test_a_damaged_object_is_not_moved(tmp_path: Path) -> None:
     path = bench.hot.path(hashlib.sha256(data).hexdigest())
     path.write_bytes(data[:-1] + b"\1")
     bench.work()
-    assert bench.index.custody.totals().cold == 0
+    assert bench.index.originals.totals().cold == 0
     assert path.exists()
     assert list((tmp_path / "cold" / "lent").iterdir()) == []
 
@@ -297,7 +297,7 @@ def test_a_full_cold_store_leaves_originals_hot(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(bench.stores[Tier.COLD], "check_room", raising(StoreFull("no room")))
     assert bench.work() == 1
     assert bench.read(data) == data
-    assert bench.index.custody.totals().cold == 0
+    assert bench.index.originals.totals().cold == 0
 
 
 def test_without_originals_path_cold_ones_say_so(tmp_path: Path) -> None:

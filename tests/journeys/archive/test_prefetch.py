@@ -136,7 +136,7 @@ def test_originals_that_a_peer_gets_are_unpacked_ahead(tmp_path: Path, policy: R
         held = node.index.by_uid(prior.SOPInstanceUID)
         assert held is not None
         arrived = stored(archive, tmp_path, (64, 48), PatientID="P3", StudyDate="20220101")
-        wait_for(lambda: node.index.custody.totals().packed == 2, what="packed originals")
+        wait_for(lambda: node.index.originals.totals().packed == 2, what="packed originals")
         for entry in (tmp_path / "archive" / "rendered").glob("*.dcm"):
             entry.unlink()
         priors = Prefetch(node.index, node.retrieve, frozenset({(policy, True)}), 10, lambda: False)

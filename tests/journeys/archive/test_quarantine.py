@@ -107,8 +107,8 @@ def test_a_hold_or_a_pin_keeps_the_one_before(sent: Sent) -> None:
     held = index.by_uid(sent.ds.SOPInstanceUID)
     assert held is not None
     with writing(index.engine) as connection:
-        request = {"transaction_uid": "1.9", "calling_aet": "A", "items": [], "duplicate": 0, "state": "told"}
-        more = {"attempts": 0, "due": 0.0, "asked_at": now()}
+        request = {"transaction_uid": "1.9", "calling_aet": "A", "items": [], "duplicate": 0, "state": "reported"}
+        more = {"attempts": 0, "due": 0.0, "requested_at": now()}
         key = connection.execute(insert(commitment).values(**request, **more).returning(commitment.c.key)).scalar_one()
         until = time.time() + 3600
         connection.execute(insert(pin).values(instance_key=held.key, commitment_key=key, until=until))

@@ -179,7 +179,7 @@ def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
         assert [send(archive, path) for path in (sent, write(small, tmp_path / "small.dcm"))] == [0, 0]
         instance = packed(archive, good)
         packed(archive, small)
-        wait_for(lambda: node.index.custody.totals().cold == 1, what="the original of the verified image moved")
+        wait_for(lambda: node.index.originals.totals().cold == 1, what="the original of the verified image moved")
         assert instance.held is not None
         digest = instance.held.object_digest
         wait_for(lambda: not node.store.path(digest).exists(), what="unlinked in the hot store")

@@ -41,8 +41,7 @@ from storage.dicom.pixels import decode_frame, integer_pixels, transcode
 from storage.errors import InflatesTooFar, PayloadError, PixelError, TooManyPixels, Unparseable
 from storage.formats import coders
 from storage.formats.packed_original import pack_original
-from storage.ineligibility import LeftOut
-from storage.records import InstanceState, OperatingPoint
+from storage.records import InstanceState, OperatingPoint, ReasonCode
 from tests.conftest import Archive, settings_for
 from tests.support.raw_sender import RawSender
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
@@ -349,7 +348,7 @@ def test_an_image_that_no_encoder_has_the_memory_for_is_not_tried(tmp_path: Path
         path = write(ds, tmp_path / "large.dcm")
         client.store([path], archive.address, calling="MODALITY", each=lambda *_: None)
         held = archive.settled(str(ds.SOPInstanceUID))
-    assert (held.state, held.reason) == (InstanceState.EXACT, LeftOut.LARGE)
+    assert (held.state, held.reason_code) == (InstanceState.EXACT, ReasonCode.LARGE)
 
 
 @pytest.mark.parametrize("frames", [2**31 - 1, 10**20])

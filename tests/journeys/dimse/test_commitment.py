@@ -147,7 +147,7 @@ def test_what_is_held_is_committed_and_pinned(tmp_path: Path) -> None:
         keys = [running.index.by_uid(str(ds.SOPInstanceUID)).key for ds in images]  # type: ignore[union-attr]
         assert [running.commitments.pinned(key) for key in keys] == [True, True]
         assert not running.commitments.pinned(keys[0] + 1000)
-        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.TOLD])
+        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.REPORTED])
 
 
 def of_item(item: Dataset) -> tuple[str, str]:
@@ -225,11 +225,11 @@ def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
         information = request(references(of(ds)))
         assert ask(running, information) == 0
         uid = str(information.TransactionUID)
-        wait_for(lambda: running.commitments.states(uid) == [CommitmentState.JUDGED], what="judged, and not told")
+        wait_for(lambda: running.commitments.states(uid) == [CommitmentState.DECIDED], what="judged, and not told")
         with modality.listening():
             event_type, report = modality.heard()
             assert (event_type, report.TransactionUID) == (SUCCEEDED, uid)
-            wait_for(lambda: running.commitments.states(uid) == [CommitmentState.TOLD], what="told")
+            wait_for(lambda: running.commitments.states(uid) == [CommitmentState.REPORTED], what="told")
         assert modality.answered == 2
 
 
@@ -240,7 +240,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
         ds = stored(running, files)
         information = request(references(of(ds)))
         assert ask(running, information) == 0
-        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.JUDGED])
+        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.DECIDED])
     with modality.listening(), node(tmp_path, modality):
         event_type, report = modality.heard()
         assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
@@ -285,7 +285,7 @@ def test_a_peer_without_an_address_is_told_where_it_asked(tmp_path: Path) -> Non
             event_type, report = modality.heard()
             assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
             uid = str(information.TransactionUID)
-            wait_for(lambda uid=uid: running.commitments.states(uid) == [CommitmentState.TOLD])
+            wait_for(lambda uid=uid: running.commitments.states(uid) == [CommitmentState.REPORTED])
         assoc.release()
 
 
@@ -313,7 +313,7 @@ def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
         commitments = Commitments(running.index.engine)
         for pin_for, pinned in (("1s", False), ("forever", True)):
             settings = parse({"commitment": {"pin_for": pin_for}}, "t").commitment
-            key = commitments.ask(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
+            key = commitments.add(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
             asked = commitments.claim("test", 60, key=key)
             assert asked is not None
             assert CommitmentJudge(running.index, commitments, lambda held: "", settings).judge(asked)[0].reason == 0
@@ -328,7 +328,7 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
     with node(tmp_path, modality) as running:
         ds = stored(running, files)
         commitments = running.commitments
-        key = commitments.ask(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
+        key = commitments.add(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
         asked = commitments.claim("test", 60, key=key)
         assert asked is not None
         assert commitments.claim("other", 60, key=key) is None, "one at a time"
@@ -337,7 +337,7 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         assert held is not None
         judged = committer._judge_one(asked.references[0], False, set())
         changed = type(judged)(judged.sop_class_uid, judged.sop_instance_uid, 0, held.key, "0" * 64)
-        assert commitments.judge(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
+        assert commitments.decide(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
         assert not commitments.pinned(held.key)
 
 

@@ -201,7 +201,7 @@ def test_packed_originals_and_dcmtk(tmp_path: Path) -> None:
     with storescp_at(tmp_path / "scp") as port, Node(settings_for(tmp_path / "archive", port, **settings)) as node:
         archive = Archive(node, None)  # type: ignore[arg-type]
         (uid,) = stored(archive, tmp_path)
-        wait_for(lambda: node.index.custody.totals().packed == 1, what="a packed original")
+        wait_for(lambda: node.index.originals.totals().packed == 1, what="a packed original")
         assert replicated(archive)["acknowledged"] == 1
         (got,) = [path for path in (tmp_path / "scp").iterdir() if uid in path.name]
         assert data_set(got) == data_set(tmp_path / f"{uid}.dcm")

@@ -53,7 +53,7 @@ def send(bench: ArchiveParts, data: bytes, uid: str = UID) -> Receipt:
 
 
 def held_as(bench: ArchiveParts, data: bytes) -> HeldOriginal:
-    held = bench.index.custody.of_digest(hashlib.sha256(data).hexdigest())
+    held = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
     return held
 
@@ -150,7 +150,7 @@ def test_the_uid_of_a_reconstruction_is_taken_by_what_somebody_stored(bench: Arc
     held = bench.index.by_uid("1.2.3.5")
     assert held is not None
     assert (held.state, held.rendition) == (InstanceState.EXACT, None)
-    assert "stands for another object" in held.reason
+    assert "is the UID of another object" in held.reason
     found = bench.index.by_uid("1.2.3.4")
     assert found is not None
     assert found.sop_instance_uid == "1.2.3.4"
@@ -211,7 +211,7 @@ def test_over_the_network(tmp_path: Path, receiver: client.Receiver) -> None:
         digest = archive.settled(ds.SOPInstanceUID).original_digest
 
         def packed() -> HeldOriginal | None:
-            held = node.index.custody.of_digest(digest)
+            held = node.index.originals.of_digest(digest)
             return held if held is not None and held.form is OriginalForm.PACKED else None
 
         node.store.path(wait_for(packed).object_digest).unlink()

@@ -39,8 +39,8 @@ def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Rece
         held = archive.settled(ds.SOPInstanceUID)
         assert held.state is InstanceState.MEASURED
         assert held.rendition is not None
-        assert held.rendition.point == "x2 png16"
-        assert held.rendition.fsim_mean < 0.93
+        assert str(held.rendition.point) == "x2 png16"
+        assert held.rendition.verdict.fsim_mean < 0.93
         base = decode_base(node.store.read(held.rendition.base_digest))
         assert base.coded.startswith(b"\x89PNG")
         assert base.samples().shape == (150, 140)

@@ -129,7 +129,7 @@ def test_a_new_model_adds_a_rendition_and_both_uids_keep_their_pixels(tmp_path: 
         assert back.rendition == held.rendition
         with node.index.engine.connect() as connection:
             assert connection.execute(select(func.count()).select_from(rendition)).scalar() == 2
-        promised = {one.digest for one in Integrity(node.index.engine).promises("", "g")}
+        promised = {one.digest for one in Integrity(node.index.engine).expected("", "g")}
         assert objects <= promised, "nothing is left that no row knows"
 
 
@@ -171,7 +171,7 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
         assert (report["tried"], report["passed"], report["untried"]) == (3, 1, 2)
         reasons = {one["sop_instance_uid"]: one["reason"] for one in report["untried_list"]}
         assert held[0].original_digest in reasons[gone.SOPInstanceUID]
-        assert "stands for another object" in reasons[broken.SOPInstanceUID]
+        assert "is the UID of another object" in reasons[broken.SOPInstanceUID]
         assert node.index.by_uid(broken.SOPInstanceUID) == held[1]
         aside.rename(node.store.path(held[0].original_digest))
         report = reverified(node)
@@ -196,7 +196,7 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         (held,) = send_and_settle(Archive(node, receiver), tmp_path, ds)
         assert held.rendition is not None, held.reason
         assert held.rendition.weights_digest == digest
-        kinds = {one.kind for one in Integrity(node.index.engine).promises("", "g")}
+        kinds = {one.kind for one in Integrity(node.index.engine).expected("", "g")}
         assert "model" in kinds
         with writing(node.index.engine) as connection:  # as an archive is from before models were kept
             connection.execute(delete(model_file))
@@ -333,7 +333,7 @@ def test_a_uid_that_stands_for_other_pixels_is_not_issued_again(held: Holdings) 
     assert trial is not None
     outcome, reason = rows.adopt(trial, new_rendition("2.25.2"))
     assert outcome is ReverificationOutcome.KEPT
-    assert "stands for another object" in reason
+    assert "is the UID of another object" in reason
     now = held.index.by_key(1)
     assert now is not None
     assert now.rendition == trial.current

@@ -29,7 +29,7 @@ from node.jobs.job import FunctionJob
 from node.jobs.runner import Runner
 from node.jobs.schedule import Planned, Schedule, following, latest
 from storage.errors import ConfigError, JobRefused, LatentPacsError
-from storage.index import Index, job_runs
+from storage.index import Index, job_runs, lease
 from storage.index.job_runs import Cause, JobRows, RunState
 from tests.conftest import wait_for
 from tests.support.commands import run as command
@@ -85,7 +85,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
-    monkeypatch.setattr(job_runs, "time", moved)
+    for module in (job_runs, lease):
+        monkeypatch.setattr(module, "time", moved)
     return moved
 
 
@@ -197,14 +198,14 @@ def test_a_lease_that_ran_out(rows: JobRows, clock: Clock) -> None:
     first = rows.begin("task", "a", 10, Cause.SCHEDULE, due=clock.now + 1)
     assert first is not None
     clock.now += 9
-    assert rows.beat(first, 10, 1, 2, "x").held
+    assert rows.heartbeat(first, 10, 1, 2, "x").held
     clock.now += 9
     assert rows.begin("task", "b", 10, Cause.TAKEOVER) is None, "renewed"
     clock.now += 2
     assert states(rows) == [("schedule", RunState.LOST)], "seen by whoever looks, before anybody takes it over"
     second = rows.begin("task", "b", 10, Cause.TAKEOVER)
     assert second is not None
-    assert not rows.beat(first, 10, 1, 2, "x").held
+    assert not rows.heartbeat(first, 10, 1, 2, "x").held
     assert not rows.end(first, RunState.DONE, {}, "", done=2, total=2, text="")
     assert states(rows) == [("takeover", RunState.RUNNING), ("schedule", RunState.LOST)]
     clock.now += 11

@@ -228,7 +228,7 @@ def test_everything_of_an_image_back_at_once(held: Holdings) -> None:
 
 def test_an_instance_that_is_being_worked_on_is_left_to_its_worker(held: Holdings) -> None:
     upkeep = Integrity(held.index.engine)
-    upkeep.send_back(1, ReasonCode.OTHER, "test")
+    upkeep.requeue(1, ReasonCode.OTHER, "test")
     claim = held.index.claim("worker", 60)
     assert claim is not None
     held.store.path(held.originals[0]).unlink()

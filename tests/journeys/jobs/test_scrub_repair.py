@@ -149,7 +149,7 @@ def test_a_uid_is_not_issued_for_other_pixels(archive: Archive, tmp_path: Path) 
     scrubbed(archive)
     after = again(archive, ds.SOPInstanceUID)
     assert (after.state, after.rendition) == (InstanceState.EXACT, None)
-    assert "stands for another object already" in after.reason
+    assert "is the UID of another object already" in after.reason
     status, received = moved(archive, ds, was.derived_uid, "VIEWER")
     assert (status, list(received)) == (0x0000, [ds.SOPInstanceUID])
 

@@ -40,7 +40,7 @@ from node.dimse.associations.refusals import Refusals
 from node.dimse.handlers.c_find import handle_find
 from storage.dicom.elements import BadValueError, checked
 from storage.dicom.levels import columns_of, levels_of
-from storage.index import query_candidates
+from storage.index import query_candidates, query_pages
 from storage.index.tables import instance, metadata, patient, rendition, series, study
 from storage.records import InstanceState
 
@@ -259,8 +259,7 @@ def add(engine: Engine, dataset: Dataset, *, derived: str = "", earlier: str = "
                     base_bytes=0,
                     rendition_digest="",
                     rendition_bytes=0,
-                    point="",
-                    operating_point={},
+                    point={"scale": 2, "coder": "jpegxl"},
                     upscaler="bicubic",
                     weights_digest="",
                     output_digest="",
@@ -563,9 +562,9 @@ def test_sql_never_loses_a_match(tmp_path_factory: pytest.TempPathFactory, data:
     identifier.PatientName, identifier.PatientID, identifier.AccessionNumber = keys
     query = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False)
     narrowed = query.search(RenditionPolicy.ORIGINAL)
-    everything = query_candidates.Search(narrowed.level, narrowed.wants)
+    everything = query_pages.Search(narrowed.level, narrowed.wants)
 
-    def found(what: query_candidates.Search) -> set[str]:
+    def found(what: query_pages.Search) -> set[str]:
         return {
             candidate.attributes["0020000D"]["Value"][0]
             for candidate in query_candidates.candidates(engine, what)
@@ -897,11 +896,11 @@ def test_a_page_needs_no_sorting(crowd: Archive, keys: dict[str, str]) -> None:
     """SQLite reads the index in order; sorting every page would take quadratic time."""
     identifier = header(QueryRetrieveLevel="STUDY", StudyInstanceUID="", **keys)
     what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(RenditionPolicy.ORIGINAL)
-    order = query_candidates._order(what)
+    order = query_pages.order_of(what)
     with crowd.engine.connect() as connection:
-        row = connection.execute(query_candidates._page(what, order, None)).first()
+        row = connection.execute(query_pages.page_after(what, order, None)).first()
         assert row is not None
-        statement = query_candidates._page(what, order, row[: len(order)])
+        statement = query_pages.page_after(what, order, row[: len(order)])
         compiled = statement.compile(crowd.engine, compile_kwargs={"literal_binds": True})
         plan = " | ".join(r[3] for r in connection.execute(text(f"EXPLAIN QUERY PLAN {compiled}".replace(":", "\\:"))))
     assert "TEMP B-TREE" not in plan, plan
@@ -919,8 +918,8 @@ def test_a_page_needs_no_sorting(crowd: Archive, keys: dict[str, str]) -> None:
 def test_postgresql_takes_the_same_statements(keys: dict[str, Any]) -> None:
     identifier = header(QueryRetrieveLevel="STUDY", **keys)
     what = _parsed(identifier, Root.STUDY, relational=False, combined_datetime=False).search(RenditionPolicy.ORIGINAL)
-    order = query_candidates._order(what)
-    statement = query_candidates._page(what, order, ["x" if column.type.python_type is str else 1 for column in order])
+    order = query_pages.order_of(what)
+    statement = query_pages.page_after(what, order, ["x" if column.type.python_type is str else 1 for column in order])
     assert "ORDER BY" in str(statement.compile(dialect=postgresql.dialect()))
 
 

@@ -120,7 +120,7 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     client.store(files, quiet_archive.address, calling="MODALITY", each=lambda *_: None)
     key = node.index.by_uid(str(small.SOPInstanceUID)).key  # type: ignore[union-attr]
     with writing(node.index.engine) as connection:
-        left_out = {"state": "exact", "reason": "padding at 99%", "reason_code": ReasonCode.LEFT_OUT}
+        left_out = {"state": "exact", "reason": "padding at 99%", "reason_code": ReasonCode.PIXELS}
         connection.execute(instance.update().where(instance.c.key == key).values(left_out))
 
     def listed(*words: str) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     both = [str(small.SOPInstanceUID), str(good.SOPInstanceUID)]
     assert uids() == both
     assert uids("--limit", "1") == both[:1]
-    assert uids("--state", "exact") == uids("--reason", "Padding") == uids("--reason", "left out") == both[:1]
+    assert uids("--state", "exact") == uids("--reason", "Padding") == uids("--reason", "pixels") == both[:1]
     assert uids("--reason", "9%") == both[:1]
     assert uids("--reason", "_") == uids("--state", "failed") == []
     assert uids("--study", str(good.StudyInstanceUID)) == both[1:]
@@ -146,7 +146,7 @@ def test_lists_of_studies_and_images(quiet_archive: Archive, tmp_path: Path) -> 
     assert listed("study", "list", "--patient", "P0002", "--modality", "MG")[0]["NumberOfStudyRelatedInstances"] == 1
     assert listed("study", "list", "--date", "-19000101") == []
     shown = json.loads(invoke("study", "show", str(small.StudyInstanceUID), "-c", str(config), "--json").stdout)
-    assert [one["reason_code"] for one in shown["images"]] == ["left out"]
+    assert [one["reason_code"] for one in shown["images"]] == ["pixels"]
     assert "padding" in invoke("study", "show", str(small.StudyInstanceUID), "-c", str(config)).stdout
     assert isinstance(invoke("study", "show", "1.2.3", "-c", str(config)).exception, exit_codes.UsageError)
     assert isinstance(invoke("study", "list", "--date", "soon", "-c", str(config)).exception, exit_codes.UsageError)

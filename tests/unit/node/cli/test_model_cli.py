@@ -327,11 +327,11 @@ def test_list_shows_what_renditions_were_made_with(archive: Archive, tiny: Path,
 def test_originals_to_learn_from_are_those_a_reconstruction_was_tried_of(archive: Archive, tmp_path: Path) -> None:
     wanted = []
     for state, reason, learned_from in (
-        (InstanceState.VERIFIED, "", True),
-        (InstanceState.EXACT, "not a class of the allow-list", False),
+        (InstanceState.VERIFIED, ReasonCode.NONE, True),
+        (InstanceState.EXACT, ReasonCode.SOP_CLASS, False),
         (InstanceState.EXACT, ReasonCode.GATE, True),
         (InstanceState.FAILED, ReasonCode.GATE, False),
-        (InstanceState.MEASURED, "", True),
+        (InstanceState.MEASURED, ReasonCode.NONE, True),
     ):
         digest = archive.rest(mammogram(breast(256, 256)), tmp_path, state, reason)
         wanted += [digest] * learned_from

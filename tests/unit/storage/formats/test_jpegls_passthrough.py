@@ -237,7 +237,7 @@ def holding(folder: Path, port: int, *images: Dataset, syntax: UID = ExplicitVRL
         statuses: list[int] = []
         client.store(files, address(node), calling="MODALITY", each=lambda _, status, __: statuses.append(status))
         assert statuses == [0] * len(files)
-        wait_for(lambda: node.index.custody.totals().packed == len(images), what="packed originals")
+        wait_for(lambda: node.index.originals.totals().packed == len(images), what="packed originals")
         yield node
 
 
@@ -346,7 +346,7 @@ def test_a_damaged_packed_original_is_not_sent(tmp_path: Path) -> None:
     ds, port = mammogram(picture(200, 180)), free_port()
     with holding(tmp_path, port, ds) as node, storescp(tmp_path / "got", port, "+xt") as destination:
         [instance] = node.index.by_keys([1])
-        held = node.index.custody.of_digest(instance.original_digest)
+        held = node.index.originals.of_digest(instance.original_digest)
         assert held is not None
         assert held.form is OriginalForm.PACKED
         path = node.store.path(held.object_digest)

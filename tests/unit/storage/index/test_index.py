@@ -16,10 +16,9 @@ from sqlalchemy import Engine, delete, event, func, insert, inspect, select
 from sqlalchemy.exc import IntegrityError
 
 from storage.errors import StoreFull
-from storage.index import Index, connect, holdings, migrate
+from storage.index import Index, connect, lease, migrate
 from storage.index.connection import writing
 from storage.index.holdings import Added
-from storage.index.integrity import Integrity
 from storage.index.tables import instance, metadata, patient, rendition, series, study
 from storage.records import (
     Claim,
@@ -53,7 +52,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
-    monkeypatch.setattr(holdings, "time", moved)
+    monkeypatch.setattr(lease, "time", moved)
     return moved
 
 
@@ -294,7 +293,7 @@ def test_instances_come_in_the_order_of_the_keys_asked_for(index: Index) -> None
 def test_states_are_of_the_instances_that_are_held(index: Index) -> None:
     index.add(new_instance("1.2.3.1"))
     index.add(new_instance("1.2.3.2"))
-    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.OTHER, "not eligible")
     assert index.states(["1.2.3.2", "1.2.3.1", "1.2.3.9"]) == {
         "1.2.3.1": InstanceState.EXACT,
         "1.2.3.2": InstanceState.RECEIVED,
@@ -369,7 +368,7 @@ def test_a_lost_lease_changes_nothing_any_more(index: Index, clock: Clock) -> No
     assert (found.state, found.reason, found.rendition) == (InstanceState.RECEIVED, "", None)
     clock.now += 59
     assert index.claim("third", 60) is None  # the lease of the second is as long as it was
-    assert index.finish(owner, InstanceState.EXACT, ReasonCode.LEFT_OUT, "done")
+    assert index.finish(owner, InstanceState.EXACT, ReasonCode.OTHER, "done")
     assert held(index).state is InstanceState.EXACT
 
 
@@ -379,7 +378,7 @@ def test_a_lease_that_ran_out_and_was_not_taken_is_still_good(index: Index, cloc
     clock.now += 600
     assert index.renew(claim, 60)
     assert index.claim("second", 60) is None
-    assert index.finish(claim, InstanceState.EXACT, ReasonCode.LEFT_OUT, "done")
+    assert index.finish(claim, InstanceState.EXACT, ReasonCode.OTHER, "done")
 
 
 def test_a_renewed_lease_lasts_longer(index: Index, clock: Clock) -> None:
@@ -437,16 +436,13 @@ def test_a_rendition_is_committed_with_the_state_it_means(index: Index) -> None:
         base_bytes=70,
         rendition_digest=digest("rendition 2.25.1"),
         rendition_bytes=30,
-        point="x2 jpegxl d0.3",
-        operating_point=POINT,
+        point=POINT,
         upscaler="mammo",
         weights_digest=digest("weights"),
         output_digest=digest("output"),
         structure_digest=digest("structure"),
-        psnr_db=38.5,
-        fsim_mean=0.96,
-        fsim_p5=0.94,
-        gated=True,
+        verdict=VERDICT,
+        tried=(Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5),),
         seconds=2.5,
         verified_at=made.verified_at,
     )
@@ -457,7 +453,7 @@ def test_a_rendition_is_committed_with_the_state_it_means(index: Index) -> None:
         row = connection.execute(select(rendition.c.tried, rendition.c.gated)).one()
     assert row.gated == 1
     assert [(each["point"], each["failures"]) for each in row.tried] == [("x4 jpegxl d0.3", ["too coarse"])]
-    verdict, (trial,) = Integrity(index.engine).measured("2.25.1")
+    verdict, (trial,) = made.verdict, made.tried
     assert verdict == VERDICT
     assert trial == Trial("x4 jpegxl d0.3", "mammo", 50, ("too coarse",), 1.5)
 
@@ -507,7 +503,7 @@ def test_what_failed_can_be_tried_again_from_the_start(index: Index) -> None:
     for number in range(3):
         index.add(new_instance(f"1.2.3.{number}"))
     index.finish(claimed(index), InstanceState.FAILED, ReasonCode.OTHER, "worker died")
-    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.LEFT_OUT, "not eligible")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.OTHER, "not eligible")
     index.release(claimed(index))
     assert index.retry_failed() == 1
     assert index.retry_failed() == 0
@@ -536,7 +532,7 @@ def test_counts_add_up(index: Index) -> None:
     index.add(new_instance("1.2.3.2", original_bytes=2000, pixel_bytes=5000))
     index.finish_with(claimed(index), InstanceState.MEASURED, new_rendition("2.25.2", base_bytes=7, rendition_bytes=3))
     index.add(new_instance("1.2.3.3", original_bytes=300, pixel_bytes=0))  # a report: its file counts
-    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.LEFT_OUT, "no pixels")
+    index.finish(claimed(index), InstanceState.EXACT, ReasonCode.NO_PIXELS)
     index.add(new_instance("1.2.3.4", original_bytes=50, pixel_bytes=60))
     index.add(new_instance("1.2.3.5", original_bytes=51, pixel_bytes=60))
     index.quarantine.put(digest("q"), "1.2.3.4", "MODALITY", "why")
@@ -549,6 +545,16 @@ def test_counts_add_up(index: Index) -> None:
     assert counts.reconstructable_payload_bytes == 100 + 10
     assert counts.all_pixel_bytes == 4000 + 5000 + 300 + 60 + 60
     assert counts.all_hot_bytes == 110 + 300 + 50 + 51
+
+
+def test_exact_instances_are_counted_by_the_code_of_their_reason(index: Index) -> None:
+    codes = [ReasonCode.SMALL, ReasonCode.LOSSY, ReasonCode.SMALL, ReasonCode.GATE, ReasonCode.OTHER]
+    for number, code in enumerate(codes):
+        index.add(new_instance(f"1.2.3.{number}"))
+        index.finish(claimed(index), InstanceState.EXACT, code, "" if code.sentence else "a sentence of its own")
+    assert held(index, "1.2.3.0").reason == ReasonCode.SMALL.sentence
+    counts = index.counts().left_out
+    assert list(counts.items()) == [(ReasonCode.SMALL.sentence, 2), (ReasonCode.LOSSY.sentence, 1), ("other", 2)]
 
 
 def test_an_object_that_two_rows_share_takes_its_bytes_once(index: Index) -> None:

@@ -572,8 +572,8 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
     folder = tmp_path / "migrations"
     shutil.copytree(connection.MIGRATIONS, folder)
-    (folder / "versions" / "0003_next.py").write_text(
-        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
+    (folder / "versions" / "0002_next.py").write_text(
+        "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
         "def upgrade():\n    op.execute('CREATE TABLE later (key INTEGER PRIMARY KEY)')\n"
     )
     monkeypatch.setattr(connection, "MIGRATIONS", folder)
@@ -584,7 +584,7 @@ def test_an_older_schema_is_copied_and_brought_up_to_date(made: FilledArchive, n
     before = tables_of(made.file)
     with Node(made.settings) as node:
         assert node.index.counts().by_state["verified"] == 1
-    (copy,) = made.root.glob("index.sqlite.before-0002-*")
+    (copy,) = made.root.glob("index.sqlite.before-0001-*")
     assert tables_of(copy) == before
     connection = sqlite3.connect(made.file)
     assert connection.execute("SELECT count(*) FROM later").fetchone() == (0,)

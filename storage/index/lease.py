@@ -1,0 +1,75 @@
+"""Leases: the right of one worker to work on a row until a time, for any table with ``lease_columns``.
+
+A worker claims a row, renews the lease while it works, and releases it. The lease of a killed worker expires, and
+another worker may claim the row. A claim is identified by its owner and by further columns of the row, such as the
+number of attempts, so that a worker that lost its lease changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Table, or_, update
+
+FREE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
+"""Values of the lease columns of a row that nobody works on."""
+
+
+def new_owner() -> str:
+    """A name for one worker: host, process, and a random part."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def leased_to(owner: str, seconds: float) -> dict[str, Any]:
+    """Values of the lease columns from now on."""
+    return {"lease_owner": owner, "lease_until": time.time() + seconds}
+
+
+def free_after(seconds: float) -> dict[str, Any]:
+    """Values of the lease columns of a row that nobody may claim until then."""
+    return {"lease_owner": None, "lease_until": time.time() + seconds}
+
+
+def is_free(table: Table) -> ColumnElement[bool]:
+    """Whether nobody works on the row, or the lease has expired."""
+    return or_(table.c.lease_until.is_(None), table.c.lease_until < time.time())
+
+
+def is_leased(row: Row[Any]) -> bool:
+    """Whether a fetched row has a lease that has not expired."""
+    return row.lease_until is not None and row.lease_until >= time.time()
+
+
+def owned(table: Table, owner: str, **row: Any) -> ColumnElement[bool]:
+    """Whether the row with those values is leased to ``owner``, whether expired or not."""
+    held = table.c.lease_owner == owner
+    for name, value in row.items():
+        held &= table.c[name] == value
+    return held
+
+
+def claim(
+    connection: Connection, table: Table, wanted: ColumnElement[bool], owner: str, seconds: float, **changes: Any
+) -> Row[Any] | None:
+    """Lease the wanted row and return it as changed; None if it does not exist or another worker was faster."""
+    taken = update(table).where(wanted, is_free(table)).values(**leased_to(owner, seconds), **changes)
+    return connection.execute(taken.returning(table)).first()
+
+
+def renew(connection: Connection, table: Table, mine: ColumnElement[bool], seconds: float) -> bool:
+    """Extend the lease on the row that ``owned`` names; False if it was lost."""
+    return change(connection, table, mine, lease_until=time.time() + seconds)
+
+
+def release(connection: Connection, table: Table, mine: ColumnElement[bool], **changes: Any) -> bool:
+    """Give the row up, with changes to it; False if the lease was lost, and nothing was changed."""
+    return change(connection, table, mine, **{**FREE, **changes})
+
+
+def change(connection: Connection, table: Table, mine: ColumnElement[bool], **changes: Any) -> bool:
+    """Change the row under the lease; False if it was lost, and nothing was changed."""
+    return bool(connection.execute(update(table).where(mine).values(**changes)).rowcount)

@@ -1,0 +1,74 @@
+"""Rendition rows: the only place that writes and reads them whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+
+from storage.index.connection import now
+from storage.index.tables import instance, rendition
+from storage.records import NewRendition, OperatingPoint, StoredRendition, Trial, Verdict
+
+_VERDICT = ("psnr_db", "fsim_mean", "fsim_p5", "tiles", "figures", "gated")
+"""Columns that hold a field of the verdict. The verdict of a committed rendition has no failures."""
+_PLAIN = [one.name for one in fields(NewRendition) if one.name not in ("point", "verdict", "tried")]
+"""Columns that hold a field of a rendition as it is."""
+
+
+def insert_rendition(connection: Connection, instance_key: int, new: NewRendition) -> int | None:
+    """Insert a rendition; its key, or None if a stored object or another rendition has one of its UIDs."""
+    uids = [new.derived_uid, new.structure_uid]
+    stored = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
+    issued = select(rendition.c.key).where(is_known_by(uids))
+    if any(connection.execute(query).first() is not None for query in (stored, issued)):
+        return None
+    row = {name: getattr(new, name) for name in _PLAIN}
+    row |= {name: getattr(new.verdict, name) for name in _VERDICT} | {"gated": int(new.verdict.gated)}
+    row |= {"point": asdict(new.point), "tried": [asdict(trial) for trial in new.tried]}
+    row |= {"instance_key": instance_key, "verified_at": now(), "withdrawn": ""}
+    return int(connection.execute(insert(rendition).values(row).returning(rendition.c.key)).scalar_one())
+
+
+def commit_rendition(
+    connection: Connection, instance_key: int, new: NewRendition, *, replace_object: bool
+) -> int | None:
+    """The key of the rendition's row, inserted if it is new; None if one of its UIDs belongs to another object.
+
+    A rendition that was made before keeps its row. The row takes the new object if ``replace_object``, or if the
+    rendition was withdrawn.
+    """
+    known = connection.execute(select(rendition).where(rendition.c.derived_uid == new.derived_uid)).first()
+    if known is None:
+        return insert_rendition(connection, instance_key, new)
+    if (known.output_digest, known.structure_digest) != (new.output_digest, new.structure_digest):
+        return None
+    if replace_object or known.withdrawn:
+        objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}
+        connection.execute(update(rendition).where(rendition.c.key == known.key).values(objects))
+    return int(known.key)
+
+
+def taken_reason(new: NewRendition) -> str:
+    """Why ``commit_rendition`` did not commit."""
+    return f"{new.derived_uid}, or its UID without noise, is the UID of another object already"
+
+
+def stored_rendition(row: Row[Any]) -> StoredRendition:
+    """The record of a row with all columns of ``rendition``."""
+    verdict = {name: getattr(row, name) for name in _VERDICT} | {"gated": bool(row.gated)}
+    return StoredRendition(
+        **{name: getattr(row, name) for name in _PLAIN},
+        point=OperatingPoint(**row.point),
+        verdict=Verdict(**verdict),
+        tried=tuple(Trial(**{**trial, "failures": tuple(trial["failures"])}) for trial in row.tried),
+        verified_at=row.verified_at,
+        withdrawn=row.withdrawn,
+    )
+
+
+def is_known_by(uids: Sequence[str]) -> ColumnElement[bool]:
+    """Whether one of the rendition's two objects has one of those UIDs."""
+    return or_(rendition.c.derived_uid.in_(uids), rendition.c.structure_uid.in_(uids))

@@ -1,0 +1,68 @@
+"""The tables of the index, as SQLAlchemy Core. ``storage/migrations`` creates exactly these.
+
+patient ─< study ─< series ─< instance ─< rendition. Each level has the columns that queries narrow by and, in
+``attributes``, its attributes in the DICOM JSON model, which C-FIND matches exactly and answers from. Key columns hold
+values as SQL compares them: person names folded (storage.dicom.levels.fold_name), times padded to HHMMSS.FFFFFF,
+everything else as DICOM writes it. All are compared by code point, on every database.
+"""
+
+from storage.index.tables.columns import metadata
+from storage.index.tables.decision_tables import amendment, class_label, hold, label, tombstone, trail
+from storage.index.tables.image_tables import (
+    archive,
+    change,
+    former_patient,
+    instance,
+    model_file,
+    original,
+    patient,
+    quarantine,
+    reference,
+    reference_copy,
+    rendition,
+    series,
+    study,
+)
+from storage.index.tables.work_tables import (
+    commitment,
+    damage,
+    garbage,
+    job,
+    job_run,
+    pin,
+    replica,
+    report,
+    reverification,
+)
+
+__all__ = [
+    "amendment",
+    "archive",
+    "change",
+    "class_label",
+    "commitment",
+    "damage",
+    "former_patient",
+    "garbage",
+    "hold",
+    "instance",
+    "job",
+    "job_run",
+    "label",
+    "metadata",
+    "model_file",
+    "original",
+    "patient",
+    "pin",
+    "quarantine",
+    "reference",
+    "reference_copy",
+    "rendition",
+    "replica",
+    "report",
+    "reverification",
+    "series",
+    "study",
+    "tombstone",
+    "trail",
+]

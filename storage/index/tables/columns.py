@@ -1,0 +1,31 @@
+"""Column types that the tables share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Float, Integer, MetaData, String
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Key = Integer().with_variant(BigInteger, "postgresql")
+
+
+def code_point_text(width: int) -> String:
+    """Text compared by code point, as ranges and prefixes need it; PostgreSQL would compare by locale."""
+    return String(width).with_variant(String(width, collation="C"), "postgresql")
+
+
+def lease_columns() -> tuple[Column[Any], Column[Any]]:
+    """The columns of storage/index/lease.py: who works on a row, and until when (seconds since the epoch)."""
+    return (
+        Column("lease_owner", String(100), nullable=True),
+        Column("lease_until", Float, nullable=True),
+    )

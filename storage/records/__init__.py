@@ -1,0 +1,66 @@
+"""The records of the archive as frozen dataclasses: what storage and node pass to each other."""
+
+from storage.records.administration import ClassLabel, Hold, HoldKind, LabelledView, TrailEntry, TrailRecord
+from storage.records.instances import (
+    Applied,
+    Claim,
+    DicomJson,
+    HoldingCounts,
+    InstanceState,
+    Levels,
+    ModelUse,
+    NewInstance,
+    Quarantined,
+    ReferencingCopy,
+    StoredInstance,
+)
+from storage.records.originals import (
+    HeldOriginal,
+    OriginalClaim,
+    OriginalForm,
+    OriginalTotals,
+    Purgeable,
+    Tier,
+)
+from storage.records.reasons import ReasonCode
+from storage.records.renditions import (
+    NewRendition,
+    OperatingPoint,
+    StoredRendition,
+    Thresholds,
+    Trial,
+    Verdict,
+)
+
+__all__ = [
+    "Applied",
+    "Claim",
+    "ClassLabel",
+    "DicomJson",
+    "HeldOriginal",
+    "Hold",
+    "HoldKind",
+    "HoldingCounts",
+    "InstanceState",
+    "LabelledView",
+    "Levels",
+    "ModelUse",
+    "NewInstance",
+    "NewRendition",
+    "OperatingPoint",
+    "OriginalClaim",
+    "OriginalForm",
+    "OriginalTotals",
+    "Purgeable",
+    "Quarantined",
+    "ReasonCode",
+    "ReferencingCopy",
+    "StoredInstance",
+    "StoredRendition",
+    "Thresholds",
+    "Tier",
+    "TrailEntry",
+    "TrailRecord",
+    "Trial",
+    "Verdict",
+]

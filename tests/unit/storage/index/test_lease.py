@@ -1,0 +1,64 @@
+"""storage.index.lease on every table with lease columns: one owner at a time, and a lost lease changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Table, insert, text
+
+from storage.index import Index, lease
+from storage.index.connection import writing
+from storage.index.tables import instance, job, metadata
+
+LEASED = [table for table in metadata.sorted_tables if "lease_owner" in table.c]
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[Connection]:
+    index = Index.open(f"sqlite:///{tmp_path / 'index.sqlite'}")
+    with writing(index.engine) as opened:
+        opened.execute(insert(job).values(name="scrub", paused=0, due_at=0.0, memory={}))
+        yield opened
+    index.close()
+
+
+def test_five_tables_have_leases() -> None:
+    names = {table.name for table in LEASED}
+    assert names == {"instance", "original", "commitment", "reverification", "job"}
+
+
+@pytest.mark.parametrize("table", LEASED, ids=lambda table: str(table.name))
+def test_a_missing_row_is_neither_claimed_nor_changed(connection: Connection, table: Table) -> None:
+    mine = lease.owned(table, "me")
+    assert lease.claim(connection, table, table.c.lease_owner == "me", "me", 60) is None
+    assert not lease.renew(connection, table, mine, 60)
+    assert not lease.release(connection, table, mine)
+
+
+def test_one_owner_at_a_time(connection: Connection) -> None:
+    wanted, first, second = job.c.name == "scrub", lease.new_owner(), lease.new_owner()
+    claimed = lease.claim(connection, job, wanted, first, 60, run_key=7)
+    assert claimed is not None
+    assert (claimed.lease_owner, claimed.run_key, lease.is_leased(claimed)) == (first, 7, True)
+    assert lease.claim(connection, job, wanted, second, 60) is None
+    assert lease.renew(connection, job, lease.owned(job, first, name="scrub", run_key=7), 60)
+    assert not lease.renew(connection, job, lease.owned(job, first, name="scrub", run_key=8), 60)
+    connection.execute(text("UPDATE job SET lease_until = 0"))  # as if the time had passed
+    assert lease.claim(connection, job, wanted, second, 60) is not None
+    assert not lease.release(connection, job, lease.owned(job, first, name="scrub"), paused=1)
+    assert lease.release(connection, job, lease.owned(job, second, name="scrub"), paused=1)
+    assert connection.execute(text("SELECT lease_owner, lease_until, paused FROM job")).one() == (None, None, 1)
+
+
+def test_a_row_may_stay_unclaimable_for_a_while(connection: Connection) -> None:
+    connection.execute(job.update().values(lease.free_after(60)))
+    assert lease.claim(connection, job, job.c.name == "scrub", "me", 60) is None
+    connection.execute(job.update().values(lease.free_after(-1)))
+    assert lease.claim(connection, job, job.c.name == "scrub", "me", 60) is not None
+
+
+def test_owners_differ() -> None:
+    assert lease.new_owner() != lease.new_owner()
+    assert len(lease.new_owner()) <= instance.c.lease_owner.type.length  # type: ignore[attr-defined]
