@@ -37,6 +37,7 @@ LatentPacsError
 ├── UnknownUid              no image, original or reconstruction, has that UID
 ├── UnknownReport           there is no report with that number
 ├── JobRefused              the job does not exist, or it is already running
+├── ExtraMissing            a feature needs packages that only an extra of latent-pacs installs
 └── ConfigError             config.yaml is invalid
     └── NodeRunning         a node runs on the storage root, which only one process may use
 
@@ -196,6 +197,10 @@ class UnknownReport(LatentPacsError):
 
 class JobRefused(LatentPacsError):
     """The job does not exist, or it is already running."""
+
+
+class ExtraMissing(LatentPacsError):
+    """A feature needs an extra that is not installed; the message gives the pip command."""
 
 
 class ConfigError(LatentPacsError):

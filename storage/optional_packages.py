@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from storage.errors import LatentPacsError
+from storage.errors import ExtraMissing
 
 EXTRAS = {"sd-x2": ("diffusers", "transformers"), "validation": ("optuna", "piq")}
-
-
-class ExtraMissing(LatentPacsError):
-    """A feature needs an extra that is not installed; the message gives the pip command."""
 
 
 def require_extra(extra: str, feature: str) -> None:

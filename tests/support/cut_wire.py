@@ -31,7 +31,7 @@ class CutWire:
     def __exit__(self, *_: object) -> None:
         self.cut()
         for thread in self._threads:
-            thread.join(timeout=30)
+            thread.join(300)
 
     @property
     def listening(self) -> int:
@@ -47,7 +47,7 @@ class CutWire:
     def _accept(self) -> None:
         with suppress(OSError):
             client, _ = self._listener.accept()
-            server = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+            server = socket.create_connection(("127.0.0.1", self.port), timeout=300)
             self._sockets += [client, server]
             for source, sink, limited in ((client, server, self.upstream), (server, client, not self.upstream)):
                 carry = threading.Thread(target=self._carry, args=(source, sink, limited), daemon=True)

@@ -7,7 +7,8 @@ from importlib import import_module
 
 from storage import errors
 from storage.errors import LatentPacsError
-from tests.repository.test_architecture import modules, name_of
+from tests.support.layers import name_of
+from tests.support.paths import modules
 
 
 def descendants(error: type[LatentPacsError]) -> list[type[LatentPacsError]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.optional_packages import EXTRAS, ExtraMissing, require_extra
+from storage.errors import ExtraMissing
+from storage.optional_packages import EXTRAS, require_extra
 
 ROOT = Path(__file__).parents[3]
 WITHOUT_EXTRAS = """
