@@ -334,7 +334,7 @@ def test_what_is_refused(index: Index) -> None:
     for kind, target, values, why in (
         (STUDY, "1.1", {}, "at least one attribute"),
         (STUDY, "1.1", {"PatientName": "X"}, "amend patient"),
-        (STUDY, "1.1", {"PatientID": ""}, "cannot be made empty"),
+        (STUDY, "1.1", {"PatientID": ""}, "cannot be empty"),
         (STUDY, "1.1", {"PatientID": "B", "PatientSex": "M"}, "is known here"),
         (PATIENT, patient_identity("A"), {"StudyID": "1"}, "attributes of a study"),
     ):

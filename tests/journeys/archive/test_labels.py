@@ -83,7 +83,7 @@ def test_images_are_named_by_patient_and_view(holdings: Holdings, tmp_path: Path
         (("sop_instance_uid,class", "1.2.3.1"), "line 2: class is empty"),
         (("sop_instance_uid,class", "1.2.3.1,a", "2.25.1,b"), "line 3: class 'b' for an image that line 2 calls 'a'"),
         (("sop_instance_uid,class", "1.2.3.1," + 65 * "a"), "line 2: a class has 64 characters at most"),
-        (("sop_instance_uid,class", '1.2.3.1,"a'), "is no CSV in UTF-8"),
+        (("sop_instance_uid,class", '1.2.3.1,"a'), "is not a CSV file in UTF-8"),
     ],
 )
 def test_a_malformed_file_is_refused_whole(

@@ -345,7 +345,7 @@ def test_fine_tune_on_held_originals(archive: Archive, tiny: Path, tmp_path: Pat
     before = (tiny / WEIGHTS).read_bytes()
     archive.rest(mammogram(breast(256, 256)), tmp_path, InstanceState.VERIFIED)
     gone = archive.rest(mammogram(breast(256, 256)), tmp_path, InstanceState.VERIFIED)
-    archive.rest(mammogram(breast(256, 256)), tmp_path, InstanceState.EXACT, ReasonCode.SOP_CLASS)
+    archive.rest(mammogram(breast(256, 256)), tmp_path, InstanceState.EXACT, ReasonCode.SMALL)
     archive.store.delete(gone)
     out = tmp_path / "tuned"
     done = model("fine-tune", "-c", archive.config, "--minutes", 0.03, "--out", out, "--device", "cpu", "--json")

@@ -84,7 +84,7 @@ def test_odd_lengths_overlays_and_what_follows_the_pixels(tmp_path: Path) -> Non
 
 def test_gaps_between_values_do_not_enlarge_the_codestream(tmp_path: Path) -> None:
     """A scanner's lookup table leaves gaps between values. Ranks have none, and their table is small."""
-    dense = packed_and_back(write(mammogram(), tmp_path / "dense.dcm"))
+    dense = packed_and_back(write(mammogram(breast()), tmp_path / "dense.dcm"))
     sparse = mammogram(breast() * np.uint16(13), bits=16)
     spread = packed_and_back(write(sparse, tmp_path / "sparse.dcm"))
     assert len(spread) < 1.02 * len(dense) + 2000
