@@ -35,13 +35,14 @@ test-install: .venv/installed-test
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[test]'
 	@touch $@
 
-# make docs      the web site in build/site, with an API reference from the docstrings
+# make docs      docs/COMMANDS.md from the commands, and the web site in build/site, with an API reference
 .PHONY: docs
 .venv/installed-docs: .venv/installed
 	$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[docs]'
 	@touch $@
 
 docs: .venv/installed-docs
+	$(BIN)/python -m node.cli.commands_page docs/COMMANDS.md
 	$(BIN)/python docs/pages.py build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 

@@ -149,7 +149,7 @@ def start_ours(folder: Path, port: int, *, archivist: bool, **sections: Any) -> 
     """Start this archive as a process, with further ``sections`` of config.yaml."""
     config = folder / "config.yaml"
     settings = {
-        "node": {"host": "127.0.0.1", "port": port, "drain": 0},
+        "node": {"host": "127.0.0.1", "port": port, "shutdown_timeout": 0},
         "storage": {"root": str(folder / "archive"), "min_free": 0},
         "archivist": {"enabled": archivist},
         **sections,

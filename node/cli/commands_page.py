@@ -45,7 +45,8 @@ class Parameter:
         """The parameter in a usage line."""
         if self.names:
             return f"{self.names[0]} {self.value}".rstrip()
-        return self.value if self.required or self.value.startswith("[") else f"[{self.value}]"
+        word, more, _ = self.value.partition("...")
+        return f"{word if self.required else f'[{word}]'}{more}"
 
 
 def page() -> str:
@@ -103,6 +104,8 @@ def _parameter(parameter: inspect.Parameter, kind: Any, info: Any) -> Parameter:
     given = parameter.default is not inspect.Parameter.empty
     argument, flag = isinstance(info, ArgumentInfo), kind is bool
     value = "" if flag else info.metavar or (parameter.name.upper() if argument else _value(kind))
+    if argument and list in (get_origin(kind), *map(get_origin, get_args(kind))):
+        value += "..."
     notes = [f"environment: `{info.envvar}`"] if info.envvar else []
     if given and not flag and not argument and parameter.default not in (None, ""):
         notes.append(f"default: `{getattr(parameter.default, 'value', parameter.default)}`")

@@ -1,7 +1,7 @@
 """The console of all commands. Printed text is never interpreted as markup or as terminal control.
 
 Names, reasons and UIDs come from peers: an AE title may be ``[/b]`` or contain an escape sequence. Bold and coloured
-text uses styles. In a pipe or a file, no table is cut and no line is wrapped.
+text uses styles. In a pipe or a file, tables have no frames, no table is cut and no line is wrapped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich import console
+from rich.table import Table
 from rich.text import Text
 
 from storage.printable import plain
@@ -24,6 +25,13 @@ class Console(console.Console):
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, markup=False, highlight=False, emoji=False)
         if not self.is_terminal:
             self.width = _WIDE
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; without a terminal, tables are columns that other programs can read."""
+        for table in objects:
+            if isinstance(table, Table) and not self.is_terminal:
+                table.box, table.pad_edge, table.title_justify = None, False, "left"
+        super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Make every printed string, and every cell of a table, plain."""

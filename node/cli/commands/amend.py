@@ -37,12 +37,14 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", help="An attribute and its new value; repeatable.", metavar="KEYWORD=VALUE"),
 ]
-NumberArgument = Annotated[int, typer.Argument(help="The number of the amendment, from `amend list`.")]
+NumberArgument = Annotated[
+    int, typer.Argument(help="The number of the amendment, from `amend list`.", metavar="NUMBER")
+]
 
 
 @amends.command("patient")
 def amend_patient(
-    patient: Annotated[str, typer.Argument(help="The current Patient ID.")],
+    patient: Annotated[str, typer.Argument(help="The current Patient ID.", metavar="PATIENT")],
     values: SetOption,
     reason: ReasonOption,
     issuer: Annotated[str, typer.Option("--issuer", help="The Issuer of Patient ID.", metavar="TEXT")] = "",
@@ -56,7 +58,7 @@ def amend_patient(
 
 @amends.command("study")
 def amend_study(
-    study: Annotated[str, typer.Argument(help="The Study Instance UID.")],
+    study: Annotated[str, typer.Argument(help="The Study Instance UID.", metavar="STUDY")],
     values: SetOption,
     reason: ReasonOption,
     dry_run: DryRunOption = False,

@@ -22,7 +22,9 @@ _LINES_SHOWN = 10
 
 @class_labels.command("import")
 def import_labels(
-    file: Annotated[Path, typer.Argument(help="A CSV: sop_instance_uid,class or patient_id,laterality,view,class.")],
+    file: Annotated[
+        Path, typer.Argument(help="A CSV: sop_instance_uid,class or patient_id,laterality,view,class.", metavar="FILE")
+    ],
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,7 +71,7 @@ def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
 @class_labels.command("release")
 def release_labels(
     uids: Annotated[
-        list[str] | None, typer.Argument(help="SOP Instance UIDs; without any, all that are held.", metavar="[UID]...")
+        list[str] | None, typer.Argument(help="SOP Instance UIDs; without any, all that are held.", metavar="UID")
     ] = None,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,

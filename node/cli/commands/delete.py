@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def delete(
-    uid: Annotated[str, typer.Argument(help="The UID of what to delete.")],
+    uid: Annotated[str, typer.Argument(help="The UID of what to delete.", metavar="UID")],
     level: Annotated[Literal["image", "series", "study"], typer.Option("--level", help="What the UID identifies.")],
     reason: Annotated[str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT")] = "",
     dry_run: DryRunOption = False,

@@ -24,7 +24,9 @@ def _group() -> None:
 
 @gates.command()
 def calibrate(
-    folder: Annotated[Path, typer.Argument(help="A folder or file of mammograms (DICOM, PNG, JPEG).")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder or file of mammograms (DICOM, PNG, JPEG).", metavar="FOLDER")
+    ],
     limit: Annotated[int, typer.Option("--limit", min=0, help="Measure at most this many images; 0 is all.")] = 0,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,

@@ -74,7 +74,7 @@ def list_holds(
 
 @holds.command("release")
 def release_hold(
-    number: Annotated[int, typer.Argument(help="The number of the hold, from `hold list`.")],
+    number: Annotated[int, typer.Argument(help="The number of the hold, from `hold list`.", metavar="NUMBER")],
     reason: ReasonOption,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,

@@ -15,7 +15,9 @@ from storage.errors import ConfigError
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where config.yaml goes; made if it is missing.")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="Where config.yaml goes; made if it is missing.", metavar="FOLDER")
+    ] = Path(),
     as_json: JsonOption = False,
 ) -> None:
     """Write a config.yaml with every key, its default and its explanation. An existing file is never overwritten."""

@@ -57,7 +57,9 @@ def list_instances(
 
 @instances.command()
 def show(
-    uid: Annotated[str, typer.Argument(help="SOP Instance UID of an original, or of any reconstruction ever sent.")],
+    uid: Annotated[
+        str, typer.Argument(help="SOP Instance UID of an original, or of any reconstruction ever sent.", metavar="UID")
+    ],
     picture: Annotated[
         Path | None,
         typer.Option(

@@ -109,7 +109,7 @@ def cancel(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: J
 
 @jobs.command()
 def history(
-    name: Annotated[str, typer.Argument(help="Only this job.", metavar="[NAME]")] = "",
+    name: Annotated[str, typer.Argument(help="Only this job.", metavar="NAME")] = "",
     limit: LimitOption = 20,
     utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,

@@ -22,7 +22,7 @@ DataOption = Annotated[
     list[Path],
     typer.Option("--data", help="A folder or file of mammograms (DICOM, PNG, JPEG); repeatable.", metavar="PATH"),
 ]
-MoreArgument = Annotated[list[Path] | None, typer.Argument(help="Further folders or files.", metavar="[PATH]...")]
+MoreArgument = Annotated[list[Path] | None, typer.Argument(help="Further folders or files.", metavar="PATH")]
 MinutesOption = Annotated[
     float, typer.Option("--minutes", min=0.01, help="Time limit of this run, in minutes.", metavar="N")
 ]

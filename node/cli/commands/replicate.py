@@ -23,7 +23,7 @@ def replicate(
         str,
         typer.Argument(
             help="AE title of a peer, or a folder. Without it: jobs.replicate.to, or jobs.replicate_peer.to.",
-            metavar="[PEER-OR-FOLDER]",
+            metavar="PEER-OR-FOLDER",
         ),
     ] = "",
     config: ConfigOption = DEFAULT_CONFIG,
@@ -61,6 +61,8 @@ def _job(services: Services, to: str) -> tuple[Job, bool]:
     peer = to if settings.peer(to) else ""
     if not to and settings.jobs.replicate.to is None:
         peer = settings.jobs.replicate_peer.to
+        if not peer:
+            raise UsageError("name a peer or a folder, or set jobs.replicate.to or jobs.replicate_peer.to")
     if peer:
         return send_to_peer(settings, services, to=peer), True
     if to and "/" not in to and not Path(to).is_dir():

@@ -14,7 +14,7 @@ from node.cli.progress import progress
 
 
 def restore(
-    uid: Annotated[str, typer.Argument(help="The UID, or the Patient ID, of what to restore.")],
+    uid: Annotated[str, typer.Argument(help="The UID, or the Patient ID, of what to restore.", metavar="UID")],
     level: Annotated[
         Literal["image", "series", "study", "patient"], typer.Option("--level", help="What the UID identifies.")
     ] = "study",

@@ -43,9 +43,8 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     console.print(_bytes(counts))
     console.print(_originals(totals))
     for name, (count, size) in free.items():
-        console.print(
-            f"a purge with originals.retain_for {name} would remove {count} originals and free {size_text(size)}"
-        )
+        frees = f"would remove {count} originals and free {size_text(size)}" if name != "forever" else "removes nothing"
+        console.print(f"a purge with originals.retain_for {name} {frees}")
     console.print(f"backlog: {counts.backlog}   quarantined: {counts.quarantined}")
     console.print(f"ratio over reconstructable images: {_ratio_text(report['ratio_reconstructable'])}")
     console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
@@ -61,7 +60,7 @@ def status_report(counts: HoldingCounts) -> dict[str, Any]:
 
 
 def _states(counts: HoldingCounts) -> Table:
-    table = Table("state", "instances", title="instances")
+    table = Table("state", "count", title="instances")
     for state, count in counts.by_state.items():
         table.add_row(state, str(count))
     return table
@@ -69,7 +68,7 @@ def _states(counts: HoldingCounts) -> Table:
 
 def _left_out(counts: HoldingCounts) -> Table:
     """Reasons why images stay exact. ``other``: each has its own reason, which ``latent-pacs instance show`` prints."""
-    table = Table("reason", "instances", title="not reconstructable, by reason")
+    table = Table("reason", "count", title="not reconstructable, by reason")
     for reason, count in counts.left_out.items():
         text = "other: see latent-pacs instance show UID" if reason == "other" else reason
         table.add_row(text, str(count))
@@ -84,7 +83,7 @@ def _bytes(counts: HoldingCounts) -> Table:
 
 
 def _originals(totals: OriginalTotals) -> Table:
-    table = Table("originals", "count", "size", title="originals")
+    table = Table("kept as", "count", "size", title="originals")
     for name in ("verbatim", "packed", "cold"):
         table.add_row(name, str(getattr(totals, name)), size_text(getattr(totals, f"{name}_bytes")))
     table.add_row("purged", str(totals.purged), "0 B")

@@ -67,7 +67,7 @@ def list_studies(
 
 @studies.command("show")
 def show_study(
-    uid: Annotated[str, typer.Argument(help="The Study Instance UID.")],
+    uid: Annotated[str, typer.Argument(help="The Study Instance UID.", metavar="UID")],
     utc: UtcOption = False,
     config: ConfigOption = DEFAULT_CONFIG,
     as_json: JsonOption = False,

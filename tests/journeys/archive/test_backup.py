@@ -343,7 +343,7 @@ def test_replicate_is_a_job(made: FilledArchive, tmp_path: Path) -> None:
     unmounted = run("replicate", str(tmp_path / "backup"), *config)
     assert (unmounted.returncode, "is its disk mounted" in unmounted.stderr) == (1, True)
     nowhere = run("replicate", *config)
-    assert (nowhere.returncode, "names no folder" in nowhere.stderr) == (1, True)
+    assert (nowhere.returncode, "name a peer or a folder" in nowhere.stderr) == (2, True)
 
 
 def test_what_is_refused(made: FilledArchive, tmp_path: Path) -> None:

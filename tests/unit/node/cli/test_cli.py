@@ -13,11 +13,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 from PIL import Image
+from rich.table import Table
 from typer.models import ArgumentInfo
 
 from node.app import Node
 from node.cli import exit_codes
 from node.cli.commands_page import page
+from node.cli.console import Console
 from node.cli.main import app
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
@@ -36,6 +38,22 @@ from tests.support.samples import breast, mammogram, write
 def test_the_page_of_commands_is_up_to_date() -> None:
     shown = (ROOT / "docs/COMMANDS.md").read_text(encoding="utf-8")
     assert shown == page(), "run python -m node.cli.commands_page docs/COMMANDS.md"
+
+
+def test_a_table_has_a_frame_in_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed() -> str:
+        table = Table("state", "count")
+        table.add_row("verified", "3")
+        Console().print(table)
+        return capsys.readouterr().out
+
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    assert [line.split() for line in printed().splitlines()] == [["state", "count"], ["verified", "3"]]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "│ verified" in printed()
 
 
 def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
