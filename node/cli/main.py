@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperGroup
 
 from node.cli.commands.amend import amends
 from node.cli.commands.audit import audits
@@ -42,7 +44,24 @@ from storage.errors import LatentPacsError
 from storage.objects.file_modes import keep_private
 from storage.printable import plain
 
+_FORMER = {"restore-backup": ["backup", "restore"], "label": ["hold-label"], "labels": ["class-label"]}
+"""Commands under their former names, which still work, each with its present one."""
+
+
+class _FormerNames(TyperGroup):
+    """Accepts former names of commands. ``backup FOLDER`` is ``backup create FOLDER``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args:
+            args = [*_FORMER.get(args[0], args[:1]), *args[1:]]
+        if args[:1] == ["backup"] and args[1:] and args[1] not in ("create", "verify", "restore", "--help"):
+            args = ["backup", "create", *args[1:]]
+        parsed: list[str] = super().parse_args(ctx, args)
+        return parsed
+
+
 app = typer.Typer(
+    cls=_FormerNames,
     name="latent-pacs",
     help="A DICOM archive that stores a small, measured payload per mammogram and serves the full-matrix image.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items()) + ".",

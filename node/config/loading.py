@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -19,6 +20,18 @@ from storage.errors import ConfigError
 
 DEFAULT_FILE = Path(__file__).parent / "default.yaml"
 """The commented config.yaml that ``latent-pacs init`` writes. The repository has a copy of it at its top level."""
+
+
+RENAMED = {
+    ("node", "drain"): ("node", "shutdown_timeout"),
+    ("archivist", "at_once"): ("archivist", "concurrency"),
+    ("originals", "keep"): ("originals", "retain_for"),
+    ("reconstruct", "priors"): ("reconstruct", "prefetch_priors"),
+    ("jobs", "audit"): ("audit",),
+}
+"""Keys under their former names, which are still read, each with its present name, which wins if a file has both."""
+
+LOGGER = logging.getLogger(__name__)
 
 
 def load(path: Path, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -64,11 +77,29 @@ def as_yaml(settings: Settings) -> str:
 def _validated(raw: Any, source: str, values: Mapping[Location, Any], folder: Path) -> Settings:
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: the top level must be a mapping of sections")
+    raw = _with_present_names(raw, source)
     try:
         return Settings.model_validate(raw, context={FOLDER: folder})
     except ValidationError as error:
         problems = "; ".join(_problem(detail, values) for detail in error.errors())
         raise ConfigError(f"{source}: {problems}") from error
+
+
+def _with_present_names(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """The data with former keys under their present names, each of which is logged once per load."""
+    for former, present in RENAMED.items():
+        section = raw.get(former[0])
+        if not isinstance(section, dict) or former[1] not in section:
+            continue
+        LOGGER.warning("%s: %s is now called %s; rename it", source, ".".join(former), ".".join(present))
+        value = section[former[1]]
+        raw = {**raw, former[0]: {key: other for key, other in section.items() if key != former[1]}}
+        if len(present) == 1:
+            own = raw.get(present[0]) or {}
+            raw[present[0]] = {**value, **own} if isinstance(value, dict) and isinstance(own, dict) else value
+        else:
+            raw[present[0]] = {present[1]: value, **raw[present[0]]}
+    return raw
 
 
 def _problem(detail: Any, values: Mapping[Location, Any]) -> str:

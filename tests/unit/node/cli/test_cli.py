@@ -301,3 +301,17 @@ def test_demo_on_the_demo_study(tmp_path: Path) -> None:
     assert all(image["ratio"] >= 40 for image in report["images"])
     assert all(image["derived_uid"] for image in report["images"])
     assert len(list(tmp_path.glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        (("restore-backup",), ("backup", "restore")),
+        (("label",), ("hold-label",)),
+        (("labels",), ("class-label",)),
+        (("backup", "/some/folder"), ("backup", "create", "/some/folder")),
+    ],
+)
+def test_former_names_of_commands_still_work(former: tuple[str, ...], present: tuple[str, ...]) -> None:
+    one, other = run(*former, "--help"), run(*present, "--help")
+    assert (one.returncode, one.stdout) == (0, other.stdout)

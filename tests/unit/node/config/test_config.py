@@ -301,3 +301,20 @@ def test_a_peer_that_cannot_be_added_changes_nothing(
     assert str(file) in str(error.value)
     assert file.read_text(encoding="utf-8") == text
     assert [each.name for each in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_former_names_of_keys_are_read_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    former = {
+        "node": {"drain": 7},
+        "archivist": {"at_once": 1},
+        "originals": {"keep": "3d"},
+        "jobs": {"audit": {"enabled": False}, "lease": 5},
+    }
+    settings = parse(former, "old.yaml")
+    assert settings.node.shutdown_timeout == 7
+    assert settings.archivist.concurrency == 1
+    assert settings.originals.retain_for == parse({"originals": {"retain_for": "3d"}}, "x").originals.retain_for
+    assert (settings.audit.enabled, settings.jobs.lease) == (False, 5)
+    assert "old.yaml: node.drain is now called node.shutdown_timeout; rename it" in caplog.text
+    both = parse({"node": {"drain": 7, "shutdown_timeout": 9}}, "x")
+    assert both.node.shutdown_timeout == 9
