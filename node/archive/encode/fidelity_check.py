@@ -186,7 +186,7 @@ class FidelityCheck:
     def _judge(
         self, unjudged: FidelityFinding, image: StoredInstance, made: StoredRendition, answer: Audited
     ) -> FidelityFinding:
-        recorded = replace(answer.recorded, **{name: getattr(made, name) for name in TRENDS[:3]})
+        recorded = replace(answer.recorded, **{name: getattr(made.verdict, name) for name in TRENDS[:3]})
         now = {} if answer.now is None else self._figures(answer.now)
         found = replace(unjudged, recorded=self._figures(recorded), now=now)
         same = answer.same and answer.pixel_digest == made.output_digest

@@ -60,15 +60,15 @@ def test_a_study_that_arrives_has_its_priors_rendered(tmp_path: Path, receiver: 
     """The newest first, as many as configured; of the same ID at the same issuer, and of earlier studies only."""
     changes = {"codec": {"profile": "paper"}, "reconstruct": {"prefetch_priors": 2}}
     with Node(settings_for(tmp_path / "archive", receiver.port, **changes)) as node:
-        archive, prepared, prepare = Archive(node, receiver), [], node.priors.prepare
-        node.priors.prepare = lambda study: prepared.append(study) or prepare(study)  # type: ignore[method-assign]
+        archive, prepared, prepare = Archive(node, receiver), [], node.prefetch.prepare
+        node.prefetch.prepare = lambda study: prepared.append(study) or prepare(study)  # type: ignore[method-assign]
         same: dict[str, Any] = {"PatientID": "P1", "IssuerOfPatientID": "HERE"}
         oldest, old, prior, later = (
             stored(archive, tmp_path, **same, StudyDate=f"20{year}0101") for year in (10, 18, 20, 24)
         )
         stored(archive, tmp_path, PatientID="P1", IssuerOfPatientID="ELSEWHERE", StudyDate="20190101")
         wait_for(lambda: rendered(archive), what="priors of those, as they came")
-        wait_for(lambda: len(prepared) == 5 and node.priors._studies.empty() and node.pool.idle, what="idle workers")
+        wait_for(lambda: len(prepared) == 5 and node.prefetch._studies.empty() and node.pool.idle, what="idle workers")
         for entry in (tmp_path / "archive" / "rendered").glob("*.dcm"):
             entry.unlink()
         stored(archive, tmp_path, (64, 48), **same, StudyDate="20220101")

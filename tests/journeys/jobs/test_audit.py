@@ -152,7 +152,7 @@ def test_a_clean_archive_gives_no_alarm(archive: Archive, audited: Audited) -> N
         found = findings(node, report)[ds.SOPInstanceUID]
         assert found["outcome"] == FidelityOutcome.SAME
         assert found["now"] == pytest.approx(found["recorded"], rel=1e-6)
-        assert found["now"]["psnr_db"] == pytest.approx(current(archive, ds).psnr_db, rel=1e-6)
+        assert found["now"]["psnr_db"] == pytest.approx(current(archive, ds).verdict.psnr_db, rel=1e-6)
     strata = report.summary["strata"]
     assert strata["all"]["images"] == 3
     assert strata["device: Latent PACS tests Other"]["audited"] == 1

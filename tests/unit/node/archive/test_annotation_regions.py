@@ -239,7 +239,7 @@ def moved_and_got(archive: Archive, folder: Path, ds: Dataset, uid: str) -> list
 @pytest.mark.slow
 def test_marked_regions_are_returned_bit_exact(tmp_path: Path, receiver: Receiver) -> None:
     """One region in the file, one in a CAD report, one in a presentation state, all before the image arrives."""
-    ds, box = mammogram(), Box(123, 77, 61, 94)
+    ds, box = mammogram(breast(640, 512)), Box(123, 77, 61, 94)
     file = tmp_path / "regions.csv"
     file.write_text(f"{HEADER}{ds.SOPInstanceUID},{box.row},{box.column},{box.height},{box.width}\n")
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
@@ -268,7 +268,7 @@ def short(tmp_path: Path, receiver: Receiver) -> Iterator[Archive]:
 @pytest.mark.slow
 def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path: Path) -> None:
     """The image goes back to work once; the former UID still leads to it, and its objects are still expected."""
-    archive, ds = short, mammogram()
+    archive, ds = short, mammogram(breast(640, 512))
     uid, study = str(ds.SOPInstanceUID), str(ds.StudyInstanceUID)
     send(archive, tmp_path, ds)
     former = current(archive.settled(uid))
@@ -299,7 +299,7 @@ def test_an_annotation_after_the_image_adds_a_rendition(short: Archive, tmp_path
 
 @pytest.mark.slow
 def test_a_changed_file_is_read_again(tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:
-    ds, file = mammogram(), tmp_path / "regions.csv"
+    ds, file = mammogram(breast(640, 512)), tmp_path / "regions.csv"
     uid = str(ds.SOPInstanceUID)
     file.write_text(HEADER)
     settings = short_settings(tmp_path / "a", receiver.port, file)
