@@ -157,7 +157,7 @@ def test_a_model_that_fails_leaves_the_pinned_one_and_is_not_asked_again(tmp_pat
     assert report["passed"] + report["same"] == 1, f"another gate is another question: {report}"
 
 
-@pytest.mark.very_slow
+@pytest.mark.slow
 def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, receiver: Receiver) -> None:
     gone, broken, good = (mammogram(breast(640, 512, seed=seed)) for seed in range(3))
     root = tmp_path / "a"
@@ -172,15 +172,18 @@ def test_what_is_not_held_is_not_tried_and_nothing_else_stops(tmp_path: Path, re
         reasons = {one["sop_instance_uid"]: one["reason"] for one in report["untried_list"]}
         assert held[0].original_digest in reasons[gone.SOPInstanceUID]
         assert "does not have that digest" in reasons[broken.SOPInstanceUID]
-        assert node.index.by_uid(broken.SOPInstanceUID) == held[1]
+        now = node.index.by_uid(broken.SOPInstanceUID)
+        assert now is not None
+        assert (now.state, now.rendition) == (InstanceState.VERIFIED, held[1].rendition), (
+            "flagged, and served as before"
+        )
         aside.rename(node.store.path(held[0].original_digest))
         report = reverified(node)
-        assert (report["passed"], report["untried"]) == (1, 1), "one that came back is tried"
-        assert reverified(node)["untried"] == 1
-        assert reverified(node)["tried"] == 0, "three attempts are enough"
+        assert (report["passed"], report["untried"]) == (1, 0), "one that came back is tried; a damaged one is not"
+        assert reverified(node)["tried"] == 0
 
 
-@pytest.mark.very_slow
+@pytest.mark.slow
 def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
     tmp_path: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,8 +194,9 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
     config.write_text(config.read_text() + "\n")  # a model of its own, as a fine-tuned one would be
     digest = Mammo(folder).weights_digest
     ds, root = mammogram(breast(300, 320)), tmp_path / "a"
-    own = {"reconstruct": {"mammo": {"weights": str(folder)}}, "codec": {"profile": "paper"}}
-    with Node(settings(root, receiver, "mammo", **own)) as node:
+    paper = {"codec": {"profile": "paper"}}  # the configured upscaler, whether it wins or not
+    own = {"reconstruct": {"mammo": {"weights": str(folder)}}}
+    with Node(settings(root, receiver, "mammo", **own, **paper)) as node:
         (held,) = send_and_settle(Archive(node, receiver), tmp_path, ds)
         assert held.rendition is not None, held.reason
         assert held.rendition.weights_digest == digest
@@ -204,14 +208,16 @@ def test_a_model_that_is_not_installed_any_more_is_read_from_the_objects(
         assert ModelStore(node.index, node.store).keeps("mammo", digest)
     shutil.rmtree(folder)
     config_file = tmp_path / "config.yaml"
-    config_file.write_text(yaml.safe_dump(settings(root, receiver, "mammo").model_dump(mode="json", by_alias=True)))
+    config_file.write_text(
+        yaml.safe_dump(settings(root, receiver, "mammo", **paper).model_dump(mode="json", by_alias=True))
+    )
     listed = {
         row["digest"]: row for row in json.loads(command("model", "list", "--json", "-c", str(config_file)).stdout)
     }
     assert (listed[digest]["role"], listed[digest]["renditions"]) == ("kept in the object store", 1)
     assert listed[digest]["bytes"] > 10**6
     pixels = {held.rendition.derived_uid: held.rendition.output_digest}
-    with Node(settings(root, receiver, "mammo")) as node:
+    with Node(settings(root, receiver, "mammo", **paper)) as node:
         archive = Archive(node, receiver)
         assert moved(archive, ds) == pixels
         assert reverified(node)["passed"] == 1, "the shipped model is another one"
