@@ -50,14 +50,6 @@ def similarity(x: Features, y: Features) -> float:
     return float((alike * weight).sum() / total)
 
 
-def similarity_of_squares(x: Features, y: Features, side: int) -> NDArray[np.float32]:
-    """What each square of ``side`` pixels has of FSIM: float32, shape (256 / side, 256 / side); 0 of nothing."""
-    alike, weight = _alike_and_weight(x, y)
-    shape = (TILE // side, side, TILE // side, side)
-    sums, totals = (values.reshape(shape).sum(dim=(1, 3)).numpy() for values in (alike * weight, weight))
-    return np.asarray(np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0))
-
-
 def _alike_and_weight(x: Features, y: Features) -> tuple[torch.Tensor, torch.Tensor]:
     """How alike two tiles are at each pixel, and what that counts."""
     import torch
