@@ -90,6 +90,7 @@ class Server:
         self._operations = _Operations()
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
+        self._stopping_since = float("inf")
         self._watch = threading.Thread(target=self._end_overdue, name="association watch", daemon=True)
 
     @property
@@ -127,6 +128,7 @@ class Server:
             for listener in listeners:  # never started, since another port was in use
                 listener.server_close()
             return
+        self._stopping_since = time.monotonic()
         self._stopping.set()
         for listener in listeners:
             listener.shutdown()
@@ -176,7 +178,12 @@ class Server:
         needs, services = self._dependencies, self._dependencies.services
         one, several = self._operations.track_call, self._operations.track_responses
         checks: dict[str, Any] = {"peers": needs.peers, "refusals": services.refusals}
-        store = partial(handle_store, ingest=needs.ingest, record=services.record, stopping=self._stopping.is_set)
+        store = partial(
+            handle_store,
+            ingest=needs.ingest,
+            record=services.record,
+            stopping_since=lambda: self._stopping_since,
+        )
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
             (evt.EVT_C_STORE, one(partial(store, **checks))),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,9 +33,14 @@ class Allowance:
 
 
 class SpoolFile:
-    """Stands in for pynetdicom's ``NamedTemporaryFile``. ``refused``: the error after which nothing was written."""
+    """Stands in for pynetdicom's ``NamedTemporaryFile``.
+
+    ``refused``: the error after which nothing was written.
+    ``began``: the monotonic time (s) at which the data set began to arrive.
+    """
 
     def __init__(self, folder: Path, allowance: Allowance) -> None:
+        self.began = time.monotonic()
         self._allowance = allowance
         self._size = self._checked = 0
         self.refused: LatentPacsError | None = None

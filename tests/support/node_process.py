@@ -57,13 +57,16 @@ class NodeProcess:
         flags = ["--verbose"] if verbose else []
         self.process = subprocess.Popen([*COMMAND, "serve", "-c", str(self.config), *flags], stderr=self.log)
 
-        def listening() -> bool:
+        def started() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, "the node ended at start"
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return self.listening()
 
-        wait_for(listening, what="a listening node")
+        wait_for(started, what="a listening node")
+
+    def listening(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -32,17 +32,18 @@ def handle_store(
     peers: Peers,
     refusals: Refusals,
     record: Record,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping_since: Callable[[], float] = lambda: float("inf"),
 ) -> Dataset:
     """One ingest call, one status and one entry in the audit trail for a C-STORE request.
 
-    ``stopping``: True when the node accepts no further instances; the sender may send them later.
+    ``stopping_since``: the monotonic time (s) at which the node began to stop. A data set that began to arrive later is
+    refused, and the sender may send it again; one that began earlier is accepted.
     """
     caller, uids = peers.calling(event), (str(event.request.AffectedSOPInstanceUID)[:64],)
     if not peers.may(caller, "store"):
         refusals.of_request(event, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
-    if stopping():
+    if event.request._dataset_file.began > stopping_since():
         event.assoc.stop_refusals = event.assoc.__dict__.get("stop_refusals", 0) + 1
         refusals.of_request(event, "store", 0xA700, "the node is stopping", uids)
         return response(0xA700, "the archive is stopping; send it again later")
