@@ -145,15 +145,17 @@ def moved(node: Node, identifier: Dataset) -> list[int]:
         return [int(status.get("Status", -1)) for status, _ in assoc.send_c_move(identifier, "VIEWER", MOVE)]
 
 
+@pytest.mark.slow
 def test_a_large_object_over_a_slow_line_arrives(tmp_path: Path) -> None:
     """It takes three times the DIMSE timeout and the network timeout; the requester hears of it all the time."""
-    with line(5e5) as destination, archive(tmp_path, destination.port, dimse_timeout=2, network_timeout=2) as made:
+    with line(1.5e5) as destination, archive(tmp_path, destination.port, dimse_timeout=6, network_timeout=6) as made:
         *pending, last = moved(*made)
         assert last == SUCCESS
         assert set(pending) == {PENDING}
         assert len(pending) >= 4
 
 
+@pytest.mark.slow
 def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
     """A C-GET that takes three times the DIMSE timeout and the network timeout."""
     pynetdicom_patches.install()
@@ -165,8 +167,8 @@ def test_a_large_object_comes_back_over_a_slow_line(tmp_path: Path) -> None:
     roles: list[Any] = [build_role(UID(SECONDARY_CAPTURE), scp_role=True)]
     handlers: list[Any] = [(evt.EVT_C_STORE, lambda event: came.append(event.request.AffectedSOPInstanceUID) or 0)]
     with (
-        archive(tmp_path, 1, dimse_timeout=2, network_timeout=2) as (node, identifier),
-        line(5e5, to=node.server.port) as way,
+        archive(tmp_path, 1, dimse_timeout=6, network_timeout=6) as (node, identifier),
+        line(1.5e5, to=node.server.port) as way,
     ):
         assoc = entity.associate("127.0.0.1", way.port, contexts=contexts, ext_neg=roles, evt_handlers=handlers)
         statuses = [int(status.get("Status", -1)) for status, _ in assoc.send_c_get(identifier, GET)]
