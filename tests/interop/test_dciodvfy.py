@@ -35,6 +35,8 @@ from tests.support import samples
 from tests.support.dciodvfy import error_lines
 from tests.support.peers import run
 
+pytestmark = pytest.mark.slow
+
 SIDE = 256
 
 

@@ -761,6 +761,7 @@ def test_sender_that_aborts_after_its_image_has_it_stored(quiet: Archive, tmp_pa
     assert quiet.node.store.held(held.original_digest)
 
 
+@pytest.mark.slow
 def test_move_longer_than_the_network_timeout_ends_in_peace(tmp_path: Path, receiver: Receiver) -> None:
     """An association on which we work is not idle: it is still there after the final response."""
     settings = settings_for(
@@ -896,6 +897,7 @@ def _associated(calling: str, address: Address, contexts: list[Any], **options: 
     return assoc
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Expected .*plicit VR:UserWarning")
 def test_pydicom_files_come_back_byte_for_byte(quiet: Archive, tmp_path: Path) -> None:
     files = _waves()[0]

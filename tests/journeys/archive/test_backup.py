@@ -183,6 +183,7 @@ def killed(what: str, made: FilledArchive, dest: Path, steps: int) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 2, -1, -2, -3])
 def test_killed_backup_leaves_the_former_valid_and_goes_on(made: FilledArchive, tmp_path: Path, steps: int) -> None:
     """SIGKILL while objects are copied, before the manifest is written, and before old files are removed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from node.app import Node
 from node.archive.rendered_cache import RenderedCache
 from node.dimse import client
@@ -46,6 +48,7 @@ def test_a_damaged_verbatim_original_fails_and_heals(quiet_archive: Archive, tmp
     assert got(quiet_archive, held, "EXACTVIEW") == (0, [held.sop_instance_uid])
 
 
+@pytest.mark.slow
 def test_auto_gets_the_reconstruction_of_an_original_that_was_damaged(archive: Archive, tmp_path: Path) -> None:
     held = stored(archive, tmp_path)
     settled = archive.settled(held.sop_instance_uid)
@@ -61,6 +64,7 @@ def test_auto_gets_the_reconstruction_of_an_original_that_was_damaged(archive: A
     assert (response.Status, list(archive.receiver.received)) == (0, [derived])
 
 
+@pytest.mark.slow
 def test_a_damaged_packed_original_fails(tmp_path: Path, receiver: Receiver) -> None:
     with Node(settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegls"})) as node:
         archive = Archive(node, receiver)

@@ -113,6 +113,7 @@ def mounts() -> list[str]:
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["room", "nothing"])
 def test_a_node_starts_on_a_full_disk(tmp_path: Path, mounts: list[str], kept: str) -> None:
     """It serves what is held and refuses stores; without room that was kept back it says what is the matter."""

@@ -26,6 +26,7 @@ TELLING = {
 }
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_of_the_patient(archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, level in (("", logging.DEBUG), ("pynetdicom", logging.INFO)):
         caplog.set_level(level, logger=name)

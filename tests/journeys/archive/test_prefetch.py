@@ -90,6 +90,7 @@ def test_a_study_that_arrives_has_its_priors_rendered(tmp_path: Path, receiver: 
         ]
 
 
+@pytest.mark.slow
 def test_priors_wait_while_there_is_other_work(archive: Archive, tmp_path: Path) -> None:
     prior = stored(archive, tmp_path, PatientID="P1", StudyDate="20200101")
     arrived = stored(archive, tmp_path, (64, 48), PatientID="P1", StudyDate="20220101")
@@ -126,6 +127,7 @@ def test_where_nobody_would_get_them_none_are_rendered(
     assert priors.enabled is wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [RenditionPolicy.ORIGINAL, RenditionPolicy.AUTO])
 def test_originals_that_a_peer_gets_are_unpacked_ahead(tmp_path: Path, policy: RenditionPolicy) -> None:
     """Packed ones; one that lies there as it was received is left alone."""

@@ -74,6 +74,7 @@ def test_reconstructed_by_find_move_and_get(archive: Archive, tmp_path: Path) ->
         assert copy[keyword].value == ds[keyword].value, keyword
 
 
+@pytest.mark.slow
 def test_original_peers_get_the_bytes_that_were_sent(archive: Archive, tmp_path: Path) -> None:
     for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         ds = mammogram()

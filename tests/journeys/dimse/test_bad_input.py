@@ -172,6 +172,7 @@ def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: RawSender
     kept_with_warning(quiet_archive, body, cut.SOPInstanceUID, status, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_undecodable_codestream_is_kept(quiet_archive: Archive, sender: RawSender, tmp_path: Path, syntax: str) -> None:
     ds = sample()
@@ -290,6 +291,7 @@ def _strangers(quiet_archive: Archive, expected: int) -> None:
     viewer.assoc.release()
 
 
+@pytest.mark.slow
 def test_random_mutations_never_hang_or_crash(quiet_archive: Archive, sender: RawSender, tmp_path: Path) -> None:
     ds = sample(PixelData=b"", Rows=0, Columns=0)
     body = bytearray(encode(ds, ExplicitVRLittleEndian))

@@ -400,6 +400,7 @@ def choices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Node
         yield nodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uid", LEADING)
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
 def test_leading_zeros_in_uids_are_a_choice(choices: dict[str, Node], tmp_path: Path, uid: str, keyword: str) -> None:

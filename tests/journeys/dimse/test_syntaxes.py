@@ -337,6 +337,7 @@ def test_a_requester_hears_from_us_while_an_image_is_encoded(tmp_path: Path, mon
     assert len(statuses) >= 4
 
 
+@pytest.mark.slow
 def test_a_damaged_jpeg_xl_is_kept_with_a_warning_and_a_sound_one_is_reconstructed(tmp_path: Path) -> None:
     ds = samples.mammogram(samples.breast(320, 288))
     sound = tmp_path / "sound.dcm"

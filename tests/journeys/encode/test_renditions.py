@@ -29,6 +29,7 @@ from tests.support.transfers import send
 STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
 
 
+@pytest.mark.slow
 def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Receiver) -> None:
     """x2, 16-bit PNG, nothing refused: even noise is MEASURED, never VERIFIED, and says so to whoever gets it."""
     noise = np.random.default_rng(0).integers(0, 4096, (300, 280)).astype(np.uint16)
@@ -50,6 +51,7 @@ def test_profile_paper_measures_and_does_not_gate(tmp_path: Path, receiver: Rece
     assert copy[0x0099, 0x100D].value == "MEASURED"
 
 
+@pytest.mark.slow
 def test_a_peer_without_texture_gets_the_structure_alone(tmp_path: Path, receiver: Receiver) -> None:
     """One payload, two objects: each peer finds and gets that of its texture, and the other one by its own UID."""
     settings = settings_for(tmp_path / "a", receiver.port, codec={"scales": [1]})

@@ -269,6 +269,7 @@ def test_reports_progress_and_failures(rows: JobRows) -> None:
     assert not rows.all()[0].running
 
 
+@pytest.mark.slow
 def test_a_busy_job_keeps_its_lease(rows: JobRows) -> None:
     """One long step without a word to the runner: another thread renews the lease."""
     lease, over = 5.0, threading.Event()
@@ -427,6 +428,7 @@ def jobs(config: Path, *arguments: str, fails: bool = False) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
     """SIGKILL, a start, and the scrub is taken over: the history says lost, and then done."""
     root = tmp_path / "archive"
@@ -464,6 +466,7 @@ def test_a_node_killed_in_the_middle_of_a_scrub(tmp_path: Path) -> None:
         held.index.close()
 
 
+@pytest.mark.slow
 def test_a_scrub_that_is_stopped(tmp_path: Path) -> None:
     """SIGTERM to the command: it ends between two objects, says so, and gives its lease back."""
     held = filled(tmp_path, 40)

@@ -117,6 +117,7 @@ def test_a_thousand_clean_objects_raise_no_alarm(thousand: Holdings) -> None:
     assert not (thousand.root / DAMAGED).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM)
 def test_whatever_happens_to_an_object_is_found(thousand: Holdings, harm: str) -> None:
     """Random objects of a thousand, at random places: exactly those are found, and once they are whole, none."""

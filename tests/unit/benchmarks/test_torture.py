@@ -21,6 +21,7 @@ RELIABILITY = (ROOT / "docs/RELIABILITY.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", RELIABILITY)))
 
 
+@pytest.mark.slow
 def test_two_thousand_mutants_do_no_harm(tmp_path: Path) -> None:
     done = fuzz_in_process_of_its_own(1, 0, 2000, 60, tmp_path)
     assert (done["tried"], done["crashes"]) == (2000, [])

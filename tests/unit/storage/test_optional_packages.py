@@ -53,6 +53,7 @@ def test_extras_are_those_of_the_package() -> None:
         assert not set(names) & {line.partition(">=")[0] for line in project["dependencies"]}
 
 
+@pytest.mark.slow
 def test_upscalers_and_node_need_no_extra() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_EXTRAS], cwd=ROOT, timeout=300, check=False)
     assert done.returncode == 0

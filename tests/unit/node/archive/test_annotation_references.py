@@ -89,6 +89,7 @@ def referenced(ds: Dataset) -> set[str]:
     return {str(element.value) for element in ds.iterall() if element.keyword == "ReferencedSOPInstanceUID"}
 
 
+@pytest.mark.slow
 def test_copies_for_a_peer_with_rewritten_references(study: Study) -> None:
     own = str(study.annotation.SOPInstanceUID)
     assert study.found("REWRITTEN") == [own]  # nothing is reconstructed yet

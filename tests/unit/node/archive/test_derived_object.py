@@ -272,6 +272,7 @@ def odd_file(tmp_path: Path) -> tuple[Dataset, Path]:
     return ds, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT], ids=["explicit", "implicit"])
 def test_a_reconstruction_with_an_invalid_header_is_sent(archive: Archive, tmp_path: Path, syntax: UID) -> None:
     ds, path = odd_file(tmp_path)
@@ -312,6 +313,7 @@ def test_an_image_whose_object_cannot_be_made_is_exact_at_once(
     assert list(archive.node.store.digests()) == [held.original_digest]
 
 
+@pytest.mark.slow
 def test_serving_falls_back_and_a_purge_is_refused(
     receiver: client.Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -346,6 +348,7 @@ def test_serving_falls_back_and_a_purge_is_refused(
         assert (status, len(got)) == (0x0000, 1)
 
 
+@pytest.mark.slow
 def test_the_original_is_sent_if_no_encoding_of_the_reconstruction_is_accepted(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -365,6 +368,7 @@ def test_the_original_is_sent_if_no_encoding_of_the_reconstruction_is_accepted(
     assert "Müller" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_returned_reconstruction_of_another_patient_is_quarantined(archive: Archive, tmp_path: Path) -> None:
     """The same pixels with a corrected patient: kept for people to decide. Additions of a gateway change nothing."""
     ds = mammogram(breast(300, 280))

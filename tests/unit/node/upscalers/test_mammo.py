@@ -142,6 +142,7 @@ def test_a_lighter_or_finer_image_is_the_same_image() -> None:
 # --- tiles --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(451, 390), (320, 384)])
 def test_tiles_leave_no_trace(rows: int, columns: int) -> None:
     """Up to the rounding of float32, which depends on the kernel that a shape gets; hence the tile in ``numerics``."""

@@ -316,6 +316,7 @@ def test_a_receiver_without_jpeg_ls_gets_the_received_file(tmp_path: Path, monke
         assert not list((node.store.root / "rendered").glob("*.making"))
 
 
+@pytest.mark.slow
 def test_amended_and_unsuitable_originals_are_unpacked(tmp_path: Path) -> None:
     study, port = generate_uid(), free_port()
     gaps = mammogram(picture(60, 50) * np.uint16(13), bits=16, StudyInstanceUID=study)

@@ -117,6 +117,7 @@ rebuild(root / "index.sqlite", root, progress=progress)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "steps"),
     [("journal", 0), ("journal", 7), ("audit trail", 0), ("objects", 0), ("writing", 0), ("swap", 0), ("swap", 1)],
@@ -655,6 +656,7 @@ def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monke
     assert tables_of(tmp_path / "index.sqlite") == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [0, 1, 3, 10, -1])
 def test_a_compaction_that_is_killed_has_lost_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int

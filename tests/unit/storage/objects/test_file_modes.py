@@ -41,6 +41,7 @@ def modes(root: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_is_readable_by_others(tmp_path: Path, receiver: Receiver) -> None:
     with Node(settings_for(tmp_path / "archive", receiver.port)) as node:
         archive = Archive(node, receiver)
