@@ -204,6 +204,7 @@ def test_killed_backup_leaves_the_former_valid_and_goes_on(made: FilledArchive, 
     assert not list((dest / "spool").iterdir())
 
 
+@pytest.mark.slow
 def test_first_backup_killed_is_no_backup_and_goes_on(made: FilledArchive, tmp_path: Path) -> None:
     dest = tmp_path / "backup"
     killed("backup", made, dest, 3)
@@ -272,6 +273,7 @@ def test_damage_in_the_archive_is_told_and_an_earlier_copy_is_kept(made: FilledA
     assert Backup(tmp_path / "other").verify().clean
 
 
+@pytest.mark.slow
 def test_both_stores(tmp_path: Path) -> None:
     """Originals in originals.path are in the backup, and go back there."""
     config = configured(tmp_path)

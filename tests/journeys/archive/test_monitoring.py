@@ -122,6 +122,7 @@ def test_json_lines_keep_foreign_errors_to_themselves() -> None:
     assert told["message"] == "no: node.port: what is wrong"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["text", "json"])
 def test_no_patient_in_the_log(tmp_path: Path, how: str) -> None:
     """Stored well and badly, queried by name, retrieved: the log of the node, verbose, names nobody."""

@@ -245,6 +245,7 @@ def test_connections_that_ask_for_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         assert echoes(running, "MODALITY")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sent", [b"", b"\x01\x00" + bytes(100), b"GET / HTTP/1.0\r\n\r\n" + bytes(40), b"\x07\0\0\0\0\4\0\0\0\0"]
 )

@@ -210,6 +210,7 @@ def test_a_configured_private_class_is_stored_and_sent(tmp_path: Path) -> None:
 # --- what is sent ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option"),
     [("jpegls", "+xt"), ("jpeg2000", "+xv"), ("rle", "+xr"), ("explicit", "+xe"), ("implicit", "+xi")],

@@ -923,6 +923,7 @@ def test_postgresql_takes_the_same_statements(keys: dict[str, Any]) -> None:
     assert "ORDER BY" in str(statement.compile(dialect=postgresql.dialect()))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_responses(crowd: Archive) -> None:
     identifier = header(QueryRetrieveLevel="STUDY", StudyInstanceUID="", PatientName="", StudyDate="20240101-20241231")
 

@@ -202,6 +202,7 @@ def test_errors_of_ours_are_one_line(tmp_path: Path) -> None:
     assert run("demo", "--dicom", str(tmp_path)).returncode == 2
 
 
+@pytest.mark.slow
 def test_status_while_the_node_runs(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     raw = {

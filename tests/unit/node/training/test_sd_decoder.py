@@ -77,6 +77,7 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 # What it learns
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_ceiling_rises(model: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     plan = DecoderPlan(steps=24, batch=2, crop=64, rate=1e-3)
