@@ -11,7 +11,8 @@ LatentPacsError
 │   └── InvalidUid          a UID that PS3.5 section 9.1 does not allow
 ├── PixelError              the data set parses, but its pixels cannot be decoded or encoded
 │   ├── TooManyPixels       a frame of more pixels than limits.pixels
-│   └── OutOfMemory         a worker would need more memory than limits.memory
+│   ├── OutOfMemory         a worker would need more memory than limits.decoder_memory or limits.encoder_memory
+│   └── OutOfTime           a decoder took more processor time than limits.decoder_time
 ├── PayloadError            a base or rendition that is damaged or of an unknown version
 ├── ObjectMissing           the store has no object with that digest
 ├── ObjectDamaged           an object whose bytes do not have its digest
@@ -92,7 +93,11 @@ class TooManyPixels(PixelError):
 
 
 class OutOfMemory(PixelError):
-    """A worker would need more memory than limits.memory allows."""
+    """A worker would need more memory than limits.decoder_memory or limits.encoder_memory allows."""
+
+
+class OutOfTime(PixelError):
+    """A decoder took more processor time than limits.decoder_time allows."""
 
 
 class PayloadError(LatentPacsError):

@@ -133,6 +133,7 @@ class LimitSettings(Section):
     inflated: Size = 512 * 10**6
     ratio: int = Field(default=100, ge=1)
     decoder_memory: Size = 25 * 10**8
+    decoder_time: Duration = 60.0
     encoder_memory: Size = 8 * 10**9
     idle: Duration = 600.0
     connections_per_address: int = Field(default=50, ge=1)
@@ -140,7 +141,7 @@ class LimitSettings(Section):
     @property
     def decoders(self) -> DecodeLimits:
         """Limits of processes that only decode, and of the node's own process."""
-        return DecodeLimits(self.pixels, self.inflated, self.ratio, self.decoder_memory)
+        return DecodeLimits(self.pixels, self.inflated, self.ratio, self.decoder_memory, self.decoder_time)
 
     @property
     def encoders(self) -> DecodeLimits:

@@ -24,6 +24,8 @@ from node.dimse.sop_classes import FIND, GET, MOVE, query_retrieve
 from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 
+_RESPONSE = 600.0
+"""Seconds to wait for a response: an archive may decode, reconstruct or unpack before it answers."""
 _FIND, _MOVE, _GET = (query_retrieve(Root.STUDY, service) for service in (FIND, MOVE, GET))
 
 
@@ -114,7 +116,6 @@ def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
 def move(identifier: Dataset, to: Address, *, calling: str, destination: str) -> Dataset:
     """The status data set of the final response to a C-MOVE, Study Root. Raises PeerRefused."""
     entity = AE(calling)
-    entity.dimse_timeout = 600
     entity.add_requested_context(_MOVE)
     with _associated(entity, to) as assoc:
         return _last(assoc.send_c_move(identifier, destination, _MOVE))
@@ -123,7 +124,6 @@ def move(identifier: Dataset, to: Address, *, calling: str, destination: str) ->
 def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence[str], receiver: Receiver) -> Dataset:
     """The status data set of the final response to a C-GET into ``receiver``, Study Root. Raises PeerRefused."""
     entity = AE(calling)
-    entity.dimse_timeout = 600
     entity.maximum_pdu_size = 0
     entity.add_requested_context(_GET)
     for sop_class in sop_classes:
@@ -152,6 +152,7 @@ def read(path: Path) -> Dataset:
 @contextmanager
 def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association]:
     """An association that is released at the end. Raises PeerRefused."""
+    entity.dimse_timeout = _RESPONSE
     assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, **options)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")

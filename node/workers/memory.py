@@ -1,13 +1,16 @@
-"""Freed memory of a worker: kept while it works on an image, returned to the system afterwards.
+"""Memory and processor time of a worker: their limits, and how freed memory is kept while it works on an image.
 
 By default glibc maps every array above 32 MB anew and unmaps it at once, so that the system zeroes each page again:
-a tenth of the time of encoding (mallopt(3), M_MMAP_MAX). Without glibc, nothing is changed.
+a tenth of the time of encoding (mallopt(3), M_MMAP_MAX). Here freed memory is kept during a request, and returned to
+the system afterwards. Without glibc, nothing is changed.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,6 +55,15 @@ def limit_to(bytes_more: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = has + bytes_more
     resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def limit_time(seconds_more: float) -> None:
+    """Limit the further processor time of this process, in seconds; 0 is no limit. The system ends it with SIGXCPU."""
+    if not hasattr(resource, "RLIMIT_CPU"):
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(time.process_time() + seconds_more) if seconds_more else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 @lru_cache(maxsize=1)

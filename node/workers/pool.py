@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import queue
+import signal
 import threading
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +21,7 @@ from node.workers import worker
 from node.workers.waiting import result_of
 from node.workers.worker import Answer, Request
 from storage.dicom.decode_limits import DecodeLimits
-from storage.errors import Cancelled, WorkerDied
+from storage.errors import Cancelled, OutOfTime, WorkerDied
 
 
 class Priority(IntEnum):
@@ -35,6 +36,8 @@ class Priority(IntEnum):
 
 START_METHOD = "spawn"
 """How multiprocessing starts workers: never "fork", which copies locks that other threads hold."""
+
+_TOO_LONG = "took more processor time than limits.decoder_time allows"
 
 _IDLE = 600.0
 """Default of limits.idle: seconds after which an idle worker ends."""
@@ -87,6 +90,8 @@ class WorkerPool:
             try:
                 return self._ask(executor, request)
             except (BrokenProcessPool, CancelledError) as error:
+                if _kill(executor):
+                    raise OutOfTime(f"{type(request).__name__} {_TOO_LONG}") from error
                 raise WorkerDied(f"a process that had only {type(request).__name__} to work on ended") from error
             finally:
                 _kill(executor)
@@ -137,7 +142,9 @@ class WorkerPool:
                 future.set_result(self._ask(executor, request))
                 return executor
             except (BrokenProcessPool, CancelledError, WorkerDied):
-                _kill(executor)
+                if _kill(executor):
+                    future.set_exception(OutOfTime(f"{type(request).__name__} {_TOO_LONG}"))
+                    return None
                 executor = None
                 if self._closing.is_set() or attempt == 2:
                     future.set_exception(
@@ -164,9 +171,11 @@ class WorkerPool:
         )
 
 
-def _kill(executor: ProcessPoolExecutor) -> None:
+def _kill(executor: ProcessPoolExecutor) -> bool:
+    """End the worker of an executor. True if the system had ended it since its processor time was used up."""
     processes: dict[int, Any] = dict(getattr(executor, "_processes", None) or {})
     executor.shutdown(wait=False, cancel_futures=True)
     for process in processes.values():
         process.kill()
         process.join()
+    return any(process.exitcode == -signal.SIGXCPU for process in processes.values())

@@ -21,7 +21,7 @@ from node.config import ReconstructSettings
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import Installed, installed
 from node.workers.auditing import Audited, AuditRequest, audit
-from node.workers.memory import give_back, keep_freed, limit_to
+from node.workers.memory import give_back, keep_freed, limit_time, limit_to
 from storage.dicom.content import same_content
 from storage.dicom.decode_limits import DecodeLimits, decode_limits, set_decode_limits
 from storage.dicom.dicomfile import HeaderBytes, accept_odd_values
@@ -138,6 +138,9 @@ Answer = EncodeResult | Installed | Audited | str
 NICE = 12
 """Nice value of workers, so that associations come first."""
 
+WHOLE = 30
+"""How often the time limit of one frame fits in that of a request about a whole object, which may have many frames."""
+
 _catalogue: Catalogue | None = None
 
 
@@ -159,6 +162,7 @@ def start(settings: ReconstructSettings, nice: int = NICE, within: DecodeLimits 
 def answer(request: Request) -> Answer:
     """Answer one request. Errors are raised in the parent."""
     assert _catalogue is not None, "the worker was not started"
+    limit_time(decode_limits().seconds * (1 if isinstance(request, CheckRequest) else WHOLE))
     try:
         return _answer(request, _catalogue)
     except (MemoryError, RuntimeError) as error:

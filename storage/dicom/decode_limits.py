@@ -14,13 +14,15 @@ class DecodeLimits:
     """``pixels``: maximum samples of a frame. ``inflated``: maximum bytes of an inflated data set.
 
     ``ratio``: maximum of inflated size over deflated size, above ``FREE`` bytes. ``memory``: maximum bytes that a
-    worker may allocate beyond those it starts with; 0 means no limit.
+    worker may allocate beyond those it starts with; 0 means no limit. ``seconds``: maximum processor time of a request
+    to a worker that decodes one frame; 0 means no limit.
     """
 
     pixels: int = 128_000_000
     inflated: int = 512_000_000
     ratio: int = 100
     memory: int = 0
+    seconds: float = 0.0
 
 
 FREE = 64 << 20

@@ -33,6 +33,7 @@ from storage.errors import (
     MissingUid,
     ObjectMissing,
     OriginalPurged,
+    OutOfTime,
     PixelError,
     WorkerDied,
 )
@@ -291,6 +292,8 @@ def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> 
         return ""
     try:
         return str(_ask(decoders, CheckRequest(path)))
+    except OutOfTime as error:
+        return f"codestream cannot be decoded: {error}"
     except WorkerDied:
         return "codestream cannot be decoded: the decoder crashed on it"
 

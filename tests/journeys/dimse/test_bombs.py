@@ -15,6 +15,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
@@ -23,6 +24,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
@@ -122,11 +124,12 @@ BOMBS = {
 }
 
 
-def image(rows: int, columns: int, codestream: bytes, syntax: UID, path: Path, frames: int = 1) -> Path:
+def image(rows: int, columns: int, codestream: bytes, syntax: UID, path: Path, frames: int = 1, bits: int = 12) -> Path:
     """A mammogram whose pixels are that codestream, whatever its header says of them."""
     register_jpeg_xl()
     ds = mammogram(breast(64, 64))
     ds.Rows, ds.Columns = rows, columns
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16 if bits > 8 else 8, bits, bits - 1
     if frames > 1:
         ds.NumberOfFrames = frames
     ds.PixelData = encapsulate([codestream] * frames)
@@ -338,6 +341,29 @@ def test_peers_are_told(quiet_archive: Archive, tmp_path: Path) -> None:
     assert held is not None
     assert "limits.pixels" in held.reason
     sender.assoc.release()
+
+
+def test_a_jpeg_of_many_scans_is_stopped(tmp_path: Path, receiver: Receiver) -> None:
+    """Each scan has 30 bytes and a progressive decoder works on all pixels for it: 70 KB here are half a minute."""
+    side, out = 4000, BytesIO()
+    Image.fromarray(np.zeros((side, side), np.uint8)).save(out, "JPEG", progressive=True, quality=50)
+    code = out.getvalue()
+    last = code.rindex(b"\xff\xda")
+    bomb = code[:last] + code[last:-2] * 500 + b"\xff\xd9"
+    path = image(side, side, bomb, JPEGBaseline8Bit, tmp_path / "scans.dcm", bits=8)
+    settings = settings_for(tmp_path / "archive", receiver.port, limits={"decoder_time": "1s"})
+    with Node(settings) as node:
+        statuses: list[int] = []
+        address = Archive(node, receiver).address
+        client.store([path], address, calling="MODALITY", each=lambda *sent: statuses.append(sent[1]))
+        held = node.index.by_uid(str(dcmread(path, stop_before_pixels=True).SOPInstanceUID))
+        good = write(mammogram(breast(64, 64)), tmp_path / "good.dcm")
+        client.store([good], address, calling="MODALITY", each=lambda *sent: statuses.append(sent[1]))
+        assert statuses == [0xB007, 0]
+        assert held is not None
+        assert "limits.decoder_time" in held.reason
+        with node.originals.borrowed(held.original_digest) as kept:
+            assert bomb in kept.read_bytes()
 
 
 def test_an_image_that_no_encoder_has_the_memory_for_is_not_tried(tmp_path: Path, receiver: Receiver) -> None:
