@@ -13,6 +13,7 @@ from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
 from node.dimse.pynetdicom_patches.daemon_threads import make_connection_thread_daemon
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
+from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
 from node.dimse.pynetdicom_patches.tcp_nodelay import NoDelaySocket
 from node.dimse.pynetdicom_patches.tls_session_tickets import TicketTolerantSocket
 from node.dimse.pynetdicom_patches.undecodable_pdu import UndecodablePduAbort
@@ -24,7 +25,7 @@ class ArchiveSocket(TicketTolerantSocket, LimitedReceive, FileSendingSocket, NoD
     """The connection of one of our associations."""
 
 
-class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation):
+class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation, PromptReceive):
     """The thread that owns the connection of one of our associations."""
 
 
@@ -52,5 +53,6 @@ def use_patched_classes(assoc: Any) -> None:
     """Replace the classes of an association that has not started."""
     assoc.dul.__class__ = UpperLayer
     make_connection_thread_daemon(assoc)
+    receive_promptly(assoc)
     if assoc.is_acceptor:
         assoc.__class__ = GuardedAcceptor

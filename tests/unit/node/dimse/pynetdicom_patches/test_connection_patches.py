@@ -7,7 +7,9 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
 from benchmarks.upper_layer import ABORTED, ACCEPTED, DATA, associate, echo, kinds, received
+from node.dimse.pynetdicom_patches import prompt_receive
 from tests.conftest import wait_for
 from tests.support.certificates import Authority
 from tests.unit.node.dimse.pynetdicom_patches.plain import (
@@ -163,6 +166,36 @@ def test_undecodable_pdu_is_still_needed(caplog: pytest.LogCaptureFixture) -> No
         received(caller)
     quoting = [one for one in caplog.records if "SECRET" in one.getMessage()]
     assert [one for one in quoting if one.exc_info]
+
+
+def test_prompt_receive_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of a silent association sleeps for a fixed time."""
+    slept: list[float] = []
+    clock = SimpleNamespace(sleep=lambda seconds: (slept.append(seconds), time.sleep(seconds)))
+    monkeypatch.setattr("pynetdicom.dul.time", clock)
+    with plain_server() as server, socket.create_connection(("127.0.0.1", server.port), 20) as caller:
+        caller.sendall(associate())
+        assert kinds([received(caller)]) == [ACCEPTED]
+        wait_for(lambda: slept.count(0.001) > 10, what="ten sleeps")
+
+
+def test_a_wait_ends_when_bytes_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_receive, "_WAIT", 300.0)
+    ours, theirs = socket.socketpair()
+    connection = SimpleNamespace(socket=ours, _is_connected=True)
+    with ours, theirs:
+        began = time.monotonic()
+        threading.Timer(0.2, theirs.sendall, (b"\4",)).start()
+        prompt_receive._wait_for_bytes(connection)
+        assert 0.1 < time.monotonic() - began < 100
+
+
+@pytest.mark.parametrize("connection", [None, SimpleNamespace(socket=None), SimpleNamespace(socket=1, _is_connected=0)])
+def test_a_wait_without_a_connection_is_a_short_sleep(connection: Any) -> None:
+    """Without it the thread would spin until its association has ended."""
+    began = time.monotonic()
+    prompt_receive._wait_for_bytes(connection)
+    assert time.monotonic() - began >= prompt_receive._WAIT
 
 
 def test_association_shutdown_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
