@@ -92,12 +92,12 @@ def _band(size: int, low: int) -> NDArray[np.float64]:
 
 
 def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
+    """torchvision's antialiased bicubic resize, without its import, which takes a second: torchvision calls this too."""
     import torch
-    from torchvision.transforms.v2 import InterpolationMode, functional
+    from torch.nn.functional import interpolate
 
-    tensor = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))[None]
-    if tuple(tensor.shape[-2:]) == (rows, columns):
-        return tensor[0].numpy()
-    resized = functional.resize(tensor, [rows, columns], interpolation=InterpolationMode.BICUBIC, antialias=True)
-    result: Float = resized[0].numpy()
-    return result
+    tensor = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+    if tuple(tensor.shape) == (rows, columns):
+        return tensor.numpy()
+    resized: Float = interpolate(tensor[None, None], size=(rows, columns), mode="bicubic", antialias=True)[0, 0].numpy()
+    return resized
