@@ -92,7 +92,7 @@ def _band(size: int, low: int) -> NDArray[np.float64]:
 
 
 def _resize(image: NDArray[Any], rows: int, columns: int) -> Float:
-    """torchvision's antialiased bicubic resize, without its import, which takes a second: torchvision calls this too."""
+    """torchvision's antialiased bicubic resize, which calls this too; importing torchvision takes a second."""
     import torch
     from torch.nn.functional import interpolate
 
