@@ -217,6 +217,15 @@ def test_a_pdu_that_the_state_machine_has_no_place_for_is_one_line(caplog: pytes
     assert not [one for one in caplog.records if one.exc_info]
 
 
+def test_what_is_no_dicom_is_one_line(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as the request of a port scan, or of somebody who takes the port for a web server."""
+    request = b"GET / HTTP/1.1\r\nHost: archive\r\nUser-Agent: curl/8.0\r\nAccept: */*\r\n\r\n"
+    assert kinds(ask(port, request * 100)) in ([ABORTED], [])  # the abort may be lost when unread bytes reset the line
+    (line,) = [one for one in caplog.records if "0x47" in one.getMessage()]
+    assert not line.exc_info
+    assert len(caplog.records) <= 2
+
+
 def test_an_error_of_ours_leaves_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise IndexError
