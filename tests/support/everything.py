@@ -23,7 +23,7 @@ from storage.index.model_files import ModelFile, ModelRows
 from storage.index.replicas import Replicas
 from storage.index.report_rows import NewReport, ReportRows
 from storage.index.tables import reference_copy, reverification, study
-from storage.records import HoldKind, OriginalForm, TrailEntry
+from storage.records import HoldKind, OriginalForm, Tier, TrailEntry
 from tests.conftest import Archive, wait_for
 from tests.support.annotations import presentation_state
 from tests.support.samples import breast, mammogram, write
@@ -109,7 +109,7 @@ def _look_after(node: Node, uids: dict[str, str]) -> None:
         copy = {"uid": "1.2.9.9", "instance_key": held.key, "pairs": [["1.2", "1.3"]], "made_at": held.received_at}
         connection.execute(reference_copy.insert().values(copy))
     Replicas(index.engine).acknowledged("ELSEWHERE", held)
-    index.originals.mark_garbage("ef" * 32, held.held.tier if held.held else "hot")  # type: ignore[arg-type]
+    index.originals.mark_garbage("ef" * 32, Tier.COLD)  # no such store is configured, so that the row stays
     node.archive.trail.append(TrailEntry("test", "user:me", "image", (uids["held"],), detail="ä \t \\"))
 
 

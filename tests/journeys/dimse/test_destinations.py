@@ -192,7 +192,7 @@ def test_moves_to_a_destination_of_one_association_wait_for_each_other(tmp_path:
     """DCMTK's storescp in its single-process mode: whoever calls meanwhile gets no answer at all."""
     port = free_port()
     with (
-        archive_of_four(tmp_path, port, limit=limit, network_timeout=1.5) as (archive, identifier),
+        archive_of_four(tmp_path, port, limit=limit, network_timeout=4) as (archive, identifier),
         storescp(tmp_path / "scp", port, "--sleep-after", 1),
         ThreadPoolExecutor(2) as both,
     ):
