@@ -79,23 +79,25 @@ class ChangeJournal:
         """Append a line; on return it is on disk. Raises StoreFull."""
         segment = self._segments()[-1]
         archive = None
-        if segment.stat().st_size > _SEGMENT_BYTES:
-            archive = str(_header(segment)["archive"])
+        size = segment.stat().st_size
+        if size > _SEGMENT_BYTES:
+            archive, size = str(_header(segment)["archive"]), 0
             segment = self._segment(group.number)
-        with full_disk_is_store_full(), segment.open("ab") as out:
-            size = out.tell()
+        with full_disk_is_store_full():
             try:
-                if archive is not None:
-                    out.write(_line({"format": FORMAT, "archive": archive, "number": group.number - 1, "whole": False}))
-                out.write(_line({"number": group.number, "rows": group.rows}))
-                fsync_file(out)
-            except OSError:
-                os.truncate(segment, size)  # a partial line would make the next line unreadable
+                with segment.open("ab") as out:
+                    if archive is not None:
+                        head = {"format": FORMAT, "archive": archive, "number": group.number - 1, "whole": False}
+                        out.write(_line(head))
+                    out.write(_line({"number": group.number, "rows": group.rows}))
+                    fsync_file(out)
+                    end = out.tell()
+            except OSError:  # the file is closed, which writes what is still in its buffer
+                _shorten(segment, size)
                 raise
-            size = out.tell()
         if archive is not None:
             fsync_folders(self.folder)
-        self._end = (segment, size, group.number)
+        self._end = (segment, end, group.number)
 
     def begin(self, archive: str, number: int, rows: Iterable[list[Change]]) -> None:
         """Start a new journal with ``rows``, all rows of the index, and move all former segments to ``superseded/``.
@@ -159,21 +161,24 @@ class ChangeJournal:
         The index still holds these changes and appends them again.
         """
         self._end = None
+        done: list[str] = []
         for segment in reversed(self._segments()):
             data = segment.read_bytes() if _ends_damaged(segment) else None
             if data is None:
-                return ""
+                break
             end = sound_length(data, lambda line: _content(line) is not None)
-            aside = self.folder / f"damaged-{time.time_ns()}"
-            aside.write_bytes(data[end:])
+            if data[end:]:
+                aside = self.folder / f"damaged-{time.time_ns()}"
+                aside.write_bytes(data[end:])
+                done.append(f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}")
             if end == 0:
                 segment.unlink()
             else:
                 os.truncate(segment, end)
             fsync_folders(self.folder)
             if end:
-                return f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}"
-        return ""
+                break
+        return "; ".join(done)
 
     def groups(
         self,
@@ -210,6 +215,14 @@ class ChangeJournal:
 
     def _segment(self, number: int, *, whole: bool = False) -> Path:
         return self.folder / f"changes-{number:012d}{'-whole' if whole else ''}.jsonl"
+
+
+def _shorten(segment: Path, size: int) -> None:
+    """Remove a partial line, which would make the next line unreadable, or a segment that did not exist before."""
+    if size:
+        os.truncate(segment, size)
+    else:
+        segment.unlink(missing_ok=True)
 
 
 def _place(segment: Path) -> tuple[int, bool]:

@@ -54,20 +54,22 @@ class TrailJournal:
 
         The index still holds these records and appends them again.
         """
+        done: list[str] = []
         with self.locked():
             for segment in reversed(self._segments()):
                 data = segment.read_bytes() if _ends_badly(segment) else b""
                 end = sound_length(data, partial(_is_record, segment=segment))
                 if end == len(data):
-                    return ""
+                    break
                 aside = self.folder / f"damaged-{time.time_ns()}"
                 aside.write_bytes(data[end:])
                 with segment.open("r+b") as file:
                     file.truncate(end)
                     fsync_file(file)
+                done.append(f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}")
                 if end:
-                    return f"{len(data) - end} damaged bytes at the end of {segment} were moved to {aside}"
-        return ""
+                    break
+        return "; ".join(done)
 
     def append(self, records: Iterable[TrailRecord]) -> None:
         """Append records; on return they are on disk. The caller holds ``locked``."""

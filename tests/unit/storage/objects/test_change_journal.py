@@ -1,0 +1,199 @@
+"""Proves that the change journal gives back the changes it was given, and names what is damaged, also on a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+import storage.objects.change_journal as journal_module
+from storage.errors import JournalDamaged, StoreFull
+from storage.objects.change_journal import Change, ChangeJournal, Group
+
+NAME = "5f0c1c1e-0000-4000-8000-000000000000"
+FIRST: list[Change] = [["+", "label", [1], {"key": 1, "name": "teaching"}]]
+
+
+def group(number: int, text: str = "x") -> Group:
+    return Group(number, [["~", "label", [1], {"name": text}]])
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> ChangeJournal:
+    """A journal that holds the changes 3, 4 and 5."""
+    made = ChangeJournal(tmp_path / "journal")
+    made.begin(NAME, 3, [FIRST])
+    made.append(group(4))
+    made.append(group(5))
+    return made
+
+
+def reopened(journal: ChangeJournal) -> ChangeJournal:
+    return ChangeJournal(journal.folder)
+
+
+def numbers(journal: ChangeJournal) -> list[int]:
+    return [one.number for one in reopened(journal).groups()]
+
+
+def segments(journal: ChangeJournal) -> list[Path]:
+    return sorted(journal.folder.glob("changes-*.jsonl"))
+
+
+def files(journal: ChangeJournal) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in journal.folder.glob("*") if path.suffix == ".jsonl"}
+
+
+def damage_line(segment: Path, number: int) -> None:
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1][:20] + b"#" + lines[number - 1][21:]
+    segment.write_bytes(b"".join(lines))
+
+
+def start_a_segment_with_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_SEGMENT_BYTES", 0)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond that size, as on a disk that is full then."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+
+
+def fail_to_sync(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_does_not_fit_leaves_nothing_behind(journal: ChangeJournal) -> None:
+    """Part of it is written, and the rest is written once more when the file is closed."""
+    (segment,) = segments(journal)
+    before = segment.read_bytes()
+    with largest_file(len(before) + 40), pytest.raises(StoreFull, match="no room for the object: File too large"):
+        journal.append(group(6, "y" * 200))
+    assert segment.read_bytes() == before
+    journal.append(group(6, "again"))
+    assert list(reopened(journal).groups(after=5)) == [group(6, "again")]
+
+
+def test_a_new_segment_that_does_not_fit_leaves_the_journal_usable(
+    journal: ChangeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = files(journal)
+    start_a_segment_with_each_group(monkeypatch)
+    with monkeypatch.context() as full:
+        full.setattr(journal_module, "fsync_file", fail_to_sync)
+        with pytest.raises(StoreFull, match="No space left"):
+            journal.append(group(6))
+    assert files(journal) == before
+    assert (journal.last(), reopened(journal).last()) == (5, 5)
+    journal.append(group(6))
+    assert len(segments(journal)) == 2
+    assert (reopened(journal).archive(), numbers(journal)) == (NAME, [3, 4, 5, 6])
+
+
+def test_another_disk_error_leaves_nothing_behind_and_keeps_its_name(
+    journal: ChangeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: IO[bytes]) -> None:
+        file.flush()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = files(journal)
+    monkeypatch.setattr(journal_module, "fsync_file", broken)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        journal.append(group(6))
+    assert not isinstance(raised.value, StoreFull)
+    assert files(journal) == before
+
+
+# --- damage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [b"00000000 {}\n", b"not hex! {}\n", b"short\n"], ids=["checksum", "not hex", "short"])
+def test_a_damaged_last_line_is_not_taken_for_the_end(journal: ChangeJournal, last: bytes) -> None:
+    """The next change would get the number of one that is journalled already."""
+    (segment,) = segments(journal)
+    with segment.open("ab") as out:
+        out.write(last)
+    with pytest.raises(JournalDamaged, match=rf"the last line of {segment} is damaged"):
+        journal.last()
+    note = journal.repair()
+    assert note.startswith(f"{len(last)} damaged bytes at the end of {segment} were moved to ")
+    assert Path(note.rpartition(" ")[2]).read_bytes() == last
+    assert (journal.last(), numbers(journal)) == (5, [3, 4, 5])
+
+
+def test_a_damaged_line_is_an_error_or_is_told_and_skipped(journal: ChangeJournal) -> None:
+    (segment,) = segments(journal)
+    damage_line(segment, 3)
+    with pytest.raises(JournalDamaged, match=rf"line 3 of {segment} is damaged"):
+        list(journal.groups())
+    told: list[tuple[Path, int]] = []
+    assert [one.number for one in journal.groups(damaged=lambda *at: told.append(at))] == [3, 5]
+    assert told == [(segment, 3)]
+
+
+def test_segments_that_are_damaged_as_a_whole_are_moved_away_and_named(
+    journal: ChangeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_a_segment_with_each_group(monkeypatch)
+    for number in (6, 7):
+        journal.append(group(number))
+    first, *lost = segments(journal)
+    for segment in lost:
+        segment.write_bytes(b"\0" * 50 + b"\n")
+    note = journal.repair()
+    assert note.count("51 damaged bytes at the end of") == 2
+    assert all(str(segment) in note for segment in lost)
+    assert segments(journal) == [first]
+    assert [path.read_bytes() for path in journal.folder.glob("damaged-*")] == [b"\0" * 50 + b"\n"] * 2
+    assert (journal.last(), numbers(journal), journal.repair()) == (5, [3, 4, 5], "")
+
+
+def test_an_empty_segment_of_a_killed_process_is_removed(journal: ChangeJournal) -> None:
+    (journal.folder / "changes-000000000006.jsonl").touch()
+    assert journal.repair() == ""
+    assert len(segments(journal)) == 1
+    assert list(journal.folder.glob("damaged-*")) == []
+    assert journal.last() == 5
+
+
+def test_a_segment_without_its_first_line_keeps_its_changes_and_the_name_of_the_archive(
+    journal: ChangeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_a_segment_with_each_group(monkeypatch)
+    journal.append(group(6))
+    damage_line(segments(journal)[-1], 1)
+    told: list[int] = []
+    assert [one.number for one in reopened(journal).groups(damaged=lambda _, line: told.append(line))] == [3, 4, 5, 6]
+    assert (told, journal.archive(), journal.whole_since()) == ([1], NAME, 3)
+
+
+def test_a_compacted_segment_that_does_not_read_back_replaces_nothing(
+    journal: ChangeJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, before = journal_module.fsync_file, files(journal)
+
+    def lose_a_bit(file: IO[bytes]) -> None:
+        real(file)
+        damage_line(Path(file.name), 2)
+
+    monkeypatch.setattr(journal_module, "fsync_file", lose_a_bit)
+    with pytest.raises(JournalDamaged, match="does not read back as it was written; check the disk"):
+        journal.compact(NAME, 5, [FIRST])
+    assert files(journal) == before
+    assert not (journal.folder / "changes.making").exists()
