@@ -64,12 +64,9 @@ class ObjectStore:
         lent = self._own_name()
         held = self.held(digest)
         try:
-            os.link(held, lent)
-        except FileNotFoundError:
+            return _linked(held, lent)
+        except FileNotFoundError:  # deleted in the meantime
             raise ObjectMissing(f"object {digest} is not in {self._objects}") from None
-        except OSError:  # the file system has no hard links, or is read-only
-            return _copied(held, lent)
-        return lent
 
     def take_from(self, other: ObjectStore, digest: str) -> None:
         """Copy an object from another store. On return the copy is on disk and its digest is verified.
@@ -211,14 +208,25 @@ def _kept_name(mark: Path, digest: str) -> Path:
     return mark.with_name(f"{mark.name.removesuffix(_KEEPING)}-{digest}")
 
 
-def _copied(held: Path, lent: Path) -> Path:
-    """Copy an object to ``lent``, or to the system's temporary folder if that cannot be written. Returns the path."""
+def _linked(held: Path, lent: Path) -> Path:
+    """Link an object to ``lent``; without hard links, copy it there. Returns the path.
+
+    If ``lent`` cannot be written, the copy is in the system's temporary folder.
+    """
     try:
-        shutil.copyfile(held, lent, follow_symlinks=False)
+        os.link(held, lent)
         return lent
     except FileNotFoundError:
         raise
+    except OSError:  # the file system has no hard links, or is read-only
+        pass
+    try:
+        return shutil.copyfile(held, lent, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
     except OSError:
+        with suppress(OSError):
+            lent.unlink()  # a part of it, on a disk that is full
         handle, name = tempfile.mkstemp(prefix="latent-pacs-lent-")
         os.close(handle)
         return Path(shutil.copyfile(held, name, follow_symlinks=False))

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from storage.errors import JournalDamaged
-from storage.objects.durability import fsync_file, fsync_folders
+from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 from storage.records import TrailEntry, TrailRecord
 
@@ -72,7 +72,7 @@ class TrailJournal:
         return "; ".join(done)
 
     def append(self, records: Iterable[TrailRecord]) -> None:
-        """Append records; on return they are on disk. The caller holds ``locked``."""
+        """Append records; on return they are on disk. The caller holds ``locked``. Raises StoreFull."""
         lines = [(record.number, _line(record)) for record in records]
         if not lines:
             return
@@ -82,7 +82,7 @@ class TrailJournal:
         new = not segments or segments[-1].stat().st_size > _SEGMENT_BYTES
         if new:
             segments = [self.folder / f"trail-{lines[0][0]:012d}.jsonl"]
-        with segments[-1].open("ab") as out:
+        with full_disk_is_store_full(), segments[-1].open("ab") as out:
             out.write(b"".join(line for _, line in lines))
             fsync_file(out)
         if new:

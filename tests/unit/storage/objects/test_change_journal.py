@@ -1,12 +1,9 @@
-"""Proves that the change journal gives back the changes it was given, and names what is damaged, also on a full disk."""
+"""Proves that the change journal gives back its changes and names what is damaged, also on a full disk."""
 
 from __future__ import annotations
 
 import errno
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +12,7 @@ import pytest
 import storage.objects.change_journal as journal_module
 from storage.errors import JournalDamaged, StoreFull
 from storage.objects.change_journal import Change, ChangeJournal, Group
+from tests.support.largest_file import largest_file
 
 NAME = "5f0c1c1e-0000-4000-8000-000000000000"
 FIRST: list[Change] = [["+", "label", [1], {"key": 1, "name": "teaching"}]]
@@ -58,17 +56,6 @@ def damage_line(segment: Path, number: int) -> None:
 
 def start_a_segment_with_each_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_SEGMENT_BYTES", 0)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond that size, as on a disk that is full then."""
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
 
 
 def fail_to_sync(*_: Any) -> None:

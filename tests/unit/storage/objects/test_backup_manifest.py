@@ -1,0 +1,58 @@
+"""Proves that a manifest comes back as it was written, and that a changed or shortened one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage.errors import BackupRefused, StoreFull
+from storage.objects.backup_manifest import NAME, Entry, Manifest, read_manifest, write_manifest
+from tests.support.largest_file import largest_file
+
+FILES = (Entry("ab" * 32, 10, "index.sqlite"), Entry("cd" * 32, 20, "journal/changes-000000000001.jsonl"))
+OBJECTS = (Entry("ef" * 32, 30, "hot"), Entry("01" * 32, 40, "cold"))
+MADE = Manifest("5f0c1c1e", 7, "2026-01-01T00:00:00+00:00", 1, FILES, OBJECTS)
+
+
+def test_a_manifest_comes_back(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MADE)
+    assert read_manifest(tmp_path) == MADE
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (b",30,", b",31,", "its digest does not match its lines"),
+        (b'"hot"]\n', b'"hot"]\n["object","%s",1,"hot"]\n' % (b"02" * 32), "its digest does not match its lines"),
+        (b'"missing":1', b'"missing":0', "its digest does not match its lines"),
+        (b'["object"', b'["folder"', "its digest does not match its lines"),
+        (b'{"format":1', b'{"form":1', "'format'"),
+        (b'["file"', b"", "Expecting value"),
+    ],
+)
+def test_a_changed_manifest_is_refused(tmp_path: Path, before: bytes, after: bytes, why: str) -> None:
+    """Or a restore would miss an object and call itself complete."""
+    write_manifest(tmp_path, MADE)
+    data = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(data.replace(before, after, 1))
+    with pytest.raises(BackupRefused, match=rf"{NAME} is damaged \({why}.*\); make the backup again"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("lines", range(6))
+def test_a_shortened_manifest_is_refused(tmp_path: Path, lines: int) -> None:
+    write_manifest(tmp_path, MADE)
+    kept = (tmp_path / NAME).read_bytes().splitlines(keepends=True)[:lines]
+    (tmp_path / NAME).write_bytes(b"".join(kept))
+    with pytest.raises(BackupRefused, match="is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_that_does_not_fit_leaves_the_former(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MADE)
+    size = (tmp_path / NAME).stat().st_size
+    larger = Manifest("5f0c1c1e", 8, MADE.made_at, 0, FILES, OBJECTS * 10)
+    with largest_file(size), pytest.raises(StoreFull, match="no room for the object"):
+        write_manifest(tmp_path, larger)
+    assert read_manifest(tmp_path) == MADE

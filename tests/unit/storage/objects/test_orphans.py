@@ -1,0 +1,100 @@
+"""Proves that moving objects away loses none that a row needs, that is stored again or that is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from storage.objects.inspection import DAMAGED, ORPHANS, listing, recover, set_aside
+from storage.objects.orphans import forget_orphans, move_orphan
+from storage.objects.store import ObjectStore
+
+DAY = 86400.0
+DATA = b"bytes of an object"
+DIGEST = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(tmp_path)
+
+
+def orphan(store: ObjectStore, data: bytes, moved: str) -> Path:
+    """An object that was moved away on that day."""
+    digest = hashlib.sha256(data).hexdigest()
+    aside = store.root / ORPHANS / moved / digest[:2] / digest
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    aside.write_bytes(data)
+    return aside
+
+
+def day(ago: int) -> str:
+    return f"{datetime.now(UTC) - timedelta(days=ago):%Y-%m-%d}"
+
+
+def test_of_old_orphans_those_that_a_row_needs_are_put_back(store: ObjectStore) -> None:
+    needed, forgotten = orphan(store, DATA, day(40)), orphan(store, b"nobody's", day(40))
+    assert forget_orphans(store, 30 * DAY, lambda digest: digest == DIGEST) == (1, 1)
+    assert store.read(DIGEST) == DATA
+    assert list(store.digests()) == [DIGEST]
+    assert not (needed.exists() or forgotten.exists())
+
+
+@pytest.mark.parametrize("moved", [day(30), day(29), "2000-13-01", "not-a-date"])
+def test_an_orphan_stays_until_its_days_are_over(store: ObjectStore, moved: str) -> None:
+    """A folder whose name is no date was not made here, and nobody knows how old it is."""
+    aside = orphan(store, DATA, moved)
+    assert forget_orphans(store, 30 * DAY, lambda _: False) == (0, 0)
+    assert aside.read_bytes() == DATA
+
+
+def test_what_is_gone_already_is_not_moved(store: ObjectStore) -> None:
+    assert not move_orphan(store, DIGEST, older_than=time.time())
+    assert set_aside(store, DIGEST) is None
+    assert not [path for path in store.root.rglob("*") if path.is_file()]
+
+
+def test_a_moved_orphan_is_found_by_its_digest_again(store: ObjectStore) -> None:
+    store.put(DATA)
+    os.utime(store.path(DIGEST), (1e9, 1e9))
+    assert move_orphan(store, DIGEST, older_than=time.time() - DAY)
+    assert not store.has(DIGEST)
+    assert (store.root / ORPHANS / day(0) / DIGEST[:2] / DIGEST).read_bytes() == DATA
+    assert recover(store, DIGEST)
+    assert store.read(DIGEST) == DATA
+
+
+def test_a_second_damaged_object_of_one_digest_replaces_no_first(store: ObjectStore) -> None:
+    for text in (b"first", b"second"):
+        store.put(DATA)
+        store.path(DIGEST).write_bytes(text)
+        assert set_aside(store, DIGEST) is not None
+    folder = store.root / DAMAGED
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        f"{DIGEST}.1": b"first",
+        f"{DIGEST}.2": b"second",
+    }
+    assert not recover(store, DIGEST)
+
+
+def test_an_object_that_goes_while_it_is_listed_is_left_out(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(DATA)
+    other = store.path(DIGEST).parent / "letter.txt"
+    other.write_bytes(b"x")
+    real = Path.lstat
+
+    def late(self: Path) -> os.stat_result:
+        if self.name == DIGEST:
+            self.unlink()
+        return real(self)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    found = listing(store, DIGEST[:2])
+    assert [(one.name, one.digest, one.bytes) for one in found] == [("letter.txt", "", 1)]
