@@ -52,7 +52,7 @@ class OrphanRecovery:
             kind = _kind(path)
             if kind in ("original", "packed"):
                 with self._received(path, kind) as new:
-                    return self._is_new(new.sop_instance_uid)
+                    return self._is_wanted(new)
             if kind == "rendition":
                 return self._base_for(decode_rendition(path.read_bytes())) is not None
             return kind == "base" and not has_rendition(
@@ -83,7 +83,7 @@ class OrphanRecovery:
     def _recover_original(self, tier: Tier, path: Path, kind: str) -> int:
         form = OriginalForm.VERBATIM if kind == "original" else OriginalForm.PACKED
         with self._received(path, kind) as new:
-            if not self._is_new(new.sop_instance_uid):
+            if not self._is_wanted(new):
                 return 0
             return int(adopt_original(self._index, new, FoundObject(form, tier, path.name, path.stat().st_size)))
 
@@ -114,8 +114,11 @@ class OrphanRecovery:
             return None
         return None if has_rendition(self._index.engine, base.original_digest) else base
 
-    def _is_new(self, uid: str) -> bool:
-        return self._index.by_uid(uid) is None and is_acceptable(self._index.engine, uid)
+    def _is_wanted(self, new: NewInstance) -> bool:
+        """Whether the image is not held, or has lost the row of its original."""
+        held, uid = self._index.by_uid(new.sop_instance_uid), new.sop_instance_uid
+        lacking = held is None or (held.held is None and held.original_digest == new.original_digest)
+        return lacking and is_acceptable(self._index.engine, uid)
 
     @contextmanager
     def _received(self, path: Path, kind: str) -> Iterator[NewInstance]:

@@ -12,16 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, update
 
 from storage.index.change_capture import TABLES, last_number, set_last_number
 from storage.index.holdings import Index
 from storage.index.journal_replay import Loader, loading
 from storage.index.opening import begin_journal, replay_trail
-from storage.index.tables import archive
+from storage.index.tables import archive, instance, rendition
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.durability import fsync_file, fsync_folders
 from storage.objects.trail_journal import TrailJournal
+from storage.records import InstanceState, ReasonCode
 
 
 @dataclass
@@ -124,6 +125,7 @@ def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callabl
             progress(read, size, "journal")
         loader.flush()
         made.unlinked_rows = _drop_unlinked(connection)
+        _forget_lost_renditions(connection)
         connection.execute(insert(archive).values(identity=identity))
         set_last_number(connection, last)
 
@@ -136,6 +138,14 @@ def _drop_unlinked(connection: Connection) -> int:
             connection.exec_driver_sql(f'DELETE FROM "{table}" WHERE rowid = ?', (rowid,))
         count += len(found)
     return count
+
+
+def _forget_lost_renditions(connection: Connection) -> None:
+    """Let images whose current rendition has no row be encoded again: its key will be that of another rendition."""
+    own = select(1).where(rendition.c.key == instance.c.rendition_key, rendition.c.instance_key == instance.c.key)
+    lost = (instance.c.rendition_key.is_not(None), ~own.exists())
+    again = {"state": InstanceState.RECEIVED, "reason": "", "reason_code": ReasonCode.NONE, "attempts": 0}
+    connection.execute(update(instance).where(*lost).values(rendition_key=None, **again))
 
 
 def _counts(connection: Connection) -> dict[str, int]:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, or_, select, update
 from storage.index.connection import now, writing
 from storage.index.holdings import Added, Index
 from storage.index.integrity import Integrity
+from storage.index.original_locations import insert_original
 from storage.index.rendition_rows import insert_rendition, is_known_by
 from storage.index.tables import garbage, instance, original, reference_copy, rendition
 from storage.index.tombstones import is_deleted
@@ -50,8 +51,9 @@ def has_rendition(engine: Engine, original_digest: str) -> bool:
 
 
 def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
-    """Commit an instance for an original in a store; False if its UID is held."""
-    if index.add(new) is not Added.NEW:
+    """Commit an instance for an original in a store, or only its original if that row was lost; False if it is held."""
+    added = index.add(new)
+    if added not in (Added.NEW, Added.SAME_BYTES):
         return False
     held = {
         "form": found.form,
@@ -62,7 +64,13 @@ def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
         "purged_at": now() if found.form is OriginalForm.PURGED else None,
     }
     with writing(index.engine) as connection:
-        connection.execute(update(original).where(original.c.instance_key == _key(connection, new)).values(held))
+        key = _key(connection, new)
+        mine = original.c.instance_key == key
+        if added is Added.SAME_BYTES:
+            if connection.execute(select(original.c.instance_key).where(mine)).first() is not None:
+                return False
+            insert_original(connection, key, new.original_digest, new.original_bytes)
+        connection.execute(update(original).where(mine).values(held))
     return True
 
 

@@ -78,7 +78,7 @@ class Applied:
 class StoredInstance:
     """An instance row, with its current rendition if it has one.
 
-    ``held``: None only for rows made by hand. ``amended``: the amendments that apply to its header.
+    ``held``: None only if a damaged line of the change journal had its row. ``amended``: the amendments that apply to its header.
     """
 
     key: int

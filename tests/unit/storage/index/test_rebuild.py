@@ -374,6 +374,14 @@ def test_objects_and_the_trail_alone_bring_images_back(made: FilledArchive) -> N
         assert [one.undone for one in node.index.amendments.all()] == [False, False, True, False]
 
 
+def rows_of(file: Path, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(file)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
 def damage_a_line(made: FilledArchive) -> None:
     """One line in the middle of the journal, which a rebuild then leaves out."""
     segment = max((made.root / "journal").glob("changes-*.jsonl"), key=lambda path: path.stat().st_size)
@@ -501,6 +509,23 @@ def test_a_damaged_line_of_the_journal_costs_only_itself(made: FilledArchive) ->
     after = tables_of(made.file)
     assert {name for name in before if before[name] != after[name]} <= {"label"}
     assert rebuilt(made).clean, "the journal was begun anew"
+
+
+def test_originals_whose_rows_are_on_a_damaged_line_are_found_among_the_objects(made: FilledArchive) -> None:
+    """A compacted journal has the rows of many originals on one line."""
+    open_for_command(made.settings).close()
+    compact_journal(made.settings.storage.database_url, made.root)
+    (segment,) = (made.root / "journal").glob("changes-*.jsonl")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    (at,) = (number for number, line in enumerate(lines) if b'["+","original"' in line)
+    lines[at] = b"#" * 8 + lines[at][8:]
+    segment.write_bytes(b"".join(lines))
+    columns = "instance_key, form, tier, object_digest, object_bytes"
+    before = rows_of(made.file, f"SELECT {columns} FROM original ORDER BY 1")
+    assert {form for _, form, *_ in before} == {"packed"}
+    report = rebuilt(made)
+    assert (report.clean, report.from_objects) == (False, len(before))
+    assert rows_of(made.file, f"SELECT {columns} FROM original ORDER BY 1") == before
 
 
 @pytest.mark.parametrize("harm", ["torn", "flipped", "no record"])

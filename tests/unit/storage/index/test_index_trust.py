@@ -1,0 +1,172 @@
+"""Proves that an index that cannot be trusted is told from a sound one, with the reason."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from storage.errors import IndexFault, IndexRefused, StoreFull
+from storage.index import Index
+from storage.index.connection import writing
+from storage.index.index_trust import IndexStanding, damage_of, quick_check
+from storage.index.opening import open_archive
+from storage.index.tables import label
+from storage.objects.change_journal import ChangeJournal
+
+WHO = {"who": "user:me"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "index.sqlite"
+
+
+@pytest.fixture
+def index(file: Path, tmp_path: Path) -> Iterator[Index]:
+    """The index of an archive, with one label."""
+    opened = open_archive(f"sqlite:///{file}", tmp_path, holds_objects=False).index
+    opened.holds.put_label("teaching", "1.2", **WHO)
+    yield opened
+    opened.close()
+
+
+def cut(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at : at + 600] = b"\xff" * 600
+    file.write_bytes(data)
+
+
+# --- damaged pages ------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_index_has_no_damage(index: Index, file: Path, tmp_path: Path) -> None:
+    assert damage_of(file, "quick_check") == damage_of(file, "integrity_check") == []
+    assert (IndexStanding(index, tmp_path).doubt(), IndexStanding(index, tmp_path).damage()) == ("", [])
+    quick_check(file)
+    quick_check(tmp_path / "not there")
+
+
+@pytest.mark.parametrize("at", [0, 100, 4096 * 3])
+def test_damage_is_found_wherever_it_is(index: Index, file: Path, at: int) -> None:
+    index.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    cut(file, at)
+    assert damage_of(file, "integrity_check")
+    with pytest.raises(IndexRefused, match=rf"the index {file} is damaged \(.+\); run `latent-pacs index rebuild`"):
+        quick_check(file)
+
+
+def test_an_index_that_is_not_there_is_no_damaged_one(file: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        damage_of(file, "quick_check")
+
+
+@pytest.mark.parametrize("free", [0, 1 << 30])
+def test_a_disk_that_is_full_is_no_damage_and_a_broken_one_is(
+    index: Index, file: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    """SQLite says the same of both: it cannot make its file of shared memory."""
+    index.close()
+    real = sqlite3.connect
+
+    def broken(*arguments: Any, **options: Any) -> Any:
+        failure = sqlite3.OperationalError("disk I/O error")
+        failure.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise failure
+
+    usage = shutil.disk_usage(file.parent)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(sqlite3, "connect", broken)
+    if free:
+        assert damage_of(file, "quick_check") == ["disk I/O error"]
+    else:
+        with pytest.raises(StoreFull, match=f"the disk of the index {file} is too full to open it"):
+            damage_of(file, "quick_check")
+    monkeypatch.setattr(sqlite3, "connect", real)
+    assert damage_of(file, "quick_check") == []
+
+
+# --- the journal beside it ----------------------------------------------------------------------------------------
+
+
+def test_an_index_of_another_archive_is_doubted(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = open_archive(f"sqlite:///{tmp_path / 'other/index.sqlite'}", tmp_path / "other", holds_objects=False).index
+    assert IndexStanding(other, tmp_path).doubt() == "it is the index of another archive"
+    other.close()
+
+
+def test_an_index_without_its_journal_is_doubted(index: Index, tmp_path: Path) -> None:
+    said = "it is empty, or was not opened with the journal of the objects"
+    assert IndexStanding(index, tmp_path / "elsewhere").doubt() == said
+    empty = Index.open(f"sqlite:///{tmp_path / 'new.sqlite'}")
+    assert IndexStanding(empty, tmp_path).doubt() == said
+    empty.close()
+
+
+def test_an_index_that_ends_before_its_journal_is_doubted(index: Index, file: Path, tmp_path: Path) -> None:
+    """Objects that it does not know are no orphans."""
+    index.close()
+    older = tmp_path / "older.sqlite"
+    shutil.copyfile(file, older)
+    again = open_archive(f"sqlite:///{file}", tmp_path, holds_objects=False).index
+    last = ChangeJournal(tmp_path / "journal").last()
+    again.holds.put_label("later", "1.2", **WHO)
+    again.close()
+    copy = Index.open(f"sqlite:///{older}")
+    assert IndexStanding(copy, tmp_path).doubt() == f"it ends at change {last}, and the journal at {last + 1}"
+    copy.close()
+
+
+def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> None:
+    """As one in memory has: nothing is written beside the objects, and nothing is doubted."""
+    opened = open_archive("sqlite://", tmp_path, holds_objects=True)
+    assert opened.notes == ()
+    opened.index.holds.put_label("teaching", "1.2", **WHO)
+    standing = IndexStanding(opened.index, tmp_path)
+    assert (standing.doubt(), standing.damage()) == ("", [])
+    assert list(tmp_path.iterdir()) == []
+    opened.index.close()
+
+
+# --- errors of the database ---------------------------------------------------------------------------------------
+
+
+def test_a_write_to_a_read_only_index_is_store_full(index: Index) -> None:
+    """The peer is told to send again later, and nothing is stored."""
+    with index.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=ON")
+    with pytest.raises(StoreFull, match="the index cannot be written: .*readonly database"):
+        index.holds.put_label("later", "1.2", **WHO)
+    with index.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=OFF")
+    assert index.holds.labels() == [("teaching", "1.2")]
+
+
+def test_an_error_in_a_statement_keeps_its_name(index: Index) -> None:
+    """It is a fault of this program: no advice on disks and rights would help."""
+    with pytest.raises(Exception, match="no such column") as raised, writing(index.engine) as connection:
+        connection.exec_driver_sql("SELECT colour FROM label")
+    assert not isinstance(raised.value, IndexFault | StoreFull)
+    with index.engine.connect() as connection:
+        assert connection.execute(select(label.c.name)).scalars().all() == ["teaching"]
+
+
+def test_a_file_that_is_no_index_is_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "other.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE song (name TEXT)")
+    connection.close()
+    with pytest.raises(IndexRefused, match=f"{file} is a database, but not the index of an archive"):
+        Index.open(f"sqlite:///{file}")
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("song",)]
+    connection.close()
