@@ -78,7 +78,8 @@ class Applied:
 class StoredInstance:
     """An instance row, with its current rendition if it has one.
 
-    ``held``: None only if a damaged line of the change journal had its row. ``amended``: the amendments that apply to its header.
+    ``held``: None only if its row was lost on a damaged line of the change journal. ``amended``: the amendments that
+    apply to its header.
     """
 
     key: int

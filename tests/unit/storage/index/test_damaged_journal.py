@@ -1,4 +1,4 @@
-"""Proves what a rebuild keeps when a line of the change journal is damaged, and that it gives no image the wrong rows."""
+"""Proves what a rebuild keeps when a line of the change journal is damaged; no image gets the wrong rows."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def older_copy(held: Holdings) -> tuple[bytes, Path]:
 def test_a_command_beside_a_node_does_not_complete_an_older_index(held: Holdings) -> None:
     copy, file = older_copy(held)
     file.write_bytes(copy)
-    with pytest.raises(IndexRefused, match="is older than the journal .* start the node, which completes it"):
+    with pytest.raises(IndexRefused, match=r"is older than the journal .* start the node, which completes it"):
         open_archive(f"sqlite:///{file}", held.root, holds_objects=True, replay=False)
     opened = open_archive(f"sqlite:///{file}", held.root, holds_objects=True)
     assert "changes were replayed from the journal" in opened.notes[0]

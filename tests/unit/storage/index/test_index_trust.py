@@ -144,7 +144,7 @@ def test_a_write_to_a_read_only_index_is_store_full(index: Index) -> None:
     """The peer is told to send again later, and nothing is stored."""
     with index.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only=ON")
-    with pytest.raises(StoreFull, match="the index cannot be written: .*readonly database"):
+    with pytest.raises(StoreFull, match=r"the index cannot be written: .*readonly database"):
         index.holds.put_label("later", "1.2", **WHO)
     with index.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only=OFF")
