@@ -49,9 +49,7 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
     native = bytes(dataset.PixelData)
     frames = _frames(dataset, native)
     codestreams = [_ENCODE[syntax](frame, int(dataset.BitsStored)) for frame in frames]
-    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
-        if name in dataset:
-            delattr(dataset, name)
+    drop_offset_tables(dataset)
     dataset.PixelData = encapsulate(codestreams, has_bot=len(frames) > 1)
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
@@ -59,6 +57,13 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
     for number, frame in enumerate(frames):
         if not np.array_equal(_decoded(dataset, number, len(frames), syntax), frame):
             raise PixelError(f"frame {number + 1} in {syntax} does not decode to its original values")
+
+
+def drop_offset_tables(dataset: Dataset) -> None:
+    """Remove the offsets of received frames, which are not those of native pixels or of other codestreams."""
+    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if name in dataset:
+            delattr(dataset, name)
 
 
 def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:

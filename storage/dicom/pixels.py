@@ -20,9 +20,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.dicom.codestreams import check_codestream, check_pixels
+from storage.dicom.codestreams import check_codestream, check_pixels, codestream_header
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
-from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, encapsulated
+from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
 _MAX_BYTES = 1 << 62
@@ -204,7 +204,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
 def checked_frames(file: DataSetFile) -> Iterator[bytes]:
     """The codestreams of an encapsulated image, as pydicom finds them. Raises PixelError.
 
-    The size in each one's header is checked first (``check_codestream``).
+    The size in each one's header is checked first.
     """
     header = file.outline()
     shape = PixelShape.of(header)
@@ -220,7 +220,7 @@ def checked_frames(file: DataSetFile) -> Iterator[bytes]:
             if file.transfer_syntax == RLELossless:
                 _check_rle(frame, shape)
             else:
-                check_codestream(frame)
+                _check_size(frame, shape, str(file.transfer_syntax))
             yield frame
     except PixelError:
         raise
@@ -235,6 +235,23 @@ def check_frames(path: Path) -> None:
             pass
 
 
+def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
+    """Raises TooManyPixels, and PixelError if a codestream is of another size than the header says.
+
+    pydicom would give its values the header's shape, and the picture would be scrambled.
+    """
+    check_codestream(frame)
+    rows, columns, _ = codestream_header(frame)
+    if syntax in JPEG_XL or not rows:  # JPEG XL may be turned when it is decoded; JPEG may state its rows later
+        return
+    _check_shape((rows, columns), shape)
+
+
+def _check_shape(found: tuple[int, ...], shape: PixelShape) -> None:
+    if found[:2] != (shape.rows, shape.columns):
+        raise PixelError(f"codestream holds {found}, the header says {(shape.rows, shape.columns)}")
+
+
 def _check_rle(frame: bytes, shape: PixelShape) -> None:
     """Raises TooManyPixels if RLE is longer than twice its pixels, the maximum of PackBits (PS3.5 G.3.1)."""
     limit = 2 * shape.native_bytes // shape.frames + 64 + 2 * 15
@@ -247,8 +264,7 @@ def _decode_with_imagecodecs(codestream: bytes, syntax: str, shape: PixelShape) 
 
     decoder = imagecodecs.jpegls_decode if syntax in _JPEG_LS else imagecodecs.jpeg_decode
     frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
-    if frame.shape[:2] != (shape.rows, shape.columns):
-        raise PixelError(f"codestream holds {frame.shape[:2]}, the header says {(shape.rows, shape.columns)}")
+    _check_shape(frame.shape, shape)
     return frame
 
 
@@ -268,6 +284,7 @@ def transcode(source: Path, target: Path, syntax: UID) -> None:
             if "PixelData" in dataset and dataset["PixelData"].is_undefined_length:
                 check_frames(source)
                 _decompress(dataset, source)
+                drop_offset_tables(dataset)
             elif not dataset.file_meta.TransferSyntaxUID.is_little_endian:
                 _swap_to_little_endian(dataset)
             if syntax.is_encapsulated:
@@ -307,9 +324,12 @@ _IMPLICIT_VRS = {0x0008: "OF", 0x0009: "OD", 0x0010: "OW"}
 def _decompress(dataset: Dataset, source: Path) -> None:
     """Replace encapsulated by native pixels, and adjust Photometric Interpretation. Raises PixelError."""
     if dataset.file_meta.TransferSyntaxUID in JPEG_XL:
-        frames = decoded_jpeg_xl(dataset.PixelData, PixelShape.of(dataset).frames)
+        shape = PixelShape.of(dataset)
+        frames = decoded_jpeg_xl(dataset.PixelData, shape.frames)
+        for frame in frames:
+            _check_shape(frame.shape, shape)
         dataset.add_new(0x7FE00010, "OW", b"".join(frame.astype(f"<u{frame.itemsize}").tobytes() for frame in frames))
-        if PixelShape.of(dataset).samples == 3:  # the decoder returns RGB for every colour space
+        if shape.samples == 3:  # the decoder returns RGB for every colour space
             dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
         return
     try:

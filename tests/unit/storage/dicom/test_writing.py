@@ -86,10 +86,12 @@ def test_a_value_that_does_not_fit_its_vr_becomes_un(
 
 
 def test_a_value_too_long_for_its_vr_becomes_un() -> None:
-    value = b"7" * 70000
-    received = element(0x00080005, "CS", b"ISO_IR 100", IMPLICIT) + element(0x00281201, "DS", value, IMPLICIT)
-    received += element(0x00283012, "LO", value, IMPLICIT)
-    assert element(0x00283012, "UN", value, EXPLICIT) in anew(received, IMPLICIT, EXPLICIT)
+    """An explicit header of such a VR has two bytes for the length."""
+    short, long = b"7" * 65534, b"7" * 65536
+    received = element(0x00180060, "DS", short, IMPLICIT) + element(0x00181030, "LO", long, IMPLICIT)
+    expected = element(0x00180060, "DS", short, EXPLICIT) + element(0x00181030, "UN", long, EXPLICIT)
+    assert anew(received, IMPLICIT, EXPLICIT) == expected
+    assert anew(expected, EXPLICIT, IMPLICIT) == received
 
 
 def test_us_or_ss_follows_pixel_representation() -> None:
@@ -99,6 +101,40 @@ def test_us_or_ss_follows_pixel_representation() -> None:
     written = anew(data, IMPLICIT, EXPLICIT)
     assert element(0x00280107, "SS", b"\xff\xff", EXPLICIT) in written
     assert element(0x00280106, "SS", b"\xfe\xff", EXPLICIT) in written
+
+
+def test_pixel_representation_of_the_data_set_counts_if_that_of_the_item_is_unreadable() -> None:
+    unreadable = element(0x00280103, "US", b"\1", IMPLICIT)
+    inner = unreadable + element(0x00280106, "SS", b"\xfe\xff", IMPLICIT)
+    data = element(0x00082218, "SQ", item(inner, IMPLICIT), IMPLICIT) + element(0x00280103, "US", b"\1\0", IMPLICIT)
+    written = encode(parse(data, IMPLICIT), EXPLICIT)
+    assert element(0x00280106, "SS", b"\xfe\xff", EXPLICIT) in written
+
+
+def test_text_in_an_unreadable_character_set_keeps_its_bytes() -> None:
+    charset, name = b"\xff\xff\\ISO_IR 999 ", b"\xc4\xd6^X"
+    data = element(0x00080005, "CS", charset, EXPLICIT) + element(0x00100010, "PN", name, EXPLICIT)
+    assert anew(data, EXPLICIT, EXPLICIT) == data
+    assert element(0x00100010, "PN", name, IMPLICIT) in anew(data, EXPLICIT, IMPLICIT)
+
+
+@pytest.mark.parametrize(("depth", "sound"), [(64, True), (65, False)])
+def test_sequences_of_defined_length_nested_without_end_are_refused(depth: int, sound: bool) -> None:
+    """The walk of a hostile header ends before the stack does."""
+    data = b""
+    for _ in range(depth):
+        data = element(0x00081140, "SQ", item(data, EXPLICIT), EXPLICIT)
+    if sound:
+        check_order(data, EXPLICIT)
+        return
+    with pytest.raises(Unparseable, match="sequences nested more than 64 deep"):
+        check_order(data, EXPLICIT)
+
+
+def test_what_is_no_item_in_a_sequence_is_refused() -> None:
+    data = element(0x00081140, "SQ", element(0x00081155, "UI", b"1.2\0", EXPLICIT), EXPLICIT)
+    with pytest.raises(Unparseable, match="no sequence item at byte 12"):
+        check_order(data, EXPLICIT)
 
 
 def test_sequences_are_ordered_inside_and_keep_their_kind() -> None:

@@ -1,0 +1,75 @@
+"""Proves which entities a search finds, and that those below which an original was purged are marked at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from storage.dicom.query_keys import Level
+from storage.index import Index
+from storage.index.connection import now
+from storage.index.query_candidates import candidates
+from storage.index.query_pages import Narrow, Search
+from storage.records import InstanceState, TrailEntry
+from tests.support.index_rows import claimed, new_instance, new_rendition, url_of
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """Two patients with a study each; the original of one image of the first was purged."""
+    opened = Index.open(url_of(tmp_path))
+    for number, (study, series) in enumerate([("1.2.1", "1.2.1.7"), ("1.2.1", "1.2.1.8"), ("1.2.2", "1.2.2.7")], 1):
+        opened.add(new_instance(f"1.2.3.{number}", patient_id=f"P{study[-1]}", study_uid=study, series_uid=series))
+        rendition = new_rendition(f"2.25.{number}")
+        assert opened.finish_with(claimed(opened), InstanceState.VERIFIED, rendition)
+    first = opened.originals.purgeable(now())[0]
+    assert first.sop_instance_uid == "1.2.3.1"
+    assert opened.originals.purged(first, now(), TrailEntry("purge", "job:purge"))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("level", "tag", "expected"),
+    [
+        (Level.PATIENT, "00100020", {"P1": True, "P2": False}),
+        (Level.STUDY, "0020000D", {"1.2.1": True, "1.2.2": False}),
+        (Level.SERIES, "0020000E", {"1.2.1.7": True, "1.2.1.8": False, "1.2.2.7": False}),
+        (Level.IMAGE, "00080018", {"1.2.3.1": True, "1.2.3.2": False, "1.2.3.3": False}),
+    ],
+)
+def test_what_has_a_purged_original_is_marked_at_every_level(
+    index: Index, level: Level, tag: str, expected: dict[str, bool]
+) -> None:
+    search = Search(level, frozenset([level]), availability=True)
+    found = [one.attributes for one in candidates(index.engine, search)]
+    assert {one[tag]["Value"][0]: "00080056" in one for one in found} == expected
+    assert {one["00080056"]["Value"][0] for one in found if "00080056" in one} == {"UNAVAILABLE"}
+    unmarked = candidates(index.engine, Search(level, frozenset([level])))
+    assert not any("00080056" in one.attributes for one in unmarked)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"),
+    [
+        ("A", {"A", "AB", "A\U0010ffff", "A\U0010ffffB"}),
+        ("A\U0010ffff", {"A\U0010ffff", "A\U0010ffffB"}),
+        ("\U0010ffff", {"\U0010ffff", "\U0010ffffC"}),
+        ("\ud7ff", {"\ud7ff", "\ud7ffD"}),
+    ],
+    ids=["a letter", "the last character", "nothing but the last character", "before the surrogates"],
+)
+def test_a_prefix_finds_whatever_starts_with_it(tmp_path: Path, prefix: str, found: set[str]) -> None:
+    """The search in SQL is a range, and must end behind the last such value."""
+    index = Index.open(url_of(tmp_path))
+    names = ["A", "AB", "A\U0010ffff", "A\U0010ffffB", "B", "\ud7ff", "\ud7ffD", "\ue000", "\U0010ffff", "\U0010ffffC"]
+    for number, name in enumerate(names, 1):
+        new = new_instance(f"1.2.3.{number}", study_uid=f"1.2.{number}")
+        of_patient = {"00100020": {"vr": "LO", "Value": [name]}}
+        index.add(replace(new, levels=replace(new.levels, patient=of_patient)))
+    search = Search(Level.PATIENT, frozenset([Level.PATIENT]), (Narrow("patient.patient_id", prefix=prefix),))
+    assert {one.attributes["00100020"]["Value"][0] for one in candidates(index.engine, search)} == found
+    index.close()
