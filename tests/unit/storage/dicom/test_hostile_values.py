@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from storage.dicom import encapsulate as encapsulate_module
 from storage.dicom.codestreams import codestream_header
-from storage.dicom.dicomfile import accept_odd_values, parse
+from storage.dicom.dicomfile import accept_odd_values, encode, parse
 from storage.dicom.elements import BadValueError, checked
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, decoded_jpeg_xl, register_jpeg_xl
 from storage.dicom.levels import levels_of
@@ -32,7 +32,8 @@ from storage.dicom.recoding import to_utf8, undeclared_latin_1
 from storage.dicom.self_check import fault_of_object
 from storage.errors import PixelError
 from tests.support.encoded_elements import element, item
-from tests.support.samples import breast, mammogram, write
+from tests.support.largest_file import largest_file
+from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
 EXPLICIT, IMPLICIT = ExplicitVRLittleEndian, ImplicitVRLittleEndian
 PIXELS = breast(40, 32)
@@ -208,17 +209,34 @@ def test_a_sequence_that_is_none_has_no_text() -> None:
 # --- the check of an object that was made here --------------------------------------------------------------------
 
 
-def fault(tmp_path: Path, more: bytes, *, before: bool = False) -> str:
+def fault(tmp_path: Path, *, before: bytes = b"", behind: bytes = b"") -> str:
+    """The fault of a sound object with these elements before and behind the others."""
     ds = mammogram(PIXELS)
-    uid = str(ds.SOPInstanceUID)
-    path = write(ds, tmp_path / "x.dcm")
-    assert fault_of_object(path, pixel_digest(PIXELS), uid) == ""
-    data = path.read_bytes()
-    path.write_bytes(data + more)
+    uid, body = str(ds.SOPInstanceUID), encode(ds, EXPLICIT)
+    path = write_body(
+        before + body + behind, tmp_path / "x.dcm", sop_class=MAMMOGRAPHY, sop_instance=uid, syntax=EXPLICIT
+    )
     return fault_of_object(path, pixel_digest(PIXELS), uid)
 
 
 def test_an_element_that_pydicom_cannot_read_is_a_fault_without_its_value(tmp_path: Path) -> None:
     """Such an element stops a viewer, and its value may be patient data."""
-    said = fault(tmp_path, element(0x7FE11001, "FD", b"SECRET", EXPLICIT))
+    assert fault(tmp_path) == ""
+    said = fault(tmp_path, behind=element(0x7FE11001, "FD", b"SECRET", EXPLICIT))
     assert said == "in explicit VR little endian (7FE1,1001) cannot be read: BytesLengthException"
+
+
+def test_an_element_that_is_in_one_encoding_only_is_a_fault(tmp_path: Path) -> None:
+    """A group length is not written again."""
+    said = fault(tmp_path, before=element(0x00080000, "UL", b"\1\0\0\0", EXPLICIT))
+    assert said == "it has other elements in implicit VR little endian than in explicit VR"
+
+
+def test_a_full_disk_is_no_fault_of_the_object(tmp_path: Path) -> None:
+    """Or the image would be kept without a reconstruction for good."""
+    path = write(mammogram(PIXELS), tmp_path / "x.dcm")
+    uid = str(dcmread(path).SOPInstanceUID)
+    with largest_file(500), pytest.raises(OSError, match="File too large"):
+        fault_of_object(path, pixel_digest(PIXELS), uid)
+    assert fault_of_object(path, pixel_digest(PIXELS), uid) == ""
+    assert list(tmp_path.iterdir()) == [path]
