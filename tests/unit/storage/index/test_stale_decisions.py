@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from storage.errors import ChangeRefused
+from storage.errors import ChangeRefused, ObjectMissing
 from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.holdings import Added
@@ -238,6 +238,17 @@ def test_a_reconstruction_is_never_added_as_an_original(index: Index) -> None:
 def test_an_instance_whose_object_is_gone_is_not_added(index: Index) -> None:
     assert index.add(new_instance("1.2.3.2"), gone) is Added.GONE
     assert index.by_uid("1.2.3.2") is None
+
+
+def test_a_rendition_whose_objects_are_gone_is_not_committed(index: Index) -> None:
+    """The archivist stores them again; a peer is never sent pixels that nobody has."""
+    index.add(new_instance("1.2.3.2"))
+    claim, new = claimed(index), new_rendition("2.25.2")
+    for lost in (new.base_digest, new.rendition_digest):
+        with pytest.raises(ObjectMissing, match=r"2\.25\.2: one of its objects was unlinked before it was committed"):
+            index.finish_with(claim, InstanceState.VERIFIED, new, lost.__ne__)
+    assert index.rendition("2.25.2") is None
+    assert index.finish_with(claim, InstanceState.VERIFIED, new)
 
 
 # --- quarantine ---------------------------------------------------------------------------------------------------
