@@ -235,7 +235,7 @@ class Ingest:
                 same = self._is_same(held, new.original_digest)
         except OriginalPurged:
             same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
-        except WorkerDied:
+        except (WorkerDied, OutOfTime):
             same = False
         if same:
             self._discard(new.original_digest)
