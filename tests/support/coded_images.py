@@ -11,21 +11,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.ingest import Ingest, Receipt
 from node.archive.serve.derived_object import DerivedParts, make_object
+from node.codec.encode.encode_request import EncodedRendition, EncodeRequest, EncodeResult
+from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.rendering import rendered
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
-from node.workers.worker import ReconstructRequest, reconstruct_to_files
+from node.upscalers.installed import installed
+from node.workers.auditing import AuditRequest, audit
+from node.workers.worker import ReconstructRequest, decode, reconstruct_to_files
 from storage.dicom.dicomfile import HeaderBytes, encode
+from storage.dicom.pixels import integer_pixels
 from storage.errors import WorkerDied
 from storage.formats import coders
 from storage.formats.payload import Base, Rendition, encode_base, encode_rendition
-from storage.records import InstanceState, OperatingPoint, StoredRendition, Verdict
+from storage.records import InstanceState, OperatingPoint, StoredRendition, Trial, Verdict
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.samples import breast, mammogram, write
 
@@ -43,6 +48,32 @@ class Crashing(InlineWorkers):
 
     def alone(self, request: object) -> str:
         raise WorkerDied("killed by signal 11")
+
+
+class InlinePool(InlineWorkers):
+    """Every kind of worker's part done at once. ``first`` is called with each request, and may raise an error."""
+
+    def __init__(self, first: Callable[[object], object] = lambda request: None) -> None:
+        self.first = first
+
+    def submit(self, request: object, priority: object) -> Future[Any]:  # type: ignore[override]
+        done: Future[Any] = Future()
+        try:
+            self.first(request)
+            done.set_result(_answer(request))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _answer(request: Any) -> Any:
+    if isinstance(request, EncodeRequest):
+        return encoded(request)
+    if isinstance(request, AuditRequest):
+        return audit(request, CATALOGUE)
+    if isinstance(request, ReconstructRequest):
+        return reconstruct_to_files(request, CATALOGUE) or ""
+    return decode(request)
 
 
 @dataclass(frozen=True)
@@ -66,34 +97,63 @@ def small(uid: str, **changes: Any) -> Dataset:
     return mammogram(breast(64, 48), SOPInstanceUID=uid, **changes)
 
 
-def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = True) -> Pair:
-    """A black base of an image of that size, and a bicubic reconstruction with the digests of its true pixels."""
+def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = True, patches: bytes = b"") -> Pair:
+    """A black base of an image, and a bicubic reconstruction with the digests of its true pixels."""
     header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
-    coded = coders.encode(np.zeros((32, 24), np.uint16), POINT)
+    coded = coders.encode(np.zeros((-(-ds.Rows // 2), -(-ds.Columns // 2)), np.uint16), POINT)
     digest = hashlib.sha256(received).hexdigest()
-    base = Base(POINT, 64, 48, 12, 0, 4095, None, 0.0, 1.0, 0.0, digest, "0" * 64, "OW", header, coded)
-    verdict = Verdict(40.0, 0.99, 0.98, 1, gated=passed)
+    base = Base(POINT, ds.Rows, ds.Columns, 12, 0, 4095, None, 0.0, 1.0, 0.0, digest, "0" * 64, "OW", header, coded)
+    figures = {"structure_psnr_db": 40.0, "structure_fsim_mean": 0.99, "structure_fsim_p5": 0.98}
+    verdict = Verdict(40.0, 0.99, 0.98, 1, figures, gated=passed)
     upscaler = CATALOGUE.configured()
     made = Rendition(
         *(hashlib.sha256(encode_base(base)).hexdigest(), str(ds.SOPInstanceUID), derived_uid),
-        *("bicubic", "LPACS_BICUBIC", False, upscaler.weights_digest, {}, 1, 1, "0" * 64, "0" * 64, verdict),
+        *(
+            "bicubic",
+            "LPACS_BICUBIC",
+            False,
+            upscaler.weights_digest,
+            upscaler.numerics,
+            1,
+            1,
+            "0" * 64,
+            "0" * 64,
+            verdict,
+        ),
+        patches=patches,
         extra={"minimum": [0, 0], "maximum": [4095, 4095]},
     )
     drawn, plain = (rendered(base, made, CATALOGUE, draw=draw).digest for draw in (True, False))
     return Pair(base, replace(made, output_digest=drawn, structure_digest=plain))
 
 
-def hold_image(bench: ArchiveParts, ds: Dataset, derived_uid: str) -> bytes:
-    """Receive an image of 64 x 48 pixels and give it a rendition; what was received."""
+def encoded(request: EncodeRequest) -> EncodeResult:
+    """As from an encoder that always finds a black base good enough: the same answer to the same request."""
+    received, ds = request.original.read_bytes(), dcmread(request.original)
+    patches = b""
+    if request.regions:
+        cells = cells_under(request.regions, ds.Rows, ds.Columns)
+        patches = encode_patches(cut(integer_pixels(request.original), cells))
+    number = int(hashlib.sha256(received + patches).hexdigest()[:24], 16)
+    pair = pair_of(ds, received, f"2.25.{number}", passed=request.thresholds is not None, patches=patches)
+    upscaler = installed(CATALOGUE.configured())
+    trial = Trial(str(POINT), upscaler.upscaler, len(pair.base_bytes), (), 0.1)
+    return EncodeResult(
+        (trial,), EncodedRendition(pair.rendition, POINT, pair.base_bytes, pair.rendition_bytes, upscaler)
+    )
+
+
+def hold_image(bench: ArchiveParts, ds: Dataset, derived_uid: str, *, passed: bool = True) -> bytes:
+    """Receive an image of 12 bits and give it a rendition; what was received."""
     received = write(ds, bench.root / "received.dcm").read_bytes()
     receive(bench, received, ds)
     claim = bench.index.claim("test", 60)
     assert claim is not None
-    pair = pair_of(ds, received, derived_uid)
+    pair = pair_of(ds, received, derived_uid, passed=passed)
     bench.hot.put(pair.base_bytes)
     data = pair.rendition_bytes
     row = new_rendition(pair.rendition, POINT, len(pair.base_bytes), bench.hot.put(data), len(data))
-    assert bench.index.finish_with(claim, InstanceState.VERIFIED, row)
+    assert bench.index.finish_with(claim, InstanceState.VERIFIED if passed else InstanceState.MEASURED, row)
     return received
 
 
@@ -112,12 +172,7 @@ def derived_object(bench: ArchiveParts, made: StoredRendition, target: Path) -> 
         bench.hot.held(made.base_digest), bench.hot.held(made.rendition_digest), made.payload_bytes, made.verified_at
     )
 
-    def ask(request: Any) -> str:
-        assert isinstance(request, ReconstructRequest)
-        reconstruct_to_files(request, CATALOGUE)
-        return ""
-
-    make_object(parts, target, ask)
+    make_object(parts, target, _answer)
     return target
 
 
