@@ -17,14 +17,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 from node.archive.encode.rendition_writer import new_rendition
 from node.archive.intake.ingest import Ingest, Receipt
 from node.archive.serve.derived_object import DerivedParts, make_object
-from node.codec.encode.encode_request import EncodedRendition, EncodeRequest, EncodeResult
+from node.codec.encode.encode_request import EncodedRendition, EncodeRequest, EncodeResult, ReverifyRequest
 from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.rendering import rendered
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.installed import installed
 from node.workers.auditing import AuditRequest, audit
-from node.workers.worker import ReconstructRequest, decode, reconstruct_to_files
+from node.workers.worker import ModelRequest, ReconstructRequest, decode, reconstruct_to_files
 from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import integer_pixels
 from storage.errors import WorkerDied
@@ -67,8 +67,11 @@ class InlinePool(InlineWorkers):
 
 
 def _answer(request: Any) -> Any:
-    if isinstance(request, EncodeRequest):
+    if isinstance(request, EncodeRequest | ReverifyRequest):
         return encoded(request)
+    if isinstance(request, ModelRequest):
+        model = (request.upscaler, request.weights_digest) if request.upscaler else None
+        return installed(CATALOGUE.by_digest(*model) if model else CATALOGUE.configured())
     if isinstance(request, AuditRequest):
         return audit(request, CATALOGUE)
     if isinstance(request, ReconstructRequest):
@@ -127,7 +130,7 @@ def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = Tr
     return Pair(base, replace(made, output_digest=drawn, structure_digest=plain))
 
 
-def encoded(request: EncodeRequest) -> EncodeResult:
+def encoded(request: EncodeRequest | ReverifyRequest) -> EncodeResult:
     """As from an encoder that always finds a black base good enough: the same answer to the same request."""
     received, ds = request.original.read_bytes(), dcmread(request.original)
     patches = b""
