@@ -74,6 +74,16 @@ def test_text_in_undeclared_latin_1_is_declared_and_not_written_anew(tmp_path: P
     assert read.InstitutionName == "Kreiskrankenhaus Süd"
 
 
+def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path) -> None:
+    source = write(small(UID, KVP="28"), tmp_path / "x.dcm")
+    applied = Applied(1, "2026-01-02T03:04:05+00:00", {"00180060": {"vr": "DS"}, "00180050": {"vr": "DS"}})
+    write_amended(source, tmp_path / "y.dcm", [applied])
+    read = dcmread(tmp_path / "y.dcm")
+    assert (read.KVP, "SliceThickness" in read) == (None, False)
+    (item,) = read.OriginalAttributesSequence
+    assert [float(one.value) for one in item.ModifiedAttributesSequence[0]] == [28.0]
+
+
 # --- the proof of a reconstruction ---
 
 
