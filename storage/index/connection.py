@@ -84,9 +84,11 @@ def _copy_before(engine: Engine, revision: str) -> None:
     if engine.dialect.name != "sqlite" or not engine.url.database:
         return
     copy = Path(f"{engine.url.database}.before-{revision}-{time.time_ns()}")
+    partial = copy.with_name(f"{copy.name}.partial")
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
-        driver.execute("VACUUM INTO ?", (str(copy),))
+        driver.execute("VACUUM INTO ?", (str(partial),))
+    partial.rename(copy)
     LOGGER.warning("the index has schema %s and is upgraded; %s is a copy of it before", revision, copy)
 
 

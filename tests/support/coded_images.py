@@ -38,16 +38,19 @@ CATALOGUE = Catalogue(parse({"reconstruct": {"upscaler": "bicubic"}}, "test").re
 POINT = OperatingPoint(2, "jpegls")
 
 
-class Crashing(InlineWorkers):
-    """Decoders that crash on whatever they are asked."""
+class FailingDecoders(InlineWorkers):
+    """Decoders that crash on whatever they are asked, or fail with another error."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error or WorkerDied("killed by signal 11")
 
     def submit(self, request: object, priority: object) -> Future[str]:
         done: Future[str] = Future()
-        done.set_exception(WorkerDied("killed by signal 11"))
+        done.set_exception(self.error)
         return done
 
     def alone(self, request: object) -> str:
-        raise WorkerDied("killed by signal 11")
+        raise self.error
 
 
 class InlinePool(InlineWorkers):

@@ -269,11 +269,11 @@ class Ingest:
                 return self._compare(Path(amended.name), received)
 
     def _compare(self, one: Path, received: str) -> bool:
-        """Whether a received file has the content of another; False if a decoder crashes on them."""
+        """Whether a received file has the content of another; False if a decoder crashes on them or takes too long."""
         request = CompareRequest(one, self._store.path(received))
         try:
             return _ask(self._decoders, request) == "same"
-        except WorkerDied:
+        except (WorkerDied, OutOfTime):
             return False
 
 

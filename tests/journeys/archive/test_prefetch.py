@@ -56,12 +56,15 @@ def rendition_digest(archive: Archive, ds: Dataset) -> str:
 
 
 @pytest.mark.slow
-def test_a_study_that_arrives_has_its_priors_rendered(tmp_path: Path, receiver: Receiver) -> None:
+def test_a_study_that_arrives_has_its_priors_rendered(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The newest first, as many as configured; of the same ID at the same issuer, and of earlier studies only."""
     changes = {"codec": {"profile": "paper"}, "reconstruct": {"prefetch_priors": 2}}
+    prepared, prepare = [], Prefetch.prepare
+    monkeypatch.setattr(Prefetch, "prepare", lambda self, study: (prepared.append(study), prepare(self, study)))
     with Node(settings_for(tmp_path / "archive", receiver.port, **changes)) as node:
-        archive, prepared, prepare = Archive(node, receiver), [], node.prefetch.prepare
-        node.prefetch.prepare = lambda study: prepared.append(study) or prepare(study)  # type: ignore[method-assign]
+        archive = Archive(node, receiver)
         same: dict[str, Any] = {"PatientID": "P1", "IssuerOfPatientID": "HERE"}
         oldest, old, prior, later = (
             stored(archive, tmp_path, **same, StudyDate=f"20{year}0101") for year in (10, 18, 20, 24)

@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -567,7 +567,7 @@ def test_a_newer_journal_is_refused(made: FilledArchive) -> None:
 
 
 @pytest.fixture
-def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Migrations with one more revision, as a later version has them."""
     from storage.index import connection
 
@@ -576,12 +576,53 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     (folder / "versions" / "0002_next.py").write_text(
         "from alembic import op\nrevision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
         "def upgrade():\n    op.execute('CREATE TABLE later (key INTEGER PRIMARY KEY)')\n"
+        "    op.execute('ALTER TABLE instance ADD COLUMN later TEXT')\n"
     )
     monkeypatch.setattr(connection, "MIGRATIONS", folder)
-    return
+    return folder
 
 
-def test_an_older_schema_is_copied_and_brought_up_to_date(made: FilledArchive, next_revision: None) -> None:
+_MIGRATED = """
+import os, signal, sys
+from pathlib import Path
+from storage.index import connection
+def die(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+root, folder, point = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+connection.MIGRATIONS = folder
+if point == "copying":
+    Path.rename = die
+elif point == "upgrading":
+    revision = folder / "versions" / "0002_next.py"
+    killed = "    import os; os.kill(os.getpid(), 9)\\n    op.execute('ALTER"
+    revision.write_text(revision.read_text().replace("    op.execute('ALTER", killed))
+else:
+    connection._mark_changes = die
+connection.migrate(connection.connect(f"sqlite:///{root / 'index.sqlite'}"))
+"""
+
+
+@pytest.mark.parametrize("point", ["copying", "upgrading", "upgraded"])
+def test_a_migration_that_is_killed_is_repeated(made: FilledArchive, next_revision: Path, point: str) -> None:
+    """Its copy of the index is complete or has another name, and no row is lost."""
+    before = tables_of(made.file)
+    revision = next_revision / "versions" / "0002_next.py"
+    code = revision.read_text()
+    ran = subprocess.run([sys.executable, "-c", _MIGRATED, made.root, next_revision, point], check=False)
+    assert ran.returncode == -signal.SIGKILL
+    revision.write_text(code)
+    with Node(made.settings) as node:
+        assert node.index.counts().by_state["verified"] == 1
+        node.index.holds.add(HoldKind.STUDY, "1.2.3", reason="court", who="user:me")
+    copies = [path for path in made.root.glob("index.sqlite.before-0001-*") if path.suffix != ".partial"]
+    assert copies
+    assert all(tables_of(copy) == before for copy in copies)
+    made.drop_index()
+    rebuilt(made)
+    assert sum("1.2.3" in hold for hold in tables_of(made.file)["hold"]) == 1
+
+
+def test_an_older_schema_is_copied_and_brought_up_to_date(made: FilledArchive, next_revision: Path) -> None:
     before = tables_of(made.file)
     with Node(made.settings) as node:
         assert node.index.counts().by_state["verified"] == 1

@@ -12,11 +12,11 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.intake.ingest import examine
 from storage.dicom.dicomfile import encode
-from storage.errors import Deleted, Duplicate, InvalidUid, ObjectMissing
+from storage.errors import Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
 from storage.index.connection import now
 from storage.records import InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
-from tests.support.coded_images import Crashing, hold_image, just_before, receive, small
+from tests.support.coded_images import FailingDecoders, hold_image, just_before, receive, small
 from tests.support.encoded_elements import element
 from tests.support.index_rows import new_rendition
 from tests.support.samples import MAMMOGRAPHY, write, write_body
@@ -200,13 +200,14 @@ def test_other_bytes_for_a_purged_original_wait_in_quarantine(bench: ArchivePart
     assert quarantined(bench) == [(sha256(other), reason)]
 
 
-def test_files_on_which_a_decoder_crashes_are_not_taken_for_the_same(bench: ArchiveParts) -> None:
+@pytest.mark.parametrize("error", [WorkerDied("killed by signal 11"), OutOfTime("took 60 s")], ids=["crash", "slow"])
+def test_files_that_a_decoder_cannot_compare_are_not_taken_for_the_same(bench: ArchiveParts, error: Exception) -> None:
     ds = small(UID)
     data = as_file(bench, ds)
     receive(bench, data, ds)
     other = data + element(0xFFFCFFFC, "OB", b"\0\0", EXPLICIT)
     with pytest.raises(Duplicate, match="another data set is held under this SOP Instance UID"):
-        receive(bench, other, ds, Crashing())
+        receive(bench, other, ds, FailingDecoders(error))
     assert quarantined(bench) == [(sha256(other), "another data set is held under this SOP Instance UID")]
     assert bench.read(data) == data
 

@@ -16,7 +16,7 @@ from storage.index.rewritten_annotations import copies
 from storage.records import ReferencingCopy, StoredRendition
 from tests.support.annotations import presentation_state
 from tests.support.archive_parts import ArchiveParts
-from tests.support.coded_images import Crashing, derived_object, hold_image, just_before, receive, small
+from tests.support.coded_images import FailingDecoders, derived_object, hold_image, just_before, receive, small
 from tests.support.samples import write
 
 UID, DERIVED = "1.2.3.1", "2.25.7"
@@ -75,7 +75,7 @@ def test_a_reconstruction_that_returns_unchanged_is_acknowledged_and_not_stored(
 
 def test_a_reconstruction_on_which_a_decoder_crashes_is_quarantined(image: Image) -> None:
     with pytest.raises(Duplicate, match="with other pixels; it is in quarantine"):
-        image.send(Crashing())
+        image.send(FailingDecoders())
     assert reasons(image.bench) == ["carries the UID of a reconstruction of this archive, with other pixels"]
 
 
@@ -190,7 +190,7 @@ def test_a_copy_with_other_content_is_quarantined(annotation: Annotation) -> Non
 
 def test_a_copy_on_which_a_decoder_crashes_is_quarantined(annotation: Annotation) -> None:
     with pytest.raises(Duplicate, match="with other content; it is in quarantine"):
-        annotation.send(Crashing())
+        annotation.send(FailingDecoders())
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
