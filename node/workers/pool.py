@@ -117,8 +117,8 @@ class WorkerPool:
             try:
                 _, _, request, future = self._queue.get(timeout=self._idle if executor else None)
             except queue.Empty:
-                if executor is not None:
-                    _kill(executor)
+                assert executor is not None  # without one, it waits for ever
+                _kill(executor)
                 executor = None
                 continue
             if request is None:
