@@ -36,7 +36,7 @@ _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
 _KINDS = {b"O": "packed", b"B": "base", b"R": "rendition"}
 _UNREADABLE = (LatentPacsError, OSError, ValueError)
-"""Errors of objects that are damaged or of no known kind; they are left to a scrub."""
+"""Errors of files that are damaged, of no known kind, or no objects; they are left to a scrub."""
 
 
 class OrphanRecovery:
@@ -47,8 +47,8 @@ class OrphanRecovery:
 
     def can_recover(self, store: str, digest: str) -> bool:
         """Whether ``recover`` would add a row for an object. Nothing is changed."""
-        path = self._stores[Tier(store)].path(digest)
         try:
+            path = self._stores[Tier(store)].path(digest)
             kind = _kind(path)
             if kind in ("original", "packed"):
                 with self._received(path, kind) as new:
@@ -69,8 +69,8 @@ class OrphanRecovery:
             for digest in store.digests():
                 if digest in known:
                     continue
-                path = store.path(digest)
                 try:
+                    path = store.path(digest)
                     kind = _kind(path)
                     if kind in ("original", "packed"):
                         found += self._recover_original(tier, path, kind)

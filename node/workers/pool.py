@@ -117,8 +117,8 @@ class WorkerPool:
             try:
                 _, _, request, future = self._queue.get(timeout=self._idle if executor else None)
             except queue.Empty:
-                if executor is not None:
-                    _kill(executor)
+                assert executor is not None  # without one, it waits for ever
+                _kill(executor)
                 executor = None
                 continue
             if request is None:
@@ -136,7 +136,9 @@ class WorkerPool:
 
         If the worker dies, perhaps of the request before, a new one is tried; a request that ends both is given up.
         """
-        for attempt in (1, 2):
+        attempts = 0
+        while True:
+            attempts += 1
             executor = executor or self._new_executor()
             try:
                 future.set_result(self._ask(executor, request))
@@ -146,7 +148,7 @@ class WorkerPool:
                     future.set_exception(OutOfTime(f"{type(request).__name__} {_TOO_LONG}"))
                     return None
                 executor = None
-                if self._closing.is_set() or attempt == 2:
+                if self._closing.is_set() or attempts == 2:
                     future.set_exception(
                         WorkerDied(f"the worker process ended while it worked on {type(request).__name__}")
                     )
@@ -154,7 +156,6 @@ class WorkerPool:
             except BaseException as error:  # noqa: BLE001 - an error of the worker belongs to the caller
                 future.set_exception(error)
                 return executor
-        return None
 
     def _ask(self, executor: ProcessPoolExecutor, request: Request) -> Answer:
         try:

@@ -8,6 +8,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import text
 
 from node.archive.audit_trail import AuditTrail
@@ -73,9 +75,12 @@ class ArchiveParts:
     def purging_with(self, render: Callable[[StoredRendition], None]) -> Retention:
         return Retention(self.index, self.stores, self.trail, self.settings, render)
 
-    def receive(self, uid: str, *, state: InstanceState = InstanceState.VERIFIED) -> bytes:
+    def receive(
+        self, uid: str, *, state: InstanceState = InstanceState.VERIFIED, pixels: NDArray[np.uint16] | None = None
+    ) -> bytes:
         """An instance at rest; what was received."""
-        path = write(mammogram(breast(300, 280), SOPInstanceUID=uid), self.root / f"{uid}.dcm")
+        pixels = breast(300, 280) if pixels is None else pixels
+        path = write(mammogram(pixels, SOPInstanceUID=uid), self.root / f"{uid}.dcm")
         data = path.read_bytes()
         self.hot.adopt(path)
         digest = hashlib.sha256(data).hexdigest()

@@ -31,6 +31,7 @@ from storage.errors import (
     Duplicate,
     InvalidUid,
     MissingUid,
+    ObjectDamaged,
     ObjectMissing,
     OriginalPurged,
     OutOfTime,
@@ -189,22 +190,32 @@ class Ingest:
 
     def _own_copy(self, spooled: Path, new: NewInstance, copy: ReferencingCopy) -> Receipt:
         """Accept the copy of an annotation that this archive made for a peer; quarantine one with other content."""
-        new = replace(new, original_digest=self._store.adopt(spooled))
         held = self._index.by_key(copy.instance_key)
-        if held is not None:
-            with (
-                self._originals.borrowed(held.original_digest) as path,
-                tempfile.NamedTemporaryFile(dir=self._store.spool) as made,
-            ):
-                write_copy(path, Path(made.name), copy, held.amended)
-                original = held.held
-                whole = original is not None and self._originals.whole(original)
-                if whole and self._compare(Path(made.name), new.original_digest):
-                    self._discard(new.original_digest)
-                    return Receipt(new.sop_instance_uid, False)
-        reason = "carries the UID of a copy that this archive made of an annotation, with other content"
+        if held is None:
+            raise ObjectMissing(_GONE)  # deleted at this moment
+        new = replace(new, original_digest=self._store.adopt(spooled))
+        reason = "carries the UID of a copy that this archive made of an annotation, "
+        try:
+            if self._is_copy_of(held, copy, new.original_digest):
+                self._discard(new.original_digest)
+                return Receipt(new.sop_instance_uid, False)
+            reason += "with other content"
+        except (ObjectMissing, ObjectDamaged):
+            reason += "which is lost here"
         self._quarantine(new, reason)
         raise Duplicate(f"{new.sop_instance_uid} {reason}; it is in quarantine")
+
+    def _is_copy_of(self, held: StoredInstance, copy: ReferencingCopy, received: str) -> bool:
+        """Whether a received file is that copy of a held annotation. Raises ObjectMissing, ObjectDamaged."""
+        original = held.held
+        if original is not None and not self._originals.whole(original):
+            raise ObjectDamaged(f"original {held.original_digest} is missing or damaged")
+        with (
+            self._originals.borrowed(held.original_digest) as path,
+            tempfile.NamedTemporaryFile(dir=self._store.spool) as made,
+        ):
+            write_copy(path, Path(made.name), copy, held.amended)
+            return self._compare(Path(made.name), received)
 
     def _refuse_return(self, new: NewInstance) -> None:
         """Quarantine an image that was deleted here; a person may allow its return. Raises Deleted."""
@@ -235,8 +246,6 @@ class Ingest:
                 same = self._is_same(held, new.original_digest)
         except OriginalPurged:
             same, reason = False, "the original of this SOP Instance UID was purged, and had other bytes"
-        except (WorkerDied, OutOfTime):
-            same = False
         if same:
             self._discard(new.original_digest)
             return
@@ -260,8 +269,12 @@ class Ingest:
                 return self._compare(Path(amended.name), received)
 
     def _compare(self, one: Path, received: str) -> bool:
+        """Whether a received file has the content of another; False if a decoder crashes on them or takes too long."""
         request = CompareRequest(one, self._store.path(received))
-        return _ask(self._decoders, request) == "same"
+        try:
+            return _ask(self._decoders, request) == "same"
+        except (WorkerDied, OutOfTime):
+            return False
 
 
 def examine(path: Path, calling_aet: str, decoders: WorkerPool, *, leading_zeros: bool = True) -> NewInstance:

@@ -74,10 +74,11 @@ class QuarantineReview:
         return Compared(one, held, deleted, found)
 
     def reject(self, digest: str, *, reason: str, who: str) -> Quarantined:
-        """Remove an object from quarantine for good. Raises UnknownUid."""
+        """Remove an object from quarantine for good. Raises UnknownUid, ChangeRefused."""
         one = self.find(digest)
-        if self._index.quarantine.reject(one, _entry("quarantine.reject", one, reason, who)):
-            self._deletion.finish()
+        if not self._index.quarantine.reject(one, _entry("quarantine.reject", one, reason, who)):
+            raise ChangeRefused(f"{one.digest} was accepted or rejected meanwhile; see `latent-pacs quarantine list`")
+        self._deletion.finish()
         return one
 
     def accept(self, digest: str, *, reason: str, who: str, allow_return: bool = False) -> Quarantined:

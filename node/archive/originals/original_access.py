@@ -79,15 +79,14 @@ class OriginalAccess:
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.purged or held.form is not OriginalForm.PACKED:
             return False
-        packed = None
         try:
             packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
-            pass_through(packed, target)
+            try:
+                pass_through(packed, target)
+            finally:
+                packed.unlink(missing_ok=True)
         except Exception:  # noqa: BLE001 - ``lend`` finds and reports missing or damaged objects
             return False
-        finally:
-            if packed is not None:
-                packed.unlink(missing_ok=True)
         return True
 
     def unpack_ahead(self, original_digest: str) -> bool:

@@ -167,7 +167,9 @@ class Retention:
 
     def _restore(self, sop_instance_uid: str, who: str) -> RestoreStep:
         rows = self._index.originals
-        (_, held), *_ = rows.below("image", sop_instance_uid)
+        held = next((held for _, held in rows.below("image", sop_instance_uid)), None)
+        if held is None:
+            return RestoreStep(sop_instance_uid, "failed", 0, "it was deleted meanwhile")
         if held.purged:
             return RestoreStep(sop_instance_uid, "purged", 0, f"removed at {held.purged_at} UTC; only a sender has it")
         if held.tier is Tier.HOT:

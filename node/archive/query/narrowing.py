@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from node.archive.query.matching import WILDCARD_VRS, Span, has_wildcard, name_groups, span
-from node.archive.query.timezones import FARTHEST
+from node.archive.query.timezones import FARTHEST, day_text
 from storage.dicom.query_keys import Key
 from storage.index.query_pages import Narrow
 
@@ -57,8 +57,8 @@ def _in_any_zone(column: str, vr: str, covered: Span) -> Iterator[Narrow]:
         low, high = (datetime.strptime(end, "%Y%m%d") if end else None for end in (covered.low, covered.high))
         yield Narrow(
             column,
-            low=f"{low - FARTHEST:%Y%m%d}" if low else "",
-            high=f"{high + FARTHEST:%Y%m%d}" if high else "",
+            low=day_text(low - FARTHEST) if low else "",
+            high=day_text(high + FARTHEST) if high else "",
         )
     except (ValueError, OverflowError):  # the 30th of February, or the year 9999
         return

@@ -67,7 +67,7 @@ class Adjustment:
             return
         local = self._in_zone(moment.replace(tzinfo=zone))
         fraction = hour.partition(".")[1:]
-        attributes[date] = {"vr": "DA", "Value": [f"{local:%Y%m%d}"]}
+        attributes[date] = {"vr": "DA", "Value": [day_text(local)]}
         attributes[time] = {"vr": "TM", "Value": [f"{local:%H%M%S}{''.join(fraction)}"]}
 
     def _moved_moment(self, value: str | None, zone: tzinfo) -> str | None:
@@ -76,13 +76,18 @@ class Adjustment:
         if match is None or moment is None:
             return value
         local = self._in_zone(moment.replace(tzinfo=fixed_zone(match["offset"]) if match["offset"] else zone))
-        return f"{local:%Y%m%d%H%M%S}{match['fraction']}{local:%z}"
+        return f"{day_text(local)}{local:%H%M%S}{match['fraction']}{local:%z}"
 
     def _in_zone(self, moment: datetime) -> datetime:
         try:
             return moment.astimezone(self.zone)
         except OverflowError:  # in the year 1 or 9999
             return moment
+
+
+def day_text(day: datetime) -> str:
+    """The value of VR DA. A ``%Y`` of strftime has fewer than four digits before the year 1000."""
+    return f"{day.year:04}{day:%m%d}"
 
 
 def _moment(text: str) -> datetime | None:

@@ -68,19 +68,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sendable:
-    """A Part 10 file to send. ``own``: made for this sub-operation, and removed by ``close``. ``passed``: the instance
-    whose packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
+    """A Part 10 file that was made for one sub-operation, and that ``close`` removes. ``passed``: the instance whose
+    packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    own: bool = False
     passed: StoredInstance | None = None
 
     def close(self) -> None:
-        if self.own:
-            self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def choose(
@@ -238,7 +236,7 @@ class Retrieve:
             target.unlink(missing_ok=True)
             raise
         sendable.close()
-        return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax), own=True)
+        return Sendable(target, sendable.sop_class_uid, sendable.sop_instance_uid, str(syntax))
 
     def unpacked(self, sendable: Sendable) -> Sendable:
         """The original as it was received, for a file with packed codestreams. Raises LatentPacsError."""
@@ -254,18 +252,18 @@ class Retrieve:
             target.unlink(missing_ok=True)
             return None
         uids = instance.sop_class_uid, instance.sop_instance_uid
-        return Sendable(target, *uids, str(JPEGLSLossless), own=True, passed=instance)
+        return Sendable(target, *uids, str(JPEGLSLossless), passed=instance)
 
     def _original(self, instance: StoredInstance) -> Sendable:
         path = self._originals.lend(instance.original_digest)
         if instance.amended:
             path = self._edited(path, lambda received, target: write_amended(received, target, instance.amended))
-        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid, own=True)
+        return Sendable(path, instance.sop_class_uid, instance.sop_instance_uid, instance.transfer_syntax_uid)
 
     def _copy(self, instance: StoredInstance, copy: ReferencingCopy) -> Sendable:
         path = self._originals.lend(instance.original_digest)
         path = self._edited(path, lambda received, target: write_copy(received, target, copy, instance.amended))
-        return Sendable(path, instance.sop_class_uid, copy.uid, instance.transfer_syntax_uid, own=True)
+        return Sendable(path, instance.sop_class_uid, copy.uid, instance.transfer_syntax_uid)
 
     def _edited(self, received: Path, write: Callable[[Path, Path], None]) -> Path:
         """Write a received file with an edited header, and unlink the received one."""
@@ -292,7 +290,7 @@ class Retrieve:
                     self._cache.drop(key)
         with self._lock:
             self._making.pop(key, None)
-        return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian), own=True)
+        return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian))
 
     def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:
         parts = DerivedParts(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.sequence import Sequence
 from pydicom.uid import generate_uid
 
 from node.app import Node
@@ -142,6 +143,28 @@ def test_fractions_of_the_displayed_area() -> None:
 )
 def test_shapes_that_cannot_be_placed_are_left_out(annotation: Dataset) -> None:
     assert regions_of(presentation_state(STUDY, ["1.2"], item(GraphicObjectSequence=[annotation]))) == {}
+
+
+def test_graphic_data_that_is_text_is_left_out() -> None:
+    odd = graphic("POINT", [3.0, 4.0])
+    odd.add_new(0x00700022, "LO", "3 and 4")
+    both = [odd, graphic("POINT", [5.0, 6.0])]
+    assert regions_of(presentation_state(STUDY, ["1.2"], item(GraphicObjectSequence=both))) == {
+        "1.2": [around(5, 6, 5, 6)]
+    }
+
+
+def test_a_text_marks_its_anchor_point_and_nothing_without_one() -> None:
+    anchored = item(AnchorPoint=[30.0, 40.0], AnchorPointAnnotationUnits="PIXEL")
+    boxed = item(BoundingBoxTopLeftHandCorner=[1.0, 2.0], BoundingBoxAnnotationUnits="PIXEL")
+    state = presentation_state(STUDY, ["1.2"], item(TextObjectSequence=[boxed, anchored]))
+    assert regions_of(state) == {"1.2": [around(30, 40, 30, 40)]}
+
+
+def test_fractions_of_an_area_without_two_corners_are_left_out() -> None:
+    state = presentation_state(STUDY, ["1.2"], item(GraphicObjectSequence=[graphic("POINT", [0.5, 0.5], "DISPLAY")]))
+    state.DisplayedAreaSelectionSequence = Sequence([item(DisplayedAreaTopLeftHandCorner=[1, 1])])
+    assert regions_of(state) == {}
 
 
 def test_other_and_empty_objects_mark_no_region() -> None:

@@ -440,6 +440,7 @@ def uids(answers: list[Dataset], keyword: str = "StudyInstanceUID") -> list[str]
         ({"StudyDate": "20231231-20240106", "StudyTime": "0800-0900", "combined_datetime": True}, {"1.1", "3.1"}),
         ({"StudyDate": "20231231-", "StudyTime": "0900-", "combined_datetime": True}, {"1.1", "2.1"}),
         ({"StudyDate": "20231231-", "StudyTime": "0900-1000", "combined_datetime": True}, set()),
+        ({"StudyDate": "20231231-20240105", "combined_datetime": True}, {"1.1", "3.1"}),
         ({"AccessionNumber": "A100"}, {"1.1"}),
         ({"AccessionNumber": "A?00"}, {"1.1", "2.1", "3.1", "5.1"}),
         ({"AccessionNumber": "A_0*"}, {"5.1"}),

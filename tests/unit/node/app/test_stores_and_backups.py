@@ -1,0 +1,127 @@
+"""Proves that nothing is done to folders and databases that cannot be those that config.yaml means."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.app.backing_up import index_file, make_replication
+from node.app.building import Services, open_archive, open_stores
+from node.app.rebuilding import compact_journal, rebuild_index, taking_in
+from node.config import Settings, parse
+from storage.errors import BackupRefused, ConfigError
+from storage.index.job_runs import JobRows
+from storage.records import OriginalForm, Tier
+from tests.support.archive_parts import ArchiveParts
+from tests.support.job_runs import CountedRun
+
+UID = "1.2.3.1"
+
+
+def settings_of(root: Path, **storage: Any) -> Settings:
+    return parse({"storage": {"root": str(root), "min_free": 0, **storage}}, "test")
+
+
+# --- the cold store ---
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    """An archive whose only original is in the cold store."""
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    bench.receive(UID)
+    assert bench.work() == 1
+    return bench
+
+
+def test_a_cold_store_whose_disk_is_not_mounted_is_refused(bench: ArchiveParts, tmp_path: Path) -> None:
+    (tmp_path / "cold").rename(tmp_path / "elsewhere")
+    (tmp_path / "cold").mkdir()
+    with pytest.raises(ConfigError, match="should hold 1 originals and has no objects; is it mounted"):
+        open_stores(bench.settings, bench.index, bench.hot)
+    assert list((tmp_path / "cold").iterdir()) == []
+
+
+def test_a_cold_store_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cold").write_bytes(b"")
+    settings = parse({"storage": {"root": str(tmp_path / "a")}, "originals": {"path": str(tmp_path / "cold")}}, "test")
+    empty = ArchiveParts(tmp_path / "a")
+    with pytest.raises(ConfigError, match=f"originals.path {tmp_path / 'cold'} cannot be used: "):
+        open_stores(settings, empty.index, empty.hot)
+
+
+def test_originals_in_the_cold_store_are_taken_into_a_new_index(bench: ArchiveParts, tmp_path: Path) -> None:
+    ((_, before),) = bench.index.originals.below("image", UID)
+    bench.index.close()
+    for file in tmp_path.glob("archive/index.sqlite*"):
+        file.unlink()
+    again = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    assert taking_in(again.settings, again.hot)(again.index) == 1
+    ((_, held),) = again.index.originals.below("image", UID)
+    assert (held.form, held.tier, held.object_digest) == (OriginalForm.VERBATIM, Tier.COLD, before.object_digest)
+    again.check_promises()
+
+
+# --- other databases ---
+
+
+OTHER_DATABASE: dict[str, tuple[Callable[[Settings], object], str]] = {
+    "back up": (index_file, "back it up with the tools of that database"),
+    "rebuild": (
+        lambda settings: rebuild_index(settings, lambda *_: None),
+        "restore it with the tools of that database",
+    ),
+    "compact": (compact_journal, "so there is no change journal"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_DATABASE)
+def test_an_index_in_another_database_is_left_to_its_own_tools(what: str, tmp_path: Path) -> None:
+    act, says = OTHER_DATABASE[what]
+    with pytest.raises(ConfigError, match=f"storage.database is not a SQLite file.*{says}"):
+        act(settings_of(tmp_path / "archive", database="postgresql+psycopg://pacs@localhost/pacs"))
+    assert not (tmp_path / "archive").exists()
+
+
+def test_an_index_is_not_rebuilt_from_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no objects and no journal: is it right, and is its disk mounted"):
+        rebuild_index(settings_of(tmp_path / "archive"), lambda *_: None)
+
+
+# --- the job replicate ---
+
+
+def replicate(archive: Services, to: Path | None) -> dict[str, Any]:
+    return dict(make_replication(archive.settings, archive, to).run(CountedRun()) or {})
+
+
+def test_a_backup_folder_that_is_empty_again_is_not_filled_by_the_job(tmp_path: Path) -> None:
+    ArchiveParts(tmp_path / "archive").index.close()
+    settings, to = settings_of(tmp_path / "archive"), tmp_path / "backup"
+    with open_archive(settings) as archive:
+        JobRows(archive.index.engine).ensure(["replicate"])
+        with pytest.raises(ConfigError, match=r"jobs\.replicate\.to names no folder"):
+            replicate(archive, None)
+        assert replicate(archive, to)["clean"]
+        to.rename(tmp_path / "elsewhere")
+        to.mkdir()
+        with pytest.raises(BackupRefused, match=f"{to} held a backup and is empty now: is its disk mounted?"):
+            replicate(archive, to)
+        assert list(to.iterdir()) == []
+
+
+def test_objects_that_are_missing_are_logged_by_the_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = ArchiveParts(tmp_path / "archive")
+    parts.receive(UID)
+    held = parts.index.by_uid(UID)
+    assert held is not None
+    parts.hot.delete(held.original_digest)
+    parts.index.close()
+    with open_archive(settings_of(tmp_path / "archive")) as archive, caplog.at_level(logging.ERROR):
+        report = replicate(archive, tmp_path / "backup")
+    assert not report["clean"]
+    assert "1 objects are missing or damaged in the archive; run latent-pacs scrub --full" in caplog.text

@@ -1,0 +1,281 @@
+"""Proves in which state the archivist leaves an image when workers, the index or other people come in between."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.codec.encode.encode_request import EncodeRequest, EncodeResult
+from node.workers.worker import ProofRequest
+from storage.errors import IndexFault, NotReconstructable, PixelError, WorkerDied
+from storage.index.integrity import Integrity
+from storage.records import InstanceState, ReasonCode, StoredInstance
+from tests.support.annotations import graphic, item, presentation_state, references
+from tests.support.archive_parts import ArchiveParts
+from tests.support.coded_images import InlinePool, just_before
+from tests.support.inline_archivist import UID, InlineArchivist, arrive, once
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    bench = ArchiveParts(tmp_path / "archive", coder="none")
+    arrive(bench)
+    return bench
+
+
+def image(bench: ArchiveParts) -> StoredInstance:
+    found = bench.index.by_uid(UID)
+    assert found is not None
+    return found
+
+
+def delete(bench: ArchiveParts) -> None:
+    bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
+    bench.index.tombstones.delete_rows()
+
+
+def raising(error: Exception, *, times: int = 1) -> Callable[[object], None]:
+    """For ``InlinePool``: let requests to encode fail, as often as asked."""
+    left = [times]
+
+    def first(request: object) -> None:
+        if isinstance(request, EncodeRequest) and left[0] > 0:
+            left[0] -= 1
+            raise error
+
+    return first
+
+
+def annotate(bench: ArchiveParts) -> None:
+    """Receive an annotation that marks a place of the image."""
+    mark = item(ReferencedImageSequence=references(UID), GraphicObjectSequence=[graphic("POINT", [100.0, 90.0])])
+    arrive(bench, presentation_state(image(bench).study_instance_uid, [UID], mark))
+
+
+def withdrawn(bench: ArchiveParts, derived_uid: str) -> str:
+    found = bench.index.rendition(derived_uid)
+    assert found is not None
+    return found.withdrawn
+
+
+# --- what its workers answer ---
+
+
+def test_an_image_that_passes_is_verified(bench: ArchiveParts) -> None:
+    held = InlineArchivist(bench).run()
+    assert held is not None
+    assert held.rendition is not None
+    assert held.state is InstanceState.VERIFIED
+    bench.check_promises()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PixelError("3 pixels are missing"), ReasonCode.PIXELS),
+        (NotReconstructable("no breast in it", ReasonCode.SMALL), ReasonCode.SMALL),
+    ],
+    ids=["pixels", "not reconstructable"],
+)
+def test_an_image_that_cannot_be_encoded_is_exact_with_the_reason(
+    bench: ArchiveParts, error: Exception, code: ReasonCode
+) -> None:
+    held = InlineArchivist(bench, InlinePool(raising(error))).run()
+    assert held is not None
+    assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, code, str(error))
+
+
+@pytest.mark.parametrize("error", [WorkerDied("killed"), RuntimeError("a fault of ours")], ids=["known", "unknown"])
+def test_an_error_is_tried_again(bench: ArchiveParts, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        held = InlineArchivist(bench, InlinePool(raising(error))).run()
+    assert held is not None
+    assert held.state is InstanceState.VERIFIED
+    (record,) = caplog.records
+    assert record.getMessage() == f"instance {UID}: {error}"
+    assert bool(record.exc_info) is isinstance(error, RuntimeError)
+
+
+def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(bench: ArchiveParts) -> None:
+    held = InlineArchivist(bench, InlinePool(raising(WorkerDied("killed by signal 11"), times=2))).run()
+    assert held is not None
+    assert (held.state, held.reason) == (InstanceState.FAILED, "WorkerDied: killed by signal 11")
+    bench.check_promises()
+
+
+def test_a_node_that_stops_gives_the_image_back_without_an_attempt(bench: ArchiveParts) -> None:
+    work = InlineArchivist(bench)
+
+    def stop() -> None:
+        work.archivist.stop()
+        raise WorkerDied("the pool is closed")
+
+    work.archivist._pool = InlinePool(once(EncodeRequest, stop))  # type: ignore[assignment]
+    held = work.run()
+    assert held is not None
+    assert held.state is InstanceState.RECEIVED
+    claim = bench.index.claim("another", 60)
+    assert claim is not None
+    assert claim.attempts == 1
+
+
+# --- an index that fails ---
+
+
+def test_an_archivist_outlives_an_index_that_cannot_be_read(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def locked() -> None:
+        raise IndexFault("the index is locked")
+
+    just_before(monkeypatch, bench.index, "claim", locked)
+    with caplog.at_level(logging.ERROR):
+        held = InlineArchivist(bench).run()
+    assert held is not None
+    assert held.state is InstanceState.VERIFIED
+    assert [record.getMessage() for record in caplog.records] == ["the archivist could not reach the index"]
+
+
+def test_an_image_whose_result_cannot_be_committed_stays_claimed(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is free again when the lease ends."""
+
+    def locked() -> None:
+        raise IndexFault("the index is locked")
+
+    just_before(monkeypatch, bench.index, "finish", locked)
+    work = InlineArchivist(bench, InlinePool(raising(PixelError("3 pixels are missing"))))
+    with caplog.at_level(logging.ERROR):
+        held = work.run()
+    assert held is not None
+    assert held.state is InstanceState.RECEIVED
+    assert "the archivist could not reach the index" in caplog.text
+    assert not work.archivist.busy
+    assert bench.index.claim("another", 60) is None
+
+
+# --- what others do meanwhile ---
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_nothing_is_left_of_an_image_that_is_deleted(
+    bench: ArchiveParts, when: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = InlinePool()
+    if when == "before":
+        just_before(monkeypatch, bench.index, "by_key", lambda: delete(bench))
+    else:
+        pool = InlinePool(once(ProofRequest, lambda: delete(bench)))
+    with caplog.at_level(logging.ERROR):
+        assert InlineArchivist(bench, pool).run() is None
+    assert bench.files() == 0
+    assert not caplog.records
+
+
+def test_an_annotation_that_arrives_meanwhile_gets_its_patches(bench: ArchiveParts) -> None:
+    requests: list[EncodeRequest] = []
+    arrives = once(EncodeRequest, lambda: annotate(bench))
+
+    def first(request: object) -> None:
+        if isinstance(request, EncodeRequest):
+            requests.append(request)
+        arrives(request)
+
+    work = InlineArchivist(bench, InlinePool(first))
+    held = work.run()
+    assert held is not None
+    assert [bool(request.regions) for request in requests] == [False, True]
+    assert held.rendition is not None
+    assert held.state is InstanceState.VERIFIED
+    assert not work.regions.lacks_patches(held, requests[1].regions)
+
+
+class WithoutPatches(InlinePool):
+    """Workers that find no rendition at a given operating point that passes."""
+
+    def submit(self, request: object, priority: object) -> Any:
+        done = super().submit(request, priority)
+        if isinstance(request, EncodeRequest) and request.point is not None:
+            done = type(done)()
+            done.set_result(EncodeResult((), None))
+        return done
+
+
+def test_a_rendition_that_cannot_be_patched_is_withdrawn_and_another_made(bench: ArchiveParts) -> None:
+    held = InlineArchivist(bench).run()
+    assert held is not None
+    assert held.rendition is not None
+    former = held.rendition.derived_uid
+    annotate(bench)
+    Integrity(bench.index.engine).requeue(held.key, ReasonCode.OTHER, "regions were marked")
+    held = InlineArchivist(bench, WithoutPatches()).run()
+    assert held is not None
+    assert held.rendition is not None
+    assert held.rendition.derived_uid != former
+    assert withdrawn(bench, former) == "regions marked since it was made cannot be patched at its operating point"
+    assert held.state is InstanceState.VERIFIED
+
+
+# --- renditions that were lost ---
+
+
+class Encoded:
+    """An image whose rendition is to be made again."""
+
+    def __init__(self, bench: ArchiveParts) -> None:
+        self.bench = bench
+        held = InlineArchivist(bench).run()
+        assert held is not None
+        assert held.rendition is not None
+        self.rendition = held.rendition
+        Integrity(bench.index.engine).requeue(held.key, ReasonCode.OTHER, "an object was lost")
+
+    def lose(self, *digests: str) -> None:
+        for digest in digests:
+            self.bench.hot.delete(digest)
+
+
+@pytest.fixture
+def encoded(bench: ArchiveParts) -> Encoded:
+    return Encoded(bench)
+
+
+@pytest.mark.parametrize("lost", ["nothing", "base", "rendition", "both"])
+def test_a_lost_rendition_is_made_again_under_its_uid(encoded: Encoded, lost: str) -> None:
+    base, rendition = encoded.rendition.base_digest, encoded.rendition.rendition_digest
+    encoded.lose(*{"nothing": [], "base": [base], "rendition": [rendition], "both": [base, rendition]}[lost])
+    held = InlineArchivist(encoded.bench).run()
+    assert held is not None
+    assert held.rendition is not None
+    assert (held.state, held.rendition.derived_uid) == (InstanceState.VERIFIED, encoded.rendition.derived_uid)
+    for digest in (held.rendition.base_digest, held.rendition.rendition_digest):
+        assert encoded.bench.hot.read(digest)
+
+
+@pytest.mark.parametrize("lost", ["nothing", "base"])
+def test_a_rendition_that_cannot_be_sent_is_withdrawn(encoded: Encoded, lost: str) -> None:
+    if lost == "base":
+        encoded.lose(encoded.rendition.base_digest)
+
+    def unsendable(request: object) -> None:
+        if isinstance(request, ProofRequest):
+            raise ValueError("no such header")
+
+    held = InlineArchivist(encoded.bench, InlinePool(unsendable)).run()
+    assert held is not None
+    reason = "its reconstruction cannot be made as a whole: ValueError"
+    assert (held.state, held.reason_code, held.reason) == (InstanceState.EXACT, ReasonCode.NOT_SENDABLE, reason)
+    assert held.rendition is None
+    assert withdrawn(encoded.bench, encoded.rendition.derived_uid) == reason
+
+
+def test_a_base_that_was_made_again_for_a_deleted_image_is_removed(encoded: Encoded) -> None:
+    encoded.lose(encoded.rendition.base_digest)
+    pool = InlinePool(once(ProofRequest, lambda: delete(encoded.bench)))
+    assert InlineArchivist(encoded.bench, pool).run() is None
+    assert encoded.bench.files() == 0

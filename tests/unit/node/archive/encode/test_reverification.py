@@ -1,0 +1,166 @@
+"""Proves that re-verification leaves an image its rendition unless another one passes, and when it tries again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from node.archive.encode.reverification import Reverification
+from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
+from node.workers.worker import ProofRequest
+from storage.errors import WorkerDied
+from storage.index.tables import reverification
+from storage.records import InstanceState, Trial
+from tests.support.archive_parts import ArchiveParts
+from tests.support.coded_images import InlinePool, hold_image, small
+from tests.support.index_rows import digest
+from tests.support.inline_archivist import SETTINGS
+
+UID, DERIVED = "1.2.3.1", "2.25.7"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive", coder="none")
+
+
+@pytest.fixture
+def held(bench: ArchiveParts) -> ArchiveParts:
+    """An archive with one image, whose rendition was made with other parameters than those of today's model."""
+    hold_image(bench, small(UID), DERIVED)
+    return bench
+
+
+def run(
+    bench: ArchiveParts, pool: InlinePool | None = None, cancelled: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    used: Any = pool or InlinePool()
+    work = Reverification(bench.index, bench.hot, SETTINGS, lambda: nullcontext(used), bench.originals.borrowed)
+    return work.run(lambda done, of: None, cancelled)
+
+
+def current(bench: ArchiveParts) -> str:
+    found = bench.index.by_uid(UID)
+    assert found is not None
+    assert found.rendition is not None
+    assert found.state is InstanceState.VERIFIED
+    return found.rendition.derived_uid
+
+
+def recorded(bench: ArchiveParts) -> list[tuple[str, str, int]]:
+    """Outcome, reason and attempts of each image that was tried."""
+    with bench.index.engine.connect() as connection:
+        rows = connection.execute(select(reverification)).all()
+    assert all(row.lease_owner is None for row in rows)
+    return [(row.outcome, row.reason, row.attempts) for row in rows]
+
+
+def failing(kind: type, error: Exception) -> InlinePool:
+    def first(request: object) -> None:
+        if isinstance(request, kind):
+            raise error
+
+    return InlinePool(first)
+
+
+def test_a_rendition_that_passes_becomes_the_current_one_and_the_former_stays(held: ArchiveParts) -> None:
+    report = run(held)
+    assert (report["finished"], report["tried"], report["passed"]) == (True, 1, 1)
+    assert current(held) != DERIVED
+    former = held.index.rendition(DERIVED)
+    assert former is not None
+    assert former.withdrawn == ""
+    assert held.hot.read(former.rendition_digest)
+    assert run(held)["tried"] == 0
+
+
+def test_an_image_is_given_up_after_as_many_attempts_as_configured(
+    held: ArchiveParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = failing(ReverifyRequest, WorkerDied("killed by signal 9"))
+    with caplog.at_level(logging.ERROR):
+        reports = [run(held, pool) for _ in range(3)]
+    assert [report["untried"] for report in reports] == [1, 1, 0]
+    reason = "WorkerDied: killed by signal 9"
+    assert reports[0]["untried_list"] == [{"sop_instance_uid": UID, "reason": reason}]
+    assert caplog.messages == [f"re-verifying {UID}: killed by signal 9"] * 2
+    assert recorded(held) == [("untried", reason, 2)]
+    assert current(held) == DERIVED
+
+
+def test_an_image_without_its_original_is_tried_at_every_run(held: ArchiveParts) -> None:
+    """Its disk may be mounted later."""
+    found = held.index.by_uid(UID)
+    assert found is not None
+    path = held.hot.path(found.original_digest)
+    data = path.read_bytes()
+    path.unlink()
+    reports = [run(held) for _ in range(3)]
+    assert [report["untried"] for report in reports] == [1, 1, 1]
+    assert recorded(held) == [("", "", 0)]
+    path.write_bytes(data)
+    assert run(held)["passed"] == 1
+
+
+def test_a_rendition_that_cannot_be_sent_is_not_kept(held: ArchiveParts) -> None:
+    before = held.files()
+    report = run(held, failing(ProofRequest, ValueError("no such header")))
+    reason = "its reconstruction cannot be made as a whole: ValueError"
+    assert report["kept_list"] == [{"sop_instance_uid": UID, "reason": reason}]
+    assert recorded(held) == [("kept", reason, 1)]
+    held.index.originals.collect(held.stores)
+    assert (held.files(), current(held)) == (before, DERIVED)
+
+
+class NonePasses(InlinePool):
+    def submit(self, request: object, priority: object) -> Any:
+        done = super().submit(request, priority)
+        if isinstance(request, ReverifyRequest):
+            done = type(done)()
+            done.set_result(EncodeResult((Trial("x2 jpegls", "bicubic", 9, ("too coarse", "too dark"), 0.1),), None))
+        return done
+
+
+def test_an_image_keeps_its_rendition_if_the_new_model_does_not_pass(held: ArchiveParts) -> None:
+    assert run(held, NonePasses())["kept"] == 1
+    assert recorded(held) == [("kept", "too coarse; too dark", 1)]
+    assert current(held) == DERIVED
+
+
+def test_workers_that_end_with_the_node_are_no_failed_attempt(held: ArchiveParts) -> None:
+    """The worker ends while its answer is awaited, before the job sees that it is cancelled."""
+    ended: list[bool] = []
+
+    class Ending(InlinePool):
+        def submit(self, request: object, priority: object) -> Any:
+            done = super().submit(request, priority)
+            if isinstance(request, ReverifyRequest):
+                done = EndsWhileAwaited()
+            return done
+
+    class EndsWhileAwaited(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            ended.append(True)
+            raise WorkerDied("the pool is closed")
+
+    report = run(held, Ending(), lambda: bool(ended))
+    assert (report["finished"], report["tried"]) == (False, 0)
+    assert recorded(held) == [("", "", 0)]
+    assert run(held)["passed"] == 1
+
+
+def test_an_older_model_that_is_not_installed_any_more_is_logged(
+    bench: ArchiveParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.receive(UID)  # by the model "mammo", with weights that nobody has
+    with caplog.at_level(logging.WARNING):
+        assert run(bench)["finished"]
+    assert any(f"mammo weights {digest('weights')} are not installed" in line for line in caplog.messages)
+    assert current(bench) == "2.25.1"

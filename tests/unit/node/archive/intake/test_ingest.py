@@ -1,0 +1,282 @@
+"""Proves what becomes of a received file while the same image is removed, moved or issued by somebody else."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from node.archive.intake.ingest import examine
+from storage.dicom.dicomfile import encode
+from storage.errors import Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
+from storage.index.connection import now
+from storage.records import InstanceState, OriginalForm, Tier
+from tests.support.archive_parts import ArchiveParts, InlineWorkers
+from tests.support.coded_images import FailingDecoders, hold_image, just_before, receive, small
+from tests.support.encoded_elements import element
+from tests.support.index_rows import new_rendition
+from tests.support.samples import MAMMOGRAPHY, write, write_body
+
+EXPLICIT = ExplicitVRLittleEndian
+UID = "1.2.3.1"
+SEND_AGAIN = "it was being removed while it was received again; send it once more"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive", coder="none")
+
+
+def as_file(bench: ArchiveParts, ds: Dataset) -> bytes:
+    return write(ds, bench.root / "sent.dcm").read_bytes()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def quarantined(bench: ArchiveParts) -> list[tuple[str, str]]:
+    """Digest and reason of each object in quarantine; each is in the store."""
+    found = [(one.digest, one.reason) for one in bench.index.quarantine.all()]
+    for digest, _ in found:
+        assert bench.hot.read(digest)
+    return found
+
+
+def purge(bench: ArchiveParts) -> None:
+    """Remove the originals of all verified images."""
+    assert len(bench.retention.purge().purged) == 1
+
+
+def delete(bench: ArchiveParts, uid: str = UID) -> None:
+    bench.index.tombstones.mark_deleted("image", uid, reason="wrong patient", who="user:test")
+    bench.index.tombstones.delete_rows()
+    bench.index.originals.collect(bench.stores)
+
+
+# --- the first arrival ---
+
+
+def test_a_file_that_is_unlinked_before_its_row_is_not_acknowledged(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = small(UID)
+    data = as_file(bench, ds)
+    just_before(monkeypatch, bench.index, "add", lambda: bench.hot.delete(sha256(data)))
+    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+        receive(bench, data, ds)
+    assert bench.index.by_uid(UID) is None
+    assert receive(bench, data, ds).new
+    assert bench.read(data) == data
+
+
+def test_a_uid_that_is_issued_to_a_reconstruction_meanwhile_is_not_stored(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = small("2.25.7")
+    data = as_file(bench, ds)
+
+    def issue() -> None:
+        bench.receive(UID, state=InstanceState.RECEIVED)
+        claim = bench.index.claim("test", 60)
+        assert claim is not None
+        bench.index.finish_with(claim, InstanceState.VERIFIED, new_rendition("2.25.7"))
+
+    just_before(monkeypatch, bench.index, "add", issue)
+    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+        receive(bench, data, ds)
+    held = bench.index.by_uid("2.25.7")
+    assert held is not None
+    assert held.sop_instance_uid == UID
+
+
+# --- the same bytes again ---
+
+
+def test_a_packed_original_that_is_purged_while_it_arrives_again_is_held_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = ArchiveParts(tmp_path / "archive", coder="jpegls")
+    ds = small(UID)
+    data = hold_image(bench, ds, "2.25.7")
+    bench.work()
+    just_before(monkeypatch, bench.index.originals, "of_digest", lambda: purge(bench))
+    assert receive(bench, data, ds).new
+    held = bench.index.originals.of_digest(sha256(data))
+    assert held is not None
+    assert held.form is OriginalForm.VERBATIM
+    assert bench.read(data) == data
+
+
+def test_a_verbatim_original_that_is_purged_while_it_arrives_again_is_not_acknowledged(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that arrived was the very object that the purge unlinked."""
+    ds = small(UID)
+    data = hold_image(bench, ds, "2.25.7")
+    just_before(monkeypatch, bench.index.originals, "of_digest", lambda: purge(bench))
+    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+        receive(bench, data, ds)
+    assert receive(bench, data, ds).new
+    assert bench.read(data) == data
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "damaged"])
+def test_an_original_that_is_moved_while_it_is_checked_is_checked_again(
+    tmp_path: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    ds = small(UID)
+    data = hold_image(bench, ds, "2.25.7")
+    bench.work()
+    if damaged:
+        bench.stores[Tier.COLD].path(sha256(data)).write_bytes(b"other")
+    checks: list[object] = []
+
+    def changed_once(connection: Any, held: Any) -> bool:
+        checks.append(held)
+        return len(checks) > 1
+
+    monkeypatch.setattr("storage.index.resent_originals.still_held", changed_once)
+    assert not receive(bench, data, ds).new
+    assert len(checks) == 2
+    assert bench.read(data) == data
+    bench.check_promises()
+
+
+def test_an_original_that_moves_without_end_is_not_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    ds = small(UID)
+    data = hold_image(bench, ds, "2.25.7")
+
+    def move() -> None:
+        held = bench.index.originals.of_digest(sha256(data))
+        assert held is not None
+        to = Tier.COLD if held.tier is Tier.HOT else Tier.HOT
+        bench.stores[to].take_from(bench.stores[held.tier], held.object_digest)
+        assert bench.index.originals.moved(held, to, bench.stores[to].has)
+
+    just_before(monkeypatch, bench.originals, "whole", move, times=99)
+    with pytest.raises(ObjectMissing, match=f"original {sha256(data)} is moved faster than it can be checked"):
+        receive(bench, data, ds)
+    assert bench.read(data) == data
+
+
+# --- other bytes under a UID that is held ---
+
+
+def test_the_image_that_is_held_is_deleted_while_another_arrives(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = small(UID)
+    receive(bench, as_file(bench, ds), ds)
+    ds.KVP = "31"
+    other = as_file(bench, ds)
+    just_before(monkeypatch, bench.index, "by_uid", lambda: delete(bench))
+    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+        receive(bench, other, ds)
+    with pytest.raises(Deleted):
+        receive(bench, other, ds)
+    assert quarantined(bench)[0][0] == sha256(other)
+
+
+def test_other_bytes_for_a_purged_original_wait_in_quarantine(bench: ArchiveParts) -> None:
+    ds = small(UID)
+    hold_image(bench, ds, "2.25.7")
+    purge(bench)
+    ds.KVP = "31"
+    other = as_file(bench, ds)
+    with pytest.raises(
+        Duplicate, match="was purged, and had other bytes; the first is kept, this one is in quarantine"
+    ):
+        receive(bench, other, ds)
+    reason = "the original of this SOP Instance UID was purged, and had other bytes"
+    assert quarantined(bench) == [(sha256(other), reason)]
+
+
+@pytest.mark.parametrize("error", [WorkerDied("killed by signal 11"), OutOfTime("took 60 s")], ids=["crash", "slow"])
+def test_files_that_a_decoder_cannot_compare_are_not_taken_for_the_same(bench: ArchiveParts, error: Exception) -> None:
+    ds = small(UID)
+    data = as_file(bench, ds)
+    receive(bench, data, ds)
+    other = data + element(0xFFFCFFFC, "OB", b"\0\0", EXPLICIT)
+    with pytest.raises(Duplicate, match="another data set is held under this SOP Instance UID"):
+        receive(bench, other, ds, FailingDecoders(error))
+    assert quarantined(bench) == [(sha256(other), "another data set is held under this SOP Instance UID")]
+    assert bench.read(data) == data
+
+
+def test_a_file_that_is_unlinked_before_it_is_quarantined_is_not_acknowledged(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = small(UID)
+    receive(bench, as_file(bench, ds), ds)
+    ds.KVP = "31"
+    other = as_file(bench, ds)
+    just_before(monkeypatch, bench.index.quarantine, "put", lambda: bench.hot.delete(sha256(other)))
+    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+        receive(bench, other, ds)
+    assert quarantined(bench) == []
+
+
+# --- what was deleted ---
+
+
+def test_a_return_that_is_allowed_at_this_moment_is_asked_for_once_more(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = small(UID)
+    data = as_file(bench, ds)
+    receive(bench, data, ds)
+    delete(bench)
+    stones = bench.index.tombstones
+
+    def allow() -> None:
+        stones.allow_return("image", UID, reason="it was right", who="user:test")
+
+    just_before(monkeypatch, stones, "in_force", allow)
+    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+        receive(bench, data, ds)
+    assert quarantined(bench) == []
+    assert receive(bench, data, ds).new
+    assert bench.read(data) == data
+
+
+def test_a_deleted_image_is_quarantined_with_the_day_of_its_deletion(bench: ArchiveParts) -> None:
+    ds = small(UID)
+    data = as_file(bench, ds)
+    receive(bench, data, ds)
+    delete(bench)
+    with pytest.raises(Deleted, match="was deleted here, and is in quarantine now"):
+        receive(bench, data, ds)
+    assert quarantined(bench) == [(sha256(data), f"its SOP Instance UID was deleted here on {now():%Y-%m-%d}")]
+
+
+# --- UIDs of the data set ---
+
+
+def with_study_uid(bench: ArchiveParts, encoded: bytes) -> Path:
+    """A file whose Study Instance UID is encoded as given."""
+    ds = small(UID)
+    before, after = (encode(ds, EXPLICIT, within=part) for part in (range(0x0020000D), range(0x0020000E, 1 << 32)))
+    path = bench.root / "odd.dcm"
+    return write_body(before + encoded + after, path, sop_class=MAMMOGRAPHY, sop_instance=UID, syntax=EXPLICIT)
+
+
+UNUSABLE: dict[str, tuple[bytes, str]] = {
+    "two values": (element(0x0020000D, "UI", b"1.2.3\\1.2.4\0", EXPLICIT), "StudyInstanceUID has more than one value"),
+    "a number": (element(0x0020000D, "FD", bytes(3), EXPLICIT), "StudyInstanceUID cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_a_study_uid_that_cannot_be_used_is_refused(kind: str, bench: ArchiveParts) -> None:
+    odd, why = UNUSABLE[kind]
+    with pytest.raises(InvalidUid, match=why):
+        examine(with_study_uid(bench, odd), "MODALITY", InlineWorkers())  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""Proves what becomes of an original that cannot be packed, or that changes while it is packed or moved."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node.archive.originals.packing import Packer
+from storage.errors import PixelError, WorkerDied
+from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
+from tests.support.archive_parts import ArchiveParts, InlineWorkers
+from tests.support.coded_images import just_before, receive
+from tests.support.samples import mammogram, write
+
+UID = "1.2.3.1"
+
+
+class FailingWorkers(InlineWorkers):
+    """Workers that fail with an error, as often as asked, and then do their work."""
+
+    def __init__(self, error: Exception, times: int) -> None:
+        self.error, self.times = error, times
+
+    def submit(self, request: object, priority: object) -> Future[str]:
+        self.times -= 1
+        if self.times < 0:
+            return super().submit(request, priority)  # type: ignore[arg-type]
+        done: Future[str] = Future()
+        done.set_exception(self.error)
+        return done
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive", coder="jpegls")
+
+
+def packer(bench: ArchiveParts, workers: InlineWorkers, *, attempts: int = 3) -> Packer:
+    archivist = bench.settings.archivist.model_copy(update={"attempts": attempts})
+    settings = bench.settings.model_copy(update={"archivist": archivist})
+    return Packer(bench.index, bench.stores, bench.originals, workers, bench.trail, settings)  # type: ignore[arg-type]
+
+
+def held(bench: ArchiveParts, data: bytes) -> HeldOriginal:
+    found = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
+    assert found is not None
+    return found
+
+
+def failures(bench: ArchiveParts) -> list[str]:
+    return [one.entry.detail for one in bench.index.trail.records() if one.entry.outcome == "failure"]
+
+
+def test_pixels_that_no_coder_makes_smaller_stay_as_received(bench: ArchiveParts) -> None:
+    noise = np.random.default_rng(1).integers(0, 1 << 16, (64, 64), dtype=np.uint16)
+    ds = mammogram(noise, bits=16, SOPInstanceUID=UID)
+    data = write(ds, bench.root / "noise.dcm").read_bytes()
+    receive(bench, data, ds)
+    claim = bench.index.claim("test", 60)
+    assert claim is not None
+    bench.index.finish(claim, InstanceState.EXACT, ReasonCode.OTHER, "not eligible")
+    assert bench.work() == 1
+    found = held(bench, data)
+    assert found.form is OriginalForm.VERBATIM
+    assert found.note != ""
+    assert (bench.work(), failures(bench), bench.read(data)) == (0, [], data)
+
+
+def test_an_original_whose_pixels_cannot_be_read_stays_as_received_with_the_reason(bench: ArchiveParts) -> None:
+    data = bench.receive(UID, state=InstanceState.EXACT)
+    assert packer(bench, FailingWorkers(PixelError("3 pixels are missing"), 1)).step()
+    assert (held(bench, data).form, held(bench, data).note) == (OriginalForm.VERBATIM, "3 pixels are missing")
+    assert bench.work() == 0
+
+
+def test_an_original_that_crashes_its_workers_is_given_up_in_the_trail(
+    bench: ArchiveParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = bench.receive(UID, state=InstanceState.EXACT)
+    with caplog.at_level(logging.ERROR):
+        assert packer(bench, FailingWorkers(WorkerDied("killed by signal 11"), 1), attempts=1).step()
+    assert f"original of {UID}: killed by signal 11" in caplog.text
+    assert (held(bench, data).form, held(bench, data).note) == (
+        OriginalForm.VERBATIM,
+        "WorkerDied: killed by signal 11",
+    )
+    assert failures(bench) == ["killed by signal 11"]
+    assert (bench.work(), bench.read(data)) == (0, data)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), WorkerDied("killed")], ids=["disk", "first crash"])
+def test_an_original_waits_before_it_is_packed_again(bench: ArchiveParts, error: Exception) -> None:
+    """Errors of the disk are never final, and one crash is not."""
+    bench.receive(UID, state=InstanceState.EXACT)
+    attempts = 1 if isinstance(error, OSError) else 3
+    assert packer(bench, FailingWorkers(error, 1), attempts=attempts).step()
+    assert bench.work() == 0
+    assert bench.index.originals.totals().to_pack == 1
+    assert failures(bench) == []
+
+
+def test_an_original_that_a_stopping_node_packs_is_free_at_once(bench: ArchiveParts) -> None:
+    data = bench.receive(UID, state=InstanceState.EXACT)
+    stopping = packer(bench, FailingWorkers(WorkerDied("stopped"), 1))
+    stopping.stop()
+    assert stopping.step()
+    assert bench.work() == 1
+    assert held(bench, data).form is OriginalForm.PACKED
+    assert bench.read(data) == data
+
+
+def test_an_object_that_was_packed_for_a_deleted_image_is_removed(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.receive(UID, state=InstanceState.EXACT)
+
+    def delete() -> None:
+        bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
+        bench.index.tombstones.delete_rows()
+
+    just_before(monkeypatch, bench.index.originals, "packed", delete)
+    bench.work()
+    assert bench.files() == 0
+
+
+def test_a_copy_in_the_cold_store_is_removed_if_its_original_is_purged_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    data = bench.receive(UID)
+    just_before(monkeypatch, bench.index.originals, "moved", bench.retention.purge)
+    bench.work()
+    assert held(bench, data).form is OriginalForm.PURGED
+    assert list(bench.stores[Tier.COLD].digests()) == []
+    assert bench.files() == 2  # base and rendition

@@ -1,0 +1,136 @@
+"""Proves what a purge would free, and what each outcome of a restore leaves where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from node.archive.originals.retention import RestoreStep, Retention
+from node.config import parse
+from storage.errors import PurgeRefused
+from storage.index.connection import now, writing
+from storage.index.tables import original
+from storage.records import HeldOriginal, Tier
+from tests.support.archive_parts import ArchiveParts
+from tests.support.coded_images import just_before
+
+UID = "1.2.3.1"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    """An archive whose only original is in the cold store."""
+    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
+    bench.receive(UID)
+    assert bench.work() == 1
+    return bench
+
+
+def held(bench: ArchiveParts) -> HeldOriginal:
+    ((_, found),) = bench.index.originals.below("image", UID)
+    return found
+
+
+def restored(bench: ArchiveParts) -> RestoreStep:
+    (step,) = bench.retention.restore("image", UID, who="user:test")
+    return step
+
+
+def test_nothing_would_be_freed_if_originals_are_kept_for_ever(bench: ArchiveParts) -> None:
+    size = held(bench).object_bytes
+    assert bench.retention.would_free(timedelta(0)) == (1, size)
+    assert bench.retention.would_free(None) == (0, 0)
+    assert bench.retention.would_free(timedelta(days=1)) == (0, 0)
+
+
+def test_under_profile_us_mqsa_nothing_is_freed(bench: ArchiveParts) -> None:
+    codec = parse({"codec": {"profile": "us-mqsa"}}, "test").codec
+    strict = Retention(
+        bench.index,
+        bench.stores,
+        bench.trail,
+        bench.settings.model_copy(update={"codec": codec}),
+        lambda rendition: None,
+    )
+    assert strict.would_free(timedelta(0)) == (0, 0)
+    with pytest.raises(PurgeRefused, match="profile us-mqsa: originals are never removed"):
+        strict.purge()
+
+
+def test_an_original_that_is_restored_again_stays_hot_for_another_week(bench: ArchiveParts) -> None:
+    assert restored(bench).outcome == "restored"
+    with writing(bench.index.engine) as connection:
+        connection.execute(update(original).values(restored_at=now() - timedelta(days=6, hours=23)))
+    assert restored(bench) == RestoreStep(UID, "hot", held(bench).object_bytes)
+    restored_at = held(bench)
+    assert restored_at.tier is Tier.HOT
+    with writing(bench.index.engine) as connection:
+        (at,) = connection.execute(original.select().with_only_columns(original.c.restored_at)).one()
+    assert now() - at < timedelta(minutes=5)
+    assert bench.work() == 0
+
+
+def test_a_purged_original_is_not_restored(bench: ArchiveParts) -> None:
+    bench.retention.purge()
+    step = restored(bench)
+    assert (step.outcome, step.bytes) == ("purged", 0)
+    assert step.detail.startswith("removed at ")
+    assert step.detail.endswith(" UTC; only a sender has it")
+
+
+def delete(bench: ArchiveParts) -> None:
+    bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
+    bench.index.tombstones.delete_rows()
+    bench.index.originals.collect(bench.stores)
+
+
+MEANWHILE: dict[str, Callable[[ArchiveParts], object]] = {
+    "purged": lambda bench: bench.retention.purge(),
+    "deleted": delete,
+}
+
+
+@pytest.mark.parametrize("how", MEANWHILE)
+def test_an_original_that_goes_while_it_is_restored_leaves_no_copy(
+    bench: ArchiveParts, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    just_before(monkeypatch, bench.index.originals, "moved", lambda: MEANWHILE[how](bench))
+    assert restored(bench) == RestoreStep(UID, "failed", 0, "it was moved or removed meanwhile; try again")
+    assert bench.files() == (2 if how == "purged" else 0)  # base and rendition
+
+
+def test_an_image_that_is_deleted_does_not_end_the_restore_of_its_study(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.receive("1.2.3.2")
+    bench.work()
+    below = bench.index.originals.below
+
+    def list_and_delete(level: str, uid: str) -> list[tuple[str, HeldOriginal]]:
+        found = below(level, uid)
+        if level == "study":
+            delete(bench)
+        return found
+
+    monkeypatch.setattr(bench.index.originals, "below", list_and_delete)
+    steps = bench.retention.restore("study", "1.2.1", who="user:test")
+    assert [(step.sop_instance_uid, step.outcome, step.detail) for step in steps] == [
+        (UID, "failed", "it was deleted meanwhile"),
+        ("1.2.3.2", "restored", ""),
+    ]
+
+
+def test_a_damaged_original_is_not_restored_and_the_failure_is_in_the_trail(bench: ArchiveParts) -> None:
+    path = bench.stores[Tier.COLD].path(held(bench).object_digest)
+    path.write_bytes(b"damaged")
+    step = restored(bench)
+    reason = f"object {path.name}, read from {path}, no longer has that digest"
+    assert step == RestoreStep(UID, "failed", 0, reason)
+    (newest,) = bench.index.trail.records(newest=1)
+    assert (newest.entry.action, newest.entry.outcome, newest.entry.detail) == ("original.restore", "failure", reason)
+    assert held(bench).tier is Tier.COLD
+    assert not bench.hot.has(path.name)

@@ -1,0 +1,150 @@
+"""Proves which elements a reconstruction cannot carry, which edits are refused, and which proofs fail for good."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import BaseTag
+
+from node.archive.serve.amended_header import write_amended, write_edited
+from node.archive.serve.carried_header import removal_note, remove_uncarriable
+from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.workers.worker import ProofRequest
+from storage.errors import NotReconstructable, Unparseable, WorkerDied
+from storage.records import Applied, ReasonCode
+from tests.support.archive_parts import ArchiveParts
+from tests.support.coded_images import InlinePool, hold_image, small
+from tests.support.samples import write
+
+UID, DERIVED = "1.2.3.1", "2.25.7"
+
+
+def raw(tag: int, vr: str | None, value: bytes) -> RawDataElement:
+    return RawDataElement(BaseTag(tag), vr, len(value), value, 0, is_implicit_VR=vr is None, is_little_endian=True)
+
+
+# --- elements that are not carried ---
+
+
+@pytest.mark.parametrize("tag", [0x00000002, 0x00020010, 0xFFFE0001], ids=["command", "file meta", "delimiter"])
+def test_elements_of_no_data_set_are_left_out_and_listed(tag: int) -> None:
+    header = Dataset()
+    header._dict[BaseTag(tag)] = raw(tag, "UI", b"1.2\0")
+    header[0x00100020] = raw(0x00100020, "LO", b"P1")
+    listed = remove_uncarriable(header)
+    assert listed == [f"({tag >> 16:04X},{tag & 0xFFFF:04X})"]
+    assert list(header.keys()) == [0x00100020]
+    assert removal_note(listed) == f"elements that cannot be read were left out: {listed[0]}"
+
+
+def test_more_than_eight_elements_are_counted() -> None:
+    listed = [f"(0009,10{number:02})" for number in range(10)]
+    note = removal_note(listed)
+    assert note.endswith("(0009,1007) and 2 more")
+    assert removal_note([]) == ""
+
+
+# --- edited headers ---
+
+
+def test_a_header_that_cannot_be_edited_is_an_error_without_its_values(tmp_path: Path) -> None:
+    source = write(small(UID), tmp_path / "x.dcm")
+
+    def edit(header: Dataset) -> None:
+        raise ValueError("Muster^Anna is no date")
+
+    with pytest.raises(Unparseable, match=r"^the header cannot be edited: ValueError$"):
+        write_edited(source, tmp_path / "y.dcm", edit)
+
+
+def test_text_in_undeclared_latin_1_is_declared_and_not_written_anew(tmp_path: Path) -> None:
+    """An amendment adds an umlaut to a header that has others without saying in which character set."""
+    ds = small(UID)
+    del ds.SpecificCharacterSet
+    ds[0x00080080] = raw(0x00080080, "LO", "Kreiskrankenhaus Süd".encode("latin-1"))
+    name = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "Müller^Änne"}]}}
+
+    applied = Applied(1, "2026-01-02T03:04:05+00:00", name)
+    write_amended(write(ds, tmp_path / "x.dcm"), tmp_path / "y.dcm", [applied])
+    read = dcmread(tmp_path / "y.dcm")
+    assert (read.SpecificCharacterSet, str(read.PatientName)) == ("ISO_IR 100", "Müller^Änne")
+    assert read.InstitutionName == "Kreiskrankenhaus Süd"
+
+
+def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path) -> None:
+    source = write(small(UID, KVP="28"), tmp_path / "x.dcm")
+    applied = Applied(1, "2026-01-02T03:04:05+00:00", {"00180060": {"vr": "DS"}, "00180050": {"vr": "DS"}})
+    write_amended(source, tmp_path / "y.dcm", [applied])
+    read = dcmread(tmp_path / "y.dcm")
+    assert (read.KVP, "SliceThickness" in read) == (None, False)
+    (item,) = read.OriginalAttributesSequence
+    assert [float(one.value) for one in item.ModifiedAttributesSequence[0]] == [28.0]
+
+
+# --- the proof of a reconstruction ---
+
+
+class Proof:
+    """The proof of an image's reconstruction; something is done before its objects are read back."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bench = ArchiveParts(folder / "archive", coder="none")
+        hold_image(self.bench, small(UID), DERIVED)
+
+    def run(self, pool: InlinePool) -> None:
+        row, hot = self.bench.index.rendition(DERIVED), self.bench.hot
+        assert row is not None
+        digests = row.base_digest, row.rendition_digest
+        parts = DerivedParts(*map(hot.held, digests), row.payload_bytes, row.verified_at)
+        prove_object(parts, hot.spool, lambda request: pool.submit(request, 0).result())
+
+    def left(self) -> list[str]:
+        return [path.name for path in self.bench.hot.spool.iterdir()]
+
+
+@pytest.fixture
+def proof(tmp_path: Path) -> Proof:
+    return Proof(tmp_path)
+
+
+def test_a_sound_reconstruction_is_proved_with_and_without_noise(proof: Proof) -> None:
+    read_back: list[str] = []
+
+    def first(request: object) -> None:
+        if isinstance(request, ProofRequest):
+            read_back.append(request.sop_instance_uid)
+
+    proof.run(InlinePool(first))
+    assert len(set(read_back)) == 2
+    assert read_back[0] == DERIVED
+    assert proof.left() == []
+
+
+@pytest.mark.parametrize("uid", ["drawn", "plain"])
+def test_a_reconstruction_that_does_not_read_back_cannot_be_sent(proof: Proof, uid: str) -> None:
+    def spoil(request: object) -> None:
+        if isinstance(request, ProofRequest) and request.path.name == uid:
+            with request.path.open("ab") as file:
+                file.write(bytes(8))
+
+    with pytest.raises(NotReconstructable, match="its reconstruction cannot be sent: ") as error:
+        proof.run(InlinePool(spoil))
+    assert error.value.code is ReasonCode.NOT_SENDABLE
+    assert proof.left() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [WorkerDied("killed"), OSError(28, "No space left on device"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_that_the_image_did_not_cause_judges_nothing(proof: Proof, error: Exception) -> None:
+    def fail(request: object) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        proof.run(InlinePool(fail))
+    assert proof.left() == []

@@ -1,0 +1,183 @@
+"""Proves what a peer is sent, and which files remain, if an image changes or cannot be made while it is retrieved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from node.archive.rendered_cache import RenderedCache
+from node.archive.serve import retrieve as module
+from node.archive.serve.retrieve import Choice, Retrieve, Sendable
+from node.config import RenditionPolicy
+from node.workers.worker import ReconstructRequest
+from storage.errors import NotReconstructable, ObjectMissing, WorkerDied
+from storage.records import StoredInstance
+from tests.support.annotations import presentation_state
+from tests.support.archive_parts import ArchiveParts
+from tests.support.coded_images import InlinePool, hold_image, receive, small
+from tests.support.samples import write
+
+UID, DERIVED = "1.2.3.1", "2.25.7"
+
+
+class Served:
+    """An image with a reconstruction, and an annotation of it, ready to be retrieved."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bench = ArchiveParts(folder / "archive", coder="none")
+        bench, self.pool = self.bench, InlinePool()
+        self.cache = RenderedCache(bench.root / "rendered", 1 << 30)
+        ds = small(UID)
+        self.received = hold_image(bench, ds, DERIVED)
+        self.state = presentation_state(str(ds.StudyInstanceUID), [UID])
+        receive(bench, write(self.state, bench.root / "state.dcm").read_bytes(), self.state)
+        parts = bench.index, bench.hot, self.pool, self.pool, self.cache, bench.originals
+        self.retrieve = Retrieve(*parts, threads=1)  # type: ignore[arg-type]
+
+    def held(self, uid: str = UID) -> StoredInstance:
+        found = self.bench.index.by_uid(uid)
+        assert found is not None
+        return found
+
+    def choice(self, uid: str = UID, *, rewrite: bool = False) -> Choice:
+        keys, policy = [self.held(uid).key], RenditionPolicy.RECONSTRUCTED
+        (found,) = self.retrieve.choices(keys, policy, rewrite=rewrite)
+        return found
+
+    def sent(self, choice: Choice) -> str:
+        """The SOP Instance UID in the file for a choice, which is then closed."""
+        made = self.retrieve.make(choice)
+        found = str(dcmread(made.path).SOPInstanceUID)
+        assert found == made.sop_instance_uid
+        made.close()
+        assert not made.path.exists()
+        return found
+
+    def fail(self, error: Exception) -> None:
+        """Let every reconstruction fail."""
+
+        def first(request: object) -> None:
+            if isinstance(request, ReconstructRequest):
+                raise error
+
+        self.pool.first = first
+
+    def left(self) -> list[str]:
+        """Files that readers or makers should have removed."""
+        folders = self.bench.root / "lent", self.bench.root / "rendered" / "sending"
+        making = (self.bench.root / "rendered").glob("*.making")
+        return [path.name for folder in folders for path in folder.iterdir()] + [path.name for path in making]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    made = Served(tmp_path)
+    yield made
+    made.retrieve.close()
+
+
+def delete(bench: ArchiveParts) -> None:
+    bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
+    bench.index.tombstones.delete_rows()
+
+
+def test_the_reconstruction_is_sent_and_kept_in_the_cache(served: Served) -> None:
+    assert served.sent(served.choice()) == DERIVED
+    served.fail(WorkerDied("killed"))
+    assert served.sent(served.choice()) == DERIVED
+    assert served.left() == []
+
+
+def test_the_original_is_sent_if_its_reconstruction_cannot_be_made(served: Served) -> None:
+    served.fail(WorkerDied("killed"))
+    assert served.sent(served.choice()) == UID
+    assert served.left() == []
+
+
+@pytest.mark.parametrize("harm", ["purged", "missing"])
+def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> None:
+    choice = served.choice()
+    if harm == "purged":
+        assert len(served.bench.retention.purge().purged) == 1
+    else:
+        served.bench.hot.delete(served.held().original_digest)
+    served.fail(WorkerDied("killed"))
+    with pytest.raises(NotReconstructable, match="the rendition cannot be sent: killed; nor can the original: "):
+        served.retrieve.make(choice)
+    assert served.left() == []
+
+
+def test_an_image_that_is_deleted_while_it_is_made_does_not_stay_in_the_cache(served: Served) -> None:
+    """A retrieval that began before may end; nobody gets the image afterwards."""
+    choice = served.choice()
+
+    def first(request: object) -> None:
+        delete(served.bench)
+        served.pool.first = lambda request: None
+
+    served.pool.first = first
+    assert served.sent(choice) == DERIVED
+    assert list((served.bench.root / "rendered").glob("*.dcm")) == []
+    served.bench.index.originals.collect(served.bench.stores)
+    with pytest.raises(NotReconstructable):
+        served.retrieve.make(choice)
+
+
+def test_a_copy_of_an_annotation_has_its_own_uid_also_in_the_list_of_failures(served: Served) -> None:
+    choice = served.choice(str(served.state.SOPInstanceUID), rewrite=True)
+    assert choice.copy is not None
+    assert choice.sop_instance_uid == choice.copy.uid
+    made = served.retrieve.make(choice)
+    copy = dcmread(made.path)
+    (series,) = copy.ReferencedSeriesSequence
+    assert [item.ReferencedSOPInstanceUID for item in series.ReferencedImageSequence] == [DERIVED]
+    assert copy.SOPInstanceUID == choice.copy.uid
+    made.close()
+    assert served.left() == []
+
+
+def test_a_header_that_cannot_be_edited_leaves_no_file(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = served.choice(str(served.state.SOPInstanceUID), rewrite=True)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        served.retrieve.make(choice)
+    assert served.left() == []
+
+
+def test_files_that_were_prepared_for_a_retrieval_that_ends_early_are_removed(served: Served) -> None:
+    choices = [served.choice()] * 3
+    prepared = served.retrieve.prepare(choices)
+    _, first = next(prepared)
+    first.result().close()
+    prepared.close()
+    served.retrieve.close()
+    assert served.left() == []
+
+
+def test_a_lost_original_is_an_error_of_its_own_future(served: Served) -> None:
+    (choice,) = served.retrieve.choices([served.held().key], RenditionPolicy.ORIGINAL)
+    served.bench.hot.delete(served.held().original_digest)
+    ((_, future),) = served.retrieve.prepare([choice])
+    with pytest.raises(ObjectMissing):
+        future.result()
+
+
+def test_a_file_that_cannot_be_transcoded_is_kept_for_another_try(served: Served) -> None:
+    made: Sendable = served.retrieve.make(served.choice())
+
+    def first(request: object) -> None:
+        raise WorkerDied("killed")
+
+    served.pool.first = first
+    with pytest.raises(WorkerDied):
+        served.retrieve.as_syntax(made, "1.2.840.10008.1.2.4.80")  # type: ignore[arg-type]
+    assert made.path.exists()
+    made.close()
+    assert served.left() == []

@@ -1,0 +1,201 @@
+"""Proves which objects without a row are added to the index again, and which are left to a scrub."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from node.archive.intake.ingest import examine
+from node.archive.orphan_recovery import OrphanRecovery
+from storage.formats.packed_original import pack_original
+from storage.formats.payload import encode_rendition
+from storage.index.integrity import Integrity
+from storage.records import InstanceState, OriginalForm, Tier
+from tests.support.archive_parts import ArchiveParts, InlineWorkers
+from tests.support.coded_images import Pair, hold_image, pair_of, receive, small
+from tests.support.index_rows import new_rendition
+from tests.support.samples import write
+
+UID, DERIVED = "1.2.3.1", "2.25.7"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> ArchiveParts:
+    return ArchiveParts(tmp_path / "archive", coder="none")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def recovery(bench: ArchiveParts) -> OrphanRecovery:
+    decoders = InlineWorkers()
+    return OrphanRecovery(bench.index, bench.stores, lambda path, aet: examine(path, aet, decoders))  # type: ignore[arg-type]
+
+
+class Lost:
+    """An image whose rows were lost. ``made``: its rendition."""
+
+    def __init__(self, bench: ArchiveParts, *, passed: bool = True) -> None:
+        self.bench, self.ds = bench, small(UID)
+        self.received = write(self.ds, bench.root / "received.dcm").read_bytes()
+        self.made: Pair = pair_of(self.ds, self.received, DERIVED, passed=passed)
+
+    def leave(self, *data: bytes) -> list[str]:
+        return [self.bench.hot.put(one) for one in data]
+
+    def leave_rendition(self) -> list[str]:
+        return self.leave(self.made.base_bytes, self.made.rendition_bytes)
+
+    def can_recover(self, data: bytes) -> bool:
+        return recovery(self.bench).can_recover("hot", sha256(data))
+
+
+@pytest.fixture
+def lost(bench: ArchiveParts) -> Lost:
+    return Lost(bench)
+
+
+def test_an_original_is_held_again_as_received(lost: Lost) -> None:
+    lost.leave(lost.received)
+    assert lost.can_recover(lost.received)
+    assert recovery(lost.bench).recover() == 1
+    held = lost.bench.index.by_uid(UID)
+    assert held is not None
+    assert (held.state, held.calling_aet) == (InstanceState.RECEIVED, "")
+    assert lost.bench.read(lost.received) == lost.received
+    assert not lost.can_recover(lost.received)
+    assert recovery(lost.bench).recover() == 0
+
+
+def test_a_packed_original_is_held_again_as_it_is(lost: Lost) -> None:
+    path = lost.bench.root / "received.dcm"
+    packed = pack_original(path, "jpegls", sha256(lost.received))
+    lost.leave(packed)
+    assert lost.can_recover(packed)
+    assert recovery(lost.bench).recover() == 1
+    held = lost.bench.index.originals.of_digest(sha256(lost.received))
+    assert held is not None
+    assert (held.form, held.tier, held.object_digest) == (OriginalForm.PACKED, Tier.HOT, sha256(packed))
+    assert lost.bench.read(lost.received) == lost.received
+
+
+@pytest.mark.parametrize(("passed", "state"), [(True, InstanceState.VERIFIED), (False, InstanceState.MEASURED)])
+def test_a_rendition_stands_for_its_image_again(bench: ArchiveParts, passed: bool, state: InstanceState) -> None:
+    lost = Lost(bench, passed=passed)
+    lost.leave(lost.received)
+    lost.leave_rendition()
+    assert lost.can_recover(lost.made.base_bytes)
+    assert lost.can_recover(lost.made.rendition_bytes)
+    assert recovery(bench).recover() == 3
+    held = bench.index.by_uid(DERIVED)
+    assert held is not None
+    assert held.rendition is not None
+    assert (held.sop_instance_uid, held.state, held.rendition.derived_uid) == (UID, state, DERIVED)
+    assert held.rendition.payload_bytes == len(lost.made.base_bytes) + len(lost.made.rendition_bytes)
+    assert not lost.can_recover(lost.made.base_bytes)
+    assert not lost.can_recover(lost.made.rendition_bytes)
+
+
+def test_an_image_without_its_original_is_known_from_its_base(lost: Lost) -> None:
+    lost.leave_rendition()
+    assert recovery(lost.bench).recover() == 2
+    held = lost.bench.index.by_uid(UID)
+    assert held is not None
+    assert (held.state, held.purged, held.study_instance_uid) == (
+        InstanceState.VERIFIED,
+        True,
+        str(lost.ds.StudyInstanceUID),
+    )
+
+
+def test_a_rendition_without_its_base_is_left(lost: Lost) -> None:
+    lost.leave(lost.made.rendition_bytes)
+    assert not lost.can_recover(lost.made.rendition_bytes)
+    assert recovery(lost.bench).recover() == 0
+    assert lost.bench.index.by_uid(UID) is None
+
+
+def test_a_rendition_of_other_received_bytes_is_left(lost: Lost) -> None:
+    """Its pixels would be served for another original."""
+    other = small(UID, KVP="31")
+    receive(lost.bench, write(other, lost.bench.root / "other.dcm").read_bytes(), other)
+    lost.leave_rendition()
+    assert not lost.can_recover(lost.made.rendition_bytes)
+    assert recovery(lost.bench).recover() == 0
+    held = lost.bench.index.by_uid(UID)
+    assert held is not None
+    assert (held.rendition, held.state) == (None, InstanceState.RECEIVED)
+
+
+def test_a_second_rendition_of_an_image_is_left(lost: Lost) -> None:
+    hold_image(lost.bench, lost.ds, DERIVED)
+    second = encode_rendition(replace(lost.made.rendition, derived_uid="2.25.8"))
+    lost.leave(second)
+    assert not lost.can_recover(second)
+    assert recovery(lost.bench).recover() == 0
+    assert lost.bench.index.rendition("2.25.8") is None
+
+
+def test_a_rendition_is_left_if_the_one_of_its_image_was_withdrawn(lost: Lost) -> None:
+    hold_image(lost.bench, lost.ds, DERIVED)
+    Integrity(lost.bench.index.engine).withdraw(DERIVED, "an audit failed")
+    second = encode_rendition(replace(lost.made.rendition, derived_uid="2.25.8"))
+    lost.leave(second)
+    assert not lost.can_recover(second)
+    assert recovery(lost.bench).recover() == 0
+
+
+def test_nothing_of_a_deleted_image_comes_back(lost: Lost) -> None:
+    receive(lost.bench, lost.received, lost.ds)
+    stones = lost.bench.index.tombstones
+    stones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
+    stones.delete_rows()
+    lost.bench.index.originals.collect(lost.bench.stores)
+    lost.leave(lost.received)
+    lost.leave_rendition()
+    assert not lost.can_recover(lost.received)
+    assert not lost.can_recover(lost.made.rendition_bytes)
+    assert recovery(lost.bench).recover() == 0
+    assert lost.bench.index.by_uid(UID) is None
+
+
+def test_an_original_whose_uid_was_issued_to_a_reconstruction_is_left(lost: Lost) -> None:
+    bench = lost.bench
+    bench.receive("1.2.3.2", state=InstanceState.RECEIVED)
+    claim = bench.index.claim("test", 60)
+    assert claim is not None
+    bench.index.finish_with(claim, InstanceState.VERIFIED, new_rendition(UID))
+    lost.leave(lost.received)
+    assert not lost.can_recover(lost.received)
+    assert recovery(bench).recover() == 0
+
+
+def test_what_cannot_be_read_does_not_end_the_recovery(lost: Lost) -> None:
+    """A damaged original, base and rendition, an object of no known kind, and a file that is no object."""
+    broken = [
+        bytes(128) + b"DICM and nothing",
+        lost.made.base_bytes[:200],
+        lost.made.rendition_bytes[:100],
+        b"LPACS?no such kind",
+        b"",
+    ]
+    lost.leave(*broken)
+    folder = lost.bench.hot.path(sha256(broken[0])).parent
+    (folder / ".hidden").write_bytes(b"of a file manager")
+    assert not any(lost.can_recover(one) for one in broken)
+    assert not recovery(lost.bench).can_recover("hot", ".hidden")
+    lost.leave(lost.received)
+    assert recovery(lost.bench).recover() == 1
+    assert lost.bench.read(lost.received) == lost.received
+
+
+def test_a_rendition_whose_base_is_damaged_is_left(lost: Lost) -> None:
+    base, _ = lost.leave_rendition()
+    lost.bench.hot.path(base).write_bytes(lost.made.base_bytes[:-1])
+    assert not lost.can_recover(lost.made.rendition_bytes)
+    assert recovery(lost.bench).recover() == 0
+    assert lost.bench.index.by_uid(UID) is None
