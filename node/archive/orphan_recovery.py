@@ -30,7 +30,7 @@ from storage.index.recovered_rows import (
     known_digests,
 )
 from storage.objects.store import ObjectStore
-from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, Tier
+from storage.records import HeldOriginal, InstanceState, NewInstance, NewRendition, OriginalForm, Tier
 
 _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
@@ -115,10 +115,17 @@ class OrphanRecovery:
         return None if has_rendition(self._index.engine, base.original_digest) else base
 
     def _is_wanted(self, new: NewInstance) -> bool:
-        """Whether the image is not held, or has lost the row of its original."""
+        """Whether the image is not held, or only its original is not found."""
         held, uid = self._index.by_uid(new.sop_instance_uid), new.sop_instance_uid
-        lacking = held is None or (held.held is None and held.original_digest == new.original_digest)
+        lacking = held is None or (held.original_digest == new.original_digest and self._is_lost(held.held))
         return lacking and is_acceptable(self._index.engine, uid)
+
+    def _is_lost(self, original: HeldOriginal | None) -> bool:
+        """Whether the row of an original is missing, or names an object that is missing, as before it was packed."""
+        if original is None:
+            return True
+        store = self._stores.get(original.tier)
+        return not original.purged and store is not None and not store.path(original.object_digest).exists()
 
     @contextmanager
     def _received(self, path: Path, kind: str) -> Iterator[NewInstance]:

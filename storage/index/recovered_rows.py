@@ -51,9 +51,12 @@ def has_rendition(engine: Engine, original_digest: str) -> bool:
 
 
 def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
-    """Commit an instance for an original in a store, or only its original if that row was lost; False if it is held."""
+    """Commit an instance for an original in a store, or only where the original of a held one was found.
+
+    False if its UID is held by another instance, or if the original of a held one was purged.
+    """
     added = index.add(new)
-    if added not in (Added.NEW, Added.SAME_BYTES):
+    if added not in (Added.NEW, Added.SAME_BYTES) or (added is Added.SAME_BYTES and not found.digest):
         return False
     held = {
         "form": found.form,
@@ -66,9 +69,7 @@ def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
     with writing(index.engine) as connection:
         key = _key(connection, new)
         mine = original.c.instance_key == key
-        if added is Added.SAME_BYTES:
-            if connection.execute(select(original.c.instance_key).where(mine)).first() is not None:
-                return False
+        if connection.execute(select(original.c.instance_key).where(mine)).first() is None:
             insert_original(connection, key, new.original_digest, new.original_bytes)
         connection.execute(update(original).where(mine).values(held))
     return True

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from node.archive.intake.ingest import examine
 from node.archive.orphan_recovery import OrphanRecovery
 from storage.formats.packed_original import pack_original
 from storage.formats.payload import encode_rendition
+from storage.index.connection import writing
 from storage.index.integrity import Integrity
+from storage.index.tables import original
 from storage.records import InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import Pair, hold_image, pair_of, receive, small
@@ -81,6 +84,26 @@ def test_a_packed_original_is_held_again_as_it_is(lost: Lost) -> None:
     assert held is not None
     assert (held.form, held.tier, held.object_digest) == (OriginalForm.PACKED, Tier.HOT, sha256(packed))
     assert lost.bench.read(lost.received) == lost.received
+
+
+def test_a_packed_original_is_found_if_its_row_names_the_received_file(lost: Lost) -> None:
+    """As a rebuild leaves the row if only the line of the packing is damaged in the change journal."""
+    path, engine = lost.bench.root / "received.dcm", lost.bench.index.engine
+    packed = pack_original(path, "jpegls", sha256(lost.received))
+    lost.leave(lost.received)
+    recovery(lost.bench).recover()
+    lost.leave(packed)
+    assert not lost.can_recover(packed), "its received file is held"
+    lost.bench.hot.path(sha256(lost.received)).unlink()
+    assert lost.can_recover(packed)
+    assert recovery(lost.bench).recover() == 1
+    held = lost.bench.index.originals.of_digest(sha256(lost.received))
+    assert held is not None
+    assert (held.form, held.object_digest) == (OriginalForm.PACKED, sha256(packed))
+    assert lost.bench.read(lost.received) == lost.received
+    with writing(engine) as connection:
+        connection.execute(update(original).values(form=OriginalForm.PURGED, object_digest=None))
+    assert not lost.can_recover(packed), "what was purged stays purged"
 
 
 @pytest.mark.parametrize(("passed", "state"), [(True, InstanceState.VERIFIED), (False, InstanceState.MEASURED)])
