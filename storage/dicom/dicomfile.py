@@ -111,7 +111,10 @@ def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
         raise Unparseable("file ends inside its file meta information")
     file.seek(132)
     meta = parse(file.read(min(start - 132, _MAX_META)), ExplicitVRLittleEndian)
-    named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
+    try:
+        named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
+    except Exception as error:
+        raise Unparseable("file meta information has an unreadable transfer syntax") from error
     syntax = UID(named[0] if named else "", validation_mode=config.IGNORE)
     if not syntax.is_transfer_syntax:
         raise Unparseable(f"file meta information has an unknown transfer syntax: {syntax!r}")

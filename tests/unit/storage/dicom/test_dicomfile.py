@@ -352,6 +352,17 @@ def test_an_unknown_transfer_syntax_is_refused(value: bytes, tmp_path: Path) -> 
         pass
 
 
+@pytest.mark.parametrize("length", [0, 2])
+def test_a_transfer_syntax_of_no_vr_is_unparseable(tmp_path: Path, length: int) -> None:
+    """Found by mutation: pydicom raises NotImplementedError on an empty value of an unknown VR."""
+    element = struct.pack("<HH2sH", 2, 0x10, b"U\0", length) + b"1\0"[:length]
+    start = struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(element))
+    path = tmp_path / "no_vr.dcm"
+    path.write_bytes(bytes(128) + b"DICM" + start + element)
+    with pytest.raises(Unparseable, match="transfer syntax"), opened(path):
+        pass
+
+
 def test_a_view_of_the_pixels_outlives_the_opened_file(tmp_path: Path) -> None:
     pixels = breast(32, 24)
     with opened(write(mammogram(pixels), tmp_path / "x.dcm")) as file:
