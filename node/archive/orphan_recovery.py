@@ -85,7 +85,10 @@ class OrphanRecovery:
         with self._received(path, kind) as new:
             if not self._is_wanted(new):
                 return 0
-            return int(adopt_original(self._index, new, FoundObject(form, tier, path.name, path.stat().st_size)))
+            held = self._index.by_uid(new.sop_instance_uid)
+            missing = held.held.object_digest if held is not None and held.held is not None else ""
+            object_found = FoundObject(form, tier, path.name, path.stat().st_size)
+            return int(adopt_original(self._index, new, object_found, missing=missing))
 
     def _recover_rendition(self, path: Path) -> int:
         try:

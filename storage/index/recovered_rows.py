@@ -50,13 +50,14 @@ def has_rendition(engine: Engine, original_digest: str) -> bool:
         return connection.execute(query.where(instance.c.original_digest == original_digest)).first() is not None
 
 
-def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
+def adopt_original(index: Index, new: NewInstance, found: FoundObject, *, missing: str = "") -> bool:
     """Commit an instance for an original in a store, or only where the original of a held one was found.
 
-    False if its UID is held by another instance, or if the original of a held one was purged.
+    ``missing``: the digest of the object that its row names, if there is no such object. False if the UID is held by
+    another instance, or if the row of its original names another object.
     """
     added = index.add(new)
-    if added not in (Added.NEW, Added.SAME_BYTES) or (added is Added.SAME_BYTES and not found.digest):
+    if added not in (Added.NEW, Added.SAME_BYTES):
         return False
     held = {
         "form": found.form,
@@ -69,8 +70,11 @@ def adopt_original(index: Index, new: NewInstance, found: FoundObject) -> bool:
     with writing(index.engine) as connection:
         key = _key(connection, new)
         mine = original.c.instance_key == key
-        if connection.execute(select(original.c.instance_key).where(mine)).first() is None:
+        row = connection.execute(select(original.c.object_digest).where(mine)).first()
+        if row is None:
             insert_original(connection, key, new.original_digest, new.original_bytes)
+        elif added is Added.SAME_BYTES and (not missing or row.object_digest != missing):
+            return False
         connection.execute(update(original).where(mine).values(held))
     return True
 

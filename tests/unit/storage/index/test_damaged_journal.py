@@ -128,6 +128,10 @@ def test_an_original_that_is_found_gets_its_row_again(
     assert not adopt_original(index, other, again)
     assert located(index, 2) == there
     assert count(index, "instance", "original") == [3, 1]
+    assert adopt_original(index, new, again, missing="ab" * 32), "the packed object was lost"
+    there = located(index, 2)
+    assert there is not None
+    assert (there.form, there.object_digest) == ("verbatim", digest)
 
 
 def test_a_rendition_is_adopted_for_an_image_that_is_held_only(
