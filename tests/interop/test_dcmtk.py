@@ -255,6 +255,7 @@ def profile(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_several_syntaxes_in_one_association(node: Archive, tmp_path: Path, profile: Path) -> None:
     native = {ExplicitVRLittleEndian: "e", ImplicitVRLittleEndian: "i", ExplicitVRBigEndian: "b"}
     files = [
@@ -579,6 +580,7 @@ def test_move_of_other_syntaxes_is_verbatim(
         assert data_set_bytes(scp.only()) == data_set_bytes(compressed[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_move_to_a_peer_that_takes_only_implicit(
     node: Archive, compressed: dict[str, Path], port: int, tmp_path: Path, name: str
@@ -676,6 +678,7 @@ def test_move_to_a_dead_destination(node: Archive, study: dict[str, Path]) -> No
     assert echoscu(node.address, calling="VIEWER") == 0x0000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["--refuse", "--abort-after", "--abort-during"])
 def test_move_to_a_destination_that_fails(
     node: Archive, study: dict[str, Path], port: int, tmp_path: Path, fault: str

@@ -214,6 +214,7 @@ def test_first_backup_killed_is_no_backup_and_goes_on(made: FilledArchive, tmp_p
     assert (done.clean, done.copied) == (True, len({one.digest for one in read_manifest(dest).objects}) - 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, -1])
 def test_killed_restore_goes_on(made: FilledArchive, tmp_path: Path, steps: int) -> None:
     dest, rows = tmp_path / "backup", {}

@@ -163,6 +163,7 @@ def test_the_reconstruction_is_proved_before_the_original_goes(archive: Archive,
     assert len(archive.node.retention.purge().purged) == 1
 
 
+@pytest.mark.slow
 def test_the_cold_store(tmp_path: Path, receiver: Receiver) -> None:
     """Originals a rendition stands for move there, are served from there, and come back when asked for."""
     cold = tmp_path / "cold"

@@ -200,6 +200,7 @@ def test_a_killed_decoder_is_no_judgement(tmp_path: Path, deaths: int, sound: bo
     assert (new.pixel_warning == "") is sound
 
 
+@pytest.mark.slow
 def test_over_the_network(tmp_path: Path, receiver: client.Receiver) -> None:
     """As its sender sees it: success, and C-MOVE gives the bytes back."""
     settings = settings_for(tmp_path / "archive", receiver.port, originals={"coder": "jpegls"})

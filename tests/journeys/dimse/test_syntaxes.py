@@ -266,6 +266,7 @@ def test_a_lossy_original_is_sent_as_it_is(tmp_path: Path) -> None:
         assert data_set_bytes(destination.only()) == data_set_bytes(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("calling", "expected"), [("JPEGLS", "jpegls"), ("HTJ2K", "htj2k"), ("MODALITY", "explicit")])
 def test_get_in_one_context_with_many_syntaxes(tmp_path: Path, calling: str, expected: str) -> None:
     """The acceptor chooses one for the context (PS3.8 9.3.3.2): the one that the caller's entry prefers."""

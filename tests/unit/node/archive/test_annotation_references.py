@@ -125,6 +125,7 @@ def test_copies_for_a_peer_with_rewritten_references(study: Study) -> None:
     assert len(study.archive.node.index.quarantine.all()) == 1
 
 
+@pytest.mark.slow
 def test_deletion_of_an_annotation_deletes_its_copies(study: Study) -> None:
     study.encoded("2.25.1")
     (copy,) = study.found("REWRITTEN")

@@ -32,6 +32,7 @@ def _little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("golden", sorted(GOLDEN.glob("*.lpacs")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("what", ["meta", "section", "several"])
 def test_only_payload_errors_come_of_mutations(golden: Path, what: str) -> None:

@@ -213,6 +213,7 @@ def test_association_shutdown_is_still_needed(monkeypatch: pytest.MonkeyPatch) -
         received(caller)
         caller.sendall(struct.pack(">BxI", 4, 5000) + bytes(100))
         assert waiting.wait(20)
+        wait_for(lambda: [one for one in server.associations if one.is_established], what="an association to abort")
         assert is_blocked(server.entity.shutdown)
 
 
