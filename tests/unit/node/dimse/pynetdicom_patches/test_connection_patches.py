@@ -110,7 +110,7 @@ def test_connection_limits_is_still_needed() -> None:
 
 def test_closed_before_request_is_still_needed() -> None:
     """The association of a caller that has closed lives on."""
-    with plain_server(acse_timeout=3 * LONG_ENOUGH) as server:
+    with plain_server(acse_timeout=20 * LONG_ENOUGH) as server:
         with socket.create_connection(("127.0.0.1", server.port)):
             (assoc,) = wait_for(lambda: server.associations, timeout=20, what="an association")
         wait_for(lambda: assoc.dul.state_machine.current_state == "Sta1", timeout=20, what="the end of the connection")
