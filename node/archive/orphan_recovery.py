@@ -30,7 +30,7 @@ from storage.index.recovered_rows import (
     known_digests,
 )
 from storage.objects.store import ObjectStore
-from storage.records import HeldOriginal, InstanceState, NewInstance, NewRendition, OriginalForm, Tier
+from storage.records import HeldOriginal, InstanceState, NewInstance, NewRendition, OriginalForm, StoredInstance, Tier
 
 _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
@@ -52,7 +52,7 @@ class OrphanRecovery:
             kind = _kind(path)
             if kind in ("original", "packed"):
                 with self._received(path, kind) as new:
-                    return self._is_wanted(new)
+                    return self._is_wanted(new, self._index.by_uid(new.sop_instance_uid))
             if kind == "rendition":
                 return self._base_for(decode_rendition(path.read_bytes())) is not None
             return kind == "base" and not has_rendition(
@@ -83,12 +83,12 @@ class OrphanRecovery:
     def _recover_original(self, tier: Tier, path: Path, kind: str) -> int:
         form = OriginalForm.VERBATIM if kind == "original" else OriginalForm.PACKED
         with self._received(path, kind) as new:
-            if not self._is_wanted(new):
-                return 0
             held = self._index.by_uid(new.sop_instance_uid)
+            if not self._is_wanted(new, held):
+                return 0
             missing = held.held.object_digest if held is not None and held.held is not None else ""
-            object_found = FoundObject(form, tier, path.name, path.stat().st_size)
-            return int(adopt_original(self._index, new, object_found, missing=missing))
+            found = FoundObject(form, tier, path.name, path.stat().st_size)
+            return int(adopt_original(self._index, new, found, missing=missing))
 
     def _recover_rendition(self, path: Path) -> int:
         try:
@@ -117,11 +117,10 @@ class OrphanRecovery:
             return None
         return None if has_rendition(self._index.engine, base.original_digest) else base
 
-    def _is_wanted(self, new: NewInstance) -> bool:
+    def _is_wanted(self, new: NewInstance, held: StoredInstance | None) -> bool:
         """Whether the image is not held, or only its original is not found."""
-        held, uid = self._index.by_uid(new.sop_instance_uid), new.sop_instance_uid
         lacking = held is None or (held.original_digest == new.original_digest and self._is_lost(held.held))
-        return lacking and is_acceptable(self._index.engine, uid)
+        return lacking and is_acceptable(self._index.engine, new.sop_instance_uid)
 
     def _is_lost(self, original: HeldOriginal | None) -> bool:
         """Whether the row of an original is missing, or names an object that is missing, as before it was packed."""

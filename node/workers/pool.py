@@ -37,7 +37,8 @@ class Priority(IntEnum):
 START_METHOD = "spawn"
 """How multiprocessing starts workers: never "fork", which copies locks that other threads hold."""
 
-_TOO_LONG = "took more processor time than limits.decoder_time allows"
+_TOO_LONG = "it took more processor time than limits.decoder_time allows"
+"""Message of OutOfTime, which a person reads as the reason of an image."""
 
 _IDLE = 600.0
 """Default of limits.idle: seconds after which an idle worker ends."""
@@ -91,7 +92,7 @@ class WorkerPool:
                 return self._ask(executor, request)
             except (BrokenProcessPool, CancelledError) as error:
                 if _kill(executor):
-                    raise OutOfTime(f"{type(request).__name__} {_TOO_LONG}") from error
+                    raise OutOfTime(_TOO_LONG) from error
                 raise WorkerDied(f"a process that had only {type(request).__name__} to work on ended") from error
             finally:
                 _kill(executor)
@@ -145,7 +146,7 @@ class WorkerPool:
                 return executor
             except (BrokenProcessPool, CancelledError, WorkerDied):
                 if _kill(executor):
-                    future.set_exception(OutOfTime(f"{type(request).__name__} {_TOO_LONG}"))
+                    future.set_exception(OutOfTime(_TOO_LONG))
                     return None
                 executor = None
                 if self._closing.is_set() or attempts == 2:

@@ -139,7 +139,7 @@ NICE = 12
 """Nice value of workers, so that associations come first."""
 
 WHOLE = 30
-"""How often the time limit of one frame fits in that of a request about a whole object, which may have many frames."""
+"""Factor of limits.decoder_time for a request about a whole object, which may have many frames."""
 
 _catalogue: Catalogue | None = None
 

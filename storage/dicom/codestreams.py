@@ -64,9 +64,14 @@ def check_pixels(what: str, rows: int, columns: int, samples: int) -> None:
         raise TooManyPixels(f"{what} {size} pixels, more than the {limit} that are decoded here (limits.pixels)")
 
 
-def check_codestream(data: bytes) -> None:
-    """Raises TooManyPixels if a codestream's header states more than limits.pixels, PixelError if it has no size."""
-    check_pixels("codestream announces", *codestream_header(data))
+def check_codestream(data: bytes) -> CodestreamHeader:
+    """The header of a codestream.
+
+    Raises TooManyPixels if it states more than limits.pixels, PixelError if it has no size.
+    """
+    header = codestream_header(data)
+    check_pixels("codestream announces", *header)
+    return header
 
 
 def _jpeg(data: bytes) -> CodestreamHeader:

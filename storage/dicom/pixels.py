@@ -20,7 +20,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.dicom.codestreams import check_codestream, check_pixels, codestream_header
+from storage.dicom.codestreams import check_codestream, check_pixels
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
 from storage.errors import PixelError, TooManyPixels, Unparseable
@@ -240,8 +240,7 @@ def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
 
     pydicom would give its values the header's shape, and the picture would be scrambled.
     """
-    check_codestream(frame)
-    rows, columns, _ = codestream_header(frame)
+    rows, columns, _ = check_codestream(frame)
     if syntax in JPEG_XL or not rows:  # JPEG XL may be turned when it is decoded; JPEG may state its rows later
         return
     _check_shape((rows, columns), shape)

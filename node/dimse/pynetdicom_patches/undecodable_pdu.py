@@ -10,6 +10,7 @@ Remove when the log quotes no value, ``to_primitive`` is guarded, and nothing is
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from pynetdicom.dul import DULServiceProvider
@@ -37,12 +38,10 @@ class UndecodablePduAbort(DULServiceProvider):
             self._desynchronised = "Evt19" in self.event_queue.queue
             return
         connection: Any = self.socket
-        try:
+        with suppress(OSError):
             connection.socket.settimeout(_DISCARD_TIME)
             if connection.socket.recv(_DISCARDED):
                 return
-        except OSError:
-            pass
         self.event_queue.put("Evt17")  # transport connection closed
 
     def _decode_pdu(self, bytestream: bytearray) -> Any:
