@@ -122,3 +122,11 @@ class ArchiveParts:
 
     def files(self) -> int:
         return sum(len(list(store.digests())) for store in self.stores.values())
+
+
+def in_the_cold_store(folder: Path, uid: str) -> ArchiveParts:
+    """An archive whose only original, of that UID, is in the cold store."""
+    parts = ArchiveParts(folder / "archive", coder="none", path=str(folder / "cold"))
+    parts.receive(uid)
+    assert parts.work() == 1
+    return parts

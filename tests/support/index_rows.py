@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from sqlalchemy import Engine
 
 from storage.dicom.levels import levels_of
 from storage.index import Index
@@ -81,3 +84,21 @@ def claimed(index: Index, owner: str = "worker", lease: float = 60.0) -> Claim:
     claim = index.claim(owner, lease)
     assert claim is not None
     return claim
+
+
+def between_look_and_write(monkeypatch: pytest.MonkeyPatch, engine: Engine, act: Callable[[], object]) -> None:
+    """Let somebody act between the first connection of the next call, which reads, and its second, which writes."""
+    real = engine.connect
+
+    def look() -> object:
+        monkeypatch.undo()
+        connection = real()
+        monkeypatch.setattr(engine, "connect", write)
+        return connection
+
+    def write() -> object:
+        monkeypatch.undo()
+        act()
+        return real()
+
+    monkeypatch.setattr(engine, "connect", look)

@@ -16,7 +16,7 @@ from node.config import Settings, parse
 from storage.errors import BackupRefused, ConfigError
 from storage.index.job_runs import JobRows
 from storage.records import OriginalForm, Tier
-from tests.support.archive_parts import ArchiveParts
+from tests.support.archive_parts import ArchiveParts, in_the_cold_store
 from tests.support.job_runs import CountedRun
 
 UID = "1.2.3.1"
@@ -32,10 +32,7 @@ def settings_of(root: Path, **storage: Any) -> Settings:
 @pytest.fixture
 def bench(tmp_path: Path) -> ArchiveParts:
     """An archive whose only original is in the cold store."""
-    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
-    bench.receive(UID)
-    assert bench.work() == 1
-    return bench
+    return in_the_cold_store(tmp_path, UID)
 
 
 def test_a_cold_store_whose_disk_is_not_mounted_is_refused(bench: ArchiveParts, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from storage.index.rewritten_annotations import copies
 from storage.index.tables import garbage
 from storage.index.trail_rows import NOTHING_BEFORE, first_break, record_digest
 from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry, TrailRecord
-from tests.support.index_rows import VERDICT, claimed, new_instance, new_rendition, url_of
+from tests.support.index_rows import VERDICT, between_look_and_write, claimed, new_instance, new_rendition, url_of
 
 UID, DERIVED = "1.2.3.1", "2.25.1"
 ENTRY = TrailEntry("audit", "job:audit", "image", (UID,))
@@ -162,20 +162,8 @@ def test_two_readers_that_make_the_same_copy_of_an_annotation_get_one_uid(
     """The other one commits it between our look and our write."""
     index.add(new_instance("1.2.3.2", references=(UID,)))
     keys = [held(index, "1.2.3.2").key]
-    real, other = index.engine.connect, []
-
-    def meanwhile() -> object:
-        monkeypatch.undo()
-        connection = real()
-        monkeypatch.setattr(index.engine, "connect", first_commits)
-        return connection
-
-    def first_commits() -> object:
-        monkeypatch.undo()
-        other.append(copies(index.engine, keys))
-        return real()
-
-    monkeypatch.setattr(index.engine, "connect", meanwhile)
+    other: list[object] = []
+    between_look_and_write(monkeypatch, index.engine, lambda: other.append(copies(index.engine, keys)))
     mine = copies(index.engine, keys)
     assert other == [mine]
     assert mine[keys[0]].pairs == ((UID, DERIVED),)

@@ -35,7 +35,7 @@ from storage.records import (
     Tier,
     TrailEntry,
 )
-from tests.support.index_rows import claimed, digest, new_instance, new_rendition, url_of
+from tests.support.index_rows import between_look_and_write, claimed, digest, new_instance, new_rendition, url_of
 
 UID = "1.2.3.1"
 ENTRY = TrailEntry("test", "user:me", "image", (UID,))
@@ -120,21 +120,9 @@ def test_an_original_that_was_given_up_is_free_at_once_or_after_a_while(index: I
 
 def test_of_two_packers_that_saw_the_same_original_one_gets_it(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one looked before the first had committed."""
-    real = index.originals._engine.connect
     found: list[OriginalClaim | None] = []
-
-    def connect_after_the_first() -> object:
-        monkeypatch.undo()
-        connection = real()
-        monkeypatch.setattr(index.engine, "connect", first_commits)
-        return connection
-
-    def first_commits() -> object:
-        monkeypatch.undo()
-        found.append(index.originals.claim_to_pack("first", 60.0))
-        return real()
-
-    monkeypatch.setattr(index.engine, "connect", connect_after_the_first)
+    originals = index.originals
+    between_look_and_write(monkeypatch, index.engine, lambda: found.append(originals.claim_to_pack("first", 60.0)))
     assert index.originals.claim_to_pack("second", 60.0) is None
     assert [claim.owner for claim in found if claim is not None] == ["first"]
 

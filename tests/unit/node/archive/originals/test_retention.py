@@ -15,7 +15,7 @@ from storage.errors import PurgeRefused
 from storage.index.connection import now, writing
 from storage.index.tables import original
 from storage.records import HeldOriginal, Tier
-from tests.support.archive_parts import ArchiveParts
+from tests.support.archive_parts import ArchiveParts, in_the_cold_store
 from tests.support.coded_images import just_before
 
 UID = "1.2.3.1"
@@ -24,10 +24,7 @@ UID = "1.2.3.1"
 @pytest.fixture
 def bench(tmp_path: Path) -> ArchiveParts:
     """An archive whose only original is in the cold store."""
-    bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
-    bench.receive(UID)
-    assert bench.work() == 1
-    return bench
+    return in_the_cold_store(tmp_path, UID)
 
 
 def held(bench: ArchiveParts) -> HeldOriginal:
