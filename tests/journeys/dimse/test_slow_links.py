@@ -32,6 +32,10 @@ FAILED, CANCELLED, PENDING, SUCCESS = 0xA702, 0xFE00, 0xFF00, 0x0000
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
 
 
+_BUFFER = 16384
+"""Bytes that a side of the line holds: a sender hears of every 32 KB (the system doubles it), five times a second."""
+
+
 class Line:
     """A destination behind a line of ``rate`` bytes a second; 0: it takes the association and reads no more.
 
@@ -46,7 +50,7 @@ class Line:
         self._scp: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answers)])
         self._to, self._slow_back = ("127.0.0.1", to) if to else self._scp.server_address, bool(to)
         self._listening = socket.socket()
-        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._listening.bind(("127.0.0.1", 0))
         self._listening.listen()
         self.port = int(self._listening.getsockname()[1])
@@ -59,7 +63,7 @@ class Line:
             while True:
                 caller, _ = self._listening.accept()
                 scp = socket.socket()
-                scp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                scp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 scp.connect(self._to)
                 scp.sendall(caller.recv(65536))
                 caller.sendall(scp.recv(65536))
@@ -71,9 +75,11 @@ class Line:
                     self._threads[-1].start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket, rate: float) -> None:
+        due = time.monotonic()
         with suppress(OSError):
             while rate and not self._over.is_set() and (data := one.recv(16384)):
-                self._over.wait(len(data) / rate)
+                due = max(due, time.monotonic() - 1) + len(data) / rate  # makes up for a second of a busy machine
+                self._over.wait(max(0.0, due - time.monotonic()))
                 other.sendall(data)
                 self.received += len(data)
             if rate:
