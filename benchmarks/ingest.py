@@ -91,17 +91,21 @@ def compare(folder: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 class Batch:
-    """Files of one study. Their pixels are noise on a ramp; their UIDs are overwritten before each sending."""
+    """Files of one study, whose UIDs are overwritten before each sending.
 
-    def __init__(self, folder: Path, images: int, **changes: Any) -> None:
+    ``pixels``: uint16 (rows, columns) of a mammogram, which each image shows shifted by other rows; None means noise on
+    a ramp.
+    """
+
+    def __init__(self, folder: Path, images: int, *, pixels: NDArray[np.uint16] | None = None, **changes: Any) -> None:
         folder.mkdir()
         random = np.random.default_rng(0)
         self._count, self.study = 0, generate_uid()
         self._files: list[tuple[Path, bytes]] = []
         for number in range(images):
-            pixels = noise_on_a_ramp(random)
+            frame = noise_on_a_ramp(random) if pixels is None else np.roll(pixels, 16 * number, axis=0)
             uid = f"2.25.{10**38 + number}"
-            ds = mammogram(pixels, SOPInstanceUID=uid, StudyInstanceUID=self.study, **changes)
+            ds = mammogram(frame, SOPInstanceUID=uid, StudyInstanceUID=self.study, **changes)
             self._files.append((write(ds, folder / f"{number:03d}.dcm"), uid.encode()))
         self.megabytes = sum(path.stat().st_size for path, _ in self._files) / 1e6
 

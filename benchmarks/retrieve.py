@@ -8,8 +8,10 @@ the packed codestreams unchanged; Orthanc sends uncompressed images. ``reconstru
 of 13.6 megapixels alone (benchmarks.reconstruct).
 
     python -m benchmarks.retrieve [--images 30] [--rounds 3] [--coder jpegls] [--originals] [--json]
+                                  [--data FOLDER --only NAME]
 
-``--originals`` omits reconstructions, which take minutes to encode; the images are then For Processing.
+``--originals`` omits reconstructions, which take minutes to encode; the images are then For Processing. The pixels are
+noise everywhere, the slowest content for a coder, or with ``--data`` those of the first mammogram found there.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import reconstruct
+from benchmarks import coded, reconstruct
 from benchmarks.ingest import Batch, free_port, start_orthanc, start_ours, wait_until_listening
 from node.archive.rendered_cache import forget
 from storage.index import Index
@@ -47,8 +51,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--coder", default="jpegls", help="coder of packed originals (originals.coder)")
     parser.add_argument("--originals", action="store_true", help="measure originals only")
+    parser.add_argument("--data", type=Path, help="a folder of mammograms, the first of which the images show")
+    parser.add_argument("--only", default="", help="text in the name of that mammogram")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    image = next(coded.images(options.data, only=options.only), None) if options.data else None
+    if options.data and image is None:
+        sys.exit(f"no mammogram with {options.only!r} in its name in {options.data}")
     for tool in ("storescu", "movescu", "Orthanc"):
         if not shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin"):
             sys.exit(f"{tool} is not installed (Debian: dcmtk, orthanc)")
@@ -58,14 +67,17 @@ def main() -> None:
             *(Path(folder), options.images, options.rounds, console),
             coder=options.coder,
             reconstructed=not options.originals,
+            pixels=image.picture.pixels if image else None,
         )
+    report["pixels"] = image.name if image else "noise"
     if not options.originals:
         report["reconstruct_s"] = reconstruct.compare(3)["reconstruct_s"]
     if options.json:
         print(json.dumps(report, indent=2))
         return
     table = Table(
-        "", "seconds (median)", "MB/s", "Orthanc over this archive", title=f"C-MOVE of {options.images} images of 17 MB"
+        *("", "seconds (median)", "MB/s", "Orthanc over this archive"),
+        title=f"C-MOVE of {options.images} images of {report['megabytes']:.0f} MB in all, pixels: {report['pixels']}",
     )
     for name in ("exact", "cached", "orthanc", "exact_first", "passed_first", "reconstructed_first"):
         if f"{name}_s" in report:
@@ -77,10 +89,17 @@ def main() -> None:
 
 
 def compare(
-    folder: Path, images: int, rounds: int, console: Console, *, coder: str = "jpegls", reconstructed: bool = True
+    folder: Path,
+    images: int,
+    rounds: int,
+    console: Console,
+    *,
+    coder: str = "jpegls",
+    reconstructed: bool = True,
+    pixels: NDArray[np.uint16] | None = None,
 ) -> dict[str, Any]:
     """Fill both, wait until this archive has encoded all images, and move the study from each in turn."""
-    batch = Batch(folder / "files", images, **({} if reconstructed else FOR_PROCESSING))
+    batch = Batch(folder / "files", images, pixels=pixels, **({} if reconstructed else FOR_PROCESSING))
     target, ours, theirs = free_port(), free_port(), free_port()
     archive = folder / "ours" / "archive"
     kinds = {"exact": "EXACT"} | ({"cached": "RECONSTRUCTED"} if reconstructed else {})
