@@ -67,7 +67,8 @@ class _Writer:
 
     def data_set(self, dataset: Dataset, outer: _Context, within: range = ALL) -> bytes:
         tags = [tag for tag in sorted(dataset.keys()) if int(tag) in within and (tag.element != 0 or tag.group <= 6)]
-        elements = [dataset.get_item(tag) for tag in tags]  # before pydicom converts any of them
+        # before pydicom converts any of them; without keep_deferred it would convert empty ones here
+        elements = [dataset.get_item(tag, keep_deferred=True) for tag in tags]
         context = _context_of(dataset, outer)
         return b"".join(self._element(element, context) for element in elements)
 
@@ -75,7 +76,7 @@ class _Writer:
         if isinstance(element, DataElement):
             return self._made(element, context)
         vr = vr_of(element, context.data_sets)
-        if context.changed and vr in _IN_CHARACTER_SET:
+        if context.changed and vr in _IN_CHARACTER_SET and element.length != _UNDEFINED:
             return self._made(context.data_sets[0][element.tag], context)
         return self._received(element, vr, context)
 
@@ -85,6 +86,7 @@ class _Writer:
         value = raw.value or b""
         unchanged = (raw.is_implicit_VR, raw.is_little_endian) == (self._implicit, self._little)
         if raw.length == _UNDEFINED:  # encapsulated pixels, or a value whose end pydicom does not find
+            vr = vr if vr in _LONG_VRS else "UN"  # other VRs have no undefined length (PS3.5 7.1.2)
             return self._head(raw.tag, vr, _UNDEFINED) + value + self._delimiter(0xE0DD)
         if self._verbatim and unchanged and (self._implicit or raw.VR):
             return self._head(raw.tag, raw.VR or "UN", len(value)) + value
