@@ -96,7 +96,7 @@ class _Writer:
                 return self._sequence(raw.tag, items, context, undefined=False)
             vr = "UN"
         if raw.is_little_endian != self._little:
-            value = _swapped(value, vr)
+            value = swapped(value, vr)
         return self._plain(raw.tag, vr, value)
 
     def _plain(self, tag: BaseTag, vr: str, value: bytes) -> bytes:
@@ -186,6 +186,17 @@ def vr_of(raw: RawDataElement, data_sets: tuple[Dataset, ...]) -> str:
     return _ob_or_ow(raw.tag) if " or " in vr else vr
 
 
+def swapped(value: bytes, vr: str) -> bytes:
+    """The value in the other byte order; unchanged if it is not a whole number of words."""
+    size = _WORD_BYTES.get(vr, 1)
+    if size == 1 or len(value) % size:
+        return value
+    reversed_words = bytearray(len(value))
+    for place in range(size):
+        reversed_words[place::size] = value[size - 1 - place :: size]
+    return bytes(reversed_words)
+
+
 def _items(raw: RawDataElement, dataset: Dataset) -> Items | None:
     """The items of a sequence of defined length; None if its value is not a sequence."""
     try:
@@ -222,14 +233,3 @@ def _is_signed(data_sets: tuple[Dataset, ...]) -> bool:
         if found:
             return bool(found[0] == 1)
     return False
-
-
-def _swapped(value: bytes, vr: str) -> bytes:
-    """The value in the other byte order; unchanged if it is not a whole number of words."""
-    size = _WORD_BYTES.get(vr, 1)
-    if size == 1 or len(value) % size:
-        return value
-    swapped = bytearray(len(value))
-    for place in range(size):
-        swapped[place::size] = value[size - 1 - place :: size]
-    return bytes(swapped)
