@@ -20,11 +20,11 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from storage.dicom.element_walk import Layout, kept_ranges, normalised, scan
 from storage.dicom.elements import values_of
-from storage.dicom.inflating import inflated
+from storage.dicom.inflating import DEFLATED, inflated
 from storage.dicom.writing import ALL, written
 from storage.errors import Unparseable
 
@@ -90,7 +90,7 @@ def opened(path: Path) -> Iterator[DataSetFile]:
         view = memoryview(mapped)
         data = view[start:]
         try:
-            if syntax == DeflatedExplicitVRLittleEndian:
+            if syntax in DEFLATED:
                 data = memoryview(stack.enter_context(inflated(data, path.parent)))
             yield DataSetFile(syntax, data, scan(data, syntax))
         finally:

@@ -16,11 +16,12 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.element_walk import looks_implicit
 from storage.dicom.elements import append_item, codecs_of
+from storage.dicom.inflating import DEFLATED
 from storage.dicom.recoding import declare, to_utf8, undeclared_latin_1
 from storage.dicom.writing import ALL
 from storage.errors import Unparseable
@@ -48,7 +49,7 @@ def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) ->
             drop(header, NOT_OF_THIS_HEADER)
             write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
             pieces = _pieces(header, file)
-        out.writelines(_deflated(pieces) if file.transfer_syntax == DeflatedExplicitVRLittleEndian else pieces)
+        out.writelines(_deflated(pieces) if file.transfer_syntax in DEFLATED else pieces)
 
 
 def amend(header: Dataset, applied: Iterable[Applied]) -> None:

@@ -40,6 +40,7 @@ from pydicom.uid import (
     JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    JPIPHTJ2KReferencedDeflate,
     RLELossless,
 )
 
@@ -330,6 +331,17 @@ def test_deeply_nested_sequences_are_refused_and_do_not_exhaust_the_stack() -> N
 def test_implicit_encoding_under_an_explicit_transfer_syntax_is_read() -> None:
     body = b"".join(data for _, data in parts_of(ImplicitVRLittleEndian))
     assert scan(body, ExplicitVRLittleEndian) == scan(body, ImplicitVRLittleEndian)
+
+
+def test_references_in_a_deflated_data_set_are_read(tmp_path: Path) -> None:
+    """JPIP HTJ2K Referenced Deflate, which peers may propose, deflates its data set too (PS3.5 A.14)."""
+    body = element(0x00287FE0, "UT", b"http://example.org/1", ExplicitVRLittleEndian)
+    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated, syntax = engine.compress(body) + engine.flush(), JPIPHTJ2KReferencedDeflate
+    path = write_body(deflated, tmp_path / "x.dcm", sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=syntax)
+    with opened(path) as file:
+        assert bytes(file.data) == body
+        assert file.header().PixelDataProviderURL == "http://example.org/1"
 
 
 def test_an_invalid_deflated_stream_is_refused(tmp_path: Path) -> None:
