@@ -13,7 +13,9 @@ visible speck is kept if its contrast (mean of the core minus the median of the 
 reconstruction before noise is drawn, is 95 to 105% of that in the original. A cluster with visible specks is kept if
 all of them are. The contrast in the original contains noise and that in the structure contains less, which alone makes
 a speck of 5 deviations miss 5%. ``clusters_kept_in_sum`` is more stable: it counts clusters whose contrast, summed over
-the visible specks, is 95 to 105%.
+the visible specks, is 95 to 105%. ``over_planted`` is free of that choice: it pools all specks with a planted peak of
+5 and more, visible or not, and divides their contrast in the original, the structure and the served image by the
+contrast that planting added.
 
 Invented specks have a response of at least 6, in units of the original's noise, in the structure or in the served
 image, and no response of half that within 3 pixels in the original. In the served image they can be drawn noise:
@@ -80,10 +82,12 @@ class Planted:
 
 @dataclass(frozen=True)
 class Score:
-    """A visible speck: ``noises`` as planted, contrast in grey levels, and the shares of the contrast in the structure
-    and in the served image."""
+    """A planted speck: ``noises`` as planted, whether it is visible, the contrast that planting added and that of the
+    original in grey levels, and the shares of the original's contrast in the structure and in the served image."""
 
     noises: float
+    visible: bool
+    added: float
     contrast: float
     structure: float
     served: float
@@ -233,14 +237,15 @@ class Strengths:
 
 
 def scores_of(one: Planted, coded: Coded, strength: Float, cluster: Sequence[Speck]) -> list[Score]:
-    """Scores of the visible specks of a cluster. ``strength``: detector response to the original with clusters."""
+    """Scores of the specks of a cluster. ``strength``: detector response to the original with clusters."""
     scores = []
     for speck in cluster:
         near = np.s_[speck.row - _NEAR : speck.row + _NEAR + 1, speck.column - _NEAR : speck.column + _NEAR + 1]
         own = contrast(one.pixels, speck)
-        if strength[near].max() >= VISIBLE and own > 0:
+        if own > 0:
+            visible = bool(strength[near].max() >= VISIBLE)
             shares = (contrast(pixels, speck) / own for pixels in (coded.structure, coded.served))
-            scores.append(Score(speck.noises, own, *shares))
+            scores.append(Score(speck.noises, visible, own - contrast(one.image.picture.pixels, speck), own, *shares))
     return scores
 
 
@@ -254,7 +259,7 @@ def contrast(pixels: NDArray[np.generic], speck: Speck) -> float:
 
 
 def _image(one: Planted, coded: Coded, strengths: Strengths, own: Sequence[Sequence[Score]]) -> dict[str, Any]:
-    scores = [score for cluster in own for score in cluster]
+    scores = [score for cluster in own for score in cluster if score.visible]
     return {
         "image": one.image.name,
         "kind": one.image.kind,
@@ -295,7 +300,15 @@ def invented(before: Float, after: Float) -> NDArray[np.bool_]:
     return np.asarray(peaks(after, STRONG) & (maximum_filter(before, 7) < after / 2))
 
 
-def _report(clusters: Sequence[Sequence[Score]], found: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(planted: Sequence[Sequence[Score]], found: list[dict[str, Any]]) -> dict[str, Any]:
+    clusters = [[score for score in cluster if score.visible] for cluster in planted]
+    strong = [score for cluster in planted for score in cluster if score.noises >= VISIBLE]
+    added = sum(score.added for score in strong)
+    shares = {
+        "original": sum(score.contrast for score in strong),
+        "structure": sum(score.contrast * score.structure for score in strong),
+        "served": sum(score.contrast * score.served for score in strong),
+    }
     scores = [score for cluster in clusters for score in cluster]
     bands = {}
     for low, high in ((3, 4), (4, 5), (5, 6), (6, 8), (8, 10)):
@@ -325,6 +338,7 @@ def _report(clusters: Sequence[Sequence[Score]], found: list[dict[str, Any]]) ->
         "cluster_sums_percentiles_5_50_95": [round(float(value), 3) for value in np.percentile(sums, [5, 50, 95])]
         if sums.size
         else [],
+        "over_planted": {name: round(value / added, 3) for name, value in shares.items()} if added else {},
         "visible": len(scores),
         "kept": sum(score.kept for score in scores),
         "invented_in_structure": sum(image["invented_in_structure"] for image in found),

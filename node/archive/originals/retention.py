@@ -72,6 +72,13 @@ class RestoreStep:
     detail: str = ""
 
 
+def would_free(index: Index, settings: Settings, keep: timedelta | None) -> tuple[int, int]:
+    """Number and bytes of the originals that a purge would remove under ``keep``; nothing is rendered."""
+    if keep is None or settings.codec.profile is Profile.US_MQSA:
+        return 0, 0
+    return index.originals.purgeable_totals(now() - keep, settings.audit.reserve_bound)
+
+
 class Retention:
     """Purges and restores in one archive. ``render`` proves that a reconstruction can be made."""
 
@@ -110,12 +117,6 @@ class Retention:
             (kept if why else purged).append(_step(one, why))
             progress(done, max(of, done))
         return PurgeReport(dry_run, retention_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
-
-    def would_free(self, keep: timedelta | None) -> tuple[int, int]:
-        """Number and bytes of the originals that the rules would remove under ``keep``; nothing is rendered."""
-        if keep is None or self._settings.codec.profile is Profile.US_MQSA:
-            return 0, 0
-        return self._index.originals.purgeable_totals(now() - keep, self._settings.audit.reserve_bound)
 
     def restore(
         self, level: str, uid: str, *, who: str, progress: Callable[[int, int], None] = lambda done, of: None

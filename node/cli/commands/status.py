@@ -8,26 +8,22 @@ from typing import Any
 
 from rich.table import Table
 
+from node.archive.originals.retention import would_free
 from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, print_json
-from node.config import Profile, load, retention_text
+from node.config import load, retention_text
 from node.reports.formatting import size_text
-from storage.index.connection import now
 from storage.records import HoldingCounts, OriginalTotals
 
 
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
     """Print counts by state, bytes by kind, the backlog, and the compression ratio. Works beside a running node."""
     settings = load(config)
-    retain_for, reserve = settings.originals.retain_for, settings.audit.reserve_bound
-    never = settings.codec.profile is Profile.US_MQSA
     with open_index(config) as index:
         counts, totals = index.counts(), index.originals.totals()
         free = {
-            retention_text(span): (0, 0)
-            if span is None or never
-            else index.originals.purgeable_totals(now() - span, reserve)
-            for span in (retain_for, timedelta(days=30))
+            retention_text(span): would_free(index, settings, span)
+            for span in (settings.originals.retain_for, timedelta(days=30))
         }
     report = status_report(counts) | {
         "originals": dataclasses.asdict(totals),

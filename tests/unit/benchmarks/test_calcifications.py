@@ -35,6 +35,10 @@ def kept_of(stored: NDArray[np.uint16], got: NDArray[np.uint16], cluster: list[S
     return sum(contrast(got, speck) for speck in cluster) / sum(contrast(stored, speck) for speck in cluster)
 
 
+def visible(scores: list[Score]) -> list[Score]:
+    return [score for score in scores if score.visible]
+
+
 def given_back(planted: Planted, structure: NDArray[np.float32]) -> Coded:
     """What a coder would have made of it that has this structure, and draws no noise."""
     served = np.clip(np.rint(structure), 0, 4095).astype(np.uint16)
@@ -76,13 +80,15 @@ def test_scores_of_visible_specks(planted: Planted) -> None:
     whole, clean = planted.pixels.astype(np.float32), planted.image.picture.pixels.astype(np.float32)
     strength = box_strength(planted.pixels, planted.image.picture.pixels)
     specks = [speck for cluster in planted.clusters for speck in cluster]
-    same = scores_of(planted, given_back(planted, whole), strength, specks)
+    same = visible(scores_of(planted, given_back(planted, whole), strength, specks))
     assert 5 <= len(same) < len(specks)
     assert all(score.kept and score.structure == 1 for score in same)
-    lost = scores_of(planted, given_back(planted, 0.9 * whole + 0.1 * clean), strength, specks)
+    lost = visible(scores_of(planted, given_back(planted, 0.9 * whole + 0.1 * clean), strength, specks))
     assert all(score.structure == pytest.approx(0.92, abs=0.08) for score in lost)
-    assert not any(score.kept for score in scores_of(planted, given_back(planted, clean), strength, specks))
-    assert not Score(8.0, 500.0, 1.06, 1.0).kept
+    gone = visible(scores_of(planted, given_back(planted, clean), strength, specks))
+    assert len(gone) == len(same)
+    assert not any(score.kept for score in gone)
+    assert not Score(8.0, True, 500.0, 500.0, 1.06, 1.0).kept
 
 
 def test_the_other_detector(planted: Planted) -> None:
@@ -122,8 +128,10 @@ def test_through_a_coder(planted: Planted) -> None:
     assert same["clusters_kept"] == same["clusters_visible"] > 0
     assert same["kept"] == same["visible"] > 0
     assert same["invented_in_structure"] == same["invented_in_served"] == 0
+    assert same["over_planted"]["original"] == same["over_planted"]["structure"] == pytest.approx(1, abs=0.1)
     lost = run([planted], lambda _: given_back(planted, clean))
     assert (lost["visible"], lost["kept"]) == (same["visible"], 0)
+    assert abs(lost["over_planted"]["structure"]) < 0.1
 
 
 @pytest.mark.slow

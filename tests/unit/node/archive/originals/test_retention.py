@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from node.archive.originals.retention import RestoreStep, Retention
+from node.archive.originals.retention import RestoreStep, Retention, would_free
 from node.config import parse
 from storage.errors import PurgeRefused
 from storage.index.connection import now, writing
@@ -39,21 +39,16 @@ def restored(bench: ArchiveParts) -> RestoreStep:
 
 def test_nothing_would_be_freed_if_originals_are_kept_for_ever(bench: ArchiveParts) -> None:
     size = held(bench).object_bytes
-    assert bench.retention.would_free(timedelta(0)) == (1, size)
-    assert bench.retention.would_free(None) == (0, 0)
-    assert bench.retention.would_free(timedelta(days=1)) == (0, 0)
+    assert would_free(bench.index, bench.settings, timedelta(0)) == (1, size)
+    assert would_free(bench.index, bench.settings, None) == (0, 0)
+    assert would_free(bench.index, bench.settings, timedelta(days=1)) == (0, 0)
 
 
 def test_under_profile_us_mqsa_nothing_is_freed(bench: ArchiveParts) -> None:
     codec = parse({"codec": {"profile": "us-mqsa"}}, "test").codec
-    strict = Retention(
-        bench.index,
-        bench.stores,
-        bench.trail,
-        bench.settings.model_copy(update={"codec": codec}),
-        lambda rendition: None,
-    )
-    assert strict.would_free(timedelta(0)) == (0, 0)
+    settings = bench.settings.model_copy(update={"codec": codec})
+    strict = Retention(bench.index, bench.stores, bench.trail, settings, lambda rendition: None)
+    assert would_free(bench.index, settings, timedelta(0)) == (0, 0)
     with pytest.raises(PurgeRefused, match="profile us-mqsa: originals are never removed"):
         strict.purge()
 
