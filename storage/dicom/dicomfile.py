@@ -71,11 +71,11 @@ class DataSetFile:
         return self.header_bytes().dataset()
 
     def outline(self) -> Dataset:
-        """The header without values above ``_BULK`` bytes, sequences excepted. Parsing such bytes or text takes
-        several times their size in memory."""
+        """The header without values above ``_BULK`` bytes, and without large sequences (``kept_ranges``). Parsing such
+        bytes, text or items takes several times their size in memory."""
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
         small = b"".join(bytes(self.data[start:end]) for start, end in kept)
-        return parse(normalised(small, self.transfer_syntax), self.transfer_syntax)
+        return parse(normalised(small, self.transfer_syntax, deferred=True), self.transfer_syntax)
 
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]
