@@ -2,6 +2,7 @@
 
 The journal has every row, so there are none unless it was lost or damaged too. Then an original is added as if it had
 just been received, and a rendition becomes its image's current one again. The sender and the time of receipt are lost.
+Of two originals with the same SOP Instance UID, one was in quarantine, and one returns there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,7 @@ class OrphanRecovery:
     def recover(self) -> int:
         """Add rows for all orphans that can be recovered; the number of their objects."""
         known, found = known_digests(self._index.engine), 0
+        originals: list[tuple[Tier, Path, str]] = []
         renditions: list[Path] = []
         for tier, store in self._stores.items():
             for digest in store.digests():
@@ -73,11 +75,14 @@ class OrphanRecovery:
                     path = store.path(digest)
                     kind = _kind(path)
                     if kind in ("original", "packed"):
-                        found += self._recover_original(tier, path, kind)
+                        originals.append((tier, path, kind))
                     elif kind == "rendition":
                         renditions.append(path)
                 except _UNREADABLE:
                     continue
+        for one in sorted(originals, key=_likely_held_first):
+            with suppress(*_UNREADABLE):
+                found += self._recover_original(*one)
         return found + sum(map(self._recover_rendition, renditions))
 
     def _recover_original(self, tier: Tier, path: Path, kind: str) -> int:
@@ -85,10 +90,22 @@ class OrphanRecovery:
         with self._received(path, kind) as new:
             held = self._index.by_uid(new.sop_instance_uid)
             if not self._is_wanted(new, held):
-                return 0
+                return self._quarantine(new, held, tier, form)
             missing = held.held.object_digest if held is not None and held.held is not None else ""
             found = FoundObject(form, tier, path.name, path.stat().st_size)
             return int(adopt_original(self._index, new, found, missing=missing))
+
+    def _quarantine(self, new: NewInstance, held: StoredInstance | None, tier: Tier, form: OriginalForm) -> int:
+        """Put a received file in quarantine if another one is held under its UID: one of both was there before."""
+        if held is None or held.original_digest == new.original_digest:
+            return 0
+        if (tier, form) != (Tier.HOT, OriginalForm.VERBATIM) or not is_acceptable(
+            self._index.engine, new.sop_instance_uid
+        ):
+            return 0
+        reason = "was found by a rebuild of the index; another data set is held under this SOP Instance UID"
+        quarantine, present = self._index.quarantine, self._stores[Tier.HOT].has
+        return int(quarantine.put(new.original_digest, new.sop_instance_uid, "", reason, present=present))
 
     def _recover_rendition(self, path: Path) -> int:
         try:
@@ -147,6 +164,12 @@ class OrphanRecovery:
         base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
         stored = base_bytes, path.name, path.stat().st_size
         return new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
+
+
+def _likely_held_first(found: tuple[Tier, Path, str]) -> tuple[bool, bool, float]:
+    """A sort key. Objects of the quarantine are never packed or moved, and arrive after the held one."""
+    tier, path, kind = found
+    return kind != "packed", tier is Tier.HOT, path.stat().st_mtime
 
 
 def _kind(path: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import NamedTuple
 
 from storage.dicom.decode_limits import decode_limits
@@ -22,6 +23,8 @@ _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers of frame headers: SOF of JPEG, and SOF55 of JPEG-LS."""
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 """JPEG markers that no length follows (T.81 B.1.1.3)."""
+_COD, _SOT = 0x52, 0x90
+"""JPEG 2000 markers of the coding style, and of the first tile, which ends the main header (T.800 A.2)."""
 
 
 class CodestreamHeader(NamedTuple):
@@ -72,6 +75,18 @@ def check_codestream(data: bytes) -> CodestreamHeader:
     header = codestream_header(data)
     check_pixels("codestream announces", *header)
     return header
+
+
+def is_transformed_rgb(data: bytes) -> bool:
+    """Whether a codestream is JPEG 2000 with its colour transform, from which decoders return RGB (T.800 A.6.1, G)."""
+    try:
+        codestream = _box(data, {b"jp2c": 0}) if data[:12] == _JP2_BOX else data
+        if codestream[:4] != _J2K:
+            return False
+        main_header = takewhile(lambda segment: segment[0] != _SOT, _segments(codestream))
+        return any(marker == _COD and segment[4] == 1 for marker, segment in main_header)
+    except (PixelError, struct.error, IndexError):
+        return False
 
 
 def _jpeg(data: bytes) -> CodestreamHeader:

@@ -14,11 +14,13 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
+from storage.dicom.writing import swapped
 from storage.errors import PixelError, Unparseable
 
 _TRAILING_PADDING = 0xFFFCFFFC
@@ -94,6 +96,8 @@ def _size(file: DataSetFile) -> str:
 def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
     """The pixels without the pad byte; the whole value if its length does not match the header."""
     value = bytes(file.native_value())
+    if not file.transfer_syntax.is_little_endian:
+        value = swapped(value, file.layout.pixel_vr)
     return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
 
 
@@ -114,19 +118,26 @@ def _elements(dataset: Dataset) -> list[Any]:
 
 
 def _value(dataset: Dataset, tag: BaseTag) -> Any:
-    """A value in the DICOM JSON model, or its raw bytes if pydicom would guess, lose characters or fail."""
+    """A value in the DICOM JSON model. Its bytes, in little endian, if pydicom would guess, lose characters or fail."""
     raw: Any = dataset.get_item(tag, keep_deferred=True)
     try:
         element = dataset[tag]
         if element.VR == "SQ":
             return [_elements(item) for item in element.value]
         value = element.to_json_dict(None, 0)
-        if _has_one_vr(tag) and "\ufffd" not in json.dumps(value, ensure_ascii=False):
+        if (
+            _has_one_vr(tag)
+            and not element.VR.startswith("O")
+            and "\ufffd" not in json.dumps(value, ensure_ascii=False)
+        ):
             return value
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
         pass
     data = b"" if raw.value is None else raw.value
-    return data.hex() if isinstance(data, bytes) else str(data)
+    if not isinstance(data, bytes):
+        return str(data)
+    little = not isinstance(raw, RawDataElement) or raw.is_little_endian
+    return (data if little else swapped(data, raw.VR or "")).hex()
 
 
 def _has_one_vr(tag: BaseTag) -> bool:

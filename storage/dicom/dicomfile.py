@@ -20,11 +20,11 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from storage.dicom.element_walk import Layout, kept_ranges, normalised, scan
 from storage.dicom.elements import values_of
-from storage.dicom.inflating import inflated
+from storage.dicom.inflating import DEFLATED, inflated
 from storage.dicom.writing import ALL, written
 from storage.errors import Unparseable
 
@@ -71,11 +71,11 @@ class DataSetFile:
         return self.header_bytes().dataset()
 
     def outline(self) -> Dataset:
-        """The header without values above ``_BULK`` bytes, sequences excepted. Parsing such bytes or text takes
-        several times their size in memory."""
+        """The header without values above ``_BULK`` bytes, and without large sequences (``kept_ranges``). Parsing such
+        bytes, text or items takes several times their size in memory."""
         kept = kept_ranges(self.data, self.transfer_syntax, self.layout, _BULK)
         small = b"".join(bytes(self.data[start:end]) for start, end in kept)
-        return parse(normalised(small, self.transfer_syntax), self.transfer_syntax)
+        return parse(normalised(small, self.transfer_syntax, deferred=True), self.transfer_syntax)
 
     def native_value(self) -> memoryview:
         return self.data[self.layout.value_start : self.layout.value_end]
@@ -90,7 +90,7 @@ def opened(path: Path) -> Iterator[DataSetFile]:
         view = memoryview(mapped)
         data = view[start:]
         try:
-            if syntax == DeflatedExplicitVRLittleEndian:
+            if syntax in DEFLATED:
                 data = memoryview(stack.enter_context(inflated(data, path.parent)))
             yield DataSetFile(syntax, data, scan(data, syntax))
         finally:

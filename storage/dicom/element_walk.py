@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import islice
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.uid import UID
@@ -22,6 +23,8 @@ _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
 _UNDEFINED = 0xFFFFFFFF
 _MAX_DEPTH = 64
 """Maximum depth of nested sequences. Chosen, not measured."""
+_MAX_SEQUENCE = 1 << 22
+"""Size in bytes above which ``kept_ranges`` leaves a sequence out. Chosen, not measured."""
 _CHUNK = 1 << 20
 """Bytes that are compared with zero at a time."""
 
@@ -66,7 +69,8 @@ def scan(data: Bytes, syntax: UID) -> Layout:
 
 
 def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tuple[int, int]]:
-    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept."""
+    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept up
+    to ``_MAX_SEQUENCE`` bytes, unless they have VR UN."""
     walk = _walk(data, syntax)
     kept: list[tuple[int, int]] = []
     for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
@@ -74,7 +78,8 @@ def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tu
         while at < end and any(data[at : at + 8]):
             tag, vr, value, length = walk.element(at)
             after = walk.skip(tag, vr, value, length, 0)
-            if after - at > limit and not walk.is_sequence(tag, vr, length):
+            sequence = vr != b"UN" and walk.is_sequence(tag, vr, length)
+            if after - at > (_MAX_SEQUENCE if sequence else limit):
                 kept.append((since, at))
                 since = after
             at = after
@@ -82,18 +87,21 @@ def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tu
     return kept
 
 
-def normalised(header: bytes, syntax: UID) -> bytes:
+def normalised(header: bytes, syntax: UID, *, deferred: bool = False) -> bytes:
     """A data set without pixels in a form that pydicom reads correctly, with the same elements.
 
     - Zero bytes after the last element are removed.
     - An element whose VR is not in PS3.5 gets VR UN.
     - In big endian, UN of undefined length gets a defined length, because its items are in implicit VR little endian
       (PS3.5 6.2.2, pydicom#1312).
+    - ``deferred``: sequences of undefined length get a defined length. pydicom then leaves their items unread, each of
+      which takes 8 bytes and over a kilobyte of memory.
     """
     known = syntax.is_transfer_syntax  # an unknown one is read as explicit little endian
     explicit = not (known and syntax.is_implicit_VR) and not looks_implicit(header)
     try:
-        return _Normaliser(header, explicit=explicit, little=not known or syntax.is_little_endian).data_set()
+        walk = _Normaliser(header, explicit=explicit, little=not known or syntax.is_little_endian)
+        return walk.data_set(deferred=deferred)
     except Unparseable:
         return header  # pydicom reports the error
 
@@ -278,11 +286,23 @@ class _Normaliser(_Walk):
         super().__init__(data, explicit=explicit, little=little)
         self.depth = depth
 
-    def data_set(self) -> bytes:
+    def data_set(self, *, deferred: bool = False) -> bytes:
         at = 0
         while not self.is_at_end(at):
-            at = self.skip(*self.element(at), 0)
+            tag, vr, value, length = self.element(at)
+            known = len(self.replacements)
+            at = self.skip(tag, vr, value, length, 0)
+            if deferred and length == _UNDEFINED and vr != b"UN":
+                self._define_length(value, at, len(self.replacements) - known)
         return self._replaced(at)
+
+    def _define_length(self, value: int, end: int, inside: int) -> None:
+        """Give a sequence a defined length. ``inside``: the number of the latest replacements, which are within it."""
+        grown = sum(
+            len(new) - (stop - start) for start, (stop, new) in islice(reversed(self.replacements.items()), inside)
+        )
+        self.replacements[value - 4] = value, struct.pack(self.order + "I", end - 8 - value + grown)
+        self.replacements[end - 8] = end, b""
 
     def sequence(self) -> bytes:
         """The items of a sequence of defined length."""

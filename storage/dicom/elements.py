@@ -15,6 +15,7 @@ from typing import Any
 from pydicom import DataElement, Dataset
 from pydicom.charset import python_encoding
 from pydicom.dataelem import RawDataElement
+from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.valuerep import PersonName
 from pydicom.values import convert_SQ, convert_value
@@ -40,7 +41,7 @@ def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *,
 
     ``single``: the attribute has VM 1, so a backslash is not a delimiter. May raise any error on hostile content.
     """
-    element: Any = dataset.get_item(tag)
+    element: Any = dataset.get_item(tag, keep_deferred=True)
     if element is None or element.value is None or element.value == b"":
         return []
     if not isinstance(element, RawDataElement):
@@ -56,11 +57,29 @@ def values_of(dataset: Dataset, tag: BaseTag, vr: str, codecs: Sequence[str], *,
 
 def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Dataset]:
     """The items of a sequence. May raise any error on hostile content."""
-    element: Any = dataset.get_item(tag)
+    element: Any = dataset.get_item(tag, keep_deferred=True)
     value: Any = None if element is None else element.value
     if isinstance(element, RawDataElement) and isinstance(value, bytes):
         value = convert_SQ(value, element.is_implicit_VR, element.is_little_endian, list(codecs))
     return [item for item in value or [] if isinstance(item, Dataset)]
+
+
+def set_items(dataset: Dataset, tag: BaseTag, items: Iterable[Dataset]) -> None:
+    """Set a sequence.
+
+    pydicom's assignment reads Pixel Representation (0028,0103) of the data set and of the items, and raises if one of
+    them is invalid.
+    """
+    dataset._dict[tag] = DataElement(tag, "SQ", Items(items))
+
+
+def append_item(dataset: Dataset, tag: BaseTag, item: Dataset) -> None:
+    """Append an item to a sequence; one that is absent or cannot be read is replaced."""
+    try:
+        before = items_of(dataset, tag, codecs_of(dataset))
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        before = []
+    set_items(dataset, tag, [*before, item])
 
 
 def _codec(term: str) -> str:

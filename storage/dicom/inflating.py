@@ -10,9 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPIPHTJ2KReferencedDeflate
+
 from storage.dicom.decode_limits import FREE, decode_limits
 from storage.errors import InflatesTooFar, Unparseable
 
+DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, JPIPHTJ2KReferencedDeflate})
+"""Transfer syntaxes whose data set is deflated (PS3.5 A.5, A.14)."""
 _PIECE = 1 << 20
 """Bytes that are read and inflated at a time."""
 

@@ -29,6 +29,8 @@ _INDEXED = {
 """Characters of the columns in storage/index/tables.py. A longer value is left out, never truncated."""
 _MAX_ITEMS = 100
 """Maximum number of items of a sequence; a longer sequence is left out."""
+_MAX_BYTES = 1 << 18
+"""Maximum bytes of a sequence, since all its items are parsed before they are counted. Chosen, not measured."""
 
 
 def levels_of(dataset: Dataset) -> Levels:
@@ -58,6 +60,9 @@ def _attributes(dataset: Dataset, keys: tuple[Key, ...], codecs: Sequence[str]) 
 
 def _values(dataset: Dataset, key: Key, codecs: Sequence[str]) -> list[Any]:
     if key.vr == "SQ":
+        raw: Any = dataset.get_item(key.tag, keep_deferred=True)
+        if isinstance(raw.value, bytes) and len(raw.value) > _MAX_BYTES:
+            raise BadValueError("SQ")
         items = items_of(dataset, key.tag, codecs)
         if len(items) > _MAX_ITEMS:
             raise BadValueError("SQ")

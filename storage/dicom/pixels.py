@@ -20,7 +20,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.dicom.codestreams import check_codestream, check_pixels
+from storage.dicom.codestreams import check_codestream, check_pixels, is_transformed_rgb
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
 from storage.errors import PixelError, TooManyPixels, Unparseable
@@ -332,7 +332,10 @@ def _decompress(dataset: Dataset, source: Path) -> None:
             dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
         return
     try:
+        transformed = _is_transformed_rgb(source)
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        if transformed:  # pydicom keeps a wrong Photometric Interpretation
+            dataset.PhotometricInterpretation = "RGB"
         shape = PixelShape.of(dataset)
         if shape.photometric == "YBR_FULL_422" and len(dataset.PixelData) >= shape.native_bytes * 3 // 2:
             dataset.PhotometricInterpretation = "YBR_FULL"  # the decoder upsampled the chroma (PS3.3 C.7.6.3.1.2)
@@ -342,6 +345,12 @@ def _decompress(dataset: Dataset, source: Path) -> None:
             raise PixelError(f"codestream cannot be decoded: {error}") from error
         pixels = integer_pixels(source)  # decodes JPEG that pydicom cannot
         dataset.add_new(0x7FE00010, "OW", pixels.astype("<u2").tobytes())
+
+
+def _is_transformed_rgb(source: Path) -> bool:
+    """Whether the first codestream of a file is decoded to RGB, whatever its header says."""
+    with opened(source) as file:
+        return PixelShape.of(file.outline()).samples == 3 and is_transformed_rgb(next(checked_frames(file), b""))
 
 
 def _swap_to_little_endian(dataset: Dataset) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 from pydicom import DataElement, Dataset
 from pydicom.dataelem import RawDataElement
-from pydicom.sequence import Sequence as Items
 from pydicom.valuerep import PersonName
 
-from storage.dicom.elements import IN_CHARACTER_SET, codecs_of, decoded, items_of
+from storage.dicom.elements import IN_CHARACTER_SET, codecs_of, decoded, items_of, set_items
 from storage.dicom.writing import vr_of
 
 UTF_8 = "ISO_IR 192"
@@ -24,7 +23,12 @@ _ONE_VALUE = {"ST", "LT", "UT"}
 def to_utf8(dataset: Dataset) -> None:
     """Convert all text, at any depth, to UTF-8, and set Specific Character Set."""
     _convert(dataset, ("ascii",), ())
-    dataset.SpecificCharacterSet = UTF_8
+    declare(dataset, UTF_8)
+
+
+def declare(dataset: Dataset, character_set: str) -> None:
+    """Set Specific Character Set, also if it was received with another VR, which pydicom would keep."""
+    dataset.add_new(0x00080005, "CS", character_set)
 
 
 def undeclared_latin_1(dataset: Dataset) -> bool:
@@ -37,16 +41,16 @@ def _convert(dataset: Dataset, inherited: Sequence[str], around: tuple[Dataset, 
     codecs = codecs_of(dataset, inherited)
     around = (dataset, *around)
     for tag in sorted(dataset.keys()):
-        element: Any = dataset.get_item(tag)
+        element: Any = dataset.get_item(tag, keep_deferred=True)
         vr = vr_of(element, around) if isinstance(element, RawDataElement) else str(element.VR)
         if vr == "SQ":
             items = _items(dataset, element, codecs)
             for item in items:
                 _convert(item, codecs, around)
                 if "SpecificCharacterSet" in item:
-                    item.SpecificCharacterSet = UTF_8
+                    declare(item, UTF_8)
             if items and isinstance(element, RawDataElement):
-                dataset[tag] = DataElement(tag, "SQ", Items(items))
+                set_items(dataset, tag, items)
         elif vr in IN_CHARACTER_SET and isinstance(element, RawDataElement) and element.value:
             text = decoded(element.value, vr, codecs).rstrip("\0 ")
             values = [text] if vr in _ONE_VALUE else text.split("\\")
@@ -59,7 +63,7 @@ def _received_text(dataset: Dataset, around: tuple[Dataset, ...]) -> Iterator[by
     """The raw bytes of all received text, at any depth."""
     around = (dataset, *around)
     for tag in sorted(dataset.keys()):
-        element: Any = dataset.get_item(tag)
+        element: Any = dataset.get_item(tag, keep_deferred=True)
         vr = vr_of(element, around) if isinstance(element, RawDataElement) else str(element.VR)
         if vr == "SQ":
             for item in _items(dataset, element, ("ascii",)):

@@ -67,7 +67,8 @@ class _Writer:
 
     def data_set(self, dataset: Dataset, outer: _Context, within: range = ALL) -> bytes:
         tags = [tag for tag in sorted(dataset.keys()) if int(tag) in within and (tag.element != 0 or tag.group <= 6)]
-        elements = [dataset.get_item(tag) for tag in tags]  # before pydicom converts any of them
+        # before pydicom converts any of them; without keep_deferred it would convert empty ones here
+        elements = [dataset.get_item(tag, keep_deferred=True) for tag in tags]
         context = _context_of(dataset, outer)
         return b"".join(self._element(element, context) for element in elements)
 
@@ -75,7 +76,7 @@ class _Writer:
         if isinstance(element, DataElement):
             return self._made(element, context)
         vr = vr_of(element, context.data_sets)
-        if context.changed and vr in _IN_CHARACTER_SET:
+        if context.changed and vr in _IN_CHARACTER_SET and element.length != _UNDEFINED:
             return self._made(context.data_sets[0][element.tag], context)
         return self._received(element, vr, context)
 
@@ -85,6 +86,7 @@ class _Writer:
         value = raw.value or b""
         unchanged = (raw.is_implicit_VR, raw.is_little_endian) == (self._implicit, self._little)
         if raw.length == _UNDEFINED:  # encapsulated pixels, or a value whose end pydicom does not find
+            vr = vr if vr in _LONG_VRS else "UN"  # other VRs have no undefined length (PS3.5 7.1.2)
             return self._head(raw.tag, vr, _UNDEFINED) + value + self._delimiter(0xE0DD)
         if self._verbatim and unchanged and (self._implicit or raw.VR):
             return self._head(raw.tag, raw.VR or "UN", len(value)) + value
@@ -94,7 +96,7 @@ class _Writer:
                 return self._sequence(raw.tag, items, context, undefined=False)
             vr = "UN"
         if raw.is_little_endian != self._little:
-            value = _swapped(value, vr)
+            value = swapped(value, vr)
         return self._plain(raw.tag, vr, value)
 
     def _plain(self, tag: BaseTag, vr: str, value: bytes) -> bytes:
@@ -184,6 +186,17 @@ def vr_of(raw: RawDataElement, data_sets: tuple[Dataset, ...]) -> str:
     return _ob_or_ow(raw.tag) if " or " in vr else vr
 
 
+def swapped(value: bytes, vr: str) -> bytes:
+    """The value in the other byte order; unchanged if it is not a whole number of words."""
+    size = _WORD_BYTES.get(vr, 1)
+    if size == 1 or len(value) % size:
+        return value
+    reversed_words = bytearray(len(value))
+    for place in range(size):
+        reversed_words[place::size] = value[size - 1 - place :: size]
+    return bytes(reversed_words)
+
+
 def _items(raw: RawDataElement, dataset: Dataset) -> Items | None:
     """The items of a sequence of defined length; None if its value is not a sequence."""
     try:
@@ -220,14 +233,3 @@ def _is_signed(data_sets: tuple[Dataset, ...]) -> bool:
         if found:
             return bool(found[0] == 1)
     return False
-
-
-def _swapped(value: bytes, vr: str) -> bytes:
-    """The value in the other byte order; unchanged if it is not a whole number of words."""
-    size = _WORD_BYTES.get(vr, 1)
-    if size == 1 or len(value) % size:
-        return value
-    swapped = bytearray(len(value))
-    for place in range(size):
-        swapped[place::size] = value[size - 1 - place :: size]
-    return bytes(swapped)

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import RLELossless
 
 from storage.dicom.dicomfile import DataSetFile, opened
+from storage.dicom.inflating import DEFLATED
 from storage.dicom.packbits import encode_plane
 from storage.dicom.pixels import PixelShape, decode_frame
 from storage.errors import KeptVerbatim, ObjectDamaged, PayloadError, ProofFailed
@@ -102,7 +103,7 @@ def pack_original(path: Path, coder: str, digest: str) -> bytes:
 def _has_integers(file: DataSetFile) -> bool:
     """Whether the pixels are complete, and of a kind that is packed as integers."""
     layout, syntax = file.layout, file.transfer_syntax
-    if not layout.has_pixels or layout.truncated or syntax == DeflatedExplicitVRLittleEndian:
+    if not layout.has_pixels or layout.truncated or syntax in DEFLATED:
         return False
     shape = PixelShape.of(file.outline())
     if shape.bits_allocated not in (8, 16) or not shape.rows or not shape.columns or not shape.samples:

@@ -15,18 +15,21 @@ from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.element_walk import looks_implicit
-from storage.dicom.elements import codecs_of
-from storage.dicom.recoding import to_utf8, undeclared_latin_1
+from storage.dicom.elements import append_item, codecs_of
+from storage.dicom.inflating import DEFLATED
+from storage.dicom.recoding import declare, to_utf8, undeclared_latin_1
 from storage.dicom.writing import ALL
 from storage.errors import Unparseable
 from storage.records import Applied
 
 NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 """Digital signatures, their MAC parameters, and trailing padding, which are valid for the received bytes only."""
+_ORIGINAL_ATTRIBUTES = BaseTag(0x04000561)
 
 
 def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
@@ -46,7 +49,7 @@ def write_edited(source: Path, target: Path, edit: Callable[[Dataset], None]) ->
             drop(header, NOT_OF_THIS_HEADER)
             write_preamble(out, file_meta(header.SOPClassUID, header.SOPInstanceUID, str(file.transfer_syntax)))
             pieces = _pieces(header, file)
-        out.writelines(_deflated(pieces) if file.transfer_syntax == DeflatedExplicitVRLittleEndian else pieces)
+        out.writelines(_deflated(pieces) if file.transfer_syntax in DEFLATED else pieces)
 
 
 def amend(header: Dataset, applied: Iterable[Applied]) -> None:
@@ -72,7 +75,7 @@ def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> Non
     item.SourceOfPreviousValues = ""
     item.ReasonForTheAttributeModification = reason
     item.ModifiedAttributesSequence = Items([former])
-    header.OriginalAttributesSequence = Items([*(header.get("OriginalAttributesSequence") or []), item])
+    append_item(header, _ORIGINAL_ATTRIBUTES, item)
 
 
 def drop(header: Dataset, tags: Iterable[int]) -> None:
@@ -90,7 +93,7 @@ def _fit_character_set(changes: Dataset, header: Dataset) -> None:
     if _can_write(texts, codecs[0] if len(codecs) == 1 else "ascii"):
         return
     if undeclared_latin_1(header) and _can_write(texts, "latin-1"):
-        header.SpecificCharacterSet = "ISO_IR 100"  # no value needs to be encoded again
+        declare(header, "ISO_IR 100")  # no value needs to be encoded again
     else:
         to_utf8(header)
 

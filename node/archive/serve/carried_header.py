@@ -14,6 +14,8 @@ from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.tag import BaseTag
 from pydicom.valuerep import STANDARD_VR
 
+from storage.dicom.elements import set_items
+
 _PIXELS = 0x7FE0
 """The group of offset tables and float pixels, which belong to the received object."""
 _NOT_OF_DATA_SETS = (0x0000, 0x0002, 0xFFFE)
@@ -49,7 +51,7 @@ def _unreadable(dataset: Dataset) -> list[str]:
             del dataset[tag]
             invalid.append(_tag_text(tag))
             continue
-        element = dataset.get_item(tag)
+        element = dataset.get_item(tag, keep_deferred=True)
         if element.VR == "SQ" and not isinstance(element, RawDataElement):
             for item in element.value or ():
                 invalid += _unreadable(item)
@@ -58,7 +60,7 @@ def _unreadable(dataset: Dataset) -> list[str]:
 
 def _can_be_read(dataset: Dataset, tag: BaseTag) -> bool:
     """Whether an element can be read. Sequences are parsed, and elements whose VR does not fit become UN, in place."""
-    raw: Any = dataset.get_item(tag)
+    raw: Any = dataset.get_item(tag, keep_deferred=True)
     if not isinstance(raw, RawDataElement):
         return True
     known = raw.VR is None or raw.VR in STANDARD_VR
@@ -71,7 +73,7 @@ def _can_be_read(dataset: Dataset, tag: BaseTag) -> bool:
         except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
             continue
         if element.VR == "SQ":
-            dataset[tag] = element
+            set_items(dataset, tag, element.value or ())
         elif attempt is not raw:
             dataset[tag] = attempt
         return True

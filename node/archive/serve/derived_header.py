@@ -22,7 +22,7 @@ from node.archive.intake.eligibility import PRIVATE_CREATOR, PRIVATE_GROUP
 from node.archive.serve.amended_header import NOT_OF_THIS_HEADER, amend, drop
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from storage.dicom.dicomfile import quiet
-from storage.dicom.elements import BadValueError, checked, codecs_of, items_of, values_of
+from storage.dicom.elements import BadValueError, append_item, checked, codecs_of, values_of
 from storage.formats.payload import Base, Rendition
 from storage.records import Applied, Verdict
 
@@ -226,12 +226,7 @@ def _set(header: Dataset, keyword: str, value: object) -> None:
 
 
 def _append(header: Dataset, keyword: str, item: Dataset) -> None:
-    """Append an item to a sequence; one that is absent or cannot be read is replaced."""
-    try:
-        before = items_of(header, BaseTag(tag_for_keyword(keyword) or 0), codecs_of(header))
-    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
-        before = []
-    _set(header, keyword, Items([*before, item]))
+    append_item(header, BaseTag(tag_for_keyword(keyword) or 0), item)
 
 
 def _is_decimal(text: str) -> bool:

@@ -498,3 +498,32 @@ def test_text_is_not_touched_where_it_need_not_be(tmp_path: Path, declared: byte
     former = ds.OriginalAttributesSequence[0].ModifiedAttributesSequence[0]
     assert former.get_item(0x00081030).value == held
     assert ds.get("SpecificCharacterSet") == dcmread(tmp_path / "in.dcm").get("SpecificCharacterSet")
+
+
+# --- headers that cannot be read ---
+
+UNREADABLE: list[Any] = [
+    pytest.param(b"\x28\0\x03\1US\3\0\1\0\2", id="pixel representation"),
+    pytest.param(raw(0x04000561, "FL", b"\0\0\x80\x3f"), id="original attributes that are a number"),
+    pytest.param(raw(0x04000561, "SH", b"none"), id="original attributes that are text"),
+    pytest.param(raw(0x00080005, "US", b""), id="character set of another VR"),
+]
+
+
+@pytest.mark.parametrize("name", ["Gruen^Eva", "Yamada^Tarou=山田^太郎"], ids=["ascii", "utf-8"])
+@pytest.mark.parametrize("odd", UNREADABLE)
+def test_a_header_that_cannot_be_read_is_amended_too(tmp_path: Path, odd: bytes, name: str) -> None:
+    """Otherwise an image could not be retrieved any more once its study is amended."""
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    body = raw(0x00080016, "UI", SECONDARY_CAPTURE.encode() + b"\0") + raw(0x00080018, "UI", b"1.2.3\0")
+    body += struct.pack("<HH2sHI", 0x0008, 0x1250, b"SQ", 0, len(item)) + item + raw(0x00100020, "LO", b"P1")
+    body = odd + body if odd[0] == 8 else body + odd
+    path, target = tmp_path / "in.dcm", tmp_path / "out.dcm"
+    with path.open("wb") as out:
+        write_preamble(out, file_meta(SECONDARY_CAPTURE, "1.2.3", ExplicitVRLittleEndian))
+        out.write(body)
+    write_amended(path, target, applied(PatientName=name, PatientID="P2"))
+    copy = dcmread(target)
+    copy.pop(0x00280103, None)  # pydicom reads no sequence beside it
+    assert (copy.PatientName, copy.PatientID) == (name, "P2")
+    assert copy.OriginalAttributesSequence[0].ModifiedAttributesSequence[0].PatientID == "P1"

@@ -346,6 +346,8 @@ def jpeg(subsampling: str) -> bytes:
         (JPEGBaseline8Bit, jpeg("444"), "YBR_FULL"),
         (JPEG2000Lossless, bytes(imagecodecs.jpeg2k_encode(colour(), reversible=True, codecformat="j2k")), "YBR_RCT"),
         (JPEG2000, bytes(imagecodecs.jpeg2k_encode(colour(), level=60, codecformat="j2k")), "YBR_ICT"),
+        (JPEG2000Lossless, bytes(imagecodecs.jpeg2k_encode(colour(), reversible=True, codecformat="j2k")), "YBR_FULL"),
+        (JPEG2000, bytes(imagecodecs.jpeg2k_encode(colour(), level=60, codecformat="jp2")), "YBR_FULL_422"),
         (UID(JPEG_XL_LOSSLESS), bytes(imagecodecs.jpegxl_encode(colour(), lossless=True)), "RGB"),
         (UID(JPEG_XL_LOSSLESS), bytes(imagecodecs.jpegxl_encode(colour(), lossless=True)), "YBR_FULL_422"),
     ],

@@ -95,6 +95,7 @@ def test_invalid_elements_of_an_implicit_data_set_are_carried(tag: int, value: b
 LEFT_OUT: list[Any] = [
     pytest.param(el(0x00281052, "US", b"\1\2\3"), "(0028,1052)", id="US of 3 bytes"),
     pytest.param(el(0x00181411, "FD", b"\1\2\3\4"), "(0018,1411)", id="FD of 4 bytes"),
+    pytest.param(el(0x00280103, "US", b"\0\0\0"), "(0028,0103)", id="pixel representation beside sequences"),
     pytest.param(el(0x00081140, "SQ", b"none"), "(0008,1140)", id="sequence of no items"),
     pytest.param(
         el(0x00081140, "SQ", item(el(0x00280010, "US", b"\1\2\3") + el(0x00281050, "DS", b"10:1"), EXPLICIT)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_a_packed_original_is_found_if_its_row_names_the_received_file(lost: Los
     with writing(engine) as connection:
         connection.execute(update(original).values(form=OriginalForm.PURGED, object_digest=None))
     assert not lost.can_recover(packed), "what was purged stays purged"
+
+
+@pytest.mark.parametrize("form", ["packed", "verbatim"])
+def test_what_was_in_quarantine_does_not_take_the_place_of_the_original(lost: Lost, form: str) -> None:
+    """The later of two files with one SOP Instance UID returns to quarantine, and is no orphan to be removed."""
+    lost.ds.PatientName = "Other^One"
+    other = write(lost.ds, lost.bench.root / "other.dcm").read_bytes()
+    packed = pack_original(lost.bench.root / "received.dcm", "jpegls", sha256(lost.received))
+    held, in_quarantine = lost.leave(packed if form == "packed" else lost.received, other)
+    for digest, arrived in ((held, 2000.0), (in_quarantine, 3000.0 if form == "verbatim" else 1000.0)):
+        os.utime(lost.bench.hot.path(digest), (arrived, arrived))  # an original that is packed later has a later time
+    assert recovery(lost.bench).recover() == 2
+    assert lost.bench.read(lost.received) == lost.received
+    (found,) = lost.bench.index.quarantine.all()
+    assert (found.digest, found.sop_instance_uid) == (in_quarantine, UID)
+    assert recovery(lost.bench).recover() == 0
 
 
 @pytest.mark.parametrize(("passed", "state"), [(True, InstanceState.VERIFIED), (False, InstanceState.MEASURED)])

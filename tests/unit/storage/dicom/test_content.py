@@ -22,6 +22,7 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -93,6 +94,19 @@ def test_the_same_content_in_another_transfer_syntax_is_the_same(syntax: UID, on
     assert same_content(one, other)
     assert same_content(other, one)
     assert content_digest(one) == content_digest(other)
+
+
+def test_big_endian_is_compared_by_its_values_and_not_by_its_bytes(tmp_path: Path) -> None:
+    ds = rich(RedPaletteColorLookupTableData=b"\1\0\2\0")
+    one = stored(ds, tmp_path / "one.dcm", ExplicitVRLittleEndian)
+    with opened(one) as file:
+        header, bytes_of_one = file.header(), bytes(file.native_value())
+    same_values = np.frombuffer(bytes_of_one, "<u2").astype(">u2").tobytes()
+    for pixels, same in ((same_values, True), (bytes_of_one, False)):
+        header.add_new(0x7FE00010, "OW", pixels)
+        body, path = encode(header, ExplicitVRBigEndian), tmp_path / "big.dcm"
+        write_body(body, path, sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=ExplicitVRBigEndian)
+        assert same_content(one, path) is same
 
 
 @pytest.mark.parametrize("name", ["implicit", "RLE", "jp2klossless", "jpeg_ls_lossless"])

@@ -28,6 +28,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
@@ -40,6 +41,7 @@ from pydicom.uid import (
     JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    JPIPHTJ2KReferencedDeflate,
     RLELossless,
 )
 
@@ -330,6 +332,51 @@ def test_deeply_nested_sequences_are_refused_and_do_not_exhaust_the_stack() -> N
 def test_implicit_encoding_under_an_explicit_transfer_syntax_is_read() -> None:
     body = b"".join(data for _, data in parts_of(ImplicitVRLittleEndian))
     assert scan(body, ExplicitVRLittleEndian) == scan(body, ImplicitVRLittleEndian)
+
+
+def _with(path: Path, tag: int, encoded: bytes, syntax: UID) -> Path:
+    """A file with an encoded element, of that tag, among others."""
+    others = {
+        0x00080016: element(0x00080016, "UI", b"1.2\0", syntax),
+        0x00100020: element(0x00100020, "LO", b"P1", syntax),
+    }
+    body = b"".join(one for _, one in sorted((others | {tag: encoded}).items()))
+    return write_body(body, path, sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=syntax)
+
+
+@pytest.mark.parametrize("odd", ["", "ZZ"], ids=["sound", "unknown VR"])
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_an_outline_leaves_items_unread(syntax: UID, odd: str, tmp_path: Path) -> None:
+    """Each item takes 8 bytes, and over a kilobyte once pydicom has read it."""
+    inner = element(0x00081155, "UI", b"1.2.3.4\0", syntax)
+    if odd and not syntax.is_implicit_VR:
+        inner = element(0x00080008, odd, b"AB", syntax) + inner
+    items = item(inner, syntax, undefined=True) + item(inner, syntax)
+    with opened(_with(tmp_path / "x.dcm", 0x00081140, sequence(0x00081140, items, syntax), syntax)) as file:
+        outline, header = file.outline(), file.header()
+    assert isinstance(outline.get_item(0x00081140, keep_deferred=True), RawDataElement)
+    assert [one.ReferencedSOPInstanceUID for one in outline.ReferencedImageSequence] == ["1.2.3.4", "1.2.3.4"]
+    assert outline == header
+
+
+@pytest.mark.parametrize(("vr", "count"), [("SQ", 600_000), ("UN", 140_000)])
+def test_an_outline_has_no_large_sequences(vr: str, count: int, tmp_path: Path) -> None:
+    """Those of VR UN are in implicit VR, and pydicom would read their items."""
+    explicit, implicit = ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    large = sequence(0x00400275, item(b"", implicit) * count, explicit, vr=vr)
+    with opened(_with(tmp_path / "x.dcm", 0x00400275, large, explicit)) as file:
+        assert list(file.outline().keys()) == [0x00080016, 0x00100020]
+
+
+def test_references_in_a_deflated_data_set_are_read(tmp_path: Path) -> None:
+    """JPIP HTJ2K Referenced Deflate, which peers may propose, deflates its data set too (PS3.5 A.14)."""
+    body = element(0x00287FE0, "UT", b"http://example.org/1", ExplicitVRLittleEndian)
+    engine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    deflated, syntax = engine.compress(body) + engine.flush(), JPIPHTJ2KReferencedDeflate
+    path = write_body(deflated, tmp_path / "x.dcm", sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=syntax)
+    with opened(path) as file:
+        assert bytes(file.data) == body
+        assert file.header().PixelDataProviderURL == "http://example.org/1"
 
 
 def test_an_invalid_deflated_stream_is_refused(tmp_path: Path) -> None:

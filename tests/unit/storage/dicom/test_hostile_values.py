@@ -178,6 +178,14 @@ def test_a_sequence_of_a_hundred_items_is_indexed_and_a_longer_one_left_out() ->
         assert "00080060" in levels.series, "one hostile element must not lose the others"
 
 
+@pytest.mark.parametrize(("filler", "indexed"), [(1000, True), (1 << 18, False)])
+def test_a_sequence_of_many_bytes_is_left_out(filler: int, indexed: bool) -> None:
+    """All its items would be read before they are counted."""
+    step = element(0x00400009, "SH", b"S1", EXPLICIT) + element(0x00409999, "UN", bytes(filler), EXPLICIT)
+    data = element(0x00080060, "CS", b"MG", EXPLICIT) + element(0x00400275, "SQ", item(step, EXPLICIT), EXPLICIT)
+    assert ("00400275" in levels_of(parse(data, EXPLICIT)).series) is indexed
+
+
 # --- text as UTF-8 ------------------------------------------------------------------------------------------------
 
 

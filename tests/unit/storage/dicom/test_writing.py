@@ -94,6 +94,18 @@ def test_a_value_too_long_for_its_vr_becomes_un() -> None:
     assert anew(expected, EXPLICIT, IMPLICIT) == received
 
 
+def test_an_undefined_length_is_written_with_a_vr_that_may_have_it() -> None:
+    """An explicit header of its own VR has two bytes for the length."""
+    assert anew(sequence(0x60000010, b"", IMPLICIT), IMPLICIT, EXPLICIT) == sequence(0x60000010, b"", EXPLICIT, vr="UN")
+
+
+def test_an_element_without_a_value_is_not_interpreted() -> None:
+    """pydicom fails on waveform data without Waveform Bits Allocated, even if both have no value."""
+    data = element(0x54000110, "UN", b"", EXPLICIT)
+    assert anew(data, EXPLICIT, EXPLICIT) == data
+    assert anew(data, EXPLICIT, IMPLICIT) == element(0x54000110, "", b"", IMPLICIT)
+
+
 def test_us_or_ss_follows_pixel_representation() -> None:
     inner = element(0x00280106, "SS", b"\xfe\xff", IMPLICIT)
     data = element(0x00082218, "SQ", item(inner, IMPLICIT), IMPLICIT)
