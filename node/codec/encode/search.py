@@ -318,6 +318,8 @@ class Encoder:
 
     def _with_more_patches(self, patches: Patches | None, found: Structure) -> Patches | None:
         """``patches`` extended to what still fails; the same object if nothing fails or too much does."""
+        from scipy.ndimage import maximum_filter
+
         if self.limits is None:
             return patches
         rows, columns = self.source.pixels.shape
@@ -329,6 +331,9 @@ class Encoder:
             reach = _REACHES[speck.size]
             boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
         cells = cells_under(boxes, rows, columns)
+        exact = cells & ~cell_any(found.error != 0)
+        if exact.any():  # what fails there are errors beside these cells, which long filters see from them
+            cells |= maximum_filter(exact, 3)
         if patches is not None:
             cells |= patches.cells
         if not boxes or cells.mean() > self.share or (patches is not None and (cells == patches.cells).all()):

@@ -27,13 +27,15 @@ from storage.formats.geometry import cell_pixels
 from storage.formats.payload import decode_base, decode_rendition, encode_base, encode_rendition
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint, Thresholds
-from tests.support.encoder_samples import Pixels, phantom, source_of
+from tests.support.encoder_samples import Pixels, phantom, source_of, with_implant
 from tests.support.samples import breast
 
 Float = NDArray[np.float32]
 
 BALANCED = Thresholds()
 STRICT = replace(BALANCED, lines=(3.0, 1.2, 0.5))
+PLACES = replace(BALANCED, lines=(43.0, 18.0, 10.0), lines_most=0.18, spectrum_tile_db=9.0)
+"""The limits of single places alone: of a small image, a place with an edge takes a large share."""
 POINT = OperatingPoint(2, "jpegxl", distance=0.2, effort=5)
 
 
@@ -214,6 +216,14 @@ def test_a_region_that_was_asked_for_is_exact() -> None:
     for pixels in (made.served, made.plain, decoded(made), decoded(made, draw=False)):
         assert np.array_equal(pixels[inside], phantom()[inside])
     assert not np.array_equal(made.served, phantom())
+
+
+@pytest.mark.parametrize(("noise", "distance"), [(0.0, 0.5), (180.0, 1.0)])
+def test_a_clipped_implant_passes(noise: float, distance: float) -> None:
+    """It has no noise of its own, and long filters see from within it that of the tissue beside it."""
+    made = encoder(with_implant(noise), PLACES).at(replace(POINT, distance=distance))
+    assert made is not None
+    assert made.base.point.distance == distance
 
 
 # --- decoding -------------------------------------------------------------------------------------------------
