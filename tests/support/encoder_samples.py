@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
+from scipy.ndimage import gaussian_filter
 
 from node.codec.encode.source_image import Source
 from node.codec.noise import (
@@ -70,6 +71,17 @@ def phantom(rows: int = 640, columns: int = 544, bits: int = 12) -> Pixels:
         level += 160 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 1.5**2))
     image = np.where(skin > 0, level + noise, 0) * ((1 << bits) - 1) / 4095
     return np.clip(np.rint(image), 0, (1 << bits) - 1).astype(np.uint16)
+
+
+def with_implant(noise: float = 0.0) -> Pixels:
+    """The phantom with an implant that is clipped at 4,095. ``noise``: standard deviation that the tissue has besides,
+    in grey levels."""
+    pixels = phantom().astype(np.float64)
+    pixels += np.where(pixels > 0, noise * np.random.default_rng(1).standard_normal(pixels.shape), 0)
+    row, column = np.mgrid[: pixels.shape[0], : pixels.shape[1]]
+    inside = np.clip(12 - 12 * np.hypot(row - 320, column) ** 2 / 200**2, 0, 1)
+    inside = gaussian_filter(inside, 3)
+    return np.clip(np.rint(pixels * (1 - inside) + 4300 * inside), 0, 4095).astype(np.uint16)
 
 
 def source_of(pixels: Pixels, bits: int = 12, **changes: Any) -> tuple[Source, Reference]:

@@ -21,6 +21,15 @@ Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Box = tuple[int, int, int, int]
 
+_ROOM = 0.004
+"""Share of the coded range beyond the bright end, where clipped samples are coded, so that the coder's errors are cut
+off: a step of one grey level of 4,096 inside an implant fails the gate's wide filters. Of its samples at distance 1,
+49% came back exactly without room, 99.5% with 0.001 and all with this; it took no more bytes."""
+_CLIPPED = 0.01
+"""Least share of the samples that are clipped at the bright end for this."""
+_SAME = 1 / 64
+"""Difference of samples that count as equal, in grey levels: the rounding error of resampling."""
+
 
 def make_base(source: Source, point: OperatingPoint) -> Base:
     """Downsample one original and code it as ``point`` says, lossy samples over the full 16 bits."""
@@ -30,7 +39,11 @@ def make_base(source: Source, point: OperatingPoint) -> Base:
     region = source.region(point.scale) if point.distance else None
     part = (region or CodedRegion.whole(*ideal.shape)).part
     offset, gain = _mapping(source, point)
+    clipped = _clipped(source, point)
+    gain = gain if clipped is None else gain * (1 - _ROOM)
     scaled = np.clip((ideal[part] - np.float32(offset)) * np.float32(gain), 0, 65535)
+    if clipped is not None:
+        scaled[clipped[part]] = 65535
     curve = source.noise_curve if point.companded else b""
     if curve:
         scaled = mapped(scaled, curve)
@@ -54,7 +67,7 @@ def make_base(source: Source, point: OperatingPoint) -> Base:
         region=region,
         curve=curve,
     )
-    off = np.square(base.samples() - ideal, dtype=np.float64)
+    off = np.square(np.clip(base.samples(), low, high) - ideal, dtype=np.float64)
     return replace(base, quantisation_rms=float(np.sqrt(np.mean(off))))
 
 
@@ -66,3 +79,10 @@ def _mapping(source: Source, point: OperatingPoint) -> tuple[float, float]:
         return 0.0, 1.0
     gain = 65535 / max(high - low, 1)
     return (float(high), -gain) if source.inverted else (float(low), gain)
+
+
+def _clipped(source: Source, point: OperatingPoint) -> NDArray[np.bool_] | None:
+    """The samples that are clipped at the bright end, as of an implant; None if they are few, or coded lossless."""
+    bright = source.extremes[0 if source.inverted else 1]
+    clipped = np.abs(source.lowered(point.scale) - np.float32(bright)) <= _SAME
+    return clipped if point.distance and clipped.mean() >= _CLIPPED else None

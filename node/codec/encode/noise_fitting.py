@@ -30,6 +30,10 @@ _FAINT = 0.25
 """Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
 _CLIPPED = 4.0
 """Local standard deviations beyond which a residual is structure. It is clipped to this before it is squared."""
+_OUTLYING = 4.0
+"""Size of a tile's power, over the median of all, beyond which it is left out of the spectrum. It holds an edge, such
+as a dead line or the border of collimation, which would be drawn as bars everywhere. Of 900 tiles of four images
+without such an edge none exceeded 3.7; those with a dead line reached 12."""
 _MATCHING = 6
 """Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
 _MAD = 0.6745
@@ -124,7 +128,8 @@ def _cell_means(values: Float) -> Float:
 
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
-    """Mean periodogram of the original less that of the structure; each tile is divided by its missing variance."""
+    """Mean periodogram of the original less that of the structure; each tile is divided by its missing variance, and
+    outlying tiles are left out."""
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
     places = [
         np.s_[row : row + WINDOW, column : column + WINDOW]
@@ -143,8 +148,11 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
         return np.asarray((own - made) / np.float32(variance))
 
     total = np.zeros((WINDOW, WINDOW // 2 + 1))
-    for power in on_all_cores(one, places):
-        if power is not None:
+    powers = [power for power in on_all_cores(one, places) if power is not None]
+    sizes = [float(np.abs(power).sum()) for power in powers]
+    most = _OUTLYING * float(np.median(sizes)) if sizes else 0.0
+    for power, size in zip(powers, sizes, strict=True):
+        if size <= most:
             total += power
     return spectrum_codes(total)
 

@@ -77,6 +77,10 @@ _REACHES = (5, 7, 11, 16)
 _EXACT = 2.0
 """Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
 residuals there fail the gate and become patches anyway."""
+_EVEN_SIDE = 5
+"""Side in pixels of the squares of one value in which noise shows: the inside of a clip or needle that is clipped."""
+_SHOWN = 0.03
+"""Error of a served pixel in such a square, in window widths, from which it shows: eight grey levels of a display."""
 _WORTH = 0.95
 """Another forecast is tried on the whole image only if it is at most this share of the base that was found; a try
 takes seconds."""
@@ -249,10 +253,13 @@ class Encoder:
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         found = look(reference, attempt.plain, limits=limits, before=attempt.found)
         side = self._side_information(attempt, found)
-        structure = decoded.with_side(attempt.structure.copy(), side)
+        return self._patched(side, decoded, decoded.with_side(attempt.structure.copy(), side), found)
+
+    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: Structure) -> Repaired:
+        """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
         for _ in range(_PATCHES):
             plain = decoded.pixels(structure.copy(), side).astype(np.float32)
-            found = look(reference, plain, before=found)
+            found = look(self.reference, plain, before=found)
             patches = self._with_more_patches(side.patches, found)
             if patches is side.patches:
                 break
@@ -278,6 +285,12 @@ class Encoder:
             if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have
+        patches = self._with_even_patches(side.patches, served)
+        if patches is not None and patches is not side.patches:
+            repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
+            side, plain, found = repaired.side, repaired.plain, repaired.found
+            served = decoded.pixels(structure + grain, side)
+            bands = band_energies(served.astype(np.float32), reference.core)
         figures = measure_noise(reference, plain, served, bands)
         verdict = judge(reference, plain, found, served, figures, limits)
         parts = {
@@ -318,6 +331,8 @@ class Encoder:
 
     def _with_more_patches(self, patches: Patches | None, found: Structure) -> Patches | None:
         """``patches`` extended to what still fails; the same object if nothing fails or too much does."""
+        from scipy.ndimage import maximum_filter
+
         if self.limits is None:
             return patches
         rows, columns = self.source.pixels.shape
@@ -329,9 +344,26 @@ class Encoder:
             reach = _REACHES[speck.size]
             boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
         cells = cells_under(boxes, rows, columns)
+        exact = cells & ~cell_any(found.error != 0)
+        if exact.any():  # what fails there are errors beside these cells, which long filters see from them
+            cells |= maximum_filter(exact, 3)
         if patches is not None:
             cells |= patches.cells
         if not boxes or cells.mean() > self.share or (patches is not None and (cells == patches.cells).all()):
+            return patches
+        return cut(self.source.pixels, cells)
+
+    def _with_even_patches(self, patches: Patches | None, served: Pixels) -> Patches | None:
+        """``patches`` extended to cells in which pixels of an even place of the breast, as of a clipped needle, are
+        served with other values that show; the same object if there are none, or too many. Markers in the air are left
+        to the limit of what is outside."""
+        if self.limits is None:
+            return patches
+        off = np.abs(served - self.reference.image) > _SHOWN * self.reference.window.width
+        cells = cell_any(off & self.reference.breast & _even_places(self.source.pixels))
+        if patches is not None:
+            cells |= patches.cells
+        if not cells.any() or cells.mean() > self.share or (patches is not None and (cells == patches.cells).all()):
             return patches
         return cut(self.source.pixels, cells)
 
@@ -375,6 +407,13 @@ class Repaired:
 
 def _bytes_of(repairs: CodedResiduals | None) -> int:
     return 0 if repairs is None else len(repairs.coded)
+
+
+def _even_places(pixels: Pixels) -> NDArray[np.bool_]:
+    """Pixels in the middle of a square of one value: bool, shape of ``pixels``."""
+    from scipy.ndimage import maximum_filter, minimum_filter
+
+    return np.asarray(maximum_filter(pixels, _EVEN_SIDE) == minimum_filter(pixels, _EVEN_SIDE))
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.encode.source_image import Source
+from node.codec.encode.source_image import Source, without_padding
 from node.fidelity.reference import Reference
 
 SQUARES = 12
@@ -46,5 +46,6 @@ def sample_of(source: Source, reference: Reference) -> tuple[Source, Reference]:
         return np.concatenate([np.concatenate(cuts[at : at + 4], axis=1) for at in range(0, len(cuts), 4)])
 
     parts = [np.s_[row : row + SQUARE, column : column + SQUARE] for row, column in chosen]
-    pixels = sheet([source.pixels[part] for part in parts])
+    whole = without_padding(source)  # padding beyond the extreme values would fail at any quantiser
+    pixels = sheet([whole[part] for part in parts])
     return source.excerpt(pixels), reference.excerpt(pixels, sheet([breast[part] & inner for part in parts]))

@@ -366,6 +366,21 @@ def test_lost_edges_are_no_noise() -> None:
     np.testing.assert_allclose(blocks(found), blocks(plain), rtol=0.3)
 
 
+def test_a_lost_line_is_not_drawn_as_streaks() -> None:
+    """A dead line of the detector, whose power in its tiles is many times that of the noise."""
+    original, structure, _ = known()
+    everywhere = np.ones(original.shape, dtype=bool)
+    lined = original.copy()
+    lined[200:202] += 400
+
+    def streaks(image: Float) -> float:
+        plain = measure_deviation(image, structure, everywhere, everywhere)
+        spectral = with_spectrum(plain, image, structure, everywhere)
+        return float(unit(512, 512, spectral.spectrum, 1).mean(axis=1).std())
+
+    assert streaks(lined) < 1.3 * streaks(original)
+
+
 def test_padding_is_not_measured() -> None:
     original, structure, deviation = known()
     counted = np.ones(original.shape, dtype=bool)

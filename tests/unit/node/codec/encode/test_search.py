@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
 
 from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
@@ -27,13 +27,15 @@ from storage.formats.geometry import cell_pixels
 from storage.formats.payload import decode_base, decode_rendition, encode_base, encode_rendition
 from storage.formats.resample import Operator
 from storage.records import OperatingPoint, Thresholds
-from tests.support.encoder_samples import Pixels, phantom, source_of
+from tests.support.encoder_samples import Pixels, phantom, source_of, with_implant
 from tests.support.samples import breast
 
 Float = NDArray[np.float32]
 
 BALANCED = Thresholds()
 STRICT = replace(BALANCED, lines=(3.0, 1.2, 0.5))
+PLACES = replace(BALANCED, lines=(43.0, 18.0, 10.0), lines_most=0.18, spectrum_tile_db=9.0)
+"""The limits of single places alone: of a small image, a place with an edge takes a large share."""
 POINT = OperatingPoint(2, "jpegxl", distance=0.2, effort=5)
 
 
@@ -214,6 +216,33 @@ def test_a_region_that_was_asked_for_is_exact() -> None:
     for pixels in (made.served, made.plain, decoded(made), decoded(made, draw=False)):
         assert np.array_equal(pixels[inside], phantom()[inside])
     assert not np.array_equal(made.served, phantom())
+
+
+@pytest.mark.parametrize(("noise", "distance"), [(0.0, 0.5), (180.0, 1.0)])
+def test_a_clipped_implant_passes(noise: float, distance: float) -> None:
+    """It has no noise of its own, and long filters see from within it that of the tissue beside it."""
+    made = encoder(with_implant(noise), PLACES).at(replace(POINT, distance=distance))
+    assert made is not None
+    assert made.base.point.distance == distance
+
+
+def with_needle() -> Pixels:
+    """A needle across the breast, clipped, a dozen pixels wide."""
+    row, column = np.mgrid[: phantom().shape[0], : phantom().shape[1]]
+    needle = gaussian_filter(((np.abs(row - 300 - 0.15 * column) < 5) & (column < 250)).astype(float), 0.8)
+    return np.clip(np.rint(phantom() * (1 - needle) + 4700 * needle), 0, 4095).astype(np.uint16)
+
+
+def test_no_noise_shows_in_a_clipped_needle() -> None:
+    """It fills no cell of 16 pixels, so that its cells are none without noise."""
+    made = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024).at(replace(POINT, distance=0.5))
+    assert made is not None
+    even = maximum_filter(with_needle(), 5) == minimum_filter(with_needle(), 5)
+    inside = even & (with_needle() == 4095)
+    assert inside.sum() > 500
+    assert np.abs(made.served.astype(int) - with_needle())[inside].max() <= 0.03 * 1024
+    assert np.array_equal(decoded(made), made.served)
+    assert np.array_equal(decoded(made, draw=False), made.plain)
 
 
 # --- decoding -------------------------------------------------------------------------------------------------
