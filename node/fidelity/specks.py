@@ -40,7 +40,7 @@ STRONG = 6.0
 
 _TRANSFORM = 320
 """Side of the Fourier transforms: a tile with its halo, and what makes them fast."""
-_REACH = np.array([2, 3, 4, 6])
+_REACH = (2, 3, 4, 6)
 """How far from a speck's middle each filter's response has dropped, in pixels."""
 _GRAIN = 2
 """Index of the Gaussian below which everything counts as noise when errors are compared with it."""
@@ -220,7 +220,7 @@ def _roundness(strength: Float, found: Found) -> Float:
     """The least drop over the greatest, of the drops to both sides in four directions."""
     drops = []
     for down, across in ((1.0, 0.0), (0.0, 1.0), (0.71, 0.71), (0.71, -0.71)):
-        steps = [np.rint(_REACH[found.filters] * by).astype(int) for by in (down, across)]
+        steps = [np.rint(np.take(_REACH, found.filters) * by).astype(int) for by in (down, across)]
         sides = [
             strength[
                 found.filters,

@@ -23,12 +23,13 @@ from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.forecasts import SampleForecast, forecasts_of
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.encode.patch_choice import patches_on_failures, patches_on_shown_noise
 from node.codec.encode.point_fitting import points_for
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
 from node.codec.encode.search_sample import sample_of
 from node.codec.encode.source_image import Source
 from node.codec.noise import NoiseModel, decode_noise, encode_noise
-from node.codec.patches import Patches, cells_under, cut, encode_patches
+from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.points import encode_points
 from node.codec.residuals import CodedResiduals, encode_residuals
 from node.fidelity.bands import BANDS, band_energies
@@ -44,11 +45,8 @@ from node.fidelity.gate import (
     judge,
     look,
     measure_noise,
-    speck_lists,
-    wrong_specks,
 )
 from node.upscalers.protocol import Upscaler, UpscaleTask
-from storage.formats.geometry import CELL
 from storage.formats.payload import (
     Base,
     encode_base,
@@ -72,15 +70,9 @@ _EVEN = 0.1
 """Error of an octave band's energy, in dB, up to which noise is not drawn again."""
 _PATCHES = 8
 """Most times that exact patches are added. A patch changes what the gate's filters measure beside it."""
-_REACHES = (5, 7, 11, 16)
-"""Pixels around a speck that its patch covers, per filter of node/fidelity/specks.py: most of what the filter sees."""
 _EXACT = 2.0
 """Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
 residuals there fail the gate and become patches anyway."""
-_EVEN_SIDE = 5
-"""Side in pixels of the squares of one value in which noise shows: the inside of a clip or needle that is clipped."""
-_SHOWN = 0.03
-"""Error of a served pixel in such a square, in window widths, from which it shows: eight grey levels of a display."""
 _WORTH = 0.95
 """Another forecast is tried on the whole image only if it is at most this share of the base that was found; a try
 takes seconds."""
@@ -260,7 +252,9 @@ class Encoder:
         for _ in range(_PATCHES):
             plain = decoded.pixels(structure.copy(), side).astype(np.float32)
             found = look(self.reference, plain, before=found)
-            patches = self._with_more_patches(side.patches, found)
+            if self.limits is None:
+                break
+            patches = patches_on_failures(self.source.pixels, found, side.patches, self.limits, self.share)
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
@@ -285,8 +279,8 @@ class Encoder:
             if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have
-        patches = self._with_even_patches(side.patches, served)
-        if patches is not None and patches is not side.patches:
+        patches = patches_on_shown_noise(self.source.pixels, served, side.patches, reference, self.share)
+        if limits is not None and patches is not side.patches:
             repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
             side, plain, found = repaired.side, repaired.plain, repaired.found
             served = decoded.pixels(structure + grain, side)
@@ -329,44 +323,6 @@ class Encoder:
         reference = self.reference
         return CodedResiduals.of(reference.image - structure, cells, reference.grain) if cells.any() else None
 
-    def _with_more_patches(self, patches: Patches | None, found: Structure) -> Patches | None:
-        """``patches`` extended to what still fails; the same object if nothing fails or too much does."""
-        from scipy.ndimage import maximum_filter
-
-        if self.limits is None:
-            return patches
-        rows, columns = self.source.pixels.shape
-        lost, new = wrong_specks(*speck_lists(found.specks), self.limits)
-        boxes = [
-            (row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(broken_cells(found, self.limits))
-        ]
-        for speck in (*lost, *new):
-            reach = _REACHES[speck.size]
-            boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
-        cells = cells_under(boxes, rows, columns)
-        exact = cells & ~cell_any(found.error != 0)
-        if exact.any():  # what fails there are errors beside these cells, which long filters see from them
-            cells |= maximum_filter(exact, 3)
-        if patches is not None:
-            cells |= patches.cells
-        if not boxes or cells.mean() > self.share or (patches is not None and (cells == patches.cells).all()):
-            return patches
-        return cut(self.source.pixels, cells)
-
-    def _with_even_patches(self, patches: Patches | None, served: Pixels) -> Patches | None:
-        """``patches`` extended to cells in which pixels of an even place of the breast, as of a clipped needle, are
-        served with other values that show; the same object if there are none, or too many. Markers in the air are left
-        to the limit of what is outside."""
-        if self.limits is None:
-            return patches
-        off = np.abs(served - self.reference.image) > _SHOWN * self.reference.window.width
-        cells = cell_any(off & self.reference.breast & _even_places(self.source.pixels))
-        if patches is not None:
-            cells |= patches.cells
-        if not cells.any() or cells.mean() > self.share or (patches is not None and (cells == patches.cells).all()):
-            return patches
-        return cut(self.source.pixels, cells)
-
     def _note(
         self, point: OperatingPoint, upscaler: Upscaler, size: int, failures: tuple[str, ...], began: float
     ) -> None:
@@ -407,13 +363,6 @@ class Repaired:
 
 def _bytes_of(repairs: CodedResiduals | None) -> int:
     return 0 if repairs is None else len(repairs.coded)
-
-
-def _even_places(pixels: Pixels) -> NDArray[np.bool_]:
-    """Pixels in the middle of a square of one value: bool, shape of ``pixels``."""
-    from scipy.ndimage import maximum_filter, minimum_filter
-
-    return np.asarray(maximum_filter(pixels, _EVEN_SIDE) == minimum_filter(pixels, _EVEN_SIDE))
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
