@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node.codec.encode.padding_fill import filled
+from node.fidelity.windows import is_inverted
 from storage.dicom.dicomfile import HeaderBytes, opened
 from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.errors import NotReconstructable
@@ -45,7 +46,7 @@ class Source:
     breast that has such a value by chance is padding too by what the header says, and viewers treat it so. All of them
     come back with exactly the values they had, and no other pixel gets one of these values. ``padding``: the inclusive
     range, or None. ``padding_pixels``: bool, shape (rows, columns), None where no pixel is padding; the values are
-    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values (MONOCHROME1).
+    those of ``pixels`` there. ``inverted``: dense tissue is dark in stored values.
     """
 
     pixels: Pixels
@@ -141,7 +142,7 @@ class Source:
             pixel_digest=pixel_digest(pixels),
             pixel_vr=pixel_vr,
             header_bytes=header_bytes,
-            inverted=header.get("PhotometricInterpretation") == "MONOCHROME1",
+            inverted=is_inverted(header),
         )
 
 

@@ -288,9 +288,14 @@ def test_lossless_at_scale_1_is_the_original() -> None:
     assert np.array_equal(reconstruct(base, Bicubic(), SideInformation(), seed=0, steps=0), phantom())
 
 
-def test_monochrome1_is_coded_as_it_is_displayed_and_comes_back() -> None:
+@pytest.mark.parametrize(
+    "header",
+    [{"PhotometricInterpretation": "MONOCHROME1"}, {"RescaleSlope": -1, "RescaleIntercept": 4095}],
+    ids=["MONOCHROME1", "falling rescale"],
+)
+def test_an_image_whose_dense_tissue_is_dark_is_coded_as_it_is_displayed(header: dict[str, Any]) -> None:
     inverted = (4095 - phantom()).astype(np.uint16)
-    made = encoder(inverted, BALANCED, PhotometricInterpretation="MONOCHROME1").at(POINT)
+    made = encoder(inverted, BALANCED, **header).at(POINT)
     plain = encoder(phantom(), BALANCED).at(POINT)
     assert made is not None
     assert plain is not None
