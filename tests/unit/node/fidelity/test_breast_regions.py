@@ -1,4 +1,4 @@
-"""Proves that strips along the border are not breast, and that a nipple in profile is
+"""Proves that strips along the border are not breast, and that a nipple in profile and dark fat are
 (node/fidelity/breast_regions.py).
 """
 
@@ -64,3 +64,11 @@ def test_the_border_of_a_film_is_not_measured() -> None:
     assert (reference.mask & ~alone).sum() < 0.2 * (before & ~alone).sum()
     assert (alone & ~reference.mask).sum() < 0.01 * alone.sum()
     assert (reference.core & ~reference.breast).sum() == 0
+
+
+def test_dark_fat_of_a_breast_that_fills_the_image_is_breast() -> None:
+    row, column = np.mgrid[:640, :512]
+    tissue = (1700 + 250 * np.sin(row / 60) * np.cos(column / 45)).astype(np.uint16)
+    assert breast_mask(tissue, "MONOCHROME2").all()
+    with_air = np.where(column < 400, tissue, 40 + column % 20).astype(np.uint16)
+    assert np.array_equal(breast_mask(with_air, "MONOCHROME2")[0], np.arange(32) < 26)
