@@ -16,7 +16,7 @@ Bools = NDArray[np.bool_]
 _REACHES = (5, 7, 11, 16)
 """Pixels around a speck that its patch covers, per filter of node/fidelity/specks.py: most of what the filter sees."""
 _EVEN_SIDE = 5
-"""Side in pixels of the squares of one value in which noise shows: the inside of a clip or needle that is clipped."""
+"""Side in pixels of the squares of one value in which errors show: a needle that is clipped, air beside a marker."""
 _SHOWN = 0.03
 """Error of a served pixel in such a square, in window widths, from which it shows: eight grey levels of a display."""
 
@@ -39,22 +39,18 @@ def patches_on_failures(
     exact = cells & ~cell_any(found.error != 0)
     if exact.any():  # what fails there are errors beside these cells, which long filters see from them
         cells |= maximum_filter(exact, 3)
-    return _extended(pixels, patches, cells, share)
+    return extended(pixels, patches, cells, share)
 
 
-def patches_on_shown_noise(
-    pixels: Pixels, served: Pixels, patches: Patches | None, reference: Reference, share: float
-) -> Patches | None:
-    """``patches`` extended to cells in which pixels of an even place of the breast, as of a clipped needle, are served
-    with other values that show; the same object if there are none, or too many.
-
-    Markers in the air are left to the limit of what is outside.
-    """
+def uneven_cells(pixels: Pixels, served: Pixels, reference: Reference) -> Bools:
+    """Cells in which pixels of an even place are served with other values that show: drawn noise in a clipped needle,
+    or the coder's ringing in the air beside a marker."""
     off = np.abs(served - reference.image) > _SHOWN * reference.window.width
-    return _extended(pixels, patches, cell_any(off & reference.breast & _even_places(pixels)), share)
+    return cell_any(off & _even_places(pixels))
 
 
-def _extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
+def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
+    """``patches`` extended to ``cells``; the same object if they hold them, or would cover more than ``share``."""
     if patches is not None:
         cells = cells | patches.cells
         if (cells == patches.cells).all():

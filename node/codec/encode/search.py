@@ -23,7 +23,7 @@ from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.forecasts import SampleForecast, forecasts_of
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
-from node.codec.encode.patch_choice import patches_on_failures, patches_on_shown_noise
+from node.codec.encode.patch_choice import extended, patches_on_failures, uneven_cells
 from node.codec.encode.point_fitting import points_for
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
 from node.codec.encode.search_sample import sample_of
@@ -279,7 +279,9 @@ class Encoder:
             if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have
-        patches = patches_on_shown_noise(self.source.pixels, served, side.patches, reference, self.share)
+        uneven = uneven_cells(self.source.pixels, served, reference)
+        patches = extended(self.source.pixels, side.patches, uneven, self.share)
+        shows = patches is side.patches and uneven.any()
         if limits is not None and patches is not side.patches:
             repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
             side, plain, found = repaired.side, repaired.plain, repaired.found
@@ -287,6 +289,10 @@ class Encoder:
             bands = band_energies(served.astype(np.float32), reference.core)
         figures = measure_noise(reference, plain, served, bands)
         verdict = judge(reference, plain, found, served, figures, limits)
+        if limits is not None and shows:
+            share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
+            wrong = f"errors show where the original has one value, {share}"
+            verdict = replace(verdict, failures=(*verdict.failures, wrong))
         parts = {
             "noise": encode_noise(noise),
             "repairs": encode_residuals(side.repairs) if side.repairs else b"",

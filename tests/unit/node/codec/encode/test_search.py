@@ -245,6 +245,12 @@ def test_no_noise_shows_in_a_clipped_needle() -> None:
     assert np.array_equal(decoded(made, draw=False), made.plain)
 
 
+def test_an_encoding_fails_if_too_much_noise_shows_to_be_patched() -> None:
+    search = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024, share=0.01)
+    assert search.at(replace(POINT, distance=0.5)) is None
+    assert any("show where the original has one value" in failure for failure in search.tried[-1].failures)
+
+
 # --- decoding -------------------------------------------------------------------------------------------------
 
 

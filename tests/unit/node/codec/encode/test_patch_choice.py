@@ -1,0 +1,28 @@
+"""Proves which cells are stored exactly because errors show in them (node/codec/encode/patch_choice.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from node.codec.encode.patch_choice import extended, uneven_cells
+from tests.support.encoder_samples import phantom, source_of, with_implant
+
+
+def test_errors_show_where_the_original_has_one_value() -> None:
+    """In a clipped implant, and in the air, as a marker rings there; but not in the grain of tissue."""
+    pixels = with_implant()
+    served = pixels.copy()
+    for row, column, error in ((40, 500, 200), (600, 500, 100), (320, 50, -200), (320, 350, 200)):
+        served[row, column] = int(pixels[row, column]) + error  # of a window of 4,096
+    found = uneven_cells(pixels, served, source_of(pixels)[1])
+    assert np.argwhere(found).tolist() == [[2, 31], [20, 3]]
+
+
+def test_patches_stay_as_they_are_beyond_the_share() -> None:
+    cells = np.zeros((40, 34), dtype=bool)
+    cells[3, 4] = True
+    patches = extended(phantom(), None, cells, 0.001)
+    assert patches is not None
+    assert np.array_equal(patches.cells, cells)
+    assert extended(phantom(), patches, cells, 0.001) is patches
+    assert extended(phantom(), patches, ~cells, 0.001) is patches
