@@ -49,6 +49,9 @@ _ENOUGH = 0.25
 """Least share of breast in a tile whose bands and slow error are judged."""
 _ROUNDING = 0.5
 """Error of a speck's contrast that is always allowed, in grey levels: pixels are rounded."""
+_ROUNDED = 1 / 12
+"""Energy of a pixel's rounding, in squared grey levels: a tile's band below it counts as this, as in a clipped implant,
+where one pixel makes tens of dB."""
 _FSIM_TILES = 24
 """Most tiles whose FSIM is measured. It gates nothing, and all tiles of a film would take a quarter of the time to
 encode."""
@@ -193,7 +196,8 @@ def measure_noise(
     own = reference.bands[:BANDS]
     whole = decibels(bands.sum(axis=(1, 2)), own.sum(axis=(1, 2)))
     large = reference.tile_counts >= _ENOUGH * TILE * TILE
-    tiles = np.abs(decibels(bands[:, large], own[:, large]))
+    least = _ROUNDED * reference.tile_counts[large]
+    tiles = np.abs(decibels(np.maximum(bands[:, large], least), np.maximum(own[:, large], least)))
     drawn = image - structure
     drawn[~reference.counted] = 0
     figures = {f"spectrum_db_{number + 1}": float(value) for number, value in enumerate(whole)}

@@ -313,6 +313,15 @@ def test_noise_where_the_original_is_flat(reference: Reference) -> None:
     assert kinds(reference, STRUCTURE, wrong) == {"quiet"}
 
 
+def test_a_pixel_in_a_clipped_tile_is_no_noise() -> None:
+    clipped = ORIGINAL.copy()
+    clipped[200:, 200:540] = 4095
+    served = clipped.copy()
+    served[400, 400] = 4094
+    own = Reference(clipped, mammogram(clipped, WindowCenter=2048, WindowWidth=4096))
+    assert measure_noise(own, clipped.astype(np.float32), served)["spectrum_tile_db"] < 0.1
+
+
 def test_noise_of_another_colour(reference: Reference) -> None:
     """White instead of a detector's: too much in the finest band, too little in the others."""
     noise = np.float32(DRAWN.std()) * white(slice(0, ROWS), slice(0, COLUMNS), 3)
