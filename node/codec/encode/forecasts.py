@@ -25,6 +25,9 @@ _DEARER = 1.25
 """log2 increase of the bytes per halving of the burden; typical. It converts one look into a forecast."""
 _RESERVE = 0.98
 """Another upscaler is preferred to the baseline if its forecast is at most this share of the baseline's."""
+_COMPANDED = 0.95
+"""Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
+images with 0.98 took 13% and 41% more bytes on the whole when companded."""
 
 Look = Callable[[OperatingPoint, Upscaler], tuple[int, float]]
 """Codes the sample at an operating point and returns the bytes of the base and the burden of the structure."""
@@ -65,7 +68,8 @@ def forecasts_of(
 
     *others, baseline = upscalers
     first, *more = scales
-    best = cheapest([candidate(first, companded, baseline, START[first]) for companded in (False, True)])
+    plain, companded = (candidate(first, each, baseline, START[first]) for each in (False, True))
+    best = cheapest([plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain])
     found = [best, *(candidate(scale, best.point.companded, baseline, START[scale]) for scale in more)]
     best = cheapest(found)
     for upscaler in others:
