@@ -125,6 +125,11 @@ class Encoder:
     tried: list[Trial] = field(default_factory=list)
     last: Attempt | None = field(default=None, init=False, repr=False)
 
+    @property
+    def _patch_share(self) -> float:
+        """Largest part of the image that patches may cover with those of ``regions``, which do not count."""
+        return self.share + float(cells_under(self.regions, *self.source.pixels.shape).mean())
+
     def search(self) -> Encoded | None:
         """The smallest encoding that passes the gate, or None."""
         assert self.limits is not None, "a search needs limits"
@@ -254,7 +259,7 @@ class Encoder:
             found = look(self.reference, plain, before=found)
             if self.limits is None:
                 break
-            patches = patches_on_failures(self.source.pixels, found, side.patches, self.limits, self.share)
+            patches = patches_on_failures(self.source.pixels, found, side.patches, self.limits, self._patch_share)
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
@@ -280,7 +285,7 @@ class Encoder:
                 break
             lacking = lacking + wanted - have
         uneven = uneven_cells(self.source.pixels, served, reference)
-        patches = extended(self.source.pixels, side.patches, uneven, self.share)
+        patches = extended(self.source.pixels, side.patches, uneven, self._patch_share)
         shows = patches is side.patches and uneven.any()
         if limits is not None and patches is not side.patches:
             repaired = self._patched(replace(side, patches=patches), decoded, structure, found)

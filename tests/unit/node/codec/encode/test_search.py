@@ -245,6 +245,13 @@ def test_no_noise_shows_in_a_clipped_needle() -> None:
     assert np.array_equal(decoded(made, draw=False), made.plain)
 
 
+def test_marked_regions_do_not_count_into_the_share() -> None:
+    search = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024, share=0.08)
+    point = replace(POINT, distance=0.5)
+    assert search.at(point) is not None
+    assert replace(search, regions=((448, 0, 192, 544),)).at(point) is not None
+
+
 def test_an_encoding_fails_if_too_much_noise_shows_to_be_patched() -> None:
     search = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024, share=0.01)
     assert search.at(replace(POINT, distance=0.5)) is None
