@@ -51,6 +51,7 @@ from storage.dicom.dicomfile import (
     encode,
     file_meta,
     opened,
+    parse,
     scan,
     write_header_for_pixels,
     write_preamble,
@@ -366,6 +367,33 @@ def test_an_outline_has_no_large_sequences(vr: str, count: int, tmp_path: Path) 
     large = sequence(0x00400275, item(b"", implicit) * count, explicit, vr=vr)
     with opened(_with(tmp_path / "x.dcm", 0x00400275, large, explicit)) as file:
         assert list(file.outline().keys()) == [0x00080016, 0x00100020]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("syntax", NATIVE)
+@pytest.mark.parametrize(
+    ("vr", "value", "kept"),
+    [("US", b"ISO_IR 100", "ISO_IR 100"), ("OB", b"ISO_IR 100\0\0", "ISO_IR 100"), ("PN", b"ISO_IR 192", "ISO_IR 192"),
+     ("CS", b"\1\0\2\0", ""), ("FD", b"\1\0\2\0", ""), ("SQ", None, ""), ("UN", None, "")],
+)  # fmt: skip
+def test_a_character_set_that_is_no_code_string(
+    vr: str, value: bytes | None, kept: str, syntax: UID, nested: bool, tmp_path: Path
+) -> None:
+    """pydicom reads it before all other elements, and refused the data set."""
+    if value is None:
+        inner = ImplicitVRLittleEndian if vr == "UN" else syntax
+        odd = sequence(0x00080005, item(b"", inner), syntax, vr=vr, inner=inner)
+    else:
+        odd = element(0x00080005, vr, value, syntax)
+    if nested:
+        odd = sequence(0x00081140, item(odd + element(0x00081155, "UI", b"1.2\0", syntax), syntax), syntax)
+    with opened(_with(tmp_path / "x.dcm", 0x00081140 if nested else 0x00080005, odd, syntax)) as file:
+        for header in (file.outline(), file.header()):
+            for target in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+                written = parse(encode(header, target), target)
+                holder = written.ReferencedImageSequence[0] if nested else written
+                assert (holder.get("SpecificCharacterSet") or "") == kept
+                assert written.PatientID == "P1"
 
 
 @pytest.mark.parametrize("vr", ["SQ", "UN"])
