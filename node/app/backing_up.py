@@ -20,6 +20,7 @@ from storage.index.job_runs import JobRows
 from storage.index.snapshot import NamedObject
 from storage.objects.backup_manifest import NAME
 from storage.objects.store import ObjectStore
+from storage.records import Tier
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ def make_backup(
             raise BackupRefused(
                 f"{to} and {place} lie in one another; name a folder outside the archive, on another disk"
             )
+
+    if Tier.COLD not in stores and index.originals.totals().cold:
+        raise BackupRefused("the index has originals in the cold store, and originals.path is not set; set it")
 
     def promised(one: NamedObject) -> bool:
         return any(other.store == one.store for other in integrity.expected(one.digest, one.digest + "0"))

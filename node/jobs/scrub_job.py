@@ -200,6 +200,8 @@ class Scrub:
         self, digest: str, expected: list[ExpectedObject], listed: Mapping[str, Listed], tally: ScrubTally
     ) -> None:
         for name, group in itertools.groupby(sorted(expected, key=lambda one: one.store), lambda one: one.store):
+            if name not in self._stores:
+                raise ObjectMissing("the index has originals in the cold store, and originals.path is not set; set it")
             inspection = examine(self._stores[name], digest)
             tally.checked += 1
             tally.bytes_read += inspection.bytes_read

@@ -75,6 +75,8 @@ class ScrubRepair:
         still: list[tuple[Damage, Inspection]] = []
         # newest first, so that its effect on the instance is undone first
         for known in reversed(self._integrity.open_damage()):
+            if known.store not in self._stores:
+                continue  # originals.path is not set; the scrub says so
             inspection = examine(self._stores[known.store], known.digest)
             if inspection.whole:
                 self._integrity.close(known.key, "whole again")

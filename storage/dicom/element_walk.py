@@ -21,10 +21,12 @@ PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
 _UNDEFINED = 0xFFFFFFFF
+_CHARACTER_SET = (0x0008, 0x0005)
 _MAX_DEPTH = 64
 """Maximum depth of nested sequences. Chosen, not measured."""
-_MAX_SEQUENCE = 1 << 22
-"""Size in bytes above which ``kept_ranges`` leaves a sequence out. Chosen, not measured."""
+_SEQUENCE_BYTES, _SEQUENCE_ITEMS = 1 << 21, 20_000
+"""Most bytes and items of all sequences that ``kept_ranges`` keeps of a data set. pydicom needs 40 microseconds and a
+kilobyte of memory for an empty item of 8 bytes. Chosen, not measured."""
 _CHUNK = 1 << 20
 """Bytes that are compared with zero at a time."""
 
@@ -69,19 +71,24 @@ def scan(data: Bytes, syntax: UID) -> Layout:
 
 
 def kept_ranges(data: Bytes, syntax: UID, layout: Layout, limit: int) -> list[tuple[int, int]]:
-    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept up
-    to ``_MAX_SEQUENCE`` bytes, unless they have VR UN."""
+    """Byte ranges of the top-level elements, except pixel data and values above ``limit`` bytes. Sequences are kept in
+    their order while all of them have at most ``_SEQUENCE_BYTES`` and ``_SEQUENCE_ITEMS``, those of VR UN only up to
+    ``limit`` bytes."""
     walk = _walk(data, syntax)
     kept: list[tuple[int, int]] = []
+    bytes_left, items_left = _SEQUENCE_BYTES, _SEQUENCE_ITEMS
     for start, end in ((0, layout.pixel_start), (layout.pixel_end, layout.end)):
         at = since = start
         while at < end and any(data[at : at + 8]):
             tag, vr, value, length = walk.element(at)
             after = walk.skip(tag, vr, value, length, 0)
-            sequence = vr != b"UN" and walk.is_sequence(tag, vr, length)
-            if after - at > (_MAX_SEQUENCE if sequence else limit):
+            size, sequence = after - at, walk.is_sequence(tag, vr, length)
+            items = walk.most_items(at, after) if sequence and size <= bytes_left else 0
+            if size > (bytes_left if sequence else limit) or items > items_left or (vr == b"UN" and size > limit):
                 kept.append((since, at))
                 since = after
+            elif sequence:
+                bytes_left, items_left = bytes_left - size, items_left - items
             at = after
         kept.append((since, end))
     return kept
@@ -92,6 +99,8 @@ def normalised(header: bytes, syntax: UID, *, deferred: bool = False) -> bytes:
 
     - Zero bytes after the last element are removed.
     - An element whose VR is not in PS3.5 gets VR UN.
+    - Specific Character Set gets VR CS, and becomes empty if its value is not printable. pydicom reads it before all
+      other elements, and otherwise fails.
     - In big endian, UN of undefined length gets a defined length, because its items are in implicit VR little endian
       (PS3.5 6.2.2, pydicom#1312).
     - ``deferred``: sequences of undefined length get a defined length. pydicom then leaves their items unread, each of
@@ -257,6 +266,11 @@ class _Walk:
                 return value
             at = self.skip(tag, vr, value, length, 0)
 
+    def most_items(self, at: int, end: int) -> int:
+        """The number of items at any depth between two offsets, or more, since values may hold the same bytes."""
+        # items of VR UN are in little endian
+        return sum(bytes(self.data[at:end]).count(struct.pack(order + "HH", 0xFFFE, 0xE000)) for order in "<>")
+
     def is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
         if length == _UNDEFINED or vr == b"SQ":
             return True
@@ -292,7 +306,7 @@ class _Normaliser(_Walk):
             tag, vr, value, length = self.element(at)
             known = len(self.replacements)
             at = self.skip(tag, vr, value, length, 0)
-            if deferred and length == _UNDEFINED and vr != b"UN":
+            if deferred and length == _UNDEFINED and vr != b"UN" and tag != _CHARACTER_SET:
                 self._define_length(value, at, len(self.replacements) - known)
         return self._replaced(at)
 
@@ -316,17 +330,34 @@ class _Normaliser(_Walk):
 
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:
         end = super().skip(tag, vr, value, length, depth)
-        if length == _UNDEFINED:
+        if tag == _CHARACTER_SET:
+            self._mend_character_set(vr, value, end)
+        elif length == _UNDEFINED:
             if vr == b"UN" and self.order == ">":
                 self.replacements[value - 4] = value, struct.pack(">I", end - 8 - value)
                 self.replacements[end - 8] = end, b""
-        elif self.explicit and self.depth < _MAX_DEPTH and (vr == b"SQ" or tag == (0xFFFE, 0xE000)):
-            self._descend(value, end, is_sequence=vr == b"SQ")
+        elif self.depth < _MAX_DEPTH and (tag == (0xFFFE, 0xE000) or self.is_sequence(tag, vr, length)):
+            self._descend(value, end, is_sequence=tag != (0xFFFE, 0xE000))
         return end
+
+    def _mend_character_set(self, vr: bytes, value: int, end: int) -> None:
+        received = bytes(self.data[value:end])
+        text = received.rstrip(b"\0 ")
+        if not (text.isascii() and text.decode("ascii").isprintable()):
+            text = b""
+        text += b" " * (len(text) % 2)
+        if text == received and vr in (b"CS", b""):
+            return
+        for start in [start for start in self.replacements if value <= start < end]:
+            del self.replacements[start]
+        tag = struct.pack(self.order + "HH", *_CHARACTER_SET)
+        at = value - 8 if self.data[value - 8 : value - 4] == tag else value - 12
+        head = struct.pack(self.order + "2sH", b"CS", len(text)) if vr else struct.pack(self.order + "I", len(text))
+        self.replacements[at + 4] = end, head + text
 
     def _descend(self, value: int, end: int, *, is_sequence: bool) -> None:
         content = bytes(self.data[value:end])
-        inner = _Normaliser(content, explicit=True, little=self.order == "<", depth=self.depth + 1)
+        inner = _Normaliser(content, explicit=self.explicit, little=self.order == "<", depth=self.depth + 1)
         try:
             replacement = inner.sequence() if is_sequence else inner.data_set()
         except Unparseable:

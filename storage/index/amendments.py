@@ -7,7 +7,7 @@ rebuilt index gets the amendments from the trail's journal, and applies them to 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,6 +99,16 @@ class Amendments:
             connection.execute(insert(amendment).values(row))
             for key in undone or _studies_of(connection, kind, made["target"]):
                 apply_amendments(connection, key)
+
+    def catch_up(self, records: Iterable[TrailRecord]) -> int:
+        """Make the amendments that the trail records and the index lacks; how many."""
+        with self._engine.connect() as connection:
+            known = set(connection.execute(select(amendment.c.key)).scalars())
+        made = [one for one in records if one.entry.action == "amend"]
+        missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
+        for record in missing:
+            self.replay(record)
+        return len(missing)
 
     @contextmanager
     def _writing(self, dry_run: bool) -> Iterator[Connection]:

@@ -18,7 +18,8 @@ from sqlalchemy import ColumnElement, Engine, exists, insert, or_, select
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.lease import is_free, owned
-from storage.index.tables import commitment, instance, pin, quarantine
+from storage.index.tables import commitment, instance, original, pin, quarantine, tombstone
+from storage.records import OriginalForm
 
 
 class CommitmentState(StrEnum):
@@ -70,6 +71,7 @@ class CommitmentRequest:
 
 
 _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
+_IN_FORCE = (tombstone.c.return_allowed_at.is_(None),)
 _UIDS_AT_ONCE = 500
 """UIDs in one query."""
 
@@ -125,12 +127,18 @@ class Commitments:
     ) -> tuple[CommitmentAnswer, ...]:
         """Fix the report, and pin the originals that it commits until that time (None: for ever); the final report.
 
-        An original that changed or disappeared since it was checked fails with 0110H.
+        An original that was replaced, purged or deleted since it was checked fails with 0110H.
         """
         with writing(self._engine) as connection:
             keys = [one.instance_key for one in report if not one.reason]
             rows = connection.execute(
-                select(instance.c.key, instance.c.original_digest).where(instance.c.key.in_(keys))
+                select(instance.c.key, instance.c.original_digest)
+                .join(original, original.c.instance_key == instance.c.key)
+                .where(
+                    instance.c.key.in_(keys),
+                    original.c.form != OriginalForm.PURGED,
+                    ~exists(select(tombstone.c.key).where(tombstone.c.uid == instance.c.sop_instance_uid, *_IN_FORCE)),
+                )
             )
             held = {row.key: row.original_digest for row in rows}
             final = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -88,6 +89,21 @@ class Holds:
                 connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
             elif entry.action == "label.remove":
                 connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
+
+    def catch_up(self, records: Iterable[TrailRecord]) -> int:
+        """Add holds and releases that the trail records and the index lacks; how many."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(hold.c.key, hold.c.released_at)).all()
+        released = {str(row.key): row.released_at is not None for row in rows}
+        count = 0
+        for record in records:
+            number = record.entry.detail.partition(": ")[0]
+            adds = record.entry.action == "hold.add" and number not in released
+            if adds or (record.entry.action == "hold.release" and released.get(number) is False):
+                self.replay(record)
+                released[number] = not adds
+                count += 1
+        return count
 
 
 def add_hold_in(connection: Connection, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:

@@ -165,7 +165,9 @@ def _replayed(
             set_last_number(connection, last)
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
-    replay_trail(index, TrailJournal(root / "journal"))
+    of_trail = TrailJournal(root / "journal")
+    replay_trail(index, of_trail)
+    index.catch_up(list(of_trail.records()))  # the journal may lack its last lines
     return f"{what}: {last - number} changes were replayed from the journal"
 
 

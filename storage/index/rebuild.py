@@ -30,7 +30,8 @@ class Rebuilt:
     """The result of a rebuild.
 
     ``unlinked_rows``: rows that were dropped, since they refer to a row on a damaged line. ``from_objects``: objects
-    that no journal names, and that were recovered. ``former``: path of the former index; empty if there was none.
+    that no journal names, and that were recovered. ``decisions``: holds, amendments and deletions that only the audit
+    trail had. ``former``: path of the former index; empty if there was none.
     """
 
     changes: int = 0
@@ -39,6 +40,7 @@ class Rebuilt:
     damaged_lines: list[str] = field(default_factory=list)
     unlinked_rows: int = 0
     from_objects: int = 0
+    decisions: int = 0
     former: str = ""
     seconds: float = 0.0
 
@@ -72,13 +74,15 @@ def rebuild(
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
             made.trail = replay_trail(index, of_trail)
-            if not known:  # decisions in the trail apply to the objects recovered below
+            if known:  # the journal may lack its last lines
+                made.decisions = index.catch_up(list(of_trail.records()))
+            else:  # decisions in the trail apply to the objects recovered below
                 for record in of_trail.records():
                     index.replay(record)
             progress(0, 0, "objects")
             made.from_objects = take_in_objects(index)
             progress(0, 0, "writing")
-            begin_anew = not made.clean or made.from_objects > 0 or not known
+            begin_anew = not made.clean or made.from_objects > 0 or made.decisions > 0 or not known
             with index.engine.connect().execution_options(write=True) as connection, connection.begin():
                 made.rows = _counts(connection)
                 if begin_anew:  # ahead of the journal: if this is killed, opening the index writes the journal again

@@ -7,7 +7,7 @@ between, ``delete_rows`` continues. A rebuilt index gets the tombstones from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -147,21 +147,47 @@ class Tombstones:
             append_in(connection, entries)
         return uids
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; ``delete_rows`` follows."""
+    def replay(self, record: TrailRecord, only: str = "") -> None:
+        """Apply a record of the trail to an index that lacks its effect, or to one UID; ``delete_rows`` follows."""
         entry = record.entry
         with writing(self._engine) as connection:
             if entry.action == "delete":
                 uid, series_uid, study_uid, *derived = entry.uids
                 one = PlannedDeletion(uid, series_uid, study_uid, tuple(derived), "", 0)
                 at = datetime.fromisoformat(record.at).replace(tzinfo=None)
-                for each in (uid, *derived):
+                for each in [only] if only else [uid, *derived]:
                     _put(connection, each, one, reason=entry.detail, who=entry.who, at=at)
             elif entry.action == "delete.allow-return":
                 at = datetime.fromisoformat(record.at).replace(tzinfo=None)
                 connection.execute(
-                    update(tombstone).where(tombstone.c.uid.in_(entry.uids)).values(return_allowed_at=at)
+                    update(tombstone)
+                    .where(tombstone.c.uid.in_([only] if only else entry.uids))
+                    .values(return_allowed_at=at)
                 )
+
+    def catch_up(self, records: Iterable[TrailRecord]) -> int:
+        """Bring tombstones that are missing, or older than the trail, to what its records say; how many UIDs.
+
+        The last record of each UID counts, whatever its time: a clock may have been set back.
+        """
+        deleted: dict[str, TrailRecord] = {}
+        allowed: dict[str, TrailRecord] = {}
+        for record in records:
+            if record.entry.action == "delete":
+                uid, _, _, *derived = record.entry.uids
+                for each in (uid, *derived):
+                    deleted[each] = record
+                    allowed.pop(each, None)
+            elif record.entry.action == "delete.allow-return":
+                allowed |= dict.fromkeys(record.entry.uids, record)
+        with self._engine.connect() as connection:
+            known = connection.execute(select(tombstone.c.uid, tombstone.c.return_allowed_at)).all()
+        returns = {row.uid: row.return_allowed_at is not None for row in known}
+        stale = [uid for uid in deleted if returns.get(uid) != (uid in allowed)]
+        for uid in stale:
+            for record in (deleted[uid], *([allowed[uid]] if uid in allowed else [])):
+                self.replay(record, only=uid)
+        return len(stale)
 
 
 def is_deleted(connection: Connection, uid: str) -> bool:

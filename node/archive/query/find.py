@@ -253,7 +253,9 @@ def _query_key(identifier: Dataset, key: Key, level: Level, codecs: Sequence[str
         values = values_of(identifier, key.tag, key.vr, codecs, single=single)
         if is_universal(values):
             return QueryKey(key, level)
-        if len(values) > MOST_UIDS or any(len(value) > _LONGEST for value in values if isinstance(value, str)):
+        if len(values) > MOST_UIDS:
+            raise IdentifierError(f"{key.keyword}: more than {MOST_UIDS} values")
+        if any(len(value) > _LONGEST for value in values if isinstance(value, str)):
             raise IdentifierError(f"{key.keyword}: too long")
         return QueryKey(key, level, tuple(value for value in values if value != ""), condition(key.vr, values))
     except IdentifierError:

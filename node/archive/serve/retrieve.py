@@ -190,29 +190,29 @@ class Retrieve:
                 discard(future)
 
     def make(self, choice: Choice, expected: str = "") -> Sendable:
-        """The file for one choice; the original if the rendition cannot be made as verified.
+        """The file for one choice; the original if the rendition cannot be made as verified, or the copy not written.
 
         ``expected``: as in ``prepare``; an original that is packed in that transfer syntax is not unpacked.
         """
-        if choice.copy is not None:
-            return self._copy(choice.instance, choice.copy)
-        if choice.rendition is None:
+        if choice.copy is None and choice.rendition is None:
             passed = self._passed(choice.instance) if expected == JPEGLSLossless else None
             return passed or self._original(choice.instance)
         try:
-            return self._reconstruction(choice)
+            return self._copy(choice.instance, choice.copy) if choice.copy else self._reconstruction(choice)
         except Exception as error:  # noqa: BLE001 - the original can still be sent
             return self.fall_back_to_original(choice, error)
 
     def fall_back_to_original(self, choice: Choice, error: Exception) -> Sendable:
-        """The original instead of a rendition that cannot be sent because of ``error``. Raises LatentPacsError."""
+        """The original instead of a rendition or a copy that cannot be sent because of ``error``. Raises
+        LatentPacsError."""
+        what = "copy" if choice.copy else "rendition"
         try:
             original = self._original(choice.instance)
         except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
             raise NotReconstructable(
-                f"the rendition cannot be sent: {safe_text(error)}; nor can the original: {gone}"
+                f"the {what} cannot be sent: {safe_text(error)}; nor can the original: {gone}"
             ) from error
-        LOGGER.error("rendition %s withheld, original sent: %s", choice.sop_instance_uid, safe_text(error))
+        LOGGER.error("%s %s withheld, original sent: %s", what, choice.sop_instance_uid, safe_text(error))
         return original
 
     def make_ahead(self, choice: Choice) -> bool:

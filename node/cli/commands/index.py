@@ -59,6 +59,8 @@ def _print(made: Rebuilt) -> None:
     console.print(f"{made.trail} records of the audit trail")
     if made.from_objects:
         console.print(f"{made.from_objects} objects added that the journal does not mention")
+    if made.decisions:
+        console.print(f"{made.decisions} holds, amendments and deletions taken from the audit trail alone")
     if made.former:
         console.print(f"the former index is kept: {made.former}")
     for line in made.damaged_lines:

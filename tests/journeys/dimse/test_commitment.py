@@ -15,6 +15,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
+from sqlalchemy import update
 
 from node.app import Node
 from node.archive.originals.storage_commitment import CommitmentJudge, FailureReason
@@ -23,6 +24,9 @@ from node.dimse.client import Address, store
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import ConfigError
 from storage.index.commitment_requests import CommitmentItem, Commitments, CommitmentState
+from storage.index.connection import writing
+from storage.index.tables import original
+from storage.records import OriginalForm, StoredInstance
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
 from tests.support.peers import Orthanc, free_port
@@ -339,6 +343,34 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         changed = type(judged)(judged.sop_class_uid, judged.sop_instance_uid, 0, held.key, "0" * 64)
         assert commitments.decide(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
         assert not commitments.pinned(held.key)
+
+
+@pytest.mark.parametrize("how", ["purged", "deleted"])
+def test_an_original_that_is_purged_or_deleted_after_it_was_read_is_not_committed(tmp_path: Path, how: str) -> None:
+    """Between the reading of the first original of a request and its pins there may be minutes."""
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        ds = stored(running, files)
+        uid, engine = str(ds.SOPInstanceUID), running.index.engine
+        key = running.commitments.add(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
+        asked = running.commitments.claim("test", 60, key=key)
+        assert asked is not None
+
+        def read(held: StoredInstance) -> str:
+            if how == "deleted":  # as if the process that deletes it had not come to the rows yet
+                running.index.tombstones.mark_deleted("image", uid, reason="wrong", who="user:test")
+            else:
+                with writing(engine) as connection:
+                    gone = {"form": OriginalForm.PURGED, "object_digest": None}
+                    connection.execute(update(original).where(original.c.instance_key == held.key).values(gone))
+            return ""
+
+        (answer,) = CommitmentJudge(running.index, running.commitments, read, running.settings.commitment).judge(asked)
+        assert answer.reason == FailureReason.PROCESSING_FAILURE
+        held = running.index.by_uid(uid)
+        assert held is not None
+        assert not running.commitments.pinned(held.key)
 
 
 @pytest.mark.parametrize("raw", [{"pin_for": "soon"}, {"retry": "7"}, {"give_up": 0}])

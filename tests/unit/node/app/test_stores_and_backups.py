@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from node.app.backing_up import index_file, make_replication
+from node.app.backing_up import index_file, make_backup, make_replication, stores_of
 from node.app.building import Services, open_archive, open_stores
 from node.app.rebuilding import compact_journal, rebuild_index, taking_in
 from node.config import Settings, parse
-from storage.errors import BackupRefused, ConfigError
+from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
+from node.jobs.scrub_repair import ScrubRepair
+from storage.errors import BackupRefused, ConfigError, ObjectMissing
+from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.records import OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, in_the_cold_store
@@ -41,6 +44,18 @@ def test_a_cold_store_whose_disk_is_not_mounted_is_refused(bench: ArchiveParts, 
     with pytest.raises(ConfigError, match="should hold 1 originals and has no objects; is it mounted"):
         open_stores(bench.settings, bench.index, bench.hot)
     assert list((tmp_path / "cold").iterdir()) == []
+
+
+def test_a_cold_store_that_config_yaml_names_no_more(bench: ArchiveParts, tmp_path: Path) -> None:
+    """A scrub and a backup end with one sentence. Both had ended with a KeyError."""
+    settings, integrity = settings_of(bench.root), Integrity(bench.index.engine)
+    stores, rows = stores_of(settings, bench.index, bench.hot), JobRows(bench.index.engine)
+    repair = ScrubRepair(bench.index, integrity, stores)
+    with pytest.raises(ObjectMissing, match=r"originals\.path is not set; set it"):
+        Scrub(rows, integrity, stores, repair, ScrubPlan(Extent.FULL)).run(CountedRun())
+    with pytest.raises(BackupRefused, match=r"originals\.path is not set; set it"):
+        make_backup(settings, bench.index, stores, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
 
 
 def test_a_cold_store_that_is_a_file_is_refused(tmp_path: Path) -> None:

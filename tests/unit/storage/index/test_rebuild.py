@@ -374,6 +374,56 @@ def test_objects_and_the_trail_alone_bring_images_back(made: FilledArchive) -> N
         assert [one.undone for one in node.index.amendments.all()] == [False, False, True, False]
 
 
+def cut_before_decisions(made: FilledArchive) -> None:
+    """The journal without the first hold, amendment or tombstone, and all lines after it."""
+    (segment,) = (made.root / "journal").glob("changes-*.jsonl")
+    lines = segment.read_bytes().splitlines(keepends=True)
+    tables = (b'["+","hold"', b'["+","amendment"', b'["+","tombstone"')
+    first = next(at for at, line in enumerate(lines) if any(table in line for table in tables))
+    segment.write_bytes(b"".join(lines[:first]))
+
+
+def test_decisions_that_a_cut_journal_lacks_are_taken_from_the_trail(made: FilledArchive) -> None:
+    """A rebuild had undone holds and amendments, and had brought a deleted image back from quarantine."""
+    with Node(made.quiet) as node:
+        known = answers_of_people(node)
+    cut_before_decisions(made)
+    made.drop_index()
+    assert rebuilt(made).decisions > 0
+    with Node(made.quiet) as node:
+        assert node.index.by_uid(made.uids["deleted"]) is None
+        assert answers_of_people(node) == known
+    made.drop_index()
+    assert rebuilt(made).decisions == 0
+
+
+def test_an_older_copy_takes_decisions_that_a_cut_journal_lacks_from_the_trail(
+    made: FilledArchive, tmp_path: Path
+) -> None:
+    shutil.copy(made.file, tmp_path / "copy.sqlite")
+    with Node(made.quiet) as node:
+        node.index.holds.add(HoldKind.STUDY, "1.2.3", reason="court", who="user:test")
+        node.index.holds.add(HoldKind.STUDY, "1.2.4", reason="court", who="user:test")
+    segment = max((made.root / "journal").glob("changes-*.jsonl"))
+    lines = segment.read_bytes().splitlines(keepends=True)
+    last = next(at for at, line in enumerate(lines) if b'"1.2.4"' in line)
+    segment.write_bytes(b"".join(lines[:last]))
+    made.drop_index()
+    shutil.copy(tmp_path / "copy.sqlite", made.file)
+    with Node(made.quiet) as node:
+        assert [one.value for one in node.index.holds.all()][-2:] == ["1.2.3", "1.2.4"]
+
+
+def answers_of_people(node: Node) -> list[object]:
+    """The holds, amendments and tombstones of an archive, without the times of holds and deletions."""
+    holds = [(one.key, one.kind, one.value, one.released_by) for one in node.index.holds.all(released=True)]
+    with node.index.engine.connect() as connection:
+        stones = connection.exec_driver_sql(
+            "SELECT uid, original_uid, reason, deleted_by, rows_deleted, return_allowed_at IS NULL FROM tombstone"
+        ).all()
+    return [holds, node.index.amendments.all(), sorted(map(tuple, stones))]
+
+
 def rows_of(file: Path, query: str) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(file)
     try:
