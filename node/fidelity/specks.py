@@ -28,12 +28,12 @@ FAINTEST = 4.0
 """Least strength of the original's specks that are listed: noise alone has dozens of weaker ones in every tile."""
 FAINTEST_NEW = 5.0
 """Least strength of a structure's specks that are listed."""
-ROUND, ROUND_STRONG = 0.4, 0.25
+ROUND, ROUND_STRONG = 0.4, 0.3
 """Least ratio of the smallest to the greatest drop of strength over four directions, below and from ``STRONG``.
 
 A thread does not drop along itself. 0.4 keeps 19 of 20 lone specks of strength 6 and excludes most ligaments and
-vessels. 0.25 also keeps strong specks beside a thread: of 169 specks planted into a digital image, 7 of strength 6 to 8
-had ratios of 0.25 to 0.37, were not listed, and lost up to half of their contrast.
+vessels. 0.3 also keeps strong specks beside a thread: of 169 specks planted into a digital image, 7 of strength 6 to 8
+had ratios of 0.25 to 0.37, were not listed, and lost up to half of their contrast; 4 of these are kept now.
 """
 STRONG = 6.0
 """Strength from which a speck may be less round."""

@@ -26,7 +26,7 @@ Cells = NDArray[np.bool_]
 
 _ROUNDS = 5
 """Most rounds of fitting: neighbours influence each other, and grey levels are rounded."""
-_AROUND = (5.0, 6.0, 8.0, 9.0)
+_AROUND = (3.0, 4.0, 6.0, 8.0)
 """Radius within which Gaussians are fitted, in pixels, per filter that finds the speck: its core and its edge."""
 _PRICE = 16.0
 """Squared error that each Gaussian must remove, in units of the noise variance: it costs four bytes."""

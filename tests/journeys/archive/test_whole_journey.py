@@ -125,7 +125,7 @@ def several_kinds(archive: Archive, tmp_path: Path) -> None:
     good = mammogram(phantom(), StudyInstanceUID=study)
     small = mammogram(breast(200, 200), StudyInstanceUID=study)
     threads = phantom().copy()  # too thin for scale 2, and too many to be repaired
-    threads[:, 10::24] += 500
+    threads[:, 10::6] += 800
     hopeless = mammogram(threads.clip(0, 4095), StudyInstanceUID=study)
     processing = mammogram(StudyInstanceUID=study, PresentationIntentType="FOR PROCESSING")
     stored(archive, tmp_path, good, small, hopeless, processing)
