@@ -113,7 +113,9 @@ def test_closed_before_request_is_still_needed() -> None:
     with plain_server(acse_timeout=20 * LONG_ENOUGH) as server:
         with socket.create_connection(("127.0.0.1", server.port)):
             (assoc,) = wait_for(lambda: server.associations, timeout=20, what="an association")
-        wait_for(lambda: assoc.dul.state_machine.current_state == "Sta1", timeout=20, what="the end of the connection")
+            state = assoc.dul.state_machine
+            wait_for(lambda: state.current_state == "Sta2", timeout=20, what="the connection")
+        wait_for(lambda: state.current_state == "Sta1", timeout=20, what="the end of the connection")
         assoc.join(LONG_ENOUGH)
         assert assoc.is_alive()
 
