@@ -290,8 +290,8 @@ class Encoder:
         if limits is not None and patches is not side.patches:
             repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
             side, plain, found = repaired.side, repaired.plain, repaired.found
-            served = decoded.pixels(structure + grain, side)
-            bands = band_energies(served.astype(np.float32), reference.core)
+            before, served = served, decoded.pixels(structure + grain, side)
+            bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))
         figures = measure_noise(reference, plain, served, bands)
         verdict = judge(reference, plain, found, served, figures, limits)
         if limits is not None and shows:
