@@ -58,8 +58,9 @@ types: .venv/installed-test
 
 PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(SLOW),-m 'not very_slow and not gpu') $(PYTEST_ARGS)
 
+PYTEST_STATUS ?= /dev/null
 test: lint types
-	$(PYTEST)
+	$(PYTEST) || { status=$$?; echo $$status > $(PYTEST_STATUS); exit $$status; }
 	$(if $(filter all,$(SLOW)),$(BIN)/python -m pytest -m 'very_slow and not gpu' $(PYTEST_ARGS))
 
 coverage: .venv/installed-test
