@@ -5,8 +5,8 @@ by default; and as ``cached``, to a peer that receives reconstructions, from the
 time over this archive's. In ``exact_first`` every original is unpacked for the first time; in ``reconstructed_first``
 every reconstruction is computed. ``passed_first`` sends to a peer with ``transfer_syntaxes: [jpegls]``, which receives
 the packed codestreams unchanged; Orthanc sends uncompressed images. It is left out with ``--data``: values of real
-images have gaps, and such images are unpacked. ``reconstruct_s`` is the time of one reconstruction
-of 13.6 megapixels alone (benchmarks.reconstruct).
+images have gaps, and such images are unpacked. ``reconstruct_s`` is the time of one reconstruction of 13.6 megapixels
+alone (benchmarks.reconstruct).
 
     python -m benchmarks.retrieve [--images 30] [--rounds 3] [--coder jpegls] [--originals] [--json]
                                   [--data FOLDER --only NAME]

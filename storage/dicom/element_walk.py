@@ -268,8 +268,9 @@ class _Walk:
 
     def most_items(self, at: int, end: int) -> int:
         """The number of items at any depth between two offsets, or more, since values may hold the same bytes."""
+        content = bytes(self.data[at:end])
         # items of VR UN are in little endian
-        return sum(bytes(self.data[at:end]).count(struct.pack(order + "HH", 0xFFFE, 0xE000)) for order in "<>")
+        return sum(content.count(struct.pack(order + "HH", 0xFFFE, 0xE000)) for order in "<>")
 
     def is_sequence(self, tag: tuple[int, int], vr: bytes, length: int) -> bool:
         if length == _UNDEFINED or vr == b"SQ":

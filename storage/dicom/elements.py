@@ -14,6 +14,7 @@ from typing import Any
 
 from pydicom import DataElement, Dataset
 from pydicom.charset import python_encoding
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
@@ -73,8 +74,9 @@ def set_items(dataset: Dataset, tag: BaseTag, items: Iterable[Dataset]) -> None:
     dataset._dict[tag] = DataElement(tag, "SQ", Items(items))
 
 
-def append_item(dataset: Dataset, tag: BaseTag, item: Dataset) -> None:
+def append_item(dataset: Dataset, keyword: str, item: Dataset) -> None:
     """Append an item to a sequence; one that is absent or cannot be read is replaced."""
+    tag = BaseTag(tag_for_keyword(keyword) or 0)
     try:
         before = items_of(dataset, tag, codecs_of(dataset))
     except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values

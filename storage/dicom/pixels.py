@@ -23,6 +23,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 from storage.dicom.codestreams import check_codestream, check_pixels, is_transformed_rgb
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
+from storage.dicom.writing import swapped
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
 _MAX_BYTES = 1 << 62
@@ -332,7 +333,7 @@ def _decompress(dataset: Dataset, source: Path) -> None:
             dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
         return
     try:
-        transformed = _is_transformed_rgb(source)
+        transformed = PixelShape.of(dataset).samples == 3 and _is_transformed_rgb(source)
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
         if transformed:  # pydicom keeps a wrong Photometric Interpretation
             dataset.PhotometricInterpretation = "RGB"
@@ -350,14 +351,11 @@ def _decompress(dataset: Dataset, source: Path) -> None:
 def _is_transformed_rgb(source: Path) -> bool:
     """Whether the first codestream of a file is decoded to RGB, whatever its header says."""
     with opened(source) as file:
-        return PixelShape.of(file.outline()).samples == 3 and is_transformed_rgb(next(checked_frames(file), b""))
+        return is_transformed_rgb(next(checked_frames(file), b""))
 
 
 def _swap_to_little_endian(dataset: Dataset) -> None:
     """Reverse the byte order of pixels (PS3.5 section 7.3). ``encode`` does this for all received elements."""
-    widths = {"OW": 2, "OF": 4, "OD": 8}
     for tag in (0x7FE00008, 0x7FE00009, 0x7FE00010):
-        width = widths.get(dataset[tag].VR) if tag in dataset else None
-        if width and len(dataset[tag].value) % width == 0:
-            value = np.frombuffer(dataset[tag].value, f">u{width}")
-            dataset[tag].value = value.astype(f"<u{width}").tobytes()
+        if tag in dataset and dataset[tag].VR in ("OW", "OF", "OD"):
+            dataset[tag].value = swapped(dataset[tag].value, dataset[tag].VR)

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Engine, exists, insert, or_, select
 from storage.index import lease
 from storage.index.connection import now, writing
 from storage.index.lease import is_free, owned
-from storage.index.tables import commitment, instance, original, pin, quarantine, tombstone
+from storage.index.tables import commitment, instance, original, pin, quarantine, tombstone, tombstone_in_force
 from storage.records import OriginalForm
 
 
@@ -71,7 +71,6 @@ class CommitmentRequest:
 
 
 _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
-_IN_FORCE = (tombstone.c.return_allowed_at.is_(None),)
 _UIDS_AT_ONCE = 500
 """UIDs in one query."""
 
@@ -137,7 +136,11 @@ class Commitments:
                 .where(
                     instance.c.key.in_(keys),
                     original.c.form != OriginalForm.PURGED,
-                    ~exists(select(tombstone.c.key).where(tombstone.c.uid == instance.c.sop_instance_uid, *_IN_FORCE)),
+                    ~exists(
+                        select(tombstone.c.key).where(
+                            tombstone.c.uid == instance.c.sop_instance_uid, tombstone_in_force
+                        )
+                    ),
                 )
             )
             held = {row.key: row.original_digest for row in rows}

@@ -35,6 +35,7 @@ from storage.index.tables import (
     series,
     study,
     tombstone,
+    tombstone_in_force,
 )
 from storage.index.trail_rows import append_in
 from storage.records import InstanceState, OriginalForm, ReasonCode, Tier, TrailEntry, TrailRecord
@@ -131,13 +132,13 @@ class Tombstones:
     def in_force(self, uid: str) -> Tombstone | None:
         """The tombstone of a UID, unless its return was allowed."""
         with self._engine.connect() as connection:
-            row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, *_IN_FORCE)).first()
+            row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, tombstone_in_force)).first()
         return None if row is None else Tombstone(**{name: getattr(row, name) for name in _FIELDS})
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Accept deleted instances again if they are sent; their UIDs, original ones first. Raises UnknownUid."""
         with writing(self._engine) as connection:
-            named = (_BY_LEVEL[level] == uid, *_IN_FORCE)
+            named = (_BY_LEVEL[level] == uid, tombstone_in_force)
             rows = connection.execute(select(tombstone).where(*named).order_by(tombstone.c.key)).all()
             if not rows:
                 raise UnknownUid(f"no {level} {uid} was deleted here, or it may come back already")
@@ -192,7 +193,8 @@ class Tombstones:
 
 def is_deleted(connection: Connection, uid: str) -> bool:
     """Whether a UID has a tombstone in force."""
-    return connection.execute(select(tombstone.c.key).where(tombstone.c.uid == uid, *_IN_FORCE)).first() is not None
+    found = connection.execute(select(tombstone.c.key).where(tombstone.c.uid == uid, tombstone_in_force)).first()
+    return found is not None
 
 
 def next_instance_key(connection: Connection) -> dict[str, int]:
@@ -204,8 +206,7 @@ def next_instance_key(connection: Connection) -> dict[str, int]:
 
 
 _KEYS = (instance.c.key, tombstone.c.instance_key)
-_IN_FORCE = (tombstone.c.return_allowed_at.is_(None),)
-_WAITING = select(tombstone.c.uid).where(tombstone.c.rows_deleted == 0, *_IN_FORCE)
+_WAITING = select(tombstone.c.uid).where(tombstone.c.rows_deleted == 0, tombstone_in_force)
 _FIELDS = list(Tombstone.__dataclass_fields__)
 _BY_LEVEL = {
     "image": tombstone.c.original_uid,

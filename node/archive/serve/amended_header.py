@@ -15,7 +15,6 @@ from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.sequence import Sequence as Items
-from pydicom.tag import BaseTag
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
@@ -29,7 +28,6 @@ from storage.records import Applied
 
 NOT_OF_THIS_HEADER = (0xFFFAFFFA, 0x4FFE0001, 0xFFFCFFFC)
 """Digital signatures, their MAC parameters, and trailing padding, which are valid for the received bytes only."""
-_ORIGINAL_ATTRIBUTES = BaseTag(0x04000561)
 
 
 def write_amended(source: Path, target: Path, applied: Sequence[Applied]) -> None:
@@ -75,7 +73,7 @@ def note_former(header: Dataset, former: Dataset, when: str, reason: str) -> Non
     item.SourceOfPreviousValues = ""
     item.ReasonForTheAttributeModification = reason
     item.ModifiedAttributesSequence = Items([former])
-    append_item(header, _ORIGINAL_ATTRIBUTES, item)
+    append_item(header, "OriginalAttributesSequence", item)
 
 
 def drop(header: Dataset, tags: Iterable[int]) -> None:

@@ -129,8 +129,8 @@ def _describe(
     before = "\\".join(_values(header, "DerivationDescription"))
     room = max(_LONGEST_ST - len(own) - 2, 0)
     _set(header, "DerivationDescription", f"{before[:room]}; {own}" if before[:room] else own)
-    _append(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
-    _append(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
+    append_item(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
+    append_item(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
     if draw or rendition.generative:
         header.add_new(0x0008001C, "CS", "YES")
 
@@ -155,7 +155,7 @@ def _reference_source(header: Dataset, rendition: Rendition) -> None:
     item.ReferencedSOPClassUID = UID(str(header.SOPClassUID))
     item.ReferencedSOPInstanceUID = UID(rendition.original_uid)
     item.PurposeOfReferenceCodeSequence = Items([_code("121320", "DCM", "Uncompressed predecessor")])
-    _append(header, "SourceImageSequence", item)
+    append_item(header, "SourceImageSequence", item)
 
 
 def _add_equipment(header: Dataset, verified_at: datetime) -> None:
@@ -165,7 +165,7 @@ def _add_equipment(header: Dataset, verified_at: datetime) -> None:
     item.ManufacturerModelName = "latent-pacs"
     item.SoftwareVersions = _product_version()
     item.ContributionDateTime = verified_at.strftime("%Y%m%d%H%M%S.%f") + "+0000"
-    _append(header, "ContributingEquipmentSequence", item)
+    append_item(header, "ContributingEquipmentSequence", item)
 
 
 def _private_block(header: Dataset, base: Base, rendition: Rendition, draw: bool) -> None:
@@ -223,10 +223,6 @@ def _values(header: Dataset, keyword: str) -> list[str]:
 def _set(header: Dataset, keyword: str, value: object) -> None:
     """Set an attribute with its standard VR, whatever VR the source had."""
     header.add_new(keyword, dictionary_VR(keyword), value)
-
-
-def _append(header: Dataset, keyword: str, item: Dataset) -> None:
-    append_item(header, BaseTag(tag_for_keyword(keyword) or 0), item)
 
 
 def _is_decimal(text: str) -> bool:

@@ -83,6 +83,8 @@ def _mapping(source: Source, point: OperatingPoint) -> tuple[float, float]:
 
 def _clipped(source: Source, point: OperatingPoint) -> NDArray[np.bool_] | None:
     """The samples that are clipped at the bright end, as of an implant; None if they are few, or coded lossless."""
+    if not point.distance:
+        return None
     bright = source.extremes[0 if source.inverted else 1]
     clipped = np.abs(source.lowered(point.scale) - np.float32(bright)) <= _SAME
-    return clipped if point.distance and clipped.mean() >= _CLIPPED else None
+    return clipped if clipped.mean() >= _CLIPPED else None

@@ -284,20 +284,21 @@ class Encoder:
             if np.abs(decibels(have, wanted)).max() <= _EVEN:
                 break
             lacking = lacking + wanted - have
-        uneven = uneven_cells(self.source.pixels, served, reference)
-        patches = extended(self.source.pixels, side.patches, uneven, self._patch_share)
-        shows = patches is side.patches and uneven.any()
-        if limits is not None and patches is not side.patches:
-            repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
-            side, plain, found = repaired.side, repaired.plain, repaired.found
-            before, served = served, decoded.pixels(structure + grain, side)
-            bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))
+        wrong: tuple[str, ...] = ()
+        if limits is not None:
+            uneven = uneven_cells(self.source.pixels, served, reference)
+            patches = extended(self.source.pixels, side.patches, uneven, self._patch_share)
+            if patches is not side.patches:
+                repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
+                side, plain, found = repaired.side, repaired.plain, repaired.found
+                before, served = served, decoded.pixels(structure + grain, side)
+                bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))
+            elif uneven.any():
+                share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
+                wrong = (f"errors show where the original has one value, {share}",)
         figures = measure_noise(reference, plain, served, bands)
         verdict = judge(reference, plain, found, served, figures, limits)
-        if limits is not None and shows:
-            share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
-            wrong = f"errors show where the original has one value, {share}"
-            verdict = replace(verdict, failures=(*verdict.failures, wrong))
+        verdict = replace(verdict, failures=(*verdict.failures, *wrong))
         parts = {
             "noise": encode_noise(noise),
             "repairs": encode_residuals(side.repairs) if side.repairs else b"",

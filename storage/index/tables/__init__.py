@@ -7,7 +7,15 @@ everything else as DICOM writes it. All are compared by code point, on every dat
 """
 
 from storage.index.tables.columns import metadata
-from storage.index.tables.decision_tables import amendment, class_label, hold, label, tombstone, trail
+from storage.index.tables.decision_tables import (
+    amendment,
+    class_label,
+    hold,
+    label,
+    tombstone,
+    tombstone_in_force,
+    trail,
+)
 from storage.index.tables.image_tables import (
     archive,
     change,
@@ -64,5 +72,6 @@ __all__ = [
     "series",
     "study",
     "tombstone",
+    "tombstone_in_force",
     "trail",
 ]

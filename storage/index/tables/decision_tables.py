@@ -74,6 +74,8 @@ tombstone = Table(
     Column("return_allowed_at", DateTime, nullable=True),
 )
 """SOP Instance UIDs, original and derived, of deleted instances: they are refused until their return is allowed."""
+tombstone_in_force = tombstone.c.return_allowed_at.is_(None)
+"""Condition of a tombstone: its UIDs may not return."""
 
 trail = Table(
     "trail",
