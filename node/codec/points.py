@@ -1,8 +1,11 @@
 """Points: small round spots that the encoder puts back, a few bytes each where an exact patch takes hundreds.
 
-A calcification of a few pixels loses contrast in a downsampled base. The encoder sees how much, and writes down where a
-Gaussian spot of which size and height restores it; the decoder adds the spots. What is added is measured signal of the
+A calcification of a few pixels loses contrast in a downsampled base. The encoder sees how much, and writes down where
+which profile of which height restores it; the decoder adds the profiles. What is added is measured signal of the
 original, and the gate measures the result like everything else.
+
+A calcification is an opaque grain, so the profiles are those of a disc: whole, and what a downsampled base lacks of it,
+a flat core with a dark rim around it.
 """
 
 from __future__ import annotations
@@ -21,24 +24,35 @@ from storage.errors import PayloadError
 
 Float = NDArray[np.float32]
 
-SIGMAS = (0.6, 0.9, 1.4, 2.1, 3.2)
-"""Standard deviations of the Gaussians, in pixels."""
+DISCS = (4.0,)
+"""Diameters of the profiles that are a whole disc, in pixels."""
+EDGES = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+"""Diameters of the discs of which a profile is what a low-pass filter takes away, in pixels."""
+PROFILES = len(DISCS) + len(EDGES)
 REACH = 9
-"""Distance from the middle of a Gaussian beyond which it is 0, in pixels."""
+"""Distance from the middle of a profile beyond which it is 0, in pixels."""
+_BLUR = 0.6
+"""Standard deviation of the Gaussian that blurs each disc, as a detector does, in pixels."""
+_LOW_PASS = 1.3
+"""Standard deviation of the Gaussian that stands for the low-pass filter of a base of half the size, in pixels."""
+_FINE = 8
+"""Samples per pixel with which a disc is drawn."""
+_STEP = 1 / 1024
+"""Profiles are rounded to multiples of it, so that they are the same on every machine."""
 _LEAST, _PER_OCTAVE, _MOST = 0.25, 14.0, 255
 _HEADER = struct.Struct("<BHHI")
 _MOST_SPOTS = 1 << 20
 """Most points that are read. An image of 13 megapixels has some hundred."""
-_PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("size", "u1"), ("height", "<i2")])
+_PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("profile", "u1"), ("height", "<i2")])
 _FORMAT = 1
 
 
 class Point(NamedTuple):
-    """One spot: its middle, the number of its size in ``SIGMAS``, and its height: ``level_of`` of grey levels."""
+    """One spot: its middle, the number of its ``profile``, and its height: ``level_of`` of grey levels."""
 
     row: int
     column: int
-    size: int
+    profile: int
     height: int
 
 
@@ -55,18 +69,24 @@ class Points:
         around = np.zeros((self.rows + 2 * REACH, self.columns + 2 * REACH), dtype=np.float32)
         for spot in self.spots:
             area = around[spot.row : spot.row + 2 * REACH + 1, spot.column : spot.column + 2 * REACH + 1]
-            area += np.float32(grey_levels(spot.height)) * profile(spot.size)
+            area += np.float32(grey_levels(spot.height)) * profile(spot.profile)
         return around[REACH : REACH + self.rows, REACH : REACH + self.columns]
 
 
-@lru_cache(maxsize=len(SIGMAS))
-def profile(size: int) -> Float:
-    """A spot of height 1: float32, (2 REACH + 1, 2 REACH + 1)."""
-    away = np.arange(-REACH, REACH + 1, dtype=np.float64)
-    line = np.exp(-np.square(away / SIGMAS[size]) / 2)
-    spot: Float = np.outer(line, line).astype(np.float32)
-    spot[spot < 1e-3] = 0
-    return spot
+@lru_cache(maxsize=PROFILES)
+def profile(number: int) -> Float:
+    """A spot of height 1: float32, (2 REACH + 1, 2 REACH + 1). ``DISCS`` come first, then ``EDGES``."""
+    from scipy.ndimage import gaussian_filter
+
+    side = 2 * REACH + 1
+    axis = (np.arange(side * _FINE) + 0.5) / _FINE - side / 2
+    inside = np.hypot(axis[:, None], axis) <= (DISCS + EDGES)[number] / 2
+    spot = inside.reshape(side, _FINE, side, _FINE).mean(axis=(1, 3))
+    spot = gaussian_filter(spot, _BLUR, mode="constant")
+    if number >= len(DISCS):
+        spot -= gaussian_filter(spot, _LOW_PASS, mode="constant")
+    whole: Float = (np.rint(spot / spot.max() / _STEP) * _STEP).astype(np.float32)
+    return whole
 
 
 def level_of(grey: float) -> int:
@@ -83,10 +103,10 @@ def grey_levels(height: int) -> float:
 
 
 def encode_points(points: Points) -> bytes:
-    """Points as bytes: format, size, count; then all rows (as differences), columns, sizes and heights, deflated."""
+    """Points as bytes: format, size, count; then all rows (as differences), columns, profiles and heights, deflated."""
     table = np.array(sorted(points.spots), dtype=_PLACE)
     rows = np.diff(table["row"], prepend=np.uint16(0))
-    planes = [rows.astype("<u2"), table["column"], table["size"], table["height"]]
+    planes = [rows.astype("<u2"), table["column"], table["profile"], table["height"]]
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
     body = deflate.compress(b"".join(plane.tobytes() for plane in planes)) + deflate.flush()
     return _HEADER.pack(_FORMAT, points.rows, points.columns, len(table)) + body
@@ -108,13 +128,13 @@ def decode_points(data: bytes) -> Points:
         raise PayloadError(f"points hold {len(raw)} bytes, not {size}")
     down = np.cumsum(np.frombuffer(raw, "<u2", count), dtype=np.int64)
     across = np.frombuffer(raw, "<u2", count, 2 * count)
-    sizes = np.frombuffer(raw, "u1", count, 4 * count)
+    profiles = np.frombuffer(raw, "u1", count, 4 * count)
     heights = np.frombuffer(raw, "<i2", count, 5 * count)
-    if count and (down.max() >= rows or across.max() >= columns or sizes.max() >= len(SIGMAS)):
-        raise PayloadError("points lie outside the image, or have an unknown size")
+    if count and (down.max() >= rows or across.max() >= columns or profiles.max() >= PROFILES):
+        raise PayloadError("points lie outside the image, or have an unknown profile")
     if count and (heights.min() < -_MOST or heights.max() > _MOST):
         raise PayloadError(f"points are malformed: a height is not from {-_MOST} to {_MOST}")
-    return Points(rows, columns, _spots(down, across, sizes, heights))
+    return Points(rows, columns, _spots(down, across, profiles, heights))
 
 
 def _spots(*planes: NDArray[np.generic]) -> tuple[Point, ...]:

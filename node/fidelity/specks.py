@@ -7,7 +7,7 @@ passes nearby, so that a strength of 5 means five times what noise does here, wh
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -135,22 +135,20 @@ def _own(found: Iterable[tuple[float, ...]], tile: tuple[int, int]) -> list[Spec
     ]
 
 
-@lru_cache(maxsize=1)
-def spot_responses(profiles: tuple[bytes, ...]) -> Float:
-    """The response of each filter to Gaussians at its middle: float32 (FILTERS, Gaussians).
+def responses_to(profiles: Sequence[Float]) -> Float:
+    """The responses of each filter to single profiles, in the 3 x 3 pixels around their middle: float32 (FILTERS,
+    profiles, 3, 3).
 
-    ``profiles``: float32 squares of an odd side, as bytes.
+    ``profiles``: float32 squares of an odd side.
     """
-    answers = np.zeros((FILTERS, len(profiles)), dtype=np.float32)
+    near = np.zeros((FILTERS, len(profiles), 3, 3), dtype=np.float32)
     middle = TILE // 2
-    for number, data in enumerate(profiles):
-        spot = np.frombuffer(data, np.float32)
-        side = round(np.sqrt(spot.size))
+    for number, profile in enumerate(profiles):
         image = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
-        at = middle + HALO - side // 2
-        image[at : at + side, at : at + side] = spot.reshape(side, side)
-        answers[:, number] = _filtered(image)[0][:, middle, middle]
-    return answers
+        at = middle + HALO - len(profile) // 2
+        image[at : at + len(profile), at : at + len(profile)] = profile
+        near[:, number] = _filtered(image)[0][:, middle - 1 : middle + 2, middle - 1 : middle + 2]
+    return near
 
 
 def _filtered(image: Float) -> tuple[Float, Float]:

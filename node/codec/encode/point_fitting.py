@@ -1,22 +1,24 @@
 """Fits the points that restore the contrast of specks.
 
-A speck gets up to two Gaussians at its middle. Their heights are fitted by least squares to the residual around it,
-under the condition that the filter that found the speck responds as it does in the original. One Gaussian restores that
-response too, but leaves the edge of a speck of four pixels or more soft.
+A speck gets up to two profiles at one position, its middle or a pixel next to it: noise moves the place where a filter
+responds most. Their heights are fitted by least squares to the residual around it, under the condition that the filter
+that found the speck responds as it does in the original. One profile restores that response too, but leaves the edge of
+a speck of four pixels or more soft.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.points import REACH, SIGMAS, Point, Points, grey_levels, level_of, profile
+from node.codec.points import PROFILES, REACH, Point, Points, grey_levels, level_of, profile
 from node.fidelity.bands import around
 from node.fidelity.gate import Reference, Specks, counting, speck_lists, specks_of, wrong_specks
-from node.fidelity.specks import HALO, Speck, spot_responses
+from node.fidelity.specks import HALO, Speck, responses_to
 from storage.formats.geometry import CELL
 from storage.records import Thresholds
 
@@ -27,9 +29,13 @@ Cells = NDArray[np.bool_]
 _ROUNDS = 5
 """Most rounds of fitting: neighbours influence each other, and grey levels are rounded."""
 _AROUND = (3.0, 4.0, 6.0, 8.0)
-"""Radius within which Gaussians are fitted, in pixels, per filter that finds the speck: its core and its edge."""
+"""Radius within which profiles are fitted, in pixels, per filter that finds the speck: its core and its edge."""
 _PRICE = 16.0
-"""Squared error that each Gaussian must remove, in units of the noise variance: it costs four bytes."""
+"""Squared error that each profile must remove, in units of the noise variance: it costs four bytes."""
+_SHIFTS = tuple((down, across) for down in (-1, 0, 1) for across in (-1, 0, 1))
+"""Positions of profiles, in pixels from the middle of their speck."""
+_WINDOW = REACH + 1
+"""Distance from the middle of a speck beyond which its profiles are 0, wherever they are shifted."""
 
 
 def points_for(
@@ -68,9 +74,9 @@ def _wrong(specks: Specks, limits: Thresholds) -> set[Speck]:
 
 
 class _Fitting:
-    """Gaussians fitted to the residual of an image.
+    """Profiles fitted to the residual of an image.
 
-    ``image``: a structure with the Gaussians so far, float32, grey levels; modified in place.
+    ``image``: a structure with the profiles so far, float32, grey levels; modified in place.
     """
 
     def __init__(self, reference: Reference, image: Float) -> None:
@@ -79,99 +85,131 @@ class _Fitting:
         self._sign = -1 if reference.inverted else 1
         self._price = _PRICE * reference.grain**2
         self._heights: dict[tuple[int, int], dict[int, int]] = {}
+        """Per speck (row, column), the heights of its candidates."""
 
     def fit(self, speck: Speck, *, must: bool) -> bool:
-        """Fits the Gaussians of one speck again and returns whether they changed. ``must``: it needs at least one."""
+        """Fits the profiles of one speck again and returns whether they changed. ``must``: it needs at least one.
+
+        A speck at the image's border gets none, since its profiles could lie outside.
+        """
+        rows, columns = self.image.shape
+        if not (1 <= speck.row < rows - 1 and 1 <= speck.column < columns - 1):
+            return False
         before = self._heights.get((speck.row, speck.column), {})
-        spots, answers = _spots(), _answers()[speck.size]
         place, inside = self._window(speck)
-        lacks = np.zeros(spots.shape[1:])
+        lacks = np.zeros(_candidates().shape[1:])
         lacks[inside] = self._original[place] - np.rint(self.image[place])
         added = _sum_of(before)
         lacks[inside] += added[inside]
+        responses = _responses()[speck.size]
         missing = speck.missing * self._sign + sum(
-            grey_levels(height) * answers[size] for size, height in before.items()
+            grey_levels(height) * responses[number] for number, height in before.items()
         )
         weights = np.zeros_like(lacks)
         weights[inside] = _weights(speck.size)[inside]
-        sums = np.tensordot(spots, weights * lacks, axes=2)
-        best: dict[int, int] = {}
-        least = np.inf if must else 0.0  # squared error more than without spots
-        for sizes, products, solve in _fits(speck.size):
-            own = sums[list(sizes)]
-            heights = solve @ np.append(own, missing)
-            error = heights @ products @ heights - 2 * heights @ own + self._price * len(sizes)
-            if error < least:
-                least = float(error)
-                best = {size: level for size, height in zip(sizes, heights, strict=True) if (level := level_of(height))}
+        best = self._best(speck.size, np.tensordot(_candidates(), weights * lacks, axes=2), missing, must=must)
         if best == before:
             return False
         self._heights[speck.row, speck.column] = best
         self.image[place] += (_sum_of(best) - added)[inside].astype(np.float32)
         return True
 
+    def _best(self, size: int, sums: Doubles, missing: float, *, must: bool) -> dict[int, int]:
+        """The candidates that leave the least error, with their heights. ``sums``: each one's product with the
+        residual, weighted."""
+        best: dict[int, int] = {}
+        least = np.inf if must else 0.0  # squared error more than without profiles
+        for fits in _fits(size):
+            own = sums[fits.numbers]
+            wanted = np.concatenate([own, np.full((len(own), 1), missing)], axis=1)
+            heights = np.einsum("fij,fj->fi", fits.solve, wanted)
+            errors = np.einsum("fi,fij,fj->f", heights, fits.products, heights) - 2 * (heights * own).sum(axis=1)
+            errors += self._price * own.shape[1]
+            first = int(errors.argmin())
+            if errors[first] < least:
+                least = float(errors[first])
+                found = zip(fits.numbers[first].tolist(), map(level_of, heights[first].tolist()), strict=True)
+                best = {number: level for number, level in found if level}
+        return best
+
     def points(self) -> Points | None:
-        """All Gaussians as the decoder gets them; None if there are none."""
+        """All profiles as the decoder gets them; None if there are none."""
         found = tuple(
-            Point(row, column, size, height)
-            for (row, column), own in sorted(self._heights.items())
-            for size, height in sorted(own.items())
+            Point(row + _SHIFTS[number // PROFILES][0], column + _SHIFTS[number // PROFILES][1], number % PROFILES, own)
+            for (row, column), heights in sorted(self._heights.items())
+            for number, own in sorted(heights.items())
         )
         return Points(self.image.shape[0], self.image.shape[1], found) if found else None
 
     def _window(self, speck: Speck) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The part of the image that a Gaussian covers, and the part of the Gaussian within the image."""
+        """The part of the image that a speck's profiles cover, and the part of that window within the image."""
         place, inside = [], []
         for at, length in zip((speck.row, speck.column), self.image.shape, strict=True):
-            first, last = max(at - REACH, 0), min(at + REACH + 1, length)
+            first, last = max(at - _WINDOW, 0), min(at + _WINDOW + 1, length)
             place.append(slice(first, last))
-            inside.append(slice(first - at + REACH, last - at + REACH))
+            inside.append(slice(first - at + _WINDOW, last - at + _WINDOW))
         return (place[0], place[1]), (inside[0], inside[1])
 
 
 def _sum_of(heights: dict[int, int]) -> Doubles:
-    """Spots of given sizes and heights on top of each other: float64, (2 REACH + 1, 2 REACH + 1), grey levels."""
-    total = np.zeros(_spots().shape[1:])
-    for size, height in heights.items():
-        total += np.float32(grey_levels(height)) * _spots()[size]
+    """Candidates of given heights on top of each other: float64, (2 _WINDOW + 1, 2 _WINDOW + 1), grey levels."""
+    total = np.zeros(_candidates().shape[1:])
+    for number, height in heights.items():
+        total += np.float32(grey_levels(height)) * _candidates()[number]
     return total
 
 
 @lru_cache(maxsize=1)
-def _spots() -> Doubles:
-    """Spots of height 1: float64, (sizes, 2 REACH + 1, 2 REACH + 1)."""
-    return np.stack([profile(size) for size in range(len(SIGMAS))]).astype(np.float64)
+def _candidates() -> Doubles:
+    """Every profile of height 1 at every shift: float64, (shifts x PROFILES, 2 _WINDOW + 1, 2 _WINDOW + 1)."""
+    padded = [np.pad(profile(number), 1) for number in range(PROFILES)]
+    return np.stack([np.roll(each, shift, axis=(0, 1)) for shift in _SHIFTS for each in padded]).astype(np.float64)
 
 
 @lru_cache(maxsize=1)
-def _answers() -> Doubles:
-    """What each speck filter answers to a spot of height 1 in its middle: float64 (filters, sizes)."""
-    return spot_responses(tuple(profile(size).tobytes() for size in range(len(SIGMAS)))).astype(np.float64)
+def _responses() -> Doubles:
+    """The response of each speck filter in a speck's middle to every candidate: float64 (filters, candidates)."""
+    near = responses_to([profile(number) for number in range(PROFILES)])
+    return np.concatenate([near[:, :, 1 - down, 1 - across] for down, across in _SHIFTS], axis=1).astype(np.float64)
 
 
 @lru_cache(maxsize=len(_AROUND))
-def _weights(number: int) -> Doubles:
+def _weights(size: int) -> Doubles:
     """Weights of the fit for one filter: a disc with a soft border, float64."""
-    away = np.hypot(*np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1])
-    return np.asarray(np.clip(_AROUND[number] + 1 - away, 0, 1))
+    away = np.hypot(*np.mgrid[-_WINDOW : _WINDOW + 1, -_WINDOW : _WINDOW + 1])
+    return np.asarray(np.clip(_AROUND[size] + 1 - away, 0, 1))
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """All fits with one number of candidates, for the specks of one filter.
+
+    ``numbers``: the candidates of each fit, int (fits, n). ``products``: their weighted products with each other,
+    float64 (fits, n, n). ``solve``: takes the candidates' weighted products with the residual, and the response that is
+    missing, to heights by least squares with one condition: float64 (fits, n, n + 1).
+    """
+
+    numbers: NDArray[np.intp]
+    products: Doubles
+    solve: Doubles
 
 
 @lru_cache(maxsize=len(_AROUND))
-def _fits(number: int) -> list[tuple[tuple[int, ...], Doubles, Doubles]]:
-    """For specks of one filter: every one or two sizes of spots, their weighted products with each other, and the
-    matrix that takes weighted sums of what is lacking with these spots, and the answer that is missing, to heights
-    (least squares with one condition)."""
-    spots, answers = _spots(), _answers()[number]
-    all_products = np.tensordot(spots * _weights(number), spots, axes=((1, 2), (1, 2)))
-    found = []
-    for count in (1, 2):
-        for sizes in combinations(range(len(SIGMAS)), count):
-            products = all_products[np.ix_(sizes, sizes)]
-            system = np.zeros((count + 1, count + 1))
-            system[:count, :count] = products
-            system[:count, count] = system[count, :count] = answers[list(sizes)]
-            found.append((sizes, products, np.asarray(np.linalg.inv(system)[:count], dtype=np.float64)))
-    return found
+def _fits(size: int) -> tuple[_Fits, _Fits]:
+    """Every one and every two profiles at one shift, for the specks of one filter."""
+    candidates, responses = _candidates(), _responses()[size]
+    all_products = np.tensordot(candidates * _weights(size), candidates, axes=((1, 2), (1, 2)))
+
+    def fits(count: int) -> _Fits:
+        at_one_shift = np.array(list(combinations(range(PROFILES), count)))
+        numbers = np.concatenate([at_one_shift + shift * PROFILES for shift in range(len(_SHIFTS))])
+        products = all_products[numbers[:, :, None], numbers[:, None]]
+        system = np.zeros((len(numbers), count + 1, count + 1))
+        system[:, :count, :count] = products
+        system[:, :count, count] = system[:, count, :count] = responses[numbers]
+        return _Fits(numbers, products, np.asarray(np.linalg.inv(system)[:, :count], dtype=np.float64))
+
+    return fits(1), fits(2)
 
 
 def _touches(tile: tuple[int, int], speck: Speck) -> bool:

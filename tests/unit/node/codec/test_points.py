@@ -14,8 +14,8 @@ from scipy.ndimage import gaussian_filter
 
 from node.codec.encode.point_fitting import points_for
 from node.codec.points import (
+    PROFILES,
     REACH,
-    SIGMAS,
     Point,
     Points,
     decode_points,
@@ -36,7 +36,7 @@ LIMITS = Thresholds()
 def some_points(draw: st.DrawFn) -> Points:
     rows, columns = draw(st.integers(1, 5000)), draw(st.integers(1, 5000))
     place = st.tuples(
-        st.integers(0, rows - 1), st.integers(0, columns - 1), st.integers(0, len(SIGMAS) - 1), st.integers(-255, 255)
+        st.integers(0, rows - 1), st.integers(0, columns - 1), st.integers(0, PROFILES - 1), st.integers(-255, 255)
     )
     return Points(rows, columns, tuple(sorted(Point(*each) for each in draw(st.lists(place, max_size=40)))))
 
@@ -77,8 +77,8 @@ def test_spots_add_up_and_end_at_the_border() -> None:
 def test_of_an_unknown_size_or_place() -> None:
     with pytest.raises(PayloadError, match="outside"):
         decode_points(encode_points(Points(10, 10, (Point(3, 10, 0, 5),))))
-    with pytest.raises(PayloadError, match="size"):
-        decode_points(encode_points(Points(10, 10, (Point(3, 3, len(SIGMAS), 5),))))
+    with pytest.raises(PayloadError, match="profile"):
+        decode_points(encode_points(Points(10, 10, (Point(3, 3, PROFILES, 5),))))
     with pytest.raises(PayloadError, match="format"):
         decode_points(b"\x09" + encode_points(Points(10, 10, ()))[1:])
 
