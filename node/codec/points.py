@@ -26,7 +26,7 @@ Float = NDArray[np.float32]
 
 DISCS = (4.0,)
 """Diameters of the profiles that are a whole disc, in pixels."""
-EDGES = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+EDGES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 """Diameters of the discs of which a profile is what a low-pass filter takes away, in pixels."""
 PROFILES = len(DISCS) + len(EDGES)
 REACH = 9

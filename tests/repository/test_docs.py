@@ -31,6 +31,7 @@ MODULES = (
     "node/codec/noise.py",
     "node/codec/residuals.py",
     "node/codec/encode/point_fitting.py",
+    "node/codec/points.py",
     "node/fidelity/lines.py",
     "node/fidelity/bands.py",
     "node/fidelity/specks.py",

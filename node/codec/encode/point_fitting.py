@@ -8,6 +8,7 @@ a speck of four pixels or more soft.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -26,8 +27,11 @@ Float = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Cells = NDArray[np.bool_]
 
-_ROUNDS = 5
+_ROUNDS = 12
 """Most rounds of fitting: neighbours influence each other, and grey levels are rounded."""
+_APART = 4
+"""Side of the squares, in pixels, of which neighbours are not fitted in one round, but the stronger speck first: two
+specks that are fitted to one measurement both correct the same error, and oscillate."""
 _AROUND = (3.0, 4.0, 6.0, 8.0)
 """Radius within which profiles are fitted, in pixels, per filter that finds the speck: its core and its edge."""
 _PRICE = 16.0
@@ -50,27 +54,33 @@ def points_for(
     fitting = _Fitting(reference, structure.copy())
     again = [tile for tile in reference.tiles if changed[around(tile, HALO)].any()]
     specks = specks | specks_of(reference, np.rint(structure), again)
-    own, _made = speck_lists(specks)
-    wrong = _wrong(specks, limits)
-    looked_at = {*counting(own, limits), *wrong}  # at first all: those that keep their contrast may have a soft edge
+
+    def free(some: Iterable[Speck]) -> list[Speck]:
+        return [speck for speck in some if not exact[speck.row // CELL, speck.column // CELL]]
+
+    # at first all: a speck that keeps its contrast may have a soft edge
+    unseen = {(speck.row, speck.column) for speck in free(counting(speck_lists(specks)[0], limits))}
     for _ in range(_ROUNDS):
-        moved = [
-            speck
-            for speck in sorted(looked_at)
-            if not exact[speck.row // CELL, speck.column // CELL] and fitting.fit(speck, must=speck in wrong)
-        ]
-        if not moved:
+        own, made = speck_lists(specks)
+        wrong = {speck for some in wrong_specks(own, made, limits) for speck in free(some)}
+        now = _apart({*wrong, *(speck for speck in own if (speck.row, speck.column) in unseen)})
+        moved = [speck for speck in now if fitting.fit(speck, must=speck in wrong)]
+        unseen -= {(speck.row, speck.column) for speck in now}
+        if not moved and not unseen:
             break
         tiles = [tile for tile in reference.tiles if any(_touches(tile, speck) for speck in moved)]
-        specks = specks_of(reference, np.rint(fitting.image), tiles)
-        looked_at = wrong = _wrong(specks, limits)
+        specks |= specks_of(reference, np.rint(fitting.image), tiles)
     return fitting.points()
 
 
-def _wrong(specks: Specks, limits: Thresholds) -> set[Speck]:
-    """Specks whose contrast is not kept, and invented specks."""
-    lost, new = wrong_specks(*speck_lists(specks), limits)
-    return {*lost, *new}
+def _apart(specks: Iterable[Speck]) -> list[Speck]:
+    """The specks that are fitted in one round: of those near each other only the strongest."""
+    found: dict[tuple[int, int], Speck] = {}
+    for speck in sorted(specks, key=lambda each: (-each.strength, each)):
+        row, column = speck.row // _APART, speck.column // _APART
+        if not any((row + down, column + across) in found for down, across in _SHIFTS):
+            found[row, column] = speck
+    return list(found.values())
 
 
 class _Fitting:
@@ -88,13 +98,7 @@ class _Fitting:
         """Per speck (row, column), the heights of its candidates."""
 
     def fit(self, speck: Speck, *, must: bool) -> bool:
-        """Fits the profiles of one speck again and returns whether they changed. ``must``: it needs at least one.
-
-        A speck at the image's border gets none, since its profiles could lie outside.
-        """
-        rows, columns = self.image.shape
-        if not (1 <= speck.row < rows - 1 and 1 <= speck.column < columns - 1):
-            return False
+        """Fits the profiles of one speck again and returns whether they changed. ``must``: it needs at least one."""
         before = self._heights.get((speck.row, speck.column), {})
         place, inside = self._window(speck)
         lacks = np.zeros(_candidates().shape[1:])
@@ -107,24 +111,25 @@ class _Fitting:
         )
         weights = np.zeros_like(lacks)
         weights[inside] = _weights(speck.size)[inside]
-        best = self._best(speck.size, np.tensordot(_candidates(), weights * lacks, axes=2), missing, must=must)
+        best = self._best(speck, np.tensordot(_candidates(), weights * lacks, axes=2), missing, must=must)
         if best == before:
             return False
         self._heights[speck.row, speck.column] = best
         self.image[place] += (_sum_of(best) - added)[inside].astype(np.float32)
         return True
 
-    def _best(self, size: int, sums: Doubles, missing: float, *, must: bool) -> dict[int, int]:
+    def _best(self, speck: Speck, sums: Doubles, missing: float, *, must: bool) -> dict[int, int]:
         """The candidates that leave the least error, with their heights. ``sums``: each one's product with the
         residual, weighted."""
         best: dict[int, int] = {}
         least = np.inf if must else 0.0  # squared error more than without profiles
-        for fits in _fits(size):
+        outside = self._outside(speck)
+        for fits in _fits(speck.size):
             own = sums[fits.numbers]
             wanted = np.concatenate([own, np.full((len(own), 1), missing)], axis=1)
             heights = np.einsum("fij,fj->fi", fits.solve, wanted)
             errors = np.einsum("fi,fij,fj->f", heights, fits.products, heights) - 2 * (heights * own).sum(axis=1)
-            errors += self._price * own.shape[1]
+            errors += np.where(outside[fits.numbers[:, 0]], np.inf, self._price * own.shape[1])
             first = int(errors.argmin())
             if errors[first] < least:
                 least = float(errors[first])
@@ -140,6 +145,11 @@ class _Fitting:
             for number, own in sorted(heights.items())
         )
         return Points(self.image.shape[0], self.image.shape[1], found) if found else None
+
+    def _outside(self, speck: Speck) -> NDArray[np.bool_]:
+        """Which candidates have their middle outside the image: bool (candidates,)."""
+        middles = np.array([(speck.row + down, speck.column + across) for down, across in _SHIFTS])
+        return np.repeat(((middles < 0) | (middles >= self.image.shape)).any(axis=1), PROFILES)
 
     def _window(self, speck: Speck) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """The part of the image that a speck's profiles cover, and the part of that window within the image."""

@@ -128,13 +128,13 @@ def test_what_was_taken_away_is_put_back(photometric: str, sigma: float) -> None
 
 
 def test_the_edge_of_a_speck_is_put_back_with_its_middle() -> None:
-    """Discs of 6 pixels that a base of half the size has blurred. With one spot each, 78 to 85% are kept."""
+    """Grains of 6 pixels that a base of half the size has blurred. Gaussians at the middles keep 90% of one of them."""
     smooth = breast(512, 512).astype(np.float32)
     y, x = np.mgrid[0:512, 0:512]
     places = [(row, column) for row in (170, 220, 270, 320) for column in (60, 130, 200)]
     pixels = smooth.copy()
     for row, column in places:
-        pixels += 1500 * (np.hypot(y - row, x - column) <= 3)
+        pixels += 1500 * gaussian_filter((np.hypot(y - row, x - column) <= 3).astype(np.float32), 0.6)
     header = Dataset()
     header.PhotometricInterpretation = "MONOCHROME2"
     reference = Reference(np.rint(pixels).astype(np.uint16), header)
@@ -148,8 +148,8 @@ def test_the_edge_of_a_speck_is_put_back_with_its_middle() -> None:
 
     before = [contrast(structure, place) / contrast(reference.image, place) for place in places]
     after = [contrast(structure + points.field(), place) / contrast(reference.image, place) for place in places]
-    assert max(before) < 0.72
-    assert min(after) > 0.86
+    assert max(before) < 0.8
+    assert min(after) > 0.95
 
 
 def test_what_the_encoder_measures_is_what_the_decoder_adds() -> None:
