@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, dimse_messages, evt
+from pynetdicom import AE, _config, dimse_messages, dsutils, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
@@ -37,6 +37,7 @@ from benchmarks.upper_layer import (
 )
 from node.dimse.pynetdicom_patches import install
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from storage.dicom.dicomfile import file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, wait_for
 from tests.unit.node.dimse.pynetdicom_patches.plain import LONG_ENOUGH, plain_server
 
@@ -137,6 +138,16 @@ def test_file_sending_is_still_needed(tmp_path: Path) -> None:
     assoc.dimse.send_msg(store, 1)
     queued = [primitive.presentation_data_value_list for primitive in assoc.dul.to_provider_queue.queue]
     assert sum(len(data) for values in queued for _, data in values) > 10_000_000
+
+
+def test_meta_length_is_still_needed(tmp_path: Path) -> None:
+    """File meta information at the beginning of a data set counts as that of the file."""
+    path = tmp_path / "file.dcm"
+    with path.open("wb") as out:
+        write_preamble(out, file_meta(SECONDARY_CAPTURE, "1.2.3", ImplicitVRLittleEndian))
+        start = out.tell()
+        out.write(struct.pack("<HH2sH", 2, 0x16, b"AE", 4) + b"ECHO" + struct.pack("<HHI", 8, 0x60, 2) + b"MG")
+    assert dsutils.split_dataset(path)[1] == start + 12
 
 
 def test_response_timeout_is_still_needed() -> None:
