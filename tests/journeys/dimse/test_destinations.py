@@ -101,6 +101,26 @@ def test_what_a_destination_did_not_take_is_in_the_failed_list(
         assert_all_failed(moved(archive, identifier), identifier)
 
 
+def test_one_that_accepts_no_presentation_context(four: Four, port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The move ends at once although another association of ours is open there, and the log gives the cause."""
+    archive, identifier = four
+    node = archive.node
+    peer = node.settings.peer("VIEWER")
+    assert peer is not None
+    entity = AE("VIEWER")
+    entity.add_supported_context(Verification)
+    server = entity.start_server(("127.0.0.1", port), block=False)
+    assert server is not None
+    try:
+        other = node.server.outgoing.associate(peer, [build_context(Verification)])
+        assert_all_failed(moved(archive, identifier), identifier)
+        assert other.is_established
+        other.release()
+    finally:
+        server.shutdown()
+    assert "accepted the association, but none of its presentation contexts" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "taken"), [("--sleep-during", 0), ("--sleep-after", 1)])
 def test_one_that_sleeps_beyond_the_dimse_timeout(tmp_path: Path, fault: str, taken: int) -> None:
