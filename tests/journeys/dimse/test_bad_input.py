@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 from collections.abc import Iterator
@@ -77,6 +78,17 @@ def test_truncated_before_the_pixels(quiet_archive: Archive, sender: RawSender) 
             break
         assert status.Status in (0xC001, 0xC002), f"cut at {cut}: {status.Status:#06x}"
         nothing_left(quiet_archive)
+
+
+def test_a_request_without_a_data_set(
+    quiet_archive: Archive, sender: RawSender, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = sender.send(None, sop_instance=generate_uid())
+    assert status.Status == 0xC002
+    assert status.ErrorComment == "the request has no data set"
+    assert [one.levelname for one in caplog.records if one.levelno >= logging.WARNING] == ["WARNING"]
+    assert "C002" in caplog.text
+    nothing_left(quiet_archive)
 
 
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"])
