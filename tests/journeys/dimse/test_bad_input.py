@@ -127,6 +127,18 @@ def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: RawSender,
     nothing_left(quiet_archive)
 
 
+@pytest.mark.parametrize("length", [65, 128])
+def test_a_uid_that_is_too_long(quiet_archive: Archive, sender: RawSender, length: int) -> None:
+    """It is refused like other invalid UIDs, and the association goes on."""
+    uid = "1." + "2" * (length - 2)
+    for whole in (encode(sample(SOPInstanceUID=uid), ExplicitVRLittleEndian), b"no data set"):
+        assert sender.send(whole, sop_instance=uid).Status == 0x0117
+    ds = sample(SOPInstanceUID=uid[:64])
+    assert sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=uid).Status == 0x0117
+    nothing_left(quiet_archive)
+    assert sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=uid[:64]).Status == 0x0000
+
+
 def test_abort_in_the_middle(quiet_archive: Archive) -> None:
     """A peer that dies inside a data set: the association ends, and so does what it had spooled."""
     sender = RawSender(quiet_archive)

@@ -98,6 +98,12 @@ def test_command_ae_titles_is_still_needed() -> None:
         C_MOVE().MoveDestination = "VIEWER\0\0"
 
 
+def test_command_uids_is_still_needed() -> None:
+    """An instance UID of 65 characters is an error."""
+    with pytest.raises(ValueError, match="Affected SOP Instance UID"):
+        C_STORE().AffectedSOPInstanceUID = "1." + "2" * 63
+
+
 def test_message_limits_is_still_needed() -> None:
     """An identifier of more than 16 MiB is collected in memory."""
     message: Any = dimse_messages.DIMSEMessage()
