@@ -9,7 +9,7 @@ Threads (entity.py):                   association_threads, daemon_threads, unex
                                        prompt_receive
 Negotiation (entity.py):               association_request
 Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
-                                       command_ae_titles, command_uids, meta_length
+                                       command_ae_titles, command_uids, early_cancel, meta_length
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
                                        event_report, association_shutdown
 """
@@ -25,6 +25,7 @@ from node.dimse.pynetdicom_patches import (
     association_spool,
     command_ae_titles,
     command_uids,
+    early_cancel,
     message_limits,
     meta_length,
     retrieve_responses,
@@ -47,5 +48,6 @@ def _patch() -> None:
     association_spool.install()
     command_ae_titles.install()
     command_uids.install()
+    early_cancel.install()
     meta_length.install()
     message_limits.install()  # last: it guards the decoder with the patches before it

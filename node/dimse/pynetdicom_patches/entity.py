@@ -11,6 +11,7 @@ from pynetdicom import AE
 from node.dimse.pynetdicom_patches.association_request import RepairedNegotiation
 from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
 from node.dimse.pynetdicom_patches.daemon_threads import make_connection_thread_daemon
+from node.dimse.pynetdicom_patches.early_cancel import keep_cancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
@@ -54,5 +55,6 @@ def use_patched_classes(assoc: Any) -> None:
     assoc.dul.__class__ = UpperLayer
     make_connection_thread_daemon(assoc)
     receive_promptly(assoc)
+    keep_cancels(assoc)
     if assoc.is_acceptor:
         assoc.__class__ = GuardedAcceptor

@@ -277,6 +277,28 @@ def test_a_cancel_is_honoured_while_the_destination_is_busy(four: Four, port: in
     assert asked == []
 
 
+def test_a_cancel_right_behind_its_request_is_honoured(four: Four, port: int) -> None:
+    """It arrives before the request is served. Cancels of earlier requests, however many, do not count."""
+    (archive, identifier), asked = four, []
+    with choosy(port, asked, at_once=1), occupied(port):
+        assoc = requested(archive, build_context(MOVE))
+        (serving,) = archive.node.server.entity.active_associations
+        for earlier in (7, *range(20, 40)):
+            assoc.send_c_cancel(earlier, query_model=MOVE)
+        serving._reactor_checkpoint.clear()
+        wait_for(lambda: serving._is_paused, what="a node that serves nothing")
+        answers = assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, msg_id=7)
+        wait_for(serving.dimse.msg_queue.qsize, what="the request")
+        assert 7 not in serving.dimse.cancel_req
+        assoc.send_c_cancel(7, query_model=MOVE)
+        wait_for(lambda: 7 in serving.dimse.cancel_req, what="the cancel")
+        serving._reactor_checkpoint.set()
+        *_, (final, _) = answers
+        assert (final.Status, final.NumberOfRemainingSuboperations) == (0xFE00, 4)
+        assoc.release()
+    assert asked == []
+
+
 def assert_cancelled(assoc: Any, answers: Any, model: str) -> None:
     """Cancelled after the first pending response, the request ends at once, and says what remained."""
     assert next(answers)[0].Status == 0xFF00

@@ -98,10 +98,26 @@ def test_command_ae_titles_is_still_needed() -> None:
         C_MOVE().MoveDestination = "VIEWER\0\0"
 
 
+@pytest.mark.filterwarnings("ignore:The value length")
 def test_command_uids_is_still_needed() -> None:
     """An instance UID of 65 characters is an error."""
     with pytest.raises(ValueError, match="Affected SOP Instance UID"):
         C_STORE().AffectedSOPInstanceUID = "1." + "2" * 63
+
+
+def test_early_cancel_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel that arrived before its request is served is forgotten."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    agreed = build_context(VERIFICATION.decode(), ImplicitVRLittleEndian)
+    agreed.context_id = 1
+    assoc._accepted_cx, assoc.is_established = {1: agreed}, True
+    assoc.dimse.cancel_req = {7: "cancel"}
+    known: list[list[int]] = []
+    monkeypatch.setattr(assoc.dimse, "send_msg", lambda *_: known.append(list(assoc.dimse.cancel_req)))
+    request: Any = C_ECHO()
+    request.MessageID, request.AffectedSOPClassUID = 7, UID(VERIFICATION.decode())
+    assoc._serve_request(request, 1)
+    assert known == [[]]
 
 
 def test_message_limits_is_still_needed() -> None:
