@@ -6,7 +6,7 @@ test ``test_<file>_is_still_needed`` in tests/unit/node/dimse/pynetdicom_patches
 Connections (entity.py, listener.py):  pdu_limits, send_timeout, tls_session_tickets, tls_handshake, tcp_nodelay,
                                        connection_limits, closed_before_request, shared_contexts
 Threads (entity.py):                   association_threads, daemon_threads, unexpected_pdu, undecodable_pdu,
-                                       prompt_receive
+                                       prompt_receive, bounded_responses
 Negotiation (entity.py):               association_request
 Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
                                        command_ae_titles, command_uids, early_cancel, meta_length

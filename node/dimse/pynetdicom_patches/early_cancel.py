@@ -35,8 +35,7 @@ class KeptCancels(DIMSEServiceProvider):
 
 
 def keep_cancels(assoc: Any) -> None:
-    """Keep the cancels of an association that has not started."""
-    assoc.dimse.__class__ = KeptCancels
+    """Leave cancels to ``KeptCancels``, which must be a base of the association's messages."""
     assoc.dimse._cancels = {}
 
 

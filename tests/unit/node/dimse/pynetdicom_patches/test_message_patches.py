@@ -172,6 +172,17 @@ def test_meta_length_is_still_needed(tmp_path: Path) -> None:
     assert dsutils.split_dataset(path)[1] == start + 12
 
 
+def test_bounded_responses_is_still_needed() -> None:
+    """Messages are queued however many wait to be sent."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    assoc.requestor.maximum_length = 16384
+    response: Any = C_ECHO()
+    response.MessageIDBeingRespondedTo, response.Status = 1, 0x0000
+    for _ in range(1000):
+        assoc.dimse.send_msg(response, 1)
+    assert assoc.dul.to_provider_queue.qsize() == 1000
+
+
 def test_response_timeout_is_still_needed() -> None:
     """The DIMSE timeout runs out although the request has not been sent."""
     assoc: Any = Association(AE("PLAIN"), "requestor")
