@@ -32,6 +32,8 @@ IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
 IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
 
 _PIXEL_DATA = 0x7FE00010
+META_START = 132
+"""Offset of the file meta information in a Part 10 file, after the preamble and its prefix (PS3.10 7.1)."""
 _MAX_META = 1 << 20
 """Maximum bytes of file meta information that are parsed."""
 _BULK = 1 << 20
@@ -109,8 +111,8 @@ def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
     start = 144 + int(struct.unpack("<I", prefix[140:144])[0])
     if start > file.seek(0, io.SEEK_END):
         raise Unparseable("file ends inside its file meta information")
-    file.seek(132)
-    meta = parse(file.read(min(start - 132, _MAX_META)), ExplicitVRLittleEndian)
+    file.seek(META_START)
+    meta = parse(file.read(min(start - META_START, _MAX_META)), ExplicitVRLittleEndian)
     try:
         named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
     except Exception as error:

@@ -6,7 +6,9 @@ from io import BytesIO
 from typing import Any
 
 from pydicom import Dataset
+from pydicom.config import IGNORE
 from pydicom.uid import (
+    UID,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -34,13 +36,20 @@ class RawSender:
         assert self.assoc.is_established
 
     def send(
-        self, body: bytes, *, sop_instance: str, sop_class: str = MAMMOGRAPHY, syntax: str = ExplicitVRLittleEndian
+        self,
+        body: bytes | None,
+        *,
+        sop_instance: str,
+        sop_class: str = MAMMOGRAPHY,
+        syntax: str = ExplicitVRLittleEndian,
     ) -> Dataset:
+        """The status of a C-STORE; without a ``body`` the request announces no data set."""
         context = next(c for c in self.assoc.accepted_contexts if c.transfer_syntax[0] == syntax)
         request: Any = C_STORE()
         request.MessageID, request.Priority = 1, 2
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = sop_class, sop_instance
-        request.DataSet = BytesIO(body)
+        request.AffectedSOPClassUID = sop_class
+        request._affected_sop_instance_uid = UID(sop_instance, IGNORE)  # the property checks its length
+        request.DataSet = None if body is None else BytesIO(body)
         self.assoc._reactor_checkpoint.clear()  # as send_c_store does: or the reactor takes the answer
         wait_for(lambda: self.assoc._is_paused, what="a paused reactor")
         self.assoc.dimse.send_msg(request, context.context_id)

@@ -68,7 +68,8 @@ class Outgoing:
                     return assoc
                 says_busy = _rejection(assoc) in _BUSY_REJECTIONS
                 # a peer that serves a single association does not answer the next caller
-                busy_with_us = before != (0, queue.added) and (says_busy or not assoc.is_rejected)
+                unanswered = assoc.acceptor.primitive is None
+                busy_with_us = before != (0, queue.added) and (says_busy or unanswered)
                 if not busy_with_us and not (says_busy and time.monotonic() < deadline):
                     raise DestinationUnavailable(f"{self._name(peer)} {_failure(assoc)}")
                 queue.wait_for_fewer(wanted, at_most=_RETRY if says_busy else None)
@@ -163,6 +164,8 @@ def _failure(assoc: Association) -> str:
     if answer is not None:
         result, source, reason = answer
         return f"rejected the association: result {result}, source {source}, reason {reason} (PS3.8 9.3.4)"
+    if assoc.acceptor.primitive is not None:
+        return "accepted the association, but none of its presentation contexts"
     return "cannot be reached, or did not answer an association request"
 
 

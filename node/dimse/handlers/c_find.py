@@ -13,6 +13,7 @@ from node.dimse.associations.extended_negotiation import Agreed, agreed
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, reason_text, response
+from node.dimse.pynetdicom_patches.ended_peer import has_ended
 from node.dimse.sop_classes import ROOTS
 
 LOGGER = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def handle_find(
         identifier, root = event.identifier, ROOTS[event.context.abstract_syntax]
         unsupported = has_unsupported_keys(identifier, root)
         for answer in search(identifier, root, caller, agreed(event)):
+            if has_ended(event.assoc):
+                return
             if event.is_cancelled:  # read it once per match, since reading clears it
                 yield CANCELLED, None
                 return

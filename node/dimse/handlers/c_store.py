@@ -20,7 +20,7 @@ from node.dimse.dimse_status import (
     reason_text,
     response,
 )
-from storage.errors import LatentPacsError
+from storage.errors import LatentPacsError, Unparseable
 from storage.records import TrailEntry
 
 LOGGER = logging.getLogger(__name__)
@@ -43,13 +43,15 @@ def handle_store(
     if not peers.may(caller, "store"):
         refusals.of_request(event, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
-    if event.request._dataset_file.began > stopping_since():
+    arrived = event.request._dataset_file
+    if arrived is not None and arrived.began > stopping_since():
         event.assoc.stop_refusals = event.assoc.__dict__.get("stop_refusals", 0) + 1
         refusals.of_request(event, "store", 0xA700, "the node is stopping", uids)
         return response(0xA700, "the archive is stopping; send it again later")
-    arrived = event.request._dataset_file
-    arrived.flush()
     try:
+        if arrived is None:
+            raise Unparseable("the request has no data set")
+        arrived.flush()
         if arrived.refused is not None:
             raise arrived.refused
         receipt = ingest.receive(

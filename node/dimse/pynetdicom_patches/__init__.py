@@ -6,10 +6,10 @@ test ``test_<file>_is_still_needed`` in tests/unit/node/dimse/pynetdicom_patches
 Connections (entity.py, listener.py):  pdu_limits, send_timeout, tls_session_tickets, tls_handshake, tcp_nodelay,
                                        connection_limits, closed_before_request, shared_contexts
 Threads (entity.py):                   association_threads, daemon_threads, unexpected_pdu, undecodable_pdu,
-                                       prompt_receive
+                                       prompt_receive, bounded_responses
 Negotiation (entity.py):               association_request
 Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
-                                       command_ae_titles
+                                       command_ae_titles, command_uids, early_cancel, meta_length
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
                                        event_report, association_shutdown
 """
@@ -24,7 +24,10 @@ from node.dimse.pynetdicom_patches import (
     after_action,
     association_spool,
     command_ae_titles,
+    command_uids,
+    early_cancel,
     message_limits,
+    meta_length,
     retrieve_responses,
 )
 
@@ -44,4 +47,7 @@ def _patch() -> None:
     after_action.install()
     association_spool.install()
     command_ae_titles.install()
+    command_uids.install()
+    early_cancel.install()
+    meta_length.install()
     message_limits.install()  # last: it guards the decoder with the patches before it

@@ -10,7 +10,9 @@ from pynetdicom import AE
 
 from node.dimse.pynetdicom_patches.association_request import RepairedNegotiation
 from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
+from node.dimse.pynetdicom_patches.bounded_responses import BoundedResponses
 from node.dimse.pynetdicom_patches.daemon_threads import make_connection_thread_daemon
+from node.dimse.pynetdicom_patches.early_cancel import KeptCancels, keep_cancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
@@ -27,6 +29,10 @@ class ArchiveSocket(TicketTolerantSocket, LimitedReceive, FileSendingSocket, NoD
 
 class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation, PromptReceive):
     """The thread that owns the connection of one of our associations."""
+
+
+class Messages(KeptCancels, BoundedResponses):
+    """The messages that one of our associations sends and receives."""
 
 
 class ArchiveEntity(AE):
@@ -51,8 +57,9 @@ class ArchiveEntity(AE):
 
 def use_patched_classes(assoc: Any) -> None:
     """Replace the classes of an association that has not started."""
-    assoc.dul.__class__ = UpperLayer
+    assoc.dul.__class__, assoc.dimse.__class__ = UpperLayer, Messages
     make_connection_thread_daemon(assoc)
     receive_promptly(assoc)
+    keep_cancels(assoc)
     if assoc.is_acceptor:
         assoc.__class__ = GuardedAcceptor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 from collections.abc import Iterator
@@ -79,6 +80,17 @@ def test_truncated_before_the_pixels(quiet_archive: Archive, sender: RawSender) 
         nothing_left(quiet_archive)
 
 
+def test_a_request_without_a_data_set(
+    quiet_archive: Archive, sender: RawSender, caplog: pytest.LogCaptureFixture
+) -> None:
+    status = sender.send(None, sop_instance=generate_uid())
+    assert status.Status == 0xC002
+    assert status.ErrorComment == "the request has no data set"
+    assert [one.levelname for one in caplog.records if one.levelno >= logging.WARNING] == ["WARNING"]
+    assert "C002" in caplog.text
+    nothing_left(quiet_archive)
+
+
 @pytest.mark.parametrize("keyword", ["SOPInstanceUID", "SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"])
 def test_missing_uids(quiet_archive: Archive, sender: RawSender, keyword: str) -> None:
     ds = sample()
@@ -113,6 +125,18 @@ def test_uid_that_is_a_path_or_no_uid(quiet_archive: Archive, sender: RawSender,
         status = sender.send(hostile, sop_instance=affected)
         assert status.Status == 0x0117, hex(status.Status)
     nothing_left(quiet_archive)
+
+
+@pytest.mark.parametrize("length", [65, 128])
+def test_a_uid_that_is_too_long(quiet_archive: Archive, sender: RawSender, length: int) -> None:
+    """It is refused like other invalid UIDs, and the association goes on."""
+    uid = "1." + "2" * (length - 2)
+    for whole in (encode(sample(SOPInstanceUID=uid), ExplicitVRLittleEndian), b"no data set"):
+        assert sender.send(whole, sop_instance=uid).Status == 0x0117
+    ds = sample(SOPInstanceUID=uid[:64])
+    assert sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=uid).Status == 0x0117
+    nothing_left(quiet_archive)
+    assert sender.send(encode(ds, ExplicitVRLittleEndian), sop_instance=uid[:64]).Status == 0x0000
 
 
 def test_abort_in_the_middle(quiet_archive: Archive) -> None:

@@ -101,6 +101,26 @@ def test_what_a_destination_did_not_take_is_in_the_failed_list(
         assert_all_failed(moved(archive, identifier), identifier)
 
 
+def test_one_that_accepts_no_presentation_context(four: Four, port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The move ends at once although another association of ours is open there, and the log gives the cause."""
+    archive, identifier = four
+    node = archive.node
+    peer = node.settings.peer("VIEWER")
+    assert peer is not None
+    entity = AE("VIEWER")
+    entity.add_supported_context(Verification)
+    server = entity.start_server(("127.0.0.1", port), block=False)
+    assert server is not None
+    try:
+        other = node.server.outgoing.associate(peer, [build_context(Verification)])
+        assert_all_failed(moved(archive, identifier), identifier)
+        assert other.is_established
+        other.release()
+    finally:
+        server.shutdown()
+    assert "accepted the association, but none of its presentation contexts" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "taken"), [("--sleep-during", 0), ("--sleep-after", 1)])
 def test_one_that_sleeps_beyond_the_dimse_timeout(tmp_path: Path, fault: str, taken: int) -> None:
@@ -254,6 +274,28 @@ def test_a_cancel_is_honoured_while_the_destination_is_busy(four: Four, port: in
     with choosy(port, asked, at_once=1), occupied(port):
         assoc = requested(archive, build_context(MOVE))
         assert_cancelled(assoc, assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, msg_id=7), MOVE)
+    assert asked == []
+
+
+def test_a_cancel_right_behind_its_request_is_honoured(four: Four, port: int) -> None:
+    """It arrives before the request is served. Cancels of earlier requests, however many, do not count."""
+    (archive, identifier), asked = four, []
+    with choosy(port, asked, at_once=1), occupied(port):
+        assoc = requested(archive, build_context(MOVE))
+        (serving,) = archive.node.server.entity.active_associations
+        for earlier in (7, *range(20, 40)):
+            assoc.send_c_cancel(earlier, query_model=MOVE)
+        serving._reactor_checkpoint.clear()
+        wait_for(lambda: serving._is_paused, what="a node that serves nothing")
+        answers = assoc.send_c_move(study_of(identifier), "VIEWER", MOVE, msg_id=7)
+        wait_for(serving.dimse.msg_queue.qsize, what="the request")
+        assert 7 not in serving.dimse.cancel_req
+        assoc.send_c_cancel(7, query_model=MOVE)
+        wait_for(lambda: 7 in serving.dimse.cancel_req, what="the cancel")
+        serving._reactor_checkpoint.set()
+        *_, (final, _) = answers
+        assert (final.Status, final.NumberOfRemainingSuboperations) == (0xFE00, 4)
+        assoc.release()
     assert asked == []
 
 

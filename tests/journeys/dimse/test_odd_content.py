@@ -36,7 +36,7 @@ from node.archive.intake.ingest import check_uid
 from node.archive.serve.amended_header import write_amended
 from node.dimse import client
 from node.dimse.client import Address
-from storage.dicom.dicomfile import encode, file_meta, opened, write_preamble
+from storage.dicom.dicomfile import encode, file_meta, opened, parse, write_preamble
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning, transcode
 from storage.errors import InvalidUid
@@ -207,6 +207,25 @@ def test_an_element_in_implicit_vr_among_explicit_ones(node: Node, tmp_path: Pat
     assert stored(node, path) == 0
     with opened(path) as file:
         assert file.header().PixelPaddingValue == 7
+
+
+# --- file meta information in the data set ---
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_file_meta_information_in_a_data_set(node: Node, tmp_path: Path, syntax: UID) -> None:
+    """It is returned byte for byte, or converted like other elements, and not read as that of the file."""
+    ds = capture()
+    explicit = struct.pack("<HH2sH", 2, 0x10, b"UI", len(JPEGBaseline8Bit)) + JPEGBaseline8Bit.encode()
+    implicitly = struct.pack("<HHI", 2, 0x10, len(JPEGBaseline8Bit)) + JPEGBaseline8Bit.encode()
+    body = (implicitly if syntax.is_implicit_VR else explicit) + encode(ds, syntax)
+    assert stored(node, file_of(tmp_path / "x.dcm", ds, body, syntax), syntax) == 0
+    assert got(node, ds, syntax) == body
+    for other in {ExplicitVRLittleEndian, ImplicitVRLittleEndian} - {syntax}:
+        converted = parse(got(node, ds, other), other)
+        assert converted.SOPInstanceUID == ds.SOPInstanceUID
+        assert converted.PixelData == ds.PixelData
+        assert converted[0x00020010].value == JPEGBaseline8Bit
 
 
 # --- UN in big endian (PS3.5 6.2.2) ---

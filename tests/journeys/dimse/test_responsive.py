@@ -17,16 +17,21 @@ from pydicom import Dataset
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_ECHO
 from pynetdicom.sop_class import Verification
+from rich.console import Console
 
+from benchmarks.find import fill
 from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
+from node.dimse.pynetdicom_patches.send_timeout import TimedSend
 from node.workers.pool import Priority, WorkerPool
 from node.workers.worker import CheckRequest, ReconstructRequest
 from storage.errors import WorkerDied
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.samples import breast, mammogram, write
+
+FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 
 def stored(archive: Archive, ds: Dataset, folder: Path) -> Dataset:
@@ -69,6 +74,30 @@ def test_echo_while_a_13_megapixel_image_is_made(archive: Archive, tmp_path: Pat
     seconds.sort()
     assert seconds[int(0.99 * len(seconds))] < 0.5
     assert seconds[-1] < 1.0
+
+
+def test_answers_are_made_as_a_slow_peer_takes_them(quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many matches a query has, few of them are in memory."""
+    fill(quiet_archive.node.index.engine, 4000, Console(quiet=True))
+    waiting: list[int] = []
+    send = TimedSend.send
+
+    def slowly(self: TimedSend, data: bytes) -> None:
+        waiting.append(self.assoc.dul.to_provider_queue.qsize())
+        time.sleep(0.001)
+        send(self, data)
+
+    monkeypatch.setattr(TimedSend, "send", slowly)
+    entity = AE("VIEWER")
+    entity.add_requested_context(FIND)
+    assoc = entity.associate("127.0.0.1", quiet_archive.address.port)
+    asked = Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", ""
+    *matches, (final, _) = assoc.send_c_find(asked, FIND)
+    assoc.release()
+    assert final.Status == 0x0000
+    assert len(matches) > 400
+    assert max(waiting) < 100
 
 
 def test_answers_are_left_to_who_waits_for_them(archive: Archive) -> None:

@@ -961,7 +961,12 @@ class FakeEvent:
             abstract_syntax="1.2.840.10008.5.1.4.1.2.2.1", transfer_syntax="1.2.840.10008.1.2"
         )
         requestor = SimpleNamespace(ae_title="VIEWER", address="127.0.0.1", sop_class_extended={})
-        self.assoc = SimpleNamespace(requestor=requestor)
+        self.assoc = SimpleNamespace(
+            requestor=requestor,
+            is_established=True,
+            acse=SimpleNamespace(is_aborted=lambda: False),
+            dul=SimpleNamespace(is_alive=lambda: True),
+        )
 
     @property
     def identifier(self) -> Dataset:
@@ -1011,6 +1016,12 @@ def test_the_handler_stops_when_cancelled(archive: Archive) -> None:
     found = handled(FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""), cancel_after=2), archive)
     assert [status for status, _ in found] == [0xFF00, 0xFF00, 0xFE00]
     assert found[-1][1] is None
+
+
+def test_the_handler_stops_when_the_peer_has_left(archive: Archive) -> None:
+    event = FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID=""))
+    event.assoc.dul.is_alive = lambda: False
+    assert handled(event, archive) == []
 
 
 def test_the_handler_reports_an_invalid_identifier(archive: Archive) -> None:

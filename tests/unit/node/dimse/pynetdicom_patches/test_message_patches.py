@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, dimse_messages, evt
+from pynetdicom import AE, _config, dimse_messages, dsutils, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
@@ -37,6 +37,7 @@ from benchmarks.upper_layer import (
 )
 from node.dimse.pynetdicom_patches import install
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from storage.dicom.dicomfile import file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, wait_for
 from tests.unit.node.dimse.pynetdicom_patches.plain import LONG_ENOUGH, plain_server
 
@@ -97,6 +98,28 @@ def test_command_ae_titles_is_still_needed() -> None:
         C_MOVE().MoveDestination = "VIEWER\0\0"
 
 
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_command_uids_is_still_needed() -> None:
+    """An instance UID of 65 characters is an error."""
+    with pytest.raises(ValueError, match="Affected SOP Instance UID"):
+        C_STORE().AffectedSOPInstanceUID = "1." + "2" * 63
+
+
+def test_early_cancel_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancel that arrived before its request is served is forgotten."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    agreed = build_context(VERIFICATION.decode(), ImplicitVRLittleEndian)
+    agreed.context_id = 1
+    assoc._accepted_cx, assoc.is_established = {1: agreed}, True
+    assoc.dimse.cancel_req = {7: "cancel"}
+    known: list[list[int]] = []
+    monkeypatch.setattr(assoc.dimse, "send_msg", lambda *_: known.append(list(assoc.dimse.cancel_req)))
+    request: Any = C_ECHO()
+    request.MessageID, request.AffectedSOPClassUID = 7, UID(VERIFICATION.decode())
+    assoc._serve_request(request, 1)
+    assert known == [[]]
+
+
 def test_message_limits_is_still_needed() -> None:
     """An identifier of more than 16 MiB is collected in memory."""
     message: Any = dimse_messages.DIMSEMessage()
@@ -137,6 +160,27 @@ def test_file_sending_is_still_needed(tmp_path: Path) -> None:
     assoc.dimse.send_msg(store, 1)
     queued = [primitive.presentation_data_value_list for primitive in assoc.dul.to_provider_queue.queue]
     assert sum(len(data) for values in queued for _, data in values) > 10_000_000
+
+
+def test_meta_length_is_still_needed(tmp_path: Path) -> None:
+    """File meta information at the beginning of a data set counts as that of the file."""
+    path = tmp_path / "file.dcm"
+    with path.open("wb") as out:
+        write_preamble(out, file_meta(SECONDARY_CAPTURE, "1.2.3", ImplicitVRLittleEndian))
+        start = out.tell()
+        out.write(struct.pack("<HH2sH", 2, 0x16, b"AE", 4) + b"ECHO" + struct.pack("<HHI", 8, 0x60, 2) + b"MG")
+    assert dsutils.split_dataset(path)[1] == start + 12
+
+
+def test_bounded_responses_is_still_needed() -> None:
+    """Messages are queued however many wait to be sent."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    assoc.requestor.maximum_length = 16384
+    response: Any = C_ECHO()
+    response.MessageIDBeingRespondedTo, response.Status = 1, 0x0000
+    for _ in range(1000):
+        assoc.dimse.send_msg(response, 1)
+    assert assoc.dul.to_provider_queue.qsize() == 1000
 
 
 def test_response_timeout_is_still_needed() -> None:

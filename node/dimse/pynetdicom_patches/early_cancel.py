@@ -1,0 +1,60 @@
+"""Keep a cancel that arrives right behind its request (PS3.7 9.3.2.3, 9.3.3.3, 9.3.4.3).
+
+pynetdicom 3.0: ``Association._serve_request`` forgets all cancels when it begins to serve a request, which may be after
+the cancel of that request has arrived. The eleventh cancel that it has not forgotten ends the association.
+Upstream: not reported.
+Remove when only cancels that arrived before their request are forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
+
+_CANCEL = 0x0FFF
+"""Command Field of a C-CANCEL-RQ (PS3.7 E.1)."""
+_MOST = 10
+"""Cancels that pynetdicom takes."""
+
+
+class KeptCancels(DIMSEServiceProvider):
+    """The messages of one of our associations. ``cancel_req``: the cancels that are not older than their request."""
+
+    _cancels: dict[int, Any]
+
+    @property
+    def cancel_req(self) -> dict[int, Any]:
+        """The cancels by Message ID."""
+        return self._cancels
+
+    @cancel_req.setter
+    def cancel_req(self, forgotten: dict[int, Any]) -> None:
+        """Keep them: ``_forget`` has removed those that are older than their request."""
+
+
+def keep_cancels(assoc: Any) -> None:
+    """Leave cancels to ``KeptCancels``, which must be a base of the association's messages."""
+    assoc.dimse._cancels = {}
+
+
+def install() -> None:
+    """Forget an older cancel when a request arrives."""
+    decoder: Any = DIMSEMessage
+    original = decoder.decode_msg
+
+    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
+        is_whole = bool(original(self, primitive, assoc))
+        if is_whole and assoc is not None and isinstance(assoc.dimse, KeptCancels):
+            _forget(assoc.dimse.cancel_req, self.command_set)
+        return is_whole
+
+    decoder.decode_msg = decode_msg
+
+
+def _forget(cancels: dict[int, Any], command: Any) -> None:
+    if command.CommandField != _CANCEL:
+        cancels.pop(command.get("MessageID"), None)
+    elif len(cancels) >= _MOST:
+        cancels.clear()  # of requests that had been answered
