@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.formats.geometry import CELL, TILE, padded_to_cells
+from storage.formats.geometry import CELL, TILE, cell_grid, padded_to_cells, reduced
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -68,6 +68,7 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
 
     ``pixels``: uint16, shape (rows, columns), stored values. ``photometric``: MONOCHROME1 where dense tissue is dark.
     ``padding``: bool, like ``pixels``; blocks that are mostly padding are no breast, and count as air however bright.
+    So do those of an even background.
 
     The largest connected region brighter than air, grown by one block so that the skin line is in it. Where that
     finds next to nothing, or the dark blocks are too uneven for air, every block counts as breast: measuring too much
@@ -76,7 +77,9 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
     blocks = _block_means(pixels)
-    outside = _block_means(padding) > 0.5 if padding is not None else np.zeros(blocks.shape, dtype=bool)
+    outside = _background(pixels)
+    if padding is not None:
+        outside |= _block_means(padding) > 0.5
     if photometric == "MONOCHROME1":
         blocks = blocks.max() - blocks
     inside = ~outside
@@ -91,6 +94,15 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     if breast.mean() < _MIN_BREAST:
         return np.ones(blocks.shape, dtype=bool)
     return np.asarray(binary_dilation(breast), dtype=bool)
+
+
+def _background(pixels: Pixels) -> Mask:
+    """Blocks of the one value that most corners of the image have: air that the modality has made even. Bool."""
+    corners, counts = np.unique(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
+    if counts.max() < 2:
+        return np.zeros(cell_grid(*pixels.shape), dtype=bool)
+    even = (pixels == corners[counts.argmax()]).view(np.uint8)
+    return np.asarray(reduced(padded_to_cells(even, CELL, edge=True), CELL, np.minimum) > 0)
 
 
 def _air_threshold(values: NDArray[np.float32]) -> float:
