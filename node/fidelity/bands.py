@@ -43,14 +43,14 @@ def band_energies(
     tiles away from them are not measured again.
     """
     rows, columns = (-(-length // TILE) for length in image.shape)
-    result = np.zeros((BANDS + 1, rows, columns)) if before is None else before.copy()
-    places = [
-        (row, column)
-        for row in range(rows)
-        for column in range(columns)
-        if inside[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].any()
-        and (before is None or changed is None or changed[around((row * TILE, column * TILE), _MARGIN)].any())
-    ]
+    result, places = np.zeros((BANDS + 1, rows, columns)), []
+    for row, column in np.ndindex(rows, columns):
+        if not inside[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].any():
+            continue
+        if before is None or changed is None or changed[around((row * TILE, column * TILE), _MARGIN)].any():
+            places.append((row, column))
+        else:
+            result[:, row, column] = before[:, row, column]
     for (row, column), energies in zip(places, on_all_cores(partial(_of_tile, image, inside), places), strict=True):
         result[:, row, column] = energies
     return result

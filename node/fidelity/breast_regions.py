@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.formats.geometry import CELL, TILE, padded_to_cells
+from storage.formats.geometry import CELL, TILE, cell_grid, padded_to_cells, reduced
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -24,7 +24,7 @@ _NARROW = 0.15
 _STRIP = 0.005
 """Least area of a strip, over that of the breast: the tip in which a breast ends at the border is less."""
 _PART = 0.2
-"""Least area of a part that is not narrow, over that of the largest one."""
+"""Least area of a part of the breast, over that of the largest one."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,18 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
 
     ``pixels``: uint16, shape (rows, columns), stored values. ``photometric``: MONOCHROME1 where dense tissue is dark.
     ``padding``: bool, like ``pixels``; blocks that are mostly padding are no breast, and count as air however bright.
+    So do those of an even background.
 
-    The largest connected region brighter than air, grown by one block so that the skin line is in it. Where that
+    The largest connected regions brighter than air, grown by one block so that the skin line is in them. Where that
     finds next to nothing, or the dark blocks are too uneven for air, every block counts as breast: measuring too much
     is the safe mistake.
     """
     from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
     blocks = _block_means(pixels)
-    outside = _block_means(padding) > 0.5 if padding is not None else np.zeros(blocks.shape, dtype=bool)
+    outside = _background(pixels)
+    if padding is not None:
+        outside |= _block_means(padding) > 0.5
     if photometric == "MONOCHROME1":
         blocks = blocks.max() - blocks
     inside = ~outside
@@ -86,11 +89,19 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     labels, count = label(above & inside)
     if count == 0 or _is_uneven(blocks[~above], blocks[above]):
         return np.ones(blocks.shape, dtype=bool)
-    sizes = np.bincount(labels.ravel())[1:]
-    breast = np.asarray(binary_fill_holes(labels == int(sizes.argmax()) + 1))
+    breast = np.asarray(binary_fill_holes(_large_parts(labels, count)))
     if breast.mean() < _MIN_BREAST:
         return np.ones(blocks.shape, dtype=bool)
     return np.asarray(binary_dilation(breast), dtype=bool)
+
+
+def _background(pixels: Pixels) -> Mask:
+    """Blocks of the one value that most corners of the image have: air that the modality has made even. Bool."""
+    corners, counts = np.unique(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
+    if counts.max() < 2:
+        return np.zeros(cell_grid(*pixels.shape), dtype=bool)
+    even = (pixels == corners[counts.argmax()]).view(np.uint8)
+    return np.asarray(reduced(padded_to_cells(even, CELL, edge=True), CELL, np.minimum) > 0)
 
 
 def _air_threshold(values: NDArray[np.float32]) -> float:
@@ -132,14 +143,18 @@ def without_strips(mask: Mask) -> tuple[Mask, Mask]:
     thick = distance_transform_edt(mask) > reach  # beyond the image's border the breast goes on
     if not thick.any():
         return mask, mask
-    parts, count = label(thick)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    thick = np.isin(parts, 1 + np.flatnonzero(sizes >= _PART * sizes.max()))
+    thick = _large_parts(*label(thick))
     wide = mask & (distance_transform_edt(~thick) <= reach)
     narrow, _ = label(mask & ~wide, np.ones((3, 3)))
     touching = np.unique(np.concatenate([narrow[0], narrow[-1], narrow[:, 0], narrow[:, -1]]))
     strips = touching[(touching > 0) & (np.bincount(narrow.ravel())[touching] >= _STRIP * mask.sum())]
     return mask & ~np.isin(narrow, strips), wide
+
+
+def _large_parts(labels: NDArray[np.int32], count: int) -> Mask:
+    """The largest of the parts 1 to ``count``, and those of a good share of its area."""
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    return np.isin(labels, 1 + np.flatnonzero(sizes >= _PART * sizes.max()))
 
 
 def breast_tiles(mask: Mask, rows: int, columns: int) -> list[tuple[int, int]]:

@@ -66,7 +66,7 @@ class Structure:
     """A structure measured against its original.
 
     ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
-    worst tile, in window widths. ``outside``: float32, greatest error out of the breast per cell of 16 pixels, in
+    worst tile, in window widths. ``outside``: float64, greatest error out of the breast per cell of 16 pixels, in
     window widths. ``specks``: per tile (its top left corner), those of the original, and the structure's own; empty
     where they were not looked for. ``error``: what was measured, float32, structure minus original, 0 in padding.
     ``bands``: its energies as of ``band_energies``.
@@ -76,7 +76,7 @@ class Structure:
     lost: NDArray[np.float64]
     shift: float
     slow: float
-    outside: Float
+    outside: NDArray[np.float64]
     specks: Specks
     error: Float
     bands: NDArray[np.float64]
@@ -118,7 +118,7 @@ def look(
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
-        outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float32(width),
+        outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float64(width),
         specks=found,
         error=error,
         bands=bands,
@@ -141,7 +141,7 @@ def broken_cells(found: Structure, limits: Thresholds) -> Cells:
     """Cells of 16 pixels that exceed the limit of any place, by a coherent error or an error outside the breast:
     bool.
     """
-    allowed = np.array(_most(limits), dtype=np.float32)
+    allowed = np.array(_most(limits))
     broken = (found.lines.worst > allowed[:, None, None]).any(axis=0)
     return np.asarray(broken | (found.outside > limits.outside))
 

@@ -2,8 +2,8 @@
 
 The header's are tried in the order in which a viewer would offer them: each pair of Window Center and Window Width,
 then the items of the VOI LUT Sequence (PS3.3 C.11.2). A window is passed over if it shows nothing of the breast, is
-narrower than one stored value or far wider than all of them: a measurement through it would mean nothing. Values
-before the VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are
+narrower than one stored value or far wider than the breast's values: a measurement through it would mean nothing.
+Values before the VOI are those of the Modality LUT Sequence or of Rescale Slope and Intercept (PS3.3 C.11.1), and are
 turned back into stored values here.
 """
 
@@ -24,7 +24,7 @@ _SHAPES: dict[str, Shape] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact",
 _ENDS = 0.5, 99.5
 """Percentiles of the breast that a window of our own reaches from and to."""
 _WIDEST = 4.0
-"""Times the values that Bits Stored allows: a wider window would make any error look small."""
+"""Times the width of a window of our own: a wider one, as of 16 bits for 12, would make any error look small."""
 
 
 def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
@@ -37,11 +37,11 @@ def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
     rows, columns = pixels.shape
     breast = pixels[::4, ::4][np.kron(mask, np.ones((4, 4), dtype=bool))[: -(-rows // 4), : -(-columns // 4)]]
     low, high = (float(value) for value in np.percentile(breast, _ENDS))
-    most = _WIDEST * (1 << _whole(header.get("BitsStored"), 16))
+    own = Window(low, max(high, low + 1.0))
     for window in _own_windows(header):
-        if 1 <= window.width <= most and window.low < high and window.high > low:
+        if 1 <= window.width <= _WIDEST * own.width and window.low < high and window.high > low:
             return window
-    return Window(low, max(high, low + 1.0))
+    return own
 
 
 def is_inverted(header: Dataset) -> bool:
@@ -156,9 +156,3 @@ def _numbers(value: Any) -> list[float]:
             break
         numbers.append(number)
     return numbers
-
-
-def _whole(value: Any, default: int) -> int:
-    """A whole number from 1 to 16."""
-    numbers = _numbers(value)
-    return int(numbers[0]) if numbers and 1 <= numbers[0] <= 16 else default

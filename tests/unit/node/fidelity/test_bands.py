@@ -80,3 +80,14 @@ def test_only_pixels_of_the_mask_count() -> None:
     np.testing.assert_allclose(share, 128 * 150 / 256**2, rtol=0.05)
     noise[inside] = 0
     assert band_energies(noise, inside)[0].sum() < 0.02 * found[0].sum(), "but for what reaches in from beside"
+
+
+def test_a_tile_that_no_longer_counts_keeps_no_energy() -> None:
+    """As where exact patches cover what a tile holds of the breast."""
+    noise = np.random.default_rng(3).standard_normal((512, 512)).astype(np.float32)
+    whole_breast, rest = np.ones(noise.shape, dtype=bool), np.ones(noise.shape, dtype=bool)
+    rest[:TILE, :TILE] = False
+    changed = np.zeros((32, 32), dtype=bool)
+    changed[:16, :16] = True
+    again = band_energies(noise, rest, band_energies(noise, whole_breast), changed)
+    np.testing.assert_array_equal(again, band_energies(noise, rest))

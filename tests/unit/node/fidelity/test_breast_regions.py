@@ -72,3 +72,24 @@ def test_dark_fat_of_a_breast_that_fills_the_image_is_breast() -> None:
     assert breast_mask(tissue, "MONOCHROME2").all()
     with_air = np.where(column < 400, tissue, 40 + column % 20).astype(np.uint16)
     assert np.array_equal(breast_mask(with_air, "MONOCHROME2")[0], np.arange(32) < 26)
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+def test_an_even_background_is_no_breast_however_bright(turn: int) -> None:
+    dark = np.rot90(breast(), turn)
+    grey = np.where(dark == 0, np.uint16(3000), dark)
+    wanted, found = (breast_mask(each, "MONOCHROME2") for each in (dark, grey))
+    assert found[wanted].all()
+    assert (found & ~wanted).mean() < 0.01, "but blocks that hold a bit of it"
+
+
+def test_a_part_beyond_a_gap_is_breast_if_it_is_large() -> None:
+    """As below a seam between detectors. A small part may be a label."""
+    whole = breast()
+    wanted = breast_mask(whole, "MONOCHROME2")
+    for row, above in ((420, True), (96, False)):
+        seamed = whole.copy()
+        seamed[row : row + 48] = 0
+        found = breast_mask(seamed, "MONOCHROME2")
+        assert (wanted & ~found)[(row + 64) // 16 :].sum() == 0
+        assert found[: row // 16 - 1].any() == above

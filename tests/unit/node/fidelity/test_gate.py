@@ -218,6 +218,17 @@ def test_a_marker_lost_out_of_the_breast(value: int) -> None:
     }
 
 
+@pytest.mark.parametrize(("error", "fails"), [(100, False), (101, True)])
+def test_an_error_out_of_the_breast_fails_the_gate_where_its_cell_is_broken(error: int, fails: bool) -> None:
+    """A tenth of a window's width, as a float32, is more than 0.1: no repair was made where the gate failed."""
+    reference = Reference(ORIGINAL, mammogram(ORIGINAL, WindowCenter=1500, WindowWidth=1000))
+    structure = STRUCTURE.copy()
+    structure[48:80, 608:640] = error
+    found = look(reference, structure, specks=False)
+    assert broken_cells(found, LIMITS)[3:5, 38:40].all() == fails
+    assert any(each.startswith("error out") for each in failures(found, {}, LIMITS)) == fails
+
+
 @pytest.mark.parametrize(
     ("share", "fails"), [(0.8, {"specks lost"}), (0.98, set()), (1.02, set()), (1.2, {"specks lost"})]
 )
