@@ -74,8 +74,8 @@ _EXACT = 2.0
 """Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
 residuals there fail the gate and become patches anyway."""
 _WORTH = 0.95
-"""Another forecast is tried on the whole image only if it is at most this share of the base that was found; a try
-takes seconds."""
+"""Another forecast is tried on the whole image only if it is at most this share of the payload that was found, all of
+whose side information but the patches it will need, too. A try takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ class Encoded:
     def payload_bytes(self) -> int:
         """Bytes of the base and of the side information, without the other fields of the rendition."""
         return len(self.data) + sum(map(len, self.parts.values()))
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of the side information but for exact patches."""
+        return sum(len(part) for name, part in self.parts.items() if name != "patches")
 
 
 @dataclass
@@ -138,7 +143,7 @@ class Encoder:
         for forecast in sorted(self._forecasts(), key=lambda each: each.payload_bytes):
             if best is None:  # the image has bytes that the sample lacks, such as labels
                 dearer = self._attempt(forecast.point, forecast.upscaler).base_bytes / forecast.payload_bytes
-            elif forecast.payload_bytes * dearer > _WORTH * len(best.base.coded):
+            elif forecast.payload_bytes * dearer + best.side_bytes > _WORTH * best.payload_bytes:
                 break
             made = self._refined(forecast)
             if made is not None and (best is None or made.payload_bytes < best.payload_bytes):
