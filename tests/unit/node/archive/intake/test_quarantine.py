@@ -6,11 +6,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from node.archive.deletion import Deletion
 from node.archive.intake.ingest import examine
 from node.archive.intake.quarantine import QuarantineReview
 from storage.errors import ChangeRefused, Deleted, Duplicate
+from storage.index.integrity import Integrity
 from storage.records import InstanceState
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import derived_object, hold_image, just_before, receive, small
@@ -77,6 +79,23 @@ def test_an_object_that_somebody_rejects_meanwhile_is_not_accepted(
         contested.desk().accept(digest, **WHY)
     assert contested.actions() == ["quarantine.reject"]
     assert contested.bench.read(contested.first) == contested.first
+
+
+@pytest.mark.parametrize("withdrawn", ["", "an audit failed"])
+def test_a_reconstruction_of_a_replaced_original_that_returns_is_kept(contested: Contested, withdrawn: str) -> None:
+    """Neither its payload nor its original is here, though another original is held."""
+    bench = contested.bench
+    row = bench.index.rendition(DERIVED)
+    assert row is not None
+    path = derived_object(bench, row, bench.root / "derived.dcm")
+    returned, header = path.read_bytes(), dcmread(path)
+    if withdrawn:
+        Integrity(bench.index.engine).withdraw(DERIVED, withdrawn)
+    contested.desk().accept(sha256(contested.second), **WHY)
+    contested.desk().reject(sha256(contested.first), **WHY)
+    with pytest.raises(Duplicate, match="with a payload that is lost here"):
+        receive(bench, returned, header)
+    assert contested.waiting() == [sha256(returned)]
 
 
 def test_a_purged_original_is_replaced_and_does_not_go_to_quarantine(contested: Contested) -> None:
