@@ -178,7 +178,7 @@ class Ingest:
         except ObjectMissing:
             return ()
         found: tuple[str, ...] = ()
-        for applied in dict.fromkeys((held.amended, ())):
+        for applied in (held.amended, ()) if held.amended else ((),):
             parts = DerivedParts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
             try:
                 found = changed_attributes(parts, returned, self._store.spool)
