@@ -5,7 +5,8 @@ While an original is kept for this, its study has the label HOLD_LABEL, on which
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -114,6 +115,22 @@ class ClassLabels:
                 of = class_label.c.sop_instance_uid.in_(entry.uids)
                 connection.execute(update(class_label).where(of).values(held=0))
 
+    def catch_up(self, records: Iterable[TrailRecord]) -> int:
+        """Bring classes that are missing, or older than the trail, to what its records say; of how many images."""
+        told: dict[str, ClassLabel] = {}
+        for record in records:
+            entry = record.entry
+            if entry.action == "class.put":
+                told |= {uid: ClassLabel(uid, entry.detail, True) for uid in entry.uids}
+            elif entry.action == "class.release":
+                told |= {uid: replace(told[uid], held=False) for uid in entry.uids if uid in told}
+        known = set(self.all())
+        stale = [one for one in told.values() if one not in known]
+        with writing(self._engine) as connection:
+            for one in stale:
+                _put(connection, [one.sop_instance_uid], one.class_name, held=one.held)
+        return len(stale)
+
 
 def _batches(uids: Collection[str]) -> Iterator[tuple[str, ...]]:
     rest = iter(uids)
@@ -121,9 +138,9 @@ def _batches(uids: Collection[str]) -> Iterator[tuple[str, ...]]:
         yield some
 
 
-def _put(connection: Connection, uids: Sequence[str], name: str) -> None:
+def _put(connection: Connection, uids: Sequence[str], name: str, *, held: bool = True) -> None:
     connection.execute(delete(class_label).where(class_label.c.sop_instance_uid.in_(uids)))
-    rows = [{"sop_instance_uid": uid, "class_name": name, "held": 1} for uid in uids]
+    rows = [{"sop_instance_uid": uid, "class_name": name, "held": int(held)} for uid in uids]
     connection.execute(insert(class_label), rows)
 
 

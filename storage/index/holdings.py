@@ -94,8 +94,8 @@ class Index:
             part.replay(record)
 
     def catch_up(self, records: Sequence[TrailRecord]) -> int:
-        """Apply the holds, amendments and deletions of the trail that the index lacks; how many."""
-        return sum(part.catch_up(records) for part in (self.holds, self.amendments, self.tombstones))
+        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks; how many."""
+        return sum(part.catch_up(records) for part in (self.holds, self.classes, self.amendments, self.tombstones))
 
     # --- adding ---
 

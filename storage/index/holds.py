@@ -91,17 +91,28 @@ class Holds:
                 connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Add holds and releases that the trail records and the index lacks; how many."""
+        """Apply holds, releases and labels that the trail records and the index lacks; how many.
+
+        The last record of each label of a study counts.
+        """
         with self._engine.connect() as connection:
             rows = connection.execute(select(hold.c.key, hold.c.released_at)).all()
         released = {str(row.key): row.released_at is not None for row in rows}
-        count = 0
+        count, known = 0, set(self.labels())
+        labelled: dict[tuple[str, str], TrailRecord] = {}
         for record in records:
-            number = record.entry.detail.partition(": ")[0]
-            adds = record.entry.action == "hold.add" and number not in released
-            if adds or (record.entry.action == "hold.release" and released.get(number) is False):
+            entry = record.entry
+            number = entry.detail.partition(": ")[0]
+            adds = entry.action == "hold.add" and number not in released
+            if adds or (entry.action == "hold.release" and released.get(number) is False):
                 self.replay(record)
                 released[number] = not adds
+                count += 1
+            elif entry.action in ("label.add", "label.remove"):
+                labelled[entry.detail, entry.uids[0]] = record
+        for one, record in labelled.items():
+            if (one in known) != (record.entry.action == "label.add"):
+                self.replay(record)
                 count += 1
         return count
 

@@ -209,6 +209,10 @@ def close_damage_in(connection: Connection, key: int, outcome: str) -> None:
     unchanged = (instance.c.key == row.instance_key, instance.c.reason == row.set_reason)
     former = {"state": row.former_state, "reason": row.former_reason, "reason_code": row.former_code}
     connection.execute(update(instance).where(*unchanged).values(**former, attempts=0))
+    # later damage of the same instance must not restore the state that this damage set
+    later = (damage.c.instance_key == row.instance_key, damage.c.former_reason == row.set_reason)
+    before = {name: getattr(row, name) for name in ("former_state", "former_reason", "former_code")}
+    connection.execute(update(damage).where(*later, damage.c.closed_at.is_(None)).values(before))
 
 
 def _open(found: NewDamage) -> tuple[Any, ...]:

@@ -145,11 +145,11 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: s
         reason = f"was held until {new.original_digest} was accepted in its place"
         _put(connection, former, new.sop_instance_uid, held.calling_aet, reason)
         mark_garbage_in(connection, held.object_digest, held.tier)
-    mine = (rendition.c.instance_key == held.key, rendition.c.withdrawn == "")
-    for made in connection.execute(select(rendition).where(*mine)).all():
+    mine = rendition.c.instance_key == held.key
+    for made in connection.execute(select(rendition).where(mine)).all():
         mark_garbage_in(connection, made.base_digest, Tier.HOT)
         mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
-    connection.execute(update(rendition).where(*mine).values(withdrawn=REPLACED))
+    connection.execute(update(rendition).where(mine).values(withdrawn=REPLACED))
     for table in (reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == held.key))
     row = {**instance_row(connection, new), **FREE, "rendition_key": None}

@@ -30,8 +30,8 @@ class Rebuilt:
     """The result of a rebuild.
 
     ``unlinked_rows``: rows that were dropped, since they refer to a row on a damaged line. ``from_objects``: objects
-    that no journal names, and that were recovered. ``decisions``: holds, amendments and deletions that only the audit
-    trail had. ``former``: path of the former index; empty if there was none.
+    that no journal names, and that were recovered. ``decisions``: holds, labels, classes, amendments and deletions
+    that only the audit trail had. ``former``: path of the former index; empty if there was none.
     """
 
     changes: int = 0

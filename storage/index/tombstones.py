@@ -110,6 +110,7 @@ class Tombstones:
             (original.c.object_digest, original.c.instance_key),
             (rendition.c.base_digest, rendition.c.instance_key),
             (rendition.c.rendition_digest, rendition.c.instance_key),
+            (damage.c.digest, damage.c.instance_key),
         )
         with self._engine.connect() as connection:
             keys = select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))

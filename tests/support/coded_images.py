@@ -30,7 +30,7 @@ from storage.dicom.pixels import integer_pixels
 from storage.errors import WorkerDied
 from storage.formats import coders
 from storage.formats.payload import Base, Rendition, encode_base, encode_rendition
-from storage.records import InstanceState, OperatingPoint, StoredRendition, Trial, Verdict
+from storage.records import Applied, InstanceState, OperatingPoint, StoredRendition, Trial, Verdict
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.samples import breast, mammogram, write
 
@@ -172,12 +172,10 @@ def receive(bench: ArchiveParts, data: bytes, ds: Dataset, decoders: Any = None)
     return ingest.receive(path, **uids, calling_aet="MODALITY")
 
 
-def derived_object(bench: ArchiveParts, made: StoredRendition, target: Path) -> Path:
+def derived_object(bench: ArchiveParts, made: StoredRendition, target: Path, amended: tuple[Applied, ...] = ()) -> Path:
     """The object that a peer gets for a rendition."""
-    parts = DerivedParts(
-        bench.hot.held(made.base_digest), bench.hot.held(made.rendition_digest), made.payload_bytes, made.verified_at
-    )
-
+    base, rendition = bench.hot.held(made.base_digest), bench.hot.held(made.rendition_digest)
+    parts = DerivedParts(base, rendition, made.payload_bytes, made.verified_at, applied=amended)
     make_object(parts, target, _answer)
     return target
 

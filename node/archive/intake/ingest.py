@@ -40,6 +40,7 @@ from storage.errors import (
 )
 from storage.index import Index
 from storage.index.holdings import Added
+from storage.index.quarantined import REPLACED
 from storage.index.resent_originals import drop_copy, replace_lost
 from storage.index.rewritten_annotations import copy_of_uid
 from storage.objects.inspection import examine as examine_object
@@ -160,7 +161,7 @@ class Ingest:
         if all(examine_object(self._store, digest).whole for digest in (own.base_digest, own.rendition_digest)):
             return True
         held = self._index.by_uid(own.derived_uid)
-        original = held.held if held is not None else None
+        original = held.held if held is not None and own.withdrawn != REPLACED else None
         return original is not None and not original.purged and self._originals.whole(original)
 
     def _other_attributes(self, returned: Path, own: StoredRendition, draw: bool) -> tuple[str, ...]:
@@ -177,7 +178,7 @@ class Ingest:
         except ObjectMissing:
             return ()
         found: tuple[str, ...] = ()
-        for applied in dict.fromkeys((held.amended, ())):
+        for applied in (held.amended, ()) if held.amended else ((),):
             parts = DerivedParts(base, rendition, own.payload_bytes, own.verified_at, applied=applied, draw=draw)
             try:
                 found = changed_attributes(parts, returned, self._store.spool)

@@ -21,7 +21,7 @@ from storage.dicom.content import Difference, differences
 from storage.errors import ChangeRefused, OriginalPurged, UnknownUid
 from storage.index import Index
 from storage.objects.store import ObjectStore
-from storage.records import NewInstance, Quarantined, StoredInstance, TrailEntry
+from storage.records import NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
 
 Examine = Callable[[Path, str], NewInstance]
 """Reads the row of a file that a peer of that AE title sent, as ingest does. Raises DataSetError."""
@@ -91,9 +91,13 @@ class QuarantineReview:
         if self._index.tombstones.in_force(one.sop_instance_uid) is not None:
             self._deletion.allow_return("image", one.sop_instance_uid, reason=reason, who=who)
         entry = _entry("quarantine.accept", one, reason, who)
-        if not self._index.quarantine.accept(new, former, entry, self._store.has):
-            raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
-        self._deletion.finish()
+        try:
+            if not self._index.quarantine.accept(new, former, entry, self._store.has):
+                raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
+        finally:
+            if former:  # unlinked if it was refused, and the held original is packed or in the cold store
+                self._index.originals.mark_garbage(former, Tier.HOT)
+            self._deletion.finish()
         return one
 
     def _check(self, one: Quarantined, held: StoredInstance | None, allow_return: bool) -> None:

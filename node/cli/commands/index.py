@@ -60,7 +60,7 @@ def _print(made: Rebuilt) -> None:
     if made.from_objects:
         console.print(f"{made.from_objects} objects added that the journal does not mention")
     if made.decisions:
-        console.print(f"{made.decisions} holds, amendments and deletions taken from the audit trail alone")
+        console.print(f"{made.decisions} holds, labels, amendments and deletions taken from the audit trail alone")
     if made.former:
         console.print(f"the former index is kept: {made.former}")
     for line in made.damaged_lines:

@@ -26,6 +26,7 @@ from storage.errors import ChangeRefused, LatentPacsError, UnknownUid
 from storage.index import Index
 from storage.index.connection import now, writing
 from storage.index.holdings import Added
+from storage.index.integrity import Integrity, NewDamage
 from storage.index.tables import commitment, instance, patient, pin, series, study
 from storage.records import HoldKind, InstanceState
 from tests.conftest import Archive, settings_for, wait_for
@@ -204,11 +205,13 @@ def test_caches_and_damaged_copies_go_too(bench: ArchiveParts) -> None:
     cached = [bench.root / "rendered" / f"{name}.dcm" for name in (digest, f"{digest}-v1", held.original_digest, "b")]
     damaged = bench.root / "damaged"
     damaged.mkdir()
-    aside = [damaged / f"{held.rendition.base_digest}.1", damaged / f"{'0' * 64}.1"]
+    aside = [damaged / f"{digest}.1" for digest in (held.rendition.base_digest, "1" * 64, "0" * 64)]
     for path in (*cached, *aside):
         path.write_bytes(b"")
+    former = NewDamage("1" * 64, "original", "hot", held.key, "damaged", "flipped", f"{'1' * 64}.1", "flagged")
+    Integrity(bench.index.engine).note(former)  # a packed original that was damaged, and sent again since
     deletion_of(bench).delete("image", "1.2.3.1", **WHY)
-    assert [path.exists() for path in (*cached, *aside)] == [False, False, False, True, False, True]
+    assert [path.exists() for path in (*cached, *aside)] == [False, False, False, True, False, False, True]
 
 
 def test_tombstones_outlive_the_index(bench: ArchiveParts) -> None:

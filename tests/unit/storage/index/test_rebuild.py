@@ -384,7 +384,7 @@ def cut_before_decisions(made: FilledArchive) -> None:
 
 
 def test_decisions_that_a_cut_journal_lacks_are_taken_from_the_trail(made: FilledArchive) -> None:
-    """A rebuild had undone holds and amendments, and had brought a deleted image back from quarantine."""
+    """A rebuild had undone holds, labels and amendments, and had brought a deleted image back from quarantine."""
     with Node(made.quiet) as node:
         known = answers_of_people(node)
     cut_before_decisions(made)
@@ -415,13 +415,14 @@ def test_an_older_copy_takes_decisions_that_a_cut_journal_lacks_from_the_trail(
 
 
 def answers_of_people(node: Node) -> list[object]:
-    """The holds, amendments and tombstones of an archive, without the times of holds and deletions."""
+    """The holds, labels, amendments and tombstones of an archive, without the times of holds and deletions."""
     holds = [(one.key, one.kind, one.value, one.released_by) for one in node.index.holds.all(released=True)]
     with node.index.engine.connect() as connection:
         stones = connection.exec_driver_sql(
             "SELECT uid, original_uid, reason, deleted_by, rows_deleted, return_allowed_at IS NULL FROM tombstone"
         ).all()
-    return [holds, node.index.amendments.all(), sorted(map(tuple, stones))]
+    labels = (node.index.holds.labels(), node.index.classes.all())
+    return [holds, labels, node.index.amendments.all(), sorted(map(tuple, stones))]
 
 
 def rows_of(file: Path, query: str) -> list[tuple[Any, ...]]:

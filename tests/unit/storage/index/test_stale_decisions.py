@@ -214,6 +214,21 @@ def test_a_lost_verbatim_original_that_is_sent_again_is_no_garbage(index: Index)
     assert (rows.open_damage(), marked(index), actions(index)) == ([], set(), ["original.again"])
 
 
+@pytest.mark.parametrize("first", ["original", "base"])
+def test_damage_that_ends_in_any_order_leaves_the_state_from_before_both(index: Index, first: str) -> None:
+    """The original was sent again, and the base came back later: the image had stayed FAILED, its original lost."""
+    before, rows = held(index), Integrity(index.engine)
+    for kind, code in (("original", ReasonCode.ORIGINAL_LOST), ("base", ReasonCode.PAYLOAD_LOST)):
+        lost = NewDamage(digest(kind), kind, "hot", before.instance_key, "missing", "", "", "lost")
+        rows.note(lost)
+        assert rows.flag(lost, InstanceState.FAILED, code, f"its {kind} is lost")
+    for one in sorted(rows.open_damage(), key=lambda one: one.kind != first):
+        rows.close(one.key, "whole again")
+    found = index.by_uid(UID)
+    assert found is not None
+    assert (found.state, found.reason_code, found.reason) == (InstanceState.VERIFIED, ReasonCode.NONE, "")
+
+
 # --- adding and finishing -----------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import pytest
 from pydicom import Dataset, dcmread
 
 from node.archive.serve.annotation_references import write_copy
+from storage.dicom.header_amendments import AmendmentKind
 from storage.errors import Duplicate, ObjectMissing
 from storage.index.integrity import Integrity
 from storage.index.rewritten_annotations import copies
@@ -71,6 +72,24 @@ def test_a_reconstruction_that_returns_unchanged_is_acknowledged_and_not_stored(
     assert not image.send()
     assert reasons(image.bench) == []
     assert not image.bench.hot.has(sha256(image.returned))
+
+
+def test_a_reconstruction_of_an_amended_study_is_acknowledged_with_either_header(image: Image) -> None:
+    """It had raised a TypeError, and the peer got a failure each time."""
+    study, changes = str(image.header.StudyInstanceUID), {"00080050": {"vr": "SH", "Value": ["A17"]}}
+    image.bench.index.amendments.make(AmendmentKind.STUDY, study, changes, reason="typing error", who="user:me")
+    assert not image.send(), "as it was before the amendment"
+    held = image.bench.index.by_uid(UID)
+    assert held is not None
+    path = derived_object(image.bench, image.row, image.bench.root / "amended.dcm", held.amended)
+    image.returned = path.read_bytes()
+    assert dcmread(path).AccessionNumber == "A17"
+    assert not image.send()
+    assert reasons(image.bench) == []
+    image.header.AccessionNumber = "A18"
+    image.returned = write(image.header, image.bench.root / "corrected.dcm").read_bytes()
+    with pytest.raises(Duplicate, match="another Accession"):
+        image.send()
 
 
 def test_a_reconstruction_on_which_a_decoder_crashes_is_quarantined(image: Image) -> None:

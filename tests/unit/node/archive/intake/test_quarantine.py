@@ -6,12 +6,14 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from node.archive.deletion import Deletion
 from node.archive.intake.ingest import examine
 from node.archive.intake.quarantine import QuarantineReview
 from storage.errors import ChangeRefused, Deleted, Duplicate
-from storage.records import InstanceState
+from storage.index.integrity import Integrity
+from storage.records import HoldKind, InstanceState
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import derived_object, hold_image, just_before, receive, small
 from tests.support.samples import write
@@ -27,8 +29,8 @@ def sha256(data: bytes) -> str:
 class Contested:
     """An image with a reconstruction, and another data set under its UID in quarantine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.bench = ArchiveParts(folder / "archive", coder="none")
+    def __init__(self, folder: Path, coder: str = "none") -> None:
+        self.bench = ArchiveParts(folder / "archive", coder=coder)
         bench = self.bench
         self.deletion = Deletion(bench.index, bench.stores, bench.trail, bench.settings, bench.root / "rendered")
         self.ds = small(UID)
@@ -77,6 +79,36 @@ def test_an_object_that_somebody_rejects_meanwhile_is_not_accepted(
         contested.desk().accept(digest, **WHY)
     assert contested.actions() == ["quarantine.reject"]
     assert contested.bench.read(contested.first) == contested.first
+
+
+def test_a_refused_acceptance_leaves_no_copy_of_a_packed_original(tmp_path: Path) -> None:
+    """The copy would have stayed on the disk when the image was deleted."""
+    contested = Contested(tmp_path, coder="jpegls")
+    bench = contested.bench
+    assert bench.work() == 1
+    before = set(bench.hot.digests())
+    bench.index.holds.add(HoldKind.PATIENT, contested.ds.PatientID, reason="court", who="user:test")
+    with pytest.raises(ChangeRefused, match="on hold, and cannot be replaced"):
+        contested.desk().accept(sha256(contested.second), **WHY)
+    assert set(bench.hot.digests()) == before
+    assert bench.read(contested.first) == contested.first
+
+
+@pytest.mark.parametrize("withdrawn", ["", "an audit failed"])
+def test_a_reconstruction_of_a_replaced_original_that_returns_is_kept(contested: Contested, withdrawn: str) -> None:
+    """Neither its payload nor its original is here, though another original is held."""
+    bench = contested.bench
+    row = bench.index.rendition(DERIVED)
+    assert row is not None
+    path = derived_object(bench, row, bench.root / "derived.dcm")
+    returned, header = path.read_bytes(), dcmread(path)
+    if withdrawn:
+        Integrity(bench.index.engine).withdraw(DERIVED, withdrawn)
+    contested.desk().accept(sha256(contested.second), **WHY)
+    contested.desk().reject(sha256(contested.first), **WHY)
+    with pytest.raises(Duplicate, match="with a payload that is lost here"):
+        receive(bench, returned, header)
+    assert contested.waiting() == [sha256(returned)]
 
 
 def test_a_purged_original_is_replaced_and_does_not_go_to_quarantine(contested: Contested) -> None:
