@@ -131,10 +131,23 @@ def burden(found: Structure, limits: Thresholds) -> float:
     Single places are left out because they can be repaired. A band that may be lost wholly counts only above its limit:
     it is near the limit at any quantiser.
     """
-    shares = [value / limit for value, limit in zip(found.lines.percentile(_TAIL, _SPARED), limits.lines, strict=True)]
-    lost = zip(found.lost, limits.lost, strict=True)
-    shares += [float(value) / limit for value, limit in lost if limit < 1 or value > limit]
-    return max(*shares, found.slow / limits.slow)
+    return max(value / limit for _, value, limit in _of_whole(found, limits))
+
+
+def failures_of_whole(found: Structure, limits: Thresholds) -> Iterator[str]:
+    """One sentence per limit of the whole image that is missed, which no repair of single places mends."""
+    for text, value, limit in _of_whole(found, limits):
+        yield from _above(text, value, limit)
+
+
+def _of_whole(found: Structure, limits: Thresholds) -> Iterator[tuple[str, float, float]]:
+    """The beginning of a sentence, the figure and its limit, of each figure of the whole image."""
+    for level, value in enumerate(found.lines.percentile(_TAIL, _SPARED)):
+        yield f"coherent error at width {WIDTHS[level]:g} is", value, limits.lines[level]
+    for number, (lost, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):
+        if limit < 1 or lost > limit:
+            yield f"lost share of octave band {number} is", float(lost), limit
+    yield "slow error of a tile in window widths is", found.slow, limits.slow
 
 
 def broken_cells(found: Structure, limits: Thresholds) -> Cells:
@@ -287,16 +300,10 @@ def judge(
 
 def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> Iterator[str]:
     """One sentence per limit that is missed."""
-    tails = found.lines.percentile(_TAIL, _SPARED)
-    for level, width in enumerate(WIDTHS):
-        limit = limits.lines[level]
-        yield from _above(f"coherent error at width {width:g} is", tails[level], limit)
-        worst = float(found.lines.worst[level].max())
-        yield from _above(f"greatest coherent error at width {width:g} is", worst, _most(limits)[level])
-    for number, (value, limit) in enumerate(zip(found.lost, limits.lost, strict=True), start=1):
-        yield from _above(f"lost share of octave band {number} is", float(value), limit)
+    yield from failures_of_whole(found, limits)
+    for width, worst, limit in zip(WIDTHS, found.lines.worst, _most(limits), strict=True):
+        yield from _above(f"greatest coherent error at width {width:g} is", float(worst.max()), limit)
     yield from _above("shift of a tile's mean in window widths is", found.shift, limits.shift)
-    yield from _above("slow error of a tile in window widths is", found.slow, limits.slow)
     yield from _above("error out of the breast in window widths is", float(found.outside.max()), limits.outside)
     kept, new = wrong_specks(*speck_lists(found.specks), limits)
     yield from _above("number of specks whose contrast is not kept is", float(len(kept)), 0)

@@ -42,6 +42,7 @@ from node.fidelity.gate import (
     cell_any,
     decibels,
     failures,
+    failures_of_whole,
     judge,
     look,
     measure_noise,
@@ -203,9 +204,8 @@ class Encoder:
             attempt = self._attempt(point, upscaler)
             burden_now = burden(attempt.found, self.limits)
             if burden_now > 1:
-                self._note(
-                    point, upscaler, attempt.base_bytes, (f"burden {burden_now:.3f} of the gate's limits",), began
-                )
+                wrong = tuple(failures_of_whole(attempt.found, self.limits))
+                self._note(point, upscaler, attempt.base_bytes, wrong, began)
             elif best is None or attempt.base_bytes < best.base_bytes:
                 best = attempt
             if NEAR <= burden_now <= 1 or not walk.step(burden_now):
