@@ -129,14 +129,20 @@ def _cell_means(values: Float) -> Float:
 
 def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float) -> Codes:
     """Mean periodogram of the original less that of the structure; each tile is divided by its missing variance, and
-    outlying tiles are left out."""
+    outlying tiles are left out. If no tile is ``counted`` wholly, as in a small image with a patch in its middle, those
+    with the largest share are measured, and nothing is missing in the rest of them."""
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
-    places = [
-        np.s_[row : row + WINDOW, column : column + WINDOW]
+    shares = [
+        (
+            np.s_[row : row + WINDOW, column : column + WINDOW],
+            counted[row : row + WINDOW, column : column + WINDOW].mean(),
+        )
         for row in range(0, original.shape[0] - WINDOW + 1, WINDOW // 2)
         for column in range(0, original.shape[1] - WINDOW + 1, WINDOW // 2)
-        if counted[row : row + WINDOW, column : column + WINDOW].all()
     ]
+    most_counted = max((share for _, share in shares), default=0.0)
+    places = [place for place, share in shares if share == most_counted > 0]
+    structure = structure if most_counted == 1 else np.where(counted, structure, original)
 
     def one(where: tuple[slice, slice]) -> NDArray[np.float32] | None:
         from scipy import fft

@@ -351,6 +351,18 @@ def test_what_is_drawn_has_the_energy_that_was_missing_in_every_band() -> None:
     assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(original - structure), abs=0.05)
 
 
+def test_the_spectrum_is_measured_beside_patches_that_leave_no_tile_whole() -> None:
+    """A small breast with patches in its middle: without a whole tile, no noise was drawn at all."""
+    original, structure, _ = known()
+    original, structure = original[:256, :256], structure[:256, :256]
+    inside = np.ones(original.shape, dtype=bool)
+    inside[96:112, 96:160] = inside[144:160, 96:160] = inside[112:144, 96:112] = inside[112:144, 144:160] = False
+    plain = measure_deviation(original, structure, inside, inside)
+    spectral = with_spectrum(plain, original, structure, inside)
+    again = unit(512, 512, spectral.spectrum, 1)
+    assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(original - structure), abs=0.1)
+
+
 def correlation(noise: Image) -> float:
     return float(np.mean(noise[:, 1:] * noise[:, :-1]) / np.mean(np.square(noise)))
 
@@ -400,10 +412,12 @@ def test_nothing_is_missing_in_the_original_itself() -> None:
     assert not told.draw(original, 1).any()
 
 
-def test_a_breast_smaller_than_a_periodogram_has_no_spectrum() -> None:
+def test_a_breast_smaller_than_a_periodogram_gets_its_own_noise() -> None:
     original, structure, _ = known(256, 256)
     small = np.zeros(original.shape, dtype=bool)
     small[:100, :100] = True
     plain = measure_deviation(original, structure, small, np.ones_like(small))
-    told = in_bands(with_spectrum(plain, original, structure, small), structure, small, np.ones(BANDS))
-    assert not told.draw(structure, 1).any()
+    spectral = with_spectrum(plain, original, structure, small)
+    again = unit(512, 512, spectral.spectrum, 1)
+    missing = (original - structure)[small].reshape(100, 100)
+    assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(missing), abs=0.1)
