@@ -16,9 +16,13 @@ Called on an association:              file_sending, response_timeout, requestor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
+from pydicom import Dataset
 from pynetdicom import _config
+from pynetdicom.dimse_messages import DIMSEMessage
 
 from node.dimse.pynetdicom_patches import (
     after_action,
@@ -46,8 +50,21 @@ def _patch() -> None:
     retrieve_responses.install()
     after_action.install()
     association_spool.install()
-    command_ae_titles.install()
-    command_uids.install()
-    early_cancel.install()
+    _handle_commands(command_ae_titles.on_command, command_uids.on_command, early_cancel.on_command)
     meta_length.install()
     message_limits.install()  # last: it guards the decoder with the patches before it
+
+
+def _handle_commands(*handlers: Callable[[Any, Dataset], None]) -> None:
+    """Call each handler with the association and the command set of every message that has arrived whole."""
+    decoder: Any = DIMSEMessage
+    original = decoder.decode_msg
+
+    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
+        is_whole = bool(original(self, primitive, assoc))
+        if is_whole and assoc is not None:
+            for handle in handlers:
+                handle(assoc, self.command_set)
+        return is_whole
+
+    decoder.decode_msg = decode_msg

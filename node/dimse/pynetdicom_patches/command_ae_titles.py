@@ -10,24 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from pydicom import Dataset
-from pynetdicom.dimse_messages import DIMSEMessage
 
 from node.dimse.pynetdicom_patches.association_request import ae_title
 from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 
 
-def install() -> None:
-    """Strip the titles of the messages that our associations receive."""
-    decoder: Any = DIMSEMessage
-    original = decoder.decode_msg
-
-    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        is_whole = bool(original(self, primitive, assoc))
-        if is_whole and assoc is not None and isinstance(assoc.ae, ArchiveEntity):
-            strip_ae_titles(self.command_set)
-        return is_whole
-
-    decoder.decode_msg = decode_msg
+def on_command(assoc: Any, command: Dataset) -> None:
+    """Strip the titles of a command that one of our associations has received."""
+    if isinstance(assoc.ae, ArchiveEntity):
+        strip_ae_titles(command)
 
 
 def strip_ae_titles(command: Dataset) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 from pydicom import Dataset
-from pynetdicom.dimse_messages import DIMSEMessage
 
 from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 
@@ -19,18 +18,10 @@ _LONGEST = 64
 """Characters of a UID (PS3.5 9.1)."""
 
 
-def install() -> None:
-    """Shorten these UIDs in the messages that our associations receive."""
-    decoder: Any = DIMSEMessage
-    original = decoder.decode_msg
-
-    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        is_whole = bool(original(self, primitive, assoc))
-        if is_whole and assoc is not None and isinstance(assoc.ae, ArchiveEntity):
-            shorten_uids(self.command_set)
-        return is_whole
-
-    decoder.decode_msg = decode_msg
+def on_command(assoc: Any, command: Dataset) -> None:
+    """Shorten these UIDs in a command that one of our associations has received."""
+    if isinstance(assoc.ae, ArchiveEntity):
+        shorten_uids(command)
 
 
 def shorten_uids(command: Dataset) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydicom import Dataset
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import DIMSEMessage
 
 _CANCEL = 0x0FFF
 """Command Field of a C-CANCEL-RQ (PS3.7 E.1)."""
@@ -31,7 +31,7 @@ class KeptCancels(DIMSEServiceProvider):
 
     @cancel_req.setter
     def cancel_req(self, forgotten: dict[int, Any]) -> None:
-        """Keep them: ``_forget`` has removed those that are older than their request."""
+        """Keep them: ``on_command`` has removed those that are older than their request."""
 
 
 def keep_cancels(assoc: Any) -> None:
@@ -39,21 +39,11 @@ def keep_cancels(assoc: Any) -> None:
     assoc.dimse._cancels = {}
 
 
-def install() -> None:
-    """Forget an older cancel when a request arrives."""
-    decoder: Any = DIMSEMessage
-    original = decoder.decode_msg
-
-    def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
-        is_whole = bool(original(self, primitive, assoc))
-        if is_whole and assoc is not None and isinstance(assoc.dimse, KeptCancels):
-            _forget(assoc.dimse.cancel_req, self.command_set)
-        return is_whole
-
-    decoder.decode_msg = decode_msg
-
-
-def _forget(cancels: dict[int, Any], command: Any) -> None:
+def on_command(assoc: Any, command: Dataset) -> None:
+    """Forget an older cancel when one of our associations has received a request."""
+    if not isinstance(assoc.dimse, KeptCancels):
+        return
+    cancels = assoc.dimse.cancel_req
     if command.CommandField != _CANCEL:
         cancels.pop(command.get("MessageID"), None)
     elif len(cancels) >= _MOST:
