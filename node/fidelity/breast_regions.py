@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.formats.geometry import CELL, TILE, cell_grid, padded_to_cells, reduced
+from storage.formats.geometry import CELL, TILE, padded_to_cells
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -98,10 +98,8 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
 def _background(pixels: Pixels) -> Mask:
     """Blocks of the one value that most corners of the image have: air that the modality has made even. Bool."""
     corners, counts = np.unique(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
-    if counts.max() < 2:
-        return np.zeros(cell_grid(*pixels.shape), dtype=bool)
-    even = (pixels == corners[counts.argmax()]).view(np.uint8)
-    return np.asarray(reduced(padded_to_cells(even, CELL, edge=True), CELL, np.minimum) > 0)
+    even = (pixels == corners[counts.argmax()]) & (counts.max() > 1)
+    return np.asarray(_block_means(even) == 1)
 
 
 def _air_threshold(values: NDArray[np.float32]) -> float:

@@ -95,7 +95,7 @@ class QuarantineReview:
             if not self._index.quarantine.accept(new, former, entry, self._store.has):
                 raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
         finally:
-            if former:  # unlinked if it was refused, and the held original is packed or in the cold store
+            if former:  # no row needs it if the acceptance was refused, and the held original is packed or cold
                 self._index.originals.mark_garbage(former, Tier.HOT)
             self._deletion.finish()
         return one

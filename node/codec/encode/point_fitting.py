@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ _AROUND = (3.0, 4.0, 6.0, 8.0)
 """Radius within which profiles are fitted, in pixels, per filter that finds the speck: its core and its edge."""
 _PRICE = 16.0
 """Squared error that each profile must remove, in units of the noise variance: it costs four bytes."""
-_SHIFTS = tuple((down, across) for down in (-1, 0, 1) for across in (-1, 0, 1))
+_SHIFTS = tuple(product((-1, 0, 1), repeat=2))
 """Positions of profiles, in pixels from the middle of their speck."""
 _WINDOW = REACH + 1
 """Distance from the middle of a speck beyond which its profiles are 0, wherever they are shifted."""
@@ -78,7 +78,7 @@ def _apart(specks: Iterable[Speck]) -> list[Speck]:
     found: dict[tuple[int, int], Speck] = {}
     for speck in sorted(specks, key=lambda each: (-each.strength, each)):
         row, column = speck.row // _APART, speck.column // _APART
-        if not any((row + down, column + across) in found for down, across in _SHIFTS):
+        if not any((row + down, column + across) in found for down, across in product((-1, 0, 1), repeat=2)):
             found[row, column] = speck
     return list(found.values())
 

@@ -1,5 +1,5 @@
 """Points: spots that restore what a base lost of single specks (node/codec/points.py), and where
-the encoder sets them (repair.py)."""
+the encoder sets them (point_fitting.py)."""
 
 from __future__ import annotations
 
