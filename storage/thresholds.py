@@ -24,6 +24,7 @@ def limits_of(thresholds: Thresholds) -> dict[str, float]:
         **{f"lost_{number}": limit for number, limit in enumerate(thresholds.lost, start=1)},
         "shift": thresholds.shift,
         "slow": thresholds.slow,
+        "periodic": thresholds.periodic,
         "outside": thresholds.outside,
         "specks_lost": 0.0,
         "specks_invented": 0.0,

@@ -40,6 +40,7 @@ class GateLimits(Section):
     lost: tuple[Positive, Positive, Positive, Positive] = _BALANCED.lost
     shift: Positive = _BALANCED.shift
     slow: Positive = _BALANCED.slow
+    periodic: Positive = _BALANCED.periodic
     outside: Positive = _BALANCED.outside
     speck: float = Field(default=_BALANCED.speck, ge=4.0)
     speck_near: float = Field(default=_BALANCED.speck_near, ge=4.0)
@@ -59,6 +60,7 @@ class StrictLimits(GateLimits):
     lost: tuple[Positive, Positive, Positive, Positive] = _STRICT.lost
     shift: Positive = _STRICT.shift
     slow: Positive = _STRICT.slow
+    periodic: Positive = _STRICT.periodic
 
 
 class PatchSettings(Section):

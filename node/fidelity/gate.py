@@ -1,8 +1,8 @@
 """The gate: measures what an eye would see in the difference to the original, and decides whether it passes.
 
 The gate has two halves. The *structure* (the reconstruction before noise is drawn) may differ from the original by
-noise only: it must have no coherent error along lines, no lost band, no shift, no slow error, and no speck that is
-lost, raised or invented. The *served* image, with drawn noise, must have the original's noise: the same energy in every
+noise only: it must have no coherent error along lines, no lost band, no shift, no slow error, no lost lines of a grid,
+and no speck that is lost, raised or invented. The *served* image, with drawn noise, must have the original's noise: the same energy in every
 octave band, no repeating pattern, and nothing where the original is flat. FSIM and PSNR are measured beside the paper's
 figures and gate nothing.
 
@@ -22,6 +22,7 @@ from node.fidelity.bands import BANDS, around, band_energies, tile_sums
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
+from node.fidelity.repetition import repetition
 from node.fidelity.specks import HALO, Speck, specks_of_tile
 from node.fidelity.threads import on_all_cores
 from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
@@ -55,10 +56,6 @@ where one pixel makes tens of dB."""
 _FSIM_TILES = 24
 """Most tiles whose FSIM is measured. It gates nothing, and all tiles of a film would take a quarter of the time to
 encode."""
-_FAR = 48
-"""Pixels beyond which drawn noise may not resemble itself: film grain and detector blur reach less far."""
-_PATTERN = 512
-"""Side of the squares whose autocorrelation is looked at, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +63,10 @@ class Structure:
     """A structure measured against its original.
 
     ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
-    worst tile, in window widths. ``outside``: float64, greatest error out of the breast per cell of 16 pixels, in
-    window widths. ``specks``: per tile (its top left corner), those of the original, and the structure's own; empty
-    where they were not looked for. ``error``: what was measured, float32, structure minus original, 0 in padding.
+    worst tile, in window widths. ``periodic``: autocorrelation of the error, as of ``repetition``. ``outside``:
+    float64, greatest error out of the breast per cell of 16 pixels, in window widths. ``specks``: per tile (its top
+    left corner), those of the original, and the structure's own; empty where they were not looked for. ``error``: what
+    was measured, float32, structure minus original, 0 in padding.
     ``bands``: its energies as of ``band_energies``.
     """
 
@@ -76,6 +74,7 @@ class Structure:
     lost: NDArray[np.float64]
     shift: float
     slow: float
+    periodic: float
     outside: NDArray[np.float64]
     specks: Specks
     error: Float
@@ -118,6 +117,7 @@ def look(
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
+        periodic=repetition(error, reference.image, reference.core),
         outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float64(width),
         specks=found,
         error=error,
@@ -148,6 +148,7 @@ def _of_whole(found: Structure, limits: Thresholds) -> Iterator[tuple[str, float
         if limit < 1 or lost > limit:
             yield f"lost share of octave band {number} is", float(lost), limit
     yield "slow error of a tile in window widths is", found.slow, limits.slow
+    yield "autocorrelation of the error is", found.periodic, limits.periodic
 
 
 def broken_cells(found: Structure, limits: Thresholds) -> Cells:
@@ -215,7 +216,7 @@ def measure_noise(
     drawn[~reference.counted] = 0
     figures = {f"spectrum_db_{number + 1}": float(value) for number, value in enumerate(whole)}
     figures["spectrum_tile_db"] = float(np.quantile(tiles, _TILES)) if tiles.size else 0.0
-    figures["repeat"] = _repeat(drawn, reference.core)
+    figures["repeat"] = repetition(drawn, reference.image, reference.core)
     figures["quiet"] = _where_flat(reference.image, drawn) / reference.window.width
     return figures
 
@@ -223,26 +224,6 @@ def measure_noise(
 def decibels(energy: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:
     """``energy`` over the original's ``own``, in dB; both are at least 1e-12."""
     return np.asarray(10 * np.log10(np.maximum(energy, 1e-12) / np.maximum(own, 1e-12)))
-
-
-def _repeat(drawn: Float, breast: NDArray[np.bool_]) -> float:
-    """The greatest autocorrelation beyond ``_FAR`` pixels, of the squares that hold breast only; 0 where none does."""
-    most = 0.0
-    side = min(_PATTERN, *drawn.shape)
-    for row in range(0, drawn.shape[0] - side + 1, side):
-        for column in range(0, drawn.shape[1] - side + 1, side):
-            where = np.s_[row : row + side, column : column + side]
-            if not breast[where].all():
-                continue
-            part = drawn[where] - drawn[where].mean()
-            energy = np.square(np.abs(np.fft.rfft2(part)))
-            correlation = np.fft.irfft2(energy, s=part.shape)
-            if correlation[0, 0] > 0:
-                far = np.fft.fftshift(correlation / correlation[0, 0])
-                middle = side // 2
-                far[middle - _FAR : middle + _FAR + 1, middle - _FAR : middle + _FAR + 1] = 0
-                most = max(most, float(np.abs(far).max()))
-    return most
 
 
 def _where_flat(original: Float, drawn: Float) -> float:
@@ -278,6 +259,7 @@ def judge(
         **{f"lost_{number + 1}": float(value) for number, value in enumerate(found.lost)},
         "shift": found.shift,
         "slow": found.slow,
+        "periodic": found.periodic,
         "outside": float(found.outside.max()),
         "specks_lost": float(len(kept)),
         "specks_invented": float(len(new)),

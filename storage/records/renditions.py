@@ -60,6 +60,8 @@ class Thresholds:
       pixel;
     - ``lost``: share of the RMS of each octave band (about 2, 4, 8 and 16 pixels) that is lost;
     - ``shift`` of any tile's mean, and ``slow``, the RMS of the error below all bands, in window widths;
+    - ``periodic``: greatest autocorrelation of the error beyond 48 pixels, as a share of the original's energy with
+      periods below 8 pixels;
     - ``outside``: greatest error outside the breast, in window widths;
     - ``speck``: strength (contrast over what noise does to the same filter) from which a bright speck counts, and
       ``speck_near`` for specks near two such ones; ``speck_least`` and ``speck_most``: share of its contrast that it
@@ -67,7 +69,7 @@ class Thresholds:
       less than half as strong.
 
     For the served image: ``spectrum_db``, the ratio of each band's energy to the original's, for the image, and
-    ``spectrum_tile_db`` in 95% of its tiles; ``repeat``: greatest autocorrelation of the drawn noise beyond 48 pixels;
+    ``spectrum_tile_db`` in 95% of its tiles; ``repeat``: as ``periodic``, of the drawn noise;
     ``quiet``: greatest change by drawing where the original is flat, in window widths.
     """
 
@@ -76,6 +78,7 @@ class Thresholds:
     lost: tuple[float, float, float, float] = (1.05, 1.0, 0.75, 0.35)
     shift: float = 0.002
     slow: float = 0.004
+    periodic: float = 0.04
     outside: float = 0.1
     speck: float = 5.0
     speck_near: float = 4.0
@@ -84,7 +87,7 @@ class Thresholds:
     speck_new: float = 6.0
     spectrum_db: float = 1.0
     spectrum_tile_db: float = 2.0
-    repeat: float = 0.1
+    repeat: float = 0.04
     quiet: float = 0.002
 
 

@@ -36,6 +36,7 @@ MODULES = (
     "node/fidelity/bands.py",
     "node/fidelity/specks.py",
     "node/fidelity/gate.py",
+    "node/fidelity/repetition.py",
     "storage/formats/geometry.py",
 )
 
