@@ -2,9 +2,9 @@
 
 The gate has two halves. The *structure* (the reconstruction before noise is drawn) may differ from the original by
 noise only: it must have no coherent error along lines, no lost band, no shift, no slow error, no lost lines of a grid,
-and no speck that is lost, raised or invented. The *served* image, with drawn noise, must have the original's noise: the same energy in every
-octave band, no repeating pattern, and nothing where the original is flat. FSIM and PSNR are measured beside the paper's
-figures and gate nothing.
+and no speck that is lost, raised or invented. The *served* image, with drawn noise, must have the original's noise: the
+same energy in every octave band, no repeating pattern, and nothing where the original is flat. FSIM and PSNR are
+measured beside the paper's figures and gate nothing.
 
 ``Reference`` holds what is computed once per original.
 """

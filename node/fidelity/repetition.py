@@ -51,7 +51,7 @@ def repetition(error: Float, original: Float, inside: Mask) -> float:
     far = np.mean(on_all_cores(one, some), axis=0)
     near = np.arange(-_FAR, _FAR + 1)
     far[np.ix_(near, near)] = 0
-    return float(np.abs(far).max()) * min(1.0, (len(some) / _SURE) ** 0.5)
+    return float(np.abs(far).max() * min(1.0, (len(some) / _SURE) ** 0.5))
 
 
 def _correlation(values: Float, inside: Mask) -> Float:
