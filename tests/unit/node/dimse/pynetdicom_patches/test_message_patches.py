@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, dimse_messages, dsutils, evt
+from pynetdicom import AE, _config, association, dimse_messages, dsutils, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
@@ -37,6 +37,7 @@ from benchmarks.upper_layer import (
 )
 from node.dimse.pynetdicom_patches import install
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from storage.dicom import dicomfile
 from storage.dicom.dicomfile import file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, wait_for
 from tests.unit.node.dimse.pynetdicom_patches.plain import LONG_ENOUGH, plain_server
@@ -170,6 +171,23 @@ def test_meta_length_is_still_needed(tmp_path: Path) -> None:
         start = out.tell()
         out.write(struct.pack("<HH2sH", 2, 0x16, b"AE", 4) + b"ECHO" + struct.pack("<HHI", 8, 0x60, 2) + b"MG")
     assert dsutils.split_dataset(path)[1] == start + 12
+
+
+def test_file_meta_information_is_parsed_once_for_each_image_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    path, parsed = tmp_path / "file.dcm", []
+    meta = file_meta(SECONDARY_CAPTURE, "1.2.3", ImplicitVRLittleEndian)
+    with path.open("wb") as out:
+        write_preamble(out, meta)
+        start = out.tell()
+        out.write(struct.pack("<HHI", 8, 0x60, 2) + b"MG")
+    original = dicomfile.read_dataset
+    monkeypatch.setattr(dicomfile, "read_dataset", lambda *given: (parsed.append(given), original(*given))[1])
+    found, offset = association.split_dataset(path)  # type: ignore[attr-defined]
+    assert (found.MediaStorageSOPInstanceUID, found.TransferSyntaxUID) == ("1.2.3", ImplicitVRLittleEndian)
+    assert (offset, len(parsed)) == (start, 1)
 
 
 def test_bounded_responses_is_still_needed() -> None:
