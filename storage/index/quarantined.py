@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
 from storage.errors import ChangeRefused
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
@@ -19,8 +20,8 @@ from storage.index.original_locations import (
     held_original,
     insert_original,
     keep_hot,
-    mark_garbage_in,
 )
+from storage.index.rendition_rows import withdraw_in
 from storage.index.resent_originals import close_damage
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import (
@@ -169,11 +170,9 @@ def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: F
         mark_garbage_in(connection, held.object_digest, held.tier)
     if former.lost is not None:  # its object is no garbage: should it turn up, a scrub finds it among the orphans
         close_damage(connection, held.key, "another original was accepted in its place")
-    mine = rendition.c.instance_key == held.key
-    for made in connection.execute(select(rendition).where(mine)).all():
-        mark_garbage_in(connection, made.base_digest, Tier.HOT)
-        mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
-    connection.execute(update(rendition).where(mine).values(withdrawn=REPLACED))
+    mine = select(rendition.c.key).where(rendition.c.instance_key == held.key)
+    for made in connection.execute(mine).scalars().all():
+        withdraw_in(connection, made, REPLACED)
     for table in (reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == held.key))
     row = {**instance_row(connection, new), **FREE, "rendition_key": None}

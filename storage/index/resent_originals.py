@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from storage.index.connection import writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.integrity import close_damage_in
 from storage.index.lease import FREE
 from storage.index.original_locations import (
@@ -18,7 +19,6 @@ from storage.index.original_locations import (
     held_original,
     insert_original,
     keep_hot,
-    mark_garbage_in,
     still_held,
 )
 from storage.index.tables import damage, original
