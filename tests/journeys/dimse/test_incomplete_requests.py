@@ -194,6 +194,41 @@ def test_a_sop_class_that_is_not_supported_is_answered(
     assert [one for one in caplog.messages if "the SOP class is not supported" in one]
 
 
+OPERATIONS = {"echo": 0x0030, "store": 0x0001, "find": 0x0020, "get": 0x0010, "move": 0x0021, "commit": 0x0130}
+
+
+@pytest.mark.parametrize("operation", [*OPERATIONS, "n-get"])
+@pytest.mark.parametrize("verb", REQUESTS)
+def test_an_operation_of_another_service_is_answered(
+    quiet_archive: Archive, caplog: pytest.LogCaptureFixture, verb: str, operation: str
+) -> None:
+    """One for Verification was answered with the success of a C-ECHO."""
+    if verb == operation:
+        return
+    uid = REQUESTS[verb].get("AffectedSOPClassUID") or STORAGE_COMMITMENT
+    of_class = {"AffectedSOPClassUID": uid, "RequestedSOPClassUID": uid}
+    request = STORE | REQUESTS["move"] | ACTION | of_class | {"CommandField": OPERATIONS.get(operation, 0x0110)}
+    with caller_of(quiet_archive, verb) as caller, caplog.at_level(logging.WARNING):
+        answer = caller.ask(command_set(**request), data_set_of(verb) or b"none")
+        assert answer is not None
+        assert (answer.CommandField, answer.Status) == (request["CommandField"] | 0x8000, 0x0211)
+        assert answer.ErrorComment.endswith(" is no operation of this SOP class")
+        assert ": 0211, " in only_line(caplog)
+    wait_for(lambda: not spooled(quiet_archive.node.store.spool), what="an empty spool")
+
+
+@pytest.mark.parametrize("verb", ["store", "find", "commit"])
+def test_a_sop_class_of_another_context_is_answered(
+    quiet_archive: Archive, caplog: pytest.LogCaptureFixture, verb: str
+) -> None:
+    with caller_of(quiet_archive, verb) as caller, caplog.at_level(logging.WARNING):
+        answer = caller.ask(command_set(**REQUESTS[verb]), data_set_of(verb), number=3)
+        assert answer is not None
+        assert answer.Status == (0x0118 if verb == "commit" else 0x0122)
+        assert only_line(caplog).endswith("the SOP class is not that of the context")
+    assert not list(quiet_archive.node.store.digests())
+
+
 @pytest.mark.parametrize("priority", [None, "", 7], ids=["absent", "empty", "unknown"])
 @pytest.mark.parametrize("verb", ["store", "find", "move", "get"])
 def test_a_priority_is_not_needed(quiet_archive: Archive, verb: str, priority: Any) -> None:
