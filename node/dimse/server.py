@@ -86,6 +86,7 @@ class Server:
         self.outgoing = Outgoing(self.entity, settings)
         self._notifier = Notifier(settings, dependencies.commitments, dependencies.committer, self.outgoing)
         self.entity.after_action = self._notifier.response_sent
+        self.entity.refused = dependencies.services.refusals.on_association
         self._admission = Admission(settings, dependencies.services.refusals)
         self._operations = _Operations()
         self._listeners: list[Listener] = []

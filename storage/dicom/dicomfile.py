@@ -32,7 +32,7 @@ IMPLEMENTATION_CLASS_UID = UID("2.25.317062983047129458210447590126385540251")
 IMPLEMENTATION_VERSION_NAME = "LATENTPACS_1"
 
 _PIXEL_DATA = 0x7FE00010
-META_START = 132
+_META_START = 132
 """Offset of the file meta information in a Part 10 file, after the preamble and its prefix (PS3.10 7.1)."""
 _MAX_META = 1 << 20
 """Maximum bytes of file meta information that are parsed."""
@@ -103,16 +103,21 @@ def opened(path: Path) -> Iterator[DataSetFile]:
                 mapped.close()
 
 
-def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
-    """The byte offset of a Part 10 file's data set, and its transfer syntax. Raises Unparseable."""
+def read_file_meta(file: IO[bytes]) -> tuple[int, Dataset]:
+    """The byte offset of a Part 10 file's data set, and its file meta information. Raises Unparseable."""
     prefix = file.read(144)
     if len(prefix) < 144 or prefix[128:132] != b"DICM" or prefix[132:140] != b"\x02\x00\x00\x00UL\x04\x00":
         raise Unparseable("no DICOM file meta information at the start of the file (PS3.10 section 7.1)")
     start = 144 + int(struct.unpack("<I", prefix[140:144])[0])
     if start > file.seek(0, io.SEEK_END):
         raise Unparseable("file ends inside its file meta information")
-    file.seek(META_START)
-    meta = parse(file.read(min(start - META_START, _MAX_META)), ExplicitVRLittleEndian)
+    file.seek(_META_START)
+    return start, parse(file.read(min(start - _META_START, _MAX_META)), ExplicitVRLittleEndian)
+
+
+def data_set_start(file: IO[bytes]) -> tuple[int, UID]:
+    """The byte offset of a Part 10 file's data set, and its transfer syntax. Raises Unparseable."""
+    start, meta = read_file_meta(file)
     try:
         named = values_of(meta, BaseTag(0x00020010), "UI", ("ascii",))
     except Exception as error:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, and_, or_, select, update
 
 from storage.index.connection import writing
 from storage.index.lease import is_free
+from storage.index.rendition_rows import withdraw_in
 from storage.index.tables import instance, rendition, series
 from storage.index.trail_rows import append_in
 from storage.records import InstanceState, OperatingPoint, ReasonCode, TrailEntry
@@ -72,7 +73,8 @@ class AuditRows:
             ]
 
     def withdraw(self, instance_key: int, derived_uid: str, why: str, entry: TrailEntry) -> bool:
-        """End that a rendition represents its image, which is then served bit-exact; its UIDs still lead to the image.
+        """End that a rendition represents its image, which is then served bit-exact; its UIDs still lead to the image,
+        and its objects are marked as garbage.
 
         False if the image has another rendition by now, or is being worked on.
         """
@@ -80,8 +82,8 @@ class AuditRows:
             key = _current(connection, instance_key, derived_uid)
             if key is None:
                 return False
-            connection.execute(update(rendition).where(rendition.c.key == key).values(withdrawn=why))
-            changes = {"state": InstanceState.WITHDRAWN, **_audit_reason(why), "rendition_key": None}
+            withdraw_in(connection, key, why)
+            changes = {"state": InstanceState.WITHDRAWN, **_audit_reason(why)}
             connection.execute(update(instance).where(instance.c.key == instance_key).values(changes))
             append_in(connection, [entry])
         return True

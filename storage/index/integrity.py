@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, Integer, Row, Select, func, insert, l
 
 from storage.index.connection import writing
 from storage.index.lease import FREE, is_free
+from storage.index.rendition_rows import withdraw_in
 from storage.index.tables import damage, instance, model_file, original, quarantine, rendition
 from storage.records import InstanceState, OriginalForm, ReasonCode, Tier
 
@@ -152,15 +153,10 @@ class Integrity:
             return InstanceState.VERIFIED if connection.execute(query).scalar_one() else InstanceState.MEASURED
 
     def withdraw(self, derived_uid: str, why: str) -> None:
-        """End that a rendition represents its image. Its UIDs still lead to the image."""
+        """End that a rendition represents its image; its objects are marked as garbage, its UIDs still lead to it."""
         with writing(self._engine) as connection:
-            key = connection.execute(
-                update(rendition)
-                .where(rendition.c.derived_uid == derived_uid)
-                .values(withdrawn=why)
-                .returning(rendition.c.key)
-            ).scalar_one()
-            connection.execute(update(instance).where(instance.c.rendition_key == key).values(rendition_key=None))
+            found = select(rendition.c.key).where(rendition.c.derived_uid == derived_uid)
+            withdraw_in(connection, connection.execute(found).scalar_one(), why)
 
 
 @dataclass(frozen=True)

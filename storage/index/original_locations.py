@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Row, Select, delete, f
 from storage.index import lease
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.holds import on_hold
 from storage.index.integrity import is_expected
 from storage.index.lease import FREE, is_free, owned
@@ -354,13 +355,6 @@ def still_held(connection: Connection, held: HeldOriginal) -> bool:
         original.c.tier == held.tier,
     )
     return connection.execute(query).first() is not None
-
-
-def mark_garbage_in(connection: Connection, digest: str, tier: str) -> None:
-    """``OriginalLocations.mark_garbage`` as part of a transaction."""
-    known = select(garbage.c.key).where(garbage.c.digest == digest, garbage.c.tier == tier)
-    if connection.execute(known).first() is None:
-        connection.execute(insert(garbage).values(digest=digest, tier=tier))
 
 
 def _keep(connection: Connection, digest: str, tier: Tier, present: Present) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, Engine, Row, delete, insert, select, update
 from storage.errors import ChangeRefused
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
@@ -18,8 +20,9 @@ from storage.index.original_locations import (
     held_original,
     insert_original,
     keep_hot,
-    mark_garbage_in,
 )
+from storage.index.rendition_rows import withdraw_in
+from storage.index.resent_originals import close_damage
 from storage.index.rewritten_annotations import note_references
 from storage.index.tables import (
     instance,
@@ -34,10 +37,22 @@ from storage.index.tables import (
 )
 from storage.index.tombstones import is_deleted, next_instance_key
 from storage.index.trail_rows import append_in
-from storage.records import NewInstance, Quarantined, Tier, TrailEntry
+from storage.records import HeldOriginal, NewInstance, Quarantined, Tier, TrailEntry
 
 REPLACED = "its original was replaced from quarantine"
 """Why a rendition of the former original is withdrawn."""
+
+
+@dataclass(frozen=True)
+class Former:
+    """What is left of the original that an acceptance replaces.
+
+    ``verbatim``: its digest, if it is verbatim in the hot store; empty if it was purged, is lost, or there is none.
+    ``lost``: its row, if no store holds its object.
+    """
+
+    verbatim: str = ""
+    lost: HeldOriginal | None = None
 
 
 class QuarantineRows:
@@ -80,11 +95,11 @@ class QuarantineRows:
             append_in(connection, [entry])
         return True
 
-    def accept(self, new: NewInstance, former: str, entry: TrailEntry, present: Present) -> bool:
+    def accept(self, new: NewInstance, former: Former, entry: TrailEntry, present: Present) -> bool:
         """Make a quarantined object the original of its UID, and encode it; the former original goes to quarantine.
 
-        ``former``: digest of the former original, verbatim in the hot store; empty if it was purged. False if a row
-        changed meanwhile. Raises ChangeRefused if a hold or a pin protects the former original.
+        False if a row changed meanwhile, or a lost original is back. Raises ChangeRefused if a hold or a pin protects
+        the former original.
         """
         try:
             with writing(self._engine) as connection:
@@ -99,22 +114,30 @@ class _Changed(Exception):
     """A row changed since the decision was made; the transaction is rolled back."""
 
 
-def _accept(connection: Connection, new: NewInstance, former: str, present: Present) -> None:
+def _accept(connection: Connection, new: NewInstance, former: Former, present: Present) -> None:
     if is_deleted(connection, new.sop_instance_uid) or not _take_out(connection, new.original_digest):
         raise _Changed
-    if not all(keep_hot(connection, digest, present) for digest in (new.original_digest, former) if digest):
+    if not all(keep_hot(connection, digest, present) for digest in (new.original_digest, former.verbatim) if digest):
         raise _Changed
     held = _held(connection, new.sop_instance_uid)
     if held is None:
         row = {**instance_row(connection, new), **next_instance_key(connection)}
         key = connection.execute(insert(instance).values(row).returning(instance.c.key)).scalar_one()
     else:
-        if former != ("" if held_original(held).purged else held.original_digest):
+        if not _is_still(former, held_original(held), present):
             raise _Changed
         key = held.key
         _replace(connection, held, new, former)
     insert_original(connection, key, new.original_digest, new.original_bytes)
     note_references(connection, key, new.references)
+
+
+def _is_still(former: Former, held: HeldOriginal, present: Present) -> bool:
+    """Whether the held original is in the condition in which it was found before the transaction."""
+    if former.lost is not None:
+        back = held.tier is Tier.HOT and present(held.object_digest)
+        return not back and (held.object_digest, held.tier) == (former.lost.object_digest, former.lost.tier)
+    return former.verbatim == ("" if held.purged else held.original_digest)
 
 
 def _held(connection: Connection, uid: str) -> Row[Any] | None:
@@ -137,19 +160,19 @@ def _held(connection: Connection, uid: str) -> Row[Any] | None:
     return cast(Row[Any] | None, connection.execute(query).first())
 
 
-def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: str) -> None:
+def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: Former) -> None:
     if held.on_hold or held.pinned:
         why = "on hold" if held.on_hold else "pinned by a storage commitment"
         raise ChangeRefused(f"{new.sop_instance_uid}: the original that is held is {why}, and cannot be replaced")
-    if former:
+    if former.verbatim:
         reason = f"was held until {new.original_digest} was accepted in its place"
-        _put(connection, former, new.sop_instance_uid, held.calling_aet, reason)
+        _put(connection, former.verbatim, new.sop_instance_uid, held.calling_aet, reason)
         mark_garbage_in(connection, held.object_digest, held.tier)
-    mine = rendition.c.instance_key == held.key
-    for made in connection.execute(select(rendition).where(mine)).all():
-        mark_garbage_in(connection, made.base_digest, Tier.HOT)
-        mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
-    connection.execute(update(rendition).where(mine).values(withdrawn=REPLACED))
+    if former.lost is not None:  # its object is no garbage: should it turn up, a scrub finds it among the orphans
+        close_damage(connection, held.key, "another original was accepted in its place")
+    mine = select(rendition.c.key).where(rendition.c.instance_key == held.key)
+    for made in connection.execute(mine).scalars().all():
+        withdraw_in(connection, made, REPLACED)
     for table in (reference, reference_copy):
         connection.execute(delete(table).where(table.c.instance_key == held.key))
     row = {**instance_row(connection, new), **FREE, "rendition_key": None}

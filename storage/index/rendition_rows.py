@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
 from storage.index.connection import now
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.tables import instance, rendition
-from storage.records import NewRendition, OperatingPoint, StoredRendition, Trial, Verdict
+from storage.records import NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
 
 _VERDICT = ("psnr_db", "fsim_mean", "fsim_p5", "tiles", "figures", "gated")
 """Columns that hold a field of the verdict. The verdict of a committed rendition has no failures."""
@@ -37,7 +38,7 @@ def commit_rendition(
 ) -> int | None:
     """The key of the rendition's row, inserted if it is new; None if one of its UIDs belongs to another object.
 
-    A rendition that was made before keeps its row. The row takes the new object if ``replace_object``, or if the
+    A rendition that was made before keeps its row. The row takes the new objects if ``replace_object``, or if the
     rendition was withdrawn.
     """
     known = connection.execute(select(rendition).where(rendition.c.derived_uid == new.derived_uid)).first()
@@ -46,9 +47,19 @@ def commit_rendition(
     if (known.output_digest, known.structure_digest) != (new.output_digest, new.structure_digest):
         return None
     if replace_object or known.withdrawn:
-        objects = {"rendition_digest": new.rendition_digest, "rendition_bytes": new.rendition_bytes, "withdrawn": ""}
+        names = ("base_digest", "base_bytes", "rendition_digest", "rendition_bytes")
+        objects = {name: getattr(new, name) for name in names} | {"withdrawn": ""}
         connection.execute(update(rendition).where(rendition.c.key == known.key).values(objects))
     return int(known.key)
+
+
+def withdraw_in(connection: Connection, key: int, why: str) -> None:
+    """End that a rendition represents its image, and mark its objects as garbage, as part of a transaction."""
+    mine = update(rendition).where(rendition.c.key == key).values(withdrawn=why)
+    made = connection.execute(mine.returning(rendition.c.base_digest, rendition.c.rendition_digest)).one()
+    for digest in (made.base_digest, made.rendition_digest):
+        mark_garbage_in(connection, digest, Tier.HOT)
+    connection.execute(update(instance).where(instance.c.rendition_key == key).values(rendition_key=None))
 
 
 def taken_reason(new: NewRendition) -> str:

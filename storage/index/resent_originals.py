@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, select, update
 
 from storage.index.connection import writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.integrity import close_damage_in
 from storage.index.lease import FREE
 from storage.index.original_locations import (
@@ -18,7 +19,6 @@ from storage.index.original_locations import (
     held_original,
     insert_original,
     keep_hot,
-    mark_garbage_in,
     still_held,
 )
 from storage.index.tables import damage, original
@@ -75,9 +75,9 @@ def hold_again(connection: Connection, new: NewInstance, held: Row[Any]) -> bool
     return True
 
 
-def close_damage(connection: Connection, instance_key: int) -> None:
-    """Close the damage of an instance's original, which is whole again."""
+def close_damage(connection: Connection, instance_key: int, outcome: str = "sent again") -> None:
+    """Close the damage of an instance's original, which is whole again or was replaced."""
     mine = (damage.c.instance_key == instance_key, damage.c.kind == "original", damage.c.closed_at.is_(None))
     # newest first, since each row holds the state before it
     for key in connection.execute(select(damage.c.key).where(*mine).order_by(damage.c.key.desc())).scalars().all():
-        close_damage_in(connection, key, "sent again")
+        close_damage_in(connection, key, outcome)

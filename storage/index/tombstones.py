@@ -17,10 +17,10 @@ from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, selec
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
 from storage.index.connection import now, writing
+from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
-from storage.index.original_locations import mark_garbage_in
 from storage.index.tables import (
     damage,
     instance,

@@ -76,6 +76,7 @@ class Remake:
             self._writer.prove(claim.key, made, ask)
         except NotReconstructable as error:
             self._rows.withdraw(lost.derived_uid, str(error))
+            self._writer.discard(made.base_digest, made.rendition_digest)
             raise
 
     def _with_former_figures(self, lost: StoredRendition, made: Rendition) -> NewRendition:

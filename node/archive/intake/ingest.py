@@ -334,6 +334,8 @@ DECODABLE = {
 
 def check_uid(name: str, value: str, *, leading_zeros: bool = True) -> None:
     """Raises InvalidUid unless PS3.5 section 9.1 allows the value; ``leading_zeros`` of components may be accepted."""
+    if not value:
+        raise InvalidUid(f"the {name} is missing")
     if len(value) > 64 or not (_LENIENT_UID if leading_zeros else _UID).fullmatch(value):
         raise InvalidUid(f"{name} is no valid UID: {value[:70]!r}")
 

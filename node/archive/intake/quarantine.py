@@ -1,7 +1,8 @@
 """Quarantine: objects received under a UID that is held with other content, or was deleted; people decide on them.
 
 Accepting an object replaces the held original, and the image is encoded again. The former original is quarantined
-instead, so that nothing is lost until it is rejected; its reconstructions are withdrawn.
+instead, so that nothing is lost until it is rejected; its reconstructions are withdrawn. An original whose object is
+missing or damaged is repaired as a scrub would, and if that is impossible, it is replaced.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from node.archive.deletion import Deletion
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Profile, Settings
 from storage.dicom.content import Difference, differences
-from storage.errors import ChangeRefused, OriginalPurged, UnknownUid
+from storage.errors import ChangeRefused, ObjectDamaged, ObjectMissing, OriginalPurged, UnknownUid
 from storage.index import Index
+from storage.index.quarantined import Former
+from storage.objects.inspection import Condition, examine
 from storage.objects.store import ObjectStore
-from storage.records import NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
+from storage.records import HeldOriginal, NewInstance, Quarantined, StoredInstance, Tier, TrailEntry
 
 Examine = Callable[[Path, str], NewInstance]
 """Reads the row of a file that a peer of that AE title sent, as ingest does. Raises DataSetError."""
@@ -29,12 +32,16 @@ Examine = Callable[[Path, str], NewInstance]
 
 @dataclass(frozen=True)
 class Compared:
-    """One object in quarantine, and its differences from the original under its UID."""
+    """One object in quarantine, and its differences from the original under its UID.
+
+    ``lost``: whether the object of that original is missing or damaged, so that nothing could be compared.
+    """
 
     quarantined: Quarantined
     held: StoredInstance | None
     deleted: bool
     differences: tuple[Difference, ...]
+    lost: bool = False
 
 
 class QuarantineReview:
@@ -68,10 +75,15 @@ class QuarantineReview:
         held = self._index.by_uid(one.sop_instance_uid)
         deleted = self._index.tombstones.in_force(one.sop_instance_uid) is not None
         found: tuple[Difference, ...] = ()
+        lost = False
         if held is not None and not held.purged:
-            with self._originals.borrowed(held.original_digest) as path:
-                found = differences(path, self._store.held(one.digest))
-        return Compared(one, held, deleted, found)
+            quarantined = self._store.held(one.digest)
+            try:
+                with self._originals.borrowed(held.original_digest) as path:
+                    found = differences(path, quarantined)
+            except (ObjectMissing, ObjectDamaged):
+                lost = True
+        return Compared(one, held, deleted, found, lost)
 
     def reject(self, digest: str, *, reason: str, who: str) -> Quarantined:
         """Remove an object from quarantine for good. Raises UnknownUid, ChangeRefused."""
@@ -86,17 +98,19 @@ class QuarantineReview:
         one = self.find(digest)
         held = self._index.by_uid(one.sop_instance_uid)
         self._check(one, held, allow_return)
-        new = replace(self._examine(self._store.held(one.digest), one.calling_aet), original_digest=one.digest)
-        former = self._verbatim(held) if held is not None else ""
+        new = replace(self._examine(self._whole(one), one.calling_aet), original_digest=one.digest)
+        former = self._former(held) if held is not None else Former()
         if self._index.tombstones.in_force(one.sop_instance_uid) is not None:
             self._deletion.allow_return("image", one.sop_instance_uid, reason=reason, who=who)
         entry = _entry("quarantine.accept", one, reason, who)
+        if former.lost is not None:
+            entry = replace(entry, detail=f"{entry.detail}; the former original was missing or damaged")
         try:
             if not self._index.quarantine.accept(new, former, entry, self._store.has):
                 raise ChangeRefused(f"{one.sop_instance_uid} changed meanwhile; compare it again before you accept it")
         finally:
-            if former:  # no row needs it if the acceptance was refused, and the held original is packed or cold
-                self._index.originals.mark_garbage(former, Tier.HOT)
+            if former.verbatim:  # no row needs it if the acceptance was refused, and the original is packed or cold
+                self._index.originals.mark_garbage(former.verbatim, Tier.HOT)
             self._deletion.finish()
         return one
 
@@ -112,12 +126,57 @@ class QuarantineReview:
         if held is not None and self._kept_by_profile:
             raise ChangeRefused("profile us-mqsa: originals are never replaced (MQSA)")
 
-    def _verbatim(self, held: StoredInstance) -> str:
-        """Store the held original verbatim in the hot store; its digest, empty if it was purged."""
+    def _whole(self, one: Quarantined) -> Path:
+        """The path of an object in quarantine. Raises ChangeRefused if it cannot become an original."""
+        if not examine(self._store, one.digest).whole:
+            raise ChangeRefused(
+                f"object {one.digest} in quarantine is missing or damaged; let {one.calling_aet} send "
+                f"{one.sop_instance_uid} again, and reject this one"
+            )
+        return self._store.held(one.digest)
+
+    def _former(self, held: StoredInstance) -> Former:
+        """What is left of the held original. If its object is missing or damaged, a repair is tried first.
+
+        Raises ChangeRefused.
+        """
         try:
-            path = self._originals.lend(held.original_digest)
+            return Former(self._verbatim(held.original_digest))
         except OriginalPurged:
-            return ""
+            return Former()
+        except (ObjectMissing, ObjectDamaged):
+            row = self._lost_row(held)
+        self._originals.damaged(row.tier, row.object_digest)
+        if self._originals.whole(row):
+            return Former(self._verbatim(held.original_digest))
+        if self._originals.condition(row) is not Condition.MISSING:
+            raise ChangeRefused(
+                f"the original of {held.sop_instance_uid} is damaged and was not moved aside; run `latent-pacs scrub "
+                "--full`, and accept this one afterwards"
+            )
+        return Former(lost=row)
+
+    def _lost_row(self, held: StoredInstance) -> HeldOriginal:
+        """The row of an original whose object is missing or damaged. Raises ChangeRefused if it may be sound."""
+        uid, row = held.sop_instance_uid, self._index.originals.of_digest(held.original_digest)
+        if row is None or row.purged or self._originals.whole(row):
+            raise ChangeRefused(f"{uid} changed meanwhile; compare it again before you accept it")
+        condition = self._originals.condition(row)
+        if condition is None:
+            raise ChangeRefused(
+                f"the original of {uid} is in the {row.tier} store, which holds no object at all: set originals.path "
+                "or mount its disk, and accept this one afterwards"
+            )
+        if condition is Condition.UNREADABLE:
+            raise ChangeRefused(
+                f"the original of {uid} may be sound, but cannot be read: correct the permissions of object "
+                f"{row.object_digest} in the {row.tier} store, and accept this one afterwards"
+            )
+        return row
+
+    def _verbatim(self, original_digest: str) -> str:
+        """Store a held original verbatim in the hot store; its digest. Raises as ``OriginalAccess.lend`` does."""
+        path = self._originals.lend(original_digest)
         handle, name = tempfile.mkstemp(dir=self._store.spool)
         os.close(handle)
         try:

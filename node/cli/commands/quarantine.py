@@ -63,7 +63,7 @@ def show_quarantined(
         compared = services.quarantine.compare(digest)
     held = compared.held.original_digest if compared.held else None
     if as_json:
-        report = {**_as_json(compared.quarantined), "held": held, "deleted": compared.deleted}
+        report = {**_as_json(compared.quarantined), "held": held, "lost": compared.lost, "deleted": compared.deleted}
         print_json({**report, "differences": [asdict(one) for one in compared.differences]})
         return
     console = Console(soft_wrap=True)
@@ -73,7 +73,8 @@ def show_quarantined(
     if compared.deleted:
         console.print("an object with this UID was deleted here")
     else:
-        console.print(f"held object: {held}" if held else "no object with this UID is held")
+        lost = ", which is missing or damaged, so that nothing can be compared" if compared.lost else ""
+        console.print(f"held object: {held}{lost}" if held else "no object with this UID is held")
     table = Table("tag", "attribute", "held", "in quarantine")
     for each in compared.differences:
         table.add_row(each.tag, each.name, each.one, each.other)

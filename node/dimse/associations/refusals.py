@@ -35,7 +35,11 @@ class Refusals:
 
     def of_request(self, event: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
         """Record a DIMSE request that was answered with a failure; ``uids``: the images that it named."""
-        who, address = str(event.assoc.requestor.ae_title).strip(), address_of(event.assoc)
+        self.on_association(event.assoc, verb, status, why, uids)
+
+    def on_association(self, assoc: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
+        """Record a request on that association as ``of_request`` does."""
+        who, address = str(assoc.requestor.ae_title).strip(), address_of(assoc)
         about = f" of {' '.join(uids)}" if uids else ""
         LOGGER.warning("refused %s%s by %s from %s: %04X, %s", verb, about, who, address, status, why)
         level = "image" if uids else ""

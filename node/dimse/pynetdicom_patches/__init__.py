@@ -6,10 +6,11 @@ test ``test_<file>_is_still_needed`` in tests/unit/node/dimse/pynetdicom_patches
 Connections (entity.py, listener.py):  pdu_limits, send_timeout, tls_session_tickets, tls_handshake, tcp_nodelay,
                                        connection_limits, closed_before_request, shared_contexts
 Threads (entity.py):                   association_threads, daemon_threads, unexpected_pdu, undecodable_pdu,
-                                       prompt_receive, bounded_responses
+                                       prompt_receive, bounded_responses, several_messages, unanswered_requests
 Negotiation (entity.py):               association_request
 Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
-                                       command_ae_titles, command_uids, early_cancel, meta_length
+                                       command_ae_titles, command_uids, early_cancel, invalid_commands,
+                                       meta_length
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
                                        event_report, association_shutdown
 """
@@ -30,6 +31,7 @@ from node.dimse.pynetdicom_patches import (
     command_ae_titles,
     command_uids,
     early_cancel,
+    invalid_commands,
     message_limits,
     meta_length,
     retrieve_responses,
@@ -50,6 +52,7 @@ def _patch() -> None:
     retrieve_responses.install()
     after_action.install()
     association_spool.install()
+    invalid_commands.install()
     _handle_commands(command_ae_titles.on_command, command_uids.on_command, early_cancel.on_command)
     meta_length.install()
     message_limits.install()  # last: it guards the decoder with the patches before it

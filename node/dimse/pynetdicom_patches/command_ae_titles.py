@@ -22,8 +22,12 @@ def on_command(assoc: Any, command: Dataset) -> None:
 
 
 def strip_ae_titles(command: Dataset) -> None:
-    """Take the padding off; replace an invalid move destination by "?", which is no peer, and an originator by None."""
+    """Take the padding off; replace an invalid move destination by "?", which is no peer, and an originator by None.
+
+    A move destination of padding alone is missing.
+    """
     for keyword, otherwise in (("MoveDestination", "?"), ("MoveOriginatorApplicationEntityTitle", None)):
         if keyword in command:
             raw = str(command[keyword].value or "").encode("utf-8", "replace")
-            setattr(command, keyword, ae_title(raw).decode("ascii") or otherwise)
+            title = ae_title(raw).decode("ascii")
+            setattr(command, keyword, title or (otherwise if raw.strip(b" \0") else None))

@@ -1,6 +1,6 @@
-"""Let a command whose instance UID is too long be answered with a status (PS3.7 9.3.1.1, 10.3.5.1).
+"""Let a command whose UID is too long be answered with a status (PS3.7 9.3.1.1, 10.3.5.1).
 
-pynetdicom 3.0: setting ``AffectedSOPInstanceUID`` or ``RequestedSOPInstanceUID`` raises for more than 64 characters.
+pynetdicom 3.0: setting a SOP class or instance UID of a command raises for more than 64 characters.
 The association is aborted, so the peer hears no reason, and the next images on it are not sent.
 Upstream: not reported.
 Remove when such a UID reaches the handler.
@@ -16,6 +16,7 @@ from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 
 _LONGEST = 64
 """Characters of a UID (PS3.5 9.1)."""
+_KEYWORDS = ("AffectedSOPClassUID", "RequestedSOPClassUID", "AffectedSOPInstanceUID", "RequestedSOPInstanceUID")
 
 
 def on_command(assoc: Any, command: Dataset) -> None:
@@ -26,7 +27,7 @@ def on_command(assoc: Any, command: Dataset) -> None:
 
 def shorten_uids(command: Dataset) -> None:
     """Cut a UID that is too long, and end it with a question mark, so that it stays invalid."""
-    for keyword in ("AffectedSOPInstanceUID", "RequestedSOPInstanceUID"):
+    for keyword in _KEYWORDS:
         uid = str(command.get(keyword) or "")
         if len(uid) > _LONGEST:
             setattr(command, keyword, uid[: _LONGEST - 1] + "?")

@@ -16,8 +16,10 @@ from node.dimse.pynetdicom_patches.early_cancel import KeptCancels, keep_cancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
+from node.dimse.pynetdicom_patches.several_messages import SeparateMessages
 from node.dimse.pynetdicom_patches.tcp_nodelay import NoDelaySocket
 from node.dimse.pynetdicom_patches.tls_session_tickets import TicketTolerantSocket
+from node.dimse.pynetdicom_patches.unanswered_requests import AnsweringAcceptor
 from node.dimse.pynetdicom_patches.undecodable_pdu import UndecodablePduAbort
 from node.dimse.pynetdicom_patches.unexpected_pdu import UnexpectedPduClosing
 from node.dimse.spool import Allowance
@@ -31,21 +33,27 @@ class UpperLayer(UnexpectedPduClosing, UndecodablePduAbort, RepairedNegotiation,
     """The thread that owns the connection of one of our associations."""
 
 
-class Messages(KeptCancels, BoundedResponses):
+class Messages(KeptCancels, SeparateMessages, BoundedResponses):
     """The messages that one of our associations sends and receives."""
+
+
+class Acceptor(GuardedAcceptor, AnsweringAcceptor):
+    """An association that a peer opens."""
 
 
 class ArchiveEntity(AE):
     """An AE with a spool folder on the store's file system.
 
     ``allowance``: limits for an association's incoming data sets. ``after_action``: called with an association when the
-    response to an N-ACTION has been sent on it, in the association's own thread.
+    response to an N-ACTION has been sent on it, in the association's own thread. ``refused``: called with an
+    association, verb, status, reason and UIDs when a request is answered with a failure without its handler.
     """
 
     def __init__(self, ae_title: str, spool: Path, allowance: Callable[[Any], Allowance]) -> None:
         super().__init__(ae_title)
         self.spool, self.allowance = spool, allowance
         self.after_action: Callable[[Any], None] = lambda assoc: None
+        self.refused: Callable[[Any, str, int, str, tuple[str, ...]], None] = lambda *_: None
 
     def _create_socket(self, assoc: Any, address: Any, tls_args: Any) -> ArchiveSocket:
         """The connection of an association that we open."""
@@ -62,4 +70,4 @@ def use_patched_classes(assoc: Any) -> None:
     receive_promptly(assoc)
     keep_cancels(assoc)
     if assoc.is_acceptor:
-        assoc.__class__ = GuardedAcceptor
+        assoc.__class__ = Acceptor

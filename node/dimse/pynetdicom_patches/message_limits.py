@@ -14,6 +14,7 @@ from typing import Any
 from pynetdicom.dimse_messages import DIMSEMessage
 
 from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.invalid_commands import InvalidCommand
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,9 +34,11 @@ def install() -> None:
             return bool(original(self, primitive, assoc))
         try:
             _check_size(self, primitive)
+            _check_contexts(primitive, assoc)
             return bool(original(self, primitive, assoc))
         except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
-            LOGGER.error("message of %s cannot be decoded: %s", assoc.requestor.ae_title, type(error).__name__)
+            reason = error if isinstance(error, InvalidCommand) else type(error).__name__  # others may quote a value
+            LOGGER.error("message of %s cannot be decoded: %s", str(assoc.requestor.ae_title).strip(), reason)
             assoc.dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
             return False
 
@@ -43,11 +46,18 @@ def install() -> None:
 
 
 def _check_size(message: Any, primitive: Any) -> None:
-    """Raise ValueError if a message that is collected in memory becomes larger than any real one."""
+    """Raise InvalidCommand if a message that is collected in memory becomes larger than any real one."""
     fragments = [data for _, data in primitive.presentation_data_value_list]
     command = message.encoded_command_set.tell() + sum(len(data) for data in fragments if data[0] & 1)
     identifier = message.data_set.tell()
     if not message._data_set_file and not any(data[0] & 1 for data in fragments):
         identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
     if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
-        raise ValueError("command set or identifier too large")
+        raise InvalidCommand("its command set or identifier is too large")
+
+
+def _check_contexts(primitive: Any, assoc: Any) -> None:
+    """Raise InvalidCommand if a fragment is on a presentation context that was not accepted (PS3.8 9.3.5.1)."""
+    for number, _ in primitive.presentation_data_value_list:
+        if number not in assoc._accepted_cx:
+            raise InvalidCommand(f"presentation context {number} was not accepted")

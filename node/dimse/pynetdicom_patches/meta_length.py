@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import association
 
-from storage.dicom.dicomfile import META_START, data_set_start, parse
+from storage.dicom.dicomfile import read_file_meta
 from storage.errors import Unparseable
 
 
@@ -27,9 +26,8 @@ def install() -> None:
     def split_dataset(path: Path) -> tuple[Dataset, int]:
         try:
             with path.open("rb") as file:
-                start, _ = data_set_start(file)
-                file.seek(META_START)
-                return parse(file.read(start - META_START), ExplicitVRLittleEndian), start
+                start, meta = read_file_meta(file)
+                return meta, start
         except Unparseable:
             found: tuple[Dataset, int] = original(path)
             return found

@@ -20,7 +20,7 @@ from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.original_locations import STAYS_RESTORED
-from storage.index.quarantined import REPLACED
+from storage.index.quarantined import REPLACED, Former
 from storage.index.resent_originals import drop_copy, replace_lost
 from storage.index.tables import garbage
 from storage.objects.store import ObjectStore
@@ -287,7 +287,7 @@ def test_an_object_is_not_accepted_on_an_older_state(index: Index, why: str) -> 
     if why == "deleted":
         index.tombstones.mark_deleted("image", UID, reason="not ours", who="user:me")
     left, trail = index.quarantine.all(), actions(index)
-    assert not index.quarantine.accept(new, former, ENTRY, gone if why == "unlinked" else here)
+    assert not index.quarantine.accept(new, Former(former), ENTRY, gone if why == "unlinked" else here)
     assert (held(index), index.quarantine.all(), actions(index)) == (before, left, trail)
     found = index.by_uid(UID)
     assert found is not None
@@ -301,8 +301,8 @@ def test_a_purged_original_is_replaced_without_a_former_object(index: Index) -> 
     one, made = quarantined(index), index.rendition("2.25.1")
     assert made is not None
     new = new_instance(UID, original_digest=one.digest)
-    assert not index.quarantine.accept(new, digest(UID), ENTRY, here), "it is not there any more"
-    assert index.quarantine.accept(new, "", ENTRY, here)
+    assert not index.quarantine.accept(new, Former(digest(UID)), ENTRY, here), "it is not there any more"
+    assert index.quarantine.accept(new, Former(), ENTRY, here)
     found = index.by_uid(UID)
     assert found is not None
     assert (found.original_digest, found.state, found.rendition) == (one.digest, InstanceState.RECEIVED, None)
@@ -319,7 +319,7 @@ def test_a_former_original_on_hold_is_not_replaced(index: Index) -> None:
     index.holds.add(HoldKind.STUDY, "1.2.1", reason="court", who="user:me")
     new = new_instance(UID, original_digest=one.digest)
     with pytest.raises(ChangeRefused, match=f"{UID}: the original that is held is on hold, and cannot be replaced"):
-        index.quarantine.accept(new, before.original_digest, ENTRY, here)
+        index.quarantine.accept(new, Former(before.original_digest), ENTRY, here)
     assert (held(index), [found.digest for found in index.quarantine.all()]) == (before, [one.digest])
 
 
@@ -333,7 +333,7 @@ def test_other_images_keep_their_attributes_when_one_of_them_is_replaced(index: 
     renamed = {"00081030": {"vr": "LO", "Value": ["another study"]}}
     named = {"0008103E": {"vr": "LO", "Value": ["another series"]}}
     levels = replace(new.levels, study={**new.levels.study, **renamed}, series={**new.levels.series, **named})
-    assert index.quarantine.accept(replace(new, levels=levels), digest(UID), ENTRY, here)
+    assert index.quarantine.accept(replace(new, levels=levels), Former(digest(UID)), ENTRY, here)
     with index.engine.connect() as connection:
         of_study = connection.exec_driver_sql("SELECT attributes FROM study").scalars().all()
         of_series = connection.exec_driver_sql("SELECT attributes FROM series ORDER BY key").scalars().all()

@@ -10,7 +10,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.archive.intake.ingest import examine
+from node.archive.intake.ingest import check_uid, examine
 from storage.dicom.dicomfile import encode
 from storage.errors import Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
 from storage.index.connection import now
@@ -280,3 +280,10 @@ def test_a_study_uid_that_cannot_be_used_is_refused(kind: str, bench: ArchivePar
     odd, why = UNUSABLE[kind]
     with pytest.raises(InvalidUid, match=why):
         examine(with_study_uid(bench, odd), "MODALITY", InlineWorkers())  # type: ignore[arg-type]
+
+
+def test_an_empty_uid_is_missing_and_not_invalid() -> None:
+    with pytest.raises(InvalidUid, match=r"^the Affected SOP Instance UID is missing$"):
+        check_uid("Affected SOP Instance UID", "")
+    with pytest.raises(InvalidUid, match=r"^Affected SOP Instance UID is no valid UID: 'a\.b'$"):
+        check_uid("Affected SOP Instance UID", "a.b")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 
+from node.app.damage import settle_in
 from node.archive.deletion import Deletion
 from node.archive.intake.ingest import examine
 from node.archive.intake.quarantine import QuarantineReview
-from storage.errors import ChangeRefused, Deleted, Duplicate
+from storage.errors import ChangeRefused, Deleted, Duplicate, ObjectDamaged
 from storage.index.integrity import Integrity
-from storage.records import HoldKind, InstanceState
+from storage.objects.inspection import Condition
+from storage.objects.store import ObjectStore
+from storage.records import HeldOriginal, HoldKind, InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.coded_images import derived_object, hold_image, just_before, receive, small
 from tests.support.samples import write
@@ -29,9 +33,10 @@ def sha256(data: bytes) -> str:
 class Contested:
     """An image with a reconstruction, and another data set under its UID in quarantine."""
 
-    def __init__(self, folder: Path, coder: str = "none") -> None:
-        self.bench = ArchiveParts(folder / "archive", coder=coder)
+    def __init__(self, folder: Path, coder: str = "none", **originals: str) -> None:
+        self.bench = ArchiveParts(folder / "archive", coder=coder, **originals)
         bench = self.bench
+        bench.originals.damaged = settle_in(bench.index, bench.stores, bench.trail)
         self.deletion = Deletion(bench.index, bench.stores, bench.trail, bench.settings, bench.root / "rendered")
         self.ds = small(UID)
         self.first = hold_image(bench, self.ds, DERIVED)
@@ -44,6 +49,16 @@ class Contested:
         bench, workers = self.bench, InlineWorkers()
         parts = bench.index, bench.hot, bench.originals, self.deletion, bench.trail, bench.settings
         return QuarantineReview(*parts, lambda path, aet: examine(path, aet, workers))  # type: ignore[arg-type]
+
+    def original(self) -> HeldOriginal:
+        held = self.bench.index.originals.of_digest(sha256(self.first))
+        assert held is not None
+        return held
+
+    def object(self) -> Path:
+        """The file of the original that is held."""
+        held = self.original()
+        return self.bench.stores[held.tier].path(held.object_digest)
 
     def waiting(self) -> list[str]:
         return [one.digest for one in self.bench.index.quarantine.all()]
@@ -151,3 +166,120 @@ def test_a_reconstruction_replaces_no_original(contested: Contested) -> None:
     with pytest.raises(ChangeRefused, match=f"{DERIVED} is the UID of a reconstruction of {UID}; nothing replaces it"):
         contested.desk().accept(sha256(data), **WHY)
     assert bench.read(contested.first) == contested.first
+
+
+# --- the held original is lost ---
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+HARM: dict[str, Callable[[Path], None]] = {"missing": Path.unlink, "damaged": flip}
+
+
+def contested_as(folder: Path, form: str) -> Contested:
+    """The held original is verbatim, packed, or packed in the cold store."""
+    path = {"path": str(folder / "cold")} if form == "cold" else {}
+    contested = Contested(folder, coder="none" if form == "verbatim" else "jpegls", **path)
+    if form == "cold":
+        contested.bench.receive("1.2.3.9")  # a store without any object is taken for a disk that is not mounted
+    contested.bench.work()
+    held = contested.original()
+    assert (held.form is OriginalForm.PACKED, held.tier is Tier.COLD) == (form != "verbatim", form == "cold")
+    return contested
+
+
+@pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("form", ["verbatim", "packed", "cold"])
+def test_a_lost_original_is_replaced(tmp_path: Path, form: str, harm: str, scrubbed: bool) -> None:
+    contested = contested_as(tmp_path, form)
+    bench, digest, lost = contested.bench, sha256(contested.second), contested.original()
+    HARM[harm](contested.object())
+    if scrubbed:
+        bench.originals.damaged(lost.tier, lost.object_digest)
+    compared = contested.desk().compare(digest)
+    assert (compared.lost, compared.differences) == (True, ())
+    contested.desk().accept(digest, **WHY)
+    held = bench.index.by_uid(UID)
+    assert held is not None
+    assert (held.state, held.rendition, held.original_digest, held.reason) == (
+        *(InstanceState.RECEIVED, None),
+        *(digest, ""),
+    )
+    assert bench.read(contested.second) == contested.second
+    bench.work()
+    bench.check_promises()
+    assert contested.waiting() == []
+    assert not Integrity(bench.index.engine).open_damage()
+    accepted = [one.entry for one in bench.index.trail.records() if one.entry.action == "quarantine.accept"]
+    assert "the former original was missing or damaged" in accepted[0].detail
+    aside = list((bench.stores[lost.tier].root / "damaged").glob(f"{lost.object_digest}.*"))
+    assert len(aside) == (harm == "damaged"), "a damaged file is never deleted"
+
+
+def test_a_lost_original_that_is_found_goes_to_quarantine(contested: Contested) -> None:
+    """A former scrub moved it aside, and it is whole."""
+    path = contested.object()
+    aside = contested.bench.root / "damaged" / f"{path.name}.1"
+    aside.parent.mkdir()
+    path.rename(aside)
+    contested.desk().accept(sha256(contested.second), **WHY)
+    assert contested.waiting() == [sha256(contested.first)]
+    assert contested.bench.hot.read(sha256(contested.first)) == contested.first
+
+
+def test_an_original_in_a_store_that_is_not_there_is_not_replaced(tmp_path: Path) -> None:
+    contested = contested_as(tmp_path, "cold")
+    bench, digest = contested.bench, sha256(contested.second)
+    cold = bench.stores.pop(Tier.COLD)
+    with pytest.raises(ChangeRefused, match="holds no object at all: set originals"):
+        contested.desk().accept(digest, **WHY)
+    (tmp_path / "elsewhere").mkdir()
+    bench.stores[Tier.COLD] = ObjectStore(tmp_path / "elsewhere")
+    with pytest.raises(ChangeRefused, match="holds no object at all: set originals"):
+        contested.desk().accept(digest, **WHY)
+    bench.stores[Tier.COLD] = cold
+    assert bench.read(contested.first) == contested.first
+    assert contested.waiting() == [digest]
+
+
+def test_an_original_that_cannot_be_opened_is_not_replaced(
+    contested: Contested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lend(digest: str) -> Path:
+        raise ObjectDamaged(digest)
+
+    monkeypatch.setattr(contested.bench.originals, "lend", lend)
+    monkeypatch.setattr(contested.bench.originals, "condition", lambda held: Condition.UNREADABLE)
+    with pytest.raises(ChangeRefused, match="may be sound, but cannot be read: correct the permissions"):
+        contested.desk().accept(sha256(contested.second), **WHY)
+    monkeypatch.undo()
+    assert contested.bench.read(contested.first) == contested.first
+
+
+def test_a_lost_original_that_comes_back_meanwhile_is_not_replaced(
+    contested: Contested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contested.object().unlink()
+    just_before(
+        monkeypatch, contested.bench.index.quarantine, "accept", lambda: contested.bench.hot.put(contested.first)
+    )
+    with pytest.raises(ChangeRefused, match=f"{UID} changed meanwhile"):
+        contested.desk().accept(sha256(contested.second), **WHY)
+    assert contested.bench.read(contested.first) == contested.first
+    assert contested.waiting() == [sha256(contested.second)]
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_lost_object_of_the_quarantine_replaces_nothing(contested: Contested, harm: str) -> None:
+    digest = sha256(contested.second)
+    HARM[harm](contested.bench.hot.path(digest))
+    with pytest.raises(ChangeRefused, match=f"{digest} in quarantine is missing or damaged; let MODALITY send {UID}"):
+        contested.desk().accept(digest, **WHY)
+    assert contested.bench.read(contested.first) == contested.first
+    contested.desk().reject(digest, **WHY)
+    assert contested.waiting() == []

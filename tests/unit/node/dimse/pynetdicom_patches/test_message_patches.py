@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset
 from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom import AE, _config, dimse_messages, dsutils, evt
+from pynetdicom import AE, _config, association, dimse_messages, dsutils, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
@@ -37,8 +37,10 @@ from benchmarks.upper_layer import (
 )
 from node.dimse.pynetdicom_patches import install
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from storage.dicom import dicomfile
 from storage.dicom.dicomfile import file_meta, write_preamble
 from tests.conftest import SECONDARY_CAPTURE, wait_for
+from tests.support.raw_commands import LAST_OF_COMMAND, NO_DATA_SET, command_set
 from tests.unit.node.dimse.pynetdicom_patches.plain import LONG_ENOUGH, plain_server
 
 pytestmark = [
@@ -103,6 +105,34 @@ def test_command_uids_is_still_needed() -> None:
     """An instance UID of 65 characters is an error."""
     with pytest.raises(ValueError, match="Affected SOP Instance UID"):
         C_STORE().AffectedSOPInstanceUID = "1." + "2" * 63
+
+
+def test_invalid_commands_is_still_needed() -> None:
+    """A command without Command Field is an error that does not name it."""
+    with pytest.raises(AttributeError):
+        dimse_messages.DIMSEMessage().decode_msg(_in_one(command_set(MessageID=7)))
+
+
+def test_unanswered_requests_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without SOP class gets no response, and does not end the association."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    told: list[Any] = []
+    monkeypatch.setattr(assoc.dimse, "send_msg", lambda *given: told.append(given))
+    monkeypatch.setattr(assoc, "abort", lambda: told.append("abort"))
+    request = C_ECHO()
+    request.MessageID = 7
+    assoc._serve_request(request, 1)
+    assert told == []
+
+
+def test_several_messages_is_still_needed() -> None:
+    """Of two requests in one PDU only the first arrives."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    echo_command = command_set(
+        AffectedSOPClassUID=VERIFICATION.decode(), CommandField=0x0030, MessageID=7, CommandDataSetType=NO_DATA_SET
+    )
+    assoc.dimse.receive_primitive(_in_one(echo_command, echo_command))
+    assert assoc.dimse.msg_queue.qsize() == 1
 
 
 def test_early_cancel_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +200,23 @@ def test_meta_length_is_still_needed(tmp_path: Path) -> None:
         start = out.tell()
         out.write(struct.pack("<HH2sH", 2, 0x16, b"AE", 4) + b"ECHO" + struct.pack("<HHI", 8, 0x60, 2) + b"MG")
     assert dsutils.split_dataset(path)[1] == start + 12
+
+
+def test_file_meta_information_is_parsed_once_for_each_image_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install()
+    path, parsed = tmp_path / "file.dcm", []
+    meta = file_meta(SECONDARY_CAPTURE, "1.2.3", ImplicitVRLittleEndian)
+    with path.open("wb") as out:
+        write_preamble(out, meta)
+        start = out.tell()
+        out.write(struct.pack("<HHI", 8, 0x60, 2) + b"MG")
+    original = dicomfile.read_dataset
+    monkeypatch.setattr(dicomfile, "read_dataset", lambda *given: (parsed.append(given), original(*given))[1])
+    found, offset = association.split_dataset(path)  # type: ignore[attr-defined]
+    assert (found.MediaStorageSOPInstanceUID, found.TransferSyntaxUID) == ("1.2.3", ImplicitVRLittleEndian)
+    assert (offset, len(parsed)) == (start, 1)
 
 
 def test_bounded_responses_is_still_needed() -> None:
@@ -263,6 +310,13 @@ def test_after_action_is_still_needed() -> None:
         assert status.Status == 0x0000
         assert seen == [("EVT_DIMSE_SENT", True)]
         assoc.release()
+
+
+def _in_one(*commands: bytes) -> P_DATA:
+    data = P_DATA()
+    for command in commands:
+        data.presentation_data_value_list.append((1, bytes((LAST_OF_COMMAND,)) + command))
+    return data
 
 
 def _fragment(control: int, data: bytes) -> bytes:
