@@ -260,9 +260,12 @@ def _not_a_link(path: str, flags: int) -> int:
 
 
 def _renew(path: Path) -> bool:
-    """Update an object's time so that it is not removed as an orphan. Returns False if it no longer exists."""
+    """Update an object's time so that it is not removed as an orphan. Returns False if it no longer exists.
+
+    The file is looked for after its time was updated: a scrub may have moved it away and read its time in between.
+    """
     try:
         os.utime(path)
     except FileNotFoundError:
         return False
-    return True
+    return path.exists()

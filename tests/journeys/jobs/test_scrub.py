@@ -349,6 +349,22 @@ def test_storing_against_removing(held: Holdings) -> None:
         assert held.store.read(digest) == data
 
 
+def test_an_orphan_that_is_moved_while_its_time_is_updated(held: Holdings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scrub renames the file and reads its time after the system has found it for the update, and before that."""
+    data = b"wanted and unwanted"
+    digest = held.put(data)
+    update = os.utime
+
+    def late(path: Path) -> None:
+        with path.open("rb") as found:
+            assert move_orphan(held.store, digest, older_than=LONG_AGO + 1)
+            update(found.fileno())
+
+    monkeypatch.setattr(os, "utime", late)
+    assert held.store.put(data) == digest
+    assert held.store.read(digest) == data
+
+
 def test_what_is_whole_is_put_back(held: Holdings) -> None:
     digest = held.originals[0]
     assert set_aside(held.store, digest) is None
