@@ -78,7 +78,7 @@ class Thresholds:
     lost: tuple[float, float, float, float] = (1.05, 1.0, 0.75, 0.35)
     shift: float = 0.002
     slow: float = 0.004
-    periodic: float = 0.04
+    periodic: float = 0.02
     outside: float = 0.1
     speck: float = 5.0
     speck_near: float = 4.0
