@@ -46,6 +46,8 @@ WARM_UP = 60.0
 """Seconds, or a tenth of the time if that is less, after which growth is measured."""
 SETTLING = 120
 """Seconds for the last images to be encoded."""
+REASON = re.compile(r"WARNING node\.dimse\.associations\.refusals: refused .*: ([0-9A-F]{4}, .*)")
+"""A line of the log that says why a request was refused."""
 NICE = 5
 """Priority of peers and commands below that of the node and of the C-ECHO: peers are mostly other machines."""
 LAST_STORES = 40
@@ -259,6 +261,7 @@ class Load:
             "purged_and_reconstructed": len(self.ledger.reconstructed),
             "stored_while_stopping": self.stored_while_stopping,
             "rss_mb": self.samples[-1]["rss_mb"] if self.samples else 0,
+            "reasons": dict(Counter(REASON.findall("\n".join(lines)))),
             "errors_logged": errors[:20],
             "seed": self._seed,
             "found": [*self.ledger.wrong, *crashes, *(f"{uid}: lost" for uid in sorted(self.lost))],
