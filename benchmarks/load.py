@@ -91,6 +91,7 @@ class Load:
         self.ledger, self.lost, self.crashes = Ledger(), set[str](), list[str]()
         self.samples: list[dict[str, float]] = []
         self.pulse: list[tuple[float, float, bool]] = []
+        """Of each C-ECHO, milliseconds until it had an association and until it was answered, and its success."""
         self.stop_seconds = 0.0
         self.stored_while_stopping = 0
         self._seed, self._over = seed, threading.Event()
@@ -131,7 +132,7 @@ class Load:
         warm = min(WARM_UP, seconds / 10)
         while (passed := time.monotonic() - began) < seconds and self.victim.alive:
             if passed >= warm:
-                self.samples.append(self._sample(passed))
+                self.samples.append(self._sample())
             time.sleep(BETWEEN_SAMPLES)
         self._over.set()
         assert pulse.stdin is not None
@@ -153,13 +154,19 @@ class Load:
     def _listen(self, pulse: subprocess.Popen[str]) -> None:
         assert pulse.stdout is not None
         for line in pulse.stdout:
-            at, latency, answered = line.split()
-            self.pulse.append((float(at), float(latency), answered == "1"))
+            _, accepted, answered, success = line.split()
+            self.pulse.append((float(accepted), float(answered), success == "1"))
 
-    def _sample(self, at: float) -> dict[str, float]:
+    def _sample(self) -> dict[str, float]:
         usage = self.victim.usage()
         stored = sum(path.is_file() for path in (self.victim.root / "objects").rglob("*"))
-        return {**usage, "fds": usage["fd"], "workers": len(self.victim.workers()), "objects": stored, "at": at}
+        return {
+            **usage,
+            "fds": usage["fd"],
+            "workers": len(self.victim.workers()),
+            "objects": stored,
+            "load": os.getloadavg()[0],
+        }
 
     # --- checks ---
 
@@ -250,6 +257,7 @@ class Load:
             "echo_p50_ms": _percentile(latencies, 0.5),
             "echo_p99_ms": _percentile(latencies, 0.99),
             "echo_worst_ms": _percentile(latencies, 1.0),
+            "accepted_p99_ms": _percentile(sorted(accepted for accepted, _, _ in self.pulse), 0.99),
             "rss_growth_mb": self._growth("rss_mb"),
             **{f"{name}_growth": self._growth(f"{name}s") for name in ("fd", "thread", "worker", "object")},
             "stop_seconds": self.stop_seconds,
@@ -263,6 +271,7 @@ class Load:
             "rss_mb": self.samples[-1]["rss_mb"] if self.samples else 0,
             "reasons": dict(Counter(REASON.findall("\n".join(lines)))),
             "errors_logged": errors[:20],
+            "machine_load": _percentile(sorted(one["load"] for one in self.samples), 0.5),
             "seed": self._seed,
             "found": [*self.ledger.wrong, *crashes, *(f"{uid}: lost" for uid in sorted(self.lost))],
         }

@@ -1,8 +1,9 @@
 """Sends C-ECHO requests at fixed times until its standard input ends, and prints how long each took.
 
 It is a process of its own, so that the load that benchmarks.load makes does not delay its clock. Each request has an
-association of its own, and its latency lasts from the connection to the response. A line of output is seconds since the
-start, latency in milliseconds, and 1 for success or 0. A slow answer does not delay the next request.
+association of its own. A line of output is seconds since the start, milliseconds from the connection until the
+association was accepted, milliseconds until the response, and 1 for success or 0. A slow answer does not delay the next
+request.
 
     python -m benchmarks.pulse --port PORT [--every 0.5]
 """
@@ -10,11 +11,13 @@ start, latency in milliseconds, and 1 for success or 0. A slow answer does not d
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
-from benchmarks.upper_layer import ACCEPTED, DATA, ask, associate, echo, kinds
+from benchmarks.upper_layer import ACCEPTED, DATA, associate, echo, received
 
 
 def main() -> None:
@@ -38,18 +41,24 @@ def wait_for_the_end(over: threading.Event) -> None:
 
 def report(port: int, at: float) -> None:
     """Send one C-ECHO and print its line. ``at``: seconds since the start."""
-    latency, answered = beat(port)
-    print(f"{at:.1f} {latency:.1f} {answered:d}\n", end="", flush=True)
+    accepted, answered, success = beat(port)
+    print(f"{at:.1f} {accepted:.1f} {answered:.1f} {success:d}\n", end="", flush=True)
 
 
-def beat(port: int) -> tuple[float, bool]:
-    """The latency of one C-ECHO, in milliseconds, and whether it succeeded. It waits at most 20 s for each answer."""
-    began = time.perf_counter()
-    try:
-        answered = kinds(ask(port, associate(), echo())) == [ACCEPTED, DATA]
-    except OSError:
-        answered = False
-    return (time.perf_counter() - began) * 1000, answered
+def beat(port: int) -> tuple[float, float, bool]:
+    """Milliseconds until the association is accepted, and until the C-ECHO is answered; whether it succeeded.
+
+    It waits at most 20 s for each answer.
+    """
+    began = accepted = time.perf_counter()
+    success = False
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 20) as connection:
+        connection.sendall(associate())
+        success = received(connection)[:1] == bytes((ACCEPTED,))
+        accepted = time.perf_counter()
+        connection.sendall(echo())
+        success = success and received(connection)[:1] == bytes((DATA,))
+    return (accepted - began) * 1000, (time.perf_counter() - began) * 1000, success
 
 
 if __name__ == "__main__":
