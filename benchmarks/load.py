@@ -90,8 +90,8 @@ class Load:
         self.victim = Victim(folder / "loaded", shutdown_timeout=STOP_LIMIT)
         self.ledger, self.lost, self.crashes = Ledger(), set[str](), list[str]()
         self.samples: list[dict[str, float]] = []
-        self.pulse: list[tuple[float, float, bool]] = []
-        """Of each C-ECHO, milliseconds until it had an association and until it was answered, and its success."""
+        self.pulse: list[tuple[float, float, float, bool]] = []
+        """Of each C-ECHO, its start (s), milliseconds until its association and until its answer, and its success."""
         self.stop_seconds = 0.0
         self.stored_while_stopping = 0
         self._seed, self._over = seed, threading.Event()
@@ -154,8 +154,8 @@ class Load:
     def _listen(self, pulse: subprocess.Popen[str]) -> None:
         assert pulse.stdout is not None
         for line in pulse.stdout:
-            _, accepted, answered, success = line.split()
-            self.pulse.append((float(accepted), float(answered), success == "1"))
+            at, accepted, answered, success = line.split()
+            self.pulse.append((float(at), float(accepted), float(answered), success == "1"))
 
     def _sample(self) -> dict[str, float]:
         usage = self.victim.usage()
@@ -235,8 +235,8 @@ class Load:
     # --- figures ---
 
     def report(self, seconds: float) -> dict[str, Any]:
-        counts, latencies = self.traffic.counts, sorted(latency for _, latency, _ in self.pulse)
-        unanswered = sum(not answered for _, _, answered in self.pulse)
+        counts, latencies = self.traffic.counts, sorted(latency for *_, latency, _ in self.pulse)
+        unanswered = sum(not answered for *_, answered in self.pulse)
         lines = self.victim.log.read_text(errors="replace").splitlines()
         unforeseen = [f"log: {line}" for line in lines if CRASH.search(line)]
         errors = [line.split(maxsplit=2)[2] for line in lines if " ERROR " in line[:50]]
@@ -257,7 +257,7 @@ class Load:
             "echo_p50_ms": _percentile(latencies, 0.5),
             "echo_p99_ms": _percentile(latencies, 0.99),
             "echo_worst_ms": _percentile(latencies, 1.0),
-            "accepted_p99_ms": _percentile(sorted(accepted for accepted, _, _ in self.pulse), 0.99),
+            "accepted_p99_ms": _percentile(sorted(accepted for _, accepted, *_ in self.pulse), 0.99),
             "rss_growth_mb": self._growth("rss_mb"),
             **{f"{name}_growth": self._growth(f"{name}s") for name in ("fd", "thread", "worker", "object")},
             "stop_seconds": self.stop_seconds,
@@ -270,6 +270,7 @@ class Load:
             "stored_while_stopping": self.stored_while_stopping,
             "rss_mb": self.samples[-1]["rss_mb"] if self.samples else 0,
             "reasons": dict(Counter(REASON.findall("\n".join(lines)))),
+            "slowest_echoes": sorted(self.pulse, key=lambda one: -one[2])[:20],
             "errors_logged": errors[:20],
             "machine_load": _percentile(sorted(one["load"] for one in self.samples), 0.5),
             "seed": self._seed,
