@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections import Counter
@@ -48,7 +49,7 @@ class Contests:
         study = next((one for one in studies if self._is_encoded(one)), studies[0])
         again = self._ledger.held(study)[:2]
         added = self._traffic.new(chance, chance.choice((SMALL, LARGE)), study)
-        deletes = len(studies) > STUDIES or (
+        deletes = len(studies) > 2 * STUDIES or (
             (study != studies[0] or self._is_encoded(study)) and chance.random() < 0.75
         )
         tasks: list[Callable[[], object]] = [
@@ -154,6 +155,9 @@ class Contests:
         if kept:
             self._traffic.send([self._ledger.images[chance.choice(kept)]])
         self._command("reject", self._reject)
+        single = [one for one in self._ledger.studies() if len(self._ledger.held(one)) == 1]
+        for surplus in single[:-STUDIES]:  # the ten senders send one after the other
+            self._command("delete", functools.partial(self._delete, study=surplus))
 
     def _reject(self, services: Services) -> None:
         """Empty the quarantine."""

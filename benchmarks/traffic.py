@@ -27,7 +27,7 @@ SMALL, LARGE = (64, 48), (288, 272)
 SENDERS = 10
 """Senders of one instance at the same moment."""
 STUDIES = 14
-"""Held studies above which no new ones are sent, so that the archive's size becomes steady."""
+"""Held studies of several images, and of one image: surplus ones are deleted, so that the archive's size is steady."""
 UNREACHABLE = (LatentPacsError, RuntimeError, OSError, ValueError)
 
 
@@ -79,7 +79,7 @@ class Traffic:
 
     def send_study(self, chance: random.Random) -> None:
         """Send a study of two small images and one that is encoded, if the archive does not hold enough studies."""
-        if len(self._ledger.studies()) < STUDIES:
+        if len(self._ledger.studies()) < 2 * STUDIES:
             first = self.new(chance, LARGE)
             self.send([first, *(self.new(chance, SMALL, first.study) for _ in range(2))])
         time.sleep(chance.uniform(0.5, 2))
