@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.ledger import Ledger, Sent
 from benchmarks.samples import breast, mammogram, write
+from benchmarks.victim import ROOT
 from storage.index import Index
-from tests.support.named import ROOT
 
 SUCCESS, DELETED, FAILED_IN_PART = 0x0000, 0xC004, 0xB000
 
@@ -40,9 +40,9 @@ def held(ledger: Ledger, tmp_path: Path) -> Sent:
     return sent
 
 
-def changed(tmp_path: Path, *, rows: int = 64, **changes: str) -> Path:
-    """An image of the same UID whose bytes are not those that were sent."""
-    ds = mammogram(breast(rows, 48), StudyInstanceUID="1.2", SOPInstanceUID="1.2.3", **changes)
+def changed(tmp_path: Path, rows: int = 64) -> Path:
+    """An image of the same UID with another accession number, and with other pixels unless it has 64 rows."""
+    ds = mammogram(breast(rows, 48), StudyInstanceUID="1.2", SOPInstanceUID="1.2.3", AccessionNumber="L1")
     return write(ds, tmp_path / "changed.dcm")
 
 
@@ -59,7 +59,7 @@ def test_what_comes_back_as_it_was_sent_is_right(ledger: Ledger, held: Sent, ind
 
 
 def test_other_bytes_are_wrong(ledger: Ledger, held: Sent, index: Index, tmp_path: Path) -> None:
-    other = {held.uid: changed(tmp_path, AccessionNumber="L1")}
+    other = {held.uid: changed(tmp_path)}
     assert ledger.retrieved("1.2", time.monotonic(), SUCCESS, other, index) == set()
     assert ledger.wrong == ["1.2.3: retrieved with other bytes"]
 
@@ -69,7 +69,7 @@ def test_an_amended_study_may_have_another_header_but_no_other_pixels(
     ledger: Ledger, held: Sent, index: Index, tmp_path: Path, rows: int, right: bool
 ) -> None:
     ledger.amends("1.2")
-    other = {held.uid: changed(tmp_path, rows=rows, AccessionNumber="L1")}
+    other = {held.uid: changed(tmp_path, rows)}
     assert bool(ledger.retrieved("1.2", time.monotonic(), SUCCESS, other, index)) == right
     assert bool(ledger.wrong) != right
 
