@@ -59,10 +59,14 @@ def set_last_number(connection: Connection, number: int) -> None:
     connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('change', ?)", (number,))
 
 
-def marked_since(connection: Connection, number: int) -> int:
-    """How many changes after that number are still marked."""
+def unmarked_since(connection: Connection, number: int) -> int:
+    """How many changes after that number are not marked any more, so that they cannot be journalled one by one.
+
+    Both figures are of one snapshot: a node that commits meanwhile adds as many changes as marks.
+    """
     query = "SELECT count(*) FROM change WHERE number > ?"
-    return int(connection.exec_driver_sql(query, (number,)).scalar_one())
+    marked = int(connection.exec_driver_sql(query, (number,)).scalar_one())
+    return last_number(connection) - number - marked
 
 
 def changed_rows(connection: Connection, after: int) -> tuple[int, list[Change]]:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select
 
 from storage.errors import IndexRefused, JournalDamaged
-from storage.index.change_capture import all_rows, last_number, marked_since, set_last_number
+from storage.index.change_capture import all_rows, last_number, set_last_number, unmarked_since
 from storage.index.connection import FOLLOWER, commits_need_no_sync
 from storage.index.holdings import Index
 from storage.index.index_trust import REBUILD, sqlite_file
@@ -99,8 +99,8 @@ def _reconcile(
     if recorded and number < last:
         return [_replayed(index, file, journal, root, number, last, replay)]
     with index.engine.connect() as connection:
-        marked = marked_since(connection, last)
-    if not recorded or marked != number - last:
+        lacks = unmarked_since(connection, last)
+    if not recorded or lacks:
         begin_journal(index, journal, identity)
         return ["the journal lacked changes that the index has, so it was written again with all rows"]
     return []

@@ -155,7 +155,11 @@ class ObjectStore:
 
     def read(self, digest: str) -> bytes:
         """The bytes of an object, verified against its digest. Raises ObjectMissing, ObjectDamaged."""
-        data = self.held(digest).read_bytes()
+        held = self.held(digest)
+        try:
+            data = held.read_bytes()
+        except FileNotFoundError:  # deleted in the meantime
+            raise ObjectMissing(f"object {digest} is not in {self._objects}") from None
         if hashlib.sha256(data).hexdigest() != digest:
             raise ObjectDamaged(f"object {digest} no longer has that digest")
         return data

@@ -114,6 +114,8 @@ class Retention:
             if stopped:
                 break
             why = self._why_kept(one) or ("" if dry_run else self._remove(one, keep, who))
+            if why and self._was_deleted(one):
+                continue
             (kept if why else purged).append(_step(one, why))
             progress(done, max(of, done))
         return PurgeReport(dry_run, retention_text(keep), tuple(purged), tuple(kept), stopped, *reserved)
@@ -147,9 +149,14 @@ class Retention:
             store.read(one.rendition.rendition_digest)
             self._render(one.rendition)
         except (LatentPacsError, OSError) as error:
-            LOGGER.error("original of %s is kept: %s", one.sop_instance_uid, error)
+            if not self._was_deleted(one):
+                LOGGER.error("original of %s is kept: %s", one.sop_instance_uid, error)
             return f"{type(error).__name__}: {error}"
         return ""
+
+    def _was_deleted(self, one: Purgeable) -> bool:
+        """Whether the image was deleted since it was listed. Its row is deleted before its objects are."""
+        return self._index.by_uid(one.sop_instance_uid) is None
 
     def _remove(self, one: Purgeable, keep: timedelta, who: str) -> str:
         held = one.original

@@ -42,6 +42,7 @@ class Choice:
     """The object that a peer gets for an instance: the original, or a rendition with the original as a fallback.
 
     ``draw``: whether it gets the rendition's object with drawn noise, or that of the structure alone.
+    ``once_purged``: the rendition that it gets if the original is purged before it is sent.
     """
 
     instance: StoredInstance
@@ -49,6 +50,7 @@ class Choice:
     draw: bool = True
     copy: ReferencingCopy | None = None
     """The copy of an annotation with references to reconstructions."""
+    once_purged: StoredRendition | None = None
 
     @property
     def sop_class_uid(self) -> str:
@@ -93,7 +95,8 @@ def choose(
     gone = instance.purged or instance.original_lost
     wants_original = rendition.uid(draw=draw) not in requested and (instance.sop_instance_uid in requested or not gone)
     if policy is RenditionPolicy.AUTO and wants_original:
-        return Choice(instance, None)
+        named = instance.sop_instance_uid in requested
+        return Choice(instance, None, draw, once_purged=None if named else rendition)
     return Choice(instance, rendition, draw)
 
 
@@ -196,7 +199,7 @@ class Retrieve:
         """
         if choice.copy is None and choice.rendition is None:
             passed = self._passed(choice.instance) if expected == JPEGLSLossless else None
-            return passed or self._original(choice.instance)
+            return passed or self._original_or_what_is_left(choice)
         try:
             return self._copy(choice.instance, choice.copy) if choice.copy else self._reconstruction(choice)
         except Exception as error:  # noqa: BLE001 - the original can still be sent
@@ -253,6 +256,15 @@ class Retrieve:
             return None
         uids = instance.sop_class_uid, instance.sop_instance_uid
         return Sendable(target, *uids, str(JPEGLSLossless), passed=instance)
+
+    def _original_or_what_is_left(self, choice: Choice) -> Sendable:
+        """The original; its reconstruction if it was purged since it was chosen, and the peer may get that."""
+        try:
+            return self._original(choice.instance)
+        except OriginalPurged:
+            if choice.once_purged is None:
+                raise
+            return self._reconstruction(replace(choice, rendition=choice.once_purged))
 
     def _original(self, instance: StoredInstance) -> Sendable:
         path = self._originals.lend(instance.original_digest)

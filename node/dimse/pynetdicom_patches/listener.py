@@ -16,6 +16,10 @@ from node.dimse.pynetdicom_patches.tls_handshake import TlsHandler
 
 LOGGER = logging.getLogger(__name__)
 
+_QUEUE = 128
+"""Connections that may wait until they are accepted. socketserver's five are too few for ten senders at one moment: the
+kernel drops further ones, and a caller tries again after one second."""
+
 
 class _Handler(TlsHandler, SharedContexts):
     """Serves one connection, in a thread of its own."""
@@ -37,6 +41,7 @@ class _Handler(TlsHandler, SharedContexts):
 class Listener(LimitedServer):
     """Listens on one port, for TLS if ``tls`` is given."""
 
+    request_queue_size = _QUEUE
     daemon_threads = True  # the process need not wait at its exit for a handshake
 
     def __init__(

@@ -19,8 +19,8 @@ from node.codec.encode.search import Encoder
 
 MODULES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if path.stem != "__init__")
 PARTS = {
-    *("attack", "coded", "hotelling", "kills", "losses", "mutants", "mutations", "phantoms", "rivals", "samples"),
-    *("sheets", "signals", "upper_layer", "victim"),
+    *("attack", "coded", "contests", "hotelling", "kills", "ledger", "losses", "mutants", "mutations", "phantoms"),
+    *("rivals", "samples", "sheets", "signals", "traffic", "upper_layer", "victim"),
 }
 """Modules that are not programs."""
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from storage.errors import IndexFault, IndexRefused, StoreFull
 from storage.index import Index
-from storage.index.connection import writing
+from storage.index.connection import connect, writing
 from storage.index.index_trust import IndexStanding, damage_of, quick_check
 from storage.index.opening import open_archive
 from storage.index.tables import label
@@ -124,6 +124,29 @@ def test_an_index_that_ends_before_its_journal_is_doubted(index: Index, file: Pa
     copy = Index.open(f"sqlite:///{older}")
     assert IndexStanding(copy, tmp_path).doubt() == f"it ends at change {last}, and the journal at {last + 1}"
     copy.close()
+
+
+def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
+    index: Index, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by benchmarks.load: a command that was started beside a busy node wrote the whole journal again."""
+    url, real = f"sqlite:///{file}", ChangeJournal.last
+    of_node = connect(url)  # it has no follower, and cannot journal while the journal is locked
+
+    def while_the_node_commits(journal: ChangeJournal) -> int:
+        with writing(of_node) as connection:
+            connection.execute(update(label).values(name=label.c.name + "."))
+        return real(journal)
+
+    segments = sorted((tmp_path / "journal").glob("changes-*"))
+    monkeypatch.setattr(ChangeJournal, "last", while_the_node_commits)
+    opened = open_archive(url, tmp_path, holds_objects=False, replay=False)
+    monkeypatch.undo()
+    opened.index.close()
+    of_node.dispose()
+    assert opened.notes == ()
+    assert sorted((tmp_path / "journal").glob("changes-*")) == segments
+    assert not (tmp_path / "journal" / "superseded").exists()
 
 
 def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> None:

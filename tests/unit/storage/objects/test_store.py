@@ -243,6 +243,21 @@ def test_a_second_object_of_a_folder_does_not_sync_the_folder_above_again(
     assert recorder.steps == ["fsync bytes", "final name", f"fsync {DIGEST[:2]}"]
 
 
+def test_an_object_that_is_deleted_while_it_is_read_is_missing(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(DATA)
+    path, real = store.held(DIGEST), Path.read_bytes
+
+    def deleted_before(self: Path) -> bytes:
+        path.unlink()
+        return real(self)
+
+    monkeypatch.setattr(Path, "read_bytes", deleted_before)
+    with pytest.raises(ObjectMissing, match=f"{DIGEST} is not in"):
+        store.read(DIGEST)
+
+
 def test_an_object_that_was_not_synced_is_not_renamed(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(step: str) -> None:
         if step == "fsync bytes":

@@ -13,7 +13,7 @@ from node.archive.serve import retrieve as module
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.config import RenditionPolicy
 from node.workers.worker import ReconstructRequest
-from storage.errors import NotReconstructable, ObjectMissing, WorkerDied
+from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged, WorkerDied
 from storage.records import StoredInstance
 from tests.support.annotations import presentation_state
 from tests.support.archive_parts import ArchiveParts
@@ -42,9 +42,15 @@ class Served:
         assert found is not None
         return found
 
-    def choice(self, uid: str = UID, *, rewrite: bool = False) -> Choice:
-        keys, policy = [self.held(uid).key], RenditionPolicy.RECONSTRUCTED
-        (found,) = self.retrieve.choices(keys, policy, rewrite=rewrite)
+    def choice(
+        self,
+        uid: str = UID,
+        policy: RenditionPolicy = RenditionPolicy.RECONSTRUCTED,
+        requested: frozenset[str] = frozenset(),
+        *,
+        rewrite: bool = False,
+    ) -> Choice:
+        (found,) = self.retrieve.choices([self.held(uid).key], policy, requested, rewrite=rewrite)
         return found
 
     def sent(self, choice: Choice) -> str:
@@ -106,6 +112,27 @@ def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> No
         served.bench.hot.delete(served.held().original_digest)
     served.fail(WorkerDied("killed"))
     with pytest.raises(NotReconstructable, match="the rendition cannot be sent: killed; nor can the original: "):
+        served.retrieve.make(choice)
+    assert served.left() == []
+
+
+def test_the_reconstruction_is_sent_if_the_original_is_purged_after_it_was_chosen(served: Served) -> None:
+    choice = served.choice(policy=RenditionPolicy.AUTO)
+    assert served.sent(choice) == choice.sop_instance_uid == UID
+    assert len(served.bench.retention.purge().purged) == 1
+    assert served.sent(choice) == DERIVED
+    assert served.left() == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "requested"), [(RenditionPolicy.ORIGINAL, frozenset()), (RenditionPolicy.AUTO, frozenset([UID]))]
+)
+def test_an_original_that_was_asked_for_is_not_replaced(
+    served: Served, policy: RenditionPolicy, requested: frozenset[str]
+) -> None:
+    choice = served.choice(UID, policy, requested)
+    assert len(served.bench.retention.purge().purged) == 1
+    with pytest.raises(OriginalPurged):
         served.retrieve.make(choice)
     assert served.left() == []
 
