@@ -268,7 +268,7 @@ class Load:
             "purged_originals": self.contests.counts["purged originals"],
             "purged_and_reconstructed": len(self.ledger.reconstructed),
             "stored_while_stopping": self.stored_while_stopping,
-            "rss_mb": self.samples[-1]["rss_mb"] if self.samples else 0,
+            "rss_mb_by_fifth": self._fifths("rss_mb"),
             "reasons": dict(Counter(REASON.findall("\n".join(lines)))),
             "slowest_echoes": sorted(self.pulse, key=lambda one: -one[2])[:20],
             "errors_logged": errors[:20],
@@ -279,8 +279,14 @@ class Load:
 
     def _growth(self, key: str) -> float:
         """Median of the last fifth of the samples less that of the first fifth."""
-        values, fifth = [one[key] for one in self.samples], max(len(self.samples) // 5, 1)
-        return round(statistics.median(values[-fifth:]) - statistics.median(values[:fifth]), 1) if values else 0.0
+        medians = self._fifths(key)
+        return round(medians[-1] - medians[0], 1) if medians else 0.0
+
+    def _fifths(self, key: str) -> list[float]:
+        """Median of each fifth of the samples; nothing if there are fewer than five."""
+        values, fifth = [one[key] for one in self.samples], len(self.samples) // 5
+        parts = [values[at * fifth : (at + 1) * fifth] for at in range(4)] + [values[4 * fifth :]]
+        return [round(statistics.median(part), 1) for part in parts] if fifth else []
 
     def close(self) -> None:
         self._over.set()
