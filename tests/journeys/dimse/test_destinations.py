@@ -41,17 +41,20 @@ def archive_of_four(folder: Path, port: int, *, limit: int = 0, **node: Any) -> 
     """A node with a study of four images, the identifier of that study, and peer VIEWER on a port."""
     viewer = {"ae_title": "VIEWER", "host": "127.0.0.1", "port": port, "allow": ["move", "get"]}
     peers = [{"ae_title": "MODALITY", "allow": ["store"]}, {**viewer, "max_associations_to": limit}]
-    changes = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3, **node}
+    usual = {"host": "127.0.0.1", "port": 0, "shutdown_timeout": 0, "keep_alive": 0.3}
     study = generate_uid()
     images = [samples.mammogram(samples.breast(64, 48), StudyInstanceUID=study, InstanceNumber=n) for n in range(4)]
     files = [samples.write(ds, folder / f"{ds.InstanceNumber}.dcm") for ds in images]
-    settings = settings_for(folder / "archive", peers=peers, node=changes, archivist={"enabled": False})
+    storing, settings = (
+        settings_for(folder / "archive", peers=peers, node=changes, archivist={"enabled": False})
+        for changes in (usual, usual | node)
+    )
+    with Node(storing) as running:  # on a busy machine, images arrive more slowly than the timeouts of a test allow
+        assert storescu(files, Archive(running, Receiver(folder)).address).statuses == [0] * 4
     with Node(settings) as running:
-        archive = Archive(running, Receiver(folder))
-        assert storescu(files, archive.address).statuses == [0] * 4
         identifier = client.image_identifier(study)
         identifier.SOPInstanceUID = [ds.SOPInstanceUID for ds in images]  # for the tests: not a key at this level
-        yield archive, identifier
+        yield Archive(running, Receiver(folder)), identifier
     gc.collect()
 
 
