@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contests import Contests
-from benchmarks.ledger import Ledger
+from benchmarks.ledger import NEVER, Ledger
 from benchmarks.traffic import LARGE, Mover, Traffic
 from benchmarks.victim import ROOT, Victim
 from storage.dicom.dicomfile import accept_odd_values
@@ -250,7 +250,7 @@ class Load:
             "echoes": len(self.pulse),
             "finds": counts["finds"],
             **operations,
-            "acknowledged": sum(one.acknowledged < float("inf") for one in self.ledger.images.values()),
+            "acknowledged": sum(one.acknowledged < NEVER for one in self.ledger.images.values()),
             "lost": len(self.lost),
             "wrong_success": len(self.ledger.wrong),
             "crashes": len(crashes),

@@ -22,7 +22,6 @@ from node.fidelity.bands import BANDS, around, band_energies, tile_sums
 from node.fidelity.fsim import similarity
 from node.fidelity.lines import WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
-from node.fidelity.repetition import repetition
 from node.fidelity.specks import HALO, Speck, specks_of_tile
 from node.fidelity.threads import on_all_cores
 from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
@@ -63,7 +62,7 @@ class Structure:
     """A structure measured against its original.
 
     ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
-    worst tile, in window widths. ``periodic``: autocorrelation of the error, as of ``repetition``. ``outside``:
+    worst tile, in window widths. ``periodic``: autocorrelation of the error, as of ``Repetition.look``. ``outside``:
     float64, greatest error out of the breast per cell of 16 pixels, in window widths. ``specks``: per tile (its top
     left corner), those of the original, and the structure's own; empty where they were not looked for. ``error``: what
     was measured, float32, structure minus original, 0 in padding.
@@ -117,7 +116,7 @@ def look(
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
-        periodic=repetition(error, reference.image, reference.core),
+        periodic=reference.repetition.look(error),
         outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float64(width),
         specks=found,
         error=error,
@@ -216,7 +215,7 @@ def measure_noise(
     drawn[~reference.counted] = 0
     figures = {f"spectrum_db_{number + 1}": float(value) for number, value in enumerate(whole)}
     figures["spectrum_tile_db"] = float(np.quantile(tiles, _TILES)) if tiles.size else 0.0
-    figures["repeat"] = repetition(drawn, reference.image, reference.core)
+    figures["repeat"] = reference.repetition.look(drawn)
     figures["quiet"] = _where_flat(reference.image, drawn) / reference.window.width
     return figures
 

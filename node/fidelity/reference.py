@@ -14,6 +14,7 @@ from node.fidelity.bands import band_energies, tile_sums
 from node.fidelity.breast_regions import Mask, Pixels, Window, all_tiles, breast_mask, breast_tiles, without_strips
 from node.fidelity.fsim import Features, features
 from node.fidelity.lines import LineNoise
+from node.fidelity.repetition import Repetition
 from node.fidelity.specks import HALO, Truth, truth_of
 from node.fidelity.windows import display_window, is_inverted
 from storage.formats.geometry import CELL, TILE, cell_grid, cell_pixels
@@ -82,6 +83,11 @@ class Reference:
         return LineNoise.of(self.image, self.breast, self.window.width, self.core)
 
     @cached_property
+    def repetition(self) -> Repetition:
+        """The squares in which repeating errors are looked for, with the original's energy."""
+        return Repetition.of(self.image, self.core)
+
+    @cached_property
     def bands(self) -> NDArray[np.float64]:
         """Energies of the original's octave bands per tile, as ``band_energies`` gives them."""
         return band_energies(self.image, self.core)
@@ -100,7 +106,7 @@ class Reference:
     def excerpt(self, pixels: Pixels, breast: NDArray[np.bool_]) -> Reference:
         """A reference of other pixels with the same window. ``breast``: bool, their shape, where they are measured."""
         other = copy(self)
-        for name in ("image", "breast", "core", "line_noise", "bands", "tile_counts", "grain"):
+        for name in ("image", "breast", "core", "line_noise", "repetition", "bands", "tile_counts", "grain"):
             other.__dict__.pop(name, None)
         other.pixels, other.counted = pixels, np.ones(pixels.shape, dtype=bool)
         other.tiles = other.all_tiles = all_tiles(*pixels.shape)

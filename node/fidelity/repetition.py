@@ -4,6 +4,8 @@ noise. Lost noise and noise do not.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,32 +28,44 @@ _SURE = 8
 """Fewer squares count less, in proportion to the root of their number, because chance counts more in them."""
 
 
-def repetition(error: Float, original: Float, inside: Mask) -> float:
-    """The greatest autocorrelation of ``error`` beyond ``_FAR`` pixels, in the mean of squares of SIDE pixels, as a
-    share of the energy of ``original`` with these periods.
+@dataclass(frozen=True)
+class Repetition:
+    """The squares of an original in which errors are looked at, and its energy in each of them."""
 
-    ``error``, ``original``: float32 (rows, columns). ``inside``: bool, the same shape, the pixels that count. 0 where
-    no square holds enough of them.
-    """
-    rows, columns = error.shape
-    places = [
-        np.s_[row : row + SIDE, column : column + SIDE]
-        for row in range(0, rows - SIDE + 1, SIDE)
-        for column in range(0, columns - SIDE + 1, SIDE)
-    ]
-    places = [where for where in places if inside[where].mean() >= _FILLED]
-    some = places[:: -(-len(places) // _SQUARES) or 1]
-    if not some:
-        return 0.0
+    inside: Mask
+    squares: list[tuple[tuple[slice, slice], float]]
 
-    def one(where: tuple[slice, slice]) -> Float:
-        own, found = (_correlation(image[where], inside[where]) for image in (original, error))
-        return found / max(float(own[0, 0]), 1e-6)
+    @classmethod
+    def of(cls, original: Float, inside: Mask) -> Repetition:
+        """``original``: float32 (rows, columns). ``inside``: bool, the same shape, the pixels that count."""
+        rows, columns = original.shape
+        places = [
+            np.s_[row : row + SIDE, column : column + SIDE]
+            for row in range(0, rows - SIDE + 1, SIDE)
+            for column in range(0, columns - SIDE + 1, SIDE)
+        ]
+        places = [where for where in places if inside[where].mean() >= _FILLED]
+        some = places[:: -(-len(places) // _SQUARES) or 1]
+        energies = on_all_cores(lambda where: float(_correlation(original[where], inside[where])[0, 0]), some)
+        return cls(inside, list(zip(some, energies, strict=True)))
 
-    far = np.mean(on_all_cores(one, some), axis=0)
-    near = np.arange(-_FAR, _FAR + 1)
-    far[np.ix_(near, near)] = 0
-    return float(np.abs(far).max() * min(1.0, (len(some) / _SURE) ** 0.5))
+    def look(self, error: Float) -> float:
+        """The greatest autocorrelation of ``error`` beyond ``_FAR`` pixels, in the mean of the squares, as a share of
+        the energy of the original with these periods.
+
+        ``error``: float32, the original's shape. 0 where no square holds enough pixels that count.
+        """
+        if not self.squares:
+            return 0.0
+
+        def one(square: tuple[tuple[slice, slice], float]) -> Float:
+            where, energy = square
+            return _correlation(error[where], self.inside[where]) / max(energy, 1e-6)
+
+        far = np.mean(on_all_cores(one, self.squares), axis=0)
+        near = np.arange(-_FAR, _FAR + 1)
+        far[np.ix_(near, near)] = 0
+        return float(np.abs(far).max() * min(1.0, (len(self.squares) / _SURE) ** 0.5))
 
 
 def _correlation(values: Float, inside: Mask) -> Float:
