@@ -181,13 +181,14 @@ class Encoder:
         area = self.reference.core.sum() / source.pixels.size if sampled else 1.0
         sampler = replace(self, source=source, reference=reference) if sampled else self
 
-        def look(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float]:
+        def look(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float, tuple[str, ...]]:
             attempt = sampler._attempt(point, upscaler)
-            return attempt.base_bytes, burden(attempt.found, limits)
+            wrong = tuple(failures_of_whole(attempt.found, limits))
+            return attempt.base_bytes, burden(attempt.found, limits), wrong
 
         found = forecasts_of(look, self.upscalers, self.scales, self.effort, area)
         self.tried.extend(forecast.trial for forecast in found)
-        return found
+        return [forecast for forecast in found if not forecast.trial.failures]
 
     # --- on the whole image ---
 
