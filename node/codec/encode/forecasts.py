@@ -38,7 +38,8 @@ for each limit of the whole image that it misses."""
 class SampleForecast:
     """The result of one search on the sample.
 
-    ``payload_bytes``: forecast for the whole image; if ``trial`` failed, the bytes at the last distance. ``slope``: of the burden over the distance, as in ``Walk``.
+    ``payload_bytes``: forecast for the whole image; if ``trial`` failed, the bytes at the last distance. ``slope``: of
+    the burden over the distance, as in ``Walk``.
     """
 
     point: OperatingPoint

@@ -15,6 +15,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +24,19 @@ from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.forecasts import SampleForecast, forecasts_of
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
-from node.codec.encode.patch_choice import extended, patches_on_failures, uneven_cells
-from node.codec.encode.point_fitting import points_for
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
+from node.codec.encode.repairs import Repaired, Repairer
 from node.codec.encode.search_sample import sample_of
 from node.codec.encode.source_image import Source
 from node.codec.noise import NoiseModel, decode_noise, encode_noise
-from node.codec.patches import cells_under, cut, encode_patches
+from node.codec.patches import encode_patches
 from node.codec.points import encode_points
-from node.codec.residuals import CodedResiduals, encode_residuals
+from node.codec.residuals import encode_residuals
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import (
     Reference,
     Structure,
     as_shown,
-    broken_cells,
     burden,
     cell_any,
     decibels,
@@ -69,11 +68,6 @@ _DRAWS = 2
 """Most times that noise is drawn. A second draw corrects the energies that rounding of the codes has changed."""
 _EVEN = 0.1
 """Error of an octave band's energy, in dB, up to which noise is not drawn again."""
-_PATCHES = 8
-"""Most times that exact patches are added. A patch changes what the gate's filters measure beside it."""
-_EXACT = 2.0
-"""Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
-residuals there fail the gate and become patches anyway."""
 _WORTH = 0.95
 """Another forecast is tried on the whole image only if it is at most this share of the payload that was found, all of
 whose side information but the patches it will need, too. A try takes seconds."""
@@ -130,11 +124,6 @@ class Encoder:
     regions: tuple[Box, ...] = ()
     tried: list[Trial] = field(default_factory=list)
     last: Attempt | None = field(default=None, init=False, repr=False)
-
-    @property
-    def _patch_share(self) -> float:
-        """Largest part of the image that patches may cover with those of ``regions``, which do not count."""
-        return self.share + float(cells_under(self.regions, *self.source.pixels.shape).mean())
 
     def search(self) -> Encoded | None:
         """The smallest encoding that passes the gate, or None."""
@@ -214,7 +203,7 @@ class Encoder:
         if best is None:
             return None
         for _ in range(_FINISHES):
-            began, repaired = time.monotonic(), self._repaired(best)
+            began, repaired = time.monotonic(), self._repair(best)
             wrong = tuple(failures(repaired.found, {}, self.limits))
             if wrong:
                 self._note(best.base.point, upscaler, best.base_bytes, wrong, began)
@@ -248,28 +237,15 @@ class Encoder:
         found = measure_deviation(reference.image, decoded.upsampled, reference.core, reference.counted)
         return decode_noise(encode_noise(found))
 
+    @cached_property
+    def _repairer(self) -> Repairer:
+        return Repairer(self.source.pixels, self.reference, self.limits, self.share, self.regions)
+
+    def _repair(self, attempt: Attempt) -> Repaired:
+        return self._repairer.repaired(attempt.decoded, attempt.structure, attempt.plain, attempt.found)
+
     def _finished(self, attempt: Attempt) -> Encoded:
-        return self._with_noise(attempt, self._repaired(attempt))
-
-    def _repaired(self, attempt: Attempt) -> Repaired:
-        """The structure with its failing places repaired, as far as the share allows."""
-        reference, limits, decoded = self.reference, self.limits, attempt.decoded
-        found = look(reference, attempt.plain, limits=limits, before=attempt.found)
-        side = self._side_information(attempt, found)
-        return self._patched(side, decoded, decoded.with_side(attempt.structure.copy(), side), found)
-
-    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: Structure) -> Repaired:
-        """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
-        for _ in range(_PATCHES):
-            plain = decoded.pixels(structure.copy(), side).astype(np.float32)
-            found = look(self.reference, plain, before=found)
-            if self.limits is None:
-                break
-            patches = patches_on_failures(self.source.pixels, found, side.patches, self.limits, self._patch_share)
-            if patches is side.patches:
-                break
-            side = replace(side, patches=patches)
-        return Repaired(side, structure, plain, found)
+        return self._with_noise(attempt, self._repair(attempt))
 
     def _with_noise(self, attempt: Attempt, repaired: Repaired) -> Encoded:
         """The encoding with drawn noise and its verdict."""
@@ -292,16 +268,11 @@ class Encoder:
             lacking = lacking + wanted - have
         wrong: tuple[str, ...] = ()
         if limits is not None:
-            uneven = uneven_cells(self.source.pixels, served, reference)
-            patches = extended(self.source.pixels, side.patches, uneven, self._patch_share)
-            if patches is not side.patches:
-                repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
-                side, plain, found = repaired.side, repaired.plain, repaired.found
+            smooth, wrong = self._repairer.smoothed(decoded, replace(repaired, side=side), served)
+            if smooth.side is not side:
+                side, plain, found = smooth.side, smooth.plain, smooth.found
                 before, served = served, decoded.pixels(structure + grain, side)
                 bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))
-            elif uneven.any():
-                share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
-                wrong = (f"errors show where the original has one value, {share}",)
         figures = measure_noise(reference, plain, served, bands)
         verdict = judge(reference, plain, found, served, figures, limits)
         verdict = replace(verdict, failures=(*verdict.failures, *wrong))
@@ -317,29 +288,6 @@ class Encoder:
         )
         self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
         return made
-
-    def _side_information(self, attempt: Attempt, found: Structure) -> SideInformation:
-        """Residuals for cells beyond the limit of any place, points for specks, and exact patches for ``regions``
-        and for cells outside the breast, such as letters, where patches take less than residuals."""
-        points = repairs = None
-        cells = cells_under(self.regions, *self.source.pixels.shape)
-        if self.limits is not None:
-            broken, structure = broken_cells(found, self.limits), attempt.structure
-            aside = found.outside > self.limits.outside
-            if 0 < broken.mean() <= self.share:
-                repairs = self._residual(structure, broken)
-                within = self._residual(structure, broken & ~aside)
-                exact = encode_patches(cut(self.source.pixels, aside)) if aside.any() else b""
-                if _bytes_of(within) + len(exact) <= _EXACT * _bytes_of(repairs):
-                    repairs, cells = within, cells | aside
-                structure = structure if repairs is None else structure + repairs.field()
-            points = points_for(self.reference, structure, found.specks, broken, cells, self.limits)
-        patches = cut(self.source.pixels, cells) if cells.any() else None
-        return SideInformation(repairs=repairs, points=points, patches=patches)
-
-    def _residual(self, structure: Float, cells: NDArray[np.bool_]) -> CodedResiduals | None:
-        reference = self.reference
-        return CodedResiduals.of(reference.image - structure, cells, reference.grain) if cells.any() else None
 
     def _note(
         self, point: OperatingPoint, upscaler: Upscaler, size: int, failures: tuple[str, ...], began: float
@@ -365,22 +313,6 @@ class Attempt:
     @property
     def base_bytes(self) -> int:
         return len(self.base.coded)
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """A structure with points, residuals and patches: as float32 grey levels, and rounded as it is served without
-    noise.
-    """
-
-    side: SideInformation
-    structure: Float
-    plain: Float
-    found: Structure
-
-
-def _bytes_of(repairs: CodedResiduals | None) -> int:
-    return 0 if repairs is None else len(repairs.coded)
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
