@@ -91,7 +91,7 @@ class Repairer:
     def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: Structure) -> Repaired:
         """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
         for _ in range(_ROUNDS):
-            plain = decoded.pixels(structure.copy(), side).astype(np.float32)
+            plain = decoded.plain(structure, side)
             found = look(self.reference, plain, before=found)
             if self.limits is None:
                 break

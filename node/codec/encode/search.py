@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -146,16 +146,15 @@ class Encoder:
         Without limits upscalers cannot be compared, and the configured one is used.
         """
         upscalers = self.upscalers if self.limits is not None else self.upscalers[:1]
-        return self._kept([self._finished(self._attempt(point, upscaler)) for upscaler in upscalers])
+        return self._smallest(self._attempt(point, upscaler) for upscaler in upscalers)
 
     def of_base(self, base: Base, data: bytes) -> Encoded | None:
         """The smallest encoding of an existing base that passes the gate, or None."""
         decoded = Decoded.of(base)
-        return self._kept(
-            [self._finished(self._measured(base, data, decoded, upscaler)) for upscaler in self.upscalers]
-        )
+        return self._smallest(self._measured(base, data, decoded, upscaler) for upscaler in self.upscalers)
 
-    def _kept(self, made: Sequence[Encoded]) -> Encoded | None:
+    def _smallest(self, attempts: Iterable[Attempt]) -> Encoded | None:
+        made = [self._with_noise(attempt, self._repair(attempt)) for attempt in attempts]
         passed = [each for each in made if self.limits is None or each.verdict.passed]
         return min(passed, key=lambda each: each.payload_bytes) if passed else None
 
@@ -228,7 +227,7 @@ class Encoder:
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        plain = decoded.pixels(structure.copy(), SideInformation()).astype(np.float32)
+        plain = decoded.plain(structure, SideInformation())
         found = look(reference, plain, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, plain, found)
 
@@ -243,9 +242,6 @@ class Encoder:
 
     def _repair(self, attempt: Attempt) -> Repaired:
         return self._repairer.repaired(attempt.decoded, attempt.structure, attempt.plain, attempt.found)
-
-    def _finished(self, attempt: Attempt) -> Encoded:
-        return self._with_noise(attempt, self._repair(attempt))
 
     def _with_noise(self, attempt: Attempt, repaired: Repaired) -> Encoded:
         """The encoding with drawn noise and its verdict."""
