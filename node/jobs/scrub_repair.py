@@ -18,7 +18,7 @@ from pathlib import Path
 
 from storage.errors import LatentPacsError
 from storage.index import Index
-from storage.index.integrity import Damage, ExpectedObject, Integrity, NewDamage
+from storage.index.integrity import ExpectedObject, Integrity, NewDamage
 from storage.objects.inspection import Condition, Inspection, examine, recover, set_aside
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState, ReasonCode, StoredInstance
@@ -72,31 +72,20 @@ class ScrubRepair:
 
     def recheck(self) -> list[ScrubFinding]:
         """Check the open damage of earlier scrubs again: close what is whole by now, repair the rest."""
-        still: list[tuple[Damage, Inspection]] = []
+        still: list[tuple[ExpectedObject, Inspection]] = []
         # newest first, so that its effect on the instance is undone first
         for known in reversed(self._integrity.open_damage()):
             if known.store not in self._stores:
                 continue  # originals.path is not set; the scrub says so
             inspection = examine(self._stores[known.store], known.digest)
+            expected = ExpectedObject(known.digest, known.kind, known.store, known.instance_key)
             if inspection.whole:
                 self._integrity.close(known.key, "whole again")
-            elif not self._is_expected(known):
+            elif expected not in self._integrity.expected(known.digest, known.digest + "0"):
                 self._integrity.close(known.key, "nothing needs it any more")
             else:
-                still.insert(0, (known, inspection))
-        found = []
-        for known, inspection in still:
-            found += self.settle(
-                [ExpectedObject(known.digest, known.kind, known.store, known.instance_key)], inspection
-            )
-        return found
-
-    def _is_expected(self, known: Damage) -> bool:
-        after = known.digest + "0"  # the next text after the digest
-        identity = (known.kind, known.store, known.instance_key)
-        return any(
-            (one.kind, one.store, one.instance_key) == identity for one in self._integrity.expected(known.digest, after)
-        )
+                still.insert(0, (expected, inspection))
+        return [found for expected, inspection in still for found in self.settle([expected], inspection)]
 
     def _settle_one(self, expected: ExpectedObject, inspection: Inspection, moved_to: str) -> ScrubFinding:
         instance = None if expected.instance_key is None else self._index.by_key(expected.instance_key)
