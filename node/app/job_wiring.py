@@ -149,8 +149,12 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
     """The integrity scrub. ``plan``: fields of ScrubPlan that replace what config.yaml says."""
     scrub, index, integrity = settings.jobs.scrub, archive.index, Integrity(archive.index.engine)
     stores = {str(tier): store for tier, store in archive.stores.items()}
-    timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
-    timed = replace(timed, keep_orphans=scrub.keep_orphans)
+    timed = ScrubPlan(
+        period=scrub.period,
+        gap=parse_when(scrub.when).gap,
+        orphan_grace=scrub.orphan_grace,
+        keep_orphans=scrub.keep_orphans,
+    )
     repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
