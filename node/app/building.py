@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,23 +94,19 @@ def open_archive(settings: Settings) -> Iterator[Services]:
     accept_odd_values()
     set_decode_limits(settings.limits.decoders)
     with ExitStack() as stack:
-        index = open_for_command(settings)
-        stack.callback(index.close)
+        index = stack.enter_context(closing(open_for_command(settings)))
         stores = open_stores(settings, index, open_store(settings))
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=stores[Tier.HOT].spool))
-        pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
-        stack.callback(pool.close)
+        own = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
+        pool = stack.enter_context(closing(own))
         yield build_archive(settings, index, stores, Workers(pool, pool, RenderedCache(Path(folder), 0)))
 
 
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[Reports]:
     """The reports of an archive, beside a node or without one. Raises ConfigError if there is no archive."""
-    index = open_for_command(settings)
-    try:
+    with closing(open_for_command(settings)) as index:
         yield reports_of(settings, index)
-    finally:
-        index.close()
 
 
 def reports_of(settings: Settings, index: Index) -> Reports:

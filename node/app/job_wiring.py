@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,15 +166,7 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
 
 
 def _own_pool(settings: Settings) -> LentPool:
-    @contextmanager
-    def opened() -> Iterator[WorkerPool]:
-        pool = WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders)
-        try:
-            yield pool
-        finally:
-            pool.close()
-
-    return opened
+    return lambda: closing(WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders))
 
 
 def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:
@@ -182,13 +174,10 @@ def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:
     def opened() -> Iterator[Retrieve]:
         with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
             limits, reconstruct = settings.limits, settings.reconstruct
-            pool = WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)
-            stack.callback(pool.close)
-            decoders = WorkerPool(reconstruct, name="decode", within=limits.decoders)
-            stack.callback(decoders.close)
+            pool = stack.enter_context(closing(WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)))
+            decoders = stack.enter_context(closing(WorkerPool(reconstruct, name="decode", within=limits.decoders)))
             cache = RenderedCache(Path(folder), 0)
             retrieve = Retrieve(archive.index, archive.store, pool, decoders, cache, archive.originals)
-            stack.callback(retrieve.close)
-            yield retrieve
+            yield stack.enter_context(closing(retrieve))
 
     return opened
