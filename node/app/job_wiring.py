@@ -11,14 +11,14 @@ from typing import Any
 
 from node.app.backing_up import make_replication
 from node.app.building import Services, examine_in
-from node.app.replicating import make_peer_replication
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.retrieve import Retrieve
-from node.config import Settings, parse_when
+from node.config import Peer, Settings, parse_when
 from node.dimse.associations.outgoing import Outgoing
+from node.dimse.replication import JOB, Replication
 from node.dimse.server import calling_only
 from node.jobs.audit_job import Audit, AuditPlan
 from node.jobs.job import FunctionJob
@@ -27,6 +27,7 @@ from node.jobs.scrub_job import Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from node.workers.pool import WorkerPool
+from storage.errors import ConfigError
 from storage.index.index_trust import IndexStanding
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
@@ -97,14 +98,24 @@ def send_to_peer(
     to: str = "",
 ) -> FunctionJob:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
-    return make_peer_replication(
-        settings,
-        archive.index,
-        archive.trail,
-        retrieve or _own_retrieve(settings, archive),
-        outgoing or (lambda: calling_only(settings, archive.store.spool)),
-        to,
-    )
+    lent = retrieve or _own_retrieve(settings, archive)
+    calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
+
+    def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+        peer = _replication_peer(settings, to or settings.jobs.replicate_peer.to)
+        with lent() as service:
+            return Replication(archive.index, service, calling(), peer, archive.trail.append).run(progress, cancelled)
+
+    return FunctionJob(JOB, "sends the held originals that it lacks to the peer in jobs.replicate_peer.to", work)
+
+
+def _replication_peer(settings: Settings, title: str) -> Peer:
+    if not title:
+        raise ConfigError("jobs.replicate_peer.to names no peer; name one there or on the command line")
+    peer = settings.peer(title)
+    if peer is None or not peer.reachable:
+        raise ConfigError(f"{title} is not a peer with host and port; `latent-pacs peer add` adds one")
+    return peer
 
 
 def make_audit(
