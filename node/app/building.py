@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,14 @@ from pathlib import Path
 from node.app.damage import settle_in
 from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
+from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.index_opening import open_for_command
 from node.archive.intake.ingest import examine
 from node.archive.intake.marked_regions import MarkedRegions, read_regions
 from node.archive.intake.quarantine import Examine, QuarantineReview
-from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess, Restore
-from node.archive.originals.retention import Retention
+from node.archive.originals.retention import Render, Retention
 from node.archive.rendered_cache import RenderedCache
-from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
@@ -31,7 +30,7 @@ from storage.index import Index
 from storage.index.report_rows import ReportRows
 from storage.objects.store import ObjectStore
 from storage.objects.trail_journal import TrailJournal
-from storage.records import StoredRendition, Tier
+from storage.records import Tier
 
 
 @dataclass(frozen=True)
@@ -144,20 +143,7 @@ def examine_in(pool: WorkerPool) -> Examine:
     return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
-def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
+def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Render:
     """Proves that a reconstruction can be made and sent: with its verified pixels and its header as amended today."""
-    models = ModelStore(index, store)
-
-    def render(rendition: StoredRendition) -> None:
-        image = next((index.by_key(key) for key in index.renditions([rendition.derived_uid])), None)
-        parts = DerivedParts(
-            store.held(rendition.base_digest),
-            store.held(rendition.rendition_digest),
-            rendition.payload_bytes,
-            rendition.verified_at,
-            models.folder(rendition.upscaler, rendition.weights_digest),
-            image.amended if image else (),
-        )
-        prove_object(parts, store.spool, lambda request: pool.submit(request, Priority.ARCHIVIST).result())
-
-    return render
+    prove = RenditionWriter(index, store).prove
+    return lambda key, made: prove(key, made, lambda request: pool.submit(request, Priority.ARCHIVIST).result())

@@ -70,9 +70,9 @@ class ArchiveParts:
             self.settings,  # type: ignore[arg-type]
         )
         self.rendered: list[str] = []
-        self.retention = self.purging_with(lambda rendition: self.rendered.append(rendition.derived_uid))
+        self.retention = self.purging_with(lambda _, rendition: self.rendered.append(rendition.derived_uid))
 
-    def purging_with(self, render: Callable[[StoredRendition], None]) -> Retention:
+    def purging_with(self, render: Callable[[int, StoredRendition], None]) -> Retention:
         return Retention(self.index, self.stores, self.trail, self.settings, render)
 
     def receive(

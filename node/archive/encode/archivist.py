@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from node.archive.encode.remake import Remake
-from node.archive.encode.rendition_writer import Ask, RenditionWriter
+from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.intake.eligibility import why_exact
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.originals.original_access import OriginalAccess
+from node.archive.serve.derived_object import Ask
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool

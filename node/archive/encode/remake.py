@@ -14,7 +14,8 @@ import hashlib
 import logging
 from dataclasses import replace
 
-from node.archive.encode.rendition_writer import Ask, RenditionWriter, new_rendition
+from node.archive.encode.rendition_writer import RenditionWriter, new_rendition
+from node.archive.serve.derived_object import Ask
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing
 from storage.formats.payload import Rendition, encode_rendition

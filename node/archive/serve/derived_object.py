@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VR
 
 from node.archive.serve.derived_header import derived_header
 from node.codec.rendering import read_pair
-from node.workers.worker import Answer, ProofRequest, ReconstructRequest
+from node.workers.worker import Answer, ProofRequest, ReconstructRequest, Request
 from storage.dicom.content import differences
 from storage.dicom.dicomfile import write_header_for_pixels
 from storage.errors import (
@@ -35,7 +35,7 @@ from storage.records import Applied, ReasonCode
 _NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
 """Names that are not compared: "" is that of private elements; pixels are compared by their digest."""
 
-Ask = Callable[[ReconstructRequest | ProofRequest], Answer]
+Ask = Callable[[Request], Answer]
 """Has a worker carry out a request, and waits for its answer."""
 
 _UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
