@@ -31,7 +31,7 @@ class KeptCancels(DIMSEServiceProvider):
 
     @cancel_req.setter
     def cancel_req(self, forgotten: dict[int, Any]) -> None:
-        """Keep them: ``on_command`` has removed those that are older than their request."""
+        """Keep them: ``forget_older_cancel`` has removed those that are older than their request."""
 
 
 def keep_cancels(assoc: Any) -> None:
@@ -39,10 +39,8 @@ def keep_cancels(assoc: Any) -> None:
     assoc.dimse._cancels = {}
 
 
-def on_command(assoc: Any, command: Dataset) -> None:
+def forget_older_cancel(assoc: Any, command: Dataset) -> None:
     """Forget an older cancel when one of our associations has received a request."""
-    if not isinstance(assoc.dimse, KeptCancels):
-        return
     cancels = assoc.dimse.cancel_req
     if command.CommandField != _CANCEL:
         cancels.pop(command.get("MessageID"), None)
