@@ -138,7 +138,6 @@ class Node:
             services=RetrieveServices(
                 self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
             ),
-            peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
             committer=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),

@@ -19,8 +19,9 @@ from node.archive.intake.ingest import Ingest
 from node.archive.originals.storage_commitment import CommitmentJudge
 from node.config import Settings
 from node.dimse import pynetdicom_patches
-from node.dimse.associations import connection_log, extended_negotiation
+from node.dimse.associations import extended_negotiation
 from node.dimse.associations.admission import Admission
+from node.dimse.associations.connection_log import log_association
 from node.dimse.associations.outgoing import Outgoing
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
@@ -65,7 +66,6 @@ class ServerDependencies:
     ingest: Ingest
     search: Search
     services: RetrieveServices
-    peers: Peers
     check_room: Callable[[], None]
     commitments: Commitments
     committer: CommitmentJudge
@@ -86,7 +86,7 @@ class Server:
         self.outgoing = Outgoing(self.entity, settings)
         self._notifier = Notifier(settings, dependencies.commitments, dependencies.committer, self.outgoing)
         self.entity.after_action = self._notifier.response_sent
-        self.entity.refused = dependencies.services.refusals.on_association
+        self.entity.refused = dependencies.services.refusals.of_request
         self._admission = Admission(settings, dependencies.services.refusals)
         self._operations = _Operations()
         self._listeners: list[Listener] = []
@@ -155,7 +155,7 @@ class Server:
         ]
 
     def _allowance(self, assoc: Any) -> Allowance:
-        may_store = self._dependencies.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        may_store = self._dependencies.services.peers.may(str(assoc.requestor.ae_title).strip(), "store")
         return Allowance(self._settings.max_instance if may_store else 0, self._dependencies.check_room)
 
     def _end_overdue(self) -> None:
@@ -178,7 +178,7 @@ class Server:
     def _handlers(self) -> list[Any]:
         needs, services = self._dependencies, self._dependencies.services
         one, several = self._operations.track_call, self._operations.track_responses
-        checks: dict[str, Any] = {"peers": needs.peers, "refusals": services.refusals}
+        checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
         store = partial(
             handle_store,
             ingest=needs.ingest,
@@ -196,9 +196,9 @@ class Server:
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
             (evt.EVT_SOP_EXTENDED, extended_negotiation.answer),
-            (evt.EVT_ACCEPTED, connection_log.accepted),
-            (evt.EVT_RELEASED, connection_log.released),
-            (evt.EVT_ABORTED, connection_log.aborted),
+            (evt.EVT_ACCEPTED, log_association, ["accepted"]),
+            (evt.EVT_RELEASED, log_association, ["released"]),
+            (evt.EVT_ABORTED, log_association, ["aborted"]),
             (evt.EVT_CONN_CLOSE, self._closed),
         ]
 
@@ -211,7 +211,7 @@ def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
     caller = peers.calling(event)
     if peers.may(caller, "echo"):
         return SUCCESS
-    refusals.of_request(event, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
+    refusals.of_request(event.assoc, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
     return NOT_AUTHORIZED
 
 

@@ -126,13 +126,13 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
     """Handle C-GET: send images over the requester's own association, if it accepted the SCP role for them."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "get"):
-        services.refusals.of_request(event, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
+        services.refusals.of_request(event.assoc, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
         yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
         return
     try:
         choices = _choices(event, services, caller)
     except IdentifierError as error:
-        services.refusals.of_request(event, "get", 0xA900, reason_text(error, QUERY_ERRORS))
+        services.refusals.of_request(event.assoc, "get", 0xA900, reason_text(error, QUERY_ERRORS))
         yield _refusal(error)
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
@@ -145,20 +145,20 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     """Handle C-MOVE: send images to a configured peer over an association of ours, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
-        services.refusals.of_request(event, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
+        services.refusals.of_request(event.assoc, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
         yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
         return
     title = str(event.move_destination).strip()
     peer = services.peers.destination(title)
     if peer is None:
         failure = f"move destination {title[:16]} is not a peer with host and port"
-        services.refusals.of_request(event, "move", DESTINATION_UNKNOWN, failure)
+        services.refusals.of_request(event.assoc, "move", DESTINATION_UNKNOWN, failure)
         yield RetrieveResponse(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
         return
     try:
         choices = _choices(event, services, peer.ae_title)
     except IdentifierError as error:
-        services.refusals.of_request(event, "move", 0xA900, reason_text(error, QUERY_ERRORS))
+        services.refusals.of_request(event.assoc, "move", 0xA900, reason_text(error, QUERY_ERRORS))
         yield _refusal(error)
         return
     yield from _send_to(event, services, choices, outgoing, peer)

@@ -59,13 +59,13 @@ def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusa
     """One durable request and one status for an N-ACTION."""
     caller = peers.calling(event)
     if not peers.may(caller, "commit"):
-        refusals.of_request(event, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
+        refusals.of_request(event.assoc, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
         return response(NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here"), None
     try:
         transaction_uid, references = _request(event)
         notifier.add(event.assoc, transaction_uid, caller, references)
     except ActionRefused as error:
-        refusals.of_request(event, "commit", error.status, str(error))
+        refusals.of_request(event.assoc, "commit", error.status, str(error))
         return response(error.status, str(error)), None
     except StoreFull as error:
         LOGGER.error("storage commitment request from %s failed: %s", caller, error)
