@@ -41,7 +41,6 @@ from node.dimse.dimse_status import (
     SUCCESS,
     for_log,
     is_warning,
-    of_error,
     reason_text,
 )
 from node.dimse.pynetdicom_patches.ended_peer import has_ended
@@ -89,7 +88,7 @@ class SubOperations:
             self.failed += 1
             self.failed_uids.append(choice.sop_instance_uid)
 
-    def response(self, status: int, *, comment: str = "") -> RetrieveResponse:
+    def response(self, status: int) -> RetrieveResponse:
         """A response with the present counts."""
         shows_remaining = status in (PENDING, CANCELLED)
         uids = () if status in (PENDING, SUCCESS) else tuple(self.failed_uids)
@@ -100,7 +99,6 @@ class SubOperations:
             self.failed,
             self.warning,
             uids,
-            comment,
         )
 
     def final(self) -> RetrieveResponse:
@@ -132,8 +130,7 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
     try:
         choices = _choices(event, services, caller)
     except IdentifierError as error:
-        services.refusals.of_request(event.assoc, "get", 0xA900, reason_text(error, QUERY_ERRORS))
-        yield _refusal(error)
+        yield _refusal(event, services, "get", error)
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     entry = TrailEntry("get", caller, detail=f"to {caller}")
@@ -158,8 +155,7 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     try:
         choices = _choices(event, services, peer.ae_title)
     except IdentifierError as error:
-        services.refusals.of_request(event.assoc, "move", 0xA900, reason_text(error, QUERY_ERRORS))
-        yield _refusal(error)
+        yield _refusal(event, services, "move", error)
         return
     yield from _send_to(event, services, choices, outgoing, peer)
 
@@ -203,9 +199,11 @@ def _root(event: Any, identifier: Dataset) -> Root:
     return root
 
 
-def _refusal(error: IdentifierError) -> RetrieveResponse:
-    status: Dataset = of_error(error, QUERY_ERRORS)
-    return RetrieveResponse(int(status.Status), comment=str(error))
+def _refusal(event: Any, services: RetrieveServices, verb: str, error: IdentifierError) -> RetrieveResponse:
+    """The response to a request whose identifier is invalid, which is recorded."""
+    status = QUERY_ERRORS[IdentifierError].code
+    services.refusals.of_request(event.assoc, verb, status, reason_text(error, QUERY_ERRORS))
+    return RetrieveResponse(status, comment=str(error))
 
 
 def _send(
