@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
@@ -20,7 +19,7 @@ from node.archive.query.identifier import Root
 from node.dimse import pynetdicom_patches
 from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.pynetdicom_patches.tcp_nodelay import set_no_delay
-from node.dimse.sop_classes import FIND, GET, MOVE, query_retrieve
+from node.dimse.sop_classes import FIND, GET, MOVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, query_retrieve
 from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 
@@ -52,8 +51,6 @@ class Receiver:
     """SOP Instance UID to file."""
 
     def __enter__(self) -> Receiver:
-        from node.dimse.sop_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
-
         entity = AE(self.ae_title)
         entity.maximum_pdu_size = 0
         for sop_class in STORAGE_CLASSES:
@@ -61,9 +58,7 @@ class Receiver:
         self._server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
 
     @property
@@ -142,11 +137,6 @@ def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
         identifier.SeriesInstanceUID = series
         identifier.SOPInstanceUID = image
     return identifier
-
-
-def read(path: Path) -> Dataset:
-    """The data set of a received file."""
-    return dcmread(path)
 
 
 @contextmanager

@@ -222,6 +222,8 @@ def _describe(row: Row, instance: StoredInstance) -> None:
 
 
 def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Receiver, got: Receiver) -> None:
+    from pydicom import dcmread
+
     from node.dimse import client
 
     uid = row.derived_uid or row.original_uid
@@ -234,7 +236,7 @@ def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Recei
     row.get_s = round(time.monotonic() - began, 3)
     row.moved, row.got = _came_back(moved, uid, instance), _came_back(got, uid, instance)
     if row.got and row.derived_uid:
-        received = client.read(got.received[uid])
+        received = dcmread(got.received[uid])
         row.rows, row.columns = int(received.Rows), int(received.Columns)
 
 
