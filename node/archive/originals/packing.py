@@ -7,7 +7,6 @@ is durable, was proved to restore them, and is committed in the index.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -88,17 +87,13 @@ class Packer:
     def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
         hot.check_room(claim.original.object_bytes)
-        handle, name = tempfile.mkstemp(dir=hot.spool)
-        os.close(handle)
-        target = Path(name)
-        try:
+        with tempfile.TemporaryDirectory(dir=hot.spool) as folder:
+            target = Path(folder) / "packed"
             with self._originals.borrowed(digest) as path:
                 request = PackRequest(path, digest, target, self._settings.originals.coder)
                 self._wait(self._pool.submit(request, Priority.ARCHIVIST))
             size = target.stat().st_size
             packed = hot.adopt(target)
-        finally:
-            target.unlink(missing_ok=True)
         if not self._index.originals.packed(claim, packed, size, present=hot.has):
             self._index.originals.mark_garbage(packed, Tier.HOT)
 
