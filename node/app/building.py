@@ -14,7 +14,7 @@ from node.archive.deletion import Deletion
 from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.index_opening import open_for_command
 from node.archive.intake.ingest import examine
-from node.archive.intake.marked_regions import MarkedRegions, read_regions
+from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.intake.quarantine import Examine, QuarantineReview
 from node.archive.originals.original_access import OriginalAccess, Restore
 from node.archive.originals.retention import Render, Retention
@@ -66,8 +66,7 @@ class Services:
 
 def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, ObjectStore], workers: Workers) -> Services:
     """Join the parts of an archive. Raises ConfigError if gate.patches.regions cannot be read."""
-    root, store, file = settings.storage.root, stores[Tier.HOT], settings.gate.patches.file
-    in_file = read_regions(file) if file else {}
+    root, store = settings.storage.root, stores[Tier.HOT]
     trail = AuditTrail(index, TrailJournal(root / "journal"))
     originals = OriginalAccess(index, stores, workers.cache, workers.unpack)
     originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
@@ -82,7 +81,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         deletion=deletion,
         quarantine=QuarantineReview(index, store, originals, deletion, trail, settings, examine_one),
         trail=trail,
-        marked_regions=MarkedRegions(index, store, originals, file, in_file),
+        marked_regions=MarkedRegions(index, store, originals, settings.gate.patches.file),
         reports=reports_of(settings, index),
     )
 

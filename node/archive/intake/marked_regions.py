@@ -30,18 +30,14 @@ _REASON = "regions were marked that its rendition does not hold exactly"
 
 
 class MarkedRegions:
-    """The marked regions of an archive. ``file``: the CSV of config.yaml, or None; ``in_file``: its boxes by UID."""
+    """The marked regions of an archive. ``file``: the CSV of config.yaml, or None.
 
-    def __init__(
-        self,
-        index: Index,
-        store: ObjectStore,
-        originals: OriginalAccess,
-        file: Path | None,
-        in_file: Mapping[str, list[Box]],
-    ) -> None:
+    Raises ConfigError if it cannot be read.
+    """
+
+    def __init__(self, index: Index, store: ObjectStore, originals: OriginalAccess, file: Path | None) -> None:
         self._index, self._store, self._originals = index, store, originals
-        self._file, self._in_file = file, in_file
+        self._file, self._in_file = file, read_regions(file) if file else {}
         self._version: tuple[int, int] | None = (0, 0)
         self._logged: set[tuple[str, Box]] = set()
 
@@ -135,8 +131,7 @@ class MarkedRegions:
         if instance.rendition is None or instance.state not in (InstanceState.VERIFIED, InstanceState.MEASURED):
             return
         try:
-            base = decode_base(self._store.read(instance.rendition.base_digest))
-            if not self.lacks_patches(instance, self.on_image(instance, base.rows, base.columns)):
+            if not self.lacks_patches(instance, self.on_rendition(instance.key)):
                 return
         except LatentPacsError as error:
             LOGGER.error("the patches of %s cannot be checked: %s", instance.sop_instance_uid, error)
