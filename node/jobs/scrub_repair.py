@@ -108,7 +108,7 @@ class ScrubRepair:
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
             self._integrity.flag(found, state, code, f"{what}; {left}")
-        return self._finding(expected, inspection, action, instance)
+        return self._finding(expected, inspection, action)
 
     def _decide(
         self, expected: ExpectedObject, instance: StoredInstance | None, inspection: Inspection
@@ -132,11 +132,8 @@ class ScrubRepair:
         found = [one for one in needs if one.digest in digests]
         return bool(found) and all(examine(self._stores[one.store], one.digest).whole for one in found)
 
-    def _finding(
-        self, expected: ExpectedObject, inspection: Inspection, action: str, instance: StoredInstance | None = None
-    ) -> ScrubFinding:
-        if instance is None and expected.instance_key is not None:
-            instance = self._index.by_key(expected.instance_key)
+    def _finding(self, expected: ExpectedObject, inspection: Inspection, action: str) -> ScrubFinding:
+        instance = None if expected.instance_key is None else self._index.by_key(expected.instance_key)
         uid = instance.sop_instance_uid if instance else ""
         return ScrubFinding(
             expected.digest, expected.kind, expected.store, inspection.condition.value, inspection.detail, action, uid
