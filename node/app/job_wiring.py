@@ -48,9 +48,6 @@ def plan_jobs(
 
     A node passes its own workers (``pool``), whether its archivist has work (``busy``), its ``retrieve`` service and
     its ``outgoing`` associations. A command leaves them out, and the jobs open their own.
-
-    To add a job, add a section to JobsSettings (node/config/job_sections.py), the same keys to config.yaml, and a line
-    here; FunctionJob (node/jobs/job.py) makes a job of a function.
     """
     jobs, audit = settings.jobs, settings.audit
     return [

@@ -33,7 +33,6 @@ from storage.thresholds import limits_of
 
 KIND = "audit"
 ALL = "all"
-FIGURES = TRENDS
 CHARTED = ("fsim_mean", "psnr_db")
 
 _CHARTED_RUNS = 50
@@ -179,7 +178,7 @@ class Audit:
             "measured": everything.get("measured", 0),
             "failed": sum(count for outcome, count in outcomes.items() if outcome.failed),
             **{name: actions[name] for name in ("withdrawn", "flagged", "cleared")},
-            **{name: everything[name]["mean"] for name in FIGURES if name in everything},
+            **{name: everything[name]["mean"] for name in TRENDS if name in everything},
             "drifting": sum(bool(one.chart.alarm) for one in trends),
             "sample": progress.sample,
             "seed": progress.seed,
@@ -235,7 +234,7 @@ def _figures_of(findings: Sequence[FidelityFinding]) -> dict[str, Any]:
         "measured": len(measured),
         "failed": sum(one.outcome.failed for one in findings),
     }
-    values = {name: [one[name] for one in measured] for name in FIGURES} if measured else {}
+    values = {name: [one[name] for one in measured] for name in TRENDS} if measured else {}
     spread = {name: {"mean": fmean(of), "sd": stdev(of) if len(of) > 1 else 0.0} for name, of in values.items()}
     return {**counts, **spread}
 
