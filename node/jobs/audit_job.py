@@ -151,22 +151,11 @@ class Audit:
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
         verdict = _verdict(findings, trends)
         began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
-        run = AuditRun(
-            began,
-            finished,
-            verdict,
-            alarm,
-            summary,
-            tuple(findings),
-            tuple(trends),
-            tuple(pictures),
-            self._settings.audit,
-            limits_of(self._settings.thresholds),
-        )
         details = {"findings": [asdict(one) for one in findings], "drift": [_trend_details(one) for one in trends]}
-        return self._reports.publish(
-            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(run, self._index.counts()))
-        )
+        outcome = RunOutcome(KIND, began, finished, verdict, alarm, summary, details)
+        limits = limits_of(self._settings.thresholds)
+        run = AuditRun(outcome, findings, trends, pictures, self._settings.audit, limits)
+        return self._reports.publish(outcome, audit_page(run, self._index.counts()))
 
     def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
         outcomes = Counter(one.outcome for one in progress.findings)

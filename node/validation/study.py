@@ -115,8 +115,8 @@ class _ValidationRun:
         html = page(found, worst, settings, backbone, finished)
         alarm = found.verdict is Equivalence.DIFFERENT
         details = {**found.details(), "recipes": recipes}
-        outcome = RunOutcome("validation", started, finished, found.sentence, alarm, summary, details, html)
-        report = work.reports.publish(outcome)
+        outcome = RunOutcome("validation", started, finished, found.sentence, alarm, summary, details)
+        report = work.reports.publish(outcome, html)
         why = f"used by validation report {report.key}"
         work.index.classes.release([one.uid for one in subjects], who="job:validation", why=why)
         work.trail.write_down()
