@@ -196,10 +196,8 @@ def _parsed(
             continue
         one = _query_key(identifier, *supported[tag], codecs)
         if tag == UNIQUE[Level.IMAGE].tag:  # SQL matches it, since it may name a rendition
-            uids, one = (
-                tuple(key_values(identifier, one.key)) if one.values else (),
-                QueryKey(one.key, one.level),
-            )
+            uids = tuple(key_values(identifier, one.key)) if one.values else ()
+            one = QueryKey(one.key, one.level)
         keys.append(one)
     combined, keys = _combined(keys) if combined_datetime else ([], keys)
     return Query(
@@ -224,11 +222,9 @@ _SUPPORTED: dict[Level, dict[BaseTag, tuple[Key, Level]]] = {
 """Per query level: the keys of that level and of the levels above."""
 
 _MOVED_VRS = {"DA", "TM", "DT"}
-_LEVEL, _RETRIEVE_AE_TITLE, _AVAILABILITY = (
-    Key("QueryRetrieveLevel"),
-    Key("RetrieveAETitle"),
-    Key("InstanceAvailability"),
-)
+_LEVEL = Key("QueryRetrieveLevel")
+_RETRIEVE_AE_TITLE = Key("RetrieveAETitle")
+_AVAILABILITY = Key("InstanceAvailability")
 
 _COMPUTED = frozenset(key.keyword for keys in COMPUTED_KEYS.values() for key in keys)
 
