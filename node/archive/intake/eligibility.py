@@ -21,16 +21,7 @@ PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
 """Creator of the private block of every reconstruction (node/archive/serve/derived_header.py)."""
 
-_LOSSY_SYNTAXES = {
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.4.93",
-    "1.2.840.10008.1.2.4.203",
-    "1.2.840.10008.1.2.4.111",
-    "1.2.840.10008.1.2.4.112",
-}
+_LOSSY_SYNTAXES = {f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 81, 91, 93, 111, 112, 203)}
 
 _SPECIAL_VIEWS = {
     "399163009": ReasonCode.MAGNIFICATION_VIEW,
