@@ -90,16 +90,9 @@ class SubOperations:
 
     def response(self, status: int) -> RetrieveResponse:
         """A response with the present counts."""
-        shows_remaining = status in (PENDING, CANCELLED)
+        remaining = self.remaining if status in (PENDING, CANCELLED) else None
         uids = () if status in (PENDING, SUCCESS) else tuple(self.failed_uids)
-        return RetrieveResponse(
-            status,
-            self.remaining if shows_remaining else None,
-            self.completed,
-            self.failed,
-            self.warning,
-            uids,
-        )
+        return RetrieveResponse(status, remaining, self.completed, self.failed, self.warning, uids)
 
     def final(self) -> RetrieveResponse:
         """The final response."""
