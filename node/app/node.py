@@ -83,7 +83,8 @@ class Node:
         self._build_encoding()
         self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, workers.cache, self.originals)
         self.prefetch = Prefetch(self.index, self.retrieve, *_prefetch_plan(settings), self._has_work)
-        ingest = self._build_ingest()
+        lenient = settings.storage.leading_zeros == "accept"
+        ingest = Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=lenient)
         self.commitments = Commitments(self.index.engine)
         self.server = Server(settings, self._handler_dependencies(ingest), self.store.spool)
         self.schedule = self._build_schedule()
@@ -123,10 +124,6 @@ class Node:
             when_idle=self.packer.step,
             concurrency=self.encoders.size,
         )
-
-    def _build_ingest(self) -> Ingest:
-        accept_zeros = self.settings.storage.leading_zeros == "accept"
-        return Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=accept_zeros)
 
     def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
         settings, peers, record = self.settings, Peers(self.settings), self._trail_writer.record

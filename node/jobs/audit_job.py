@@ -151,7 +151,8 @@ class Audit:
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
         verdict = _verdict(findings, trends)
         began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
-        details = {"findings": [asdict(one) for one in findings], "drift": [_trend_details(one) for one in trends]}
+        drift = [{"stratum": one.stratum, "figure": one.figure, **asdict(one.chart)} for one in trends]
+        details = {"findings": [asdict(one) for one in findings], "drift": drift}
         outcome = RunOutcome(KIND, began, finished, verdict, alarm, summary, details)
         limits = limits_of(self._settings.thresholds)
         run = AuditRun(outcome, findings, trends, pictures, self._settings.audit, limits)
@@ -235,10 +236,6 @@ def _point(at: float, stratum: dict[str, Any], name: str) -> ChartPoint:
         if figure is None
         else ChartPoint(at, stratum["measured"], figure["mean"], figure["sd"])
     )
-
-
-def _trend_details(trend: Trend) -> dict[str, Any]:
-    return {"stratum": trend.stratum, "figure": trend.figure, **asdict(trend.chart)}
 
 
 def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> str:

@@ -142,8 +142,7 @@ class Archivist:
             return
         with self._originals.borrowed(claim.original_digest) as path:
             size = self._eligible_size(instance, path)
-            request = self._request(claim, path)
-            request = replace(request, regions=self._regions.on_image(instance, *size))
+            request = replace(self._request(claim, path), regions=self._regions.on_image(instance, *size))
             self._encode_eligible(claim, instance, request)
         if self._regions.on_image(instance, *size) != request.regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)

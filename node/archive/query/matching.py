@@ -137,13 +137,9 @@ def span(vr: str, key: str) -> Span:
     if not hyphen:
         high = low
     if vr == "TM":
-        return Span(fill_time(low), _latest(high), bool(hyphen))
+        latest = high + "235959.999999"[len(high) :] if high else ""  # that it can mean with less precision
+        return Span(fill_time(low), latest, bool(hyphen))
     return Span(low, high, bool(hyphen))
-
-
-def _latest(time: str) -> str:
-    """The last moment that a TM value of less than full precision can mean."""
-    return time + "235959.999999"[len(time) :] if time else ""
 
 
 def _date(key: str) -> Callable[[str], bool]:

@@ -123,11 +123,8 @@ def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tupl
         out.write(write_header_for_pixels(out, header, 0))
         out.flush()
         found = differences(Path(out.name), returned)
-    return tuple(one.name for one in found if one.one and _is_compared(one.name))
-
-
-def _is_compared(keyword: str) -> bool:
-    return keyword not in _NOT_COMPARED and dictionary_VR(keyword) != "SQ"
+    changed = (one.name for one in found if one.one and one.name not in _NOT_COMPARED)
+    return tuple(name for name in changed if dictionary_VR(name) != "SQ")
 
 
 def safe_text(error: BaseException) -> str:

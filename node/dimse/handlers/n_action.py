@@ -185,7 +185,7 @@ class Notifier:
     def _postpone(self, request: CommitmentRequest, error: Exception) -> None:
         settings = self._settings.commitment
         wait = min(settings.retry * 2.0 ** min(request.attempts, 20), _LONGEST_WAIT)
-        if time.time() + wait - _timestamp(request) > settings.give_up:
+        if time.time() + wait - request.requested_at.replace(tzinfo=UTC).timestamp() > settings.give_up:
             LOGGER.error(
                 "storage commitment cannot be reported to %s, no further attempt: %s", request.calling_aet, error
             )
@@ -250,7 +250,3 @@ def _item(one: CommitmentAnswer) -> Dataset:
     if one.reason:
         item.FailureReason = one.reason
     return item
-
-
-def _timestamp(request: CommitmentRequest) -> float:
-    return request.requested_at.replace(tzinfo=UTC).timestamp()
