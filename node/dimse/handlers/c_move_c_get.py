@@ -22,7 +22,6 @@ from pydicom import Dataset
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, level_of
 from node.archive.query.selection import select
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
-from node.config import Peer
 from node.dimse.associations.extended_negotiation import agreed
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
@@ -150,13 +149,7 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     except IdentifierError as error:
         yield _refusal(event, services, "move", error)
         return
-    yield from _send_to(event, services, choices, outgoing, peer)
-
-
-def _send_to(
-    event: Any, services: RetrieveServices, choices: list[Choice], outgoing: Outgoing, peer: Peer
-) -> Iterator[RetrieveResponse]:
-    caller, message_id = services.peers.calling(event), int(event.request.MessageID)
+    message_id = int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
         request = _Request(event, lambda: has_ended(event.assoc), destination.expected, destination)
