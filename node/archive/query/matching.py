@@ -16,6 +16,7 @@ The choices that the standard leaves open, for the conformance statement:
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from calendar import monthrange
 from collections.abc import Callable, Sequence
@@ -63,17 +64,9 @@ def _text(key: str) -> Callable[[str], bool]:
     """Case-sensitive, literal or wildcard (C.2.2.2.1 and C.2.2.2.4)."""
     if not has_wildcard(key):
         return lambda stored: stored == key
-    matches = wildcard(key).fullmatch
+    # brackets are no wildcards in DICOM; the atomic groups of fnmatch prevent exponential time, whatever the key
+    matches = re.compile(fnmatch.translate(key.replace("[", "[[]"))).match
     return lambda stored: matches(stored) is not None
-
-
-def wildcard(pattern: str) -> re.Pattern[str]:
-    """A pattern of ``*`` and ``?``. Its atomic groups prevent exponential time, whatever the key."""
-    first, *rest = (re.escape(part).replace(r"\?", ".") for part in re.sub(r"\*+", "*", pattern).split("*"))
-    if not rest:
-        return re.compile(first, re.DOTALL)
-    *middle, last = rest
-    return re.compile(first + "".join(f"(?>.*?{part})" for part in middle) + f".*{last}", re.DOTALL)
 
 
 def _name(key: str) -> Callable[[dict[str, str]], bool]:
@@ -99,15 +92,14 @@ def name_groups(key: str) -> list[tuple[str, str]]:
 
 
 def _component_group(key: str) -> Callable[[str], bool]:
+    matches, carets = _text(key), key.count("^")
     if not has_wildcard(key):
-        return lambda stored: stored == key
-    matches = wildcard(key).fullmatch
-    carets = key.count("^")
+        return matches
 
     def test(stored: str) -> bool:
         # SMITH^* means every Smith, also one without a given name, whose delimiter may be absent
         padded = stored + "^" * (carets - stored.count("^"))
-        return bool(stored) and (matches(stored) is not None or matches(padded) is not None)
+        return bool(stored) and (matches(stored) or matches(padded))
 
     return test
 
