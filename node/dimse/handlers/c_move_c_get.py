@@ -8,13 +8,13 @@ cancel takes effect before the next image.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pydicom import Dataset
@@ -126,8 +126,8 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     entry = TrailEntry("get", caller, detail=f"to {caller}")
-    request = _Request(event, lambda: not channel.usable or has_ended(event.assoc), channel.best)
-    yield from _send(request, services, choices, lambda _: channel, entry)
+    request = _Request(event, lambda: not channel.usable or has_ended(event.assoc), lambda _: channel, channel.best)
+    yield from _send(request, services, choices, entry)
 
 
 def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[RetrieveResponse]:
@@ -152,8 +152,9 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
     message_id = int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        request = _Request(event, lambda: has_ended(event.assoc), destination.expected, destination)
-        yield from _send(request, services, choices, destination.channel, entry)
+        has_left = partial(has_ended, event.assoc)
+        request = _Request(event, has_left, destination.channel, destination.expected, destination)
+        yield from _send(request, services, choices, entry)
 
 
 def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
@@ -193,15 +194,11 @@ def _refusal(event: Any, services: RetrieveServices, verb: str, error: Identifie
 
 
 def _send(
-    request: _Request,
-    services: RetrieveServices,
-    choices: list[Choice],
-    channel: Callable[[Choice], Channel],
-    entry: TrailEntry,
+    request: _Request, services: RetrieveServices, choices: list[Choice], entry: TrailEntry
 ) -> Iterator[RetrieveResponse]:
     counts = SubOperations(len(choices))
     try:
-        yield from _send_all(request, services, choices, channel, counts)
+        yield from _send_all(request, services, choices, counts)
     finally:
         services.record(_completed_entry(entry, choices, counts))
 
@@ -218,28 +215,24 @@ def _completed_entry(entry: TrailEntry, choices: list[Choice], counts: SubOperat
 
 
 def _send_all(
-    request: _Request,
-    services: RetrieveServices,
-    choices: list[Choice],
-    channel: Callable[[Choice], Channel],
-    counts: SubOperations,
+    request: _Request, services: RetrieveServices, choices: list[Choice], counts: SubOperations
 ) -> Iterator[RetrieveResponse]:
     if len(choices) > MOST_SUBOPERATIONS:
         yield RetrieveResponse(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
-    keep_alive = services.keep_alive
+    keep_alive, channel = services.keep_alive, request.channel
     for choice, making in services.retrieve.prepare(choices, request.expected):
-        if (yield from _ends_before(making, counts, keep_alive, request, functools.partial(discard, making))):
+        if (yield from _ends_before(making, counts, keep_alive, request, partial(discard, making))):
             break
-        converting = run_in_thread(functools.partial(_converted, services.retrieve, choice, making, channel))
-        if (yield from _ends_before(converting, counts, keep_alive, request, functools.partial(discard, converting))):
+        converting = run_in_thread(partial(_converted, services.retrieve, choice, making, channel))
+        if (yield from _ends_before(converting, counts, keep_alive, request, partial(discard, converting))):
             break
-        send = functools.partial(_send_one, choice, converting, channel)
+        send = partial(_send_one, choice, converting, channel)
         if request.destination is None:
             counts.count(choice, send())
         else:
             sending = run_in_thread(send)
-            cut_short = functools.partial(_cut_short, sending, request.destination)
+            cut_short = partial(_cut_short, sending, request.destination)
             over = yield from _ends_before(sending, counts, keep_alive, request, cut_short)
             counts.count(choice, sending.result() if sending.done() else None)
             if over:
@@ -254,7 +247,7 @@ def _send_all(
 
 
 class _Request:
-    """The state of a request, and the transfer syntax in which its images are ``expected`` to be sent.
+    """The state of a request. ``channel``: on which an image is sent, ``expected``: its likely transfer syntax there.
 
     ``destination``: None if they are sent over the association of the request.
     """
@@ -263,11 +256,12 @@ class _Request:
         self,
         event: Any,
         has_left: Callable[[], bool],
+        channel: Callable[[Choice], Channel],
         expected: Callable[[Choice], str],
         destination: Destination | None = None,
     ) -> None:
-        self._event, self._has_left, self.expected, self.destination = event, has_left, expected, destination
-        self.cancelled = False
+        self._event, self._has_left, self.cancelled = event, has_left, False
+        self.channel, self.expected, self.destination = channel, expected, destination
 
     @property
     def over(self) -> bool:
