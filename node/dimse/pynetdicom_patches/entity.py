@@ -12,7 +12,7 @@ from node.dimse.pynetdicom_patches.association_request import RepairedNegotiatio
 from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
 from node.dimse.pynetdicom_patches.bounded_responses import BoundedResponses
 from node.dimse.pynetdicom_patches.daemon_threads import make_connection_thread_daemon
-from node.dimse.pynetdicom_patches.early_cancel import KeptCancels, keep_cancels
+from node.dimse.pynetdicom_patches.early_cancel import KeptCancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
@@ -68,6 +68,5 @@ def use_patched_classes(assoc: Any) -> None:
     assoc.dul.__class__, assoc.dimse.__class__ = UpperLayer, Messages
     make_connection_thread_daemon(assoc)
     receive_promptly(assoc)
-    keep_cancels(assoc)
     if assoc.is_acceptor:
         assoc.__class__ = Acceptor
