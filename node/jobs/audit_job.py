@@ -231,11 +231,9 @@ def _figures_of(findings: Sequence[FidelityFinding]) -> dict[str, Any]:
 
 def _point(at: float, stratum: dict[str, Any], name: str) -> ChartPoint:
     figure = stratum.get(name)
-    return (
-        ChartPoint(at, 0, 0.0, 0.0)
-        if figure is None
-        else ChartPoint(at, stratum["measured"], figure["mean"], figure["sd"])
-    )
+    if figure is None:
+        return ChartPoint(at, 0, 0.0, 0.0)
+    return ChartPoint(at, stratum["measured"], figure["mean"], figure["sd"])
 
 
 def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> str:

@@ -198,9 +198,7 @@ class Scrub:
             tally.foreign += 1
             return
         newest = time.time() - self._plan.orphan_grace
-        if entry.written_at >= newest:
-            return
-        if self._is_expected(store, entry.digest):
+        if entry.written_at >= newest or self._is_expected(store, entry.digest):
             return
         if self._can_recover(store, entry.digest):
             tally.unclaimed += 1

@@ -184,11 +184,9 @@ def _answer(request: Request, catalogue: Catalogue) -> Answer:
     if isinstance(request, AuditRequest):
         return audit(request, catalogue)
     if isinstance(request, ModelRequest):
-        return installed(
-            catalogue.by_digest(request.upscaler, request.weights_digest)
-            if request.upscaler
-            else catalogue.configured()
-        )
+        if request.upscaler:
+            return installed(catalogue.by_digest(request.upscaler, request.weights_digest))
+        return installed(catalogue.configured())
     if isinstance(request, ReadyRequest):
         get_ready(catalogue)
         return ""

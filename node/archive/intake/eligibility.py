@@ -95,9 +95,11 @@ def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode
 
 
 def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
-    for code in _view_codes(header):
-        if code in _SPECIAL_VIEWS:
-            yield _SPECIAL_VIEWS[code]
+    for view in header.get("ViewCodeSequence") or []:
+        for item in (view, *(view.get("ViewModifierCodeSequence") or [])):
+            reason = _SPECIAL_VIEWS.get(str(item.get("CodeValue", "")))
+            if reason is not None:
+                yield reason
     if "SpecimenDescriptionSequence" in header:
         yield ReasonCode.SPECIMEN
     try:
@@ -106,10 +108,3 @@ def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
         magnification = 1.0
     if magnification > _MAX_MAGNIFICATION:
         yield ReasonCode.MAGNIFIED
-
-
-def _view_codes(header: Dataset) -> Iterator[str]:
-    for view in header.get("ViewCodeSequence") or []:
-        yield str(view.get("CodeValue", ""))
-        for modifier in view.get("ViewModifierCodeSequence") or []:
-            yield str(modifier.get("CodeValue", ""))

@@ -68,12 +68,9 @@ class Admission:
         if not assoc.is_acceptor:
             return
         called = str(assoc.requestor.primitive.called_ae_title).strip()
-        other = node.require_called_ae_title and called != node.ae_title
-        why = (
-            f"it called {called}, not {node.ae_title}"
-            if other
-            else f"{node.max_associations} associations are open already"
-        )
+        why = f"{node.max_associations} associations are open already"
+        if node.require_called_ae_title and called != node.ae_title:
+            why = f"it called {called}, not {node.ae_title}"
         self._refusals.of_association(_title(assoc), address_of(assoc), why)
 
     def overdue(self) -> list[Any]:
