@@ -25,7 +25,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import empty_value_for_VR
 from pydicom.tag import BaseTag
 
-from node.archive.query.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
+from node.archive.query.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, keys_above, level_of
 from node.archive.query.matching import Condition, Span, condition, is_universal, span
 from node.archive.query.narrowing import narrows
 from node.archive.query.response import Element, all_ascii, element, stored
@@ -189,8 +189,7 @@ def _parsed(
             continue
         one = _query_key(identifier, *supported[tag], codecs)
         if tag == UNIQUE[Level.IMAGE].tag:  # SQL matches it, since it may name a rendition
-            uids = tuple(key_values(identifier, one.key)) if one.values else ()
-            one = QueryKey(one.key, one.level)
+            uids, one = one.values, QueryKey(one.key, one.level)
         keys.append(one)
     combined, keys = _combined(keys) if combined_datetime else ([], keys)
     return Query(

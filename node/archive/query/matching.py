@@ -22,6 +22,7 @@ from calendar import monthrange
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from storage.dicom.elements import BadValueError, checked
@@ -48,7 +49,7 @@ def condition(vr: str, values: Sequence[Any]) -> Condition:
     elif vr in _RANGES:
         kind = _RANGES[vr]
     else:
-        kind = _exact(vr)
+        kind = partial(_exact, vr)
     tests = [kind(value) for value in values if value != ""]
     return lambda stored: any(test(value) for value in stored if value is not None for test in tests)
 
@@ -194,13 +195,7 @@ _OFFSET = re.compile(r"[+-]\d{4}$", re.ASCII)
 _RANGES: dict[str, Callable[[str], Callable[[str], bool]]] = {"DA": _date, "TM": _time, "DT": _date_time}
 
 
-def _exact(vr: str) -> Callable[[Any], Callable[[Any], bool]]:
+def _exact(vr: str, key: Any) -> Callable[[Any], bool]:
     """Single value matching, by meaning for numbers: 1.0 is 1. An invalid UID matches nothing."""
-
-    def kind(key: Any) -> Callable[[Any], bool]:
-        if vr == "UI":
-            return lambda stored: bool(stored == key)
-        wanted = checked(key, vr)
-        return lambda stored: bool(stored == wanted)
-
-    return kind
+    wanted = key if vr == "UI" else checked(key, vr)
+    return lambda stored: bool(stored == wanted)
