@@ -32,7 +32,7 @@ from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
 from node.dimse.pynetdicom_patches.association_shutdown import end_associations
 from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.entity import Acceptor, ArchiveEntity
 from node.dimse.pynetdicom_patches.idle_timer import restart_idle_timer
 from node.dimse.pynetdicom_patches.listener import Listener
 from node.dimse.sop_classes import (
@@ -88,7 +88,6 @@ class Server:
         self.entity.after_action = self._notifier.response_sent
         self.entity.refused = dependencies.services.refusals.of_request
         self._admission = Admission(settings, dependencies.services.refusals)
-        self._operations = _Operations()
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
         self._stopping_since = float("inf")
@@ -167,17 +166,20 @@ class Server:
 
     def _end_persistent(self) -> None:
         """End associations that go on sending although the node has refused instances because of the stop."""
-        for assoc in self.entity.active_associations:
-            if self._operations.ignores_stop(assoc):
+        for assoc in self._accepted():
+            if _ignores_stop(assoc):
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
     def _busy(self) -> bool:
         """True while an operation runs or has just run on an association, or a data set is arriving."""
-        return any(self._operations.busy(assoc) or is_receiving(assoc) for assoc in self.entity.active_associations)
+        recently = time.monotonic() - _IDLE_AFTER
+        return any(one.operating or one.operated_at > recently or is_receiving(one) for one in self._accepted())
+
+    def _accepted(self) -> list[Acceptor]:
+        return [assoc for assoc in self.entity.active_associations if isinstance(assoc, Acceptor)]
 
     def _handlers(self) -> list[Any]:
         needs, services = self._dependencies, self._dependencies.services
-        one, several = self._operations.track_call, self._operations.track_responses
         checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
         store = partial(
             handle_store,
@@ -187,11 +189,11 @@ class Server:
         )
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
-            (evt.EVT_C_STORE, one(partial(store, **checks))),
-            (evt.EVT_C_FIND, several(partial(handle_find, search=needs.search, **checks))),
-            (evt.EVT_C_GET, several(partial(handle_get, services=services))),
-            (evt.EVT_C_MOVE, several(partial(handle_move, services=services, outgoing=self.outgoing))),
-            (evt.EVT_N_ACTION, one(partial(handle_action, notifier=self._notifier, **checks))),
+            (evt.EVT_C_STORE, _tracked_call(partial(store, **checks))),
+            (evt.EVT_C_FIND, _tracked_responses(partial(handle_find, search=needs.search, **checks))),
+            (evt.EVT_C_GET, _tracked_responses(partial(handle_get, services=services))),
+            (evt.EVT_C_MOVE, _tracked_responses(partial(handle_move, services=services, outgoing=self.outgoing))),
+            (evt.EVT_N_ACTION, _tracked_call(partial(handle_action, notifier=self._notifier, **checks))),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
@@ -199,12 +201,8 @@ class Server:
             (evt.EVT_ACCEPTED, log_association, ["accepted"]),
             (evt.EVT_RELEASED, log_association, ["released"]),
             (evt.EVT_ABORTED, log_association, ["aborted"]),
-            (evt.EVT_CONN_CLOSE, self._closed),
+            (evt.EVT_CONN_CLOSE, lambda event: remove_association_spool(event.assoc)),
         ]
-
-    def _closed(self, event: Any) -> None:
-        remove_association_spool(event.assoc)
-        self._operations.forget(event.assoc)
 
 
 def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
@@ -251,63 +249,40 @@ def _reordered(context: PresentationContext, order: tuple[str, ...]) -> Presenta
     return made
 
 
-class _Operations:
-    """The running operations of each association, and when each last ended."""
+def _tracked_call(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A handler that returns its status, tracked while it runs."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[int, int] = {}
-        self._last: dict[int, float] = {}
+    def tracked(event: Any) -> Any:
+        with _operating(event.assoc):
+            return handler(event)
 
-    def track_call(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """A handler that returns its status, tracked while it runs."""
+    return tracked
 
-        def tracked(event: Any) -> Any:
-            with self._working(event.assoc):
-                return handler(event)
 
-        return tracked
+def _tracked_responses(handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """A handler that yields its responses, tracked from the first to the last."""
 
-    def track_responses(self, handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-        """A handler that yields its responses, tracked from the first to the last."""
+    def tracked(event: Any) -> Iterator[Any]:
+        with _operating(event.assoc):
+            yield from handler(event)
 
-        def tracked(event: Any) -> Iterator[Any]:
-            with self._working(event.assoc):
-                yield from handler(event)
+    return tracked
 
-        return tracked
 
-    def busy(self, assoc: Any) -> bool:
-        with self._lock:
-            recent = time.monotonic() - self._last.get(id(assoc), -1e9) < _IDLE_AFTER
-            return recent or self._running.get(id(assoc), 0) > 0
+@contextmanager
+def _operating(assoc: Any) -> Iterator[None]:
+    assoc.operating = True
+    try:
+        yield
+    finally:
+        assoc.operated_at, assoc.operating = time.monotonic(), False  # in this order: others look at both
+        restart_idle_timer(assoc)
 
-    def ignores_stop(self, assoc: Any) -> bool:
-        """True, once, if two of its stores were refused because of the stop and the responses have been sent."""
-        with self._lock:
-            answered = time.monotonic() - self._last.get(id(assoc), 0.0) > _RESPONSE_SENT and not self._running.get(
-                id(assoc), 0
-            )
-            if not answered or assoc.__dict__.get("stop_refusals", 0) < 2:
-                return False
-            assoc.stop_refusals = 0
-            self._last.pop(id(assoc), None)
-            return True
 
-    def forget(self, assoc: Any) -> None:
-        with self._lock:
-            self._running.pop(id(assoc), None)
-            self._last.pop(id(assoc), None)
-
-    @contextmanager
-    def _working(self, assoc: Any) -> Iterator[None]:
-        key = id(assoc)
-        with self._lock:
-            self._running[key] = self._running.get(key, 0) + 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running[key] = self._running.get(key, 1) - 1
-                self._last[key] = time.monotonic()
-            restart_idle_timer(assoc)
+def _ignores_stop(assoc: Acceptor) -> bool:
+    """True, once, if two of its stores were refused because of the stop and the responses have been sent."""
+    answered = not assoc.operating and time.monotonic() - assoc.operated_at > _RESPONSE_SENT
+    if not answered or assoc.stop_refusals < 2:
+        return False
+    assoc.stop_refusals, assoc.operated_at = 0, float("-inf")
+    return True

@@ -45,7 +45,7 @@ def handle_store(
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
     arrived = event.request._dataset_file
     if arrived is not None and arrived.began > stopping_since():
-        event.assoc.stop_refusals = event.assoc.__dict__.get("stop_refusals", 0) + 1
+        event.assoc.stop_refusals += 1
         refusals.of_request(event.assoc, "store", 0xA700, "the node is stopping", uids)
         return response(0xA700, "the archive is stopping; send it again later")
     try:

@@ -40,6 +40,13 @@ class Messages(KeptCancels, SeparateMessages, BoundedResponses):
 class Acceptor(GuardedAcceptor, AnsweringAcceptor):
     """An association that a peer opens."""
 
+    operating = False
+    """Whether a handler works on a request."""
+    operated_at = float("-inf")
+    """The monotonic time (s) at which the last handler ended."""
+    stop_refusals = 0
+    """Stores that were refused because the node stops."""
+
 
 class ArchiveEntity(AE):
     """An AE with a spool folder on the store's file system.
