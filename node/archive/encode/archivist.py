@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,8 +68,7 @@ class Archivist:
         self._regions, self._when_idle, self._concurrency = regions, when_idle, concurrency
         self._writer = RenditionWriter(index, store)
         self._remake = Remake(index, store, self._writer)
-        self._count_lock = threading.Lock()
-        self._in_progress = 0
+        self._in_progress: list[Future[None]] = []
         self._found_work = False
         self._owner = new_owner()
         self._stopping = threading.Event()
@@ -87,7 +86,7 @@ class Archivist:
     @property
     def busy(self) -> bool:
         """Whether an image is being encoded, or the last check of the backlog found one."""
-        return self._found_work or self._in_progress > 0
+        return self._found_work or not all(one.done() for one in self._in_progress)
 
     def run(self) -> None:
         """Encode until stopped."""
@@ -96,10 +95,13 @@ class Archivist:
                 self._woken.clear()
                 worked = False
                 try:
-                    if self._in_progress < self._concurrency:
+                    self._in_progress = [one for one in self._in_progress if not one.done()]
+                    if len(self._in_progress) < self._concurrency:
                         claim = self._claim()
                         if claim is not None:
-                            threads.submit(self._work, claim)
+                            work = threads.submit(self._work, claim)
+                            work.add_done_callback(lambda _: self._woken.set())
+                            self._in_progress.append(work)
                         worked = claim is not None or self._when_idle()
                 except Exception:
                     LOGGER.exception("the archivist could not reach the index")
@@ -110,13 +112,7 @@ class Archivist:
         self._regions.reload_file()
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
         self._found_work = claim is not None
-        if claim is not None:
-            self._count(1)
         return claim
-
-    def _count(self, change: int) -> None:
-        with self._count_lock:
-            self._in_progress += change
 
     def _work(self, claim: Claim) -> None:
         """Encode a claimed instance, and end its claim whatever happens."""
@@ -131,9 +127,6 @@ class Archivist:
                 self._give_back(claim, error)
         except Exception:
             LOGGER.exception("the archivist could not reach the index")
-        finally:
-            self._count(-1)
-            self._woken.set()
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
