@@ -196,7 +196,11 @@ def _answer(request: Request, catalogue: Catalogue) -> Answer:
 def decode(request: DecodeRequest) -> str:
     """Answer a request that needs only a decoder."""
     if isinstance(request, CheckRequest):
-        return check_codestream(request)
+        try:
+            decode_frame(request.original)
+        except PixelError as error:
+            return str(error)
+        return ""
     if isinstance(request, DigestRequest):
         return pixel_digest(integer_pixels(request.original))
     if isinstance(request, CompareRequest):
@@ -240,15 +244,6 @@ def reconstruct_to_files(request: ReconstructRequest, catalogue: Catalogue) -> N
             pixels = verified(rendering, rendition, draw=draw)
             with target.open("ab") as out:
                 out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
-
-
-def check_codestream(request: CheckRequest) -> str:
-    """Why the first frame cannot be decoded; empty if it can."""
-    try:
-        decode_frame(request.original)
-    except PixelError as error:
-        return str(error)
-    return ""
 
 
 def _end_with_parent() -> None:
