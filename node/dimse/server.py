@@ -159,7 +159,7 @@ class Server:
 
     def _end_overdue(self) -> None:
         while not self._stopping.wait(timeout=0.5):
-            for assoc in self._admission.overdue():
+            for assoc in self._admission.overdue(self._accepted()):
                 LOGGER.warning("association of %s ended: open for too long", assoc.requestor.ae_title)
                 # blocks until the peer has closed or a timer has expired
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()

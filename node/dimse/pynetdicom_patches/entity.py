@@ -40,6 +40,10 @@ class Messages(KeptCancels, SeparateMessages, BoundedResponses):
 class Acceptor(GuardedAcceptor, AnsweringAcceptor):
     """An association that a peer opens."""
 
+    admitted_as: str | None = None
+    """The AE title by which it counts for the limit of a peer; empty for all unknown peers, None before."""
+    admitted_at = 0.0
+    """The monotonic time (s) at which it was admitted."""
     operating = False
     """Whether a handler works on a request."""
     operated_at = float("-inf")
