@@ -35,7 +35,7 @@ from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler
 from storage.formats.geometry import CELL, TILE, cell_pixels
 from storage.formats.payload import encode_rendition
-from storage.records import Thresholds
+from storage.records import OperatingPoint, Thresholds
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
@@ -165,12 +165,24 @@ def coder_of(options: argparse.Namespace) -> Callable[[Image], Coded]:
     return partial(code, profile=options.profile, upscaler=options.upscaler)
 
 
-def code(image: Image, *, seed: int | None = None, profile: str = "balanced", upscaler: str = "mammo") -> Coded:
-    """Encode one image. ``seed``: of the noise in the served image; None means the rendition's own."""
+def code(
+    image: Image,
+    *,
+    seed: int | None = None,
+    profile: str = "balanced",
+    upscaler: str = "mammo",
+    point: OperatingPoint | None = None,
+) -> Coded:
+    """Encode one image. ``seed``: of the noise in the served image; None means the rendition's own.
+
+    ``point``: the operating point to encode at without a gate, instead of the search.
+    """
     picture = image.picture
     began = time.monotonic()
     encoder = encoder_of(picture, settings_of(profile, upscaler))
-    made = encoder.search()
+    if point is not None:
+        encoder.limits = None
+    made = encoder.at(point) if point else encoder.search()
     seconds = time.monotonic() - began
     reference = encoder.reference
     window, breast = (reference.window.low, reference.window.high), image.breast

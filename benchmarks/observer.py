@@ -15,8 +15,11 @@ This observer inverts the blur of a detector, so it uses frequencies where a smo
 people can. ``contrast`` does not: it is the change due to planting in the structure, before noise is drawn, projected
 on the signal's shape, over the same change in the original. The coder smooths if it is below 1.
 
+``--distance`` shows what detectability costs: it codes the full matrix at that JPEG XL distance, draws the noise that
+is lost, and asks no gate.
+
     python -m benchmarks.observer [--data FOLDER] [--only NAME] [--signals 80] [--threshold 2.5] [--seed 1]
-        [--profile balanced] [--upscaler mammo] [--json]
+        [--profile balanced] [--upscaler mammo] [--distance D] [--json]
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,7 @@ from scipy.ndimage import gaussian_filter
 from benchmarks.coded import EVALUATION, Coded, Image, code, coder_of, images, options_of_coding
 from benchmarks.hotelling import Responses, compared, detectability
 from benchmarks.signals import Signal, Stamp, all_signals
+from storage.records import OperatingPoint
 
 Float = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -90,12 +95,16 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=2.5, help="d' in the originals")
     parser.add_argument("--seed", type=int, default=1)
     options_of_coding(parser)
+    parser.add_argument("--distance", type=float, help="JPEG XL distance of the full matrix, instead of the search")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    coder: Callable[[Image], Coded] = coder_of(options)
+    if options.distance:
+        coder = partial(code, upscaler="bicubic", point=OperatingPoint(1, "jpegxl", options.distance))
     report = []
     for image in images(options.data, only=options.only):
         if image.use == EVALUATION:
-            found = measured(image, options.signals, options.threshold, options.seed, coder_of(options))
+            found = measured(image, options.signals, options.threshold, options.seed, coder)
             report.append(found)
             if not options.json:
                 show(found)

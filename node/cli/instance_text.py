@@ -128,9 +128,8 @@ def _trials(made: RenditionReport) -> Table:
 
 
 def _result(trial: Trial, *, taken: bool) -> str:
-    if trial.sample:
-        return "coarsest that passes on the sample"
-    return "; ".join(trial.failures) or ("chosen" if taken else "passed, but takes more bytes")
+    passed = "chosen" if taken else "passed, but takes more bytes"
+    return "; ".join(trial.failures) or ("coarsest that passes on the sample" if trial.sample else passed)
 
 
 def _figures(made: RenditionReport) -> Table:

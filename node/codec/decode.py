@@ -128,6 +128,10 @@ class Decoded:
             self._restore_padding(pixels, base.padding)
         return pixels if side.patches is None else pasted(pixels, side.patches)
 
+    def plain(self, structure: Float, side: SideInformation) -> Float:
+        """A structure in whole grey levels, as it is served without noise: float32."""
+        return self.pixels(structure.copy(), side).astype(np.float32)
+
     def _restore_padding(self, pixels: Pixels, padding: tuple[int, int]) -> None:
         """Restores padding exactly, and moves other pixels out of the padding range (PS3.3 C.7.5.1.1.2)."""
         low, high = padding

@@ -26,7 +26,7 @@ MODULES = (
     "node/codec/encode/search.py",
     "node/codec/encode/base_coding.py",
     "node/codec/encode/quantiser_walk.py",
-    "node/codec/encode/patch_choice.py",
+    "node/codec/encode/repairs.py",
     "node/codec/encode/noise_fitting.py",
     "node/codec/noise.py",
     "node/codec/residuals.py",

@@ -222,6 +222,8 @@ class Archivist:
 
 def _why_none_passed(tried: tuple[Trial, ...]) -> str:
     failed = (
-        f"{trial.point}, {trial.payload_bytes} bytes: {', '.join(trial.failures)}" for trial in tried if trial.failures
+        f"{trial.point}{' on a sample' * trial.sample}, {trial.payload_bytes} bytes: {', '.join(trial.failures)}"
+        for trial in tried
+        if trial.failures
     )
-    return f"no operating point passed the gate: {'; '.join(failed) or 'none on a sample of the image'}"
+    return f"no operating point passed the gate: {'; '.join(failed)}"

@@ -29,15 +29,17 @@ _COMPANDED = 0.95
 """Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
 images with 0.98 took 13% and 41% more bytes on the whole when companded."""
 
-Look = Callable[[OperatingPoint, Upscaler], tuple[int, float]]
-"""Codes the sample at an operating point and returns the bytes of the base and the burden of the structure."""
+Look = Callable[[OperatingPoint, Upscaler], tuple[int, float, tuple[str, ...]]]
+"""Codes the sample at an operating point and returns the bytes of the base, the burden of the structure, and a sentence
+for each limit of the whole image that it misses."""
 
 
 @dataclass(frozen=True)
 class SampleForecast:
     """The result of one search on the sample.
 
-    ``payload_bytes``: forecast for the whole image. ``slope``: of the burden over the distance, as in ``Walk``.
+    ``payload_bytes``: forecast for the whole image; if ``trial`` failed, the bytes at the last distance. ``slope``: of
+    the burden over the distance, as in ``Walk``.
     """
 
     point: OperatingPoint
@@ -50,7 +52,7 @@ class SampleForecast:
 def forecasts_of(
     look: Look, upscalers: Sequence[Upscaler], scales: Sequence[int], effort: int, area: float
 ) -> list[SampleForecast]:
-    """The forecasts of the scales that can pass, in no order.
+    """The forecasts of the scales, in no order; the trials of those that cannot pass say why.
 
     The last upscaler is the baseline and makes the first looks. The first scale decides whether samples are companded.
     ``area``: pixels of breast in the image, over those in the sample.
@@ -78,13 +80,13 @@ def forecasts_of(
             other.refine(look)
         if other.forecast <= _RESERVE * best.forecast:
             found.append(other)
-    return [each.result(area) for each in found if each.forecast < math.inf]
+    return [each.result(area) for each in found]
 
 
 @dataclass
 class _Candidate:
-    """A scale and an upscaler. ``forecast``: bytes of the sample at the distance that just passes; ``seconds``: wall
-    time so far."""
+    """A scale and an upscaler. ``forecast``: bytes of the sample at the distance that just passes, infinite if none
+    does; ``size`` and ``wrong``: what the last look found; ``seconds``: wall time so far."""
 
     point: OperatingPoint
     upscaler: Upscaler
@@ -93,13 +95,16 @@ class _Candidate:
     distance: float = 0.0
     ended: bool = False
     looks: int = 0
+    size: int = 0
+    wrong: tuple[str, ...] = ()
     seconds: float = 0.0
 
     def refine(self, look: Look) -> None:
         """Code the sample once more, at the next distance of the secant method."""
         began = time.monotonic()
-        size, burden = look(replace(self.point, distance=round(self.walk.distance, 4)), self.upscaler)
-        self.forecast = size * (burden / AIM) ** _DEARER
+        point = replace(self.point, distance=round(self.walk.distance, 4))
+        self.size, burden, self.wrong = look(point, self.upscaler)
+        self.forecast = self.size * (burden / AIM) ** _DEARER
         self.looks += 1
         moves = self.walk.step(burden)
         self.distance = self.walk.distance
@@ -109,6 +114,9 @@ class _Candidate:
         self.seconds += time.monotonic() - began
 
     def result(self, area: float) -> SampleForecast:
-        point, size = replace(self.point, distance=round(self.distance, 4)), round(self.forecast * area)
-        trial = Trial(str(point), self.upscaler.name, size, (), round(self.seconds, 2), sample=True)
+        failed = self.forecast == math.inf
+        point = replace(self.point, distance=round(self.distance, 4))
+        size = round((self.size if failed else self.forecast) * area)
+        wrong = self.wrong if failed else ()
+        trial = Trial(str(point), self.upscaler.name, size, wrong, round(self.seconds, 2), sample=True)
         return SampleForecast(point, self.upscaler, size, self.walk.slope, trial)

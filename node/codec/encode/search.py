@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +24,19 @@ from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.forecasts import SampleForecast, forecasts_of
 from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
-from node.codec.encode.patch_choice import extended, patches_on_failures, uneven_cells
-from node.codec.encode.point_fitting import points_for
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
+from node.codec.encode.repairs import Repaired, Repairer
 from node.codec.encode.search_sample import sample_of
 from node.codec.encode.source_image import Source
 from node.codec.noise import NoiseModel, decode_noise, encode_noise
-from node.codec.patches import cells_under, cut, encode_patches
+from node.codec.patches import encode_patches
 from node.codec.points import encode_points
-from node.codec.residuals import CodedResiduals, encode_residuals
+from node.codec.residuals import encode_residuals
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import (
     Reference,
     Structure,
     as_shown,
-    broken_cells,
     burden,
     cell_any,
     decibels,
@@ -69,11 +68,6 @@ _DRAWS = 2
 """Most times that noise is drawn. A second draw corrects the energies that rounding of the codes has changed."""
 _EVEN = 0.1
 """Error of an octave band's energy, in dB, up to which noise is not drawn again."""
-_PATCHES = 8
-"""Most times that exact patches are added. A patch changes what the gate's filters measure beside it."""
-_EXACT = 2.0
-"""Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
-residuals there fail the gate and become patches anyway."""
 _WORTH = 0.95
 """Another forecast is tried on the whole image only if it is at most this share of the payload that was found, all of
 whose side information but the patches it will need, too. A try takes seconds."""
@@ -131,11 +125,6 @@ class Encoder:
     tried: list[Trial] = field(default_factory=list)
     last: Attempt | None = field(default=None, init=False, repr=False)
 
-    @property
-    def _patch_share(self) -> float:
-        """Largest part of the image that patches may cover with those of ``regions``, which do not count."""
-        return self.share + float(cells_under(self.regions, *self.source.pixels.shape).mean())
-
     def search(self) -> Encoded | None:
         """The smallest encoding that passes the gate, or None."""
         assert self.limits is not None, "a search needs limits"
@@ -157,16 +146,15 @@ class Encoder:
         Without limits upscalers cannot be compared, and the configured one is used.
         """
         upscalers = self.upscalers if self.limits is not None else self.upscalers[:1]
-        return self._kept([self._finished(self._attempt(point, upscaler)) for upscaler in upscalers])
+        return self._smallest(self._attempt(point, upscaler) for upscaler in upscalers)
 
     def of_base(self, base: Base, data: bytes) -> Encoded | None:
         """The smallest encoding of an existing base that passes the gate, or None."""
         decoded = Decoded.of(base)
-        return self._kept(
-            [self._finished(self._measured(base, data, decoded, upscaler)) for upscaler in self.upscalers]
-        )
+        return self._smallest(self._measured(base, data, decoded, upscaler) for upscaler in self.upscalers)
 
-    def _kept(self, made: Sequence[Encoded]) -> Encoded | None:
+    def _smallest(self, attempts: Iterable[Attempt]) -> Encoded | None:
+        made = [self._with_noise(attempt, self._repair(attempt)) for attempt in attempts]
         passed = [each for each in made if self.limits is None or each.verdict.passed]
         return min(passed, key=lambda each: each.payload_bytes) if passed else None
 
@@ -181,13 +169,14 @@ class Encoder:
         area = self.reference.core.sum() / source.pixels.size if sampled else 1.0
         sampler = replace(self, source=source, reference=reference) if sampled else self
 
-        def look(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float]:
+        def look(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float, tuple[str, ...]]:
             attempt = sampler._attempt(point, upscaler)
-            return attempt.base_bytes, burden(attempt.found, limits)
+            wrong = tuple(failures_of_whole(attempt.found, limits))
+            return attempt.base_bytes, burden(attempt.found, limits), wrong
 
         found = forecasts_of(look, self.upscalers, self.scales, self.effort, area)
         self.tried.extend(forecast.trial for forecast in found)
-        return found
+        return [forecast for forecast in found if not forecast.trial.failures]
 
     # --- on the whole image ---
 
@@ -213,7 +202,7 @@ class Encoder:
         if best is None:
             return None
         for _ in range(_FINISHES):
-            began, repaired = time.monotonic(), self._repaired(best)
+            began, repaired = time.monotonic(), self._repair(best)
             wrong = tuple(failures(repaired.found, {}, self.limits))
             if wrong:
                 self._note(best.base.point, upscaler, best.base_bytes, wrong, began)
@@ -238,7 +227,7 @@ class Encoder:
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        plain = decoded.pixels(structure.copy(), SideInformation()).astype(np.float32)
+        plain = decoded.plain(structure, SideInformation())
         found = look(reference, plain, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, plain, found)
 
@@ -247,28 +236,12 @@ class Encoder:
         found = measure_deviation(reference.image, decoded.upsampled, reference.core, reference.counted)
         return decode_noise(encode_noise(found))
 
-    def _finished(self, attempt: Attempt) -> Encoded:
-        return self._with_noise(attempt, self._repaired(attempt))
+    @cached_property
+    def _repairer(self) -> Repairer:
+        return Repairer(self.source.pixels, self.reference, self.limits, self.share, self.regions)
 
-    def _repaired(self, attempt: Attempt) -> Repaired:
-        """The structure with its failing places repaired, as far as the share allows."""
-        reference, limits, decoded = self.reference, self.limits, attempt.decoded
-        found = look(reference, attempt.plain, limits=limits, before=attempt.found)
-        side = self._side_information(attempt, found)
-        return self._patched(side, decoded, decoded.with_side(attempt.structure.copy(), side), found)
-
-    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: Structure) -> Repaired:
-        """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
-        for _ in range(_PATCHES):
-            plain = decoded.pixels(structure.copy(), side).astype(np.float32)
-            found = look(self.reference, plain, before=found)
-            if self.limits is None:
-                break
-            patches = patches_on_failures(self.source.pixels, found, side.patches, self.limits, self._patch_share)
-            if patches is side.patches:
-                break
-            side = replace(side, patches=patches)
-        return Repaired(side, structure, plain, found)
+    def _repair(self, attempt: Attempt) -> Repaired:
+        return self._repairer.repaired(attempt.decoded, attempt.structure, attempt.plain, attempt.found)
 
     def _with_noise(self, attempt: Attempt, repaired: Repaired) -> Encoded:
         """The encoding with drawn noise and its verdict."""
@@ -291,16 +264,11 @@ class Encoder:
             lacking = lacking + wanted - have
         wrong: tuple[str, ...] = ()
         if limits is not None:
-            uneven = uneven_cells(self.source.pixels, served, reference)
-            patches = extended(self.source.pixels, side.patches, uneven, self._patch_share)
-            if patches is not side.patches:
-                repaired = self._patched(replace(side, patches=patches), decoded, structure, found)
-                side, plain, found = repaired.side, repaired.plain, repaired.found
+            smooth, wrong = self._repairer.smoothed(decoded, replace(repaired, side=side), served)
+            if smooth.side is not side:
+                side, plain, found = smooth.side, smooth.plain, smooth.found
                 before, served = served, decoded.pixels(structure + grain, side)
                 bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))
-            elif uneven.any():
-                share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
-                wrong = (f"errors show where the original has one value, {share}",)
         figures = measure_noise(reference, plain, served, bands)
         verdict = judge(reference, plain, found, served, figures, limits)
         verdict = replace(verdict, failures=(*verdict.failures, *wrong))
@@ -316,29 +284,6 @@ class Encoder:
         )
         self._note(attempt.base.point, attempt.upscaler, made.payload_bytes, verdict.failures, began)
         return made
-
-    def _side_information(self, attempt: Attempt, found: Structure) -> SideInformation:
-        """Residuals for cells beyond the limit of any place, points for specks, and exact patches for ``regions``
-        and for cells outside the breast, such as letters, where patches take less than residuals."""
-        points = repairs = None
-        cells = cells_under(self.regions, *self.source.pixels.shape)
-        if self.limits is not None:
-            broken, structure = broken_cells(found, self.limits), attempt.structure
-            aside = found.outside > self.limits.outside
-            if 0 < broken.mean() <= self.share:
-                repairs = self._residual(structure, broken)
-                within = self._residual(structure, broken & ~aside)
-                exact = encode_patches(cut(self.source.pixels, aside)) if aside.any() else b""
-                if _bytes_of(within) + len(exact) <= _EXACT * _bytes_of(repairs):
-                    repairs, cells = within, cells | aside
-                structure = structure if repairs is None else structure + repairs.field()
-            points = points_for(self.reference, structure, found.specks, broken, cells, self.limits)
-        patches = cut(self.source.pixels, cells) if cells.any() else None
-        return SideInformation(repairs=repairs, points=points, patches=patches)
-
-    def _residual(self, structure: Float, cells: NDArray[np.bool_]) -> CodedResiduals | None:
-        reference = self.reference
-        return CodedResiduals.of(reference.image - structure, cells, reference.grain) if cells.any() else None
 
     def _note(
         self, point: OperatingPoint, upscaler: Upscaler, size: int, failures: tuple[str, ...], began: float
@@ -364,22 +309,6 @@ class Attempt:
     @property
     def base_bytes(self) -> int:
         return len(self.base.coded)
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """A structure with points, residuals and patches: as float32 grey levels, and rounded as it is served without
-    noise.
-    """
-
-    side: SideInformation
-    structure: Float
-    plain: Float
-    found: Structure
-
-
-def _bytes_of(repairs: CodedResiduals | None) -> int:
-    return 0 if repairs is None else len(repairs.coded)
 
 
 def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:

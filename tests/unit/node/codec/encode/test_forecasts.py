@@ -12,9 +12,20 @@ from storage.records import OperatingPoint
 
 @pytest.mark.parametrize(("share", "companded"), [(0.85, True), (0.97, False), (1.1, False)])
 def test_samples_are_companded_where_it_saves_enough(share: float, companded: bool) -> None:
-    def look(point: OperatingPoint, _: Upscaler) -> tuple[int, float]:
+    def look(point: OperatingPoint, _: Upscaler) -> tuple[int, float, tuple[str, ...]]:
         size = 10000 * point.distance**-0.8 * (share if point.companded else 1)
-        return round(size), point.distance**0.6
+        return round(size), point.distance**0.6, ()
 
     found = forecasts_of(look, [Bicubic()], (2, 1), 5, 1.0)
     assert [forecast.point.companded for forecast in found] == [companded, companded]
+
+
+def test_a_scale_that_cannot_pass_says_why() -> None:
+    def look(point: OperatingPoint, _: Upscaler) -> tuple[int, float, tuple[str, ...]]:
+        coarse = point.scale == 2
+        return 1000, 3.0 if coarse else point.distance**0.6, ("lost share is 3, above 1",) if coarse else ()
+
+    half, full = forecasts_of(look, [Bicubic()], (2, 1), 5, 4.0)
+    assert half.trial.failures == ("lost share is 3, above 1",)
+    assert (half.trial.payload_bytes, half.trial.sample) == (4000, True)
+    assert not full.trial.failures

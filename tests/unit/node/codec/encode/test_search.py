@@ -141,6 +141,8 @@ def test_what_cannot_pass_is_none() -> None:
     hopeless = replace(BALANCED, lost=(1e-4, 1e-4, 1e-4, 1e-4))
     trying = encoder(phantom(), hopeless)
     assert trying.search() is None
+    assert trying.tried
+    assert all("lost share" in trial.failures[0] for trial in trying.tried)
     assert trying.at(POINT) is None
     assert any("lost share" in sentence for sentence in trying.tried[-1].failures)
 

@@ -1,10 +1,10 @@
-"""Proves which cells are stored exactly because errors show in them (node/codec/encode/patch_choice.py)."""
+"""Proves which cells are stored exactly because errors show in them (node/codec/encode/repairs.py)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from node.codec.encode.patch_choice import extended, uneven_cells
+from node.codec.encode.repairs import extended, uneven_cells
 from tests.support.encoder_samples import phantom, source_of, with_implant
 
 

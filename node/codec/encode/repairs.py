@@ -1,0 +1,187 @@
+"""Repairs the single places in which a structure fails the gate: by coded residuals, points and exact patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.codec.decode import Decoded, SideInformation
+from node.codec.encode.point_fitting import points_for
+from node.codec.patches import Patches, cells_under, cut, encode_patches
+from node.codec.residuals import CodedResiduals
+from node.fidelity.gate import Reference, Structure, broken_cells, cell_any, look, speck_lists, wrong_specks
+from storage.formats.geometry import CELL
+from storage.records import Thresholds
+
+Float = NDArray[np.float32]
+Pixels = NDArray[np.uint16]
+Bools = NDArray[np.bool_]
+Box = tuple[int, int, int, int]
+
+_ROUNDS = 8
+"""Most times that exact patches are added. A patch changes what the gate's filters measure beside it."""
+_EXACT = 2.0
+"""Outside the breast exact patches replace residuals if they take at most this multiple of the bytes: half of the
+residuals there fail the gate and become patches anyway."""
+_REACHES = (5, 7, 11, 16)
+"""Pixels around a speck that its patch covers, per filter of node/fidelity/specks.py: most of what the filter sees."""
+_EVEN_SIDE = 5
+"""Side in pixels of the squares of one value in which errors show: a needle that is clipped, air beside a marker."""
+_SHOWN = 0.03
+"""Error of a served pixel in such a square, in window widths, from which it shows: eight grey levels of a display."""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A structure with points, residuals and patches.
+
+    ``structure``: float32, grey levels. ``plain``: the same in whole grey levels with patches, float32.
+    """
+
+    side: SideInformation
+    structure: Float
+    plain: Float
+    found: Structure
+
+
+@dataclass(frozen=True)
+class Repairer:
+    """Repairs structures of one original: ``pixels``, uint16.
+
+    ``limits``: those of the gate; without them only ``regions`` are stored exactly. ``share``: largest part of the
+    image that residuals may cover, and that patches may cover beside those of ``regions``.
+    """
+
+    pixels: Pixels
+    reference: Reference
+    limits: Thresholds | None
+    share: float
+    regions: tuple[Box, ...]
+
+    def repaired(self, decoded: Decoded, structure: Float, plain: Float, before: Structure) -> Repaired:
+        """A structure with its failing places repaired, as far as the share allows.
+
+        ``plain``: the structure in whole grey levels. ``before``: what was measured in it, without specks.
+        """
+        found = look(self.reference, plain, limits=self.limits, before=before)
+        side = self._side_information(structure, found)
+        return self._patched(side, decoded, decoded.with_side(structure.copy(), side), found)
+
+    def smoothed(self, decoded: Decoded, repaired: Repaired, served: Pixels) -> tuple[Repaired, tuple[str, ...]]:
+        """Patches even places in which an error of the served image shows.
+
+        Returns ``repaired`` itself if there are none; and itself with a sentence if they are too many.
+        """
+        side = repaired.side
+        uneven = uneven_cells(self.pixels, served, self.reference)
+        patches = extended(self.pixels, side.patches, uneven, self._patch_share)
+        if patches is not side.patches:
+            return self._patched(replace(side, patches=patches), decoded, repaired.structure, repaired.found), ()
+        if not uneven.any():
+            return repaired, ()
+        share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
+        return repaired, (f"errors show where the original has one value, {share}",)
+
+    @property
+    def _patch_share(self) -> float:
+        return self.share + float(cells_under(self.regions, *self.pixels.shape).mean())
+
+    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: Structure) -> Repaired:
+        """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
+        for _ in range(_ROUNDS):
+            plain = decoded.plain(structure, side)
+            found = look(self.reference, plain, before=found)
+            if self.limits is None:
+                break
+            patches = _on_failures(self.pixels, found, side.patches, self.limits, self._patch_share)
+            if patches is side.patches:
+                break
+            side = replace(side, patches=patches)
+        return Repaired(side, structure, plain, found)
+
+    def _side_information(self, structure: Float, found: Structure) -> SideInformation:
+        """Residuals for cells beyond the limit of any place, points for specks, and exact patches for ``regions``
+        and for cells outside the breast, such as letters, where patches take less than residuals."""
+        points = repairs = None
+        cells = cells_under(self.regions, *self.pixels.shape)
+        if self.limits is not None:
+            broken = broken_cells(found, self.limits)
+            aside = found.outside > self.limits.outside
+            if 0 < broken.mean() <= self.share:
+                repairs = self._residual(structure, broken)
+                within = self._residual(structure, broken & ~aside)
+                exact = encode_patches(cut(self.pixels, aside)) if aside.any() else b""
+                if _bytes_of(within) + len(exact) <= _EXACT * _bytes_of(repairs):
+                    repairs, cells = within, cells | aside
+                structure = structure if repairs is None else structure + repairs.field()
+            points = points_for(self.reference, structure, found.specks, broken, cells, self.limits)
+        patches = cut(self.pixels, cells) if cells.any() else None
+        return SideInformation(repairs=repairs, points=points, patches=patches)
+
+    def _residual(self, structure: Float, cells: Bools) -> CodedResiduals | None:
+        reference = self.reference
+        return CodedResiduals.of(reference.image - structure, cells, reference.grain) if cells.any() else None
+
+
+def _bytes_of(repairs: CodedResiduals | None) -> int:
+    return 0 if repairs is None else len(repairs.coded)
+
+
+def _on_failures(
+    pixels: Pixels, found: Structure, patches: Patches | None, limits: Thresholds, share: float
+) -> Patches | None:
+    """``patches`` extended to what still fails; the same object if nothing fails or too much does.
+
+    ``pixels``: the original, uint16; ``share``: largest part of the image that patches may cover.
+    """
+    from scipy.ndimage import maximum_filter
+
+    lost, new = wrong_specks(*speck_lists(found.specks), limits)
+    boxes = [(row * CELL, column * CELL, CELL, CELL) for row, column in np.argwhere(broken_cells(found, limits))]
+    for speck in (*lost, *new):
+        reach = _REACHES[speck.size]
+        boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
+    cells = cells_under(boxes, *pixels.shape)
+    exact = cells & ~cell_any(found.error != 0)
+    if exact.any():  # what fails there are errors beside these cells, which long filters see from them
+        cells |= maximum_filter(exact, 3)
+    return extended(pixels, patches, cells, share)
+
+
+def uneven_cells(pixels: Pixels, served: Pixels, reference: Reference) -> Bools:
+    """Cells in which pixels of an even place are served with other values that show: drawn noise in a clipped needle,
+    or the coder's ringing in the air beside a marker."""
+    off = np.abs(served - reference.image) > _SHOWN * reference.window.width
+    return cell_any(off & _even_places(pixels))
+
+
+def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
+    """``patches`` extended to ``cells``; the same object if they hold them, or would cover more than ``share``."""
+    if patches is not None:
+        cells = cells | patches.cells
+        if (cells == patches.cells).all():
+            return patches
+    return cut(pixels, cells) if cells.any() and cells.mean() <= share else patches
+
+
+def _even_places(pixels: Pixels) -> Bools:
+    """Pixels in the middle of a square of ``_EVEN_SIDE`` pixels of one value: bool, shape of ``pixels``."""
+    margin = _EVEN_SIDE // 2
+    even = np.zeros(pixels.shape, dtype=bool)
+    if min(pixels.shape) >= _EVEN_SIDE:
+        across = _runs(pixels[:, 1:] == pixels[:, :-1], _EVEN_SIDE - 1)
+        middle = pixels[:, margin:-margin]
+        down = _runs((middle[1:] == middle[:-1]).T, _EVEN_SIDE - 1).T
+        even[margin:-margin, margin:-margin] = _runs(across.T, _EVEN_SIDE).T & down
+    return even
+
+
+def _runs(marks: Bools, length: int) -> Bools:
+    """Where ``length`` marks follow on each other in a row: bool, shorter by ``length`` - 1 columns."""
+    count = marks.shape[1] - length + 1
+    runs = marks[:, :count].copy()
+    for shift in range(1, length):
+        runs &= marks[:, shift : shift + count]
+    return runs
