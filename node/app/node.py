@@ -39,7 +39,7 @@ from node.dimse.server import Server, ServerDependencies
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import ReadyRequest
+from node.workers.requests import ReadyRequest
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError, NodeRunning

@@ -19,24 +19,20 @@ from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.intake.eligibility import why_exact
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.originals.original_access import OriginalAccess
-from node.archive.serve.derived_object import Ask
-from node.codec.encode.encode_request import EncodeRequest, EncodeResult
+from node.codec.encode.encode_request import EncodeRequest
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
+from node.workers.requests import Answer, Request
 from node.workers.waiting import result_of
-from node.workers.worker import Answer, Request
 from storage.dicom.dicomfile import opened
 from storage.errors import (
     Cancelled,
     LatentPacsError,
     NotReconstructable,
-    ObjectDamaged,
-    ObjectMissing,
     PixelError,
     WorkerDied,
 )
 from storage.index import Index
-from storage.index.integrity import Integrity
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, ReasonCode, StoredInstance, Trial
@@ -67,7 +63,7 @@ class Archivist:
         self._index, self._originals, self._pool, self._settings = index, originals, pool, settings
         self._regions, self._when_idle, self._concurrency = regions, when_idle, concurrency
         self._writer = RenditionWriter(index, store)
-        self._remake = Remake(index, store, self._writer)
+        self._remake = Remake(index, store, self._writer, regions)
         self._in_progress: list[Future[None]] = []
         self._found_work = False
         self._owner = new_owner()
@@ -169,39 +165,22 @@ class Archivist:
 
     def _encode_eligible(self, claim: Claim, instance: StoredInstance, request: EncodeRequest) -> None:
         """Restore the rendition that the instance had, or encode the original, and commit the result."""
-        ask: Ask = partial(self._ask, claim)
-        result: Answer | None = None
-        if self._lacks_patches(instance, request):
-            result = self._add_patches(instance, request, ask)
+
+        def ask(request: Request[Answer]) -> Answer:
+            return self._ask(claim, request)
+
+        result = None
+        if self._remake.lacks_patches(instance, request):
+            result = self._remake.add_patches(instance, request, ask)
         elif self._remake.restore(claim, instance, request, ask):
             return
         result = result or ask(request)
-        assert isinstance(result, EncodeResult)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
         else:
             self._writer.write(claim, result.made, result.tried, ask)
 
-    def _lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
-        """Whether the rendition is whole, and lacks exact patches on marked regions."""
-        try:
-            return self._regions.lacks_patches(instance, request.regions)
-        except (ObjectMissing, ObjectDamaged):  # it is made again first
-            return False
-
-    def _add_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
-        """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""
-        current = instance.rendition
-        assert current is not None
-        result = ask(replace(request, point=current.point, upscaler=current.upscaler))
-        assert isinstance(result, EncodeResult)
-        if result.made is not None:
-            return result
-        why = "regions marked since it was made cannot be patched at its operating point"
-        Integrity(self._index.engine).withdraw(current.derived_uid, why)
-        return None
-
-    def _ask(self, claim: Claim, request: Request) -> Answer:
+    def _ask(self, claim: Claim, request: Request[Answer]) -> Answer:
         """A worker's answer; the lease is renewed meanwhile. Raises Cancelled when the node stops."""
         lease = self._settings.archivist.lease
         renew = partial(self._index.renew, claim, lease)

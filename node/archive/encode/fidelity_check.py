@@ -256,9 +256,7 @@ class FidelityCheck:
         return replace(found, action=action if done else "changed meanwhile")
 
     def _ask(self, request: AuditRequest) -> Audited:
-        answer = result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
-        assert isinstance(answer, Audited)
-        return answer
+        return result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
 
 
 def _changed(answer: Audited) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from node.archive.model_store import ModelStore
-from node.archive.serve.derived_object import Ask, DerivedParts, prove_object
+from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.codec.encode.encode_request import EncodedRendition
+from node.workers.requests import Ask
 from storage.errors import NotReconstructable
 from storage.formats.payload import Rendition
 from storage.index import Index

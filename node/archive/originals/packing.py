@@ -18,8 +18,8 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
+from node.workers.requests import PackRequest
 from node.workers.waiting import result_of
-from node.workers.worker import Answer, PackRequest
 from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
@@ -103,7 +103,7 @@ class Packer:
         if not self._index.originals.moved(claim.original, Tier.COLD, present=cold.has):
             self._index.originals.mark_garbage(digest, Tier.COLD)
 
-    def _wait(self, future: Future[Answer]) -> None:
+    def _wait(self, future: Future[None]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
         try:
             result_of(future, lambda: self._stopping.is_set() or time.monotonic() > deadline)

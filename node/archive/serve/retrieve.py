@@ -23,7 +23,7 @@ from node.archive.serve.annotation_references import write_copy
 from node.archive.serve.derived_object import DerivedParts, make_object, safe_text
 from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import TranscodeRequest
+from node.workers.requests import TranscodeRequest
 from storage.dicom.header_amendments import version_of
 from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index

@@ -81,7 +81,7 @@ def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
-    monkeypatch.setattr("node.workers.worker.pack_original", raising(ProofFailed("other bytes")))
+    monkeypatch.setattr("node.workers.requests.pack_original", raising(ProofFailed("other bytes")))
     assert bench.work() == 1
     held = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None

@@ -17,7 +17,7 @@ from node.config import parse
 from node.dimse import client
 from node.jobs.scrub_job import Extent, ScrubPlan
 from node.workers.pool import WorkerPool
-from node.workers.worker import CheckRequest
+from node.workers.requests import CheckRequest
 from storage.errors import Duplicate, WorkerDied
 from storage.index.integrity import Integrity
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
