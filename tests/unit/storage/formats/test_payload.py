@@ -23,7 +23,7 @@ from node.codec.points import Point
 from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.formats import coders
-from storage.formats.container import MAGIC, VERSION
+from storage.formats.container import DICTIONARY, MAGIC, VERSION
 from storage.formats.padding import pack_padding
 from storage.formats.payload import (
     CURVE_KNOTS,
@@ -384,7 +384,7 @@ def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
         encoding, length, coded = struct.unpack("<BQQ", data[at : at + 17])
         body = data[at + 17 : at + 17 + coded]
         at += 17 + coded
-        body = zlib.decompress(body) if encoding == 1 else body
+        body = zlib.decompressobj(zdict=DICTIONARY).decompress(body) if encoding == 1 else body
         assert len(body) == length
         found[name] = (encoding, body)
     assert data[at:] == hashlib.sha256(data[:at]).digest()
@@ -393,6 +393,11 @@ def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
 
 META = sections_of(encode_base(SMALL_BASE))["meta"][1]
 HEADER, PIXELS = section(b"header", b"h"), section(b"pixels", b"p")
+
+
+def test_the_dictionary_stays() -> None:
+    """Stored objects cannot be read with another one."""
+    assert hashlib.sha256(DICTIONARY).hexdigest() == "f65ea0da8c7ddb8a25871edc0e1652a430ad150f27157b8fc6c7a1686f5e697f"
 
 
 def test_an_unknown_section_is_ignored() -> None:
