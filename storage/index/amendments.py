@@ -86,10 +86,18 @@ class Amendments:
             query = select(study.c.study_instance_uid).where(study.c.key.in_(keys)).order_by(study.c.key)
             return list(connection.execute(query).scalars())
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        if record.entry.action != "amend":
-            return
+    def catch_up(self, records: Iterable[TrailRecord]) -> int:
+        """Make the amendments that the trail records and the index lacks; how many."""
+        with self._engine.connect() as connection:
+            known = set(connection.execute(select(amendment.c.key)).scalars())
+        made = [one for one in records if one.entry.action == "amend"]
+        missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
+        for record in missing:
+            self._replay(record)
+        return len(missing)
+
+    def _replay(self, record: TrailRecord) -> None:
+        """Apply a record of the trail to an index that lacks its effect."""
         made = json.loads(record.entry.detail)
         kind, made_at = AmendmentKind(made["kind"]), datetime.fromisoformat(made["at"])
         row = {name: made[name] for name in ("target", "changes", "reason", "undoes")}
@@ -99,16 +107,6 @@ class Amendments:
             connection.execute(insert(amendment).values(row))
             for key in undone or _studies_of(connection, kind, made["target"]):
                 apply_amendments(connection, key)
-
-    def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Make the amendments that the trail records and the index lacks; how many."""
-        with self._engine.connect() as connection:
-            known = set(connection.execute(select(amendment.c.key)).scalars())
-        made = [one for one in records if one.entry.action == "amend"]
-        missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
-        for record in missing:
-            self.replay(record)
-        return len(missing)
 
     @contextmanager
     def _writing(self, dry_run: bool) -> Iterator[Connection]:

@@ -105,16 +105,6 @@ class ClassLabels:
                 LabelledView(row.sop_instance_uid, row.attributes, row.of_series) for row in connection.execute(query)
             ]
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        entry = record.entry
-        with writing(self._engine) as connection:
-            if entry.action == "class.put":
-                _put(connection, entry.uids, entry.detail)
-            elif entry.action == "class.release":
-                of = class_label.c.sop_instance_uid.in_(entry.uids)
-                connection.execute(update(class_label).where(of).values(held=0))
-
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Bring classes that are missing, or older than the trail, to what its records say; of how many images."""
         told: dict[str, ClassLabel] = {}

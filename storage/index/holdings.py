@@ -88,13 +88,11 @@ class Index:
     def close(self) -> None:
         self.engine.dispose()
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        for part in (self.holds, self.classes, self.amendments, self.tombstones):
-            part.replay(record)
-
     def catch_up(self, records: Sequence[TrailRecord]) -> int:
-        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks; how many."""
+        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks; how many.
+
+        The trail itself stays as it is.
+        """
         return sum(part.catch_up(records) for part in (self.holds, self.classes, self.amendments, self.tombstones))
 
     # --- adding ---

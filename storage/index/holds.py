@@ -74,22 +74,6 @@ class Holds:
         with self._engine.connect() as connection:
             return [(row.name, row.study_instance_uid) for row in connection.execute(query)]
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
-        number, _, reason = entry.detail.partition(": ")
-        with writing(self._engine) as connection:
-            if entry.action == "hold.add":
-                new = insert(hold).values(key=int(number), kind=entry.level, value=entry.uids[0], reason=reason)
-                connection.execute(new.values(placed_by=entry.who, placed_at=at, released_by="", release_reason=""))
-            elif entry.action == "hold.release":
-                gone = update(hold).where(hold.c.key == int(number))
-                connection.execute(gone.values(released_by=entry.who, released_at=at, release_reason=reason))
-            elif entry.action == "label.add":
-                connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
-            elif entry.action == "label.remove":
-                connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
-
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Apply holds, releases and labels that the trail records and the index lacks; how many.
 
@@ -105,16 +89,32 @@ class Holds:
             number = entry.detail.partition(": ")[0]
             adds = entry.action == "hold.add" and number not in released
             if adds or (entry.action == "hold.release" and released.get(number) is False):
-                self.replay(record)
+                self._replay(record)
                 released[number] = not adds
                 count += 1
             elif entry.action in ("label.add", "label.remove"):
                 labelled[entry.detail, entry.uids[0]] = record
         for one, record in labelled.items():
             if (one in known) != (record.entry.action == "label.add"):
-                self.replay(record)
+                self._replay(record)
                 count += 1
         return count
+
+    def _replay(self, record: TrailRecord) -> None:
+        """Apply a record of the trail to an index that lacks its effect."""
+        entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
+        number, _, reason = entry.detail.partition(": ")
+        with writing(self._engine) as connection:
+            if entry.action == "hold.add":
+                new = insert(hold).values(key=int(number), kind=entry.level, value=entry.uids[0], reason=reason)
+                connection.execute(new.values(placed_by=entry.who, placed_at=at, released_by="", release_reason=""))
+            elif entry.action == "hold.release":
+                gone = update(hold).where(hold.c.key == int(number))
+                connection.execute(gone.values(released_by=entry.who, released_at=at, release_reason=reason))
+            elif entry.action == "label.add":
+                connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
+            elif entry.action == "label.remove":
+                connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
 
 
 def add_hold_in(connection: Connection, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:

@@ -149,24 +149,6 @@ class Tombstones:
             append_in(connection, entries)
         return uids
 
-    def replay(self, record: TrailRecord, only: str = "") -> None:
-        """Apply a record of the trail to an index that lacks its effect, or to one UID; ``delete_rows`` follows."""
-        entry = record.entry
-        with writing(self._engine) as connection:
-            if entry.action == "delete":
-                uid, series_uid, study_uid, *derived = entry.uids
-                one = PlannedDeletion(uid, series_uid, study_uid, tuple(derived), "", 0)
-                at = datetime.fromisoformat(record.at).replace(tzinfo=None)
-                for each in [only] if only else [uid, *derived]:
-                    _put(connection, each, one, reason=entry.detail, who=entry.who, at=at)
-            elif entry.action == "delete.allow-return":
-                at = datetime.fromisoformat(record.at).replace(tzinfo=None)
-                connection.execute(
-                    update(tombstone)
-                    .where(tombstone.c.uid.in_([only] if only else entry.uids))
-                    .values(return_allowed_at=at)
-                )
-
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Bring tombstones that are missing, or older than the trail, to what its records say; how many UIDs.
 
@@ -182,13 +164,15 @@ class Tombstones:
                     allowed.pop(each, None)
             elif record.entry.action == "delete.allow-return":
                 allowed |= dict.fromkeys(record.entry.uids, record)
-        with self._engine.connect() as connection:
+        with writing(self._engine) as connection:
             known = connection.execute(select(tombstone.c.uid, tombstone.c.return_allowed_at)).all()
-        returns = {row.uid: row.return_allowed_at is not None for row in known}
-        stale = [uid for uid in deleted if returns.get(uid) != (uid in allowed)]
-        for uid in stale:
-            for record in (deleted[uid], *([allowed[uid]] if uid in allowed else [])):
-                self.replay(record, only=uid)
+            returns = {row.uid: row.return_allowed_at is not None for row in known}
+            stale = [uid for uid in deleted if returns.get(uid) != (uid in allowed)]
+            for uid in stale:
+                _put_recorded(connection, uid, deleted[uid])
+                if uid in allowed:
+                    returned = update(tombstone).where(tombstone.c.uid == uid)
+                    connection.execute(returned.values(return_allowed_at=_time_of(allowed[uid])))
         return len(stale)
 
 
@@ -282,6 +266,17 @@ def _put(connection: Connection, uid: str, one: PlannedDeletion, *, reason: str,
     known = update(tombstone).where(tombstone.c.uid == uid)
     if not connection.execute(known.values(row)).rowcount:
         connection.execute(insert(tombstone).values(uid=uid, **row))
+
+
+def _put_recorded(connection: Connection, uid: str, record: TrailRecord) -> None:
+    """Insert the tombstone of a UID that the trail says was deleted; ``delete_rows`` follows."""
+    original_uid, series_uid, study_uid, *derived = record.entry.uids
+    one = PlannedDeletion(original_uid, series_uid, study_uid, tuple(derived), "", 0)
+    _put(connection, uid, one, reason=record.entry.detail, who=record.entry.who, at=_time_of(record))
+
+
+def _time_of(record: TrailRecord) -> datetime:
+    return datetime.fromisoformat(record.at).replace(tzinfo=None)
 
 
 def _entry(one: PlannedDeletion, reason: str, who: str) -> TrailEntry:
