@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
-from storage.index.tables import former_patient, hold, instance, label, original, patient, series, study
+from storage.index.level_joins import with_patient
+from storage.index.tables import former_patient, hold, instance, label, original, patient, study
 from storage.index.trail_rows import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
 
@@ -45,16 +46,9 @@ class Holds:
 
     def covered(self, placed: Hold) -> int:
         """How many held originals a hold covers now."""
-        query = (
-            select(func.count())
-            .select_from(original)
-            .join(instance, original.c.instance_key == instance.c.key)
-            .join(series, instance.c.series_key == series.c.key)
-            .join(study, series.c.study_key == study.c.key)
-            .join(patient, study.c.patient_key == patient.c.key)
-            .join(hold, hold.c.key == placed.key)
-            .where(_covers(), original.c.form != OriginalForm.PURGED)
-        )
+        originals = select(func.count()).select_from(original)
+        query = with_patient(originals.join(instance, original.c.instance_key == instance.c.key))
+        query = query.join(hold, hold.c.key == placed.key).where(_covers(), original.c.form != OriginalForm.PURGED)
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
 

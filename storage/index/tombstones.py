@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
@@ -21,11 +20,12 @@ from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
+from storage.index.level_joins import with_patient
+from storage.index.rendition_rows import is_known_by
 from storage.index.tables import (
     damage,
     instance,
     original,
-    patient,
     pin,
     reference,
     reference_copy,
@@ -123,9 +123,10 @@ class Tombstones:
             if connection.execute(select(tombstone.c.key).where(tombstone.c.rows_deleted == 0)).first() is None:
                 return 0
         with writing(self._engine) as connection:
-            rows = _waiting(connection)
+            marked = instance.c.sop_instance_uid.in_(_WAITING)
+            rows = connection.execute(select(instance.c.key, instance.c.series_key).where(marked)).all()
             for row in rows:
-                _remove(connection, row)
+                _remove(connection, row.key)
             drop_empty_above(connection, [row.series_key for row in rows])
             connection.execute(update(tombstone).where(tombstone.c.rows_deleted == 0).values(rows_deleted=1))
         return len(rows)
@@ -206,7 +207,7 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
         "series": series.c.series_instance_uid,
         "study": study.c.study_instance_uid,
     }[level]
-    query = (
+    query = with_patient(
         select(
             instance,
             series.c.series_instance_uid,
@@ -214,18 +215,11 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
             on_hold().label("on_hold"),
             is_pinned().label("pinned"),
         )
-        .join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .join(patient, study.c.patient_key == patient.c.key)
-        .where(column == uid)
-        .order_by(instance.c.key)
     )
-    rows = connection.execute(query).all()
+    rows = connection.execute(query.where(column == uid).order_by(instance.c.key)).all()
     if not rows:
         of = select(instance.c.sop_instance_uid).join(rendition, rendition.c.instance_key == instance.c.key)
-        made_of = connection.execute(
-            of.where(or_(rendition.c.derived_uid == uid, rendition.c.structure_uid == uid))
-        ).scalar()
+        made_of = connection.execute(of.where(is_known_by([uid]))).scalar()
         hint = f"; it is a reconstruction of {made_of}, which can be deleted" if made_of else ""
         raise UnknownUid(f"no {level} {uid} is held here{hint}")
     return [
@@ -284,19 +278,14 @@ def _entry(one: PlannedDeletion, reason: str, who: str) -> TrailEntry:
     return TrailEntry("delete", who, "image", uids, detail=reason)
 
 
-def _waiting(connection: Connection) -> list[Row[Any]]:
-    query = select(instance.c.key, instance.c.series_key).where(instance.c.sop_instance_uid.in_(_WAITING))
-    return list(connection.execute(query))
-
-
-def _remove(connection: Connection, row: Row[Any]) -> None:
+def _remove(connection: Connection, key: int) -> None:
     """Delete the rows of one instance, and mark their objects as garbage."""
-    held = connection.execute(select(original).where(original.c.instance_key == row.key)).first()
+    held = connection.execute(select(original).where(original.c.instance_key == key)).first()
     if held is not None and held.form != OriginalForm.PURGED:
         mark_garbage_in(connection, held.object_digest, held.tier)
-    for made in connection.execute(select(rendition).where(rendition.c.instance_key == row.key)):
+    for made in connection.execute(select(rendition).where(rendition.c.instance_key == key)):
         mark_garbage_in(connection, made.base_digest, Tier.HOT)
         mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
     for table in (damage, pin, replica, reverification, rendition, original, reference, reference_copy):
-        connection.execute(delete(table).where(table.c.instance_key == row.key))
-    connection.execute(delete(instance).where(instance.c.key == row.key))
+        connection.execute(delete(table).where(table.c.instance_key == key))
+    connection.execute(delete(instance).where(instance.c.key == key))
