@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydicom.datadict import keyword_for_tag
 from sqlalchemy import Connection, Engine, func, insert, select
 
 from storage.dicom.header_amendments import (
@@ -25,8 +26,8 @@ from storage.dicom.header_amendments import (
     keyword_of,
     patient_identity,
     taken_over,
-    text_of,
 )
+from storage.dicom.levels import text_of
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.connection import now, writing
 from storage.index.hierarchy import amendments, apply_amendments
@@ -211,11 +212,5 @@ def _seen(connection: Connection, study_key: int) -> tuple[str, int, DicomJson]:
 def _difference(before: tuple[str, int, DicomJson], after: tuple[str, int, DicomJson]) -> AmendedStudy:
     (uid, count, old), (_, _, new) = before, after
     changed = sorted(tag for tag in {*old, *new} if old.get(tag) != new.get(tag))
-    texts = [{_name(tag): text_of(values.get(tag)) for tag in changed} for values in (old, new)]
+    texts = [{keyword_for_tag(int(tag, 16)): text_of(values.get(tag)) for tag in changed} for values in (old, new)]
     return AmendedStudy(uid, count, *texts)
-
-
-def _name(tag: str) -> str:
-    from pydicom.datadict import keyword_for_tag
-
-    return keyword_for_tag(int(tag, 16))

@@ -21,9 +21,8 @@ from storage.dicom.header_amendments import (
     Folded,
     folded,
     patient_identity,
-    text_of,
 )
-from storage.dicom.levels import columns_of
+from storage.dicom.levels import columns_of, text_of
 from storage.index.connection import now
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
