@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, func, select
 
@@ -24,13 +24,6 @@ from storage.index.query_pages import (
 from storage.index.rewritten_annotations import copies as copies_of
 from storage.index.tables import instance, original, rendition, series
 from storage.records import DicomJson, InstanceState, OriginalForm, ReferencingCopy, Tier
-
-
-class Indexed(Protocol):
-    """An object with a database: storage.index.Index."""
-
-    @property
-    def engine(self) -> Engine: ...
 
 
 @dataclass(frozen=True, slots=True)

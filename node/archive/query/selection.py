@@ -9,11 +9,12 @@ from pydicom import Dataset
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
 from node.archive.query.matching import has_wildcard
 from storage.dicom.query_keys import Level
-from storage.index.query_candidates import Indexed, instance_keys
+from storage.index import Index
+from storage.index.query_candidates import instance_keys
 from storage.index.query_pages import Narrow, Search
 
 
-def select(index: Indexed, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
+def select(index: Index, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
     """Keys of the selected instances, ordered by series, instance number and key. Raises IdentifierError first.
 
     Only unique keys select; others are not part of a retrieve identifier. At IMAGE level a UID may be that of an
