@@ -274,19 +274,15 @@ class OriginalLocations:
 # --- for other transactions -----------------------------------------------------------------------------------
 
 
+def as_received(digest: str, size: int) -> dict[str, Any]:
+    """Columns of an original that is held as it was received, and is to be packed."""
+    held = {"form": OriginalForm.VERBATIM, "tier": Tier.HOT, "object_digest": digest, "object_bytes": size}
+    return {**held, "to_pack": 1, "note": "", "attempts": 0}
+
+
 def insert_original(connection: Connection, instance_key: int, digest: str, size: int) -> None:
     """Insert the row of an original that was received, or reset the row if it was received again."""
-    row = {
-        "form": OriginalForm.VERBATIM,
-        "tier": Tier.HOT,
-        "object_digest": digest,
-        "object_bytes": size,
-        "to_pack": 1,
-        "note": "",
-        "held_since": now(),
-        "purged_at": None,
-        "attempts": 0,
-    }
+    row = {**as_received(digest, size), "held_since": now(), "purged_at": None}
     known = update(original).where(original.c.instance_key == instance_key)
     if not connection.execute(known.values(**row)).rowcount:
         connection.execute(insert(original).values(instance_key=instance_key, **row))
