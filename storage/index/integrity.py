@@ -51,7 +51,6 @@ class Damage(NewDamage):
     """An open damage row."""
 
     key: int
-    found_at: float
 
 
 class Integrity:

@@ -122,10 +122,6 @@ class JobRows:
             runs = {run.key: _run_of(run, holders[run.job]) for run in found}
         return [_job_of(row, runs.get(row.run_key)) for row in rows]
 
-    def get(self, name: str) -> StoredJob | None:
-        """One job."""
-        return next((one for one in self.all() if one.name == name), None)
-
     def history(self, name: str = "", limit: int = 50) -> list[JobRun]:
         """Runs, newest first, of one job or of all."""
         query = select(job_run).order_by(job_run.c.key.desc()).limit(limit)

@@ -65,9 +65,6 @@ class Tombstone:
 
     uid: str
     original_uid: str
-    study_instance_uid: str
-    reason: str
-    deleted_by: str
     deleted_at: datetime
 
 
@@ -135,7 +132,7 @@ class Tombstones:
         """The tombstone of a UID, unless its return was allowed."""
         with self._engine.connect() as connection:
             row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, tombstone_in_force)).first()
-        return None if row is None else Tombstone(**{name: getattr(row, name) for name in _FIELDS})
+        return None if row is None else Tombstone(row.uid, row.original_uid, row.deleted_at)
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Accept deleted instances again if they are sent; their UIDs, original ones first. Raises UnknownUid."""
@@ -193,7 +190,6 @@ def next_instance_key(connection: Connection) -> dict[str, int]:
 
 _KEYS = (instance.c.key, tombstone.c.instance_key)
 _WAITING = select(tombstone.c.uid).where(tombstone.c.rows_deleted == 0, tombstone_in_force)
-_FIELDS = list(Tombstone.__dataclass_fields__)
 _BY_LEVEL = {
     "image": tombstone.c.original_uid,
     "series": tombstone.c.series_instance_uid,
