@@ -26,7 +26,7 @@ _INDEXED = {
     "StudyID": 64,
     "Modality": 16,
 }
-"""Characters of the columns in storage/index/tables.py. A longer value is left out, never truncated."""
+"""Characters of the columns in storage/index/tables. A longer value is left out, never truncated."""
 _MAX_ITEMS = 100
 """Maximum number of items of a sequence; a longer sequence is left out."""
 _MAX_BYTES = 1 << 18
@@ -77,7 +77,7 @@ def _values(dataset: Dataset, key: Key, codecs: Sequence[str]) -> list[Any]:
 
 
 def columns_of(levels: Levels) -> dict[str, dict[str, Any]]:
-    """Column values by table of storage/index/tables.py, ``attributes`` included.
+    """Column values by table of storage/index/tables, ``attributes`` included.
 
     ``identity`` is patient ID and issuer. For a patient without an ID it contains the Study Instance UID instead, so
     that anonymous patients are never merged. ``name`` is folded (fold_name), ``study_time`` filled (fill_time).

@@ -30,9 +30,12 @@ from storage.records import DicomJson, InstanceState, Levels, NewInstance, Reaso
 
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     """The columns of a received instance; its series, study and patient rows are inserted if they are new."""
+    columns = columns_of(new.levels)
+    # a sender may reuse a Series Instance UID in another study: that makes another series here, so no image is hidden
+    in_study = {**columns["series"], "study_key": _study_key(connection, new.levels)}
     return {
-        **columns_of(new.levels)["instance"],
-        "series_key": series_key_of(connection, new.levels),
+        **columns["instance"],
+        "series_key": key_of(connection, series, in_study, "study_key", "series_instance_uid"),
         "sop_instance_uid": new.sop_instance_uid,
         "sop_class_uid": new.sop_class_uid,
         "transfer_syntax_uid": new.transfer_syntax_uid,
@@ -49,15 +52,8 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     }
 
 
-def series_key_of(connection: Connection, levels: Levels) -> int:
-    """The key of the series of an instance with those attributes; inserts series, study and patient if they are new."""
-    columns = columns_of(levels)
-    # a sender may reuse a Series Instance UID in another study: that makes another series here, so no image is hidden
-    in_study = {**columns["series"], "study_key": _study_key(connection, levels)}
-    return key_of(connection, series, in_study, "study_key", "series_instance_uid")
-
-
 def _study_key(connection: Connection, levels: Levels) -> int:
+    """The key of the study of an instance with those attributes; inserts study and patient if they are new."""
     uid = columns_of(levels)["study"]["study_instance_uid"]
     known = connection.execute(select(study.c.key).where(study.c.study_instance_uid == uid)).scalar()
     if known is not None:
