@@ -16,6 +16,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from storage.errors import IndexFault, IndexRefused, NewerFormat, StoreFull
+from storage.index.change_capture import install_triggers, triggers_are_right
 
 LOGGER = logging.getLogger(__name__)
 
@@ -93,8 +94,6 @@ def _copy_before(engine: Engine, revision: str) -> None:
 
 
 def _mark_changes(engine: Engine, *, anew: bool) -> None:
-    from storage.index.change_capture import install_triggers, triggers_are_right
-
     with engine.connect() as connection:
         right = triggers_are_right(connection)
     if anew or not right:
