@@ -85,7 +85,6 @@ class StoredJob:
     name: str
     paused: bool
     requested: bool
-    due_at: float
     running: bool
     abandoned: bool
     last: JobRun | None
@@ -311,7 +310,6 @@ def _job_of(row: Row[Any], last: JobRun | None) -> StoredJob:
         name=row.name,
         paused=bool(row.paused),
         requested=row.requested_at is not None,
-        due_at=row.due_at,
         running=is_leased(row),
         abandoned=row.lease_owner is not None and not is_leased(row),
         last=last,

@@ -176,9 +176,7 @@ class OriginalLocations:
         ``reserve``: originals whose digest is below this text stay, since audits measure against them.
         """
         query = with_patient(
-            _held(
-                instance.c.sop_instance_uid, study.c.study_instance_uid, patient.c.patient_id, instance.c.rendition_key
-            )
+            _held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key)
         ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
@@ -190,7 +188,6 @@ class OriginalLocations:
                 original=held_original(row),
                 sop_instance_uid=row.sop_instance_uid,
                 study_instance_uid=row.study_instance_uid,
-                patient_id=row.patient_id,
                 rendition=renditions[row.rendition_key],
             )
             for row in rows
