@@ -29,7 +29,7 @@ def select(index: Index, identifier: Dataset, root: Root, *, relational: bool = 
         chosen[level] = values
     narrows = tuple(Narrow(_COLUMNS[upper], any_of=tuple(keys)) for upper, keys in chosen.items() if keys)
     uids = tuple(values) if level is Level.IMAGE else ()
-    return instance_keys(index.engine, Search(level, frozenset(), narrows, uids))
+    return instance_keys(index.engine, Search(level, frozenset(), narrows, uids, derived=True, copies=True))
 
 
 _COLUMNS = {
