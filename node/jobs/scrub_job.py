@@ -24,7 +24,7 @@ from storage.errors import IndexRefused, ObjectMissing
 from storage.index.index_trust import IndexStanding
 from storage.index.integrity import ExpectedObject, Integrity
 from storage.index.job_runs import JobRows
-from storage.objects.inspection import Listed, examine, is_empty, listing
+from storage.objects.inspection import Listed, examine, holds_any, listing
 from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import ObjectStore
 
@@ -255,7 +255,7 @@ class Scrub:
 
     def _refuse_empty_store(self) -> None:
         for name, store in self._stores.items():
-            if is_empty(store) and any(one.store == name for one in self._integrity.expected("", END)):
+            if not holds_any(store.root) and any(one.store == name for one in self._integrity.expected("", END)):
                 raise ObjectMissing(
                     f"{store.root / 'objects'} holds no object at all, though the index knows of some: is its disk "
                     "mounted, and is storage.root right? Nothing was changed"

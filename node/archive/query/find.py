@@ -35,7 +35,8 @@ from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
 from storage.dicom.levels import fill_time
 from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level
-from storage.index.query_candidates import Indexed, QueryCandidate, candidates
+from storage.index import Index
+from storage.index.query_candidates import QueryCandidate, candidates
 from storage.index.query_pages import Search
 from storage.records import DicomJson
 
@@ -43,7 +44,7 @@ __all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
 
 
 def find(
-    index: Indexed,
+    index: Index,
     identifier: Dataset,
     root: Root,
     *,

@@ -24,7 +24,8 @@ from node.cli.options import (
     stated,
 )
 from node.cli.times import time_json, time_text
-from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
+from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity
+from storage.dicom.levels import text_of
 from storage.errors import UnknownUid
 from storage.index.amendments import MadeAmendment
 
