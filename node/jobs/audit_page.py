@@ -181,8 +181,10 @@ def _strata(run: AuditRun) -> Table:
         "nearest limit",
         "over time",
     ]
-    caption = "Figures are means over the images whose originals are held; FSIM over tiles with breast. Nearest limit: "
-    "the figure of the gate that is nearest to its limit, as a share of it."
+    caption = (
+        "Figures are means over the images whose originals are held; FSIM over tiles with breast. Nearest limit: "
+        "the figure of the gate that is nearest to its limit, as a share of it."
+    )
     return Table(head, rows, caption, "lrrrrrrrrl")
 
 

@@ -47,6 +47,9 @@ from storage.records import (
     TrailRecord,
 )
 
+_KEYS_AT_ONCE = 1000
+"""Most keys of one query. SQLite takes 32,766 parameters by default."""
+
 
 class Added(Enum):
     """The result of adding an instance."""
@@ -140,6 +143,13 @@ class Index:
 
     def by_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
         """The instance rows of those keys, in their order, each with its current rendition."""
+        return [
+            one
+            for start in range(0, len(keys), _KEYS_AT_ONCE)
+            for one in self._by_some_keys(keys[start : start + _KEYS_AT_ONCE])
+        ]
+
+    def _by_some_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
         query = select(
             instance,
             series.c.series_instance_uid,

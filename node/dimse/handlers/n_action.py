@@ -26,7 +26,7 @@ from node.config import Settings
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
-from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, response
+from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, is_warning, response
 from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
@@ -207,7 +207,7 @@ class Notifier:
             status = self._call(request.calling_aet, event_type, information)
         if status is None:
             raise DestinationUnavailable("no response to the report")
-        if status != SUCCESS and status & 0xF000 != 0xB000:
+        if status != SUCCESS and not is_warning(status):
             raise DestinationUnavailable(f"the report was answered with status {status:04X}")
 
     def _call(self, ae_title: str, event_type: int, information: Dataset) -> int | None:
