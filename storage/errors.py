@@ -20,13 +20,15 @@ LatentPacsError
 │   └── ProofFailed         the packed form does not unpack to the received bytes
 ├── OriginalPurged          retention removed the original; only its reconstruction is left
 ├── JournalDamaged          the audit trail's journal or the change journal cannot be read
-├── IndexRefused            an index that is empty, foreign, damaged, or older than the change journal
 ├── IndexFault              the database cannot be read or written at present
 ├── IndexLost               the file of the index was removed or replaced while it was in use
-├── BackupRefused           a backup that cannot be made, verified or restored
-├── NewerFormat             files or a schema that a newer version wrote
-├── PurgeRefused            the configuration does not allow retention to remove originals
-├── ChangeRefused           an amendment, deletion or acceptance from quarantine that the rules do not allow
+├── Refused                 a rule of the archive forbids what a command or a job was to do; nothing was changed
+│   ├── IndexRefused        an index that is empty, foreign, damaged, or older than the change journal
+│   ├── BackupRefused       a backup that cannot be made, verified or restored
+│   ├── NewerFormat         files or a schema that a newer version wrote
+│   ├── PurgeRefused        the configuration does not allow retention to remove originals
+│   ├── ChangeRefused       an amendment, deletion or acceptance from quarantine that the rules do not allow
+│   └── JobRefused          the job does not exist, or it is already running
 ├── StoreFull               the disk, the quota or the database is full; nothing was stored
 ├── InstanceTooLarge        a data set larger than node.max_instance; nothing of it was stored
 ├── Duplicate               same SOP Instance UID, other content; the first instance is kept
@@ -37,7 +39,6 @@ LatentPacsError
 ├── WorkerDied              a worker process ended during a request
 ├── UnknownUid              no image, original or reconstruction, has that UID
 ├── UnknownReport           there is no report with that number
-├── JobRefused              the job does not exist, or it is already running
 ├── ExtraMissing            a feature needs packages that only an extra of latent-pacs installs
 └── ConfigError             config.yaml is invalid
     └── NodeRunning         a node runs on the storage root, which only one process may use
@@ -128,7 +129,11 @@ class JournalDamaged(LatentPacsError):
     """A line of a journal is not a record of the audit trail, or not a change of the index."""
 
 
-class IndexRefused(LatentPacsError):
+class Refused(LatentPacsError):
+    """A rule of the archive forbids what a command or a job was to do. Nothing was changed."""
+
+
+class IndexRefused(Refused):
     """The index does not match the objects beside it, or is damaged. The message says what to do."""
 
 
@@ -140,19 +145,19 @@ class IndexLost(LatentPacsError):
     """The last commit went to a file that is no longer the index, so it counts as not done."""
 
 
-class BackupRefused(LatentPacsError):
+class BackupRefused(Refused):
     """A backup cannot be made, verified or restored. The message says why, and what to do."""
 
 
-class NewerFormat(LatentPacsError):
+class NewerFormat(Refused):
     """A newer version wrote this. An older version must not change it."""
 
 
-class PurgeRefused(LatentPacsError):
+class PurgeRefused(Refused):
     """The configuration does not allow originals to be removed."""
 
 
-class ChangeRefused(LatentPacsError):
+class ChangeRefused(Refused):
     """An amendment, deletion or acceptance from quarantine is not allowed. The message says why."""
 
 
@@ -200,7 +205,7 @@ class UnknownReport(LatentPacsError):
     """No audit or validation wrote the requested report."""
 
 
-class JobRefused(LatentPacsError):
+class JobRefused(Refused):
     """The job does not exist, or it is already running."""
 
 
@@ -212,5 +217,5 @@ class ConfigError(LatentPacsError):
     """config.yaml is invalid. The message names the key, and the nearest valid one."""
 
 
-class NodeRunning(ConfigError):
+class NodeRunning(ConfigError, Refused):
     """A node runs on the storage root, which only one process may use."""
