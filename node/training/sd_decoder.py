@@ -28,6 +28,7 @@ from torch import Tensor
 from node.fidelity.windows import display_window
 from node.training.image_files import NoPictures, Picture
 from node.training.trainer import LOSSES_KEPT, CheckpointError, Progress, TrainingFailed
+from node.upscalers.numerics import device_of
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError
 from storage.formats.geometry import CELL
@@ -110,11 +111,8 @@ def fine_tune_decoder(
     origin = find_weights(source)
     weight_files(origin)
     _claim(folder, origin)
-    torch_device = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    )
     bound = _fingerprint(SdX2(str(origin)).weights_digest, pictures)
-    state = _fresh(origin, plan, torch_device)
+    state = _fresh(origin, plan, device_of(device))
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         if resume and (folder / DECODER_CHECKPOINT).exists():
             plan = _restore(state, folder / DECODER_CHECKPOINT, plan, bound)

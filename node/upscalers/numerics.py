@@ -28,12 +28,17 @@ def cpu_numerics() -> dict[str, str]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device named by ``reconstruct.device``; ``auto`` is CUDA if available. Raises ConfigError."""
+    """The device of that name; ``auto`` is CUDA if there is a GPU. Raises ConfigError if it cannot be used."""
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("reconstruct.device is cuda, and torch finds no CUDA device; use auto or cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used ({reason}); give auto or cpu, in reconstruct.device or with --device"
+        ) from error
     return device
