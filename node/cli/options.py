@@ -7,13 +7,16 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from node.archive.index_opening import open_for_command
 from node.cli.exit_codes import UsageError
+from node.cli.times import time_json
 from node.config import load
 from storage.index import Index
 
@@ -67,5 +70,11 @@ def stated(reason: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print JSON on standard output, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """Print JSON on standard output, for programs: data classes by their fields, times in UTC."""
+    sys.stdout.write(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return time_json(value)
+    return str(value) if isinstance(value, Path) else asdict(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +59,7 @@ def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
     with archive(config) as services:
         found = services.index.classes.all()
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json(found)
         return
     table = Table("image", "class", "original held")
     for one in found:

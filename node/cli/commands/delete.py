@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -54,7 +53,7 @@ def delete(
                 typer.confirm(f"Delete {_summary(report)} permanently?", abort=True, err=True)
             report = services.deletion.delete(level, uid, reason=reason, who=current_user())
     if as_json:
-        print_json({"dry_run": report.dry_run, "images": [asdict(one) for one in report.images]})
+        print_json({"dry_run": report.dry_run, "images": report.images})
     else:
         _print(report, dry_run)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -21,8 +21,8 @@ from node.cli.options import (
     print_json,
     stated,
 )
-from node.cli.times import time_json, time_text
-from storage.records import Hold, HoldKind
+from node.cli.times import time_text
+from storage.records import HoldKind
 
 holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
 
@@ -44,7 +44,7 @@ def add_hold(
         placed = services.index.holds.add(*named[0], reason=stated(reason), who=current_user())
         covered = services.index.holds.covered(placed)
     if as_json:
-        print_json({**_as_json(placed), "originals": covered})
+        print_json({**asdict(placed), "originals": covered})
     else:
         Console().print(f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today")
 
@@ -60,7 +60,7 @@ def list_holds(
     with archive(config) as services:
         found = [(one, services.index.holds.covered(one)) for one in services.index.holds.all(released=released)]
     if as_json:
-        print_json([{**_as_json(one), "originals": covered} for one, covered in found])
+        print_json([{**asdict(one), "originals": covered} for one, covered in found])
         return
     table = Table("hold", "on", "value", "originals", "reason", "placed", "by", "released")
     for one, covered in found:
@@ -85,11 +85,6 @@ def release_hold(
     if hold is None:
         raise UsageError(f"no hold {number} is in force; `latent-pacs hold list` lists those that are")
     if as_json:
-        print_json(_as_json(hold))
+        print_json(hold)
     else:
         Console().print(f"hold {hold.key} on {hold.kind} {hold.value} is released")
-
-
-def _as_json(hold: Hold) -> dict[str, Any]:
-    times = {name: getattr(hold, name) for name in ("placed_at", "released_at")}
-    return {**asdict(hold), **{name: time_json(value) if value else None for name, value in times.items()}}

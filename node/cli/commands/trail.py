@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +34,7 @@ def trail(
     with archive(config) as services:
         records = list(services.index.trail.records(since=since, uid=study, newest=limit))
     if as_json:
-        print_json([asdict(record) for record in records])
+        print_json(records)
         return
     table = Table("no.", "time", "who", "action", "outcome", "on", "detail")
     for record in records:
