@@ -1,4 +1,4 @@
-"""Shared by the commands: options, opening the archive or its index, and JSON output."""
+"""Shared by the commands: options, opening the archive or its index, and output."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from node.archive.index_opening import open_for_command
+from node.cli.console import Console
 from node.cli.exit_codes import UsageError
 from node.cli.times import time_json
 from node.config import load
@@ -29,12 +30,23 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, with times in UTC.")]
 UtcOption = Annotated[bool, typer.Option("--utc", help="Print times in UTC instead of the local time zone.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")]
 LimitOption = Annotated[int, typer.Option("--limit", help="Print at most this many; 0 is all.", metavar="N", min=0)]
 DEFAULT_CONFIG = Path("config.yaml")
 ALL = 2**31
 """The limit of rows that stands for no limit."""
+
+
+def stated(reason: str) -> str:
+    """A reason that is not empty. Raises UsageError."""
+    if not reason.strip():
+        raise UsageError("the reason is empty; give one with --reason TEXT")
+    return reason
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT", parser=stated)
+]
 
 
 @contextmanager
@@ -62,11 +74,9 @@ def current_user() -> str:
     return f"user:{getpass.getuser()}"
 
 
-def stated(reason: str) -> str:
-    """A reason that is not empty. Raises UsageError."""
-    if not reason.strip():
-        raise UsageError("the reason is empty; give one with --reason TEXT")
-    return reason
+def say(report: object, text: str, *, as_json: bool) -> None:
+    """Print what a command did: the report as JSON for programs, or the text."""
+    print_json(report) if as_json else Console(soft_wrap=True).print(text)
 
 
 def print_json(value: object) -> None:

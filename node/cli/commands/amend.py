@@ -21,7 +21,6 @@ from node.cli.options import (
     archive,
     current_user,
     print_json,
-    stated,
 )
 from node.cli.times import time_text
 from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
@@ -79,7 +78,7 @@ def undo_amendment(
 ) -> None:
     """Undo an amendment, which makes another version. Later amendments stay in force."""
     with archive(config) as services:
-        made = services.index.amendments.undo(number, reason=stated(reason), who=current_user(), dry_run=dry_run)
+        made = services.index.amendments.undo(number, reason=reason, who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
 
 
@@ -132,7 +131,7 @@ def _make(
         named[keyword.strip()] = value
     with archive(config) as services:
         made = services.index.amendments.make(
-            kind, target, changes_of(named), reason=stated(reason), who=current_user(), dry_run=dry_run
+            kind, target, changes_of(named), reason=reason, who=current_user(), dry_run=dry_run
         )
     _print(made, dry_run, as_json)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json, say
 
 class_labels = typer.Typer(help="Classes of images, such as cancer, for validations.", no_args_is_help=True)
 
@@ -79,4 +79,4 @@ def release_labels(
     with archive(config) as services:
         chosen = uids or [one.sop_instance_uid for one in services.index.classes.all() if one.held]
         count = services.index.classes.release(chosen, who=current_user(), why="by hand")
-    print_json({"released": count}) if as_json else Console().print(f"{count} originals are no longer held")
+    say({"released": count}, f"{count} originals are no longer held", as_json=as_json)

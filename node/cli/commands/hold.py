@@ -19,7 +19,7 @@ from node.cli.options import (
     archive,
     current_user,
     print_json,
-    stated,
+    say,
 )
 from node.cli.times import time_text
 from storage.records import HoldKind
@@ -41,12 +41,10 @@ def add_hold(
     if len(named) != 1:
         raise UsageError("name exactly one of --study, --patient and --label")
     with archive(config) as services:
-        placed = services.index.holds.add(*named[0], reason=stated(reason), who=current_user())
+        placed = services.index.holds.add(*named[0], reason=reason, who=current_user())
         covered = services.index.holds.covered(placed)
-    if as_json:
-        print_json({**asdict(placed), "originals": covered})
-    else:
-        Console().print(f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today")
+    text = f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today"
+    say({**asdict(placed), "originals": covered}, text, as_json=as_json)
 
 
 @holds.command("list")
@@ -81,10 +79,7 @@ def release_hold(
 ) -> None:
     """Release a hold. The next purge may remove originals that no other hold covers."""
     with archive(config) as services:
-        hold = services.index.holds.release(number, reason=stated(reason), who=current_user())
+        hold = services.index.holds.release(number, reason=reason, who=current_user())
     if hold is None:
         raise UsageError(f"no hold {number} is in force; `latent-pacs hold list` lists those that are")
-    if as_json:
-        print_json(hold)
-    else:
-        Console().print(f"hold {hold.key} on {hold.kind} {hold.value} is released")
+    say(hold, f"hold {hold.key} on {hold.kind} {hold.value} is released", as_json=as_json)

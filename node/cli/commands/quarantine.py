@@ -19,7 +19,7 @@ from node.cli.options import (
     current_user,
     open_index,
     print_json,
-    stated,
+    say,
 )
 from node.cli.times import time_text
 from storage.records import Quarantined
@@ -93,7 +93,7 @@ def accept_quarantined(
 ) -> None:
     """Make it the original of its UID, which is then encoded. The former original goes to quarantine."""
     with archive(config) as services:
-        one = services.quarantine.accept(digest, reason=stated(reason), who=current_user(), allow_return=allow_return)
+        one = services.quarantine.accept(digest, reason=reason, who=current_user(), allow_return=allow_return)
     _print(one, "accepted", as_json)
 
 
@@ -103,12 +103,10 @@ def reject_quarantined(
 ) -> None:
     """Remove it from quarantine permanently."""
     with archive(config) as services:
-        one = services.quarantine.reject(digest, reason=stated(reason), who=current_user())
+        one = services.quarantine.reject(digest, reason=reason, who=current_user())
     _print(one, "rejected", as_json)
 
 
 def _print(one: Quarantined, outcome: str, as_json: bool) -> None:
-    if as_json:
-        print_json({**asdict(one), "outcome": outcome})
-    else:
-        Console(soft_wrap=True).print(f"{one.sop_instance_uid}: {outcome} {one.digest}")
+    text = f"{one.sop_instance_uid}: {outcome} {one.digest}"
+    say({**asdict(one), "outcome": outcome}, text, as_json=as_json)
