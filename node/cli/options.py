@@ -33,8 +33,6 @@ UtcOption = Annotated[bool, typer.Option("--utc", help="Print times in UTC inste
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")]
 LimitOption = Annotated[int, typer.Option("--limit", help="Print at most this many; 0 is all.", metavar="N", min=0)]
 DEFAULT_CONFIG = Path("config.yaml")
-ALL = 2**31
-"""The limit of rows that stands for no limit."""
 
 
 def stated(reason: str) -> str:

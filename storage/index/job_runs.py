@@ -127,8 +127,8 @@ class JobRows:
         return next((one for one in self.all() if one.name == name), None)
 
     def history(self, name: str = "", limit: int = 50) -> list[JobRun]:
-        """Runs, newest first, of one job or of all."""
-        query = select(job_run).order_by(job_run.c.key.desc()).limit(limit)
+        """Runs, newest first, of one job or of all; at most ``limit``, 0 for all."""
+        query = select(job_run).order_by(job_run.c.key.desc()).limit(limit or None)
         with self._engine.connect() as connection:
             holders = {row.name: row for row in connection.execute(select(job))}
             rows = connection.execute(query.where(job_run.c.job == name) if name else query).all()

@@ -18,17 +18,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
-from node.cli.options import (
-    ALL,
-    DEFAULT_CONFIG,
-    ConfigOption,
-    JsonOption,
-    LimitOption,
-    UtcOption,
-    archive,
-    print_json,
-    say,
-)
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json, say
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import Settings
@@ -126,7 +116,7 @@ def history(
     with _opened(config) as (_, planned, rows):
         if name:
             _known(planned, name)
-        runs = rows.history(name, limit or ALL)
+        runs = rows.history(name, limit)
     if as_json:
         print_json([run_json(one) for one in runs])
         return
