@@ -6,7 +6,7 @@ import getpass
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -57,14 +57,9 @@ def archive(config: Path) -> Iterator[Services]:
         services.trail.write_down()
 
 
-@contextmanager
-def open_index(config: Path) -> Iterator[Index]:
+def open_index(config: Path) -> closing[Index]:
     """The index alone, for commands that only read it. Raises ConfigError if there is no archive."""
-    index = open_for_command(load(config))
-    try:
-        yield index
-    finally:
-        index.close()
+    return closing(open_for_command(load(config)))
 
 
 def current_user() -> str:
