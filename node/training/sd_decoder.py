@@ -27,7 +27,7 @@ from torch import Tensor
 
 from node.fidelity.windows import display_window
 from node.training.image_files import NoPictures, Picture
-from node.training.trainer import LOSSES_KEPT, CheckpointError, Progress, TrainingFailed
+from node.training.trainer import LOSSES_KEPT, SAVE_EVERY, CheckpointError, Progress, TrainingFailed
 from node.upscalers.numerics import device_of
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError
@@ -98,14 +98,12 @@ def fine_tune_decoder(
     stop_after: int | None = None,
     device: str = "auto",
     watch: Callable[[Progress], None] = lambda _: None,
-    save_every: float = 120.0,
 ) -> DecoderResult:
     """Train, and write a checkpoint and at the end a pipeline that ``SdX2`` loads to ``folder``.
 
     ``source``: as for ``SdX2``. The last picture is held out of training if there is more than one. ``resume``:
     continue the checkpoint in ``folder`` under its own plan, with the larger number of steps. ``minutes``: a time
-    budget as for ``train``. ``stop_after``: end early with the decoder trained so far. ``save_every``: seconds between
-    checkpoints.
+    budget as for ``train``. ``stop_after``: end early with the decoder trained so far.
     """
     require_extra("sd-x2", "training the decoder of sd_x2")
     origin = find_weights(source)
@@ -133,7 +131,7 @@ def fine_tune_decoder(
                 if untimed and state.step == first + _TIMED_STEPS:
                     each = (time.monotonic() - began) / _TIMED_STEPS
                     plan = replace(plan, steps=state.step + max(int((end - time.monotonic()) / each), 1))
-                if time.monotonic() - saved > save_every:
+                if time.monotonic() - saved > SAVE_EVERY:
                     _save(state, plan, folder, bound)
                     saved = time.monotonic()
         finally:

@@ -44,7 +44,7 @@ _UNKNOWN = 1_000_000
 """Steps of a plan until they have been timed."""
 _AHEAD = 4
 """Patches prepared ahead of their step."""
-_SAVE_EVERY = 120.0
+SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
 _BANDS = (0.7, 1.4, 2.8, 5.6)
 """Octave bands: differences of Gaussians of these standard deviations, in pixels."""
@@ -206,7 +206,7 @@ class _TrainingRun:
             state.losses = [*state.losses[1 - LOSSES_KEPT :], loss]
             seconds = time.monotonic() - self._began
             self._watch(Progress(state.step, self.plan.steps, float(np.mean(state.losses)), seconds))
-            if time.monotonic() - self._saved > _SAVE_EVERY:
+            if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save()
 
     def save(self) -> None:
