@@ -141,7 +141,7 @@ def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
         job = _known(planned, name).job
         if not runs_here(services.settings.storage.root):
             return run_in_this_process(job, services.index, services.settings)
-        before = _latest_key(rows, name)
+        before = max((one.key for one in rows.history(name, 1)), default=0)
         rows.request(name)
         return _follow(rows, name, before) if wait else None
 
@@ -208,10 +208,6 @@ def _known(planned: dict[str, Planned], name: str) -> Planned:
     if name not in planned:
         raise UsageError(f"there is no job {name!r}; the jobs are: {', '.join(planned)}")
     return planned[name]
-
-
-def _latest_key(rows: JobRows, name: str) -> int:
-    return max((one.key for one in rows.history(name, 1)), default=0)
 
 
 def _follow(rows: JobRows, name: str, before: int) -> JobRun:
