@@ -19,7 +19,7 @@ from node.codec.encode.encode_request import EncodeRequest, EncodeResult, Reveri
 from node.codec.rendering import Rendering, read_pair, verified
 from node.config import ReconstructSettings
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import Installed, installed
+from node.upscalers.protocol import Installed, installed
 from node.workers.auditing import Audited, AuditRequest, audit
 from node.workers.memory import give_back, keep_freed, limit_time, limit_to
 from storage.dicom.content import same_content

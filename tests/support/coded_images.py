@@ -22,7 +22,7 @@ from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.rendering import rendered
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import installed
+from node.upscalers.protocol import installed
 from node.workers.auditing import AuditRequest, audit
 from node.workers.worker import ModelRequest, ReconstructRequest, decode, reconstruct_to_files
 from storage.dicom.dicomfile import HeaderBytes, encode
