@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from node.fidelity.gate import psnr
 from node.fidelity.windows import display_window
 from node.training.image_files import NoPictures, Picture
 from node.training.trainer import LOSSES_KEPT, SAVE_EVERY, CheckpointError, Progress, TrainingFailed
@@ -212,8 +213,8 @@ def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
         grey = torch.from_numpy(piece)[None, None].to(vae.device)
         with torch.no_grad():
             errors.append(torch.square(_round_trip(vae, grey, half=False).clamp(-1, 1) - grey).mean().item())
-    grey_levels = math.sqrt(np.mean(errors)) * float(np.ptp(picture.pixels)) / 2
-    return 20 * math.log10(display_window(picture.header, picture.pixels, picture.mask).width / max(grey_levels, 1e-6))
+    error = float(np.mean(errors) * (np.ptp(picture.pixels) / 2) ** 2)
+    return psnr(error, display_window(picture.header, picture.pixels, picture.mask).width)
 
 
 def _fresh(origin: Path, plan: DecoderPlan, device: torch.device) -> _State:
