@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, SecondaryCaptureImageStorage
-from rich.table import Table
+from rich.table import Column, Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
@@ -258,9 +258,7 @@ def _table(rows: list[Row]) -> Table:
         "FSIM mean/p5",
         "seconds: store encode move get",
     ]
-    table = Table(title="figures of the study")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), title="figures of the study")
     for number, row in enumerate(rows, start=1):
         fsim = f"{_figure(row.fsim_mean, 3)} {_figure(row.fsim_p5, 3)}"
         seconds = " ".join(f"{_figure(value, 2):>5}" for value in (row.store_s, row.verify_s, row.move_s, row.get_s))
