@@ -94,12 +94,11 @@ def known_models(config: Path) -> list[dict[str, Any]]:
     for folder in mammo.older:
         roles.setdefault(folder, "kept for older renditions")
     roles.setdefault(str(SHIPPED), "shipped")
-    used, kept = _used(config)
+    used = _used(config)
     rows = [_installed(Path(folder), role, used) for folder, role in roles.items()]
     installed = {row["digest"] for row in rows}
-    for (upscaler, digest), count in used.items():
+    for (upscaler, digest), (count, size) in used.items():
         if digest not in installed:
-            size = kept[upscaler, digest]
             role = "in use" if upscaler != "mammo" else "NOT INSTALLED: its images are served as originals"
             role = "kept in the object store" if size else role
             rows.append(
@@ -115,24 +114,24 @@ def known_models(config: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _installed(folder: Path, role: str, used: dict[tuple[str, str], int]) -> dict[str, Any]:
+def _installed(folder: Path, role: str, used: dict[tuple[str, str], tuple[int, int]]) -> dict[str, Any]:
     row = {"upscaler": "mammo", "digest": "", "bytes": 0, "renditions": 0, "role": role, "folder": str(folder)}
     try:
         digest = Mammo(folder).weights_digest
     except ModelMissing as error:
         return row | {"role": f"{role}; UNUSABLE: {error}"}
     size = (folder / WEIGHTS).stat().st_size
-    return row | {"digest": digest, "bytes": size, "renditions": used.get(("mammo", digest), 0)}
+    return row | {"digest": digest, "bytes": size, "renditions": used.get(("mammo", digest), (0, 0))[0]}
 
 
-def _used(config: Path) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
-    """Per model: the number of renditions made with it, and the bytes of it in the object store."""
+def _used(config: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    """By upscaler and digest: the number of renditions made with a model, and the bytes of it in the object store."""
     if not config.is_file():
-        return {}, {}
+        return {}
     try:
         with open_index(config) as index:
             used = {(use.upscaler, use.weights_digest): use.renditions for use in index.models()}
             rows = ModelRows(index.engine)
-            return used, {model: sum(file.bytes for file in rows.files(*model)) for model in used}
+            return {model: (count, sum(file.bytes for file in rows.files(*model))) for model, count in used.items()}
     except ConfigError:  # there is no archive yet
-        return {}, {}
+        return {}
