@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import ConfigError
 
@@ -12,19 +12,23 @@ if TYPE_CHECKING:
     import torch
 
 
-def cpu_numerics() -> dict[str, str]:
-    """Device, dtype, library versions and the vector extensions that torch uses on this CPU."""
+def numerics_of(device: torch.device, dtype: str) -> dict[str, str]:
+    """Device, dtype, library versions, the vector extensions that torch uses on this CPU, and the GPU."""
     import torch
 
-    return {
-        "device": "cpu",
-        "dtype": "float32",
+    found = {
+        "device": device.type,
+        "dtype": dtype,
         "machine": platform.machine(),
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),  # a plain str: unpickling torch's own class would import torch
         "scipy": version("scipy"),
         "imagecodecs": version("imagecodecs"),
     }
+    if device.type == "cuda":
+        cudnn: Any = torch.backends.cudnn
+        found |= {"gpu": torch.cuda.get_device_name(device), "cudnn": str(cudnn.version())}
+    return found
 
 
 def device_of(name: str) -> torch.device:

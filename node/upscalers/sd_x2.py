@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.upscalers.numerics import cpu_numerics, device_of
+from node.upscalers.numerics import device_of, numerics_of
 from node.upscalers.protocol import UpscaleTask
 from node.upscalers.tiles import TilePlan, blend
 from storage.errors import LatentPacsError
@@ -115,20 +115,14 @@ class SdX2:
     def numerics(self) -> dict[str, str]:
         import torch
 
-        found = cpu_numerics() | {
-            "device": self._device.type,
-            "dtype": str(self._dtype).removeprefix("torch."),
+        found = numerics_of(self._device, str(self._dtype).removeprefix("torch.")) | {
             "diffusers": version("diffusers"),
             "transformers": version("transformers"),
             "tile": str(self._tile),
             "overlap": str(self._overlap),
             "batch": str(self._batch),
         }
-        if self._device.type == "cuda":
-            found["gpu"] = torch.cuda.get_device_name(self._device)
-            cudnn: Any = torch.backends.cudnn
-            found["cudnn"] = str(cudnn.version())
-        else:
+        if self._device.type != "cuda":
             # Sums are split among threads, so another number of threads rounds differently.
             found["threads"] = str(torch.get_num_threads())
         return found
