@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from node.cli.options import archive, open_index
 from node.config import Settings, load
@@ -15,10 +15,17 @@ from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged
 from storage.index.model_files import ModelRows
 
-Watch = Callable[[Any], None]
-
 _FINE_RATE = 2e-4
 """Learning rate of a fine-tuning."""
+
+
+class Run(TypedDict):
+    """Options of a training, which ``train`` and ``fine_tune_decoder`` explain."""
+
+    minutes: float
+    resume: bool
+    device: str
+    watch: Callable[[Any], None]
 
 
 def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
@@ -38,15 +45,7 @@ def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
 
 
 def fine_tune_mammo(
-    pictures: list[Picture],
-    settings: Settings,
-    out: Path,
-    *,
-    minutes: float,
-    seed: int,
-    resume: bool,
-    device: str,
-    watch: Watch,
+    pictures: list[Picture], settings: Settings, out: Path, *, seed: int, **run: Unpack[Run]
 ) -> dict[str, Any]:
     """Continue the training of the configured ``mammo`` at a low learning rate, into ``out``."""
     from node.training.trainer import Plan, train
@@ -57,27 +56,19 @@ def fine_tune_mammo(
         raise ConfigError(f"{out} holds a model that renditions need; give another --out")
     network = load_network(Path(mammo.weights or SHIPPED))
     plan = Plan(steps=1, seed=seed, rate=_FINE_RATE)
-    train(pictures, plan, out, minutes=minutes, resume=resume, start_from=network, device=device, watch=watch)
+    train(pictures, plan, out, start_from=network, **run)
     return {"use": f"reconstruct.mammo.weights: {out}", "digest": Mammo(out).weights_digest}
 
 
 def fine_tune_sd_decoder(
-    pictures: list[Picture],
-    settings: Settings,
-    out: Path,
-    *,
-    minutes: float,
-    seed: int,
-    resume: bool,
-    device: str,
-    watch: Watch,
+    pictures: list[Picture], settings: Settings, out: Path, *, seed: int, **run: Unpack[Run]
 ) -> dict[str, Any]:
     """Adapt the decoder of the autoencoder of ``sd_x2`` into ``out``."""
     from node.training.sd_decoder import DecoderPlan, fine_tune_decoder
 
     source = settings.reconstruct.sd_x2.weights
     plan = DecoderPlan(steps=1, seed=seed)
-    result = fine_tune_decoder(pictures, source, out, plan, minutes=minutes, resume=resume, device=device, watch=watch)
+    result = fine_tune_decoder(pictures, source, out, plan, **run)
     return {
         "use": f"reconstruct.sd_x2.weights: {out}",
         "autoencoder_psnr_db_before": round(result.before_db, 3),
