@@ -87,7 +87,11 @@ class JournalDamaged(LatentPacsError):
     """The audit trail's journal or the change journal cannot be read: a line is not a record, or not a change."""
 
 
-class IndexRefused(LatentPacsError):
+class Refused(LatentPacsError):
+    """A rule of the archive forbids what a command or a job was to do. Nothing was changed."""
+
+
+class IndexRefused(Refused):
     """An index that is empty, foreign, damaged, or older than the change journal. The message says what to do."""
 
 
@@ -99,19 +103,19 @@ class IndexLost(LatentPacsError):
     """The file of the index was removed or replaced while it was in use, so the last commit counts as not done."""
 
 
-class BackupRefused(LatentPacsError):
+class BackupRefused(Refused):
     """A backup cannot be made, verified or restored. The message says why, and what to do."""
 
 
-class NewerFormat(LatentPacsError):
+class NewerFormat(Refused):
     """A newer version wrote these files or this schema. An older version must not change them."""
 
 
-class PurgeRefused(LatentPacsError):
+class PurgeRefused(Refused):
     """The configuration does not allow retention to remove originals."""
 
 
-class ChangeRefused(LatentPacsError):
+class ChangeRefused(Refused):
     """An amendment, deletion or acceptance from quarantine is not allowed. The message says why."""
 
 
@@ -159,7 +163,7 @@ class UnknownReport(LatentPacsError):
     """No audit or validation wrote the requested report."""
 
 
-class JobRefused(LatentPacsError):
+class JobRefused(Refused):
     """The job does not exist, or it is already running."""
 
 
@@ -171,5 +175,5 @@ class ConfigError(LatentPacsError):
     """config.yaml is invalid. The message names the key, and the nearest valid one."""
 
 
-class NodeRunning(ConfigError):
+class NodeRunning(ConfigError, Refused):
     """A node runs on the storage root, which only one process may use."""

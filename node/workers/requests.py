@@ -15,7 +15,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node.codec.rendering import Rendering, read_pair, verified
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import Installed, installed
+from node.upscalers.protocol import Installed, installed
 from storage.dicom.content import same_content
 from storage.dicom.dicomfile import HeaderBytes
 from storage.dicom.pixels import decode_frame, integer_pixels, pixel_digest, transcode

@@ -122,8 +122,8 @@ class JobRows:
         return [_job_of(row, runs.get(row.run_key)) for row in rows]
 
     def history(self, name: str = "", limit: int = 50) -> list[JobRun]:
-        """Runs, newest first, of one job or of all."""
-        query = select(job_run).order_by(job_run.c.key.desc()).limit(limit)
+        """Runs, newest first, of one job or of all; at most ``limit``, 0 for all."""
+        query = select(job_run).order_by(job_run.c.key.desc()).limit(limit or None)
         with self._engine.connect() as connection:
             holders = {row.name: row for row in connection.execute(select(job))}
             rows = connection.execute(query.where(job_run.c.job == name) if name else query).all()

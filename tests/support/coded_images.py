@@ -22,7 +22,7 @@ from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.rendering import rendered
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import installed
+from node.upscalers.protocol import installed
 from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import integer_pixels
 from storage.errors import WorkerDied

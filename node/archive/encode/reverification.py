@@ -22,7 +22,7 @@ from typing import Any
 from node.archive.encode.rendition_writer import RenditionWriter
 from node.codec.encode.encode_request import ReverifyRequest
 from node.config import Settings
-from node.upscalers.installed import Installed
+from node.upscalers.protocol import Installed
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import Answer, ModelRequest, Request
 from node.workers.waiting import result_of

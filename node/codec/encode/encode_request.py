@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import Installed, installed
+from node.upscalers.protocol import Installed, installed
 from storage.dicom.pixels import pixel_digest
 from storage.errors import PayloadError
 from storage.formats.payload import (

@@ -17,7 +17,8 @@ from node.archive.intake.annotation_regions import MARGIN, Box, clipped, regions
 from node.archive.intake.marked_regions import read_regions
 from node.codec.encode.encode_request import EncodeRequest
 from node.codec.rendering import reconstructed
-from node.config import CodecSettings, Profile, ReconstructSettings, Settings
+from node.config import Profile, ReconstructSettings, Settings
+from node.config.encoding_sections import CodecSettings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.upscalers.catalogue import Catalogue

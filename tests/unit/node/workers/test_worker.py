@@ -11,7 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGLSLossless
 
-from node.upscalers.installed import Installed
+from node.upscalers.protocol import Installed
 from node.workers import requests, worker
 from node.workers.auditing import Audited, AuditRequest
 from node.workers.requests import (
