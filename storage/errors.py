@@ -1,48 +1,7 @@
 """The errors that storage raises, and those that more than one package of node raises or handles.
 
-An error that only one module of node raises is defined in that module, as a subclass of LatentPacsError.
-
-LatentPacsError
-├── DataSetError            a peer's data set is refused
-│   ├── Unparseable         not DICOM, or truncated outside its pixel data
-│   │   └── InflatesTooFar  a deflated data set that inflates beyond the limits
-│   ├── MissingUid          no SOP Class, SOP Instance, Study or Series Instance UID
-│   ├── ClassMismatch       the data set differs from the command that announced it
-│   └── InvalidUid          a UID that PS3.5 section 9.1 does not allow
-├── PixelError              the data set parses, but its pixels cannot be decoded or encoded
-│   ├── TooManyPixels       a frame of more pixels than limits.pixels
-│   ├── OutOfMemory         a worker would need more memory than limits.decoder_memory or limits.encoder_memory
-│   └── OutOfTime           a decoder took more processor time than limits.decoder_time
-├── PayloadError            a base or rendition that is damaged or of an unknown version
-├── ObjectMissing           the store has no object with that digest
-├── ObjectDamaged           an object whose bytes do not have its digest
-├── KeptVerbatim            an original that has no smaller packed form
-│   └── ProofFailed         the packed form does not unpack to the received bytes
-├── OriginalPurged          retention removed the original; only its reconstruction is left
-├── JournalDamaged          the audit trail's journal or the change journal cannot be read
-├── IndexRefused            an index that is empty, foreign, damaged, or older than the change journal
-├── IndexFault              the database cannot be read or written at present
-├── IndexLost               the file of the index was removed or replaced while it was in use
-├── BackupRefused           a backup that cannot be made, verified or restored
-├── NewerFormat             files or a schema that a newer version wrote
-├── PurgeRefused            the configuration does not allow retention to remove originals
-├── ChangeRefused           an amendment, deletion or acceptance from quarantine that the rules do not allow
-├── StoreFull               the disk, the quota or the database is full; nothing was stored
-├── InstanceTooLarge        a data set larger than node.max_instance; nothing of it was stored
-├── Duplicate               same SOP Instance UID, other content; the first instance is kept
-├── Deleted                 the SOP Instance UID was deleted here; the new instance is quarantined
-├── NotReconstructable      an image that may only be served bit-exact
-├── RenditionMismatch       a reconstruction that differs from the one that was verified
-├── ModelMissing            the weights that a rendition needs are not installed
-├── WorkerDied              a worker process ended during a request
-├── UnknownUid              no image, original or reconstruction, has that UID
-├── UnknownReport           there is no report with that number
-├── JobRefused              the job does not exist, or it is already running
-├── ExtraMissing            a feature needs packages that only an extra of latent-pacs installs
-└── ConfigError             config.yaml is invalid
-    └── NodeRunning         a node runs on the storage root, which only one process may use
-
-Cancelled is outside the tree: it ends work on purpose, and is not a fault of the data.
+An error that only one module of node raises is defined in that module, as a subclass of LatentPacsError. Cancelled is
+outside this tree: it ends work on purpose, and is not a fault of the data.
 """
 
 from __future__ import annotations
@@ -53,7 +12,7 @@ from storage.records import ReasonCode
 
 
 class LatentPacsError(Exception):
-    """Base of all errors above."""
+    """Base of all errors but Cancelled."""
 
 
 class Cancelled(CancelledError):
@@ -121,15 +80,19 @@ class ProofFailed(KeptVerbatim):
 
 
 class OriginalPurged(LatentPacsError):
-    """Retention removed the original."""
+    """Retention removed the original; only its reconstruction is left."""
 
 
 class JournalDamaged(LatentPacsError):
-    """A line of a journal is not a record of the audit trail, or not a change of the index."""
+    """The audit trail's journal or the change journal cannot be read: a line is not a record, or not a change."""
 
 
-class IndexRefused(LatentPacsError):
-    """The index does not match the objects beside it, or is damaged. The message says what to do."""
+class Refused(LatentPacsError):
+    """A rule of the archive forbids what a command or a job was to do. Nothing was changed."""
+
+
+class IndexRefused(Refused):
+    """An index that is empty, foreign, damaged, or older than the change journal. The message says what to do."""
 
 
 class IndexFault(LatentPacsError):
@@ -137,27 +100,27 @@ class IndexFault(LatentPacsError):
 
 
 class IndexLost(LatentPacsError):
-    """The last commit went to a file that is no longer the index, so it counts as not done."""
+    """The file of the index was removed or replaced while it was in use, so the last commit counts as not done."""
 
 
-class BackupRefused(LatentPacsError):
+class BackupRefused(Refused):
     """A backup cannot be made, verified or restored. The message says why, and what to do."""
 
 
-class NewerFormat(LatentPacsError):
-    """A newer version wrote this. An older version must not change it."""
+class NewerFormat(Refused):
+    """A newer version wrote these files or this schema. An older version must not change them."""
 
 
-class PurgeRefused(LatentPacsError):
-    """The configuration does not allow originals to be removed."""
+class PurgeRefused(Refused):
+    """The configuration does not allow retention to remove originals."""
 
 
-class ChangeRefused(LatentPacsError):
+class ChangeRefused(Refused):
     """An amendment, deletion or acceptance from quarantine is not allowed. The message says why."""
 
 
 class StoreFull(LatentPacsError):
-    """There is no room for the bytes or for the row. Nothing was stored."""
+    """The disk, the quota or the database is full. Nothing was stored."""
 
 
 class InstanceTooLarge(LatentPacsError):
@@ -200,7 +163,7 @@ class UnknownReport(LatentPacsError):
     """No audit or validation wrote the requested report."""
 
 
-class JobRefused(LatentPacsError):
+class JobRefused(Refused):
     """The job does not exist, or it is already running."""
 
 
@@ -212,5 +175,5 @@ class ConfigError(LatentPacsError):
     """config.yaml is invalid. The message names the key, and the nearest valid one."""
 
 
-class NodeRunning(ConfigError):
+class NodeRunning(ConfigError, Refused):
     """A node runs on the storage root, which only one process may use."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from node.app.damage import settle_in
 from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
+from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.index_opening import open_for_command
 from node.archive.intake.ingest import examine
-from node.archive.intake.marked_regions import MarkedRegions, read_regions
+from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.intake.quarantine import Examine, QuarantineReview
-from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess, Restore
-from node.archive.originals.retention import Retention
+from node.archive.originals.retention import Render, Retention
 from node.archive.rendered_cache import RenderedCache
-from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.config import Settings
 from node.reports.runs import Reports
 from node.workers.pool import Priority, WorkerPool
@@ -31,7 +30,7 @@ from storage.index import Index
 from storage.index.report_rows import ReportRows
 from storage.objects.store import ObjectStore
 from storage.objects.trail_journal import TrailJournal
-from storage.records import StoredRendition, Tier
+from storage.records import Tier
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,7 @@ class Services:
 
 def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, ObjectStore], workers: Workers) -> Services:
     """Join the parts of an archive. Raises ConfigError if gate.patches.regions cannot be read."""
-    root, store, file = settings.storage.root, stores[Tier.HOT], settings.gate.patches.file
-    in_file = read_regions(file) if file else {}
+    root, store = settings.storage.root, stores[Tier.HOT]
     trail = AuditTrail(index, TrailJournal(root / "journal"))
     originals = OriginalAccess(index, stores, workers.cache, workers.unpack)
     originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
@@ -83,7 +81,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         deletion=deletion,
         quarantine=QuarantineReview(index, store, originals, deletion, trail, settings, examine_one),
         trail=trail,
-        marked_regions=MarkedRegions(index, store, originals, file, in_file),
+        marked_regions=MarkedRegions(index, store, originals, settings.gate.patches.file),
         reports=reports_of(settings, index),
     )
 
@@ -94,23 +92,19 @@ def open_archive(settings: Settings) -> Iterator[Services]:
     accept_odd_values()
     set_decode_limits(settings.limits.decoders)
     with ExitStack() as stack:
-        index = open_for_command(settings)
-        stack.callback(index.close)
+        index = stack.enter_context(closing(open_for_command(settings)))
         stores = open_stores(settings, index, open_store(settings))
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=stores[Tier.HOT].spool))
-        pool = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
-        stack.callback(pool.close)
+        own = WorkerPool(settings.reconstruct, name="reconstruct", within=settings.limits.encoders)
+        pool = stack.enter_context(closing(own))
         yield build_archive(settings, index, stores, Workers(pool, pool, RenderedCache(Path(folder), 0)))
 
 
 @contextmanager
 def open_reports(settings: Settings) -> Iterator[Reports]:
     """The reports of an archive, beside a node or without one. Raises ConfigError if there is no archive."""
-    index = open_for_command(settings)
-    try:
+    with closing(open_for_command(settings)) as index:
         yield reports_of(settings, index)
-    finally:
-        index.close()
 
 
 def reports_of(settings: Settings, index: Index) -> Reports:
@@ -148,20 +142,7 @@ def examine_in(pool: WorkerPool) -> Examine:
     return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
-def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Callable[[StoredRendition], None]:
+def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Render:
     """Proves that a reconstruction can be made and sent: with its verified pixels and its header as amended today."""
-    models = ModelStore(index, store)
-
-    def render(rendition: StoredRendition) -> None:
-        image = next((index.by_key(key) for key in index.renditions([rendition.derived_uid])), None)
-        parts = DerivedParts(
-            store.held(rendition.base_digest),
-            store.held(rendition.rendition_digest),
-            rendition.payload_bytes,
-            rendition.verified_at,
-            models.folder(rendition.upscaler, rendition.weights_digest),
-            image.amended if image else (),
-        )
-        prove_object(parts, store.spool, lambda request: pool.submit(request, Priority.ARCHIVIST).result())
-
-    return render
+    prove = RenditionWriter(index, store).prove
+    return lambda key, made: prove(key, made, lambda request: pool.submit(request, Priority.ARCHIVIST).result())

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from node.app.backing_up import make_replication
 from node.app.building import Services, examine_in
-from node.app.replicating import make_peer_replication
 from node.archive.encode.fidelity_check import FidelityCheck
 from node.archive.encode.reverification import Reverification
 from node.archive.orphan_recovery import OrphanRecovery
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.retrieve import Retrieve
-from node.config import Settings, parse_when
+from node.config import Peer, Settings, parse_when
 from node.dimse.associations.outgoing import Outgoing
+from node.dimse.replication import JOB, Replication
 from node.dimse.server import calling_only
 from node.jobs.audit_job import Audit, AuditPlan
 from node.jobs.job import FunctionJob
@@ -27,6 +27,7 @@ from node.jobs.scrub_job import Scrub, ScrubPlan
 from node.jobs.scrub_repair import ScrubRepair
 from node.validation.study import Validation
 from node.workers.pool import WorkerPool
+from storage.errors import ConfigError
 from storage.index.index_trust import IndexStanding
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
@@ -47,9 +48,6 @@ def plan_jobs(
 
     A node passes its own workers (``pool``), whether its archivist has work (``busy``), its ``retrieve`` service and
     its ``outgoing`` associations. A command leaves them out, and the jobs open their own.
-
-    To add a job, add a section to JobsSettings (node/config/job_sections.py), the same keys to config.yaml, and a line
-    here; FunctionJob (node/jobs/job.py) makes a job of a function.
     """
     jobs, audit = settings.jobs, settings.audit
     return [
@@ -97,14 +95,24 @@ def send_to_peer(
     to: str = "",
 ) -> FunctionJob:
     """Replication to a peer. ``to`` replaces ``jobs.replicate_peer.to``; ``plan_jobs`` explains the others."""
-    return make_peer_replication(
-        settings,
-        archive.index,
-        archive.trail,
-        retrieve or _own_retrieve(settings, archive),
-        outgoing or (lambda: calling_only(settings, archive.store.spool)),
-        to,
-    )
+    lent = retrieve or _own_retrieve(settings, archive)
+    calling = outgoing or (lambda: calling_only(settings, archive.store.spool))
+
+    def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+        peer = _replication_peer(settings, to or settings.jobs.replicate_peer.to)
+        with lent() as service:
+            return Replication(archive.index, service, calling(), peer, archive.trail.append).run(progress, cancelled)
+
+    return FunctionJob(JOB, "sends the held originals that it lacks to the peer in jobs.replicate_peer.to", work)
+
+
+def _replication_peer(settings: Settings, title: str) -> Peer:
+    if not title:
+        raise ConfigError("jobs.replicate_peer.to names no peer; name one there or on the command line")
+    peer = settings.peer(title)
+    if peer is None or not peer.reachable:
+        raise ConfigError(f"{title} is not a peer with host and port; `latent-pacs peer add` adds one")
+    return peer
 
 
 def make_audit(
@@ -149,8 +157,12 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
     """The integrity scrub. ``plan``: fields of ScrubPlan that replace what config.yaml says."""
     scrub, index, integrity = settings.jobs.scrub, archive.index, Integrity(archive.index.engine)
     stores = {str(tier): store for tier, store in archive.stores.items()}
-    timed = ScrubPlan(period=scrub.period, gap=parse_when(scrub.when).gap, orphan_grace=scrub.orphan_grace)
-    timed = replace(timed, keep_orphans=scrub.keep_orphans)
+    timed = ScrubPlan(
+        period=scrub.period,
+        gap=parse_when(scrub.when).gap,
+        orphan_grace=scrub.orphan_grace,
+        keep_orphans=scrub.keep_orphans,
+    )
     repair = ScrubRepair(index, integrity, stores, settings.jobs.replicate.to)
     standing = IndexStanding(index, settings.storage.root)
 
@@ -162,15 +174,7 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
 
 
 def _own_pool(settings: Settings) -> LentPool:
-    @contextmanager
-    def opened() -> Iterator[WorkerPool]:
-        pool = WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders)
-        try:
-            yield pool
-        finally:
-            pool.close()
-
-    return opened
+    return lambda: closing(WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders))
 
 
 def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:
@@ -178,13 +182,10 @@ def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:
     def opened() -> Iterator[Retrieve]:
         with tempfile.TemporaryDirectory(dir=archive.store.spool) as folder, ExitStack() as stack:
             limits, reconstruct = settings.limits, settings.reconstruct
-            pool = WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)
-            stack.callback(pool.close)
-            decoders = WorkerPool(reconstruct, name="decode", within=limits.decoders)
-            stack.callback(decoders.close)
+            pool = stack.enter_context(closing(WorkerPool(reconstruct, name="reconstruct", within=limits.encoders)))
+            decoders = stack.enter_context(closing(WorkerPool(reconstruct, name="decode", within=limits.decoders)))
             cache = RenderedCache(Path(folder), 0)
             retrieve = Retrieve(archive.index, archive.store, pool, decoders, cache, archive.originals)
-            stack.callback(retrieve.close)
-            yield retrieve
+            yield stack.enter_context(closing(retrieve))
 
     return opened

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from pydicom import Dataset
@@ -40,7 +39,7 @@ from node.dimse.server import Server, ServerDependencies
 from node.jobs.runner import Runner
 from node.jobs.schedule import Schedule
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import ReadyRequest
+from node.workers.requests import ReadyRequest
 from storage.dicom.decode_limits import set_decode_limits
 from storage.dicom.dicomfile import accept_odd_values
 from storage.errors import ConfigError, NodeRunning
@@ -84,7 +83,8 @@ class Node:
         self._build_encoding()
         self.retrieve = Retrieve(self.index, self.store, self.pool, self.decoders, workers.cache, self.originals)
         self.prefetch = Prefetch(self.index, self.retrieve, *_prefetch_plan(settings), self._has_work)
-        ingest = self._build_ingest()
+        lenient = settings.storage.leading_zeros == "accept"
+        ingest = Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=lenient)
         self.commitments = Commitments(self.index.engine)
         self.server = Server(settings, self._handler_dependencies(ingest), self.store.spool)
         self.schedule = self._build_schedule()
@@ -125,10 +125,6 @@ class Node:
             concurrency=self.encoders.size,
         )
 
-    def _build_ingest(self) -> Ingest:
-        accept_zeros = self.settings.storage.leading_zeros == "accept"
-        return Ingest(self.index, self.store, self.originals, self.decoders, self._arrived, leading_zeros=accept_zeros)
-
     def _handler_dependencies(self, ingest: Ingest) -> ServerDependencies:
         settings, peers, record = self.settings, Peers(self.settings), self._trail_writer.record
         fault = functools.partial(original_fault, self.originals)
@@ -138,7 +134,6 @@ class Node:
             services=RetrieveServices(
                 self.index, self.retrieve, peers, settings.node.keep_alive, record, Refusals(record)
             ),
-            peers=peers,
             check_room=self.store.check_room,
             commitments=self.commitments,
             committer=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
@@ -238,9 +233,7 @@ class Node:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

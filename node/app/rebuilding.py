@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 from node.app.building import examine_in
 from node.app.node import lock_root
@@ -29,11 +30,8 @@ def rebuild_index(settings: Settings, progress: Callable[[int, int, str], None])
         raise ConfigError(f"storage.root {root} has no objects and no journal: is it right, and is its disk mounted?")
     accept_odd_values()
     store = ObjectStore(root)
-    lock = lock_root(store)
-    try:
+    with lock_root(store):
         return rebuild(file, root, take_in_objects=taking_in(settings, store), progress=progress)
-    finally:
-        lock.close()
 
 
 def compact_journal(settings: Settings) -> tuple[int, int]:
@@ -44,13 +42,10 @@ def compact_journal(settings: Settings) -> tuple[int, int]:
     file = sqlite_file(settings.storage.database_url)
     if file is None:
         raise ConfigError("storage.database is not a SQLite file, so there is no change journal")
-    lock = lock_root(ObjectStore(settings.storage.root))
-    try:
+    with lock_root(ObjectStore(settings.storage.root)):
         quick_check(file)
         open_for_command(settings).close()
         return compacted(settings.storage.database_url, settings.storage.root)
-    finally:
-        lock.close()
 
 
 def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
@@ -60,10 +55,7 @@ def taking_in(settings: Settings, store: ObjectStore) -> Callable[[Index], int]:
         stores = {Tier.HOT: store}
         if settings.originals.path is not None and (settings.originals.path / "objects").is_dir():
             stores[Tier.COLD] = ObjectStore(settings.originals.path)
-        pool = WorkerPool(settings.reconstruct, name="decode")
-        try:
+        with closing(WorkerPool(settings.reconstruct, name="decode")) as pool:
             return OrphanRecovery(index, stores, examine_in(pool)).recover()
-        finally:
-            pool.close()
 
     return take_in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from node.app.backing_up import index_file
@@ -25,17 +26,11 @@ def restore_backup(settings: Settings, folder: Path, progress: Progress = lambda
     with backup.opened() as (manifest, _, _):
         refuse_occupied(manifest, file, root, cold)
     hot = open_store(settings)
-    lock = lock_root(hot)
-    try:
+    with lock_root(hot):
         stores = {str(Tier.HOT): hot} | ({} if cold is None else {str(Tier.COLD): ObjectStore(cold)})
         made = restore(backup, file, root, stores, taking_in(settings, hot), progress)
-        index = open_for_command(settings)
-        try:
+        with closing(open_for_command(settings)) as index:
             doubt = IndexStanding(index, root).doubt()
-        finally:
-            index.close()
         if doubt:
             raise BackupRefused(f"the restored index is not sound: {doubt}; run `latent-pacs index rebuild`")
         return made
-    finally:
-        lock.close()

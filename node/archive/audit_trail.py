@@ -50,8 +50,8 @@ class AuditTrail:
             return 0
         with self._journal.locked():
             records = list(self._journal.records())
-        for record in records:  # without the lock: a write to the index copies records to the journal, which locks it
-            self._index.replay(record)
+        # without the lock: a write to the index copies records to the journal, which locks it
+        self._index.catch_up(records)
         self._index.trail.insert_unchanged(records)
         return len(records)
 

@@ -39,7 +39,7 @@ def open_for_command(settings: Settings) -> Index:
 def has_objects(settings: Settings) -> bool:
     """Whether a store of the archive contains any object."""
     roots = (settings.storage.root, settings.originals.path)
-    return any(holds_any(root / "objects") for root in roots if root is not None)
+    return any(holds_any(root) for root in roots if root is not None)
 
 
 def runs_here(root: Path) -> bool:

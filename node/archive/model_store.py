@@ -14,7 +14,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from node.upscalers.installed import Installed
+from node.upscalers.protocol import Installed
 from storage.index import Index
 from storage.index.model_files import ModelFile, ModelRows
 from storage.objects.store import ObjectStore

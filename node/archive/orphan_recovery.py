@@ -31,7 +31,7 @@ from storage.index.recovered_rows import (
     known_digests,
 )
 from storage.objects.store import ObjectStore
-from storage.records import HeldOriginal, InstanceState, NewInstance, NewRendition, OriginalForm, StoredInstance, Tier
+from storage.records import HeldOriginal, InstanceState, NewInstance, OriginalForm, StoredInstance, Tier
 
 _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
@@ -118,7 +118,9 @@ class OrphanRecovery:
                 purged = FoundObject(OriginalForm.PURGED, Tier.HOT, "", 0)
                 adopt_original(self._index, _of_base(base, rendition), purged)
             state = InstanceState.VERIFIED if rendition.verdict.passed else InstanceState.MEASURED
-            row = self._row(rendition, base, path)
+            base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
+            stored = base_bytes, path.name, path.stat().st_size
+            row = new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
             return 2 * adopt_rendition(self._index.engine, rendition.original_uid, row, state)
         except _UNREADABLE:
             return 0
@@ -159,11 +161,6 @@ class OrphanRecovery:
                 restored.write(piece)
             restored.flush()
             yield replace(self._examine(Path(restored.name), ""), original_digest=digest.hexdigest())
-
-    def _row(self, rendition: Rendition, base: Base, path: Path) -> NewRendition:
-        base_bytes = self._stores[Tier.HOT].path(rendition.base_digest).stat().st_size
-        stored = base_bytes, path.name, path.stat().st_size
-        return new_rendition(rendition, base.point, *stored, recipe=f"steps {rendition.steps}")
 
 
 def _likely_held_first(found: tuple[Tier, Path, str]) -> tuple[bool, bool, float]:

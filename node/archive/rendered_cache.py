@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -47,19 +48,16 @@ class RenderedCache:
         entry = self._entry(key)
         if entry is None:
             return None
+        link = self._new_link()
         try:
-            link = self._new_link()
-        except OSError:  # full or read-only
-            return None
-        try:
-            os.link(entry, link)
             os.utime(entry)
-            if has_digest(link, entry.name.split(".")[1]):
-                return link
-            LOGGER.error("cached object %s is damaged; it is made again", key)
-            entry.unlink(missing_ok=True)
-        except FileNotFoundError:  # evicted meanwhile
-            pass
+            os.link(entry, link)
+        except OSError:  # evicted meanwhile, or the disk is full or read-only
+            return None
+        if has_digest(link, entry.name.split(".")[1]):
+            return link
+        LOGGER.error("cached object %s is damaged; it is made again", key)
+        entry.unlink(missing_ok=True)
         link.unlink(missing_ok=True)
         return None
 
@@ -68,8 +66,8 @@ class RenderedCache:
 
         ``digest``: its SHA-256, if the caller has verified it.
         """
+        link = self._new_link()
         try:
-            link = self._new_link()
             os.link(made, link)
         except OSError:  # full or read-only, or on another file system for that reason
             return made
@@ -92,10 +90,7 @@ class RenderedCache:
         return next(self._root.glob(f"{key}.*.dcm"), None)
 
     def _new_link(self) -> Path:
-        handle, name = tempfile.mkstemp(dir=self._links)
-        os.close(handle)
-        Path(name).unlink()
-        return Path(name)
+        return self._links / uuid.uuid4().hex
 
     def _evict(self) -> None:
         entries = sorted(

@@ -14,7 +14,7 @@ from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import Source
 from node.config import Settings
 from node.fidelity.gate import Reference
-from node.training.image_files import NoPictures, Picture, picture_files, read_picture
+from node.training.image_files import Picture, read_picture
 from node.upscalers.catalogue import Catalogue
 from storage.dicom.dicomfile import HeaderBytes
 from storage.dicom.pixels import pixel_digest
@@ -41,27 +41,13 @@ class Calibrated:
     why: str = ""
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Files that may be images. Raises NoPictures."""
-    files = picture_files([folder])
-    if not files:
-        raise NoPictures(f"{folder} is empty")
-    return files
-
-
-def calibrated(files: Sequence[Path], limit: int, settings: Settings) -> Iterator[Calibrated]:
-    """Encode each image as the archivist would. Raises NoPictures if there is none."""
-    catalogue, done = Catalogue(settings.reconstruct), 0
+def calibrated(files: Sequence[Path], settings: Settings) -> Iterator[Calibrated]:
+    """Encode each image as the archivist would; files that are no image are skipped."""
+    catalogue = Catalogue(settings.reconstruct)
     for file in files:
         picture = read_picture(file)
-        if picture is None:
-            continue
-        yield _calibrated(picture, settings, catalogue)
-        done += 1
-        if limit and done == limit:
-            return
-    if not done:
-        raise NoPictures(f"found no DICOM, PNG or JPEG mammogram of at least 256 pixels per side in {files[0].parent}")
+        if picture is not None:
+            yield _calibrated(picture, settings, catalogue)
 
 
 def _calibrated(picture: Picture, settings: Settings, catalogue: Catalogue) -> Calibrated:

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from storage.errors import (
-    BackupRefused,
-    ChangeRefused,
-    ConfigError,
-    IndexRefused,
-    JobRefused,
-    LatentPacsError,
-    NewerFormat,
-    NodeRunning,
-    PurgeRefused,
-)
+from storage.errors import ConfigError, LatentPacsError, Refused
 
 DONE = 0
 FAILED = 1
@@ -28,27 +18,13 @@ MEANINGS = {
     UNFINISHED: "ended before it was finished, by a cancellation or a signal; run it again",
 }
 
-_REFUSALS = (
-    BackupRefused,
-    ChangeRefused,
-    IndexRefused,
-    JobRefused,
-    NewerFormat,
-    NodeRunning,
-    PurgeRefused,
-)
-
 
 class UsageError(LatentPacsError):
     """The options are incomplete, contradict each other, or name something that does not exist."""
 
 
-class Refused(LatentPacsError):
-    """A command would overwrite something, or break a rule."""
-
-
 def code_of(error: LatentPacsError) -> int:
     """The exit code for an error."""
-    if isinstance(error, (Refused, *_REFUSALS)):
+    if isinstance(error, Refused):
         return REFUSED
     return USAGE if isinstance(error, (UsageError, ConfigError)) else FAILED

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from node.cli.options import archive, open_index
 from node.config import Settings, load
@@ -15,10 +15,17 @@ from node.upscalers.mammo import SHIPPED, WEIGHTS, Mammo, load_network
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged
 from storage.index.model_files import ModelRows
 
-Watch = Callable[[Any], None]
-
 _FINE_RATE = 2e-4
 """Learning rate of a fine-tuning."""
+
+
+class Run(TypedDict):
+    """Options of a training, which ``train`` and ``fine_tune_decoder`` explain."""
+
+    minutes: float
+    resume: bool
+    device: str
+    watch: Callable[[Any], None]
 
 
 def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
@@ -38,15 +45,7 @@ def held_pictures(config: Path, data: list[Path] | None) -> list[Picture]:
 
 
 def fine_tune_mammo(
-    pictures: list[Picture],
-    settings: Settings,
-    out: Path,
-    *,
-    minutes: float,
-    seed: int,
-    resume: bool,
-    device: str,
-    watch: Watch,
+    pictures: list[Picture], settings: Settings, out: Path, *, seed: int, **run: Unpack[Run]
 ) -> dict[str, Any]:
     """Continue the training of the configured ``mammo`` at a low learning rate, into ``out``."""
     from node.training.trainer import Plan, train
@@ -57,27 +56,19 @@ def fine_tune_mammo(
         raise ConfigError(f"{out} holds a model that renditions need; give another --out")
     network = load_network(Path(mammo.weights or SHIPPED))
     plan = Plan(steps=1, seed=seed, rate=_FINE_RATE)
-    train(pictures, plan, out, minutes=minutes, resume=resume, start_from=network, device=device, watch=watch)
+    train(pictures, plan, out, start_from=network, **run)
     return {"use": f"reconstruct.mammo.weights: {out}", "digest": Mammo(out).weights_digest}
 
 
 def fine_tune_sd_decoder(
-    pictures: list[Picture],
-    settings: Settings,
-    out: Path,
-    *,
-    minutes: float,
-    seed: int,
-    resume: bool,
-    device: str,
-    watch: Watch,
+    pictures: list[Picture], settings: Settings, out: Path, *, seed: int, **run: Unpack[Run]
 ) -> dict[str, Any]:
     """Adapt the decoder of the autoencoder of ``sd_x2`` into ``out``."""
     from node.training.sd_decoder import DecoderPlan, fine_tune_decoder
 
     source = settings.reconstruct.sd_x2.weights
     plan = DecoderPlan(steps=1, seed=seed)
-    result = fine_tune_decoder(pictures, source, out, plan, minutes=minutes, resume=resume, device=device, watch=watch)
+    result = fine_tune_decoder(pictures, source, out, plan, **run)
     return {
         "use": f"reconstruct.sd_x2.weights: {out}",
         "autoencoder_psnr_db_before": round(result.before_db, 3),
@@ -94,12 +85,11 @@ def known_models(config: Path) -> list[dict[str, Any]]:
     for folder in mammo.older:
         roles.setdefault(folder, "kept for older renditions")
     roles.setdefault(str(SHIPPED), "shipped")
-    used, kept = _used(config)
+    used = _used(config)
     rows = [_installed(Path(folder), role, used) for folder, role in roles.items()]
     installed = {row["digest"] for row in rows}
-    for (upscaler, digest), count in used.items():
+    for (upscaler, digest), (count, size) in used.items():
         if digest not in installed:
-            size = kept[upscaler, digest]
             role = "in use" if upscaler != "mammo" else "NOT INSTALLED: its images are served as originals"
             role = "kept in the object store" if size else role
             rows.append(
@@ -115,24 +105,24 @@ def known_models(config: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _installed(folder: Path, role: str, used: dict[tuple[str, str], int]) -> dict[str, Any]:
+def _installed(folder: Path, role: str, used: dict[tuple[str, str], tuple[int, int]]) -> dict[str, Any]:
     row = {"upscaler": "mammo", "digest": "", "bytes": 0, "renditions": 0, "role": role, "folder": str(folder)}
     try:
         digest = Mammo(folder).weights_digest
     except ModelMissing as error:
         return row | {"role": f"{role}; UNUSABLE: {error}"}
     size = (folder / WEIGHTS).stat().st_size
-    return row | {"digest": digest, "bytes": size, "renditions": used.get(("mammo", digest), 0)}
+    return row | {"digest": digest, "bytes": size, "renditions": used.get(("mammo", digest), (0, 0))[0]}
 
 
-def _used(config: Path) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
-    """Per model: the number of renditions made with it, and the bytes of it in the object store."""
+def _used(config: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    """By upscaler and digest: the number of renditions made with a model, and the bytes of it in the object store."""
     if not config.is_file():
-        return {}, {}
+        return {}
     try:
         with open_index(config) as index:
             used = {(use.upscaler, use.weights_digest): use.renditions for use in index.models()}
             rows = ModelRows(index.engine)
-            return used, {model: sum(file.bytes for file in rows.files(*model)) for model in used}
+            return {model: (count, sum(file.bytes for file in rows.files(*model))) for model, count in used.items()}
     except ConfigError:  # there is no archive yet
-        return {}, {}
+        return {}

@@ -39,7 +39,7 @@ from node.cli.commands.trail import trail
 from node.cli.commands.validate import validations
 from node.cli.console import Console
 from node.cli.exit_codes import MEANINGS, code_of
-from node.cli.options import JsonOption, print_json
+from node.cli.options import JsonOption, say
 from storage.errors import LatentPacsError
 from storage.objects.file_modes import keep_private
 from storage.printable import plain
@@ -81,7 +81,7 @@ def version(as_json: JsonOption = False) -> None:
     from importlib.metadata import version as installed
 
     number = installed("latent-pacs")
-    print_json({"version": number}) if as_json else Console().print(f"latent-pacs {number}")
+    say({"version": number}, f"latent-pacs {number}", as_json=as_json)
 
 
 def _register() -> None:

@@ -1,4 +1,4 @@
-"""Shared by the commands: options, opening the archive or its index, and JSON output."""
+"""Shared by the commands: options, opening the archive or its index, and output."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import getpass
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from node.archive.index_opening import open_for_command
+from node.cli.console import Console
 from node.cli.exit_codes import UsageError
+from node.cli.times import time_json
 from node.config import load
 from storage.index import Index
 
@@ -26,12 +30,21 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs, with times in UTC.")]
 UtcOption = Annotated[bool, typer.Option("--utc", help="Print times in UTC instead of the local time zone.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would change, and change nothing.")]
 LimitOption = Annotated[int, typer.Option("--limit", help="Print at most this many; 0 is all.", metavar="N", min=0)]
 DEFAULT_CONFIG = Path("config.yaml")
-ALL = 2**31
-"""The limit of rows that stands for no limit."""
+
+
+def stated(reason: str) -> str:
+    """A reason that is not empty. Raises UsageError."""
+    if not reason.strip():
+        raise UsageError("the reason is empty; give one with --reason TEXT")
+    return reason
+
+
+ReasonOption = Annotated[
+    str, typer.Option("--reason", help="The reason, for the audit trail.", metavar="TEXT", parser=stated)
+]
 
 
 @contextmanager
@@ -44,14 +57,9 @@ def archive(config: Path) -> Iterator[Services]:
         services.trail.write_down()
 
 
-@contextmanager
-def open_index(config: Path) -> Iterator[Index]:
+def open_index(config: Path) -> closing[Index]:
     """The index alone, for commands that only read it. Raises ConfigError if there is no archive."""
-    index = open_for_command(load(config))
-    try:
-        yield index
-    finally:
-        index.close()
+    return closing(open_for_command(load(config)))
 
 
 def current_user() -> str:
@@ -59,13 +67,17 @@ def current_user() -> str:
     return f"user:{getpass.getuser()}"
 
 
-def stated(reason: str) -> str:
-    """A reason that is not empty. Raises UsageError."""
-    if not reason.strip():
-        raise UsageError("the reason is empty; give one with --reason TEXT")
-    return reason
+def say(report: object, text: str, *, as_json: bool) -> None:
+    """Print what a command did: the report as JSON for programs, or the text."""
+    print_json(report) if as_json else Console(soft_wrap=True).print(text)
 
 
 def print_json(value: object) -> None:
-    """Print JSON on standard output, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    """Print JSON on standard output, for programs: data classes by their fields, times in UTC."""
+    sys.stdout.write(json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return time_json(value)
+    return str(value) if isinstance(value, Path) else asdict(value)

@@ -14,8 +14,7 @@ from node.archive.instance_report import InstanceReport, RenditionReport
 from node.cli.picture import grey
 from node.codec.rendering import read_pair, reconstructed
 from node.config import ReconstructSettings
-from node.fidelity.breast_regions import breast_mask
-from node.fidelity.windows import display_window
+from node.fidelity.reference import Reference
 from node.upscalers.catalogue import Catalogue
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
@@ -51,7 +50,8 @@ def _image(
     if file is not None:
         with tempfile.TemporaryDirectory() as folder:
             if report.original.form == "packed":
-                file = _restored(file, report.original.digest, Path(folder) / "original")
+                packed, file = file, Path(folder) / "original"
+                restore_original(packed, report.original.digest, file)
             with opened(file) as data:
                 header = data.header()
             return integer_pixels(file), header, "original"
@@ -63,15 +63,9 @@ def _image(
     return reconstructed(base, rendition, Catalogue(settings)), base.header.dataset(), "reconstruction"
 
 
-def _restored(packed: Path, original_digest: str, target: Path) -> Path:
-    restore_original(packed, original_digest, target)
-    return target
-
-
 def _shown(pixels: NDArray[np.uint16], header: Dataset) -> Image.Image:
-    photometric = str(header.get("PhotometricInterpretation", ""))
-    window = display_window(header, pixels, breast_mask(pixels, photometric))
-    image = Image.fromarray(grey(pixels, window, photometric == "MONOCHROME1"))
+    reference = Reference(pixels, header)
+    image = Image.fromarray(grey(pixels, reference.window, reference.inverted))
     scale = _LONGER_SIDE / max(image.size)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     return image.resize(size, Image.Resampling.LANCZOS).convert("RGB")

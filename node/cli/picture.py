@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from node.fidelity.breast_regions import Window, breast_mask
-from node.fidelity.windows import display_window
+from node.fidelity.breast_regions import Window
+from node.fidelity.reference import Reference
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
 from storage.formats.geometry import CELL
@@ -28,11 +28,9 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
     The difference is amplified; its title states the range.
     """
     with opened(original) as file:
-        header = file.header()
-    first, second = integer_pixels(original), integer_pixels(copy)
-    mask = breast_mask(first, str(header.get("PhotometricInterpretation", "")))
-    window = display_window(header, first, mask)
-    inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
+        reference = Reference(integer_pixels(original), file.header())
+    first, second = reference.pixels, integer_pixels(copy)
+    window, inverted = reference.window, reference.inverted
     difference = second.astype(np.int32) - first
     reach = max(float(np.percentile(np.abs(difference), 99.9)), 1.0)
     titles = [
@@ -47,7 +45,7 @@ def side_by_side(original: Path, copy: Path, derived_uid: str) -> Image.Image:
         return [_scaled(panel, height) for panel in (*shown, grey(difference[view], magnified, False))]
 
     top = panels((slice(None), slice(None)), window, _HEIGHT)
-    view = _detail(mask, first)
+    view = _detail(reference.mask, first)
     low, high = (float(value) for value in np.percentile(first[view], [0.5, 99.5]))
     own = Window(low, high)
     bottom = panels(view, own if own.width >= 1 else window, top[0].width)

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from node.config.encoding_sections import (
-    CodecSettings,
     EligibilitySettings,
-    EligibleClass,
     ReconstructSettings,
-    SdX2Settings,
 )
 from node.config.job_sections import AuditSettings, DriftSettings, ToleranceSettings, ValidationSettings
 from node.config.loading import DEFAULT_FILE, as_data, as_yaml, load, parse
 from node.config.peer_entry import add_peer
 from node.config.sections import (
     CommitmentSettings,
-    LimitSettings,
     LogSettings,
     MetricsSettings,
-    NodeSettings,
     Peer,
-    StorageSettings,
     TlsSettings,
 )
 from node.config.settings import Settings
@@ -39,22 +33,16 @@ from node.config.values import (
 __all__ = [
     "DEFAULT_FILE",
     "AuditSettings",
-    "CodecSettings",
     "CommitmentSettings",
     "DriftSettings",
     "EligibilitySettings",
-    "EligibleClass",
-    "LimitSettings",
     "LogSettings",
     "MetricsSettings",
-    "NodeSettings",
     "Peer",
     "Profile",
     "ReconstructSettings",
     "RenditionPolicy",
-    "SdX2Settings",
     "Settings",
-    "StorageSettings",
     "Texture",
     "TlsSettings",
     "ToleranceSettings",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from node.config.sections import Section
@@ -27,24 +29,23 @@ class ScrubSettings(JobSettings):
     keep_orphans: Duration = 30 * DAY
 
 
-class ReplicateSettings(JobSettings):
+class _ReplicationSettings(JobSettings):
+    to: Path | str | None
+
+    @property
+    def schedule(self) -> When | None:
+        """The schedule; None without a folder or peer: then the job only runs on request."""
+        return super().schedule if self.to else None
+
+
+class ReplicateSettings(_ReplicationSettings):
     when: ScheduleText = "daily 01:30"
     to: LocalFolder = None
 
-    @property
-    def schedule(self) -> When | None:
-        """The schedule; None without a folder: then the job only runs on request."""
-        return parse_when(self.when) if self.enabled and self.to is not None else None
 
-
-class ReplicatePeerSettings(JobSettings):
+class ReplicatePeerSettings(_ReplicationSettings):
     when: ScheduleText = "daily 02:00"
     to: str = ""
-
-    @property
-    def schedule(self) -> When | None:
-        """The schedule; None without a peer: then the job only runs on request."""
-        return parse_when(self.when) if self.enabled and self.to else None
 
 
 class PurgeSettings(JobSettings):

@@ -7,20 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
+from pynetdicom.presentation import PresentationContext, build_context
 
 from node.archive.query.identifier import Root
 from node.dimse import pynetdicom_patches
 from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.pynetdicom_patches.tcp_nodelay import set_no_delay
-from node.dimse.sop_classes import FIND, GET, MOVE, query_retrieve
+from node.dimse.sop_classes import FIND, GET, MOVE, STORAGE_CLASSES, TRANSFER_SYNTAXES, query_retrieve
 from storage.dicom.dicomfile import opened
 from storage.errors import LatentPacsError
 
@@ -52,8 +51,6 @@ class Receiver:
     """SOP Instance UID to file."""
 
     def __enter__(self) -> Receiver:
-        from node.dimse.sop_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
-
         entity = AE(self.ae_title)
         entity.maximum_pdu_size = 0
         for sop_class in STORAGE_CLASSES:
@@ -61,9 +58,7 @@ class Receiver:
         self._server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
 
     @property
@@ -84,14 +79,12 @@ class Receiver:
 def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[Path, int, float], None]) -> None:
     """Send the bytes of files unchanged by C-STORE; calls ``each(file, status, seconds)``. Raises PeerRefused."""
     pynetdicom_patches.install()
-    entity = AE(calling)
-    entity.maximum_pdu_size = 0
     contexts = {}
     for path in files:
         with opened(path) as file:
             sop_class = str(file.outline().SOPClassUID)
             contexts[sop_class, str(file.transfer_syntax)] = build_context(UID(sop_class), file.transfer_syntax)
-    with _associated(entity, to, contexts=list(contexts.values())) as assoc:
+    with _associated(calling, to, list(contexts.values())) as assoc:
         for path in files:
             began = time.monotonic()
             status = assoc.send_c_store(path)
@@ -100,10 +93,8 @@ def store(files: Sequence[Path], to: Address, *, calling: str, each: Callable[[P
 
 def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
     """The matches of a C-FIND, Study Root. Raises PeerRefused."""
-    entity = AE(calling)
-    entity.add_requested_context(_FIND)
     found = []
-    with _associated(entity, to) as assoc:
+    with _associated(calling, to, [build_context(_FIND)]) as assoc:
         for status, answer in assoc.send_c_find(identifier, _FIND):
             code = int(status.get("Status", 0xC000))
             if code in (0xFF00, 0xFF01) and answer is not None:
@@ -115,21 +106,15 @@ def find(identifier: Dataset, to: Address, *, calling: str) -> list[Dataset]:
 
 def move(identifier: Dataset, to: Address, *, calling: str, destination: str) -> Dataset:
     """The status data set of the final response to a C-MOVE, Study Root. Raises PeerRefused."""
-    entity = AE(calling)
-    entity.add_requested_context(_MOVE)
-    with _associated(entity, to) as assoc:
+    with _associated(calling, to, [build_context(_MOVE)]) as assoc:
         return _last(assoc.send_c_move(identifier, destination, _MOVE))
 
 
 def get(identifier: Dataset, to: Address, *, calling: str, sop_classes: Sequence[str], receiver: Receiver) -> Dataset:
     """The status data set of the final response to a C-GET into ``receiver``, Study Root. Raises PeerRefused."""
-    entity = AE(calling)
-    entity.maximum_pdu_size = 0
-    entity.add_requested_context(_GET)
-    for sop_class in sop_classes:
-        entity.add_requested_context(sop_class, ExplicitVRLittleEndian)
+    contexts = [build_context(_GET), *(build_context(one, ExplicitVRLittleEndian) for one in sop_classes)]
     roles: list[Any] = [build_role(sop_class, scp_role=True) for sop_class in sop_classes]
-    with _associated(entity, to, ext_neg=roles, evt_handlers=receiver.handlers()) as assoc:
+    with _associated(calling, to, contexts, ext_neg=roles, evt_handlers=receiver.handlers()) as assoc:
         return _last(assoc.send_c_get(identifier, _GET))
 
 
@@ -144,16 +129,14 @@ def image_identifier(study: str, series: str = "", image: str = "") -> Dataset:
     return identifier
 
 
-def read(path: Path) -> Dataset:
-    """The data set of a received file."""
-    return dcmread(path)
-
-
 @contextmanager
-def _associated(entity: AE, to: Address, **options: Any) -> Iterator[Association]:
+def _associated(
+    calling: str, to: Address, contexts: list[PresentationContext], **options: Any
+) -> Iterator[Association]:
     """An association that is released at the end. Raises PeerRefused."""
+    entity = AE(calling)
     entity.dimse_timeout = _RESPONSE
-    assoc = entity.associate(to.host, to.port, ae_title=to.ae_title, **options)
+    assoc = entity.associate(to.host, to.port, contexts, to.ae_title, **options)
     if not assoc.is_established:
         raise PeerRefused(f"{to.ae_title} at {to.host}:{to.port} did not accept the association")
     connection: Any = assoc.dul.socket

@@ -112,7 +112,7 @@ def _for_peer(error: Exception) -> str:
 
 
 def is_warning(status: int) -> bool:
-    """Whether the status of a C-STORE response is in the warning class (PS3.7 C.4.2)."""
+    """Whether the status of a response is in the warning class (PS3.7 C.4.2)."""
     return status & 0xF000 == 0xB000 or status in (0x0001, 0x0107, 0x0116)
 
 

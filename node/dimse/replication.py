@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
@@ -79,21 +80,20 @@ class Replication:
         self, choices: list[Choice], sent: _Sent, cancelled: Callable[[], bool], progress: Callable[[int], None]
     ) -> None:
         unanswered = 0
-        with Destination(self._outgoing, self._peer, choices, originator="", originator_id=0) as destination:
-            preparing = self._retrieve.prepare(choices, destination.expected)
-            try:
-                for done, (choice, made) in enumerate(preparing):
-                    sending = run_in_thread(functools.partial(self._send_one, choice, made, destination))
-                    while not is_done(sending, _POLL):
-                        if cancelled():
-                            destination.close_at_once("the run was cancelled")
-                            return
-                    unanswered = self._count(choice, sending, sent, unanswered)
-                    progress(done + 1)
+        with (
+            Destination(self._outgoing, self._peer, choices, originator="", originator_id=0) as destination,
+            closing(self._retrieve.prepare(choices, destination.expected)) as preparing,
+        ):
+            for done, (choice, made) in enumerate(preparing, 1):
+                sending = run_in_thread(functools.partial(self._send_one, choice, made, destination))
+                while not is_done(sending, _POLL):
                     if cancelled():
+                        destination.close_at_once("the run was cancelled")
                         return
-            finally:
-                preparing.close()
+                unanswered = self._count(choice, sending, sent, unanswered)
+                progress(done)
+                if cancelled():
+                    return
 
     def _count(self, choice: Choice, sending: Future[int], sent: _Sent, unanswered: int) -> int:
         """Record the outcome of one image and return the number of consecutive images without a response.

@@ -19,8 +19,9 @@ from node.archive.intake.ingest import Ingest
 from node.archive.originals.storage_commitment import CommitmentJudge
 from node.config import Settings
 from node.dimse import pynetdicom_patches
-from node.dimse.associations import connection_log, extended_negotiation
+from node.dimse.associations import extended_negotiation
 from node.dimse.associations.admission import Admission
+from node.dimse.associations.connection_log import log_association
 from node.dimse.associations.outgoing import Outgoing
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
@@ -31,7 +32,7 @@ from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
 from node.dimse.pynetdicom_patches.association_shutdown import end_associations
 from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
+from node.dimse.pynetdicom_patches.entity import Acceptor, ArchiveEntity
 from node.dimse.pynetdicom_patches.idle_timer import restart_idle_timer
 from node.dimse.pynetdicom_patches.listener import Listener
 from node.dimse.sop_classes import (
@@ -65,7 +66,6 @@ class ServerDependencies:
     ingest: Ingest
     search: Search
     services: RetrieveServices
-    peers: Peers
     check_room: Callable[[], None]
     commitments: Commitments
     committer: CommitmentJudge
@@ -86,9 +86,8 @@ class Server:
         self.outgoing = Outgoing(self.entity, settings)
         self._notifier = Notifier(settings, dependencies.commitments, dependencies.committer, self.outgoing)
         self.entity.after_action = self._notifier.response_sent
-        self.entity.refused = dependencies.services.refusals.on_association
+        self.entity.refused = dependencies.services.refusals.of_request
         self._admission = Admission(settings, dependencies.services.refusals)
-        self._operations = _Operations()
         self._listeners: list[Listener] = []
         self._stopping = threading.Event()
         self._stopping_since = float("inf")
@@ -155,30 +154,33 @@ class Server:
         ]
 
     def _allowance(self, assoc: Any) -> Allowance:
-        may_store = self._dependencies.peers.may(str(assoc.requestor.ae_title).strip(), "store")
+        may_store = self._dependencies.services.peers.may(str(assoc.requestor.ae_title).strip(), "store")
         return Allowance(self._settings.max_instance if may_store else 0, self._dependencies.check_room)
 
     def _end_overdue(self) -> None:
         while not self._stopping.wait(timeout=0.5):
-            for assoc in self._admission.overdue():
+            for assoc in self._admission.overdue(self._accepted()):
                 LOGGER.warning("association of %s ended: open for too long", assoc.requestor.ae_title)
                 # blocks until the peer has closed or a timer has expired
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
     def _end_persistent(self) -> None:
         """End associations that go on sending although the node has refused instances because of the stop."""
-        for assoc in self.entity.active_associations:
-            if self._operations.ignores_stop(assoc):
+        for assoc in self._accepted():
+            if _ignores_stop(assoc):
                 threading.Thread(target=assoc.abort, name="association end", daemon=True).start()
 
     def _busy(self) -> bool:
         """True while an operation runs or has just run on an association, or a data set is arriving."""
-        return any(self._operations.busy(assoc) or is_receiving(assoc) for assoc in self.entity.active_associations)
+        recently = time.monotonic() - _IDLE_AFTER
+        return any(one.operating or one.operated_at > recently or is_receiving(one) for one in self._accepted())
+
+    def _accepted(self) -> list[Acceptor]:
+        return [assoc for assoc in self.entity.active_associations if isinstance(assoc, Acceptor)]
 
     def _handlers(self) -> list[Any]:
         needs, services = self._dependencies, self._dependencies.services
-        one, several = self._operations.track_call, self._operations.track_responses
-        checks: dict[str, Any] = {"peers": needs.peers, "refusals": services.refusals}
+        checks: dict[str, Any] = {"peers": services.peers, "refusals": services.refusals}
         store = partial(
             handle_store,
             ingest=needs.ingest,
@@ -187,31 +189,27 @@ class Server:
         )
         return [
             (evt.EVT_C_ECHO, partial(_handle_echo, **checks)),
-            (evt.EVT_C_STORE, one(partial(store, **checks))),
-            (evt.EVT_C_FIND, several(partial(handle_find, search=needs.search, **checks))),
-            (evt.EVT_C_GET, several(partial(handle_get, services=services))),
-            (evt.EVT_C_MOVE, several(partial(handle_move, services=services, outgoing=self.outgoing))),
-            (evt.EVT_N_ACTION, one(partial(handle_action, notifier=self._notifier, **checks))),
+            (evt.EVT_C_STORE, _tracked_call(partial(store, **checks))),
+            (evt.EVT_C_FIND, _tracked_responses(partial(handle_find, search=needs.search, **checks))),
+            (evt.EVT_C_GET, _tracked_responses(partial(handle_get, services=services))),
+            (evt.EVT_C_MOVE, _tracked_responses(partial(handle_move, services=services, outgoing=self.outgoing))),
+            (evt.EVT_N_ACTION, _tracked_call(partial(handle_action, notifier=self._notifier, **checks))),
             (evt.EVT_REQUESTED, self._admission.requested),
             (evt.EVT_REQUESTED, self._prefer),
             (evt.EVT_REJECTED, self._admission.rejected),
             (evt.EVT_SOP_EXTENDED, extended_negotiation.answer),
-            (evt.EVT_ACCEPTED, connection_log.accepted),
-            (evt.EVT_RELEASED, connection_log.released),
-            (evt.EVT_ABORTED, connection_log.aborted),
-            (evt.EVT_CONN_CLOSE, self._closed),
+            (evt.EVT_ACCEPTED, log_association, ["accepted"]),
+            (evt.EVT_RELEASED, log_association, ["released"]),
+            (evt.EVT_ABORTED, log_association, ["aborted"]),
+            (evt.EVT_CONN_CLOSE, lambda event: remove_association_spool(event.assoc)),
         ]
-
-    def _closed(self, event: Any) -> None:
-        remove_association_spool(event.assoc)
-        self._operations.forget(event.assoc)
 
 
 def _handle_echo(event: Any, peers: Peers, refusals: Refusals) -> int:
     caller = peers.calling(event)
     if peers.may(caller, "echo"):
         return SUCCESS
-    refusals.of_request(event, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
+    refusals.of_request(event.assoc, "echo", NOT_AUTHORIZED, f"{caller} may not echo here")
     return NOT_AUTHORIZED
 
 
@@ -251,63 +249,40 @@ def _reordered(context: PresentationContext, order: tuple[str, ...]) -> Presenta
     return made
 
 
-class _Operations:
-    """The running operations of each association, and when each last ended."""
+def _tracked_call(handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A handler that returns its status, tracked while it runs."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[int, int] = {}
-        self._last: dict[int, float] = {}
+    def tracked(event: Any) -> Any:
+        with _operating(event.assoc):
+            return handler(event)
 
-    def track_call(self, handler: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """A handler that returns its status, tracked while it runs."""
+    return tracked
 
-        def tracked(event: Any) -> Any:
-            with self._working(event.assoc):
-                return handler(event)
 
-        return tracked
+def _tracked_responses(handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """A handler that yields its responses, tracked from the first to the last."""
 
-    def track_responses(self, handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-        """A handler that yields its responses, tracked from the first to the last."""
+    def tracked(event: Any) -> Iterator[Any]:
+        with _operating(event.assoc):
+            yield from handler(event)
 
-        def tracked(event: Any) -> Iterator[Any]:
-            with self._working(event.assoc):
-                yield from handler(event)
+    return tracked
 
-        return tracked
 
-    def busy(self, assoc: Any) -> bool:
-        with self._lock:
-            recent = time.monotonic() - self._last.get(id(assoc), -1e9) < _IDLE_AFTER
-            return recent or self._running.get(id(assoc), 0) > 0
+@contextmanager
+def _operating(assoc: Any) -> Iterator[None]:
+    assoc.operating = True
+    try:
+        yield
+    finally:
+        assoc.operated_at, assoc.operating = time.monotonic(), False  # in this order: others look at both
+        restart_idle_timer(assoc)
 
-    def ignores_stop(self, assoc: Any) -> bool:
-        """True, once, if two of its stores were refused because of the stop and the responses have been sent."""
-        with self._lock:
-            answered = time.monotonic() - self._last.get(id(assoc), 0.0) > _RESPONSE_SENT and not self._running.get(
-                id(assoc), 0
-            )
-            if not answered or assoc.__dict__.get("stop_refusals", 0) < 2:
-                return False
-            assoc.stop_refusals = 0
-            self._last.pop(id(assoc), None)
-            return True
 
-    def forget(self, assoc: Any) -> None:
-        with self._lock:
-            self._running.pop(id(assoc), None)
-            self._last.pop(id(assoc), None)
-
-    @contextmanager
-    def _working(self, assoc: Any) -> Iterator[None]:
-        key = id(assoc)
-        with self._lock:
-            self._running[key] = self._running.get(key, 0) + 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running[key] = self._running.get(key, 1) - 1
-                self._last[key] = time.monotonic()
-            restart_idle_timer(assoc)
+def _ignores_stop(assoc: Acceptor) -> bool:
+    """True, once, if two of its stores were refused because of the stop and the responses have been sent."""
+    answered = not assoc.operating and time.monotonic() - assoc.operated_at > _RESPONSE_SENT
+    if not answered or assoc.stop_refusals < 2:
+        return False
+    assoc.stop_refusals, assoc.operated_at = 0, float("-inf")
+    return True

@@ -33,7 +33,6 @@ from storage.thresholds import limits_of
 
 KIND = "audit"
 ALL = "all"
-FIGURES = TRENDS
 CHARTED = ("fsim_mean", "psnr_db")
 
 _CHARTED_RUNS = 50
@@ -152,22 +151,12 @@ class Audit:
         alarm = any(one.outcome.alarming for one in findings) or any(one.chart.alarm for one in trends)
         verdict = _verdict(findings, trends)
         began, finished = (datetime.fromtimestamp(at, UTC) for at in (progress.began, ended))
-        run = AuditRun(
-            began,
-            finished,
-            verdict,
-            alarm,
-            summary,
-            tuple(findings),
-            tuple(trends),
-            tuple(pictures),
-            self._settings.audit,
-            limits_of(self._settings.thresholds),
-        )
-        details = {"findings": [asdict(one) for one in findings], "drift": [_trend_details(one) for one in trends]}
-        return self._reports.publish(
-            RunOutcome(KIND, began, finished, verdict, alarm, summary, details, audit_page(run, self._index.counts()))
-        )
+        drift = [{"stratum": one.stratum, "figure": one.figure, **asdict(one.chart)} for one in trends]
+        details = {"findings": [asdict(one) for one in findings], "drift": drift}
+        outcome = RunOutcome(KIND, began, finished, verdict, alarm, summary, details)
+        limits = limits_of(self._settings.thresholds)
+        run = AuditRun(outcome, findings, trends, pictures, self._settings.audit, limits)
+        return self._reports.publish(outcome, audit_page(run, self._index.counts()))
 
     def _summary(self, progress: _Progress, strata: dict[str, Any], trends: Sequence[Trend]) -> dict[str, Any]:
         outcomes = Counter(one.outcome for one in progress.findings)
@@ -179,7 +168,7 @@ class Audit:
             "measured": everything.get("measured", 0),
             "failed": sum(count for outcome, count in outcomes.items() if outcome.failed),
             **{name: actions[name] for name in ("withdrawn", "flagged", "cleared")},
-            **{name: everything[name]["mean"] for name in FIGURES if name in everything},
+            **{name: everything[name]["mean"] for name in TRENDS if name in everything},
             "drifting": sum(bool(one.chart.alarm) for one in trends),
             "sample": progress.sample,
             "seed": progress.seed,
@@ -235,22 +224,16 @@ def _figures_of(findings: Sequence[FidelityFinding]) -> dict[str, Any]:
         "measured": len(measured),
         "failed": sum(one.outcome.failed for one in findings),
     }
-    values = {name: [one[name] for one in measured] for name in FIGURES} if measured else {}
+    values = {name: [one[name] for one in measured] for name in TRENDS} if measured else {}
     spread = {name: {"mean": fmean(of), "sd": stdev(of) if len(of) > 1 else 0.0} for name, of in values.items()}
     return {**counts, **spread}
 
 
 def _point(at: float, stratum: dict[str, Any], name: str) -> ChartPoint:
     figure = stratum.get(name)
-    return (
-        ChartPoint(at, 0, 0.0, 0.0)
-        if figure is None
-        else ChartPoint(at, stratum["measured"], figure["mean"], figure["sd"])
-    )
-
-
-def _trend_details(trend: Trend) -> dict[str, Any]:
-    return {"stratum": trend.stratum, "figure": trend.figure, **asdict(trend.chart)}
+    if figure is None:
+        return ChartPoint(at, 0, 0.0, 0.0)
+    return ChartPoint(at, stratum["measured"], figure["mean"], figure["sd"])
 
 
 def _verdict(findings: Sequence[FidelityFinding], trends: Sequence[Trend]) -> str:

@@ -28,6 +28,7 @@ from node.reports.page import (
     Tone,
     page,
 )
+from node.reports.runs import RunOutcome
 from storage.records import HoldingCounts
 
 if TYPE_CHECKING:
@@ -69,22 +70,19 @@ class Trend:
 class AuditRun:
     """The contents of the page."""
 
-    began: datetime
-    finished: datetime
-    verdict: str
-    alarm: bool
-    summary: dict[str, Any]
-    findings: tuple[FidelityFinding, ...]
-    trends: tuple[Trend, ...]
-    pictures: tuple[tuple[FidelityFinding, AuditPictures], ...]
+    outcome: RunOutcome
+    findings: Sequence[FidelityFinding]
+    trends: Sequence[Trend]
+    pictures: Sequence[tuple[FidelityFinding, AuditPictures]]
     settings: AuditSettings
     limits: dict[str, float]
 
 
 def audit_page(run: AuditRun, held: HoldingCounts) -> str:
     """The page, self-contained."""
-    when = f"{run.finished:%d %B %Y, %H:%M} UTC, took {_span((run.finished - run.began).total_seconds())}"
-    tone: Tone = "good" if not run.alarm else "bad" if run.summary["failed"] else "warning"
+    ran, summary = run.outcome, run.outcome.summary
+    when = f"{ran.finished:%d %B %Y, %H:%M} UTC, took {_span((ran.finished - ran.started).total_seconds())}"
+    tone: Tone = "good" if not ran.alarm else "bad" if summary["failed"] else "warning"
     title = {"good": "Passed", "warning": "Needs attention", "bad": "Failed", "neutral": ""}[tone]
     sections = [
         PageSection("At a glance", [_key_figures(run, held)]),
@@ -93,18 +91,18 @@ def audit_page(run: AuditRun, held: HoldingCounts) -> str:
         *([PageSection("Over time", _over_time(run))] if run.trends else []),
         *(
             [PageSection("Fidelity of the images audited", [_histograms(run), _of_the_gate(run)])]
-            if run.summary["measured"]
+            if summary["measured"]
             else []
         ),
         *([PageSection("The least faithful images", _worst(run))] if run.pictures else []),
         PageSection("Method", [Paragraph(text) for text in _method(run)]),
     ]
     footer = "Latent PACS fidelity audit. Images are named by UID. Not for primary interpretation."
-    return page("Fidelity audit", when, Banner(tone, title, run.verdict), sections, footer)
+    return page("Fidelity audit", when, Banner(tone, title, ran.verdict), sections, footer)
 
 
 def _key_figures(run: AuditRun, held: HoldingCounts) -> KeyFigures:
-    summary = run.summary
+    summary = run.outcome.summary
     failed, audited = summary["failed"], summary["audited"]
     figures = [
         KeyFigure("images audited", f"{audited:,}", f"of {summary['images']:,} reconstructable"),
@@ -131,14 +129,14 @@ def _key_figures(run: AuditRun, held: HoldingCounts) -> KeyFigures:
 
 
 def _outcomes(run: AuditRun) -> list[Part]:
-    counts = run.summary["outcomes"]
+    counts = run.outcome.summary["outcomes"]
     rows: list[list[str | Mark]] = [
         [Mark(outcome.value, _tone(outcome)), str(counts[outcome.value]), _MEANING[outcome]]
         for outcome in FidelityOutcome
         if outcome.value in counts
     ]
     parts: list[Part] = (
-        [Table(["outcome", "images", "meaning"], rows, align="lrl")] if rows else [Paragraph(run.verdict)]
+        [Table(["outcome", "images", "meaning"], rows, align="lrl")] if rows else [Paragraph(run.outcome.verdict)]
     )
     remarkable = [one for one in run.findings if one.outcome is not FidelityOutcome.SAME or one.action]
     if remarkable:
@@ -156,7 +154,7 @@ def _outcomes(run: AuditRun) -> list[Part]:
 def _strata(run: AuditRun) -> Table:
     alarms = {(trend.stratum, trend.figure): trend.chart for trend in run.trends}
     rows: list[list[str | Mark]] = []
-    for name, of in run.summary["strata"].items():
+    for name, of in run.outcome.summary["strata"].items():
         charts = [alarms[name, figure] for figure in ("fsim_mean", "psnr_db") if (name, figure) in alarms]
         alarm = "; ".join(chart.alarm for chart in charts if chart.alarm)
         calm = "in control" if any(chart.average for chart in charts) else "calibrating" if charts else ""
@@ -183,8 +181,10 @@ def _strata(run: AuditRun) -> Table:
         "nearest limit",
         "over time",
     ]
-    caption = "Figures are means over the images whose originals are held; FSIM over tiles with breast. Nearest limit: "
-    "the figure of the gate that is nearest to its limit, as a share of it."
+    caption = (
+        "Figures are means over the images whose originals are held; FSIM over tiles with breast. Nearest limit: "
+        "the figure of the gate that is nearest to its limit, as a share of it."
+    )
     return Table(head, rows, caption, "lrrrrrrrrl")
 
 
@@ -297,11 +297,11 @@ def _worst(run: AuditRun) -> list[Part]:
 
 
 def _method(run: AuditRun) -> list[str]:
-    drift, tolerance = run.settings.drift, run.settings.tolerance
+    drift, tolerance, summary = run.settings.drift, run.settings.tolerance, run.outcome.summary
     return [
-        f"Sample: {run.summary['sample']} of {run.summary['images']:,} images that have a reconstruction, at random, "
+        f"Sample: {summary['sample']} of {summary['images']:,} images that have a reconstruction, at random, "
         "in proportion to device, institution, operating point and time since verification, at least one of each "
-        f"combination if the sample is large enough; seed {run.summary['seed']}. Images that an earlier audit flagged "
+        f"combination if the sample is large enough; seed {summary['seed']}. Images that an earlier audit flagged "
         "are always audited again.",
         "Each was reconstructed again by the node's workers. The SHA-256 of the pixels must be the one recorded when "
         "the image was verified. If the original is held, or kept in the audit reserve "

@@ -17,14 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Protocol
 
 from node.jobs.job import JSON, Run
 from node.jobs.scrub_repair import ScrubFinding, ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
+from storage.index.index_trust import IndexStanding
 from storage.index.integrity import ExpectedObject, Integrity
 from storage.index.job_runs import JobRows
-from storage.objects.inspection import Listed, examine, is_empty, listing
+from storage.objects.inspection import Listed, examine, holds_any, listing
 from storage.objects.orphans import forget_orphans, move_orphan
 from storage.objects.store import ObjectStore
 
@@ -58,26 +58,6 @@ class ScrubPlan:
     orphan_grace: float = 86400.0
     keep_orphans: float = 30 * 86400.0
     remove_orphans: bool = False
-
-
-class IndexTrust(Protocol):
-    """Whether the index can be trusted."""
-
-    def doubt(self) -> str:
-        """Why the index cannot tell which objects are orphans; empty if it can."""
-
-    def damage(self) -> list[str]:
-        """The damaged pages and inconsistent rows of the index, one line each."""
-
-
-class FullTrust:
-    """Trusts the index without a check."""
-
-    def doubt(self) -> str:
-        return ""
-
-    def damage(self) -> list[str]:
-        return []
 
 
 @dataclass
@@ -130,8 +110,8 @@ class ScrubTally:
 
 
 class Scrub:
-    """The job ``scrub``. ``stores``: by the names in ExpectedObject. ``can_recover``: whether a rebuild of the index
-    would restore an object without a row (store, digest)."""
+    """The job ``scrub``. ``stores``: by the names in ExpectedObject. ``standing``: of the index that is checked against
+    them. ``can_recover``: whether a rebuild of the index would restore an object without a row (store, digest)."""
 
     name = "scrub"
     summary = "reads objects and compares them with their digests; repairs what it can, reports the rest"
@@ -143,19 +123,18 @@ class Scrub:
         stores: Mapping[str, ObjectStore],
         repair: ScrubRepair,
         plan: ScrubPlan,
-        trust: IndexTrust | None = None,
-        can_recover: Callable[[str, str], bool] = lambda store, digest: False,
+        standing: IndexStanding,
+        can_recover: Callable[[str, str], bool],
     ) -> None:
         self._rows, self._integrity, self._stores = rows, integrity, stores
-        self._repair, self._plan = repair, plan
-        self._trust, self._can_recover = trust or FullTrust(), can_recover
+        self._repair, self._plan, self._standing, self._can_recover = repair, plan, standing, can_recover
 
     def run(self, run: Run) -> dict[str, JSON]:
         """Scrub, and report. Raises ObjectMissing if a store is not there at all, and IndexRefused if the index does
         not belong to the objects; nothing is changed then."""
         self._refuse_empty_store()
         self._refuse_untrusted_index()
-        tally, salt = ScrubTally(index_damage=self._trust.damage()), secrets.token_bytes(16)
+        tally, salt = ScrubTally(index_damage=self._standing.damage()), secrets.token_bytes(16)
         rechecked = self._repair.recheck()
         tally.add_findings(rechecked)
         low, high, began = self._share()
@@ -219,9 +198,7 @@ class Scrub:
             tally.foreign += 1
             return
         newest = time.time() - self._plan.orphan_grace
-        if entry.written_at >= newest:
-            return
-        if self._is_expected(store, entry.digest):
+        if entry.written_at >= newest or self._is_expected(store, entry.digest):
             return
         if self._can_recover(store, entry.digest):
             tally.unclaimed += 1
@@ -269,7 +246,7 @@ class Scrub:
             self._rows.remember(self.name, {"cursor": cursor, "began": began})
 
     def _refuse_untrusted_index(self) -> None:
-        doubt = self._trust.doubt()
+        doubt = self._standing.doubt()
         if doubt:
             raise IndexRefused(
                 f"the index does not belong to the objects here: {doubt}. Nothing was changed; stop the node and run "
@@ -278,7 +255,7 @@ class Scrub:
 
     def _refuse_empty_store(self) -> None:
         for name, store in self._stores.items():
-            if is_empty(store) and any(one.store == name for one in self._integrity.expected("", END)):
+            if not holds_any(store.root) and any(one.store == name for one in self._integrity.expected("", END)):
                 raise ObjectMissing(
                     f"{store.root / 'objects'} holds no object at all, though the index knows of some: is its disk "
                     "mounted, and is storage.root right? Nothing was changed"

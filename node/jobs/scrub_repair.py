@@ -18,7 +18,7 @@ from pathlib import Path
 
 from storage.errors import LatentPacsError
 from storage.index import Index
-from storage.index.integrity import Damage, ExpectedObject, Integrity, NewDamage
+from storage.index.integrity import ExpectedObject, Integrity, NewDamage
 from storage.objects.inspection import Condition, Inspection, examine, recover, set_aside
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState, ReasonCode, StoredInstance
@@ -72,31 +72,20 @@ class ScrubRepair:
 
     def recheck(self) -> list[ScrubFinding]:
         """Check the open damage of earlier scrubs again: close what is whole by now, repair the rest."""
-        still: list[tuple[Damage, Inspection]] = []
+        still: list[tuple[ExpectedObject, Inspection]] = []
         # newest first, so that its effect on the instance is undone first
         for known in reversed(self._integrity.open_damage()):
             if known.store not in self._stores:
                 continue  # originals.path is not set; the scrub says so
             inspection = examine(self._stores[known.store], known.digest)
+            expected = ExpectedObject(known.digest, known.kind, known.store, known.instance_key)
             if inspection.whole:
                 self._integrity.close(known.key, "whole again")
-            elif not self._is_expected(known):
+            elif expected not in self._integrity.expected(known.digest, known.digest + "0"):
                 self._integrity.close(known.key, "nothing needs it any more")
             else:
-                still.insert(0, (known, inspection))
-        found = []
-        for known, inspection in still:
-            found += self.settle(
-                [ExpectedObject(known.digest, known.kind, known.store, known.instance_key)], inspection
-            )
-        return found
-
-    def _is_expected(self, known: Damage) -> bool:
-        after = known.digest + "0"  # the next text after the digest
-        identity = (known.kind, known.store, known.instance_key)
-        return any(
-            (one.kind, one.store, one.instance_key) == identity for one in self._integrity.expected(known.digest, after)
-        )
+                still.insert(0, (expected, inspection))
+        return [found for expected, inspection in still for found in self.settle([expected], inspection)]
 
     def _settle_one(self, expected: ExpectedObject, inspection: Inspection, moved_to: str) -> ScrubFinding:
         instance = None if expected.instance_key is None else self._index.by_key(expected.instance_key)
@@ -119,7 +108,7 @@ class ScrubRepair:
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
             self._integrity.flag(found, state, code, f"{what}; {left}")
-        return self._finding(expected, inspection, action, instance)
+        return self._finding(expected, inspection, action)
 
     def _decide(
         self, expected: ExpectedObject, instance: StoredInstance | None, inspection: Inspection
@@ -143,11 +132,8 @@ class ScrubRepair:
         found = [one for one in needs if one.digest in digests]
         return bool(found) and all(examine(self._stores[one.store], one.digest).whole for one in found)
 
-    def _finding(
-        self, expected: ExpectedObject, inspection: Inspection, action: str, instance: StoredInstance | None = None
-    ) -> ScrubFinding:
-        if instance is None and expected.instance_key is not None:
-            instance = self._index.by_key(expected.instance_key)
+    def _finding(self, expected: ExpectedObject, inspection: Inspection, action: str) -> ScrubFinding:
+        instance = None if expected.instance_key is None else self._index.by_key(expected.instance_key)
         uid = instance.sop_instance_uid if instance else ""
         return ScrubFinding(
             expected.digest, expected.kind, expected.store, inspection.condition.value, inspection.detail, action, uid

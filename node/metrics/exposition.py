@@ -88,8 +88,8 @@ class _Counted:
 
 def _holdings(held: MonitoringCounts) -> Iterator[Any]:
     counts = held.counts
-    yield _gauge("instances", "Instances held, by state", {"state": counts.by_state})
-    yield _gauge("bytes", "Bytes of objects on disk, by kind", {"kind": counts.bytes_by_kind})
+    yield _gauge("instances", "Instances held, by state", "state", counts.by_state)
+    yield _gauge("bytes", "Bytes of objects on disk, by kind", "kind", counts.bytes_by_kind)
     yield _plain("backlog", "Instances that have not been encoded yet", counts.backlog)
     yield _plain("quarantined", "Objects in quarantine", counts.quarantined)
     yield _plain("gate_failures", "Images of which no operating point passed the gate", held.gate_failures)
@@ -99,17 +99,15 @@ def _holdings(held: MonitoringCounts) -> Iterator[Any]:
 def _jobs(rows: list[StoredJob]) -> Iterator[Any]:
     ran = {row.name: row.last for row in rows if row.last is not None}
     ended = {name: run.ended_at for name, run in ran.items() if run.ended_at is not None}
-    yield _gauge("job_running", "1 while a run is in progress", {"job": {row.name: int(row.running) for row in rows}})
-    yield _gauge("job_paused", "1 while a job is paused", {"job": {row.name: int(row.paused) for row in rows}})
+    yield _gauge("job_running", "1 while a run is in progress", "job", {row.name: int(row.running) for row in rows})
+    yield _gauge("job_paused", "1 while a job is paused", "job", {row.name: int(row.paused) for row in rows})
+    yield _gauge("job_done", "Items that the latest run has done", "job", {name: run.done for name, run in ran.items()})
     yield _gauge(
-        "job_done", "Items that the latest run has done", {"job": {name: run.done for name, run in ran.items()}}
+        "job_total", "Items that the latest run has to do", "job", {name: run.total for name, run in ran.items()}
     )
-    yield _gauge(
-        "job_total", "Items that the latest run has to do", {"job": {name: run.total for name, run in ran.items()}}
-    )
-    yield _gauge("job_ended_timestamp_seconds", "When the latest run ended", {"job": ended})
+    yield _gauge("job_ended_timestamp_seconds", "When the latest run ended", "job", ended)
     good = {name: int(run.state == "done") for name, run in ran.items() if name in ended}
-    yield _gauge("job_succeeded", "1 if the latest run succeeded, 0 if it failed or was interrupted", {"job": good})
+    yield _gauge("job_succeeded", "1 if the latest run succeeded, 0 if it failed or was interrupted", "job", good)
     report = ran["scrub"].report if "scrub" in ran else {}
     for name, text in (("checked", "Objects read by the latest scrub"), ("damaged", "Objects it found damaged")):
         if name in report:
@@ -120,11 +118,11 @@ def _reports(rows: ReportRows) -> Iterator[Any]:
     """Gauges of audits and validations."""
     alarms = rows.alarms()
     latest = {kind: rows.newest([kind])[0] for kind in alarms}
-    yield _gauge("audit_alarms", "Reports that raised an alarm, by kind", {"kind": alarms})
+    yield _gauge("audit_alarms", "Reports that raised an alarm, by kind", "kind", alarms)
     newest = {kind: int(one.alarm) for kind, one in latest.items()}
-    yield _gauge("audit_alarm", "1 if the newest report raised an alarm", {"kind": newest})
+    yield _gauge("audit_alarm", "1 if the newest report raised an alarm", "kind", newest)
     ended = {kind: one.finished_at for kind, one in latest.items()}
-    yield _gauge("audit_timestamp_seconds", "When the newest report was made", {"kind": ended})
+    yield _gauge("audit_timestamp_seconds", "When the newest report was made", "kind", ended)
     summary = latest["audit"].summary if "audit" in latest else {}
     for name, text in _AUDIT_FIGURES.items():
         if summary.get(name) is not None:
@@ -140,10 +138,9 @@ _AUDIT_FIGURES = {
 }
 
 
-def _gauge(name: str, text: str, values: dict[str, dict[str, Any]]) -> Any:
-    ((label, of_label),) = values.items()
+def _gauge(name: str, text: str, label: str, values: dict[str, Any]) -> Any:
     family = GaugeMetricFamily(f"latent_pacs_{name}", text, labels=[label])
-    for key, value in of_label.items():
+    for key, value in values.items():
         family.add_metric([key], value)
     return family
 

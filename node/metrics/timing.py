@@ -13,7 +13,7 @@ from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.codec.encode.encode_request import EncodeRequest, ReverifyRequest
 from node.workers.auditing import AuditRequest
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import Answer, ReconstructRequest, Request
+from node.workers.requests import Answer, ReconstructRequest, Request
 
 Observe = Callable[[str, float], None]
 """Takes an outcome and a duration in seconds."""
@@ -45,7 +45,7 @@ def time_requests(pool: WorkerPool, observe: Observe) -> None:
     """Time each request, with its wait in the queue. Outcomes: values of ``_REQUESTS``, also with `` failed`` added."""
     submit = pool.submit
 
-    def timed(request: Request, priority: Priority) -> Future[Answer]:
+    def timed(request: Request[Answer], priority: Priority) -> Future[Answer]:
         began, future = time.monotonic(), submit(request, priority)
         name = _REQUESTS.get(type(request))
 

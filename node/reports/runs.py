@@ -28,7 +28,7 @@ _FORMAT = 1
 @dataclass(frozen=True)
 class RunOutcome:
     """Result of a run. ``verdict``: one sentence. ``alarm``: whether a person must look at it. ``summary``: figures for
-    later runs and for ``--json``. ``details``: other data for the JSON file. ``page``: HTML.
+    later runs and for ``--json``. ``details``: other data for the JSON file.
 
     None of it may contain patient data; UIDs are allowed. Numbers that are not finite become null.
     """
@@ -40,7 +40,6 @@ class RunOutcome:
     alarm: bool
     summary: Mapping[str, Any]
     details: Mapping[str, Any]
-    page: str
 
 
 class Reports:
@@ -49,8 +48,8 @@ class Reports:
     def __init__(self, rows: ReportRows, folder: Path) -> None:
         self.rows, self.folder = rows, folder
 
-    def publish(self, outcome: RunOutcome) -> StoredReport:
-        """Write both files durably and commit the row. Raises StoreFull."""
+    def publish(self, outcome: RunOutcome, page: str) -> StoredReport:
+        """Write both files durably and commit the row; ``page`` is HTML. Raises StoreFull."""
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self._free_name(outcome)
         row = {
@@ -63,7 +62,7 @@ class Reports:
             "summary": plain(outcome.summary),
         }
         data = json.dumps({"format": _FORMAT, **row, "details": plain(outcome.details)}, indent=1, allow_nan=False)
-        self._write(name + ".html", outcome.page)
+        self._write(name + ".html", page)
         self._write(name + ".json", data + "\n")
         fsync_folders(self.folder)
         return self.rows.add(NewReport(**row))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
 
 from node.fidelity.breast_regions import Mask, breast_mask
 from storage.dicom.dicomfile import opened
@@ -22,8 +23,6 @@ _JPEG = {".jpg", ".jpeg"}
 _RASTER = {".png", *_JPEG}
 _HALVED_BITS = 12
 """Bits of the grey levels of a halved JPEG: means of four 8-bit pixels have finer steps."""
-_DIGITISED = ("1.2.840.10008.5.1.4.1.1.7",)
-"""SOP Classes of digitised film: Secondary Capture Image Storage."""
 
 
 class NoPictures(LatentPacsError):
@@ -74,7 +73,7 @@ def read_picture(path: Path) -> Picture | None:
         return None
     pixels, bits, header = found
     photometric = str(header.get("PhotometricInterpretation", ""))
-    film = str(header.get("ConversionType", "")) == "DF" or str(header.get("SOPClassUID", "")) in _DIGITISED
+    film = header.get("ConversionType") == "DF" or header.get("SOPClassUID") == SecondaryCaptureImageStorage
     mask = breast_mask(pixels, photometric)
     return Picture("/".join(path.parts[-2:]), pixels, bits, header, film, mask)
 

@@ -25,9 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from node.fidelity.gate import psnr
 from node.fidelity.windows import display_window
 from node.training.image_files import NoPictures, Picture
-from node.training.trainer import LOSSES_KEPT, CheckpointError, Progress, TrainingFailed
+from node.training.trainer import LOSSES_KEPT, SAVE_EVERY, CheckpointError, Progress, TrainingFailed
+from node.upscalers.numerics import device_of
 from node.upscalers.sd_x2 import SdX2, WeightsNotFound, find_weights, weight_files
 from storage.errors import LatentPacsError
 from storage.formats.geometry import CELL
@@ -97,24 +99,19 @@ def fine_tune_decoder(
     stop_after: int | None = None,
     device: str = "auto",
     watch: Callable[[Progress], None] = lambda _: None,
-    save_every: float = 120.0,
 ) -> DecoderResult:
     """Train, and write a checkpoint and at the end a pipeline that ``SdX2`` loads to ``folder``.
 
     ``source``: as for ``SdX2``. The last picture is held out of training if there is more than one. ``resume``:
     continue the checkpoint in ``folder`` under its own plan, with the larger number of steps. ``minutes``: a time
-    budget as for ``train``. ``stop_after``: end early with the decoder trained so far. ``save_every``: seconds between
-    checkpoints.
+    budget as for ``train``. ``stop_after``: end early with the decoder trained so far.
     """
     require_extra("sd-x2", "training the decoder of sd_x2")
     origin = find_weights(source)
     weight_files(origin)
     _claim(folder, origin)
-    torch_device = torch.device(
-        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    )
     bound = _fingerprint(SdX2(str(origin)).weights_digest, pictures)
-    state = _fresh(origin, plan, torch_device)
+    state = _fresh(origin, plan, device_of(device))
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         if resume and (folder / DECODER_CHECKPOINT).exists():
             plan = _restore(state, folder / DECODER_CHECKPOINT, plan, bound)
@@ -135,7 +132,7 @@ def fine_tune_decoder(
                 if untimed and state.step == first + _TIMED_STEPS:
                     each = (time.monotonic() - began) / _TIMED_STEPS
                     plan = replace(plan, steps=state.step + max(int((end - time.monotonic()) / each), 1))
-                if time.monotonic() - saved > save_every:
+                if time.monotonic() - saved > SAVE_EVERY:
                     _save(state, plan, folder, bound)
                     saved = time.monotonic()
         finally:
@@ -216,8 +213,8 @@ def _ceiling(vae: Any, picture: Picture, plan: DecoderPlan) -> float:
         grey = torch.from_numpy(piece)[None, None].to(vae.device)
         with torch.no_grad():
             errors.append(torch.square(_round_trip(vae, grey, half=False).clamp(-1, 1) - grey).mean().item())
-    grey_levels = math.sqrt(np.mean(errors)) * float(np.ptp(picture.pixels)) / 2
-    return 20 * math.log10(display_window(picture.header, picture.pixels, picture.mask).width / max(grey_levels, 1e-6))
+    error = float(np.mean(errors) * (np.ptp(picture.pixels) / 2) ** 2)
+    return psnr(error, display_window(picture.header, picture.pixels, picture.mask).width)
 
 
 def _fresh(origin: Path, plan: DecoderPlan, device: torch.device) -> _State:

@@ -31,7 +31,8 @@ from node.training.training_patches import TrainingPatch, crops, make_patch
 from node.upscalers import flow
 from node.upscalers.mammo import save_network
 from node.upscalers.network import LATENT, MammoNetwork, NetworkConfig, to_pixels
-from storage.errors import ConfigError, LatentPacsError
+from node.upscalers.numerics import device_of
+from storage.errors import LatentPacsError
 
 CHECKPOINT = "checkpoint.pt"
 LOSSES_KEPT = 64
@@ -43,7 +44,7 @@ _UNKNOWN = 1_000_000
 """Steps of a plan until they have been timed."""
 _AHEAD = 4
 """Patches prepared ahead of their step."""
-_SAVE_EVERY = 120.0
+SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
 _BANDS = (0.7, 1.4, 2.8, 5.6)
 """Octave bands: differences of Gaussians of these standard deviations, in pixels."""
@@ -90,7 +91,7 @@ class Plan:
 
     def sized_for(self, device: str) -> Plan:
         """On a GPU, the same plan with larger batches and more patches."""
-        if _device(device).type != "cuda":
+        if device_of(device).type != "cuda":
             return self
         return replace(self, batch=64, rate=2e-3, patches=512, patch_steps=3)
 
@@ -174,7 +175,7 @@ class _TrainingRun:
     ) -> None:
         self.plan = plan
         self._state, self._folder, self._watch = state, folder, watch
-        self._device = _device(device)
+        self._device = device_of(device)
         self.cache = PatchCache(pictures, plan)
         self._half = _half_is_fast(self._device)
         self._began = self._saved = time.monotonic()
@@ -205,7 +206,7 @@ class _TrainingRun:
             state.losses = [*state.losses[1 - LOSSES_KEPT :], loss]
             seconds = time.monotonic() - self._began
             self._watch(Progress(state.step, self.plan.steps, float(np.mean(state.losses)), seconds))
-            if time.monotonic() - self._saved > _SAVE_EVERY:
+            if time.monotonic() - self._saved > SAVE_EVERY:
                 self.save()
 
     def save(self) -> None:
@@ -359,19 +360,6 @@ def _restore(state: _State, path: Path) -> Plan:
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} cannot be resumed: {error}; train without --resume to start again") from error
     return plan
-
-
-def _device(name: str) -> torch.device:
-    """``auto`` is a GPU if there is one. Raises ConfigError if the device cannot be used."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); use auto or cpu") from error
-    return device
 
 
 def _move(state: _State, device: torch.device) -> None:

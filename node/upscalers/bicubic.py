@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from node.upscalers.numerics import cpu_numerics
+from node.upscalers.numerics import device_of, numerics_of
 from node.upscalers.protocol import Float, UpscaleTask
 from storage.formats.resample import OPERATOR
 
@@ -27,7 +27,7 @@ class Bicubic:
 
     @property
     def numerics(self) -> dict[str, str]:
-        return cpu_numerics()
+        return numerics_of(device_of("cpu"), "float32")
 
     def structure(self, task: UpscaleTask) -> Float:
         return task.upsampled.copy()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.threads import on_all_cores
-from node.upscalers.numerics import cpu_numerics, device_of
+from node.upscalers.numerics import device_of, numerics_of
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
 
@@ -91,13 +91,7 @@ class Mammo:
 
     @property
     def numerics(self) -> dict[str, str]:
-        import torch
-
-        found = cpu_numerics() | {"device": self._device.type, "dtype": self._dtype, "tile": str(self._tile)}
-        if self._device.type == "cuda":
-            cudnn: Any = torch.backends.cudnn
-            found |= {"gpu": torch.cuda.get_device_name(self._device), "cudnn": str(cudnn.version())}
-        return found
+        return numerics_of(self._device, self._dtype) | {"tile": str(self._tile)}
 
     def structure(self, task: UpscaleTask) -> Float:
         """The upsampled base plus the posterior mean of the residual: float32, full size, grey levels.

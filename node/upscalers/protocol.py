@@ -82,3 +82,19 @@ class Upscaler(Protocol):
 
     def grain(self, task: UpscaleTask, structure: Float, noise: Float) -> Float:
         """The noise to add to ``structure``, in grey levels, made from drawn Gaussian ``noise``; may be ``noise``."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A model installed on the machine of the workers. ``recipe``: parameters for new renditions. ``files``: name and
+    path of each file that the archive keeps."""
+
+    upscaler: str
+    weights_digest: str
+    recipe: str
+    files: tuple[tuple[str, Path], ...]
+
+
+def installed(upscaler: Upscaler) -> Installed:
+    """The installed model of an upscaler. Raises ModelMissing if its files cannot be read."""
+    return Installed(upscaler.name, upscaler.weights_digest, f"steps {upscaler.steps}", upscaler.files)

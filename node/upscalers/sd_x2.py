@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from node.upscalers.numerics import cpu_numerics, device_of
+from node.upscalers.numerics import device_of, numerics_of
 from node.upscalers.protocol import UpscaleTask
 from node.upscalers.tiles import TilePlan, blend
 from storage.errors import LatentPacsError
@@ -36,14 +36,7 @@ Float = NDArray[np.float32]
 MODEL = "stabilityai/sd-x2-latent-upscaler"
 PIPELINE = "StableDiffusionLatentUpscalePipeline"
 
-_DTYPES = {
-    "fp32": "float32",
-    "float32": "float32",
-    "fp16": "float16",
-    "float16": "float16",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-}
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
 # Tiles per network call. This is not an option: another batch shape selects other kernels and rounds differently,
 # which makes another rendition. One tile keeps all cores of a CPU busy.
 _BATCH = {"cpu": 1, "cuda": 4}
@@ -52,9 +45,9 @@ _TILE_UNIT = 32
 _DOUBLINGS = {2: 1, 4: 2}
 # The weight files that are read. The .bin files of the same names are pickles, which can run code; they are never read.
 _WEIGHTS = {
-    "unet": ("diffusion_pytorch_model.safetensors",),
-    "vae": ("diffusion_pytorch_model.safetensors",),
-    "text_encoder": ("model.safetensors",),
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
 }
 
 
@@ -93,8 +86,8 @@ class SdX2:
         overlap: int = 32,
     ) -> None:
         require_extra("sd-x2", "the upscaler sd_x2")
-        if dtype != "auto" and dtype not in _DTYPES:
-            raise ValueError(f"sd_x2: dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}")
+        if dtype not in _DTYPES:
+            raise ValueError(f"sd_x2: dtype {dtype!r} is none of {', '.join(_DTYPES)}")
         if tile < 2 * _TILE_UNIT or tile % _TILE_UNIT:
             raise ValueError(f"sd_x2: tile {tile} is not a multiple of {_TILE_UNIT}, at least {2 * _TILE_UNIT}")
         if not 0 < overlap <= tile // 2:
@@ -122,20 +115,14 @@ class SdX2:
     def numerics(self) -> dict[str, str]:
         import torch
 
-        found = cpu_numerics() | {
-            "device": self._device.type,
-            "dtype": str(self._dtype).removeprefix("torch."),
+        found = numerics_of(self._device, str(self._dtype).removeprefix("torch.")) | {
             "diffusers": version("diffusers"),
             "transformers": version("transformers"),
             "tile": str(self._tile),
             "overlap": str(self._overlap),
             "batch": str(self._batch),
         }
-        if self._device.type == "cuda":
-            found["gpu"] = torch.cuda.get_device_name(self._device)
-            cudnn: Any = torch.backends.cudnn
-            found["cudnn"] = str(cudnn.version())
-        else:
+        if self._device.type != "cuda":
             # Sums are split among threads, so another number of threads rounds differently.
             found["threads"] = str(torch.get_num_threads())
         return found
@@ -222,7 +209,7 @@ class SdX2:
 
         if self._dtype_name == "auto":
             return torch.float16 if self._device.type == "cuda" else torch.float32
-        dtype: torch.dtype = getattr(torch, _DTYPES[self._dtype_name])
+        dtype: torch.dtype = getattr(torch, self._dtype_name)
         return dtype
 
     @property
@@ -302,8 +289,8 @@ def find_weights(source: str) -> Path:
 
     # Each release of huggingface_hub derives its HTTP errors from another package; only this name is stable.
     errors: Any = import_module("huggingface_hub.errors")
-    components = [f"{component}/{names[0]}" for component, names in _WEIGHTS.items()]
-    patterns = ["model_index.json", "*/*.json", "tokenizer/*", *components]
+    weights = [f"{component}/{name}" for component, name in _WEIGHTS.items()]
+    patterns = ["model_index.json", "*/*.json", "tokenizer/*", *weights]
     try:
         with _quiet():
             return Path(snapshot_download(source, allow_patterns=patterns))
@@ -319,20 +306,12 @@ def weight_files(folder: Path) -> list[Path]:
         raise _not_found(f"{folder} has no readable model_index.json") from error
     if index.get("_class_name") != PIPELINE:
         raise _not_found(f"{folder} holds a {index.get('_class_name')}, not a {PIPELINE}")
-    for needed in (
-        "scheduler/scheduler_config.json",
-        "tokenizer",
-        *(f"{part}/config.json" for part in _WEIGHTS),
-    ):
+    weights = [f"{component}/{name}" for component, name in _WEIGHTS.items()]
+    configurations = [f"{component}/config.json" for component in _WEIGHTS]
+    for needed in ("scheduler/scheduler_config.json", "tokenizer", *configurations, *weights):
         if not (folder / needed).exists():
             raise _not_found(f"{folder} is incomplete, {needed} is missing")
-    found = []
-    for component, names in _WEIGHTS.items():
-        present = [folder / component / name for name in names if (folder / component / name).is_file()]
-        if not present:
-            raise _not_found(f"{folder} is incomplete, {component}/{names[0]} is missing")
-        found.append(present[0])
-    return found
+    return [folder / name for name in weights]
 
 
 def _load(folder: Path) -> Any:

@@ -33,7 +33,6 @@ class Backbone:
     """The frozen network. ``digest``: SHA-256, hex, of its weights."""
 
     network: Any
-    weights: str
     digest: str
 
     def features(self, picture: Float) -> Float:
@@ -69,7 +68,7 @@ def load_backbone(weights: str) -> Backbone:
                 f"jobs.validation.weights {weights}: not the weights of a torchvision ResNet50"
             ) from error
     network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    return Backbone(network, weights, _digest(network))
+    return Backbone(network, _digest(network))
 
 
 def _published(name: str) -> dict[str, Any]:

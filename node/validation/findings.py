@@ -55,6 +55,11 @@ class Trained:
     def name(self) -> str:
         return self.trained_on if self.trained_on is self.tested_on else f"{self.trained_on}, on {self.tested_on}"
 
+    @property
+    def compared(self) -> Comparison:
+        assert self.comparison is not None, "only the sources have no comparison"
+        return self.comparison
+
 
 @dataclass(frozen=True)
 class Likeness:
@@ -88,7 +93,7 @@ class Findings:
     @property
     def verdict(self) -> Equivalence:
         """Of decompressed images against sources."""
-        return _comparison(self.trained[1]).verdict
+        return self.trained[1].compared.verdict
 
     @property
     def sentence(self) -> str:
@@ -97,7 +102,7 @@ class Findings:
 
     def summary(self) -> dict[str, Any]:
         """The figures that later runs are compared with."""
-        compared = _comparison(self.trained[1])
+        compared = self.trained[1].compared
         return {
             "verdict": self.verdict.value,
             "auc": {one.name: round(one.figures["auc"][0], 4) for one in self.trained},
@@ -175,7 +180,7 @@ def find(
 
 def say(source: Trained, other: Trained, positives: int, *, blind: bool) -> str:
     """A verdict in words; if inconclusive, with the number of positives that would settle it."""
-    compared = _comparison(other)
+    compared = other.compared
     if blind:
         low = source.figures["auc"][1]
         return (
@@ -190,11 +195,6 @@ def say(source: Trained, other: Trained, positives: int, *, blind: bool) -> str:
     if compared.positives_needed is None:
         return head
     return f"{head}; about {compared.positives_needed:,} positive images would settle it, {positives} are labelled"
-
-
-def _comparison(one: Trained) -> Comparison:
-    assert one.comparison is not None, "only the sources have no comparison"
-    return one.comparison
 
 
 def _likeness(subjects: list[Subject]) -> list[Likeness]:

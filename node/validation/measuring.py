@@ -7,7 +7,6 @@ low resolution. Source and decompressed images are resized to at most 1024 pixel
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 
 from node.fidelity.breast_regions import breast_mask, breast_tiles
 from node.fidelity.fsim import features, similarity
-from node.fidelity.gate import EXACT_PSNR_DB, Reference
+from node.fidelity.gate import psnr
+from node.fidelity.reference import Reference, cut
 from node.validation.terms import MEASURES, Arm, Fidelity, Files, Measured
 from storage.dicom.dicomfile import opened
 from storage.dicom.pixels import integer_pixels
@@ -71,7 +71,7 @@ def likeness(source: Float, other: Float, corners: list[tuple[int, int]]) -> Fid
     full = [_psnr(source, other), float(ssim.mean()), float(piq.fsim(two, one, chromatic=False))]
     tiles = []
     for corner in corners:
-        x, y = (np.ascontiguousarray(_tile(image, corner)) for image in (source, other))
+        x, y = (np.ascontiguousarray(cut(image, corner)) for image in (source, other))
         fsim = similarity(features(torch.from_numpy(x)), features(torch.from_numpy(y)))
         row, column = corner
         inner = ssim[row : row + TILE - 2 * _SSIM_RADIUS, column : column + TILE - 2 * _SSIM_RADIUS]
@@ -94,11 +94,6 @@ def ssim_map(one: Float, two: Float) -> Float:
     return np.asarray(ssim[inner, inner], dtype=np.float32)
 
 
-def _tile(image: Float, corner: tuple[int, int]) -> Float:
-    row, column = corner
-    return image[row : row + TILE, column : column + TILE]
-
-
 def side_by_side(files: Files, corner: tuple[int, int]) -> tuple[NDArray[np.uint8], ...]:
     """A tile of the source, of the reconstruction, and their difference: uint8, shape (256, 256) each.
 
@@ -106,8 +101,8 @@ def side_by_side(files: Files, corner: tuple[int, int]) -> tuple[NDArray[np.uint
     difference mid-grey is 0; black and white are an eighth of the window or more.
     """
     reference = _reference(files.original)
-    source = _tile(_shown(reference, reference.pixels), corner)
-    other = _tile(_shown(reference, integer_pixels(files.reconstructed)), corner)
+    source = cut(_shown(reference, reference.pixels), corner)
+    other = cut(_shown(reference, integer_pixels(files.reconstructed)), corner)
     low, high = (float(value) for value in np.percentile(source, [0.5, 99.5]))
     stretch = 1 / max(high - low, 1 / 64)
     pictures = [(source - low) * stretch, (other - low) * stretch, 0.5 + 4 * (other - source)]
@@ -160,6 +155,5 @@ def _input(shown: Float, box: tuple[int, int, int, int], scale: int, size: tuple
 
 
 def _psnr(one: Float, two: Float) -> float:
-    """PSNR in dB for a peak of 1; EXACT_PSNR_DB if the images are equal."""
-    error = float(np.mean(np.square(one.astype(np.float64) - two)))
-    return min(-10 * math.log10(error), EXACT_PSNR_DB) if error else EXACT_PSNR_DB
+    """PSNR in dB for a peak of 1."""
+    return psnr(float(np.mean(np.square(one.astype(np.float64) - two))), 1.0)

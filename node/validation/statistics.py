@@ -63,15 +63,10 @@ class Comparison:
     positives_needed: int | None
 
 
-def auc(scores: Float, truth: Bool) -> float:
-    """Area under the ROC curve, 0..1; ties count half (Mann-Whitney). ``scores``, ``truth``: shape (n,)."""
-    return float(_placements(scores[None], truth)[0].mean())
-
-
 def areas(scores: Float, truth: Bool, patients: Sequence[str]) -> tuple[Float, Float]:
     """Areas, shape (k,), and their covariance, (k, k), for k scores per case: ``scores`` (k, n), ``truth`` (n,).
 
-    Raises TooFewCases if a class has cases of fewer than two patients.
+    Ties count half (Mann-Whitney). Raises TooFewCases if a class has cases of fewer than two patients.
     """
     of_positives, of_negatives = _placements(scores, truth)
     values = of_positives.mean(axis=1)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,43 +80,40 @@ class Validation:
             return {"finished": False}
 
 
+@dataclass
 class _ValidationRun:
     """One run: its progress, and the images left out with their reasons."""
 
-    def __init__(
-        self,
-        work: Validation,
-        worker: ValidationWorker,
-        retrieve: Retrieve,
-        progress: Progress,
-        cancelled: Callable[[], bool],
-    ) -> None:
-        self._work, self._worker, self._retrieve = work, worker, retrieve
-        self._progress, self._cancelled = progress, cancelled
-        self._excluded: Excluded = Counter()
-        self._done = self._total = 0
+    work: Validation
+    worker: ValidationWorker
+    retrieve: Retrieve
+    progress: Progress
+    cancelled: Callable[[], bool]
+    excluded: Excluded = field(default_factory=Counter)
+    done: int = 0
+    total: int = 0
 
     def run(self) -> dict[str, Any]:
         started, clock = datetime.now(UTC), time.monotonic()
-        work, settings = self._work, self._work.settings
+        work, settings = self.work, self.work.settings
         subjects = self._subjects()
         positive = positive_class([one.class_name for one in subjects], settings.positive)
         grouped_folds(*_truth(subjects, positive), settings.folds, SEED)  # raises TooFewCases before the long work
-        self._total = len(subjects) + settings.folds * len(Arm)
-        backbone = self._worker.call(backbone_digest, settings.weights)
+        self.total = len(subjects) + settings.folds * len(Arm)
+        backbone = self.worker.call(backbone_digest, settings.weights)
         cache = FeatureCache(work.store.root / "features")
         subjects = self._measured(subjects, cache, backbone)
         truth, patients = _truth(subjects, positive)
         scores, recipes = self._scores(subjects, truth, patients)
-        found = find(subjects, scores, truth, settings, positive=positive, excluded=self._excluded)
+        found = find(subjects, scores, truth, settings, positive=positive, excluded=self.excluded)
         worst = self._worst(subjects)
         finished = datetime.now(UTC)
         summary = {**found.summary(), "backbone": backbone, "seconds": round(time.monotonic() - clock, 1)}
         html = page(found, worst, settings, backbone, finished)
         alarm = found.verdict is Equivalence.DIFFERENT
         details = {**found.details(), "recipes": recipes}
-        outcome = RunOutcome("validation", started, finished, found.sentence, alarm, summary, details, html)
-        report = work.reports.publish(outcome)
+        outcome = RunOutcome("validation", started, finished, found.sentence, alarm, summary, details)
+        report = work.reports.publish(outcome, html)
         why = f"used by validation report {report.key}"
         work.index.classes.release([one.uid for one in subjects], who="job:validation", why=why)
         work.trail.write_down()
@@ -126,12 +123,12 @@ class _ValidationRun:
     def _subjects(self) -> list[Subject]:
         """The labelled images with a reconstruction and an original; the others are counted as left out."""
         found = []
-        for label in self._work.index.classes.all():
-            subject = _subject(label, self._work.index.by_uid(label.sop_instance_uid))
+        for label in self.work.index.classes.all():
+            subject = _subject(label, self.work.index.by_uid(label.sop_instance_uid))
             if isinstance(subject, Subject):
                 found.append(subject)
             else:
-                self._excluded[label.class_name, subject] += 1
+                self.excluded[label.class_name, subject] += 1
         return found
 
     def _measured(self, subjects: list[Subject], cache: FeatureCache, backbone: str) -> list[Subject]:
@@ -143,16 +140,16 @@ class _ValidationRun:
         lacking = [one for one in subjects if len(one.arms) < len(Arm)]
         self._step(len(subjects) - len(lacking))
         choices = [choice for one in lacking for choice in _choices(one)]
-        with closing(self._retrieve.prepare(choices)) as prepared:
+        with closing(self.retrieve.prepare(choices)) as prepared:
             for one in lacking:
                 (_, original), (_, reconstructed) = next(prepared), next(prepared)
                 arms = [arm for arm in Arm if arm not in one.arms]
                 try:
                     made = self._with_files(
-                        one, original, reconstructed, measure_image, arms, self._work.settings.weights
+                        one, original, reconstructed, measure_image, arms, self.work.settings.weights
                     )
                 except LatentPacsError as error:
-                    self._excluded[one.class_name, f"{type(error).__name__}: {error}"] += 1
+                    self.excluded[one.class_name, f"{type(error).__name__}: {error}"] += 1
                 else:
                     one.arms.update(made)
                     for arm in arms:
@@ -173,15 +170,15 @@ class _ValidationRun:
             one, other = original.result(), reconstructed.result()
             if other.sop_instance_uid != subject.rendition.derived_uid:
                 raise RenditionMismatch("the reconstruction differs from the verified one")
-            base = self._work.store.held(subject.rendition.base_digest)
-            return self._worker.call(work, Files(one.path, other.path, base), *arguments)
+            base = self.work.store.held(subject.rendition.base_digest)
+            return self.worker.call(work, Files(one.path, other.path, base), *arguments)
         finally:
             discard(original)
             discard(reconstructed)
 
     def _scores(self, subjects: list[Subject], truth: Bool, patients: list[str]) -> tuple[Scores, list[dict[str, Any]]]:
         """Scores of every image by each of SETTINGS, shape (settings, n), and the chosen recipes by fold and arm."""
-        settings = self._work.settings
+        settings = self.work.settings
         features = {arm: np.stack([one.arms[arm].features for one in subjects]) for arm in Arm}
         folds = grouped_folds(truth, patients, settings.folds, SEED)
         scores, recipes = np.zeros((len(SETTINGS), len(subjects))), []
@@ -192,7 +189,7 @@ class _ValidationRun:
                 rows = [number for number, (trained_on, _) in enumerate(SETTINGS) if trained_on is arm]
                 tests = tuple(features[SETTINGS[row][1]][test] for row in rows)
                 task = TrainingTask(features[arm][train], truth[train], others, tests, settings.trials, SEED + fold)
-                result = self._worker.call(train_and_score, task)
+                result = self.worker.call(train_and_score, task)
                 for row, found in zip(rows, result.scores, strict=True):
                     scores[row, test] = found
                 recipes.append({"fold": fold, "arm": arm.value, **result.recipe})
@@ -206,16 +203,16 @@ class _ValidationRun:
         for one in sorted(with_tiles, key=lambda each: float(each.fidelity.tiles[:, 2].min()))[:_WORST]:
             tile = int(one.fidelity.tiles[:, 2].argmin())
             corner = (int(one.fidelity.corners[tile, 0]), int(one.fidelity.corners[tile, 1]))
-            with closing(self._retrieve.prepare(_choices(one))) as prepared:
+            with closing(self.retrieve.prepare(_choices(one))) as prepared:
                 (_, original), (_, reconstructed) = prepared
                 shown = self._with_files(one, original, reconstructed, show_tile, corner)
             found.append(Worst(one, corner, tuple(one.fidelity.tiles[tile]), shown))
         return found
 
     def _step(self, count: int = 1) -> None:
-        self._done += count
-        self._progress(self._done, self._total)
-        if self._cancelled():
+        self.done += count
+        self.progress(self.done, self.total)
+        if self.cancelled():
             raise Cancelled
 
 

@@ -107,7 +107,7 @@ def _classifiers(found: Findings) -> list[Part]:
         Table(head, rows, "With 95% intervals (bootstrap by patient); positive from a score of 0.5", "llrrrr")
     ]
     parts.append(Chart(draw(lambda drawing: _roc(drawing, found.trained), "ROC curves", 4.2), "ROC curves"))
-    compared = [_compared(found, one) for one in found.trained[1:]]
+    compared = [_compared(one) for one in found.trained[1:]]
     columns = [
         "against source",
         "difference of AUC",
@@ -124,9 +124,8 @@ def _classifiers(found: Findings) -> list[Part]:
     return parts
 
 
-def _compared(found: Findings, one: Trained) -> list[str | Mark]:
-    comparison = one.comparison
-    assert comparison is not None, "only the sources have no comparison"
+def _compared(one: Trained) -> list[str | Mark]:
+    comparison = one.compared
     return [
         one.name,
         f"{comparison.difference:+.4f}",

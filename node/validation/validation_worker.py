@@ -9,11 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -50,25 +49,12 @@ class TrainingResult:
     recipe: dict[str, Any]
 
 
-class ValidationWorker:
+class ValidationWorker(ProcessPoolExecutor):
     """One worker process. It starts with the first request and ends with the ``with`` block."""
 
     def __init__(self, threads: int) -> None:
-        self._executor = ProcessPoolExecutor(
-            max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)
-        )
-
-    def __enter__(self) -> ValidationWorker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
-
-    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Run ``work`` in the process; the future raises its exception, or BrokenProcessPool."""
-        return self._executor.submit(work, *arguments)
+        spawn = multiprocessing.get_context("spawn")
+        super().__init__(max_workers=1, mp_context=spawn, initializer=_start, initargs=(threads,))
 
     def call(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run ``work`` in the process and wait for the result. Raises its exception, or WorkerDied."""

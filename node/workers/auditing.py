@@ -43,6 +43,29 @@ class AuditRequest:
     thresholds: Thresholds | None = None
     pictures: bool = False
 
+    def answer(self, catalogue: Catalogue) -> Audited:
+        """Raises ModelMissing or PayloadError if the rendition cannot be decoded."""
+        from node.codec.encode.source_image import read_source
+        from node.fidelity.gate import judge, look, measure_noise
+
+        base, rendition = read_pair(self.base, self.rendition)
+        rendering = Rendering(base, rendition, catalogue, self.model)
+        served, plain = rendering.pixels(draw=True), rendering.pixels(draw=False)
+        digests = pixel_digest(served), pixel_digest(plain)
+        same = digests == (rendition.output_digest, rendition.structure_digest)
+        found = (same, digests[0], rendering.numerics, rendition.numerics, rendition.verdict)
+        if self.original is None:
+            return Audited(*found)
+        with self.original.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.original_digest:
+                return Audited(*found, original_whole=False)
+        _, reference = read_source(self.original, self.original_digest)
+        structure = plain.astype(np.float32)  # rounded and with its patches, as it was verified
+        noise = measure_noise(reference, structure, served)
+        now = judge(reference, structure, look(reference, structure), served, noise, self.thresholds)
+        pictures = _pictures(reference, served, plain) if self.pictures else None
+        return Audited(*found, now=now, pictures=pictures)
+
 
 @dataclass(frozen=True)
 class AuditPictures:
@@ -75,30 +98,6 @@ class Audited:
     now: Verdict | None = None
     original_whole: bool = True
     pictures: AuditPictures | None = None
-
-
-def audit(request: AuditRequest, catalogue: Catalogue) -> Audited:
-    """Audit one rendition. Raises ModelMissing or PayloadError if it cannot be decoded."""
-    from node.codec.encode.source_image import read_source
-    from node.fidelity.gate import judge, look, measure_noise
-
-    base, rendition = read_pair(request.base, request.rendition)
-    rendering = Rendering(base, rendition, catalogue, request.model)
-    served, plain = rendering.pixels(draw=True), rendering.pixels(draw=False)
-    digests = pixel_digest(served), pixel_digest(plain)
-    same = digests == (rendition.output_digest, rendition.structure_digest)
-    found = (same, digests[0], rendering.numerics, rendition.numerics, rendition.verdict)
-    if request.original is None:
-        return Audited(*found)
-    with request.original.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != request.original_digest:
-            return Audited(*found, original_whole=False)
-    _, reference = read_source(request.original, request.original_digest)
-    structure = plain.astype(np.float32)  # rounded and with its patches, as it was verified
-    noise = measure_noise(reference, structure, served)
-    now = judge(reference, structure, look(reference, structure), served, noise, request.thresholds)
-    pictures = _pictures(reference, served, plain) if request.pictures else None
-    return Audited(*found, now=now, pictures=pictures)
 
 
 def _pictures(reference: Reference, made: Pixels, plain: Pixels) -> AuditPictures:

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import math
+import resource
 import sys
 import time
 from functools import lru_cache
 from pathlib import Path
-
-try:
-    import resource
-except ImportError:  # not on this system
-    resource = None  # type: ignore[assignment]
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Parameters of mallopt, from malloc.h."""
@@ -49,7 +45,7 @@ def limit_to(bytes_more: int) -> None:
     An allocation beyond it fails with MemoryError. CUDA reserves address space for the whole device, so a process on a
     machine with an NVIDIA device is not limited.
     """
-    if not bytes_more or resource is None or any(Path("/dev").glob("nvidia[0-9]*")):
+    if not bytes_more or any(Path("/dev").glob("nvidia[0-9]*")):
         return
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -59,8 +55,6 @@ def limit_to(bytes_more: int) -> None:
 
 def limit_time(seconds_more: float) -> None:
     """Limit the further processor time of this process, in seconds; 0 is no limit. The system ends it with SIGXCPU."""
-    if not hasattr(resource, "RLIMIT_CPU"):
-        return
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(time.process_time() + seconds_more) if seconds_more else resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -18,8 +18,8 @@ from typing import Any
 
 from node.config import ReconstructSettings
 from node.workers import worker
+from node.workers.requests import Answer, Request
 from node.workers.waiting import result_of
-from node.workers.worker import Answer, Request
 from storage.dicom.decode_limits import DecodeLimits
 from storage.errors import Cancelled, OutOfTime, WorkerDied
 
@@ -63,7 +63,7 @@ class WorkerPool:
     ) -> None:
         self._settings, self._nice, self.size = settings, nice, size
         self._within, self._idle = within, idle
-        self._queue: queue.PriorityQueue[tuple[int, int, Request | None, Future[Answer]]] = queue.PriorityQueue()
+        self._queue: queue.PriorityQueue[tuple[int, int, Request[Any] | None, Future[Any]]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._closing = threading.Event()
         self._alone = threading.Lock()
@@ -73,7 +73,7 @@ class WorkerPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: Request, priority: Priority) -> Future[Answer]:
+    def submit(self, request: Request[Answer], priority: Priority) -> Future[Answer]:
         """Queue a request. Its future raises what the worker raised, or WorkerDied."""
         if self._closing.is_set():
             raise WorkerDied("the worker pool is closed")
@@ -81,7 +81,7 @@ class WorkerPool:
         self._queue.put((priority, next(self._order), request, future))
         return future
 
-    def alone(self, request: Request) -> Answer:
+    def alone(self, request: Request[Answer]) -> Answer:
         """Answer a request in a new process, one such request at a time. Raises what the future of ``submit`` raises.
 
         Meant for a request whose workers died: they may have been killed because of another process's memory.
@@ -131,7 +131,7 @@ class WorkerPool:
             _kill(executor)
 
     def _carry_out(
-        self, executor: ProcessPoolExecutor | None, request: Request, future: Future[Answer]
+        self, executor: ProcessPoolExecutor | None, request: Request[Answer], future: Future[Answer]
     ) -> ProcessPoolExecutor | None:
         """Answer a request; the executor for the next one, None if it died.
 
@@ -158,7 +158,7 @@ class WorkerPool:
                 future.set_exception(error)
                 return executor
 
-    def _ask(self, executor: ProcessPoolExecutor, request: Request) -> Answer:
+    def _ask(self, executor: ProcessPoolExecutor, request: Request[Answer]) -> Answer:
         try:
             return result_of(executor.submit(worker.answer, request), self._closing.is_set)
         except Cancelled:

@@ -113,9 +113,8 @@ class Backup:
 
         Damaged ones are moved to ``damaged/`` if the backup is writable, so that the next backup copies them again.
         """
-        manifest = read_manifest(self.folder)
-        found = BackupCheck(manifest.made_at)
-        with self._locked(sweep=False) as (objects, state):
+        with self.opened() as (manifest, objects, state):
+            found = BackupCheck(manifest.made_at)
             of = len(manifest.files) + len(manifest.objects)
             for store, entries in ((state, manifest.files), (objects, manifest.objects)):
                 for entry in entries:

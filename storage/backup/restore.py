@@ -51,7 +51,7 @@ def refuse_occupied(manifest: Manifest, file: Path, root: Path, cold: Path | Non
             raise BackupRefused(f"{root} holds an incomplete restore of another backup; empty it first")
         return
     for folder in (root, cold):
-        if folder is not None and holds_any(folder / "objects"):
+        if folder is not None and holds_any(folder):
             raise BackupRefused(f"{folder} holds objects; restore into an empty folder, or move these away first")
     if file.exists() or (root / "journal").is_dir():
         raise BackupRefused(

@@ -17,6 +17,7 @@ from typing import IO, cast
 
 from pydicom import Dataset, config
 from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomIO
 from pydicom.filereader import read_dataset
 from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import BaseTag
@@ -179,8 +180,6 @@ def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
 def write_preamble(out: IO[bytes], meta: FileMetaDataset) -> None:
     """Write preamble, prefix and file meta information (PS3.10 section 7.1)."""
     out.write(b"\x00" * 128 + b"DICM")
-    from pydicom.filebase import DicomIO
-
     write_file_meta_info(cast(DicomIO, out), meta)
 
 

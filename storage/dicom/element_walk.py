@@ -13,12 +13,12 @@ from itertools import islice
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.uid import UID
-from pydicom.valuerep import STANDARD_VR
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from storage.errors import Unparseable
 
 PIXEL_TAGS = {(0x7FE0, 0x0008), (0x7FE0, 0x0009), (0x7FE0, 0x0010)}
-_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_LONG_VRS = {str(vr).encode("ascii") for vr in EXPLICIT_VR_LENGTH_32}
 _VRS = {str(vr).encode("ascii") for vr in STANDARD_VR}
 _UNDEFINED = 0xFFFFFFFF
 _CHARACTER_SET = (0x0008, 0x0005)
@@ -221,16 +221,10 @@ class _Walk:
                 return value
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
-            if length != _UNDEFINED:
+            if length == _UNDEFINED:
+                at = self._end_of_item(value, depth + 1)
+            else:
                 at = self.skip(tag, b"", value, length, depth)
-                continue
-            at = value
-            while True:
-                tag, vr, value, length = self.element(at)
-                if tag == (0xFFFE, 0xE00D):
-                    at = value
-                    break
-                at = self.skip(tag, vr, value, length, depth + 1)
 
     def check_order(self, at: int, end: int, depth: int) -> None:
         last = (-1, -1)
@@ -255,16 +249,16 @@ class _Walk:
                 return
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
-            stop = value + length if length != _UNDEFINED else self._end_of_item(value)
+            stop = value + length if length != _UNDEFINED else self._end_of_item(value, 0)
             self.check_order(value, stop, depth)
             at = stop
 
-    def _end_of_item(self, at: int) -> int:
+    def _end_of_item(self, at: int, depth: int) -> int:
         while True:
             tag, vr, value, length = self.element(at)
             if tag == (0xFFFE, 0xE00D):
                 return value
-            at = self.skip(tag, vr, value, length, 0)
+            at = self.skip(tag, vr, value, length, depth)
 
     def most_items(self, at: int, end: int) -> int:
         """The number of items at any depth between two offsets, or more, since values may hold the same bytes."""
@@ -326,7 +320,7 @@ class _Normaliser(_Walk):
             tag, vr, value, length = self.element(at)
             if tag != (0xFFFE, 0xE000):
                 raise Unparseable(f"no sequence item at byte {at}")
-            at = self._end_of_item(value) if length == _UNDEFINED else self.skip(tag, vr, value, length, 0)
+            at = self._end_of_item(value, 0) if length == _UNDEFINED else self.skip(tag, vr, value, length, 0)
         return self._replaced(at)
 
     def skip(self, tag: tuple[int, int], vr: bytes, value: int, length: int, depth: int) -> int:

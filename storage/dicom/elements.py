@@ -18,7 +18,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
-from pydicom.valuerep import PersonName
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, PersonName
 from pydicom.values import convert_SQ, convert_value
 
 from storage.dicom import iso2022
@@ -65,6 +65,14 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
     return [item for item in value or [] if isinstance(item, Dataset)]
 
 
+def readable_items(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Dataset]:
+    """The items of a sequence; none if it cannot be read."""
+    try:
+        return items_of(dataset, tag, codecs)
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return []
+
+
 def set_items(dataset: Dataset, tag: BaseTag, items: Iterable[Dataset]) -> None:
     """Set a sequence.
 
@@ -77,11 +85,7 @@ def set_items(dataset: Dataset, tag: BaseTag, items: Iterable[Dataset]) -> None:
 def append_item(dataset: Dataset, keyword: str, item: Dataset) -> None:
     """Append an item to a sequence; one that is absent or cannot be read is replaced."""
     tag = BaseTag(tag_for_keyword(keyword) or 0)
-    try:
-        before = items_of(dataset, tag, codecs_of(dataset))
-    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
-        before = []
-    set_items(dataset, tag, [*before, item])
+    set_items(dataset, tag, [*readable_items(dataset, tag, codecs_of(dataset)), item])
 
 
 def _codec(term: str) -> str:
@@ -97,12 +101,12 @@ def _codec(term: str) -> str:
 
 def decoded(value: bytes, vr: str, codecs: Sequence[str]) -> str:
     """The text of a value as queries read it. Never raises: text of a wrong or undeclared character set is guessed."""
-    if b"\x1b" in value and vr in IN_CHARACTER_SET:  # code extensions, PS3.5 section 6.1.2.5
+    if b"\x1b" in value and vr in CUSTOMIZABLE_CHARSET_VR:  # code extensions, PS3.5 section 6.1.2.5
         try:
             return iso2022.decoded(value, codecs, b"\\^=" if vr == "PN" else b"\\")
         except UnicodeError:  # what the first codec decodes
             return value.decode(codecs[0], errors="replace")
-    if vr not in IN_CHARACTER_SET:
+    if vr not in CUSTOMIZABLE_CHARSET_VR:
         return value.decode("latin-1")
     for codec in (codecs[0], "utf-8"):  # undeclared UTF-8 and Latin-1 are common
         try:
@@ -138,8 +142,6 @@ _KNOWN = python_encoding | {"ISO_IR 203": "iso8859_15", "ISO 2022 IR 203": "iso8
 """Python codecs by defined term. Latin alphabet No. 9 is not in pydicom 3.0."""
 _BINARY = frozenset({"US", "UL", "SS", "SL", "FL", "FD"})
 _ONE_TEXT = frozenset({"ST", "LT", "UT", "UR"})
-IN_CHARACTER_SET = frozenset({"SH", "LO", "ST", "PN", "LT", "UC", "UT"})
-"""VRs that Specific Character Set applies to (PS3.5 6.1.2.3)."""
 
 # --- checking ---
 

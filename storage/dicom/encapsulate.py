@@ -48,7 +48,7 @@ def encapsulated(dataset: Dataset, syntax: str) -> None:
     """
     native = bytes(dataset.PixelData)
     frames = _frames(dataset, native)
-    codestreams = [_ENCODE[syntax](frame, int(dataset.BitsStored)) for frame in frames]
+    codestreams = [bytes(_ENCODE[syntax](frame, int(dataset.BitsStored))) for frame in frames]
     drop_offset_tables(dataset)
     dataset.PixelData = encapsulate(codestreams, has_bot=len(frames) > 1)
     dataset["PixelData"].VR = "OB"
@@ -100,22 +100,6 @@ def _decoded(dataset: Dataset, number: int, count: int, syntax: str) -> Frame:
     return np.asarray(pixel_array(dataset, index=number, raw=True))
 
 
-def _jpegls(frame: Frame, bits: int) -> bytes:
-    return bytes(imagecodecs.jpegls_encode(frame, level=0))
-
-
-def _jpeg2000(frame: Frame, bits: int) -> bytes:
-    return bytes(imagecodecs.jpeg2k_encode(frame, reversible=True, codecformat="j2k", bitspersample=bits))
-
-
-def _htj2k(frame: Frame, bits: int) -> bytes:
-    return bytes(imagecodecs.htj2k_encode(frame, reversible=True))
-
-
-def _jpegxl(frame: Frame, bits: int) -> bytes:
-    return bytes(imagecodecs.jpegxl_encode(frame, lossless=True, effort=3, usecontainer=False))
-
-
 def _rle(frame: Frame, bits: int) -> bytes:
     """RLE Lossless (PS3.5 Annex G): one segment per byte of a sample, high byte first, rows packed separately."""
     planes = frame[..., None].view(np.uint8)[..., ::-1] if frame.dtype.itemsize == 2 else frame[..., None]
@@ -132,10 +116,13 @@ def _rle(frame: Frame, bits: int) -> bytes:
     return header.tobytes() + b"".join(segments)
 
 
-_ENCODE: dict[str, Callable[[Frame, int], bytes]] = {
-    str(JPEGLSLossless): _jpegls,
-    str(JPEG2000Lossless): _jpeg2000,
-    str(HTJ2KLossless): _htj2k,
-    JPEG_XL_LOSSLESS: _jpegxl,
+_ENCODE: dict[str, Callable[[Frame, int], bytes | bytearray]] = {
+    str(JPEGLSLossless): lambda frame, bits: imagecodecs.jpegls_encode(frame, level=0),
+    str(JPEG2000Lossless): lambda frame, bits: imagecodecs.jpeg2k_encode(
+        frame, reversible=True, codecformat="j2k", bitspersample=bits
+    ),
+    str(HTJ2KLossless): lambda frame, bits: imagecodecs.htj2k_encode(frame, reversible=True),
+    JPEG_XL_LOSSLESS: lambda frame, bits: imagecodecs.jpegxl_encode(frame, lossless=True, effort=3, usecontainer=False),
     str(RLELossless): _rle,
 }
+"""Encoders of a frame by transfer syntax; the number is Bits Stored."""

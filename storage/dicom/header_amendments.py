@@ -17,7 +17,7 @@ from typing import Any
 from pydicom import Dataset
 
 from storage.dicom.dicomfile import quiet
-from storage.dicom.levels import columns_of, levels_of
+from storage.dicom.levels import columns_of, levels_of, text_of
 from storage.dicom.query_keys import PATIENT_KEYS, STUDY_KEYS, Key
 from storage.errors import ChangeRefused
 from storage.records import Applied, DicomJson, Levels
@@ -132,16 +132,6 @@ def is_of_patient(tag: str) -> bool:
 
 def keyword_of(tag: str) -> str:
     return _BY_TAG[tag].keyword
-
-
-def text_of(attribute: DicomJson | None) -> str:
-    """A value for people, in DICOM's notation."""
-    values = (attribute or {}).get("Value") or []
-    return "\\".join(_joined(value) if isinstance(value, dict) else str(value or "") for value in values)
-
-
-def _joined(name: dict[str, str]) -> str:
-    return "=".join(name.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
 
 
 # --- applying amendments ---

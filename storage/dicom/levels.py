@@ -26,7 +26,7 @@ _INDEXED = {
     "StudyID": 64,
     "Modality": 16,
 }
-"""Characters of the columns in storage/index/tables.py. A longer value is left out, never truncated."""
+"""Characters of the columns in storage/index/tables. A longer value is left out, never truncated."""
 _MAX_ITEMS = 100
 """Maximum number of items of a sequence; a longer sequence is left out."""
 _MAX_BYTES = 1 << 18
@@ -77,53 +77,53 @@ def _values(dataset: Dataset, key: Key, codecs: Sequence[str]) -> list[Any]:
 
 
 def columns_of(levels: Levels) -> dict[str, dict[str, Any]]:
-    """Column values by table of storage/index/tables.py, ``attributes`` included.
+    """Column values by table of storage/index/tables, ``attributes`` included.
 
     ``identity`` is patient ID and issuer. For a patient without an ID it contains the Study Instance UID instead, so
     that anonymous patients are never merged. ``name`` is folded (fold_name), ``study_time`` filled (fill_time).
     """
-    patient_id = _first(levels.patient, "00100020")
-    issuer = _first(levels.patient, "00100021")
-    study_uid = _first(levels.study, "0020000D")
+    patient_id = text_of(levels.patient.get("00100020"))
+    issuer = text_of(levels.patient.get("00100021"))
+    study_uid = text_of(levels.study.get("0020000D"))
     number = levels.instance.get("00200013", {}).get("Value", [None])[0]
     return {
         "patient": {
             "identity": f"{patient_id}\t{issuer}" if patient_id else f"\t{study_uid}",
             "patient_id": patient_id,
-            "name": fold_name(_joined_name(levels.patient)),
-            "birth_date": _first(levels.patient, "00100030"),
-            "sex": _first(levels.patient, "00100040"),
+            "name": fold_name(text_of(levels.patient.get("00100010"))),
+            "birth_date": text_of(levels.patient.get("00100030")),
+            "sex": text_of(levels.patient.get("00100040")),
             "attributes": levels.patient,
         },
         "study": {
             "study_instance_uid": study_uid,
-            "study_date": _first(levels.study, "00080020"),
-            "study_time": fill_time(_first(levels.study, "00080030")),
-            "accession_number": _first(levels.study, "00080050"),
-            "study_id": _first(levels.study, "00200010"),
+            "study_date": text_of(levels.study.get("00080020")),
+            "study_time": fill_time(text_of(levels.study.get("00080030"))),
+            "accession_number": text_of(levels.study.get("00080050")),
+            "study_id": text_of(levels.study.get("00200010")),
             "attributes": levels.study,
         },
         "series": {
-            "series_instance_uid": _first(levels.series, "0020000E"),
-            "modality": _first(levels.series, "00080060"),
+            "series_instance_uid": text_of(levels.series.get("0020000E")),
+            "modality": text_of(levels.series.get("00080060")),
             "attributes": levels.series,
         },
         "instance": {
-            "sop_instance_uid": _first(levels.instance, "00080018"),
-            "sop_class_uid": _first(levels.instance, "00080016"),
+            "sop_instance_uid": text_of(levels.instance.get("00080018")),
+            "sop_class_uid": text_of(levels.instance.get("00080016")),
             "instance_number": number,
             "attributes": levels.instance,
         },
     }
 
 
-def _first(attributes: DicomJson, json_tag: str) -> str:
-    values = attributes.get(json_tag, {}).get("Value") or [""]
-    return str(values[0] or "")
+def text_of(attribute: DicomJson | None) -> str:
+    """A value for people, in DICOM's notation."""
+    values = (attribute or {}).get("Value") or []
+    return "\\".join(_joined(value) if isinstance(value, dict) else str(value or "") for value in values)
 
 
-def _joined_name(attributes: DicomJson) -> str:
-    name = (attributes.get("00100010", {}).get("Value") or [{}])[0] or {}
+def _joined(name: dict[str, str]) -> str:
     return "=".join(name.get(group, "") for group in ("Alphabetic", "Ideographic", "Phonetic")).rstrip("=")
 
 

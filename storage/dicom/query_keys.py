@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Literal
 
 from pydicom.datadict import dictionary_VM, dictionary_VR, tag_for_keyword
 from pydicom.tag import BaseTag
@@ -23,10 +22,9 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Key:
-    """A supported key. ``kind``: unique (U), required (R) or optional (O). ``items``: the keys of a sequence."""
+    """A supported key. ``items``: the keys of a sequence."""
 
     keyword: str
-    kind: Literal["U", "R", "O"] = "O"
     items: tuple[Key, ...] = ()
 
     @cached_property
@@ -49,17 +47,8 @@ class Key:
         return f"{self.tag:08X}"
 
 
-def _keys(
-    *optional: str,
-    unique: str = "",
-    required: Sequence[str] = (),
-    sequences: Mapping[str, tuple[Key, ...]] | None = None,
-) -> tuple[Key, ...]:
-    keys = [Key(unique, "U")] if unique else []
-    keys += [Key(keyword, "R") for keyword in required]
-    keys += [Key(keyword) for keyword in optional]
-    keys += [Key(keyword, items=items) for keyword, items in (sequences or {}).items()]
-    return tuple(keys)
+def _keys(*keywords: str, sequences: Mapping[str, tuple[Key, ...]] | None = None) -> tuple[Key, ...]:
+    return (*map(Key, keywords), *(Key(keyword, items) for keyword, items in (sequences or {}).items()))
 
 
 _CODE = _keys(
@@ -74,6 +63,8 @@ _REFERENCED_SOP = _keys("ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
 _ISSUER = _keys("LocalNamespaceEntityID", "UniversalEntityID", "UniversalEntityIDType")
 
 PATIENT_KEYS = _keys(
+    "PatientID",
+    "PatientName",
     "IssuerOfPatientID",
     "TypeOfPatientID",
     "PatientBirthDate",
@@ -100,8 +91,6 @@ PATIENT_KEYS = _keys(
     "ClinicalTrialSiteName",
     "ClinicalTrialSubjectID",
     "ClinicalTrialSubjectReadingID",
-    unique="PatientID",
-    required=("PatientName",),
     sequences={
         "IssuerOfPatientIDQualifiersSequence": _keys("UniversalEntityID", "UniversalEntityIDType"),
         "OtherPatientIDsSequence": _keys("PatientID", "IssuerOfPatientID", "TypeOfPatientID"),
@@ -111,6 +100,11 @@ PATIENT_KEYS = _keys(
 )
 
 STUDY_KEYS = _keys(
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "StudyID",
     "StudyDescription",
     "ReferringPhysicianName",
     "ConsultingPhysicianName",
@@ -138,8 +132,6 @@ STUDY_KEYS = _keys(
     "StudyComments",
     "ClinicalTrialTimePointID",
     "ClinicalTrialTimePointDescription",
-    unique="StudyInstanceUID",
-    required=("StudyDate", "StudyTime", "AccessionNumber", "StudyID"),
     sequences={
         "IssuerOfAccessionNumberSequence": _ISSUER,
         "IssuerOfAdmissionIDSequence": _ISSUER,
@@ -152,6 +144,9 @@ STUDY_KEYS = _keys(
 )
 
 SERIES_KEYS = _keys(
+    "SeriesInstanceUID",
+    "Modality",
+    "SeriesNumber",
     "SeriesDescription",
     "SeriesDate",
     "SeriesTime",
@@ -179,8 +174,6 @@ SERIES_KEYS = _keys(
     "CommentsOnThePerformedProcedureStep",
     "ClinicalTrialSeriesID",
     "ClinicalTrialSeriesDescription",
-    unique="SeriesInstanceUID",
-    required=("Modality", "SeriesNumber"),
     sequences={
         "SeriesDescriptionCodeSequence": _CODE,
         "InstitutionCodeSequence": _CODE,
@@ -204,6 +197,8 @@ SERIES_KEYS = _keys(
 )
 
 IMAGE_KEYS = _keys(
+    "SOPInstanceUID",
+    "InstanceNumber",
     "SOPClassUID",
     "ImageType",
     "ImageComments",
@@ -264,11 +259,9 @@ IMAGE_KEYS = _keys(
     "VerificationFlag",
     "DocumentTitle",
     "MIMETypeOfEncapsulatedDocument",
-    unique="SOPInstanceUID",
-    required=("InstanceNumber",),
     sequences={
-        "ViewCodeSequence": (*_CODE, Key("ViewModifierCodeSequence", items=_CODE)),
-        "AnatomicRegionSequence": (*_CODE, Key("AnatomicRegionModifierSequence", items=_CODE)),
+        "ViewCodeSequence": (*_CODE, Key("ViewModifierCodeSequence", _CODE)),
+        "AnatomicRegionSequence": (*_CODE, Key("AnatomicRegionModifierSequence", _CODE)),
         "DerivationCodeSequence": _CODE,
         "ConceptNameCodeSequence": _CODE,
         "ContentTemplateSequence": _keys("MappingResource", "TemplateIdentifier"),
@@ -294,6 +287,7 @@ KEYS = {
     Level.SERIES: SERIES_KEYS,
     Level.IMAGE: IMAGE_KEYS,
 }
+"""The keys by level: the unique key first, then the required and the optional ones (PS3.4 C.6.1)."""
 
 COMPUTED_KEYS = {
     Level.PATIENT: _keys(

@@ -10,9 +10,9 @@ from typing import Any
 
 from pydicom import DataElement, Dataset
 from pydicom.dataelem import RawDataElement
-from pydicom.valuerep import PersonName
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, PersonName
 
-from storage.dicom.elements import IN_CHARACTER_SET, codecs_of, decoded, items_of, set_items
+from storage.dicom.elements import codecs_of, decoded, readable_items, set_items
 from storage.dicom.writing import vr_of
 
 UTF_8 = "ISO_IR 192"
@@ -44,14 +44,14 @@ def _convert(dataset: Dataset, inherited: Sequence[str], around: tuple[Dataset, 
         element: Any = dataset.get_item(tag, keep_deferred=True)
         vr = vr_of(element, around) if isinstance(element, RawDataElement) else str(element.VR)
         if vr == "SQ":
-            items = _items(dataset, element, codecs)
+            items = readable_items(dataset, tag, codecs)
             for item in items:
                 _convert(item, codecs, around)
                 if "SpecificCharacterSet" in item:
                     declare(item, UTF_8)
             if items and isinstance(element, RawDataElement):
                 set_items(dataset, tag, items)
-        elif vr in IN_CHARACTER_SET and isinstance(element, RawDataElement) and element.value:
+        elif vr in CUSTOMIZABLE_CHARSET_VR and isinstance(element, RawDataElement) and element.value:
             text = decoded(element.value, vr, codecs).rstrip("\0 ")
             values = [text] if vr in _ONE_VALUE else text.split("\\")
             converted = [PersonName(value) for value in values] if vr == "PN" else values
@@ -66,17 +66,10 @@ def _received_text(dataset: Dataset, around: tuple[Dataset, ...]) -> Iterator[by
         element: Any = dataset.get_item(tag, keep_deferred=True)
         vr = vr_of(element, around) if isinstance(element, RawDataElement) else str(element.VR)
         if vr == "SQ":
-            for item in _items(dataset, element, ("ascii",)):
+            for item in readable_items(dataset, tag, ("ascii",)):
                 yield from _received_text(item, around)
-        elif vr in IN_CHARACTER_SET and isinstance(element, RawDataElement) and element.value:
+        elif vr in CUSTOMIZABLE_CHARSET_VR and isinstance(element, RawDataElement) and element.value:
             yield element.value
-
-
-def _items(dataset: Dataset, element: DataElement | RawDataElement, codecs: Sequence[str]) -> list[Dataset]:
-    try:
-        return items_of(dataset, element.tag, codecs)
-    except Exception:  # noqa: BLE001 - an unreadable sequence has no readable text
-        return []
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -37,7 +37,7 @@ def fault_of_object(path: Path, pixel_digest: str, sop_instance_uid: str) -> str
         except OSError:
             raise
         except Exception as error:  # noqa: BLE001 - pydicom raises many kinds on invalid values
-            return f"it cannot be encoded in implicit VR little endian: {_kind(error)}"
+            return f"it cannot be encoded in implicit VR little endian: {type(error.__cause__ or error).__name__}"
     return ""
 
 
@@ -76,7 +76,3 @@ def _read_all(dataset: Dataset, where: str) -> None:
         if element.VR == "SQ":
             for item in element.value or ():
                 _read_all(item, where)
-
-
-def _kind(error: BaseException) -> str:
-    return type(error.__cause__ or error).__name__

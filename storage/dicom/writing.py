@@ -20,7 +20,7 @@ from pydicom.filewriter import correct_ambiguous_vr_element, write_data_element
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
-from pydicom.valuerep import STANDARD_VR
+from pydicom.valuerep import CUSTOMIZABLE_CHARSET_VR, DEFAULT_CHARSET_VR, EXPLICIT_VR_LENGTH_32, STANDARD_VR
 from pydicom.values import convert_SQ
 
 from storage.dicom.elements import values_of
@@ -28,10 +28,8 @@ from storage.dicom.elements import values_of
 _UNDEFINED = 0xFFFFFFFF
 _LONGEST_SHORT = 0xFFFE
 """Maximum bytes of a value with a 16-bit length, which must be even (PS3.5 7.1.1)."""
-_LONG_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"})
-_TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"})
+_TEXT_VRS = (DEFAULT_CHARSET_VR | CUSTOMIZABLE_CHARSET_VR) - {"UI"}
 """VRs that are padded with a space (PS3.5 6.2). All others are padded with a zero byte."""
-_IN_CHARACTER_SET = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 _NUMBER_BYTES = {"AT": 4, "US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, "SV": 8, "UV": 8}
 """Bytes of one value of a binary VR (PS3.5 6.2)."""
 _WORD_BYTES = _NUMBER_BYTES | {"AT": 2, "OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
@@ -76,7 +74,7 @@ class _Writer:
         if isinstance(element, DataElement):
             return self._made(element, context)
         vr = vr_of(element, context.data_sets)
-        if context.changed and vr in _IN_CHARACTER_SET and element.length != _UNDEFINED:
+        if context.changed and vr in CUSTOMIZABLE_CHARSET_VR and element.length != _UNDEFINED:
             return self._made(context.data_sets[0][element.tag], context)
         return self._received(element, vr, context)
 
@@ -86,7 +84,7 @@ class _Writer:
         value = raw.value or b""
         unchanged = (raw.is_implicit_VR, raw.is_little_endian) == (self._implicit, self._little)
         if raw.length == _UNDEFINED:  # encapsulated pixels, or a value whose end pydicom does not find
-            vr = vr if vr in _LONG_VRS else "UN"  # other VRs have no undefined length (PS3.5 7.1.2)
+            vr = vr if vr in EXPLICIT_VR_LENGTH_32 else "UN"  # other VRs have no undefined length (PS3.5 7.1.2)
             return self._head(raw.tag, vr, _UNDEFINED) + value + self._delimiter(0xE0DD)
         if self._verbatim and unchanged and (self._implicit or raw.VR):
             return self._head(raw.tag, raw.VR or "UN", len(value)) + value
@@ -104,7 +102,7 @@ class _Writer:
         if len(value) % _NUMBER_BYTES.get(vr, 1):  # not a whole number of values
             vr = "UN"
         value += (b" " if vr in _TEXT_VRS else b"\0") * (len(value) % 2)
-        if vr not in _LONG_VRS and len(value) > _LONGEST_SHORT:
+        if vr not in EXPLICIT_VR_LENGTH_32 and len(value) > _LONGEST_SHORT:
             vr = "UN"
         return self._head(tag, vr, len(value)) + value
 
@@ -146,7 +144,7 @@ class _Writer:
     def _head(self, tag: BaseTag, vr: str, length: int) -> bytes:
         if self._implicit:
             return struct.pack(self._order + "HHI", tag.group, tag.element, length)
-        if vr in _LONG_VRS:
+        if vr in EXPLICIT_VR_LENGTH_32:
             return struct.pack(self._order + "HH2sHI", tag.group, tag.element, vr.encode("ascii"), 0, length)
         return struct.pack(self._order + "HH2sH", tag.group, tag.element, vr.encode("ascii"), length)
 

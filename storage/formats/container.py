@@ -22,6 +22,25 @@ MAX_SECTION = 1 << 30
 _MAX_OUTLINED = 1 << 20
 """Maximum inflated bytes of the section that ``outline`` reads."""
 _STORED, _DEFLATED = 0, 1
+DICTIONARY = (
+    b'{"bits_stored":12,"columns":,"gain":,"maximum":,"minimum":0,"offset":,"operator":"torchvision-bicubic-antialias/1",'
+    b'"original_digest":"","padding":null,"pixel_digest":"","pixel_vr":"OW","point":{"coder":"jpegxl","companded":false,'
+    b'"distance":0.,"effort":5,"scale":2},"quantisation_rms":,"rows":,"transfer_syntax":"1.2.840.10008.1.2.1"}'
+    b'{"base_digest":"","derived_uid":"2.25.","extra":{"maximum":[,],"minimum":[0,0]},"generative":false,'
+    b'"method":"LPACS_BICUBIC","numerics":{"device":"cpu","dtype":"float32","imagecodecs":"2026.","kernels":"AVX2",'
+    b'"machine":"x86_64","scipy":"1.","torch":"2."},"original_uid":"","output_digest":"","postprocessing":"1","seed":,'
+    b'"steps":0,"structure_digest":"","upscaler":"bicubic","verdict":{"failures":[],"figures":{"lines_1.2":3.,'
+    b'"lines_2.5":1.,"lines_5":0.,"lines_most_1.2":,"lines_most_2.5":,"lines_most_5":,"lost_1":0.9,"lost_2":0.,'
+    b'"lost_3":0.,"lost_4":0.0,"outside":0.0,"periodic":0.00,"quiet":0.0,"repeat":0.00,"shift":0.000,"slow":0.000,'
+    b'"specks_invented":0.0,"specks_lost":0.0,"spectrum_db_1":0.,"spectrum_db_2":-0.0,"spectrum_db_3":-0.0,'
+    b'"spectrum_db_4":-0.00,"spectrum_tile_db":0.,"structure_fsim_mean":0.9,"structure_fsim_p5":0.9,'
+    b'"structure_psnr_db":4,"window_width":},"fsim_mean":0.9,"fsim_p5":0.9,"gated":true,"psnr_db":4,"tiles":24},'
+    b'"weights_digest":""}'
+)
+"""Preset dictionary (RFC 1950) of deflated sections: the metadata of a base and of a rendition without their values.
+
+It takes 500 bytes off each pair of objects, 2% of the payload of a clean digital image. Stored objects depend on it.
+"""
 _MALFORMED = (
     *(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError),
     *(MemoryError, RecursionError, struct.error, zlib.error),
@@ -36,7 +55,7 @@ def pack(kind: bytes, sections: dict[str, bytes], *, stored: set[str]) -> bytes:
     parts.append(bytes([len(present)]))
     for name, data in present.items():
         encoding = _STORED if name in stored else _DEFLATED
-        body = data if encoding == _STORED else zlib.compress(data, 9)
+        body = data if encoding == _STORED else _deflate(data)
         parts.append(struct.pack("<B", len(name)) + name.encode("ascii"))
         parts.append(struct.pack("<BQQ", encoding, len(data), len(body)) + body)
     content = b"".join(parts)
@@ -99,8 +118,13 @@ def _check_start(start: bytes, kind: bytes) -> None:
         raise PayloadError(f"payload has version {start[7:8].hex()}; this release reads {VERSION:02x}")
 
 
+def _deflate(data: bytes) -> bytes:
+    deflater = zlib.compressobj(9, zdict=DICTIONARY)
+    return deflater.compress(data) + deflater.flush()
+
+
 def _inflate(body: bytes, length: int) -> bytes:
-    return zlib.decompressobj().decompress(body, length + 1)
+    return zlib.decompressobj(zdict=DICTIONARY).decompress(body, length + 1)
 
 
 @contextmanager

@@ -8,12 +8,11 @@ flipped; values with gaps, which are packed as ranks; 8 bits, which are packed a
 from __future__ import annotations
 
 import io
-import struct
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import IO
 
 from pydicom import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless
 
 from storage.dicom.dicomfile import HeaderBytes, data_set_start, encode, file_meta, quiet, write_preamble
@@ -26,7 +25,7 @@ from storage.formats.packed_original import KIND, MAX_LIGHT_BYTES, PixelCoding, 
 _TAG = 0x7FE00010
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _VRS = (b"OW\0\0", b"OB\0\0")
-_ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_DELIMITER = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
 def pass_through(packed: Path, target: Path) -> None:
@@ -50,11 +49,14 @@ def pass_through(packed: Path, target: Path) -> None:
         meta = file_meta(header.SOPClassUID, header.SOPInstanceUID, JPEGLSLossless)
     except Exception as error:
         raise Unparseable(f"data set cannot be encoded in {JPEGLSLossless.name}: {error}") from error
-    pixels = memoryview(sections["pixels"])
+    pixels = sections["pixels"]
+    codestreams = [pixels[low:high] for low, high in pairwise([0, *accumulate(coding.lengths)])]
     with quiet(), target.open("wb") as out:
         write_preamble(out, meta)
         out.write(before)
-        _write_fragments(out, [pixels[low:high] for low, high in pairwise([0, *accumulate(coding.lengths)])])
+        out.write(_PIXEL_DATA + b"OB\0\0\xff\xff\xff\xff")
+        out.write(encapsulate(codestreams, has_bot=len(codestreams) > 1))
+        out.write(_DELIMITER)
         out.write(after)
 
 
@@ -74,16 +76,3 @@ def _header(head: bytes, tail: bytes, coding: PixelCoding) -> Dataset:
     if "BitsStored" not in header or "ExtendedOffsetTable" in header or "ExtendedOffsetTableLengths" in header:
         raise PixelError("the header has no Bits Stored, or it has an extended offset table")
     return header
-
-
-def _write_fragments(out: IO[bytes], codestreams: list[memoryview]) -> None:
-    """Write Pixel Data with one fragment per frame, and an offset table if there are several frames (PS3.5 A.4)."""
-    padded = [len(codestream) + len(codestream) % 2 for codestream in codestreams]
-    offsets = list(accumulate((8 + length for length in padded[:-1]), initial=0)) if len(padded) > 1 else []
-    out.write(_PIXEL_DATA + b"OB\0\0\xff\xff\xff\xff")
-    out.write(_ITEM + struct.pack(f"<I{len(offsets)}I", 4 * len(offsets), *offsets))
-    for codestream, length in zip(codestreams, padded, strict=True):
-        out.write(_ITEM + struct.pack("<I", length))
-        out.write(codestream)
-        out.write(b"\0" * (length - len(codestream)))
-    out.write(_DELIMITER + b"\0\0\0\0")

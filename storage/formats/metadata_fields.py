@@ -48,8 +48,8 @@ class Fields:
             raise self._wrong(name, value, "true or false")
         return bool(value)
 
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._of(name, default)
+    def text(self, name: str) -> str:
+        value = self._of(name, None)
         if not isinstance(value, str):
             raise self._wrong(name, value, "a string")
         return value

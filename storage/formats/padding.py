@@ -116,9 +116,9 @@ def _packed_values(pixels: Pixels, mask: Mask) -> tuple[int, bytes]:
         return _CONSTANT, _VALUE.pack(lowest)
     common = lowest + int(np.bincount(values - np.uint16(lowest)).argmax())
     others = np.flatnonzero(values != common)
+    width = 1 if highest - lowest < 256 else 2
     listed = None
     if others.size * _DENSE <= values.size:
-        width = 1 if highest - lowest < 256 else 2
         where = _packed_positions(others)
         head = _LISTED.pack(common, lowest, width, others.size, len(where))
         listed = head + where + _deflated((values[others] - np.uint16(lowest)).astype(f"<u{width}").tobytes())
@@ -126,7 +126,6 @@ def _packed_values(pixels: Pixels, mask: Mask) -> tuple[int, bytes]:
             return _LIST, listed
     box = _box(mask)
     image = np.where(mask[box], pixels[box], np.uint16(common)) - np.uint16(lowest)
-    width = 1 if highest - lowest < 256 else 2
     encoded = _IMAGE_HEADER.pack(lowest, width) + _packed_image(image.astype(f"u{width}"))
     return (_IMAGE, encoded) if listed is None or len(encoded) < len(listed) else (_LIST, listed)
 
@@ -264,11 +263,7 @@ def pack_mask(mask: Mask) -> bytes:
 def unpack_mask(data: bytes, rows: int, columns: int) -> Mask:
     """The inverse of ``pack_mask``. Raises PayloadError."""
     width = (columns + 7) // 8
-    engine = zlib.decompressobj()
-    try:
-        raw = engine.decompress(data, rows * width + 1)
-    except zlib.error as error:
-        raise PayloadError(f"padding mask cannot be inflated: {error}") from error
+    raw = _inflated(data, rows * width)
     if len(raw) != rows * width:
         raise PayloadError(f"padding mask has {len(raw)} bytes, not {rows * width}")
     bits = np.bitwise_xor.accumulate(np.frombuffer(raw, np.uint8).reshape(rows, width), axis=0)

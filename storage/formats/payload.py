@@ -21,8 +21,6 @@ from storage.errors import PayloadError
 from storage.formats import coders
 from storage.formats.container import malformed_is_payload_error, pack, unpack
 from storage.formats.metadata_fields import MAX_SIDE, Fields
-from storage.formats.padding import pack_mask as pack_mask  # noqa: PLC0414 - part of the format
-from storage.formats.padding import unpack_mask as unpack_mask  # noqa: PLC0414
 from storage.formats.padding import unpack_padding
 from storage.formats.resample import OPERATOR, Operator
 from storage.records import OperatingPoint, Verdict

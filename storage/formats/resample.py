@@ -53,11 +53,10 @@ class Operator:
             return np.asarray(residual, dtype=np.float32)
         return self.up(self._prefilter(residual))
 
-    def project(self, image: Float, base: NDArray[Any], damping: float = 1.0) -> Float:
-        """``image`` corrected so that D of it equals ``base``; ``damping`` is the fraction of the correction."""
+    def project(self, image: Float, base: NDArray[Any]) -> Float:
+        """``image`` corrected so that D of it equals ``base``."""
         residual = np.asarray(base, dtype=np.float32) - self.down(image)
         lifted = self.lift(residual)
-        lifted *= np.float32(damping)
         lifted += image
         return lifted
 

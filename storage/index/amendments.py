@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydicom.datadict import keyword_for_tag
 from sqlalchemy import Connection, Engine, func, insert, select
 
 from storage.dicom.header_amendments import (
@@ -25,8 +26,8 @@ from storage.dicom.header_amendments import (
     keyword_of,
     patient_identity,
     taken_over,
-    text_of,
 )
+from storage.dicom.levels import text_of
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.connection import now, writing
 from storage.index.hierarchy import amendments, apply_amendments
@@ -86,10 +87,18 @@ class Amendments:
             query = select(study.c.study_instance_uid).where(study.c.key.in_(keys)).order_by(study.c.key)
             return list(connection.execute(query).scalars())
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        if record.entry.action != "amend":
-            return
+    def catch_up(self, records: Iterable[TrailRecord]) -> int:
+        """Make the amendments that the trail records and the index lacks; how many."""
+        with self._engine.connect() as connection:
+            known = set(connection.execute(select(amendment.c.key)).scalars())
+        made = [one for one in records if one.entry.action == "amend"]
+        missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
+        for record in missing:
+            self._replay(record)
+        return len(missing)
+
+    def _replay(self, record: TrailRecord) -> None:
+        """Apply a record of the trail to an index that lacks its effect."""
         made = json.loads(record.entry.detail)
         kind, made_at = AmendmentKind(made["kind"]), datetime.fromisoformat(made["at"])
         row = {name: made[name] for name in ("target", "changes", "reason", "undoes")}
@@ -99,16 +108,6 @@ class Amendments:
             connection.execute(insert(amendment).values(row))
             for key in undone or _studies_of(connection, kind, made["target"]):
                 apply_amendments(connection, key)
-
-    def catch_up(self, records: Iterable[TrailRecord]) -> int:
-        """Make the amendments that the trail records and the index lacks; how many."""
-        with self._engine.connect() as connection:
-            known = set(connection.execute(select(amendment.c.key)).scalars())
-        made = [one for one in records if one.entry.action == "amend"]
-        missing = [one for one in made if json.loads(one.entry.detail)["number"] not in known]
-        for record in missing:
-            self.replay(record)
-        return len(missing)
 
     @contextmanager
     def _writing(self, dry_run: bool) -> Iterator[Connection]:
@@ -213,11 +212,5 @@ def _seen(connection: Connection, study_key: int) -> tuple[str, int, DicomJson]:
 def _difference(before: tuple[str, int, DicomJson], after: tuple[str, int, DicomJson]) -> AmendedStudy:
     (uid, count, old), (_, _, new) = before, after
     changed = sorted(tag for tag in {*old, *new} if old.get(tag) != new.get(tag))
-    texts = [{_name(tag): text_of(values.get(tag)) for tag in changed} for values in (old, new)]
+    texts = [{keyword_for_tag(int(tag, 16)): text_of(values.get(tag)) for tag in changed} for values in (old, new)]
     return AmendedStudy(uid, count, *texts)
-
-
-def _name(tag: str) -> str:
-    from pydicom.datadict import keyword_for_tag
-
-    return keyword_for_tag(int(tag, 16))

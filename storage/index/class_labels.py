@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, Select, delete, func, insert, select,
 
 from storage.index.connection import writing
 from storage.index.holds import add_hold_in, put_label_in, take_label_in
+from storage.index.level_joins import with_patient, with_study
 from storage.index.tables import class_label, hold, instance, patient, rendition, series, study
 from storage.index.trail_rows import append_in
 from storage.records import ClassLabel, HoldKind, LabelledView, TrailEntry, TrailRecord
@@ -92,28 +93,12 @@ class ClassLabels:
 
     def views_of(self, patient_id: str) -> list[LabelledView]:
         """The images of a patient with the attributes that give the view of each."""
-        query = (
-            select(instance.c.sop_instance_uid, instance.c.attributes, series.c.attributes.label("of_series"))
-            .join(series, instance.c.series_key == series.c.key)
-            .join(study, series.c.study_key == study.c.key)
-            .join(patient, study.c.patient_key == patient.c.key)
-            .where(patient.c.patient_id == patient_id)
-            .order_by(instance.c.key)
-        )
+        images = select(instance.c.sop_instance_uid, instance.c.attributes, series.c.attributes.label("of_series"))
+        query = with_patient(images).where(patient.c.patient_id == patient_id).order_by(instance.c.key)
         with self._engine.connect() as connection:
             return [
                 LabelledView(row.sop_instance_uid, row.attributes, row.of_series) for row in connection.execute(query)
             ]
-
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        entry = record.entry
-        with writing(self._engine) as connection:
-            if entry.action == "class.put":
-                _put(connection, entry.uids, entry.detail)
-            elif entry.action == "class.release":
-                of = class_label.c.sop_instance_uid.in_(entry.uids)
-                connection.execute(update(class_label).where(of).values(held=0))
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Bring classes that are missing, or older than the trail, to what its records say; of how many images."""
@@ -146,21 +131,12 @@ def _put(connection: Connection, uids: Sequence[str], name: str, *, held: bool =
 
 def _studies(connection: Connection, uids: Collection[str]) -> list[str]:
     found: set[str] = set()
-    query = (
-        select(study.c.study_instance_uid)
-        .join(series, series.c.study_key == study.c.key)
-        .join(instance, instance.c.series_key == series.c.key)
-    )
+    query = with_study(select(study.c.study_instance_uid).select_from(instance))
     for some in _batches(uids):
         found.update(connection.execute(query.where(instance.c.sop_instance_uid.in_(some))).scalars())
     return sorted(found)
 
 
 def _held_in(study_uid: str) -> Select[Any]:
-    return (
-        select(class_label.c.key)
-        .join(instance, instance.c.sop_instance_uid == class_label.c.sop_instance_uid)
-        .join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .where(study.c.study_instance_uid == study_uid, class_label.c.held == 1)
-    )
+    labelled = select(class_label.c.key).join(instance, instance.c.sop_instance_uid == class_label.c.sop_instance_uid)
+    return with_study(labelled).where(study.c.study_instance_uid == study_uid, class_label.c.held == 1)

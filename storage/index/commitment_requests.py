@@ -172,12 +172,6 @@ class Commitments:
         with writing(self._engine) as connection:
             lease.release(connection, commitment, _owned(request), attempts=request.attempts + 1, due=due)
 
-    def states(self, transaction_uid: str) -> list[CommitmentState]:
-        """The states of the requests with that transaction UID, oldest first."""
-        query = select(commitment.c.state).where(commitment.c.transaction_uid == transaction_uid)
-        with self._engine.connect() as connection:
-            return [CommitmentState(state) for state in connection.execute(query.order_by(commitment.c.key)).scalars()]
-
     def contested(self, sop_instance_uids: Sequence[str]) -> set[str]:
         """Those of the UIDs under which another data set is in quarantine."""
         query = select(quarantine.c.sop_instance_uid)
@@ -187,12 +181,6 @@ class Commitments:
                 some = sop_instance_uids[start : start + _UIDS_AT_ONCE]
                 found |= set(connection.execute(query.where(quarantine.c.sop_instance_uid.in_(some))).scalars())
         return found
-
-    def pinned(self, instance_key: int) -> bool:
-        """Whether an original must not be purged, since it was committed."""
-        with self._engine.connect() as connection:
-            row = connection.execute(select(instance.c.key).where(instance.c.key == instance_key, is_pinned())).first()
-        return row is not None
 
     def _close(self, request: CommitmentRequest, state: CommitmentState) -> None:
         with writing(self._engine) as connection:

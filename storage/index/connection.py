@@ -16,6 +16,8 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 
 from storage.errors import IndexFault, IndexRefused, NewerFormat, StoreFull
+from storage.index.change_capture import install_triggers, triggers_are_right
+from storage.index.tables import metadata
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ def connect(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Upgrade the schema to the newest revision (alembic). A file with an older one is copied first.
+    """Create the newest schema, or upgrade an older one to it (alembic). A file with an older one is copied first.
 
     Raises NewerFormat, and IndexRefused for a file that is no index.
     """
@@ -61,7 +63,11 @@ def migrate(engine: Engine) -> None:
             _copy_before(engine, current)
         with writing(engine) as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if current:
+                command.upgrade(config, "head")
+            else:
+                metadata.create_all(connection)
+                command.stamp(config, "head")
     if engine.dialect.name == "sqlite":
         _mark_changes(engine, anew=current != newest)
 
@@ -93,8 +99,6 @@ def _copy_before(engine: Engine, revision: str) -> None:
 
 
 def _mark_changes(engine: Engine, *, anew: bool) -> None:
-    from storage.index.change_capture import install_triggers, triggers_are_right
-
     with engine.connect() as connection:
         right = triggers_are_right(connection)
     if anew or not right:

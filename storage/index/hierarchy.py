@@ -21,9 +21,8 @@ from storage.dicom.header_amendments import (
     Folded,
     folded,
     patient_identity,
-    text_of,
 )
-from storage.dicom.levels import columns_of
+from storage.dicom.levels import columns_of, text_of
 from storage.index.connection import now
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
@@ -31,9 +30,12 @@ from storage.records import DicomJson, InstanceState, Levels, NewInstance, Reaso
 
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     """The columns of a received instance; its series, study and patient rows are inserted if they are new."""
+    columns = columns_of(new.levels)
+    # a sender may reuse a Series Instance UID in another study: that makes another series here, so no image is hidden
+    in_study = {**columns["series"], "study_key": _study_key(connection, new.levels)}
     return {
-        **columns_of(new.levels)["instance"],
-        "series_key": series_key_of(connection, new.levels),
+        **columns["instance"],
+        "series_key": key_of(connection, series, in_study, "study_key", "series_instance_uid"),
         "sop_instance_uid": new.sop_instance_uid,
         "sop_class_uid": new.sop_class_uid,
         "transfer_syntax_uid": new.transfer_syntax_uid,
@@ -50,37 +52,31 @@ def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
     }
 
 
-def series_key_of(connection: Connection, levels: Levels) -> int:
-    """The key of the series of an instance with those attributes; inserts series, study and patient if they are new."""
-    columns = columns_of(levels)
-    # a sender may reuse a Series Instance UID in another study: that makes another series here, so no image is hidden
-    in_study = {**columns["series"], "study_key": _study_key(connection, levels)}
-    return key_of(connection, series, in_study, "study_key", "series_instance_uid")
-
-
 def _study_key(connection: Connection, levels: Levels) -> int:
+    """The key of the study of an instance with those attributes; inserts study and patient if they are new."""
     uid = columns_of(levels)["study"]["study_instance_uid"]
     known = connection.execute(select(study.c.key).where(study.c.study_instance_uid == uid)).scalar()
     if known is not None:
         return int(known)
-    made = folded(levels.patient, levels.study, amendments_in_force(connection, uid, levels.patient))
+    received = {"patient": levels.patient, "study": levels.study}
+    made = _folded(connection, uid, received)
     columns = made.columns()
     patient_key = key_of(connection, patient, columns["patient"], "identity")
-    row = {**columns["study"], "patient_key": patient_key, **amended_columns(made, levels.patient, levels.study)}
+    row = {**columns["study"], "patient_key": patient_key}
+    if made.applied:
+        row |= {"received": received, "amended": [asdict(one) for one in made.applied]}
     key = key_of(connection, study, row, "study_instance_uid")
     add_former_patients(connection, key, made.patient_ids, columns["patient"]["patient_id"])
     return key
 
 
-def amended_columns(made: Folded, patient_received: DicomJson, study_received: DicomJson) -> dict[str, Any]:
-    """The columns ``received`` and ``amended`` of a study; empty if no amendment applies."""
-    if not made.applied:
-        return {}
-    received = {"patient": patient_received, "study": study_received}
-    return {"received": received, "amended": [asdict(one) for one in made.applied]}
+def _folded(connection: Connection, study_uid: str, received: dict[str, DicomJson]) -> Folded:
+    """A study's ``received`` attributes, its patient's and its own, with the amendments in force applied."""
+    of_patient = received["patient"]
+    return folded(of_patient, received["study"], _amendments_in_force(connection, study_uid, of_patient))
 
 
-def amendments_in_force(connection: Connection, study_uid: str, received: DicomJson) -> list[Amendment]:
+def _amendments_in_force(connection: Connection, study_uid: str, received: DicomJson) -> list[Amendment]:
     """The amendments in force that may apply to a study with those received patient attributes, by number."""
     of_study = _in_force(connection, and_(amendment.c.kind == AmendmentKind.STUDY, amendment.c.target == study_uid))
     found = {one.number: one for one in of_study}
@@ -143,12 +139,11 @@ def apply_amendments(connection: Connection, study_key: int) -> None:
         .where(study.c.key == study_key)
     ).one()
     received = row.received or {"patient": row.of_patient, "study": row.attributes}
-    found = amendments_in_force(connection, row.study_instance_uid, received["patient"])
-    made = folded(received["patient"], received["study"], found)
+    made = _folded(connection, row.study_instance_uid, received)
     columns = made.columns()
     patient_key = key_of(connection, patient, columns["patient"], "identity")
-    amended = amended_columns(made, **{f"{level}_received": value for level, value in received.items()})
-    news = {**columns["study"], "patient_key": patient_key, "received": received, "amended": amended.get("amended")}
+    amended = [asdict(one) for one in made.applied] or None
+    news = {**columns["study"], "patient_key": patient_key, "received": received, "amended": amended}
     connection.execute(update(study).where(study.c.key == study_key).values(news))
     add_former_patients(connection, study_key, [*made.patient_ids, row.patient_id], columns["patient"]["patient_id"])
     _update_patient(connection, patient_key)
@@ -167,12 +162,7 @@ def _update_patient(connection: Connection, patient_key: int) -> None:
         return bool(columns_of(levels)["patient"]["identity"] != identity)
 
     first = min(rows, key=came_from_elsewhere)
-    received = first.received
-    made = folded(
-        received["patient"],
-        received["study"],
-        amendments_in_force(connection, first.study_instance_uid, received["patient"]),
-    )
+    made = _folded(connection, first.study_instance_uid, first.received)
     connection.execute(update(patient).where(patient.c.key == patient_key).values(made.columns()["patient"]))
 
 

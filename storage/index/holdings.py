@@ -17,6 +17,7 @@ from storage.index.hierarchy import instance_row
 from storage.index.holding_counts import holding_counts
 from storage.index.holds import Holds
 from storage.index.lease import FREE, is_free, owned
+from storage.index.level_joins import with_patient
 from storage.index.original_locations import (
     OriginalLocations,
     Present,
@@ -45,6 +46,9 @@ from storage.records import (
     StoredRendition,
     TrailRecord,
 )
+
+_KEYS_AT_ONCE = 1000
+"""Most keys of one query. SQLite takes 32,766 parameters by default."""
 
 
 class Added(Enum):
@@ -88,13 +92,11 @@ class Index:
     def close(self) -> None:
         self.engine.dispose()
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        for part in (self.holds, self.classes, self.amendments, self.tombstones):
-            part.replay(record)
-
     def catch_up(self, records: Sequence[TrailRecord]) -> int:
-        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks; how many."""
+        """Apply the holds, labels, classes, amendments and deletions of the trail that the index lacks; how many.
+
+        The trail itself stays as it is.
+        """
         return sum(part.catch_up(records) for part in (self.holds, self.classes, self.amendments, self.tombstones))
 
     # --- adding ---
@@ -141,22 +143,23 @@ class Index:
 
     def by_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
         """The instance rows of those keys, in their order, each with its current rendition."""
-        query = (
-            select(
-                instance,
-                series.c.series_instance_uid,
-                study.c.study_instance_uid,
-                study.c.amended,
-                patient.c.patient_id,
-                *held_columns(),
-            )
-            .outerjoin(original, original.c.instance_key == instance.c.key)
-            .join(series, instance.c.series_key == series.c.key)
-            .join(study, series.c.study_key == study.c.key)
-            .join(patient, study.c.patient_key == patient.c.key)
-        )
+        return [
+            one
+            for start in range(0, len(keys), _KEYS_AT_ONCE)
+            for one in self._by_some_keys(keys[start : start + _KEYS_AT_ONCE])
+        ]
+
+    def _by_some_keys(self, keys: Sequence[int]) -> list[StoredInstance]:
+        query = select(
+            instance,
+            series.c.series_instance_uid,
+            study.c.study_instance_uid,
+            study.c.amended,
+            patient.c.patient_id,
+            *held_columns(),
+        ).outerjoin(original, original.c.instance_key == instance.c.key)
         with self.engine.connect() as connection:
-            rows = {row.key: row for row in connection.execute(query.where(instance.c.key.in_(keys)))}
+            rows = {row.key: row for row in connection.execute(with_patient(query).where(instance.c.key.in_(keys)))}
             wanted = [row.rendition_key for row in rows.values() if row.rendition_key is not None]
             found = connection.execute(select(rendition).where(rendition.c.key.in_(wanted)))
             renditions = {row.key: stored_rendition(row) for row in found}

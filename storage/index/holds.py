@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Engine, Row, and_, delete, func, insert, or_, select, update
 
 from storage.index.connection import now, writing
-from storage.index.tables import former_patient, hold, instance, label, original, patient, series, study
+from storage.index.level_joins import with_patient
+from storage.index.tables import former_patient, hold, instance, label, original, patient, study
 from storage.index.trail_rows import append_in
 from storage.records import Hold, HoldKind, OriginalForm, TrailEntry, TrailRecord
 
@@ -45,16 +46,9 @@ class Holds:
 
     def covered(self, placed: Hold) -> int:
         """How many held originals a hold covers now."""
-        query = (
-            select(func.count())
-            .select_from(original)
-            .join(instance, original.c.instance_key == instance.c.key)
-            .join(series, instance.c.series_key == series.c.key)
-            .join(study, series.c.study_key == study.c.key)
-            .join(patient, study.c.patient_key == patient.c.key)
-            .join(hold, hold.c.key == placed.key)
-            .where(_covers(), original.c.form != OriginalForm.PURGED)
-        )
+        originals = select(func.count()).select_from(original)
+        query = with_patient(originals.join(instance, original.c.instance_key == instance.c.key))
+        query = query.join(hold, hold.c.key == placed.key).where(_covers(), original.c.form != OriginalForm.PURGED)
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
 
@@ -74,22 +68,6 @@ class Holds:
         with self._engine.connect() as connection:
             return [(row.name, row.study_instance_uid) for row in connection.execute(query)]
 
-    def replay(self, record: TrailRecord) -> None:
-        """Apply a record of the trail to an index that lacks its effect; the trail itself stays as it is."""
-        entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
-        number, _, reason = entry.detail.partition(": ")
-        with writing(self._engine) as connection:
-            if entry.action == "hold.add":
-                new = insert(hold).values(key=int(number), kind=entry.level, value=entry.uids[0], reason=reason)
-                connection.execute(new.values(placed_by=entry.who, placed_at=at, released_by="", release_reason=""))
-            elif entry.action == "hold.release":
-                gone = update(hold).where(hold.c.key == int(number))
-                connection.execute(gone.values(released_by=entry.who, released_at=at, release_reason=reason))
-            elif entry.action == "label.add":
-                connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
-            elif entry.action == "label.remove":
-                connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
-
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Apply holds, releases and labels that the trail records and the index lacks; how many.
 
@@ -105,16 +83,32 @@ class Holds:
             number = entry.detail.partition(": ")[0]
             adds = entry.action == "hold.add" and number not in released
             if adds or (entry.action == "hold.release" and released.get(number) is False):
-                self.replay(record)
+                self._replay(record)
                 released[number] = not adds
                 count += 1
             elif entry.action in ("label.add", "label.remove"):
                 labelled[entry.detail, entry.uids[0]] = record
         for one, record in labelled.items():
             if (one in known) != (record.entry.action == "label.add"):
-                self.replay(record)
+                self._replay(record)
                 count += 1
         return count
+
+    def _replay(self, record: TrailRecord) -> None:
+        """Apply a record of the trail to an index that lacks its effect."""
+        entry, at = record.entry, datetime.fromisoformat(record.at).replace(tzinfo=None)
+        number, _, reason = entry.detail.partition(": ")
+        with writing(self._engine) as connection:
+            if entry.action == "hold.add":
+                new = insert(hold).values(key=int(number), kind=entry.level, value=entry.uids[0], reason=reason)
+                connection.execute(new.values(placed_by=entry.who, placed_at=at, released_by="", release_reason=""))
+            elif entry.action == "hold.release":
+                gone = update(hold).where(hold.c.key == int(number))
+                connection.execute(gone.values(released_by=entry.who, released_at=at, release_reason=reason))
+            elif entry.action == "label.add":
+                connection.execute(insert(label).values(name=entry.detail, study_instance_uid=entry.uids[0]))
+            elif entry.action == "label.remove":
+                connection.execute(delete(label).where(*_labelled(entry.detail, entry.uids[0])))
 
 
 def add_hold_in(connection: Connection, kind: HoldKind, value: str, *, reason: str, who: str) -> Hold:

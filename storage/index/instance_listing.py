@@ -1,12 +1,13 @@
-"""Selects instances by state, reason and study."""
+"""Selects instances by state, reason, SOP class and study, and the prior images of a study's patient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 
 from storage.index.holdings import Index
+from storage.index.level_joins import with_study
 from storage.index.tables import instance, series, study
 from storage.records import InstanceState, ReasonCode, StoredInstance
 
@@ -26,11 +27,41 @@ def list_instances(
     else:
         query = query.where(instance.c.reason.icontains(reason, autoescape=True))
     if study_uid:
-        query = query.join(series, instance.c.series_key == series.c.key)
-        query = query.join(study, series.c.study_key == study.c.key).where(study.c.study_instance_uid == study_uid)
+        query = with_study(query).where(study.c.study_instance_uid == study_uid)
     if limit:
         query = query.limit(limit)
     with index.engine.connect() as connection:
         keys = list(connection.execute(query).scalars())
     found = {one.key: one for one in index.by_keys(keys)}
     return [found[key] for key in keys if key in found]
+
+
+def held_in_study(index: Index, study_instance_uid: str, sop_classes: Collection[str]) -> list[StoredInstance]:
+    """The instances of those SOP classes in a study, oldest first."""
+    wanted = (study.c.study_instance_uid == study_instance_uid, instance.c.sop_class_uid.in_(sop_classes))
+    query = with_study(select(instance.c.key)).where(*wanted).order_by(instance.c.key)
+    with index.engine.connect() as connection:
+        keys = list(connection.execute(query).scalars())
+    return index.by_keys(keys)
+
+
+def prior_keys(engine: Engine, study_instance_uid: str, limit: int) -> list[int]:
+    """Keys of at most ``limit`` instances with a rendition, of earlier studies of a study's patient, newest first.
+
+    A patient is identified by Patient ID and issuer (storage.dicom.levels); one without an ID has no other studies.
+    """
+    current = study.alias("current")
+    found = (
+        with_study(select(instance.c.key))
+        .join(current, study.c.patient_key == current.c.patient_key)
+        .where(
+            current.c.study_instance_uid == study_instance_uid,
+            study.c.key != current.c.key,
+            study.c.study_date <= current.c.study_date,
+            instance.c.rendition_key.is_not(None),
+        )
+        .order_by(study.c.study_date.desc(), study.c.study_time.desc(), series.c.key, instance.c.key)
+        .limit(limit)
+    )
+    with engine.connect() as connection:
+        return list(connection.execute(found).scalars())

@@ -1,18 +1,18 @@
 """All rows of one image: its instance, its patient, every rendition, open damage.
 
-Also the instances of given SOP classes in a study, and every UID that an image was known by.
+Also every UID that an image was known by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import select
 
 from storage.index.holdings import Index
+from storage.index.level_joins import with_patient
 from storage.index.rendition_rows import stored_rendition
-from storage.index.tables import damage, instance, patient, quarantine, rendition, series, study
+from storage.index.tables import damage, instance, patient, quarantine, rendition, series
 from storage.records import DicomJson, StoredInstance, StoredRendition
 
 
@@ -46,15 +46,9 @@ def instance_rows(index: Index, uid: str) -> InstanceRows | None:
     found = index.by_uid(uid)
     if found is None:
         return None
-    here = instance.c.key == found.key
-    levels = (
-        select(instance.c.pixel_warning, instance.c.attempts)
-        .add_columns(series.c.modality, patient.c.attributes)
-        .join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .join(patient, study.c.patient_key == patient.c.key)
-        .where(here)
-    )
+    levels = with_patient(
+        select(instance.c.pixel_warning, instance.c.attempts, series.c.modality, patient.c.attributes)
+    ).where(instance.c.key == found.key)
     made = select(rendition).where(rendition.c.instance_key == found.key).order_by(rendition.c.key)
     damaged = select(damage).where(damage.c.instance_key == found.key, damage.c.closed_at.is_(None))
     others = select(quarantine.c.key).where(quarantine.c.sop_instance_uid == found.sop_instance_uid)
@@ -77,17 +71,3 @@ def uids_of(index: Index, instance_key: int) -> set[str]:
     derived = [select(uid).where(rendition.c.instance_key == instance_key) for uid in objects]
     with index.engine.connect() as connection:
         return {uid for query in (own, *derived) for uid in connection.execute(query).scalars()}
-
-
-def held_in_study(index: Index, study_instance_uid: str, sop_classes: Collection[str]) -> list[StoredInstance]:
-    """The instances of those SOP classes in a study, oldest first."""
-    query = (
-        select(instance.c.key)
-        .join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .where(study.c.study_instance_uid == study_instance_uid, instance.c.sop_class_uid.in_(sop_classes))
-        .order_by(instance.c.key)
-    )
-    with index.engine.connect() as connection:
-        keys = list(connection.execute(query).scalars())
-    return index.by_keys(keys)

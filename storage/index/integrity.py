@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Integer, Row, Select, func, insert, literal, select, union_all, update
+from sqlalchemy import Connection, Engine, Integer, Select, func, insert, literal, select, union_all, update
 
 from storage.index.connection import writing
 from storage.index.lease import FREE, is_free
@@ -51,7 +51,6 @@ class Damage(NewDamage):
     """An open damage row."""
 
     key: int
-    found_at: float
 
 
 class Integrity:
@@ -101,7 +100,8 @@ class Integrity:
         """Objects that are not whole again, oldest first."""
         query = select(damage).where(damage.c.closed_at.is_(None)).order_by(damage.c.key)
         with self._engine.connect() as connection:
-            return [_damage_of(row) for row in connection.execute(query)]
+            rows = connection.execute(query)
+            return [Damage(**{field.name: getattr(row, field.name) for field in fields(Damage)}) for row in rows]
 
     def close(self, key: int, outcome: str) -> None:
         """Close a damage row: the object is whole again, or no longer expected. Its instance gets its state back."""
@@ -220,7 +220,3 @@ def _open(found: NewDamage) -> tuple[Any, ...]:
         damage.c.instance_key.is_not_distinct_from(found.instance_key),
         damage.c.closed_at.is_(None),
     )
-
-
-def _damage_of(row: Row[Any]) -> Damage:
-    return Damage(**{field.name: getattr(row, field.name) for field in fields(Damage)})

@@ -85,7 +85,6 @@ class StoredJob:
     name: str
     paused: bool
     requested: bool
-    due_at: float
     running: bool
     abandoned: bool
     last: JobRun | None
@@ -122,13 +121,9 @@ class JobRows:
             runs = {run.key: _run_of(run, holders[run.job]) for run in found}
         return [_job_of(row, runs.get(row.run_key)) for row in rows]
 
-    def get(self, name: str) -> StoredJob | None:
-        """One job."""
-        return next((one for one in self.all() if one.name == name), None)
-
     def history(self, name: str = "", limit: int = 50) -> list[JobRun]:
-        """Runs, newest first, of one job or of all."""
-        query = select(job_run).order_by(job_run.c.key.desc()).limit(limit)
+        """Runs, newest first, of one job or of all; at most ``limit``, 0 for all."""
+        query = select(job_run).order_by(job_run.c.key.desc()).limit(limit or None)
         with self._engine.connect() as connection:
             holders = {row.name: row for row in connection.execute(select(job))}
             rows = connection.execute(query.where(job_run.c.job == name) if name else query).all()
@@ -315,7 +310,6 @@ def _job_of(row: Row[Any], last: JobRun | None) -> StoredJob:
         name=row.name,
         paused=bool(row.paused),
         requested=row.requested_at is not None,
-        due_at=row.due_at,
         running=is_leased(row),
         abandoned=row.lease_owner is not None and not is_leased(row),
         last=last,

@@ -21,7 +21,7 @@ from storage.index.holdings import Index
 from storage.index.index_trust import REBUILD, sqlite_file
 from storage.index.journal_replay import Loader, loading
 from storage.index.journal_writer import Follower, TrailFollower
-from storage.index.tables import archive, instance, metadata, trail
+from storage.index.tables import archive, hold, instance, quarantine, tombstone, trail
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.trail_journal import TrailJournal
 
@@ -141,9 +141,8 @@ def compact_journal(url: str, root: Path) -> tuple[int, int]:
 
 def _is_blank(connection: Connection) -> bool:
     """Whether an index has no image, no hold, no tombstone, no quarantined object and no record of the trail."""
-    counted = (select(func.count()).select_from(metadata.tables[name]) for name in ("hold", "tombstone", "quarantine"))
-    looks = [*counted, *(select(func.count()).select_from(table) for table in (instance, trail))]
-    return not any(connection.execute(look).scalar() for look in looks)
+    tables = (instance, hold, tombstone, quarantine, trail)
+    return not any(connection.execute(select(func.count()).select_from(table)).scalar() for table in tables)
 
 
 def _replayed(

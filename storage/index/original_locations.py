@@ -20,6 +20,7 @@ from storage.index.garbage_rows import mark_garbage_in
 from storage.index.holds import on_hold
 from storage.index.integrity import is_expected
 from storage.index.lease import FREE, is_free, owned
+from storage.index.level_joins import with_patient
 from storage.index.rendition_rows import stored_rendition
 from storage.index.tables import garbage, instance, original, patient, rendition, series, study
 from storage.index.trail_rows import append_in
@@ -67,7 +68,7 @@ class OriginalLocations:
             "series": series.c.series_instance_uid,
             "image": instance.c.sop_instance_uid,
         }[level]
-        query = _with_levels(_held(instance.c.sop_instance_uid)).where(column == uid).order_by(instance.c.key)
+        query = with_patient(_held(instance.c.sop_instance_uid)).where(column == uid).order_by(instance.c.key)
         with self._engine.connect() as connection:
             return [(row.sop_instance_uid, held_original(row)) for row in connection.execute(query)]
 
@@ -174,10 +175,8 @@ class OriginalLocations:
 
         ``reserve``: originals whose digest is below this text stay, since audits measure against them.
         """
-        query = _with_levels(
-            _held(
-                instance.c.sop_instance_uid, study.c.study_instance_uid, patient.c.patient_id, instance.c.rendition_key
-            )
+        query = with_patient(
+            _held(instance.c.sop_instance_uid, study.c.study_instance_uid, instance.c.rendition_key)
         ).where(*_may_be_purged(held_before, reserve), instance.c.key > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(instance.c.key).limit(limit)).all()
@@ -189,7 +188,6 @@ class OriginalLocations:
                 original=held_original(row),
                 sop_instance_uid=row.sop_instance_uid,
                 study_instance_uid=row.study_instance_uid,
-                patient_id=row.patient_id,
                 rendition=renditions[row.rendition_key],
             )
             for row in rows
@@ -210,7 +208,7 @@ class OriginalLocations:
         """
         held = one.original
         with writing(self._engine) as connection:
-            allowed = _with_levels(_held(rendition.c.derived_uid)).join(
+            allowed = with_patient(_held(rendition.c.derived_uid)).join(
                 rendition, instance.c.rendition_key == rendition.c.key
             )
             row = connection.execute(
@@ -248,10 +246,10 @@ class OriginalLocations:
         return count
 
     def _totals(self, rules: tuple[ColumnElement[bool], ...]) -> tuple[int, int]:
-        counted = select(func.count(), func.sum(original.c.object_bytes)).select_from(original)
+        counted: Any = select(func.count(), func.sum(original.c.object_bytes)).select_from(original)
         joined = counted.join(instance, original.c.instance_key == instance.c.key)
         with self._engine.connect() as connection:
-            row = connection.execute(_with_levels(joined).where(*rules)).one()
+            row = connection.execute(with_patient(joined).where(*rules)).one()
         return int(row[0]), int(row[1] or 0)
 
     def _claim(self, owner: str, lease_seconds: float, *waiting: ColumnElement[bool]) -> OriginalClaim | None:
@@ -273,19 +271,15 @@ class OriginalLocations:
 # --- for other transactions -----------------------------------------------------------------------------------
 
 
+def as_received(digest: str, size: int) -> dict[str, Any]:
+    """Columns of an original that is held as it was received, and is to be packed."""
+    held = {"form": OriginalForm.VERBATIM, "tier": Tier.HOT, "object_digest": digest, "object_bytes": size}
+    return {**held, "to_pack": 1, "note": "", "attempts": 0}
+
+
 def insert_original(connection: Connection, instance_key: int, digest: str, size: int) -> None:
     """Insert the row of an original that was received, or reset the row if it was received again."""
-    row = {
-        "form": OriginalForm.VERBATIM,
-        "tier": Tier.HOT,
-        "object_digest": digest,
-        "object_bytes": size,
-        "to_pack": 1,
-        "note": "",
-        "held_since": now(),
-        "purged_at": None,
-        "attempts": 0,
-    }
+    row = {**as_received(digest, size), "held_since": now(), "purged_at": None}
     known = update(original).where(original.c.instance_key == instance_key)
     if not connection.execute(known.values(**row)).rowcount:
         connection.execute(insert(original).values(instance_key=instance_key, **row))
@@ -315,14 +309,6 @@ def held_original(row: Row[Any]) -> HeldOriginal:
 def _held(*more: ColumnElement[Any]) -> Select[Any]:
     columns = [*held_columns(), instance.c.original_digest, *more]
     return select(*columns).select_from(original).join(instance, original.c.instance_key == instance.c.key)
-
-
-def _with_levels(query: Any) -> Any:
-    return (
-        query.join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .join(patient, study.c.patient_key == patient.c.key)
-    )
 
 
 def _may_be_purged(held_before: datetime, reserve: str) -> tuple[ColumnElement[bool], ...]:

@@ -14,6 +14,7 @@ from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import drop_empty_above, instance_row, take_attributes_of
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
+from storage.index.level_joins import with_patient
 from storage.index.original_locations import (
     Present,
     held_columns,
@@ -24,17 +25,7 @@ from storage.index.original_locations import (
 from storage.index.rendition_rows import withdraw_in
 from storage.index.resent_originals import close_damage
 from storage.index.rewritten_annotations import note_references
-from storage.index.tables import (
-    instance,
-    original,
-    patient,
-    quarantine,
-    reference,
-    reference_copy,
-    rendition,
-    series,
-    study,
-)
+from storage.index.tables import instance, original, quarantine, reference, reference_copy, rendition
 from storage.index.tombstones import is_deleted, next_instance_key
 from storage.index.trail_rows import append_in
 from storage.records import HeldOriginal, NewInstance, Quarantined, Tier, TrailEntry
@@ -141,23 +132,17 @@ def _is_still(former: Former, held: HeldOriginal, present: Present) -> bool:
 
 
 def _held(connection: Connection, uid: str) -> Row[Any] | None:
-    query = (
-        select(
-            instance.c.key,
-            instance.c.series_key,
-            instance.c.original_digest,
-            instance.c.calling_aet,
-            *held_columns(),
-            on_hold().label("on_hold"),
-            is_pinned().label("pinned"),
-        )
-        .join(original, original.c.instance_key == instance.c.key)
-        .join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .join(patient, study.c.patient_key == patient.c.key)
-        .where(instance.c.sop_instance_uid == uid)
-    )
-    return cast(Row[Any] | None, connection.execute(query).first())
+    query = select(
+        instance.c.key,
+        instance.c.series_key,
+        instance.c.original_digest,
+        instance.c.calling_aet,
+        *held_columns(),
+        on_hold().label("on_hold"),
+        is_pinned().label("pinned"),
+    ).join(original, original.c.instance_key == instance.c.key)
+    row = connection.execute(with_patient(query).where(instance.c.sop_instance_uid == uid)).first()
+    return cast(Row[Any] | None, row)
 
 
 def _replace(connection: Connection, held: Row[Any], new: NewInstance, former: Former) -> None:

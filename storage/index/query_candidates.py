@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, func, select
 
@@ -24,13 +24,6 @@ from storage.index.query_pages import (
 from storage.index.rewritten_annotations import copies as copies_of
 from storage.index.tables import instance, original, rendition, series
 from storage.records import DicomJson, InstanceState, OriginalForm, ReferencingCopy, Tier
-
-
-class Indexed(Protocol):
-    """An object with a database: storage.index.Index."""
-
-    @property
-    def engine(self) -> Engine: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +61,7 @@ def candidates(
 def instance_keys(engine: Engine, search: Search) -> Iterator[int]:
     """The keys of the instances below all that ``search`` finds, by series, instance number and key."""
     top = Search(Level.SERIES, frozenset(), search.narrows)
-    wanted = instances_of_uids(search.uids, derived=True, copies=True) if search.uids else None
+    wanted = instances_of_uids(search) if search.uids else None
     order = (instance.c.instance_number.nulls_last(), instance.c.key)
     with engine.connect() as connection:
         found = joined(top, [series.c.key]).order_by(series.c.key)
@@ -97,9 +90,7 @@ def _with_attributes(
     }
     uids: dict[int, str] = {}
     if search.derived:
-        uids = _derived_uids(
-            connection, [row["IMAGE_key"] for row in rows], search.uids, search.only_purged, search.draw
-        )
+        uids = _derived_uids(connection, [row["IMAGE_key"] for row in rows], search)
     copies: dict[int, ReferencingCopy] = {}
     if search.copies:
         copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
@@ -145,54 +136,50 @@ def _with_purged(connection: Connection, level: Level, keys: Iterable[int]) -> s
     return set(connection.execute(select(own).select_from(source).where(own.in_(keys), purged)).scalars())
 
 
-def _derived_uids(
-    connection: Connection, keys: Sequence[int], named: Sequence[str], only_purged: bool, draw: bool
-) -> dict[int, str]:
+def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, str]:
     """The UID of the current reconstruction by instance; instances without one are absent.
 
     If the search names only an older rendition, or one of the other texture, that one is used: its UID still leads to
     its own pixels.
     """
     query = (
-        select(instance.c.key, _object_uid(draw).label("uid"))
+        select(instance.c.key, _object_uid(search.draw).label("uid"))
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .where(
             instance.c.key.in_(keys),
             instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
         )
     )
-    if only_purged:
+    if search.only_purged:
         query = query.join(original, original.c.instance_key == instance.c.key).where(
             original.c.form == OriginalForm.PURGED
         )
     current = {row.key: row.uid for row in connection.execute(query)}
-    return {**current, **_other_uids(connection, keys, named, current, draw)} if named else current
+    return {**current, **_other_uids(connection, keys, search, current)} if search.uids else current
 
 
 def _object_uid(draw: bool) -> Any:
     return rendition.c.derived_uid if draw else rendition.c.structure_uid
 
 
-def _other_uids(
-    connection: Connection, keys: Sequence[int], named: Sequence[str], current: dict[int, str], draw: bool
-) -> dict[int, str]:
+def _other_uids(connection: Connection, keys: Sequence[int], search: Search, current: dict[int, str]) -> dict[int, str]:
     """The newest of the named reconstructions by instance, of either texture, the peer's own first; none if the
     current one or the original is named."""
     found: dict[int, str] = {}
-    for uid in (_object_uid(not draw), _object_uid(draw)):
+    for uid in (_object_uid(not search.draw), _object_uid(search.draw)):
         query = (
             select(rendition.c.instance_key, uid.label("uid"))
             .join(instance, rendition.c.instance_key == instance.c.key)
             .where(
-                uid.in_(named),
+                uid.in_(search.uids),
                 rendition.c.instance_key.in_(keys),
                 rendition.c.withdrawn == "",
-                instance.c.sop_instance_uid.not_in(named),
+                instance.c.sop_instance_uid.not_in(search.uids),
             )
             .order_by(rendition.c.key)
         )
         found |= {row.instance_key: row.uid for row in connection.execute(query)}
-    return {key: uid for key, uid in found.items() if current.get(key) not in named}
+    return {key: uid for key, uid in found.items() if current.get(key) not in search.uids}
 
 
 # --- computed keys (PS3.4 C.3.4) ---

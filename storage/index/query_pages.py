@@ -105,10 +105,7 @@ def joined(search: Search, order: Sequence[Any]) -> Select[Any]:
     driver = str(order[0])
     conditions = [_condition(search.level, narrow, driver) for narrow in search.narrows]
     if search.level is Level.IMAGE and search.uids:
-        named = instances_of_uids(
-            search.uids, derived=search.derived, only_purged=search.only_purged, copies=search.copies
-        )
-        conditions.append(instance.c.key.in_(named))
+        conditions.append(instance.c.key.in_(instances_of_uids(search)))
     leading = [column.label(f"order_{place}") for place, column in enumerate(order)]
     return select(*leading, *keys).select_from(source).where(*conditions)
 
@@ -117,21 +114,17 @@ def _depth(column: Any) -> int:
     return LEVELS.index(_TABLE_LEVEL[column.table.name])
 
 
-def instances_of_uids(
-    uids: Sequence[str], *, derived: bool, only_purged: bool = False, copies: bool = False
-) -> Select[Any] | Any:
-    """The keys of the instances with those UIDs. With ``derived`` a UID may be of any rendition, with ``only_purged``
-    only of one whose original was purged; with ``copies`` it may be of any copy.
-    """
-    own = select(instance.c.key).where(instance.c.sop_instance_uid.in_(uids))
-    if not derived:
+def instances_of_uids(search: Search) -> Select[Any] | Any:
+    """The keys of the instances that the UIDs of a search name. A rendition or copy need not be the current one."""
+    own = select(instance.c.key).where(instance.c.sop_instance_uid.in_(search.uids))
+    if not search.derived:
         return own
-    of_rendition = select(rendition.c.instance_key).where(is_known_by(uids))
-    if only_purged:
+    of_rendition = select(rendition.c.instance_key).where(is_known_by(search.uids))
+    if search.only_purged:
         of_rendition = of_rendition.join(original, original.c.instance_key == rendition.c.instance_key)
         of_rendition = of_rendition.where(original.c.form == OriginalForm.PURGED)
-    of_copy = select(reference_copy.c.instance_key).where(reference_copy.c.uid.in_(uids))
-    return union(own, of_rendition, of_copy) if copies else union(own, of_rendition)
+    of_copy = select(reference_copy.c.instance_key).where(reference_copy.c.uid.in_(search.uids))
+    return union(own, of_rendition, of_copy) if search.copies else union(own, of_rendition)
 
 
 # --- the driver ---

@@ -74,11 +74,9 @@ def rebuild(
             _load(index, journal, made, progress)
             progress(0, 0, "audit trail")
             made.trail = replay_trail(index, of_trail)
-            if known:  # the journal may lack its last lines
-                made.decisions = index.catch_up(list(of_trail.records()))
-            else:  # decisions in the trail apply to the objects recovered below
-                for record in of_trail.records():
-                    index.replay(record)
+            # the journal may lack its last lines; without one, the decisions apply to the objects recovered below
+            decisions = index.catch_up(list(of_trail.records()))
+            made.decisions = decisions if known else 0
             progress(0, 0, "objects")
             made.from_objects = take_in_objects(index)
             progress(0, 0, "writing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, or_, select, update
+from sqlalchemy import Engine, or_, select, update
 
 from storage.index.connection import now, writing
 from storage.index.holdings import Added, Index
@@ -68,7 +68,8 @@ def adopt_original(index: Index, new: NewInstance, found: FoundObject, *, missin
         "purged_at": now() if found.form is OriginalForm.PURGED else None,
     }
     with writing(index.engine) as connection:
-        key = _key(connection, new)
+        named = select(instance.c.key).where(instance.c.sop_instance_uid == new.sop_instance_uid)
+        key = int(connection.execute(named).scalar_one())
         mine = original.c.instance_key == key
         row = connection.execute(select(original.c.object_digest).where(mine)).first()
         if row is None:
@@ -90,8 +91,3 @@ def adopt_rendition(engine: Engine, uid: str, new: NewRendition, state: Instance
         waiting = or_(instance.c.rendition_key.is_(None), instance.c.state == InstanceState.RECEIVED)
         connection.execute(update(instance).where(instance.c.key == key, waiting).values(changes))
     return True
-
-
-def _key(connection: Connection, new: NewInstance) -> int:
-    query = select(instance.c.key).where(instance.c.sop_instance_uid == new.sop_instance_uid)
-    return int(connection.execute(query).scalar_one())

@@ -8,6 +8,7 @@ from sqlalchemy import Engine, and_, func, insert, or_, select, update
 
 from storage.dicom.header_amendments import version_of
 from storage.index.connection import now, writing
+from storage.index.level_joins import with_study
 from storage.index.tables import instance, original, replica, series, study
 from storage.records import OriginalForm, StoredInstance
 
@@ -25,10 +26,7 @@ class Replicas:
         """
         acknowledged = and_(replica.c.instance_key == instance.c.key, replica.c.peer == peer)
         query = (
-            select(instance.c.key)
-            .join(original, original.c.instance_key == instance.c.key)
-            .join(series, instance.c.series_key == series.c.key)
-            .join(study, series.c.study_key == study.c.key)
+            with_study(select(instance.c.key).join(original, original.c.instance_key == instance.c.key))
             .outerjoin(replica, acknowledged)
             .where(
                 original.c.form != OriginalForm.PURGED,

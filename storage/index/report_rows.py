@@ -54,8 +54,8 @@ class ReportRows:
         return None if row is None else _stored(row)
 
     def newest(self, kinds: Sequence[str] = (), limit: int = 1) -> list[StoredReport]:
-        """Reports of those kinds, or of all kinds, newest first."""
-        query = select(report).order_by(report.c.finished_at.desc(), report.c.key.desc()).limit(limit)
+        """Reports of those kinds, or of all kinds, newest first; at most ``limit``, 0 for all."""
+        query = select(report).order_by(report.c.finished_at.desc(), report.c.key.desc()).limit(limit or None)
         if kinds:
             query = query.where(report.c.kind.in_(kinds))
         with self._engine.connect() as connection:

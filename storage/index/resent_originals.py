@@ -16,6 +16,7 @@ from storage.index.integrity import close_damage_in
 from storage.index.lease import FREE
 from storage.index.original_locations import (
     Present,
+    as_received,
     held_original,
     insert_original,
     keep_hot,
@@ -23,7 +24,7 @@ from storage.index.original_locations import (
 )
 from storage.index.tables import damage, original
 from storage.index.trail_rows import append_in
-from storage.records import HeldOriginal, NewInstance, OriginalForm, Tier, TrailEntry
+from storage.records import HeldOriginal, NewInstance, Tier, TrailEntry
 
 
 def drop_copy(engine: Engine, held: HeldOriginal, copy: str) -> bool:
@@ -45,18 +46,8 @@ def replace_lost(engine: Engine, held: HeldOriginal, new: NewInstance, present: 
     with writing(engine) as connection:
         if not still_held(connection, held) or not keep_hot(connection, new.original_digest, present):
             return False
-        verbatim = {
-            "form": OriginalForm.VERBATIM,
-            "tier": Tier.HOT,
-            "object_digest": new.original_digest,
-            "object_bytes": new.original_bytes,
-            "to_pack": 1,
-            "note": "",
-            "attempts": 0,
-            **FREE,
-        }
-        mine = original.c.instance_key == held.instance_key
-        connection.execute(update(original).where(mine).values(verbatim))
+        mine = update(original).where(original.c.instance_key == held.instance_key)
+        connection.execute(mine.values({**as_received(new.original_digest, new.original_bytes), **FREE}))
         if (held.object_digest, held.tier) != (new.original_digest, Tier.HOT):
             mark_garbage_in(connection, held.object_digest, held.tier)
         close_damage(connection, held.instance_key)

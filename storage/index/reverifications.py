@@ -117,19 +117,15 @@ class Reverifications:
                 return ReverificationOutcome.MOVED, "its rendition or state changed meanwhile"
             if new.derived_uid == attempt.current.derived_uid:
                 outcome, reason = ReverificationOutcome.SAME, "the configured model makes the rendition that it has"
-                _settle(connection, attempt, outcome, reason)
-                return outcome, reason
-            key = commit_rendition(connection, attempt.instance_key, new, replace_object=False)
-            if key is None:
+            elif (key := commit_rendition(connection, attempt.instance_key, new, replace_object=False)) is None:
                 outcome, reason = ReverificationOutcome.KEPT, taken_reason(new)
-                _settle(connection, attempt, outcome, reason)
-                return outcome, reason
-            changes: dict[str, Any] = {"rendition_key": key}
-            if new.verdict.passed:
-                changes |= {"state": InstanceState.VERIFIED}
-            connection.execute(update(instance).where(instance.c.key == attempt.instance_key).values(changes))
-            _settle(connection, attempt, ReverificationOutcome.PASSED, "")
-            return ReverificationOutcome.PASSED, ""
+            else:
+                outcome, reason = ReverificationOutcome.PASSED, ""
+                state = {"state": InstanceState.VERIFIED} if new.verdict.passed else {}
+                mine = update(instance).where(instance.c.key == attempt.instance_key)
+                connection.execute(mine.values(rendition_key=key, **state))
+            _settle(connection, attempt, outcome, reason)
+            return outcome, reason
 
 
 def _due(terms: ReverificationTerms, most: int) -> Select[Any]:

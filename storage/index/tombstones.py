@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
@@ -21,11 +20,12 @@ from storage.index.garbage_rows import mark_garbage_in
 from storage.index.hierarchy import drop_empty_above
 from storage.index.holds import on_hold
 from storage.index.lease import FREE
+from storage.index.level_joins import with_patient
+from storage.index.rendition_rows import is_known_by
 from storage.index.tables import (
     damage,
     instance,
     original,
-    patient,
     pin,
     reference,
     reference_copy,
@@ -65,9 +65,6 @@ class Tombstone:
 
     uid: str
     original_uid: str
-    study_instance_uid: str
-    reason: str
-    deleted_by: str
     deleted_at: datetime
 
 
@@ -123,9 +120,10 @@ class Tombstones:
             if connection.execute(select(tombstone.c.key).where(tombstone.c.rows_deleted == 0)).first() is None:
                 return 0
         with writing(self._engine) as connection:
-            rows = _waiting(connection)
+            marked = instance.c.sop_instance_uid.in_(_WAITING)
+            rows = connection.execute(select(instance.c.key, instance.c.series_key).where(marked)).all()
             for row in rows:
-                _remove(connection, row)
+                _remove(connection, row.key)
             drop_empty_above(connection, [row.series_key for row in rows])
             connection.execute(update(tombstone).where(tombstone.c.rows_deleted == 0).values(rows_deleted=1))
         return len(rows)
@@ -134,7 +132,7 @@ class Tombstones:
         """The tombstone of a UID, unless its return was allowed."""
         with self._engine.connect() as connection:
             row = connection.execute(select(tombstone).where(tombstone.c.uid == uid, tombstone_in_force)).first()
-        return None if row is None else Tombstone(**{name: getattr(row, name) for name in _FIELDS})
+        return None if row is None else Tombstone(row.uid, row.original_uid, row.deleted_at)
 
     def allow_return(self, level: str, uid: str, *, reason: str, who: str) -> list[str]:
         """Accept deleted instances again if they are sent; their UIDs, original ones first. Raises UnknownUid."""
@@ -148,24 +146,6 @@ class Tombstones:
             entries = [TrailEntry("delete.allow-return", who, "image", tuple(uids), detail=reason)]
             append_in(connection, entries)
         return uids
-
-    def replay(self, record: TrailRecord, only: str = "") -> None:
-        """Apply a record of the trail to an index that lacks its effect, or to one UID; ``delete_rows`` follows."""
-        entry = record.entry
-        with writing(self._engine) as connection:
-            if entry.action == "delete":
-                uid, series_uid, study_uid, *derived = entry.uids
-                one = PlannedDeletion(uid, series_uid, study_uid, tuple(derived), "", 0)
-                at = datetime.fromisoformat(record.at).replace(tzinfo=None)
-                for each in [only] if only else [uid, *derived]:
-                    _put(connection, each, one, reason=entry.detail, who=entry.who, at=at)
-            elif entry.action == "delete.allow-return":
-                at = datetime.fromisoformat(record.at).replace(tzinfo=None)
-                connection.execute(
-                    update(tombstone)
-                    .where(tombstone.c.uid.in_([only] if only else entry.uids))
-                    .values(return_allowed_at=at)
-                )
 
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Bring tombstones that are missing, or older than the trail, to what its records say; how many UIDs.
@@ -182,13 +162,15 @@ class Tombstones:
                     allowed.pop(each, None)
             elif record.entry.action == "delete.allow-return":
                 allowed |= dict.fromkeys(record.entry.uids, record)
-        with self._engine.connect() as connection:
+        with writing(self._engine) as connection:
             known = connection.execute(select(tombstone.c.uid, tombstone.c.return_allowed_at)).all()
-        returns = {row.uid: row.return_allowed_at is not None for row in known}
-        stale = [uid for uid in deleted if returns.get(uid) != (uid in allowed)]
-        for uid in stale:
-            for record in (deleted[uid], *([allowed[uid]] if uid in allowed else [])):
-                self.replay(record, only=uid)
+            returns = {row.uid: row.return_allowed_at is not None for row in known}
+            stale = [uid for uid in deleted if returns.get(uid) != (uid in allowed)]
+            for uid in stale:
+                _put_recorded(connection, uid, deleted[uid])
+                if uid in allowed:
+                    returned = update(tombstone).where(tombstone.c.uid == uid)
+                    connection.execute(returned.values(return_allowed_at=_time_of(allowed[uid])))
         return len(stale)
 
 
@@ -208,7 +190,6 @@ def next_instance_key(connection: Connection) -> dict[str, int]:
 
 _KEYS = (instance.c.key, tombstone.c.instance_key)
 _WAITING = select(tombstone.c.uid).where(tombstone.c.rows_deleted == 0, tombstone_in_force)
-_FIELDS = list(Tombstone.__dataclass_fields__)
 _BY_LEVEL = {
     "image": tombstone.c.original_uid,
     "series": tombstone.c.series_instance_uid,
@@ -222,7 +203,7 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
         "series": series.c.series_instance_uid,
         "study": study.c.study_instance_uid,
     }[level]
-    query = (
+    query = with_patient(
         select(
             instance,
             series.c.series_instance_uid,
@@ -230,18 +211,11 @@ def _plan(connection: Connection, level: str, uid: str) -> list[PlannedDeletion]
             on_hold().label("on_hold"),
             is_pinned().label("pinned"),
         )
-        .join(series, instance.c.series_key == series.c.key)
-        .join(study, series.c.study_key == study.c.key)
-        .join(patient, study.c.patient_key == patient.c.key)
-        .where(column == uid)
-        .order_by(instance.c.key)
     )
-    rows = connection.execute(query).all()
+    rows = connection.execute(query.where(column == uid).order_by(instance.c.key)).all()
     if not rows:
         of = select(instance.c.sop_instance_uid).join(rendition, rendition.c.instance_key == instance.c.key)
-        made_of = connection.execute(
-            of.where(or_(rendition.c.derived_uid == uid, rendition.c.structure_uid == uid))
-        ).scalar()
+        made_of = connection.execute(of.where(is_known_by([uid]))).scalar()
         hint = f"; it is a reconstruction of {made_of}, which can be deleted" if made_of else ""
         raise UnknownUid(f"no {level} {uid} is held here{hint}")
     return [
@@ -284,24 +258,30 @@ def _put(connection: Connection, uid: str, one: PlannedDeletion, *, reason: str,
         connection.execute(insert(tombstone).values(uid=uid, **row))
 
 
+def _put_recorded(connection: Connection, uid: str, record: TrailRecord) -> None:
+    """Insert the tombstone of a UID that the trail says was deleted; ``delete_rows`` follows."""
+    original_uid, series_uid, study_uid, *derived = record.entry.uids
+    one = PlannedDeletion(original_uid, series_uid, study_uid, tuple(derived), "", 0)
+    _put(connection, uid, one, reason=record.entry.detail, who=record.entry.who, at=_time_of(record))
+
+
+def _time_of(record: TrailRecord) -> datetime:
+    return datetime.fromisoformat(record.at).replace(tzinfo=None)
+
+
 def _entry(one: PlannedDeletion, reason: str, who: str) -> TrailEntry:
     uids = (one.sop_instance_uid, one.series_instance_uid, one.study_instance_uid, *one.derived_uids)
     return TrailEntry("delete", who, "image", uids, detail=reason)
 
 
-def _waiting(connection: Connection) -> list[Row[Any]]:
-    query = select(instance.c.key, instance.c.series_key).where(instance.c.sop_instance_uid.in_(_WAITING))
-    return list(connection.execute(query))
-
-
-def _remove(connection: Connection, row: Row[Any]) -> None:
+def _remove(connection: Connection, key: int) -> None:
     """Delete the rows of one instance, and mark their objects as garbage."""
-    held = connection.execute(select(original).where(original.c.instance_key == row.key)).first()
+    held = connection.execute(select(original).where(original.c.instance_key == key)).first()
     if held is not None and held.form != OriginalForm.PURGED:
         mark_garbage_in(connection, held.object_digest, held.tier)
-    for made in connection.execute(select(rendition).where(rendition.c.instance_key == row.key)):
+    for made in connection.execute(select(rendition).where(rendition.c.instance_key == key)):
         mark_garbage_in(connection, made.base_digest, Tier.HOT)
         mark_garbage_in(connection, made.rendition_digest, Tier.HOT)
     for table in (damage, pin, replica, reverification, rendition, original, reference, reference_copy):
-        connection.execute(delete(table).where(table.c.instance_key == row.key))
-    connection.execute(delete(instance).where(instance.c.key == row.key))
+        connection.execute(delete(table).where(table.c.instance_key == key))
+    connection.execute(delete(instance).where(instance.c.key == key))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,20 +55,9 @@ class Trail:
 
     def insert_unchanged(self, records: Sequence[TrailRecord]) -> None:
         """Insert records from the journal that the index lacks."""
-        rows = [
-            {
-                **asdict(record.entry),
-                "uids": list(record.entry.uids),
-                "number": record.number,
-                "at": record.at,
-                "previous": record.previous,
-                "digest": record.digest,
-            }
-            for record in records
-        ]
-        if rows:
+        if records:
             with writing(self._engine) as connection:
-                connection.execute(insert(trail), rows)
+                connection.execute(insert(trail), [_row(record) for record in records])
 
     def _before_the_newest(self, count: int, since: str, uid: str) -> int:
         query = select(trail.c.number).where(*_narrowed(since, uid)).order_by(trail.c.number.desc())
@@ -85,9 +74,9 @@ def append_in(connection: Connection, entries: Iterable[TrailEntry]) -> None:
     for entry in entries:
         number += 1
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        row = {"number": number, "at": at, **asdict(entry), "uids": list(entry.uids), "previous": previous}
-        previous = row["digest"] = record_digest(TrailRecord(number, at, entry, previous, ""))
-        rows.append(row)
+        record = TrailRecord(number, at, entry, previous, "")
+        previous = record_digest(record)
+        rows.append(_row(replace(record, digest=previous)))
     if rows:
         connection.execute(insert(trail), rows)
 
@@ -124,6 +113,12 @@ def _narrowed(since: str, uid: str) -> list[Any]:
         # the JSON text holds the UID in quotes; a plain search is enough for a trail read by people
         narrowed.append(cast(trail.c.uids, Text).contains(json.dumps(uid), autoescape=True))
     return narrowed
+
+
+def _row(record: TrailRecord) -> dict[str, Any]:
+    columns = asdict(record)
+    entry: dict[str, Any] = columns.pop("entry")
+    return entry | columns
 
 
 def _record(row: Row[Any]) -> TrailRecord:

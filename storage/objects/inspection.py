@@ -110,13 +110,9 @@ def listing(store: ObjectStore, folder: str) -> list[Listed]:
     return found
 
 
-def is_empty(store: ObjectStore) -> bool:
-    """Whether the store holds no objects, for example because its disk is not mounted."""
-    return not holds_any(store.root / "objects")
-
-
-def holds_any(objects: Path) -> bool:
-    """Whether the folder ``objects/`` exists and holds an object."""
+def holds_any(root: Path) -> bool:
+    """Whether the store below ``root`` exists and holds an object. A store whose disk is not mounted holds none."""
+    objects = root / "objects"
     folders = (folder for folder in objects.iterdir() if folder.is_dir()) if objects.is_dir() else ()
     return any(any(folder.iterdir()) for folder in folders)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -71,19 +71,18 @@ class TrailJournal:
                     break
         return "; ".join(done)
 
-    def append(self, records: Iterable[TrailRecord]) -> None:
+    def append(self, records: Sequence[TrailRecord]) -> None:
         """Append records; on return they are on disk. The caller holds ``locked``. Raises StoreFull."""
-        lines = [(record.number, _line(record)) for record in records]
-        if not lines:
+        if not records:
             return
         segments = self._segments()
         if segments:
             _cut_torn_end(segments[-1])
         new = not segments or segments[-1].stat().st_size > _SEGMENT_BYTES
         if new:
-            segments = [self.folder / f"trail-{lines[0][0]:012d}.jsonl"]
+            segments = [self.folder / f"trail-{records[0].number:012d}.jsonl"]
         with full_disk_is_store_full(), segments[-1].open("ab") as out:
-            out.write(b"".join(line for _, line in lines))
+            out.write(b"".join(map(_line, records)))
             fsync_file(out)
         if new:
             fsync_folders(self.folder)

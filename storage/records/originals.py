@@ -66,7 +66,6 @@ class Purgeable:
     original: HeldOriginal
     sop_instance_uid: str
     study_instance_uid: str
-    patient_id: str
     rendition: StoredRendition
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from node.codec.decode import Decoded, SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.noise import NoiseModel
-from node.config import ReconstructSettings, SdX2Settings
+from node.config.encoding_sections import ReconstructSettings, SdX2Settings
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.errors import ModelMissing

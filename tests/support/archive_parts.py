@@ -18,7 +18,8 @@ from node.archive.originals.packing import Packer
 from node.archive.originals.retention import Retention
 from node.archive.rendered_cache import RenderedCache
 from node.config import parse
-from node.workers.worker import PackRequest, decode
+from node.upscalers.catalogue import Catalogue
+from node.workers.requests import Answer, Request
 from storage.formats.packed_original import restore_original
 from storage.index import Index
 from storage.index.holdings import Added
@@ -36,10 +37,12 @@ class Killed(BaseException):
 class InlineWorkers:
     """The worker's part done at once."""
 
-    def submit(self, request: PackRequest, priority: object) -> Future[str]:
-        done: Future[str] = Future()
+    catalogue = Catalogue(parse({}, "test").reconstruct)
+
+    def submit(self, request: Request[Answer], priority: object) -> Future[Answer]:
+        done: Future[Answer] = Future()
         try:
-            done.set_result(decode(request))
+            done.set_result(request.answer(self.catalogue))
         except Exception as error:
             done.set_exception(error)
         return done
@@ -70,9 +73,9 @@ class ArchiveParts:
             self.settings,  # type: ignore[arg-type]
         )
         self.rendered: list[str] = []
-        self.retention = self.purging_with(lambda rendition: self.rendered.append(rendition.derived_uid))
+        self.retention = self.purging_with(lambda _, rendition: self.rendered.append(rendition.derived_uid))
 
-    def purging_with(self, render: Callable[[StoredRendition], None]) -> Retention:
+    def purging_with(self, render: Callable[[int, StoredRendition], None]) -> Retention:
         return Retention(self.index, self.stores, self.trail, self.settings, render)
 
     def receive(

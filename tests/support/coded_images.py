@@ -22,9 +22,7 @@ from node.codec.patches import cells_under, cut, encode_patches
 from node.codec.rendering import rendered
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import installed
-from node.workers.auditing import AuditRequest, audit
-from node.workers.worker import ModelRequest, ReconstructRequest, decode, reconstruct_to_files
+from node.upscalers.protocol import installed
 from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.dicom.pixels import integer_pixels
 from storage.errors import WorkerDied
@@ -72,14 +70,7 @@ class InlinePool(InlineWorkers):
 def _answer(request: Any) -> Any:
     if isinstance(request, EncodeRequest | ReverifyRequest):
         return encoded(request)
-    if isinstance(request, ModelRequest):
-        model = (request.upscaler, request.weights_digest) if request.upscaler else None
-        return installed(CATALOGUE.by_digest(*model) if model else CATALOGUE.configured())
-    if isinstance(request, AuditRequest):
-        return audit(request, CATALOGUE)
-    if isinstance(request, ReconstructRequest):
-        return reconstruct_to_files(request, CATALOGUE) or ""
-    return decode(request)
+    return request.answer(CATALOGUE)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from storage.index.tables import reference_copy, reverification, study
 from storage.records import HoldKind, OriginalForm, Tier, TrailEntry
 from tests.conftest import Archive, wait_for
 from tests.support.annotations import presentation_state
+from tests.support.index_rows import states_of
 from tests.support.samples import breast, mammogram, write
 
 
@@ -84,7 +85,7 @@ def _correct(node: Node, uids: dict[str, str], sent: dict[str, Dataset], folder:
     receive(node, sent["deleted"], folder / "returns.dcm")
     wanted = CommitmentItem(str(sent["verified"].SOPClassUID), uids["verified"])
     key = node.commitments.add("1.2.9.1", "MODALITY", [wanted], due=0.0)
-    wait_for(lambda: node.commitments.states("1.2.9.1") != ["requested"], what=f"commitment {key}")
+    wait_for(lambda: states_of(index.engine, "1.2.9.1") != ["requested"], what=f"commitment {key}")
     node.commitments.add("1.2.9.2", "MODALITY", [CommitmentItem("1.2", "1.2.3")], due=time.time() + 1e6)
 
 

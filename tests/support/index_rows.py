@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from storage.dicom.levels import levels_of
 from storage.index import Index
+from storage.index.commitment_requests import CommitmentState, is_pinned
+from storage.index.tables import commitment, instance
 from storage.records import (
     Claim,
     NewInstance,
@@ -102,3 +104,17 @@ def between_look_and_write(monkeypatch: pytest.MonkeyPatch, engine: Engine, act:
         return real()
 
     monkeypatch.setattr(engine, "connect", look)
+
+
+def states_of(engine: Engine, transaction_uid: str) -> list[CommitmentState]:
+    """The states of the storage commitment requests with that transaction UID, oldest first."""
+    query = select(commitment.c.state).where(commitment.c.transaction_uid == transaction_uid)
+    with engine.connect() as connection:
+        return [CommitmentState(state) for state in connection.execute(query.order_by(commitment.c.key)).scalars()]
+
+
+def has_pin(engine: Engine, instance_key: int) -> bool:
+    """Whether a storage commitment protects an original now."""
+    query = select(instance.c.key).where(instance.c.key == instance_key, is_pinned())
+    with engine.connect() as connection:
+        return connection.execute(query).first() is not None

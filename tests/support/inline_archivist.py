@@ -24,7 +24,7 @@ class InlineArchivist:
 
     def __init__(self, bench: ArchiveParts, pool: Any = None) -> None:
         self.bench = bench
-        self.regions = MarkedRegions(bench.index, bench.hot, bench.originals, None, {})
+        self.regions = MarkedRegions(bench.index, bench.hot, bench.originals, None)
         parts = bench.index, bench.hot, bench.originals, pool or InlinePool(), SETTINGS, self.regions
         self.archivist = Archivist(*parts, when_idle=self._idle)
 

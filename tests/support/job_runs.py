@@ -1,6 +1,17 @@
-"""A job run without the job runner."""
+"""A job run without the job runner, and a scrub without a node."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from unittest.mock import Mock
+
+from node.jobs.scrub_job import Scrub, ScrubPlan
+from node.jobs.scrub_repair import ScrubRepair
+from storage.index import Index
+from storage.index.index_trust import IndexStanding
+from storage.index.integrity import Integrity
+from storage.index.job_runs import JobRows
+from storage.objects.store import ObjectStore
 
 
 class CountedRun:
@@ -16,3 +27,11 @@ class CountedRun:
     @property
     def cancelled(self) -> bool:
         return self.steps <= 0
+
+
+def scrub_in(index: Index, stores: Mapping[str, ObjectStore], plan: ScrubPlan) -> Scrub:
+    """A scrub that does not doubt the index, and to which a rebuild would bring nothing back."""
+    rows, integrity = JobRows(index.engine), Integrity(index.engine)
+    rows.ensure(["scrub"])
+    sound = Mock(IndexStanding, doubt=lambda: "", damage=list)
+    return Scrub(rows, integrity, stores, ScrubRepair(index, integrity, stores), plan, sound, lambda *_: False)

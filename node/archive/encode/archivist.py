@@ -9,33 +9,30 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from node.archive.encode.remake import Remake
-from node.archive.encode.rendition_writer import Ask, RenditionWriter
+from node.archive.encode.rendition_writer import RenditionWriter
 from node.archive.intake.eligibility import why_exact
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.originals.original_access import OriginalAccess
-from node.codec.encode.encode_request import EncodeRequest, EncodeResult
+from node.codec.encode.encode_request import EncodeRequest
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
+from node.workers.requests import Answer, Request
 from node.workers.waiting import result_of
-from node.workers.worker import Answer, Request
 from storage.dicom.dicomfile import opened
 from storage.errors import (
     Cancelled,
     LatentPacsError,
     NotReconstructable,
-    ObjectDamaged,
-    ObjectMissing,
     PixelError,
     WorkerDied,
 )
 from storage.index import Index
-from storage.index.integrity import Integrity
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, ReasonCode, StoredInstance, Trial
@@ -66,9 +63,8 @@ class Archivist:
         self._index, self._originals, self._pool, self._settings = index, originals, pool, settings
         self._regions, self._when_idle, self._concurrency = regions, when_idle, concurrency
         self._writer = RenditionWriter(index, store)
-        self._remake = Remake(index, store, self._writer)
-        self._count_lock = threading.Lock()
-        self._in_progress = 0
+        self._remake = Remake(index, store, self._writer, regions)
+        self._in_progress: list[Future[None]] = []
         self._found_work = False
         self._owner = new_owner()
         self._stopping = threading.Event()
@@ -86,7 +82,7 @@ class Archivist:
     @property
     def busy(self) -> bool:
         """Whether an image is being encoded, or the last check of the backlog found one."""
-        return self._found_work or self._in_progress > 0
+        return self._found_work or not all(one.done() for one in self._in_progress)
 
     def run(self) -> None:
         """Encode until stopped."""
@@ -95,10 +91,13 @@ class Archivist:
                 self._woken.clear()
                 worked = False
                 try:
-                    if self._in_progress < self._concurrency:
+                    self._in_progress = [one for one in self._in_progress if not one.done()]
+                    if len(self._in_progress) < self._concurrency:
                         claim = self._claim()
                         if claim is not None:
-                            threads.submit(self._work, claim)
+                            work = threads.submit(self._work, claim)
+                            work.add_done_callback(lambda _: self._woken.set())
+                            self._in_progress.append(work)
                         worked = claim is not None or self._when_idle()
                 except Exception:
                     LOGGER.exception("the archivist could not reach the index")
@@ -109,13 +108,7 @@ class Archivist:
         self._regions.reload_file()
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
         self._found_work = claim is not None
-        if claim is not None:
-            self._count(1)
         return claim
-
-    def _count(self, change: int) -> None:
-        with self._count_lock:
-            self._in_progress += change
 
     def _work(self, claim: Claim) -> None:
         """Encode a claimed instance, and end its claim whatever happens."""
@@ -130,9 +123,6 @@ class Archivist:
                 self._give_back(claim, error)
         except Exception:
             LOGGER.exception("the archivist could not reach the index")
-        finally:
-            self._count(-1)
-            self._woken.set()
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
@@ -141,8 +131,7 @@ class Archivist:
             return
         with self._originals.borrowed(claim.original_digest) as path:
             size = self._eligible_size(instance, path)
-            request = self._request(claim, path)
-            request = replace(request, regions=self._regions.on_image(instance, *size))
+            request = replace(self._request(claim, path), regions=self._regions.on_image(instance, *size))
             self._encode_eligible(claim, instance, request)
         if self._regions.on_image(instance, *size) != request.regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)
@@ -176,39 +165,22 @@ class Archivist:
 
     def _encode_eligible(self, claim: Claim, instance: StoredInstance, request: EncodeRequest) -> None:
         """Restore the rendition that the instance had, or encode the original, and commit the result."""
-        ask: Ask = partial(self._ask, claim)
-        result: Answer | None = None
-        if self._lacks_patches(instance, request):
-            result = self._add_patches(instance, request, ask)
+
+        def ask(request: Request[Answer]) -> Answer:
+            return self._ask(claim, request)
+
+        result = None
+        if self._remake.lacks_patches(instance, request):
+            result = self._remake.add_patches(instance, request, ask)
         elif self._remake.restore(claim, instance, request, ask):
             return
         result = result or ask(request)
-        assert isinstance(result, EncodeResult)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
         else:
             self._writer.write(claim, result.made, result.tried, ask)
 
-    def _lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
-        """Whether the rendition is whole, and lacks exact patches on marked regions."""
-        try:
-            return self._regions.lacks_patches(instance, request.regions)
-        except (ObjectMissing, ObjectDamaged):  # it is made again first
-            return False
-
-    def _add_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
-        """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""
-        current = instance.rendition
-        assert current is not None
-        result = ask(replace(request, point=current.point, upscaler=current.upscaler))
-        assert isinstance(result, EncodeResult)
-        if result.made is not None:
-            return result
-        why = "regions marked since it was made cannot be patched at its operating point"
-        Integrity(self._index.engine).withdraw(current.derived_uid, why)
-        return None
-
-    def _ask(self, claim: Claim, request: Request) -> Answer:
+    def _ask(self, claim: Claim, request: Request[Answer]) -> Answer:
         """A worker's answer; the lease is renewed meanwhile. Raises Cancelled when the node stops."""
         lease = self._settings.archivist.lease
         renew = partial(self._index.renew, claim, lease)

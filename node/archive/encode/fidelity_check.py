@@ -15,6 +15,7 @@ from enum import StrEnum
 from node.archive.audit_trail import AuditTrail
 from node.archive.model_store import ModelStore
 from node.archive.originals.original_access import OriginalAccess
+from node.archive.originals.storage_commitment import original_fault
 from node.config import ToleranceSettings
 from node.workers.auditing import Audited, AuditPictures, AuditRequest
 from node.workers.pool import Priority, WorkerPool
@@ -244,7 +245,7 @@ class FidelityCheck:
         entry = TrailEntry("rendition.audit", "job:audit", "image", uids, "reconstructed", detail=detail)
         if not found.outcome.failed:
             done, action = self._rows.clear(image.key, made.derived_uid, entry), "cleared"
-        elif not why_no_original and self._original_whole(image):
+        elif not why_no_original and not original_fault(self._originals, image):
             entry = replace(entry, action="rendition.withdraw", outcome="failure")
             done, action = self._rows.withdraw(image.key, made.derived_uid, detail, entry), "withdrawn"
         else:
@@ -254,18 +255,8 @@ class FidelityCheck:
         self._trail.write_down()
         return replace(found, action=action if done else "changed meanwhile")
 
-    def _original_whole(self, image: StoredInstance) -> bool:
-        """Whether the original is held with the bytes that were received."""
-        try:
-            with self._originals.borrowed(image.original_digest):
-                return True
-        except (LatentPacsError, OSError):
-            return False
-
     def _ask(self, request: AuditRequest) -> Audited:
-        answer = result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
-        assert isinstance(answer, Audited)
-        return answer
+        return result_of(self._pool.submit(request, Priority.REVERIFY), self._cancelled)
 
 
 def _changed(answer: Audited) -> str:

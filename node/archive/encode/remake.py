@@ -14,8 +14,10 @@ import hashlib
 import logging
 from dataclasses import replace
 
-from node.archive.encode.rendition_writer import Ask, RenditionWriter, new_rendition
+from node.archive.encode.rendition_writer import RenditionWriter, new_rendition
+from node.archive.intake.marked_regions import MarkedRegions
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
+from node.workers.requests import Ask
 from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing
 from storage.formats.payload import Rendition, encode_rendition
 from storage.index import Index
@@ -27,10 +29,10 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Remake:
-    """Restores renditions of claimed instances."""
+    """Restores renditions of claimed instances, and adds exact patches to them."""
 
-    def __init__(self, index: Index, store: ObjectStore, writer: RenditionWriter) -> None:
-        self._index, self._store, self._writer = index, store, writer
+    def __init__(self, index: Index, store: ObjectStore, writer: RenditionWriter, regions: MarkedRegions) -> None:
+        self._index, self._store, self._writer, self._regions = index, store, writer, regions
         self._rows = Integrity(index.engine)
 
     def restore(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> bool:
@@ -50,7 +52,6 @@ class Remake:
         for thresholds in dict.fromkeys((request.thresholds, None)):
             again = replace(request, point=lost.point, upscaler=lost.upscaler, thresholds=thresholds)
             result = ask(again)
-            assert isinstance(result, EncodeResult)
             made = result.made
             if made is None or hashlib.sha256(made.base).hexdigest() != lost.base_digest:
                 continue
@@ -68,6 +69,25 @@ class Remake:
         LOGGER.warning("rendition %s cannot be made again; its image is encoded again", lost.derived_uid)
         self._rows.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
         return False
+
+    def lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
+        """Whether the rendition is whole, and lacks exact patches on marked regions."""
+        try:
+            return self._regions.lacks_patches(instance, request.regions)
+        except (ObjectMissing, ObjectDamaged):  # it is made again first
+            return False
+
+    def add_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
+        """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""
+        current = instance.rendition
+        assert current is not None
+        result = ask(replace(request, point=current.point, upscaler=current.upscaler))
+        if result.made is not None:
+            return result
+        self._rows.withdraw(
+            current.derived_uid, "regions marked since it was made cannot be patched at its operating point"
+        )
+        return None
 
     def _prove_or_withdraw(
         self, claim: Claim, lost: StoredRendition, made: StoredRendition | NewRendition, ask: Ask

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from node.archive.model_store import ModelStore
 from node.archive.serve.derived_object import DerivedParts, prove_object
 from node.codec.encode.encode_request import EncodedRendition
-from node.workers.worker import Answer, Request
+from node.workers.requests import Ask
 from storage.errors import NotReconstructable
 from storage.formats.payload import Rendition
 from storage.index import Index
 from storage.objects.store import ObjectStore
 from storage.records import Claim, InstanceState, NewRendition, OperatingPoint, StoredRendition, Tier, Trial
-
-Ask = Callable[[Request], Answer]
-"""Has a worker carry out a request, and waits for its answer."""
 
 
 class RenditionWriter:
@@ -54,7 +50,7 @@ class RenditionWriter:
         parts = DerivedParts(
             self._store.held(made.base_digest),
             self._store.held(made.rendition_digest),
-            made.base_bytes + made.rendition_bytes,
+            made.payload_bytes,
             datetime.now(UTC),
             self.models.folder(made.upscaler, made.weights_digest),
             instance.amended if instance else (),

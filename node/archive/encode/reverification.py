@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from node.archive.encode.rendition_writer import RenditionWriter
-from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
+from node.codec.encode.encode_request import ReverifyRequest
 from node.config import Settings
-from node.upscalers.installed import Installed
+from node.upscalers.protocol import Installed
 from node.workers.pool import Priority, WorkerPool
+from node.workers.requests import Answer, ModelRequest, Request
 from node.workers.waiting import result_of
-from node.workers.worker import Answer, ModelRequest, Request
 from storage.errors import Cancelled, LatentPacsError, ModelMissing, NotReconstructable, ObjectMissing, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
@@ -102,7 +102,6 @@ class _Run:
 
     def _try_all(self) -> None:
         model = self._ask(None, ModelRequest())
-        assert isinstance(model, Installed)
         terms = _terms(model, self._work.settings)
         self._model = terms.model
         total, last = self._rows.count(terms, self._max_attempts), 0
@@ -156,7 +155,6 @@ class _Run:
                 regions=work.regions(attempt.instance_key),
             )
             result = self._ask(attempt, request)
-        assert isinstance(result, EncodeResult)
         if result.made is None:
             reason = "; ".join(result.tried[-1].failures)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
@@ -164,7 +162,7 @@ class _Run:
         made = replace(result.made, point=attempt.current.point)
         new = self._writer.store(made, result.tried, new_base=False)
         try:
-            self._writer.prove(attempt.instance_key, new, partial(self._ask, attempt))
+            self._writer.prove(attempt.instance_key, new, lambda request: self._ask(attempt, request))
         except NotReconstructable as error:
             self._writer.discard(new.rendition_digest)
             self._rows.settle(attempt, ReverificationOutcome.KEPT, str(error))
@@ -174,7 +172,7 @@ class _Run:
             self._writer.discard(new.rendition_digest)
         return outcome, reason
 
-    def _ask(self, attempt: ReverificationAttempt | None, request: Request) -> Answer:
+    def _ask(self, attempt: ReverificationAttempt | None, request: Request[Answer]) -> Answer:
         """A worker's answer; the lease of an attempt is renewed meanwhile. Raises Cancelled."""
         renew = partial(self._rows.renew, attempt, self._lease) if attempt is not None else None
         try:
@@ -193,7 +191,6 @@ class _Run:
             except ModelMissing as error:
                 LOGGER.warning("%s", error)
                 continue
-            assert isinstance(model, Installed)
             self._writer.models.keep(model)
 
     def _check_cancelled(self) -> None:

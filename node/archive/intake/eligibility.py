@@ -21,16 +21,7 @@ PRIVATE_GROUP = 0x0099
 PRIVATE_CREATOR = "LATENT_PACS 1"
 """Creator of the private block of every reconstruction (node/archive/serve/derived_header.py)."""
 
-_LOSSY_SYNTAXES = {
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.4.93",
-    "1.2.840.10008.1.2.4.203",
-    "1.2.840.10008.1.2.4.111",
-    "1.2.840.10008.1.2.4.112",
-}
+_LOSSY_SYNTAXES = {f"1.2.840.10008.1.2.4.{part}" for part in (50, 51, 81, 91, 93, 111, 112, 203)}
 
 _SPECIAL_VIEWS = {
     "399163009": ReasonCode.MAGNIFICATION_VIEW,
@@ -104,9 +95,11 @@ def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode
 
 
 def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
-    for code in _view_codes(header):
-        if code in _SPECIAL_VIEWS:
-            yield _SPECIAL_VIEWS[code]
+    for view in header.get("ViewCodeSequence") or []:
+        for item in (view, *(view.get("ViewModifierCodeSequence") or [])):
+            reason = _SPECIAL_VIEWS.get(str(item.get("CodeValue", "")))
+            if reason is not None:
+                yield reason
     if "SpecimenDescriptionSequence" in header:
         yield ReasonCode.SPECIMEN
     try:
@@ -115,10 +108,3 @@ def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
         magnification = 1.0
     if magnification > _MAX_MAGNIFICATION:
         yield ReasonCode.MAGNIFIED
-
-
-def _view_codes(header: Dataset) -> Iterator[str]:
-    for view in header.get("ViewCodeSequence") or []:
-        yield str(view.get("CodeValue", ""))
-        for modifier in view.get("ViewModifierCodeSequence") or []:
-            yield str(modifier.get("CodeValue", ""))

@@ -21,7 +21,7 @@ from node.archive.serve.amended_header import write_amended
 from node.archive.serve.annotation_references import references_of, write_copy
 from node.archive.serve.derived_object import DerivedParts, changed_attributes, safe_text
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import Answer, CheckRequest, CompareRequest, DigestRequest
+from node.workers.requests import Answer, CheckRequest, CompareRequest, DigestRequest, Request
 from storage.dicom.dicomfile import DataSetFile, opened
 from storage.dicom.levels import levels_of
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning
@@ -273,7 +273,7 @@ class Ingest:
         """Whether a received file has the content of another; False if a decoder crashes on them or takes too long."""
         request = CompareRequest(one, self._store.path(received))
         try:
-            return _ask(self._decoders, request) == "same"
+            return _ask(self._decoders, request)
         except (WorkerDied, OutOfTime):
             return False
 
@@ -305,14 +305,14 @@ def _codestream_warning(file: DataSetFile, path: Path, decoders: WorkerPool) -> 
     if not file.layout.encapsulated or str(file.transfer_syntax) not in DECODABLE:
         return ""
     try:
-        return str(_ask(decoders, CheckRequest(path)))
+        return _ask(decoders, CheckRequest(path))
     except OutOfTime as error:
         return f"codestream cannot be decoded: {error}"
     except WorkerDied:
         return "codestream cannot be decoded: the decoder crashed on it"
 
 
-def _ask(decoders: WorkerPool, request: CheckRequest | CompareRequest | DigestRequest) -> Answer:
+def _ask(decoders: WorkerPool, request: Request[Answer]) -> Answer:
     """A decoder's answer. If it died, perhaps because of another process, a process of its own is tried."""
     try:
         return decoders.submit(request, Priority.VIEWER).result()

@@ -18,7 +18,8 @@ from storage.dicom.dicomfile import opened
 from storage.errors import ConfigError, LatentPacsError
 from storage.formats.payload import decode_base, decode_rendition
 from storage.index import Index
-from storage.index.instance_rows import held_in_study, uids_of
+from storage.index.instance_listing import held_in_study
+from storage.index.instance_rows import uids_of
 from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
 from storage.records import InstanceState, ReasonCode, StoredInstance
@@ -30,18 +31,14 @@ _REASON = "regions were marked that its rendition does not hold exactly"
 
 
 class MarkedRegions:
-    """The marked regions of an archive. ``file``: the CSV of config.yaml, or None; ``in_file``: its boxes by UID."""
+    """The marked regions of an archive. ``file``: the CSV of config.yaml, or None.
 
-    def __init__(
-        self,
-        index: Index,
-        store: ObjectStore,
-        originals: OriginalAccess,
-        file: Path | None,
-        in_file: Mapping[str, list[Box]],
-    ) -> None:
+    Raises ConfigError if it cannot be read.
+    """
+
+    def __init__(self, index: Index, store: ObjectStore, originals: OriginalAccess, file: Path | None) -> None:
         self._index, self._store, self._originals = index, store, originals
-        self._file, self._in_file = file, in_file
+        self._file, self._in_file = file, read_regions(file) if file else {}
         self._version: tuple[int, int] | None = (0, 0)
         self._logged: set[tuple[str, Box]] = set()
 
@@ -135,8 +132,7 @@ class MarkedRegions:
         if instance.rendition is None or instance.state not in (InstanceState.VERIFIED, InstanceState.MEASURED):
             return
         try:
-            base = decode_base(self._store.read(instance.rendition.base_digest))
-            if not self.lacks_patches(instance, self.on_image(instance, base.rows, base.columns)):
+            if not self.lacks_patches(instance, self.on_rendition(instance.key)):
                 return
         except LatentPacsError as error:
             LOGGER.error("the patches of %s cannot be checked: %s", instance.sop_instance_uid, error)

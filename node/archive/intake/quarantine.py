@@ -7,7 +7,6 @@ missing or damaged is repaired as a scrub would, and if that is impossible, it i
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -176,15 +175,11 @@ class QuarantineReview:
 
     def _verbatim(self, original_digest: str) -> str:
         """Store a held original verbatim in the hot store; its digest. Raises as ``OriginalAccess.lend`` does."""
-        path = self._originals.lend(original_digest)
-        handle, name = tempfile.mkstemp(dir=self._store.spool)
-        os.close(handle)
-        try:
-            shutil.copyfile(path, name)
-            return self._store.adopt(Path(name))
-        finally:
-            path.unlink(missing_ok=True)
-            Path(name).unlink(missing_ok=True)
+        with (
+            self._originals.borrowed(original_digest) as path,
+            tempfile.TemporaryDirectory(dir=self._store.spool) as folder,
+        ):
+            return self._store.adopt(shutil.copyfile(path, Path(folder) / "original"))
 
 
 def _entry(action: str, one: Quarantined, reason: str, who: str) -> TrailEntry:

@@ -16,7 +16,7 @@ from node.archive.rendered_cache import RenderedCache
 from storage.errors import ObjectDamaged, ObjectMissing, OriginalPurged, PayloadError
 from storage.formats.jpegls_passthrough import pass_through
 from storage.index import Index
-from storage.objects.inspection import Condition, examine, is_empty
+from storage.objects.inspection import Condition, examine, holds_any
 from storage.objects.store import ObjectStore, has_digest
 from storage.records import HeldOriginal, OriginalForm, Tier
 
@@ -106,7 +106,9 @@ class OriginalAccess:
         """The condition of the object of an original, read from the disk now; None if its store is not configured or
         holds no object at all, perhaps because its disk is not mounted."""
         store = self._stores.get(held.tier)
-        return None if store is None or is_empty(store) else examine(store, held.object_digest).condition
+        if store is None or not holds_any(store.root):
+            return None
+        return examine(store, held.object_digest).condition
 
     def _lend(self, held: HeldOriginal) -> Path:
         if held.form is OriginalForm.VERBATIM:

@@ -7,7 +7,6 @@ is durable, was proved to restore them, and is committed in the index.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -19,8 +18,8 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.originals.original_access import OriginalAccess
 from node.config import Settings
 from node.workers.pool import Priority, WorkerPool
+from node.workers.requests import PackRequest
 from node.workers.waiting import result_of
-from node.workers.worker import Answer, PackRequest
 from storage.errors import Cancelled, KeptVerbatim, LatentPacsError, PixelError, ProofFailed, StoreFull, WorkerDied
 from storage.index import Index
 from storage.index.lease import new_owner
@@ -88,17 +87,13 @@ class Packer:
     def _pack(self, claim: OriginalClaim) -> None:
         hot, digest = self._stores[Tier.HOT], claim.original.original_digest
         hot.check_room(claim.original.object_bytes)
-        handle, name = tempfile.mkstemp(dir=hot.spool)
-        os.close(handle)
-        target = Path(name)
-        try:
+        with tempfile.TemporaryDirectory(dir=hot.spool) as folder:
+            target = Path(folder) / "packed"
             with self._originals.borrowed(digest) as path:
                 request = PackRequest(path, digest, target, self._settings.originals.coder)
                 self._wait(self._pool.submit(request, Priority.ARCHIVIST))
             size = target.stat().st_size
             packed = hot.adopt(target)
-        finally:
-            target.unlink(missing_ok=True)
         if not self._index.originals.packed(claim, packed, size, present=hot.has):
             self._index.originals.mark_garbage(packed, Tier.HOT)
 
@@ -108,7 +103,7 @@ class Packer:
         if not self._index.originals.moved(claim.original, Tier.COLD, present=cold.has):
             self._index.originals.mark_garbage(digest, Tier.COLD)
 
-    def _wait(self, future: Future[Answer]) -> None:
+    def _wait(self, future: Future[None]) -> None:
         deadline = time.monotonic() + self._settings.archivist.lease
         try:
             result_of(future, lambda: self._stopping.is_set() or time.monotonic() > deadline)

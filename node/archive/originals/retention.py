@@ -24,8 +24,9 @@ from storage.records import Purgeable, StoredRendition, Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
-Render = Callable[[StoredRendition], None]
-"""Makes the DICOM object of a rendition, header and verified pixels, and reads it back. Raises LatentPacsError."""
+Render = Callable[[int, StoredRendition], None]
+"""Makes the DICOM objects of a rendition (of the instance with that key), header and verified pixels, and reads them
+back. Raises LatentPacsError."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Retention:
         try:
             store.read(one.rendition.base_digest)
             store.read(one.rendition.rendition_digest)
-            self._render(one.rendition)
+            self._render(one.original.instance_key, one.rendition)
         except (LatentPacsError, OSError) as error:
             if not self._was_deleted(one):
                 LOGGER.error("original of %s is kept: %s", one.sop_instance_uid, error)

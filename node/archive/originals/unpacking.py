@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node.workers.memory import give_back
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import RestoreRequest
+from node.workers.requests import RestoreRequest
 from storage.formats.packed_original import is_light, restore_original
 
 

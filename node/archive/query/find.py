@@ -1,22 +1,15 @@
 """C-FIND: from an identifier to its responses (PS3.4 C.4.1).
 
 SQL selects candidates (storage.index.query_candidates), and ``matching`` decides. A response holds the keys of the
-request, the unique keys of the levels above, the Retrieve AE Title and the Instance Availability. Our choices, for
-the conformance statement:
+request, the unique keys of the levels above, the Retrieve AE Title and the Instance Availability. docs/CONFORMANCE.md
+lists our choices: 4.2.1.7 those that the standard leaves open, and 4.2.1.8 the one encoding of an image that a peer
+sees (C.4.1.3.1). Beyond these:
 
 - Keys of levels above the query level match and are returned, also without relational negotiation.
-- Unsupported keys do not restrict. They are returned with zero length, since many SCUs expect every key of their
-  request; C.2.2.1.3 would leave them out. ``has_unsupported_keys`` is for status FF01.
-- Values are returned as stored, text in UTF-8 unless it is ASCII. Timezone Offset From UTC never matches. It is
-  returned with dates and times if it is known, and converts them if that was negotiated (node.archive.query.timezones).
-- One encoding per image (C.4.1.3.1): a peer with rendition ``reconstructed`` sees an image that has a rendition as
-  derived and lossy, under the derived UID, and finds it by either UID; so does a peer with ``auto`` if the original
-  was removed. Others see the original. It and the levels above it are UNAVAILABLE if it was removed.
-- Such a peer with ``references: rewrite`` sees an annotation of such images under the UID of a copy that references
-  the reconstructions, and finds it by either UID.
-- A peer with ``texture: none`` sees the UIDs of reconstructions without drawn noise instead of those with it.
-- If such a peer queries by the derived UID of an older rendition alone, or by that of the other texture, it sees the
-  image under that UID, as a retrieval by it gives. Every other query shows the current rendition.
+- Unsupported keys are returned with zero length, since many SCUs expect every key of their request; C.2.2.1.3 would
+  leave them out.
+- Timezone Offset From UTC never matches. It converts dates and times if that was negotiated
+  (node.archive.query.timezones).
 """
 
 from __future__ import annotations
@@ -32,7 +25,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import empty_value_for_VR
 from pydicom.tag import BaseTag
 
-from node.archive.query.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
+from node.archive.query.identifier import MOST_UIDS, UNIQUE, IdentifierError, Root, keys_above, level_of
 from node.archive.query.matching import Condition, Span, condition, is_universal, span
 from node.archive.query.narrowing import narrows
 from node.archive.query.response import Element, all_ascii, element, stored
@@ -42,7 +35,8 @@ from node.config import RenditionPolicy
 from storage.dicom.elements import BadValueError, codecs_of, items_of, values_of
 from storage.dicom.levels import fill_time
 from storage.dicom.query_keys import COMPUTED_KEYS, KEYS, OFFSET_FROM_UTC, Key, Level
-from storage.index.query_candidates import Indexed, QueryCandidate, candidates
+from storage.index import Index
+from storage.index.query_candidates import QueryCandidate, candidates
 from storage.index.query_pages import Search
 from storage.records import DicomJson
 
@@ -50,7 +44,7 @@ __all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
 
 
 def find(
-    index: Indexed,
+    index: Index,
     identifier: Dataset,
     root: Root,
     *,
@@ -196,10 +190,7 @@ def _parsed(
             continue
         one = _query_key(identifier, *supported[tag], codecs)
         if tag == UNIQUE[Level.IMAGE].tag:  # SQL matches it, since it may name a rendition
-            uids, one = (
-                tuple(key_values(identifier, one.key)) if one.values else (),
-                QueryKey(one.key, one.level),
-            )
+            uids, one = one.values, QueryKey(one.key, one.level)
         keys.append(one)
     combined, keys = _combined(keys) if combined_datetime else ([], keys)
     return Query(
@@ -224,11 +215,9 @@ _SUPPORTED: dict[Level, dict[BaseTag, tuple[Key, Level]]] = {
 """Per query level: the keys of that level and of the levels above."""
 
 _MOVED_VRS = {"DA", "TM", "DT"}
-_LEVEL, _RETRIEVE_AE_TITLE, _AVAILABILITY = (
-    Key("QueryRetrieveLevel"),
-    Key("RetrieveAETitle"),
-    Key("InstanceAvailability"),
-)
+_LEVEL = Key("QueryRetrieveLevel")
+_RETRIEVE_AE_TITLE = Key("RetrieveAETitle")
+_AVAILABILITY = Key("InstanceAvailability")
 
 _COMPUTED = frozenset(key.keyword for keys in COMPUTED_KEYS.values() for key in keys)
 

@@ -16,11 +16,13 @@ The choices that the standard leaves open, for the conformance statement:
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from calendar import monthrange
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from storage.dicom.elements import BadValueError, checked
@@ -47,7 +49,7 @@ def condition(vr: str, values: Sequence[Any]) -> Condition:
     elif vr in _RANGES:
         kind = _RANGES[vr]
     else:
-        kind = _exact(vr)
+        kind = partial(_exact, vr)
     tests = [kind(value) for value in values if value != ""]
     return lambda stored: any(test(value) for value in stored if value is not None for test in tests)
 
@@ -63,17 +65,9 @@ def _text(key: str) -> Callable[[str], bool]:
     """Case-sensitive, literal or wildcard (C.2.2.2.1 and C.2.2.2.4)."""
     if not has_wildcard(key):
         return lambda stored: stored == key
-    matches = wildcard(key).fullmatch
+    # brackets are no wildcards in DICOM; the atomic groups of fnmatch prevent exponential time, whatever the key
+    matches = re.compile(fnmatch.translate(key.replace("[", "[[]"))).match
     return lambda stored: matches(stored) is not None
-
-
-def wildcard(pattern: str) -> re.Pattern[str]:
-    """A pattern of ``*`` and ``?``. Its atomic groups prevent exponential time, whatever the key."""
-    first, *rest = (re.escape(part).replace(r"\?", ".") for part in re.sub(r"\*+", "*", pattern).split("*"))
-    if not rest:
-        return re.compile(first, re.DOTALL)
-    *middle, last = rest
-    return re.compile(first + "".join(f"(?>.*?{part})" for part in middle) + f".*{last}", re.DOTALL)
 
 
 def _name(key: str) -> Callable[[dict[str, str]], bool]:
@@ -99,15 +93,14 @@ def name_groups(key: str) -> list[tuple[str, str]]:
 
 
 def _component_group(key: str) -> Callable[[str], bool]:
+    matches, carets = _text(key), key.count("^")
     if not has_wildcard(key):
-        return lambda stored: stored == key
-    matches = wildcard(key).fullmatch
-    carets = key.count("^")
+        return matches
 
     def test(stored: str) -> bool:
         # SMITH^* means every Smith, also one without a given name, whose delimiter may be absent
         padded = stored + "^" * (carets - stored.count("^"))
-        return bool(stored) and (matches(stored) is not None or matches(padded) is not None)
+        return bool(stored) and (matches(stored) or matches(padded))
 
     return test
 
@@ -137,13 +130,9 @@ def span(vr: str, key: str) -> Span:
     if not hyphen:
         high = low
     if vr == "TM":
-        return Span(fill_time(low), _latest(high), bool(hyphen))
+        latest = high + "235959.999999"[len(high) :] if high else ""  # that it can mean with less precision
+        return Span(fill_time(low), latest, bool(hyphen))
     return Span(low, high, bool(hyphen))
-
-
-def _latest(time: str) -> str:
-    """The last moment that a TM value of less than full precision can mean."""
-    return time + "235959.999999"[len(time) :] if time else ""
 
 
 def _date(key: str) -> Callable[[str], bool]:
@@ -206,13 +195,7 @@ _OFFSET = re.compile(r"[+-]\d{4}$", re.ASCII)
 _RANGES: dict[str, Callable[[str], Callable[[str], bool]]] = {"DA": _date, "TM": _time, "DT": _date_time}
 
 
-def _exact(vr: str) -> Callable[[Any], Callable[[Any], bool]]:
+def _exact(vr: str, key: Any) -> Callable[[Any], bool]:
     """Single value matching, by meaning for numbers: 1.0 is 1. An invalid UID matches nothing."""
-
-    def kind(key: Any) -> Callable[[Any], bool]:
-        if vr == "UI":
-            return lambda stored: bool(stored == key)
-        wanted = checked(key, vr)
-        return lambda stored: bool(stored == wanted)
-
-    return kind
+    wanted = key if vr == "UI" else checked(key, vr)
+    return lambda stored: bool(stored == wanted)

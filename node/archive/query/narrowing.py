@@ -12,7 +12,7 @@ from node.archive.query.timezones import FARTHEST, day_text
 from storage.dicom.query_keys import Key
 from storage.index.query_pages import Narrow
 
-_COLUMNS = {
+COLUMNS = {
     "PatientID": "patient.patient_id",
     "PatientName": "patient.name",
     "PatientBirthDate": "patient.birth_date",
@@ -28,11 +28,12 @@ _COLUMNS = {
     "Modality": "series.modality",
     "SOPClassUID": "instance.sop_class_uid",
 }
+"""Column by keyword; other keys are not narrowed."""
 
 
 def narrows(key: Key, values: Sequence[Any], *, any_zone: bool) -> Iterator[Narrow]:
     """The conditions on columns for the values of a key. ``any_zone``: stored times may be in another time zone."""
-    column = _COLUMNS.get(key.keyword)
+    column = COLUMNS.get(key.keyword)
     if column is None or not values:
         return
     if key.vr in {"DA", "TM"}:

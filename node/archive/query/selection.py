@@ -8,12 +8,14 @@ from pydicom import Dataset
 
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, keys_above, level_of
 from node.archive.query.matching import has_wildcard
+from node.archive.query.narrowing import COLUMNS
 from storage.dicom.query_keys import Level
-from storage.index.query_candidates import Indexed, instance_keys
+from storage.index import Index
+from storage.index.query_candidates import instance_keys
 from storage.index.query_pages import Narrow, Search
 
 
-def select(index: Indexed, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
+def select(index: Index, identifier: Dataset, root: Root, *, relational: bool = False) -> Iterator[int]:
     """Keys of the selected instances, ordered by series, instance number and key. Raises IdentifierError first.
 
     Only unique keys select; others are not part of a retrieve identifier. At IMAGE level a UID may be that of an
@@ -26,13 +28,8 @@ def select(index: Indexed, identifier: Dataset, root: Root, *, relational: bool 
         raise IdentifierError(f"{UNIQUE[level].keyword}: needed for a retrieval at {level} level")
     if level is not Level.IMAGE:
         chosen[level] = values
-    narrows = tuple(Narrow(_COLUMNS[upper], any_of=tuple(keys)) for upper, keys in chosen.items() if keys)
+    narrows = tuple(
+        Narrow(COLUMNS[UNIQUE[upper].keyword], any_of=tuple(keys)) for upper, keys in chosen.items() if keys
+    )
     uids = tuple(values) if level is Level.IMAGE else ()
-    return instance_keys(index.engine, Search(level, frozenset(), narrows, uids))
-
-
-_COLUMNS = {
-    Level.PATIENT: "patient.patient_id",
-    Level.STUDY: "study.study_instance_uid",
-    Level.SERIES: "series.series_instance_uid",
-}
+    return instance_keys(index.engine, Search(level, frozenset(), narrows, uids, derived=True, copies=True))

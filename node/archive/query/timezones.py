@@ -1,9 +1,6 @@
 """Dates and times in the time zone of a query (PS3.4 C.5.1.1.4, timezone query adjustment).
 
-If it was negotiated and the request has a Timezone Offset From UTC (0008,0201), its dates and times are in that zone.
-Those of an image are converted to it from the zone that the image states, or else from the archive's zone
-(``node.timezone``), before they are compared and returned. Without either they remain as written, and the response has
-no offset. A date is converted only together with its time; a date of birth never is.
+docs/CONFORMANCE.md, 4.2.1.7, says which of them are converted, from and to which zone.
 """
 
 from __future__ import annotations

@@ -44,9 +44,6 @@ def write_copy(source: Path, target: Path, copy: ReferencingCopy, applied: Seque
 
 
 def _references(dataset: Dataset) -> Iterator[Dataset]:
-    for element in dataset:
+    for element in dataset.iterall():
         if element.VR == "SQ":
-            for item in element.value:
-                if "ReferencedSOPInstanceUID" in item:
-                    yield item
-                yield from _references(item)
+            yield from (item for item in element.value if "ReferencedSOPInstanceUID" in item)

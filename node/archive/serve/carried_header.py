@@ -32,7 +32,7 @@ def remove_uncarriable(header: Dataset) -> list[str]:
             del header[tag]
         elif tag.group in _NOT_OF_DATA_SETS:
             del header[tag]
-            invalid.append(_tag_text(tag))
+            invalid.append(str(tag))
     return [*invalid, *_unreadable(header)]
 
 
@@ -49,7 +49,7 @@ def _unreadable(dataset: Dataset) -> list[str]:
     for tag in sorted(dataset.keys()):
         if not _can_be_read(dataset, tag):
             del dataset[tag]
-            invalid.append(_tag_text(tag))
+            invalid.append(str(tag))
             continue
         element = dataset.get_item(tag, keep_deferred=True)
         if element.VR == "SQ" and not isinstance(element, RawDataElement):
@@ -78,7 +78,3 @@ def _can_be_read(dataset: Dataset, tag: BaseTag) -> bool:
             dataset[tag] = attempt
         return True
     return False
-
-
-def _tag_text(tag: BaseTag) -> str:
-    return f"({tag.group:04X},{tag.element:04X})"

@@ -7,7 +7,7 @@ is sent, and read back. So a header that cannot be written is found while the or
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VR
 
 from node.archive.serve.derived_header import derived_header
 from node.codec.rendering import read_pair
-from node.workers.worker import Answer, ProofRequest, ReconstructRequest
+from node.workers.requests import Ask, ProofRequest, ReconstructRequest
 from storage.dicom.content import differences
 from storage.dicom.dicomfile import write_header_for_pixels
 from storage.errors import (
@@ -34,9 +34,6 @@ from storage.records import Applied, ReasonCode
 
 _NOT_COMPARED = ("", "SpecificCharacterSet", "pixel data")
 """Names that are not compared: "" is that of private elements; pixels are compared by their digest."""
-
-Ask = Callable[[ReconstructRequest | ProofRequest], Answer]
-"""Has a worker carry out a request, and waits for its answer."""
 
 _UNRELATED = (WorkerDied, ModelMissing, ObjectMissing, ObjectDamaged, StoreFull, OSError, MemoryError, CancelledError)
 """Errors that are not caused by the image; another attempt may succeed."""
@@ -95,7 +92,7 @@ def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
             trailer = {target: _write_header(replace(parts, draw=target is drawn), target) for target in (drawn, plain)}
             ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
             _, made = read_pair(parts.base, parts.rendition)
-            fault: Answer = ""
+            fault = ""
             for target, digest, uid in (
                 (drawn, made.output_digest, made.derived_uid),
                 (plain, made.structure_digest, made.structure_uid),
@@ -123,11 +120,8 @@ def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tupl
         out.write(write_header_for_pixels(out, header, 0))
         out.flush()
         found = differences(Path(out.name), returned)
-    return tuple(one.name for one in found if one.one and _is_compared(one.name))
-
-
-def _is_compared(keyword: str) -> bool:
-    return keyword not in _NOT_COMPARED and dictionary_VR(keyword) != "SQ"
+    changed = (one.name for one in found if one.one and one.name not in _NOT_COMPARED)
+    return tuple(name for name in changed if dictionary_VR(name) != "SQ")
 
 
 def safe_text(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from node.archive.serve.annotation_references import write_copy
 from node.archive.serve.derived_object import DerivedParts, make_object, safe_text
 from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import TranscodeRequest
+from node.workers.requests import TranscodeRequest
 from storage.dicom.header_amendments import version_of
 from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
@@ -294,14 +294,16 @@ class Retrieve:
         key = _cache_key(choice)
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
-        with making:  # two peers that request the same image share one reconstruction
-            link = self._cache.link(key)
-            if link is None:
-                link = self._cache.keep(key, self._render(choice, choice.rendition, priority))
-                if self._index.rendition(choice.sop_instance_uid) is None:
-                    self._cache.drop(key)
-        with self._lock:
-            self._making.pop(key, None)
+        try:
+            with making:  # two peers that request the same image share one reconstruction
+                link = self._cache.link(key)
+                if link is None:
+                    link = self._cache.keep(key, self._render(choice, choice.rendition, priority))
+                    if self._index.rendition(choice.sop_instance_uid) is None:
+                        self._cache.drop(key)
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
         return Sendable(link, choice.sop_class_uid, choice.sop_instance_uid, str(ExplicitVRLittleEndian))
 
     def _render(self, choice: Choice, rendition: StoredRendition, priority: Priority) -> Path:

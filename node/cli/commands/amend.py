@@ -21,10 +21,10 @@ from node.cli.options import (
     archive,
     current_user,
     print_json,
-    stated,
 )
-from node.cli.times import time_json, time_text
-from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity, text_of
+from node.cli.times import time_text
+from storage.dicom.header_amendments import Amendment, AmendmentKind, changes_of, keyword_of, patient_identity
+from storage.dicom.levels import text_of
 from storage.errors import UnknownUid
 from storage.index.amendments import MadeAmendment
 
@@ -79,7 +79,7 @@ def undo_amendment(
 ) -> None:
     """Undo an amendment, which makes another version. Later amendments stay in force."""
     with archive(config) as services:
-        made = services.index.amendments.undo(number, reason=stated(reason), who=current_user(), dry_run=dry_run)
+        made = services.index.amendments.undo(number, reason=reason, who=current_user(), dry_run=dry_run)
     _print(made, dry_run, as_json)
 
 
@@ -132,14 +132,14 @@ def _make(
         named[keyword.strip()] = value
     with archive(config) as services:
         made = services.index.amendments.make(
-            kind, target, changes_of(named), reason=stated(reason), who=current_user(), dry_run=dry_run
+            kind, target, changes_of(named), reason=reason, who=current_user(), dry_run=dry_run
         )
     _print(made, dry_run, as_json)
 
 
 def _print(made: MadeAmendment, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        print_json({**_as_json(made.amendment), "dry_run": dry_run, "studies": [asdict(one) for one in made.studies]})
+        print_json({**_as_json(made.amendment), "dry_run": dry_run, "studies": made.studies})
         return
     console = Console(soft_wrap=True)
     for study in made.studies:
@@ -155,5 +155,5 @@ def _text(one: Amendment) -> str:
 
 
 def _as_json(one: Amendment) -> dict[str, Any]:
-    plain = {**asdict(one), "target": one.shown_target, "made_at": time_json(one.made_at)}
-    return {**plain, "changes": {keyword_of(tag): text_of(value) for tag, value in one.changes.items()}}
+    changes = {keyword_of(tag): text_of(value) for tag, value in one.changes.items()}
+    return {**asdict(one), "target": one.shown_target, "changes": changes}

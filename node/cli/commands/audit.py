@@ -13,7 +13,6 @@ from node.cli.commands.jobs import run_in_this_process
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED
 from node.cli.options import (
-    ALL,
     DEFAULT_CONFIG,
     ConfigOption,
     JsonOption,
@@ -87,7 +86,7 @@ def list_reports(
     from node.app import open_reports
 
     with open_reports(load(config)) as reports:
-        found = reports.rows.newest([kind] if kind else (), limit=limit or ALL)
+        found = reports.rows.newest([kind] if kind else (), limit=limit)
     if as_json:
         print_json([_as_json(one) for one in found])
         return

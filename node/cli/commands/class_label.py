@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json, say
 
 class_labels = typer.Typer(help="Classes of images, such as cancer, for validations.", no_args_is_help=True)
 
@@ -60,7 +59,7 @@ def list_labels(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = Fal
     with archive(config) as services:
         found = services.index.classes.all()
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json(found)
         return
     table = Table("image", "class", "original held")
     for one in found:
@@ -80,4 +79,4 @@ def release_labels(
     with archive(config) as services:
         chosen = uids or [one.sop_instance_uid for one in services.index.classes.all() if one.held]
         count = services.index.classes.release(chosen, who=current_user(), why="by hand")
-    print_json({"released": count}) if as_json else Console().print(f"{count} originals are no longer held")
+    say({"released": count}, f"{count} originals are no longer held", as_json=as_json)

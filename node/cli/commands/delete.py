@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,6 +15,7 @@ from node.cli.options import (
     archive,
     current_user,
     print_json,
+    say,
     stated,
 )
 from node.reports.formatting import size_text
@@ -46,7 +46,8 @@ def delete(
     with archive(config) as services:
         if allow_return:
             returning = services.deletion.allow_return(level, uid, reason=reason, who=current_user())
-            _print_returning(returning, as_json)
+            text = f"{len(returning)} UIDs are accepted again when they are sent"
+            say({"may_come_back": returning}, text, as_json=as_json)
             return
         report = services.deletion.plan(level, uid)
         if not dry_run:
@@ -54,16 +55,9 @@ def delete(
                 typer.confirm(f"Delete {_summary(report)} permanently?", abort=True, err=True)
             report = services.deletion.delete(level, uid, reason=reason, who=current_user())
     if as_json:
-        print_json({"dry_run": report.dry_run, "images": [asdict(one) for one in report.images]})
+        print_json({"dry_run": report.dry_run, "images": report.images})
     else:
         _print(report, dry_run)
-
-
-def _print_returning(uids: list[str], as_json: bool) -> None:
-    if as_json:
-        print_json({"may_come_back": uids})
-    else:
-        Console(soft_wrap=True).print(f"{len(uids)} UIDs are accepted again when they are sent")
 
 
 def _print(report: DeletionReport, dry_run: bool) -> None:

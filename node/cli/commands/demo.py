@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, SecondaryCaptureImageStorage
+from rich.table import Column, Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
 from node.cli.progress import progress
-from node.config import (
-    EligibilitySettings,
-    EligibleClass,
-    NodeSettings,
-    Peer,
-    RenditionPolicy,
-    Settings,
-    StorageSettings,
-)
+from node.config import Settings, parse
 from node.reports.formatting import size_text
 from storage.dicom.dicomfile import opened
 from storage.errors import ConfigError, DataSetError
@@ -34,9 +27,6 @@ if TYPE_CHECKING:
     from node.dimse.client import Address, Receiver
 
 CREDIT = "Demo images: CBIS-DDSM (Sawyer-Lee et al., The Cancer Imaging Archive), CC BY 3.0"
-
-_MAMMOGRAPHY = "1.2.840.10008.5.1.4.1.1.1.2"
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 @dataclass
@@ -128,26 +118,22 @@ def _run(files: list[Path], folder: Path) -> tuple[list[Row], list[tuple[Path, P
 
 def _settings(root: Path, receiver_port: int) -> Settings:
     """The defaults, with scanned film (Secondary Capture with Modality MG) eligible, as in the demo study."""
-    return Settings(
-        node=NodeSettings(host="127.0.0.1", port=0),
-        peers=(
-            Peer(ae_title="MODALITY", allow=("echo", "store")),
-            Peer(
-                ae_title="VIEWER",
-                host="127.0.0.1",
-                port=receiver_port,
-                allow=("echo", "find", "move", "get"),
-                rendition=RenditionPolicy.RECONSTRUCTED,
-            ),
-        ),
-        storage=StorageSettings(root=root),
-        eligibility=EligibilitySettings(
-            classes=(
-                EligibleClass(sop_class=_MAMMOGRAPHY),
-                EligibleClass(sop_class=_SECONDARY_CAPTURE, modality="MG"),
-            )
-        ),
-    )
+    viewer = {"ae_title": "VIEWER", "host": "127.0.0.1", "port": receiver_port, "rendition": "reconstructed"}
+    raw = {
+        "node": {"host": "127.0.0.1", "port": 0},
+        "peers": [
+            {"ae_title": "MODALITY", "allow": ["echo", "store"]},
+            {**viewer, "allow": ["echo", "find", "move", "get"]},
+        ],
+        "storage": {"root": str(root)},
+        "eligibility": {
+            "classes": [
+                {"sop_class": DigitalMammographyXRayImageStorageForPresentation},
+                {"sop_class": SecondaryCaptureImageStorage, "modality": "MG"},
+            ]
+        },
+    }
+    return parse(raw, "the demo")
 
 
 def _demo_study() -> list[Path]:
@@ -222,6 +208,8 @@ def _describe(row: Row, instance: StoredInstance) -> None:
 
 
 def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Receiver, got: Receiver) -> None:
+    from pydicom import dcmread
+
     from node.dimse import client
 
     uid = row.derived_uid or row.original_uid
@@ -234,7 +222,7 @@ def _retrieve(row: Row, instance: StoredInstance, address: Address, moved: Recei
     row.get_s = round(time.monotonic() - began, 3)
     row.moved, row.got = _came_back(moved, uid, instance), _came_back(got, uid, instance)
     if row.got and row.derived_uid:
-        received = client.read(got.received[uid])
+        received = dcmread(got.received[uid])
         row.rows, row.columns = int(received.Rows), int(received.Columns)
 
 
@@ -272,9 +260,7 @@ def _table(rows: list[Row]) -> Table:
         "FSIM mean/p5",
         "seconds: store encode move get",
     ]
-    table = Table(title="figures of the study")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
+    table = Table(*(Column(heading, no_wrap=True) for heading in headings), title="figures of the study")
     for number, row in enumerate(rows, start=1):
         fsim = f"{_figure(row.fsim_mean, 3)} {_figure(row.fsim_p5, 3)}"
         seconds = " ".join(f"{_figure(value, 2):>5}" for value in (row.store_s, row.verify_s, row.move_s, row.get_s))

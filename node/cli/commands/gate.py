@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,17 +33,20 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Encode your images as the archive would, and print the figures of the gate beside their limits."""
-    from node.cli.calibration import calibrated, pictures_in, report_of
+    from node.cli.calibration import calibrated, report_of
+    from node.training.image_files import NoPictures, picture_files
 
     settings = load(config)
     console = Console(stderr=True)
     with console.status("looking for images"):
-        files = pictures_in(folder)
+        files = picture_files([folder])
     found: list[Any] = []
     with progress("measuring", "images") as show:
-        for each in calibrated(files, limit, settings):
+        for each in islice(calibrated(files, settings), limit or None):
             found.append(each)
             show(len(found), min(len(files), limit or len(files)), each.name)
+    if not found:
+        raise NoPictures(f"found no DICOM, PNG or JPEG mammogram of at least 256 pixels per side in {folder}")
     report = report_of(found, settings)
     print_json(report) if as_json else _print(report)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -19,10 +19,10 @@ from node.cli.options import (
     archive,
     current_user,
     print_json,
-    stated,
+    say,
 )
-from node.cli.times import time_json, time_text
-from storage.records import Hold, HoldKind
+from node.cli.times import time_text
+from storage.records import HoldKind
 
 holds = typer.Typer(help="Legal holds. No original under a hold is removed.", no_args_is_help=True)
 
@@ -41,12 +41,10 @@ def add_hold(
     if len(named) != 1:
         raise UsageError("name exactly one of --study, --patient and --label")
     with archive(config) as services:
-        placed = services.index.holds.add(*named[0], reason=stated(reason), who=current_user())
+        placed = services.index.holds.add(*named[0], reason=reason, who=current_user())
         covered = services.index.holds.covered(placed)
-    if as_json:
-        print_json({**_as_json(placed), "originals": covered})
-    else:
-        Console().print(f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today")
+    text = f"hold {placed.key} on {placed.kind} {placed.value} covers {covered} originals today"
+    say({**asdict(placed), "originals": covered}, text, as_json=as_json)
 
 
 @holds.command("list")
@@ -60,7 +58,7 @@ def list_holds(
     with archive(config) as services:
         found = [(one, services.index.holds.covered(one)) for one in services.index.holds.all(released=released)]
     if as_json:
-        print_json([{**_as_json(one), "originals": covered} for one, covered in found])
+        print_json([{**asdict(one), "originals": covered} for one, covered in found])
         return
     table = Table("hold", "on", "value", "originals", "reason", "placed", "by", "released")
     for one, covered in found:
@@ -81,15 +79,7 @@ def release_hold(
 ) -> None:
     """Release a hold. The next purge may remove originals that no other hold covers."""
     with archive(config) as services:
-        hold = services.index.holds.release(number, reason=stated(reason), who=current_user())
+        hold = services.index.holds.release(number, reason=reason, who=current_user())
     if hold is None:
         raise UsageError(f"no hold {number} is in force; `latent-pacs hold list` lists those that are")
-    if as_json:
-        print_json(_as_json(hold))
-    else:
-        Console().print(f"hold {hold.key} on {hold.kind} {hold.value} is released")
-
-
-def _as_json(hold: Hold) -> dict[str, Any]:
-    times = {name: getattr(hold, name) for name in ("placed_at", "released_at")}
-    return {**asdict(hold), **{name: time_json(value) if value else None for name, value in times.items()}}
+    say(hold, f"hold {hold.key} on {hold.kind} {hold.value} is released", as_json=as_json)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, archive, current_user, print_json, say
 
 hold_labels = typer.Typer(help="Labels of studies, for holds by label (`hold add --label`).", no_args_is_help=True)
 
@@ -54,7 +54,5 @@ def _change(config: Path, name: str, study: str, as_json: bool, *, put: bool) ->
             raise UsageError(f"study {study} is not held here; nothing was labelled")
         change = services.index.holds.put_label if put else services.index.holds.take_label
         changed = change(name, study, who=current_user())
-    if as_json:
-        print_json({"label": name, "study": study, "changed": changed})
-    else:
-        Console().print(("done" if changed else "nothing to change") + f": {study} {name}")
+    text = f"{'done' if changed else 'nothing to change'}: {study} {name}"
+    say({"label": name, "study": study, "changed": changed}, text, as_json=as_json)

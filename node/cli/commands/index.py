@@ -9,7 +9,7 @@ import typer
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, say
 from node.cli.progress import progress
 from node.config import load
 from node.reports.formatting import size_text
@@ -46,10 +46,8 @@ def compact(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) 
     from node.app import compact_journal
 
     before, after = compact_journal(load(config))
-    if as_json:
-        print_json({"bytes_before": before, "bytes_after": after})
-    else:
-        Console(soft_wrap=True).print(f"the change journal now takes {size_text(after)}; before, {size_text(before)}")
+    text = f"the change journal now takes {size_text(after)}; before, {size_text(before)}"
+    say({"bytes_before": before, "bytes_after": after}, text, as_json=as_json)
 
 
 def _print(made: Rebuilt) -> None:

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from node.cli.console import Console
-from node.cli.exit_codes import Refused
 from node.cli.options import DEFAULT_CONFIG, JsonOption, print_json
 from node.config import DEFAULT_FILE
-from storage.errors import ConfigError
+from storage.errors import ConfigError, Refused
 
 
 def init(

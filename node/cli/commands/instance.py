@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, print_json
-from node.cli.times import time_json, time_text
+from node.cli.times import time_text
 from node.config import load
 from node.reports.formatting import size_text
 from storage.objects.store import ObjectStore
@@ -122,7 +121,7 @@ def listed_json(one: StoredInstance) -> dict[str, Any]:
         "state": one.state.value,
         "reason_code": one.reason_code.value,
         "reason": one.reason,
-        "received_at": time_json(one.received_at),
+        "received_at": one.received_at,
         "sent_by": one.calling_aet,
         "original_bytes": one.original_bytes,
         "payload_bytes": one.rendition.payload_bytes if one.rendition else None,
@@ -134,8 +133,7 @@ def _report_json(report: InstanceReport) -> dict[str, Any]:
     """A report as plain data, without the masks and places, which only the picture shows."""
     from node.cli.instance_text import compression_ratio
 
-    data = _plain(dataclasses.asdict(report))
-    assert isinstance(data, dict)
+    data = dataclasses.asdict(report)
     for one, rendition in zip(data["renditions"], report.renditions, strict=True):
         one["payload_bytes"] = rendition.payload_bytes
         one["ratio"] = compression_ratio(report, rendition)
@@ -144,13 +142,3 @@ def _report_json(report: InstanceReport) -> dict[str, Any]:
     if report.patient is None:
         del data["patient"]
     return data
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, datetime):
-        return time_json(value)
-    return str(value) if isinstance(value, Path) else value

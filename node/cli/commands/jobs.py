@@ -18,7 +18,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import DONE, FAILED, UNFINISHED, UsageError
-from node.cli.options import ALL, DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, archive, print_json, say
 from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import Settings
@@ -72,11 +72,8 @@ def run(
     """
     ended = run_job(name, config, wait=wait)
     if ended is None:
-        _say(
-            {"job": name, "state": "requested"},
-            f"{name}: requested; the node starts it within seconds",
-            as_json=as_json,
-        )
+        text = f"{name}: requested; the node starts it within seconds"
+        say({"job": name, "state": "requested"}, text, as_json=as_json)
         return
     _report(ended, as_json=as_json)
     raise typer.Exit(exit_code(ended))
@@ -87,7 +84,7 @@ def pause(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: Js
     """Suspend the schedule of a job until `jobs resume`. A run in progress continues, and `jobs run` still works."""
     with _opened(config) as (_, planned, rows):
         rows.pause(_known(planned, name).job.name, paused=True)
-    _say({"job": name, "paused": True}, f"{name} is paused", as_json=as_json)
+    say({"job": name, "paused": True}, f"{name} is paused", as_json=as_json)
 
 
 @jobs.command()
@@ -95,7 +92,7 @@ def resume(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: J
     """Resume the schedule of a paused job."""
     with _opened(config) as (_, planned, rows):
         rows.pause(_known(planned, name).job.name, paused=False)
-    _say({"job": name, "paused": False}, f"{name} runs on schedule", as_json=as_json)
+    say({"job": name, "paused": False}, f"{name} runs on schedule", as_json=as_json)
 
 
 @jobs.command()
@@ -104,7 +101,7 @@ def cancel(name: NameArgument, config: ConfigOption = DEFAULT_CONFIG, as_json: J
     with _opened(config) as (_, planned, rows):
         found = rows.cancel(_known(planned, name).job.name)
     text = f"{name} ends at its next safe point" if found else f"{name} is not running"
-    _say({"job": name, "cancelled": found}, text, as_json=as_json)
+    say({"job": name, "cancelled": found}, text, as_json=as_json)
 
 
 @jobs.command()
@@ -119,7 +116,7 @@ def history(
     with _opened(config) as (_, planned, rows):
         if name:
             _known(planned, name)
-        runs = rows.history(name, limit or ALL)
+        runs = rows.history(name, limit)
     if as_json:
         print_json([run_json(one) for one in runs])
         return
@@ -144,7 +141,7 @@ def run_job(name: str, config: Path, *, wait: bool) -> JobRun | None:
         job = _known(planned, name).job
         if not runs_here(services.settings.storage.root):
             return run_in_this_process(job, services.index, services.settings)
-        before = _latest_key(rows, name)
+        before = max((one.key for one in rows.history(name, 1)), default=0)
         rows.request(name)
         return _follow(rows, name, before) if wait else None
 
@@ -213,10 +210,6 @@ def _known(planned: dict[str, Planned], name: str) -> Planned:
     return planned[name]
 
 
-def _latest_key(rows: JobRows, name: str) -> int:
-    return max((one.key for one in rows.history(name, 1)), default=0)
-
-
 def _follow(rows: JobRows, name: str, before: int) -> JobRun:
     """Watch the requested run until it has ended. Raises JobRefused if no node starts it."""
     deadline = time.monotonic() + _PICKED_UP_WITHIN
@@ -267,7 +260,3 @@ def _report(run: JobRun, *, as_json: bool) -> None:
     for name, value in run.report.items():
         if not isinstance(value, (list, dict)):
             console.print(f"  {name}: {value}")
-
-
-def _say(report: dict[str, Any], text: str, *, as_json: bool) -> None:
-    print_json(report) if as_json else Console().print(text)

@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from node.cli.console import Console
+from node.cli.evaluation import evaluation_tables
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
 from node.cli.progress import Report, progress
 from node.config import load
@@ -125,7 +126,11 @@ def evaluate(
         for result in results_of(pictures, model or SHIPPED, scales=scales, device=device):
             results.append(result)
             report(len(results), len(pictures) * len(scales))
-    print_json(results) if as_json else _print_evaluation(results, summary(results))
+    if as_json:
+        print_json(results)
+        return
+    for table in evaluation_tables(results, summary(results)):
+        Console().print(table)
 
 
 @models.command("list")
@@ -171,11 +176,3 @@ def _report(out: Path, last: Any, *, as_json: bool, **extra: Any) -> None:
         return
     for name, value in report.items():
         Console().print(f"{name}: {value}")
-
-
-def _print_evaluation(results: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-    from node.cli.evaluation import evaluation_tables
-
-    console = Console()
-    for table in evaluation_tables(results, rows):
-        console.print(table)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED, UsageError
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, print_json, say
 from node.config import RenditionPolicy, add_peer, as_data, load
 
 peers = typer.Typer(help="List, add and test the peers of config.yaml.", no_args_is_help=True)
@@ -86,10 +86,8 @@ def echo(ae_title: TitleArgument, config: ConfigOption = DEFAULT_CONFIG, as_json
     answer = send_echo(settings, peer)
     status = "" if answer.status is None else f"{answer.status:04X}"
     report = {"ae_title": peer.ae_title, "status": status, "seconds": round(answer.seconds, 3)}
-    if as_json:
-        print_json(report)
-    else:
-        outcome = f"status {status}" if status else "no answer"
-        Console().print(f"{peer.ae_title} at {peer.host}:{peer.port}: {outcome}, {answer.seconds:.2f} s")
+    outcome = f"status {status}" if status else "no answer"
+    text = f"{peer.ae_title} at {peer.host}:{peer.port}: {outcome}, {answer.seconds:.2f} s"
+    say(report, text, as_json=as_json)
     if answer.status != 0:
         raise typer.Exit(FAILED)

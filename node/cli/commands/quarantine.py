@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -19,9 +19,9 @@ from node.cli.options import (
     current_user,
     open_index,
     print_json,
-    stated,
+    say,
 )
-from node.cli.times import time_json, time_text
+from node.cli.times import time_text
 from storage.records import Quarantined
 
 quarantines = typer.Typer(
@@ -42,7 +42,7 @@ def list_quarantined(
     with open_index(config) as index:
         found = index.quarantine.all()
     if as_json:
-        print_json([_as_json(one) for one in found])
+        print_json(found)
         return
     table = Table("digest", "SOP Instance UID", "from", "arrived", "reason")
     for one in found:
@@ -63,12 +63,12 @@ def show_quarantined(
         compared = services.quarantine.compare(digest)
     held = compared.held.original_digest if compared.held else None
     if as_json:
-        report = {**_as_json(compared.quarantined), "held": held, "lost": compared.lost, "deleted": compared.deleted}
-        print_json({**report, "differences": [asdict(one) for one in compared.differences]})
+        report = {**asdict(compared.quarantined), "held": held, "lost": compared.lost, "deleted": compared.deleted}
+        print_json({**report, "differences": compared.differences})
         return
     console = Console(soft_wrap=True)
     one = compared.quarantined
-    for name, value in {**_as_json(one), "arrived_at": time_text(one.arrived_at, utc=utc)}.items():
+    for name, value in {**asdict(one), "arrived_at": time_text(one.arrived_at, utc=utc)}.items():
         console.print(f"{name}: {value}")
     if compared.deleted:
         console.print("an object with this UID was deleted here")
@@ -93,7 +93,7 @@ def accept_quarantined(
 ) -> None:
     """Make it the original of its UID, which is then encoded. The former original goes to quarantine."""
     with archive(config) as services:
-        one = services.quarantine.accept(digest, reason=stated(reason), who=current_user(), allow_return=allow_return)
+        one = services.quarantine.accept(digest, reason=reason, who=current_user(), allow_return=allow_return)
     _print(one, "accepted", as_json)
 
 
@@ -103,16 +103,10 @@ def reject_quarantined(
 ) -> None:
     """Remove it from quarantine permanently."""
     with archive(config) as services:
-        one = services.quarantine.reject(digest, reason=stated(reason), who=current_user())
+        one = services.quarantine.reject(digest, reason=reason, who=current_user())
     _print(one, "rejected", as_json)
 
 
 def _print(one: Quarantined, outcome: str, as_json: bool) -> None:
-    if as_json:
-        print_json({**_as_json(one), "outcome": outcome})
-    else:
-        Console(soft_wrap=True).print(f"{one.sop_instance_uid}: {outcome} {one.digest}")
-
-
-def _as_json(one: Quarantined) -> dict[str, Any]:
-    return {**asdict(one), "arrived_at": time_json(one.arrived_at)}
+    text = f"{one.sop_instance_uid}: {outcome} {one.digest}"
+    say({**asdict(one), "outcome": outcome}, text, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -27,7 +26,7 @@ def restore(
     if not steps:
         raise UsageError(f"no {level} {uid} is held here; name another level with --level")
     if as_json:
-        print_json([asdict(step) for step in steps])
+        print_json(steps)
     else:
         for step in steps:
             detail = f": {step.detail}" if step.detail else ""

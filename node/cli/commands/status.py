@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 from rich.table import Table
 
@@ -13,7 +13,9 @@ from node.cli.console import Console
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, open_index, print_json
 from node.config import load, retention_text
 from node.reports.formatting import size_text
-from storage.records import HoldingCounts, OriginalTotals
+from storage.records import OriginalTotals
+
+_OTHER = "other: see latent-pacs instance show UID"
 
 
 def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -> None:
@@ -25,7 +27,10 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
             retention_text(span): would_free(index, settings, span)
             for span in (settings.originals.retain_for, timedelta(days=30))
         }
-    report = status_report(counts) | {
+    report = {
+        **dataclasses.asdict(counts),
+        "ratio_reconstructable": _ratio(counts.reconstructable_pixel_bytes, counts.reconstructable_payload_bytes),
+        "ratio_everything": _ratio(counts.all_pixel_bytes, counts.all_hot_bytes),
         "originals": dataclasses.asdict(totals),
         "purge_would_free": {name: {"originals": count, "bytes": size} for name, (count, size) in free.items()},
     }
@@ -33,10 +38,12 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
         print_json(report)
         return
     console = Console()
-    console.print(_states(counts))
-    if counts.left_out:
-        console.print(_left_out(counts))
-    console.print(_bytes(counts))
+    console.print(_counted(Table("state", "count", title="instances"), counts.by_state))
+    if counts.left_out:  # each image counted as other has its own reason
+        reasons = {_OTHER if code == "other" else code: count for code, count in counts.left_out.items()}
+        console.print(_counted(Table("reason", "count", title="not reconstructable, by reason"), reasons))
+    sizes = {kind: size_text(size) for kind, size in counts.bytes_by_kind.items()}
+    console.print(_counted(Table("kind", "size", title="objects"), sizes))
     console.print(_originals(totals))
     for name, (count, size) in free.items():
         frees = f"would remove {count} originals and free {size_text(size)}" if name != "forever" else "removes nothing"
@@ -46,35 +53,9 @@ def status(config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption = False) -
     console.print(f"ratio over everything held:        {_ratio_text(report['ratio_everything'])}")
 
 
-def status_report(counts: HoldingCounts) -> dict[str, Any]:
-    """The counts with both compression ratios; a ratio is None if there is nothing to divide."""
-    return {
-        **dataclasses.asdict(counts),
-        "ratio_reconstructable": _ratio(counts.reconstructable_pixel_bytes, counts.reconstructable_payload_bytes),
-        "ratio_everything": _ratio(counts.all_pixel_bytes, counts.all_hot_bytes),
-    }
-
-
-def _states(counts: HoldingCounts) -> Table:
-    table = Table("state", "count", title="instances")
-    for state, count in counts.by_state.items():
-        table.add_row(state, str(count))
-    return table
-
-
-def _left_out(counts: HoldingCounts) -> Table:
-    """Reasons why images stay exact. ``other``: each has its own reason, which ``latent-pacs instance show`` prints."""
-    table = Table("reason", "count", title="not reconstructable, by reason")
-    for reason, count in counts.left_out.items():
-        text = "other: see latent-pacs instance show UID" if reason == "other" else reason
-        table.add_row(text, str(count))
-    return table
-
-
-def _bytes(counts: HoldingCounts) -> Table:
-    table = Table("kind", "size", title="objects")
-    for kind, size in counts.bytes_by_kind.items():
-        table.add_row(kind, size_text(size))
+def _counted(table: Table, figures: Mapping[str, object]) -> Table:
+    for name, figure in figures.items():
+        table.add_row(name, str(figure))
     return table
 
 
@@ -87,6 +68,7 @@ def _originals(totals: OriginalTotals) -> Table:
 
 
 def _ratio(whole: int, part: int) -> float | None:
+    """None if there is nothing to divide."""
     return whole / part if part else None
 
 

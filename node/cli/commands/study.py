@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from pydicom import Dataset
+from pydicom.multival import MultiValue
 from rich.table import Table
 
 from node.cli.commands.instance import listed_json, listed_table
@@ -12,9 +14,6 @@ from node.cli.console import Console
 from node.cli.exit_codes import UsageError
 from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, LimitOption, UtcOption, open_index, print_json
 from storage.index import Index
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
 
 studies = typer.Typer(help="List studies, and show one. Prints patient data.", no_args_is_help=True)
 
@@ -94,8 +93,6 @@ def _find(index: Index, keys: dict[str, str], limit: int) -> list[Dataset]:
     """Answers to a query at STUDY level. Raises UsageError."""
     from itertools import islice
 
-    from pydicom import Dataset
-
     from node.archive.query.find import IdentifierError, Root, find
     from node.config import RenditionPolicy
 
@@ -111,11 +108,10 @@ def _find(index: Index, keys: dict[str, str], limit: int) -> list[Dataset]:
 
 
 def _as_json(answer: Dataset) -> dict[str, Any]:
-    values = {keyword: answer.get(keyword) for keyword in _COLUMNS}
-    texts = {keyword: "" if value is None else value for keyword, value in values.items()}
-    texts["ModalitiesInStudy"] = _joined(texts["ModalitiesInStudy"])
-    return {keyword: value if isinstance(value, int) else str(value) for keyword, value in texts.items()}
+    return {keyword: _plain(answer.get(keyword)) for keyword in _COLUMNS}
 
 
-def _joined(value: object) -> str:
-    return value if isinstance(value, str) else " ".join(map(str, value)) if hasattr(value, "__iter__") else str(value)
+def _plain(value: object) -> int | str:
+    if isinstance(value, MultiValue):
+        return " ".join(map(str, value))
+    return value if isinstance(value, int) else str(value or "")

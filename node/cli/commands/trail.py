@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from node.cli.console import Console
 from node.cli.exit_codes import FAILED
-from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, UtcOption, archive, print_json
+from node.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, UtcOption, archive, print_json, say
 from node.cli.times import time_text
 
 
@@ -35,7 +34,7 @@ def trail(
     with archive(config) as services:
         records = list(services.index.trail.records(since=since, uid=study, newest=limit))
     if as_json:
-        print_json([asdict(record) for record in records])
+        print_json(records)
         return
     table = Table("no.", "time", "who", "action", "outcome", "on", "detail")
     for record in records:
@@ -49,9 +48,7 @@ def _verify(config: Path, as_json: bool) -> None:
     """Check the chain of records in the index and in the journal."""
     with archive(config) as services:
         broken, count = services.trail.broken(), services.index.trail.last()[0]
-    if as_json:
-        print_json({"records": count, "broken": broken})
-    else:
-        Console(soft_wrap=True).print(broken or f"{count} records, unbroken in index and journal")
+    text = broken or f"{count} records, unbroken in index and journal"
+    say({"records": count, "broken": broken}, text, as_json=as_json)
     if broken:
         raise typer.Exit(FAILED)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source
 from node.upscalers.catalogue import Catalogue
-from node.upscalers.installed import Installed, installed
+from node.upscalers.protocol import Installed, installed
 from storage.dicom.pixels import pixel_digest
 from storage.errors import PayloadError
 from storage.formats.payload import (
@@ -49,6 +49,21 @@ class EncodeRequest:
     regions: tuple[Box, ...] = ()
     upscaler: str = ""
 
+    def answer(self, catalogue: Catalogue) -> EncodeResult:
+        """Raises NotReconstructable or PixelError if the pixels cannot be encoded."""
+        source, reference = read_source(self.original, self.original_digest)
+        candidates = catalogue.candidates()
+        encoder = Encoder(
+            *(source, reference, [each for each in candidates if each.name == self.upscaler] or candidates),
+            self.thresholds,
+            scales=self.scales,
+            effort=self.effort,
+            share=self.patch_share,
+            regions=self.regions,
+        )
+        made = encoder.at(self.point) if self.point else encoder.search()
+        return _result(made, self, encoder)
+
 
 @dataclass(frozen=True)
 class ReverifyRequest:
@@ -61,6 +76,21 @@ class ReverifyRequest:
     thresholds: Thresholds | None
     patch_share: float = 0.15
     regions: tuple[Box, ...] = ()
+
+    def answer(self, catalogue: Catalogue) -> EncodeResult:
+        """Raises PayloadError if the base was made from another original."""
+        source, reference = read_source(self.original, self.original_digest)
+        data = self.base.read_bytes()
+        base = decode_base(data)
+        if base.pixel_digest != source.pixel_digest:
+            digest = hashlib.sha256(data).hexdigest()
+            raise PayloadError(f"base {digest} was not made from the pixels of original {self.original_digest}")
+        encoder = Encoder(
+            *(source, reference, catalogue.candidates(), self.thresholds),
+            share=self.patch_share,
+            regions=self.regions,
+        )
+        return _result(encoder.of_base(base, data), self, encoder)
 
 
 @dataclass(frozen=True)
@@ -80,38 +110,6 @@ class EncodeResult:
 
     tried: tuple[Trial, ...]
     made: EncodedRendition | None
-
-
-def encode_and_verify(request: EncodeRequest, catalogue: Catalogue) -> EncodeResult:
-    """Encode one file. Raises NotReconstructable or PixelError if its pixels cannot be encoded."""
-    source, reference = read_source(request.original, request.original_digest)
-    candidates = catalogue.candidates()
-    encoder = Encoder(
-        *(source, reference, [each for each in candidates if each.name == request.upscaler] or candidates),
-        request.thresholds,
-        scales=request.scales,
-        effort=request.effort,
-        share=request.patch_share,
-        regions=request.regions,
-    )
-    made = encoder.at(request.point) if request.point else encoder.search()
-    return _result(made, request, encoder)
-
-
-def reverify(request: ReverifyRequest, catalogue: Catalogue) -> EncodeResult:
-    """Upscale and measure an existing base. Raises PayloadError if it was made from another original."""
-    source, reference = read_source(request.original, request.original_digest)
-    data = request.base.read_bytes()
-    base = decode_base(data)
-    if base.pixel_digest != source.pixel_digest:
-        digest = hashlib.sha256(data).hexdigest()
-        raise PayloadError(f"base {digest} was not made from the pixels of original {request.original_digest}")
-    encoder = Encoder(
-        *(source, reference, catalogue.candidates(), request.thresholds),
-        share=request.patch_share,
-        regions=request.regions,
-    )
-    return _result(encoder.of_base(base, data), request, encoder)
 
 
 def _result(made: Encoded | None, request: EncodeRequest | ReverifyRequest, encoder: Encoder) -> EncodeResult:

@@ -54,7 +54,7 @@ def forecasts_of(
 ) -> list[SampleForecast]:
     """The forecasts of the scales, in no order; the trials of those that cannot pass say why.
 
-    The last upscaler is the baseline and makes the first looks. The first scale decides whether samples are companded.
+    The last upscaler is the baseline and makes the first looks. Each scale is coded with companded samples and without.
     ``area``: pixels of breast in the image, over those in the sample.
     """
 
@@ -68,12 +68,14 @@ def forecasts_of(
             best.refine(look)
         return best
 
+    def started(scale: int) -> list[_Candidate]:
+        plain, companded = (candidate(scale, each, baseline, START[scale]) for each in (False, True))
+        return [plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain]
+
     *others, baseline = upscalers
-    first, *more = scales
-    plain, companded = (candidate(first, each, baseline, START[first]) for each in (False, True))
-    best = cheapest([plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain])
-    found = [best, *(candidate(scale, best.point.companded, baseline, START[scale]) for scale in more)]
-    best = cheapest(found)
+    pairs = [started(scale) for scale in scales]
+    best = cheapest([each for pair in pairs for each in pair])
+    found = [min(pair, key=lambda each: each.forecast) for pair in pairs]
     for upscaler in others:
         other = candidate(best.point.scale, best.point.companded, upscaler, best.distance)
         while other.forecast <= _RESERVE * best.forecast and not other.ended:

@@ -11,12 +11,13 @@ import logging
 import ssl
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from node.config import Peer, Settings
 from node.dimse.associations.refusals import Refusals, address_of
 from node.dimse.pynetdicom_patches.association_request import Rejection
+from node.dimse.pynetdicom_patches.entity import Acceptor
 from node.dimse.tls import ANY_NAME, names_in
 
 LOGGER = logging.getLogger(__name__)
@@ -32,19 +33,12 @@ def _too_many(why: str) -> Rejection:
     return Rejection(why, 2, 3, 2)
 
 
-@dataclass(frozen=True)
-class _Admitted:
-    caller: str
-    since: float
-
-
 class Admission:
     """Accepts or rejects association requests, and finds associations that have been open too long."""
 
     def __init__(self, settings: Settings, refusals: Refusals) -> None:
         self._settings, self._refusals = settings, refusals
         self._lock = threading.Lock()
-        self._admitted: dict[Any, _Admitted] = {}
 
     def requested(self, event: Any) -> None:
         """Reject the request, or let the negotiation continue (pynetdicom's EVT_REQUESTED)."""
@@ -68,23 +62,18 @@ class Admission:
         if not assoc.is_acceptor:
             return
         called = str(assoc.requestor.primitive.called_ae_title).strip()
-        other = node.require_called_ae_title and called != node.ae_title
-        why = (
-            f"it called {called}, not {node.ae_title}"
-            if other
-            else f"{node.max_associations} associations are open already"
-        )
+        why = f"{node.max_associations} associations are open already"
+        if node.require_called_ae_title and called != node.ae_title:
+            why = f"it called {called}, not {node.ae_title}"
         self._refusals.of_association(_title(assoc), address_of(assoc), why)
 
-    def overdue(self) -> list[Any]:
-        """Associations open for longer than ``node.max_association_time``; each is returned once."""
-        limit = self._settings.node.max_association_time
-        now = time.monotonic()
-        with self._lock:
-            self._forget_ended()
-            late = [assoc for assoc, one in self._admitted.items() if limit and now - one.since > limit]
-            for assoc in late:
-                del self._admitted[assoc]
+    def overdue(self, associations: Iterable[Acceptor]) -> list[Acceptor]:
+        """Those open for longer than ``node.max_association_time``; each is returned once."""
+        limit, now = self._settings.node.max_association_time, time.monotonic()
+        admitted = [one for one in associations if one.admitted_as is not None]
+        late = [one for one in admitted if limit and now - one.admitted_at > limit]
+        for assoc in late:
+            assoc.admitted_as = None
         return late
 
     def _rejection(self, assoc: Any) -> Rejection | None:
@@ -103,14 +92,11 @@ class Admission:
                 return _not_recognized(mismatch)
             limit, caller = peer.max_associations or self._settings.node.max_associations_per_peer, title
         with self._lock:
-            self._forget_ended()
-            if sum(one.caller == caller for one in self._admitted.values()) >= limit:
+            opened = assoc.ae.active_associations
+            if sum(isinstance(one, Acceptor) and one.admitted_as == caller for one in opened) >= limit:
                 return _too_many(f"{limit} associations are open already")
-            self._admitted[assoc] = _Admitted(caller, time.monotonic())
+            assoc.admitted_at, assoc.admitted_as = time.monotonic(), caller
         return None
-
-    def _forget_ended(self) -> None:
-        self._admitted = {assoc: one for assoc, one in self._admitted.items() if assoc.is_alive()}
 
 
 def _title(assoc: Any) -> str:

@@ -33,12 +33,8 @@ class Refusals:
         self._lock = threading.Lock()
         self._recorded: dict[tuple[str, str, str], float] = {}
 
-    def of_request(self, event: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
-        """Record a DIMSE request that was answered with a failure; ``uids``: the images that it named."""
-        self.on_association(event.assoc, verb, status, why, uids)
-
-    def on_association(self, assoc: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
-        """Record a request on that association as ``of_request`` does."""
+    def of_request(self, assoc: Any, verb: str, status: int, why: str, uids: tuple[str, ...] = ()) -> None:
+        """Record a DIMSE request on an association that was answered with a failure; ``uids``: the images it named."""
         who, address = str(assoc.requestor.ae_title).strip(), address_of(assoc)
         about = f" of {' '.join(uids)}" if uids else ""
         LOGGER.warning("refused %s%s by %s from %s: %04X, %s", verb, about, who, address, status, why)

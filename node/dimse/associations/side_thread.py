@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 
 def is_done(future: Future[Any], within: float) -> bool:
     """Wait at most ``within`` seconds; True if the future has a result or an error."""
-    try:
-        future.exception(timeout=within)
-    except TimeoutError:
-        return False
-    return True
+    return bool(wait([future], timeout=within).done)
 
 
 def run_in_thread(work: Callable[[], Any]) -> Future[Any]:

@@ -31,7 +31,7 @@ def handle_find(
     """Respond to a C-FIND: pending with each match, then success, cancelled, or an error."""
     caller = peers.calling(event)
     if not peers.may(caller, "find"):
-        refusals.of_request(event, "find", NOT_AUTHORIZED, f"{caller} may not query here")
+        refusals.of_request(event.assoc, "find", NOT_AUTHORIZED, f"{caller} may not query here")
         yield response(NOT_AUTHORIZED, f"{caller} may not query here"), None
         return
     try:
@@ -45,7 +45,7 @@ def handle_find(
                 return
             yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer
     except IdentifierError as error:
-        refusals.of_request(event, "find", 0xA900, reason_text(error, QUERY_ERRORS))
+        refusals.of_request(event.assoc, "find", 0xA900, reason_text(error, QUERY_ERRORS))
         yield of_error(error, QUERY_ERRORS), None
     except Exception as error:
         LOGGER.exception("C-FIND failed")

@@ -8,13 +8,13 @@ cancel takes effect before the next image.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pydicom import Dataset
@@ -22,7 +22,6 @@ from pydicom import Dataset
 from node.archive.query.identifier import UNIQUE, IdentifierError, Root, key_values, level_of
 from node.archive.query.selection import select
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable, discard
-from node.config import Peer
 from node.dimse.associations.extended_negotiation import agreed
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
@@ -41,7 +40,6 @@ from node.dimse.dimse_status import (
     SUCCESS,
     for_log,
     is_warning,
-    of_error,
     reason_text,
 )
 from node.dimse.pynetdicom_patches.ended_peer import has_ended
@@ -89,19 +87,11 @@ class SubOperations:
             self.failed += 1
             self.failed_uids.append(choice.sop_instance_uid)
 
-    def response(self, status: int, *, comment: str = "") -> RetrieveResponse:
+    def response(self, status: int) -> RetrieveResponse:
         """A response with the present counts."""
-        shows_remaining = status in (PENDING, CANCELLED)
+        remaining = self.remaining if status in (PENDING, CANCELLED) else None
         uids = () if status in (PENDING, SUCCESS) else tuple(self.failed_uids)
-        return RetrieveResponse(
-            status,
-            self.remaining if shows_remaining else None,
-            self.completed,
-            self.failed,
-            self.warning,
-            uids,
-            comment,
-        )
+        return RetrieveResponse(status, remaining, self.completed, self.failed, self.warning, uids)
 
     def final(self) -> RetrieveResponse:
         """The final response."""
@@ -126,52 +116,45 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
     """Handle C-GET: send images over the requester's own association, if it accepted the SCP role for them."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "get"):
-        services.refusals.of_request(event, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
+        services.refusals.of_request(event.assoc, "get", NOT_AUTHORIZED, f"{caller} may not get from here")
         yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not get from here")
         return
     try:
         choices = _choices(event, services, caller)
     except IdentifierError as error:
-        services.refusals.of_request(event, "get", 0xA900, reason_text(error, QUERY_ERRORS))
-        yield _refusal(error)
+        yield _refusal(event, services, "get", error)
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     entry = TrailEntry("get", caller, detail=f"to {caller}")
-    request = _Request(event, lambda: not channel.usable or has_ended(event.assoc), channel.best)
-    yield from _send(request, services, choices, lambda _: channel, entry)
+    request = _Request(event, lambda: not channel.usable or has_ended(event.assoc), lambda _: channel, channel.best)
+    yield from _send(request, services, choices, entry)
 
 
 def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> Iterator[RetrieveResponse]:
     """Handle C-MOVE: send images to a configured peer over an association of ours, in that peer's rendition."""
     caller = services.peers.calling(event)
     if not services.peers.may(caller, "move"):
-        services.refusals.of_request(event, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
+        services.refusals.of_request(event.assoc, "move", NOT_AUTHORIZED, f"{caller} may not move from here")
         yield RetrieveResponse(NOT_AUTHORIZED, comment=f"{caller} may not move from here")
         return
     title = str(event.move_destination).strip()
     peer = services.peers.destination(title)
     if peer is None:
         failure = f"move destination {title[:16]} is not a peer with host and port"
-        services.refusals.of_request(event, "move", DESTINATION_UNKNOWN, failure)
+        services.refusals.of_request(event.assoc, "move", DESTINATION_UNKNOWN, failure)
         yield RetrieveResponse(DESTINATION_UNKNOWN, comment=f"no address for move destination {title}")
         return
     try:
         choices = _choices(event, services, peer.ae_title)
     except IdentifierError as error:
-        services.refusals.of_request(event, "move", 0xA900, reason_text(error, QUERY_ERRORS))
-        yield _refusal(error)
+        yield _refusal(event, services, "move", error)
         return
-    yield from _send_to(event, services, choices, outgoing, peer)
-
-
-def _send_to(
-    event: Any, services: RetrieveServices, choices: list[Choice], outgoing: Outgoing, peer: Peer
-) -> Iterator[RetrieveResponse]:
-    caller, message_id = services.peers.calling(event), int(event.request.MessageID)
+    message_id = int(event.request.MessageID)
     with Destination(outgoing, peer, choices, originator=caller, originator_id=message_id) as destination:
         entry = TrailEntry("move", caller, detail=f"to {peer.ae_title}")
-        request = _Request(event, lambda: has_ended(event.assoc), destination.expected, destination)
-        yield from _send(request, services, choices, destination.channel, entry)
+        has_left = partial(has_ended, event.assoc)
+        request = _Request(event, has_left, destination.channel, destination.expected, destination)
+        yield from _send(request, services, choices, entry)
 
 
 def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
@@ -203,21 +186,19 @@ def _root(event: Any, identifier: Dataset) -> Root:
     return root
 
 
-def _refusal(error: IdentifierError) -> RetrieveResponse:
-    status: Dataset = of_error(error, QUERY_ERRORS)
-    return RetrieveResponse(int(status.Status), comment=str(error))
+def _refusal(event: Any, services: RetrieveServices, verb: str, error: IdentifierError) -> RetrieveResponse:
+    """The response to a request whose identifier is invalid, which is recorded."""
+    status = QUERY_ERRORS[IdentifierError].code
+    services.refusals.of_request(event.assoc, verb, status, reason_text(error, QUERY_ERRORS))
+    return RetrieveResponse(status, comment=str(error))
 
 
 def _send(
-    request: _Request,
-    services: RetrieveServices,
-    choices: list[Choice],
-    channel: Callable[[Choice], Channel],
-    entry: TrailEntry,
+    request: _Request, services: RetrieveServices, choices: list[Choice], entry: TrailEntry
 ) -> Iterator[RetrieveResponse]:
     counts = SubOperations(len(choices))
     try:
-        yield from _send_all(request, services, choices, channel, counts)
+        yield from _send_all(request, services, choices, counts)
     finally:
         services.record(_completed_entry(entry, choices, counts))
 
@@ -234,28 +215,24 @@ def _completed_entry(entry: TrailEntry, choices: list[Choice], counts: SubOperat
 
 
 def _send_all(
-    request: _Request,
-    services: RetrieveServices,
-    choices: list[Choice],
-    channel: Callable[[Choice], Channel],
-    counts: SubOperations,
+    request: _Request, services: RetrieveServices, choices: list[Choice], counts: SubOperations
 ) -> Iterator[RetrieveResponse]:
     if len(choices) > MOST_SUBOPERATIONS:
         yield RetrieveResponse(CANNOT_COUNT, comment=f"{len(choices)} images are more than one request can count")
         return
-    keep_alive = services.keep_alive
+    keep_alive, channel = services.keep_alive, request.channel
     for choice, making in services.retrieve.prepare(choices, request.expected):
-        if (yield from _ends_before(making, counts, keep_alive, request, functools.partial(discard, making))):
+        if (yield from _ends_before(making, counts, keep_alive, request, partial(discard, making))):
             break
-        converting = run_in_thread(functools.partial(_converted, services.retrieve, choice, making, channel))
-        if (yield from _ends_before(converting, counts, keep_alive, request, functools.partial(discard, converting))):
+        converting = run_in_thread(partial(_converted, services.retrieve, choice, making, channel))
+        if (yield from _ends_before(converting, counts, keep_alive, request, partial(discard, converting))):
             break
-        send = functools.partial(_send_one, choice, converting, channel)
+        send = partial(_send_one, choice, converting, channel)
         if request.destination is None:
             counts.count(choice, send())
         else:
             sending = run_in_thread(send)
-            cut_short = functools.partial(_cut_short, sending, request.destination)
+            cut_short = partial(_cut_short, sending, request.destination)
             over = yield from _ends_before(sending, counts, keep_alive, request, cut_short)
             counts.count(choice, sending.result() if sending.done() else None)
             if over:
@@ -270,7 +247,7 @@ def _send_all(
 
 
 class _Request:
-    """The state of a request, and the transfer syntax in which its images are ``expected`` to be sent.
+    """The state of a request. ``channel``: on which an image is sent, ``expected``: its likely transfer syntax there.
 
     ``destination``: None if they are sent over the association of the request.
     """
@@ -279,11 +256,12 @@ class _Request:
         self,
         event: Any,
         has_left: Callable[[], bool],
+        channel: Callable[[Choice], Channel],
         expected: Callable[[Choice], str],
         destination: Destination | None = None,
     ) -> None:
-        self._event, self._has_left, self.expected, self.destination = event, has_left, expected, destination
-        self.cancelled = False
+        self._event, self._has_left, self.cancelled = event, has_left, False
+        self.channel, self.expected, self.destination = channel, expected, destination
 
     @property
     def over(self) -> bool:

@@ -41,12 +41,12 @@ def handle_store(
     """
     caller, uids = peers.calling(event), (str(event.request.AffectedSOPInstanceUID)[:64],)
     if not peers.may(caller, "store"):
-        refusals.of_request(event, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
+        refusals.of_request(event.assoc, "store", NOT_AUTHORIZED, f"{caller} may not store here", uids)
         return response(NOT_AUTHORIZED, f"{caller} may not store here")
     arrived = event.request._dataset_file
     if arrived is not None and arrived.began > stopping_since():
-        event.assoc.stop_refusals = event.assoc.__dict__.get("stop_refusals", 0) + 1
-        refusals.of_request(event, "store", 0xA700, "the node is stopping", uids)
+        event.assoc.stop_refusals += 1
+        refusals.of_request(event.assoc, "store", 0xA700, "the node is stopping", uids)
         return response(0xA700, "the archive is stopping; send it again later")
     try:
         if arrived is None:
@@ -64,7 +64,7 @@ def handle_store(
         if not isinstance(error, (LatentPacsError, OSError)):
             LOGGER.exception("store from %s failed", caller)
         answer = of_error(error, STORE_ERRORS)
-        refusals.of_request(event, "store", int(answer.Status), reason_text(error, STORE_ERRORS), uids)
+        refusals.of_request(event.assoc, "store", int(answer.Status), reason_text(error, STORE_ERRORS), uids)
         return answer
     record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original"))
     if receipt.warning:

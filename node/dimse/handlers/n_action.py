@@ -26,7 +26,7 @@ from node.config import Settings
 from node.dimse.associations.outgoing import DestinationUnavailable, Outgoing
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
-from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, response
+from node.dimse.dimse_status import ACTION_ERRORS, NOT_AUTHORIZED, SUCCESS, is_warning, response
 from node.dimse.pynetdicom_patches.event_report import report_event
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import InvalidUid, LatentPacsError, StoreFull
@@ -59,13 +59,13 @@ def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusa
     """One durable request and one status for an N-ACTION."""
     caller = peers.calling(event)
     if not peers.may(caller, "commit"):
-        refusals.of_request(event, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
+        refusals.of_request(event.assoc, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
         return response(NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here"), None
     try:
         transaction_uid, references = _request(event)
         notifier.add(event.assoc, transaction_uid, caller, references)
     except ActionRefused as error:
-        refusals.of_request(event, "commit", error.status, str(error))
+        refusals.of_request(event.assoc, "commit", error.status, str(error))
         return response(error.status, str(error)), None
     except StoreFull as error:
         LOGGER.error("storage commitment request from %s failed: %s", caller, error)
@@ -185,7 +185,7 @@ class Notifier:
     def _postpone(self, request: CommitmentRequest, error: Exception) -> None:
         settings = self._settings.commitment
         wait = min(settings.retry * 2.0 ** min(request.attempts, 20), _LONGEST_WAIT)
-        if time.time() + wait - _timestamp(request) > settings.give_up:
+        if time.time() + wait - request.requested_at.replace(tzinfo=UTC).timestamp() > settings.give_up:
             LOGGER.error(
                 "storage commitment cannot be reported to %s, no further attempt: %s", request.calling_aet, error
             )
@@ -207,7 +207,7 @@ class Notifier:
             status = self._call(request.calling_aet, event_type, information)
         if status is None:
             raise DestinationUnavailable("no response to the report")
-        if status != SUCCESS and status & 0xF000 != 0xB000:
+        if status != SUCCESS and not is_warning(status):
             raise DestinationUnavailable(f"the report was answered with status {status:04X}")
 
     def _call(self, ae_title: str, event_type: int, information: Dataset) -> int | None:
@@ -250,7 +250,3 @@ def _item(one: CommitmentAnswer) -> Dataset:
     if one.reason:
         item.FailureReason = one.reason
     return item
-
-
-def _timestamp(request: CommitmentRequest) -> float:
-    return request.requested_at.replace(tzinfo=UTC).timestamp()

@@ -17,25 +17,24 @@ Called on an association:              file_sending, response_timeout, requestor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from pydicom import Dataset
 from pynetdicom import _config
 from pynetdicom.dimse_messages import DIMSEMessage
 
 from node.dimse.pynetdicom_patches import (
     after_action,
     association_spool,
-    command_ae_titles,
-    command_uids,
-    early_cancel,
     invalid_commands,
     message_limits,
     meta_length,
     retrieve_responses,
 )
+from node.dimse.pynetdicom_patches.command_ae_titles import strip_ae_titles
+from node.dimse.pynetdicom_patches.command_uids import shorten_uids
+from node.dimse.pynetdicom_patches.early_cancel import forget_older_cancel
+from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 
 
 def install() -> None:
@@ -53,21 +52,22 @@ def _patch() -> None:
     after_action.install()
     association_spool.install()
     invalid_commands.install()
-    _handle_commands(command_ae_titles.on_command, command_uids.on_command, early_cancel.on_command)
+    _repair_commands()
     meta_length.install()
     message_limits.install()  # last: it guards the decoder with the patches before it
 
 
-def _handle_commands(*handlers: Callable[[Any, Dataset], None]) -> None:
-    """Call each handler with the association and the command set of every message that has arrived whole."""
+def _repair_commands() -> None:
+    """Repair the command set of every message that has arrived whole on one of our associations."""
     decoder: Any = DIMSEMessage
     original = decoder.decode_msg
 
     def decode_msg(self: Any, primitive: Any, assoc: Any = None) -> bool:
         is_whole = bool(original(self, primitive, assoc))
-        if is_whole and assoc is not None:
-            for handle in handlers:
-                handle(assoc, self.command_set)
+        if is_whole and assoc is not None and isinstance(assoc.ae, ArchiveEntity):
+            strip_ae_titles(self.command_set)
+            shorten_uids(self.command_set)
+            forget_older_cancel(assoc, self.command_set)
         return is_whole
 
     decoder.decode_msg = decode_msg

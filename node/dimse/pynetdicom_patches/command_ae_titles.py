@@ -7,18 +7,9 @@ Remove when NUL padding is taken off and an invalid title is answered with a sta
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydicom import Dataset
 
 from node.dimse.pynetdicom_patches.association_request import ae_title
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
-
-
-def on_command(assoc: Any, command: Dataset) -> None:
-    """Strip the titles of a command that one of our associations has received."""
-    if isinstance(assoc.ae, ArchiveEntity):
-        strip_ae_titles(command)
 
 
 def strip_ae_titles(command: Dataset) -> None:

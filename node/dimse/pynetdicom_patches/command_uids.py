@@ -8,21 +8,11 @@ Remove when such a UID reaches the handler.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydicom import Dataset
-
-from node.dimse.pynetdicom_patches.entity import ArchiveEntity
 
 _LONGEST = 64
 """Characters of a UID (PS3.5 9.1)."""
 _KEYWORDS = ("AffectedSOPClassUID", "RequestedSOPClassUID", "AffectedSOPInstanceUID", "RequestedSOPInstanceUID")
-
-
-def on_command(assoc: Any, command: Dataset) -> None:
-    """Shorten these UIDs in a command that one of our associations has received."""
-    if isinstance(assoc.ae, ArchiveEntity):
-        shorten_uids(command)
 
 
 def shorten_uids(command: Dataset) -> None:

@@ -22,27 +22,19 @@ _MOST = 10
 class KeptCancels(DIMSEServiceProvider):
     """The messages of one of our associations. ``cancel_req``: the cancels that are not older than their request."""
 
-    _cancels: dict[int, Any]
-
     @property
     def cancel_req(self) -> dict[int, Any]:
         """The cancels by Message ID."""
-        return self._cancels
+        cancels: dict[int, Any] = vars(self).setdefault("_cancels", {})
+        return cancels
 
     @cancel_req.setter
     def cancel_req(self, forgotten: dict[int, Any]) -> None:
-        """Keep them: ``on_command`` has removed those that are older than their request."""
+        """Keep them: ``forget_older_cancel`` has removed those that are older than their request."""
 
 
-def keep_cancels(assoc: Any) -> None:
-    """Leave cancels to ``KeptCancels``, which must be a base of the association's messages."""
-    assoc.dimse._cancels = {}
-
-
-def on_command(assoc: Any, command: Dataset) -> None:
+def forget_older_cancel(assoc: Any, command: Dataset) -> None:
     """Forget an older cancel when one of our associations has received a request."""
-    if not isinstance(assoc.dimse, KeptCancels):
-        return
     cancels = assoc.dimse.cancel_req
     if command.CommandField != _CANCEL:
         cancels.pop(command.get("MessageID"), None)

@@ -12,7 +12,7 @@ from node.dimse.pynetdicom_patches.association_request import RepairedNegotiatio
 from node.dimse.pynetdicom_patches.association_threads import GuardedAcceptor
 from node.dimse.pynetdicom_patches.bounded_responses import BoundedResponses
 from node.dimse.pynetdicom_patches.daemon_threads import make_connection_thread_daemon
-from node.dimse.pynetdicom_patches.early_cancel import KeptCancels, keep_cancels
+from node.dimse.pynetdicom_patches.early_cancel import KeptCancels
 from node.dimse.pynetdicom_patches.file_sending import FileSendingSocket
 from node.dimse.pynetdicom_patches.pdu_limits import LimitedReceive
 from node.dimse.pynetdicom_patches.prompt_receive import PromptReceive, receive_promptly
@@ -39,6 +39,17 @@ class Messages(KeptCancels, SeparateMessages, BoundedResponses):
 
 class Acceptor(GuardedAcceptor, AnsweringAcceptor):
     """An association that a peer opens."""
+
+    admitted_as: str | None = None
+    """The AE title by which it counts for the limit of a peer; empty for all unknown peers, None before."""
+    admitted_at = 0.0
+    """The monotonic time (s) at which it was admitted."""
+    operating = False
+    """Whether a handler works on a request."""
+    operated_at = float("-inf")
+    """The monotonic time (s) at which the last handler ended."""
+    stop_refusals = 0
+    """Stores that were refused because the node stops."""
 
 
 class ArchiveEntity(AE):
@@ -68,6 +79,5 @@ def use_patched_classes(assoc: Any) -> None:
     assoc.dul.__class__, assoc.dimse.__class__ = UpperLayer, Messages
     make_connection_thread_daemon(assoc)
     receive_promptly(assoc)
-    keep_cancels(assoc)
     if assoc.is_acceptor:
         assoc.__class__ = Acceptor

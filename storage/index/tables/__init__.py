@@ -1,4 +1,5 @@
-"""The tables of the index, as SQLAlchemy Core. ``storage/migrations`` creates exactly these.
+"""The tables of the index, as SQLAlchemy Core. A new index gets exactly these; storage/migrations
+upgrades an older one to them.
 
 patient ─< study ─< series ─< instance ─< rendition. Each level has the columns that queries narrow by and, in
 ``attributes``, its attributes in the DICOM JSON model, which C-FIND matches exactly and answers from. Key columns hold

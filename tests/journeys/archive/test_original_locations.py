@@ -17,13 +17,12 @@ from node.archive.originals import retention
 from node.archive.originals.retention import PurgeReport, would_free
 from node.config import parse
 from storage.errors import ConfigError, ModelMissing, ObjectMissing, OriginalPurged, ProofFailed, StoreFull
-from storage.index.commitment_requests import Commitments
 from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.tables import commitment, pin
 from storage.records import HoldKind, InstanceState, OriginalForm, ReasonCode, StoredRendition, Tier, TrailEntry
 from tests.support.archive_parts import ArchiveParts, Killed
-from tests.support.index_rows import new_instance
+from tests.support.index_rows import has_pin, new_instance
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_a_proof_that_fails_is_in_the_trail_and_keeps_the_bytes(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
-    monkeypatch.setattr("node.workers.worker.pack_original", raising(ProofFailed("other bytes")))
+    monkeypatch.setattr("node.workers.requests.pack_original", raising(ProofFailed("other bytes")))
     assert bench.work() == 1
     held = bench.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
@@ -130,7 +129,6 @@ def test_the_same_bytes_again_while_they_are_being_unlinked(bench: ArchiveParts)
 
 def pinned(bench: ArchiveParts, uid: str) -> None:
     """Promise an original, as storage commitment does (PS3.4 Annex J)."""
-    commitments = Commitments(bench.index.engine)
     held = bench.index.by_uid(uid)
     assert held is not None
     with writing(bench.index.engine) as connection:
@@ -138,7 +136,7 @@ def pinned(bench: ArchiveParts, uid: str) -> None:
         row = insert(commitment).values(**asked, attempts=1, due=0.0, requested_at=now())
         (number,) = connection.execute(row).inserted_primary_key or (0,)
         connection.execute(insert(pin).values(instance_key=held.key, commitment_key=number, until=None))
-    assert commitments.pinned(held.key)
+    assert has_pin(bench.index.engine, held.key)
 
 
 def test_only_what_may_go_goes(bench: ArchiveParts) -> None:

@@ -19,8 +19,8 @@ from node.config import RenditionPolicy
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import CheckRequest
-from storage.index.prior_images import prior_keys
+from node.workers.requests import CheckRequest
+from storage.index.instance_listing import prior_keys
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples
 

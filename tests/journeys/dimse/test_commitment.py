@@ -29,6 +29,7 @@ from storage.index.tables import original
 from storage.records import OriginalForm, StoredInstance
 from tests.conftest import settings_for, wait_for
 from tests.support import samples
+from tests.support.index_rows import has_pin, states_of
 from tests.support.peers import Orthanc, free_port
 
 # pynetdicom leaves the socket of an association that was refused or broke to the garbage collector
@@ -149,9 +150,9 @@ def test_what_is_held_is_committed_and_pinned(tmp_path: Path) -> None:
         (role,) = modality.roles[0].values()
         assert (bool(role.scu_role), bool(role.scp_role)) == (False, True), "the caller is the SCP, and says so"
         keys = [running.index.by_uid(str(ds.SOPInstanceUID)).key for ds in images]  # type: ignore[union-attr]
-        assert [running.commitments.pinned(key) for key in keys] == [True, True]
-        assert not running.commitments.pinned(keys[0] + 1000)
-        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.REPORTED])
+        assert [has_pin(running.index.engine, key) for key in keys] == [True, True]
+        assert not has_pin(running.index.engine, keys[0] + 1000)
+        wait_for(lambda: states_of(running.index.engine, information.TransactionUID) == [CommitmentState.REPORTED])
 
 
 def of_item(item: Dataset) -> tuple[str, str]:
@@ -229,11 +230,11 @@ def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
         information = request(references(of(ds)))
         assert ask(running, information) == 0
         uid = str(information.TransactionUID)
-        wait_for(lambda: running.commitments.states(uid) == [CommitmentState.DECIDED], what="judged, and not told")
+        wait_for(lambda: states_of(running.index.engine, uid) == [CommitmentState.DECIDED], what="judged, and not told")
         with modality.listening():
             event_type, report = modality.heard()
             assert (event_type, report.TransactionUID) == (SUCCEEDED, uid)
-            wait_for(lambda: running.commitments.states(uid) == [CommitmentState.REPORTED], what="told")
+            wait_for(lambda: states_of(running.index.engine, uid) == [CommitmentState.REPORTED], what="told")
         assert modality.answered == 2
 
 
@@ -244,7 +245,7 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
         ds = stored(running, files)
         information = request(references(of(ds)))
         assert ask(running, information) == 0
-        wait_for(lambda: running.commitments.states(information.TransactionUID) == [CommitmentState.DECIDED])
+        wait_for(lambda: states_of(running.index.engine, information.TransactionUID) == [CommitmentState.DECIDED])
     with modality.listening(), node(tmp_path, modality):
         event_type, report = modality.heard()
         assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
@@ -255,8 +256,10 @@ def test_a_peer_that_is_never_reached_is_given_up(tmp_path: Path) -> None:
     with node(tmp_path, modality, commitment={"retry": 0.1, "give_up": 0.5}) as running:
         information = request(references((samples.MAMMOGRAPHY, "1.2.3")))
         assert ask(running, information) == 0
-        states = running.commitments.states
-        wait_for(lambda: states(information.TransactionUID) == [CommitmentState.GIVEN_UP], what="given up")
+        wait_for(
+            lambda: states_of(running.index.engine, information.TransactionUID) == [CommitmentState.GIVEN_UP],
+            what="given up",
+        )
 
 
 def test_a_transaction_uid_in_use(tmp_path: Path) -> None:
@@ -289,7 +292,7 @@ def test_a_peer_without_an_address_is_told_where_it_asked(tmp_path: Path) -> Non
             event_type, report = modality.heard()
             assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
             uid = str(information.TransactionUID)
-            wait_for(lambda uid=uid: running.commitments.states(uid) == [CommitmentState.REPORTED])
+            wait_for(lambda uid=uid: states_of(running.index.engine, uid) == [CommitmentState.REPORTED])
         assoc.release()
 
 
@@ -297,8 +300,10 @@ def test_a_peer_without_an_address_that_hangs_up_is_not_told(tmp_path: Path) -> 
     with node(tmp_path, Modality(), commitment={"retry": 0.1, "give_up": 0.5}) as running:
         information = request(references((samples.MAMMOGRAPHY, "1.2.3")))
         assert ask(running, information, calling="CLINIC") == 0
-        states = running.commitments.states
-        wait_for(lambda: states(information.TransactionUID) == [CommitmentState.GIVEN_UP], what="given up")
+        wait_for(
+            lambda: states_of(running.index.engine, information.TransactionUID) == [CommitmentState.GIVEN_UP],
+            what="given up",
+        )
 
 
 def test_refuse_is_not_negotiated(tmp_path: Path) -> None:
@@ -315,14 +320,17 @@ def test_pins_last_as_long_as_they_should(tmp_path: Path) -> None:
         held = running.index.by_uid(str(ds.SOPInstanceUID))
         assert held is not None
         commitments = Commitments(running.index.engine)
-        for pin_for, pinned in (("1s", False), ("forever", True)):
+        for pin_for, expected in (("1s", False), ("forever", True)):
             settings = parse({"commitment": {"pin_for": pin_for}}, "t").commitment
             key = commitments.add(generate_uid(), "TEST", [CommitmentItem(*of(ds))], due=time.time() + 1000)
             asked = commitments.claim("test", 60, key=key)
             assert asked is not None
             assert CommitmentJudge(running.index, commitments, lambda held: "", settings).judge(asked)[0].reason == 0
-            assert commitments.pinned(held.key)
-            wait_for(lambda pinned=pinned: commitments.pinned(held.key) == pinned, what="the pin is over, or not")
+            assert has_pin(running.index.engine, held.key)
+            wait_for(
+                lambda expected=expected: has_pin(running.index.engine, held.key) == expected,
+                what="the pin is over, or not",
+            )
 
 
 def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Path) -> None:
@@ -342,7 +350,7 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         judged = committer._judge_one(asked.references[0], False, set())
         changed = type(judged)(judged.sop_class_uid, judged.sop_instance_uid, 0, held.key, "0" * 64)
         assert commitments.decide(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
-        assert not commitments.pinned(held.key)
+        assert not has_pin(running.index.engine, held.key)
 
 
 @pytest.mark.parametrize("how", ["purged", "deleted"])
@@ -370,7 +378,7 @@ def test_an_original_that_is_purged_or_deleted_after_it_was_read_is_not_committe
         assert answer.reason == FailureReason.PROCESSING_FAILURE
         held = running.index.by_uid(uid)
         assert held is not None
-        assert not running.commitments.pinned(held.key)
+        assert not has_pin(running.index.engine, held.key)
 
 
 @pytest.mark.parametrize("raw", [{"pin_for": "soon"}, {"retry": "7"}, {"give_up": 0}])

@@ -28,7 +28,7 @@ from node.app import Node
 from node.config import ReconstructSettings
 from node.dimse.client import Address, Receiver
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import Answer, ReconstructRequest, Request
+from node.workers.requests import Answer, ReconstructRequest, Request
 from storage.index import Index
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support import samples

@@ -26,7 +26,7 @@ from node.dimse.client import Receiver
 from node.dimse.pynetdicom_patches.requestor_responses import keep_responses_from_reactor
 from node.dimse.pynetdicom_patches.send_timeout import TimedSend
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import CheckRequest, ReconstructRequest
+from node.workers.requests import CheckRequest, ReconstructRequest
 from storage.errors import WorkerDied
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.samples import breast, mammogram, write

@@ -15,18 +15,16 @@ from node.app import Node
 from node.archive.intake.ingest import Ingest, Receipt, examine
 from node.config import parse
 from node.dimse import client
-from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
-from node.jobs.scrub_repair import ScrubRepair
+from node.jobs.scrub_job import Extent, ScrubPlan
 from node.workers.pool import WorkerPool
-from node.workers.worker import CheckRequest
+from node.workers.requests import CheckRequest
 from storage.errors import Duplicate, WorkerDied
 from storage.index.integrity import Integrity
-from storage.index.job_runs import JobRows
 from storage.records import HeldOriginal, InstanceState, OriginalForm, ReasonCode, Tier
 from tests.conftest import Archive, settings_for, wait_for
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
 from tests.support.index_rows import new_rendition
-from tests.support.job_runs import CountedRun
+from tests.support.job_runs import CountedRun, scrub_in
 from tests.support.samples import breast, mammogram, rle_file, write
 
 UID = "1.2.3.1"
@@ -59,12 +57,8 @@ def held_as(bench: ArchiveParts, data: bytes) -> HeldOriginal:
 
 
 def scrub(bench: ArchiveParts) -> None:
-    upkeep, rows = Integrity(bench.index.engine), JobRows(bench.index.engine)
-    rows.ensure(["scrub"])
     stores = {str(tier): store for tier, store in bench.stores.items()}
-    Scrub(rows, upkeep, stores, ScrubRepair(bench.index, upkeep, stores), ScrubPlan(extent=Extent.FULL)).run(
-        CountedRun()
-    )
+    scrub_in(bench.index, stores, ScrubPlan(extent=Extent.FULL)).run(CountedRun())
 
 
 @pytest.mark.parametrize("scrubbed", [False, True], ids=["unnoticed", "scrubbed"])

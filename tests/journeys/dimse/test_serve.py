@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.dimse_messages import C_STORE_RQ
@@ -94,7 +95,7 @@ def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) ->
     for round_number in range(5):
         served.start()
         files = [write(mammogram(breast(seed=round_number)), tmp_path / f"{round_number}-{n}.dcm") for n in range(3)]
-        uids = {path: str(client.read(path).SOPInstanceUID) for path in files}
+        uids = {path: str(dcmread(path).SOPInstanceUID) for path in files}
 
         def stored(path: Path, status: int, seconds: float, uids: dict[Path, str] = uids) -> None:
             if status == 0x0000:
@@ -120,7 +121,7 @@ def test_killed_at_any_point_and_resumed(served: NodeProcess, tmp_path: Path) ->
         receiver = Receiver(tmp_path)
         identifier = client.image_identifier(held.study_instance_uid, held.series_instance_uid, uid)
         client.get(identifier, served.address, calling="EXACTVIEW", sop_classes=[MAMMOGRAPHY], receiver=receiver)
-        assert client.read(receiver.received[uid]).PixelData == client.read(path).PixelData
+        assert dcmread(receiver.received[uid]).PixelData == dcmread(path).PixelData
     index.close()
     served.signal(signal.SIGTERM)
     assert served.ended() == 0

@@ -21,7 +21,7 @@ from node.codec.encode.source_image import read_source
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import ReadyRequest
+from node.workers.requests import ReadyRequest
 from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import ConfigError
 from storage.index import Index

@@ -24,7 +24,7 @@ from node.config import Settings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.jobs.runner import Runner
-from node.upscalers.installed import Installed
+from node.upscalers.protocol import Installed
 from node.workers.pool import WorkerPool
 from storage.formats.payload import decode_rendition, structure_uid
 from storage.index import Index

@@ -16,7 +16,6 @@ import pytest
 
 from node.jobs import scrub_job
 from node.jobs.scrub_job import END, Extent, Scrub, ScrubPlan
-from node.jobs.scrub_repair import ScrubRepair
 from storage.errors import IndexRefused, ObjectMissing
 from storage.index.integrity import HOT, Integrity
 from storage.index.job_runs import JobRows
@@ -24,16 +23,14 @@ from storage.objects.inspection import DAMAGED, ORPHANS, set_aside
 from storage.objects.orphans import move_orphan
 from storage.records import InstanceState, ReasonCode
 from tests.support.holdings import LONG_AGO, Holdings, filled
-from tests.support.job_runs import CountedRun
+from tests.support.job_runs import CountedRun, scrub_in
 
 FULL = ScrubPlan(extent=Extent.FULL)
 DAY = 86400.0
 
 
 def scrub_of(held: Holdings, plan: ScrubPlan = FULL) -> Scrub:
-    rows, upkeep = JobRows(held.index.engine), Integrity(held.index.engine)
-    rows.ensure(["scrub"])
-    return Scrub(rows, upkeep, {HOT: held.store}, ScrubRepair(held.index, upkeep, {HOT: held.store}), plan)
+    return scrub_in(held.index, {HOT: held.store}, plan)
 
 
 def scrubbed(held: Holdings, plan: ScrubPlan = FULL) -> dict[str, Any]:
@@ -312,7 +309,7 @@ class Doubtful:
 def test_a_doubtful_index_calls_nothing_an_orphan(held: Holdings) -> None:
     digest = held.put(b"nobody's")
     scrub = scrub_of(held, replace(FULL, remove_orphans=True))
-    scrub._trust = Doubtful()
+    scrub._standing = Doubtful()
     with pytest.raises(IndexRefused, match="index rebuild"):
         scrub.run(CountedRun())
     assert held.store.path(digest).exists()

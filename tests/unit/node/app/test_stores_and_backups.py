@@ -13,14 +13,12 @@ from node.app.backing_up import index_file, make_backup, make_replication, store
 from node.app.building import Services, open_archive, open_stores
 from node.app.rebuilding import compact_journal, rebuild_index, taking_in
 from node.config import Settings, parse
-from node.jobs.scrub_job import Extent, Scrub, ScrubPlan
-from node.jobs.scrub_repair import ScrubRepair
+from node.jobs.scrub_job import Extent, ScrubPlan
 from storage.errors import BackupRefused, ConfigError, ObjectMissing
-from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.records import OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, in_the_cold_store
-from tests.support.job_runs import CountedRun
+from tests.support.job_runs import CountedRun, scrub_in
 
 UID = "1.2.3.1"
 
@@ -48,11 +46,10 @@ def test_a_cold_store_whose_disk_is_not_mounted_is_refused(bench: ArchiveParts, 
 
 def test_a_cold_store_that_config_yaml_names_no_more(bench: ArchiveParts, tmp_path: Path) -> None:
     """A scrub and a backup end with one sentence. Both had ended with a KeyError."""
-    settings, integrity = settings_of(bench.root), Integrity(bench.index.engine)
-    stores, rows = stores_of(settings, bench.index, bench.hot), JobRows(bench.index.engine)
-    repair = ScrubRepair(bench.index, integrity, stores)
+    settings = settings_of(bench.root)
+    stores = stores_of(settings, bench.index, bench.hot)
     with pytest.raises(ObjectMissing, match=r"originals\.path is not set; set it"):
-        Scrub(rows, integrity, stores, repair, ScrubPlan(Extent.FULL)).run(CountedRun())
+        scrub_in(bench.index, stores, ScrubPlan(Extent.FULL)).run(CountedRun())
     with pytest.raises(BackupRefused, match=r"originals\.path is not set; set it"):
         make_backup(settings, bench.index, stores, tmp_path / "backup")
     assert not (tmp_path / "backup").exists()

@@ -15,9 +15,10 @@ from pydicom.uid import generate_uid
 from node.app import Node
 from node.archive.intake.annotation_regions import MARGIN, Box, clipped, regions_of
 from node.archive.intake.marked_regions import read_regions
-from node.codec.encode.encode_request import EncodeRequest, encode_and_verify
+from node.codec.encode.encode_request import EncodeRequest
 from node.codec.rendering import reconstructed
-from node.config import CodecSettings, Profile, ReconstructSettings, Settings
+from node.config import Profile, ReconstructSettings, Settings
+from node.config.encoding_sections import CodecSettings
 from node.dimse import client
 from node.dimse.client import Receiver
 from node.upscalers.catalogue import Catalogue
@@ -349,7 +350,7 @@ def test_regions_are_exact_without_a_gate(tmp_path: Path) -> None:
     point, region = CodecSettings(profile=Profile.PAPER).fixed_point, (100, 70, 40, 50)
     request = EncodeRequest(file, "0" * 64, ds.SOPInstanceUID, None, point, regions=(region,))
     catalogue = Catalogue(ReconstructSettings(upscaler="bicubic"))
-    result = encode_and_verify(request, catalogue)
+    result = request.answer(catalogue)
     assert result.made is not None
     assert not result.made.rendition.verdict.gated
     assert result.made.rendition.patches

@@ -50,6 +50,7 @@ def test_an_object_is_sent_from_elsewhere_if_the_cache_is_full(
         return make(suffix=suffix, dir=elsewhere) if dir is None else full()
 
     monkeypatch.setattr(tempfile, "mkstemp", no_room_in_the_cache)
+    monkeypatch.setattr(os, "link", full)
     made = cache.blank()
     assert made.parent == elsewhere
     made.write_bytes(b"pixels")
@@ -66,7 +67,7 @@ def test_without_links_each_reader_has_the_object_made_for_itself(
     assert not cache.has(KEY)
     assert kept(cache, KEY, b"pixels") == b"pixels"
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", full)
+        patch.setattr(os, "link", full)
         assert cache.link(KEY) is None
     assert taken(cache.link(KEY)) == b"pixels"
 

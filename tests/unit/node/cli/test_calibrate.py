@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from node.cli.calibration import calibrated, pictures_in, report_of
+from node.cli.calibration import calibrated, report_of
 from node.config import parse
-from node.training.image_files import NoPictures
+from node.training.image_files import NoPictures, picture_files
 from storage.thresholds import limits_of
-from tests.support.commands import run
+from tests.support.commands import invoke, run
 from tests.support.samples import breast, mammogram, write
 
 RAW = {"codec": {"scales": [1]}, "gate": {"patches": {"share": 0.5}}, "reconstruct": {"upscaler": "bicubic"}}
@@ -33,9 +33,16 @@ def folder(tmp_path: Path) -> Path:
     return images
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps(RAW), encoding="utf-8")
+    return file
+
+
 def test_each_image_at_its_operating_point_and_the_figures_of_all(folder: Path) -> None:
     settings = parse(RAW, "test")
-    found = list(calibrated(pictures_in(folder), 0, settings))
+    found = list(calibrated(picture_files([folder]), settings))
     report = report_of(found, settings)
     assert [one["name"] for one in report["images"]] == ["images/one.dcm", "images/two.png"]
     first, second = report["images"]
@@ -53,28 +60,25 @@ def test_each_image_at_its_operating_point_and_the_figures_of_all(folder: Path) 
 @pytest.mark.slow
 def test_what_does_not_pass_says_why(folder: Path) -> None:
     settings = parse({**RAW, "gate": {"balanced": {"spectrum_db": 1e-9}, "patches": {"share": 0.5}}}, "test")
-    (one,) = calibrated(pictures_in(folder), 1, settings)
+    one = next(calibrated(picture_files([folder]), settings))
     assert (one.point, one.figures) == ("", {})
     assert "energy of octave band" in one.why
 
 
-def test_a_limit_is_kept_to(folder: Path) -> None:
-    settings = parse(RAW, "test")
-    assert {each.name for each in calibrated(pictures_in(folder), 1, settings)} == {"images/one.dcm"}
+def test_a_limit_is_kept_to(folder: Path, config: Path) -> None:
+    done = invoke("gate", "calibrate", str(folder), "--limit", "1", "--json", "-c", str(config))
+    assert [each["name"] for each in json.loads(done.stdout)["images"]] == ["images/one.dcm"]
 
 
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
-    with pytest.raises(NoPictures, match="is empty"):
-        pictures_in(tmp_path)
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(NoPictures, match="256 pixels"):
-        list(calibrated(pictures_in(tmp_path), 0, parse(RAW, "test")))
+def test_a_folder_without_pictures(tmp_path: Path, config: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = invoke("gate", "calibrate", str(tmp_path / "empty"), "-c", str(config))
+    assert isinstance(done.exception, NoPictures)
+    assert "256 pixels per side in" in str(done.exception)
 
 
 @pytest.mark.slow
-def test_the_command(folder: Path, tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(RAW), encoding="utf-8")
+def test_the_command(folder: Path, config: Path) -> None:
     done = run("gate", "calibrate", str(folder), "--limit", "1", "--json", "--config", str(config))
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -25,7 +25,7 @@ from node.cli.progress import progress
 from node.cli.times import time_json, time_text
 from node.config import load
 from node.dimse import client
-from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused
+from storage.errors import ConfigError, NodeRunning, ObjectMissing, PurgeRefused, Refused
 from storage.index.connection import writing
 from storage.index.tables import instance
 from storage.records import ReasonCode
@@ -100,7 +100,7 @@ def test_a_configuration_from_nothing(quiet_archive: Archive, tmp_path: Path, mo
     file = tmp_path / "new" / "config.yaml"
     assert invoke("init", str(file.parent)).exit_code == 0
     assert file.read_bytes() == (ROOT / "config.yaml").read_bytes()
-    assert isinstance(invoke("init", str(file.parent)).exception, exit_codes.Refused)
+    assert isinstance(invoke("init", str(file.parent)).exception, Refused)
     monkeypatch.setenv("LATENT_PACS_CONFIG", str(file))
     assert "is valid" in invoke("config", "check").stdout
     monkeypatch.setenv("LATENT_PACS__NODE__AE_TITLE", "ELSEWHERE")

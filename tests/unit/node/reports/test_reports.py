@@ -164,13 +164,12 @@ def outcome(kind: str = "audit", minutes: int = 1, **changes: Any) -> RunOutcome
         "alarm": False,
         "summary": {"images": 12, "psnr_db": math.inf},
         "details": {"images": [{"sop_instance_uid": "1.2.3", "psnr_db": np.float64(41.5)}]},
-        "page": whole_page(),
     }
     return RunOutcome(**{**values, **changes})
 
 
 def test_a_run_leaves_a_row_and_two_files(reports: Reports) -> None:
-    kept = reports.publish(outcome())
+    kept = reports.publish(outcome(), whole_page())
     assert kept.name == "audit-20260301T023100Z"
     assert reports.html(kept).read_text(encoding="utf-8") == whole_page()
     data = json.loads(reports.json(kept).read_text(encoding="utf-8"))
@@ -183,9 +182,9 @@ def test_a_run_leaves_a_row_and_two_files(reports: Reports) -> None:
 
 
 def test_the_latest_of_a_kind(reports: Reports) -> None:
-    first = reports.publish(outcome("audit", 1))
-    second = reports.publish(outcome("validation", 2, alarm=True))
-    again = reports.publish(outcome("validation", 2))
+    first = reports.publish(outcome("audit", 1), whole_page())
+    second = reports.publish(outcome("validation", 2, alarm=True), whole_page())
+    again = reports.publish(outcome("validation", 2), whole_page())
     assert again.name == second.name + "-2"
     assert reports.find() == again
     assert reports.find(None, "audit") == first
@@ -197,17 +196,17 @@ def test_the_latest_of_a_kind(reports: Reports) -> None:
 
 def test_no_file_is_left_half_written(reports: Reports, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="JSON"):
-        reports.publish(outcome(summary={"images": object()}))
+        reports.publish(outcome(summary={"images": object()}), whole_page())
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StoreFull):
-        reports.publish(outcome())
+        reports.publish(outcome(), whole_page())
     assert not list(reports.folder.iterdir())
     with pytest.raises(UnknownReport, match="no report exists yet"):
         reports.find()
 
 
 def test_a_new_index_takes_the_reports_back(reports: Reports, tmp_path: Path) -> None:
-    kept = [reports.publish(outcome("audit", minutes)) for minutes in (1, 2)]
+    kept = [reports.publish(outcome("audit", minutes), whole_page()) for minutes in (1, 2)]
     (reports.folder / "notes.json").write_text("{}", encoding="utf-8")
     fresh = Index.open(f"sqlite:///{tmp_path / 'fresh.sqlite'}")
     again = Reports(ReportRows(fresh.engine), reports.folder)
@@ -226,7 +225,7 @@ def test_the_command_shows_the_latest_report(tmp_path: Path, monkeypatch: pytest
     reports = Reports(ReportRows(index.engine), root / "reports")
     ask = lambda *more: CliRunner().invoke(app, ["audit", *more, "--config", str(config)])  # noqa: E731
     assert isinstance(ask("show").exception, UnknownReport)
-    kept = reports.publish(outcome())
+    kept = reports.publish(outcome(), whole_page())
     shown = json.loads(ask("show", "--json").output)
     assert (shown["key"], shown["verdict"], shown["html"]) == (kept.key, kept.verdict, str(reports.html(kept)))
     assert "12 of 12 images as verified" in ask("show").output

@@ -172,7 +172,7 @@ def test_the_result_is_a_model(straight: Path) -> None:
 def test_a_gpu_gets_batches_that_fill_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(TINY, zero_share=1.0)
     assert plan.sized_for("cpu") == plan
-    monkeypatch.setattr(trainer, "_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(trainer, "device_of", lambda name: torch.device("cuda"))
     larger = plan.sized_for("auto")
     assert larger.batch > plan.batch
     assert larger.patches > plan.patches

@@ -107,7 +107,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert SdX2("nowhere").numerics["device"] == "cpu"
     with pytest.raises(ConfigError, match=r"reconstruct\.device"):
-        _ = SdX2("nowhere", device="cuda").numerics
+        _ = SdX2("nowhere", device="cuda:99").numerics
 
 
 # Sizes and grey levels
@@ -314,7 +314,7 @@ def test_every_batch_has_the_full_shape_and_the_tiles_keep_their_places(
 
 def test_bfloat16_runs_and_says_so(model: Path, upscaler: SdX2) -> None:
     job = task(128, 128)
-    half = SdX2(str(model), device="cpu", dtype="bf16", tile=64, overlap=16)
+    half = SdX2(str(model), device="cpu", dtype="bfloat16", tile=64, overlap=16)
     assert half.numerics["dtype"] == "bfloat16"
     image = half.structure(job)
     assert np.array_equal(half.structure(job), image)

@@ -21,7 +21,7 @@ from node.validation.findings import Trained, say
 from node.validation.measurement_cache import FeatureCache
 from node.validation.measuring import _breast_box, _input, likeness, ssim_map
 from node.validation.splits import grouped_folds
-from node.validation.statistics import TooFewCases, auc, judge
+from node.validation.statistics import TooFewCases, areas, judge
 from node.validation.study import NothingToValidate, positive_class
 from node.validation.terms import Arm, Fidelity, Measured
 from storage.errors import ModelMissing
@@ -149,7 +149,7 @@ def test_dense_layers_learn_what_is_there_and_nothing_else() -> None:
         scores = head.scores(each[test])
         assert np.array_equal(scores, train_head(each[learn], truth[learn], recipe, seed=0).scores(each[test]))
         assert ((scores > 0) & (scores < 1)).all()
-        found.append(auc(scores, truth[test]))
+        found.append(areas(scores[None], truth[test], patients[test])[0][0])
     assert found[0] > 0.95
     assert 0.2 < found[1] < 0.8
 

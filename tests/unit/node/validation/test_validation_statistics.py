@@ -12,7 +12,6 @@ from node.validation.statistics import (
     Equivalence,
     TooFewCases,
     areas,
-    auc,
     bootstrap,
     compare,
     interval,
@@ -55,7 +54,7 @@ def test_an_area_by_hand() -> None:
     assert values[0] == pytest.approx(8.5 / 9)
     # placements: positives 1, 5/6, 1 and negatives 1, 5/6, 1; both have variance 1/108 about the area
     assert covariance[0, 0] == pytest.approx(1 / 108 / 3 + 1 / 108 / 3)
-    assert auc(-scores[0], truth) == pytest.approx(1 - values[0])
+    assert areas(-scores, truth, list("abcdef"))[0] == pytest.approx(1 - values)
 
 
 def test_images_of_one_patient_are_no_independent_cases() -> None:
@@ -126,7 +125,7 @@ def test_too_few_patients_are_refused() -> None:
     with pytest.raises(TooFewCases, match="two patients"):
         areas(np.arange(4.0)[None], truth, ["a", "a", "b", "c"])
     with pytest.raises(TooFewCases, match="both classes"):
-        auc(np.arange(4.0), np.ones(4, dtype=bool))
+        areas(np.arange(4.0)[None], np.ones(4, dtype=bool), list("abcd"))
 
 
 def test_measures_by_hand() -> None:
@@ -151,8 +150,8 @@ def test_the_bootstrap_is_paired_and_agrees_with_delong() -> None:
 
 
 def test_the_roc_curve_encloses_the_area() -> None:
-    scores, truth, _ = ovarian()
-    for score in scores:
+    scores, truth, patients = ovarian()
+    for score, area in zip(scores, areas(scores, truth, patients)[0], strict=True):
         false, true = roc(score, truth)
         assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
-        assert np.trapezoid(true, false) == pytest.approx(auc(score, truth))
+        assert np.trapezoid(true, false) == pytest.approx(area)

@@ -11,7 +11,7 @@ import pytest
 
 from node.config import ReconstructSettings
 from node.workers.pool import Priority, WorkerPool
-from node.workers.worker import CheckRequest
+from node.workers.requests import CheckRequest
 from tests.conftest import wait_for
 
 COUNTED = """

@@ -23,8 +23,8 @@ from node.codec.points import Point
 from storage.dicom.dicomfile import HeaderBytes
 from storage.errors import PayloadError
 from storage.formats import coders
-from storage.formats.container import MAGIC, VERSION
-from storage.formats.padding import pack_padding
+from storage.formats.container import DICTIONARY, MAGIC, VERSION
+from storage.formats.padding import pack_mask, pack_padding, unpack_mask
 from storage.formats.payload import (
     CURVE_KNOTS,
     Base,
@@ -36,11 +36,9 @@ from storage.formats.payload import (
     encode_base,
     encode_rendition,
     mapped,
-    pack_mask,
     seed_of,
     structure_uid,
     unmapped,
-    unpack_mask,
 )
 from storage.records import OperatingPoint, Verdict
 from tests.support.paths import GOLDEN, ROOT
@@ -384,7 +382,7 @@ def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
         encoding, length, coded = struct.unpack("<BQQ", data[at : at + 17])
         body = data[at + 17 : at + 17 + coded]
         at += 17 + coded
-        body = zlib.decompress(body) if encoding == 1 else body
+        body = zlib.decompressobj(zdict=DICTIONARY).decompress(body) if encoding == 1 else body
         assert len(body) == length
         found[name] = (encoding, body)
     assert data[at:] == hashlib.sha256(data[:at]).digest()
@@ -393,6 +391,11 @@ def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
 
 META = sections_of(encode_base(SMALL_BASE))["meta"][1]
 HEADER, PIXELS = section(b"header", b"h"), section(b"pixels", b"p")
+
+
+def test_the_dictionary_stays() -> None:
+    """Stored objects cannot be read with another one."""
+    assert hashlib.sha256(DICTIONARY).hexdigest() == "f65ea0da8c7ddb8a25871edc0e1652a430ad150f27157b8fc6c7a1686f5e697f"
 
 
 def test_an_unknown_section_is_ignored() -> None:
@@ -510,7 +513,7 @@ def test_a_mask_of_a_smooth_border_is_small() -> None:
     [b"", b"no zlib", zlib.compress(bytes(9)), zlib.compress(bytes(10**6)), pack_mask(np.ones((5, 9), np.bool_))[:4]],
 )
 def test_a_damaged_mask_is_a_payload_error(data: bytes) -> None:
-    with pytest.raises(PayloadError, match="padding mask"):
+    with pytest.raises(PayloadError, match="padding"):
         unpack_mask(data, 5, 9)
 
 

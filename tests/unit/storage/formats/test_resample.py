@@ -181,14 +181,6 @@ def test_project_keeps_a_consistent_image_and_changes_another_as_little_as_possi
     assert np.square(projected - pixels).mean() < np.square(bicubic - pixels).mean()
 
 
-def test_damping_applies_part_of_the_correction() -> None:
-    operator, image = Operator(33, 47, 2), picture(33, 47)
-    base = picture(operator.low_rows, operator.low_columns, seed=2)
-    whole = operator.project(image, base) - image
-    np.testing.assert_allclose(operator.project(image, base, damping=0.25) - image, whole / 4, rtol=0, atol=1e-2)
-    assert np.array_equal(operator.project(image, base, damping=0.0), image)
-
-
 @pytest.mark.parametrize(("scale", "border"), [(2, 16), (4, 32)])
 def test_away_from_the_border_the_lift_is_the_orthogonal_projection(scale: int, border: int) -> None:
     """x + lift(y - D x) equals x + D^T (D D^T)^-1 (y - D x), the smallest consistent change (dense matrices here)."""

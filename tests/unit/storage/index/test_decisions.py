@@ -208,11 +208,12 @@ def test_a_record_that_was_changed_exchanged_or_taken_out_is_found() -> None:
 def test_a_job_or_a_run_that_is_not_there(index: Index) -> None:
     rows = JobRows(index.engine)
     rows.ensure(["scrub"])
-    assert (rows.run(7), rows.get("audit"), rows.history("audit")) == (None, None, [])
+    assert (rows.run(7), rows.history("audit")) == (None, [])
     with pytest.raises(JobRefused, match="there is no job 'audit'; there are: scrub"):
         rows.request("audit")
     ticket = rows.begin("scrub", "me", 60.0, Cause.COMMAND)
     assert ticket is not None
     found = rows.run(ticket.run_key)
     assert found is not None
-    assert (found.job, found.state, rows.get("scrub").last) == ("scrub", RunState.RUNNING, found)  # type: ignore[union-attr]
+    (scrub,) = rows.all()
+    assert (found.job, found.state, scrub.last) == ("scrub", RunState.RUNNING, found)

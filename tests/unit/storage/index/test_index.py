@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from storage.records import (
     Trial,
 )
 from tests.support.index_rows import POINT, VERDICT, claimed, digest, new_instance, new_rendition, url_of
+from tests.support.paths import GOLDEN
 from tests.support.samples import MAMMOGRAPHY
 
 
@@ -93,11 +95,19 @@ def rows_of(engine: Engine) -> dict[str, int]:
 # --- the schema and the connection ----------------------------------------------------------------------------
 
 
-def test_the_migrations_make_exactly_the_tables(index: Index) -> None:
-    with index.engine.connect() as connection:
+@pytest.mark.parametrize("since", ["now", "the first release"])
+def test_an_index_has_exactly_the_tables(tmp_path: Path, since: str) -> None:
+    """Whether it was created by this version, or by the first one and upgraded."""
+    if since != "now":
+        with zipfile.ZipFile(GOLDEN / "archive-v1.zip") as archive:
+            Path(url_of(tmp_path).removeprefix("sqlite:///")).write_bytes(archive.read("index.sqlite"))
+    engine = connect(url_of(tmp_path))
+    migrate(engine)
+    with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
         assert set(inspect(connection).get_table_names()) == {*metadata.tables, "alembic_version"}
+    engine.dispose()
 
 
 def test_opening_an_index_again_keeps_what_it_holds(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
-from node.workers.worker import ProofRequest
+from node.workers.requests import ProofRequest
 from storage.errors import IndexFault, NotReconstructable, PixelError, WorkerDied
 from storage.index.integrity import Integrity
 from storage.records import InstanceState, ReasonCode, StoredInstance

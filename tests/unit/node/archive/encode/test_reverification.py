@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from node.archive.encode.reverification import Reverification
 from node.codec.encode.encode_request import EncodeResult, ReverifyRequest
-from node.workers.worker import ProofRequest
+from node.workers.requests import ProofRequest
 from storage.errors import WorkerDied
 from storage.index.tables import reverification
 from storage.records import InstanceState, Trial

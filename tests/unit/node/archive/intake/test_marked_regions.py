@@ -32,7 +32,7 @@ class Marked:
         self.file.write_text(HEADER)
         hold_image(self.bench, small(UID, StudyInstanceUID=STUDY), DERIVED)
         bench = self.bench
-        self.regions = MarkedRegions(bench.index, bench.hot, bench.originals, self.file, read_regions(self.file))
+        self.regions = MarkedRegions(bench.index, bench.hot, bench.originals, self.file)
         self.regions.reload_file()
 
     def image(self) -> StoredInstance:
@@ -197,6 +197,6 @@ def test_a_file_that_is_no_csv_is_an_error(tmp_path: Path, data: bytes) -> None:
 
 def test_without_a_file_nothing_is_read_again(marked: Marked) -> None:
     bench = marked.bench
-    regions = MarkedRegions(bench.index, bench.hot, bench.originals, None, {UID: [Box(1, 2, 3, 4)]})
+    regions = MarkedRegions(bench.index, bench.hot, bench.originals, None)
     regions.reload_file()
-    assert regions.on_image(marked.image(), 64, 48) == (Box(1, 2, 3, 4),)
+    assert regions.on_image(marked.image(), 64, 48) == ()

@@ -47,7 +47,7 @@ def test_nothing_would_be_freed_if_originals_are_kept_for_ever(bench: ArchivePar
 def test_under_profile_us_mqsa_nothing_is_freed(bench: ArchiveParts) -> None:
     codec = parse({"codec": {"profile": "us-mqsa"}}, "test").codec
     settings = bench.settings.model_copy(update={"codec": codec})
-    strict = Retention(bench.index, bench.stores, bench.trail, settings, lambda rendition: None)
+    strict = Retention(bench.index, bench.stores, bench.trail, settings, lambda *_: None)
     assert would_free(bench.index, settings, timedelta(0)) == (0, 0)
     with pytest.raises(PurgeRefused, match="profile us-mqsa: originals are never removed"):
         strict.purge()
@@ -85,7 +85,7 @@ def test_an_image_that_is_deleted_while_it_is_purged_is_not_reported_as_kept(
 ) -> None:
     """Found by benchmarks.load: the purge reported a missing object, and ended with exit code 1."""
 
-    def render(rendition: StoredRendition) -> None:
+    def render(_: int, rendition: StoredRendition) -> None:
         delete(bench)
         bench.stores[Tier.HOT].read(rendition.base_digest)
 

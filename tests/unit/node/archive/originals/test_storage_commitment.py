@@ -13,6 +13,7 @@ from node.config import parse
 from storage.index.commitment_requests import CommitmentItem, Commitments
 from storage.records import InstanceState, StoredInstance
 from tests.support.archive_parts import ArchiveParts
+from tests.support.index_rows import has_pin
 from tests.support.samples import MAMMOGRAPHY
 
 UIDS = ("1.2.3.1", "1.2.3.2", "1.2.3.3")
@@ -63,4 +64,4 @@ def test_an_original_that_is_not_whole_is_not_committed(bench: ArchiveParts, har
         bench.index, commitments, lambda held: original_fault(bench.originals, held), parse({}, "test").commitment
     )
     assert [one.reason for one in judge.judge(request)] == [FailureReason.PROCESSING_FAILURE, COMMITTED]
-    assert not commitments.pinned(first.key)
+    assert not has_pin(bench.index.engine, first.key)

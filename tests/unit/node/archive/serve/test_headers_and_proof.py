@@ -12,7 +12,7 @@ from pydicom.tag import BaseTag
 from node.archive.serve.amended_header import write_amended, write_edited
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from node.archive.serve.derived_object import DerivedParts, prove_object
-from node.workers.worker import ProofRequest
+from node.workers.requests import ProofRequest
 from storage.errors import NotReconstructable, Unparseable, WorkerDied
 from storage.records import Applied, ReasonCode
 from tests.support.archive_parts import ArchiveParts

@@ -13,7 +13,7 @@ from node.archive.rendered_cache import RenderedCache
 from node.archive.serve.prefetch import Prefetch
 from node.archive.serve.retrieve import Retrieve
 from node.config import RenditionPolicy
-from node.workers.worker import ReconstructRequest
+from node.workers.requests import ReconstructRequest
 from storage.errors import WorkerDied
 from tests.conftest import wait_for
 from tests.support.archive_parts import ArchiveParts

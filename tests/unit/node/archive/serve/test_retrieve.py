@@ -12,7 +12,7 @@ from node.archive.rendered_cache import RenderedCache
 from node.archive.serve import retrieve as module
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.config import RenditionPolicy
-from node.workers.worker import ReconstructRequest
+from node.workers.requests import ReconstructRequest
 from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged, WorkerDied
 from storage.records import StoredInstance
 from tests.support.annotations import presentation_state

@@ -20,10 +20,21 @@ def test_samples_are_companded_where_it_saves_enough(share: float, companded: bo
     assert [forecast.point.companded for forecast in found] == [companded, companded]
 
 
+def test_each_scale_is_companded_where_that_saves_enough() -> None:
+    def look(point: OperatingPoint, _: Upscaler) -> tuple[int, float, tuple[str, ...]]:
+        factor = {(2, True): 0.85, (1, True): 1.1}.get((point.scale, point.companded), 1.0)
+        return round(10000 * point.distance**-0.8 * factor), point.distance**0.6, ()
+
+    found = forecasts_of(look, [Bicubic()], (2, 1), 5, 1.0)
+    assert [(forecast.point.scale, forecast.point.companded) for forecast in found] == [(2, True), (1, False)]
+
+
 def test_a_scale_that_cannot_pass_says_why() -> None:
     def look(point: OperatingPoint, _: Upscaler) -> tuple[int, float, tuple[str, ...]]:
         coarse = point.scale == 2
-        return 1000, 3.0 if coarse else point.distance**0.6, ("lost share is 3, above 1",) if coarse else ()
+        if coarse:
+            return 1000, 3.0, ("lost share is 3, above 1",)
+        return 100_000, point.distance**0.6, ()
 
     half, full = forecasts_of(look, [Bicubic()], (2, 1), 5, 4.0)
     assert half.trial.failures == ("lost share is 3, above 1",)

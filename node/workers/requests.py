@@ -1,0 +1,193 @@
+"""Requests to a worker, each of which answers itself there.
+
+Images are passed as files. The requests to encode are in node/codec/encode/encode_request.py, those to audit in
+node/workers/auditing.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from node.codec.rendering import Rendering, read_pair, verified
+from node.upscalers.catalogue import Catalogue
+from node.upscalers.protocol import Installed, installed
+from storage.dicom.content import same_content
+from storage.dicom.dicomfile import HeaderBytes
+from storage.dicom.pixels import decode_frame, integer_pixels, pixel_digest, transcode
+from storage.dicom.self_check import fault_of_object
+from storage.errors import PixelError
+from storage.formats import coders
+from storage.formats.packed_original import pack_original, restore_original
+from storage.formats.payload import Base
+from storage.records import OperatingPoint
+
+Answer = TypeVar("Answer")
+_Answer_co = TypeVar("_Answer_co", covariant=True)
+
+
+class Request(Protocol[_Answer_co]):
+    """A small picklable data class."""
+
+    def answer(self, catalogue: Catalogue, /) -> _Answer_co:
+        """Carry the request out in a worker. ``catalogue``: the upscalers of that worker."""
+
+
+class Ask(Protocol):
+    """Has a worker answer a request, and waits for the answer."""
+
+    def __call__(self, request: Request[Answer], /) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """Append the pixels of a rendition, little endian, to files that end where pixel data begins.
+
+    ``drawn`` gets those with drawn noise, ``plain`` those of the structure alone. ``model``: a folder with the model
+    from the model store, in case it is not installed any more. Raises RenditionMismatch, and leaves a file as it is,
+    unless they are the pixels that were verified.
+    """
+
+    base: Path
+    rendition: Path
+    drawn: Path | None = None
+    plain: Path | None = None
+    model: Path | None = None
+
+    def answer(self, catalogue: Catalogue) -> None:
+        base, rendition = read_pair(self.base, self.rendition)
+        rendering = Rendering(base, rendition, catalogue, self.model)
+        for target, draw in ((self.drawn, True), (self.plain, False)):
+            if target is not None:
+                pixels = verified(rendering, rendition, draw=draw)
+                with target.open("ab") as out:
+                    out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """Describe an installed model: the one for new renditions or, by name and digest, another one."""
+
+    upscaler: str = ""
+    weights_digest: str = ""
+
+    def answer(self, catalogue: Catalogue) -> Installed:
+        if self.upscaler:
+            return installed(catalogue.by_digest(self.upscaler, self.weights_digest))
+        return installed(catalogue.configured())
+
+
+@dataclass(frozen=True)
+class ReadyRequest:
+    """Reconstruct one small black image, which loads everything that is loaded on first use.
+
+    Otherwise the first viewer would wait for it for seconds.
+    """
+
+    def answer(self, catalogue: Catalogue) -> None:
+        from node.codec.decode import SideInformation, reconstruct
+        from node.codec.encode.noise_fitting import measure_deviation
+
+        upscaler, point, side = catalogue.configured(), OperatingPoint(2, "jpegxl", 1.0), 64
+        coded = coders.encode(np.zeros((side, side), dtype=np.uint16), point)
+        header = HeaderBytes(ExplicitVRLittleEndian, b"", b"")
+        base = Base(point, 2 * side, 2 * side, 12, 0, 1, None, 0.0, 1.0, 1.0, "", "", "OW", header, coded)
+        shape = base.rows, base.columns
+        missing = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+        noise = measure_deviation(missing, np.zeros_like(missing), np.ones(shape, bool), np.ones(shape, bool))
+        reconstruct(base, upscaler, SideInformation(noise=noise), seed=0, steps=upscaler.steps)
+
+
+# The following requests run a decoder on a peer's bytes. They never run in the process that holds the associations: a
+# decoder written in C may crash on a hostile codestream.
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """Decode the first frame of an encapsulated image; the answer is why it fails, empty if it does not."""
+
+    original: Path
+
+    def answer(self, _: object) -> str:
+        try:
+            decode_frame(self.original)
+        except PixelError as error:
+            return str(error)
+        return ""
+
+
+@dataclass(frozen=True)
+class DigestRequest:
+    """SHA-256 of a single-frame image's stored values, decoded."""
+
+    original: Path
+
+    def answer(self, _: object) -> str:
+        return pixel_digest(integer_pixels(self.original))
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Whether two files have the same elements and pixels."""
+
+    one: Path
+    other: Path
+
+    def answer(self, _: object) -> bool:
+        return same_content(self.one, self.other)
+
+
+@dataclass(frozen=True)
+class TranscodeRequest:
+    """Write ``source`` to ``target`` in another transfer syntax, native or lossless."""
+
+    source: Path
+    target: Path
+    transfer_syntax_uid: str
+
+    def answer(self, _: object) -> None:
+        transcode(self.source, self.target, UID(self.transfer_syntax_uid))
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """Write the packed form of an original to ``target``, and prove that it restores its bytes.
+
+    Raises KeptVerbatim or ProofFailed.
+    """
+
+    original: Path
+    original_digest: str
+    target: Path
+    coder: str
+
+    def answer(self, _: object) -> None:
+        self.target.write_bytes(pack_original(self.original, self.coder, self.original_digest))
+
+
+@dataclass(frozen=True)
+class RestoreRequest:
+    """Write the received bytes of a packed original to ``target``, checked against their digest."""
+
+    packed: Path
+    original_digest: str
+    target: Path
+
+    def answer(self, _: object) -> None:
+        restore_original(self.packed, self.original_digest, self.target)
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """Read a derived object back in each encoding that it is sent in; the answer is its fault, empty if none."""
+
+    path: Path
+    pixel_digest: str
+    sop_instance_uid: str
+
+    def answer(self, _: object) -> str:
+        return fault_of_object(self.path, self.pixel_digest, self.sop_instance_uid)
