@@ -218,7 +218,7 @@ def test_a_hold_placed_between_selection_and_removal(bench: ArchiveParts) -> Non
     data = bench.receive("1.2.3.1")
     study = bench.index.by_uid("1.2.3.1").study_instance_uid  # type: ignore[union-attr]
 
-    def placing_a_hold(_: StoredRendition) -> None:
+    def placing_a_hold(_: int, __: StoredRendition) -> None:
         bench.index.holds.add(HoldKind.STUDY, study, reason="now", who="user:test")
 
     report = bench.purging_with(placing_a_hold).purge()

@@ -238,6 +238,17 @@ def test_the_report_is_repeated_until_it_is_taken(tmp_path: Path) -> None:
         assert modality.answered == 2
 
 
+@pytest.mark.parametrize("warning", [0x0107, 0xB000])
+def test_a_warning_takes_the_report(tmp_path: Path, warning: int) -> None:
+    modality, files = Modality(answers=[warning]), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running, modality.listening():
+        information = request(references(of(stored(running, files))))
+        assert ask(running, information) == 0
+        wait_for(lambda: states_of(running.index.engine, information.TransactionUID) == [CommitmentState.REPORTED])
+    assert modality.answered == 1
+
+
 def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     modality, files = Modality(), tmp_path / "files"
     files.mkdir()

@@ -87,7 +87,7 @@ def test_the_worker_for_viewers_is_ready_before_the_first(tmp_path: Path) -> Non
         wait_for(lambda: node.pool.idle, what="the worker is ready")
         assert len(set(multiprocessing.active_children()) - before) == 1
         done = node.pool.submit(ReadyRequest(), Priority.VIEWER)
-        assert done.result(timeout=300) == ""
+        done.result(timeout=300)
 
 
 @pytest.mark.slow

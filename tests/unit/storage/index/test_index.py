@@ -215,6 +215,15 @@ def test_the_same_uid_is_added_once(index: Index) -> None:
     assert rows_of(index.engine)["instance"] == 1
 
 
+def test_more_keys_than_a_query_takes(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.index.holdings._KEYS_AT_ONCE", 2)
+    for number in range(5):
+        index.add(new_instance(f"1.2.3.{number}", original_digest=digest(str(number))))
+    assert [one.sop_instance_uid for one in index.by_keys([5, 2, 9, 1, 4, 3])] == [
+        f"1.2.3.{number}" for number in (4, 1, 0, 3, 2)
+    ]
+
+
 def test_a_newcomer_that_is_refused_leaves_no_patient_behind(index: Index) -> None:
     index.add(new_instance())
     index.add(new_instance(patient_id="P2", study_uid="1.2.2", original_digest=digest("other")))

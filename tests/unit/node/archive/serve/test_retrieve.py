@@ -101,6 +101,7 @@ def test_the_original_is_sent_if_its_reconstruction_cannot_be_made(served: Serve
     served.fail(WorkerDied("killed"))
     assert served.sent(served.choice()) == UID
     assert served.left() == []
+    assert not served.retrieve._making, "it left its lock behind"
 
 
 @pytest.mark.parametrize("harm", ["purged", "missing"])
