@@ -169,12 +169,9 @@ class Archivist:
         def ask(request: Request[Answer]) -> Answer:
             return self._ask(claim, request)
 
-        result = None
-        if self._remake.lacks_patches(instance, request):
-            result = self._remake.add_patches(instance, request, ask)
-        elif self._remake.restore(claim, instance, request, ask):
+        result = self._remake.result(claim, instance, request, ask) if instance.rendition else ask(request)
+        if result is None:
             return
-        result = result or ask(request)
         if result.made is None:
             self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
         else:

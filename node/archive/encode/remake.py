@@ -1,4 +1,4 @@
-"""Restores a lost base or rendition from its original, bit for bit if possible.
+"""Restores a lost base or rendition from its original, bit for bit if possible, and adds patches to one.
 
 A derived UID is a promise of pixels. So the original is encoded at exactly the operating point of the lost base. The
 same version of the coder gives the same bytes, which the digest proves. If the rendition is lost too, its side
@@ -35,14 +35,20 @@ class Remake:
         self._index, self._store, self._writer, self._regions = index, store, writer, regions
         self._rows = Integrity(index.engine)
 
-    def restore(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> bool:
-        """Whether the instance has the rendition again that it had, and its claim ended; False if it never had one.
+    def result(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
+        """Restore the rendition that an instance had, or add patches to it.
 
-        Raises NotReconstructable if that rendition cannot be sent; it is withdrawn then.
+        Returns None if that has ended the claim, and the result of an encoding that is to be stored otherwise. Raises
+        NotReconstructable if the former rendition cannot be sent; it is withdrawn then.
         """
+        if self._lacks_patches(instance, request):
+            return self._with_patches(instance, request, ask) or ask(request)
+        return None if self._restored(claim, instance, request, ask) else ask(request)
+
+    def _restored(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> bool:
+        """Whether the instance has its former rendition again, and its claim ended."""
         lost = instance.rendition
-        if lost is None:
-            return False
+        assert lost is not None
         state = self._rows.state_with(lost.derived_uid)
         if self._intact(lost.base_digest) and self._intact(lost.rendition_digest):
             self._prove_or_withdraw(claim, lost, lost, ask)
@@ -70,14 +76,14 @@ class Remake:
         self._rows.withdraw(lost.derived_uid, "its objects were lost, and today's coder or model makes others")
         return False
 
-    def lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
+    def _lacks_patches(self, instance: StoredInstance, request: EncodeRequest) -> bool:
         """Whether the rendition is whole, and lacks exact patches on marked regions."""
         try:
             return self._regions.lacks_patches(instance, request.regions)
         except (ObjectMissing, ObjectDamaged):  # it is made again first
             return False
 
-    def add_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
+    def _with_patches(self, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> EncodeResult | None:
         """Encode at the operating point of the current rendition, with patches; None, and withdrawn, if that fails."""
         current = instance.rendition
         assert current is not None
