@@ -326,7 +326,7 @@ def test_movescu_cancels_between_images(four: Four, port: int, tmp_path: Path) -
         )
         sent = len(scp.files())
     assert ran.status == 0xFE00, ran.said
-    assert 1 <= sent <= 2
+    assert sent <= 2  # on a busy machine a pending response, and so the cancel, may come before the first image
     assert ran.counts == (sent, 0, 0)
 
 
