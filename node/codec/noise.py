@@ -60,6 +60,8 @@ _PER_OCTAVE = 8.0
 """Steps of the codes of curve and map per doubling of the standard deviation: 0.75 dB."""
 POWER_STEP = 0.25
 """Octaves of power per step of the spectrum's codes: 0.75 dB."""
+_NEAR = 1
+"""Largest error of a spectrum code that JPEG-LS may make: one step of 0.75 dB."""
 _STREAM = 0x6C617465
 """Second word of the generator's key: it sets this use of a seed apart from others."""
 _HEADER = struct.Struct("<BHHfffIIIB")
@@ -267,8 +269,12 @@ def deviations_of(codes: Codes) -> Float:
 
 
 def encode_noise(model: NoiseModel) -> bytes:
-    """A model as bytes: header, curve, map and spectrum as JPEG-LS, mask of quiet cells."""
-    place, spectrum = (bytes(imagecodecs.jpegls_encode(part)) for part in (model.place, model.spectrum))
+    """A model as bytes: header, curve, map and spectrum as JPEG-LS, mask of quiet cells.
+
+    Only the spectrum is coded with a loss: each code is off by ``_NEAR`` steps at most.
+    """
+    place = bytes(imagecodecs.jpegls_encode(model.place))
+    spectrum = bytes(imagecodecs.jpegls_encode(model.spectrum, level=_NEAR))
     quiet = b"" if model.quiet is None else pack_mask(model.quiet)
     header = _HEADER.pack(
         *(_FORMAT, model.rows, model.columns, model.low, model.high, model.gain),

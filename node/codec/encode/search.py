@@ -253,8 +253,8 @@ class Encoder:
         spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
         energy = missing_energy(spectral, structure, inside)
         for _ in range(_DRAWS):
-            noise = decode_noise(encode_noise(matched(spectral, energy, lacking)))
-            side = replace(side, noise=noise)
+            coded_noise = encode_noise(matched(spectral, energy, lacking))
+            side = replace(side, noise=decode_noise(coded_noise))
             grain = decoded.grain(attempt.upscaler, attempt.task, structure, side)
             served = decoded.pixels(structure + grain, side)
             bands = band_energies(served.astype(np.float32), reference.core)
@@ -273,7 +273,7 @@ class Encoder:
         verdict = judge(reference, plain, found, served, figures, limits)
         verdict = replace(verdict, failures=(*verdict.failures, *wrong))
         parts = {
-            "noise": encode_noise(noise),
+            "noise": coded_noise,
             "repairs": encode_residuals(side.repairs) if side.repairs else b"",
             "points": encode_points(side.points) if side.points else b"",
             "patches": encode_patches(side.patches) if side.patches else b"",
