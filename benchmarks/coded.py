@@ -28,7 +28,7 @@ from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import read_source
 from node.config import Settings, parse
-from node.fidelity.gate import Reference
+from node.fidelity.reference import Reference
 from node.fidelity.windows import display_window
 from node.training.image_files import Picture, picture_files, read_picture
 from node.upscalers.catalogue import Catalogue
@@ -182,7 +182,7 @@ def code(
     encoder = encoder_of(picture, settings_of(profile, upscaler))
     if point is not None:
         encoder.limits = None
-    made = encoder.at(point) if point else encoder.search()
+    made = encoder.encode_at(point) if point else encoder.search()
     seconds = time.monotonic() - began
     reference = encoder.reference
     window, breast = (reference.window.low, reference.window.high), image.breast
@@ -256,7 +256,9 @@ def drawn(made: Encoded, seed: int) -> Pixels:
     """The served image with noise drawn from ``seed``."""
     decoded = Decoded.of(made.base)
     noise = made.side.noise if made.upscaler.needs_deviation else None
-    grain = decoded.grain(made.upscaler, decoded.task(noise, seed, made.upscaler.steps), made.structure, made.side)
+    grain = decoded.drawn_noise(
+        made.upscaler, decoded.task(noise, seed, made.upscaler.steps), made.structure, made.side
+    )
     return decoded.pixels(made.structure + grain, made.side)
 
 
@@ -270,7 +272,7 @@ def _structure(made: Encoded, reference: Reference) -> Float:
 
 def _worst_tiles(made: Encoded, reference: Reference, limits: Thresholds) -> list[tuple[int, int]]:
     """Tiles by decreasing ratio of coherent error to its limit; only tiles that are mostly breast, if there are any."""
-    worst = (made.found.lines.worst / np.array(limits.lines)[:, None, None]).max(axis=0)
+    worst = (made.figures.lines.worst / np.array(limits.lines)[:, None, None]).max(axis=0)
 
     def cells(tile: tuple[int, int]) -> tuple[slice, slice]:
         row, column = tile

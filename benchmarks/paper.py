@@ -129,7 +129,7 @@ def by_torchvision(picture: Picture, low: int) -> Pixels:
 def by_upscaler(picture: Picture, low: int, upscaler: Upscaler) -> Pixels:
     """The reconstruction without drawn noise, which is not in the paper and lowers both figures."""
     encoder = replace(encoder_of(picture, settings_of(upscaler="bicubic")), upscalers=(upscaler,), limits=None)
-    made = encoder.at(OperatingPoint(SIDE // low, "png16", effort=6))
+    made = encoder.encode_at(OperatingPoint(SIDE // low, "png16", effort=6))
     assert made is not None, "nothing is refused without limits"
     return made.plain
 

@@ -30,11 +30,11 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 from benchmarks.samples import breast, mammogram
 from node.codec.decode import Decoded, SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
-from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.source_image import Source
 from node.codec.noise import decode_noise, encode_noise
 from node.fidelity.bands import BANDS, band_energies
-from node.fidelity.gate import Reference
+from node.fidelity.reference import Reference
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import Upscaler
 from storage.dicom.dicomfile import HeaderBytes, encode
@@ -131,7 +131,7 @@ def payload_of(pixels: NDArray[np.uint16], bits: int) -> Payload:
     noise = measure_deviation(reference.image, structure, reference.core, reference.counted)
     lacking = (own - made).sum(axis=(1, 2))
     noise = with_spectrum(decode_noise(encode_noise(noise)), reference.image, structure, reference.core)
-    noise = matched(noise, missing_energy(noise, structure, reference.core), lacking)
+    noise = with_band_energies(noise, missing_energy(noise, structure, reference.core), lacking)
     return Payload(encode_base(base), encode_noise(noise))
 
 

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from node.codec.encode.search import Encoded, Encoder
 from node.codec.encode.source_image import Source
 from node.config import Settings
-from node.fidelity.gate import Reference
+from node.fidelity.reference import Reference
 from node.training.image_files import Picture, read_picture
 from node.upscalers.catalogue import Catalogue
 from storage.dicom.dicomfile import HeaderBytes
@@ -63,7 +63,7 @@ def _calibrated(picture: Picture, settings: Settings, catalogue: Catalogue) -> C
         effort=codec.effort,
         share=settings.gate.patches.share,
     )
-    made = encoder.at(codec.fixed_point) if codec.fixed_point else encoder.search()
+    made = encoder.encode_at(codec.fixed_point) if codec.fixed_point else encoder.search()
     if made is None:
         missed = [trial for trial in encoder.tried if trial.failures]
         why = (

@@ -105,7 +105,7 @@ class Decoded:
     def _within_range(self, image: Float) -> Float:
         return np.clip(image, self.base.minimum, self.base.maximum, out=image)
 
-    def grain(self, upscaler: Upscaler, task: UpscaleTask, structure: Float, side: SideInformation) -> Float:
+    def drawn_noise(self, upscaler: Upscaler, task: UpscaleTask, structure: Float, side: SideInformation) -> Float:
         """The drawn noise to add to the structure: float32, grey levels; 0 in cells with coded residuals."""
         if side.noise is None:
             return np.zeros_like(structure)
@@ -128,7 +128,7 @@ class Decoded:
             self._restore_padding(pixels, base.padding)
         return pixels if side.patches is None else pasted(pixels, side.patches)
 
-    def plain(self, structure: Float, side: SideInformation) -> Float:
+    def rounded_structure(self, structure: Float, side: SideInformation) -> Float:
         """A structure in whole grey levels, as it is served without noise: float32."""
         return self.pixels(structure.copy(), side).astype(np.float32)
 
@@ -155,7 +155,7 @@ def reconstruct(
     task = decoded.task(side.noise if upscaler.needs_deviation else None, seed, steps)
     image = decoded.structure(upscaler, task, side)
     if draw:
-        image += decoded.grain(upscaler, task, image, side)
+        image += decoded.drawn_noise(upscaler, task, image, side)
     return decoded.pixels(image, side)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,6 @@ from storage.formats.payload import Base, Rendition, decode_base, decode_renditi
 
 Pixels = NDArray[np.uint16]
 Float = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Pixels, uint16 (rows, columns), their digest, and the numerics with which they were made."""
-
-    pixels: Pixels
-    digest: str
-    numerics: dict[str, str]
 
 
 class Rendering:
@@ -48,17 +38,8 @@ class Rendering:
         """The pixels with drawn noise or without: uint16 (rows, columns)."""
         image = self.structure.copy()
         if draw:
-            image += self._decoded.grain(self._upscaler, self._task, self.structure, self._side)
+            image += self._decoded.drawn_noise(self._upscaler, self._task, self.structure, self._side)
         return self._decoded.pixels(image, self._side)
-
-
-def rendered(
-    base: Base, rendition: Rendition, catalogue: Catalogue, model: Path | None = None, *, draw: bool = True
-) -> Rendered:
-    """The pixels of a rendition, without a comparison of digests. Raises ModelMissing, PayloadError."""
-    rendering = Rendering(base, rendition, catalogue, model)
-    pixels = rendering.pixels(draw=draw)
-    return Rendered(pixels, pixel_digest(pixels), rendering.numerics)
 
 
 def reconstructed(

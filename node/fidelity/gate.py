@@ -27,8 +27,6 @@ from node.fidelity.threads import on_all_cores
 from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
 from storage.records import Thresholds, Verdict
 
-__all__ = ["Reference", "Structure", "Thresholds", "failures", "judge", "look", "measure_noise", "psnr"]
-
 Float = NDArray[np.float32]
 Pixels = NDArray[np.uint16]
 Cells = NDArray[np.bool_]
@@ -58,7 +56,7 @@ encode."""
 
 
 @dataclass(frozen=True)
-class Structure:
+class StructureFigures:
     """A structure measured against its original.
 
     ``lines``: coherent errors. ``lost``: float64 (BANDS,), share of each band's RMS. ``shift`` and ``slow``: of the
@@ -80,14 +78,14 @@ class Structure:
     bands: NDArray[np.float64]
 
 
-def look(
+def measure_structure(
     reference: Reference,
     structure: Float,
     *,
     specks: bool = True,
     limits: Thresholds | None = None,
-    before: Structure | None = None,
-) -> Structure:
+    before: StructureFigures | None = None,
+) -> StructureFigures:
     """Measures ``structure``: float32, the original's shape, grey levels. ``specks``: whether specks are measured too.
 
     ``limits``: of a structure that is still to be repaired; places beyond them count in ``broken_cells`` only.
@@ -111,7 +109,7 @@ def look(
         ]
         found |= specks_of(reference, structure, again)
     most = _most(limits) if limits else (math.inf,) * len(WIDTHS)
-    return Structure(
+    return StructureFigures(
         lines=reference.line_noise.look(error, most, None if before is None else before.lines, changed),
         lost=np.sqrt(bands[:BANDS].sum(axis=(1, 2)) / np.maximum(reference.bands[:BANDS].sum(axis=(1, 2)), 1e-12)),
         shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
@@ -124,7 +122,7 @@ def look(
     )
 
 
-def burden(found: Structure, limits: Thresholds) -> float:
+def burden(found: StructureFigures, limits: Thresholds) -> float:
     """The whole image's figure that is nearest to its limit, over that limit. Above 1 the structure fails.
 
     Single places are left out because they can be repaired. A band that may be lost wholly counts only above its limit:
@@ -133,13 +131,13 @@ def burden(found: Structure, limits: Thresholds) -> float:
     return max(value / limit for _, value, limit in _of_whole(found, limits))
 
 
-def failures_of_whole(found: Structure, limits: Thresholds) -> Iterator[str]:
+def failures_of_whole(found: StructureFigures, limits: Thresholds) -> Iterator[str]:
     """One sentence per limit of the whole image that is missed, which no repair of single places mends."""
     for text, value, limit in _of_whole(found, limits):
         yield from _above(text, value, limit)
 
 
-def _of_whole(found: Structure, limits: Thresholds) -> Iterator[tuple[str, float, float]]:
+def _of_whole(found: StructureFigures, limits: Thresholds) -> Iterator[tuple[str, float, float]]:
     """The beginning of a sentence, the figure and its limit, of each figure of the whole image."""
     for level, value in enumerate(found.lines.percentile(_TAIL, _SPARED)):
         yield f"coherent error at width {WIDTHS[level]:g} is", value, limits.lines[level]
@@ -150,7 +148,7 @@ def _of_whole(found: Structure, limits: Thresholds) -> Iterator[tuple[str, float
     yield "autocorrelation of the error is", found.periodic, limits.periodic
 
 
-def broken_cells(found: Structure, limits: Thresholds) -> Cells:
+def broken_cells(found: StructureFigures, limits: Thresholds) -> Cells:
     """Cells of 16 pixels that exceed the limit of any place, by a coherent error or an error outside the breast:
     bool.
     """
@@ -240,7 +238,7 @@ def _where_flat(original: Float, drawn: Float) -> float:
 def judge(
     reference: Reference,
     structure: Float,
-    found: Structure,
+    found: StructureFigures,
     served: Pixels,
     noise: dict[str, float],
     limits: Thresholds | None,
@@ -279,7 +277,7 @@ def judge(
     )
 
 
-def failures(found: Structure, noise: dict[str, float], limits: Thresholds) -> Iterator[str]:
+def failures(found: StructureFigures, noise: dict[str, float], limits: Thresholds) -> Iterator[str]:
     """One sentence per limit that is missed."""
     yield from failures_of_whole(found, limits)
     for width, worst, limit in zip(WIDTHS, found.lines.worst, _most(limits), strict=True):

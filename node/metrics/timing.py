@@ -13,7 +13,7 @@ from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.codec.encode.encode_request import EncodeRequest, ReverifyRequest
 from node.workers.auditing import AuditRequest
 from node.workers.pool import Priority, WorkerPool
-from node.workers.requests import Answer, ReconstructRequest, Request
+from node.workers.requests import Answer, ProofRequest, ReconstructRequest, Request
 
 Observe = Callable[[str, float], None]
 """Takes an outcome and a duration in seconds."""
@@ -23,6 +23,7 @@ _REQUESTS: dict[type, str] = {
     EncodeRequest: "encode",
     ReverifyRequest: "reverify",
     AuditRequest: "audit",
+    ProofRequest: "prove",
 }
 
 

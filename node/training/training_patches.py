@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from torch import Tensor
 
 from node.codec.encode.base_coding import make_base
-from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.source_image import Source
 from node.codec.noise import unit_noise
 from node.fidelity.bands import BANDS, band_energies
@@ -94,7 +94,7 @@ def degrade(
     original, kept = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, upsampled))
     model = measure_deviation(pixels, upsampled, inside, inside)
     model = with_spectrum(model, pixels, upsampled, inside)
-    model = matched(model, missing_energy(model, upsampled, inside), original - kept)
+    model = with_band_energies(model, missing_energy(model, upsampled, inside), original - kept)
     deviation = model.deviation(upsampled) * inside
     wanted = np.divide(pixels - upsampled, deviation, out=np.zeros_like(pixels), where=deviation > 0)
     rows, columns = (slice(0, length) for length in pixels.shape)

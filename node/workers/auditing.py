@@ -16,7 +16,7 @@ from storage.dicom.pixels import pixel_digest
 from storage.records import Thresholds, Verdict
 
 if TYPE_CHECKING:
-    from node.fidelity.gate import Reference
+    from node.fidelity.reference import Reference
 
 _OVERVIEW = 520
 """Most pixels of the longer side of a picture of the whole image."""
@@ -46,7 +46,7 @@ class AuditRequest:
     def answer(self, catalogue: Catalogue) -> Audited:
         """Raises ModelMissing or PayloadError if the rendition cannot be decoded."""
         from node.codec.encode.source_image import read_source
-        from node.fidelity.gate import judge, look, measure_noise
+        from node.fidelity.gate import judge, measure_noise, measure_structure
 
         base, rendition = read_pair(self.base, self.rendition)
         rendering = Rendering(base, rendition, catalogue, self.model)
@@ -62,7 +62,7 @@ class AuditRequest:
         _, reference = read_source(self.original, self.original_digest)
         structure = plain.astype(np.float32)  # rounded and with its patches, as it was verified
         noise = measure_noise(reference, structure, served)
-        now = judge(reference, structure, look(reference, structure), served, noise, self.thresholds)
+        now = judge(reference, structure, measure_structure(reference, structure), served, noise, self.thresholds)
         pictures = _pictures(reference, served, plain) if self.pictures else None
         return Audited(*found, now=now, pictures=pictures)
 

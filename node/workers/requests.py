@@ -23,7 +23,7 @@ from storage.dicom.self_check import fault_of_object
 from storage.errors import PixelError
 from storage.formats import coders
 from storage.formats.packed_original import pack_original, restore_original
-from storage.formats.payload import Base
+from storage.formats.payload import Base, Rendition
 from storage.records import OperatingPoint
 
 Answer = TypeVar("Answer")
@@ -44,28 +44,66 @@ class Ask(Protocol):
 
 
 @dataclass(frozen=True)
-class ReconstructRequest:
-    """Append the pixels of a rendition, little endian, to files that end where pixel data begins.
+class UnfinishedObject:
+    """A derived object without its pixels: the file ``path`` ends where they begin, and ``trailer`` follows them."""
 
-    ``drawn`` gets those with drawn noise, ``plain`` those of the structure alone. ``model``: a folder with the model
-    from the model store, in case it is not installed any more. Raises RenditionMismatch, and leaves a file as it is,
-    unless they are the pixels that were verified.
+    path: Path
+    trailer: bytes
+
+    def finish(self, rendering: Rendering, rendition: Rendition, *, draw: bool) -> None:
+        """Append the pixels, little endian, and the trailer. Raises RenditionMismatch, and leaves the file as it is,
+        unless they are the pixels that were verified."""
+        pixels = verified(rendering, rendition, draw=draw)
+        with self.path.open("ab") as out:
+            out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
+            out.write(self.trailer)
+
+
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """Finish the object of a rendition, with drawn noise or without. Raises RenditionMismatch.
+
+    ``model``: a folder with the model from the model store, in case it is not installed any more.
     """
 
     base: Path
     rendition: Path
-    drawn: Path | None = None
-    plain: Path | None = None
+    target: UnfinishedObject
+    draw: bool = True
     model: Path | None = None
 
     def answer(self, catalogue: Catalogue) -> None:
         base, rendition = read_pair(self.base, self.rendition)
         rendering = Rendering(base, rendition, catalogue, self.model)
-        for target, draw in ((self.drawn, True), (self.plain, False)):
-            if target is not None:
-                pixels = verified(rendering, rendition, draw=draw)
-                with target.open("ab") as out:
-                    out.write(np.ascontiguousarray(pixels, dtype="<u2").data)
+        self.target.finish(rendering, rendition, draw=self.draw)
+
+
+@dataclass(frozen=True)
+class ProofRequest:
+    """Finish both objects of a rendition, and read each back in every encoding that it is sent in.
+
+    The answer is the fault of an object, empty if there is none. Raises RenditionMismatch. ``drawn``: the object with
+    drawn noise; ``plain``: that of the structure alone; ``model``: as in ReconstructRequest.
+    """
+
+    base: Path
+    rendition: Path
+    drawn: UnfinishedObject
+    plain: UnfinishedObject
+    model: Path | None = None
+
+    def answer(self, catalogue: Catalogue) -> str:
+        base, made = read_pair(self.base, self.rendition)
+        self._finish(base, made, catalogue)
+        return fault_of_object(self.drawn.path, made.output_digest, made.derived_uid) or fault_of_object(
+            self.plain.path, made.structure_digest, made.structure_uid
+        )
+
+    def _finish(self, base: Base, made: Rendition, catalogue: Catalogue) -> None:
+        """Finish both objects from one structure, whose memory is free again before they are read back."""
+        rendering = Rendering(base, made, catalogue, self.model)
+        self.drawn.finish(rendering, made, draw=True)
+        self.plain.finish(rendering, made, draw=False)
 
 
 @dataclass(frozen=True)
@@ -179,15 +217,3 @@ class RestoreRequest:
 
     def answer(self, _: object) -> None:
         restore_original(self.packed, self.original_digest, self.target)
-
-
-@dataclass(frozen=True)
-class ProofRequest:
-    """Read a derived object back in each encoding that it is sent in; the answer is its fault, empty if none."""
-
-    path: Path
-    pixel_digest: str
-    sop_instance_uid: str
-
-    def answer(self, _: object) -> str:
-        return fault_of_object(self.path, self.pixel_digest, self.sop_instance_uid)

@@ -19,12 +19,12 @@ from node.archive.intake.ingest import Ingest, Receipt
 from node.archive.serve.derived_object import DerivedParts, make_object
 from node.codec.encode.encode_request import EncodedRendition, EncodeRequest, EncodeResult, ReverifyRequest
 from node.codec.patches import cells_under, cut, encode_patches
-from node.codec.rendering import rendered
+from node.codec.rendering import Rendering
 from node.config import parse
 from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import installed
 from storage.dicom.dicomfile import HeaderBytes, encode
-from storage.dicom.pixels import integer_pixels
+from storage.dicom.pixels import integer_pixels, pixel_digest
 from storage.errors import WorkerDied
 from storage.formats import coders
 from storage.formats.payload import Base, Rendition, encode_base, encode_rendition
@@ -120,7 +120,8 @@ def pair_of(ds: Dataset, received: bytes, derived_uid: str, *, passed: bool = Tr
         patches=patches,
         extra={"minimum": [0, 0], "maximum": [4095, 4095]},
     )
-    drawn, plain = (rendered(base, made, CATALOGUE, draw=draw).digest for draw in (True, False))
+    rendering = Rendering(base, made, CATALOGUE)
+    drawn, plain = (pixel_digest(rendering.pixels(draw=draw)) for draw in (True, False))
     return Pair(base, replace(made, output_digest=drawn, structure_digest=plain))
 
 

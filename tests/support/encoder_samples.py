@@ -19,7 +19,7 @@ from node.codec.noise import (
     NoiseModel,
     unit_noise,
 )
-from node.fidelity.gate import Reference
+from node.fidelity.reference import Reference
 from node.upscalers.protocol import UpscaleTask
 from storage.dicom.dicomfile import HeaderBytes, encode
 from storage.formats.resample import Operator

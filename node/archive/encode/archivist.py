@@ -35,7 +35,7 @@ from storage.errors import (
 from storage.index import Index
 from storage.index.lease import new_owner
 from storage.objects.store import ObjectStore
-from storage.records import Claim, InstanceState, ReasonCode, StoredInstance, Trial
+from storage.records import Claim, InstanceState, ReasonCode, Trial
 
 LOGGER = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Archivist:
                             self._in_progress.append(work)
                         worked = claim is not None or self._when_idle()
                 except Exception:
-                    LOGGER.exception("the archivist could not reach the index")
+                    LOGGER.exception("the archivist failed outside of an image")
                 if not worked:
                     self._woken.wait(self._settings.archivist.poll)
 
@@ -122,33 +122,40 @@ class Archivist:
             except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
                 self._give_back(claim, error)
         except Exception:
-            LOGGER.exception("the archivist could not reach the index")
+            LOGGER.exception("the archivist failed outside of an image")
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
         instance = self._index.by_key(claim.key)
         if instance is None:
             return
+        ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:
-            size = self._eligible_size(instance, path)
-            request = replace(self._request(claim, path), regions=self._regions.on_image(instance, *size))
-            self._encode_eligible(claim, instance, request)
-        if self._regions.on_image(instance, *size) != request.regions:  # an annotation arrived meanwhile
+            reason, rows, columns = self._why_exact(path)
+            if reason:
+                self._regions.annotation_received(instance)
+                raise NotReconstructable(reason.sentence, reason)
+            regions = self._regions.on_image(instance, rows, columns)
+            request = replace(self._request(claim, path), regions=regions)
+            result = self._remake.result(claim, instance, request, ask) if instance.rendition else ask(request)
+            if result is not None and result.made is None:
+                self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
+            elif result is not None and result.made is not None:
+                self._writer.write(claim, result.made, result.tried, ask)
+        if self._regions.on_image(instance, rows, columns) != regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)
 
-    def _eligible_size(self, instance: StoredInstance, path: Path) -> tuple[int, int]:
-        """Rows and columns of an eligible image. Raises NotReconstructable for any other object."""
+    def _why_exact(self, path: Path) -> tuple[ReasonCode, int, int]:
+        """Why an object may only be kept bit-exact, ReasonCode.NONE if it may be encoded; and its rows and columns."""
         with opened(path) as file:
             header = file.outline()
             reason = why_exact(file, header, self._settings.eligibility)
         if reason:
-            self._regions.annotation_received(instance)
-            raise NotReconstructable(reason.sentence, reason)
-        size = int(header.Rows), int(header.Columns)
+            return reason, 0, 0
+        rows, columns = int(header.Rows), int(header.Columns)
         memory = self._settings.limits.encoder_memory
-        if memory and size[0] * size[1] * _BYTES_PER_PIXEL > memory:
-            raise NotReconstructable(ReasonCode.LARGE.sentence, ReasonCode.LARGE)
-        return size
+        large = memory and rows * columns * _BYTES_PER_PIXEL > memory
+        return ReasonCode.LARGE if large else ReasonCode.NONE, rows, columns
 
     def _request(self, claim: Claim, path: Path) -> EncodeRequest:
         codec = self._settings.codec
@@ -163,21 +170,7 @@ class Archivist:
             patch_share=self._settings.gate.patches.share,
         )
 
-    def _encode_eligible(self, claim: Claim, instance: StoredInstance, request: EncodeRequest) -> None:
-        """Restore the rendition that the instance had, or encode the original, and commit the result."""
-
-        def ask(request: Request[Answer]) -> Answer:
-            return self._ask(claim, request)
-
-        result = self._remake.result(claim, instance, request, ask) if instance.rendition else ask(request)
-        if result is None:
-            return
-        if result.made is None:
-            self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
-        else:
-            self._writer.write(claim, result.made, result.tried, ask)
-
-    def _ask(self, claim: Claim, request: Request[Answer]) -> Answer:
+    def _ask_worker(self, claim: Claim, request: Request[Answer]) -> Answer:
         """A worker's answer; the lease is renewed meanwhile. Raises Cancelled when the node stops."""
         lease = self._settings.archivist.lease
         renew = partial(self._index.renew, claim, lease)

@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VR
 
 from node.archive.serve.derived_header import derived_header
 from node.codec.rendering import read_pair
-from node.workers.requests import Ask, ProofRequest, ReconstructRequest
+from node.workers.requests import Ask, ProofRequest, ReconstructRequest, UnfinishedObject
 from storage.dicom.content import differences
 from storage.dicom.dicomfile import write_header_for_pixels
 from storage.errors import (
@@ -61,23 +61,15 @@ def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
 
     Raises RenditionMismatch unless they are those that were verified, and any error of an invalid header.
     """
-    trailer = _write_header(parts, target)
-    drawn, plain = (target, None) if parts.draw else (None, target)
-    ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
-    _append(target, trailer)
+    ask(ReconstructRequest(parts.base, parts.rendition, _unfinished(parts, target), parts.draw, parts.model))
 
 
-def _write_header(parts: DerivedParts, target: Path) -> bytes:
-    """Write the part before the pixels; returns the part after them."""
+def _unfinished(parts: DerivedParts, target: Path) -> UnfinishedObject:
+    """Write the part before the pixels."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
         header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)
-        return write_header_for_pixels(out, header, base.rows * base.columns * 2)
-
-
-def _append(target: Path, trailer: bytes) -> None:
-    with target.open("ab") as out:
-        out.write(trailer)
+        return UnfinishedObject(target, write_header_for_pixels(out, header, base.rows * base.columns * 2))
 
 
 def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
@@ -87,18 +79,10 @@ def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
     Raises NotReconstructable if that fails because of the image.
     """
     with tempfile.TemporaryDirectory(dir=spool) as folder:
-        drawn, plain = Path(folder) / "drawn", Path(folder) / "plain"
         try:
-            trailer = {target: _write_header(replace(parts, draw=target is drawn), target) for target in (drawn, plain)}
-            ask(ReconstructRequest(parts.base, parts.rendition, drawn, plain, parts.model))
-            _, made = read_pair(parts.base, parts.rendition)
-            fault = ""
-            for target, digest, uid in (
-                (drawn, made.output_digest, made.derived_uid),
-                (plain, made.structure_digest, made.structure_uid),
-            ):
-                _append(target, trailer[target])
-                fault = fault or ask(ProofRequest(target, digest, uid))
+            drawn = _unfinished(replace(parts, draw=True), Path(folder) / "drawn")
+            plain = _unfinished(replace(parts, draw=False), Path(folder) / "plain")
+            fault = ask(ProofRequest(parts.base, parts.rendition, drawn, plain, parts.model))
         except _UNRELATED:
             raise
         except Exception as error:

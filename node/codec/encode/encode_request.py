@@ -61,8 +61,8 @@ class EncodeRequest:
             share=self.patch_share,
             regions=self.regions,
         )
-        made = encoder.at(self.point) if self.point else encoder.search()
-        return _result(made, self, encoder)
+        made = encoder.encode_at(self.point) if self.point else encoder.search()
+        return EncodeResult.of(made, encoder, self.original_uid)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ReverifyRequest:
             share=self.patch_share,
             regions=self.regions,
         )
-        return _result(encoder.of_base(base, data), self, encoder)
+        return EncodeResult.of(encoder.encode_from_base(base, data), encoder, self.original_uid)
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,12 @@ class EncodedRendition:
     data: bytes
     model: Installed
 
+    @classmethod
+    def of(cls, made: Encoded, original_uid: str) -> EncodedRendition:
+        """An encoding as bytes."""
+        rendition = rendition_of(made, original_uid)
+        return cls(rendition, made.base.point, made.data, encode_rendition(rendition), installed(made.upscaler))
+
 
 @dataclass(frozen=True)
 class EncodeResult:
@@ -111,13 +117,10 @@ class EncodeResult:
     tried: tuple[Trial, ...]
     made: EncodedRendition | None
 
-
-def _result(made: Encoded | None, request: EncodeRequest | ReverifyRequest, encoder: Encoder) -> EncodeResult:
-    if made is None:
-        return EncodeResult(tuple(encoder.tried), None)
-    rendition = rendition_of(made, request.original_uid)
-    model, data = installed(made.upscaler), encode_rendition(rendition)
-    return EncodeResult(tuple(encoder.tried), EncodedRendition(rendition, made.base.point, made.data, data, model))
+    @classmethod
+    def of(cls, made: Encoded | None, encoder: Encoder, original_uid: str) -> EncodeResult:
+        """The result of an encoder's search, as it leaves the worker."""
+        return cls(tuple(encoder.tried), None if made is None else EncodedRendition.of(made, original_uid))
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:

@@ -22,14 +22,14 @@ _SAMPLE_LOOKS = 5
 _CLOSE = 0.1
 """The search ends when the natural logarithm of burden over aim is at most this: the sample is no more exact."""
 _DEARER = 1.25
-"""log2 increase of the bytes per halving of the burden; typical. It converts one look into a forecast."""
+"""log2 increase of the bytes per halving of the burden; typical. It converts one trial into a forecast."""
 _RESERVE = 0.98
 """Another upscaler is preferred to the baseline if its forecast is at most this share of the baseline's."""
 _COMPANDED = 0.95
 """Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
 images with 0.98 took 13% and 41% more bytes on the whole when companded."""
 
-Look = Callable[[OperatingPoint, Upscaler], tuple[int, float, tuple[str, ...]]]
+Measure = Callable[[OperatingPoint, Upscaler], tuple[int, float, tuple[str, ...]]]
 """Codes the sample at an operating point and returns the bytes of the base, the burden of the structure, and a sentence
 for each limit of the whole image that it misses."""
 
@@ -49,46 +49,56 @@ class SampleForecast:
     trial: Trial
 
 
-def forecasts_of(
-    look: Look, upscalers: Sequence[Upscaler], scales: Sequence[int], effort: int, area: float
-) -> list[SampleForecast]:
-    """The forecasts of the scales, in no order; the trials of those that cannot pass say why.
+@dataclass(frozen=True)
+class SampleSearch:
+    """Searches on one sample, which ``measure`` codes at ``effort``."""
 
-    The last upscaler is the baseline and makes the first looks. Each scale is coded with companded samples and without.
-    ``area``: pixels of breast in the image, over those in the sample.
-    """
+    measure: Measure
+    effort: int
 
-    def candidate(scale: int, companded: bool, upscaler: Upscaler, distance: float) -> _Candidate:
-        one = _Candidate(OperatingPoint(scale, "jpegxl", distance, effort, companded), upscaler, Walk(distance))
-        one.refine(look)
-        return one
+    def forecasts(self, upscalers: Sequence[Upscaler], scales: Sequence[int], area: float) -> list[SampleForecast]:
+        """The forecasts of the scales, in no order; the trials of those that cannot pass say why.
 
-    def cheapest(candidates: Sequence[_Candidate]) -> _Candidate:
-        while not (best := min(candidates, key=lambda each: each.forecast)).ended:
-            best.refine(look)
-        return best
+        The last upscaler is the baseline, and all scales are searched with it. Any other one goes on from the cheapest
+        scale. ``area``: pixels of breast in the image, over those in the sample.
+        """
+        *others, baseline = upscalers
+        starts = [self._start(scale, baseline) for scale in scales]
+        best = self._search_cheapest([candidate for start in starts for candidate in start])
+        found = [min(start, key=lambda each: each.forecast) for start in starts]
+        for upscaler in others:
+            other = self._candidate(replace(best.point, distance=best.distance), upscaler)
+            while other.forecast <= _RESERVE * best.forecast and not other.ended:
+                other.refine(self.measure)
+            if other.forecast <= _RESERVE * best.forecast:
+                found.append(other)
+        return [candidate.result(area) for candidate in found]
 
-    def started(scale: int) -> list[_Candidate]:
-        plain, companded = (candidate(scale, each, baseline, START[scale]) for each in (False, True))
+    def _start(self, scale: int, upscaler: Upscaler) -> list[_Candidate]:
+        """A candidate without companded samples, and one with them where they promise enough."""
+        plain, companded = (
+            self._candidate(OperatingPoint(scale, "jpegxl", START[scale], self.effort, each), upscaler)
+            for each in (False, True)
+        )
         return [plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain]
 
-    *others, baseline = upscalers
-    pairs = [started(scale) for scale in scales]
-    best = cheapest([each for pair in pairs for each in pair])
-    found = [min(pair, key=lambda each: each.forecast) for pair in pairs]
-    for upscaler in others:
-        other = candidate(best.point.scale, best.point.companded, upscaler, best.distance)
-        while other.forecast <= _RESERVE * best.forecast and not other.ended:
-            other.refine(look)
-        if other.forecast <= _RESERVE * best.forecast:
-            found.append(other)
-    return [each.result(area) for each in found]
+    def _candidate(self, point: OperatingPoint, upscaler: Upscaler) -> _Candidate:
+        """A candidate that has been measured once, at ``point``."""
+        candidate = _Candidate(point, upscaler, Walk(point.distance))
+        candidate.refine(self.measure)
+        return candidate
+
+    def _search_cheapest(self, candidates: Sequence[_Candidate]) -> _Candidate:
+        """Refine whichever candidate is the cheapest, until the cheapest one has ended."""
+        while not (best := min(candidates, key=lambda each: each.forecast)).ended:
+            best.refine(self.measure)
+        return best
 
 
 @dataclass
 class _Candidate:
     """A scale and an upscaler. ``forecast``: bytes of the sample at the distance that just passes, infinite if none
-    does; ``size`` and ``wrong``: what the last look found; ``seconds``: wall time so far."""
+    does; ``size`` and ``wrong``: what the last trial found; ``seconds``: wall time so far."""
 
     point: OperatingPoint
     upscaler: Upscaler
@@ -101,11 +111,11 @@ class _Candidate:
     wrong: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    def refine(self, look: Look) -> None:
+    def refine(self, measure: Measure) -> None:
         """Code the sample once more, at the next distance of the secant method."""
         began = time.monotonic()
         point = replace(self.point, distance=round(self.walk.distance, 4))
-        self.size, burden, self.wrong = look(point, self.upscaler)
+        self.size, burden, self.wrong = measure(point, self.upscaler)
         self.forecast = self.size * (burden / AIM) ** _DEARER
         self.looks += 1
         moves = self.walk.step(burden)

@@ -191,7 +191,7 @@ def missing_energy(model: NoiseModel, structure: Float, inside: Mask) -> float:
     return float(np.square(model.deviation(structure)[inside], dtype=np.float64).sum())
 
 
-def matched(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:
+def with_band_energies(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:
     """Scales spectrum and gain so that every octave band gets its missing energy.
 
     ``energy``: of ``missing_energy``. ``wanted``: float64 (BANDS,), energy of the original less that of the structure

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from node.codec.points import PROFILES, REACH, Point, Points, grey_levels, level_of, profile
 from node.fidelity.bands import around
-from node.fidelity.gate import Reference, Specks, counting, speck_lists, specks_of, wrong_specks
+from node.fidelity.gate import Specks, counting, speck_lists, specks_of, wrong_specks
+from node.fidelity.reference import Reference
 from node.fidelity.specks import HALO, Speck, responses_to
 from storage.formats.geometry import CELL
 from storage.records import Thresholds

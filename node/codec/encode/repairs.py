@@ -11,7 +11,8 @@ from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.point_fitting import points_for
 from node.codec.patches import Patches, cells_under, cut, encode_patches
 from node.codec.residuals import CodedResiduals
-from node.fidelity.gate import Reference, Structure, broken_cells, cell_any, look, speck_lists, wrong_specks
+from node.fidelity.gate import StructureFigures, broken_cells, cell_any, measure_structure, speck_lists, wrong_specks
+from node.fidelity.reference import Reference
 from storage.formats.geometry import CELL
 from storage.records import Thresholds
 
@@ -43,7 +44,7 @@ class Repaired:
     side: SideInformation
     structure: Float
     plain: Float
-    found: Structure
+    figures: StructureFigures
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,18 @@ class Repairer:
     share: float
     regions: tuple[Box, ...]
 
-    def repaired(self, decoded: Decoded, structure: Float, plain: Float, before: Structure) -> Repaired:
+    def repaired(self, decoded: Decoded, structure: Float, plain: Float, before: StructureFigures) -> Repaired:
         """A structure with its failing places repaired, as far as the share allows.
 
         ``plain``: the structure in whole grey levels. ``before``: what was measured in it, without specks.
         """
-        found = look(self.reference, plain, limits=self.limits, before=before)
+        found = measure_structure(self.reference, plain, limits=self.limits, before=before)
         side = self._side_information(structure, found)
         return self._patched(side, decoded, decoded.with_side(structure.copy(), side), found)
 
-    def smoothed(self, decoded: Decoded, repaired: Repaired, served: Pixels) -> tuple[Repaired, tuple[str, ...]]:
+    def with_even_places_patched(
+        self, decoded: Decoded, repaired: Repaired, served: Pixels
+    ) -> tuple[Repaired, tuple[str, ...]]:
         """Patches even places in which an error of the served image shows.
 
         Returns ``repaired`` itself if there are none; and itself with a sentence if they are too many.
@@ -78,7 +81,7 @@ class Repairer:
         uneven = uneven_cells(self.pixels, served, self.reference)
         patches = extended(self.pixels, side.patches, uneven, self._patch_share)
         if patches is not side.patches:
-            return self._patched(replace(side, patches=patches), decoded, repaired.structure, repaired.found), ()
+            return self._patched(replace(side, patches=patches), decoded, repaired.structure, repaired.figures), ()
         if not uneven.any():
             return repaired, ()
         share = f"in {uneven.mean():.4g} of the image, with other patches above {self.share:.4g}"
@@ -88,20 +91,20 @@ class Repairer:
     def _patch_share(self) -> float:
         return self.share + float(cells_under(self.regions, *self.pixels.shape).mean())
 
-    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: Structure) -> Repaired:
+    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: StructureFigures) -> Repaired:
         """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
         for _ in range(_ROUNDS):
-            plain = decoded.plain(structure, side)
-            found = look(self.reference, plain, before=found)
+            plain = decoded.rounded_structure(structure, side)
+            found = measure_structure(self.reference, plain, before=found)
             if self.limits is None:
                 break
-            patches = _on_failures(self.pixels, found, side.patches, self.limits, self._patch_share)
+            patches = _with_failures_patched(self.pixels, found, side.patches, self.limits, self._patch_share)
             if patches is side.patches:
                 break
             side = replace(side, patches=patches)
         return Repaired(side, structure, plain, found)
 
-    def _side_information(self, structure: Float, found: Structure) -> SideInformation:
+    def _side_information(self, structure: Float, found: StructureFigures) -> SideInformation:
         """Residuals for cells beyond the limit of any place, points for specks, and exact patches for ``regions``
         and for cells outside the breast, such as letters, where patches take less than residuals."""
         points = repairs = None
@@ -129,8 +132,8 @@ def _bytes_of(repairs: CodedResiduals | None) -> int:
     return 0 if repairs is None else len(repairs.coded)
 
 
-def _on_failures(
-    pixels: Pixels, found: Structure, patches: Patches | None, limits: Thresholds, share: float
+def _with_failures_patched(
+    pixels: Pixels, found: StructureFigures, patches: Patches | None, limits: Thresholds, share: float
 ) -> Patches | None:
     """``patches`` extended to what still fails; the same object if nothing fails or too much does.
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation, uncounted
 from node.codec.encode.base_coding import make_base
-from node.codec.encode.forecasts import SampleForecast, forecasts_of
-from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.encode.forecasts import SampleForecast, SampleSearch
+from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
 from node.codec.encode.repairs import Repaired, Repairer
 from node.codec.encode.search_sample import sample_of
@@ -34,8 +34,7 @@ from node.codec.points import encode_points
 from node.codec.residuals import encode_residuals
 from node.fidelity.bands import BANDS, band_energies
 from node.fidelity.gate import (
-    Reference,
-    Structure,
+    StructureFigures,
     as_shown,
     burden,
     cell_any,
@@ -43,9 +42,10 @@ from node.fidelity.gate import (
     failures,
     failures_of_whole,
     judge,
-    look,
     measure_noise,
+    measure_structure,
 )
+from node.fidelity.reference import Reference
 from node.upscalers.protocol import Upscaler, UpscaleTask
 from storage.formats.payload import (
     Base,
@@ -87,7 +87,7 @@ class Encoded:
     side: SideInformation
     parts: dict[str, bytes]
     structure: Float
-    found: Structure
+    figures: StructureFigures
     served: Pixels
     plain: Pixels
     verdict: Verdict
@@ -140,7 +140,7 @@ class Encoder:
                 best = made
         return best
 
-    def at(self, point: OperatingPoint) -> Encoded | None:
+    def encode_at(self, point: OperatingPoint) -> Encoded | None:
         """The encoding at one operating point, or None if it fails the gate.
 
         Without limits upscalers cannot be compared, and the configured one is used.
@@ -148,10 +148,10 @@ class Encoder:
         upscalers = self.upscalers if self.limits is not None else self.upscalers[:1]
         return self._smallest(self._attempt(point, upscaler) for upscaler in upscalers)
 
-    def of_base(self, base: Base, data: bytes) -> Encoded | None:
+    def encode_from_base(self, base: Base, data: bytes) -> Encoded | None:
         """The smallest encoding of an existing base that passes the gate, or None."""
         decoded = Decoded.of(base)
-        return self._smallest(self._measured(base, data, decoded, upscaler) for upscaler in self.upscalers)
+        return self._smallest(self._measured_attempt(base, data, decoded, upscaler) for upscaler in self.upscalers)
 
     def _smallest(self, attempts: Iterable[Attempt]) -> Encoded | None:
         made = [self._with_noise(attempt, self._repair(attempt)) for attempt in attempts]
@@ -169,12 +169,12 @@ class Encoder:
         area = self.reference.core.sum() / source.pixels.size if sampled else 1.0
         sampler = replace(self, source=source, reference=reference) if sampled else self
 
-        def look(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float, tuple[str, ...]]:
+        def measure_on_sample(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float, tuple[str, ...]]:
             attempt = sampler._attempt(point, upscaler)
-            wrong = tuple(failures_of_whole(attempt.found, limits))
-            return attempt.base_bytes, burden(attempt.found, limits), wrong
+            wrong = tuple(failures_of_whole(attempt.figures, limits))
+            return attempt.base_bytes, burden(attempt.figures, limits), wrong
 
-        found = forecasts_of(look, self.upscalers, self.scales, self.effort, area)
+        found = SampleSearch(measure_on_sample, self.effort).forecasts(self.upscalers, self.scales, area)
         self.tried.extend(forecast.trial for forecast in found)
         return [forecast for forecast in found if not forecast.trial.failures]
 
@@ -191,9 +191,9 @@ class Encoder:
             began = time.monotonic()
             point = replace(point, distance=round(walk.distance, 4))
             attempt = self._attempt(point, upscaler)
-            burden_now = burden(attempt.found, self.limits)
+            burden_now = burden(attempt.figures, self.limits)
             if burden_now > 1:
-                wrong = tuple(failures_of_whole(attempt.found, self.limits))
+                wrong = tuple(failures_of_whole(attempt.figures, self.limits))
                 self._note(point, upscaler, attempt.base_bytes, wrong, began)
             elif best is None or attempt.base_bytes < best.base_bytes:
                 best = attempt
@@ -203,12 +203,12 @@ class Encoder:
             return None
         for _ in range(_FINISHES):
             began, repaired = time.monotonic(), self._repair(best)
-            wrong = tuple(failures(repaired.found, {}, self.limits))
+            wrong = tuple(failures(repaired.figures, {}, self.limits))
             if wrong:
                 self._note(best.base.point, upscaler, best.base_bytes, wrong, began)
             elif (made := self._with_noise(best, repaired)).verdict.passed:
                 return made
-            burden_now = burden(repaired.found, self.limits)  # after repairs, places that they left count, too
+            burden_now = burden(repaired.figures, self.limits)  # after repairs, places that they left count, too
             finer = float(np.clip((AIM / burden_now) ** (1 / SLOPE), _FINER, 0.98)) if burden_now > 1 else _FINER
             best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
         return None
@@ -217,18 +217,17 @@ class Encoder:
         last = self.last
         if last is None or last.base.point != point or last.upscaler is not upscaler:
             base = make_base(self.source, point)
-            last = self.last = self._measured(base, b"", Decoded.of(base), upscaler)
+            last = self.last = self._measured_attempt(base, encode_base(base), Decoded.of(base), upscaler)
         return last
 
-    def _measured(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
-        """The structure that an upscaler makes of a base, measured without specks."""
-        reference, data = self.reference, data or encode_base(base)
+    def _measured_attempt(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
+        """The structure that an upscaler makes of a base, measured without specks. ``data``: the base as bytes."""
         seed = seed_of(hashlib.sha256(data).hexdigest())
         noise = self._deviation(decoded) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
-        plain = decoded.plain(structure, SideInformation())
-        found = look(reference, plain, specks=False, limits=self.limits)
+        plain = decoded.rounded_structure(structure, SideInformation())
+        found = measure_structure(self.reference, plain, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, plain, found)
 
     def _deviation(self, decoded: Decoded) -> NoiseModel:
@@ -241,21 +240,21 @@ class Encoder:
         return Repairer(self.source.pixels, self.reference, self.limits, self.share, self.regions)
 
     def _repair(self, attempt: Attempt) -> Repaired:
-        return self._repairer.repaired(attempt.decoded, attempt.structure, attempt.plain, attempt.found)
+        return self._repairer.repaired(attempt.decoded, attempt.structure, attempt.plain, attempt.figures)
 
     def _with_noise(self, attempt: Attempt, repaired: Repaired) -> Encoded:
         """The encoding with drawn noise and its verdict."""
         began = time.monotonic()
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
-        side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.found
+        side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.figures
         inside = reference.core & ~uncounted(side, structure.shape)
         lacking = _lacking(reference, structure, inside)
         spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
         energy = missing_energy(spectral, structure, inside)
         for _ in range(_DRAWS):
-            coded_noise = encode_noise(matched(spectral, energy, lacking))
+            coded_noise = encode_noise(with_band_energies(spectral, energy, lacking))
             side = replace(side, noise=decode_noise(coded_noise))
-            grain = decoded.grain(attempt.upscaler, attempt.task, structure, side)
+            grain = decoded.drawn_noise(attempt.upscaler, attempt.task, structure, side)
             served = decoded.pixels(structure + grain, side)
             bands = band_energies(served.astype(np.float32), reference.core)
             have, wanted = (each[:BANDS].sum(axis=(1, 2)) for each in (bands, reference.bands))
@@ -264,9 +263,9 @@ class Encoder:
             lacking = lacking + wanted - have
         wrong: tuple[str, ...] = ()
         if limits is not None:
-            smooth, wrong = self._repairer.smoothed(decoded, replace(repaired, side=side), served)
+            smooth, wrong = self._repairer.with_even_places_patched(decoded, replace(repaired, side=side), served)
             if smooth.side is not side:
-                side, plain, found = smooth.side, smooth.plain, smooth.found
+                side, plain, found = smooth.side, smooth.plain, smooth.figures
                 before, served = served, decoded.pixels(structure + grain, side)
                 bands = band_energies(served.astype(np.float32), reference.core, bands, cell_any(served != before))
         figures = measure_noise(reference, plain, served, bands)
@@ -304,7 +303,7 @@ class Attempt:
     task: UpscaleTask
     structure: Float
     plain: Float
-    found: Structure
+    figures: StructureFigures
 
     @property
     def base_bytes(self) -> int:

@@ -22,7 +22,7 @@ from storage.formats.resample import Operator
 from storage.records import ReasonCode
 
 if TYPE_CHECKING:
-    from node.fidelity.gate import Reference
+    from node.fidelity.reference import Reference
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -151,7 +151,7 @@ def read_source(path: Path, digest: str) -> tuple[Source, Reference]:
 
     Raises PixelError if it cannot be decoded, NotReconstructable as ``Source.of``.
     """
-    from node.fidelity.gate import Reference
+    from node.fidelity.reference import Reference
 
     pixels = integer_pixels(path)
     with opened(path) as file:

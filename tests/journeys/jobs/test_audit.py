@@ -18,7 +18,7 @@ from sqlalchemy import update
 from node.app import Node, make_audit
 from node.archive.encode.fidelity_check import FidelityOutcome
 from node.codec.points import Point, Points, encode_points
-from node.codec.rendering import rendered
+from node.codec.rendering import Rendering
 from node.config import ReconstructSettings, Settings
 from node.dimse import client
 from node.dimse.client import Receiver
@@ -206,7 +206,12 @@ def test_a_record_that_was_changed_with_the_pixels_is_found_too(archive: Archive
     made = decode_rendition(node.store.read(before.rendition_digest))
     base = decode_base(node.store.read(before.base_digest))
     changed = replace(made, points=spots(FIRST))
-    forge(node, before, points=changed.points, output_digest=rendered(base, changed, CATALOGUE).digest)
+    forge(
+        node,
+        before,
+        points=changed.points,
+        output_digest=pixel_digest(Rendering(base, changed, CATALOGUE).pixels(draw=True)),
+    )
     assert audited(node).summary["withdrawn"] == 1
 
 

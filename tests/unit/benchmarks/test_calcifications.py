@@ -25,7 +25,8 @@ from benchmarks.calcifications import (
     scores_of,
 )
 from benchmarks.coded import Coded, code
-from node.fidelity.gate import Reference, failures, look, speck_lists, wrong_specks
+from node.fidelity.gate import failures, measure_structure, speck_lists, wrong_specks
+from node.fidelity.reference import Reference
 from storage.records import Thresholds
 from tests.support.calcification_samples import image
 
@@ -109,10 +110,10 @@ def test_the_gate_reports_what_smoothing_loses(planted: Planted) -> None:
     limits = Thresholds()
     inside = planted.image.breast
     smooth = np.where(inside, gaussian_filter(planted.pixels.astype(np.float32), 1.5), planted.pixels)
-    found = look(reference, np.asarray(smooth, dtype=np.float32))
+    found = measure_structure(reference, np.asarray(smooth, dtype=np.float32))
     assert wrong_specks(*speck_lists(found.specks), limits)[0]
     assert any("specks whose contrast is not kept" in each for each in failures(found, {}, limits))
-    gone = look(reference, planted.image.picture.pixels.astype(np.float32))
+    gone = measure_structure(reference, planted.image.picture.pixels.astype(np.float32))
     lost = np.array([(speck.row, speck.column) for speck in wrong_specks(*speck_lists(gone.specks), limits)[0]])
     for cluster in planted.clusters:
         bright = [speck for speck in cluster if speck.noises >= 8.0]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtri
 
-from node.codec.encode.noise_fitting import matched, measure_deviation, missing_energy, with_spectrum
+from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.noise import (
     LEVELS,
     PLACE,
@@ -37,7 +37,7 @@ NAMES = [each.name for each in fields(NoiseModel)]
 
 
 def in_bands(model: NoiseModel, structure: Float, inside: NDArray[np.bool_], wanted: NDArray[np.float64]) -> NoiseModel:
-    return matched(model, missing_energy(model, structure, inside), wanted)
+    return with_band_energies(model, missing_energy(model, structure, inside), wanted)
 
 
 def white(rows: int, columns: int, seed: int) -> Float:

@@ -23,7 +23,8 @@ from node.codec.points import (
     grey_levels,
     level_of,
 )
-from node.fidelity.gate import Reference, cell_any, speck_lists, specks_of, wrong_specks
+from node.fidelity.gate import cell_any, speck_lists, specks_of, wrong_specks
+from node.fidelity.reference import Reference
 from storage.errors import PayloadError
 from storage.formats.geometry import CELL
 from storage.records import Thresholds

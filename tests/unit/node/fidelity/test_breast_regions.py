@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node.fidelity.breast_regions import breast_mask, without_strips
-from node.fidelity.gate import Reference
+from node.fidelity.reference import Reference
 from tests.support.samples import breast
 
 Mask = NDArray[np.bool_]

@@ -12,7 +12,8 @@ from pydicom import Dataset
 
 from node.fidelity.breast_regions import breast_mask, breast_tiles
 from node.fidelity.fsim import _lower_median, features, similarity
-from node.fidelity.gate import EXACT_PSNR_DB, Reference, paper_figures
+from node.fidelity.gate import EXACT_PSNR_DB, paper_figures
+from node.fidelity.reference import Reference
 from node.fidelity.windows import display_window
 from tests.support.samples import breast, mammogram
 

@@ -17,17 +17,17 @@ from node.codec.noise import unit_noise
 from node.codec.noise import white_noise as white
 from node.fidelity.gate import (
     EXACT_PSNR_DB,
-    Reference,
     broken_cells,
     burden,
     failures,
     judge,
-    look,
     measure_noise,
+    measure_structure,
     paper_figures,
     speck_lists,
     wrong_specks,
 )
+from node.fidelity.reference import Reference
 from storage.records import Thresholds
 from tests.support.encoder_samples import soft
 from tests.support.paths import ROOT
@@ -103,7 +103,7 @@ def kinds(
     reference: Reference, structure: Float, served: Pixels | None = None, limits: Thresholds = LIMITS
 ) -> set[str]:
     """What fails."""
-    found = look(reference, structure)
+    found = measure_structure(reference, structure)
     noise = {} if served is None else measure_noise(reference, structure, served)
     said = failures(found, noise, limits)
     words = {
@@ -130,7 +130,7 @@ def kinds(
 def test_a_perfect_structure_with_drawn_noise_passes(reference: Reference) -> None:
     """The finest of the noise is lost and drawn anew: nothing else is wrong with it."""
     assert kinds(reference, STRUCTURE, SERVED) == set()
-    found = look(reference, STRUCTURE)
+    found = measure_structure(reference, STRUCTURE)
     verdict = judge(reference, STRUCTURE, found, SERVED, measure_noise(reference, STRUCTURE, SERVED), LIMITS)
     assert verdict.passed
     assert 0.3 < burden(found, LIMITS) <= 1
@@ -138,7 +138,7 @@ def test_a_perfect_structure_with_drawn_noise_passes(reference: Reference) -> No
 
 
 def test_the_original_itself_passes(reference: Reference) -> None:
-    found = look(reference, reference.image)
+    found = measure_structure(reference, reference.image)
     verdict = judge(
         *(reference, reference.image, found, ORIGINAL, measure_noise(reference, reference.image, ORIGINAL), LIMITS)
     )
@@ -150,14 +150,14 @@ def test_the_original_itself_passes(reference: Reference) -> None:
 
 
 def test_without_limits_nothing_passes(reference: Reference) -> None:
-    found = look(reference, STRUCTURE)
+    found = measure_structure(reference, STRUCTURE)
     verdict = judge(reference, STRUCTURE, found, SERVED, measure_noise(reference, STRUCTURE, SERVED), None)
     assert (verdict.gated, verdict.passed, verdict.failures) == (False, False, ())
     assert set(verdict.figures) >= {"lines_1.2", "lines_most_5", "lost_4", "spectrum_db_1", "repeat", "window_width"}
 
 
 def test_similarity_and_psnr_gate_nothing(reference: Reference) -> None:
-    verdict = judge(reference, STRUCTURE, look(reference, STRUCTURE), SERVED, {}, LIMITS)
+    verdict = judge(reference, STRUCTURE, measure_structure(reference, STRUCTURE), SERVED, {}, LIMITS)
     fsim, psnr = paper_figures(reference, SERVED)
     assert (verdict.psnr_db, verdict.fsim_mean) == (round(psnr, 3), round(float(np.mean(fsim)), 5))
     assert verdict.psnr_db < verdict.figures["structure_psnr_db"] - 2
@@ -178,7 +178,7 @@ def test_a_blurred_structure(reference: Reference) -> None:
     sharp = Reference(original, mammogram(original, WindowCenter=2048, WindowWidth=4096))
     assert "lines" not in kinds(sharp, in_air(TISSUE + lines))
     assert "lines" in kinds(sharp, in_air(TISSUE + gaussian_filter(lines, 4.0)))
-    assert burden(look(sharp, in_air(TISSUE + gaussian_filter(lines, 4.0))), LIMITS) > 1.5
+    assert burden(measure_structure(sharp, in_air(TISSUE + gaussian_filter(lines, 4.0))), LIMITS) > 1.5
 
 
 def test_block_artefacts(reference: Reference) -> None:
@@ -214,9 +214,9 @@ def test_a_marker_lost_out_of_the_breast(value: int) -> None:
     assert kinds(reference, structure) == set()
     structure[48:80, 608:640] = value
     assert kinds(reference, structure) == {"outside"}
-    assert {(row, column) for row, column in np.argwhere(broken_cells(look(reference, structure), LIMITS))} == {
-        (row, column) for row in range(3, 5) for column in range(38, 40)
-    }
+    assert {
+        (row, column) for row, column in np.argwhere(broken_cells(measure_structure(reference, structure), LIMITS))
+    } == {(row, column) for row in range(3, 5) for column in range(38, 40)}
 
 
 @pytest.mark.parametrize(("error", "fails"), [(100, False), (101, True)])
@@ -225,7 +225,7 @@ def test_an_error_out_of_the_breast_fails_the_gate_where_its_cell_is_broken(erro
     reference = Reference(ORIGINAL, mammogram(ORIGINAL, WindowCenter=1500, WindowWidth=1000))
     structure = STRUCTURE.copy()
     structure[48:80, 608:640] = error
-    found = look(reference, structure, specks=False)
+    found = measure_structure(reference, structure, specks=False)
     assert broken_cells(found, LIMITS)[3:5, 38:40].all() == fails
     assert any(each.startswith("error out") for each in failures(found, {}, LIMITS)) == fails
 
@@ -245,7 +245,7 @@ def test_a_speck_whose_contrast_is_not_kept(reference: Reference, share: float, 
 
 
 def specks(reference: Reference, structure: Float) -> tuple[Any, Any]:
-    found = look(reference, structure)
+    found = measure_structure(reference, structure)
     return speck_lists(found.specks)[0], speck_lists(found.specks)[1]
 
 
@@ -268,7 +268,7 @@ def test_in_monochrome1_specks_are_dark() -> None:
 
 
 def test_weak_specks_count_near_two_strong_ones_only(reference: Reference) -> None:
-    found = look(reference, STRUCTURE)
+    found = measure_structure(reference, STRUCTURE)
     weak = next(speck for speck in speck_lists(found.specks)[0] if 4 <= speck.strength < 5)
     lost = weak._replace(share=0.5)
     strong = [weak._replace(row=weak.row + by, strength=9.0, share=1.0) for by in (20, 30)]
@@ -284,7 +284,7 @@ def test_padding_is_not_measured() -> None:
     reference = Reference(ORIGINAL, mammogram(ORIGINAL, WindowCenter=2048, WindowWidth=4096), padding)
     structure = STRUCTURE.copy()
     structure[:, BREAST:] = 3000
-    found = look(reference, structure)
+    found = measure_structure(reference, structure)
     assert found.outside.max() < 0.05
     assert kinds(reference, structure, SERVED) == set()
 
@@ -327,9 +327,9 @@ def test_lines_of_a_grid_that_are_lost(period: float) -> None:
     original = stored(in_air(CLEAN + grain(3) + lines))
     reference = Reference(original, mammogram(original, WindowCenter=2048, WindowWidth=4096))
     assert "periodic" in kinds(reference, STRUCTURE)
-    found = look(reference, STRUCTURE)
+    found = measure_structure(reference, STRUCTURE)
     assert 0.2 < found.periodic < 1 < burden(found, LIMITS)
-    assert look(reference, in_air(TISSUE + lines)).periodic < 0.02
+    assert measure_structure(reference, in_air(TISSUE + lines)).periodic < 0.02
 
 
 def test_noise_where_the_original_is_flat(reference: Reference) -> None:
@@ -362,7 +362,7 @@ def test_noise_of_another_colour(reference: Reference) -> None:
 @pytest.mark.parametrize("field", ["lines", "lost", "slow", "periodic"])
 def test_burden_is_the_figure_nearest_to_its_limit(reference: Reference, field: str) -> None:
     """With all other limits far away it grows as that limit shrinks; single places do not count."""
-    found = look(reference, STRUCTURE, specks=False)
+    found = measure_structure(reference, STRUCTURE, specks=False)
     far: dict[str, Any] = {"lines": (1e6,) * 3, "lost": (1e6,) * 4, "slow": 1e6, "periodic": 1e6}
     own = (0.9,) * 4 if field == "lost" else getattr(LIMITS, field)
     halved = tuple(each / 2 for each in own) if isinstance(own, tuple) else own / 2
@@ -371,7 +371,7 @@ def test_burden_is_the_figure_nearest_to_its_limit(reference: Reference, field: 
 
 
 def test_a_band_that_may_be_lost_wholly_is_no_burden_until_it_is_wrong(reference: Reference) -> None:
-    found = look(reference, STRUCTURE, specks=False)
+    found = measure_structure(reference, STRUCTURE, specks=False)
     far = replace(LIMITS, lines=(1e6,) * 3, slow=1e6, periodic=1e6, lost=(1.0, 1e6, 1e6, 1e6))
     assert burden(found, far) < 1e-3
     wrong = replace(found, lost=np.array([1.2, 0.5, 0.5, 0.5]))
@@ -381,9 +381,9 @@ def test_a_band_that_may_be_lost_wholly_is_no_burden_until_it_is_wrong(reference
 def test_a_single_place_is_repaired_and_not_a_burden(reference: Reference) -> None:
     structure = STRUCTURE.copy()
     structure[304:316, 202:204] += 300
-    one = look(reference, structure, specks=False, limits=LIMITS)
+    one = measure_structure(reference, structure, specks=False, limits=LIMITS)
     assert burden(one, LIMITS) <= 1
-    assert burden(look(reference, structure, specks=False), LIMITS) > 1
+    assert burden(measure_structure(reference, structure, specks=False), LIMITS) > 1
     broken = broken_cells(one, LIMITS)
     assert broken[19, 12]
     assert broken.mean() < 0.02
@@ -392,8 +392,8 @@ def test_a_single_place_is_repaired_and_not_a_burden(reference: Reference) -> No
 
 @pytest.mark.parametrize("sigma", [3.0, 6.0])
 def test_worse_is_a_greater_burden(reference: Reference, sigma: float) -> None:
-    assert burden(look(reference, in_air(gaussian_filter(TISSUE, sigma))), LIMITS) > burden(
-        look(reference, STRUCTURE), LIMITS
+    assert burden(measure_structure(reference, in_air(gaussian_filter(TISSUE, sigma))), LIMITS) > burden(
+        measure_structure(reference, STRUCTURE), LIMITS
     )
 
 
@@ -407,5 +407,5 @@ def test_every_figure_is_documented(reference: Reference) -> None:
         )
     )
     noise = measure_noise(reference, STRUCTURE, SERVED)
-    verdict = judge(reference, STRUCTURE, look(reference, STRUCTURE), SERVED, noise, LIMITS)
+    verdict = judge(reference, STRUCTURE, measure_structure(reference, STRUCTURE), SERVED, noise, LIMITS)
     assert documented == {*verdict.figures, "psnr_db", "fsim_mean", "fsim_p5"}

@@ -14,7 +14,7 @@ from pydicom import Dataset
 from safetensors.torch import save_file
 
 from benchmarks.phantoms import phantom
-from node.fidelity.gate import Reference
+from node.fidelity.reference import Reference
 from node.validation.dense_layers import train_head, tune
 from node.validation.features import COUNT, load_backbone
 from node.validation.findings import Trained, say

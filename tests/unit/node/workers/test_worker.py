@@ -20,11 +20,11 @@ from node.workers.requests import (
     DigestRequest,
     ModelRequest,
     PackRequest,
-    ProofRequest,
     ReadyRequest,
     ReconstructRequest,
     RestoreRequest,
     TranscodeRequest,
+    UnfinishedObject,
 )
 from node.workers.worker import answer
 from storage.dicom.dicomfile import opened
@@ -74,22 +74,23 @@ def stored(tmp_path: Path, received: Path) -> Stored:
 
 
 def test_both_objects_of_a_rendition_get_their_pixels_behind_what_is_there(stored: Stored) -> None:
-    drawn, plain = stored.folder / "drawn", stored.folder / "plain"
-    drawn.write_bytes(b"header")
-    answer(ReconstructRequest(stored.base, stored.rendition, drawn, plain))
     made = stored.pair.rendition
-    assert drawn.read_bytes()[:6] == b"header"
-    for data, digest in ((drawn.read_bytes()[6:], made.output_digest), (plain.read_bytes(), made.structure_digest)):
-        assert pixel_digest(np.frombuffer(data, "<u2").reshape(256, 256)) == digest
+    for draw, digest in ((True, made.output_digest), (False, made.structure_digest)):
+        target = UnfinishedObject(stored.folder / f"object {draw}", b"trailer")
+        target.path.write_bytes(b"header")
+        answer(ReconstructRequest(stored.base, stored.rendition, target, draw))
+        data = target.path.read_bytes()
+        assert (data[:6], data[-7:]) == (b"header", b"trailer")
+        assert pixel_digest(np.frombuffer(data[6:-7], "<u2").reshape(256, 256)) == digest
 
 
 def test_pixels_that_were_not_verified_are_never_written(stored: Stored) -> None:
 
     stored.rendition.write_bytes(encode_rendition(replace(stored.pair.rendition, output_digest="0" * 64)))
-    drawn = stored.folder / "drawn"
+    target = UnfinishedObject(stored.folder / "drawn", b"")
     with pytest.raises(RenditionMismatch, match=f"reconstruction of {DERIVED} gives pixels "):
-        answer(ReconstructRequest(stored.base, stored.rendition, drawn, None))
-    assert not drawn.exists()
+        answer(ReconstructRequest(stored.base, stored.rendition, target))
+    assert not target.path.exists()
 
 
 def test_an_audit_measures_only_against_the_received_bytes(stored: Stored) -> None:
@@ -150,13 +151,6 @@ def test_a_packed_original_restores_its_bytes_or_nothing_counts(received: Path, 
     assert restored.read_bytes() == received.read_bytes()
     with pytest.raises(ObjectDamaged):
         answer(RestoreRequest(packed, "0" * 64, restored))
-
-
-def test_an_object_is_proved_or_has_a_fault(received: Path) -> None:
-    assert answer(ProofRequest(received, pixel_digest(PIXELS), UID)) == ""
-    fault = answer(ProofRequest(received, pixel_digest(PIXELS), "1.2.3.2"))
-    assert isinstance(fault, str)
-    assert "SOP Instance UID" in fault
 
 
 # --- memory ---

@@ -137,7 +137,7 @@ def test_an_archivist_outlives_an_index_that_cannot_be_read(
         held = InlineArchivist(bench).run()
     assert held is not None
     assert held.state is InstanceState.VERIFIED
-    assert [record.getMessage() for record in caplog.records] == ["the archivist could not reach the index"]
+    assert [record.getMessage() for record in caplog.records] == ["the archivist failed outside of an image"]
 
 
 def test_an_image_whose_result_cannot_be_committed_stays_claimed(
@@ -154,7 +154,7 @@ def test_an_image_whose_result_cannot_be_committed_stays_claimed(
         held = work.run()
     assert held is not None
     assert held.state is InstanceState.RECEIVED
-    assert "the archivist could not reach the index" in caplog.text
+    assert "the archivist failed outside of an image" in caplog.text
     assert not work.archivist.busy
     assert bench.index.claim("another", 60) is None
 

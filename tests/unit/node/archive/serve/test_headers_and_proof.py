@@ -12,6 +12,7 @@ from pydicom.tag import BaseTag
 from node.archive.serve.amended_header import write_amended, write_edited
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.workers import requests
 from node.workers.requests import ProofRequest
 from storage.errors import NotReconstructable, Unparseable, WorkerDied
 from storage.records import Applied, ReasonCode
@@ -110,24 +111,26 @@ def proof(tmp_path: Path) -> Proof:
     return Proof(tmp_path)
 
 
-def test_a_sound_reconstruction_is_proved_with_and_without_noise(proof: Proof) -> None:
+def test_a_sound_reconstruction_is_proved_with_and_without_noise(proof: Proof, monkeypatch: pytest.MonkeyPatch) -> None:
     read_back: list[str] = []
+    original = requests.fault_of_object
 
-    def first(request: object) -> None:
-        if isinstance(request, ProofRequest):
-            read_back.append(request.sop_instance_uid)
+    def noted(path: Path, pixel_digest: str, sop_instance_uid: str) -> str:
+        read_back.append(sop_instance_uid)
+        return original(path, pixel_digest, sop_instance_uid)
 
-    proof.run(InlinePool(first))
+    monkeypatch.setattr(requests, "fault_of_object", noted)
+    proof.run(InlinePool())
     assert len(set(read_back)) == 2
     assert read_back[0] == DERIVED
     assert proof.left() == []
 
 
-@pytest.mark.parametrize("uid", ["drawn", "plain"])
-def test_a_reconstruction_that_does_not_read_back_cannot_be_sent(proof: Proof, uid: str) -> None:
+@pytest.mark.parametrize("which", ["drawn", "plain"])
+def test_a_reconstruction_that_does_not_read_back_cannot_be_sent(proof: Proof, which: str) -> None:
     def spoil(request: object) -> None:
-        if isinstance(request, ProofRequest) and request.path.name == uid:
-            with request.path.open("ab") as file:
+        if isinstance(request, ProofRequest):
+            with getattr(request, which).path.open("ab") as file:
                 file.write(bytes(8))
 
     with pytest.raises(NotReconstructable, match="its reconstruction cannot be sent: ") as error:

@@ -18,7 +18,7 @@ from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
-from node.fidelity.gate import burden, look
+from node.fidelity.gate import burden, measure_structure
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import UpscaleTask
 from storage.dicom.pixels import pixel_digest
@@ -93,7 +93,7 @@ def test_a_search_finds_what_passes() -> None:
 def test_it_is_near_the_coarsest_that_passes() -> None:
     """At 1.6 times the distance the structure itself fails; and it was not far from failing."""
     made = searched()
-    assert 0.75 < burden(made.found, BALANCED) <= 1
+    assert 0.75 < burden(made.figures, BALANCED) <= 1
     coarser = replace(made.base.point, distance=round(made.base.point.distance * 1.6, 4))
     assert encoder(phantom(), BALANCED).at(coarser) is None
 
@@ -152,16 +152,16 @@ def test_without_limits_it_measures_only() -> None:
     assert made is not None
     assert (made.verdict.gated, made.verdict.passed, made.verdict.failures) == (False, False, ())
     assert made.side.repairs is made.side.points is made.side.patches is None
-    assert burden(made.found, BALANCED) > 1
+    assert burden(made.figures, BALANCED) > 1
 
 
 def test_an_existing_base_is_verified_as_it_is() -> None:
     made = searched()
-    again = encoder(phantom(), BALANCED).of_base(decode_base(made.data), made.data)
+    again = encoder(phantom(), BALANCED).encode_from_base(decode_base(made.data), made.data)
     assert again is not None
     assert again.data is made.data
     assert np.array_equal(again.served, made.served)
-    assert encoder(phantom(), STRICT).of_base(decode_base(made.data), made.data) is None
+    assert encoder(phantom(), STRICT).encode_from_base(decode_base(made.data), made.data) is None
 
 
 # --- single places --------------------------------------------------------------------------------------------
@@ -374,7 +374,7 @@ def test_repairs_are_added_to_what_is_within_range() -> None:
     made = encoder(pixels, BALANCED).at(POINT)
     assert made is not None
     assert made.side.repairs is not None
-    structure = look(encoder(pixels, BALANCED).reference, made.structure)
+    structure = measure_structure(encoder(pixels, BALANCED).reference, made.structure)
     assert structure.outside.max() <= BALANCED.outside
     assert made.structure.max() <= pixels.max()
 
