@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS ?=
+# Containers often set it. Without compiled files each process of the tests compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # make audit     compare installed versions with known vulnerabilities; without the database, list them in audit.json
 # make sbom      a CycloneDX bill of materials in sbom.json

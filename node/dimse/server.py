@@ -30,6 +30,7 @@ from node.dimse.handlers.c_find import Search, handle_find
 from node.dimse.handlers.c_move_c_get import RetrieveServices, handle_get, handle_move
 from node.dimse.handlers.c_store import handle_store
 from node.dimse.handlers.n_action import Notifier, handle_action
+from node.dimse.pynetdicom_patches.alike_contexts import add_alike_contexts
 from node.dimse.pynetdicom_patches.association_shutdown import end_associations
 from node.dimse.pynetdicom_patches.association_spool import is_receiving, remove_association_spool
 from node.dimse.pynetdicom_patches.entity import Acceptor, ArchiveEntity
@@ -236,9 +237,8 @@ def _entity(of: Settings, spool: Path, allowance: Callable[[Any], Allowance]) ->
     for model in ROOTS:
         entity.add_supported_context(model)
     register_storage_classes(settings.storage_classes)
-    for sop_class in dict.fromkeys((*STORAGE_CLASSES, *settings.storage_classes)):
-        # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
-        entity.add_supported_context(sop_class, list(TRANSFER_SYNTAXES), scu_role=True, scp_role=True)
+    # both roles: C-STORE to us as SCP, and C-GET sub-operations from us as SCU (PS3.7 D.3.3.4)
+    add_alike_contexts(entity, (*STORAGE_CLASSES, *settings.storage_classes), TRANSFER_SYNTAXES, both_roles=True)
     return entity
 
 

@@ -13,6 +13,7 @@ Services and messages (``install``):   retrieve_responses, after_action, associa
                                        meta_length
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
                                        event_report, association_shutdown
+Called on an entity:                   alike_contexts
 """
 
 from __future__ import annotations

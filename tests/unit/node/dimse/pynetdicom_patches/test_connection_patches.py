@@ -16,10 +16,13 @@ import pytest
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
 from benchmarks.upper_layer import ABORTED, ACCEPTED, DATA, associate, echo, kinds, received
 from node.dimse.pynetdicom_patches import prompt_receive
+from node.dimse.pynetdicom_patches.alike_contexts import add_alike_contexts
+from node.dimse.sop_classes import TRANSFER_SYNTAXES
 from tests.conftest import wait_for
 from tests.support.certificates import Authority
 from tests.unit.node.dimse.pynetdicom_patches.plain import (
@@ -126,6 +129,34 @@ def test_shared_contexts_is_still_needed() -> None:
         (assoc,) = wait_for(lambda: server.associations, timeout=20, what="an association")
         supported = wait_for(lambda: assoc.acceptor.supported_contexts, timeout=20, what="its contexts")
         assert supported[0] is not assoc._server.contexts[0]
+
+
+def test_alike_contexts_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each transfer syntax is checked anew for each SOP class."""
+    checks: list[str] = []
+    plainly = PresentationContext.add_transfer_syntax
+    monkeypatch.setattr(
+        PresentationContext, "add_transfer_syntax", lambda of, syntax: (checks.append(syntax), plainly(of, syntax))
+    )
+    classes, syntaxes = [f"1.2.{number}" for number in range(10)], list(TRANSFER_SYNTAXES)
+    plain, ours = AE("PLAIN"), AE("OURS")
+    for sop_class in classes:
+        plain.add_supported_context(sop_class, syntaxes, scu_role=True, scp_role=True)
+    assert len(checks) == len(classes) * len(syntaxes)
+    checks.clear()
+    add_alike_contexts(ours, classes, syntaxes, both_roles=True)
+    assert len(checks) == len(syntaxes)
+    roles = [[(one.scu_role, one.scp_role) for one in entity.supported_contexts] for entity in (ours, plain)]
+    assert (ours.supported_contexts, roles[0]) == (plain.supported_contexts, roles[1])
+
+
+def test_alike_contexts_keep_what_is_supported() -> None:
+    entity = AE("OURS")
+    entity.add_supported_context("1.2.2", "1.2.840.10008.1.2")
+    add_alike_contexts(entity, ("1.2.1", "1.2.2", "1.2.3", "1.2.3"), ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"))
+    added = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"]
+    syntaxes = [(one.abstract_syntax, one.transfer_syntax) for one in entity.supported_contexts]
+    assert syntaxes == [("1.2.1", added), ("1.2.2", ["1.2.840.10008.1.2", *added]), ("1.2.3", added)]
 
 
 def test_association_threads_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
