@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-from node.fidelity.lines import BINS_PER_UNIT, DIRECTIONS, STEP, WIDTHS, LineNoise
+from node.fidelity.lines import BINS_PER_UNIT, DIRECTIONS, STEPS, WIDTHS, LineNoise
 from storage.formats.geometry import CELL
 
 Float = NDArray[np.float32]
@@ -97,12 +97,13 @@ def test_responses_equal_plain_convolution() -> None:
     error[280:310, 50:300] -= 15
     found = noise_of(original).look(error)
     for level in range(len(WIDTHS)):
-        plain = plain_response(original.astype(float), error.astype(float), level)[::STEP, ::STEP]
-        side = (CELL >> level) // STEP
+        step = STEPS[level]
+        plain = plain_response(original.astype(float), error.astype(float), level)[::step, ::step]
+        side = (CELL >> level) // step
         cells = plain.reshape(rows // CELL, side, columns // CELL, side).max(axis=(1, 3))
         np.testing.assert_allclose(found.worst[level], cells, rtol=2e-3)
         for share in (0.5, 0.999):
-            wanted = float(np.quantile(plain, share, method="inverted_cdf"))
+            wanted = float(np.quantile(plain, share))
             assert found.percentile(share)[level] == pytest.approx(wanted, rel=6e-3, abs=2 / BINS_PER_UNIT)
 
 
@@ -151,10 +152,10 @@ def test_the_edge_of_a_block_shows() -> None:
     error[:, 256:] = 8.0
     found = noise_of(noise(512, 512)).look(error)
     columns = found.worst[2].max(axis=0)
-    assert columns[15:17].max() > 4
+    assert columns[15:17].min() > 4
     assert columns[:12].max() < 1
     assert columns[20:].max() < 1
-    assert (found.worst[:, 3:-3, 15:17].max(axis=(0, 2)) > 3).all()
+    assert (found.worst[:, 3:-3, 15:17].max(axis=0) > 3).all()
 
 
 def test_a_constant_changes_nothing() -> None:
@@ -192,7 +193,7 @@ def test_only_the_breast_is_measured() -> None:
     found = noise_of(original, inside).look(error)
     assert not found.worst[:, :, 17:].any()
     counted = [counts.sum() for counts in found.counts]
-    assert counts_near(counted, [256 * 128, 128 * 64, 64 * 32])
+    assert counts_near(counted, [256 * 128, 256 * 128, 128 * 64])
     assert found.percentile(0.999) == pytest.approx(quiet.percentile(0.999), rel=0.03)
 
 
@@ -214,7 +215,7 @@ def test_sides_that_are_no_multiple_of_a_square(shape: tuple[int, int]) -> None:
     found = noise_of(original).look(error)
     assert found.worst.shape == (3, -(-shape[0] // CELL), -(-shape[1] // CELL))
     assert 3.3 <= found.percentile(0.999)[0] <= 4.7
-    assert found.counts[0].sum() == -(-shape[0] // STEP) * -(-shape[1] // STEP)
+    assert found.counts[0].sum() == -(-shape[0] // STEPS[0]) * -(-shape[1] // STEPS[0])
     planted = np.zeros(shape, dtype=np.float32)
     planted[20:60, shape[1] - 6 : shape[1] - 3] = 60
     worst = noise_of(original).look(planted).worst[0]
