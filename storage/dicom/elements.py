@@ -65,6 +65,14 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
     return [item for item in value or [] if isinstance(item, Dataset)]
 
 
+def readable(dataset: Dataset, keyword: str) -> Any:
+    """The value of an attribute as pydicom converts it; None if it is absent or cannot be read."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return None
+
+
 def readable_items(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Dataset]:
     """The items of a sequence; none if it cannot be read."""
     try:

@@ -72,6 +72,8 @@ def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:
         codestreams = list(generate_frames(value, number_of_frames=frames))
         for codestream in codestreams:
             check_codestream(codestream)
+        if len(codestreams) != frames:
+            raise PixelError(f"codestream cannot be decoded: {len(codestreams)} frames are found, not {frames}")
         return [np.asarray(imagecodecs.jpegxl_decode(codestream)) for codestream in codestreams]
     except PixelError:
         raise

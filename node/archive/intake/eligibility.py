@@ -13,6 +13,7 @@ from pydicom import Dataset
 
 from node.config import EligibilitySettings
 from storage.dicom.dicomfile import DataSetFile
+from storage.dicom.elements import readable
 from storage.dicom.pixels import PixelShape
 from storage.records import ReasonCode
 
@@ -49,7 +50,7 @@ def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings)
 
 
 def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
-    sop_class, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
+    sop_class, modality = str(header.get("SOPClassUID", "")), str(readable(header, "Modality") or "")
     return any(allowed.sop_class == sop_class and allowed.modality in ("", modality) for allowed in settings.classes)
 
 
@@ -81,7 +82,7 @@ def _is_pixel_data(file: DataSetFile) -> bool:
 
 
 def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode]:
-    if "NumberOfFrames" in header and (shape.frames != 1 or header.get("NumberOfFrames") not in (None, "", 1)):
+    if "NumberOfFrames" in header and (shape.frames != 1 or readable(header, "NumberOfFrames") not in (None, "", 1)):
         yield ReasonCode.MULTI_FRAME
     if shape.samples != 1 or shape.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         yield ReasonCode.PHOTOMETRIC
@@ -116,7 +117,7 @@ def _terms(dataset: Dataset, keyword: str) -> set[str]:
 
     A term in lower case, with a leading space (PS3.5 6.2), or beside a second value must not lift a rule.
     """
-    value = _value(dataset, keyword)
+    value = readable(dataset, keyword)
     if isinstance(value, bytes):
         value = value.decode("latin-1").split("\\")
     values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
@@ -124,12 +125,5 @@ def _terms(dataset: Dataset, keyword: str) -> set[str]:
 
 
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
-    value = _value(dataset, keyword)
+    value = readable(dataset, keyword)
     return [item for item in value if isinstance(item, Dataset)] if isinstance(value, Iterable) else []
-
-
-def _value(dataset: Dataset, keyword: str) -> object:
-    try:
-        return dataset.get(keyword)
-    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
-        return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from pydicom import Dataset
 from node.codec.encode.padding_fill import filled
 from node.fidelity.windows import is_inverted
 from storage.dicom.dicomfile import HeaderBytes, opened
+from storage.dicom.elements import readable
 from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.errors import NotReconstructable
 from storage.formats.geometry import DCT_BLOCK
@@ -183,13 +184,13 @@ def padding_range(header: Dataset) -> tuple[int, int] | None:
 
 def _words(header: Dataset, keyword: str) -> list[int]:
     """The values of an attribute of 16-bit words as integers; none if it cannot be read."""
+    value = readable(header, keyword)
     try:
-        value: Any = header.get(keyword)
         if isinstance(value, bytes):  # received as OB, OW or UN
             return [int(one) for one in np.frombuffer(value, "<u2")]
         values = [] if value in (None, "") else [value] if isinstance(value, str) or not np.iterable(value) else value
         return [int(one) for one in values]
-    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+    except (TypeError, ValueError, OverflowError):
         return []
 
 

@@ -91,6 +91,8 @@ def test_images_outside_the_list_are_exact(tmp_path: Path, changes: dict[str, An
         (0x00181114, b"LO", b"x 1.8 ", "magnified"),
         (0x00181114, b"DS", b"1,1 ", ""),
         (0x00181114, b"FD", b"1.8", ""),  # 3 bytes, which nobody can read
+        (0x00280008, b"US", b"1", ""),
+        (0x00080060, b"US", b"1", ""),
         (0x00540220, b"LO", b"spot", ""),
         (0x00990010, b"LO", b" LATENT_PACS 1\0", "reconstruction of this archive"),
     ],
