@@ -98,7 +98,7 @@ def append_item(dataset: Dataset, keyword: str, item: Dataset) -> None:
 
 def _codec(term: str) -> str:
     """The codec of a defined term or of one of its common misspellings; ASCII for an unknown term."""
-    known = _KNOWN.get(term)
+    known = _KNOWN.get(term) or _KNOWN.get(term.upper())
     number = re.fullmatch(r"ISO[ _-]?(2022[ _-]?)?(?:IR)?[ _-]?(\d+)", term.upper())
     if known is None and number:
         known = _KNOWN.get(("ISO 2022 IR " if number[1] else "ISO_IR ") + number[2])

@@ -187,7 +187,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
     """
     from pydicom.pixels.utils import pixel_array
 
-    with opened(path) as file:
+    with opened(path) as file, quiet():
         syntax, shape = str(file.transfer_syntax), PixelShape.of(file.outline())
         codestream = next(checked_frames(file), b"") if file.layout.encapsulated else b""
     with quiet():
@@ -233,11 +233,14 @@ def checked_frames(file: DataSetFile) -> Iterator[bytes]:
         raise PixelError(f"frames cannot be found: {str(error) or type(error).__name__}") from error
 
 
-def check_frames(path: Path) -> None:
-    """Raises PixelError if a frame of an encapsulated image has more pixels than limits.pixels."""
-    with opened(path) as file:
-        for _ in checked_frames(file):
-            pass
+def check_frames(path: Path) -> tuple[int, int]:
+    """The number of frames of an image, and the number that its header states; native pixels are not counted.
+
+    Raises PixelError if a frame has more pixels than limits.pixels, or no header of its own.
+    """
+    with opened(path) as file, quiet():
+        stated = PixelShape.of(file.outline()).frames
+        return (sum(1 for _ in checked_frames(file)) if file.layout.encapsulated else stated), stated
 
 
 def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
@@ -268,8 +271,9 @@ def _check_rle(frame: bytes, shape: PixelShape) -> None:
     if max(offsets[:count], default=0) > len(frame):
         return  # the decoder says what is wrong
     for low, high in pairwise([*offsets[:count], len(frame)]):
+        segment = frame[low:high].rstrip(b"\0") + b"\0"  # zero bytes may be padding
         try:
-            imagecodecs.packbits_decode(frame[low:high], out=(shape.rows + 1) * shape.columns - 1)
+            imagecodecs.packbits_decode(segment, out=shape.rows * shape.columns + max(shape.columns - 1, 1))
         except RuntimeError as error:
             if "TOO_SMALL" in str(error):
                 raise PixelError(f"RLE holds more than the {shape.rows} rows that the header says") from error

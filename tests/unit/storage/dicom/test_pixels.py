@@ -13,6 +13,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
+from node.workers.requests import CheckRequest
 from storage.dicom.content import same_content
 from storage.dicom.dicomfile import encode, opened
 from storage.dicom.encapsulate import JPEG_XL_LOSSLESS, _rle
@@ -78,11 +79,41 @@ def test_rle_with_a_row_too_many_is_noticed(tmp_path: Path, rows: int, fits: boo
         transcode(path, tmp_path / "y.dcm", ExplicitVRLittleEndian)
 
 
+@pytest.mark.parametrize("zeros", [1, 2, 64])
+def test_zero_bytes_behind_rle_are_no_rows(tmp_path: Path, zeros: int) -> None:
+    path = file_of(encapsulated([_rle(FRAMES[0], 12) + bytes(zeros)]), tmp_path / "x.dcm", RLELossless)
+    assert np.array_equal(decode_frame(path), FRAMES[0])
+
+
+@pytest.mark.parametrize(("count", "says"), [(3, ""), (4, "4 frames are found, the header says 3")])
+def test_frames_beyond_the_stated_number_are_noticed(tmp_path: Path, count: int, says: str) -> None:
+    ds = encapsulated([jpeg_ls(frame) for frame in (*FRAMES, FRAMES[0])][:count])
+    ds.NumberOfFrames = 3
+    path = file_of(ds, tmp_path / "x.dcm", JPEGLSLossless)
+    assert CheckRequest(path).answer(None) == says
+    transcode(path, tmp_path / "y.dcm", ExplicitVRLittleEndian)
+    assert dcmread(tmp_path / "y.dcm").PixelData == FRAMES.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize("broken", [b"", b"\0\0", b"\xff\xd8"])
+def test_a_later_frame_that_is_no_codestream_is_noticed(tmp_path: Path, broken: bytes) -> None:
+    codestreams = [jpeg_ls(FRAMES[0]), broken, jpeg_ls(FRAMES[2])]
+    items = [
+        struct.pack("<HHI", 0xFFFE, 0xE000, len(one) + len(one) % 2) + one + bytes(len(one) % 2) for one in codestreams
+    ]
+    ds = encapsulated(codestreams[:1])
+    ds.NumberOfFrames = 3
+    ds["PixelData"].value = struct.pack("<HHI", 0xFFFE, 0xE000, 0) + b"".join(items)
+    assert "codestream cannot be decoded" in CheckRequest(file_of(ds, tmp_path / "x.dcm", JPEGLSLossless)).answer(None)
+
+
 def test_jpeg_xl_whose_frames_cannot_be_told_apart_is_not_decompressed(tmp_path: Path) -> None:
     ds = encapsulated([jpeg_xl(frame) for frame in FRAMES], fragments_per_frame=2)
     ds.NumberOfFrames = 3
+    path = file_of(ds, tmp_path / "x.dcm", JPEG_XL_LOSSLESS)
+    assert "frames are found, the header says 3" in CheckRequest(path).answer(None)
     with pytest.raises(PixelError, match="frames are found, not 3"):
-        transcode(file_of(ds, tmp_path / "x.dcm", JPEG_XL_LOSSLESS), tmp_path / "y.dcm", ExplicitVRLittleEndian)
+        transcode(path, tmp_path / "y.dcm", ExplicitVRLittleEndian)
 
 
 @pytest.mark.parametrize("stated", [b"1 ", b" 1", b"01", b"1.0 ", b"0 ", b"-1", b"x ", b"1\\1 ", b""])
