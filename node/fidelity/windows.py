@@ -19,6 +19,7 @@ from pydicom import Dataset
 from pydicom.sequence import Sequence
 
 from node.fidelity.breast_regions import Mask, Pixels, Shape, Window
+from storage.dicom.elements import readable
 
 _SHAPES: dict[str, Shape] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact", "SIGMOID": "sigmoid"}
 _ENDS = 0.5, 99.5
@@ -46,18 +47,20 @@ def display_window(header: Dataset, pixels: Pixels, mask: Mask) -> Window:
 
 def is_inverted(header: Dataset) -> bool:
     """Whether dense tissue is dark in stored values: MONOCHROME1, or MONOCHROME2 with a falling rescale."""
-    dark_is_high = str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1"
+    dark_is_high = str(readable(header, "PhotometricInterpretation")) == "MONOCHROME1"
     return dark_is_high != _Modality.of(header).falls
 
 
 def _own_windows(header: Dataset) -> Iterator[Window]:
     """All of the header's that are well-formed, in stored values."""
     modality = _Modality.of(header)
-    shape = _SHAPES.get(str(header.get("VOILUTFunction") or "LINEAR").strip(), "linear")
-    for centre, width in zip(_numbers(header.get("WindowCenter")), _numbers(header.get("WindowWidth")), strict=False):
+    shape = _SHAPES.get(str(readable(header, "VOILUTFunction") or "LINEAR").strip(), "linear")
+    for centre, width in zip(
+        _numbers(readable(header, "WindowCenter")), _numbers(readable(header, "WindowWidth")), strict=False
+    ):
         if width >= (2 if shape == "linear" else 0):  # a linear window of 1 is a threshold
             yield modality.stored(centre - width / 2, centre + width / 2, shape)
-    for item in _items(header.get("VOILUTSequence")):
+    for item in _items(readable(header, "VOILUTSequence")):
         table = _Table.of(item)
         if table is not None:
             yield modality.stored(*table.slope(), "linear_exact")
@@ -73,7 +76,7 @@ class _Table:
     @classmethod
     def of(cls, item: Dataset) -> _Table | None:
         """None where it is malformed, or all of one value."""
-        descriptor, data = _numbers(item.get("LUTDescriptor")), item.get("LUTData")
+        descriptor, data = _numbers(readable(item, "LUTDescriptor")), readable(item, "LUTData")
         if len(descriptor) != 3:
             return None
         bits = int(descriptor[2])
@@ -116,10 +119,10 @@ class _Modality:
 
     @classmethod
     def of(cls, header: Dataset) -> _Modality:
-        tables = [table for item in _items(header.get("ModalityLUTSequence")) if (table := _Table.of(item))]
+        tables = [table for item in _items(readable(header, "ModalityLUTSequence")) if (table := _Table.of(item))]
         if tables:
             return cls(table=tables[0])
-        slope, intercept = (_numbers(header.get(name)) for name in ("RescaleSlope", "RescaleIntercept"))
+        slope, intercept = (_numbers(readable(header, name)) for name in ("RescaleSlope", "RescaleIntercept"))
         return cls((slope[0] if slope else 0.0) or 1.0, intercept[0] if intercept else 0.0)
 
     @property

@@ -18,7 +18,7 @@ from node.upscalers.catalogue import Catalogue
 from node.upscalers.protocol import Installed, installed
 from storage.dicom.content import same_content
 from storage.dicom.dicomfile import HeaderBytes
-from storage.dicom.pixels import decode_frame, integer_pixels, pixel_digest, transcode
+from storage.dicom.pixels import check_frames, decode_frame, integer_pixels, pixel_digest, transcode
 from storage.dicom.self_check import fault_of_object
 from storage.errors import PixelError
 from storage.formats import coders
@@ -146,16 +146,20 @@ class ReadyRequest:
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """Decode the first frame of an encapsulated image; the answer is why it fails, empty if it does not."""
+    """Read the headers of all frames of an encapsulated image, and decode the first frame.
+
+    The answer is why that fails, empty if it does not.
+    """
 
     original: Path
 
     def answer(self, _: object) -> str:
         try:
+            found, stated = check_frames(self.original)
             decode_frame(self.original)
         except PixelError as error:
             return str(error)
-        return ""
+        return "" if found == stated else f"{found} frames are found, the header says {stated}"
 
 
 @dataclass(frozen=True)

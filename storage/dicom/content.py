@@ -23,11 +23,12 @@ from storage.dicom.pixels import PixelShape, check_frames, decode_frame
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, Unparseable
 
-_TRAILING_PADDING = 0xFFFCFFFC
+_OF_ENCODING = {0xFFFCFFFC, 0x7FE00001, 0x7FE00002}
+"""Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its lengths."""
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256, hex, over all elements except group lengths and padding, and over the decoded pixels.
+    """SHA-256, hex, over all elements except group lengths, padding and offset tables, and over the decoded pixels.
 
     Raises Unparseable, and PixelError if encapsulated pixels cannot be decoded.
     """
@@ -113,7 +114,7 @@ def _decoded_pixels(path: Path, shape: PixelShape) -> bytes:
 
 
 def _elements(dataset: Dataset) -> list[Any]:
-    tags = [tag for tag in sorted(dataset.keys()) if tag.element != 0 and tag != _TRAILING_PADDING]
+    tags = [tag for tag in sorted(dataset.keys()) if tag.element != 0 and tag not in _OF_ENCODING]
     return [[int(tag), _value(dataset, tag)] for tag in tags]
 
 

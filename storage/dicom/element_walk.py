@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
@@ -49,6 +49,8 @@ class Layout:
     encapsulated: bool
     truncated: bool
     """Whether the pixel data element is longer than the remaining bytes."""
+    repeated: bool = False
+    """Whether another pixel data element follows."""
 
     @property
     def has_pixels(self) -> bool:
@@ -66,6 +68,8 @@ def scan(data: Bytes, syntax: UID) -> Layout:
             layout = walk.pixels(position, vr, value, length)
             position = layout.pixel_end
         else:
+            if tag in PIXEL_TAGS:
+                layout = replace(layout, repeated=True)
             position = walk.skip(tag, vr, value, length, 0)
     return layout
 

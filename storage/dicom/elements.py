@@ -65,6 +65,14 @@ def items_of(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Data
     return [item for item in value or [] if isinstance(item, Dataset)]
 
 
+def readable(dataset: Dataset, keyword: str) -> Any:
+    """The value of an attribute as pydicom converts it; None if it is absent or cannot be read."""
+    try:
+        return dataset.get(keyword)
+    except Exception:  # noqa: BLE001 - pydicom raises many kinds on hostile values
+        return None
+
+
 def readable_items(dataset: Dataset, tag: BaseTag, codecs: Sequence[str]) -> list[Dataset]:
     """The items of a sequence; none if it cannot be read."""
     try:
@@ -90,7 +98,7 @@ def append_item(dataset: Dataset, keyword: str, item: Dataset) -> None:
 
 def _codec(term: str) -> str:
     """The codec of a defined term or of one of its common misspellings; ASCII for an unknown term."""
-    known = _KNOWN.get(term)
+    known = _KNOWN.get(term) or _KNOWN.get(term.upper())
     number = re.fullmatch(r"ISO[ _-]?(2022[ _-]?)?(?:IR)?[ _-]?(\d+)", term.upper())
     if known is None and number:
         known = _KNOWN.get(("ISO 2022 IR " if number[1] else "ISO_IR ") + number[2])

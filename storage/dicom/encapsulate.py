@@ -69,9 +69,11 @@ def drop_offset_tables(dataset: Dataset) -> None:
 def decoded_jpeg_xl(value: bytes, frames: int) -> list[Frame]:
     """The frames of an encapsulated JPEG XL value. Raises PixelError."""
     try:
-        codestreams = list(generate_frames(value, number_of_frames=frames))
+        codestreams = list(generate_frames(value, number_of_frames=frames))[:frames]
         for codestream in codestreams:
             check_codestream(codestream)
+        if len(codestreams) < frames:
+            raise PixelError(f"codestream cannot be decoded: {len(codestreams)} frames are found, not {frames}")
         return [np.asarray(imagecodecs.jpegxl_decode(codestream)) for codestream in codestreams]
     except PixelError:
         raise

@@ -10,9 +10,11 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import DataElement, Dataset
@@ -92,6 +94,8 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
         return "an image with no pixel data" if _promises_pixels(file, shape) else ""
     if layout.truncated:
         return "pixel data ends before its announced length"
+    if layout.repeated:
+        return "pixel data occurs more than once"
     if not (shape.rows and shape.columns and shape.bits_allocated):
         return "pixel data without rows, columns or bits allocated"
     if layout.encapsulated:
@@ -183,7 +187,7 @@ def decode_frame(path: Path) -> NDArray[Any]:
     """
     from pydicom.pixels.utils import pixel_array
 
-    with opened(path) as file:
+    with opened(path) as file, quiet():
         syntax, shape = str(file.transfer_syntax), PixelShape.of(file.outline())
         codestream = next(checked_frames(file), b"") if file.layout.encapsulated else b""
     with quiet():
@@ -229,11 +233,14 @@ def checked_frames(file: DataSetFile) -> Iterator[bytes]:
         raise PixelError(f"frames cannot be found: {str(error) or type(error).__name__}") from error
 
 
-def check_frames(path: Path) -> None:
-    """Raises PixelError if a frame of an encapsulated image has more pixels than limits.pixels."""
-    with opened(path) as file:
-        for _ in checked_frames(file):
-            pass
+def check_frames(path: Path) -> tuple[int, int]:
+    """The number of frames of an image, and the number that its header states; native pixels are not counted.
+
+    Raises PixelError if a frame has more pixels than limits.pixels, or no header of its own.
+    """
+    with opened(path) as file, quiet():
+        stated = PixelShape.of(file.outline()).frames
+        return (sum(1 for _ in checked_frames(file)) if file.layout.encapsulated else stated), stated
 
 
 def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
@@ -253,15 +260,26 @@ def _check_shape(found: tuple[int, ...], shape: PixelShape) -> None:
 
 
 def _check_rle(frame: bytes, shape: PixelShape) -> None:
-    """Raises TooManyPixels if RLE is longer than twice its pixels, the maximum of PackBits (PS3.5 G.3.1)."""
+    """Raises TooManyPixels if RLE is longer than twice its pixels, the maximum of PackBits (PS3.5 G.3.1).
+
+    Raises PixelError if a segment has a row too many, which decoders cut off without a word.
+    """
     limit = 2 * shape.native_bytes // shape.frames + 64 + 2 * 15
     if len(frame) > limit:
         raise TooManyPixels(f"RLE has {len(frame)} bytes; its pixels need at most {limit}")
+    count, *offsets = struct.unpack_from("<16I", frame)
+    if max(offsets[:count], default=0) > len(frame):
+        return  # the decoder says what is wrong
+    for low, high in pairwise([*offsets[:count], len(frame)]):
+        segment = frame[low:high].rstrip(b"\0") + b"\0"  # zero bytes may be padding
+        try:
+            imagecodecs.packbits_decode(segment, out=shape.rows * shape.columns + max(shape.columns - 1, 1))
+        except RuntimeError as error:
+            if "TOO_SMALL" in str(error):
+                raise PixelError(f"RLE holds more than the {shape.rows} rows that the header says") from error
 
 
 def _decode_with_imagecodecs(codestream: bytes, syntax: str, shape: PixelShape) -> NDArray[Any]:
-    import imagecodecs
-
     decoder = imagecodecs.jpegls_decode if syntax in _JPEG_LS else imagecodecs.jpeg_decode
     frame = np.asarray(imagecodecs.jpegxl_decode(codestream) if syntax in JPEG_XL else decoder(codestream))
     _check_shape(frame.shape, shape)
@@ -332,9 +350,12 @@ def _decompress(dataset: Dataset, source: Path) -> None:
         if shape.samples == 3:  # the decoder returns RGB for every colour space
             dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
         return
+    stated, shape = dataset.get_item("NumberOfFrames", keep_deferred=True), PixelShape.of(dataset)
+    dataset.add_new(0x00280008, "IS", shape.frames)  # pydicom fails on values such as -1
     try:
-        transformed = PixelShape.of(dataset).samples == 3 and _is_transformed_rgb(source)
+        transformed = shape.samples == 3 and _is_transformed_rgb(source)
         dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        _cut_to(dataset, shape.frames)
         if transformed:  # pydicom keeps a wrong Photometric Interpretation
             dataset.PhotometricInterpretation = "RGB"
         shape = PixelShape.of(dataset)
@@ -346,6 +367,18 @@ def _decompress(dataset: Dataset, source: Path) -> None:
             raise PixelError(f"codestream cannot be decoded: {error}") from error
         pixels = integer_pixels(source)  # decodes JPEG that pydicom cannot
         dataset.add_new(0x7FE00010, "OW", pixels.astype("<u2").tobytes())
+    finally:
+        del dataset.NumberOfFrames
+        if stated is not None:
+            dataset[stated.tag] = stated
+
+
+def _cut_to(dataset: Dataset, frames: int) -> None:
+    """Leave out frames beyond the number that the header states, which pydicom decodes too."""
+    found = int(dataset.NumberOfFrames)
+    if found > frames:
+        value = dataset.PixelData[: len(dataset.PixelData) // found * frames]
+        dataset.PixelData = value + b"\0" * (len(value) % 2)
 
 
 def _is_transformed_rgb(source: Path) -> bool:

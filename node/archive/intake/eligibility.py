@@ -6,12 +6,14 @@ first rule that an image breaks is its reason, one of ``storage.records.ReasonCo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 from pydicom import Dataset
 
 from node.config import EligibilitySettings
 from storage.dicom.dicomfile import DataSetFile
+from storage.dicom.elements import readable
 from storage.dicom.pixels import PixelShape
 from storage.records import ReasonCode
 
@@ -33,6 +35,8 @@ _SPECIAL_VIEWS = {
 }
 """Codes of PS3.16 CID 4014 and CID 4015 (SNOMED CT, and SRT, which older devices write)."""
 
+_NUMBER = re.compile(r"\d+([.,]\d+)?")
+"""The first number in a value of VR DS, also in one with a decimal comma or a unit."""
 _MAX_MAGNIFICATION = 1.2
 """Largest Estimated Radiographic Magnification Factor of a contact view: typically 1.0 to 1.1, and at least 1.5 in a
 magnification view."""
@@ -46,7 +50,7 @@ def why_exact(file: DataSetFile, header: Dataset, settings: EligibilitySettings)
 
 
 def _class_allowed(header: Dataset, settings: EligibilitySettings) -> bool:
-    sop_class, modality = str(header.get("SOPClassUID", "")), str(header.get("Modality", ""))
+    sop_class, modality = str(header.get("SOPClassUID", "")), str(readable(header, "Modality") or "")
     return any(allowed.sop_class == sop_class and allowed.modality in ("", modality) for allowed in settings.classes)
 
 
@@ -54,19 +58,19 @@ def _objections(file: DataSetFile, header: Dataset) -> Iterator[ReasonCode]:
     if not _is_pixel_data(file):
         yield ReasonCode.NO_PIXELS
     yield from _shape_objections(PixelShape.of(header), header)
-    if str(file.transfer_syntax) in _LOSSY_SYNTAXES or header.get("LossyImageCompression") == "01":
+    if str(file.transfer_syntax) in _LOSSY_SYNTAXES or _terms(header, "LossyImageCompression") - {"", "00"}:
         yield ReasonCode.LOSSY
     if not file.transfer_syntax.is_little_endian:
         yield ReasonCode.BIG_ENDIAN
     if any(tag in header for tag in (0xFFFAFFFA, 0x4FFE0001)):
         yield ReasonCode.SIGNATURE
-    if PRIVATE_CREATOR in header.private_creators(PRIVATE_GROUP):
+    if any(str(creator).strip() == PRIVATE_CREATOR for creator in header.private_creators(PRIVATE_GROUP)):
         yield ReasonCode.OURS
-    if header.get("BurnedInAnnotation") == "YES":
+    if "YES" in _terms(header, "BurnedInAnnotation"):
         yield ReasonCode.BURNED_IN
-    if header.get("QualityControlImage") == "YES" or header.get("QualityControlSubject") == "YES":
+    if "YES" in _terms(header, "QualityControlImage") | _terms(header, "QualityControlSubject"):
         yield ReasonCode.QUALITY_CONTROL
-    if header.get("PresentationIntentType") == "FOR PROCESSING":
+    if "FOR PROCESSING" in _terms(header, "PresentationIntentType"):
         yield ReasonCode.FOR_PROCESSING
     yield from _view_objections(header)
 
@@ -78,7 +82,7 @@ def _is_pixel_data(file: DataSetFile) -> bool:
 
 
 def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode]:
-    if "NumberOfFrames" in header and (shape.frames != 1 or header.get("NumberOfFrames") not in (None, "", 1)):
+    if "NumberOfFrames" in header and (shape.frames != 1 or readable(header, "NumberOfFrames") not in (None, "", 1)):
         yield ReasonCode.MULTI_FRAME
     if shape.samples != 1 or shape.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         yield ReasonCode.PHOTOMETRIC
@@ -95,16 +99,31 @@ def _shape_objections(shape: PixelShape, header: Dataset) -> Iterator[ReasonCode
 
 
 def _view_objections(header: Dataset) -> Iterator[ReasonCode]:
-    for view in header.get("ViewCodeSequence") or []:
-        for item in (view, *(view.get("ViewModifierCodeSequence") or [])):
-            reason = _SPECIAL_VIEWS.get(str(item.get("CodeValue", "")))
-            if reason is not None:
-                yield reason
+    for view in _items(header, "ViewCodeSequence"):
+        for item in (view, *_items(view, "ViewModifierCodeSequence")):
+            for code in _terms(item, "CodeValue"):
+                if code in _SPECIAL_VIEWS:
+                    yield _SPECIAL_VIEWS[code]
     if "SpecimenDescriptionSequence" in header:
         yield ReasonCode.SPECIMEN
-    try:
-        magnification = float(header.get("EstimatedRadiographicMagnificationFactor") or 1.0)
-    except (TypeError, ValueError):
-        magnification = 1.0
-    if magnification > _MAX_MAGNIFICATION:
+    factors = _terms(header, "EstimatedRadiographicMagnificationFactor")
+    numbers = (found for factor in factors if (found := _NUMBER.search(factor)))
+    if any(float(number[0].replace(",", ".")) > _MAX_MAGNIFICATION for number in numbers):
         yield ReasonCode.MAGNIFIED
+
+
+def _terms(dataset: Dataset, keyword: str) -> set[str]:
+    """The values of an attribute as a person reads them: in upper case, without spaces that mean nothing.
+
+    A term in lower case, with a leading space (PS3.5 6.2), or beside a second value must not lift a rule.
+    """
+    value = readable(dataset, keyword)
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").split("\\")
+    values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+    return {" ".join(str(one).replace("\0", " ").upper().split()) for one in values if one is not None}
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    value = readable(dataset, keyword)
+    return [item for item in value if isinstance(item, Dataset)] if isinstance(value, Iterable) else []

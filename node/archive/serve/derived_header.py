@@ -10,9 +10,11 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
@@ -126,9 +128,7 @@ def _describe(
         "not for primary interpretation"
     )
     own = "; ".join([own, *notes])[:_LONGEST_ST]
-    before = "\\".join(_values(header, "DerivationDescription"))
-    room = max(_LONGEST_ST - len(own) - 2, 0)
-    _set(header, "DerivationDescription", f"{before[:room]}; {own}" if before[:room] else own)
+    _append_text(header, "DerivationDescription", own, _LONGEST_ST)
     append_item(header, "DerivationCodeSequence", _code("113040", "DCM", "Lossy Compression"))
     append_item(header, "DerivationCodeSequence", _code("113085", "DCM", "Spatial resampling"))
     if draw or rendition.generative:
@@ -138,8 +138,24 @@ def _describe(
 def _comment(header: Dataset, draw: bool) -> None:
     """Append to Image Comments (C.7.6.1), which plain viewers show."""
     own = f"Reconstructed by Latent PACS from a lossy payload: {_DRAWN if draw else _STRUCTURE_ONLY}"
-    before = "\\".join(_values(header, "ImageComments"))[: _LONGEST_LT - len(own) - 2]
-    _set(header, "ImageComments", f"{before}; {own}" if before else own)
+    _append_text(header, "ImageComments", own, _LONGEST_LT)
+
+
+def _append_text(header: Dataset, keyword: str, own: str, longest: int) -> None:
+    """Append ASCII to a text of at most ``longest`` characters.
+
+    Received bytes stay as they are, since their character set may be undeclared. They are decoded only if they must be
+    cut, or have escape sequences, after which ASCII may not be in force (PS3.5 6.1.2.5.3).
+    """
+    tag, vr = BaseTag(tag_for_keyword(keyword) or 0), dictionary_VR(keyword)
+    element: Any = header.get_item(tag, keep_deferred=True)
+    if isinstance(element, RawDataElement) and (element.VR or vr) in _TEXTS:
+        received = (element.value or b"").rstrip(b"\0 ")
+        if received and b"\x1b" not in received and len(received) + len(own) + 2 <= longest:
+            header[tag] = DataElement(tag, vr, received + f"; {own}".encode(), already_converted=True)
+            return
+    before = "\\".join(_values(header, keyword))[: max(longest - len(own) - 2, 0)]
+    _set(header, keyword, f"{before}; {own}" if before else own)
 
 
 def _figures(verdict: Verdict, draw: bool) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from pydicom import Dataset
 from node.codec.encode.padding_fill import filled
 from node.fidelity.windows import is_inverted
 from storage.dicom.dicomfile import HeaderBytes, opened
+from storage.dicom.elements import readable
 from storage.dicom.pixels import PixelShape, integer_pixels, pixel_digest
 from storage.errors import NotReconstructable
 from storage.formats.geometry import DCT_BLOCK
@@ -34,6 +35,8 @@ _EVERY = 4
 """Row step of the noise curve's measurement."""
 _SEEN = 200
 """Least number of pixels at a knot for its noise to be used."""
+_VALUES = 1 << 16
+"""Number of values of a 16-bit pixel."""
 _WORTH_CUTTING = 0.9
 """Largest share of the samples in a coded region; beyond it the whole image is coded."""
 
@@ -162,16 +165,33 @@ def read_source(path: Path, digest: str) -> tuple[Source, Reference]:
 
 
 def padding_range(header: Dataset) -> tuple[int, int] | None:
-    """Stored values that mean padding: Pixel Padding Value, to Pixel Padding Range Limit where given."""
-    try:
-        value = header.get("PixelPaddingValue")
-        if value is None or value == "":
-            return None
-        limit = header.get("PixelPaddingRangeLimit")
-        ends = sorted((int(value), int(value if limit in (None, "") else limit)))
-    except (TypeError, ValueError, OverflowError):
+    """Stored values that mean padding: Pixel Padding Value, to Pixel Padding Range Limit where given.
+
+    Pixels are unsigned here. A range of negative numbers, as of a wrong VR SS, is that of the same 16 bits. Of a range
+    that only begins below 0 or ends above 65535, the part in between is meant. If there are several values, the range
+    reaches from the least to the greatest.
+    """
+    values = _words(header, "PixelPaddingValue")
+    if not values:
         return None
-    return ends[0], ends[1]
+    values += _words(header, "PixelPaddingRangeLimit")
+    low, high = min(values), max(values)
+    if high < 0:
+        low, high = low + _VALUES, high + _VALUES
+    low, high = max(low, 0), min(high, _VALUES - 1)
+    return (low, high) if low <= high else None
+
+
+def _words(header: Dataset, keyword: str) -> list[int]:
+    """The values of an attribute of 16-bit words as integers; none if it cannot be read."""
+    value = readable(header, keyword)
+    try:
+        if isinstance(value, bytes):  # received as OB, OW or UN
+            return [int(one) for one in np.frombuffer(value, "<u2")]
+        values = [] if value in (None, "") else [value] if isinstance(value, str) or not np.iterable(value) else value
+        return [int(one) for one in values]
+    except (TypeError, ValueError, OverflowError):
+        return []
 
 
 def without_padding(source: Source) -> Pixels:

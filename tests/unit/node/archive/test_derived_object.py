@@ -92,6 +92,24 @@ def test_invalid_elements_of_an_implicit_data_set_are_carried(tag: int, value: b
     assert "left out" not in copy.DerivationDescription
 
 
+@pytest.mark.parametrize(
+    ("characters", "text"),
+    [
+        (b"", "é乳".encode()),  # undeclared
+        (b"ISO_IR 100", "é乳".encode()),
+        (b"ISO_IR 13 ", "ｿｱ".encode("shift_jis")),
+        (b"GB18030 ", "誠乳房".encode("gb18030")),
+    ],
+)
+@pytest.mark.parametrize(("tag", "vr"), [(0x00082111, "ST"), (0x00204000, "LT")])
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT])
+def test_received_text_is_not_encoded_again_when_it_is_continued(
+    characters: bytes, text: bytes, tag: int, vr: str, syntax: UID, tmp_path: Path
+) -> None:
+    copy = derived(tmp_path, syntax, el(0x00080005, "CS", characters, syntax), el(tag, vr, text + b" ", syntax))
+    assert copy.get_item(tag).value.startswith(text + b"; ")
+
+
 LEFT_OUT: list[Any] = [
     pytest.param(el(0x00281052, "US", b"\1\2\3"), "(0028,1052)", id="US of 3 bytes"),
     pytest.param(el(0x00181411, "FD", b"\1\2\3\4"), "(0018,1411)", id="FD of 4 bytes"),

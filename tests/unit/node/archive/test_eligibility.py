@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydicom.uid import JPEG2000, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from node.archive.intake.eligibility import PRIVATE_CREATOR, why_exact
 from node.config import EligibilitySettings, parse
-from storage.dicom.dicomfile import opened
+from storage.dicom.dicomfile import encode, opened
 from storage.records import ReasonCode
 from tests.support.samples import breast, mammogram, write, write_body
 
@@ -68,6 +69,55 @@ def test_a_clean_mammogram_is_eligible(tmp_path: Path) -> None:
 def test_images_outside_the_list_are_exact(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     found = reason(sample(**changes), tmp_path)
     assert says in found
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "says"),
+    [
+        (0x00282110, b"CS", b" 01 ", "already lossy"),
+        (0x00282110, b"CS", b"01\\00 ", "already lossy"),
+        (0x00282110, b"CS", b"1 ", "already lossy"),
+        (0x00282110, b"OB", b"01", "already lossy"),
+        (0x00282110, b"CS", b" 00 ", ""),
+        (0x00282110, b"CS", b"  ", ""),
+        (0x00280301, b"CS", b"yes ", "burned-in"),
+        (0x00280301, b"CS", b" YES", "burned-in"),
+        (0x00280301, b"CS", b"YES\\NO", "burned-in"),
+        (0x00280300, b"CS", b"Yes\0", "quality control"),
+        (0x00080068, b"CS", b" FOR PROCESSING ", "for processing"),
+        (0x00080068, b"CS", b"for  processing ", "for processing"),
+        (0x00181114, b"DS", b"1,8 ", "magnified"),
+        (0x00181114, b"DS", b"1.0\\1.8 ", "magnified"),
+        (0x00181114, b"LO", b"x 1.8 ", "magnified"),
+        (0x00181114, b"DS", b"1,1 ", ""),
+        (0x00181114, b"FD", b"1.8", ""),  # 3 bytes, which nobody can read
+        (0x00280008, b"US", b"1", ""),
+        (0x00080060, b"US", b"1", ""),
+        (0x00540220, b"LO", b"spot", ""),
+        (0x00990010, b"LO", b" LATENT_PACS 1\0", "reconstruction of this archive"),
+    ],
+)
+def test_a_value_that_is_written_oddly_lifts_no_rule(
+    tmp_path: Path, tag: int, vr: bytes, value: bytes, says: str
+) -> None:
+    ds = sample()
+    ds.pop(tag, None)
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr)
+    head += struct.pack("<HI" if vr == b"OB" else "<H", *([0] if vr == b"OB" else []), len(value))
+    before, after = (encode(ds, ExplicitVRLittleEndian, within=part) for part in (range(tag), range(tag, 1 << 32)))
+    uids = {"sop_class": ds.SOPClassUID, "sop_instance": ds.SOPInstanceUID, "syntax": ExplicitVRLittleEndian}
+    path = write_body(before + head + value + after, tmp_path / "odd.dcm", **uids)
+    with opened(path) as file:
+        found = why_exact(file, file.outline(), SHIPPED).sentence
+    assert says in found
+    assert bool(says) == bool(found)
+
+
+@pytest.mark.parametrize("value", [" r-102d6", "399055006 "])
+def test_a_view_code_that_is_written_oddly(tmp_path: Path, value: str) -> None:
+    view = code("399162004")
+    view.ViewModifierCodeSequence = Sequence([code(value)])
+    assert "view" in reason(sample(ViewCodeSequence=Sequence([view])), tmp_path)
 
 
 @pytest.mark.parametrize("value", ["399163009", "R-102D6", "399055006", "R-102D7"])

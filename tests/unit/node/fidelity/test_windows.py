@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
 
 from node.fidelity.breast_regions import Shape, Window, breast_mask
 from node.fidelity.windows import display_window, is_inverted
@@ -184,3 +187,18 @@ def test_any_table_gives_a_window(descriptor: list[int], data: bytes | list[int]
     for keyword in ("VOILUTSequence", "ModalityLUTSequence"):
         header = Header({keyword: Sequence([item]), "WindowCenter": 2000, "WindowWidth": 500})
         assert display_window(header, PIXELS, MASK).width > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        *("PhotometricInterpretation", "VOILUTFunction", "WindowCenter", "WindowWidth", "VOILUTSequence"),
+        *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept"),
+    ],
+)
+def test_an_element_that_cannot_be_read_gives_a_window(keyword: str) -> None:
+    header = Dataset()
+    tag = BaseTag(tag_for_keyword(keyword) or 0)
+    header[tag] = RawDataElement(tag, "FD", 3, b"abc", 0, False, True, True)
+    assert display_window(header, PIXELS, MASK).width > 0
+    assert is_inverted(header) is False

@@ -131,6 +131,7 @@ def test_built_and_read_data_sets_give_the_same() -> None:
         (b"ISO_IR 192", "Müller".encode("latin-1"), "Müller"),  # wrong declaration
         (b"ISO-IR 100", "Müller".encode("latin-1"), "Müller"),  # misspelt
         (b"UTF-8", "Müller".encode(), "Müller"),
+        (b"gb18030 ", "王^小东".encode("gb18030"), "王^小东"),
         (b"NONSENSE", b"Mueller", "Mueller"),
         (b"ISO_IR 144", "Люкceмбypг".encode("iso8859_5"), "Люкceмбypг"),
         (b"GB18030", "王^小东".encode("gb18030"), "王^小东"),
