@@ -21,7 +21,12 @@ from node.app import Node
 from node.config import Settings, parse
 from node.dimse.client import Address, Receiver
 from storage.records import InstanceState, StoredInstance
-from tests.support.faster import copy_new_indexes, fork_workers_from_a_warm_process, stop_servers_at_once
+from tests.support.faster import (
+    copy_new_indexes,
+    fork_workers_from_a_warm_process,
+    measure_fsim_of_two_tiles,
+    stop_servers_at_once,
+)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported: on a busy machine, threads spin
 
@@ -132,6 +137,7 @@ class Archive:
 def _faster(tmp_path_factory: pytest.TempPathFactory) -> None:
     fork_workers_from_a_warm_process()
     stop_servers_at_once()
+    measure_fsim_of_two_tiles()
     copy_new_indexes(tmp_path_factory.mktemp("index"))
 
 

@@ -5,21 +5,29 @@ processor time until it has encoded its first image, nearly all of it imports. H
 per test session (multiprocessing's "forkserver"), which has imported the libraries and computed nothing. The tests of
 ``latent-pacs serve`` run in processes of their own and start workers as a node does.
 
-``stop_servers_at_once``: a server of the standard library looks every half second whether it is to stop.
+``stop_servers_at_once``: a server of the standard library looks every half second whether it is to stop. Here it waits
+for connections only, and one from ourselves ends the wait.
 
 ``copy_new_indexes``: the schema of an empty index takes 50 ms to create, and a copy of one does not.
+
+``measure_fsim_of_two_tiles``: FSIM decides nothing, and measuring it takes half the time to encode a small image. Tests
+of FSIM itself measure all tiles (``tests/unit/node/fidelity/test_fidelity.py``).
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import shutil
+import socket
 import socketserver
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 
+from node.fidelity import gate
 from node.workers import pool
 from storage.index import connect, holdings, migrate
 
@@ -32,8 +40,21 @@ def fork_workers_from_a_warm_process() -> None:
 
 
 def stop_servers_at_once() -> None:
-    """From now on, servers of this process look fifty times a second whether they are to stop."""
-    socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
+    """From now on, servers of this process are woken to be stopped, and sleep otherwise."""
+
+    def shutdown(server: Any) -> None:
+        server._BaseServer__shutdown_request = True
+        with suppress(OSError):  # it has stopped listening
+            socket.create_connection(server.socket.getsockname()[:2], timeout=1).close()
+        server._BaseServer__is_shut_down.wait()
+
+    socketserver.BaseServer.serve_forever.__defaults__ = (5,)
+    socketserver.BaseServer.shutdown = shutdown  # type: ignore[method-assign]
+
+
+def measure_fsim_of_two_tiles() -> None:
+    """From now on, this process and the workers that it forks measure FSIM of two tiles of an image at most."""
+    gate._FSIM_TILES = 2
 
 
 def copy_new_indexes(folder: Path) -> None:

@@ -18,6 +18,11 @@ from node.fidelity.windows import display_window
 from tests.support.samples import breast, mammogram
 
 
+@pytest.fixture(autouse=True)
+def _fsim_of_all_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.fidelity.gate._FSIM_TILES", 24)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("seed", range(6))
 def test_fsim_equals_piq(seed: int) -> None:

@@ -95,7 +95,7 @@ def test_it_is_near_the_coarsest_that_passes() -> None:
     made = searched()
     assert 0.75 < burden(made.figures, BALANCED) <= 1
     coarser = replace(made.base.point, distance=round(made.base.point.distance * 1.6, 4))
-    assert encoder(phantom(), BALANCED).at(coarser) is None
+    assert encoder(phantom(), BALANCED).encode_at(coarser) is None
 
 
 def test_strict_takes_more_bytes() -> None:
@@ -143,12 +143,12 @@ def test_what_cannot_pass_is_none() -> None:
     assert trying.search() is None
     assert trying.tried
     assert all("lost share" in trial.failures[0] for trial in trying.tried)
-    assert trying.at(POINT) is None
+    assert trying.encode_at(POINT) is None
     assert any("lost share" in sentence for sentence in trying.tried[-1].failures)
 
 
 def test_without_limits_it_measures_only() -> None:
-    made = encoder(phantom(), None).at(replace(POINT, distance=6.0))
+    made = encoder(phantom(), None).encode_at(replace(POINT, distance=6.0))
     assert made is not None
     assert (made.verdict.gated, made.verdict.passed, made.verdict.failures) == (False, False, ())
     assert made.side.repairs is made.side.points is made.side.patches is None
@@ -182,7 +182,7 @@ def on_film() -> Pixels:
 
 
 def test_a_marker_in_clean_air_comes_back_exactly() -> None:
-    made = encoder(marked(), BALANCED).at(POINT)
+    made = encoder(marked(), BALANCED).encode_at(POINT)
     assert made is not None
     assert made.side.repairs is None
     off = made.served.astype(int) - marked()
@@ -195,7 +195,7 @@ def test_a_marker_in_clean_air_comes_back_exactly() -> None:
 
 
 def test_a_marker_on_film_is_repaired() -> None:
-    made = encoder(on_film(), BALANCED).at(POINT)
+    made = encoder(on_film(), BALANCED).encode_at(POINT)
     assert made is not None
     assert made.side.repairs is not None
     off = np.abs(made.plain.astype(int) - on_film())[20:60, 470:530]
@@ -207,12 +207,12 @@ def test_a_marker_on_film_is_repaired() -> None:
 @pytest.mark.slow
 def test_no_more_than_its_share_is_repaired() -> None:
     trying = encoder(marked(), BALANCED, share=0.001)
-    assert trying.at(POINT) is None
+    assert trying.encode_at(POINT) is None
     assert any("error out of the breast" in sentence for sentence in trying.tried[-1].failures)
 
 
 def test_a_region_that_was_asked_for_is_exact() -> None:
-    made = encoder(phantom(), BALANCED, regions=((200, 130, 40, 50),)).at(POINT)
+    made = encoder(phantom(), BALANCED, regions=((200, 130, 40, 50),)).encode_at(POINT)
     assert made is not None
     inside = np.s_[200:240, 130:180]
     for pixels in (made.served, made.plain, decoded(made), decoded(made, draw=False)):
@@ -223,7 +223,7 @@ def test_a_region_that_was_asked_for_is_exact() -> None:
 @pytest.mark.parametrize(("noise", "distance"), [(0.0, 0.5), (180.0, 1.0)])
 def test_a_clipped_implant_passes(noise: float, distance: float) -> None:
     """It has no noise of its own, and long filters see from within it that of the tissue beside it."""
-    made = encoder(with_implant(noise), PLACES).at(replace(POINT, distance=distance))
+    made = encoder(with_implant(noise), PLACES).encode_at(replace(POINT, distance=distance))
     assert made is not None
     assert made.base.point.distance == distance
 
@@ -237,7 +237,7 @@ def with_needle() -> Pixels:
 
 def test_no_noise_shows_in_a_clipped_needle() -> None:
     """It fills no cell of 16 pixels, so that its cells are none without noise."""
-    made = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024).at(replace(POINT, distance=0.5))
+    made = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024).encode_at(replace(POINT, distance=0.5))
     assert made is not None
     even = maximum_filter(with_needle(), 5) == minimum_filter(with_needle(), 5)
     inside = even & (with_needle() == 4095)
@@ -250,13 +250,13 @@ def test_no_noise_shows_in_a_clipped_needle() -> None:
 def test_marked_regions_do_not_count_into_the_share() -> None:
     search = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024, share=0.08)
     point = replace(POINT, distance=0.5)
-    assert search.at(point) is not None
-    assert replace(search, regions=((448, 0, 192, 544),)).at(point) is not None
+    assert search.encode_at(point) is not None
+    assert replace(search, regions=((448, 0, 192, 544),)).encode_at(point) is not None
 
 
 def test_an_encoding_fails_if_too_much_noise_shows_to_be_patched() -> None:
     search = encoder(with_needle(), PLACES, WindowCenter=512, WindowWidth=1024, share=0.01)
-    assert search.at(replace(POINT, distance=0.5)) is None
+    assert search.encode_at(replace(POINT, distance=0.5)) is None
     assert any("show where the original has one value" in failure for failure in search.tried[-1].failures)
 
 
@@ -278,7 +278,7 @@ def test_what_is_decoded_is_what_was_verified() -> None:
 
 
 def test_a_model_that_samples_is_decoded_with_its_seed_and_steps() -> None:
-    made = encoder(phantom(), None, upscalers=[Sampling()]).at(POINT)
+    made = encoder(phantom(), None, upscalers=[Sampling()]).encode_at(POINT)
     assert made is not None
     assert np.array_equal(decoded(made), made.served)
 
@@ -310,8 +310,8 @@ def test_lossless_at_scale_1_is_the_original() -> None:
 )
 def test_an_image_whose_dense_tissue_is_dark_is_coded_as_it_is_displayed(header: dict[str, Any]) -> None:
     inverted = (4095 - phantom()).astype(np.uint16)
-    made = encoder(inverted, BALANCED, **header).at(POINT)
-    plain = encoder(phantom(), BALANCED).at(POINT)
+    made = encoder(inverted, BALANCED, **header).encode_at(POINT)
+    plain = encoder(phantom(), BALANCED).encode_at(POINT)
     assert made is not None
     assert plain is not None
     assert made.base.gain < 0 < plain.base.gain
@@ -322,7 +322,7 @@ def test_an_image_whose_dense_tissue_is_dark_is_coded_as_it_is_displayed(header:
 
 def test_sixteen_bits() -> None:
     pixels = phantom(bits=16)
-    made = encoder(pixels, BALANCED, bits=16).at(POINT)
+    made = encoder(pixels, BALANCED, bits=16).encode_at(POINT)
     assert made is not None
     assert made.served.max() > 30000
     assert made.served.max() <= pixels.max()
@@ -345,7 +345,7 @@ def test_padding_keeps_exactly_its_values(values: tuple[int, int], header: dict[
     mask = phantom() == 0
     mask[300:303, 100:104] = True
     pixels[mask] = noise[mask]
-    made = encoder(pixels, BALANCED, **header).at(POINT)
+    made = encoder(pixels, BALANCED, **header).encode_at(POINT)
     assert made is not None
     for image in (made.served, made.plain, decoded(made)):
         assert np.array_equal(image[mask], pixels[mask])
@@ -371,7 +371,7 @@ def test_side_information_of_another_image_is_refused() -> None:
 def test_repairs_are_added_to_what_is_within_range() -> None:
     """Beside a marker the upsampled base overshoots the greatest value: repairs were measured after it was clipped."""
     pixels = np.minimum(on_film(), 2600)
-    made = encoder(pixels, BALANCED).at(POINT)
+    made = encoder(pixels, BALANCED).encode_at(POINT)
     assert made is not None
     assert made.side.repairs is not None
     structure = measure_structure(encoder(pixels, BALANCED).reference, made.structure)

@@ -252,8 +252,14 @@ def test_association_shutdown_is_still_needed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_idle_timer_is_still_needed() -> None:
     """An association is aborted when a handler that worked longer than the network timeout has ended."""
+
+    def work(event: Any) -> int:
+        event.assoc.network_timeout = 0.1  # not before: on a busy machine, the request comes late
+        threading.Event().wait(0.2)
+        return 0x0000
+
     with (
-        plain_server([(evt.EVT_C_ECHO, lambda event: int(threading.Event().wait(2)))], network_timeout=1) as server,
+        plain_server([(evt.EVT_C_ECHO, work)]) as server,
         socket.create_connection(("127.0.0.1", server.port), 20) as caller,
     ):
         caller.sendall(associate())
