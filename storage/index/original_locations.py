@@ -26,12 +26,14 @@ from storage.index.tables import garbage, instance, original, patient, rendition
 from storage.index.trail_rows import append_in
 from storage.objects.store import ObjectStore
 from storage.records import (
+    RENDITION_STATES,
     HeldOriginal,
     InstanceState,
     OriginalClaim,
     OriginalForm,
     OriginalTotals,
     Purgeable,
+    ReasonCode,
     Tier,
     TrailEntry,
 )
@@ -43,7 +45,6 @@ STAYS_RESTORED = timedelta(days=7)
 """How long a restored original stays in the hot store."""
 
 _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVED]
-_HAS_RENDITION = [InstanceState.VERIFIED, InstanceState.MEASURED]
 
 
 class OriginalLocations:
@@ -121,7 +122,7 @@ class OriginalLocations:
             original.c.to_pack <= (0 if packed_first else 1),
             original.c.form != OriginalForm.PURGED,
             original.c.tier == Tier.HOT,
-            instance.c.state.in_(_HAS_RENDITION),
+            instance.c.state.in_(RENDITION_STATES),
             or_(original.c.restored_at.is_(None), original.c.restored_at < now() - STAYS_RESTORED),
         )
         return self._claim(owner, lease_seconds, *waiting)
@@ -304,6 +305,11 @@ def held_original(row: Row[Any]) -> HeldOriginal:
 
 
 # --- parts of the transactions --------------------------------------------------------------------------------
+
+
+def is_gone() -> ColumnElement[bool]:
+    """Whether an instance's original was purged or lost, as ``StoredInstance.original_gone`` says."""
+    return or_(original.c.form == OriginalForm.PURGED, instance.c.reason_code == ReasonCode.ORIGINAL_LOST)
 
 
 def _held(*more: ColumnElement[Any]) -> Select[Any]:

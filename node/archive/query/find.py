@@ -131,7 +131,7 @@ class Query:
             ),
             uids=self.uids,
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
-            only_purged=policy is RenditionPolicy.AUTO,
+            only_gone=policy is RenditionPolicy.AUTO,
             availability=policy is RenditionPolicy.ORIGINAL,
             copies=self.level is Level.IMAGE and copies,
             draw=draw,

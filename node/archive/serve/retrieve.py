@@ -88,14 +88,13 @@ def choose(
 ) -> Choice:
     """The object of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
     ``draw``: whether it gets reconstructions with drawn noise."""
-    rendition = instance.rendition
+    rendition = instance.served_rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
     # a request for the UID of an original that is gone fails instead of returning another object
-    gone = instance.purged or instance.original_lost
-    wants_original = rendition.uid(draw=draw) not in requested and (instance.sop_instance_uid in requested or not gone)
+    named = instance.sop_instance_uid in requested
+    wants_original = rendition.uid(draw=draw) not in requested and (named or not instance.original_gone)
     if policy is RenditionPolicy.AUTO and wants_original:
-        named = instance.sop_instance_uid in requested
         return Choice(instance, None, draw, once_purged=None if named else rendition)
     return Choice(instance, rendition, draw)
 
@@ -113,7 +112,8 @@ def choose_all(
     A derived UID always leads to its own pixels: the requested object is sent, even if it is of an older rendition, or
     of the texture that the peer does not get otherwise.
     """
-    current = instance.rendition.uid(draw=draw) if instance.rendition else None
+    served = instance.served_rendition
+    current = served.uid(draw=draw) if served else None
     others = [
         Choice(instance, one, draws)
         for one in named
