@@ -1,4 +1,4 @@
-"""Held instances: adding them, looking them up, and the encoder's claims on them."""
+"""Adds and looks up instances, and gives the encoder claims on them."""
 
 from __future__ import annotations
 

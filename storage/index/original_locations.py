@@ -127,7 +127,7 @@ class OriginalLocations:
         )
         return self._claim(owner, lease_seconds, *waiting)
 
-    def packed(self, claim: OriginalClaim, digest: str, size: int, present: Present) -> bool:
+    def commit_packed(self, claim: OriginalClaim, digest: str, size: int, present: Present) -> bool:
         """Commit the packed object in place of the verbatim one; False if the lease or the object was lost."""
         held = claim.original
         with writing(self._engine) as connection:
@@ -145,7 +145,7 @@ class OriginalLocations:
                 _change(connection, claim.original, to_pack=0, note=note, attempts=0, **FREE)
                 append_in(connection, entries)
 
-    def moved(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
+    def commit_move(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
         """Commit that an original's object is in the other store; False if its row or that object changed."""
         restored = now() if to is Tier.HOT else None
         with writing(self._engine) as connection:
@@ -202,7 +202,7 @@ class OriginalLocations:
         """How many originals stay for the audit reserve alone, and their bytes on disk."""
         return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
 
-    def purged(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
+    def commit_purge(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
         """Commit that an original is removed; its object is unlinked afterwards. False if the rules forbid it now.
 
         Every rule is checked again inside the transaction, so that a hold committed before it counts.

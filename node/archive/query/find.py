@@ -40,8 +40,6 @@ from storage.index.query_candidates import QueryCandidate, candidates
 from storage.index.query_pages import Search
 from storage.records import DicomJson
 
-__all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
-
 
 def find(
     index: Index,

@@ -28,7 +28,7 @@ def index(tmp_path: Path) -> Iterator[Index]:
         assert opened.finish_with(claimed(opened), InstanceState.VERIFIED, rendition)
     first = opened.originals.purgeable(now())[0]
     assert first.sop_instance_uid == "1.2.3.1"
-    assert opened.originals.purged(first, now(), TrailEntry("purge", "job:purge"))
+    assert opened.originals.commit_purge(first, now(), TrailEntry("purge", "job:purge"))
     yield opened
     opened.close()
 

@@ -16,7 +16,7 @@ from node.archive.serve import retrieve as module
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.config import RenditionPolicy
 from node.workers.requests import ReconstructRequest
-from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged, WorkerDied
+from storage.errors import NothingToSend, ObjectMissing, OriginalPurged, WorkerDied
 from storage.index.connection import writing
 from storage.index.integrity import Integrity, NewDamage
 from storage.index.tables import instance
@@ -183,7 +183,7 @@ def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> No
     else:
         served.bench.hot.delete(served.held().original_digest)
     served.fail(WorkerDied("killed"))
-    with pytest.raises(NotReconstructable, match="the rendition cannot be sent: killed; nor can the original: "):
+    with pytest.raises(NothingToSend, match="the rendition cannot be sent: killed; nor can the original: "):
         served.retrieve.make(choice)
     assert served.left() == []
 
@@ -221,7 +221,7 @@ def test_an_image_that_is_deleted_while_it_is_made_does_not_stay_in_the_cache(se
     assert served.sent(choice) == DERIVED
     assert list((served.bench.root / "rendered").glob("*.dcm")) == []
     served.bench.index.originals.collect(served.bench.stores)
-    with pytest.raises(NotReconstructable):
+    with pytest.raises(NothingToSend):
         served.retrieve.make(choice)
 
 
