@@ -29,7 +29,8 @@ from rich.progress import track
 from rich.table import Table
 from sqlalchemy import Engine, insert
 
-from node.archive.query.find import Root, find
+from node.archive.query.find import find
+from node.archive.query.identifier import Root
 from node.config import RenditionPolicy
 from storage.dicom.levels import columns_of, levels_of
 from storage.index.connection import connect

@@ -135,12 +135,21 @@ class Deleted(LatentPacsError):
     """The SOP Instance UID was deleted here. The new instance is quarantined."""
 
 
+class ChangedMeanwhile(LatentPacsError):
+    """An image was deleted, or its return allowed, while it was received again. It is not stored; the sender repeats
+    it."""
+
+
 class NotReconstructable(LatentPacsError):
     """The image is not on the allow-list or failed the gate. Only its original can be served."""
 
     def __init__(self, message: str, code: ReasonCode = ReasonCode.OTHER) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NothingToSend(LatentPacsError):
+    """A reconstruction or a copy cannot be sent, and neither can the original. The message says why."""
 
 
 class RenditionMismatch(LatentPacsError):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.app.damage import settle_in
+from node.app.damage import damage_handler
 from node.archive.audit_trail import AuditTrail
 from node.archive.deletion import Deletion
 from node.archive.encode.rendition_writer import RenditionWriter
@@ -17,7 +17,7 @@ from node.archive.intake.ingest import examine
 from node.archive.intake.marked_regions import MarkedRegions
 from node.archive.intake.quarantine import Examine, QuarantineReview
 from node.archive.originals.original_access import OriginalAccess, Restore
-from node.archive.originals.retention import Render, Retention
+from node.archive.originals.retention import Prove, Retention
 from node.archive.rendered_cache import RenderedCache
 from node.config import Settings
 from node.reports.runs import Reports
@@ -69,7 +69,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
     root, store = settings.storage.root, stores[Tier.HOT]
     trail = AuditTrail(index, TrailJournal(root / "journal"))
     originals = OriginalAccess(index, stores, workers.cache, workers.unpack)
-    originals.damaged = settle_in(index, stores, trail, settings.jobs.replicate.to)
+    originals.damaged = damage_handler(index, stores, trail, settings.jobs.replicate.to)
     deletion = Deletion(index, stores, trail, settings, root / "rendered")
     examine_one = examine_in(workers.decode)
     return Services(
@@ -77,7 +77,7 @@ def build_archive(settings: Settings, index: Index, stores: Mapping[Tier, Object
         index=index,
         stores=stores,
         originals=originals,
-        retention=Retention(index, stores, trail, settings, render_in(workers.reconstruct, index, store)),
+        retention=Retention(index, stores, trail, settings, prover_in(workers.reconstruct, index, store)),
         deletion=deletion,
         quarantine=QuarantineReview(index, store, originals, deletion, trail, settings, examine_one),
         trail=trail,
@@ -142,7 +142,7 @@ def examine_in(pool: WorkerPool) -> Examine:
     return lambda path, calling_aet: examine(path, calling_aet, pool)
 
 
-def render_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Render:
+def prover_in(pool: WorkerPool, index: Index, store: ObjectStore) -> Prove:
     """Proves that a reconstruction can be made and sent: with its verified pixels and its header as amended today."""
     prove = RenditionWriter(index, store).prove
     return lambda key, made: prove(key, made, lambda request: pool.submit(request, Priority.ARCHIVIST).result())

@@ -17,7 +17,7 @@ from storage.records import Tier, TrailEntry
 LOGGER = logging.getLogger(__name__)
 
 
-def settle_in(
+def damage_handler(
     index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, replica: Path | None = None
 ) -> Callable[[Tier, str], None]:
     """A handler for an object whose bytes do not have its digest: repairs it or flags its images, and logs both.

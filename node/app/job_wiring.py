@@ -174,7 +174,7 @@ def make_scrub(settings: Settings, archive: Services, **plan: Any) -> Scrub:
 
 
 def _own_pool(settings: Settings) -> LentPool:
-    return lambda: closing(WorkerPool(settings.reconstruct, name="reverify", within=settings.limits.encoders))
+    return lambda: closing(WorkerPool(settings.reconstruct, name="job", within=settings.limits.encoders))
 
 
 def _own_retrieve(settings: Settings, archive: Services) -> LentRetrieve:

@@ -136,7 +136,7 @@ class Node:
             ),
             check_room=self.store.check_room,
             commitments=self.commitments,
-            committer=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
+            judge=CommitmentJudge(self.index, self.commitments, fault, settings.commitment),
         )
 
     def _build_schedule(self) -> Schedule:

@@ -11,7 +11,7 @@ from storage.backup.restore import MARK
 from storage.errors import ConfigError
 from storage.index import Index
 from storage.index.index_trust import quick_check, sqlite_file
-from storage.index.opening import open_archive
+from storage.index.opening import open_checked_index
 from storage.objects.inspection import holds_any
 
 LOGGER = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _opened(settings: Settings, *, accept_empty: bool, replay: bool) -> Index:
         raise ConfigError(
             f"the restore into {settings.storage.root} was interrupted; run `latent-pacs backup restore` again"
         )
-    opened = open_archive(
+    opened = open_checked_index(
         settings.storage.database_url,
         settings.storage.root,
         holds_objects=has_objects(settings),

@@ -30,7 +30,7 @@ class RenderedCache:
         for leftover in (*self._links.iterdir(), *root.glob("*.making")):
             leftover.unlink(missing_ok=True)
 
-    def blank(self) -> Path:
+    def new_file(self) -> Path:
         """A new empty file to write an object to."""
         try:
             handle, name = tempfile.mkstemp(dir=self._root, suffix=".making")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pydicom import Dataset
 
-from node.archive.query.find import IdentifierError
+from node.archive.query.identifier import IdentifierError
+from node.archive.serve.derived_object import safe_text
 from storage.errors import (
     ClassMismatch,
-    DataSetError,
     Deleted,
     Duplicate,
     InflatesTooFar,
@@ -117,6 +117,8 @@ def is_warning(status: int) -> bool:
 
 
 def for_log(error: Exception) -> str:
-    """The text for our log. An error of a data set may quote its values, which may be patient data, so only its class
-    is logged; the peer gets the full text as Error Comment."""
-    return type(error).__name__ if isinstance(error, DataSetError) else str(error)
+    """The text for our log without patient data: as ``safe_text``, and the whole text of an error of the system.
+
+    The peer gets the full text of our own errors as Error Comment.
+    """
+    return str(error) if isinstance(error, OSError) else safe_text(error)

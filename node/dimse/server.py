@@ -69,7 +69,7 @@ class ServerDependencies:
     services: RetrieveServices
     check_room: Callable[[], None]
     commitments: Commitments
-    committer: CommitmentJudge
+    judge: CommitmentJudge
 
 
 class Server:
@@ -85,7 +85,7 @@ class Server:
         self._tls_context = server_context(settings.tls) if settings.tls.listens else None
         self.entity = _entity(settings, spool, self._allowance)
         self.outgoing = Outgoing(self.entity, settings)
-        self._notifier = Notifier(settings, dependencies.commitments, dependencies.committer, self.outgoing)
+        self._notifier = Notifier(settings, dependencies.commitments, dependencies.judge, self.outgoing)
         self.entity.after_action = self._notifier.response_sent
         self.entity.refused = dependencies.services.refusals.of_request
         self._admission = Admission(settings, dependencies.services.refusals)

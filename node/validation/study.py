@@ -238,12 +238,12 @@ def _subject(label: ClassLabel, instance: StoredInstance | None) -> Subject | st
     """The image as a subject, or the reason why it is left out."""
     if instance is None:
         return "not in the archive"
-    if instance.purged or instance.original_lost:
+    if instance.original_gone:
         return "its original is no longer stored"
-    if instance.rendition is None:
+    if instance.served_rendition is None:
         return f"{instance.state}, no reconstruction"
     patient = f"patient {instance.patient_id}" if instance.patient_id else instance.study_instance_uid
-    return Subject(instance, instance.rendition, label.class_name, patient)
+    return Subject(instance, instance.served_rendition, label.class_name, patient)
 
 
 def _truth(subjects: list[Subject], positive: str) -> tuple[Bool, list[str]]:

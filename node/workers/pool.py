@@ -37,7 +37,7 @@ class Priority(IntEnum):
 START_METHOD = "spawn"
 """How multiprocessing starts workers: never "fork", which copies locks that other threads hold."""
 
-_TOO_LONG = "it took more processor time than limits.decoder_time allows"
+_TOO_LONG = "it took more processor time than limits.decoder_time allows for this kind of work"
 """Message of OutOfTime, which a person reads as the reason of an image."""
 
 _IDLE = 600.0

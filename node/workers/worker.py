@@ -20,7 +20,7 @@ from storage.errors import OutOfMemory
 NICE = 12
 """Nice value of workers, so that associations come first."""
 
-WHOLE = 30
+WHOLE_OBJECT_FACTOR = 30
 """Factor of limits.decoder_time for a request about a whole object, which may have many frames."""
 
 _catalogue: Catalogue | None = None
@@ -45,7 +45,7 @@ def answer(request: Request[Answer]) -> Answer:
     """Answer one request. Errors are raised in the parent."""
     assert _catalogue is not None, "the worker was not started"
     kind: type = type(request)
-    limit_time(decode_limits().seconds * (1 if kind is CheckRequest else WHOLE))
+    limit_time(decode_limits().seconds * (1 if kind is CheckRequest else WHOLE_OBJECT_FACTOR))
     try:
         return request.answer(_catalogue)
     except (MemoryError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from storage.index.lease import is_free
 from storage.index.rendition_rows import withdraw_in
 from storage.index.tables import instance, rendition, series
 from storage.index.trail_rows import append_in
-from storage.records import InstanceState, OperatingPoint, ReasonCode, TrailEntry
+from storage.records import RENDITION_STATES, InstanceState, OperatingPoint, ReasonCode, TrailEntry
 
 _MANUFACTURER, _MODEL, _INSTITUTION = "00080070", "00081090", "00080080"
 
@@ -42,7 +42,7 @@ class AuditRows:
         Device: manufacturer and model. Site: institution, or the AE title of the sender if the data set has none.
         """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
-        standing = instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED])
+        standing = instance.c.state.in_(RENDITION_STATES)
         query = (
             select(
                 instance.c.key,

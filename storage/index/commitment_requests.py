@@ -159,7 +159,7 @@ class Commitments:
             lease.change(connection, commitment, _owned(request), report=items, state=CommitmentState.DECIDED)
         return final
 
-    def reported(self, request: CommitmentRequest) -> None:
+    def close_as_reported(self, request: CommitmentRequest) -> None:
         """Close a request whose report the peer has received."""
         self._close(request, CommitmentState.REPORTED)
 

@@ -30,7 +30,10 @@ MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
 def connect(url: str) -> Engine:
-    """An engine for ``url``. On SQLite: WAL, synchronous FULL (a commit is on disk), foreign keys checked."""
+    """An engine for ``url``. On SQLite: WAL, synchronous FULL, foreign keys checked.
+
+    ``commits_need_no_sync`` lowers synchronous for an index whose journal is synced.
+    """
     engine = create_engine(url, hide_parameters=True)  # parameters are patient data, and errors are logged
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)

@@ -1,4 +1,4 @@
-"""Held instances: adding them, looking them up, and the encoder's claims on them."""
+"""Adds and looks up instances, and gives the encoder claims on them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from storage.index.tables import instance, original, patient, rendition, series,
 from storage.index.tombstones import Tombstones, is_deleted, next_instance_key
 from storage.index.trail_rows import Trail
 from storage.records import (
+    RENDITION_STATES,
     Applied,
     Claim,
     HoldingCounts,
@@ -41,6 +42,7 @@ from storage.records import (
     ModelUse,
     NewInstance,
     NewRendition,
+    OriginalForm,
     ReasonCode,
     StoredInstance,
     StoredRendition,
@@ -242,13 +244,19 @@ class Index:
     def retry_failed(self) -> int:
         """Set every FAILED or WITHDRAWN instance back to RECEIVED; how many there were.
 
-        An instance that an audit flagged has no original to encode: it waits for an audit that it passes.
+        An instance that an audit flagged has no original to encode: it waits for an audit that it passes. One whose
+        original was purged waits for a scrub that finds its rendition whole.
         """
         flagged = and_(instance.c.state == InstanceState.FAILED, instance.c.reason_code == ReasonCode.AUDIT)
+        purged = select(original.c.instance_key).where(original.c.form == OriginalForm.PURGED)
         with writing(self.engine) as connection:
             result = connection.execute(
                 update(instance)
-                .where(instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN]), ~flagged)
+                .where(
+                    instance.c.state.in_([InstanceState.FAILED, InstanceState.WITHDRAWN]),
+                    ~flagged,
+                    instance.c.key.not_in(purged),
+                )
                 .values(**_state(InstanceState.RECEIVED, ReasonCode.NONE, ""), **FREE, attempts=0)
             )
             return int(result.rowcount)
@@ -258,7 +266,7 @@ class Index:
     def reconstructable_originals(self) -> list[str]:
         """Digests of the originals for which a reconstruction was tried, whether it passed or not, oldest first."""
         tried = or_(
-            instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
+            instance.c.state.in_(RENDITION_STATES),
             and_(instance.c.state == InstanceState.EXACT, instance.c.reason_code == ReasonCode.GATE),
         )
         with self.engine.connect() as connection:

@@ -36,7 +36,7 @@ class Opened:
     notes: tuple[str, ...] = ()
 
 
-def open_archive(
+def open_checked_index(
     url: str, root: Path, *, holds_objects: bool, accept_empty: bool = False, replay: bool = True
 ) -> Opened:
     """The index of the archive below ``root``. Raises IndexRefused, NewerFormat, JournalDamaged.
@@ -122,10 +122,10 @@ def _checkpoint(connection: Connection) -> None:
 def compact_journal(url: str, root: Path) -> tuple[int, int]:
     """Write the change journal again with the current rows; its bytes before and after.
 
-    The caller keeps nodes out. Raises the errors of ``open_archive``, JournalDamaged and StoreFull; nothing is lost
-    then.
+    The caller keeps nodes out. Raises the errors of ``open_checked_index``, JournalDamaged and StoreFull; nothing is
+    lost then.
     """
-    index = open_archive(url, root, holds_objects=True).index
+    index = open_checked_index(url, root, holds_objects=True).index
     journal = ChangeJournal(root / "journal")
     try:
         with journal.locked(), index.engine.connect() as connection:

@@ -26,12 +26,14 @@ from storage.index.tables import garbage, instance, original, patient, rendition
 from storage.index.trail_rows import append_in
 from storage.objects.store import ObjectStore
 from storage.records import (
+    RENDITION_STATES,
     HeldOriginal,
     InstanceState,
     OriginalClaim,
     OriginalForm,
     OriginalTotals,
     Purgeable,
+    ReasonCode,
     Tier,
     TrailEntry,
 )
@@ -43,7 +45,6 @@ STAYS_RESTORED = timedelta(days=7)
 """How long a restored original stays in the hot store."""
 
 _FINAL = [state for state in InstanceState if state is not InstanceState.RECEIVED]
-_HAS_RENDITION = [InstanceState.VERIFIED, InstanceState.MEASURED]
 
 
 class OriginalLocations:
@@ -121,12 +122,12 @@ class OriginalLocations:
             original.c.to_pack <= (0 if packed_first else 1),
             original.c.form != OriginalForm.PURGED,
             original.c.tier == Tier.HOT,
-            instance.c.state.in_(_HAS_RENDITION),
+            instance.c.state.in_(RENDITION_STATES),
             or_(original.c.restored_at.is_(None), original.c.restored_at < now() - STAYS_RESTORED),
         )
         return self._claim(owner, lease_seconds, *waiting)
 
-    def packed(self, claim: OriginalClaim, digest: str, size: int, present: Present) -> bool:
+    def commit_packed(self, claim: OriginalClaim, digest: str, size: int, present: Present) -> bool:
         """Commit the packed object in place of the verbatim one; False if the lease or the object was lost."""
         held = claim.original
         with writing(self._engine) as connection:
@@ -144,7 +145,7 @@ class OriginalLocations:
                 _change(connection, claim.original, to_pack=0, note=note, attempts=0, **FREE)
                 append_in(connection, entries)
 
-    def moved(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
+    def commit_move(self, held: HeldOriginal, to: Tier, present: Present, entries: Sequence[TrailEntry] = ()) -> bool:
         """Commit that an original's object is in the other store; False if its row or that object changed."""
         restored = now() if to is Tier.HOT else None
         with writing(self._engine) as connection:
@@ -201,7 +202,7 @@ class OriginalLocations:
         """How many originals stay for the audit reserve alone, and their bytes on disk."""
         return self._totals((*_may_be_purged(held_before, ""), instance.c.original_digest < reserve))
 
-    def purged(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
+    def commit_purge(self, one: Purgeable, held_before: datetime, entry: TrailEntry, reserve: str = "") -> bool:
         """Commit that an original is removed; its object is unlinked afterwards. False if the rules forbid it now.
 
         Every rule is checked again inside the transaction, so that a hold committed before it counts.
@@ -304,6 +305,11 @@ def held_original(row: Row[Any]) -> HeldOriginal:
 
 
 # --- parts of the transactions --------------------------------------------------------------------------------
+
+
+def is_gone() -> ColumnElement[bool]:
+    """Whether an instance's original was purged or lost, as ``StoredInstance.original_gone`` says."""
+    return or_(original.c.form == OriginalForm.PURGED, instance.c.reason_code == ReasonCode.ORIGINAL_LOST)
 
 
 def _held(*more: ColumnElement[Any]) -> Select[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, func, select
 
 from storage.dicom.query_keys import COMPUTED_KEYS, Key, Level
+from storage.index.original_locations import is_gone
 from storage.index.query_pages import (
     LEVEL_TABLES,
     LEVELS,
@@ -21,17 +22,18 @@ from storage.index.query_pages import (
     order_of,
     page_after,
 )
+from storage.index.rendition_rows import is_served
 from storage.index.rewritten_annotations import copies as copies_of
-from storage.index.tables import instance, original, rendition, series
-from storage.records import DicomJson, InstanceState, OriginalForm, ReferencingCopy, Tier
+from storage.index.tables import damage, instance, original, rendition, series
+from storage.records import DicomJson, OriginalForm, ReferencingCopy, Tier
 
 
 @dataclass(frozen=True, slots=True)
 class QueryCandidate:
-    """One entity with the attributes of its level and of those above. ``derived_uid``: of its current reconstruction,
-    with drawn noise or without, if the search wants it.
+    """One entity with the attributes of its level and of those above. ``derived_uid``: of the reconstruction that is
+    served, with drawn noise or without, if the search wants it.
 
-    Instance Availability (0008,0056) is set if the search wants it and an original was purged.
+    Instance Availability (0008,0056) is set if the search wants it and an original was purged or lost.
     """
 
     attributes: DicomJson
@@ -95,7 +97,7 @@ def _with_attributes(
     if search.copies:
         copies = copies_of(connection.engine, [row["IMAGE_key"] for row in rows], search.uids, draw=search.draw)
     own = f"{search.level}_key"
-    gone = _with_purged(connection, search.level, {row[own] for row in rows}) if search.availability else set()
+    gone = _without_original(connection, search.level, {row[own] for row in rows}) if search.availability else set()
     found = []
     for row in rows:
         attributes: DicomJson = {}
@@ -121,23 +123,22 @@ def _attributes(connection: Connection, table: Table, keys: Iterable[int]) -> di
     return {row.key: row.attributes for row in rows}
 
 
-def _with_purged(connection: Connection, level: Level, keys: Iterable[int]) -> set[int]:
-    """Those of the entities below which an original was purged."""
-    purged = original.c.form == OriginalForm.PURGED
-    with_tier = (
-        select(original.c.instance_key).where(original.c.tier == Tier.HOT, purged).limit(1)
-    )  # as in ix_original_tier_form
-    if connection.execute(with_tier).first() is None:
+def _without_original(connection: Connection, level: Level, keys: Iterable[int]) -> set[int]:
+    """Those of the entities below which an original was purged or lost."""
+    # two quick looks come first, since there is usually none: by ix_original_tier_form, and in a short table
+    purged = select(original.c.instance_key).where(original.c.tier == Tier.HOT, original.c.form == OriginalForm.PURGED)
+    lost = select(damage.c.key).where(damage.c.kind == "original", damage.c.closed_at.is_(None))
+    if all(connection.execute(look.limit(1)).first() is None for look in (purged, lost)):
         return set()
     source: Any = original.join(instance, original.c.instance_key == instance.c.key)
     for upper, lower in reversed(list(pairwise(LEVELS[LEVELS.index(level) :]))):
         source = source.join(LEVEL_TABLES[upper], PARENT_KEYS[lower] == LEVEL_TABLES[upper].c.key)
     own = LEVEL_TABLES[level].c.key
-    return set(connection.execute(select(own).select_from(source).where(own.in_(keys), purged)).scalars())
+    return set(connection.execute(select(own).select_from(source).where(own.in_(keys), is_gone())).scalars())
 
 
 def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -> dict[int, str]:
-    """The UID of the current reconstruction by instance; instances without one are absent.
+    """The UID of the reconstruction that is served, by instance; instances without one are absent.
 
     If the search names only an older rendition, or one of the other texture, that one is used: its UID still leads to
     its own pixels.
@@ -147,13 +148,11 @@ def _derived_uids(connection: Connection, keys: Sequence[int], search: Search) -
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .where(
             instance.c.key.in_(keys),
-            instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
+            is_served(),
         )
     )
-    if search.only_purged:
-        query = query.join(original, original.c.instance_key == instance.c.key).where(
-            original.c.form == OriginalForm.PURGED
-        )
+    if search.only_gone:
+        query = query.join(original, original.c.instance_key == instance.c.key).where(is_gone())
     current = {row.key: row.uid for row in connection.execute(query)}
     return {**current, **_other_uids(connection, keys, search, current)} if search.uids else current
 

@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Table, and_, literal, select, tuple_, union
 
 from storage.dicom.query_keys import Level
+from storage.index.original_locations import is_gone
 from storage.index.rendition_rows import is_known_by
 from storage.index.tables import instance, original, patient, reference_copy, rendition, series, study
-from storage.records import OriginalForm
 
 PAGE_ROWS = 500
 
@@ -42,10 +42,10 @@ class Search:
     """A query, as far as SQL evaluates it.
 
     ``wants``: the levels whose attributes the answers need. ``uids``: SOP Instance UIDs at IMAGE level; with
-    ``derived`` they may be of reconstructions, and candidates have the UID of the current one; with ``only_purged``
-    only if the original was purged. ``availability``: mark entities with a purged original. ``copies``: annotations
-    have the UIDs of their copies (storage.index.rewritten_annotations). ``draw``: reconstructions have the UIDs of the
-    objects with drawn noise; False: without.
+    ``derived`` they may be of reconstructions, and candidates have the UID of the one that is served; with
+    ``only_gone`` only if the original was purged or lost. ``availability``: mark entities with such an original.
+    ``copies``: annotations have the UIDs of their copies (storage.index.rewritten_annotations). ``draw``:
+    reconstructions have the UIDs of the objects with drawn noise; False: without.
     """
 
     level: Level
@@ -53,7 +53,7 @@ class Search:
     narrows: tuple[Narrow, ...] = ()
     uids: tuple[str, ...] = ()
     derived: bool = False
-    only_purged: bool = False
+    only_gone: bool = False
     availability: bool = False
     copies: bool = False
     draw: bool = True
@@ -120,9 +120,9 @@ def instances_of_uids(search: Search) -> Select[Any] | Any:
     if not search.derived:
         return own
     of_rendition = select(rendition.c.instance_key).where(is_known_by(search.uids))
-    if search.only_purged:
+    if search.only_gone:
         of_rendition = of_rendition.join(original, original.c.instance_key == rendition.c.instance_key)
-        of_rendition = of_rendition.where(original.c.form == OriginalForm.PURGED)
+        of_rendition = of_rendition.join(instance, instance.c.key == rendition.c.instance_key).where(is_gone())
     of_copy = select(reference_copy.c.instance_key).where(reference_copy.c.uid.in_(search.uids))
     return union(own, of_rendition, of_copy) if search.copies else union(own, of_rendition)
 

@@ -51,7 +51,7 @@ def has_rendition(engine: Engine, original_digest: str) -> bool:
 
 
 def adopt_original(index: Index, new: NewInstance, found: FoundObject, *, missing: str = "") -> bool:
-    """Commit an instance for an original in a store, or only where the original of a held one was found.
+    """Commit an instance for an original that was found in a store; if it has a row, commit only where the original is.
 
     ``missing``: the digest of the object that its row names, if there is no such object. False if the UID is held by
     another instance, or if the row of its original names another object.

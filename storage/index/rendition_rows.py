@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, insert, or_, select, update
 
 from storage.index.connection import now
 from storage.index.garbage_rows import mark_garbage_in
 from storage.index.tables import instance, rendition
-from storage.records import NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
+from storage.records import RENDITION_STATES, NewRendition, OperatingPoint, StoredRendition, Tier, Trial, Verdict
 
 _VERDICT = ("psnr_db", "fsim_mean", "fsim_p5", "tiles", "figures", "gated")
 """Columns that hold a field of the verdict. The verdict of a committed rendition has no failures."""
@@ -60,6 +60,11 @@ def withdraw_in(connection: Connection, key: int, why: str) -> None:
     for digest in (made.base_digest, made.rendition_digest):
         mark_garbage_in(connection, digest, Tier.HOT)
     connection.execute(update(instance).where(instance.c.rendition_key == key).values(rendition_key=None))
+
+
+def is_served() -> ColumnElement[bool]:
+    """Whether an instance has a rendition that peers find and get, as ``StoredInstance.served_rendition`` says."""
+    return and_(instance.c.rendition_key.is_not(None), instance.c.state.in_(RENDITION_STATES))
 
 
 def taken_reason(new: NewRendition) -> str:

@@ -19,7 +19,7 @@ from storage.index.connection import writing
 from storage.index.lease import is_free, leased_to, owned
 from storage.index.rendition_rows import commit_rendition, stored_rendition, taken_reason
 from storage.index.tables import instance, rendition, reverification
-from storage.records import InstanceState, NewRendition, ReasonCode, StoredRendition
+from storage.records import RENDITION_STATES, InstanceState, NewRendition, ReasonCode, StoredRendition
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Reverifications:
 
 def _due(terms: ReverificationTerms, most: int) -> Select[Any]:
     """Images with a rendition of another model that have no outcome under these terms and are not being tried."""
-    states = [InstanceState.VERIFIED, InstanceState.MEASURED] if terms.gated else [InstanceState.MEASURED]
+    states = list(RENDITION_STATES) if terms.gated else [InstanceState.MEASURED]
     other = or_(
         rendition.c.upscaler != terms.upscaler,
         rendition.c.weights_digest != terms.weights_digest,
@@ -196,7 +196,7 @@ def _still_as_claimed(connection: Connection, attempt: ReverificationAttempt) ->
         .join(rendition, instance.c.rendition_key == rendition.c.key)
         .where(
             instance.c.key == attempt.instance_key,
-            instance.c.state.in_([InstanceState.VERIFIED, InstanceState.MEASURED]),
+            instance.c.state.in_(RENDITION_STATES),
             rendition.c.derived_uid == attempt.current.derived_uid,
         )
     )

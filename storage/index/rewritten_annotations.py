@@ -12,12 +12,12 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, and_, insert, select
 
 from storage.formats.payload import NAMESPACE
 from storage.index.connection import now, writing
 from storage.index.tables import instance, reference, reference_copy, rendition
-from storage.records import ReferencingCopy
+from storage.records import RENDITION_STATES, ReferencingCopy
 
 
 def note_references(connection: Connection, instance_key: int, uids: Iterable[str]) -> None:
@@ -78,7 +78,9 @@ def _due(connection: Connection, keys: Sequence[int], draw: bool) -> tuple[dict[
         )
         .join(instance, reference.c.instance_key == instance.c.key)
         .join(image, image.c.sop_instance_uid == reference.c.uid, isouter=True)
-        .join(rendition, image.c.rendition_key == rendition.c.key, isouter=True)
+        .join(
+            rendition, and_(image.c.rendition_key == rendition.c.key, image.c.state.in_(RENDITION_STATES)), isouter=True
+        )
         .where(reference.c.instance_key.in_(keys))
         .order_by(reference.c.uid)
     )

@@ -2,6 +2,7 @@
 
 from storage.records.administration import ClassLabel, Hold, HoldKind, LabelledView, TrailEntry, TrailRecord
 from storage.records.instances import (
+    RENDITION_STATES,
     Applied,
     Claim,
     DicomJson,
@@ -33,6 +34,7 @@ from storage.records.renditions import (
 )
 
 __all__ = [
+    "RENDITION_STATES",
     "Applied",
     "Claim",
     "ClassLabel",

@@ -16,20 +16,31 @@ DicomJson = dict[str, Any]
 
 
 class InstanceState(StrEnum):
-    """The state of one instance. The archivist works on RECEIVED instances; all other states are final."""
+    """The state of one instance. The archivist works on RECEIVED instances. Other states last until an audit, a scrub,
+    a marked region or a person changes them.
+
+    In VERIFIED and MEASURED peers get what ``rendition`` in config.yaml says for them. In the others they get the
+    original.
+    """
 
     RECEIVED = "received"
-    """The original is durable, and not encoded yet. Served bit-exact."""
+    """The original is durable, and waits to be encoded, for the first time or again."""
     VERIFIED = "verified"
     """A rendition passed the gate against this original."""
     MEASURED = "measured"
     """A rendition was measured but not gated (profile ``paper``). Its original is never purged."""
     EXACT = "exact"
-    """Not eligible, or nothing passed the gate: always served bit-exact. ``reason`` says why."""
+    """Not eligible, or nothing passed the gate. ``reason`` says why."""
     WITHDRAWN = "withdrawn"
-    """An audit failed its rendition (``reason`` says how) and withdrew it. Served bit-exact."""
+    """An audit failed its rendition (``reason`` says how) and withdrew it. ``latent-pacs retry`` encodes it again."""
     FAILED = "failed"
-    """The archivist could not finish (``reason`` says why). Served bit-exact; ``latent-pacs retry``."""
+    """The archivist could not finish, an audit failed its rendition after the original was gone, or nothing whole is
+    left (``reason`` says which). ``latent-pacs retry`` encodes it again, unless an audit flagged it or the original was
+    purged."""
+
+
+RENDITION_STATES = (InstanceState.VERIFIED, InstanceState.MEASURED)
+"""The states in which an image's current rendition stands for it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,8 @@ class Applied:
 
 @dataclass(frozen=True)
 class StoredInstance:
-    """An instance row, with its current rendition if it has one.
+    """An instance row, with its current rendition if it has one. An image that is encoded again keeps its rendition
+    until there is a new one, but peers get the ``served_rendition``.
 
     ``held``: None only if its row was lost on a damaged line of the change journal. ``amended``: the amendments that
     apply to its header.
@@ -102,8 +114,18 @@ class StoredInstance:
     amended: tuple[Applied, ...] = ()
 
     @property
+    def served_rendition(self) -> StoredRendition | None:
+        """The rendition that peers find and get. ``storage.index.rendition_rows.is_served`` is the same in SQL."""
+        return self.rendition if self.state in RENDITION_STATES else None
+
+    @property
     def purged(self) -> bool:
         return self.held is not None and self.held.purged
+
+    @property
+    def original_gone(self) -> bool:
+        """Whether the original was purged or lost. ``storage.index.original_locations.is_gone`` is the same in SQL."""
+        return self.purged or self.original_lost
 
     @property
     def original_lost(self) -> bool:

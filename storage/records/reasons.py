@@ -34,7 +34,7 @@ class ReasonCode(StrEnum):
     NOT_SENDABLE = "not-sendable"
     """The reconstruction cannot be encoded as a whole DICOM object."""
     OTHER = "other"
-    """Only the sentence says it."""
+    """The reason has no code of its own; its sentence says it."""
 
     SOP_CLASS = "sop-class", "SOP class, with this modality, is not in eligibility.classes"
     NO_PIXELS = "no-pixels", "no pixel data"

@@ -26,6 +26,7 @@ from storage.dicom.dicomfile import DataSetFile, opened
 from storage.dicom.levels import levels_of
 from storage.dicom.pixels import PixelShape, counted_bytes, native_pixel_warning
 from storage.errors import (
+    ChangedMeanwhile,
     ClassMismatch,
     Deleted,
     Duplicate,
@@ -104,7 +105,7 @@ class Ingest:
         new = replace(new, original_digest=digest)
         added, healed = self._add(new)
         if added in (Added.GONE, Added.DERIVED):
-            raise ObjectMissing(_GONE)
+            raise ChangedMeanwhile(_GONE)
         if added is Added.DELETED:
             self._refuse_return(new)
         if added is Added.HELD:
@@ -193,7 +194,7 @@ class Ingest:
         """Accept the copy of an annotation that this archive made for a peer; quarantine one with other content."""
         held = self._index.by_key(copy.instance_key)
         if held is None:
-            raise ObjectMissing(_GONE)  # deleted at this moment
+            raise ChangedMeanwhile(_GONE)  # deleted at this moment
         new = replace(new, original_digest=self._store.adopt(spooled))
         reason = "carries the UID of a copy that this archive made of an annotation, "
         try:
@@ -222,7 +223,7 @@ class Ingest:
         """Quarantine an image that was deleted here; a person may allow its return. Raises Deleted."""
         stone = self._index.tombstones.in_force(new.sop_instance_uid)
         if stone is None:
-            raise ObjectMissing(_GONE)  # its return was allowed at this moment
+            raise ChangedMeanwhile(_GONE)  # its return was allowed at this moment
         what = "its SOP Instance UID" if stone.uid == stone.original_uid else f"{stone.original_uid}, its original,"
         self._quarantine(new, f"{what} was deleted here on {stone.deleted_at:%Y-%m-%d}")
         raise Deleted("was deleted here, and is in quarantine now")
@@ -232,12 +233,12 @@ class Ingest:
         if not self._index.quarantine.put(
             new.original_digest, new.sop_instance_uid, new.calling_aet, reason, present=present
         ):
-            raise ObjectMissing(_GONE)
+            raise ChangedMeanwhile(_GONE)
 
     def _settle_duplicate(self, new: NewInstance) -> None:
         held = self._index.by_uid(new.sop_instance_uid)
         if held is None:
-            raise ObjectMissing(_GONE)  # deleted at this moment
+            raise ChangedMeanwhile(_GONE)  # deleted at this moment
         reason = "another data set is held under this SOP Instance UID"
         original = held.held
         try:

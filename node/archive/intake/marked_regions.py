@@ -22,7 +22,7 @@ from storage.index.instance_listing import held_in_study
 from storage.index.instance_rows import uids_of
 from storage.index.integrity import Integrity
 from storage.objects.store import ObjectStore
-from storage.records import InstanceState, ReasonCode, StoredInstance
+from storage.records import ReasonCode, StoredInstance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class MarkedRegions:
         instance = self._index.by_uid(uid)
         if instance is None or study_instance_uid not in ("", instance.study_instance_uid):
             return
-        if instance.rendition is None or instance.state not in (InstanceState.VERIFIED, InstanceState.MEASURED):
+        if instance.served_rendition is None:
             return
         try:
             if not self.lacks_patches(instance, self.on_rendition(instance.key)):
@@ -141,7 +141,7 @@ class MarkedRegions:
 
     def send_back(self, instance: StoredInstance) -> None:
         """Give an image back to the archivist; logs an error if its original is gone."""
-        if instance.purged or instance.original_lost:
+        if instance.original_gone:
             uid = instance.sop_instance_uid
             LOGGER.error("%s cannot get patches on newly marked regions: its original is not here", uid)
             return

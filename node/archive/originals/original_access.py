@@ -74,7 +74,7 @@ class OriginalAccess:
         finally:
             path.unlink(missing_ok=True)
 
-    def pass_through(self, original_digest: str, target: Path) -> bool:
+    def write_packed_form(self, original_digest: str, target: Path) -> bool:
         """Write a packed original in JPEG-LS Lossless without decoding its codestreams; False if that is impossible."""
         held = self._index.originals.of_digest(original_digest)
         if held is None or held.purged or held.form is not OriginalForm.PACKED:
@@ -117,7 +117,7 @@ class OriginalAccess:
         if link is not None:
             return link
         packed = self._store(held.tier, held.object_digest).lend(held.object_digest)
-        target = self._restored.blank()
+        target = self._restored.new_file()
         try:
             self._unpack(packed, held, target)
             link = self._restored.keep(held.original_digest, target, held.original_digest)

@@ -94,13 +94,13 @@ class Packer:
                 self._wait(self._pool.submit(request, Priority.ARCHIVIST))
             size = target.stat().st_size
             packed = hot.adopt(target)
-        if not self._index.originals.packed(claim, packed, size, present=hot.has):
+        if not self._index.originals.commit_packed(claim, packed, size, present=hot.has):
             self._index.originals.mark_garbage(packed, Tier.HOT)
 
     def _move(self, claim: OriginalClaim) -> None:
         cold, digest = self._stores[Tier.COLD], claim.original.object_digest
         cold.take_from(self._stores[Tier.HOT], digest)
-        if not self._index.originals.moved(claim.original, Tier.COLD, present=cold.has):
+        if not self._index.originals.commit_move(claim.original, Tier.COLD, present=cold.has):
             self._index.originals.mark_garbage(digest, Tier.COLD)
 
     def _wait(self, future: Future[None]) -> None:

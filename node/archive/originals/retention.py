@@ -24,7 +24,7 @@ from storage.records import Purgeable, StoredRendition, Tier, TrailEntry
 
 LOGGER = logging.getLogger(__name__)
 
-Render = Callable[[int, StoredRendition], None]
+Prove = Callable[[int, StoredRendition], None]
 """Makes the DICOM objects of a rendition (of the instance with that key), header and verified pixels, and reads them
 back. Raises LatentPacsError."""
 
@@ -81,13 +81,13 @@ def would_free(index: Index, settings: Settings, keep: timedelta | None) -> tupl
 
 
 class Retention:
-    """Purges and restores in one archive. ``render`` proves that a reconstruction can be made."""
+    """Purges and restores in one archive. ``prove`` proves that a reconstruction can be made and sent."""
 
     def __init__(
-        self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, render: Render
+        self, index: Index, stores: Mapping[Tier, ObjectStore], trail: AuditTrail, settings: Settings, prove: Prove
     ) -> None:
         self._index, self._stores, self._trail = index, stores, trail
-        self._settings, self._render = settings, render
+        self._settings, self._prove = settings, prove
 
     def purge(
         self,
@@ -95,7 +95,7 @@ class Retention:
         dry_run: bool = False,
         progress: Callable[[int, int], None] = lambda done, of: None,
         cancelled: Callable[[], bool] = lambda: False,
-        who: str = "job:retention",
+        who: str = "job:purge",
     ) -> PurgeReport:
         """Remove every original that may be removed. Raises PurgeRefused under profile us-mqsa."""
         if self._settings.codec.profile is Profile.US_MQSA:
@@ -148,7 +148,7 @@ class Retention:
         try:
             store.read(one.rendition.base_digest)
             store.read(one.rendition.rendition_digest)
-            self._render(one.original.instance_key, one.rendition)
+            self._prove(one.original.instance_key, one.rendition)
         except (LatentPacsError, OSError) as error:
             if not self._was_deleted(one):
                 LOGGER.error("original of %s is kept: %s", one.sop_instance_uid, error)
@@ -168,7 +168,7 @@ class Retention:
         )
         uids = (one.sop_instance_uid, one.study_instance_uid)
         entry = TrailEntry("original.purge", who, "image", uids, "original", detail=detail)
-        if not self._index.originals.purged(one, now() - keep, entry, self._settings.audit.reserve_bound):
+        if not self._index.originals.commit_purge(one, now() - keep, entry, self._settings.audit.reserve_bound):
             return "a hold, a pin or another change came in between"
         self._trail.write_down()
         self._index.originals.collect(self._stores)
@@ -190,7 +190,7 @@ class Retention:
         entry = TrailEntry("original.restore", who, "image", (sop_instance_uid,), "original")
         try:
             hot.take_from(self._stores[Tier.COLD], held.object_digest)
-            if not rows.moved(held, Tier.HOT, hot.has, [entry]):
+            if not rows.commit_move(held, Tier.HOT, hot.has, [entry]):
                 rows.mark_garbage(held.object_digest, Tier.HOT)
                 return RestoreStep(sop_instance_uid, "failed", 0, "it was moved or removed meanwhile; try again")
         except (LatentPacsError, OSError) as error:

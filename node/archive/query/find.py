@@ -40,8 +40,6 @@ from storage.index.query_candidates import QueryCandidate, candidates
 from storage.index.query_pages import Search
 from storage.records import DicomJson
 
-__all__ = ["IdentifierError", "Root", "find", "has_unsupported_keys"]
-
 
 def find(
     index: Index,
@@ -131,7 +129,7 @@ class Query:
             ),
             uids=self.uids,
             derived=self.level is Level.IMAGE and policy is not RenditionPolicy.ORIGINAL,
-            only_purged=policy is RenditionPolicy.AUTO,
+            only_gone=policy is RenditionPolicy.AUTO,
             availability=policy is RenditionPolicy.ORIGINAL,
             copies=self.level is Level.IMAGE and copies,
             draw=draw,

@@ -25,7 +25,7 @@ from node.config import RenditionPolicy
 from node.workers.pool import Priority, WorkerPool
 from node.workers.requests import TranscodeRequest
 from storage.dicom.header_amendments import version_of
-from storage.errors import NotReconstructable, ObjectDamaged, ObjectMissing, OriginalPurged
+from storage.errors import NothingToSend, ObjectDamaged, ObjectMissing, OriginalPurged
 from storage.index import Index
 from storage.index.rewritten_annotations import copies
 from storage.objects.store import ObjectStore
@@ -70,14 +70,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sendable:
-    """A Part 10 file that was made for one sub-operation, and that ``close`` removes. ``passed``: the instance whose
-    packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
+    """A Part 10 file that was made for one sub-operation, and that ``close`` removes. ``packed_form_of``: the instance
+    whose packed codestreams it contains; other transfer syntaxes are made from its original (``unpacked``)."""
 
     path: Path
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
-    passed: StoredInstance | None = None
+    packed_form_of: StoredInstance | None = None
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -88,14 +88,13 @@ def choose(
 ) -> Choice:
     """The object of an instance that a peer of that policy gets. ``requested``: UIDs of its identifier at IMAGE level;
     ``draw``: whether it gets reconstructions with drawn noise."""
-    rendition = instance.rendition
+    rendition = instance.served_rendition
     if rendition is None or policy is RenditionPolicy.ORIGINAL:
         return Choice(instance, None)
     # a request for the UID of an original that is gone fails instead of returning another object
-    gone = instance.purged or instance.original_lost
-    wants_original = rendition.uid(draw=draw) not in requested and (instance.sop_instance_uid in requested or not gone)
+    named = instance.sop_instance_uid in requested
+    wants_original = rendition.uid(draw=draw) not in requested and (named or not instance.original_gone)
     if policy is RenditionPolicy.AUTO and wants_original:
-        named = instance.sop_instance_uid in requested
         return Choice(instance, None, draw, once_purged=None if named else rendition)
     return Choice(instance, rendition, draw)
 
@@ -113,7 +112,8 @@ def choose_all(
     A derived UID always leads to its own pixels: the requested object is sent, even if it is of an older rendition, or
     of the texture that the peer does not get otherwise.
     """
-    current = instance.rendition.uid(draw=draw) if instance.rendition else None
+    served = instance.served_rendition
+    current = served.uid(draw=draw) if served else None
     others = [
         Choice(instance, one, draws)
         for one in named
@@ -198,7 +198,7 @@ class Retrieve:
         ``expected``: as in ``prepare``; an original that is packed in that transfer syntax is not unpacked.
         """
         if choice.copy is None and choice.rendition is None:
-            passed = self._passed(choice.instance) if expected == JPEGLSLossless else None
+            passed = self._packed_form(choice.instance) if expected == JPEGLSLossless else None
             return passed or self._original_or_what_is_left(choice)
         try:
             return self._copy(choice.instance, choice.copy) if choice.copy else self._reconstruction(choice)
@@ -212,7 +212,7 @@ class Retrieve:
         try:
             original = self._original(choice.instance)
         except (OriginalPurged, ObjectDamaged, ObjectMissing) as gone:
-            raise NotReconstructable(
+            raise NothingToSend(
                 f"the {what} cannot be sent: {safe_text(error)}; nor can the original: {gone}"
             ) from error
         LOGGER.error("%s %s withheld, original sent: %s", what, choice.sop_instance_uid, safe_text(error))
@@ -231,7 +231,7 @@ class Retrieve:
 
     def as_syntax(self, sendable: Sendable, syntax: UID) -> Sendable:
         """Transcode losslessly to another transfer syntax. Raises PixelError, Unparseable or WorkerDied."""
-        target = self._cache.blank()
+        target = self._cache.new_file()
         try:
             request = TranscodeRequest(sendable.path, target, str(syntax))
             self._decoders.submit(request, Priority.VIEWER).result()
@@ -243,19 +243,19 @@ class Retrieve:
 
     def unpacked(self, sendable: Sendable) -> Sendable:
         """The original as it was received, for a file with packed codestreams. Raises LatentPacsError."""
-        assert sendable.passed is not None
-        return self._original(sendable.passed)
+        assert sendable.packed_form_of is not None
+        return self._original(sendable.packed_form_of)
 
-    def _passed(self, instance: StoredInstance) -> Sendable | None:
+    def _packed_form(self, instance: StoredInstance) -> Sendable | None:
         """A packed original in JPEG-LS Lossless without decoding it; None if it has to be unpacked."""
         if instance.amended:
             return None
-        target = self._cache.blank()
-        if not self._originals.pass_through(instance.original_digest, target):
+        target = self._cache.new_file()
+        if not self._originals.write_packed_form(instance.original_digest, target):
             target.unlink(missing_ok=True)
             return None
         uids = instance.sop_class_uid, instance.sop_instance_uid
-        return Sendable(target, *uids, str(JPEGLSLossless), passed=instance)
+        return Sendable(target, *uids, str(JPEGLSLossless), packed_form_of=instance)
 
     def _original_or_what_is_left(self, choice: Choice) -> Sendable:
         """The original; its reconstruction if it was purged since it was chosen, and the peer may get that."""
@@ -279,7 +279,7 @@ class Retrieve:
 
     def _edited(self, received: Path, write: Callable[[Path, Path], None]) -> Path:
         """Write a received file with an edited header, and unlink the received one."""
-        target = self._cache.blank()
+        target = self._cache.new_file()
         try:
             write(received, target)
         except BaseException:
@@ -316,7 +316,7 @@ class Retrieve:
             choice.instance.amended,
             choice.draw,
         )
-        target = self._cache.blank()
+        target = self._cache.new_file()
         try:
             make_object(parts, target, lambda request: self._pool.submit(request, priority).result())
         except BaseException:

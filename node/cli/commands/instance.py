@@ -114,7 +114,7 @@ def listed_json(one: StoredInstance) -> dict[str, Any]:
     """One image of a list for programs."""
     return {
         "sop_instance_uid": one.sop_instance_uid,
-        "derived_uid": one.rendition.derived_uid if one.rendition else None,
+        "derived_uid": one.served_rendition.derived_uid if one.served_rendition else None,
         "sop_class_uid": one.sop_class_uid,
         "series_instance_uid": one.series_instance_uid,
         "study_instance_uid": one.study_instance_uid,

@@ -93,7 +93,8 @@ def _find(index: Index, keys: dict[str, str], limit: int) -> list[Dataset]:
     """Answers to a query at STUDY level. Raises UsageError."""
     from itertools import islice
 
-    from node.archive.query.find import IdentifierError, Root, find
+    from node.archive.query.find import find
+    from node.archive.query.identifier import IdentifierError, Root
     from node.config import RenditionPolicy
 
     identifier = Dataset()

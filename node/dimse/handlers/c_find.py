@@ -1,4 +1,4 @@
-"""Handles C-FIND: one query for an event, one status for each match (PS3.4 C.4.1)."""
+"""Handles C-FIND: runs one query for a request, and responds once for each match (PS3.4 C.4.1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pydicom import Dataset
 from pynetdicom.events import Event
 
-from node.archive.query.find import IdentifierError, Root, has_unsupported_keys
+from node.archive.query.find import has_unsupported_keys
+from node.archive.query.identifier import IdentifierError, Root
 from node.dimse.associations.extended_negotiation import Agreed, agreed
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals

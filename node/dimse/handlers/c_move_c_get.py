@@ -126,7 +126,9 @@ def handle_get(event: Any, services: RetrieveServices) -> Iterator[RetrieveRespo
         return
     channel = Channel(event.assoc, prefers=services.peers.transfer_syntaxes(caller))
     entry = TrailEntry("get", caller, detail=f"to {caller}")
-    request = _Request(event, lambda: not channel.usable or has_ended(event.assoc), lambda _: channel, channel.best)
+    request = _Request(
+        event, lambda: not channel.usable or has_ended(event.assoc), lambda _: channel, channel.best_syntax
+    )
     yield from _send(request, services, choices, entry)
 
 

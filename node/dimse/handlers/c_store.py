@@ -34,7 +34,7 @@ def handle_store(
     record: Record,
     stopping_since: Callable[[], float] = lambda: float("inf"),
 ) -> Dataset:
-    """One ingest call, one status and one entry in the audit trail for a C-STORE request.
+    """Handle C-STORE: call ingest once, record one entry in the audit trail, and return one status.
 
     ``stopping_since``: the monotonic time (s) at which the node began to stop. A data set that began to arrive later is
     refused, and the sender may send it again; one that began earlier is accepted.

@@ -56,7 +56,7 @@ class ActionRefused(LatentPacsError):
 
 
 def handle_action(event: Any, notifier: Notifier, peers: Peers, refusals: Refusals) -> tuple[Dataset, None]:
-    """One durable request and one status for an N-ACTION."""
+    """Handle N-ACTION: store the request durably, and return one status."""
     caller = peers.calling(event)
     if not peers.may(caller, "commit"):
         refusals.of_request(event.assoc, "commit", NOT_AUTHORIZED, f"{caller} may not ask for storage commitment here")
@@ -109,10 +109,10 @@ class Notifier:
     """Stores requests, and reports their results to peers; a thread of its own processes those that are due."""
 
     def __init__(
-        self, settings: Settings, commitments: Commitments, committer: CommitmentJudge, outgoing: Outgoing
+        self, settings: Settings, commitments: Commitments, judge: CommitmentJudge, outgoing: Outgoing
     ) -> None:
         self._settings, self._commitments = settings, commitments
-        self._committer, self._outgoing = committer, outgoing
+        self._judge, self._outgoing = judge, outgoing
         self._owner = new_owner()
         self._unanswered: dict[Any, list[int]] = {}
         self._ready: queue.Queue[int | None] = queue.Queue()
@@ -169,14 +169,14 @@ class Notifier:
         if request is None:
             return
         try:
-            report = self._committer.judge(request)
+            report = self._judge.judge(request)
             self._report(request, report, assoc)
         except Exception as error:
             self._postpone(request, error)
             if not isinstance(error, LatentPacsError):
                 raise
             return
-        self._commitments.reported(request)
+        self._commitments.close_as_reported(request)
         failed = sum(bool(one.reason) for one in report)
         LOGGER.info(
             "reported storage commitment to %s: %s committed, %s not", request.calling_aet, len(report) - failed, failed

@@ -87,7 +87,7 @@ def test_a_damaged_packed_original_fails(tmp_path: Path, receiver: Receiver) -> 
 
 def test_a_cached_object_that_changes_is_not_lent(tmp_path: Path) -> None:
     cache = RenderedCache(tmp_path, 10**6)
-    made = cache.blank()
+    made = cache.new_file()
     made.write_bytes(bytes(5000))
     cache.keep("key", made).unlink()
     link = cache.link("key")

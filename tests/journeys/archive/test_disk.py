@@ -152,7 +152,7 @@ def test_room_is_kept_back_where_there_is_enough(tmp_path: Path, monkeypatch: py
 
 def test_a_cache_that_cannot_be_written_gives_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = RenderedCache(tmp_path, 10**6)
-    made = cache.blank()
+    made = cache.new_file()
     made.write_bytes(b"made")
     monkeypatch.setattr("os.link", refuse)
     assert cache.keep("key", made).read_bytes() == b"made"

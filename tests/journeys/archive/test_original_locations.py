@@ -56,7 +56,7 @@ def test_packed_only_at_rest_and_served_all_the_same(bench: ArchiveParts) -> Non
     assert list((bench.root / "lent").iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["adopt", "packed", "collect", "delete"])
+@pytest.mark.parametrize("step", ["adopt", "commit_packed", "collect", "delete"])
 def test_killed_while_packing(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """At any step: the row names an object that is there, and the next run ends with one object."""
     data = bench.receive("1.2.3.1", state=InstanceState.EXACT)
@@ -183,11 +183,11 @@ def test_the_audit_reserve_stays(bench: ArchiveParts) -> None:
     half.check_promises()
 
 
-@pytest.mark.parametrize("step", ["purged", "write_down", "collect", "delete"])
+@pytest.mark.parametrize("step", ["commit_purge", "write_down", "collect", "delete"])
 def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """Before the commit nothing happened; after it the file goes with the next run, and the journal has the entry."""
     data = bench.receive("1.2.3.1")
-    owners = {"purged": bench.index.originals, "write_down": bench.trail, "collect": bench.index.originals}
+    owners = {"commit_purge": bench.index.originals, "write_down": bench.trail, "collect": bench.index.originals}
     owner: Any = owners.get(step, bench.hot)
     real, calls = getattr(owner, step), []
 
@@ -205,7 +205,7 @@ def test_killed_while_purging(bench: ArchiveParts, monkeypatch: pytest.MonkeyPat
     again.check_promises()
     held = again.index.originals.of_digest(hashlib.sha256(data).hexdigest())
     assert held is not None
-    assert held.purged == (step != "purged")
+    assert held.purged == (step != "commit_purge")
     again.retention.purge()
     again.trail.write_down()
     assert again.files() == 2  # base and rendition
@@ -257,7 +257,7 @@ def test_cancelled_and_told_of_progress(bench: ArchiveParts) -> None:
 # --- the cold store -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["take_from", "moved", "collect"])
+@pytest.mark.parametrize("step", ["take_from", "commit_move", "collect"])
 def test_killed_while_moving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     bench = ArchiveParts(tmp_path / "archive", path=str(tmp_path / "cold"), coder="none")
     data = bench.receive("1.2.3.1")

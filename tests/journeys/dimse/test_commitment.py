@@ -355,10 +355,10 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         asked = commitments.claim("test", 60, key=key)
         assert asked is not None
         assert commitments.claim("other", 60, key=key) is None, "one at a time"
-        committer = CommitmentJudge(running.index, commitments, lambda held: "", running.settings.commitment)
+        judge = CommitmentJudge(running.index, commitments, lambda held: "", running.settings.commitment)
         held = running.index.by_uid(str(ds.SOPInstanceUID))
         assert held is not None
-        judged = committer._judge_one(asked.references[0], False, set())
+        judged = judge._judge_one(asked.references[0], False, set())
         changed = type(judged)(judged.sop_class_uid, judged.sop_instance_uid, 0, held.key, "0" * 64)
         assert commitments.decide(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
         assert not has_pin(running.index.engine, held.key)

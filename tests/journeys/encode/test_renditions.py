@@ -145,22 +145,22 @@ def test_rendered_cache(tmp_path: Path) -> None:
     """Least recently used goes first, a reader keeps what it is reading, leftovers go at start."""
     cache = RenderedCache(tmp_path, budget=250)
     for key in ("a", "b"):
-        made = cache.blank()
+        made = cache.new_file()
         made.write_bytes(key.encode() * 100)
         cache.keep(key, made).unlink()
     held = cache.link("a")  # used: b is now the oldest
     assert held is not None
-    third = cache.blank()
+    third = cache.new_file()
     third.write_bytes(b"c" * 100)
     cache.keep("c", third).unlink()
     assert cache.link("b") is None
     cache.link("a").unlink()  # type: ignore[union-attr]
-    fourth = cache.blank()
+    fourth = cache.new_file()
     fourth.write_bytes(b"d" * 240)
     reading = cache.keep("d", fourth)
     assert cache.link("a") is None
     assert held.read_bytes() == b"a" * 100
-    unfinished = cache.blank()
+    unfinished = cache.new_file()
     again = RenderedCache(tmp_path, budget=250)
     assert not unfinished.exists()
     assert not reading.exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from node.app.damage import settle_in
+from node.app.damage import damage_handler
 from storage.errors import IndexFault
 from storage.index.integrity import Integrity
 from storage.records import InstanceState, ReasonCode, StoredInstance, Tier
@@ -29,7 +29,7 @@ def image(bench: ArchiveParts) -> StoredInstance:
 
 
 def settle(bench: ArchiveParts, digest: str) -> None:
-    settle_in(bench.index, bench.stores, bench.trail)(Tier.HOT, digest)
+    damage_handler(bench.index, bench.stores, bench.trail)(Tier.HOT, digest)
 
 
 def test_a_damaged_original_is_flagged_in_index_and_trail(bench: ArchiveParts) -> None:

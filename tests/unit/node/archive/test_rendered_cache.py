@@ -24,7 +24,7 @@ def cache(tmp_path: Path) -> RenderedCache:
 
 def kept(cache: RenderedCache, key: str, data: bytes) -> bytes:
     """Keep an object, and read it as its first reader does."""
-    made = cache.blank()
+    made = cache.new_file()
     made.write_bytes(data)
     return taken(cache.keep(key, made))
 
@@ -51,7 +51,7 @@ def test_an_object_is_sent_from_elsewhere_if_the_cache_is_full(
 
     monkeypatch.setattr(tempfile, "mkstemp", no_room_in_the_cache)
     monkeypatch.setattr(os, "link", full)
-    made = cache.blank()
+    made = cache.new_file()
     assert made.parent == elsewhere
     made.write_bytes(b"pixels")
     assert taken(cache.keep(KEY, made)) == b"pixels"
@@ -109,7 +109,7 @@ def test_the_least_recently_used_entry_is_evicted_and_its_reader_keeps_it(cache:
 
 def test_a_killed_process_leaves_no_files(cache: RenderedCache, tmp_path: Path) -> None:
     kept(cache, KEY, b"pixels")
-    cache.blank()
+    cache.new_file()
     assert cache.link(KEY) is not None
     again = RenderedCache(tmp_path / "rendered", 1000)
     left = [path for path in (tmp_path / "rendered").rglob("*") if path.is_file()]

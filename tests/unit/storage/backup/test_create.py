@@ -11,7 +11,7 @@ from storage.backup.create import Backup, BackupReport
 from storage.errors import BackupRefused
 from storage.index import Index
 from storage.index.integrity import Integrity
-from storage.index.opening import open_archive
+from storage.index.opening import open_checked_index
 from storage.index.snapshot import NamedObject
 from storage.objects.backup_manifest import read_manifest
 from storage.objects.store import ObjectStore
@@ -24,7 +24,7 @@ def held(tmp_path: Path) -> Iterator[Holdings]:
     (tmp_path / "archive").mkdir()
     made = filled(tmp_path / "archive", 2)
     made.index.close()
-    made.index = open_archive(url_of(made), made.root, holds_objects=True).index
+    made.index = open_checked_index(url_of(made), made.root, holds_objects=True).index
     yield made
     made.index.close()
 

@@ -12,7 +12,7 @@ from storage.backup.create import Backup
 from storage.backup.restore import MARK, refuse_occupied, restore
 from storage.errors import BackupRefused
 from storage.index import Index
-from storage.index.opening import open_archive
+from storage.index.opening import open_checked_index
 from storage.objects.backup_manifest import Manifest, read_manifest
 from storage.objects.store import ObjectStore
 from tests.support.holdings import Holdings, filled, uid_of
@@ -25,7 +25,7 @@ def held(tmp_path: Path) -> Holdings:
     made = filled(tmp_path / "archive", 2)
     made.index.close()
     file = made.root / "index.sqlite"
-    open_archive(f"sqlite:///{file}", made.root, holds_objects=True).index.close()
+    open_checked_index(f"sqlite:///{file}", made.root, holds_objects=True).index.close()
     assert Backup(tmp_path / "backup").make(file, made.root, {"hot": made.store}, lambda _: True).clean
     return made
 

@@ -303,8 +303,8 @@ def test_a_receiver_without_jpeg_ls_gets_the_received_file(tmp_path: Path, monke
     """Byte for byte. After its first negotiation no file is prepared in vain."""
     study, port, tries = generate_uid(), free_port(), []
     images = [mammogram(picture(60, 50, seed=seed), StudyInstanceUID=study) for seed in range(7)]
-    original = OriginalAccess.pass_through
-    monkeypatch.setattr(OriginalAccess, "pass_through", lambda *of: tries.append(of[1]) or original(*of))
+    original = OriginalAccess.write_packed_form
+    monkeypatch.setattr(OriginalAccess, "write_packed_form", lambda *of: tries.append(of[1]) or original(*of))
     with (
         holding(tmp_path, port, *images, syntax=ImplicitVRLittleEndian) as node,
         storescp(tmp_path / "got", port, "+xi") as destination,

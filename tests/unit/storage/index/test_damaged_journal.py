@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from storage.errors import IndexRefused, NewerFormat
 from storage.index import Index
-from storage.index.opening import compact_journal, open_archive
+from storage.index.opening import compact_journal, open_checked_index
 from storage.index.rebuild import Rebuilt, rebuild
 from storage.index.recovered_rows import FoundObject, adopt_original, adopt_rendition
 from storage.index.tables import instance, original, rendition, series
@@ -27,7 +27,7 @@ def held(tmp_path: Path) -> Holdings:
     made = filled(tmp_path, 3)
     made.index.close()
     url = f"sqlite:///{tmp_path / 'index.sqlite'}"
-    open_archive(url, tmp_path, holds_objects=True).index.close()
+    open_checked_index(url, tmp_path, holds_objects=True).index.close()
     compact_journal(url, tmp_path)
     return made
 
@@ -167,7 +167,7 @@ def older_copy(held: Holdings) -> tuple[bytes, Path]:
     """The index as it is now, while its journal goes on."""
     file = held.root / "index.sqlite"
     copy = file.read_bytes()
-    opened = open_archive(f"sqlite:///{file}", held.root, holds_objects=True).index
+    opened = open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True).index
     opened.holds.put_label("teaching", "1.2", who="user:me")
     opened.holds.put_label("later", "1.2", who="user:me")
     opened.close()
@@ -178,8 +178,8 @@ def test_a_command_beside_a_node_does_not_complete_an_older_index(held: Holdings
     copy, file = older_copy(held)
     file.write_bytes(copy)
     with pytest.raises(IndexRefused, match=r"is older than the journal .* start the node, which completes it"):
-        open_archive(f"sqlite:///{file}", held.root, holds_objects=True, replay=False)
-    opened = open_archive(f"sqlite:///{file}", held.root, holds_objects=True)
+        open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True, replay=False)
+    opened = open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True)
     assert "changes were replayed from the journal" in opened.notes[0]
     assert opened.index.holds.labels() == [("later", "1.2"), ("teaching", "1.2")]
     assert [record.number for record in opened.index.trail.records()] == [1, 2]
@@ -192,9 +192,9 @@ def test_an_index_from_before_the_journal_was_compacted_is_refused(held: Holding
     compact_journal(f"sqlite:///{file}", held.root)
     file.write_bytes(copy)
     with pytest.raises(IndexRefused, match="which does not go back that far; run `latent-pacs index rebuild`"):
-        open_archive(f"sqlite:///{file}", held.root, holds_objects=True)
+        open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True)
     assert rebuild(file, held.root).clean
-    opened = open_archive(f"sqlite:///{file}", held.root, holds_objects=True)
+    opened = open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True)
     assert opened.index.holds.labels() == [("later", "1.2"), ("teaching", "1.2")]
     opened.index.close()
 
@@ -207,7 +207,7 @@ def test_an_older_index_is_not_completed_from_a_damaged_journal(held: Holdings) 
     lines[-2] = b"#" * 8 + lines[-2][8:]
     segment.write_bytes(b"".join(lines))
     with pytest.raises(IndexRefused, match=f"is older than the journal .*, and line {len(lines) - 1} of .* is damaged"):
-        open_archive(f"sqlite:///{file}", held.root, holds_objects=True)
+        open_checked_index(f"sqlite:///{file}", held.root, holds_objects=True)
     left = Index.open(f"sqlite:///{file}")
     assert left.holds.labels() == []
     left.close()

@@ -110,7 +110,7 @@ def test_what_was_not_deleted_cannot_return(index: Index) -> None:
 def test_a_deleted_image_without_an_original_leaves_the_objects_of_its_rendition_to_unlink(index: Index) -> None:
     """The object of a purged original has gone already, and may be in use for another image."""
     (one,) = index.originals.purgeable(now())
-    assert index.originals.purged(one, now(), ENTRY)
+    assert index.originals.commit_purge(one, now(), ENTRY)
     with index.engine.begin() as connection:
         connection.execute(garbage.delete())
     index.tombstones.mark_deleted("image", UID, **WHY)

@@ -15,7 +15,7 @@ from storage.errors import IndexFault, IndexRefused, StoreFull
 from storage.index import Index
 from storage.index.connection import connect, writing
 from storage.index.index_trust import IndexStanding, damage_of, quick_check
-from storage.index.opening import open_archive
+from storage.index.opening import open_checked_index
 from storage.index.tables import label
 from storage.objects.change_journal import ChangeJournal
 
@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def index(file: Path, tmp_path: Path) -> Iterator[Index]:
     """The index of an archive, with one label."""
-    opened = open_archive(f"sqlite:///{file}", tmp_path, holds_objects=False).index
+    opened = open_checked_index(f"sqlite:///{file}", tmp_path, holds_objects=False).index
     opened.holds.put_label("teaching", "1.2", **WHO)
     yield opened
     opened.close()
@@ -99,7 +99,9 @@ def test_a_disk_that_is_full_is_no_damage_and_a_broken_one_is(
 
 def test_an_index_of_another_archive_is_doubted(index: Index, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    other = open_archive(f"sqlite:///{tmp_path / 'other/index.sqlite'}", tmp_path / "other", holds_objects=False).index
+    other = open_checked_index(
+        f"sqlite:///{tmp_path / 'other/index.sqlite'}", tmp_path / "other", holds_objects=False
+    ).index
     assert IndexStanding(other, tmp_path).doubt() == "it is the index of another archive"
     other.close()
 
@@ -117,7 +119,7 @@ def test_an_index_that_ends_before_its_journal_is_doubted(index: Index, file: Pa
     index.close()
     older = tmp_path / "older.sqlite"
     shutil.copyfile(file, older)
-    again = open_archive(f"sqlite:///{file}", tmp_path, holds_objects=False).index
+    again = open_checked_index(f"sqlite:///{file}", tmp_path, holds_objects=False).index
     last = ChangeJournal(tmp_path / "journal").last()
     again.holds.put_label("later", "1.2", **WHO)
     again.close()
@@ -140,7 +142,7 @@ def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
 
     segments = sorted((tmp_path / "journal").glob("changes-*"))
     monkeypatch.setattr(ChangeJournal, "last", while_the_node_commits)
-    opened = open_archive(url, tmp_path, holds_objects=False, replay=False)
+    opened = open_checked_index(url, tmp_path, holds_objects=False, replay=False)
     monkeypatch.undo()
     opened.index.close()
     of_node.dispose()
@@ -151,7 +153,7 @@ def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
 
 def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> None:
     """As one in memory has: nothing is written beside the objects, and nothing is doubted."""
-    opened = open_archive("sqlite://", tmp_path, holds_objects=True)
+    opened = open_checked_index("sqlite://", tmp_path, holds_objects=True)
     assert opened.notes == ()
     opened.index.holds.put_label("teaching", "1.2", **WHO)
     standing = IndexStanding(opened.index, tmp_path)

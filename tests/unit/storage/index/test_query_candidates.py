@@ -1,4 +1,4 @@
-"""Proves which entities a search finds, and that those below which an original was purged are marked at every level."""
+"""Proves which entities a search finds, and that those below which an original is gone are marked at every level."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 from storage.dicom.query_keys import Level
 from storage.index import Index
 from storage.index.connection import now
+from storage.index.integrity import Integrity, NewDamage
 from storage.index.query_candidates import candidates
 from storage.index.query_pages import Narrow, Search
-from storage.records import InstanceState, TrailEntry
+from storage.records import InstanceState, ReasonCode, TrailEntry
 from tests.support.index_rows import claimed, new_instance, new_rendition, url_of
 
 
@@ -27,9 +28,25 @@ def index(tmp_path: Path) -> Iterator[Index]:
         assert opened.finish_with(claimed(opened), InstanceState.VERIFIED, rendition)
     first = opened.originals.purgeable(now())[0]
     assert first.sop_instance_uid == "1.2.3.1"
-    assert opened.originals.purged(first, now(), TrailEntry("purge", "job:purge"))
+    assert opened.originals.commit_purge(first, now(), TrailEntry("purge", "job:purge"))
     yield opened
     opened.close()
+
+
+@pytest.mark.parametrize("level", Level)
+def test_what_has_a_lost_original_is_marked_as_one_with_a_purged(tmp_path: Path, level: Level) -> None:
+    index = Index.open(url_of(tmp_path))
+    index.add(new := new_instance())
+    assert index.finish_with(claimed(index), InstanceState.VERIFIED, new_rendition())
+    search, integrity = Search(level, frozenset([level]), availability=True), Integrity(index.engine)
+    assert ["00080056" in one.attributes for one in candidates(index.engine, search)] == [False]
+    integrity.note(NewDamage(new.original_digest, "original", "hot", 1, "missing", "", "", "flagged"))
+    (damage,) = integrity.open_damage()
+    assert integrity.flag(damage, InstanceState.VERIFIED, ReasonCode.ORIGINAL_LOST, "scrub: original missing")
+    assert [one.attributes["00080056"]["Value"] for one in candidates(index.engine, search)] == [["UNAVAILABLE"]]
+    integrity.close(damage.key, "whole again")
+    assert ["00080056" in one.attributes for one in candidates(index.engine, search)] == [False]
+    index.close()
 
 
 @pytest.mark.parametrize(

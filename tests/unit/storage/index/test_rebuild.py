@@ -22,7 +22,7 @@ from node.config import load
 from node.dimse import client
 from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
 from storage.index import Index
-from storage.index.opening import compact_journal, open_archive
+from storage.index.opening import compact_journal, open_checked_index
 from storage.index.rebuild import rebuild
 from storage.objects.change_journal import ChangeJournal
 from storage.records import HoldKind
@@ -126,7 +126,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path: Path, stage: str, steps: int) 
     """SIGKILL in the middle; what was there is there still, and the next rebuild brings all back."""
     held = filled(tmp_path, 300)
     held.index.close()
-    opened = open_archive(f"sqlite:///{tmp_path / 'index.sqlite'}", tmp_path, holds_objects=True).index
+    opened = open_checked_index(f"sqlite:///{tmp_path / 'index.sqlite'}", tmp_path, holds_objects=True).index
     for number in range(20):
         opened.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
     opened.close()
@@ -148,13 +148,13 @@ def test_written_down_before_anybody_is_told(tmp_path: Path) -> None:
     held = filled(tmp_path, 3)
     held.index.close()
     url = f"sqlite:///{tmp_path / 'index.sqlite'}"
-    open_archive(url, tmp_path, holds_objects=True).index.close()
+    open_checked_index(url, tmp_path, holds_objects=True).index.close()
     script = """
 import sys
 from pathlib import Path
-from storage.index.opening import compact_journal, open_archive
+from storage.index.opening import compact_journal, open_checked_index
 root, name = Path(sys.argv[1]), sys.argv[2]
-index = open_archive(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True, replay=False).index
+index = open_checked_index(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True, replay=False).index
 for number in range(10**6):
     index.holds.put_label(f"{name}-{number}", "1.2", who="user:me")
     print(f"{name}-{number}", flush=True)
@@ -179,7 +179,7 @@ for number in range(10**6):
     for part in tmp_path.glob("index.sqlite*"):
         part.unlink()
     assert rebuild(tmp_path / "index.sqlite", tmp_path).clean
-    again = open_archive(url, tmp_path, holds_objects=True).index
+    again = open_checked_index(url, tmp_path, holds_objects=True).index
     assert told <= {name for name, _ in again.holds.labels()}
     again.close()
 
@@ -191,7 +191,7 @@ def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: floa
     root.mkdir()
     held = filled(root, 3)
     held.index.close()
-    index = open_archive(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True).index
+    index = open_checked_index(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=True).index
     for number in range(30):
         index.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
     after = tmp_path / "after"
@@ -200,7 +200,7 @@ def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: floa
     log = after / "index.sqlite-wal"
     (after / "index.sqlite-shm").unlink()
     os.truncate(log, int(log.stat().st_size * share))
-    again = open_archive(f"sqlite:///{after / 'index.sqlite'}", after, holds_objects=True)
+    again = open_checked_index(f"sqlite:///{after / 'index.sqlite'}", after, holds_objects=True)
     assert "older than the journal" in "".join(again.notes)
     assert len(again.index.holds.all()) == 30
     assert len(list(again.index.trail.records())) == 30
@@ -225,7 +225,7 @@ def foreign(made: FilledArchive) -> None:
     made.drop_index()
     elsewhere = made.root.parent / "elsewhere"
     elsewhere.mkdir()
-    open_archive(f"sqlite:///{made.file}", elsewhere, holds_objects=False).index.close()
+    open_checked_index(f"sqlite:///{made.file}", elsewhere, holds_objects=False).index.close()
 
 
 def no_database(made: FilledArchive) -> None:
@@ -743,7 +743,7 @@ def with_outdated_lines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     """An archive whose journal has many segments and tells of rows that have changed since; its tables."""
     monkeypatch.setattr("storage.objects.change_journal._SEGMENT_BYTES", 4000)
     filled(folder, 20).index.close()
-    index = open_archive(f"sqlite:///{folder / 'index.sqlite'}", folder, holds_objects=True).index
+    index = open_checked_index(f"sqlite:///{folder / 'index.sqlite'}", folder, holds_objects=True).index
     for number in range(40):
         index.holds.add(HoldKind.STUDY, f"1.2.{number}", reason="court", who="user:me")
     for hold in index.holds.all(released=True):
@@ -761,7 +761,7 @@ def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monke
     assert smaller < 0.8 * larger
     assert len(list((tmp_path / "journal").glob("changes-*"))) == 1
     assert compact_journal(url, tmp_path) == (smaller, smaller)
-    index = open_archive(url, tmp_path, holds_objects=True).index
+    index = open_checked_index(url, tmp_path, holds_objects=True).index
     index.holds.add(HoldKind.STUDY, "1.3", reason="court", who="user:me")
     index.close()
     after = tables_of(tmp_path / "index.sqlite")
@@ -770,7 +770,7 @@ def test_a_compacted_journal_tells_the_same_in_fewer_bytes(tmp_path: Path, monke
     assert rebuild(tmp_path / "index.sqlite", tmp_path).clean
     assert tables_of(tmp_path / "index.sqlite") == after
     shutil.copy(tmp_path / "copy", tmp_path / "index.sqlite")  # it ends where the journal began anew
-    open_archive(url, tmp_path, holds_objects=True).index.close()
+    open_checked_index(url, tmp_path, holds_objects=True).index.close()
     assert tables_of(tmp_path / "index.sqlite") == after
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from storage.index.audit_outcomes import AuditRows
-from storage.index.integrity import Integrity
-from storage.records import InstanceState, StoredInstance, StoredRendition, TrailEntry
+from storage.index.integrity import Integrity, NewDamage
+from storage.records import InstanceState, ReasonCode, StoredInstance, StoredRendition, TrailEntry
 from tests.support.archive_parts import ArchiveParts
 from tests.support.index_rows import new_rendition
 
@@ -97,3 +97,15 @@ def test_a_withdrawn_rendition_that_is_made_again_has_its_objects(bench: Archive
     assert (row.base_digest, row.base_bytes, row.withdrawn) == (base, 23, "")
     assert objects_of(bench, row) == [True, True]
     assert not bench.hot.has(before.base_digest)
+
+
+def test_what_lost_its_base_after_a_purge_is_not_tried_again(bench: ArchiveParts) -> None:
+    """There is no original to encode, and the state comes back with the base."""
+    assert len(bench.retention.purge().purged) == 1
+    row, integrity = made(bench), Integrity(bench.index.engine)
+    integrity.note(NewDamage(row.base_digest, "base", "hot", held(bench).key, "missing", "", "", "lost"))
+    (damage,) = integrity.open_damage()
+    assert integrity.flag(damage, InstanceState.FAILED, ReasonCode.PAYLOAD_LOST, "nothing whole is left")
+    assert bench.index.retry_failed() == 0
+    integrity.close(damage.key, "whole again")
+    assert held(bench).state is InstanceState.VERIFIED

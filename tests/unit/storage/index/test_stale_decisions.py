@@ -84,7 +84,7 @@ def packing(index: Index) -> OriginalClaim:
 
 def purge(index: Index) -> None:
     (one,) = index.originals.purgeable(now())
-    assert index.originals.purged(one, now(), ENTRY)
+    assert index.originals.commit_purge(one, now(), ENTRY)
 
 
 # --- packing and moving ---------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ def purge(index: Index) -> None:
 
 def test_a_packed_object_that_is_gone_does_not_replace_the_verbatim_one(index: Index) -> None:
     before, claim = held(index), packing(index)
-    assert not index.originals.packed(claim, "ab" * 32, 500, gone)
+    assert not index.originals.commit_packed(claim, "ab" * 32, 500, gone)
     assert (held(index), marked(index)) == (before, set())
-    assert index.originals.packed(claim, "ab" * 32, 500, here)
+    assert index.originals.commit_packed(claim, "ab" * 32, 500, here)
     assert (held(index).form, held(index).object_digest) == (OriginalForm.PACKED, "ab" * 32)
     assert marked(index) == {(before.object_digest, "hot")}
 
@@ -131,20 +131,20 @@ def test_of_two_packers_that_saw_the_same_original_one_gets_it(index: Index, mon
 def test_an_original_is_not_moved_on_an_older_state(index: Index, why: str) -> None:
     before = held(index)
     if why == "packed meanwhile":
-        assert index.originals.packed(packing(index), "ab" * 32, 500, here)
+        assert index.originals.commit_packed(packing(index), "ab" * 32, 500, here)
         after = held(index)
-        assert not index.originals.moved(before, Tier.COLD, here, [ENTRY])
+        assert not index.originals.commit_move(before, Tier.COLD, here, [ENTRY])
         assert marked(index) == {(before.object_digest, "hot")}
     else:
         after = before
-        assert not index.originals.moved(before, Tier.COLD, gone, [ENTRY])
+        assert not index.originals.commit_move(before, Tier.COLD, gone, [ENTRY])
         assert marked(index) == set()
     assert (held(index), actions(index)) == (after, [])
 
 
 def test_a_restored_original_that_is_used_stays_hot_for_longer(index: Index) -> None:
-    assert index.originals.moved(held(index), Tier.COLD, here)
-    assert index.originals.moved(held(index), Tier.HOT, here)
+    assert index.originals.commit_move(held(index), Tier.COLD, here)
+    assert index.originals.commit_move(held(index), Tier.HOT, here)
     assert index.originals.claim_to_move("mover", 60.0, packed_first=False) is None
     old = now() - STAYS_RESTORED - timedelta(hours=1)
     with writing(index.engine) as connection:
@@ -173,7 +173,7 @@ def test_garbage_is_marked_once_and_kept_if_a_row_needs_it(index: Index, tmp_pat
 
 def test_a_copy_is_dropped_only_while_the_checked_object_is_the_held_one(index: Index) -> None:
     before = held(index)
-    assert index.originals.packed(packing(index), "ab" * 32, 500, here)
+    assert index.originals.commit_packed(packing(index), "ab" * 32, 500, here)
     with writing(index.engine) as connection:
         connection.execute(garbage.delete())
     assert not drop_copy(index.engine, before, before.object_digest)
@@ -191,7 +191,7 @@ def test_the_held_object_itself_is_never_dropped_as_a_copy(index: Index) -> None
 def test_a_lost_original_is_not_replaced_on_an_older_state(index: Index, why: str) -> None:
     before = held(index)
     if why == "packed meanwhile":
-        assert index.originals.packed(packing(index), "ab" * 32, 500, here)
+        assert index.originals.commit_packed(packing(index), "ab" * 32, 500, here)
     after, present = held(index), here if why == "packed meanwhile" else gone
     assert not replace_lost(index.engine, before, new_instance(UID), present)
     assert (held(index), actions(index)) == (after, [])

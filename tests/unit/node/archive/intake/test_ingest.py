@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from node.archive.intake.ingest import check_uid, examine
 from storage.dicom.dicomfile import encode
-from storage.errors import Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
+from storage.errors import ChangedMeanwhile, Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
 from storage.index.connection import now
 from storage.records import InstanceState, OriginalForm, Tier
 from tests.support.archive_parts import ArchiveParts, InlineWorkers
@@ -67,7 +67,7 @@ def test_a_file_that_is_unlinked_before_its_row_is_not_acknowledged(
     ds = small(UID)
     data = as_file(bench, ds)
     just_before(monkeypatch, bench.index, "add", lambda: bench.hot.delete(sha256(data)))
-    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+    with pytest.raises(ChangedMeanwhile, match=SEND_AGAIN):
         receive(bench, data, ds)
     assert bench.index.by_uid(UID) is None
     assert receive(bench, data, ds).new
@@ -87,7 +87,7 @@ def test_a_uid_that_is_issued_to_a_reconstruction_meanwhile_is_not_stored(
         bench.index.finish_with(claim, InstanceState.VERIFIED, new_rendition("2.25.7"))
 
     just_before(monkeypatch, bench.index, "add", issue)
-    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+    with pytest.raises(ChangedMeanwhile, match=SEND_AGAIN):
         receive(bench, data, ds)
     held = bench.index.by_uid("2.25.7")
     assert held is not None
@@ -119,7 +119,7 @@ def test_a_verbatim_original_that_is_purged_while_it_arrives_again_is_not_acknow
     ds = small(UID)
     data = hold_image(bench, ds, "2.25.7")
     just_before(monkeypatch, bench.index.originals, "of_digest", lambda: purge(bench))
-    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+    with pytest.raises(ChangedMeanwhile, match=SEND_AGAIN):
         receive(bench, data, ds)
     assert receive(bench, data, ds).new
     assert bench.read(data) == data
@@ -160,7 +160,7 @@ def test_an_original_that_moves_without_end_is_not_acknowledged(
         assert held is not None
         to = Tier.COLD if held.tier is Tier.HOT else Tier.HOT
         bench.stores[to].take_from(bench.stores[held.tier], held.object_digest)
-        assert bench.index.originals.moved(held, to, bench.stores[to].has)
+        assert bench.index.originals.commit_move(held, to, bench.stores[to].has)
 
     just_before(monkeypatch, bench.originals, "whole", move, times=99)
     with pytest.raises(ObjectMissing, match=f"original {sha256(data)} is moved faster than it can be checked"):
@@ -179,7 +179,7 @@ def test_the_image_that_is_held_is_deleted_while_another_arrives(
     ds.KVP = "31"
     other = as_file(bench, ds)
     just_before(monkeypatch, bench.index, "by_uid", lambda: delete(bench))
-    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+    with pytest.raises(ChangedMeanwhile, match=SEND_AGAIN):
         receive(bench, other, ds)
     with pytest.raises(Deleted):
         receive(bench, other, ds)
@@ -220,7 +220,7 @@ def test_a_file_that_is_unlinked_before_it_is_quarantined_is_not_acknowledged(
     ds.KVP = "31"
     other = as_file(bench, ds)
     just_before(monkeypatch, bench.index.quarantine, "put", lambda: bench.hot.delete(sha256(other)))
-    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+    with pytest.raises(ChangedMeanwhile, match=SEND_AGAIN):
         receive(bench, other, ds)
     assert quarantined(bench) == []
 
@@ -241,7 +241,7 @@ def test_a_return_that_is_allowed_at_this_moment_is_asked_for_once_more(
         stones.allow_return("image", UID, reason="it was right", who="user:test")
 
     just_before(monkeypatch, stones, "in_force", allow)
-    with pytest.raises(ObjectMissing, match=SEND_AGAIN):
+    with pytest.raises(ChangedMeanwhile, match=SEND_AGAIN):
         receive(bench, data, ds)
     assert quarantined(bench) == []
     assert receive(bench, data, ds).new

@@ -11,7 +11,7 @@ from pydicom import Dataset, dcmread
 
 from node.archive.serve.annotation_references import write_copy
 from storage.dicom.header_amendments import AmendmentKind
-from storage.errors import Duplicate, ObjectMissing
+from storage.errors import ChangedMeanwhile, Duplicate
 from storage.index.integrity import Integrity
 from storage.index.rewritten_annotations import copies
 from storage.records import ReferencingCopy, StoredRendition
@@ -227,6 +227,6 @@ def test_a_copy_of_an_annotation_that_is_deleted_at_this_moment_is_not_acknowled
 ) -> None:
     before = annotation.bench.files()
     just_before(monkeypatch, annotation.bench.index, "by_key", annotation.delete)
-    with pytest.raises(ObjectMissing, match="send it once more"):
+    with pytest.raises(ChangedMeanwhile, match="send it once more"):
         annotation.send()
     assert (annotation.bench.files(), reasons(annotation.bench)) == (before - 1, [])

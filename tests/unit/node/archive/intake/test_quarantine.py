@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from node.app.damage import settle_in
+from node.app.damage import damage_handler
 from node.archive.deletion import Deletion
 from node.archive.intake.ingest import examine
 from node.archive.intake.quarantine import QuarantineReview
@@ -36,7 +36,7 @@ class Contested:
     def __init__(self, folder: Path, coder: str = "none", **originals: str) -> None:
         self.bench = ArchiveParts(folder / "archive", coder=coder, **originals)
         bench = self.bench
-        bench.originals.damaged = settle_in(bench.index, bench.stores, bench.trail)
+        bench.originals.damaged = damage_handler(bench.index, bench.stores, bench.trail)
         self.deletion = Deletion(bench.index, bench.stores, bench.trail, bench.settings, bench.root / "rendered")
         self.ds = small(UID)
         self.first = hold_image(bench, self.ds, DERIVED)

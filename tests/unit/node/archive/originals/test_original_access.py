@@ -73,7 +73,7 @@ class Moving:
         assert held is not None
         to = Tier.COLD if held.tier is Tier.HOT else Tier.HOT
         stores[to].take_from(stores[held.tier], held.object_digest)
-        assert originals.moved(held, to, stores[to].has)
+        assert originals.commit_move(held, to, stores[to].has)
         originals.collect(stores)
 
 
@@ -148,9 +148,9 @@ def test_a_deleted_original_does_not_stay_in_the_cache(bench: ArchiveParts) -> N
 def test_damaged_codestreams_are_not_passed_through(bench: ArchiveParts, tmp_path: Path, harm: str) -> None:
     data, path = packed(bench)
     target = tmp_path / "passed.dcm"
-    assert bench.originals.pass_through(sha256(data), target)
+    assert bench.originals.write_packed_form(sha256(data), target)
     path.unlink() if harm == "missing" else path.write_bytes(b"damaged")
-    assert not bench.originals.pass_through(sha256(data), target)
+    assert not bench.originals.write_packed_form(sha256(data), target)
     assert links(bench) == []
 
 
@@ -213,4 +213,4 @@ def test_an_original_in_a_store_that_is_not_configured_is_not_whole(tmp_path: Pa
         bench.index, {Tier.HOT: bench.hot}, RenderedCache(bench.root / "rendered", 0), restore_original
     )
     assert not without.whole(held)
-    assert not without.pass_through(sha256(data), tmp_path / "passed.dcm")
+    assert not without.write_packed_form(sha256(data), tmp_path / "passed.dcm")

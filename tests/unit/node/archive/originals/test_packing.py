@@ -123,7 +123,7 @@ def test_an_object_that_was_packed_for_a_deleted_image_is_removed(
         bench.index.tombstones.mark_deleted("image", UID, reason="wrong patient", who="user:test")
         bench.index.tombstones.delete_rows()
 
-    just_before(monkeypatch, bench.index.originals, "packed", delete)
+    just_before(monkeypatch, bench.index.originals, "commit_packed", delete)
     bench.work()
     assert bench.files() == 0
 
@@ -133,7 +133,7 @@ def test_a_copy_in_the_cold_store_is_removed_if_its_original_is_purged_meanwhile
 ) -> None:
     bench = ArchiveParts(tmp_path / "archive", coder="none", path=str(tmp_path / "cold"))
     data = bench.receive(UID)
-    just_before(monkeypatch, bench.index.originals, "moved", bench.retention.purge)
+    just_before(monkeypatch, bench.index.originals, "commit_move", bench.retention.purge)
     bench.work()
     assert held(bench, data).form is OriginalForm.PURGED
     assert list(bench.stores[Tier.COLD].digests()) == []

@@ -103,7 +103,7 @@ MEANWHILE: dict[str, Callable[[ArchiveParts], object]] = {
 def test_an_original_that_goes_while_it_is_restored_leaves_no_copy(
     bench: ArchiveParts, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    just_before(monkeypatch, bench.index.originals, "moved", lambda: MEANWHILE[how](bench))
+    just_before(monkeypatch, bench.index.originals, "commit_move", lambda: MEANWHILE[how](bench))
     assert restored(bench) == RestoreStep(UID, "failed", 0, "it was moved or removed meanwhile; try again")
     assert bench.files() == (2 if how == "purged" else 0)  # base and rendition
 

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from sqlalchemy import update
 
+from node.archive.query.find import find
+from node.archive.query.identifier import Root
 from node.archive.rendered_cache import RenderedCache
 from node.archive.serve import retrieve as module
 from node.archive.serve.retrieve import Choice, Retrieve, Sendable
 from node.config import RenditionPolicy
 from node.workers.requests import ReconstructRequest
-from storage.errors import NotReconstructable, ObjectMissing, OriginalPurged, WorkerDied
-from storage.records import StoredInstance
+from storage.errors import NothingToSend, ObjectMissing, OriginalPurged, WorkerDied
+from storage.index.connection import writing
+from storage.index.integrity import Integrity, NewDamage
+from storage.index.tables import instance
+from storage.records import InstanceState, ReasonCode, StoredInstance
 from tests.support.annotations import presentation_state
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, hold_image, receive, small
@@ -52,6 +58,32 @@ class Served:
     ) -> Choice:
         (found,) = self.retrieve.choices([self.held(uid).key], policy, requested, rewrite=rewrite)
         return found
+
+    def found(self, uid: str = UID, policy: RenditionPolicy = RenditionPolicy.RECONSTRUCTED, **keys: str) -> Dataset:
+        """The one answer to a C-FIND at IMAGE level in the series of an image."""
+        held, identifier = self.held(uid), Dataset()
+        identifier.QueryRetrieveLevel = "IMAGE"
+        identifier.StudyInstanceUID, identifier.SeriesInstanceUID = held.study_instance_uid, held.series_instance_uid
+        for keyword, value in {"SOPInstanceUID": "", **keys}.items():
+            setattr(identifier, keyword, value)
+        (one,) = find(self.bench.index, identifier, Root.STUDY, policy=policy, retrieve_ae_title="PACS")
+        return one
+
+    def set_state(self, state: InstanceState, original: str) -> None:
+        """Bring the image to a state with its rendition kept, and its original held, purged or lost."""
+        if original == "purged":
+            assert len(self.bench.retention.purge().purged) == 1
+        code = ReasonCode.OTHER
+        if original == "lost":
+            held, integrity, code = self.held(), Integrity(self.bench.index.engine), ReasonCode.ORIGINAL_LOST
+            self.bench.hot.delete(held.original_digest)
+            integrity.note(NewDamage(held.original_digest, "original", "hot", held.key, "missing", "", "", "flagged"))
+            damage = integrity.open_damage()[0]
+            assert integrity.flag(damage, state, code, "scrub: original missing")
+        with writing(self.bench.index.engine) as connection:
+            changed = update(instance).where(instance.c.sop_instance_uid == UID)
+            connection.execute(changed.values(state=state, reason_code=code))
+        assert self.held().rendition is not None
 
     def sent(self, choice: Choice) -> str:
         """The SOP Instance UID in the file for a choice, which is then closed."""
@@ -104,6 +136,45 @@ def test_the_original_is_sent_if_its_reconstruction_cannot_be_made(served: Serve
     assert not served.retrieve._making, "it left its lock behind"
 
 
+SERVING = (InstanceState.VERIFIED, InstanceState.MEASURED)
+PEERS = (RenditionPolicy.RECONSTRUCTED, RenditionPolicy.AUTO, RenditionPolicy.ORIGINAL)
+
+
+@pytest.mark.parametrize("original", ["held", "purged", "lost"])
+@pytest.mark.parametrize("state", InstanceState)
+def test_a_peer_retrieves_under_the_uid_that_it_finds(served: Served, state: InstanceState, original: str) -> None:
+    served.set_state(state, original)
+    for policy in PEERS:
+        uid = str(served.found(policy=policy).SOPInstanceUID)
+        assert uid == served.choice(policy=policy).sop_instance_uid, policy
+        assert uid == served.choice(uid, policy, frozenset([uid])).sop_instance_uid, policy
+        derived = policy is PEERS[0] or (policy is PEERS[1] and original != "held")
+        assert uid == (DERIVED if derived and state in SERVING else UID), policy
+        if original == "held" or uid == DERIVED:
+            assert served.sent(served.choice(policy=policy)) == uid, policy
+        elif policy is RenditionPolicy.ORIGINAL:
+            assert served.found(policy=policy).InstanceAvailability == "UNAVAILABLE"
+
+
+def test_an_image_that_is_encoded_again_is_served_as_its_original(served: Served) -> None:
+    """A marked region that the rendition lacks must be exact for every peer from then on."""
+    Integrity(served.bench.index.engine).requeue(served.held().key, ReasonCode.OTHER, "a region was marked")
+    assert served.sent(served.choice()) == UID == served.found().SOPInstanceUID
+    assert served.choice(str(served.state.SOPInstanceUID), rewrite=True).copy is None, "it would name another object"
+    # who found the derived object before still gets it by its UID
+    assert served.found(SOPInstanceUID=DERIVED).SOPInstanceUID == DERIVED
+    assert served.sent(served.choice(DERIVED, requested=frozenset([DERIVED]))) == DERIVED
+
+
+def test_a_withdrawn_reconstruction_leads_to_the_original(served: Served) -> None:
+    Integrity(served.bench.index.engine).withdraw(DERIVED, "an audit failed it")
+    for policy in PEERS:
+        assert served.found(policy=policy).SOPInstanceUID == UID
+        assert served.sent(served.choice(policy=policy)) == UID
+    assert served.found(SOPInstanceUID=DERIVED).SOPInstanceUID == UID
+    assert served.sent(served.choice(DERIVED, requested=frozenset([DERIVED]))) == UID
+
+
 @pytest.mark.parametrize("harm", ["purged", "missing"])
 def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> None:
     choice = served.choice()
@@ -112,7 +183,7 @@ def test_nothing_is_sent_if_neither_can_be_made(served: Served, harm: str) -> No
     else:
         served.bench.hot.delete(served.held().original_digest)
     served.fail(WorkerDied("killed"))
-    with pytest.raises(NotReconstructable, match="the rendition cannot be sent: killed; nor can the original: "):
+    with pytest.raises(NothingToSend, match="the rendition cannot be sent: killed; nor can the original: "):
         served.retrieve.make(choice)
     assert served.left() == []
 
@@ -150,7 +221,7 @@ def test_an_image_that_is_deleted_while_it_is_made_does_not_stay_in_the_cache(se
     assert served.sent(choice) == DERIVED
     assert list((served.bench.root / "rendered").glob("*.dcm")) == []
     served.bench.index.originals.collect(served.bench.stores)
-    with pytest.raises(NotReconstructable):
+    with pytest.raises(NothingToSend):
         served.retrieve.make(choice)
 
 
