@@ -304,9 +304,11 @@ def _above(text: str, value: float, limit: float) -> Iterator[str]:
         yield f"{text} {value:.4g}, above {limit:.4g}"
 
 
-def paper_figures(reference: Reference, image: NDArray[np.generic]) -> tuple[list[float], float]:
-    """FSIM of tiles with breast, ``_FSIM_TILES`` of them at most, evenly spread; and PSNR over all tiles with breast,
-    in dB, its peak the display window's width."""
+def paper_figures(
+    reference: Reference, image: NDArray[np.generic], most: int = _FSIM_TILES
+) -> tuple[list[float], float]:
+    """FSIM of tiles with breast, ``most`` of them, evenly spread; and PSNR over all tiles with breast, in dB, its peak
+    the display window's width."""
 
     def error_of(tile: tuple[int, int]) -> float:
         return float(np.square(cut(image, tile).astype(np.float32) - cut(reference.image, tile)).sum(dtype=np.float64))
@@ -317,7 +319,7 @@ def paper_figures(reference: Reference, image: NDArray[np.generic]) -> tuple[lis
         return similarity(reference.features(tile), reference.candidate(image, tile))
 
     error = sum(on_all_cores(error_of, reference.tiles)) / (len(reference.tiles) * TILE * TILE)
-    some = reference.tiles[:: -(-len(reference.tiles) // _FSIM_TILES)]
+    some = reference.tiles[:: -(-len(reference.tiles) // most)]
     return on_all_cores(fsim_of, some), psnr(error, reference.window.width)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from scipy.ndimage import gaussian_filter
 
@@ -85,12 +86,22 @@ def with_implant(noise: float = 0.0) -> Pixels:
 
 
 def source_of(pixels: Pixels, bits: int = 12, **changes: Any) -> tuple[Source, Reference]:
+    """An image of 256 pixels a side at least."""
+    source, ds = _source_and_header(pixels, bits, changes)
+    return source, Reference(pixels, ds, source.padding_pixels)
+
+
+def source_alone(pixels: Pixels) -> Source:
+    """An image of any size, of which nothing is measured."""
+    return _source_and_header(pixels, 12, {})[0]
+
+
+def _source_and_header(pixels: Pixels, bits: int, changes: dict[str, Any]) -> tuple[Source, Dataset]:
     own = {"WindowCenter": 1 << (bits - 1), "WindowWidth": 1 << bits}
     own |= dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"), "1.2.3")
     ds = mammogram(pixels, bits=bits, **(own | changes))
     header = HeaderBytes(str(ExplicitVRLittleEndian), encode(ds[:0x7FE00010], ExplicitVRLittleEndian), b"")
-    source = Source.of(pixels, ds, header, "0" * 64, "OW")
-    return source, Reference(pixels, ds, source.padding_pixels)
+    return Source.of(pixels, ds, header, "0" * 64, "OW"), ds
 
 
 def task_of(samples: np.ndarray, operator: Operator, seed: int = 7, steps: int = 2) -> UpscaleTask:

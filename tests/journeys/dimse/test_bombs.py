@@ -208,7 +208,7 @@ def test_a_codestream_cut_anywhere_is_a_pixel_error() -> None:
 @pytest.mark.parametrize("coder", ["png16", "jpegls", "jpegxl"])
 def test_a_base_is_not_decoded_to_more_than_its_size(coder: str) -> None:
     point = OperatingPoint(1, coder)
-    large = coders.encode(np.zeros((3000, 3000), np.uint16), point)
+    large = coders.encode(np.zeros((1000, 1000), np.uint16), point)
     with pytest.raises(PayloadError, match="holds"):
         coders.decode(large, point, (30, 30))
 
@@ -263,23 +263,27 @@ def deflated(path: Path, size: int, *, tag: int = 0x00291010, noise: int = 0) ->
     )
 
 
-def test_a_data_set_inflates_within_the_limits_only(tmp_path: Path) -> None:
-    path = deflated(tmp_path / "bomb.dcm", 200 << 20)
-    with pytest.raises(InflatesTooFar, match=r"limits\.ratio"), opened(path):
+@pytest.fixture(scope="module")
+def large_deflated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that inflates to 200 MB. Tests only read it."""
+    return deflated(tmp_path_factory.mktemp("large") / "bomb.dcm", 200 << 20)
+
+
+def test_a_data_set_inflates_within_the_limits_only(large_deflated: Path) -> None:
+    with pytest.raises(InflatesTooFar, match=r"limits\.ratio"), opened(large_deflated):
         pass
     set_decode_limits(DecodeLimits(ratio=10_000, inflated=100 << 20))
-    with pytest.raises(InflatesTooFar, match=r"limits\.inflated"), opened(path):
+    with pytest.raises(InflatesTooFar, match=r"limits\.inflated"), opened(large_deflated):
         pass
     set_decode_limits(DecodeLimits(ratio=10_000))
-    with opened(path) as file:
+    with opened(large_deflated) as file:
         assert len(file.data) > 200 << 20
 
 
-def test_a_large_data_set_is_inflated_into_a_file_and_outlined_without_its_bulk(tmp_path: Path) -> None:
+def test_a_large_data_set_is_inflated_into_a_file_and_outlined_without_its_bulk(large_deflated: Path) -> None:
     """200 MB take a few MB of memory of their own: in a process of its own, whose peak is this alone."""
-    path = deflated(tmp_path / "large.dcm", 200 << 20)
     ran = subprocess.run(
-        [sys.executable, "-c", _OUTLINED, str(path)], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", _OUTLINED, str(large_deflated)], capture_output=True, text=True, timeout=300, check=True
     )
     grown, name = ran.stdout.split()
     assert name == "Rows=64"
@@ -326,12 +330,14 @@ def test_packing_leaves_a_bomb_as_it_is(tmp_path: Path) -> None:
 # --- at the door ------------------------------------------------------------------------------------------------
 
 
-def test_peers_are_told(quiet_archive: Archive, tmp_path: Path) -> None:
+def test_peers_are_told(quiet_archive: Archive, large_deflated: Path, tmp_path: Path) -> None:
     """What inflates too far is refused and leaves nothing; what announces too much is kept, with a warning."""
-    bomb = deflated(tmp_path / "bomb.dcm", 200 << 20)
     code = image(64, 64, siz(HUGE, HUGE), JPEG2000Lossless, tmp_path / "code.dcm")
     sender = RawSender(quiet_archive, syntaxes=(DeflatedExplicitVRLittleEndian, JPEG2000Lossless))
-    for path, syntax, status in ((bomb, DeflatedExplicitVRLittleEndian, 0xA701), (code, JPEG2000Lossless, 0xB007)):
+    for path, syntax, status in (
+        (large_deflated, DeflatedExplicitVRLittleEndian, 0xA701),
+        (code, JPEG2000Lossless, 0xB007),
+    ):
         meta = dcmread(path, stop_before_pixels=True).file_meta
         body = path.read_bytes()[144 + meta.FileMetaInformationGroupLength :]
         told = sender.send(body, sop_instance=meta.MediaStorageSOPInstanceUID, syntax=syntax)

@@ -18,7 +18,9 @@ from node.codec.decode import SideInformation, reconstruct
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.encode_request import rendition_of
 from node.codec.encode.search import Encoded, Encoder
+from node.codec.encode.source_image import Source
 from node.fidelity.gate import burden, measure_structure
+from node.fidelity.reference import Reference
 from node.upscalers.bicubic import Bicubic
 from node.upscalers.protocol import UpscaleTask
 from storage.dicom.pixels import pixel_digest
@@ -42,8 +44,25 @@ POINT = OperatingPoint(2, "jpegxl", distance=0.2, effort=5)
 def encoder(pixels: Pixels, limits: Thresholds | None, bits: int = 12, **changes: Any) -> Encoder:
     of_header = {name: changes.pop(name) for name in list(changes) if name[0].isupper()}
     upscalers = changes.pop("upscalers", [Bicubic()])
-    made = Encoder(*source_of(pixels, bits, **of_header), upscalers, limits, scales=(2,), effort=5)
+    shared = shared_source(pixels.tobytes(), pixels.shape, bits, tuple(of_header.items()))
+    made = Encoder(*shared, upscalers, limits, scales=(2,), effort=5)
     return replace(made, **changes)
+
+
+@cache
+def shared_source(
+    pixels: bytes, shape: tuple[int, ...], bits: int, header: tuple[tuple[str, Any], ...]
+) -> tuple[Source, Reference]:
+    """An image and what encoders have measured of it, which takes a third of the time of an encoding."""
+    return source_of(np.frombuffer(pixels, np.uint16).reshape(shape), bits, **dict(header))
+
+
+@cache
+def at_point() -> Encoded:
+    """The phantom at ``POINT``."""
+    made = encoder(phantom(), BALANCED).encode_at(POINT)
+    assert made is not None
+    return made
 
 
 @cache
@@ -106,7 +125,8 @@ def test_strict_takes_more_bytes() -> None:
 
 @pytest.mark.slow
 def test_the_same_bytes_twice() -> None:
-    again = encoder(phantom(), BALANCED).search()
+    source, reference = source_of(phantom())
+    again = replace(encoder(phantom(), BALANCED), source=source, reference=reference).search()
     assert again is not None
     assert (again.data, again.parts) == (searched().data, searched().parts)
     assert np.array_equal(again.served, searched().served)
@@ -311,9 +331,8 @@ def test_lossless_at_scale_1_is_the_original() -> None:
 def test_an_image_whose_dense_tissue_is_dark_is_coded_as_it_is_displayed(header: dict[str, Any]) -> None:
     inverted = (4095 - phantom()).astype(np.uint16)
     made = encoder(inverted, BALANCED, **header).encode_at(POINT)
-    plain = encoder(phantom(), BALANCED).encode_at(POINT)
+    plain = at_point()
     assert made is not None
-    assert plain is not None
     assert made.base.gain < 0 < plain.base.gain
     assert len(made.base.coded) == pytest.approx(len(plain.base.coded), rel=0.02)
     assert np.abs(made.structure - (4095 - plain.structure)).mean() < 1
