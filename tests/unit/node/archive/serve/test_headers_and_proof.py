@@ -91,9 +91,9 @@ def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path)
 class Proof:
     """The proof of an image's reconstruction; something is done before its objects are read back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, image: Dataset | None = None) -> None:
         self.bench = ArchiveParts(folder / "archive", coder="none")
-        hold_image(self.bench, small(UID), DERIVED)
+        hold_image(self.bench, image or small(UID), DERIVED)
 
     def run(self, pool: InlinePool) -> None:
         row, hot = self.bench.index.rendition(DERIVED), self.bench.hot
@@ -124,6 +124,15 @@ def test_a_sound_reconstruction_is_proved_with_and_without_noise(proof: Proof, m
     assert len(set(read_back)) == 2
     assert read_back[0] == DERIVED
     assert proof.left() == []
+
+
+def test_an_image_without_a_free_private_block_says_so(tmp_path: Path) -> None:
+    image = small(UID)
+    for block in range(0x10, 0x100):
+        image.add_new(0x00990000 | block, "LO", f"VENDOR {block}")
+    with pytest.raises(NotReconstructable, match="all private blocks of group 0099 are taken") as error:
+        Proof(tmp_path, image).run(InlinePool())
+    assert error.value.code is ReasonCode.NOT_SENDABLE
 
 
 @pytest.mark.parametrize("which", ["drawn", "plain"])
