@@ -105,6 +105,9 @@ class Archivist:
                             work.add_done_callback(lambda _: self._woken.set())
                             self._in_progress.append(work)
                         worked = claim is not None or self._when_idle()
+                except StoreFull as error:
+                    LOGGER.error("the archivist waits for %.0f s: %s", _PAUSE, error)
+                    self._woken.wait(_PAUSE)
                 except Exception:
                     LOGGER.exception("the archivist failed outside of an image")
                 if not worked:
@@ -127,8 +130,9 @@ class Archivist:
                 self._index.finish(claim, InstanceState.EXACT, ReasonCode.PIXELS, str(error))
             except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
                 self._give_back(claim, error)
-        except Exception:
-            LOGGER.exception("the archivist failed outside of an image")
+        except Exception as error:
+            where = "the archivist failed outside of an image, which is free again when its lease ends"
+            LOGGER.error("%s: %s", where, error, exc_info=not _is_of_the_machine(error))
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from node.archive.encode import archivist
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.workers.requests import ProofRequest
 from storage.errors import IndexFault, NotReconstructable, PixelError, StoreFull, WorkerDied
@@ -190,6 +191,39 @@ def test_an_image_whose_result_cannot_be_committed_stays_claimed(
     assert "the archivist failed outside of an image" in caplog.text
     assert not work.archivist.busy
     assert bench.index.claim("another", 60) is None
+
+
+def test_an_index_without_room_is_asked_again_after_a_pause(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a claim nor its end can be written; each was a traceback, the former one a second."""
+
+    def full() -> None:
+        raise StoreFull("the index cannot be written: database or disk is full")
+
+    monkeypatch.setattr(archivist, "_PAUSE", 0.01)
+    just_before(monkeypatch, bench.index, "claim", full)
+    with caplog.at_level(logging.ERROR):
+        held = InlineArchivist(bench).run()
+    assert held is not None
+    assert held.state is InstanceState.VERIFIED
+    assert "the archivist waits for 0 s: the index cannot be written" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_claim_that_cannot_be_given_back_is_one_line(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = StoreFull("the index cannot be written: database or disk is full")
+
+    def fail() -> None:
+        raise full
+
+    just_before(monkeypatch, bench.index, "release", fail)
+    with caplog.at_level(logging.ERROR):
+        InlineArchivist(bench, InlinePool(raising(full))).run()
+    assert f"free again when its lease ends: {full}" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # --- what others do meanwhile ---

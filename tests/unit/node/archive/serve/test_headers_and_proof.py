@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pydicom.tag import BaseTag
 
 from node.archive.serve.amended_header import write_amended, write_edited
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
-from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.archive.serve.derived_object import DerivedParts, prove_object, safe_text
 from node.workers import requests
 from node.workers.requests import ProofRequest
 from storage.errors import NotReconstructable, Unparseable, WorkerDied
@@ -133,6 +134,13 @@ def test_an_image_without_a_free_private_block_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotReconstructable, match="all private blocks of group 0099 are taken") as error:
         Proof(tmp_path, image).run(InlinePool())
     assert error.value.code is ReasonCode.NOT_SENDABLE
+
+
+def test_an_error_of_the_system_says_what_it_is_and_no_other_quotes_its_text() -> None:
+    """A full disk is not patient data; the text of an error about a value is."""
+    assert safe_text(OSError(errno.ENOSPC, "No space left on device", "/x")) == "OSError: No space left on device"
+    assert safe_text(OSError("Muster^Anna is no date")) == "OSError"
+    assert safe_text(Unparseable("Muster^Anna is no date")) == "Unparseable"
 
 
 @pytest.mark.parametrize("which", ["drawn", "plain"])
