@@ -193,13 +193,21 @@ def test_an_image_whose_result_cannot_be_committed_stays_claimed(
     assert bench.index.claim("another", 60) is None
 
 
-def test_an_index_without_room_is_asked_again_after_a_pause(
-    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreFull("the index cannot be written: database or disk is full"),
+        PermissionError(errno.EACCES, "Permission denied", "/data/journal/changes.lock"),
+    ],
+    ids=["full", "rights"],
+)
+def test_an_index_that_cannot_be_written_is_asked_again_after_a_pause(
+    bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither a claim nor its end can be written; each was a traceback, the former one a second."""
 
     def full() -> None:
-        raise StoreFull("the index cannot be written: database or disk is full")
+        raise error
 
     monkeypatch.setattr(archivist, "_PAUSE", 0.01)
     just_before(monkeypatch, bench.index, "claim", full)
@@ -207,7 +215,7 @@ def test_an_index_without_room_is_asked_again_after_a_pause(
         held = InlineArchivist(bench).run()
     assert held is not None
     assert held.state is InstanceState.VERIFIED
-    assert "the archivist waits for 0 s: the index cannot be written" in caplog.text
+    assert f"the archivist waits for 0 s: {error}" in caplog.text
     assert not [record for record in caplog.records if record.exc_info]
 
 
