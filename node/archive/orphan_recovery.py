@@ -2,7 +2,8 @@
 
 The journal has every row, so there are none unless it was lost or damaged too. Then an original is added as if it had
 just been received, and a rendition becomes its image's current one again. The sender and the time of receipt are lost.
-Of two originals with the same SOP Instance UID, one was in quarantine, and one returns there.
+Of two originals with the same SOP Instance UID, one was in quarantine, and one returns there. An original that is
+missing because it was purged, as only the audit trail says, is no loss.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from storage.index import Index
 from storage.index.recovered_rows import (
     FoundObject,
     adopt_original,
+    adopt_purge,
     adopt_rendition,
     has_rendition,
     is_acceptable,
     known_digests,
 )
 from storage.objects.store import ObjectStore
-from storage.records import HeldOriginal, InstanceState, NewInstance, OriginalForm, StoredInstance, Tier
+from storage.records import HeldOriginal, InstanceState, NewInstance, OriginalForm, StoredInstance, Tier, TrailRecord
 
 _HEAD = 132
 """Bytes at the start of an object that tell its kind: the preamble and prefix of a Part 10 file (PS3.10 7.1)."""
@@ -83,7 +85,23 @@ class OrphanRecovery:
         for one in sorted(originals, key=_likely_held_first):
             with suppress(*_UNREADABLE):
                 found += self._recover_original(*one)
-        return found + sum(map(self._recover_rendition, renditions))
+        found += sum(map(self._recover_rendition, renditions))
+        self._note_purges()
+        return found
+
+    def _note_purges(self) -> None:
+        """Set originals to PURGED that are missing, and whose last record in the audit trail is their purge."""
+        purges: dict[str, TrailRecord] = {}
+        for record in self._index.trail.records():
+            if record.entry.action == "original.purge":
+                purges[record.entry.uids[0]] = record
+            elif record.entry.action == "original.again":
+                purges.pop(record.entry.uids[0], None)
+        for uid, record in purges.items():
+            held = self._index.by_uid(uid)
+            same = held is not None and f"original {held.original_digest}," in record.entry.detail
+            if held is not None and same and self._is_lost(held.held):
+                adopt_purge(self._index.engine, held, record.at)
 
     def _recover_original(self, tier: Tier, path: Path, kind: str) -> int:
         form = OriginalForm.VERBATIM if kind == "original" else OriginalForm.PACKED

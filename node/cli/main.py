@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.text import Text
@@ -38,7 +39,7 @@ from node.cli.commands.study import studies
 from node.cli.commands.trail import trail
 from node.cli.commands.validate import validations
 from node.cli.console import Console
-from node.cli.exit_codes import MEANINGS, code_of
+from node.cli.exit_codes import FAILED, MEANINGS, code_of
 from node.cli.options import JsonOption, say
 from storage.errors import LatentPacsError
 from storage.objects.file_modes import keep_private
@@ -130,10 +131,30 @@ _register()
 
 
 def run() -> None:
-    """The console script. An error of ours is one line on standard error, and its exit code."""
+    """The console script. An error of ours, or of a file, is one line on standard error, and its exit code."""
     try:
         app()
     except LatentPacsError as error:
-        text = "\n".join(map(plain, str(error).splitlines()))
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("latent-pacs: ", "bold red"), text))
-        sys.exit(code_of(error))
+        _end(str(error), code_of(error))
+    except OSError as error:
+        if error.filename is None or error.errno is None:
+            raise
+        advice = _ADVICE.get(error.errno, "")
+        _end(f"{error.filename} cannot be used: {error.strerror}{advice and '; '}{advice}", FAILED)
+
+
+_ADVICE = {
+    errno.EACCES: "look at its owner and rights, and run the command as the user of the node",
+    errno.EPERM: "look at its owner and attributes, and run the command as the user of the node",
+    errno.EROFS: "its disk is mounted read-only; look at the system's log",
+    errno.EIO: "its disk does not read or write; look at the system's log",
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "the quota of the user is used up",
+}
+"""What to do next, by the error code of a file."""
+
+
+def _end(message: str, code: int) -> NoReturn:
+    text = "\n".join(map(plain, message.splitlines()))
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("latent-pacs: ", "bold red"), text))
+    sys.exit(code)

@@ -123,6 +123,6 @@ class ReconstructSettings(Section):
 class ArchivistSettings(Section):
     enabled: bool = True
     poll: float = Field(default=1.0, gt=0)
-    lease: float = Field(default=900.0, gt=0)
+    lease: float = Field(default=900.0, gt=0, le=3600)
     attempts: int = Field(default=3, ge=1)
     concurrency: int = Field(default=0, ge=0, le=256)

@@ -68,7 +68,7 @@ class ValidationSettings(JobSettings):
 
 
 class JobsSettings(Section):
-    lease: float = Field(default=60.0, ge=1)
+    lease: float = Field(default=60.0, ge=1, le=3600)
     poll: float = Field(default=2.0, gt=0)
     scrub: ScrubSettings = ScrubSettings()
     purge: PurgeSettings = PurgeSettings()

@@ -21,6 +21,7 @@ from storage.errors import (
     StoreFull,
     Unparseable,
 )
+from storage.objects.durability import FULL
 
 SUCCESS = 0x0000
 PENDING = 0xFF00
@@ -97,11 +98,12 @@ def response(code: int, comment: str = "") -> Dataset:
 
 def of_error(error: Exception, table: dict[type[Exception], Meaning]) -> Dataset:
     """The status for an error. The comment for an unexpected error gives no internal details."""
+    cause = error.__cause__ if isinstance(error, StoreFull) else None
+    if isinstance(error, OSError) or (isinstance(cause, OSError) and cause.errno not in FULL):
+        return response(0xA700, "the archive cannot write at present")
     for kind, meaning in table.items():
         if isinstance(error, kind):
             return response(meaning.code, "not enough space in the archive" if kind is StoreFull else _for_peer(error))
-    if isinstance(error, OSError):
-        return response(0xA700, "the archive cannot write at present")
     comment = _for_peer(error) if isinstance(error, LatentPacsError) else "internal error, see the node's log"
     return response(OTHER_ERROR.code, comment)
 

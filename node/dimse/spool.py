@@ -100,4 +100,6 @@ class SpoolFile:
 
 def _no_room(error: OSError) -> StoreFull:
     """One error for a disk that is full, read-only or missing (status A700): the sender may try again later."""
-    return StoreFull(f"an arriving instance cannot be written: {error.strerror}")
+    refused = StoreFull(f"an arriving instance cannot be written: {error.strerror}")
+    refused.__cause__ = error
+    return refused

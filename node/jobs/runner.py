@@ -48,7 +48,8 @@ class Runner:
             try:
                 report = dict(job.run(work))
             except Exception as failure:
-                known = isinstance(failure, LatentPacsError)
+                of_a_file = isinstance(failure, OSError) and failure.filename is not None
+                known = isinstance(failure, LatentPacsError) or of_a_file
                 LOGGER.error("job %s: %s", job.name, failure, exc_info=not known)
                 state, error = RunState.FAILED, f"{type(failure).__name__}: {failure}"
         if state is RunState.DONE:

@@ -153,12 +153,12 @@ def _translate_error(context: ExceptionContext) -> None:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         raise StoreFull(f"the index cannot be written: {error}") from error
-    if code in _ADVICE:
-        raise IndexFault(f"the index cannot be used ({error}): {_ADVICE[code]}") from error
+    if code in ADVICE:
+        raise IndexFault(f"the index cannot be used ({error}): {ADVICE[code]}") from error
 
 
 _REBUILD = "put a sound copy back, or stop the node and run `latent-pacs index rebuild`"
-_ADVICE = {
+ADVICE = {
     sqlite3.SQLITE_BUSY: "another process keeps it locked; try again when that has ended",
     sqlite3.SQLITE_LOCKED: "another process keeps it locked; try again when that has ended",
     sqlite3.SQLITE_READONLY: "look at the rights of its file and folder, and whether the disk is mounted read-only",

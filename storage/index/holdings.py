@@ -207,11 +207,15 @@ class Index:
         with writing(self.engine) as connection:
             return lease.renew(connection, instance, _owned(claim), lease_seconds)
 
-    def release(self, claim: Claim, *, forgive: bool = False) -> bool:
-        """Give the instance up unfinished; with ``forgive`` the attempt does not count, as after a shutdown."""
+    def release(self, claim: Claim, *, forgive: bool = False, wait: float = 0.0) -> bool:
+        """Give the instance up unfinished; with ``forgive`` the attempt does not count, as after a shutdown.
+
+        Nobody can claim it again for ``wait`` seconds.
+        """
+        later = lease.free_after(wait) if wait else lease.FREE
         with writing(self.engine) as connection:
             attempts = claim.attempts - 1 if forgive else claim.attempts
-            return lease.release(connection, instance, _owned(claim), attempts=attempts)
+            return lease.release(connection, instance, _owned(claim), attempts=attempts, **later)
 
     def finish(self, claim: Claim, state: InstanceState, code: ReasonCode = ReasonCode.NONE, reason: str = "") -> bool:
         """Set the final state of an instance without a new rendition; False if the lease was lost.

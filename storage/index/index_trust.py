@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from storage.errors import IndexRefused, StoreFull
+from storage.errors import IndexFault, IndexRefused, StoreFull
 from storage.index.change_capture import last_number
+from storage.index.connection import ADVICE
 from storage.index.holdings import Index
 from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
@@ -25,8 +26,11 @@ def sqlite_file(url: str) -> Path | None:
 
 
 def quick_check(file: Path) -> None:
-    """Check the pages. Raises IndexRefused if one is damaged."""
-    found = damage_of(file, "quick_check") if file.exists() and file.stat().st_size else []
+    """Check the pages. Raises IndexRefused if one is damaged, IndexFault if the file cannot be opened."""
+    try:
+        found = damage_of(file, "quick_check") if file.exists() and file.stat().st_size else []
+    except sqlite3.OperationalError as error:
+        raise IndexFault(f"the index {file} cannot be used ({error}): {ADVICE[error.sqlite_errorcode]}") from error
     if found:
         raise IndexRefused(f"the index {file} is damaged ({found[0]}); {REBUILD}")
 

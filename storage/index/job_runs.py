@@ -172,9 +172,10 @@ class JobRows:
         now = time.time()
         with writing(self._engine) as connection:
             row = _locked(connection, name)
-            if not _may_begin(connection, row, cause, due):
-                dealt_with = max(row.due_at, due)
-                connection.execute(update(job).where(job.c.name == name).values(due_at=dealt_with))
+            # a due time in the future was written before the clock was set back: nothing would be due until then
+            dealt_with = row.due_at if row.due_at <= max(now, due) + lease.LONGEST else 0.0
+            if not _may_begin(connection, row, cause, due, dealt_with):
+                connection.execute(update(job).where(job.c.name == name).values(due_at=max(dealt_with, due)))
                 return None
             _note_lost(connection, name)
             opened = insert(job_run).values(
@@ -191,11 +192,11 @@ class JobRows:
                 error="",
             )
             key = connection.execute(opened.returning(job_run.c.key)).scalar_one()
-            taken = {"run_key": key, "requested_at": None, "due_at": max(row.due_at, due)}
+            taken = {"run_key": key, "requested_at": None, "due_at": max(dealt_with, due)}
             begun = update(job).where(job.c.name == name).values(**leased_to(owner, lease_seconds), **taken)
             connection.execute(begun)
             _forget_oldest(connection, name)
-        return Ticket(name, key, owner, cause, row.due_at)
+        return Ticket(name, key, owner, cause, dealt_with)
 
     def heartbeat(self, ticket: Ticket, lease_seconds: float, done: int, total: int, text: str) -> Heartbeat:
         """Extend the lease, and store the progress."""
@@ -261,14 +262,14 @@ def _refuse_while_running(row: Row[Any]) -> None:
         raise JobRefused(f"job {row.name} is running on {row.lease_owner}; wait for it, or cancel it")
 
 
-def _may_begin(connection: Connection, row: Row[Any], cause: Cause, due: float) -> bool:
+def _may_begin(connection: Connection, row: Row[Any], cause: Cause, due: float, dealt_with: float) -> bool:
     if cause is Cause.COMMAND:
         _refuse_while_running(row)
         return True
     if is_leased(row):
         return False
     if cause is Cause.SCHEDULE:
-        return due > row.due_at and not row.paused
+        return due > dealt_with and not row.paused
     if cause is Cause.REQUEST:
         return row.requested_at is not None
     lost = _note_lost(connection, row.name)

@@ -1,8 +1,9 @@
 """Leases: the right of one worker to work on a row until a time, for any table with ``lease_columns``.
 
 A worker claims a row, renews the lease while it works, and releases it. The lease of a killed worker expires, and
-another worker may claim the row. A claim is identified by its owner and by further columns of the row, such as the
-number of attempts, so that a worker that lost its lease changes nothing.
+another worker may claim the row. A lease that ends later than ``LONGEST`` from now was made before the clock was set
+back, and counts as expired. A claim is identified by its owner and by further columns of the row, such as the number of
+attempts, so that a worker that lost its lease changes nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import uuid
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, or_, update
+
+LONGEST = 3600.0
+"""Most seconds of a lease and of ``free_after``; ``archivist.lease`` and ``jobs.lease`` allow no more."""
 
 FREE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 """Values of the lease columns of a row that nobody works on."""
@@ -35,13 +39,14 @@ def free_after(seconds: float) -> dict[str, Any]:
 
 
 def is_free(table: Table) -> ColumnElement[bool]:
-    """Whether nobody works on the row, or the lease has expired."""
-    return or_(table.c.lease_until.is_(None), table.c.lease_until < time.time())
+    """Whether nobody works on the row, or the lease has expired, or its clock has been set back since."""
+    until, now = table.c.lease_until, time.time()
+    return or_(until.is_(None), until < now, until > now + LONGEST)
 
 
 def is_leased(row: Row[Any]) -> bool:
-    """Whether a fetched row has a lease that has not expired."""
-    return row.lease_until is not None and row.lease_until >= time.time()
+    """Whether a fetched row has a lease for which ``is_free`` is false."""
+    return row.lease_until is not None and 0 <= row.lease_until - time.time() <= LONGEST
 
 
 def owned(table: Table, owner: str, **row: Any) -> ColumnElement[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Engine, or_, select, update
 
@@ -13,7 +14,7 @@ from storage.index.original_locations import insert_original
 from storage.index.rendition_rows import insert_rendition, is_known_by
 from storage.index.tables import garbage, instance, original, reference_copy, rendition
 from storage.index.tombstones import is_deleted
-from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, ReasonCode, Tier
+from storage.records import InstanceState, NewInstance, NewRendition, OriginalForm, ReasonCode, StoredInstance, Tier
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def adopt_original(index: Index, new: NewInstance, found: FoundObject, *, missin
             return False
         connection.execute(update(original).where(mine).values(held))
     return True
+
+
+def adopt_purge(engine: Engine, held: StoredInstance, at: str) -> None:
+    """Commit that the original of an instance was purged; ``at``: UTC, ISO 8601."""
+    purged_at = datetime.fromisoformat(at).replace(tzinfo=None)
+    gone = {"form": OriginalForm.PURGED, "tier": Tier.HOT, "object_digest": None, "object_bytes": 0}
+    with writing(engine) as connection:
+        if held.held is None:
+            insert_original(connection, held.key, held.original_digest, held.original_bytes)
+        mine = update(original).where(original.c.instance_key == held.key)
+        connection.execute(mine.values(**gone, to_pack=0, note="", purged_at=purged_at))
 
 
 def adopt_rendition(engine: Engine, uid: str, new: NewRendition, state: InstanceState) -> bool:

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from storage.errors import StoreFull
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error codes for a full disk, an exhausted quota and a file above the file system's limit."""
 
 
@@ -37,6 +37,6 @@ def full_disk_is_store_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise StoreFull(f"no room for the object: {error.strerror}") from error
         raise

@@ -34,7 +34,7 @@ def close_to_others(root: Path) -> None:
         if entry.is_symlink():
             raise ConfigError(
                 f"{entry.path} is a symbolic link, which is not followed inside an archive; "
-                "mount the other disk there, or move storage.root"
+                f"move all of {root} to the other disk"
             )
         mode = stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode)
         if mode & MASK:

@@ -43,6 +43,7 @@ class ObjectStore:
         self.spool.mkdir(exist_ok=True)
         self._lent.mkdir(exist_ok=True)
         close_to_others(root)
+        self._refuse_two_file_systems()
 
     def sweep_spool(self) -> None:
         """Remove files that a killed process received in part. Only the process that owns the store may call this."""
@@ -193,6 +194,21 @@ class ObjectStore:
         """All digests in the store, in ascending order."""
         for folder in sorted(self._objects.iterdir()):
             yield from sorted(entry.name for entry in folder.iterdir())
+
+    def _refuse_two_file_systems(self) -> None:
+        """Raises ConfigError if a spooled file could not be renamed to an object.
+
+        The kernel compares the mounts of both folders before it looks for the file, which does not exist.
+        """
+        name = uuid.uuid4().hex
+        try:
+            (self.spool / name).rename(self._objects / name)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise ConfigError(
+                    f"{self.spool} and {self._objects} are on different file systems, and a received file becomes an "
+                    f"object by a rename; mount the disk at {self.root}"
+                ) from error
 
     def _own_name(self) -> Path:
         """A new path in ``lent/``; ``sweep_lent`` removes it once this process has ended."""

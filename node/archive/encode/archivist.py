@@ -6,6 +6,7 @@ repeated: objects are content-addressed, the row changes last, and a claim is a 
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -27,9 +28,11 @@ from node.workers.waiting import result_of
 from storage.dicom.dicomfile import opened
 from storage.errors import (
     Cancelled,
+    IndexFault,
     LatentPacsError,
     NotReconstructable,
     PixelError,
+    StoreFull,
     WorkerDied,
 )
 from storage.index import Index
@@ -39,6 +42,9 @@ from storage.records import Claim, InstanceState, ReasonCode, Trial
 
 LOGGER = logging.getLogger(__name__)
 
+_PAUSE = 60.0
+"""Seconds after which an image is tried again that the machine could not encode. Chosen, not measured."""
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _BYTES_PER_PIXEL = 190
 """Most memory that encoding takes per pixel, in bytes, as measured: 2.5 GB for 13 megapixels."""
 
@@ -99,6 +105,9 @@ class Archivist:
                             work.add_done_callback(lambda _: self._woken.set())
                             self._in_progress.append(work)
                         worked = claim is not None or self._when_idle()
+                except (StoreFull, OSError) as error:
+                    LOGGER.error("the archivist waits for %.0f s: %s", _PAUSE, error)
+                    self._woken.wait(_PAUSE)
                 except Exception:
                     LOGGER.exception("the archivist failed outside of an image")
                 if not worked:
@@ -121,8 +130,9 @@ class Archivist:
                 self._index.finish(claim, InstanceState.EXACT, ReasonCode.PIXELS, str(error))
             except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
                 self._give_back(claim, error)
-        except Exception:
-            LOGGER.exception("the archivist failed outside of an image")
+        except Exception as error:
+            where = "the archivist failed outside of an image, which is free again when its lease ends"
+            LOGGER.error("%s: %s", where, error, exc_info=not _is_of_the_machine(error))
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
@@ -180,6 +190,10 @@ class Archivist:
         if self._stopping.is_set() and isinstance(error, Cancelled | WorkerDied):
             self._index.release(claim, forgive=True)
             return
+        if _is_of_the_machine(error):
+            LOGGER.error("instance %s: %s; it is tried again in %.0f s", claim.sop_instance_uid, error, _PAUSE)
+            self._index.release(claim, forgive=True, wait=_PAUSE)
+            return
         known = isinstance(error, LatentPacsError)
         LOGGER.error("instance %s: %s", claim.sop_instance_uid, error, exc_info=not known)
         if claim.attempts >= self._settings.archivist.attempts:
@@ -187,6 +201,11 @@ class Archivist:
             self._index.finish(claim, InstanceState.FAILED, ReasonCode.OTHER, reason)
         else:
             self._index.release(claim)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a full or failing disk, missing rights, or a locked index ended the work, and not the image."""
+    return isinstance(error, StoreFull | IndexFault) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE)
 
 
 def _why_none_passed(tried: tuple[Trial, ...]) -> str:

@@ -25,6 +25,7 @@ from node.archive.serve.amended_header import NOT_OF_THIS_HEADER, amend, drop
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
 from storage.dicom.dicomfile import quiet
 from storage.dicom.elements import BadValueError, append_item, checked, codecs_of, values_of
+from storage.errors import NotReconstructable
 from storage.formats.payload import Base, Rendition
 from storage.records import Applied, Verdict
 
@@ -211,9 +212,14 @@ def _private_block(header: Dataset, base: Base, rendition: Rendition, draw: bool
 
 
 def _free_block(header: Dataset) -> int:
-    """The first block of the private group that has neither a creator nor elements."""
+    """The first block of the private group that has neither a creator nor elements. Raises NotReconstructable."""
     taken = {tag.element >> 8 or tag.element for tag in header.keys() if tag.group == PRIVATE_GROUP}  # noqa: SIM118
-    return next(block for block in range(0x10, 0x100) if block not in taken)
+    free = next((block for block in range(0x10, 0x100) if block not in taken), None)
+    if free is None:
+        raise NotReconstructable(
+            f"all private blocks of group {PRIVATE_GROUP:04X} are taken, and a reconstruction needs one"
+        )
+    return free
 
 
 def _pixel_range(header: Dataset, rendition: Rendition, draw: bool) -> None:

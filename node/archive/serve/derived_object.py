@@ -109,6 +109,11 @@ def changed_attributes(parts: DerivedParts, returned: Path, spool: Path) -> tupl
 
 
 def safe_text(error: BaseException) -> str:
-    """The text of an error without patient data: its type, if it is not ours or is an error of a data set."""
+    """The text of an error without patient data: its type, if it is not ours or is an error of a data set.
+
+    An error of the operating system, such as a full disk, says what it is.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{type(error).__name__}: {error.strerror}"
     ours = isinstance(error, LatentPacsError) and not isinstance(error, DataSetError)
     return str(error) if ours else type(error).__name__

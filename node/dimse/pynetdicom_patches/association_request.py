@@ -9,10 +9,11 @@ traceback, although the standard says otherwise:
 3. A presentation context without abstract or transfer syntax is to be rejected alone.
 4. Without a Maximum Length there is no limit. One that leaves no room for data is to be rejected.
 5. Only bit 0 of the protocol version is to be tested (PS3.8 table 9-11).
+6. An application context other than DICOM's is to be rejected (PS3.8 table 9-21); pynetdicom accepts any.
 
 Upstream: for 2 pynetdicom#921, #646, #963 (closed: the peer is at fault), for 3 #86, #342 (closed). The others are not
 reported.
-Remove when pynetdicom follows the standard in all five.
+Remove when pynetdicom follows the standard in all six.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _USER_SUB_ITEMS = {REQUEST: range(0x52, 0x59), RESPONSE: (0x52, 0x53, 0x54, 0x55
 _AE_TITLE = re.compile(rb"[ -\[\]-~]{1,16}")
 """AE (PS3.5 6.2): no control characters, no backslash; ISO 646."""
 _UID = re.compile(rb"[0-9.]{1,64}")
+_DICOM = b"1.2.840.10008.3.1.1.1"
+"""The application context name of DICOM (PS3.7 A.2.1)."""
 _NO_SYNTAX = b"2.25.317062983047129458210447590126385540251.1"
 """Replaces a missing syntax; nobody supports it."""
 _NOT_SUPPORTED = 4
@@ -90,7 +93,11 @@ def repaired_request(pdu: bytes) -> tuple[bytes, Rejection | None]:
     user: list[tuple[int, bytes]] = []
     for item, value in _items(pdu[_FIXED:]):
         if item == _APPLICATION:
-            items.append(_item(item, _trimmed(value)))
+            name = _trimmed(value)
+            if kind == REQUEST and name != _DICOM:
+                # permanent, by the service user, application context name not supported
+                rejection, name = rejection or Rejection(f"{name[:64]!r} is not the DICOM application", 1, 1, 2), _DICOM
+            items.append(_item(item, name))
         elif item == _CONTEXT[kind]:
             items += _context(kind, value)
         elif item == _USER:

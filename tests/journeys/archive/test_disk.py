@@ -22,6 +22,7 @@ from pynetdicom import AE
 
 from node.app import Node
 from node.archive.rendered_cache import RenderedCache
+from node.dimse.dimse_status import STORE_ERRORS, of_error
 from node.dimse.spool import Allowance, SpoolFile
 from storage.errors import StoreFull
 from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
@@ -77,6 +78,9 @@ def test_bytes_that_cannot_be_written_are_a_status(tmp_path: Path, code: int) ->
     spooled._out = type("Out", (), {"write": staticmethod(fails), "close": lambda self: None, "flush": fails})()
     assert spooled.write(b"x" * 100) == 100
     assert isinstance(spooled.refused, StoreFull)
+    comment = of_error(spooled.refused, STORE_ERRORS).ErrorComment
+    full = code in (errno.ENOSPC, errno.EDQUOT)
+    assert comment == ("not enough space in the archive" if full else "the archive cannot write at present")
 
 
 def test_objects_that_cannot_be_written_are_a_status(quiet_archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:

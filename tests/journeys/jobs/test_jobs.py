@@ -194,6 +194,18 @@ def test_one_at_a_time_and_each_due_time_once(rows: JobRows, clock: Clock) -> No
     assert rows.begin("task", "b", 10, Cause.SCHEDULE, due=due + 60) is not None
 
 
+def test_a_job_does_not_wait_for_a_clock_that_was_set_back(rows: JobRows, clock: Clock) -> None:
+    clock.now += 20 * 365 * 86400
+    ticket = rows.begin("task", "a", 10, Cause.SCHEDULE, due=clock.now)
+    assert ticket is not None
+    rows.end(ticket, RunState.DONE, {}, "", done=0, total=0, text="")
+    clock.now -= 20 * 365 * 86400
+    ticket = rows.begin("task", "b", 10, Cause.SCHEDULE, due=clock.now - 5)
+    assert ticket is not None
+    rows.end(ticket, RunState.DONE, {}, "", done=0, total=0, text="")
+    assert rows.begin("task", "b", 10, Cause.SCHEDULE, due=clock.now - 5) is None, "that time was dealt with"
+
+
 def test_a_lease_that_ran_out(rows: JobRows, clock: Clock) -> None:
     first = rows.begin("task", "a", 10, Cause.SCHEDULE, due=clock.now + 1)
     assert first is not None

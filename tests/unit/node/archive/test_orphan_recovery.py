@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from node.archive.intake.ingest import examine
 from node.archive.orphan_recovery import OrphanRecovery
@@ -239,3 +240,33 @@ def test_a_rendition_whose_base_is_damaged_is_left(lost: Lost) -> None:
     assert not lost.can_recover(lost.made.rendition_bytes)
     assert recovery(lost.bench).recover() == 0
     assert lost.bench.index.by_uid(UID) is None
+
+
+def test_a_purge_that_only_the_trail_knows_is_no_loss(bench: ArchiveParts) -> None:
+    """As after a rebuild from a journal whose last line is damaged: the row names an object that was removed."""
+    data = bench.receive(UID)
+    with bench.index.engine.connect() as connection:
+        row = connection.execute(select(original)).mappings().one()
+    bench.retention.purge()
+    purged = bench.index.by_uid(UID)
+
+    def forget() -> None:
+        with writing(bench.index.engine) as connection:
+            connection.execute(update(original).values(**row))
+
+    forget()
+    assert recovery(bench).recover() == 0
+    found = bench.index.by_uid(UID)
+    assert found is not None
+    assert purged is not None
+    assert found.purged
+    assert found.held is not None
+    assert purged.held is not None
+    assert found.held.purged_at is not None
+    assert purged.held.purged_at is not None
+    assert abs(found.held.purged_at - purged.held.purged_at) < timedelta(seconds=60)
+    forget()
+    bench.hot.put(data)
+    recovery(bench).recover()
+    assert bench.read(data) == data, "what is there stays held, whatever the trail says"
+    bench.check_promises()

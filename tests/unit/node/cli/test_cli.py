@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import inspect
 import json
@@ -17,7 +18,7 @@ from rich.table import Table
 from typer.models import ArgumentInfo
 
 from node.app import Node
-from node.cli import exit_codes
+from node.cli import exit_codes, main
 from node.cli.commands_page import page
 from node.cli.console import Console
 from node.cli.main import app
@@ -316,3 +317,35 @@ def test_demo_on_the_demo_study(tmp_path: Path) -> None:
 def test_former_names_of_commands_still_work(former: tuple[str, ...], present: tuple[str, ...]) -> None:
     one, other = run(*former, "--help"), run(*present, "--help")
     assert (one.returncode, one.stdout) == (0, other.stdout)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/data/journal/lock"), "look at its owner and rights"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/journal/lock"), "its disk is mounted read-only"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "/data/journal/lock"), "symbolic links\n"),
+    ],
+    ids=["rights", "read-only", "without advice"],
+)
+def test_a_file_that_cannot_be_used_is_one_line(error: OSError, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the journal of a node, for a command of another user."""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    done = run("status")
+    assert (done.returncode, done.stdout) == (exit_codes.FAILED, "")
+    assert done.stderr.startswith(f"latent-pacs: /data/journal/lock cannot be used: {error.strerror}")
+    assert advice in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_error_of_no_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(ConnectionResetError):
+        run("status")

@@ -93,6 +93,12 @@ def test_only_bit_0_of_the_protocol_version_counts(port: int) -> None:
     assert (refused[0], *refused[7:10]) == (REJECTED, 1, 2, 2)
 
 
+@pytest.mark.parametrize("name", [b"1.2.840.10008.3.1.1.2", b"1.2.840.10008.3.1.1\0\0", b"\xff" * 21, bytes(21)])
+def test_another_application_is_rejected(port: int, name: bytes) -> None:
+    (refused,) = ask(port, associate().replace(b"1.2.840.10008.3.1.1.1", name))
+    assert (refused[0], *refused[7:10]) == (REJECTED, 1, 1, 2)
+
+
 # --- 2. AE titles ---
 
 

@@ -69,6 +69,20 @@ def test_an_index_that_is_not_there_is_no_damaged_one(file: Path) -> None:
         damage_of(file, "quick_check")
 
 
+def test_an_index_that_cannot_be_opened_is_one_sentence(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without the right to read it, which the user of the tests may have all the same."""
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        failure = sqlite3.OperationalError("unable to open database file")
+        failure.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+        raise failure
+
+    file.write_bytes(b"x")
+    monkeypatch.setattr(sqlite3, "connect", forbidden)
+    with pytest.raises(IndexFault, match=f"the index {file} cannot be used .*: look whether .* at their rights"):
+        quick_check(file)
+
+
 @pytest.mark.parametrize("free", [0, 1 << 30])
 def test_a_disk_that_is_full_is_no_damage_and_a_broken_one_is(
     index: Index, file: Path, monkeypatch: pytest.MonkeyPatch, free: int

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import Connection, Table, insert, text
 
+from node.config.encoding_sections import ArchivistSettings
+from node.config.job_sections import JobsSettings
 from storage.index import Index, lease
 from storage.index.connection import writing
 from storage.index.tables import instance, job, metadata
@@ -57,6 +62,29 @@ def test_a_row_may_stay_unclaimable_for_a_while(connection: Connection) -> None:
     assert lease.claim(connection, job, job.c.name == "scrub", "me", 60) is None
     connection.execute(job.update().values(lease.free_after(-1)))
     assert lease.claim(connection, job, job.c.name == "scrub", "me", 60) is not None
+
+
+def test_a_lease_from_before_the_clock_was_set_back_is_over(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker may be dead, and the row would wait until the clock is there again."""
+    wanted, now = job.c.name == "scrub", time.time()
+    claimed = lease.claim(connection, job, wanted, "killed", 900)
+    assert claimed is not None
+    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now - 60))
+    assert lease.is_leased(claimed), "the clocks of two nodes differ by so much"
+    assert lease.claim(connection, job, wanted, "next", 900) is None
+    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now - 86400))
+    assert not lease.is_leased(claimed)
+    assert lease.claim(connection, job, wanted, "next", 900) is not None
+    assert not lease.renew(connection, job, lease.owned(job, "killed"), 900)
+
+
+@pytest.mark.parametrize("section", [ArchivistSettings, JobsSettings])
+def test_no_setting_allows_a_longer_lease(section: type[ArchivistSettings | JobsSettings]) -> None:
+    assert section(lease=lease.LONGEST).lease == lease.LONGEST
+    with pytest.raises(ValidationError):
+        section(lease=lease.LONGEST + 1)
 
 
 def test_owners_differ() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import storage.objects.store as objects_module
-from storage.errors import ObjectDamaged, ObjectMissing, StoreFull
+from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
 from storage.objects.durability import full_disk_is_store_full
 from storage.objects.store import ObjectStore
 
@@ -27,6 +27,22 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
     return ObjectStore(tmp_path / "store")
+
+
+def test_a_spool_on_another_file_system_than_the_objects_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every store would be answered with A700; the kernel answers so for two mounts, whatever the file."""
+    assert ObjectStore(tmp_path / "store").root == tmp_path / "store"
+
+    def rename(source: Path, target: Path) -> None:
+        assert (source.parent.name, target.parent.name) == ("spool", "objects")
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(ConfigError, match="are on different file systems"):
+            ObjectStore(tmp_path / "store")
 
 
 def spooled(store: ObjectStore, data: bytes = DATA, name: str = "incoming") -> Path:

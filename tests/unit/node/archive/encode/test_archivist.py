@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from node.archive.encode import archivist
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.workers.requests import ProofRequest
-from storage.errors import IndexFault, NotReconstructable, PixelError, WorkerDied
+from storage.errors import IndexFault, NotReconstructable, PixelError, StoreFull, WorkerDied
+from storage.index import lease
 from storage.index.integrity import Integrity
 from storage.records import InstanceState, ReasonCode, StoredInstance
 from tests.support.annotations import graphic, item, presentation_state, references
@@ -107,6 +112,35 @@ def test_an_image_that_fails_at_every_attempt_is_failed_and_its_original_stays(b
     bench.check_promises()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreFull("no room for the object: No space left on device"),
+        OSError(errno.EACCES, "Permission denied"),
+        OSError(errno.EROFS, "Read-only file system"),
+        IndexFault("the index is locked"),
+    ],
+    ids=["full", "rights", "read-only", "locked"],
+)
+def test_what_the_machine_lacks_costs_an_image_no_attempt(
+    bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is full for a night would leave the whole backlog FAILED."""
+    with caplog.at_level(logging.ERROR):
+        held = InlineArchivist(bench, InlinePool(raising(error, times=9))).run()
+    assert held is not None
+    assert held.state is InstanceState.RECEIVED
+    (record,) = caplog.records
+    assert record.getMessage() == f"instance {UID}: {error}; it is tried again in 60 s"
+    assert not record.exc_info
+    assert bench.index.claim("another", 60) is None
+    now = time.time()
+    monkeypatch.setattr(lease, "time", SimpleNamespace(time=lambda: now + 61))
+    claim = bench.index.claim("another", 60)
+    assert claim is not None
+    assert claim.attempts == 1
+
+
 def test_a_node_that_stops_gives_the_image_back_without_an_attempt(bench: ArchiveParts) -> None:
     work = InlineArchivist(bench)
 
@@ -157,6 +191,47 @@ def test_an_image_whose_result_cannot_be_committed_stays_claimed(
     assert "the archivist failed outside of an image" in caplog.text
     assert not work.archivist.busy
     assert bench.index.claim("another", 60) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StoreFull("the index cannot be written: database or disk is full"),
+        PermissionError(errno.EACCES, "Permission denied", "/data/journal/changes.lock"),
+    ],
+    ids=["full", "rights"],
+)
+def test_an_index_that_cannot_be_written_is_asked_again_after_a_pause(
+    bench: ArchiveParts, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a claim nor its end can be written; each was a traceback, the former one a second."""
+
+    def full() -> None:
+        raise error
+
+    monkeypatch.setattr(archivist, "_PAUSE", 0.01)
+    just_before(monkeypatch, bench.index, "claim", full)
+    with caplog.at_level(logging.ERROR):
+        held = InlineArchivist(bench).run()
+    assert held is not None
+    assert held.state is InstanceState.VERIFIED
+    assert f"the archivist waits for 0 s: {error}" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_claim_that_cannot_be_given_back_is_one_line(
+    bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = StoreFull("the index cannot be written: database or disk is full")
+
+    def fail() -> None:
+        raise full
+
+    just_before(monkeypatch, bench.index, "release", fail)
+    with caplog.at_level(logging.ERROR):
+        InlineArchivist(bench, InlinePool(raising(full))).run()
+    assert f"free again when its lease ends: {full}" in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 # --- what others do meanwhile ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pydicom.tag import BaseTag
 
 from node.archive.serve.amended_header import write_amended, write_edited
 from node.archive.serve.carried_header import removal_note, remove_uncarriable
-from node.archive.serve.derived_object import DerivedParts, prove_object
+from node.archive.serve.derived_object import DerivedParts, prove_object, safe_text
 from node.workers import requests
 from node.workers.requests import ProofRequest
 from storage.errors import NotReconstructable, Unparseable, WorkerDied
@@ -91,9 +92,9 @@ def test_an_amendment_that_removes_a_number_keeps_the_former_one(tmp_path: Path)
 class Proof:
     """The proof of an image's reconstruction; something is done before its objects are read back."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, image: Dataset | None = None) -> None:
         self.bench = ArchiveParts(folder / "archive", coder="none")
-        hold_image(self.bench, small(UID), DERIVED)
+        hold_image(self.bench, image or small(UID), DERIVED)
 
     def run(self, pool: InlinePool) -> None:
         row, hot = self.bench.index.rendition(DERIVED), self.bench.hot
@@ -124,6 +125,22 @@ def test_a_sound_reconstruction_is_proved_with_and_without_noise(proof: Proof, m
     assert len(set(read_back)) == 2
     assert read_back[0] == DERIVED
     assert proof.left() == []
+
+
+def test_an_image_without_a_free_private_block_says_so(tmp_path: Path) -> None:
+    image = small(UID)
+    for block in range(0x10, 0x100):
+        image.add_new(0x00990000 | block, "LO", f"VENDOR {block}")
+    with pytest.raises(NotReconstructable, match="all private blocks of group 0099 are taken") as error:
+        Proof(tmp_path, image).run(InlinePool())
+    assert error.value.code is ReasonCode.NOT_SENDABLE
+
+
+def test_an_error_of_the_system_says_what_it_is_and_no_other_quotes_its_text() -> None:
+    """A full disk is not patient data; the text of an error about a value is."""
+    assert safe_text(OSError(errno.ENOSPC, "No space left on device", "/x")) == "OSError: No space left on device"
+    assert safe_text(OSError("Muster^Anna is no date")) == "OSError"
+    assert safe_text(Unparseable("Muster^Anna is no date")) == "Unparseable"
 
 
 @pytest.mark.parametrize("which", ["drawn", "plain"])
