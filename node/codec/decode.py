@@ -56,6 +56,15 @@ class SideInformation:
                 kind = type(part).__name__
                 raise PayloadError(f"{kind} is of {part.rows} x {part.columns} pixels, the image of {rows} x {columns}")
 
+    def held_pixels(self, shape: tuple[int, int]) -> Mask:
+        """Pixels that residuals or patches hold, so that no noise is drawn there: bool, of ``shape``."""
+        mask = np.zeros(shape, dtype=bool)
+        if self.repairs is not None:
+            mask |= self.repairs.pixels
+        if self.patches is not None:
+            mask |= cell_pixels(self.patches.cells, *shape)
+        return mask
+
 
 @dataclass
 class Decoded:
@@ -162,13 +171,3 @@ def reconstruct(
 def _nothing(shape: tuple[int, ...]) -> Float:
     """Zeros that take no memory: float32, read-only."""
     return np.broadcast_to(np.float32(0), shape)
-
-
-def uncounted(side: SideInformation, shape: tuple[int, int]) -> Mask:
-    """Pixels that residuals or patches hold, so that no noise is drawn there: bool."""
-    mask = np.zeros(shape, dtype=bool)
-    if side.repairs is not None:
-        mask |= side.repairs.pixels
-    if side.patches is not None:
-        mask |= cell_pixels(side.patches.cells, *shape)
-    return mask

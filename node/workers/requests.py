@@ -50,7 +50,7 @@ class UnfinishedObject:
     path: Path
     trailer: bytes
 
-    def finish(self, rendering: Rendering, rendition: Rendition, *, draw: bool) -> None:
+    def append_verified_pixels(self, rendering: Rendering, rendition: Rendition, *, draw: bool) -> None:
         """Append the pixels, little endian, and the trailer. Raises RenditionMismatch, and leaves the file as it is,
         unless they are the pixels that were verified."""
         pixels = verified(rendering, rendition, draw=draw)
@@ -75,7 +75,7 @@ class ReconstructRequest:
     def answer(self, catalogue: Catalogue) -> None:
         base, rendition = read_pair(self.base, self.rendition)
         rendering = Rendering(base, rendition, catalogue, self.model)
-        self.target.finish(rendering, rendition, draw=self.draw)
+        self.target.append_verified_pixels(rendering, rendition, draw=self.draw)
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,13 @@ class ProofRequest:
 
     def answer(self, catalogue: Catalogue) -> str:
         base, made = read_pair(self.base, self.rendition)
-        self._finish(base, made, catalogue)
+        rendering = Rendering(base, made, catalogue, self.model)
+        self.drawn.append_verified_pixels(rendering, made, draw=True)
+        self.plain.append_verified_pixels(rendering, made, draw=False)
+        del rendering  # its memory is free before the objects are read back
         return fault_of_object(self.drawn.path, made.output_digest, made.derived_uid) or fault_of_object(
             self.plain.path, made.structure_digest, made.structure_uid
         )
-
-    def _finish(self, base: Base, made: Rendition, catalogue: Catalogue) -> None:
-        """Finish both objects from one structure, whose memory is free again before they are read back."""
-        rendering = Rendering(base, made, catalogue, self.model)
-        self.drawn.finish(rendering, made, draw=True)
-        self.plain.finish(rendering, made, draw=False)
 
 
 @dataclass(frozen=True)

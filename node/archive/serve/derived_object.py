@@ -61,10 +61,10 @@ def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
 
     Raises RenditionMismatch unless they are those that were verified, and any error of an invalid header.
     """
-    ask(ReconstructRequest(parts.base, parts.rendition, _unfinished(parts, target), parts.draw, parts.model))
+    ask(ReconstructRequest(parts.base, parts.rendition, _write_all_but_pixels(parts, target), parts.draw, parts.model))
 
 
-def _unfinished(parts: DerivedParts, target: Path) -> UnfinishedObject:
+def _write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
     """Write the part before the pixels."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
@@ -80,8 +80,8 @@ def prove_object(parts: DerivedParts, spool: Path, ask: Ask) -> None:
     """
     with tempfile.TemporaryDirectory(dir=spool) as folder:
         try:
-            drawn = _unfinished(replace(parts, draw=True), Path(folder) / "drawn")
-            plain = _unfinished(replace(parts, draw=False), Path(folder) / "plain")
+            drawn = _write_all_but_pixels(replace(parts, draw=True), Path(folder) / "drawn")
+            plain = _write_all_but_pixels(replace(parts, draw=False), Path(folder) / "plain")
             fault = ask(ProofRequest(parts.base, parts.rendition, drawn, plain, parts.model))
         except _UNRELATED:
             raise

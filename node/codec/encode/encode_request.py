@@ -62,7 +62,7 @@ class EncodeRequest:
             regions=self.regions,
         )
         made = encoder.encode_at(self.point) if self.point else encoder.search()
-        return EncodeResult.of(made, encoder, self.original_uid)
+        return EncodeResult(tuple(encoder.tried), EncodedRendition.of(made, self.original_uid) if made else None)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ class ReverifyRequest:
             share=self.patch_share,
             regions=self.regions,
         )
-        return EncodeResult.of(encoder.encode_from_base(base, data), encoder, self.original_uid)
+        made = encoder.encode_from_base(base, data)
+        return EncodeResult(tuple(encoder.tried), EncodedRendition.of(made, self.original_uid) if made else None)
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,6 @@ class EncodeResult:
 
     tried: tuple[Trial, ...]
     made: EncodedRendition | None
-
-    @classmethod
-    def of(cls, made: Encoded | None, encoder: Encoder, original_uid: str) -> EncodeResult:
-        """The result of an encoder's search, as it leaves the worker."""
-        return cls(tuple(encoder.tried), None if made is None else EncodedRendition.of(made, original_uid))
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:

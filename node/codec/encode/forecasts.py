@@ -63,26 +63,26 @@ class SampleSearch:
         scale. ``area``: pixels of breast in the image, over those in the sample.
         """
         *others, baseline = upscalers
-        starts = [self._start(scale, baseline) for scale in scales]
+        starts = [self._with_and_without_companding(scale, baseline) for scale in scales]
         best = self._search_cheapest([candidate for start in starts for candidate in start])
         found = [min(start, key=lambda each: each.forecast) for start in starts]
         for upscaler in others:
-            other = self._candidate(replace(best.point, distance=best.distance), upscaler)
+            other = self._measured_candidate(replace(best.point, distance=best.distance), upscaler)
             while other.forecast <= _RESERVE * best.forecast and not other.ended:
                 other.refine(self.measure)
             if other.forecast <= _RESERVE * best.forecast:
                 found.append(other)
         return [candidate.result(area) for candidate in found]
 
-    def _start(self, scale: int, upscaler: Upscaler) -> list[_Candidate]:
+    def _with_and_without_companding(self, scale: int, upscaler: Upscaler) -> list[_Candidate]:
         """A candidate without companded samples, and one with them where they promise enough."""
         plain, companded = (
-            self._candidate(OperatingPoint(scale, "jpegxl", START[scale], self.effort, each), upscaler)
+            self._measured_candidate(OperatingPoint(scale, "jpegxl", START[scale], self.effort, each), upscaler)
             for each in (False, True)
         )
         return [plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain]
 
-    def _candidate(self, point: OperatingPoint, upscaler: Upscaler) -> _Candidate:
+    def _measured_candidate(self, point: OperatingPoint, upscaler: Upscaler) -> _Candidate:
         """A candidate that has been measured once, at ``point``."""
         candidate = _Candidate(point, upscaler, Walk(point.distance))
         candidate.refine(self.measure)

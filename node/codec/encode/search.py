@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from node.codec.decode import Decoded, SideInformation, uncounted
+from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.base_coding import make_base
 from node.codec.encode.forecasts import SampleForecast, SampleSearch
 from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
@@ -247,8 +247,8 @@ class Encoder:
         began = time.monotonic()
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.figures
-        inside = reference.core & ~uncounted(side, structure.shape)
-        lacking = _lacking(reference, structure, inside)
+        inside = reference.core & ~side.held_pixels(structure.shape)
+        lacking = _missing_band_energies(reference, structure, inside)
         spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
         energy = missing_energy(spectral, structure, inside)
         for _ in range(_DRAWS):
@@ -310,7 +310,7 @@ class Attempt:
         return len(self.base.coded)
 
 
-def _lacking(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _missing_band_energies(reference: Reference, structure: Float, inside: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Energy per octave band of the original less that of the structure, summed over ``inside``."""
     left_out = ~inside & reference.core
     own = band_energies(reference.image, inside, reference.bands, cell_any(left_out))
