@@ -113,14 +113,11 @@ def _load(index: Index, journal: ChangeJournal, made: Rebuilt, progress: Callabl
         nonlocal read
         read += more
 
-    def damaged(segment: Path, line: int) -> None:
-        made.damaged_lines.append(f"line {line} of {segment.name}")
-
     identity, last = journal.archive() or str(uuid.uuid4()), max(journal.last(), 0)
     with loading(index.engine) as connection:
         connection.exec_driver_sql("PRAGMA cache_size=-262144")
         loader = Loader(connection)
-        for group in journal.groups(damaged=damaged, progress=count):
+        for group in journal.groups(damaged=made.damaged_lines.append, progress=count):
             for change in group.rows:
                 loader.add(change)
             made.changes += len(group.rows)

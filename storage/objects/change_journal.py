@@ -77,7 +77,7 @@ class ChangeJournal:
 
     def append(self, group: Group) -> None:
         """Append a line; on return it is on disk. Raises StoreFull."""
-        segment = self._segments()[-1]
+        before, segment = self.last(), self._segments()[-1]
         archive = None
         size = segment.stat().st_size
         if size > _SEGMENT_BYTES:
@@ -87,7 +87,7 @@ class ChangeJournal:
             try:
                 with segment.open("ab") as out:
                     if archive is not None:
-                        head = {"format": FORMAT, "archive": archive, "number": group.number - 1, "whole": False}
+                        head = {"format": FORMAT, "archive": archive, "number": before, "whole": False}
                         out.write(_line(head))
                     out.write(_line({"number": group.number, "rows": group.rows}))
                     fsync_file(out)
@@ -184,15 +184,22 @@ class ChangeJournal:
         self,
         *,
         after: int = -1,
-        damaged: Callable[[Path, int], None] | None = None,
+        damaged: Callable[[str], None] | None = None,
         progress: Callable[[int], None] = lambda size: None,
     ) -> Iterator[Group]:
         """The changes numbered above ``after``, in order, from the newest whole segment on.
 
-        ``damaged(segment, line number)`` is called for each unreadable line, which is then skipped; without it such a
-        line raises JournalDamaged. ``progress(bytes)`` is called for each line.
+        ``damaged`` is called with the name of each unreadable line, which is then skipped, and with the numbers of
+        the commits that a missing segment held; without it they raise JournalDamaged. ``progress(bytes)`` is called for
+        each line.
         """
-        segments = self._segments()
+
+        def report(what: str) -> None:
+            if damaged is None:
+                raise JournalDamaged(f"{what} in {self.folder}: damaged or missing")
+            damaged(what)
+
+        segments, known = self._segments(), after
         whole = [at for at, segment in enumerate(segments) if _header(segment)["whole"]]
         for segment in segments[whole[-1] if whole else 0 :]:
             with segment.open("rb") as lines:
@@ -200,11 +207,14 @@ class ChangeJournal:
                     progress(len(line))
                     content = _content(line.rstrip(b"\n"))
                     if content is None:
-                        if damaged is None:
-                            raise JournalDamaged(f"line {count} of {segment} is damaged")
-                        damaged(segment, count)
-                    elif "rows" in content and content["number"] > after:
-                        yield Group(int(content["number"]), content["rows"])
+                        report(f"line {count} of {segment.name}")
+                        continue
+                    number = int(content["number"])
+                    if "rows" not in content and not content["whole"] and number > known:
+                        report(f"changes {known + 1} to {number}, before {segment.name}")
+                    elif "rows" in content and number > after:
+                        yield Group(number, content["rows"])
+                    known = max(known, number)
 
     def size(self) -> int:
         """The size of all segments, in bytes."""

@@ -62,6 +62,6 @@ def _print(made: Rebuilt) -> None:
     if made.former:
         console.print(f"the former index is kept: {made.former}")
     for line in made.damaged_lines:
-        console.print(f"damaged: {line}", style="bold red")
+        console.print(f"damaged or missing: {line}", style="bold red")
     if made.unlinked_rows:
         console.print(f"{made.unlinked_rows} rows left out, because they belong to a row in a damaged line")

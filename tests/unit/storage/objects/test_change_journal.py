@@ -127,11 +127,31 @@ def test_a_damaged_last_line_is_not_taken_for_the_end(journal: ChangeJournal, la
 def test_a_damaged_line_is_an_error_or_is_told_and_skipped(journal: ChangeJournal) -> None:
     (segment,) = segments(journal)
     damage_line(segment, 3)
-    with pytest.raises(JournalDamaged, match=rf"line 3 of {segment} is damaged"):
+    with pytest.raises(JournalDamaged, match=rf"line 3 of {segment.name} in {journal.folder}: damaged or missing"):
         list(journal.groups())
-    told: list[tuple[Path, int]] = []
-    assert [one.number for one in journal.groups(damaged=lambda *at: told.append(at))] == [3, 5]
-    assert told == [(segment, 3)]
+    told: list[str] = []
+    assert [one.number for one in journal.groups(damaged=told.append)] == [3, 5]
+    assert told == [f"line 3 of {segment.name}"]
+
+
+@pytest.mark.parametrize(("missing", "told"), [(0, "changes 0 to 5"), (1, "changes 6 to 8"), (2, "changes 9 to 9")])
+def test_a_missing_segment_is_an_error_or_is_told(
+    journal: ChangeJournal, monkeypatch: pytest.MonkeyPatch, missing: int, told: str
+) -> None:
+    """A line may hold several commits, so the number of the next line does not tell whether one is missing."""
+    start_a_segment_with_each_group(monkeypatch)
+    for number in (8, 9, 12):
+        journal.append(group(number))
+    assert numbers(journal) == [3, 4, 5, 8, 9, 12]
+    found = segments(journal)
+    found[missing].unlink()
+    found_damaged: list[str] = []
+    kept = [one.number for one in reopened(journal).groups(damaged=found_damaged.append)]
+    assert kept == [number for place, number in ((0, 3), (0, 4), (0, 5), (1, 8), (2, 9), (3, 12)) if place != missing]
+    assert found_damaged == [f"{told}, before {found[missing + 1].name}"]
+    with pytest.raises(JournalDamaged, match=told):
+        list(reopened(journal).groups())
+    assert [one.number for one in reopened(journal).groups(after=9)] == [12], "what is missing is older than the index"
 
 
 def test_segments_that_are_damaged_as_a_whole_are_moved_away_and_named(
@@ -165,9 +185,9 @@ def test_a_segment_without_its_first_line_keeps_its_changes_and_the_name_of_the_
     start_a_segment_with_each_group(monkeypatch)
     journal.append(group(6))
     damage_line(segments(journal)[-1], 1)
-    told: list[int] = []
-    assert [one.number for one in reopened(journal).groups(damaged=lambda _, line: told.append(line))] == [3, 4, 5, 6]
-    assert (told, journal.archive(), journal.whole_since()) == ([1], NAME, 3)
+    told: list[str] = []
+    assert [one.number for one in reopened(journal).groups(damaged=told.append)] == [3, 4, 5, 6]
+    assert (told, journal.archive(), journal.whole_since()) == (["line 1 of changes-000000000006.jsonl"], NAME, 3)
 
 
 def test_a_compacted_segment_that_does_not_read_back_replaces_nothing(
