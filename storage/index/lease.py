@@ -18,6 +18,9 @@ from sqlalchemy import ColumnElement, Connection, Row, Table, or_, update
 
 LONGEST = 3600.0
 """Most seconds of a lease and of ``free_after``; ``archivist.lease`` and ``jobs.lease`` allow no more."""
+_BEYOND = 2 * LONGEST
+"""A lease that ends later than this from now is over: the clock was set back since. Clocks of nodes may differ by less
+than an hour."""
 
 FREE: dict[str, Any] = {"lease_owner": None, "lease_until": None}
 """Values of the lease columns of a row that nobody works on."""
@@ -41,12 +44,12 @@ def free_after(seconds: float) -> dict[str, Any]:
 def is_free(table: Table) -> ColumnElement[bool]:
     """Whether nobody works on the row, or the lease has expired, or its clock has been set back since."""
     until, now = table.c.lease_until, time.time()
-    return or_(until.is_(None), until < now, until > now + LONGEST)
+    return or_(until.is_(None), until < now, until > now + _BEYOND)
 
 
 def is_leased(row: Row[Any]) -> bool:
     """Whether a fetched row has a lease for which ``is_free`` is false."""
-    return row.lease_until is not None and 0 <= row.lease_until - time.time() <= LONGEST
+    return row.lease_until is not None and 0 <= row.lease_until - time.time() <= _BEYOND
 
 
 def owned(table: Table, owner: str, **row: Any) -> ColumnElement[bool]:

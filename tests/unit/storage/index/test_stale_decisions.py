@@ -114,7 +114,7 @@ def test_an_original_that_was_given_up_is_free_at_once_or_after_a_while(index: I
     index.originals.release(packing(index))
     again = packing(index)
     assert again.attempts == 2
-    index.originals.release(again, wait=1e6)
+    index.originals.release(again, wait=3600.0)
     assert index.originals.claim_to_pack("packer", 60.0) is None
 
 
