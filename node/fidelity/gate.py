@@ -307,7 +307,7 @@ def _above(text: str, value: float, limit: float) -> Iterator[str]:
 def paper_figures(
     reference: Reference, image: NDArray[np.generic], most: int = _FSIM_TILES
 ) -> tuple[list[float], float]:
-    """FSIM of tiles with breast, ``most`` of them, evenly spread; and PSNR over all tiles with breast, in dB, its peak
+    """FSIM of at most ``most`` tiles with breast, evenly spread; and PSNR over all tiles with breast, in dB, its peak
     the display window's width."""
 
     def error_of(tile: tuple[int, int]) -> float:

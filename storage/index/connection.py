@@ -150,15 +150,24 @@ def _translate_error(context: ExceptionContext) -> None:
         error, sqlite3.IntegrityError | sqlite3.ProgrammingError
     ):
         return
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    if _primary_code(error) == sqlite3.SQLITE_FULL:
         raise StoreFull(f"the index cannot be written: {error}") from error
-    if code in ADVICE:
-        raise IndexFault(f"the index cannot be used ({error}): {ADVICE[code]}") from error
+    if advice := advice_on(error):
+        raise IndexFault(f"the index cannot be used ({error}): {advice}") from error
+
+
+def advice_on(error: sqlite3.Error) -> str:
+    """What to do about an error of SQLite; empty if its cause is neither the machine nor the file."""
+    return _ADVICE.get(_primary_code(error), "")
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    """SQLite's result code without its extension, such as SQLITE_READONLY for SQLITE_READONLY_DIRECTORY."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 _REBUILD = "put a sound copy back, or stop the node and run `latent-pacs index rebuild`"
-ADVICE = {
+_ADVICE = {
     sqlite3.SQLITE_BUSY: "another process keeps it locked; try again when that has ended",
     sqlite3.SQLITE_LOCKED: "another process keeps it locked; try again when that has ended",
     sqlite3.SQLITE_READONLY: "look at the rights of its file and folder, and whether the disk is mounted read-only",

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from storage.errors import IndexFault, IndexRefused, StoreFull
 from storage.index.change_capture import last_number
-from storage.index.connection import ADVICE
+from storage.index.connection import advice_on
 from storage.index.holdings import Index
 from storage.index.tables import archive
 from storage.objects.change_journal import ChangeJournal
@@ -30,7 +30,9 @@ def quick_check(file: Path) -> None:
     try:
         found = damage_of(file, "quick_check") if file.exists() and file.stat().st_size else []
     except sqlite3.OperationalError as error:
-        raise IndexFault(f"the index {file} cannot be used ({error}): {ADVICE[error.sqlite_errorcode]}") from error
+        if advice := advice_on(error):
+            raise IndexFault(f"the index {file} cannot be used ({error}): {advice}") from error
+        raise
     if found:
         raise IndexRefused(f"the index {file} is damaged ({found[0]}); {REBUILD}")
 

@@ -1,9 +1,9 @@
 """Leases: the right of one worker to work on a row until a time, for any table with ``lease_columns``.
 
 A worker claims a row, renews the lease while it works, and releases it. The lease of a killed worker expires, and
-another worker may claim the row. A lease that ends later than ``LONGEST`` from now was made before the clock was set
-back, and counts as expired. A claim is identified by its owner and by further columns of the row, such as the number of
-attempts, so that a worker that lost its lease changes nothing.
+another worker may claim the row. A lease that ends later than twice ``LONGEST`` from now was made before the clock was
+set back, and counts as expired. A claim is identified by its owner and by further columns of the row, such as the
+number of attempts, so that a worker that lost its lease changes nothing.
 """
 
 from __future__ import annotations

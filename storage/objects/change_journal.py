@@ -77,11 +77,11 @@ class ChangeJournal:
 
     def append(self, group: Group) -> None:
         """Append a line; on return it is on disk. Raises StoreFull."""
-        before, segment = self.last(), self._segments()[-1]
+        segment = self._segments()[-1]
         archive = None
         size = segment.stat().st_size
         if size > _SEGMENT_BYTES:
-            archive, size = str(_header(segment)["archive"]), 0
+            archive, before, size = str(_header(segment)["archive"]), self.last(), 0
             segment = self._segment(group.number)
         with full_disk_is_store_full():
             try:

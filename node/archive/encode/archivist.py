@@ -148,9 +148,11 @@ class Archivist:
             regions = self._regions.on_image(instance, rows, columns)
             request = replace(self._request(claim, path), regions=regions)
             result = self._remake.result(claim, instance, request, ask) if instance.rendition else ask(request)
-            if result is not None and result.made is None:
+            if result is None:
+                pass  # the former rendition is restored, and the claim has ended
+            elif result.made is None:
                 self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
-            elif result is not None and result.made is not None:
+            else:
                 self._writer.write(claim, result.made, result.tried, ask)
         if self._regions.on_image(instance, rows, columns) != regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)

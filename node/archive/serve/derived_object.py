@@ -65,7 +65,7 @@ def make_object(parts: DerivedParts, target: Path, ask: Ask) -> None:
 
 
 def _write_all_but_pixels(parts: DerivedParts, target: Path) -> UnfinishedObject:
-    """Write the part before the pixels."""
+    """Write the part before the pixels; the returned object has the part after them."""
     base, made = read_pair(parts.base, parts.rendition)
     with target.open("wb") as out:
         header = derived_header(base, made, parts.payload_bytes, parts.verified_at, parts.applied, draw=parts.draw)

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from storage.errors import IndexFault, IndexRefused, StoreFull
-from storage.index import Index
+from storage.index import Index, index_trust
 from storage.index.connection import connect, writing
 from storage.index.index_trust import IndexStanding, damage_of, quick_check
 from storage.index.opening import open_checked_index
@@ -80,6 +80,26 @@ def test_an_index_that_cannot_be_opened_is_one_sentence(file: Path, monkeypatch:
     file.write_bytes(b"x")
     monkeypatch.setattr(sqlite3, "connect", forbidden)
     with pytest.raises(IndexFault, match=f"the index {file} cannot be used .*: look whether .* at their rights"):
+        quick_check(file)
+
+
+def test_an_error_with_an_extended_code_gets_the_advice_of_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as SQLITE_READONLY_DIRECTORY, where the folder of an index may not be written."""
+    error = sqlite3.OperationalError("attempt to write a readonly database")
+    error.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY
+
+    def broken(*_: object) -> list[str]:
+        raise error
+
+    file = tmp_path / "index.sqlite"
+    file.write_bytes(b"x")
+    monkeypatch.setattr(index_trust, "damage_of", broken)
+    with pytest.raises(IndexFault, match="look at the rights of its file and folder"):
+        quick_check(file)
+    error.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
         quick_check(file)
 
 
