@@ -49,7 +49,13 @@ from node.training.image_files import Picture
 from node.workers.memory import keep_freed
 from storage.formats.payload import decode_base, decode_rendition, encode_rendition
 
-PARTS = {"sample": "_forecasts", "attempts": "_attempt", "repairs": "_repair", "verdict": "_with_noise"}
+PARTS = {
+    "sample": "_forecasts",
+    "attempts": "_attempt",
+    "upscaler": "_upscaler_for",
+    "repairs": "_repair",
+    "verdict": "_with_noise",
+}
 """The method of Encoder that each part is measured by."""
 
 

@@ -130,8 +130,10 @@ def payload_of(pixels: NDArray[np.uint16], bits: int) -> Payload:
     own, made = (band_energies(values, reference.core)[:BANDS] for values in (reference.image, structure))
     noise = measure_deviation(reference.image, structure, reference.core, reference.counted)
     lacking = (own - made).sum(axis=(1, 2))
-    noise = with_spectrum(decode_noise(encode_noise(noise)), reference.image, structure, reference.core)
-    noise = with_band_energies(noise, missing_energy(noise, structure, reference.core), lacking)
+    noise = decode_noise(encode_noise(noise))
+    deviation = noise.deviation(structure)
+    noise = with_spectrum(noise, reference.image, structure, reference.core, deviation)
+    noise = with_band_energies(noise, missing_energy(deviation, reference.core), lacking)
     return Payload(encode_base(base), encode_noise(noise))
 
 

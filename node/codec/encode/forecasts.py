@@ -1,4 +1,4 @@
-"""Forecasts the bytes of each scale and upscaler, by a search on a sample of the image.
+"""Forecasts the bytes of each scale with the baseline upscaler, by a search on a sample of the image.
 
 The candidate with the lowest forecast is searched until its operating point is found. Every other candidate is searched
 only for as long as its forecast is lower.
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from node.codec.encode.quantiser_walk import AIM, Walk
-from node.upscalers.protocol import Upscaler
 from storage.records import OperatingPoint, Trial
 
 START = {1: 2.0, 2: 0.9, 4: 0.5}
@@ -21,15 +20,13 @@ _SAMPLE_LOOKS = 5
 """Most times that the sample is coded per candidate."""
 _CLOSE = 0.1
 """The search ends when the natural logarithm of burden over aim is at most this: the sample is no more exact."""
-_DEARER = 1.25
+DEARER = 1.25
 """log2 increase of the bytes per halving of the burden; typical. It converts one trial into a forecast."""
-_RESERVE = 0.98
-"""Another upscaler is preferred to the baseline if its forecast is at most this share of the baseline's."""
 _COMPANDED = 0.95
 """Samples are companded if the first forecast is at most this share of the other. Films have 0.83 to 0.88; two digital
 images with 0.98 took 13% and 41% more bytes on the whole when companded."""
 
-Measure = Callable[[OperatingPoint, Upscaler], tuple[int, float, tuple[str, ...]]]
+Measure = Callable[[OperatingPoint], tuple[int, float, tuple[str, ...]]]
 """Codes the sample at an operating point and returns the bytes of the base, the burden of the structure, and a sentence
 for each limit of the whole image that it misses."""
 
@@ -43,7 +40,6 @@ class SampleForecast:
     """
 
     point: OperatingPoint
-    upscaler: Upscaler
     payload_bytes: int
     slope: float
     trial: Trial
@@ -51,57 +47,42 @@ class SampleForecast:
 
 @dataclass(frozen=True)
 class SampleSearch:
-    """Searches on one sample, which ``measure`` codes at ``effort``."""
+    """Searches on one sample, which ``measure`` codes at ``effort`` and upscales by ``upscaler``."""
 
     measure: Measure
     effort: int
+    upscaler: str
 
-    def forecasts(self, upscalers: Sequence[Upscaler], scales: Sequence[int], area: float) -> list[SampleForecast]:
+    def forecasts(self, scales: Sequence[int], area: float) -> list[SampleForecast]:
         """The forecasts of the scales, in no order; the trials of those that cannot pass say why.
 
-        The last upscaler is the baseline, and all scales are searched with it. Any other one goes on from the cheapest
-        scale. ``area``: pixels of breast in the image, over those in the sample.
+        ``area``: pixels of breast in the image, over those in the sample.
         """
-        *others, baseline = upscalers
-        starts = [self._with_and_without_companding(scale, baseline) for scale in scales]
-        best = self._search_cheapest([candidate for start in starts for candidate in start])
+        starts = [self._with_and_without_companding(scale) for scale in scales]
+        self._search_cheapest([candidate for start in starts for candidate in start])
         found = [min(start, key=lambda each: each.forecast) for start in starts]
-        for upscaler in others:
-            other = self._measured_candidate(replace(best.point, distance=best.distance), upscaler)
-            while other.forecast <= _RESERVE * best.forecast and not other.ended:
-                other.refine(self.measure)
-            if other.forecast <= _RESERVE * best.forecast:
-                found.append(other)
-        return [candidate.result(area) for candidate in found]
+        return [candidate.result(area, self.upscaler) for candidate in found]
 
-    def _with_and_without_companding(self, scale: int, upscaler: Upscaler) -> list[_Candidate]:
+    def _with_and_without_companding(self, scale: int) -> list[_Candidate]:
         """A candidate without companded samples, and one with them where they promise enough."""
-        plain, companded = (
-            self._measured_candidate(OperatingPoint(scale, "jpegxl", START[scale], self.effort, each), upscaler)
-            for each in (False, True)
-        )
+        points = (OperatingPoint(scale, "jpegxl", START[scale], self.effort, each) for each in (False, True))
+        plain, companded = (_Candidate(point, Walk(point.distance)) for point in points)
+        plain.refine(self.measure)
+        companded.refine(self.measure)
         return [plain, companded] if companded.forecast <= _COMPANDED * plain.forecast else [plain]
 
-    def _measured_candidate(self, point: OperatingPoint, upscaler: Upscaler) -> _Candidate:
-        """A candidate that has been measured once, at ``point``."""
-        candidate = _Candidate(point, upscaler, Walk(point.distance))
-        candidate.refine(self.measure)
-        return candidate
-
-    def _search_cheapest(self, candidates: Sequence[_Candidate]) -> _Candidate:
+    def _search_cheapest(self, candidates: Sequence[_Candidate]) -> None:
         """Refine whichever candidate is the cheapest, until the cheapest one has ended."""
         while not (best := min(candidates, key=lambda each: each.forecast)).ended:
             best.refine(self.measure)
-        return best
 
 
 @dataclass
 class _Candidate:
-    """A scale and an upscaler. ``forecast``: bytes of the sample at the distance that just passes, infinite if none
+    """A scale, companded or not. ``forecast``: bytes of the sample at the distance that just passes, infinite if none
     does; ``size`` and ``wrong``: what the last trial found; ``seconds``: wall time so far."""
 
     point: OperatingPoint
-    upscaler: Upscaler
     walk: Walk
     forecast: float = math.inf
     distance: float = 0.0
@@ -115,8 +96,8 @@ class _Candidate:
         """Code the sample once more, at the next distance of the secant method."""
         began = time.monotonic()
         point = replace(self.point, distance=round(self.walk.distance, 4))
-        self.size, burden, self.wrong = measure(point, self.upscaler)
-        self.forecast = self.size * (burden / AIM) ** _DEARER
+        self.size, burden, self.wrong = measure(point)
+        self.forecast = self.size * (burden / AIM) ** DEARER
         self.looks += 1
         moves = self.walk.step(burden)
         self.distance = self.walk.distance
@@ -125,10 +106,10 @@ class _Candidate:
             self.forecast = math.inf
         self.seconds += time.monotonic() - began
 
-    def result(self, area: float) -> SampleForecast:
+    def result(self, area: float, upscaler: str) -> SampleForecast:
         failed = self.forecast == math.inf
         point = replace(self.point, distance=round(self.distance, 4))
         size = round((self.size if failed else self.forecast) * area)
         wrong = self.wrong if failed else ()
-        trial = Trial(str(point), self.upscaler.name, size, wrong, round(self.seconds, 2), sample=True)
-        return SampleForecast(point, self.upscaler, size, self.walk.slope, trial)
+        trial = Trial(str(point), upscaler, size, wrong, round(self.seconds, 2), sample=True)
+        return SampleForecast(point, size, self.walk.slope, trial)

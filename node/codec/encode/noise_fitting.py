@@ -53,12 +53,11 @@ def measure_deviation(original: Float, structure: Float, breast: Mask, counted: 
     return replace(model, place=_place(energy, model, structure, counted))
 
 
-def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask) -> NoiseModel:
+def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask, deviation: Float) -> NoiseModel:
     """The model with the spectrum of the missing noise, and with the cells in which nothing is drawn.
 
-    ``inside``: pixels of breast that are coded by base and noise.
+    ``inside``: pixels of breast that are coded by base and noise. ``deviation``: the model's, of ``structure``.
     """
-    deviation = model.deviation(structure)
     most = reduced(padded_to_cells(deviation, CELL, edge=True), CELL, np.maximum)
     quiet = _flat(original) & (most > _FAINT)
     return replace(
@@ -186,9 +185,9 @@ def spectrum_codes(power: NDArray[np.float64]) -> Codes:
     return np.asarray(np.maximum(np.rint(255 + steps), 0).astype(np.uint8) * (steps > -80), dtype=np.uint8)
 
 
-def missing_energy(model: NoiseModel, structure: Float, inside: Mask) -> float:
-    """Energy of the model's noise before its gain, summed over ``inside``, in grey levels squared."""
-    return float(np.square(model.deviation(structure)[inside], dtype=np.float64).sum())
+def missing_energy(deviation: Float, inside: Mask) -> float:
+    """Energy of noise of that standard deviation, summed over ``inside``, in grey levels squared."""
+    return float(np.square(deviation[inside], dtype=np.float64).sum())
 
 
 def with_band_energies(model: NoiseModel, energy: float, wanted: NDArray[np.float64]) -> NoiseModel:

@@ -44,23 +44,32 @@ _WINDOW = REACH + 1
 
 
 def points_for(
-    reference: Reference, structure: Float, specks: Specks, changed: Cells, exact: Cells, limits: Thresholds
+    reference: Reference,
+    structure: Float,
+    specks: Specks,
+    changed: Cells,
+    exact: Cells,
+    limits: Thresholds,
+    *,
+    again: bool = False,
 ) -> Points | None:
     """Points that restore lost specks and remove invented ones; None if no point is needed.
 
     ``structure``: float32, grey levels; ``specks``: those of all of its tiles before the cells ``changed`` were
     repaired. ``exact``: cells where no point is set, since they are stored exactly. Cells are of 16 pixels, bool.
-    Specks are measured as they will be served, in whole grey levels.
+    Specks are measured as they will be served, in whole grey levels. ``again``: the structure has points already, and
+    only specks that are wrong get further ones.
     """
     fitting = _Fitting(reference, structure.copy())
-    again = [tile for tile in reference.tiles if changed[around(tile, HALO)].any()]
-    specks = specks | specks_of(reference, np.rint(structure), again)
+    stale = [tile for tile in reference.tiles if changed[around(tile, HALO)].any()]
+    specks = specks | specks_of(reference, np.rint(structure), stale)
 
     def free(some: Iterable[Speck]) -> list[Speck]:
         return [speck for speck in some if not exact[speck.row // CELL, speck.column // CELL]]
 
     # at first all: a speck that keeps its contrast may have a soft edge
-    unseen = {(speck.row, speck.column) for speck in free(counting(speck_lists(specks)[0], limits))}
+    first = [] if again else free(counting(speck_lists(specks)[0], limits))
+    unseen = {(speck.row, speck.column) for speck in first}
     for _ in range(_ROUNDS):
         own, made = speck_lists(specks)
         wrong = {speck for some in wrong_specks(own, made, limits) for speck in free(some)}

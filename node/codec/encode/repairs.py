@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.point_fitting import points_for
 from node.codec.patches import Patches, cells_under, cut, encode_patches
+from node.codec.points import joined
 from node.codec.residuals import CodedResiduals
 from node.fidelity.gate import StructureFigures, broken_cells, cell_any, measure_structure, speck_lists, wrong_specks
 from node.fidelity.reference import Reference
@@ -68,7 +69,7 @@ class Repairer:
         """
         found = measure_structure(self.reference, plain, limits=self.limits, before=before)
         side = self._side_information(structure, found)
-        return self._patched(side, decoded, decoded.with_side(structure.copy(), side), found)
+        return self._patched(side, decoded, decoded.with_side(structure.copy(), side), found, structure)
 
     def with_even_places_patched(
         self, decoded: Decoded, repaired: Repaired, served: Pixels
@@ -91,17 +92,35 @@ class Repairer:
     def _patch_share(self) -> float:
         return self.share + float(cells_under(self.regions, *self.pixels.shape).mean())
 
-    def _patched(self, side: SideInformation, decoded: Decoded, structure: Float, found: StructureFigures) -> Repaired:
-        """The structure with exact patches for what still fails. ``found``: in any structure of the image."""
+    def _patched(
+        self,
+        side: SideInformation,
+        decoded: Decoded,
+        structure: Float,
+        found: StructureFigures,
+        bare: Float | None = None,
+    ) -> Repaired:
+        """The structure with exact patches for what still fails.
+
+        ``found``: in any structure of the image. ``bare``: the structure without ``side``, if points may be added: a
+        patch changes the contrast of the specks beside it, and patches of those would do so in turn.
+        """
         for _ in range(_ROUNDS):
             plain = decoded.rounded_structure(structure, side)
             found = measure_structure(self.reference, plain, before=found)
             if self.limits is None:
                 break
             patches = _with_failures_patched(self.pixels, found, side.patches, self.limits, self._patch_share)
-            if patches is side.patches:
+            if patches is None or patches is side.patches:
                 break
             side = replace(side, patches=patches)
+            if bare is not None:
+                plain = decoded.rounded_structure(structure, side)
+                near = points_for(
+                    *(self.reference, plain, found.specks, patches.cells, patches.cells, self.limits), again=True
+                )
+                side = replace(side, points=joined(side.points, near))
+                structure = decoded.with_side(bare.copy(), side)
         return Repaired(side, structure, plain, found)
 
     def _side_information(self, structure: Float, found: StructureFigures) -> SideInformation:
@@ -157,7 +176,7 @@ def uneven_cells(pixels: Pixels, served: Pixels, reference: Reference) -> Bools:
     """Cells in which pixels of an even place are served with other values that show: drawn noise in a clipped needle,
     or the coder's ringing in the air beside a marker."""
     off = np.abs(served - reference.image) > _SHOWN * reference.window.width
-    return cell_any(off & _even_places(pixels))
+    return cell_any(_in_even_places(pixels, off))
 
 
 def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float) -> Patches | None:
@@ -169,22 +188,14 @@ def extended(pixels: Pixels, patches: Patches | None, cells: Bools, share: float
     return cut(pixels, cells) if cells.any() and cells.mean() <= share else patches
 
 
-def _even_places(pixels: Pixels) -> Bools:
-    """Pixels in the middle of a square of ``_EVEN_SIDE`` pixels of one value: bool, shape of ``pixels``."""
+def _in_even_places(pixels: Pixels, marks: Bools) -> Bools:
+    """The marks that lie in the middle of a square of ``_EVEN_SIDE`` pixels of one value: bool, shape of ``pixels``."""
     margin = _EVEN_SIDE // 2
-    even = np.zeros(pixels.shape, dtype=bool)
-    if min(pixels.shape) >= _EVEN_SIDE:
-        across = _runs(pixels[:, 1:] == pixels[:, :-1], _EVEN_SIDE - 1)
-        middle = pixels[:, margin:-margin]
-        down = _runs((middle[1:] == middle[:-1]).T, _EVEN_SIDE - 1).T
-        even[margin:-margin, margin:-margin] = _runs(across.T, _EVEN_SIDE).T & down
-    return even
-
-
-def _runs(marks: Bools, length: int) -> Bools:
-    """Where ``length`` marks follow on each other in a row: bool, shorter by ``length`` - 1 columns."""
-    count = marks.shape[1] - length + 1
-    runs = marks[:, :count].copy()
-    for shift in range(1, length):
-        runs &= marks[:, shift : shift + count]
-    return runs
+    found = np.zeros(pixels.shape, dtype=bool)
+    rows, columns = np.nonzero(marks[margin:-margin, margin:-margin])
+    rows, columns = rows + margin, columns + margin
+    for down, across in np.ndindex(_EVEN_SIDE, _EVEN_SIDE):  # few marks are left after the first of these
+        same = pixels[rows + down - margin, columns + across - margin] == pixels[rows, columns]
+        rows, columns = rows[same], columns[same]
+    found[rows, columns] = True
+    return found

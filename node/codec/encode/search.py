@@ -3,7 +3,8 @@
 The search has five steps; docs/ENCODER.md has the diagram, the terms and the constants:
 
 1. A search on a sample finds, for each scale, the coarsest quantiser that passes the gate (forecasts.py).
-2. The cheapest one is tried on the whole image, and its distance is changed until the image passes.
+2. The cheapest one is tried on the whole image. The upscaler is chosen there, and the distance is changed until the
+   image passes.
 3. Single places that fail are repaired by residuals, points and exact patches.
 4. The missing noise is measured, modelled and drawn.
 5. The gate measures the structure and the served image against the original.
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from node.codec.decode import Decoded, SideInformation
 from node.codec.encode.base_coding import make_base
-from node.codec.encode.forecasts import SampleForecast, SampleSearch
+from node.codec.encode.forecasts import DEARER, SampleForecast, SampleSearch
 from node.codec.encode.noise_fitting import measure_deviation, missing_energy, with_band_energies, with_spectrum
 from node.codec.encode.quantiser_walk import AIM, NEAR, SLOPE, Walk
 from node.codec.encode.repairs import Repaired, Repairer
@@ -60,6 +61,11 @@ Box = tuple[int, int, int, int]
 
 _LOOKS = 4
 """Most times that the whole image is coded in step 2."""
+_PROMISING = 0.99
+"""Another upscaler than the baseline is tried on the whole image if it promises at most this share of the baseline's
+bytes on the sample, which often shows less than there is to save."""
+_RESERVE = 0.97
+"""It is taken if it promises at most this share of the bytes on the whole image, since it takes longer to decode."""
 _FINISHES = 3
 """Most times that steps 3 to 5 are tried, each time with a finer quantiser."""
 _FINER = 0.85
@@ -132,7 +138,7 @@ class Encoder:
         dearer = 1.0
         for forecast in sorted(self._forecasts(), key=lambda each: each.payload_bytes):
             if best is None:  # the image has bytes that the sample lacks, such as labels
-                dearer = self._attempt(forecast.point, forecast.upscaler).base_bytes / forecast.payload_bytes
+                dearer = self._attempt(forecast.point, self._baseline).base_bytes / forecast.payload_bytes
             elif forecast.payload_bytes * dearer + best.side_bytes > _WORTH * best.payload_bytes:
                 break
             made = self._refined(forecast)
@@ -158,23 +164,30 @@ class Encoder:
         passed = [each for each in made if self.limits is None or each.verdict.passed]
         return min(passed, key=lambda each: each.payload_bytes) if passed else None
 
+    @property
+    def _baseline(self) -> Upscaler:
+        return self.upscalers[-1]
+
     # --- on the sample ---
+
+    @cached_property
+    def _sampler(self) -> Encoder:
+        """The same encoder for a sample of the image; itself if the image is too small for one."""
+        source, reference = sample_of(self.source, self.reference)
+        return self if source is self.source else replace(self, source=source, reference=reference)
 
     def _forecasts(self) -> list[SampleForecast]:
         """What each scale will take, searched on a sample of the image."""
-        limits = self.limits
+        limits, sampler = self.limits, self._sampler
         assert limits is not None
-        source, reference = sample_of(self.source, self.reference)
-        sampled = source is not self.source
-        area = self.reference.core.sum() / source.pixels.size if sampled else 1.0
-        sampler = replace(self, source=source, reference=reference) if sampled else self
+        area = 1.0 if sampler is self else self.reference.core.sum() / sampler.source.pixels.size
 
-        def measure_on_sample(point: OperatingPoint, upscaler: Upscaler) -> tuple[int, float, tuple[str, ...]]:
-            attempt = sampler._attempt(point, upscaler)
+        def measure_on_sample(point: OperatingPoint) -> tuple[int, float, tuple[str, ...]]:
+            attempt = sampler._attempt(point, self._baseline)
             wrong = tuple(failures_of_whole(attempt.figures, limits))
             return attempt.base_bytes, burden(attempt.figures, limits), wrong
 
-        found = SampleSearch(measure_on_sample, self.effort).forecasts(self.upscalers, self.scales, area)
+        found = SampleSearch(measure_on_sample, self.effort, self._baseline.name).forecasts(self.scales, area)
         self.tried.extend(forecast.trial for forecast in found)
         return [forecast for forecast in found if not forecast.trial.failures]
 
@@ -185,7 +198,7 @@ class Encoder:
         passes.
         """
         assert self.limits is not None
-        point, upscaler, best = forecast.point, forecast.upscaler, None
+        point, upscaler, best = forecast.point, self._upscaler_for(forecast.point), None
         walk = Walk(point.distance, forecast.slope)
         for _ in range(_LOOKS):
             began = time.monotonic()
@@ -212,6 +225,28 @@ class Encoder:
             finer = float(np.clip((AIM / burden_now) ** (1 / SLOPE), _FINER, 0.98)) if burden_now > 1 else _FINER
             best = self._attempt(replace(point, distance=round(best.base.point.distance * finer, 4)), upscaler)
         return None
+
+    def _upscaler_for(self, point: OperatingPoint) -> Upscaler:
+        """The first upscaler that saves enough bytes over the baseline, measured at one base; else the baseline.
+
+        No network has been trained on companded bases, so those get the baseline.
+        """
+        for other in () if point.companded else self.upscalers[:-1]:
+            if self._sampler is self or self._sampler._compared(point, other)[0] <= _PROMISING:
+                began, (share, attempt) = time.monotonic(), self._compared(point, other)
+                if share <= _RESERVE:
+                    self.last = attempt
+                    return other
+                wrong = f"it promises {share:.3g} of the bytes that {self._baseline.name} takes, above {_RESERVE:g}"
+                self._note(point, other, attempt.base_bytes, (wrong,), began)
+        return self._baseline
+
+    def _compared(self, point: OperatingPoint, other: Upscaler) -> tuple[float, Attempt]:
+        """The bytes with which another upscaler is expected to pass, over those of the baseline; and its attempt."""
+        assert self.limits is not None
+        plain = self._attempt(point, self._baseline)
+        made = self._measured_attempt(plain.base, plain.data, plain.decoded, other)
+        return (burden(made.figures, self.limits) / burden(plain.figures, self.limits)) ** DEARER, made
 
     def _attempt(self, point: OperatingPoint, upscaler: Upscaler) -> Attempt:
         last = self.last
@@ -249,12 +284,14 @@ class Encoder:
         side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.figures
         inside = reference.core & ~side.held_pixels(structure.shape)
         lacking = _missing_band_energies(reference, structure, inside)
-        spectral = with_spectrum(attempt.noise or self._deviation(decoded), reference.image, structure, inside)
-        energy = missing_energy(spectral, structure, inside)
+        noise = attempt.noise or self._deviation(decoded)
+        deviation = noise.deviation(structure)
+        spectral = with_spectrum(noise, reference.image, structure, inside, deviation)
+        energy = missing_energy(deviation, inside)
         for _ in range(_DRAWS):
             coded_noise = encode_noise(with_band_energies(spectral, energy, lacking))
             side = replace(side, noise=decode_noise(coded_noise))
-            grain = decoded.drawn_noise(attempt.upscaler, attempt.task, structure, side)
+            grain = decoded.drawn_noise(attempt.upscaler, attempt.task, structure, side, deviation)
             served = decoded.pixels(structure + grain, side)
             bands = band_energies(served.astype(np.float32), reference.core)
             have, wanted = (each[:BANDS].sum(axis=(1, 2)) for each in (bands, reference.bands))

@@ -37,7 +37,11 @@ NAMES = [each.name for each in fields(NoiseModel)]
 
 
 def in_bands(model: NoiseModel, structure: Float, inside: NDArray[np.bool_], wanted: NDArray[np.float64]) -> NoiseModel:
-    return with_band_energies(model, missing_energy(model, structure, inside), wanted)
+    return with_band_energies(model, missing_energy(model.deviation(structure), inside), wanted)
+
+
+def spectral_of(plain: NoiseModel, original: Float, structure: Float, inside: NDArray[np.bool_]) -> NoiseModel:
+    return with_spectrum(plain, original, structure, inside, plain.deviation(structure))
 
 
 def white(rows: int, columns: int, seed: int) -> Float:
@@ -299,7 +303,7 @@ def test_cells_of_one_value_are_quiet() -> None:
     everywhere = np.ones(original.shape, dtype=bool)
     own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
     plain = measure_deviation(original, structure, everywhere, everywhere)
-    told = in_bands(with_spectrum(plain, original, structure, everywhere), structure, everywhere, own - made)
+    told = in_bands(spectral_of(plain, original, structure, everywhere), structure, everywhere, own - made)
     drawn = told.draw(structure, 1)
     assert not drawn[128:192, 256:320].any()
     assert drawn[128:192, 192:256].all()
@@ -346,7 +350,7 @@ def test_what_is_drawn_has_the_energy_that_was_missing_in_every_band() -> None:
     everywhere = np.ones(original.shape, dtype=bool)
     own, made = (band_energies(image, everywhere)[:BANDS].sum(axis=(1, 2)) for image in (original, structure))
     plain = measure_deviation(original, structure, everywhere, everywhere)
-    spectral = with_spectrum(plain, original, structure, everywhere)
+    spectral = spectral_of(plain, original, structure, everywhere)
     told = decode_noise(encode_noise(in_bands(spectral, structure, everywhere, own - made)))
     drawn = band_energies(structure + told.draw(structure, 9), everywhere)[:BANDS].sum(axis=(1, 2))
     np.testing.assert_allclose(10 * np.log10((drawn - made) / (own - made)), 0, atol=0.4)
@@ -361,7 +365,7 @@ def test_the_spectrum_is_measured_beside_patches_that_leave_no_tile_whole() -> N
     inside = np.ones(original.shape, dtype=bool)
     inside[96:112, 96:160] = inside[144:160, 96:160] = inside[112:144, 96:112] = inside[112:144, 144:160] = False
     plain = measure_deviation(original, structure, inside, inside)
-    spectral = with_spectrum(plain, original, structure, inside)
+    spectral = spectral_of(plain, original, structure, inside)
     again = unit(512, 512, spectral.spectrum, 1)
     assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(original - structure), abs=0.1)
 
@@ -390,7 +394,7 @@ def test_a_lost_line_is_not_drawn_as_streaks() -> None:
 
     def streaks(image: Float) -> float:
         plain = measure_deviation(image, structure, everywhere, everywhere)
-        spectral = with_spectrum(plain, image, structure, everywhere)
+        spectral = spectral_of(plain, image, structure, everywhere)
         return float(unit(512, 512, spectral.spectrum, 1).mean(axis=1).std())
 
     assert streaks(lined) < 1.3 * streaks(original)
@@ -411,7 +415,7 @@ def test_nothing_is_missing_in_the_original_itself() -> None:
     original, _, _ = known(256, 256)
     everywhere = np.ones(original.shape, dtype=bool)
     found = measure_deviation(original, original, everywhere, everywhere)
-    told = in_bands(with_spectrum(found, original, original, everywhere), original, everywhere, np.zeros(BANDS))
+    told = in_bands(spectral_of(found, original, original, everywhere), original, everywhere, np.zeros(BANDS))
     assert not told.draw(original, 1).any()
 
 
@@ -420,7 +424,7 @@ def test_a_breast_smaller_than_a_periodogram_gets_its_own_noise() -> None:
     small = np.zeros(original.shape, dtype=bool)
     small[:100, :100] = True
     plain = measure_deviation(original, structure, small, np.ones_like(small))
-    spectral = with_spectrum(plain, original, structure, small)
+    spectral = spectral_of(plain, original, structure, small)
     again = unit(512, 512, spectral.spectrum, 1)
     missing = (original - structure)[small].reshape(100, 100)
     assert np.mean(again[:, 1:] * again[:, :-1]) == pytest.approx(correlation(missing), abs=0.1)

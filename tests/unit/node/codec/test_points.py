@@ -4,6 +4,7 @@ the encoder sets them (point_fitting.py)."""
 from __future__ import annotations
 
 import contextlib
+from random import Random
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from node.codec.points import (
     decode_points,
     encode_points,
     grey_levels,
+    joined,
     level_of,
 )
 from node.fidelity.gate import cell_any, speck_lists, specks_of, wrong_specks
@@ -203,6 +205,36 @@ def test_specks_in_cells_that_are_stored_exactly_take_no_points() -> None:
     assert points is not None
     assert {spot.column // CELL for spot in points.spots} == {8}
     assert points_in(reference, structure, np.ones((32, 32), dtype=bool)) is None
+
+
+def test_only_wrong_specks_get_further_points() -> None:
+    """Beside a patch: what it changed is corrected, and the rest keeps its points, whatever its edges are like."""
+    reference, structure, places = with_specks("MONOCHROME2", 1.4)
+    points = points_in(reference, structure)
+    assert points is not None
+    repaired = structure + points.field()
+    row, column = places[0]
+    y, x = np.mgrid[0:512, 0:512]
+    repaired -= 300 * np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 1.4**2)).astype(np.float32)
+    specks = specks_of(reference, np.rint(repaired), reference.tiles)
+    none = np.zeros((32, 32), dtype=bool)
+    more = points_for(reference, repaired, specks, none, none, LIMITS, again=True)
+    assert more is not None
+    assert {(round(spot.row, -1), round(spot.column, -1)) for spot in more.spots} == {(row, column)}
+    assert wrong(reference, repaired) == [(row, column)]
+    assert wrong(reference, repaired + more.field()) == []
+
+
+@given(some_points(), st.randoms())
+def test_joined_points_add_up_as_the_decoder_adds_them(points: Points, random: Random) -> None:
+    """To the last bit: the pixels that were verified depend on the order of a sum."""
+    some = [random.random() < 0.5 for _ in points.spots]
+    parts = [
+        Points(points.rows, points.columns, tuple(s for s, own in zip(points.spots, some, strict=True) if own == side))
+        for side in (True, False)
+    ]
+    assert joined(parts[0], parts[1]) == decode_points(encode_points(points))
+    assert joined(parts[0], None) is joined(None, parts[0]) is parts[0]
 
 
 def test_nothing_to_mend() -> None:
