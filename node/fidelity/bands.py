@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
+from storage.formats.geometry import CELL, TILE, reduced
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def band_energies(
 
 def tile_sums(values: NDArray[Any]) -> NDArray[np.float64]:
     """Sums over tiles, those at the right and the lower border cut off: float64 (tile rows, tile columns)."""
-    return reduced(padded_to_cells(values, TILE), TILE, np.add, np.float64)
+    return reduced(values, TILE, np.add, np.float64)
 
 
 def around(tile: tuple[int, int], margin: int) -> tuple[slice, slice]:

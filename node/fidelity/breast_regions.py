@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.formats.geometry import CELL, TILE, padded_to_cells
+from storage.formats.geometry import CELL, TILE, reduced
 
 Pixels = NDArray[np.uint16]
 Mask = NDArray[np.bool_]
@@ -121,10 +121,8 @@ def _is_uneven(air: NDArray[np.float32], breast: NDArray[np.float32]) -> bool:
 
 
 def _block_means(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    padded = padded_to_cells(values, CELL, edge=True)
-    shape = (padded.shape[0] // CELL, CELL, padded.shape[1] // CELL, CELL)
-    means: NDArray[np.float32] = padded.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
-    return means
+    sides = (np.minimum(CELL, length - np.arange(0, length, CELL)) for length in values.shape)
+    return np.asarray(reduced(values, CELL, np.add, np.float64) / np.outer(*sides), dtype=np.float32)
 
 
 def without_strips(mask: Mask) -> tuple[Mask, Mask]:

@@ -24,7 +24,7 @@ from node.fidelity.lines import WIDTHS, Lines
 from node.fidelity.reference import Reference, cut
 from node.fidelity.specks import HALO, Speck, specks_of_tile
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, TILE, padded_to_cells, reduced
+from storage.formats.geometry import CELL, TILE, reduced
 from storage.records import Thresholds, Verdict
 
 Float = NDArray[np.float32]
@@ -115,7 +115,7 @@ def measure_structure(
         shift=float(np.abs(tile_sums(np.where(reference.core, error, 0))[large] / inside[large]).max()) / width,
         slow=float(np.sqrt((bands[BANDS][large] / inside[large]).max())) / width,
         periodic=reference.repetition.look(error),
-        outside=_cell_max(np.where(reference.breast, np.float32(0), np.abs(error))) / np.float64(width),
+        outside=reduced(np.where(reference.breast, np.float32(0), np.abs(error)), CELL, np.maximum) / np.float64(width),
         specks=found,
         error=error,
         bands=bands,
@@ -225,10 +225,8 @@ def decibels(energy: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[n
 
 def _where_flat(original: Float, drawn: Float) -> float:
     """The greatest RMS of drawn noise in a cell of 16 pixels in which the original has one value."""
-    rows, columns = (length // CELL * CELL for length in original.shape)
-    whole = original[:rows, :columns]
-    flat = reduced(whole, CELL, np.maximum) == reduced(whole, CELL, np.minimum)
-    energy = reduced(np.square(drawn[:rows, :columns]), CELL, np.add) / CELL**2
+    flat = reduced(original, CELL, np.maximum) == reduced(original, CELL, np.minimum)
+    energy = reduced(np.square(drawn), CELL, np.add) / CELL**2
     return float(np.sqrt(energy[flat].max())) if flat.any() else 0.0
 
 
@@ -347,8 +345,4 @@ def as_shown(reference: Reference, structure: Float) -> Float:
 
 def cell_any(mask: NDArray[np.bool_]) -> Cells:
     """Which cells of 16 pixels hold a marked pixel: bool, (rows / 16, columns / 16), rounded up."""
-    return _cell_max(mask.astype(np.float32)) > 0
-
-
-def _cell_max(values: Float) -> Float:
-    return reduced(padded_to_cells(values, CELL), CELL, np.maximum)
+    return reduced(mask.view(np.uint8), CELL, np.maximum) > 0

@@ -246,7 +246,12 @@ def _roundness(strength: Float, found: Found) -> Float:
 
 def _dilated(values: Float) -> Float:
     """The maximum of 5 x 5 pixels, those of the tile."""
-    padded = np.pad(values, 2, constant_values=-np.inf)
-    rows = np.maximum.reduce([padded[i : i + TILE] for i in range(5)])
-    pooled: Float = np.maximum.reduce([rows[:, i : i + TILE] for i in range(5)])
+    pooled = values
+    for across in (False, True):
+        lines = pooled.T if across else pooled
+        pooled = pooled.copy()
+        most = pooled.T if across else pooled
+        for by in (1, 2):
+            np.maximum(most[by:], lines[:-by], out=most[by:])
+            np.maximum(most[:-by], lines[by:], out=most[:-by])
     return pooled

@@ -24,7 +24,7 @@ from node.fidelity.threads import on_all_cores
 from node.upscalers.numerics import device_of, numerics_of
 from node.upscalers.protocol import UpscaleTask
 from storage.errors import ModelMissing
-from storage.formats.geometry import padded_to_cells, reduced
+from storage.formats.geometry import reduced
 
 if TYPE_CHECKING:
     import torch
@@ -198,7 +198,7 @@ class _Tiles:
 
     def __init__(self, noisy: Mask, rows: int, columns: int, tile: int, halo: int) -> None:
         self._halo = halo // _CELL
-        marks = reduced(padded_to_cells(noisy, _STRIDE), _STRIDE, np.logical_or)
+        marks = reduced(noisy, _STRIDE, np.logical_or)
         self.parts = list(_bounds(marks, tile // _STRIDE))
 
     def pad(self, latent: torch.Tensor) -> torch.Tensor:

@@ -31,20 +31,15 @@ def cell_pixels(cells: Cells, rows: int, columns: int) -> NDArray[np.bool_]:
     return np.repeat(np.repeat(cells, CELL, axis=0), CELL, axis=1)[:rows, :columns]
 
 
-def padded_to_cells(values: NDArray[Any], side: int, *, edge: bool = False) -> NDArray[Any]:
-    """Pad an image (rows, columns) to whole squares of ``side`` pixels: with zeros, or by repeating its ``edge``."""
-    pad = [(0, -length % side) for length in values.shape]
-    if not any(after for _, after in pad):
-        return values
-    return np.pad(values, pad, mode="edge") if edge else np.pad(values, pad)
-
-
 def reduced(values: NDArray[Any], side: int, by: np.ufunc, dtype: type | None = None) -> NDArray[Any]:
-    """One value per square of ``side`` x ``side`` pixels: shape (rows / side, columns / side).
+    """One value per square of ``side`` x ``side`` pixels: shape (rows / side, columns / side), rounded up.
 
-    Both sides of the image must be multiples of ``side``. Rows are reduced first: numpy is slow along a short last
-    axis.
+    Squares that the border cuts off are reduced over the pixels that they have. Rows are reduced first: numpy is slow
+    along a short last axis.
     """
-    rows, columns = (length // side for length in values.shape)
-    lines = by.reduce(values.reshape(rows, side, -1), axis=1, dtype=dtype)
-    return np.asarray(by.reduce(lines.reshape(rows, columns, side), axis=2))
+    rows, columns = values.shape
+    whole = rows // side * side
+    lines = by.reduce(values[:whole].reshape(-1, side, columns), axis=1, dtype=dtype)
+    if whole < rows:
+        lines = np.concatenate([lines, by.reduce(values[whole:], axis=0, dtype=dtype)[None]])
+    return np.asarray(by.reduceat(lines, np.arange(0, columns, side), axis=1))

@@ -153,7 +153,7 @@ class Archivist:
             elif result.made is None:
                 self._index.finish(claim, InstanceState.EXACT, ReasonCode.GATE, _why_none_passed(result.tried))
             else:
-                self._writer.write(claim, result.made, result.tried, ask)
+                self._writer.write(claim, result.made, result, ask)
         if self._regions.on_image(instance, rows, columns) != regions:  # an annotation arrived meanwhile
             self._regions.send_back(instance)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from node.archive.model_store import ModelStore
 from node.archive.serve.derived_object import DerivedParts, prove_object
-from node.codec.encode.encode_request import EncodedRendition
+from node.codec.encode.encode_request import EncodedRendition, EncodeResult
 from node.workers.requests import Ask
 from storage.errors import NotReconstructable
 from storage.formats.payload import Rendition
@@ -21,9 +21,9 @@ class RenditionWriter:
     def __init__(self, index: Index, store: ObjectStore) -> None:
         self._index, self._store, self.models = index, store, ModelStore(index, store)
 
-    def write(self, claim: Claim, made: EncodedRendition, tried: tuple[Trial, ...], ask: Ask) -> None:
+    def write(self, claim: Claim, made: EncodedRendition, result: EncodeResult, ask: Ask) -> None:
         """Store a rendition, prove that it can be sent, and make it the current one. Raises NotReconstructable."""
-        new = self.store(made, tried)
+        new = self.store(made, result)
         try:
             self.prove(claim.key, new, ask)
         except NotReconstructable:
@@ -31,14 +31,14 @@ class RenditionWriter:
             raise
         self.commit(claim, InstanceState.VERIFIED if new.verdict.passed else InstanceState.MEASURED, new)
 
-    def store(self, made: EncodedRendition, tried: tuple[Trial, ...], *, new_base: bool = True) -> NewRendition:
+    def store(self, made: EncodedRendition, result: EncodeResult, *, new_base: bool = True) -> NewRendition:
         """Put the model, the base unless it is stored already, and the rendition into the store."""
         self.models.keep(made.model)
         if new_base:
             self._store.put(made.base)
         return new_rendition(
             *(made.rendition, made.point, len(made.base), self._store.put(made.data), len(made.data)),
-            *(tried, sum(trial.seconds for trial in tried), made.model.recipe),
+            *(result.tried, result.seconds, made.model.recipe),
         )
 
     def prove(self, instance_key: int, made: NewRendition | StoredRendition, ask: Ask) -> None:

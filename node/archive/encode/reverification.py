@@ -160,7 +160,7 @@ class _Run:
             self._rows.settle(attempt, ReverificationOutcome.KEPT, reason)
             return ReverificationOutcome.KEPT, reason
         made = replace(result.made, point=attempt.current.point)
-        new = self._writer.store(made, result.tried, new_base=False)
+        new = self._writer.store(made, result, new_base=False)
         try:
             self._writer.prove(attempt.instance_key, new, lambda request: self._ask(attempt, request))
         except NotReconstructable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class EncodeRequest:
 
     def answer(self, catalogue: Catalogue) -> EncodeResult:
         """Raises NotReconstructable or PixelError if the pixels cannot be encoded."""
+        began = time.monotonic()
         source, reference = read_source(self.original, self.original_digest)
         candidates = catalogue.candidates()
         encoder = Encoder(
@@ -62,7 +64,7 @@ class EncodeRequest:
             regions=self.regions,
         )
         made = encoder.encode_at(self.point) if self.point else encoder.search()
-        return EncodeResult(tuple(encoder.tried), EncodedRendition.of(made, self.original_uid) if made else None)
+        return EncodeResult.of(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class ReverifyRequest:
 
     def answer(self, catalogue: Catalogue) -> EncodeResult:
         """Raises PayloadError if the base was made from another original."""
+        began = time.monotonic()
         source, reference = read_source(self.original, self.original_digest)
         data = self.base.read_bytes()
         base = decode_base(data)
@@ -91,7 +94,7 @@ class ReverifyRequest:
             regions=self.regions,
         )
         made = encoder.encode_from_base(base, data)
-        return EncodeResult(tuple(encoder.tried), EncodedRendition.of(made, self.original_uid) if made else None)
+        return EncodeResult.of(encoder, made, self.original_uid, began)
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,20 @@ class EncodedRendition:
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """``tried``: every operating point that was measured. ``made``: the cheapest that passed, None if none did."""
+    """``tried``: every operating point that was measured. ``made``: the cheapest that passed, None if none did.
+
+    ``seconds``: how long all of it took.
+    """
 
     tried: tuple[Trial, ...]
     made: EncodedRendition | None
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, encoder: Encoder, made: Encoded | None, original_uid: str, began: float) -> EncodeResult:
+        """The result of an encoder that began at that ``time.monotonic``."""
+        rendition = EncodedRendition.of(made, original_uid) if made else None
+        return cls(tuple(encoder.tried), rendition, round(time.monotonic() - began, 2))
 
 
 def rendition_of(made: Encoded, original_uid: str) -> Rendition:

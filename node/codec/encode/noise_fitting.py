@@ -24,7 +24,7 @@ from node.codec.noise import (
     power_of,
 )
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, padded_to_cells, reduced
+from storage.formats.geometry import CELL, reduced
 
 _FAINT = 0.25
 """Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
@@ -36,6 +36,8 @@ as a dead line or the border of collimation, which would be drawn as bars everyw
 without such an edge none exceeded 3.7; those with a dead line reached 12."""
 _MATCHING = 6
 """Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
+_HALF = WINDOW // 2
+"""Step between the tiles of the spectrum, in pixels."""
 _MAD = 0.6745
 
 
@@ -58,7 +60,7 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
 
     ``inside``: pixels of breast that are coded by base and noise. ``deviation``: the model's, of ``structure``.
     """
-    most = reduced(padded_to_cells(deviation, CELL, edge=True), CELL, np.maximum)
+    most = reduced(deviation, CELL, np.maximum)
     quiet = _flat(original) & (most > _FAINT)
     return replace(
         model,
@@ -69,8 +71,7 @@ def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: 
 
 def _flat(image: Float) -> Mask:
     """Cells of CELL pixels that have one value: bool (rows / CELL, columns / CELL), rounded up."""
-    whole = padded_to_cells(image, CELL, edge=True)
-    return np.asarray(reduced(whole, CELL, np.maximum) == reduced(whole, CELL, np.minimum))
+    return np.asarray(reduced(image, CELL, np.maximum) == reduced(image, CELL, np.minimum))
 
 
 def _without_structure(residual: Float, counted: Mask) -> Float:
@@ -131,16 +132,16 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     outlying tiles are left out. If no tile is ``counted`` wholly, as in a small image with a patch in its middle, those
     with the largest share are measured, and nothing is missing in the rest of them."""
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
-    shares = [
-        (
-            np.s_[row : row + WINDOW, column : column + WINDOW],
-            counted[row : row + WINDOW, column : column + WINDOW].mean(),
-        )
-        for row in range(0, original.shape[0] - WINDOW + 1, WINDOW // 2)
-        for column in range(0, original.shape[1] - WINDOW + 1, WINDOW // 2)
+    halves = [length // _HALF * _HALF for length in original.shape]
+    sums = reduced(counted[: halves[0], : halves[1]], _HALF, np.add, np.int64)
+    sums = sums[:-1] + sums[1:]
+    shares = (sums[:, :-1] + sums[:, 1:]) / WINDOW**2
+    most_counted = float(shares.max(initial=0.0))
+    places = [
+        np.s_[row : row + WINDOW, column : column + WINDOW]
+        for row, column in np.argwhere(shares == most_counted) * _HALF
+        if most_counted > 0
     ]
-    most_counted = max((share for _, share in shares), default=0.0)
-    places = [place for place, share in shares if share == most_counted > 0]
     structure = structure if most_counted == 1 else np.where(counted, structure, original)
 
     def one(where: tuple[slice, slice]) -> NDArray[np.float32] | None:

@@ -48,6 +48,7 @@ def test_default_model_there_and_back_and_gone(
         held = archive.settled(ds.SOPInstanceUID)
         assert held.state is InstanceState.MEASURED, held.reason
         assert held.rendition is not None
+        assert held.rendition.seconds > sum(trial.seconds for trial in held.rendition.tried)  # reading and search, too
         made = decode_rendition(node.store.read(held.rendition.rendition_digest))
         assert (made.upscaler, made.steps, made.weights_digest) == ("mammo", 0, digest)
         noise = decode_noise(made.noise)
