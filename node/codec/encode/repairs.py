@@ -110,7 +110,8 @@ class Repairer:
             found = measure_structure(self.reference, plain, before=found)
             if self.limits is None:
                 break
-            patches = _with_failures_patched(self.pixels, found, side.patches, self.limits, self._patch_share)
+            failing = _failing_cells(found, self.limits) | uneven_cells(self.pixels, plain, self.reference)
+            patches = extended(self.pixels, side.patches, failing, self._patch_share)
             if patches is None or patches is side.patches:
                 break
             side = replace(side, patches=patches)
@@ -151,13 +152,8 @@ def _bytes_of(repairs: CodedResiduals | None) -> int:
     return 0 if repairs is None else len(repairs.coded)
 
 
-def _with_failures_patched(
-    pixels: Pixels, found: StructureFigures, patches: Patches | None, limits: Thresholds, share: float
-) -> Patches | None:
-    """``patches`` extended to what still fails; the same object if nothing fails or too much does.
-
-    ``pixels``: the original, uint16; ``share``: largest part of the image that patches may cover.
-    """
+def _failing_cells(found: StructureFigures, limits: Thresholds) -> Bools:
+    """Cells that a patch must cover so that the single places of a structure pass."""
     from scipy.ndimage import maximum_filter
 
     lost, new = wrong_specks(*speck_lists(found.specks), limits)
@@ -165,14 +161,14 @@ def _with_failures_patched(
     for speck in (*lost, *new):
         reach = _REACHES[speck.size]
         boxes.append((max(speck.row - reach, 0), max(speck.column - reach, 0), 2 * reach + 1, 2 * reach + 1))
-    cells = cells_under(boxes, *pixels.shape)
+    cells = cells_under(boxes, *found.error.shape)
     exact = cells & ~cell_any(found.error != 0)
     if exact.any():  # what fails there are errors beside these cells, which long filters see from them
         cells |= maximum_filter(exact, 3)
-    return extended(pixels, patches, cells, share)
+    return cells
 
 
-def uneven_cells(pixels: Pixels, served: Pixels, reference: Reference) -> Bools:
+def uneven_cells(pixels: Pixels, served: Pixels | Float, reference: Reference) -> Bools:
     """Cells in which pixels of an even place are served with other values that show: drawn noise in a clipped needle,
     or the coder's ringing in the air beside a marker."""
     off = np.abs(served - reference.image) > _SHOWN * reference.window.width
