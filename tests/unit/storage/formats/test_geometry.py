@@ -1,0 +1,24 @@
+"""Proves that images of any shape are reduced to squares (storage/formats/geometry.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from storage.formats.geometry import reduced
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (16, 16), (17, 33), (3, 100), (100, 3), (64, 48)])
+def test_squares_at_the_border_are_reduced_over_what_they_have(shape: tuple[int, int]) -> None:
+    values = np.random.default_rng(1).integers(-1000, 1000, shape)
+    rows, columns = (range(0, length, 16) for length in shape)
+    for by, of_square in ((np.add, np.sum), (np.maximum, np.max)):
+        expected = [[of_square(values[row : row + 16, column : column + 16]) for column in columns] for row in rows]
+        np.testing.assert_array_equal(reduced(values, 16, by), expected)
+
+
+def test_marks_are_reduced_in_their_own_type_or_another() -> None:
+    marks = np.zeros((20, 20), dtype=bool)
+    marks[18, 3] = True
+    assert reduced(marks, 16, np.logical_or).tolist() == [[False, False], [True, False]]
+    assert reduced(~marks, 16, np.add, np.int64).tolist() == [[256, 64], [63, 16]]
