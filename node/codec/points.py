@@ -10,8 +10,8 @@ a flat core with a dark rim around it.
 
 from __future__ import annotations
 
+import lzma
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -43,7 +43,10 @@ _LEAST, _PER_OCTAVE, _MOST = 0.25, 14.0, 255
 _HEADER = struct.Struct("<BHHI")
 _MOST_SPOTS = 1 << 20
 """Most points that are read. An image of 13 megapixels has some hundred."""
-_PLACE = np.dtype([("row", "<u2"), ("column", "<u2"), ("profile", "u1"), ("height", "<i2")])
+_PLANES = 6
+"""Bytes of a point before they are packed, each in a plane of its own."""
+_PACKED = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "pb": 0, "dict_size": 1 << 16}]
+"""LZMA without contexts: points are few, and no byte tells much of the next."""
 _FORMAT = 1
 
 
@@ -110,13 +113,15 @@ def grey_levels(height: int) -> float:
 
 
 def encode_points(points: Points) -> bytes:
-    """Points as bytes: format, size, count; then all rows (as differences), columns, profiles and heights, deflated."""
-    table = np.array(sorted(points.spots), dtype=_PLACE)
-    rows = np.diff(table["row"], prepend=np.uint16(0))
-    planes = [rows.astype("<u2"), table["column"], table["profile"], table["height"]]
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    body = deflate.compress(b"".join(plane.tobytes() for plane in planes)) + deflate.flush()
-    return _HEADER.pack(_FORMAT, points.rows, points.columns, len(table)) + body
+    """Points as bytes: format, size, count; then low and high bytes of all rows (as differences) and of all columns
+    (as differences within a row), profiles with signs, and sizes of heights, packed by LZMA."""
+    spots = np.array(sorted(points.spots), dtype=np.int64).reshape(-1, 4)
+    down = np.diff(spots[:, 0], prepend=0)
+    across = np.where(down == 0, np.diff(spots[:, 1], prepend=0), spots[:, 1])
+    signed = 2 * spots[:, 2] + (spots[:, 3] < 0)
+    planes = [down & 255, down >> 8, across & 255, across >> 8, signed, np.abs(spots[:, 3])]
+    body = lzma.compress(np.array(planes, dtype=np.uint8).tobytes(), lzma.FORMAT_RAW, filters=_PACKED)
+    return _HEADER.pack(_FORMAT, points.rows, points.columns, len(spots)) + body
 
 
 def decode_points(data: bytes) -> Points:
@@ -127,20 +132,20 @@ def decode_points(data: bytes) -> Points:
             raise PayloadError(f"points have format {form}; this release reads {_FORMAT}")
         if count > _MOST_SPOTS:
             raise PayloadError(f"points are malformed: {count} are more than any image has")
-        size = count * _PLACE.itemsize
-        raw = zlib.decompressobj(-15).decompress(data[_HEADER.size :], size + 1)
-    except (struct.error, zlib.error) as error:
+        size = count * _PLANES
+        raw = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_PACKED).decompress(data[_HEADER.size :], size + 1)
+    except (struct.error, lzma.LZMAError) as error:
         raise PayloadError(f"points are malformed: {error}") from error
     if len(raw) != size:
         raise PayloadError(f"points hold {len(raw)} bytes, not {size}")
-    down = np.cumsum(np.frombuffer(raw, "<u2", count), dtype=np.int64)
-    across = np.frombuffer(raw, "<u2", count, 2 * count)
-    profiles = np.frombuffer(raw, "u1", count, 4 * count)
-    heights = np.frombuffer(raw, "<i2", count, 5 * count)
+    planes = np.frombuffer(raw, np.uint8).reshape(_PLANES, count).astype(np.int64)
+    steps, places, signed = planes[0] + 256 * planes[1], planes[2] + 256 * planes[3], planes[4]
+    down, across, profiles = np.cumsum(steps), np.cumsum(places), signed >> 1
+    before = np.flatnonzero(np.append(steps, 1)[1:] > 0)[:-1]  # the last spot of each row but the last
+    across -= np.repeat(np.append(0, across[before]), np.diff([0, *(before + 1), count]))
+    heights = np.where(signed & 1, -planes[5], planes[5])
     if count and (down.max() >= rows or across.max() >= columns or profiles.max() >= PROFILES):
         raise PayloadError("points lie outside the image, or have an unknown profile")
-    if count and (heights.min() < -_MOST or heights.max() > _MOST):
-        raise PayloadError(f"points are malformed: a height is not from {-_MOST} to {_MOST}")
     return Points(rows, columns, _spots(down, across, profiles, heights))
 
 

@@ -148,13 +148,13 @@ class _Fitting:
         return best
 
     def points(self) -> Points | None:
-        """All profiles as the decoder gets them; None if there are none."""
-        found = tuple(
+        """All profiles as the decoder gets them, and in its order; None if there are none."""
+        found = sorted(
             Point(row + _SHIFTS[number // PROFILES][0], column + _SHIFTS[number // PROFILES][1], number % PROFILES, own)
-            for (row, column), heights in sorted(self._heights.items())
-            for number, own in sorted(heights.items())
+            for (row, column), heights in self._heights.items()
+            for number, own in heights.items()
         )
-        return Points(self.image.shape[0], self.image.shape[1], found) if found else None
+        return Points(self.image.shape[0], self.image.shape[1], tuple(found)) if found else None
 
     def _outside(self, speck: Speck) -> NDArray[np.bool_]:
         """Which candidates have their middle outside the image: bool (candidates,)."""
