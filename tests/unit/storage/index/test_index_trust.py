@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from sqlite3 import dbapi2
 from typing import Any
 
 import pytest
@@ -208,6 +209,35 @@ def test_a_write_to_a_read_only_index_is_store_full(index: Index) -> None:
     with index.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only=OFF")
     assert index.holds.labels() == [("teaching", "1.2")]
+
+
+def test_a_disk_that_is_writable_again_is_written_again(
+    index: Index, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that were opened while it was read-only had refused every write until the node was started again."""
+    real = dbapi2.connect
+
+    def read_only(_: str, *arguments: Any, **named: Any) -> sqlite3.Connection:
+        return real(f"file:{file}?mode=ro", *arguments, **{**named, "uri": True})
+
+    index.engine.dispose()
+    with monkeypatch.context() as patch:
+        patch.setattr(dbapi2, "connect", read_only)
+        readers = [index.engine.connect() for _ in range(3)]
+        for reader in readers:
+            reader.exec_driver_sql("SELECT count(*) FROM label")
+        for reader in readers:
+            reader.close()
+        with pytest.raises(StoreFull, match="readonly database"):
+            index.holds.put_label("refused", "1.2", **WHO)
+        assert index.holds.labels() == [("teaching", "1.2")]
+    refused = 0
+    for number in range(8):
+        try:
+            index.holds.put_label(f"later {number}", "1.2", **WHO)
+        except StoreFull:
+            refused += 1
+    assert refused <= 1
 
 
 def test_an_error_in_a_statement_keeps_its_name(index: Index) -> None:
