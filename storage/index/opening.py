@@ -57,6 +57,7 @@ def open_checked_index(
         index = Index.open(url)
         try:
             notes += _reconcile(index, file, journal, root, has_past, accept_empty, replay)
+            notes += _trail_completed(index, TrailJournal(root / "journal"))
         except BaseException:
             index.close()
             raise
@@ -165,9 +166,31 @@ def _replayed(
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
     of_trail = TrailJournal(root / "journal")
-    replay_trail(index, of_trail)
     index.catch_up(list(of_trail.records()))  # the journal may lack its last lines
+    replay_trail(index, of_trail)  # last: if this is killed, the next start does both again
     return f"{what}: {last - number} changes were replayed from the journal"
+
+
+def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
+    """Give an index the last records of the audit trail, with their decisions, if only their journal has them.
+
+    A power failure takes commits from the index, and those of the trail alone are not in the change journal. An index
+    without any record gets them when its archive starts (``AuditTrail.recover``).
+    """
+    newest = journal.last()  # read first: a node commits a record before it journals it
+    number, digest = index.trail.last()
+    if newest is None or not number or newest.number <= number:
+        return []
+    what = f"the audit trail in the index ended at record {number}"
+    try:
+        records = list(journal.records())
+    except JournalDamaged as error:
+        return [f"{what}, and its journal cannot be read: {error}"]
+    if not any((record.number, record.digest) == (number, digest) for record in records):
+        return []  # of another archive, or changed: the check of the trail reports it
+    index.catch_up(records)
+    count = replay_trail(index, journal)  # last: if this is killed, the next start does both again
+    return [f"{what}: {count} records were taken from its journal"]
 
 
 def replay_trail(index: Index, journal: TrailJournal) -> int:
