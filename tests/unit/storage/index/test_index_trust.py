@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from sqlite3 import dbapi2
@@ -12,11 +13,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from storage.errors import IndexFault, IndexRefused, StoreFull
+from storage.errors import IndexFault, IndexLost, IndexRefused, StoreFull
 from storage.index import Index, index_trust
 from storage.index.connection import connect, writing
 from storage.index.index_trust import IndexStanding, damage_of, quick_check
 from storage.index.opening import open_checked_index
+from storage.index.rebuild import rebuild
 from storage.index.tables import label
 from storage.objects.change_journal import ChangeJournal
 
@@ -195,6 +197,40 @@ def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> No
     assert (standing.doubt(), standing.damage()) == ("", [])
     assert list(tmp_path.iterdir()) == []
     opened.index.close()
+
+
+def test_a_change_that_was_committed_while_the_index_was_rebuilt_is_not_told_as_done(
+    index: Index, file: Path, tmp_path: Path
+) -> None:
+    """It is in the former index only: the new one had used its number, so that it was not journalled either."""
+    written: list[bool] = []
+    began, refused = threading.Event(), threading.Event()
+
+    def write() -> None:
+        began.set()
+        with pytest.raises(IndexLost, match="removed or replaced"):
+            index.classes.put({"1.2.3": "cancer"}, who="user:me")
+        refused.set()
+
+    writer = threading.Thread(target=write)
+
+    def take_in(_: Index) -> int:
+        writer.start()
+        began.wait()
+        with index.engine.connect() as connection:
+            while not connection.exec_driver_sql("SELECT count(*) FROM class_label").scalar():
+                connection.rollback()
+        written.append(True)
+        return 1  # the journal is begun anew, with the next number
+
+    rebuild(file, tmp_path, take_in_objects=take_in)
+    writer.join()
+    assert written
+    assert refused.is_set()
+    index.close()
+    again = open_checked_index(f"sqlite:///{file}", tmp_path, holds_objects=False)
+    assert (again.index.classes.all(), again.notes) == ([], ())
+    again.index.close()
 
 
 # --- errors of the database ---------------------------------------------------------------------------------------
