@@ -197,10 +197,14 @@ class Index:
         with self.engine.connect() as connection:  # usually there is none: look before taking the write lock
             if connection.execute(select(_next_to_encode())).scalar() is None:
                 return None
-        with writing(self.engine) as connection:
+        made: list[Claim] = []
+        give_back = lease.given_back(lambda: [self.release(one, forgive=True) for one in made])
+        with give_back, writing(self.engine) as connection:
             wanted = instance.c.key == _next_to_encode()
             row = lease.claim(connection, instance, wanted, owner, lease_seconds, attempts=instance.c.attempts + 1)
-        return None if row is None else Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner)
+            if row is not None:
+                made.append(Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner))
+        return made[0] if made else None
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Extend a lease; False if it was lost."""

@@ -12,6 +12,8 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, or_, update
@@ -66,6 +68,20 @@ def claim(
     """Lease the wanted row and return it as changed; None if it does not exist or another worker was faster."""
     taken = update(table).where(wanted, is_free(table)).values(**leased_to(owner, seconds), **changes)
     return connection.execute(taken.returning(table)).first()
+
+
+@contextmanager
+def given_back(release: Callable[[], object]) -> Iterator[None]:
+    """Call ``release`` if the block, which claims a row, fails: the claim may be committed, and its journal failed.
+
+    Nobody could work on the row until the lease ends otherwise. ``release`` fails likewise, after its own commit.
+    """
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            release()
+        raise
 
 
 def renew(connection: Connection, table: Table, mine: ColumnElement[bool], seconds: float) -> bool:

@@ -21,6 +21,8 @@ from storage.index.opening import open_checked_index
 from storage.index.rebuild import rebuild
 from storage.index.tables import label
 from storage.objects.change_journal import ChangeJournal
+from storage.records import InstanceState
+from tests.support.index_rows import new_instance
 
 WHO = {"who": "user:me"}
 
@@ -231,6 +233,30 @@ def test_a_change_that_was_committed_while_the_index_was_rebuilt_is_not_told_as_
     again = open_checked_index(f"sqlite:///{file}", tmp_path, holds_objects=False)
     assert (again.index.classes.all(), again.notes) == ([], ())
     again.index.close()
+
+
+def test_what_was_claimed_while_the_journal_could_not_be_written_is_free(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image had waited for its lease, 15 minutes, and the attempt had counted."""
+
+    def refuse(*_: object) -> None:
+        raise StoreFull("no room")
+
+    index.add(new_instance("1.2.3"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ChangeJournal, "append", refuse)
+        with pytest.raises(StoreFull):
+            index.claim("me", 900)
+    claim = index.claim("me", 900)
+    assert claim is not None
+    assert claim.attempts == 1
+    assert index.finish(claim, InstanceState.EXACT)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChangeJournal, "append", refuse)
+        with pytest.raises(StoreFull):
+            index.originals.claim_to_pack("me", 900)
+    assert index.originals.claim_to_pack("me", 900) is not None
 
 
 # --- errors of the database ---------------------------------------------------------------------------------------
