@@ -137,7 +137,7 @@ class Archivist:
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
         instance = self._index.by_key(claim.key)
-        if instance is None:
+        if instance is None or (instance.purged and self._remake.kept(claim, instance)):
             return
         ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:
