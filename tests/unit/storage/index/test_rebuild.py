@@ -245,6 +245,30 @@ def test_an_index_without_the_last_records_of_the_trail_gets_them(tmp_path: Path
     assert open_checked_index(url, tmp_path, holds_objects=True).notes == ()
 
 
+@pytest.mark.parametrize("journal", ["cut after the copy", "cut at the copy"])
+def test_an_older_copy_is_refused_if_the_journal_lost_images_that_were_stored_since(
+    made: FilledArchive, tmp_path: Path, journal: str
+) -> None:
+    """The node had started without a word, and did not find images that it had acknowledged."""
+    copy = made.file.read_bytes()
+    segment = max((made.root / "journal").glob("changes-*.jsonl"))
+    size, ds = segment.stat().st_size, mammogram(breast(120, 100))
+    with Node(made.quiet) as node:
+        if journal == "cut after the copy":
+            node.index.holds.put_label("later", "1.2", who="user:me")
+            size = segment.stat().st_size
+        receive(node, ds, tmp_path / "later.dcm")
+    os.truncate(segment, size)
+    made.drop_index()
+    made.file.write_bytes(copy)
+    for _ in range(2):
+        with pytest.raises(IndexRefused, match=r"lost 1 images that were stored since; run .latent-pacs index rebuild"):
+            Node(made.quiet)
+    assert rebuilt(made).from_objects == 1
+    with Node(made.quiet) as node:
+        assert node.index.by_uid(str(ds.SOPInstanceUID)) is not None
+
+
 # --- an index that is not that of the objects -------------------------------------------------------------------
 
 
