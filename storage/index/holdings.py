@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, ScalarSelect, and_, func, insert, or_, select, update
@@ -198,8 +199,7 @@ class Index:
             if connection.execute(select(_next_to_encode())).scalar() is None:
                 return None
         made: list[Claim] = []
-        give_back = lease.given_back(lambda: [self.release(one, forgive=True) for one in made])
-        with give_back, writing(self.engine) as connection:
+        with lease.given_back(made, partial(self.release, forgive=True)), writing(self.engine) as connection:
             wanted = instance.c.key == _next_to_encode()
             row = lease.claim(connection, instance, wanted, owner, lease_seconds, attempts=instance.c.attempts + 1)
             if row is not None:

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -71,16 +71,17 @@ def claim(
 
 
 @contextmanager
-def given_back(release: Callable[[], object]) -> Iterator[None]:
-    """Call ``release`` if the block, which claims a row, fails: the claim may be committed, and its journal failed.
+def given_back(claims: Sequence[Any], release: Callable[[Any], object]) -> Iterator[None]:
+    """Release the ``claims`` that the block makes if it fails: they may be committed, and only their journal failed.
 
     Nobody could work on the row until the lease ends otherwise. ``release`` fails likewise, after its own commit.
     """
     try:
         yield
     except Exception:
-        with suppress(Exception):
-            release()
+        for claim in claims:
+            with suppress(Exception):
+                release(claim)
         raise
 
 

@@ -260,7 +260,7 @@ class OriginalLocations:
             if connection.execute(oldest).first() is None:
                 return None
         made: list[OriginalClaim] = []
-        with lease.given_back(lambda: [self.release(one) for one in made]), writing(self._engine) as connection:
+        with lease.given_back(made, self.release), writing(self._engine) as connection:
             row = connection.execute(oldest).first()
             if row is None:
                 return None

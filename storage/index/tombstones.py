@@ -269,7 +269,7 @@ def _put_recorded(connection: Connection, uid: str, record: TrailRecord) -> None
     _put(connection, uid, one, reason=record.entry.detail, who=record.entry.who, at=_time_of(record))
 
 
-def _is_older(row: Row[Any] | None, deletions: Sequence[TrailRecord], *, returned: bool) -> bool:
+def _is_older(row: Row[Any, Any, Any] | None, deletions: Sequence[TrailRecord], *, returned: bool) -> bool:
     """Whether the tombstone of a UID lacks what the trail records of it: a deletion, or that its return was allowed.
 
     A tombstone is of the deletion whose record is nearest to it in time. Its time is taken shortly before that of the
