@@ -290,8 +290,10 @@ def test_a_disk_that_is_writable_again_is_written_again(
             reader.exec_driver_sql("SELECT count(*) FROM label")
         for reader in readers:
             reader.close()
+        before = index.engine.pool
         with pytest.raises(StoreFull, match="readonly database"):
             index.holds.put_label("refused", "1.2", **WHO)
+        assert index.engine.pool is not before, "one connection that stays open keeps the others read-only"
         assert index.holds.labels() == [("teaching", "1.2")]
     refused = 0
     for number in range(8):
