@@ -144,12 +144,21 @@ def now() -> datetime:
 
 
 def _translate_error(context: ExceptionContext) -> None:
-    """Translate SQLite's errors about the machine, not about a row. Raises StoreFull, IndexFault."""
+    """Translate SQLite's errors about the machine, not about a row. Raises StoreFull, IndexFault.
+
+    SQLite opens a file that cannot be written for reading, and that connection never writes again. The connections of a
+    process share the file ``-shm``, which stays open for reading until the last of them is closed. So all of them are
+    closed after a refused write, and opened anew.
+    """
     error = context.original_exception
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(
         error, sqlite3.IntegrityError | sqlite3.ProgrammingError
     ):
         return
+    if _primary_code(error) == sqlite3.SQLITE_READONLY:
+        context.is_disconnect = True
+        if context.engine is not None:
+            context.engine.dispose()
     if _primary_code(error) == sqlite3.SQLITE_FULL:
         raise StoreFull(f"the index cannot be written: {error}") from error
     if advice := advice_on(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Row, ScalarSelect, and_, func, insert, or_, select, update
@@ -197,10 +198,13 @@ class Index:
         with self.engine.connect() as connection:  # usually there is none: look before taking the write lock
             if connection.execute(select(_next_to_encode())).scalar() is None:
                 return None
-        with writing(self.engine) as connection:
+        made: list[Claim] = []
+        with lease.given_back(made, partial(self.release, forgive=True)), writing(self.engine) as connection:
             wanted = instance.c.key == _next_to_encode()
             row = lease.claim(connection, instance, wanted, owner, lease_seconds, attempts=instance.c.attempts + 1)
-        return None if row is None else Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner)
+            if row is not None:
+                made.append(Claim(row.key, row.sop_instance_uid, row.original_digest, row.attempts, owner))
+        return made[0] if made else None
 
     def renew(self, claim: Claim, lease_seconds: float) -> bool:
         """Extend a lease; False if it was lost."""

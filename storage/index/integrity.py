@@ -137,11 +137,17 @@ class Integrity:
         return True
 
     def requeue(self, instance_key: int, code: ReasonCode, reason: str) -> None:
-        """Give an instance to the archivist again; it keeps its rendition, which is to be made again."""
+        """Give an instance to the archivist again; it keeps its rendition, which is to be made again.
+
+        Nothing is changed if its original was purged meanwhile.
+        """
         final = [InstanceState.VERIFIED, InstanceState.MEASURED, InstanceState.FAILED]
         changes = {"state": InstanceState.RECEIVED, "reason": reason, "reason_code": code, "attempts": 0, **FREE}
+        there = select(original.c.instance_key).where(original.c.form != OriginalForm.PURGED)
         with writing(self._engine) as connection:
-            found = update(instance).where(instance.c.key == instance_key, instance.c.state.in_(final))
+            found = update(instance).where(
+                instance.c.key == instance_key, instance.c.key.in_(there), instance.c.state.in_(final)
+            )
             connection.execute(found.values(changes))
 
     # --- renditions ---

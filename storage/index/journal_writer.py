@@ -34,11 +34,7 @@ class Follower:
 
     def __call__(self) -> None:
         """Journal committed changes; on return they are on disk. Raises IndexLost, StoreFull."""
-        if _identity(self._file) != self._identity:
-            raise IndexLost(
-                f"{self._file} was removed or replaced while this process had it open, and can store nothing: stop the "
-                "node, and put the index back or run `latent-pacs index rebuild`"
-            )
+        self._check_file()
         with self._lock:
             with self._engine.connect() as connection:
                 newest = connection.exec_driver_sql("SELECT max(number) FROM change").scalar()
@@ -46,8 +42,16 @@ class Follower:
                 self._journal_changes()
         self._trail()
 
+    def _check_file(self) -> None:
+        if _identity(self._file) != self._identity:
+            raise IndexLost(
+                f"{self._file} was removed or replaced while this process had it open, and can store nothing: stop the "
+                "node, and put the index back or run `latent-pacs index rebuild`"
+            )
+
     def _journal_changes(self) -> None:
         with self._journal.locked():
+            self._check_file()  # again: a rebuild, which replaces it, holds the lock
             last = self._journal.last()
             with self._engine.connect() as connection:
                 number, rows = changed_rows(connection, last)

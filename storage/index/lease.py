@@ -12,6 +12,8 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, or_, update
@@ -66,6 +68,21 @@ def claim(
     """Lease the wanted row and return it as changed; None if it does not exist or another worker was faster."""
     taken = update(table).where(wanted, is_free(table)).values(**leased_to(owner, seconds), **changes)
     return connection.execute(taken.returning(table)).first()
+
+
+@contextmanager
+def given_back(claims: Sequence[Any], release: Callable[[Any], object]) -> Iterator[None]:
+    """Release the ``claims`` that the block makes if it fails: they may be committed, and only their journal failed.
+
+    Nobody could work on the row until the lease ends otherwise. ``release`` fails likewise, after its own commit.
+    """
+    try:
+        yield
+    except Exception:
+        for claim in claims:
+            with suppress(Exception):
+                release(claim)
+        raise
 
 
 def renew(connection: Connection, table: Table, mine: ColumnElement[bool], seconds: float) -> bool:

@@ -8,6 +8,7 @@ treated as orphans, and deletions, holds and amendments would be undone silently
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,20 @@ from storage.index.holdings import Index
 from storage.index.index_trust import REBUILD, sqlite_file
 from storage.index.journal_replay import Loader, loading
 from storage.index.journal_writer import Follower, TrailFollower
-from storage.index.tables import archive, hold, instance, quarantine, tombstone, trail
+from storage.index.rendition_rows import is_known_by
+from storage.index.tables import (
+    archive,
+    hold,
+    instance,
+    quarantine,
+    reference_copy,
+    rendition,
+    tombstone,
+    trail,
+)
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.trail_journal import TrailJournal
+from storage.records import TrailRecord
 
 ACCEPT_EMPTY = "start the node with --accept-empty-index to begin an empty archive"
 
@@ -57,6 +69,7 @@ def open_checked_index(
         index = Index.open(url)
         try:
             notes += _reconcile(index, file, journal, root, has_past, accept_empty, replay)
+            notes += _trail_completed(index, TrailJournal(root / "journal"))
         except BaseException:
             index.close()
             raise
@@ -154,6 +167,8 @@ def _replayed(
         raise IndexRefused(f"{what}; start the node, which completes it, or {REBUILD}")
     if journal.whole_since() > number:
         raise IndexRefused(f"{what}, which does not go back that far; {REBUILD}")
+    of_trail, after = TrailJournal(root / "journal"), index.trail.last()[0]
+    records = list(of_trail.records())
     try:
         with loading(index.engine) as connection:
             loader = Loader(connection)
@@ -162,12 +177,64 @@ def _replayed(
                     loader.add(change)
             loader.flush()
             set_last_number(connection, last)
+            _refuse_lost_images(connection, what, (record for record in records if record.number > after))
     except JournalDamaged as error:
         raise IndexRefused(f"{what}, and {error}; {REBUILD}") from error
-    of_trail = TrailJournal(root / "journal")
-    replay_trail(index, of_trail)
-    index.catch_up(list(of_trail.records()))  # the journal may lack its last lines
+    index.catch_up(records)  # the journal may lack its last lines
+    replay_trail(index, of_trail)  # last: if this is killed, the next start does both again
     return f"{what}: {last - number} changes were replayed from the journal"
+
+
+def _trail_completed(index: Index, journal: TrailJournal) -> list[str]:
+    """Give an index the last records of the audit trail, with their decisions, if only their journal has them.
+
+    A power failure takes commits from the index, and those of the trail alone are not in the change journal. An index
+    without any record gets them when its archive starts (``AuditTrail.recover``).
+    """
+    newest = journal.last()  # read first: a node commits a record before it journals it
+    number, digest = index.trail.last()
+    if newest is None or not number or newest.number <= number:
+        return []
+    what = f"the audit trail in the index ended at record {number}"
+    try:
+        records = list(journal.records())
+    except JournalDamaged as error:
+        return [f"{what}, and its journal cannot be read: {error}"]
+    if not any((record.number, record.digest) == (number, digest) for record in records):
+        return []  # of another archive, or changed: the check of the trail reports it
+    with index.engine.connect() as connection:
+        _refuse_lost_images(connection, what, (record for record in records if record.number > number))
+    index.catch_up(records)
+    count = replay_trail(index, journal)  # last: if this is killed, the next start does both again
+    return [f"{what}: {count} records were taken from its journal"]
+
+
+def _refuse_lost_images(connection: Connection, what: str, records: Iterable[TrailRecord]) -> None:
+    """Raises IndexRefused if images are not known that the trail says were stored and not deleted.
+
+    The change journal has lost their rows, and a rebuild finds their objects.
+    """
+    stored: dict[str, None] = {}
+    for record in records:
+        if record.entry.action == "store" and record.entry.outcome == "success":
+            stored |= dict.fromkeys(record.entry.uids)
+        elif record.entry.action == "delete":
+            for uid in record.entry.uids:
+                stored.pop(uid, None)
+    lost = [uid for uid in stored if not _is_known(connection, uid)]
+    if lost:
+        raise IndexRefused(f"{what}, and the journal has lost {len(lost)} images that were stored since; {REBUILD}")
+
+
+def _is_known(connection: Connection, uid: str) -> bool:
+    """Whether a UID is that of an image, of one that was deleted, or of an object that was made here."""
+    looks = (
+        select(instance.c.key).where(instance.c.sop_instance_uid == uid),
+        select(tombstone.c.key).where(tombstone.c.uid == uid),
+        select(rendition.c.key).where(is_known_by([uid])),
+        select(reference_copy.c.uid).where(reference_copy.c.uid == uid),
+    )
+    return any(connection.execute(look).first() is not None for look in looks)
 
 
 def replay_trail(index: Index, journal: TrailJournal) -> int:

@@ -259,14 +259,17 @@ class OriginalLocations:
         with self._engine.connect() as connection:  # usually there is none: look before taking the write lock
             if connection.execute(oldest).first() is None:
                 return None
-        with writing(self._engine) as connection:
+        made: list[OriginalClaim] = []
+        with lease.given_back(made, self.release), writing(self._engine) as connection:
             row = connection.execute(oldest).first()
             if row is None:
                 return None
             wanted = original.c.instance_key == row.instance_key
             attempts = original.c.attempts + 1
             taken = lease.claim(connection, original, wanted, owner, lease_seconds, attempts=attempts)
-        return None if taken is None else OriginalClaim(held_original(row), row.sop_instance_uid, owner, taken.attempts)
+            if taken is not None:
+                made.append(OriginalClaim(held_original(row), row.sop_instance_uid, owner, taken.attempts))
+        return made[0] if made else None
 
 
 # --- for other transactions -----------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
 
 from storage.errors import ChangeRefused, UnknownUid
 from storage.index.commitment_requests import is_pinned
@@ -44,6 +45,8 @@ _NAMED = 5
 """Images that a refusal names."""
 _UIDS_AT_ONCE = 500
 """UIDs in one statement."""
+_SAME = timedelta(seconds=1)
+"""A tombstone that is younger than a record of the trail by more than this is of another deletion."""
 
 
 @dataclass(frozen=True)
@@ -150,24 +153,25 @@ class Tombstones:
     def catch_up(self, records: Iterable[TrailRecord]) -> int:
         """Bring tombstones that are missing, or older than the trail, to what its records say; how many UIDs.
 
-        The last record of each UID counts, whatever its time: a clock may have been set back.
+        The last record of each UID counts, whatever its time: a clock may have been set back. The trail may lack its
+        own last records: a tombstone that knows more than the trail stays as it is.
         """
-        deleted: dict[str, TrailRecord] = {}
+        deleted: dict[str, list[TrailRecord]] = {}
         allowed: dict[str, TrailRecord] = {}
         for record in records:
             if record.entry.action == "delete":
                 uid, _, _, *derived = record.entry.uids
                 for each in (uid, *derived):
-                    deleted[each] = record
+                    deleted.setdefault(each, []).append(record)
                     allowed.pop(each, None)
             elif record.entry.action == "delete.allow-return":
                 allowed |= dict.fromkeys(record.entry.uids, record)
         with writing(self._engine) as connection:
-            known = connection.execute(select(tombstone.c.uid, tombstone.c.return_allowed_at)).all()
-            returns = {row.uid: row.return_allowed_at is not None for row in known}
-            stale = [uid for uid in deleted if returns.get(uid) != (uid in allowed)]
+            rows = connection.execute(select(tombstone.c.uid, tombstone.c.deleted_at, tombstone.c.return_allowed_at))
+            known = {row.uid: row for row in rows}
+            stale = [uid for uid in deleted if _is_older(known.get(uid), deleted[uid], returned=uid in allowed)]
             for uid in stale:
-                _put_recorded(connection, uid, deleted[uid])
+                _put_recorded(connection, uid, deleted[uid][-1])
                 if uid in allowed:
                     returned = update(tombstone).where(tombstone.c.uid == uid)
                     connection.execute(returned.values(return_allowed_at=_time_of(allowed[uid])))
@@ -263,6 +267,21 @@ def _put_recorded(connection: Connection, uid: str, record: TrailRecord) -> None
     original_uid, series_uid, study_uid, *derived = record.entry.uids
     one = PlannedDeletion(original_uid, series_uid, study_uid, tuple(derived), "", 0)
     _put(connection, uid, one, reason=record.entry.detail, who=record.entry.who, at=_time_of(record))
+
+
+def _is_older(row: Row[Any, Any, Any] | None, deletions: Sequence[TrailRecord], *, returned: bool) -> bool:
+    """Whether the tombstone of a UID lacks what the trail records of it: a deletion, or that its return was allowed.
+
+    A tombstone is of the deletion whose record is nearest to it in time. Its time is taken shortly before that of the
+    record, whose digits are fewer.
+    """
+    if row is None:
+        return True
+    nearest = min(deletions, key=lambda record: abs(_time_of(record) - row.deleted_at))
+    if nearest is not deletions[-1]:
+        return True
+    of_a_later_one = row.deleted_at > _time_of(nearest) + _SAME
+    return returned and row.return_allowed_at is None and not of_a_later_one
 
 
 def _time_of(record: TrailRecord) -> datetime:

@@ -72,6 +72,7 @@ class Archivist:
         self._remake = Remake(index, store, self._writer, regions)
         self._in_progress: list[Future[None]] = []
         self._found_work = False
+        self._not_given_back: list[Claim] = []
         self._owner = new_owner()
         self._stopping = threading.Event()
         self._woken = threading.Event()
@@ -115,6 +116,9 @@ class Archivist:
 
     def _claim(self) -> Claim | None:
         self._regions.reload_file()
+        while self._not_given_back:
+            self._index.release(self._not_given_back[0], forgive=True)
+            del self._not_given_back[0]
         claim = self._index.claim(self._owner, self._settings.archivist.lease)
         self._found_work = claim is not None
         return claim
@@ -131,13 +135,15 @@ class Archivist:
             except Exception as error:  # noqa: BLE001 - one bad instance must not stop the backlog
                 self._give_back(claim, error)
         except Exception as error:
-            where = "the archivist failed outside of an image, which is free again when its lease ends"
+            if _is_of_the_machine(error):
+                self._not_given_back.append(claim)
+            where = "the archivist failed outside of an image, which is tried again once the index can be written"
             LOGGER.error("%s: %s", where, error, exc_info=not _is_of_the_machine(error))
 
     def _encode(self, claim: Claim) -> None:
         """Encode the original of a claimed instance. Raises NotReconstructable if it may only be kept bit-exact."""
         instance = self._index.by_key(claim.key)
-        if instance is None:
+        if instance is None or (instance.purged and self._remake.kept(claim, instance)):
             return
         ask = partial(self._ask_worker, claim)
         with self._originals.borrowed(claim.original_digest) as path:

@@ -45,6 +45,17 @@ class Remake:
             return self._with_patches(instance, request, ask) or ask(request)
         return None if self._restored(claim, instance, request, ask) else ask(request)
 
+    def kept(self, claim: Claim, instance: StoredInstance) -> bool:
+        """Whether an instance has its former rendition, whole, without being encoded again, and its claim ended.
+
+        An image whose original was purged has nothing else.
+        """
+        made = instance.rendition
+        if made is None or not (self._intact(made.base_digest) and self._intact(made.rendition_digest)):
+            return False
+        self._index.finish(claim, self._rows.state_with(made.derived_uid))
+        return True
+
     def _restored(self, claim: Claim, instance: StoredInstance, request: EncodeRequest, ask: Ask) -> bool:
         """Whether the instance has its former rendition again, and its claim ended."""
         lost = instance.rendition

@@ -149,14 +149,21 @@ class Notifier:
         poll = min(self._settings.commitment.retry, 5.0)
         while not self._stopping.is_set():
             try:
-                key = self._ready.get(timeout=poll)
-                if key is None:
-                    return
-                self._process(self._commitments.claim(self._owner, LEASE, key=key))
-            except queue.Empty:
-                self._process_due()
+                self._process_next(poll)
+            except (LatentPacsError, OSError) as error:  # such as a read-only disk
+                LOGGER.error("storage commitment failed; it will be tried again: %s", error)
             except Exception:
                 LOGGER.exception("storage commitment failed; it will be tried again")
+
+    def _process_next(self, within: float) -> None:
+        """Process the next request whose response was sent within that many seconds; if none was, those due."""
+        try:
+            key = self._ready.get(timeout=within)
+        except queue.Empty:
+            self._process_due()
+            return
+        if key is not None:
+            self._process(self._commitments.claim(self._owner, LEASE, key=key))
 
     def _process_due(self) -> None:
         while not self._stopping.is_set():

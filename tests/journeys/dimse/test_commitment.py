@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import queue
 import time
@@ -260,6 +261,28 @@ def test_a_restart_loses_nothing(tmp_path: Path) -> None:
     with modality.listening(), node(tmp_path, modality):
         event_type, report = modality.heard()
         assert (event_type, report.TransactionUID) == (SUCCEEDED, information.TransactionUID)
+
+
+def test_an_index_that_cannot_be_written_for_a_while_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread had ended, and no report was sent until the node was started again."""
+    modality, files, refused = Modality(), tmp_path / "files", []
+    files.mkdir()
+
+    def refuse(*_: Any, **named: Any) -> None:
+        refused.append(named)
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with node(tmp_path, modality) as running:
+        information = request(references(of(stored(running, files))))
+        assert ask(running, information) == 0
+        wait_for(lambda: states_of(running.index.engine, information.TransactionUID) == [CommitmentState.DECIDED])
+        with monkeypatch.context() as patch:
+            patch.setattr(Commitments, "claim", refuse)
+            wait_for(lambda: {} in refused, what="a look at the requests that are due")
+        with modality.listening():
+            assert modality.heard()[1].TransactionUID == information.TransactionUID
 
 
 def test_a_peer_that_is_never_reached_is_given_up(tmp_path: Path) -> None:

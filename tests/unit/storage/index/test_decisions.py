@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from storage.errors import JobRefused, UnknownUid
 from storage.index import Index
 from storage.index.audit_outcomes import AuditRows
-from storage.index.connection import now
+from storage.index.connection import now, writing
 from storage.index.holdings import Added
 from storage.index.job_runs import Cause, JobRows, RunState
 from storage.index.replicas import Replicas
 from storage.index.rewritten_annotations import copies
-from storage.index.tables import garbage
+from storage.index.tables import garbage, tombstone
 from storage.index.trail_rows import NOTHING_BEFORE, first_break, record_digest
 from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry, TrailRecord
 from tests.support.index_rows import VERDICT, between_look_and_write, claimed, new_instance, new_rendition, url_of
@@ -105,6 +106,38 @@ def test_what_was_not_deleted_cannot_return(index: Index) -> None:
     with pytest.raises(UnknownUid, match="or it may come back already"):
         index.tombstones.allow_return("image", UID, **WHY)
     assert index.add(new_instance(UID)) is Added.NEW
+
+
+@pytest.mark.parametrize("known", ["the return", "a later deletion"])
+def test_a_trail_without_its_last_records_undoes_no_decision(index: Index, known: str) -> None:
+    """An image whose return the trail lacked was deleted again, with its only copy, when the index was rebuilt."""
+    index.tombstones.mark_deleted("image", UID, **WHY)
+    index.tombstones.delete_rows()
+    recorded = list(index.trail.records())
+    index.tombstones.allow_return("image", UID, **WHY)
+    index.add(new_instance(UID))
+    if known == "a later deletion":
+        recorded = list(index.trail.records())
+        later = update(tombstone).values(deleted_at=now() + timedelta(hours=1), return_allowed_at=None)
+        with writing(index.engine) as connection:
+            connection.execute(later)
+    assert index.tombstones.catch_up(recorded) == 0
+    assert index.tombstones.delete_rows() == 0
+    assert (index.tombstones.in_force(UID) is None) == (known == "the return")
+
+
+def test_a_tombstone_without_the_last_records_of_the_trail_gets_them(index: Index) -> None:
+    index.tombstones.mark_deleted("image", UID, **WHY)
+    index.tombstones.allow_return("image", UID, **WHY)
+    index.tombstones.mark_deleted("image", UID, **WHY)
+    recorded = list(index.trail.records())
+    older = update(tombstone).values(deleted_at=now() - timedelta(hours=1), return_allowed_at=now())
+    first = replace(recorded[0], at=(datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="milliseconds"))
+    with writing(index.engine) as connection:
+        connection.execute(older)
+    assert index.tombstones.catch_up([first, *recorded[1:]]) == 3
+    assert index.tombstones.in_force(UID) is not None
+    assert index.tombstones.catch_up([first, *recorded[1:]]) == 0
 
 
 def test_a_deleted_image_without_an_original_leaves_the_objects_of_its_rendition_to_unlink(index: Index) -> None:

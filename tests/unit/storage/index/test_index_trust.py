@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from sqlite3 import dbapi2
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
-from storage.errors import IndexFault, IndexRefused, StoreFull
+from storage.errors import IndexFault, IndexLost, IndexRefused, StoreFull
 from storage.index import Index, index_trust
 from storage.index.connection import connect, writing
 from storage.index.index_trust import IndexStanding, damage_of, quick_check
 from storage.index.opening import open_checked_index
+from storage.index.rebuild import rebuild
 from storage.index.tables import label
 from storage.objects.change_journal import ChangeJournal
+from storage.records import InstanceState
+from tests.support.index_rows import new_instance
 
 WHO = {"who": "user:me"}
 
@@ -196,6 +201,64 @@ def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> No
     opened.index.close()
 
 
+def test_a_change_that_was_committed_while_the_index_was_rebuilt_is_not_told_as_done(
+    index: Index, file: Path, tmp_path: Path
+) -> None:
+    """It is in the former index only: the new one had used its number, so that it was not journalled either."""
+    written: list[bool] = []
+    began, refused = threading.Event(), threading.Event()
+
+    def write() -> None:
+        began.set()
+        with pytest.raises(IndexLost, match="removed or replaced"):
+            index.classes.put({"1.2.3": "cancer"}, who="user:me")
+        refused.set()
+
+    writer = threading.Thread(target=write)
+
+    def take_in(_: Index) -> int:
+        writer.start()
+        began.wait()
+        with index.engine.connect() as connection:
+            while not connection.exec_driver_sql("SELECT count(*) FROM class_label").scalar():
+                connection.rollback()
+        written.append(True)
+        return 1  # the journal is begun anew, with the next number
+
+    rebuild(file, tmp_path, take_in_objects=take_in)
+    writer.join()
+    assert written
+    assert refused.is_set()
+    index.close()
+    again = open_checked_index(f"sqlite:///{file}", tmp_path, holds_objects=False)
+    assert (again.index.classes.all(), again.notes) == ([], ())
+    again.index.close()
+
+
+def test_what_was_claimed_while_the_journal_could_not_be_written_is_free(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image had waited for its lease, 15 minutes, and the attempt had counted."""
+
+    def refuse(*_: object) -> None:
+        raise StoreFull("no room")
+
+    index.add(new_instance("1.2.3"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ChangeJournal, "append", refuse)
+        with pytest.raises(StoreFull):
+            index.claim("me", 900)
+    claim = index.claim("me", 900)
+    assert claim is not None
+    assert claim.attempts == 1
+    assert index.finish(claim, InstanceState.EXACT)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChangeJournal, "append", refuse)
+        with pytest.raises(StoreFull):
+            index.originals.claim_to_pack("me", 900)
+    assert index.originals.claim_to_pack("me", 900) is not None
+
+
 # --- errors of the database ---------------------------------------------------------------------------------------
 
 
@@ -208,6 +271,37 @@ def test_a_write_to_a_read_only_index_is_store_full(index: Index) -> None:
     with index.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only=OFF")
     assert index.holds.labels() == [("teaching", "1.2")]
+
+
+def test_a_disk_that_is_writable_again_is_written_again(
+    index: Index, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that were opened while it was read-only had refused every write until the node was started again."""
+    real = dbapi2.connect
+
+    def read_only(_: str, *arguments: Any, **named: Any) -> sqlite3.Connection:
+        return real(f"file:{file}?mode=ro", *arguments, **{**named, "uri": True})
+
+    index.engine.dispose()
+    with monkeypatch.context() as patch:
+        patch.setattr(dbapi2, "connect", read_only)
+        readers = [index.engine.connect() for _ in range(3)]
+        for reader in readers:
+            reader.exec_driver_sql("SELECT count(*) FROM label")
+        for reader in readers:
+            reader.close()
+        before = index.engine.pool
+        with pytest.raises(StoreFull, match="readonly database"):
+            index.holds.put_label("refused", "1.2", **WHO)
+        assert index.engine.pool is not before, "one connection that stays open keeps the others read-only"
+        assert index.holds.labels() == [("teaching", "1.2")]
+    refused = 0
+    for number in range(8):
+        try:
+            index.holds.put_label(f"later {number}", "1.2", **WHO)
+        except StoreFull:
+            refused += 1
+    assert refused <= 1
 
 
 def test_an_error_in_a_statement_keeps_its_name(index: Index) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from node.app import Node, rebuild_index
+from node.archive.audit_trail import AuditTrail
 from node.archive.index_opening import open_for_command
 from node.config import load
 from node.dimse import client
@@ -25,7 +26,8 @@ from storage.index import Index
 from storage.index.opening import compact_journal, open_checked_index
 from storage.index.rebuild import rebuild
 from storage.objects.change_journal import ChangeJournal
-from storage.records import HoldKind
+from storage.objects.trail_journal import TrailJournal
+from storage.records import HoldKind, TrailEntry
 from tests.conftest import Archive
 from tests.support.commands import run, run_process
 from tests.support.everything import fill, receive, tables_of
@@ -206,6 +208,65 @@ def test_a_power_failure_takes_nothing_that_was_told(tmp_path: Path, share: floa
     assert len(list(again.index.trail.records())) == 30
     assert again.index.holds.add(HoldKind.STUDY, "1.3", reason="court", who="user:me").key == 31
     again.index.close()
+
+
+@pytest.mark.parametrize("lost", ["records of requests", "a decision that the journal lost too"])
+def test_an_index_without_the_last_records_of_the_trail_gets_them(tmp_path: Path, lost: str) -> None:
+    """They are not in the change journal. New records had taken their numbers, and the chain was broken."""
+    held = filled(tmp_path, 3)
+    held.index.close()
+    file = tmp_path / "index.sqlite"
+    url = f"sqlite:///{file}"
+    index = open_checked_index(url, tmp_path, holds_objects=True).index
+    index.holds.put_label("first", "1.2", who="user:me")
+    index.close()
+    copy = file.read_bytes()
+    (segment,) = (tmp_path / "journal").glob("changes-*.jsonl")
+    size = segment.stat().st_size
+    index = open_checked_index(url, tmp_path, holds_objects=True).index
+    if lost == "records of requests":
+        for _ in range(3):
+            index.trail.append(TrailEntry("retrieve", "VIEWER", "study", ("1.2",)))
+    else:
+        index.holds.add(HoldKind.STUDY, "1.2", reason="court", who="user:me")
+    index.close()
+    for part in tmp_path.glob("index.sqlite*"):
+        part.unlink()
+    file.write_bytes(copy)
+    os.truncate(segment, size)
+    opened = open_checked_index(url, tmp_path, holds_objects=True)
+    index, trail = opened.index, AuditTrail(opened.index, TrailJournal(tmp_path / "journal"))
+    assert "the audit trail in the index ended at record 1" in "".join(opened.notes)
+    assert len(index.holds.all()) == (lost != "records of requests")
+    index.holds.put_label("later", "1.2", who="user:me")
+    assert trail.broken() == ""
+    assert list(TrailJournal(tmp_path / "journal").records()) == list(index.trail.records())
+    index.close()
+    assert open_checked_index(url, tmp_path, holds_objects=True).notes == ()
+
+
+@pytest.mark.parametrize("journal", ["cut after the copy", "cut at the copy"])
+def test_an_older_copy_is_refused_if_the_journal_lost_images_that_were_stored_since(
+    made: FilledArchive, tmp_path: Path, journal: str
+) -> None:
+    """The node had started without a word, and did not find images that it had acknowledged."""
+    copy = made.file.read_bytes()
+    segment = max((made.root / "journal").glob("changes-*.jsonl"))
+    size, ds = segment.stat().st_size, mammogram(breast(120, 100))
+    with Node(made.quiet) as node:
+        if journal == "cut after the copy":
+            node.index.holds.put_label("later", "1.2", who="user:me")
+            size = segment.stat().st_size
+        receive(node, ds, tmp_path / "later.dcm")
+    os.truncate(segment, size)
+    made.drop_index()
+    made.file.write_bytes(copy)
+    for _ in range(2):
+        with pytest.raises(IndexRefused, match=r"lost 1 images that were stored since; run .latent-pacs index rebuild"):
+            Node(made.quiet)
+    assert rebuilt(made).from_objects == 1
+    with Node(made.quiet) as node:
+        assert node.index.by_uid(str(ds.SOPInstanceUID)) is not None
 
 
 # --- an index that is not that of the objects -------------------------------------------------------------------

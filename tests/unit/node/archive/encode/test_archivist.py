@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from node.archive.encode import archivist
+from node.archive.intake.marked_regions import MarkedRegions
 from node.codec.encode.encode_request import EncodeRequest, EncodeResult
 from node.workers.requests import ProofRequest
 from storage.errors import IndexFault, NotReconstructable, PixelError, StoreFull, WorkerDied
 from storage.index import lease
-from storage.index.integrity import Integrity
-from storage.records import InstanceState, ReasonCode, StoredInstance
+from storage.index.connection import now
+from storage.index.integrity import Integrity, NewDamage
+from storage.records import InstanceState, ReasonCode, StoredInstance, TrailEntry
 from tests.support.annotations import graphic, item, presentation_state, references
 from tests.support.archive_parts import ArchiveParts
 from tests.support.coded_images import InlinePool, just_before
@@ -174,10 +176,10 @@ def test_an_archivist_outlives_an_index_that_cannot_be_read(
     assert [record.getMessage() for record in caplog.records] == ["the archivist failed outside of an image"]
 
 
-def test_an_image_whose_result_cannot_be_committed_stays_claimed(
+def test_an_image_whose_result_cannot_be_committed_is_tried_again_at_once(
     bench: ArchiveParts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is free again when the lease ends."""
+    """It had waited for the end of its lease, 15 minutes."""
 
     def locked() -> None:
         raise IndexFault("the index is locked")
@@ -187,10 +189,9 @@ def test_an_image_whose_result_cannot_be_committed_stays_claimed(
     with caplog.at_level(logging.ERROR):
         held = work.run()
     assert held is not None
-    assert held.state is InstanceState.RECEIVED
+    assert held.state is InstanceState.VERIFIED
     assert "the archivist failed outside of an image" in caplog.text
     assert not work.archivist.busy
-    assert bench.index.claim("another", 60) is None
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,8 @@ def test_a_claim_that_cannot_be_given_back_is_one_line(
     just_before(monkeypatch, bench.index, "release", fail)
     with caplog.at_level(logging.ERROR):
         InlineArchivist(bench, InlinePool(raising(full))).run()
-    assert f"free again when its lease ends: {full}" in caplog.text
+    assert f"tried again once the index can be written: {full}" in caplog.text
+    assert image(bench).state is InstanceState.VERIFIED
     assert not [record for record in caplog.records if record.exc_info]
 
 
@@ -354,3 +356,38 @@ def test_a_base_that_was_made_again_for_a_deleted_image_is_removed(encoded: Enco
     pool = InlinePool(once(ProofRequest, lambda: delete(encoded.bench)))
     assert InlineArchivist(encoded.bench, pool).run() is None
     assert encoded.bench.files() == 0
+
+
+# --- originals that were purged meanwhile ---
+
+
+def purge(bench: ArchiveParts) -> None:
+    for one in bench.index.originals.purgeable(now()):
+        assert bench.index.originals.commit_purge(one, now(), TrailEntry("original.purge", "user:me", "image", (UID,)))
+
+
+def test_an_image_that_is_purged_while_its_regions_are_checked_is_not_sent_back(bench: ArchiveParts) -> None:
+    """It had become FAILED after three attempts without an original, and peers got nothing."""
+    held = InlineArchivist(bench).run()
+    assert held is not None
+    purge(bench)
+    MarkedRegions(bench.index, bench.hot, bench.originals, None).send_back(held)
+    assert image(bench).state is InstanceState.VERIFIED
+
+
+def test_a_purged_image_that_waits_keeps_its_rendition(encoded: Encoded) -> None:
+    """A scrub found its original damaged while it waited, and its state from before came back after the purge."""
+    bench, rows, uid = encoded.bench, Integrity(encoded.bench.index.engine), encoded.rendition.derived_uid
+    waiting = image(bench)
+    where = (waiting.original_digest, "original", "hot", waiting.key)
+    found = NewDamage(*where, condition="damaged", detail="", moved_to="", action="flagged")
+    rows.note(found)
+    assert rows.flag(found, InstanceState.VERIFIED, ReasonCode.ORIGINAL_LOST, "its reconstruction is whole")
+    purge(bench)
+    (damage,) = rows.open_damage()
+    rows.close(damage.key, "nothing needs it any more")
+    assert (image(bench).state, image(bench).purged) == (InstanceState.RECEIVED, True)
+    held = InlineArchivist(bench).run()
+    assert held is not None
+    assert held.rendition is not None
+    assert (held.state, held.rendition.derived_uid) == (InstanceState.VERIFIED, uid)
