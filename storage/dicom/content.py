@@ -20,6 +20,7 @@ from pydicom.tag import BaseTag
 
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
+from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, Unparseable
 
@@ -43,7 +44,7 @@ def content_digest(path: Path) -> str:
         if not file.layout.encapsulated:
             digest.update(_native_pixels(file, shape))
             return digest.hexdigest()
-    digest.update(_decoded_pixels(path, shape))
+    digest.update(_decoded_pixels(path, shape, file.transfer_syntax))
     return digest.hexdigest()
 
 
@@ -102,13 +103,14 @@ def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
     return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
 
 
-def _decoded_pixels(path: Path, shape: PixelShape) -> bytes:
+def _decoded_pixels(path: Path, shape: PixelShape, syntax: str) -> bytes:
     if shape.frames == 1:
         return decode_frame(path).tobytes()
     check_frames(path)
     with quiet():
         try:
-            return bytes(pixel_array(path, raw=True).tobytes())
+            pixels = pixel_array(path, raw=True, **decoder_options(syntax, shape.bits_allocated))
+            return sign_extended(pixels, syntax, shape.bits_stored, shape.high_bit).tobytes()
         except Exception as error:
             raise PixelError(f"codestream cannot be decoded: {error}") from error
 

@@ -25,6 +25,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 from storage.dicom.codestreams import check_codestream, check_pixels, is_transformed_rgb
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
+from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
@@ -194,7 +195,8 @@ def decode_frame(path: Path) -> NDArray[Any]:
         try:
             if syntax in _JPEG_LS or syntax in JPEG_XL:
                 return _decode_with_imagecodecs(codestream, syntax, shape)
-            return pixel_array(path, index=0, raw=True)
+            frame = pixel_array(path, index=0, raw=True, **decoder_options(syntax, shape.bits_allocated))
+            return sign_extended(frame, syntax, shape.bits_stored, shape.high_bit)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             failure = PixelError(f"codestream cannot be decoded: {reason}")
@@ -354,8 +356,12 @@ def _decompress(dataset: Dataset, source: Path) -> None:
     dataset.add_new(0x00280008, "IS", shape.frames)  # pydicom fails on values such as -1
     try:
         transformed = shape.samples == 3 and _is_transformed_rgb(source)
-        dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        syntax, bits = dataset.file_meta.TransferSyntaxUID, shape.bits_allocated
+        dataset.decompress(as_rgb=False, generate_instance_uid=False, **decoder_options(syntax, bits))
         _cut_to(dataset, shape.frames)
+        if shape.signed and bits in (8, 16):
+            values = np.frombuffer(dataset.PixelData, f"<i{bits // 8}")
+            dataset["PixelData"].value = sign_extended(values, syntax, shape.bits_stored, shape.high_bit).tobytes()
         if transformed:  # pydicom keeps a wrong Photometric Interpretation
             dataset.PhotometricInterpretation = "RGB"
         shape = PixelShape.of(dataset)
