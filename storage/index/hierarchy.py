@@ -70,6 +70,18 @@ def _study_key(connection: Connection, levels: Levels) -> int:
     return key
 
 
+def states_another_patient(connection: Connection, levels: Levels) -> bool:
+    """Whether an instance with those attributes states a Patient ID that its study neither has nor had."""
+    columns = columns_of(levels)
+    stated, uid = columns["patient"]["patient_id"], columns["study"]["study_instance_uid"]
+    query = select(study.c.key, patient.c.patient_id).join(patient, study.c.patient_key == patient.c.key)
+    row = connection.execute(query.where(study.c.study_instance_uid == uid)).one_or_none()
+    if row is None or not stated or not row.patient_id or stated == row.patient_id:
+        return False
+    former = select(former_patient.c.patient_id).where(former_patient.c.study_key == row.key)
+    return stated not in set(connection.execute(former).scalars())
+
+
 def _folded(connection: Connection, study_uid: str, received: dict[str, DicomJson]) -> Folded:
     """A study's ``received`` attributes, its patient's and its own, with the amendments in force applied."""
     of_patient = received["patient"]
