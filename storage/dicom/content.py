@@ -15,11 +15,10 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
-from pydicom.encaps import generate_fragments
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
-from pydicom.uid import RLELossless
 
+from storage.dicom.codestreams import codestreams_begun
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
 from storage.dicom.unused_bits import decoder_options, sign_extended
@@ -28,9 +27,6 @@ from storage.errors import PixelError, Unparseable
 
 _OF_ENCODING = {0xFFFCFFFC, 0x7FE00001, 0x7FE00002}
 """Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its lengths."""
-
-_STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51", b"\xff\x0a", b"\0\0\0\x0cJXL ")
-"""First bytes of codestreams: JPEG and JPEG-LS, JPEG 2000, JPEG XL without and with its container."""
 
 
 def content_digest(path: Path) -> str:
@@ -50,7 +46,7 @@ def content_digest(path: Path) -> str:
         if not file.layout.encapsulated:
             digest.update(_native_pixels(file, shape))
             return digest.hexdigest()
-        if _has_more_frames(file, shape):
+        if codestreams_begun(file.native_value(), file.transfer_syntax) > shape.frames:
             digest.update(file.native_value())
             return digest.hexdigest()
     digest.update(_decoded_pixels(path, shape, file.transfer_syntax))
@@ -110,16 +106,6 @@ def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
     if not file.transfer_syntax.is_little_endian:
         value = swapped(value, file.layout.pixel_vr)
     return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
-
-
-def _has_more_frames(file: DataSetFile, shape: PixelShape) -> bool:
-    """Whether more codestreams are there than the header states frames. Decoders would leave the others out."""
-    try:
-        _, *fragments = generate_fragments(bytes(file.native_value()))
-    except ValueError:  # the decoder says what is wrong
-        return False
-    one_each = file.transfer_syntax == RLELossless  # PS3.5 A.4.2
-    return sum(one_each or fragment.startswith(_STARTS) for fragment in fragments) > shape.frames
 
 
 def _decoded_pixels(path: Path, shape: PixelShape, syntax: str) -> bytes:

@@ -22,7 +22,13 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.dicom.codestreams import check_codestream, check_pixels, is_transformed_rgb
+from storage.dicom.codestreams import (
+    check_codestream,
+    check_pixels,
+    codestreams_begun,
+    fragments_of,
+    is_transformed_rgb,
+)
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
 from storage.dicom.unused_bits import decoder_options, sign_extended
@@ -128,18 +134,8 @@ def counted_bytes(file: DataSetFile, shape: PixelShape, warning: str, *, decodab
     size = layout.value_end - layout.value_start
     if not layout.encapsulated or warning or not decodable:
         return min(shape.native_bytes, size)
-    frames = min(shape.frames, max(_fragments(file), 1))
+    frames = min(shape.frames, max(len(fragments_of(file.native_value())), 1))
     return shape.native_bytes // shape.frames * frames
-
-
-def _fragments(file: DataSetFile) -> int:
-    """The number of fragments, without the offset table (PS3.5 A.4)."""
-    at, count = file.layout.value_start, -1
-    order = "<I" if file.transfer_syntax.is_little_endian else ">I"
-    while at + 8 <= file.layout.value_end:
-        at += 8 + struct.unpack_from(order, file.data, at + 4)[0]
-        count += 1
-    return count
 
 
 def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
@@ -242,7 +238,11 @@ def check_frames(path: Path) -> tuple[int, int]:
     """
     with opened(path) as file, quiet():
         stated = PixelShape.of(file.outline()).frames
-        return (sum(1 for _ in checked_frames(file)) if file.layout.encapsulated else stated), stated
+        if not file.layout.encapsulated:
+            return stated, stated
+        found = sum(1 for _ in checked_frames(file))
+        begun = codestreams_begun(file.native_value(), file.transfer_syntax)
+        return (max(found, begun) if begun > stated else found), stated
 
 
 def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
