@@ -13,18 +13,24 @@ from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import NamedTuple
 
+from pydicom.encaps import generate_fragments
+from pydicom.uid import RLELossless
+
 from storage.dicom.decode_limits import decode_limits
 from storage.errors import PixelError, TooManyPixels
 
 _JPEG, _J2K, _PNG, _JXL = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\x89PNG\r\n\x1a\n", b"\xff\x0a"
 _JP2_BOX = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _JXL_BOX = b"\x00\x00\x00\x0cJXL \r\n\x87\n"
+_STARTS = (_JPEG, _J2K, _JP2_BOX, _JXL, _JXL_BOX)
 _FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Markers of frame headers: SOF of JPEG, and SOF55 of JPEG-LS."""
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 """JPEG markers that no length follows (T.81 B.1.1.3)."""
 _COD, _SOT = 0x52, 0x90
 """JPEG 2000 markers of the coding style, and of the first tile, which ends the main header (T.800 A.2)."""
+
+Bytes = bytes | memoryview
 
 
 class CodestreamHeader(NamedTuple):
@@ -181,3 +187,23 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             length = len(data) - at
         yield kind, data[at + head : at + length]
         at += max(length, 8)
+
+
+# --- the fragments of an encapsulated value ---
+
+
+def fragments_of(value: Bytes) -> list[bytes]:
+    """The fragments of an encapsulated value (PS3.5 A.4), without the offset table; none if they cannot be found."""
+    try:
+        return list(generate_fragments(bytes(value)))[1:]
+    except ValueError:
+        return []
+
+
+def codestreams_begun(value: Bytes, syntax: str) -> int:
+    """The number of fragments that begin a codestream.
+
+    Decoders leave out those beyond Number of Frames. Without an offset table they take all fragments for one frame.
+    """
+    one_each = syntax == RLELossless  # PS3.5 A.4.2
+    return sum(one_each or fragment.startswith(_STARTS) for fragment in fragments_of(value))

@@ -18,8 +18,10 @@ from pydicom.dataelem import RawDataElement
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import BaseTag
 
+from storage.dicom.codestreams import codestreams_begun
 from storage.dicom.dicomfile import DataSetFile, opened, quiet
 from storage.dicom.pixels import PixelShape, check_frames, decode_frame
+from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, Unparseable
 
@@ -28,7 +30,8 @@ _OF_ENCODING = {0xFFFCFFFC, 0x7FE00001, 0x7FE00002}
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256, hex, over all elements except group lengths, padding and offset tables, and over the decoded pixels.
+    """SHA-256, hex, over all elements except group lengths, padding and offset tables, and over the decoded pixels, or
+    the encoded ones if there are more frames than the header states.
 
     Raises Unparseable, and PixelError if encapsulated pixels cannot be decoded.
     """
@@ -43,7 +46,10 @@ def content_digest(path: Path) -> str:
         if not file.layout.encapsulated:
             digest.update(_native_pixels(file, shape))
             return digest.hexdigest()
-    digest.update(_decoded_pixels(path, shape))
+        if codestreams_begun(file.native_value(), file.transfer_syntax) > shape.frames:
+            digest.update(file.native_value())
+            return digest.hexdigest()
+    digest.update(_decoded_pixels(path, shape, file.transfer_syntax))
     return digest.hexdigest()
 
 
@@ -102,13 +108,14 @@ def _native_pixels(file: DataSetFile, shape: PixelShape) -> bytes:
     return value[: shape.native_bytes] if len(value) - shape.native_bytes in (0, 1) else value
 
 
-def _decoded_pixels(path: Path, shape: PixelShape) -> bytes:
+def _decoded_pixels(path: Path, shape: PixelShape, syntax: str) -> bytes:
     if shape.frames == 1:
         return decode_frame(path).tobytes()
     check_frames(path)
     with quiet():
         try:
-            return bytes(pixel_array(path, raw=True).tobytes())
+            pixels = pixel_array(path, raw=True, **decoder_options(syntax, shape.bits_allocated))
+            return sign_extended(pixels, syntax, shape.bits_stored, shape.high_bit).tobytes()
         except Exception as error:
             raise PixelError(f"codestream cannot be decoded: {error}") from error
 

@@ -164,6 +164,7 @@ def checked(value: Any, vr: str, longest: int | None = None) -> Any:
     ``longest``: maximum characters, instead of the VR's own maximum.
     """
     if vr in _PATTERNS:
+        value = _without_delimiters(value, vr)
         if not _PATTERNS[vr].fullmatch(value):
             raise BadValueError(vr)
         return value
@@ -173,6 +174,20 @@ def checked(value: Any, vr: str, longest: int | None = None) -> Any:
         raise BadValueError(vr)
     text = value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
     return _person_name(text) if vr == "PN" else text
+
+
+def _without_delimiters(value: str, vr: str) -> str:
+    """A date or time in the form of the VR, where it has delimiters or too fine a fraction; others as they are.
+
+    ``2024.01.02`` and ``10:11:12`` are of ACR-NEMA 300, and archives should read them (PS3.5-2004 table 6.2-1). Clocks
+    of some systems have seven digits after the second, of which six are kept.
+    """
+    if vr == "DA" and _DELIMITED_DATE.fullmatch(value):
+        return value.replace(value[4], "")
+    if vr == "TM" and _LOOSE_TIME.fullmatch(value):
+        whole, point, fraction = value.replace(":", "").partition(".")
+        return whole + point + fraction[:6]
+    return value
 
 
 def _person_name(text: str) -> dict[str, str] | None:
@@ -200,6 +215,8 @@ def _finite(value: int | float) -> int | float:
 
 _INTEGER = re.compile(r"[+-]?\d{1,12}", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([Ee][+-]?\d{1,3})?", re.ASCII)
+_DELIMITED_DATE = re.compile(r"\d{4}([.\-/])\d\d\1\d\d", re.ASCII)
+_LOOSE_TIME = re.compile(r"(\d\d:\d\d(:\d\d)?|\d{6})(\.\d+)?", re.ASCII)
 _DATE = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 _TIME = r"([01]\d|2[0-3])([0-5]\d(([0-5]\d|60)(\.\d{1,6})?)?)?"
 _PATTERNS = {

@@ -19,6 +19,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from storage.dicom.codestreams import check_codestream
+from storage.dicom.unused_bits import decoder_options
 from storage.errors import PixelError
 
 JPEG_XL_LOSSLESS = "1.2.840.10008.1.2.4.110"
@@ -99,7 +100,8 @@ def _decoded(dataset: Dataset, number: int, count: int, syntax: str) -> Frame:
     if syntax == JPEGLSLossless:
         codestreams = generate_frames(dataset.PixelData, number_of_frames=count)
         return np.asarray(imagecodecs.jpegls_decode(list(codestreams)[number]))
-    return np.asarray(pixel_array(dataset, index=number, raw=True))
+    options = decoder_options(syntax, int(dataset.BitsAllocated))
+    return np.asarray(pixel_array(dataset, index=number, raw=True, **options))
 
 
 def _rle(frame: Frame, bits: int) -> bytes:

@@ -22,9 +22,16 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
-from storage.dicom.codestreams import check_codestream, check_pixels, is_transformed_rgb
+from storage.dicom.codestreams import (
+    check_codestream,
+    check_pixels,
+    codestreams_begun,
+    fragments_of,
+    is_transformed_rgb,
+)
 from storage.dicom.dicomfile import DataSetFile, encode, file_meta, opened, quiet, write_preamble
 from storage.dicom.encapsulate import JPEG_XL, decoded_jpeg_xl, drop_offset_tables, encapsulated
+from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, TooManyPixels, Unparseable
 
@@ -127,18 +134,8 @@ def counted_bytes(file: DataSetFile, shape: PixelShape, warning: str, *, decodab
     size = layout.value_end - layout.value_start
     if not layout.encapsulated or warning or not decodable:
         return min(shape.native_bytes, size)
-    frames = min(shape.frames, max(_fragments(file), 1))
+    frames = min(shape.frames, max(len(fragments_of(file.native_value())), 1))
     return shape.native_bytes // shape.frames * frames
-
-
-def _fragments(file: DataSetFile) -> int:
-    """The number of fragments, without the offset table (PS3.5 A.4)."""
-    at, count = file.layout.value_start, -1
-    order = "<I" if file.transfer_syntax.is_little_endian else ">I"
-    while at + 8 <= file.layout.value_end:
-        at += 8 + struct.unpack_from(order, file.data, at + 4)[0]
-        count += 1
-    return count
 
 
 def _promises_pixels(file: DataSetFile, shape: PixelShape) -> bool:
@@ -194,7 +191,8 @@ def decode_frame(path: Path) -> NDArray[Any]:
         try:
             if syntax in _JPEG_LS or syntax in JPEG_XL:
                 return _decode_with_imagecodecs(codestream, syntax, shape)
-            return pixel_array(path, index=0, raw=True)
+            frame = pixel_array(path, index=0, raw=True, **decoder_options(syntax, shape.bits_allocated))
+            return sign_extended(frame, syntax, shape.bits_stored, shape.high_bit)
         except Exception as error:  # noqa: BLE001 - decoders raise many kinds on hostile codestreams
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             failure = PixelError(f"codestream cannot be decoded: {reason}")
@@ -240,7 +238,11 @@ def check_frames(path: Path) -> tuple[int, int]:
     """
     with opened(path) as file, quiet():
         stated = PixelShape.of(file.outline()).frames
-        return (sum(1 for _ in checked_frames(file)) if file.layout.encapsulated else stated), stated
+        if not file.layout.encapsulated:
+            return stated, stated
+        found = sum(1 for _ in checked_frames(file))
+        begun = codestreams_begun(file.native_value(), file.transfer_syntax)
+        return (max(found, begun) if begun > stated else found), stated
 
 
 def _check_size(frame: bytes, shape: PixelShape, syntax: str) -> None:
@@ -354,8 +356,12 @@ def _decompress(dataset: Dataset, source: Path) -> None:
     dataset.add_new(0x00280008, "IS", shape.frames)  # pydicom fails on values such as -1
     try:
         transformed = shape.samples == 3 and _is_transformed_rgb(source)
-        dataset.decompress(as_rgb=False, generate_instance_uid=False)
+        syntax, bits = dataset.file_meta.TransferSyntaxUID, shape.bits_allocated
+        dataset.decompress(as_rgb=False, generate_instance_uid=False, **decoder_options(syntax, bits))
         _cut_to(dataset, shape.frames)
+        if shape.signed and bits in (8, 16):
+            values = np.frombuffer(dataset.PixelData, f"<i{bits // 8}")
+            dataset["PixelData"].value = sign_extended(values, syntax, shape.bits_stored, shape.high_bit).tobytes()
         if transformed:  # pydicom keeps a wrong Photometric Interpretation
             dataset.PhotometricInterpretation = "RGB"
         shape = PixelShape.of(dataset)

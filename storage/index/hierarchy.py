@@ -1,7 +1,7 @@
 """The patient, study and series rows of an instance, inserted if they are new.
 
-The attributes of a study and a patient come from the first instance that is received; amendments replace them, also
-for instances that are received later.
+The attributes of a study and a patient come from the first instance that is received. Later ones add those that it
+lacked. Amendments replace them, also for instances that are received later.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from storage.dicom.header_amendments import (
     patient_identity,
 )
 from storage.dicom.levels import columns_of, text_of
+from storage.dicom.query_keys import OFFSET_FROM_UTC
 from storage.index.connection import now
 from storage.index.tables import amendment, former_patient, instance, patient, series, study
 from storage.records import DicomJson, InstanceState, Levels, NewInstance, ReasonCode
+
+_STUDY_DATE, _OFFSET = "00080020", OFFSET_FROM_UTC.json_tag
 
 
 def instance_row(connection: Connection, new: NewInstance) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def _study_key(connection: Connection, levels: Levels) -> int:
     uid = columns_of(levels)["study"]["study_instance_uid"]
     known = connection.execute(select(study.c.key).where(study.c.study_instance_uid == uid)).scalar()
     if known is not None:
+        _add_missing(connection, int(known), levels)
         return int(known)
     received = {"patient": levels.patient, "study": levels.study}
     made = _folded(connection, uid, received)
@@ -67,7 +71,45 @@ def _study_key(connection: Connection, levels: Levels) -> int:
         row |= {"received": received, "amended": [asdict(one) for one in made.applied]}
     key = key_of(connection, study, row, "study_instance_uid")
     add_former_patients(connection, key, made.patient_ids, columns["patient"]["patient_id"])
+    _add_missing(connection, key, levels)
     return key
+
+
+def _add_missing(connection: Connection, study_key: int, levels: Levels) -> None:
+    """Add attributes that a study and its patient lack, or queries would never find them by these. A report that comes
+    first may have no accession number.
+
+    Amended studies stay as they are, since an amendment may have emptied an attribute.
+    """
+    row = connection.execute(
+        select(study.c.attributes, study.c.received, study.c.patient_key, patient.c.attributes.label("of_patient"))
+        .join(patient, study.c.patient_key == patient.c.key)
+        .where(study.c.key == study_key)
+    ).one()
+    if row.received is not None:
+        return
+    of_study = {**levels.study, **row.attributes}
+    if _OFFSET not in row.attributes and _STUDY_DATE in row.attributes:
+        of_study.pop(_OFFSET, None)  # it belongs to the dates of the other instance
+    same = _identity(levels.patient, {}) == _identity(row.of_patient, {})
+    of_patient = {**levels.patient, **row.of_patient} if same else row.of_patient
+    columns = columns_of(Levels(of_patient, of_study, {}, {}))
+    if of_study != row.attributes:
+        connection.execute(update(study).where(study.c.key == study_key).values(columns["study"]))
+    if of_patient != row.of_patient:
+        connection.execute(update(patient).where(patient.c.key == row.patient_key).values(columns["patient"]))
+
+
+def states_another_patient(connection: Connection, levels: Levels) -> bool:
+    """Whether an instance with those attributes states a Patient ID that its study neither has nor had."""
+    columns = columns_of(levels)
+    stated, uid = columns["patient"]["patient_id"], columns["study"]["study_instance_uid"]
+    query = select(study.c.key, patient.c.patient_id).join(patient, study.c.patient_key == patient.c.key)
+    row = connection.execute(query.where(study.c.study_instance_uid == uid)).one_or_none()
+    if row is None or not stated or not row.patient_id or stated == row.patient_id:
+        return False
+    former = select(former_patient.c.patient_id).where(former_patient.c.study_key == row.key)
+    return stated not in set(connection.execute(former).scalars())
 
 
 def _folded(connection: Connection, study_uid: str, received: dict[str, DicomJson]) -> Folded:

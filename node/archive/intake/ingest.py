@@ -40,6 +40,7 @@ from storage.errors import (
     WorkerDied,
 )
 from storage.index import Index
+from storage.index.hierarchy import states_another_patient
 from storage.index.holdings import Added
 from storage.index.quarantined import REPLACED
 from storage.index.resent_originals import drop_copy, replace_lost
@@ -57,11 +58,15 @@ _LENIENT_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 @dataclass(frozen=True)
 class Receipt:
-    """The result for an accepted data set. ``warning``: why its pixels are not trusted, empty if they are."""
+    """The result for an accepted data set. ``warning``: why its pixels are not trusted, empty if they are.
+
+    ``note``: for the audit trail, empty if there is nothing to say.
+    """
 
     sop_instance_uid: str
     new: bool
     warning: str = ""
+    note: str = ""
 
 
 class Ingest:
@@ -113,7 +118,17 @@ class Ingest:
         stored = added in (Added.NEW, Added.AGAIN)
         if stored or healed:
             self._arrived(new.study_instance_uid)
-        return Receipt(new.sop_instance_uid, stored, new.pixel_warning)
+        return Receipt(new.sop_instance_uid, stored, new.pixel_warning, self._note(new) if stored else "")
+
+    def _note(self, new: NewInstance) -> str:
+        """A note on a new instance that states another Patient ID than its study has."""
+        with self._index.engine.connect() as connection:
+            if not states_another_patient(connection, new.levels):
+                return ""
+        LOGGER.warning(
+            "%s from %s %s: study %s", new.sop_instance_uid, new.calling_aet, ANOTHER_PATIENT, new.study_instance_uid
+        )
+        return ANOTHER_PATIENT
 
     def _add(self, new: NewInstance) -> tuple[Added, bool]:
         """Commit an instance. If it is held with the same bytes, make sure that its original is whole.
@@ -323,6 +338,7 @@ def _ask(decoders: WorkerPool, request: Request[Answer]) -> Answer:
 
 _ATTEMPTS = 5
 """Most attempts to find an original at rest that is being moved, packed or removed."""
+ANOTHER_PATIENT = "states another Patient ID than its study, and is found under the patient of the study"
 _GONE = "it was being removed while it was received again; send it once more"
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 

@@ -125,8 +125,7 @@ def span(vr: str, key: str) -> Span:
     low, hyphen, high = (part.strip() for part in key.partition("-"))
     if not low and not high:
         raise BadValueError(vr)
-    for end in filter(None, (low, high)):
-        checked(end, vr)
+    low, high = (end and checked(end, vr) for end in (low, high))
     if not hyphen:
         high = low
     if vr == "TM":

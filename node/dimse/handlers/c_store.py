@@ -66,7 +66,7 @@ def handle_store(
         answer = of_error(error, STORE_ERRORS)
         refusals.of_request(event.assoc, "store", int(answer.Status), reason_text(error, STORE_ERRORS), uids)
         return answer
-    record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original"))
+    record(TrailEntry("store", caller, "image", (receipt.sop_instance_uid,), "original", detail=receipt.note))
     if receipt.warning:
         return response(PIXELS_NOT_SOUND, receipt.warning)
     return response(SUCCESS)

@@ -15,6 +15,7 @@ from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from node.app import Node
+from node.archive.intake.ingest import ANOTHER_PATIENT
 from node.cli.exit_codes import UsageError
 from node.cli.main import app
 from node.config import load, parse
@@ -193,3 +194,19 @@ def test_an_odd_affected_uid_is_recorded_short(quiet_archive: Archive) -> None:
     assert sender.send(b"no data set", sop_instance="1.2.3").Status & 0xF000 == 0xC000
     assert told(quiet_archive, "store")[0].uids == ("1.2.3",)
     sender.assoc.release()
+
+
+def test_an_image_of_another_patient_under_a_known_study_is_in_the_trail(
+    quiet_archive: Archive, tmp_path: Path
+) -> None:
+    held = stored(quiet_archive, tmp_path)
+    other = mammogram(breast(64, 48), SOPInstanceUID="1.2.3.9", PatientID="P0002")
+    other.StudyInstanceUID = held.study_instance_uid
+    path = write(other, tmp_path / "other.dcm")
+    client.store([path], quiet_archive.address, calling="MODALITY", each=lambda *_: None)
+
+    def noted() -> bool:
+        entries = [record.entry for record in quiet_archive.node.index.trail.records()]
+        return ("1.2.3.9",) in [one.uids for one in entries if ANOTHER_PATIENT in one.detail]
+
+    wait_for(noted, what="a note in the trail")

@@ -27,12 +27,14 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGExtended12Bit,
+    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
 
 from storage.dicom.content import content_digest, same_content
 from storage.dicom.dicomfile import encode, file_meta, opened, quiet
+from storage.dicom.encapsulate import _rle
 from storage.errors import LatentPacsError, PixelError, Unparseable
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write, write_body
 
@@ -366,3 +368,42 @@ def value_of(element: DataElement) -> Any:
     if element.VR in ("DS", "IS") and element.VM:
         return [float(value) for value in (element.value if element.VM > 1 else [element.value])]
     return element.value
+
+
+def codestreams(path: Path, frames: list[bytes], syntax: UID, *, stated: str | None, table: bool) -> Path:
+    ds = rich()
+    if stated is not None:
+        ds.NumberOfFrames = stated
+    ds.PixelData = encapsulate(frames, has_bot=table)
+    ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
+    body = encode(ds, ExplicitVRLittleEndian)
+    return write_body(body, path, sop_class=MAMMOGRAPHY, sop_instance="1.2.3", syntax=syntax)
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("stated", "more"), [(None, 1), ("1", 1), ("2", 1), ("2", 2)])
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, JPEGLosslessSV1, RLELossless])
+def test_frames_beyond_the_stated_number_are_compared(
+    tmp_path: Path, syntax: UID, stated: str | None, more: int, table: bool
+) -> None:
+    """A decoder leaves them out, and the second of two images would be discarded with success."""
+    encoders: dict[str, Callable[[Any], bytes]] = {
+        JPEGLSLossless: imagecodecs.jpegls_encode,
+        JPEG2000Lossless: lambda pixels: imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat="j2k"),
+        JPEGLosslessSV1: lambda pixels: imagecodecs.ljpeg_encode(pixels, bitspersample=16),
+        RLELossless: lambda pixels: _rle(pixels, 16),
+    }
+    first, other = (bytes(encoders[syntax](pixels)) for pixels in (PIXELS, PIXELS + np.uint16(1)))
+    frames = [first] * (int(stated or 1) + more)
+    one, same, longer, changed = (
+        codestreams(tmp_path / name, found, syntax, stated=stated, table=table)
+        for name, found in (
+            ("one", frames),
+            ("same", frames),
+            ("longer", [*frames, first]),
+            ("changed", [*frames[:-1], other]),
+        )
+    )
+    assert not same_content(one, longer)
+    assert not same_content(one, changed)
+    assert same_content(one, same)

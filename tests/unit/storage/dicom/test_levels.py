@@ -155,12 +155,33 @@ def test_a_character_set_may_change_in_an_item() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tag", "vr", "raw", "meant"),
+    [
+        (0x00080020, "DA", b"2016.10.04", "20161004"),
+        (0x00080020, "DA", b"2016-10-04", "20161004"),
+        (0x00080020, "DA", b"2016/10/04", "20161004"),
+        (0x00080030, "TM", b"10:15:30", "101530"),
+        (0x00080030, "TM", b"10:15", "1015"),
+        (0x00080030, "TM", b"10:15:30.1234567", "101530.123456"),
+        (0x00080030, "TM", b"101530.1234567", "101530.123456"),
+    ],
+)
+def test_dates_and_times_with_delimiters_are_read(tag: int, vr: str, raw: bytes, meant: str) -> None:
+    """Or a search for the day would not find the image."""
+    levels = levels_of(encoded((tag, vr, raw)))
+    assert levels.study[f"{tag:08X}"] == {"vr": vr, "Value": [meant]}
+
+
+@pytest.mark.parametrize(
     ("tag", "vr", "raw"),
     [
-        (0x00080020, "DA", b"2016.10.04"),
+        (0x00080020, "DA", b"2016.13.45"),
+        (0x00080020, "DA", b"2016.10-04"),
+        (0x00080020, "DA", b"04.10.2016"),
         (0x00080020, "DA", b"20161345"),
         (0x00080020, "DA", b"unknown"),
-        (0x00080030, "TM", b"10:15:30"),
+        (0x00080030, "TM", b"25:15:30"),
+        (0x00080030, "TM", b"10:1530"),
         (0x00080030, "TM", b"2560"),
         (0x0008002A, "DT", b"yesterday"),
         (0x00101010, "AS", b"42"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import imagecodecs
@@ -141,3 +141,25 @@ def test_offset_tables_are_not_content(tmp_path: Path) -> None:
     ds.add_new(0x7FE00001, "OV", struct.pack("<Q", 0))
     ds.add_new(0x7FE00002, "OV", struct.pack("<Q", len(jpeg_ls(FRAMES[0]))))
     assert same_content(plain, file_of(ds, tmp_path / "y.dcm", JPEGLSLossless))
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize("stated", [b"", b"1 "])
+@pytest.mark.parametrize("encoder", [jpeg_ls, jpeg_xl])
+def test_more_codestreams_than_frames_are_noticed(
+    tmp_path: Path, encoder: Callable[[np.ndarray], bytes], stated: bytes, table: bool
+) -> None:
+    """Without an offset table, all fragments would count as one frame, and the image could be reconstructed from it."""
+    ds = encapsulated([])
+    ds.PixelData = encapsulate([encoder(frame) for frame in FRAMES[:2]], has_bot=table)
+    ds["PixelData"].is_undefined_length = True
+    syntax = JPEGLSLossless if encoder is jpeg_ls else JPEG_XL_LOSSLESS
+    path = file_of(ds, tmp_path / "in.dcm", syntax, with_frames(ds, stated))
+    assert CheckRequest(path).answer(None) == "2 frames are found, the header says 1"
+
+
+def test_a_codestream_in_several_fragments_is_one_frame(tmp_path: Path) -> None:
+    ds = encapsulated([jpeg_ls(FRAMES[0])], fragments_per_frame=3)
+    path = file_of(ds, tmp_path / "in.dcm", JPEGLSLossless)
+    assert CheckRequest(path).answer(None) == ""
+    assert np.array_equal(decode_frame(path), FRAMES[0])

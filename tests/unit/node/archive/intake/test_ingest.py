@@ -10,8 +10,9 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.archive.intake.ingest import check_uid, examine
+from node.archive.intake.ingest import ANOTHER_PATIENT, check_uid, examine
 from storage.dicom.dicomfile import encode
+from storage.dicom.header_amendments import AmendmentKind
 from storage.errors import ChangedMeanwhile, Deleted, Duplicate, InvalidUid, ObjectMissing, OutOfTime, WorkerDied
 from storage.index.connection import now
 from storage.records import InstanceState, OriginalForm, Tier
@@ -92,6 +93,37 @@ def test_a_uid_that_is_issued_to_a_reconstruction_meanwhile_is_not_stored(
     held = bench.index.by_uid("2.25.7")
     assert held is not None
     assert held.sop_instance_uid == UID
+
+
+# --- patients ---
+
+
+def of_patient(uid: str, patient_id: str | None) -> Dataset:
+    return small(uid, StudyInstanceUID="1.2.3.4.5", PatientID=patient_id)
+
+
+def test_an_image_of_another_patient_under_a_known_study_is_reported(
+    bench: ArchiveParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Queries find it under the patient of the study, and by its own Patient ID they do not."""
+    notes = {}
+    for number, patient_id in enumerate(("P1", "P1", None, "P2")):
+        ds = of_patient(f"{UID}.{number}", patient_id)
+        notes[number] = receive(bench, as_file(bench, ds), ds).note
+    assert notes == {0: "", 1: "", 2: "", 3: ANOTHER_PATIENT}
+    [line] = [record.getMessage() for record in caplog.records if ANOTHER_PATIENT in record.getMessage()]
+    assert f"{UID}.3" in line
+    assert "1.2.3.4.5" in line
+    assert "P2" not in line  # the log holds no patient data
+
+
+def test_an_image_with_the_former_id_of_an_amended_patient_is_not_reported(bench: ArchiveParts) -> None:
+    first, later, other = (of_patient(f"{UID}.{n}", who) for n, who in ((1, "P1"), (2, "P1"), (3, "P2")))
+    receive(bench, as_file(bench, first), first)
+    moved = {"00100020": {"vr": "LO", "Value": ["P9"]}}
+    bench.index.amendments.make(AmendmentKind.STUDY, "1.2.3.4.5", moved, reason="wrong ID", who="user:me")
+    assert receive(bench, as_file(bench, later), later).note == ""
+    assert receive(bench, as_file(bench, other), other).note == ANOTHER_PATIENT
 
 
 # --- the same bytes again ---
