@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, exists, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, exists, insert, or_, select
 
 from storage.index import lease
 from storage.index.connection import now, writing
@@ -71,8 +71,8 @@ class CommitmentRequest:
 
 
 _OPEN = (CommitmentState.REQUESTED, CommitmentState.DECIDED)
-_UIDS_AT_ONCE = 500
-"""UIDs in one query."""
+_AT_ONCE = 500
+"""UIDs or keys in one query. SQLite may take no more than 32,766 values, and a peer may name more instances."""
 
 
 class Commitments:
@@ -130,20 +130,9 @@ class Commitments:
         """
         with writing(self._engine) as connection:
             keys = [one.instance_key for one in report if not one.reason]
-            rows = connection.execute(
-                select(instance.c.key, instance.c.original_digest)
-                .join(original, original.c.instance_key == instance.c.key)
-                .where(
-                    instance.c.key.in_(keys),
-                    original.c.form != OriginalForm.PURGED,
-                    ~exists(
-                        select(tombstone.c.key).where(
-                            tombstone.c.uid == instance.c.sop_instance_uid, tombstone_in_force
-                        )
-                    ),
-                )
-            )
-            held = {row.key: row.original_digest for row in rows}
+            held: dict[int, str] = {}
+            for start in range(0, len(keys), _AT_ONCE):
+                held |= _originals_of(connection, keys[start : start + _AT_ONCE])
             final = tuple(
                 one if one.reason or held.get(one.instance_key) == one.original_digest else _failed(one)
                 for one in report
@@ -177,8 +166,8 @@ class Commitments:
         query = select(quarantine.c.sop_instance_uid)
         found: set[str] = set()
         with self._engine.connect() as connection:
-            for start in range(0, len(sop_instance_uids), _UIDS_AT_ONCE):
-                some = sop_instance_uids[start : start + _UIDS_AT_ONCE]
+            for start in range(0, len(sop_instance_uids), _AT_ONCE):
+                some = sop_instance_uids[start : start + _AT_ONCE]
                 found |= set(connection.execute(query.where(quarantine.c.sop_instance_uid.in_(some))).scalars())
         return found
 
@@ -195,6 +184,17 @@ def is_pinned() -> ColumnElement[bool]:
 
 PROCESSING_FAILURE = 0x0110
 """Failure Reason (PS3.3 C.14.1.1)."""
+
+
+def _originals_of(connection: Connection, keys: Sequence[int]) -> dict[int, str]:
+    """The digest of the original of each of these instances that has one and was not deleted."""
+    of_instance = select(tombstone.c.key).where(tombstone.c.uid == instance.c.sop_instance_uid, tombstone_in_force)
+    rows = connection.execute(
+        select(instance.c.key, instance.c.original_digest)
+        .join(original, original.c.instance_key == instance.c.key)
+        .where(instance.c.key.in_(keys), original.c.form != OriginalForm.PURGED, ~exists(of_instance))
+    )
+    return {row.key: row.original_digest for row in rows}
 
 
 def _failed(one: CommitmentAnswer) -> CommitmentAnswer:

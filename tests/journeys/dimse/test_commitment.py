@@ -24,6 +24,7 @@ from node.config import parse
 from node.dimse.client import Address, store
 from node.dimse.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from storage.errors import ConfigError
+from storage.index import commitment_requests
 from storage.index.commitment_requests import CommitmentItem, Commitments, CommitmentState
 from storage.index.connection import writing
 from storage.index.tables import original
@@ -385,6 +386,25 @@ def test_an_original_that_goes_while_it_is_judged_is_not_committed(tmp_path: Pat
         changed = type(judged)(judged.sop_class_uid, judged.sop_instance_uid, 0, held.key, "0" * 64)
         assert commitments.decide(asked, [changed], until=None)[0].reason == FailureReason.PROCESSING_FAILURE
         assert not has_pin(running.index.engine, held.key)
+
+
+def test_more_instances_than_one_query_takes_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commitment_requests, "_AT_ONCE", 2)
+    modality, files = Modality(), tmp_path / "files"
+    files.mkdir()
+    with node(tmp_path, modality) as running:
+        items = [CommitmentItem(*of(stored(running, files))) for _ in range(5)]
+        commitments = running.commitments
+        key = commitments.add(generate_uid(), "TEST", items, due=time.time() + 1000)
+        asked = commitments.claim("test", 60, key=key)
+        assert asked is not None
+        judge = CommitmentJudge(running.index, commitments, lambda held: "", running.settings.commitment)
+        decided = judge.judge(asked)
+        assert [(one.sop_instance_uid, one.reason) for one in decided] == [(one.sop_instance_uid, 0) for one in items]
+        for item in items:
+            held = running.index.by_uid(item.sop_instance_uid)
+            assert held is not None
+            assert has_pin(running.index.engine, held.key)
 
 
 @pytest.mark.parametrize("how", ["purged", "deleted"])
