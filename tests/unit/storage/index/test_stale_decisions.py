@@ -327,7 +327,9 @@ def test_a_former_original_on_hold_is_not_replaced(index: Index) -> None:
 def test_other_images_keep_their_attributes_when_one_of_them_is_replaced(index: Index, shared: str) -> None:
     """Those of series and study come from the image that is now the only one in them, or stay."""
     series_uid = "1.2.1.7" if shared == "series" else "1.2.1.8"
-    index.add(new_instance("1.2.3.2", series_uid=series_uid))
+    other = new_instance("1.2.3.2", series_uid=series_uid)
+    described = {"00081030": {"vr": "LO", "Value": ["its study"]}}
+    index.add(replace(other, levels=replace(other.levels, study={**other.levels.study, **described})))
     one = quarantined(index)
     new = new_instance(UID, original_digest=one.digest)
     renamed = {"00081030": {"vr": "LO", "Value": ["another study"]}}
@@ -337,5 +339,6 @@ def test_other_images_keep_their_attributes_when_one_of_them_is_replaced(index: 
     with index.engine.connect() as connection:
         of_study = connection.exec_driver_sql("SELECT attributes FROM study").scalars().all()
         of_series = connection.exec_driver_sql("SELECT attributes FROM series ORDER BY key").scalars().all()
+    assert ["its study" in text for text in of_study] == [True]
     assert not any("another study" in text for text in of_study)
     assert ["another series" in text for text in of_series] == ([False] if shared == "series" else [True, False])
