@@ -252,12 +252,12 @@ def _filtered(image: Float, row: int, column: int, level: int, step: int) -> Flo
     if any(any(sides) for sides in pad):
         part = np.pad(part, pad, mode="symmetric")
     seen = np.asarray(part - part.mean(), dtype=np.float32)  # filters ignore the mean
-    quarters = _kernels(level, step)
-    side = quarters.shape[-1]
+    kernels = _kernels(level, step)
+    side = kernels.shape[-1]
     spectrum = torch.fft.fft2(torch.from_numpy(seen)).view(step, side, step, side)
-    folded = spectrum[0, :, 0] * quarters[0, 0]
+    folded = spectrum[0, :, 0] * kernels[0, 0]
     for down, across in list(np.ndindex(step, step))[1:]:
-        folded += spectrum[down, :, across] * quarters[down, across]
+        folded += spectrum[down, :, across] * kernels[down, across]
     responses = torch.view_as_real(torch.fft.ifft2(folded))
     inner = slice(_RIM // step, (_RIM + SQUARE) // step)
     measured = responses[:, inner, inner].permute(0, 3, 1, 2).contiguous()

@@ -141,7 +141,7 @@ class Mammo:
 
         seen = scene(upsampled, task.deviation, task.quantisation_rms, task.point.scale)[None]
         point = point_features(task.point.scale, task.point.distance)[None].to(self._device)
-        tiles = _Tiles(task.deviation > 0, seen.shape[-2], seen.shape[-1], self._tile, self._network.halo)
+        tiles = _Tiles(task.deviation > 0, self._tile, self._network.halo)
         padded = tiles.pad(seen.to(self._network.enter.weight.dtype))
 
         def v(x: torch.Tensor, t: float) -> torch.Tensor:
@@ -190,13 +190,13 @@ class Mammo:
 
 
 class _Tiles:
-    """The parts of a latent of ``rows`` x ``columns`` cells that the network must process.
+    """The parts of a latent that the network must process.
 
     They are squares of ``tile`` pixels, each cut down to where it has noise. ``noisy``: bool, full size.
     ``halo``: pixels around a part that the network sees; border cells are repeated beyond the image.
     """
 
-    def __init__(self, noisy: Mask, rows: int, columns: int, tile: int, halo: int) -> None:
+    def __init__(self, noisy: Mask, tile: int, halo: int) -> None:
         self._halo = halo // _CELL
         marks = reduced(noisy, _STRIDE, np.logical_or)
         self.parts = list(_bounds(marks, tile // _STRIDE))

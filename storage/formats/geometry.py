@@ -39,7 +39,16 @@ def reduced(values: NDArray[Any], side: int, by: np.ufunc, dtype: type | None = 
     """
     rows, columns = values.shape
     whole = rows // side * side
-    lines = by.reduce(values[:whole].reshape(-1, side, columns), axis=1, dtype=dtype)
+    lines = by.reduce(values[:whole].reshape(rows // side, side, columns), axis=1, dtype=dtype)
     if whole < rows:
         lines = np.concatenate([lines, by.reduce(values[whole:], axis=0, dtype=dtype)[None]])
     return np.asarray(by.reduceat(lines, np.arange(0, columns, side), axis=1))
+
+
+def counts_at_half_steps(marks: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    """Marked pixels in each square of ``side`` x ``side`` pixels within the image, every half of ``side``: int64."""
+    half = side // 2
+    rows, columns = (length // half * half for length in marks.shape)
+    quarters = reduced(marks[:rows, :columns], half, np.add, np.int64)
+    halves = quarters[:-1] + quarters[1:]
+    return np.asarray(halves[:, :-1] + halves[:, 1:])

@@ -24,7 +24,7 @@ from node.codec.noise import (
     power_of,
 )
 from node.fidelity.threads import on_all_cores
-from storage.formats.geometry import CELL, reduced
+from storage.formats.geometry import CELL, counts_at_half_steps, reduced
 
 _FAINT = 0.25
 """Standard deviation below which noise rounds to 0, in grey levels. No cell is marked quiet for less."""
@@ -36,8 +36,6 @@ as a dead line or the border of collimation, which would be drawn as bars everyw
 without such an edge none exceeded 3.7; those with a dead line reached 12."""
 _MATCHING = 6
 """Rounds in which band energies are matched. Bands overlap, so that one round is not enough."""
-_HALF = WINDOW // 2
-"""Step between the tiles of the spectrum, in pixels."""
 _MAD = 0.6745
 
 
@@ -132,17 +130,13 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     outlying tiles are left out. If no tile is ``counted`` wholly, as in a small image with a patch in its middle, those
     with the largest share are measured, and nothing is missing in the rest of them."""
     window = np.outer(np.hanning(WINDOW), np.hanning(WINDOW)).astype(np.float32)
-    halves = [length // _HALF * _HALF for length in original.shape]
-    sums = reduced(counted[: halves[0], : halves[1]], _HALF, np.add, np.int64)
-    sums = sums[:-1] + sums[1:]
-    shares = (sums[:, :-1] + sums[:, 1:]) / WINDOW**2
-    most_counted = float(shares.max(initial=0.0))
+    counts = counts_at_half_steps(counted, WINDOW)
+    most = counts.max(initial=1)
     places = [
         np.s_[row : row + WINDOW, column : column + WINDOW]
-        for row, column in np.argwhere(shares == most_counted) * _HALF
-        if most_counted > 0
+        for row, column in np.argwhere(counts == most) * (WINDOW // 2)
     ]
-    structure = structure if most_counted == 1 else np.where(counted, structure, original)
+    structure = structure if most == WINDOW**2 else np.where(counted, structure, original)
 
     def one(where: tuple[slice, slice]) -> NDArray[np.float32] | None:
         from scipy import fft
@@ -156,9 +150,9 @@ def _spectrum(original: Float, structure: Float, counted: Mask, deviation: Float
     total = np.zeros((WINDOW, WINDOW // 2 + 1))
     powers = [power for power in on_all_cores(one, places) if power is not None]
     sizes = [float(np.abs(power).sum()) for power in powers]
-    most = _OUTLYING * float(np.median(sizes)) if sizes else 0.0
+    largest = _OUTLYING * float(np.median(sizes)) if sizes else 0.0
     for power, size in zip(powers, sizes, strict=True):
-        if size <= most:
+        if size <= largest:
             total += power
     return spectrum_codes(total)
 

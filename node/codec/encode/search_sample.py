@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 
 from node.codec.encode.source_image import Source, without_padding
 from node.fidelity.reference import Reference
-from storage.formats.geometry import reduced
+from storage.formats.geometry import counts_at_half_steps
 
 SQUARES = 12
 """Most squares of the sample, in four columns: about 0.4 megapixels are measured. On 11 mammograms the burden of 12
 squares was within 13% of the whole image's, and that of 24 was no nearer."""
 SQUARE = 256
 """Side of a square of the sample, in pixels."""
-_STEP = SQUARE // 2
-"""Step between the squares that may be chosen, in pixels."""
 _RIM = 40
 """Rim of a square that is not measured, in pixels: the neighbouring square rings into it."""
 _FILLED = 0.75
@@ -27,11 +25,8 @@ _FILLED = 0.75
 def sample_of(source: Source, reference: Reference) -> tuple[Source, Reference]:
     """Squares of the breast in four columns; the image itself if it has fewer than four of them."""
     breast = reference.core
-    rows, columns = (length // _STEP * _STEP for length in breast.shape)
-    filled = reduced(breast[:rows, :columns], _STEP, np.add, np.int64)
-    filled = filled[:-1] + filled[1:]
-    filled = filled[:, :-1] + filled[:, 1:]
-    places = [(int(row), int(column)) for row, column in np.argwhere(filled >= _FILLED * SQUARE**2) * _STEP]
+    filled = counts_at_half_steps(breast, SQUARE) >= _FILLED * SQUARE**2
+    places = [(int(row), int(column)) for row, column in np.argwhere(filled) * (SQUARE // 2)]
     chosen: list[tuple[int, int]] = []
     for number in np.random.default_rng(0).permutation(len(places)):
         row, column = places[number]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from storage.formats.geometry import reduced
+from storage.formats.geometry import counts_at_half_steps, reduced
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (16, 16), (17, 33), (3, 100), (100, 3), (64, 48)])
@@ -22,3 +22,14 @@ def test_marks_are_reduced_in_their_own_type_or_another() -> None:
     marks[18, 3] = True
     assert reduced(marks, 16, np.logical_or).tolist() == [[False, False], [True, False]]
     assert reduced(~marks, 16, np.add, np.int64).tolist() == [[256, 64], [63, 16]]
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (100, 131), (40, 200), (10, 200), (200, 10), (20, 20)])
+def test_marks_are_counted_at_half_steps(shape: tuple[int, int]) -> None:
+    """An image that is smaller than a square has none."""
+    marks = np.random.default_rng(2).random(shape) < 0.5
+    rows, columns = (range(0, length - 63, 32) for length in shape)
+    expected = [[int(marks[row : row + 64, column : column + 64].sum()) for column in columns] for row in rows]
+    found = counts_at_half_steps(marks, 64)
+    assert found.size == sum(map(len, expected))
+    assert not found.size or found.tolist() == expected
