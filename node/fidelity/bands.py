@@ -102,6 +102,14 @@ def octaves(image: Float) -> list[Float]:
     return [part.numpy() for part in (*found, smooth)]
 
 
+def finest_octave(image: Float) -> Float:
+    """The finest band of an image, float32, at its full size: that of details of about 2 pixels."""
+    import torch
+
+    seen = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+    return (seen - _blurred(seen, _FIRST)).numpy()
+
+
 def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian blur, float32, with the border repeated. Shifted images are added up: on one channel that takes a third
     of the time of a convolution."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
@@ -23,6 +24,7 @@ from node.codec.noise import (
     drawing_filter,
     power_of,
 )
+from node.fidelity.bands import finest_octave
 from node.fidelity.threads import on_all_cores
 from storage.formats.geometry import CELL, counts_at_half_steps, reduced
 
@@ -43,14 +45,20 @@ def measure_deviation(original: Float, structure: Float, breast: Mask, counted: 
     """Fits curve and map of the noise that ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
 
     ``breast``: where the curve is measured. ``counted``: everything but padding. The spectrum is left empty.
+
+    The residual also holds errors of edges, as of the letters of a marker. They have less energy in the finest octave
+    than noise has. The curve is therefore that of the finest octave, and the map has the smaller ratio of both.
     """
     rows, columns = original.shape
-    energy = np.square(_without_structure(original - structure, counted))
+    residual = np.where(counted, original - structure, np.float32(0))
+    energy, fine = (np.square(_without_structure(part, counted)) for part in (residual, finest_octave(residual)))
+    measured = counted & breast
+    fine *= np.float32(_mean(energy, measured) / max(_mean(fine, measured), 1e-12))
     low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
-    curve = _curve(structure, energy, counted & breast, float(low), float(high))
+    curve = _curve(structure, fine, measured, float(low), float(high))
     empty = np.zeros(SPECTRUM, dtype=np.uint8)
     model = NoiseModel(rows, columns, float(low), float(high), curve, np.zeros((0, 0), np.uint8), empty)
-    return replace(model, place=_place(energy, model, structure, counted))
+    return replace(model, place=_place((energy, fine), model, structure, counted))
 
 
 def with_spectrum(model: NoiseModel, original: Float, structure: Float, inside: Mask, deviation: Float) -> NoiseModel:
@@ -103,8 +111,13 @@ def _curve(structure: Float, energy: Float, counted: Mask, low: float, high: flo
     return deviation_codes(np.sqrt(means))
 
 
-def _place(energy: Float, model: NoiseModel, structure: Float, counted: Mask) -> Codes:
-    """The ratio of each cell's standard deviation to the one that the curve gives, from slightly blurred cells."""
+def _mean(energy: Float, measured: Mask) -> float:
+    return float(energy[measured].mean(dtype=np.float64)) if measured.any() else 0.0
+
+
+def _place(energies: Sequence[Float], model: NoiseModel, structure: Float, counted: Mask) -> Codes:
+    """The ratio of each cell's standard deviation to the one that the curve gives, from slightly blurred cells. The
+    smallest of the ``energies`` of a cell counts."""
     from scipy.ndimage import gaussian_filter
 
     flat = NoiseModel(
@@ -113,7 +126,8 @@ def _place(energy: Float, model: NoiseModel, structure: Float, counted: Mask) ->
         model.spectrum,
     )
     expected = np.square(flat.deviation(structure)) * counted
-    found, wanted = (gaussian_filter(_cell_means(values), 0.4) for values in (energy, expected))
+    wanted, *sizes = (gaussian_filter(_cell_means(values), 0.4) for values in (expected, *energies))
+    found = np.minimum.reduce(sizes)
     ratio = np.sqrt(np.divide(found, wanted, out=np.zeros_like(found), where=wanted > 0))
     return deviation_codes(np.clip(ratio * 256.0, 0, 256.0 * 16))
 

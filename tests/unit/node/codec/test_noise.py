@@ -385,6 +385,20 @@ def test_lost_edges_are_no_noise() -> None:
     np.testing.assert_allclose(blocks(found), blocks(plain), rtol=0.3)
 
 
+def test_blurred_letters_of_a_marker_are_hardly_noise() -> None:
+    """What the base has blurred of edges, in a part without noise: it was drawn as grain of the same strength."""
+    original, structure, _ = known()
+    everywhere = np.ones(original.shape, dtype=bool)
+    row, column = np.mgrid[:128, :256]
+    letters = 1500 + 400 * ((row // 24 + column // 24) % 2).astype(np.float32)
+    marker = np.s_[128:256, 64:320]
+    original[marker], structure[marker] = gaussian_filter(letters, 1.5), gaussian_filter(letters, 1.8)
+    found = measure_deviation(original, structure, everywhere, everywhere).deviation(structure)
+    lost = float(np.square(original[marker] - structure[marker]).mean()) ** 0.5
+    assert lost > 10
+    assert float(np.square(found[192 - 20 : 192 + 20, 128:256]).mean()) ** 0.5 < 0.55 * lost
+
+
 def test_a_lost_line_is_not_drawn_as_streaks() -> None:
     """A dead line of the detector, whose power in its tiles is many times that of the noise."""
     original, structure, _ = known()

@@ -70,8 +70,18 @@ def test_dark_fat_of_a_breast_that_fills_the_image_is_breast() -> None:
     row, column = np.mgrid[:640, :512]
     tissue = (1700 + 250 * np.sin(row / 60) * np.cos(column / 45)).astype(np.uint16)
     assert breast_mask(tissue, "MONOCHROME2").all()
-    with_air = np.where(column < 400, tissue, 40 + column % 20).astype(np.uint16)
-    assert np.array_equal(breast_mask(with_air, "MONOCHROME2")[0], np.arange(32) < 26)
+    with_air = np.where(column < 240, tissue, 40 + column % 20).astype(np.uint16)
+    assert np.array_equal(breast_mask(with_air, "MONOCHROME2")[0], np.arange(32) < 16)
+
+
+def test_bright_air_counts_as_breast_with_all_the_rest() -> None:
+    """An image for processing: its values rise with the exposure. Its breast was taken for air, and was not measured."""
+    rng = np.random.default_rng(1)
+    shown = breast(1024, 768).astype(np.float64)
+    exposure = 9000 * np.exp(-3 * shown / shown.max())
+    raw = rng.poisson(exposure).astype(np.uint16)
+    assert breast_mask(raw, "MONOCHROME2").all()
+    np.testing.assert_array_less(breast_mask(raw, "MONOCHROME1").mean(), 0.6)
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
