@@ -6,7 +6,6 @@ when it is read again is moved back.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -145,10 +144,17 @@ def _forget_cached(handle: int) -> None:
 def put_back(aside: Path, final: Path) -> None:
     """Move an object back to ``objects/``. On return the move is on disk."""
     final.parent.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # it was stored again in the meantime
-        os.link(aside, final)
+    try:
+        os.link(aside, final)  # never replaces an object that was stored again in the meantime
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise
+    except OSError:  # the file system has no hard links
+        if not final.exists():
+            aside.replace(final)
     fsync_folders(final.parent)
-    aside.unlink()
+    aside.unlink(missing_ok=True)
     fsync_folders(aside.parent)
 
 
