@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -25,6 +26,8 @@ from storage.objects.durability import fsync_folders, full_disk_is_store_full
 from storage.objects.file_modes import close_to_others
 
 _HOST = socket.gethostname().replace("+", "-")
+_DIGEST, _FOLDER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{2}")
+"""The name of an object, and of a folder of objects."""
 _KEEPING = "-keeping"
 """Ending of the file in ``lent/`` that tells ``delete`` to keep a link to each deleted object."""
 
@@ -138,7 +141,7 @@ class ObjectStore:
 
     def path(self, digest: str) -> Path:
         """The path of the object with that digest, whether it exists or not."""
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        if not _DIGEST.fullmatch(digest):
             raise ObjectMissing(f"{digest!r} is not a SHA-256 digest")
         return self._objects / digest[:2] / digest
 
@@ -191,9 +194,11 @@ class ObjectStore:
                 kept.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
-        """All digests in the store, in ascending order."""
+        """All digests in the store, in ascending order. Files that are no objects are left out."""
         for folder in sorted(self._objects.iterdir()):
-            yield from sorted(entry.name for entry in folder.iterdir())
+            if _FOLDER.fullmatch(folder.name) and folder.is_dir():
+                names = (entry.name for entry in folder.iterdir())
+                yield from sorted(name for name in names if _DIGEST.fullmatch(name) and name[:2] == folder.name)
 
     def _refuse_two_file_systems(self) -> None:
         """Raises ConfigError if a spooled file could not be renamed to an object.

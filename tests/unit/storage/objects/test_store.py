@@ -116,6 +116,16 @@ def test_digests_are_ordered(store: ObjectStore) -> None:
     assert list(store.digests()) == sorted(digests)
 
 
+def test_files_that_are_no_objects_are_no_digests(store: ObjectStore) -> None:
+    """File managers and people leave such files; a rebuild of the index ended with an exception on them."""
+    digest, objects = store.put(DATA), store.root / "objects"
+    for name in (b".DS_Store", b"00", DIGEST[:2].encode() + b"/letter.txt", DIGEST[:2].encode() + b"/\xff\xfe"):
+        (objects / os.fsdecode(name)).write_bytes(b"x")
+    (objects / "lost+found").mkdir()
+    (objects / "lost+found" / ("a" * 64)).write_bytes(b"x")
+    assert list(store.digests()) == [digest]
+
+
 def test_an_object_can_be_deleted_twice(store: ObjectStore) -> None:
     other = store.put(b"another")
     store.put(DATA)
