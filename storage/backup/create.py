@@ -24,12 +24,21 @@ from pathlib import Path
 
 from storage.errors import BackupRefused, ObjectDamaged, ObjectMissing
 from storage.index.snapshot import NamedObject, Snapshot, snapshot_of
-from storage.objects.backup_manifest import NAME, Entry, Manifest, read_manifest, write_manifest
+from storage.objects.backup_manifest import (
+    COPY,
+    NAME,
+    Entry,
+    Manifest,
+    damage_of_manifest,
+    has_manifest,
+    read_manifest,
+    write_manifest,
+)
 from storage.objects.inspection import Condition, examine, set_aside
 from storage.objects.store import ObjectStore, has_digest
 
 _STATE = "state"
-_OWN_NAMES = {NAME, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
+_OWN_NAMES = {NAME, COPY, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
 _ROUNDS = 10
 """Maximum number of copies of the state while objects are being deleted; each takes less time than the last."""
 
@@ -114,7 +123,7 @@ class Backup:
         Damaged ones are moved to ``damaged/`` if the backup is writable, so that the next backup copies them again.
         """
         with self.opened() as (manifest, objects, state):
-            found = BackupCheck(manifest.made_at)
+            found = BackupCheck(manifest.made_at, findings=damage_of_manifest(self.folder))
             of = len(manifest.files) + len(manifest.objects)
             for store, entries in ((state, manifest.files), (objects, manifest.objects)):
                 for entry in entries:
@@ -182,13 +191,13 @@ class Backup:
         made.bytes, made.finished = sum(one.bytes for one in held), True
 
     def _refuse_another_folder(self) -> None:
-        if self.folder.is_dir() and not (self.folder / NAME).exists():
+        if self.folder.is_dir() and not has_manifest(self.folder):
             foreign = sorted(entry.name for entry in self.folder.iterdir() if entry.name not in _OWN_NAMES)
             if foreign:
                 raise BackupRefused(f"{self.folder} is not a backup and holds {foreign[0]}; name an empty folder")
 
     def _refuse_another_archive(self, archive: str) -> None:
-        former = read_manifest(self.folder) if (self.folder / NAME).exists() else None
+        former = read_manifest(self.folder) if has_manifest(self.folder) else None
         if former is not None and former.archive != archive:
             raise BackupRefused(
                 f"{self.folder} holds the backup of another archive ({former.archive}, and this one is {archive}); "

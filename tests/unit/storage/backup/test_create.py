@@ -13,7 +13,7 @@ from storage.index import Index
 from storage.index.integrity import Integrity
 from storage.index.opening import open_checked_index
 from storage.index.snapshot import NamedObject
-from storage.objects.backup_manifest import read_manifest
+from storage.objects.backup_manifest import COPY, NAME, read_manifest
 from storage.objects.store import ObjectStore
 from tests.support.holdings import Holdings, filled, uid_of
 
@@ -135,6 +135,26 @@ def test_an_object_that_the_backup_cannot_take_is_not_reported_as_lost_by_the_ar
         back_up(held, folder)
     taken.unlink()
     assert back_up(held, folder).clean
+
+
+def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, folder: Path) -> None:
+    """It was refused with the advice to make the backup again, which was refused likewise."""
+    back_up(held, folder)
+    data = bytearray((folder / NAME).read_bytes())
+    data[100] ^= 1
+    (folder / NAME).write_bytes(data)
+    (said,) = Backup(folder).verify().findings
+    assert "is damaged" in said
+    assert back_up(held, folder).clean
+    assert Backup(folder).verify().clean
+    for name in (NAME, COPY):
+        (folder / name).write_bytes(data)
+    with pytest.raises(BackupRefused, match=f"delete {NAME} and {COPY} of the backup, and make it again"):
+        back_up(held, folder)
+    for name in (NAME, COPY):
+        (folder / name).unlink()
+    assert back_up(held, folder).copied == 0
+    assert Backup(folder).verify().clean
 
 
 def test_a_folder_that_cannot_be_made_is_refused(held: Holdings, folder: Path) -> None:
