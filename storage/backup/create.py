@@ -36,6 +36,8 @@ from storage.objects.backup_manifest import (
 )
 from storage.objects.inspection import Condition, examine, set_aside
 from storage.objects.store import ObjectStore, has_digest
+from storage.objects.trail_journal import is_trail_segment, newest_record
+from storage.records import TrailRecord
 
 _STATE = "state"
 _OWN_NAMES = {NAME, COPY, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
@@ -102,7 +104,7 @@ class Backup:
             made = BackupReport()
             for _ in range(_ROUNDS):
                 with snapshot_of(file, root, state.spool) as taken:
-                    self._refuse_another_archive(taken.archive)
+                    self._refuse_another_archive(taken, state)
                     files = [_kept(state, name, path) for name, path in taken.files.items()]
                 held, lost = self._copy(objects, stores, kept, taken, made, progress, cancelled)
                 if cancelled():
@@ -196,12 +198,21 @@ class Backup:
             if foreign:
                 raise BackupRefused(f"{self.folder} is not a backup and holds {foreign[0]}; name an empty folder")
 
-    def _refuse_another_archive(self, archive: str) -> None:
+    def _refuse_another_archive(self, taken: Snapshot, state: ObjectStore) -> None:
         former = read_manifest(self.folder) if has_manifest(self.folder) else None
-        if former is not None and former.archive != archive:
+        if former is None:
+            return
+        if former.archive != taken.archive:
             raise BackupRefused(
-                f"{self.folder} holds the backup of another archive ({former.archive}, and this one is {archive}); "
-                "name another folder"
+                f"{self.folder} holds the backup of another archive ({former.archive}, and this one is "
+                f"{taken.archive}); name another folder"
+            )
+        newest = _newest_record(former, state)
+        if newest is not None and not taken.has_record(newest.number, newest.digest):
+            raise BackupRefused(
+                f"{self.folder} holds a backup of {former.made_at} that knows what this archive does not (record "
+                f"{newest.number} of the audit trail, of {newest.at}): was the archive restored from an older backup? "
+                "Keep this one, and name another folder"
             )
 
     @contextmanager
@@ -241,6 +252,13 @@ def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> 
             objects.take_copy(source, digest)
             return size, True
     raise ObjectMissing(f"object {digest} is not in {store.root}")
+
+
+def _newest_record(manifest: Manifest, state: ObjectStore) -> TrailRecord | None:
+    """The newest record of the audit trail in a backup; None if there is none, or it is damaged."""
+    segments = sorted((one.name, one.digest) for one in manifest.files if is_trail_segment(one.name))
+    digest = segments[-1][1] if segments else ""
+    return newest_record(state.path(digest)) if digest and examine(state, digest).whole else None
 
 
 def _kept(state: ObjectStore, name: str, path: Path) -> Entry:

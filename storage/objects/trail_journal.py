@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -37,11 +38,8 @@ class TrailJournal:
 
     def last(self) -> TrailRecord | None:
         """The newest whole record. Raises JournalDamaged."""
-        for segment in reversed(self._segments()):
-            line = last_whole_line(segment)
-            if line:
-                return _record(line, segment)
-        return None
+        newest = (newest_record(segment) for segment in reversed(self._segments()))
+        return next((record for record in newest if record is not None), None)
 
     def records(self) -> Iterator[TrailRecord]:
         """Every whole record, in order. Raises JournalDamaged."""
@@ -89,6 +87,17 @@ class TrailJournal:
 
     def _segments(self) -> list[Path]:
         return sorted(self.folder.glob("trail-*.jsonl"))
+
+
+def is_trail_segment(name: str) -> bool:
+    """Whether a path below the storage root is that of a segment."""
+    return fnmatch(name, "journal/trail-*.jsonl")
+
+
+def newest_record(segment: Path) -> TrailRecord | None:
+    """The last whole record of a segment; None if there is none. Raises JournalDamaged."""
+    line = last_whole_line(segment)
+    return _record(line, segment) if line else None
 
 
 def _line(record: TrailRecord) -> bytes:

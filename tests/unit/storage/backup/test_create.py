@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from storage.backup.create import Backup, BackupReport
+from storage.backup.restore import restore
 from storage.errors import BackupRefused
 from storage.index import Index
 from storage.index.integrity import Integrity
@@ -155,6 +156,29 @@ def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, 
         (folder / name).unlink()
     assert back_up(held, folder).copied == 0
     assert Backup(folder).verify().clean
+
+
+def test_an_archive_that_was_restored_from_an_older_backup_replaces_no_newer(held: Holdings, tmp_path: Path) -> None:
+    """It has the same identity, and would delete the index and the journals of the newer backup."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    held.index.holds.put_label("known to both", "1.2", who="user:me")
+    back_up(held, older)
+    held.index.holds.put_label("known to the newer one", "1.2", who="user:me")
+    back_up(held, newer)
+    files = read_manifest(newer).files
+    held.index.close()
+    root = tmp_path / "restored"
+    root.mkdir()
+    restore(Backup(older), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    held.root, held.store = root, ObjectStore(root)
+    held.index = open_checked_index(url_of(held), root, holds_objects=True).index
+    assert back_up(held, older).clean
+    for name in "one", "another":  # as many changes as the newer backup has, or more
+        held.index.holds.put_label(name, "1.2", who="user:me")
+        with pytest.raises(BackupRefused, match=r"knows what this archive does not \(record 2 of the audit trail"):
+            back_up(held, newer)
+    assert read_manifest(newer).files == files
+    assert Backup(newer).verify().clean
 
 
 def test_a_folder_that_cannot_be_made_is_refused(held: Holdings, folder: Path) -> None:
