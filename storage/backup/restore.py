@@ -47,7 +47,7 @@ class RestoreReport:
 def refuse_occupied(manifest: Manifest, file: Path, root: Path, cold: Path | None) -> None:
     """Raises BackupRefused unless the archive is empty or a restore of this backup was interrupted there."""
     if (root / MARK).exists():
-        if (root / MARK).read_text() != _identity(manifest):
+        if (root / MARK).read_text() not in (_identity(manifest), ""):  # an earlier release could leave it empty
             raise BackupRefused(f"{root} holds an incomplete restore of another backup; empty it first")
         return
     for folder in (root, cold):
@@ -75,7 +75,7 @@ def restore(
         absent = {one.name for one in manifest.objects} - set(stores)
         if absent:
             raise BackupRefused("the backup holds objects of originals.path; name an empty folder there in config.yaml")
-        (root / MARK).write_text(_identity(manifest))
+        _mark(root, manifest)
         made, of = RestoreReport(manifest.made_at), len(manifest.objects) + len(manifest.files)
         for entry in manifest.objects:
             try:
@@ -99,6 +99,16 @@ def restore(
     (root / MARK).unlink()
     fsync_folders(root)
     return made
+
+
+def _mark(root: Path, manifest: Manifest) -> None:
+    """Write the mark. On return it is complete and on disk."""
+    making = root / f"{MARK}.making"
+    with full_disk_is_store_full(), making.open("w") as out:
+        out.write(_identity(manifest))
+        fsync_file(out)
+    making.replace(root / MARK)
+    fsync_folders(root)
 
 
 def _identity(manifest: Manifest) -> str:
