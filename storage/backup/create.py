@@ -218,9 +218,10 @@ class Backup:
     @contextmanager
     def _locked(self, *, sweep: bool = True) -> Iterator[tuple[ObjectStore, ObjectStore]]:
         """Lock the backup and yield its object store and its state store."""
+        file = self.folder / "lock"
         try:
             objects, state = ObjectStore(self.folder), ObjectStore(self.folder / _STATE)
-            lock = (self.folder / "lock").open("wb" if sweep else "rb")
+            lock = file.open("wb" if sweep or not file.exists() else "rb")  # a copy of the backup may lack it
         except OSError as error:
             raise BackupRefused(f"{self.folder} cannot be used: {error.strerror}") from error
         with lock:

@@ -10,12 +10,13 @@ import pytest
 
 from storage.backup.create import Backup
 from storage.backup.restore import MARK, refuse_occupied, restore
-from storage.errors import BackupRefused
+from storage.errors import BackupRefused, StoreFull
 from storage.index import Index
 from storage.index.opening import open_checked_index
 from storage.objects.backup_manifest import Manifest, read_manifest
 from storage.objects.store import ObjectStore
 from tests.support.holdings import Holdings, filled, uid_of
+from tests.support.largest_file import largest_file
 
 
 @pytest.fixture
@@ -72,6 +73,34 @@ def test_an_interrupted_restore_of_another_backup_is_refused(manifest: Manifest,
     later = replace(manifest, made_at="2030-01-01T00:00:00+00:00")
     with pytest.raises(BackupRefused, match=f"{root} holds an incomplete restore of another backup; empty it first"):
         refused(later, root)
+
+
+@pytest.mark.parametrize("left", ["restoring", "restoring.making"])
+def test_a_restore_that_was_killed_while_it_began_goes_on(
+    held: Holdings, manifest: Manifest, root: Path, tmp_path: Path, left: str
+) -> None:
+    """Its mark was written in two steps, and an empty one was taken for that of another backup."""
+    (root / left).write_text("")
+    refused(manifest, root)
+    report = restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert (report.clean, report.objects) == (True, 6)
+    assert not list(root.glob(f"{MARK}*"))
+
+
+def test_a_mark_that_does_not_fit_is_no_mark(held: Holdings, root: Path, tmp_path: Path) -> None:
+    with largest_file(10), pytest.raises(StoreFull):
+        restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert not (root / MARK).exists()
+
+
+def test_a_copy_of_a_backup_without_its_lock_is_restored(held: Holdings, root: Path, tmp_path: Path) -> None:
+    """A copy of the documented files has no lock. The refusal was "No such file or directory"."""
+    for name in ("lock", "spool", "lent", "state/spool", "state/lent"):
+        path = tmp_path / "backup" / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert Backup(tmp_path / "backup").verify().clean
+    report = restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert (report.clean, report.objects) == (True, 6)
 
 
 def test_objects_of_a_store_that_is_not_configured_stop_it_before_anything_is_written(
