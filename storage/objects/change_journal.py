@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,9 @@ from storage.objects.journal_lines import exclusive, last_whole_line, sound_leng
 
 FORMAT = 1
 """Version of the line format. A segment of a higher version is refused."""
+
+_NAME = re.compile(r"changes-\d{12,}(-whole)?\.jsonl")
+"""The name of a segment."""
 
 _SEGMENT_BYTES = 32 * 1024 * 1024
 """Size in bytes above which the next line starts a new segment. Chosen, not measured."""
@@ -158,9 +162,12 @@ class ChangeJournal:
     def repair(self) -> str:
         """Move torn or damaged lines at the end to a file of their own. Returns what was done; empty if nothing.
 
-        The index still holds these changes and appends them again.
+        The index still holds these changes and appends them again. Raises NewerFormat: the lines of a later format may
+        look damaged.
         """
         self._end = None
+        for segment in self._segments():
+            _header(segment)
         done: list[str] = []
         for segment in reversed(self._segments()):
             data = segment.read_bytes() if _ends_damaged(segment) else None
@@ -221,7 +228,9 @@ class ChangeJournal:
         return sum(segment.stat().st_size for segment in self._segments())
 
     def _segments(self) -> list[Path]:
-        return sorted(self.folder.glob("changes-*.jsonl"), key=_place)
+        """The segments in their order. Copies that a person made of one have other names."""
+        found = (path for path in self.folder.glob("changes-*.jsonl") if _NAME.fullmatch(path.name))
+        return sorted(found, key=_place)
 
     def _segment(self, number: int, *, whole: bool = False) -> Path:
         return self.folder / f"changes-{number:012d}{'-whole' if whole else ''}.jsonl"

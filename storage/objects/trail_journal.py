@@ -8,19 +8,22 @@ process that was killed; ``append`` removes it.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-from storage.errors import JournalDamaged
+from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 from storage.records import TrailEntry, TrailRecord
 
+_NAME = re.compile(r"trail-\d{12,}\.jsonl")
+"""The name of a segment."""
+_KEYS = set(TrailRecord.__dataclass_fields__)
 _SEGMENT_BYTES = 8 * 1024 * 1024
 """Size in bytes above which the next record starts a new segment. Chosen, not measured."""
 
@@ -86,12 +89,14 @@ class TrailJournal:
             fsync_folders(self.folder)
 
     def _segments(self) -> list[Path]:
-        return sorted(self.folder.glob("trail-*.jsonl"))
+        """The segments in their order. Copies that a person made of one have other names."""
+        return sorted(path for path in self.folder.glob("trail-*.jsonl") if _NAME.fullmatch(path.name))
 
 
 def is_trail_segment(name: str) -> bool:
     """Whether a path below the storage root is that of a segment."""
-    return fnmatch(name, "journal/trail-*.jsonl")
+    folder, _, segment = name.partition("/")
+    return folder == "journal" and _NAME.fullmatch(segment) is not None
 
 
 def newest_record(segment: Path) -> TrailRecord | None:
@@ -107,6 +112,8 @@ def _line(record: TrailRecord) -> bytes:
 def _record(line: bytes, segment: Path) -> TrailRecord:
     try:
         fields = json.loads(line)
+        if set(fields) > _KEYS:
+            raise NewerFormat(f"{segment} has records of a later version: install a newer version")
         entry = fields.pop("entry")
         return TrailRecord(**fields, entry=TrailEntry(**{**entry, "uids": tuple(entry["uids"])}))
     except (ValueError, TypeError, KeyError) as error:
