@@ -109,6 +109,8 @@ def _reconcile(
             )
         journal.set_aside()
         recorded = ""
+    if recorded and not accept_empty:
+        _refuse_another_history(index, file, TrailJournal(root / "journal"))
     if recorded and number < last:
         return [_replayed(index, file, journal, root, number, last, replay)]
     with index.engine.connect() as connection:
@@ -117,6 +119,29 @@ def _reconcile(
         begin_journal(index, journal, identity)
         return ["the journal lacked changes that the index has, so it was written again with all rows"]
     return []
+
+
+def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> None:
+    """Raises IndexRefused if index and journal have different records of one number in the audit trail.
+
+    Such an index was in use after the archive was restored from a backup, or before: it is neither older nor newer.
+    """
+    newest, number = journal.last(), index.trail.last()[0]
+    if newest is None or not number:
+        return
+    at = min(newest.number, number)
+    try:
+        of_journal = (
+            newest if at == newest.number else next((one for one in journal.records() if one.number == at), None)
+        )
+    except JournalDamaged:
+        return
+    of_index = next(index.trail.records(after=at - 1), None)
+    if of_journal is not None and of_index is not None and of_journal.digest != of_index.digest:
+        raise IndexRefused(
+            f"the index {file} and the journal have different records {at} of the audit trail, as when one of both is "
+            f"from before the archive was restored from a backup; put the right one back, or {REBUILD}"
+        )
 
 
 def begin_journal(index: Index, journal: ChangeJournal, identity: str) -> None:

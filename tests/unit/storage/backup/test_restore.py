@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 
 from storage.backup.create import Backup
 from storage.backup.restore import MARK, refuse_occupied, restore
-from storage.errors import BackupRefused, StoreFull
+from storage.errors import BackupRefused, IndexRefused, StoreFull
 from storage.index import Index
 from storage.index.opening import open_checked_index
+from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import Manifest, read_manifest
 from storage.objects.store import ObjectStore
 from tests.support.holdings import Holdings, filled, uid_of
@@ -101,6 +103,33 @@ def test_a_copy_of_a_backup_without_its_lock_is_restored(held: Holdings, root: P
     assert Backup(tmp_path / "backup").verify().clean
     report = restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
     assert (report.clean, report.objects) == (True, 6)
+
+
+@pytest.mark.parametrize("later", ["the other index", "the journal"])
+def test_an_index_from_before_the_restore_is_refused(held: Holdings, root: Path, tmp_path: Path, later: str) -> None:
+    """It has the identity of the journal, and what was acknowledged after the restore was lost without a word."""
+    former = held.root / "index.sqlite"
+    change(former, held.root, [f"before {number}" for number in range(5 if later == "the other index" else 1)])
+    store, file = ObjectStore(root), root / "index.sqlite"
+    restore(Backup(tmp_path / "backup"), file, root, {"hot": store})
+    change(file, root, ["after 1", "after 2"])
+    for end in ("", "-wal", "-shm"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+    shutil.copy(former, file)
+    with pytest.raises(IndexRefused, match="have different records . of the audit trail, as when one of both is from"):
+        change(file, root, [])
+    rebuild(file, root)
+    assert change(file, root, []) == [("after 1", "1.2"), ("after 2", "1.2")]
+
+
+def change(file: Path, root: Path, labels: list[str]) -> list[tuple[str, str]]:
+    """Open an archive and put labels on a study; all labels that there are then."""
+    index = open_checked_index(f"sqlite:///{file}", root, holds_objects=True).index
+    for name in labels:
+        index.holds.put_label(name, "1.2", who="user:me")
+    found = index.holds.labels()
+    index.close()
+    return found
 
 
 def test_objects_of_a_store_that_is_not_configured_stop_it_before_anything_is_written(
