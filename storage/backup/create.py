@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.errors import BackupRefused, ObjectDamaged, ObjectMissing
+from storage.errors import BackupRefused, JournalDamaged, ObjectDamaged, ObjectMissing
 from storage.index.snapshot import NamedObject, Snapshot, snapshot_of
+from storage.index.trail_rows import record_digest
 from storage.objects.backup_manifest import (
     COPY,
     NAME,
@@ -256,10 +257,16 @@ def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> 
 
 
 def _newest_record(manifest: Manifest, state: ObjectStore) -> TrailRecord | None:
-    """The newest record of the audit trail in a backup; None if there is none, or it is damaged."""
+    """The newest record of the audit trail in a backup; None if there is none, or it was damaged or changed."""
     segments = sorted((one.name, one.digest) for one in manifest.files if is_trail_segment(one.name))
     digest = segments[-1][1] if segments else ""
-    return newest_record(state.path(digest)) if digest and examine(state, digest).whole else None
+    if not digest or not examine(state, digest).whole:
+        return None
+    try:
+        newest = newest_record(state.path(digest))
+    except JournalDamaged:
+        return None
+    return newest if newest is not None and record_digest(newest) == newest.digest else None
 
 
 def _kept(state: ObjectStore, name: str, path: Path) -> Entry:

@@ -33,6 +33,7 @@ from storage.index.tables import (
     tombstone,
     trail,
 )
+from storage.index.trail_rows import record_digest
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.trail_journal import TrailJournal
 from storage.records import TrailRecord
@@ -124,7 +125,8 @@ def _reconcile(
 def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> None:
     """Raises IndexRefused if index and journal have different records of one number in the audit trail.
 
-    Such an index was in use after the archive was restored from a backup, or before: it is neither older nor newer.
+    Such an index was in use after the archive was restored from a backup, or before: it is neither older nor newer. A
+    record that was changed or damaged is none of another history, and the check of the trail reports it.
     """
     newest, number = journal.last(), index.trail.last()[0]
     if newest is None or not number:
@@ -136,8 +138,8 @@ def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> 
         )
     except JournalDamaged:
         return
-    of_index = next(index.trail.records(after=at - 1), None)
-    if of_journal is not None and of_index is not None and of_journal.digest != of_index.digest:
+    both = [one for one in (of_journal, next(index.trail.records(after=at - 1), None)) if one is not None]
+    if len({record_digest(one) for one in both}) == 2 and all(record_digest(one) == one.digest for one in both):
         raise IndexRefused(
             f"the index {file} and the journal have different records {at} of the audit trail, as when one of both is "
             f"from before the archive was restored from a backup; put the right one back, or {REBUILD}"
