@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from node.jobs import scrub_job
 from node.jobs.scrub_job import END, Extent, Scrub, ScrubPlan
 from storage.errors import IndexRefused, ObjectMissing
+from storage.index.connection import writing
 from storage.index.integrity import HOT, Integrity
 from storage.index.job_runs import JobRows
+from storage.index.tables import instance
 from storage.objects.inspection import DAMAGED, ORPHANS, set_aside
 from storage.objects.orphans import move_orphan
 from storage.records import InstanceState, ReasonCode
@@ -174,6 +177,20 @@ def test_a_lost_base_or_rendition_goes_back_to_the_archivist(held: Holdings) -> 
         assert instance.rendition is not None, "its UID goes on leading here"
     assert not scrubbed(held)["clean"], "not mended yet"
     assert held.of(3).state is InstanceState.VERIFIED
+
+
+@pytest.mark.parametrize("lost", ["base", "rendition", "both"])
+def test_a_lost_rendition_of_an_image_that_is_served_as_its_original_is_withdrawn(held: Holdings, lost: str) -> None:
+    """Each scrub said that it will be encoded again, which nobody did."""
+    with writing(held.index.engine) as connection:
+        connection.execute(update(instance).where(instance.c.key == 1).values(state=InstanceState.EXACT))
+    for digest in (held.bases[0],) * (lost != "rendition") + (held.renditions[0],) * (lost != "base"):
+        held.store.path(digest).unlink()
+    report = scrubbed(held)
+    assert (report["withdrawn"], report["queued"], report["damaged"]) == (1, 0, 1)
+    assert (held.of(1).state, held.of(1).rendition) == (InstanceState.EXACT, None)
+    assert held.index.rendition("2.25.1") is not None, "its UID goes on leading here"
+    assert scrubbed(held)["clean"]
 
 
 @pytest.mark.slow
