@@ -55,9 +55,9 @@ class ScrubRepair:
             if aside is None and examine(self._stores[first.store], first.digest).whole:
                 return []
             moved_to = aside.name if aside else ""
-        if inspection.condition is Condition.MISSING and recover(self._stores[first.store], first.digest):
-            return [self._finding(one, inspection, "recovered") for one in expected]
-        if inspection.condition is not Condition.UNREADABLE and self._copy_from_replica(first):
+        if inspection.condition is not Condition.UNREADABLE and (
+            recover(self._stores[first.store], first.digest) or self._copy_from_replica(first)
+        ):
             return [self._finding(one, inspection, "recovered") for one in expected]
         return [self._settle_one(one, inspection, moved_to) for one in expected]
 

@@ -390,6 +390,21 @@ def test_what_is_whole_is_put_back(held: Holdings) -> None:
     assert not list((held.root / DAMAGED).iterdir())
 
 
+def test_a_damaged_object_of_which_a_whole_copy_was_moved_aside_is_replaced_by_it(held: Holdings) -> None:
+    """It was an orphan before it was stored again. Its image was marked as lost until the next scrub."""
+    path, day = held.store.path(held.originals[0]), f"{datetime.now(UTC):%Y-%m-%d}"
+    aside = held.root / ORPHANS / day / path.parent.name / path.name
+    aside.parent.mkdir(parents=True)
+    aside.write_bytes(held.objects[path.name])
+    path.write_bytes(b"other bytes")
+    held.store.path(held.renditions[0]).unlink()
+    report = scrubbed(held)
+    assert (report["recovered"], report["lost"]) == (1, 0)
+    assert path.read_bytes() == held.objects[path.name]
+    assert not aside.exists()
+    assert (held.root / DAMAGED / f"{path.name}.1").read_bytes() == b"other bytes"
+
+
 def test_an_empty_store_is_not_a_thousand_lost_images(held: Holdings) -> None:
     """A disk that is not mounted: one clear sentence, and nothing is changed."""
     (held.root / "objects").rename(held.root / "elsewhere")
