@@ -90,6 +90,19 @@ def test_an_object_is_put_back_where_there_are_no_hard_links(
     assert not aside.exists()
 
 
+def test_an_old_orphan_is_kept_while_the_object_that_is_needed_is_damaged(store: ObjectStore) -> None:
+    """It may be the only whole copy; a scrub of a share had not seen the damage yet."""
+    aside, nobodys = orphan(store, DATA, day(40)), orphan(store, b"nobody's", day(40))
+    store.put(DATA)
+    store.path(DIGEST).write_bytes(b"damaged")
+    assert forget_orphans(store, 30 * DAY, lambda digest: digest == DIGEST) == (1, 0)
+    assert (aside.read_bytes(), nobodys.exists()) == (DATA, False)
+    assert set_aside(store, DIGEST) is not None
+    assert forget_orphans(store, 30 * DAY, lambda digest: digest == DIGEST) == (0, 1)
+    assert store.read(DIGEST) == DATA
+    assert not aside.parent.parent.exists()
+
+
 def test_a_second_damaged_object_of_one_digest_replaces_no_first(store: ObjectStore) -> None:
     for text in (b"first", b"second"):
         store.put(DATA)
