@@ -21,6 +21,7 @@ from typing import Any
 
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 
 FORMAT = 1
@@ -52,6 +53,7 @@ class ChangeJournal:
         self.folder = folder
         self._end: tuple[Path, int, int] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        give_to_owner(folder)
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclude all other writers, in this and in other processes."""
@@ -96,6 +98,7 @@ class ChangeJournal:
                     out.write(_line({"number": group.number, "rows": group.rows}))
                     fsync_file(out)
                     end = out.tell()
+                give_to_owner(segment)
             except OSError:  # the file is closed, which writes what is still in its buffer
                 _shorten(segment, size)
                 raise
@@ -145,6 +148,7 @@ class ChangeJournal:
             for part in rows:
                 out.write(_line({"number": number, "rows": part}))
             fsync_file(out)
+        give_to_owner(making)
         return making
 
     def set_aside(self, segments: Iterable[Path] | None = None) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from storage.errors import ObjectMissing
 from storage.objects.durability import fsync_folders
+from storage.objects.file_modes import give_to_owner
 from storage.objects.store import ObjectStore
 
 DAMAGED = "damaged"
@@ -144,6 +145,7 @@ def _forget_cached(handle: int) -> None:
 def put_back(aside: Path, final: Path) -> None:
     """Move an object back to ``objects/``. On return the move is on disk."""
     final.parent.mkdir(exist_ok=True)
+    give_to_owner(final.parent)
     try:
         os.link(aside, final)  # never replaces an object that was stored again in the meantime
     except FileExistsError:
@@ -162,6 +164,7 @@ def _free_name(store: ObjectStore, digest: str) -> Path:
     folder = store.root / DAMAGED
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)
+        give_to_owner(folder)
         fsync_folders(store.root)
     number = 1
     taken = {entry.name for entry in folder.glob(f"{digest}.*")}

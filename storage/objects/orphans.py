@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 from storage.objects.durability import fsync_folders
+from storage.objects.file_modes import give_to_owner
 from storage.objects.inspection import ORPHANS, Condition, examine, put_back
 from storage.objects.store import ObjectStore
 
@@ -25,6 +26,7 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
     final = store.path(digest)
     folder = store.root / ORPHANS / f"{datetime.now(UTC):%Y-%m-%d}" / digest[:2]
     folder.mkdir(parents=True, exist_ok=True)
+    give_to_owner(folder.parent.parent, folder.parent, folder)
     aside = folder / digest
     try:
         final.rename(aside)

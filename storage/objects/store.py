@@ -23,7 +23,7 @@ from pathlib import Path
 
 from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
 from storage.objects.durability import fsync_folders, full_disk_is_store_full
-from storage.objects.file_modes import close_to_others
+from storage.objects.file_modes import close_to_others, give_to_owner
 
 _HOST = socket.gethostname().replace("+", "-")
 _DIGEST, _FOLDER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{2}")
@@ -45,6 +45,7 @@ class ObjectStore:
         self._objects.mkdir(parents=True, exist_ok=True)
         self.spool.mkdir(exist_ok=True)
         self._lent.mkdir(exist_ok=True)
+        give_to_owner(self._objects, self.spool, self._lent)
         close_to_others(root)
         self._refuse_two_file_systems()
 
@@ -123,6 +124,7 @@ class ObjectStore:
                 file.unlink()
                 return digest
             self._make_folder(final.parent)
+            give_to_owner(file, folder=final.parent)
             file.replace(final)
             fsync_folders(final.parent)
         return digest
@@ -225,6 +227,7 @@ class ObjectStore:
             raise ConfigError(f"{folder} is a symbolic link, which is not followed inside an archive; remove it")
         if folder.name not in self._durable or not folder.is_dir():
             folder.mkdir(exist_ok=True)
+            give_to_owner(folder)
             fsync_folders(self._objects)
             self._durable.add(folder.name)
 

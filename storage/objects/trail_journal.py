@@ -18,6 +18,7 @@ from pathlib import Path
 
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 from storage.records import TrailEntry, TrailRecord
 
@@ -34,6 +35,7 @@ class TrailJournal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        give_to_owner(folder)
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclude all other writers, in this and in other processes."""
@@ -85,6 +87,7 @@ class TrailJournal:
         with full_disk_is_store_full(), segments[-1].open("ab") as out:
             out.write(b"".join(map(_line, records)))
             fsync_file(out)
+        give_to_owner(segments[-1])
         if new:
             fsync_folders(self.folder)
 
