@@ -117,7 +117,7 @@ class ObjectStore:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 synced.result()
             final = self.path(digest)
-            if self.has(digest) and has_digest(final, digest) and _renew(final):
+            if self.has(digest) and _can_be_kept(final, digest):
                 # another writer may have renamed it without having synced the folder yet
                 self._make_folder(final.parent)
                 fsync_folders(final.parent)
@@ -281,6 +281,14 @@ def has_digest(path: Path, digest: str) -> bool:
         if error.errno == errno.ELOOP:  # a symbolic link is never an object
             return False
         raise
+
+
+def _can_be_kept(path: Path, digest: str) -> bool:
+    """Whether an object is whole and can be read, so that its bytes need not be written again."""
+    try:
+        return has_digest(path, digest) and _renew(path)
+    except OSError:  # its disk fails, or it belongs to another user: the new file takes its place
+        return False
 
 
 def _not_a_link(path: str, flags: int) -> int:
