@@ -24,6 +24,8 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
     object again.
     """
     final = store.path(digest)
+    if final.is_dir() and not final.is_symlink():  # it was not made here
+        return False
     folder = store.root / ORPHANS / f"{datetime.now(UTC):%Y-%m-%d}" / digest[:2]
     folder.mkdir(parents=True, exist_ok=True)
     give_to_owner(folder.parent.parent, folder.parent, folder)

@@ -103,6 +103,13 @@ def test_an_old_orphan_is_kept_while_the_object_that_is_needed_is_damaged(store:
     assert not aside.parent.parent.exists()
 
 
+def test_a_folder_with_the_name_of_an_object_is_not_moved(store: ObjectStore) -> None:
+    """It could not be deleted as an orphan, and each scrub that tried ended with an exception."""
+    store.path(DIGEST).mkdir(parents=True)
+    assert not move_orphan(store, DIGEST, older_than=time.time() + DAY)
+    assert store.path(DIGEST).is_dir()
+
+
 def test_a_second_damaged_object_of_one_digest_replaces_no_first(store: ObjectStore) -> None:
     for text in (b"first", b"second"):
         store.put(DATA)
