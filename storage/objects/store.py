@@ -59,9 +59,9 @@ class ObjectStore:
 
     def sweep_lent(self) -> None:
         """Remove the links of processes of this machine that have ended."""
-        for entry in self._lent.glob(f"{_HOST}+*"):
-            pid = int(entry.name.split("+")[1])
-            if pid == os.getpid() or not _runs(pid):
+        for entry in self._lent.iterdir():
+            host, pid = _process_of(entry)
+            if host == _HOST and (pid == os.getpid() or not _runs(pid)):
                 entry.unlink(missing_ok=True)
 
     def lend(self, digest: str) -> Path:
@@ -173,8 +173,8 @@ class ObjectStore:
     def delete(self, digest: str) -> None:
         """Delete an object if it exists. A backup in progress keeps a link to it (``keeping``)."""
         for mark in self._lent.glob(f"*{_KEEPING}"):
-            host, pid, _ = mark.name.split("+")
-            if host != _HOST or _runs(int(pid)):
+            host, pid = _process_of(mark)
+            if host and (host != _HOST or _runs(pid)):
                 with suppress(OSError):  # no such object, a link exists already, or no hard links here
                     os.link(self.path(digest), _kept_name(mark, digest))
         self.path(digest).unlink(missing_ok=True)
@@ -236,6 +236,13 @@ def _kept_name(mark: Path, digest: str) -> Path:
     return mark.with_name(f"{mark.name.removesuffix(_KEEPING)}-{digest}")
 
 
+def _process_of(lent: Path) -> tuple[str, int]:
+    """The host and the process that made a file in ``lent/``; ("", 0) for a file that was not made here."""
+    host, _, rest = lent.name.partition("+")
+    pid, plus, _ = rest.partition("+")
+    return (host, int(pid)) if plus and pid.isascii() and pid.isdigit() else ("", 0)
+
+
 def _linked(held: Path, lent: Path) -> Path:
     """Link an object to ``lent``; without hard links, copy it there. Returns the path.
 
@@ -284,10 +291,10 @@ def has_digest(path: Path, digest: str) -> bool:
 
 
 def _can_be_kept(path: Path, digest: str) -> bool:
-    """Whether an object is whole and can be read, so that its bytes need not be written again."""
+    """Whether an object is whole, and may be read, so that its bytes need not be written again."""
     try:
         return has_digest(path, digest) and _renew(path)
-    except OSError:  # its disk fails, or it belongs to another user: the new file takes its place
+    except PermissionError:  # it belongs to another user: the new file takes its place
         return False
 
 
