@@ -18,7 +18,7 @@ from storage.index.index_trust import sqlite_file
 from storage.index.integrity import Integrity
 from storage.index.job_runs import JobRows
 from storage.index.snapshot import NamedObject
-from storage.objects.backup_manifest import NAME
+from storage.objects.backup_manifest import has_manifest
 from storage.objects.store import ObjectStore
 from storage.records import Tier
 
@@ -58,7 +58,7 @@ def make_replication(settings: Settings, archive: Services, to: Path | None = No
     def work(progress: Callable[[int, int], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         if folder is None:
             raise ConfigError("jobs.replicate.to names no folder; name one there or on the command line")
-        if str(folder) in rows.memory("replicate") and not (folder / NAME).exists():
+        if str(folder) in rows.memory("replicate") and not has_manifest(folder):
             raise BackupRefused(
                 f"{folder} held a backup and is empty now: is its disk mounted? `latent-pacs backup create {folder}` "
                 "starts a new backup there"

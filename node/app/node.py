@@ -46,7 +46,7 @@ from storage.errors import ConfigError, NodeRunning
 from storage.index import Index
 from storage.index.commitment_requests import Commitments
 from storage.index.job_runs import JobRows
-from storage.objects.file_modes import keep_private
+from storage.objects.file_modes import give_to_owner, keep_private
 from storage.objects.reserve_file import RESERVE, keep_reserve, release_reserve
 from storage.objects.store import ObjectStore
 
@@ -282,6 +282,7 @@ def lock_root(store: ObjectStore) -> IO[bytes]:
     """Lock the storage root, whose spool and cache belong to one process. Raises NodeRunning, ConfigError."""
     try:
         lock = (store.root / "lock").open("wb")
+        give_to_owner(store.root / "lock")
     except OSError as error:
         raise ConfigError(f"storage.root {store.root} cannot be written: {error.strerror}") from error
     for wait in (0.1, 0.0):  # a command that checks for a running node holds it for a moment

@@ -74,6 +74,7 @@ class Deletion:
         self._trail.write_down()
         digests = self._index.tombstones.digests_to_delete()
         forget(self._rendered, digests)
+        self._remove_damaged(digests)  # while rows name these digests: a process that is killed later has done it
         deleted = self._index.tombstones.delete_rows()
         forget(self._rendered, digests)  # a reader may have rendered them meanwhile
         self._index.originals.collect(self._stores)
@@ -82,8 +83,8 @@ class Deletion:
 
     def _remove_damaged(self, digests: list[str]) -> None:
         """Remove files that a scrub moved aside, unless another image needs an object of that digest."""
-        integrity = Integrity(self._index.engine)
+        integrity, deleted = Integrity(self._index.engine), self._index.tombstones.keys_to_delete()
         for digest in digests:
-            if not integrity.expected(digest, digest + "0"):
+            if all(one.instance_key in deleted for one in integrity.expected(digest, digest + "0")):
                 for store in self._stores.values():
                     remove_aside(store, digest)

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from storage.objects.store import has_digest
@@ -93,12 +94,13 @@ class RenderedCache:
         return self._links / uuid.uuid4().hex
 
     def _evict(self) -> None:
-        entries = sorted(
-            ((entry.stat().st_mtime_ns, entry.stat().st_size, entry) for entry in self._root.glob("*.dcm")),
-            reverse=True,
-        )
+        entries = []
+        for entry in self._root.glob("*.dcm"):
+            with suppress(FileNotFoundError):  # a deletion by a command removed it meanwhile
+                status = entry.stat()
+                entries.append((status.st_mtime_ns, status.st_size, entry))
         used = 0
-        for _, size, entry in entries:
+        for _, size, entry in sorted(entries, reverse=True):
             used += size
             if used > self._budget:
                 entry.unlink(missing_ok=True)

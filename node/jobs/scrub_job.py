@@ -34,6 +34,8 @@ END = "g"
 _LISTED = 200
 """Most findings, and most orphans, that a report lists one by one; all are counted."""
 
+_ACTIONS = ("recovered", "queued", "withdrawn", "flagged", "lost", "reported")
+"""What a scrub does about a finding, as ``ScrubFinding.action`` names it."""
 _SAVE_EVERY = 10.0
 """Seconds between two saves of the position."""
 
@@ -96,7 +98,7 @@ class ScrubTally:
             "checked": self.checked,
             "bytes": self.bytes_read,
             "damaged": self.actions.total(),
-            **{action: self.actions[action] for action in ("recovered", "queued", "flagged", "lost", "reported")},
+            **{action: self.actions[action] for action in _ACTIONS},
             "orphans": self.orphans,
             "orphan_bytes": self.orphan_bytes,
             "orphans_moved": self.orphans_moved,

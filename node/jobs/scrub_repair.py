@@ -3,6 +3,7 @@
 - Any object that the replica (``jobs.replicate.to``) holds whole is copied from there.
 - A base or rendition whose original is whole: the image goes back to the archivist, which makes the same bytes again
   if it can (node/archive/encode/remake.py). Until then the original is served.
+- A base or rendition of an EXACT image, which is served as its original: the rendition is withdrawn.
 - An original whose rendition is whole: the image keeps its state, with a reason. Peers that accept reconstructions get
   them; a bit-exact retrieval fails.
 - An image without a whole original or rendition is ``failed``. Sending it again from its source restores it.
@@ -26,7 +27,7 @@ from storage.records import InstanceState, ReasonCode, StoredInstance
 
 @dataclass(frozen=True)
 class ScrubFinding:
-    """One damaged or missing object. ``action``: recovered, queued, flagged, lost, or reported."""
+    """One damaged or missing object. ``action``: recovered, queued, withdrawn, flagged, lost, or reported."""
 
     digest: str
     kind: str
@@ -54,9 +55,9 @@ class ScrubRepair:
             if aside is None and examine(self._stores[first.store], first.digest).whole:
                 return []
             moved_to = aside.name if aside else ""
-        if inspection.condition is Condition.MISSING and recover(self._stores[first.store], first.digest):
-            return [self._finding(one, inspection, "recovered") for one in expected]
-        if inspection.condition is not Condition.UNREADABLE and self._copy_from_replica(first):
+        if inspection.condition is not Condition.UNREADABLE and (
+            recover(self._stores[first.store], first.digest) or self._copy_from_replica(first)
+        ):
             return [self._finding(one, inspection, "recovered") for one in expected]
         return [self._settle_one(one, inspection, moved_to) for one in expected]
 
@@ -103,7 +104,9 @@ class ScrubRepair:
         self._integrity.note(found)
         code = ReasonCode.ORIGINAL_LOST if expected.kind == "original" else ReasonCode.PAYLOAD_LOST
         what = f"scrub: {expected.kind} {inspection.condition}"
-        if action == "queued" and expected.instance_key is not None:
+        if action == "withdrawn" and instance is not None and instance.rendition is not None:
+            self._integrity.withdraw(instance.rendition.derived_uid, f"{what}; the original is whole, and is served")
+        elif action == "queued" and expected.instance_key is not None:
             self._integrity.requeue(expected.instance_key, code, f"{what}; made again from the original")
         elif state is not None:
             left = "its reconstruction is whole" if action == "flagged" else "nothing whole is left; send it again"
@@ -124,7 +127,7 @@ class ScrubRepair:
         if current is None or expected.digest not in (current.base_digest, current.rendition_digest):
             return "reported", None
         if self._whole(needs, *(one.digest for one in needs if one.kind == "original")):
-            return "queued", None
+            return "withdrawn" if instance.state is InstanceState.EXACT else "queued", None
         return "lost", InstanceState.FAILED
 
     def _whole(self, needs: list[ExpectedObject], *digests: str) -> bool:

@@ -22,14 +22,26 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storage.errors import BackupRefused, ObjectDamaged, ObjectMissing
+from storage.errors import BackupRefused, JournalDamaged, ObjectDamaged, ObjectMissing
 from storage.index.snapshot import NamedObject, Snapshot, snapshot_of
-from storage.objects.backup_manifest import NAME, Entry, Manifest, read_manifest, write_manifest
+from storage.index.trail_rows import record_digest
+from storage.objects.backup_manifest import (
+    COPY,
+    NAME,
+    Entry,
+    Manifest,
+    damage_of_manifest,
+    has_manifest,
+    read_manifest,
+    write_manifest,
+)
 from storage.objects.inspection import Condition, examine, set_aside
 from storage.objects.store import ObjectStore, has_digest
+from storage.objects.trail_journal import is_trail_segment, newest_record
+from storage.records import TrailRecord
 
 _STATE = "state"
-_OWN_NAMES = {NAME, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
+_OWN_NAMES = {NAME, COPY, f"{NAME}.making", _STATE, "objects", "spool", "lent", "damaged", "lock", "lost+found"}
 _ROUNDS = 10
 """Maximum number of copies of the state while objects are being deleted; each takes less time than the last."""
 
@@ -93,7 +105,7 @@ class Backup:
             made = BackupReport()
             for _ in range(_ROUNDS):
                 with snapshot_of(file, root, state.spool) as taken:
-                    self._refuse_another_archive(taken.archive)
+                    self._refuse_another_archive(taken, state)
                     files = [_kept(state, name, path) for name, path in taken.files.items()]
                 held, lost = self._copy(objects, stores, kept, taken, made, progress, cancelled)
                 if cancelled():
@@ -114,7 +126,7 @@ class Backup:
         Damaged ones are moved to ``damaged/`` if the backup is writable, so that the next backup copies them again.
         """
         with self.opened() as (manifest, objects, state):
-            found = BackupCheck(manifest.made_at)
+            found = BackupCheck(manifest.made_at, findings=damage_of_manifest(self.folder))
             of = len(manifest.files) + len(manifest.objects)
             for store, entries in ((state, manifest.files), (objects, manifest.objects)):
                 for entry in entries:
@@ -182,25 +194,35 @@ class Backup:
         made.bytes, made.finished = sum(one.bytes for one in held), True
 
     def _refuse_another_folder(self) -> None:
-        if self.folder.is_dir() and not (self.folder / NAME).exists():
+        if self.folder.is_dir() and not has_manifest(self.folder):
             foreign = sorted(entry.name for entry in self.folder.iterdir() if entry.name not in _OWN_NAMES)
             if foreign:
                 raise BackupRefused(f"{self.folder} is not a backup and holds {foreign[0]}; name an empty folder")
 
-    def _refuse_another_archive(self, archive: str) -> None:
-        former = read_manifest(self.folder) if (self.folder / NAME).exists() else None
-        if former is not None and former.archive != archive:
+    def _refuse_another_archive(self, taken: Snapshot, state: ObjectStore) -> None:
+        former = read_manifest(self.folder) if has_manifest(self.folder) else None
+        if former is None:
+            return
+        if former.archive != taken.archive:
             raise BackupRefused(
-                f"{self.folder} holds the backup of another archive ({former.archive}, and this one is {archive}); "
-                "name another folder"
+                f"{self.folder} holds the backup of another archive ({former.archive}, and this one is "
+                f"{taken.archive}); name another folder"
+            )
+        newest = _newest_record(former, state)
+        if newest is not None and not taken.has_record(newest.number, newest.digest):
+            raise BackupRefused(
+                f"{self.folder} holds a backup of {former.made_at} that knows what this archive does not (record "
+                f"{newest.number} of the audit trail, of {newest.at}): was the archive restored from an older backup? "
+                "Keep this one, and name another folder"
             )
 
     @contextmanager
     def _locked(self, *, sweep: bool = True) -> Iterator[tuple[ObjectStore, ObjectStore]]:
         """Lock the backup and yield its object store and its state store."""
+        file = self.folder / "lock"
         try:
             objects, state = ObjectStore(self.folder), ObjectStore(self.folder / _STATE)
-            lock = (self.folder / "lock").open("wb" if sweep else "rb")
+            lock = file.open("wb" if sweep or not file.exists() else "rb")  # a copy of the backup may lack it
         except OSError as error:
             raise BackupRefused(f"{self.folder} cannot be used: {error.strerror}") from error
         with lock:
@@ -232,6 +254,19 @@ def _take(objects: ObjectStore, store: ObjectStore, kept: Path, digest: str) -> 
             objects.take_copy(source, digest)
             return size, True
     raise ObjectMissing(f"object {digest} is not in {store.root}")
+
+
+def _newest_record(manifest: Manifest, state: ObjectStore) -> TrailRecord | None:
+    """The newest record of the audit trail in a backup; None if there is none, or it was damaged or changed."""
+    segments = sorted((one.name, one.digest) for one in manifest.files if is_trail_segment(one.name))
+    digest = segments[-1][1] if segments else ""
+    if not digest or not examine(state, digest).whole:
+        return None
+    try:
+        newest = newest_record(state.path(digest))
+    except JournalDamaged:
+        return None
+    return newest if newest is not None and record_digest(newest) == newest.digest else None
 
 
 def _kept(state: ObjectStore, name: str, path: Path) -> Entry:

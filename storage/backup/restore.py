@@ -18,6 +18,7 @@ from storage.index.index_trust import damage_of
 from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import INDEX, Entry, Manifest
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.file_modes import give_to_owner
 from storage.objects.inspection import holds_any
 from storage.objects.store import ObjectStore, has_digest
 
@@ -47,7 +48,7 @@ class RestoreReport:
 def refuse_occupied(manifest: Manifest, file: Path, root: Path, cold: Path | None) -> None:
     """Raises BackupRefused unless the archive is empty or a restore of this backup was interrupted there."""
     if (root / MARK).exists():
-        if (root / MARK).read_text() != _identity(manifest):
+        if (root / MARK).read_text() not in (_identity(manifest), ""):  # an earlier release could leave it empty
             raise BackupRefused(f"{root} holds an incomplete restore of another backup; empty it first")
         return
     for folder in (root, cold):
@@ -75,7 +76,7 @@ def restore(
         absent = {one.name for one in manifest.objects} - set(stores)
         if absent:
             raise BackupRefused("the backup holds objects of originals.path; name an empty folder there in config.yaml")
-        (root / MARK).write_text(_identity(manifest))
+        _mark(root, manifest)
         made, of = RestoreReport(manifest.made_at), len(manifest.objects) + len(manifest.files)
         for entry in manifest.objects:
             try:
@@ -101,6 +102,16 @@ def restore(
     return made
 
 
+def _mark(root: Path, manifest: Manifest) -> None:
+    """Write the mark. On return it is complete and on disk."""
+    making = root / f"{MARK}.making"
+    with full_disk_is_store_full(), making.open("w") as out:
+        out.write(_identity(manifest))
+        fsync_file(out)
+    making.replace(root / MARK)
+    fsync_folders(root)
+
+
 def _identity(manifest: Manifest) -> str:
     return f"{manifest.archive} {manifest.made_at}"
 
@@ -114,6 +125,7 @@ def _restore_object(objects: ObjectStore, store: ObjectStore, entry: Entry) -> N
 def _restore_file(state: ObjectStore, entry: Entry, target: Path) -> None:
     """Write a file to its final path. On return it is complete and on disk. Raises ObjectMissing, ObjectDamaged."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    give_to_owner(target.parent)
     copied = target.with_name(f"{target.name}.restored")  # the index may be on another file system
     with full_disk_is_store_full():
         shutil.copyfile(state.held(entry.digest), copied)
@@ -121,5 +133,6 @@ def _restore_file(state: ObjectStore, entry: Entry, target: Path) -> None:
             raise ObjectDamaged(f"{entry.name} does not have the digest in the manifest")
         with copied.open("rb") as opened:
             fsync_file(opened)
+        give_to_owner(copied)
         copied.replace(target)
     fsync_folders(target.parent)

@@ -90,13 +90,21 @@ def _revision(engine: Engine) -> str:
 
 
 def _copy_before(engine: Engine, revision: str) -> None:
+    """Copy an index beside itself before it is upgraded. Raises StoreFull."""
     if engine.dialect.name != "sqlite" or not engine.url.database:
         return
     copy = Path(f"{engine.url.database}.before-{revision}-{time.time_ns()}")
     partial = copy.with_name(f"{copy.name}.partial")
-    with engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
-        driver.execute("VACUUM INTO ?", (str(partial),))
+    try:
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.execute("VACUUM INTO ?", (str(partial),))
+    except sqlite3.Error as error:
+        partial.unlink(missing_ok=True)
+        raise StoreFull(
+            f"the index {engine.url.database} has schema {revision} and was not upgraded, since no copy of it can be "
+            f"written beside it ({error}); make room on its disk, and start again"
+        ) from error
     partial.rename(copy)
     LOGGER.warning("the index has schema %s and is upgraded; %s is a copy of it before", revision, copy)
 

@@ -20,6 +20,7 @@ from storage.index.change_capture import all_rows, last_number, set_last_number,
 from storage.index.connection import FOLLOWER, commits_need_no_sync
 from storage.index.holdings import Index
 from storage.index.index_trust import REBUILD, sqlite_file
+from storage.index.integrity import Integrity
 from storage.index.journal_replay import Loader, loading
 from storage.index.journal_writer import Follower, TrailFollower
 from storage.index.rendition_rows import is_known_by
@@ -33,10 +34,14 @@ from storage.index.tables import (
     tombstone,
     trail,
 )
+from storage.index.trail_rows import record_digest
 from storage.objects.change_journal import ChangeJournal
+from storage.objects.inspection import holds_any
 from storage.objects.trail_journal import TrailJournal
 from storage.records import TrailRecord
 
+_END = "g"
+"""A text that sorts after every digest."""
 ACCEPT_EMPTY = "start the node with --accept-empty-index to begin an empty archive"
 
 
@@ -59,7 +64,10 @@ def open_checked_index(
     """
     file = sqlite_file(url)
     if file is None:  # another database has its own log and backups
-        return Opened(Index.open(url))
+        index = Index.open(url)
+        if not accept_empty:
+            _refuse_empty_root(index, root)
+        return Opened(index)
     journal = ChangeJournal(root / "journal")
     with journal.locked():
         notes = [note for note in (journal.repair(), TrailJournal(root / "journal").repair()) if note]
@@ -68,6 +76,8 @@ def open_checked_index(
             _refuse_empty(file, has_past and not accept_empty)
         index = Index.open(url)
         try:
+            if not accept_empty:
+                _refuse_empty_root(index, root)
             notes += _reconcile(index, file, journal, root, has_past, accept_empty, replay)
             notes += _trail_completed(index, TrailJournal(root / "journal"))
         except BaseException:
@@ -84,6 +94,21 @@ def _refuse_empty(file: Path, refuse: bool) -> None:
     if refuse:
         what = f"the index {file} is empty or missing, but there are objects or a journal"
         raise IndexRefused(f"{what}; {REBUILD}, or {ACCEPT_EMPTY}")
+
+
+def _refuse_empty_root(index: Index, root: Path) -> None:
+    """Raises IndexRefused if an index in another place names objects, and ``root`` has neither objects nor a journal.
+
+    What is stored there would be hidden when its disk is mounted again.
+    """
+    if holds_any(root) or any((root / "journal").glob("*.jsonl")):
+        return
+    named = Integrity(index.engine).count("", _END)
+    if named:
+        raise IndexRefused(
+            f"the index names {named} objects, and storage.root {root} has no object and no journal: is its disk "
+            f"mounted, and is storage.root right? If all objects are lost, restore a backup, or {ACCEPT_EMPTY}"
+        )
 
 
 def _reconcile(
@@ -109,6 +134,8 @@ def _reconcile(
             )
         journal.set_aside()
         recorded = ""
+    if recorded and not accept_empty:
+        _refuse_another_history(index, file, TrailJournal(root / "journal"))
     if recorded and number < last:
         return [_replayed(index, file, journal, root, number, last, replay)]
     with index.engine.connect() as connection:
@@ -117,6 +144,30 @@ def _reconcile(
         begin_journal(index, journal, identity)
         return ["the journal lacked changes that the index has, so it was written again with all rows"]
     return []
+
+
+def _refuse_another_history(index: Index, file: Path, journal: TrailJournal) -> None:
+    """Raises IndexRefused if index and journal have different records of one number in the audit trail.
+
+    Such an index was in use after the archive was restored from a backup, or before: it is neither older nor newer. A
+    record that was changed or damaged is none of another history, and the check of the trail reports it.
+    """
+    newest, number = journal.last(), index.trail.last()[0]
+    if newest is None or not number:
+        return
+    at = min(newest.number, number)
+    try:
+        of_journal = (
+            newest if at == newest.number else next((one for one in journal.records() if one.number == at), None)
+        )
+    except JournalDamaged:
+        return
+    both = [one for one in (of_journal, next(index.trail.records(after=at - 1), None)) if one is not None]
+    if len({record_digest(one) for one in both}) == 2 and all(record_digest(one) == one.digest for one in both):
+        raise IndexRefused(
+            f"the index {file} and the journal have different records {at} of the audit trail, as when one of both is "
+            f"from before the archive was restored from a backup; put the right one back, or {REBUILD}"
+        )
 
 
 def begin_journal(index: Index, journal: ChangeJournal, identity: str) -> None:

@@ -21,6 +21,7 @@ from storage.index.opening import begin_journal, replay_trail
 from storage.index.tables import archive, instance, rendition
 from storage.objects.change_journal import ChangeJournal
 from storage.objects.durability import fsync_file, fsync_folders
+from storage.objects.file_modes import give_to_owner
 from storage.objects.trail_journal import TrailJournal
 from storage.records import InstanceState, ReasonCode
 
@@ -167,6 +168,7 @@ def _swap(making: Path, file: Path) -> str:
     """Replace the index by the new one. The former one, with its log, is kept under another name."""
     with making.open("rb") as opened:
         fsync_file(opened)
+    give_to_owner(making)
     former = file.with_name(f"{file.name}.replaced-{time.time_ns()}")
     there = file.exists()
     for end in ("", "-wal", "-shm"):  # SQLite would apply a log left behind to the new file

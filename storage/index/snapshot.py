@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -45,12 +46,16 @@ class NamedObject:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """``files``: copies by their path below the storage root. ``objects``: those that the index names."""
+    """``files``: copies by their path below the storage root. ``objects``: those that the index names.
+
+    ``has_record``: whether the audit trail has a record of that number and digest. It reads the copy of the index.
+    """
 
     archive: str
     number: int
     files: dict[str, Path]
     objects: list[NamedObject]
+    has_record: Callable[[int, str], bool]
 
 
 @contextmanager
@@ -91,7 +96,14 @@ def _snapshot(copy: Path, files: dict[str, Path]) -> Snapshot:
         engine.dispose()
     with closing(sqlite3.connect(copy)) as one_file:
         one_file.execute("PRAGMA journal_mode=DELETE")
-    return Snapshot(str(identity), number, files, sorted(named, key=lambda one: (one.digest, one.store)))
+    objects = sorted(named, key=lambda one: (one.digest, one.store))
+    return Snapshot(str(identity), number, files, objects, partial(_has_record, copy))
+
+
+def _has_record(copy: Path, number: int, digest: str) -> bool:
+    with closing(sqlite3.connect(copy)) as connection:
+        found = connection.execute("SELECT 1 FROM trail WHERE number = ? AND digest = ?", (number, digest))
+        return found.fetchone() is not None
 
 
 def _files(root: Path, folder: str) -> dict[str, Path]:

@@ -103,6 +103,13 @@ class Tombstones:
             append_in(connection, [_entry(one, reason, who) for one in found])
         return found
 
+    def keys_to_delete(self) -> set[int]:
+        """Keys of the instances that are marked deleted and still have rows."""
+        with self._engine.connect() as connection:
+            return set(
+                connection.execute(select(instance.c.key).where(instance.c.sop_instance_uid.in_(_WAITING))).scalars()
+            )
+
     def digests_to_delete(self) -> list[str]:
         """Digests of all objects ever stored of instances that are marked deleted and still have rows."""
         columns = (

@@ -3,7 +3,8 @@
 The first line of ``manifest.jsonl`` is a JSON object with the format and the counts. Each further line is a JSON array
 ``[kind, digest, bytes, name]``. A ``file`` belongs to the index, the journals or the reports; its name is its path
 below ``storage.root``. An ``object`` belongs to the store of that name. The last line is ``{"digest": ...}``, the
-SHA-256 of everything before it, which detects a manifest that was truncated or changed.
+SHA-256 of everything before it, which detects a manifest that was truncated or changed. ``manifest-copy.jsonl`` has the
+same bytes, and is read if the manifest is missing or damaged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ FORMAT = 1
 """Version of a backup's layout and manifest. A higher one is refused."""
 
 NAME = "manifest.jsonl"
+COPY = "manifest-copy.jsonl"
 INDEX = "index.sqlite"
+_WITHOUT = (
+    f"if the archive is there, delete {NAME} and {COPY} of the backup, and make it again, which copies the rest. "
+    "Otherwise copy the backup's folder objects into an empty storage.root, and run `latent-pacs index rebuild`"
+)
+"""Advice for a backup whose manifest and copy cannot be read."""
 _FOLDERS = {"journal", "reports"}
 """Folders below ``storage.root`` whose files a backup may hold."""
 
@@ -58,22 +65,49 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     lines += [["file", one.digest, one.bytes, one.name] for one in manifest.files]
     lines += [["object", one.digest, one.bytes, one.name] for one in manifest.objects]
     body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    making = folder / f"{NAME}.making"
-    with full_disk_is_store_full(), making.open("wb") as out:
-        out.write(body)
-        out.write(json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
-        fsync_file(out)
-    making.replace(folder / NAME)
-    fsync_folders(folder)
+    for name in (NAME, COPY):  # files of the former state are removed after both
+        making = folder / f"{NAME}.making"
+        with full_disk_is_store_full(), making.open("wb") as out:
+            out.write(body)
+            out.write(json.dumps({"digest": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+            fsync_file(out)
+        making.replace(folder / name)
+        fsync_folders(folder)
+
+
+def has_manifest(folder: Path) -> bool:
+    """Whether there is a manifest, or a copy of one."""
+    return (folder / NAME).exists() or (folder / COPY).exists()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a backup. Raises NewerFormat, and BackupRefused if it is missing or damaged."""
-    file = folder / NAME
+    """The manifest of a backup, or its copy. Raises NewerFormat, and BackupRefused if both are missing or damaged."""
+    try:
+        return _read(folder / NAME)
+    except BackupRefused as refused:
+        try:
+            return _read(folder / COPY)
+        except BackupRefused:
+            raise refused from None
+
+
+def damage_of_manifest(folder: Path) -> list[str]:
+    """A sentence for the manifest and for its copy, if it cannot be read. An earlier release wrote no copy."""
+    found = []
+    for name in (NAME, COPY):
+        try:
+            _read(folder / name)
+        except BackupRefused as refused:
+            if name == NAME or (folder / name).exists():
+                found.append(str(refused))
+    return found
+
+
+def _read(file: Path) -> Manifest:
     try:
         body, _, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
     except FileNotFoundError:
-        raise BackupRefused(f"{folder} holds no complete backup: there is no {NAME}") from None
+        raise BackupRefused(f"{file.parent} holds no complete backup: there is no {file.name}") from None
     body += b"\n"
     try:
         head, *lines = map(json.loads, body.splitlines())
@@ -91,7 +125,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("it names a file that does not belong to an archive")
         return Manifest(head["archive"], head["number"], head["made_at"], head["missing"], files, objects)
     except (ValueError, TypeError, KeyError) as error:
-        raise BackupRefused(f"{file} is damaged ({error}); make the backup again") from error
+        raise BackupRefused(f"{file} is damaged ({error}); {_WITHOUT}") from error
 
 
 def _may_be_written(name: str) -> bool:

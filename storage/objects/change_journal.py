@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,10 +21,14 @@ from typing import Any
 
 from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 
 FORMAT = 1
 """Version of the line format. A segment of a higher version is refused."""
+
+_NAME = re.compile(r"changes-\d{12,}(-whole)?\.jsonl")
+"""The name of a segment."""
 
 _SEGMENT_BYTES = 32 * 1024 * 1024
 """Size in bytes above which the next line starts a new segment. Chosen, not measured."""
@@ -48,6 +53,7 @@ class ChangeJournal:
         self.folder = folder
         self._end: tuple[Path, int, int] | None = None
         folder.mkdir(parents=True, exist_ok=True)
+        give_to_owner(folder)
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclude all other writers, in this and in other processes."""
@@ -92,6 +98,7 @@ class ChangeJournal:
                     out.write(_line({"number": group.number, "rows": group.rows}))
                     fsync_file(out)
                     end = out.tell()
+                give_to_owner(segment)
             except OSError:  # the file is closed, which writes what is still in its buffer
                 _shorten(segment, size)
                 raise
@@ -141,6 +148,7 @@ class ChangeJournal:
             for part in rows:
                 out.write(_line({"number": number, "rows": part}))
             fsync_file(out)
+        give_to_owner(making)
         return making
 
     def set_aside(self, segments: Iterable[Path] | None = None) -> None:
@@ -158,9 +166,12 @@ class ChangeJournal:
     def repair(self) -> str:
         """Move torn or damaged lines at the end to a file of their own. Returns what was done; empty if nothing.
 
-        The index still holds these changes and appends them again.
+        The index still holds these changes and appends them again. Raises NewerFormat: the lines of a later format may
+        look damaged.
         """
         self._end = None
+        for segment in self._segments():
+            _header(segment)
         done: list[str] = []
         for segment in reversed(self._segments()):
             data = segment.read_bytes() if _ends_damaged(segment) else None
@@ -221,7 +232,9 @@ class ChangeJournal:
         return sum(segment.stat().st_size for segment in self._segments())
 
     def _segments(self) -> list[Path]:
-        return sorted(self.folder.glob("changes-*.jsonl"), key=_place)
+        """The segments in their order. Copies that a person made of one have other names."""
+        found = (path for path in self.folder.glob("changes-*.jsonl") if _NAME.fullmatch(path.name))
+        return sorted(found, key=_place)
 
     def _segment(self, number: int, *, whole: bool = False) -> Path:
         return self.folder / f"changes-{number:012d}{'-whole' if whole else ''}.jsonl"

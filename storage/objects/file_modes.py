@@ -1,7 +1,8 @@
 """File modes: only the archive's own user may read its files, and no symbolic link in it is followed.
 
 Files have mode 0600 and folders 0700, by the umask that ``keep_private`` sets for this process and its children.
-``close_to_others`` corrects the modes that earlier releases left, and refuses symbolic links.
+``close_to_others`` corrects the modes that earlier releases left, and refuses symbolic links. ``give_to_owner`` keeps
+a command of root from leaving files that the node's user cannot use.
 """
 
 from __future__ import annotations
@@ -23,6 +24,20 @@ _DEEPER = {"journal", "reports", "damaged", "objects"}
 def keep_private() -> None:
     """Set the umask so that only this user can read new files. Called once, before workers start."""
     os.umask(MASK)
+
+
+def give_to_owner(*paths: Path, folder: Path | None = None) -> None:
+    """Give files and folders of root to the owner of ``folder``, or of the folder of each, if that is another user.
+
+    A command of root on the archive of another user would leave files that the node cannot use.
+    """
+    if os.geteuid() != 0:
+        return
+    for path in paths:
+        owner = (folder or path.parent).stat()
+        if owner.st_uid and not path.stat().st_uid:
+            with suppress(OSError):  # a file system without owners
+                os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def close_to_others(root: Path) -> None:

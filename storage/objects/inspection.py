@@ -6,7 +6,6 @@ when it is read again is moved back.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from storage.errors import ObjectMissing
 from storage.objects.durability import fsync_folders
+from storage.objects.file_modes import give_to_owner
 from storage.objects.store import ObjectStore
 
 DAMAGED = "damaged"
@@ -145,10 +145,18 @@ def _forget_cached(handle: int) -> None:
 def put_back(aside: Path, final: Path) -> None:
     """Move an object back to ``objects/``. On return the move is on disk."""
     final.parent.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):  # it was stored again in the meantime
-        os.link(aside, final)
+    give_to_owner(final.parent)
+    try:
+        os.link(aside, final)  # never replaces an object that was stored again in the meantime
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise
+    except OSError:  # the file system has no hard links
+        if not final.exists():
+            aside.replace(final)
     fsync_folders(final.parent)
-    aside.unlink()
+    aside.unlink(missing_ok=True)
     fsync_folders(aside.parent)
 
 
@@ -156,6 +164,7 @@ def _free_name(store: ObjectStore, digest: str) -> Path:
     folder = store.root / DAMAGED
     if not folder.is_dir():
         folder.mkdir(exist_ok=True)
+        give_to_owner(folder)
         fsync_folders(store.root)
     number = 1
     taken = {entry.name for entry in folder.glob(f"{digest}.*")}

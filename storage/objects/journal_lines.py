@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage.objects.file_modes import give_to_owner
+
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file ``lock``, and wait for it first if another thread or process holds it."""
     with lock.open("wb") as file:
+        give_to_owner(lock)
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 from storage.objects.durability import fsync_folders
-from storage.objects.inspection import ORPHANS, put_back
+from storage.objects.file_modes import give_to_owner
+from storage.objects.inspection import ORPHANS, Condition, examine, put_back
 from storage.objects.store import ObjectStore
 
 
@@ -23,8 +24,11 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
     object again.
     """
     final = store.path(digest)
+    if final.is_dir() and not final.is_symlink():  # it was not made here
+        return False
     folder = store.root / ORPHANS / f"{datetime.now(UTC):%Y-%m-%d}" / digest[:2]
     folder.mkdir(parents=True, exist_ok=True)
+    give_to_owner(folder.parent.parent, folder.parent, folder)
     aside = folder / digest
     try:
         final.rename(aside)
@@ -40,21 +44,26 @@ def move_orphan(store: ObjectStore, digest: str, *, older_than: float) -> bool:
 def forget_orphans(store: ObjectStore, keep: float, needed: Callable[[str], bool]) -> tuple[int, int]:
     """Delete orphans that were moved more than ``keep`` seconds ago. Returns the numbers deleted and put back.
 
-    ``needed(digest)``: whether a row refers to the object by now; such an object is put back.
+    ``needed(digest)``: whether a row refers to the object by now. Such an object is put back; it stays where it is if
+    the one that is stored is damaged, since a scrub may need it.
     """
     deleted = restored = 0
     last = (datetime.now(UTC) - timedelta(seconds=keep)).date()
     for folder in sorted((store.root / ORPHANS).glob("*-*-*")):
         if _date_of(folder.name) >= last:
             continue
+        kept = False
         for aside in sorted(folder.glob("*/*")):
-            if needed(aside.name):
+            if not needed(aside.name):
+                aside.unlink()
+                deleted += 1
+            elif examine(store, aside.name).condition in (Condition.WHOLE, Condition.MISSING):
                 put_back(aside, store.path(aside.name))
                 restored += 1
             else:
-                aside.unlink()
-                deleted += 1
-        shutil.rmtree(folder)
+                kept = True
+        if not kept:
+            shutil.rmtree(folder)
     return deleted, restored
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -22,9 +23,11 @@ from pathlib import Path
 
 from storage.errors import ConfigError, ObjectDamaged, ObjectMissing, StoreFull
 from storage.objects.durability import fsync_folders, full_disk_is_store_full
-from storage.objects.file_modes import close_to_others
+from storage.objects.file_modes import close_to_others, give_to_owner
 
 _HOST = socket.gethostname().replace("+", "-")
+_DIGEST, _FOLDER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{2}")
+"""The name of an object, and of a folder of objects."""
 _KEEPING = "-keeping"
 """Ending of the file in ``lent/`` that tells ``delete`` to keep a link to each deleted object."""
 
@@ -42,6 +45,7 @@ class ObjectStore:
         self._objects.mkdir(parents=True, exist_ok=True)
         self.spool.mkdir(exist_ok=True)
         self._lent.mkdir(exist_ok=True)
+        give_to_owner(self._objects, self.spool, self._lent)
         close_to_others(root)
         self._refuse_two_file_systems()
 
@@ -55,9 +59,9 @@ class ObjectStore:
 
     def sweep_lent(self) -> None:
         """Remove the links of processes of this machine that have ended."""
-        for entry in self._lent.glob(f"{_HOST}+*"):
-            pid = int(entry.name.split("+")[1])
-            if pid == os.getpid() or not _runs(pid):
+        for entry in self._lent.iterdir():
+            host, pid = _process_of(entry)
+            if host == _HOST and (pid == os.getpid() or not _runs(pid)):
                 entry.unlink(missing_ok=True)
 
     def lend(self, digest: str) -> Path:
@@ -113,13 +117,14 @@ class ObjectStore:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 synced.result()
             final = self.path(digest)
-            if self.has(digest) and has_digest(final, digest) and _renew(final):
+            if self.has(digest) and _can_be_kept(final, digest):
                 # another writer may have renamed it without having synced the folder yet
                 self._make_folder(final.parent)
                 fsync_folders(final.parent)
                 file.unlink()
                 return digest
             self._make_folder(final.parent)
+            give_to_owner(file, folder=final.parent)
             file.replace(final)
             fsync_folders(final.parent)
         return digest
@@ -138,7 +143,7 @@ class ObjectStore:
 
     def path(self, digest: str) -> Path:
         """The path of the object with that digest, whether it exists or not."""
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        if not _DIGEST.fullmatch(digest):
             raise ObjectMissing(f"{digest!r} is not a SHA-256 digest")
         return self._objects / digest[:2] / digest
 
@@ -168,8 +173,8 @@ class ObjectStore:
     def delete(self, digest: str) -> None:
         """Delete an object if it exists. A backup in progress keeps a link to it (``keeping``)."""
         for mark in self._lent.glob(f"*{_KEEPING}"):
-            host, pid, _ = mark.name.split("+")
-            if host != _HOST or _runs(int(pid)):
+            host, pid = _process_of(mark)
+            if host and (host != _HOST or _runs(pid)):
                 with suppress(OSError):  # no such object, a link exists already, or no hard links here
                     os.link(self.path(digest), _kept_name(mark, digest))
         self.path(digest).unlink(missing_ok=True)
@@ -191,9 +196,11 @@ class ObjectStore:
                 kept.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
-        """All digests in the store, in ascending order."""
+        """All digests in the store, in ascending order. Files that are no objects are left out."""
         for folder in sorted(self._objects.iterdir()):
-            yield from sorted(entry.name for entry in folder.iterdir())
+            if _FOLDER.fullmatch(folder.name) and folder.is_dir():
+                names = (entry.name for entry in folder.iterdir())
+                yield from sorted(name for name in names if _DIGEST.fullmatch(name) and name[:2] == folder.name)
 
     def _refuse_two_file_systems(self) -> None:
         """Raises ConfigError if a spooled file could not be renamed to an object.
@@ -220,12 +227,20 @@ class ObjectStore:
             raise ConfigError(f"{folder} is a symbolic link, which is not followed inside an archive; remove it")
         if folder.name not in self._durable or not folder.is_dir():
             folder.mkdir(exist_ok=True)
+            give_to_owner(folder)
             fsync_folders(self._objects)
             self._durable.add(folder.name)
 
 
 def _kept_name(mark: Path, digest: str) -> Path:
     return mark.with_name(f"{mark.name.removesuffix(_KEEPING)}-{digest}")
+
+
+def _process_of(lent: Path) -> tuple[str, int]:
+    """The host and the process that made a file in ``lent/``; ("", 0) for a file that was not made here."""
+    host, _, rest = lent.name.partition("+")
+    pid, plus, _ = rest.partition("+")
+    return (host, int(pid)) if plus and pid.isascii() and pid.isdigit() else ("", 0)
 
 
 def _linked(held: Path, lent: Path) -> Path:
@@ -273,6 +288,14 @@ def has_digest(path: Path, digest: str) -> bool:
         if error.errno == errno.ELOOP:  # a symbolic link is never an object
             return False
         raise
+
+
+def _can_be_kept(path: Path, digest: str) -> bool:
+    """Whether an object is whole, and may be read, so that its bytes need not be written again."""
+    try:
+        return has_digest(path, digest) and _renew(path)
+    except PermissionError:  # it belongs to another user: the new file takes its place
+        return False
 
 
 def _not_a_link(path: str, flags: int) -> int:

@@ -8,6 +8,7 @@ process that was killed; ``append`` removes it.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,11 +16,15 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from storage.errors import JournalDamaged
+from storage.errors import JournalDamaged, NewerFormat
 from storage.objects.durability import fsync_file, fsync_folders, full_disk_is_store_full
+from storage.objects.file_modes import give_to_owner
 from storage.objects.journal_lines import exclusive, last_whole_line, sound_length
 from storage.records import TrailEntry, TrailRecord
 
+_NAME = re.compile(r"trail-\d{12,}\.jsonl")
+"""The name of a segment."""
+_KEYS = set(TrailRecord.__dataclass_fields__)
 _SEGMENT_BYTES = 8 * 1024 * 1024
 """Size in bytes above which the next record starts a new segment. Chosen, not measured."""
 
@@ -30,6 +35,7 @@ class TrailJournal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        give_to_owner(folder)
 
     def locked(self) -> AbstractContextManager[None]:
         """Exclude all other writers, in this and in other processes."""
@@ -37,11 +43,8 @@ class TrailJournal:
 
     def last(self) -> TrailRecord | None:
         """The newest whole record. Raises JournalDamaged."""
-        for segment in reversed(self._segments()):
-            line = last_whole_line(segment)
-            if line:
-                return _record(line, segment)
-        return None
+        newest = (newest_record(segment) for segment in reversed(self._segments()))
+        return next((record for record in newest if record is not None), None)
 
     def records(self) -> Iterator[TrailRecord]:
         """Every whole record, in order. Raises JournalDamaged."""
@@ -84,11 +87,25 @@ class TrailJournal:
         with full_disk_is_store_full(), segments[-1].open("ab") as out:
             out.write(b"".join(map(_line, records)))
             fsync_file(out)
+        give_to_owner(segments[-1])
         if new:
             fsync_folders(self.folder)
 
     def _segments(self) -> list[Path]:
-        return sorted(self.folder.glob("trail-*.jsonl"))
+        """The segments in their order. Copies that a person made of one have other names."""
+        return sorted(path for path in self.folder.glob("trail-*.jsonl") if _NAME.fullmatch(path.name))
+
+
+def is_trail_segment(name: str) -> bool:
+    """Whether a path below the storage root is that of a segment."""
+    folder, _, segment = name.partition("/")
+    return folder == "journal" and _NAME.fullmatch(segment) is not None
+
+
+def newest_record(segment: Path) -> TrailRecord | None:
+    """The last whole record of a segment; None if there is none. Raises JournalDamaged."""
+    line = last_whole_line(segment)
+    return _record(line, segment) if line else None
 
 
 def _line(record: TrailRecord) -> bytes:
@@ -98,6 +115,8 @@ def _line(record: TrailRecord) -> bytes:
 def _record(line: bytes, segment: Path) -> TrailRecord:
     try:
         fields = json.loads(line)
+        if set(fields) > _KEYS:
+            raise NewerFormat(f"{segment} has records of a later version: install a newer version")
         entry = fields.pop("entry")
         return TrailRecord(**fields, entry=TrailEntry(**{**entry, "uids": tuple(entry["uids"])}))
     except (ValueError, TypeError, KeyError) as error:

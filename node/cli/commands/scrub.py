@@ -19,6 +19,7 @@ _SHOWN = 20
 _OUTCOMES = {
     "recovered": "restored from another copy",
     "queued": "a node will encode them again from their originals",
+    "withdrawn": "renditions that were kept beside a whole original, which is served",
     "flagged": "originals that are lost; their images are served as reconstructions only",
     "lost": "no intact copy of the image is left; send it again from its source",
     "reported": "need a decision; see the report",

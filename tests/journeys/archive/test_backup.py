@@ -364,7 +364,8 @@ def test_what_is_refused(made: FilledArchive, tmp_path: Path) -> None:
     (dest / "manifest.jsonl").write_text(lines.replace('"format":1', '"format":2'))
     with pytest.raises(NewerFormat):
         Backup(dest).verify()
-    (dest / "manifest.jsonl").write_text(lines[:-200])
+    for name in ("manifest.jsonl", "manifest-copy.jsonl"):
+        (dest / name).write_text(lines[:-200])
     with pytest.raises(BackupRefused, match="damaged"):
         Backup(dest).verify()
     (dest / "manifest.jsonl").write_text(lines)

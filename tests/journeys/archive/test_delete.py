@@ -118,6 +118,11 @@ def test_a_deletion_survives_a_kill_at_any_step(
     bench.receive("1.2.3.2")
     bench.work()
     files = bench.files()
+    doomed = bench.index.by_uid("1.2.3.2")
+    assert doomed is not None
+    aside = bench.root / "damaged" / f"{doomed.original_digest}.1"
+    aside.parent.mkdir()
+    aside.write_bytes(b"a copy that a scrub moved aside")
     kill(bench, monkeypatch)
     with pytest.raises(Killed):
         deletion_of(bench).delete("image", "1.2.3.2", **WHY)
@@ -130,6 +135,7 @@ def test_a_deletion_survives_a_kill_at_any_step(
     assert again.index.by_uid("1.2.3.2") is None
     assert again.index.by_uid("2.25.2") is None
     assert again.files() == files - 3  # original, base, rendition
+    assert not aside.exists()
     assert again.index.add(new_instance("2.25.2")) is Added.DELETED
     again.check_promises()
     assert again.read(kept) == kept

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from node.jobs import scrub_job
 from node.jobs.scrub_job import END, Extent, Scrub, ScrubPlan
 from storage.errors import IndexRefused, ObjectMissing
+from storage.index.connection import writing
 from storage.index.integrity import HOT, Integrity
 from storage.index.job_runs import JobRows
+from storage.index.tables import instance
 from storage.objects.inspection import DAMAGED, ORPHANS, set_aside
 from storage.objects.orphans import move_orphan
 from storage.records import InstanceState, ReasonCode
@@ -174,6 +177,20 @@ def test_a_lost_base_or_rendition_goes_back_to_the_archivist(held: Holdings) -> 
         assert instance.rendition is not None, "its UID goes on leading here"
     assert not scrubbed(held)["clean"], "not mended yet"
     assert held.of(3).state is InstanceState.VERIFIED
+
+
+@pytest.mark.parametrize("lost", ["base", "rendition", "both"])
+def test_a_lost_rendition_of_an_image_that_is_served_as_its_original_is_withdrawn(held: Holdings, lost: str) -> None:
+    """Each scrub said that it will be encoded again, which nobody did."""
+    with writing(held.index.engine) as connection:
+        connection.execute(update(instance).where(instance.c.key == 1).values(state=InstanceState.EXACT))
+    for digest in (held.bases[0],) * (lost != "rendition") + (held.renditions[0],) * (lost != "base"):
+        held.store.path(digest).unlink()
+    report = scrubbed(held)
+    assert (report["withdrawn"], report["queued"], report["damaged"]) == (1, 0, 1)
+    assert (held.of(1).state, held.of(1).rendition) == (InstanceState.EXACT, None)
+    assert held.index.rendition("2.25.1") is not None, "its UID goes on leading here"
+    assert scrubbed(held)["clean"]
 
 
 @pytest.mark.slow
@@ -371,6 +388,21 @@ def test_what_is_whole_is_put_back(held: Holdings) -> None:
     assert (report["recovered"], report["clean"]) == (1, True)
     assert held.store.read(digest) == held.objects[digest]
     assert not list((held.root / DAMAGED).iterdir())
+
+
+def test_a_damaged_object_of_which_a_whole_copy_was_moved_aside_is_replaced_by_it(held: Holdings) -> None:
+    """It was an orphan before it was stored again. Its image was marked as lost until the next scrub."""
+    path, day = held.store.path(held.originals[0]), f"{datetime.now(UTC):%Y-%m-%d}"
+    aside = held.root / ORPHANS / day / path.parent.name / path.name
+    aside.parent.mkdir(parents=True)
+    aside.write_bytes(held.objects[path.name])
+    path.write_bytes(b"other bytes")
+    held.store.path(held.renditions[0]).unlink()
+    report = scrubbed(held)
+    assert (report["recovered"], report["lost"]) == (1, 0)
+    assert path.read_bytes() == held.objects[path.name]
+    assert not aside.exists()
+    assert (held.root / DAMAGED / f"{path.name}.1").read_bytes() == b"other bytes"
 
 
 def test_an_empty_store_is_not_a_thousand_lost_images(held: Holdings) -> None:

@@ -123,3 +123,20 @@ def test_all_entries_of_a_forgotten_object_go(cache: RenderedCache, tmp_path: Pa
         kept(cache, key, key.encode())
     forget(tmp_path / "rendered", [KEY])
     assert [path.name.split(".")[0] for path in (tmp_path / "rendered").glob("*.dcm")] == ["b" * 64]
+
+
+def test_an_entry_that_a_command_deletes_while_others_are_evicted_fails_no_reader(
+    cache: RenderedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`latent-pacs delete` removes entries from another process. The image that was being kept could not be sent."""
+    kept(cache, KEY, b"deleted meanwhile")
+    real = Path.stat
+
+    def late(self: Path, **named: Any) -> os.stat_result:
+        if self.name.startswith(KEY):
+            self.unlink(missing_ok=True)
+        return real(self, **named)
+
+    monkeypatch.setattr(Path, "stat", late)
+    assert kept(cache, "b" * 64, b"kept") == b"kept"
+    assert (cache.has(KEY), cache.has("b" * 64)) == (False, True)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from storage.backup.create import Backup, BackupReport
+from storage.backup.restore import restore
 from storage.errors import BackupRefused
 from storage.index import Index
 from storage.index.integrity import Integrity
 from storage.index.opening import open_checked_index
 from storage.index.snapshot import NamedObject
-from storage.objects.backup_manifest import read_manifest
+from storage.objects.backup_manifest import COPY, NAME, read_manifest
 from storage.objects.store import ObjectStore
 from tests.support.holdings import Holdings, filled, uid_of
 
@@ -135,6 +136,49 @@ def test_an_object_that_the_backup_cannot_take_is_not_reported_as_lost_by_the_ar
         back_up(held, folder)
     taken.unlink()
     assert back_up(held, folder).clean
+
+
+def test_a_backup_whose_manifest_is_damaged_is_named_and_mended(held: Holdings, folder: Path) -> None:
+    """It was refused with the advice to make the backup again, which was refused likewise."""
+    back_up(held, folder)
+    data = bytearray((folder / NAME).read_bytes())
+    data[100] ^= 1
+    (folder / NAME).write_bytes(data)
+    (said,) = Backup(folder).verify().findings
+    assert "is damaged" in said
+    assert back_up(held, folder).clean
+    assert Backup(folder).verify().clean
+    for name in (NAME, COPY):
+        (folder / name).write_bytes(data)
+    with pytest.raises(BackupRefused, match=f"delete {NAME} and {COPY} of the backup, and make it again"):
+        back_up(held, folder)
+    for name in (NAME, COPY):
+        (folder / name).unlink()
+    assert back_up(held, folder).copied == 0
+    assert Backup(folder).verify().clean
+
+
+def test_an_archive_that_was_restored_from_an_older_backup_replaces_no_newer(held: Holdings, tmp_path: Path) -> None:
+    """It has the same identity, and would delete the index and the journals of the newer backup."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    held.index.holds.put_label("known to both", "1.2", who="user:me")
+    back_up(held, older)
+    held.index.holds.put_label("known to the newer one", "1.2", who="user:me")
+    back_up(held, newer)
+    files = read_manifest(newer).files
+    held.index.close()
+    root = tmp_path / "restored"
+    root.mkdir()
+    restore(Backup(older), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    held.root, held.store = root, ObjectStore(root)
+    held.index = open_checked_index(url_of(held), root, holds_objects=True).index
+    assert back_up(held, older).clean
+    for name in "one", "another":  # as many changes as the newer backup has, or more
+        held.index.holds.put_label(name, "1.2", who="user:me")
+        with pytest.raises(BackupRefused, match=r"knows what this archive does not \(record 2 of the audit trail"):
+            back_up(held, newer)
+    assert read_manifest(newer).files == files
+    assert Backup(newer).verify().clean
 
 
 def test_a_folder_that_cannot_be_made_is_refused(held: Holdings, folder: Path) -> None:

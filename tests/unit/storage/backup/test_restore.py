@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 
 from storage.backup.create import Backup
 from storage.backup.restore import MARK, refuse_occupied, restore
-from storage.errors import BackupRefused
+from storage.errors import BackupRefused, IndexRefused, StoreFull
 from storage.index import Index
 from storage.index.opening import open_checked_index
+from storage.index.rebuild import rebuild
 from storage.objects.backup_manifest import Manifest, read_manifest
 from storage.objects.store import ObjectStore
 from tests.support.holdings import Holdings, filled, uid_of
+from tests.support.largest_file import largest_file
 
 
 @pytest.fixture
@@ -72,6 +75,61 @@ def test_an_interrupted_restore_of_another_backup_is_refused(manifest: Manifest,
     later = replace(manifest, made_at="2030-01-01T00:00:00+00:00")
     with pytest.raises(BackupRefused, match=f"{root} holds an incomplete restore of another backup; empty it first"):
         refused(later, root)
+
+
+@pytest.mark.parametrize("left", ["restoring", "restoring.making"])
+def test_a_restore_that_was_killed_while_it_began_goes_on(
+    held: Holdings, manifest: Manifest, root: Path, tmp_path: Path, left: str
+) -> None:
+    """Its mark was written in two steps, and an empty one was taken for that of another backup."""
+    (root / left).write_text("")
+    refused(manifest, root)
+    report = restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert (report.clean, report.objects) == (True, 6)
+    assert not list(root.glob(f"{MARK}*"))
+
+
+def test_a_mark_that_does_not_fit_is_no_mark(held: Holdings, root: Path, tmp_path: Path) -> None:
+    with largest_file(10), pytest.raises(StoreFull):
+        restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert not (root / MARK).exists()
+
+
+def test_a_copy_of_a_backup_without_its_lock_is_restored(held: Holdings, root: Path, tmp_path: Path) -> None:
+    """A copy of the documented files has no lock. The refusal was "No such file or directory"."""
+    for name in ("lock", "spool", "lent", "state/spool", "state/lent"):
+        path = tmp_path / "backup" / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert Backup(tmp_path / "backup").verify().clean
+    report = restore(Backup(tmp_path / "backup"), root / "index.sqlite", root, {"hot": ObjectStore(root)})
+    assert (report.clean, report.objects) == (True, 6)
+
+
+@pytest.mark.parametrize("later", ["the other index", "the journal"])
+def test_an_index_from_before_the_restore_is_refused(held: Holdings, root: Path, tmp_path: Path, later: str) -> None:
+    """It has the identity of the journal, and what was acknowledged after the restore was lost without a word."""
+    former = held.root / "index.sqlite"
+    change(former, held.root, [f"before {number}" for number in range(5 if later == "the other index" else 1)])
+    store, file = ObjectStore(root), root / "index.sqlite"
+    restore(Backup(tmp_path / "backup"), file, root, {"hot": store})
+    change(file, root, ["after 1", "after 2"])
+    for end in ("", "-wal", "-shm"):
+        file.with_name(file.name + end).unlink(missing_ok=True)
+    shutil.copy(former, file)
+    with pytest.raises(IndexRefused, match=r"have different records . of the audit trail, as when one of both is from"):
+        change(file, root, [])
+    rebuild(file, root)
+    assert change(file, root, []) == [("after 1", "1.2"), ("after 2", "1.2")]
+
+
+def change(file: Path, root: Path, labels: list[str]) -> list[tuple[str, str]]:
+    """Open an archive and put labels on a study; all labels that there are then."""
+    index = open_checked_index(f"sqlite:///{file}", root, holds_objects=True).index
+    for name in labels:
+        index.holds.put_label(name, "1.2", who="user:me")
+    found = index.holds.labels()
+    index.close()
+    return found
 
 
 def test_objects_of_a_store_that_is_not_configured_stop_it_before_anything_is_written(

@@ -22,6 +22,7 @@ from storage.index.rebuild import rebuild
 from storage.index.tables import label
 from storage.objects.change_journal import ChangeJournal
 from storage.records import InstanceState
+from tests.support.holdings import filled
 from tests.support.index_rows import new_instance
 
 WHO = {"who": "user:me"}
@@ -188,6 +189,25 @@ def test_what_another_process_commits_meanwhile_is_not_missed_in_the_journal(
     assert opened.notes == ()
     assert sorted((tmp_path / "journal").glob("changes-*")) == segments
     assert not (tmp_path / "journal" / "superseded").exists()
+
+
+def test_an_index_whose_objects_are_on_a_disk_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
+    """The index is elsewhere (storage.database). What a node stores at the mount point is hidden later."""
+    root = tmp_path / "archive"
+    root.mkdir()
+    held = filled(root, 1)
+    held.index.close()
+    url = f"sqlite:///{(root / 'index.sqlite').rename(tmp_path / 'index.sqlite')}"
+    open_checked_index(url, root, holds_objects=True).index.close()
+    root.rename(tmp_path / "mounted elsewhere")
+    root.mkdir()
+    said = "names 3 objects, and storage.root .* has no object and no journal: is its disk mounted"
+    for holds_objects in (False, True):  # there may be a cold store, too
+        with pytest.raises(IndexRefused, match=said):
+            open_checked_index(url, root, holds_objects=holds_objects)
+    assert list((root / "journal").glob("*.jsonl")) == []
+    open_checked_index(url, root, holds_objects=False, accept_empty=True).index.close()
+    assert len(list((root / "journal").glob("changes-*.jsonl"))) == 1
 
 
 def test_a_database_with_a_log_of_its_own_needs_no_journal(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from node.archive.audit_trail import AuditTrail
 from node.archive.index_opening import open_for_command
 from node.config import load
 from node.dimse import client
-from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat
+from storage.errors import ConfigError, IndexFault, IndexRefused, NewerFormat, StoreFull
 from storage.index import Index
 from storage.index.opening import compact_journal, open_checked_index
 from storage.index.rebuild import rebuild
@@ -33,6 +33,7 @@ from tests.support.commands import run, run_process
 from tests.support.everything import fill, receive, tables_of
 from tests.support.filled_archive import FilledArchive, answers, configured
 from tests.support.holdings import filled
+from tests.support.largest_file import largest_file
 from tests.support.paths import ROOT
 from tests.support.samples import breast, mammogram, write
 
@@ -758,6 +759,19 @@ def test_a_migration_that_is_killed_is_repeated(made: FilledArchive, next_revisi
     made.drop_index()
     rebuilt(made)
     assert sum("1.2.3" in hold for hold in tables_of(made.file)["hold"]) == 1
+
+
+def test_an_older_schema_without_room_for_its_copy_is_left(made: FilledArchive, next_revision: Path) -> None:
+    """It ended with an exception, and each start left one more part of a copy."""
+    before = made.file.read_bytes()
+    for _ in range(2):
+        with (
+            largest_file(1 << 17),
+            pytest.raises(StoreFull, match="was not upgraded, since no copy of it can be written"),
+        ):
+            Index.open(f"sqlite:///{made.file}")
+    assert made.file.read_bytes() == before
+    assert not list(made.root.glob("index.sqlite.before-*"))
 
 
 def test_an_older_schema_is_copied_and_brought_up_to_date(made: FilledArchive, next_revision: Path) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from storage.errors import BackupRefused, StoreFull
-from storage.objects.backup_manifest import NAME, Entry, Manifest, read_manifest, write_manifest
+from storage.objects.backup_manifest import (
+    COPY,
+    NAME,
+    Entry,
+    Manifest,
+    damage_of_manifest,
+    read_manifest,
+    write_manifest,
+)
 from tests.support.largest_file import largest_file
 
 FILES = (Entry("ab" * 32, 10, "index.sqlite"), Entry("cd" * 32, 20, "journal/changes-000000000001.jsonl"))
@@ -35,8 +43,9 @@ def test_a_changed_manifest_is_refused(tmp_path: Path, before: bytes, after: byt
     """Or a restore would miss an object and call itself complete."""
     write_manifest(tmp_path, MADE)
     data = (tmp_path / NAME).read_bytes()
-    (tmp_path / NAME).write_bytes(data.replace(before, after, 1))
-    with pytest.raises(BackupRefused, match=rf"{NAME} is damaged \({why}.*\); make the backup again"):
+    for name in (NAME, COPY):
+        (tmp_path / name).write_bytes(data.replace(before, after, 1))
+    with pytest.raises(BackupRefused, match=rf"{NAME} is damaged \({why}.*\); if the archive is there, delete {NAME}"):
         read_manifest(tmp_path)
 
 
@@ -44,9 +53,25 @@ def test_a_changed_manifest_is_refused(tmp_path: Path, before: bytes, after: byt
 def test_a_shortened_manifest_is_refused(tmp_path: Path, lines: int) -> None:
     write_manifest(tmp_path, MADE)
     kept = (tmp_path / NAME).read_bytes().splitlines(keepends=True)[:lines]
-    (tmp_path / NAME).write_bytes(b"".join(kept))
+    for name in (NAME, COPY):
+        (tmp_path / name).write_bytes(b"".join(kept))
     with pytest.raises(BackupRefused, match="is damaged"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", [NAME, COPY])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_one_of_the_two_manifests_is_enough(tmp_path: Path, name: str, damage: str) -> None:
+    """One flipped byte in the only manifest made a whole backup unusable."""
+    write_manifest(tmp_path, MADE)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    if damage == "missing":
+        (tmp_path / name).unlink()
+    assert read_manifest(tmp_path) == MADE
+    said = damage_of_manifest(tmp_path)
+    assert [name in one for one in said] == ([] if (name, damage) == (COPY, "missing") else [True])
 
 
 def test_a_manifest_that_does_not_fit_leaves_the_former(tmp_path: Path) -> None:

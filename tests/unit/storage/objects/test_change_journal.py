@@ -10,7 +10,7 @@ from typing import IO, Any
 import pytest
 
 import storage.objects.change_journal as journal_module
-from storage.errors import JournalDamaged, StoreFull
+from storage.errors import JournalDamaged, NewerFormat, StoreFull
 from storage.objects.change_journal import Change, ChangeJournal, Group
 from tests.support.largest_file import largest_file
 
@@ -204,3 +204,26 @@ def test_a_compacted_segment_that_does_not_read_back_replaces_nothing(
         journal.compact(NAME, 5, [FIRST])
     assert files(journal) == before
     assert not (journal.folder / "changes.making").exists()
+
+
+def test_lines_of_a_later_format_are_refused_before_they_are_repaired(journal: ChangeJournal) -> None:
+    """Its lines looked damaged to this version, which moved them away and refused the rest."""
+    newer = journal.folder / "changes-000000000006.jsonl"
+    head = journal_module._line({"format": 2, "archive": NAME, "number": 5, "whole": False})
+    newer.write_bytes(head + b"lines of another form\x00\n and more")
+    before = files(journal)
+    with pytest.raises(NewerFormat, match="install a newer version"):
+        reopened(journal).repair()
+    assert files(journal) == before
+
+
+def test_a_copy_of_a_segment_is_no_segment(journal: ChangeJournal) -> None:
+    """The next change would be written to the copy."""
+    (segment,) = segments(journal)
+    for name in (f"{segment.stem}-copy.jsonl", f"{segment.stem} (2).jsonl", "changes-old.jsonl"):
+        (journal.folder / name).write_bytes(segment.read_bytes())
+    again = reopened(journal)
+    assert (again.repair(), again.last(), numbers(journal)) == ("", 5, [3, 4, 5])
+    again.append(group(6))
+    assert numbers(journal) == [3, 4, 5, 6]
+    assert segment.read_bytes().count(b"\n") == 5

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from node.cli.main import app
 from node.dimse.client import Receiver
 from node.workers import pool
 from storage.errors import ConfigError, ObjectMissing
+from storage.index.opening import open_checked_index
+from storage.index.rebuild import rebuild
 from storage.objects.file_modes import close_to_others
-from storage.objects.inspection import Condition, examine
+from storage.objects.inspection import Condition, examine, set_aside
+from storage.objects.orphans import move_orphan
 from storage.objects.store import ObjectStore
 from tests.conftest import Archive, settings_for
 from tests.support.transfers import got, stored
@@ -111,3 +116,27 @@ def test_a_link_is_no_object(tmp_path: Path) -> None:
         store.read(digest)
     with pytest.raises(ConfigError, match="symbolic link"):
         store.put(b"content")
+
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_command_of_root_leaves_no_files_that_another_user_cannot_use(tmp_path: Path) -> None:
+    """A hold that root added began a segment of the journal, and the node refused every image from then on."""
+    root = tmp_path / "archive"
+    root.mkdir()
+    os.chown(root, NOBODY, NOBODY)
+    index = open_checked_index(f"sqlite:///{root / 'index.sqlite'}", root, holds_objects=False).index
+    os.chown(root / "index.sqlite", NOBODY, NOBODY)
+    index.holds.put_label("teaching", "1.2", who="user:me")
+    index.close()
+    store = ObjectStore(root)
+    for data in (b"stays", b"damaged", b"orphan"):
+        store.put(data)
+    for data in (b"damaged", b"orphan"):
+        store.path(hashlib.sha256(data).hexdigest()).write_bytes(b"x")
+    assert set_aside(store, hashlib.sha256(b"damaged").hexdigest())
+    assert move_orphan(store, hashlib.sha256(b"orphan").hexdigest(), older_than=time.time() + 9)
+    rebuild(root / "index.sqlite", root)
+    assert {path.name for path in root.rglob("*") if path.stat().st_uid != NOBODY} == set()

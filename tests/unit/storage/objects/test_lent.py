@@ -185,3 +185,16 @@ def test_a_disk_that_does_not_read_is_not_taken_for_other_bytes(
             store.adopt(file)
     assert file.read_bytes() == DATA
     assert store.path(DIGEST).stat() == before
+
+
+@pytest.mark.parametrize("name", ["._x-keeping", "a+b-keeping", "{host}+x+y", "{host}+1", ".DS_Store"])
+def test_a_file_that_was_not_made_here_is_left_and_stops_nothing(tmp_path: Path, name: str) -> None:
+    """One with the ending of a mark made every deletion and every purge fail."""
+    store = ObjectStore(tmp_path)
+    digest = store.put(b"x")
+    foreign = tmp_path / "lent" / name.format(host=store.lend(digest).name.partition("+")[0])
+    foreign.touch()
+    store.sweep_lent()
+    store.delete(digest)
+    assert not store.has(digest)
+    assert list((tmp_path / "lent").iterdir()) == [foreign]

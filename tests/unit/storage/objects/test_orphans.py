@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
@@ -67,6 +68,46 @@ def test_a_moved_orphan_is_found_by_its_digest_again(store: ObjectStore) -> None
     assert (store.root / ORPHANS / day(0) / DIGEST[:2] / DIGEST).read_bytes() == DATA
     assert recover(store, DIGEST)
     assert store.read(DIGEST) == DATA
+
+
+@pytest.mark.parametrize("stored_again", [False, True])
+def test_an_object_is_put_back_where_there_are_no_hard_links(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, stored_again: bool
+) -> None:
+    """Such as FAT, and some network file systems. What was stored again meanwhile is not replaced."""
+    aside = orphan(store, DATA, day(0))
+    if stored_again:
+        store.put(DATA)
+        store.path(DIGEST).chmod(0o640)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert recover(store, DIGEST)
+    assert store.read(DIGEST) == DATA
+    assert (store.path(DIGEST).stat().st_mode & 0o777 == 0o640) == stored_again
+    assert not aside.exists()
+
+
+def test_an_old_orphan_is_kept_while_the_object_that_is_needed_is_damaged(store: ObjectStore) -> None:
+    """It may be the only whole copy; a scrub of a share had not seen the damage yet."""
+    aside, nobodys = orphan(store, DATA, day(40)), orphan(store, b"nobody's", day(40))
+    store.put(DATA)
+    store.path(DIGEST).write_bytes(b"damaged")
+    assert forget_orphans(store, 30 * DAY, lambda digest: digest == DIGEST) == (1, 0)
+    assert (aside.read_bytes(), nobodys.exists()) == (DATA, False)
+    assert set_aside(store, DIGEST) is not None
+    assert forget_orphans(store, 30 * DAY, lambda digest: digest == DIGEST) == (0, 1)
+    assert store.read(DIGEST) == DATA
+    assert not aside.parent.parent.exists()
+
+
+def test_a_folder_with_the_name_of_an_object_is_not_moved(store: ObjectStore) -> None:
+    """It could not be deleted as an orphan, and each scrub that tried ended with an exception."""
+    store.path(DIGEST).mkdir(parents=True)
+    assert not move_orphan(store, DIGEST, older_than=time.time() + DAY)
+    assert store.path(DIGEST).is_dir()
 
 
 def test_a_second_damaged_object_of_one_digest_replaces_no_first(store: ObjectStore) -> None:

@@ -116,6 +116,35 @@ def test_digests_are_ordered(store: ObjectStore) -> None:
     assert list(store.digests()) == sorted(digests)
 
 
+def test_files_that_are_no_objects_are_no_digests(store: ObjectStore) -> None:
+    """File managers and people leave such files; a rebuild of the index ended with an exception on them."""
+    digest, objects = store.put(DATA), store.root / "objects"
+    for name in (b".DS_Store", b"00", DIGEST[:2].encode() + b"/letter.txt", DIGEST[:2].encode() + b"/\xff\xfe"):
+        (objects / os.fsdecode(name)).write_bytes(b"x")
+    (objects / "lost+found").mkdir()
+    (objects / "lost+found" / ("a" * 64)).write_bytes(b"x")
+    assert list(store.digests()) == [digest]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_an_object_that_may_not_be_read_is_replaced_when_it_is_stored_again(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Its sender was refused with A700 for ever."""
+    store.put(DATA)
+    before, real = store.path(DIGEST).stat().st_ino, os.open
+
+    def refused(path: object, *arguments: int, **named: int) -> int:
+        if Path(str(path)).name == DIGEST and Path(str(path)).stat().st_ino == before:
+            raise OSError(code, os.strerror(code))
+        return real(str(path), *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert store.put(DATA) == DIGEST
+    assert store.read(DIGEST) == DATA
+    assert store.path(DIGEST).stat().st_ino != before
+
+
 def test_an_object_can_be_deleted_twice(store: ObjectStore) -> None:
     other = store.put(b"another")
     store.put(DATA)

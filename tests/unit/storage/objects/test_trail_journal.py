@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import storage.objects.trail_journal as journal_module
-from storage.errors import JournalDamaged, StoreFull
+from storage.errors import JournalDamaged, NewerFormat, StoreFull
 from storage.objects.trail_journal import TrailJournal
 from storage.records import TrailEntry, TrailRecord
 from tests.support.largest_file import largest_file
@@ -55,6 +55,24 @@ def test_segments_without_a_record_are_moved_away_and_named(journal: TrailJourna
     assert journal.last() == record(2)
     journal.append([record(3), record(4)])
     assert list(journal.records()) == [record(number) for number in range(1, 5)]
+
+
+def test_a_copy_of_a_segment_is_no_segment(journal: TrailJournal) -> None:
+    """A rebuild of the index read its records twice, and ended with an exception."""
+    for name in ("trail-000000000001-copy.jsonl", "trail-000000000004 (2).jsonl"):
+        (journal.folder / name).write_bytes(segments(journal)[0].read_bytes())
+    assert journal.last() == record(4)
+    assert list(journal.records()) == [record(number) for number in range(1, 5)]
+
+
+def test_records_of_a_later_version_are_refused_and_left(journal: TrailJournal) -> None:
+    newer = segments(journal)[-1]
+    newer.write_bytes(newer.read_bytes() + newer.read_bytes().replace(b"{", b'{"signed":"x",', 1))
+    before = newer.read_bytes()
+    for read in (journal.repair, journal.last, lambda: list(journal.records())):
+        with pytest.raises(NewerFormat, match="records of a later version: install a newer version"):
+            read()
+    assert newer.read_bytes() == before
 
 
 def test_records_that_do_not_fit_are_appended_again_later(tmp_path: Path) -> None:
