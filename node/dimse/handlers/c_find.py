@@ -14,7 +14,7 @@ from node.dimse.associations.extended_negotiation import Agreed, agreed
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, reason_text, response
-from node.dimse.pynetdicom_patches.ended_peer import has_ended
+from node.dimse.pynetdicom_patches.ended_peer import has_ended, wants_release
 from node.dimse.sop_classes import ROOTS
 
 LOGGER = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def handle_find(
         for answer in search(identifier, root, caller, agreed(event)):
             if has_ended(event.assoc):
                 return
-            if event.is_cancelled:  # read it once per match, since reading clears it
+            if event.is_cancelled or wants_release(event.assoc):  # reading is_cancelled clears it: once per match
                 yield CANCELLED, None
                 return
             yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer

@@ -42,7 +42,7 @@ from node.dimse.dimse_status import (
     is_warning,
     reason_text,
 )
-from node.dimse.pynetdicom_patches.ended_peer import has_ended
+from node.dimse.pynetdicom_patches.ended_peer import has_ended, wants_release
 from node.dimse.pynetdicom_patches.retrieve_responses import RetrieveResponse
 from node.dimse.sop_classes import ROOTS
 from storage.dicom.query_keys import Level
@@ -267,8 +267,12 @@ class _Request:
 
     @property
     def over(self) -> bool:
-        """True once the requester has cancelled, or its association has ended."""
-        self.cancelled = self.cancelled or bool(self._event.is_cancelled)  # reading clears it
+        """True once the requester has cancelled, or its association has ended.
+
+        A request for release cancels a C-GET, since no image would be answered any more.
+        """
+        released = self.destination is None and wants_release(self._event.assoc)
+        self.cancelled = self.cancelled or released or bool(self._event.is_cancelled)  # reading clears it
         return self.cancelled or self._has_left()
 
 
