@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydicom import Dataset
 from pynetdicom.events import Event
@@ -26,6 +27,15 @@ Search = Callable[[Dataset, Root, str, Agreed], Iterator[Dataset]]
 """Runs a query: identifier, information model, calling AE title, agreed options."""
 
 
+def identifier_of(event: Any) -> Dataset:
+    """The identifier of a request. Raises IdentifierError if it cannot be parsed."""
+    try:
+        found: Dataset = event.identifier
+    except Exception as error:  # pydicom and zlib raise many kinds on hostile bytes
+        raise IdentifierError(f"identifier cannot be parsed: {error}") from error
+    return found
+
+
 def handle_find(
     event: Event, *, search: Search, peers: Peers, refusals: Refusals
 ) -> Iterator[tuple[int | Dataset, Dataset | None]]:
@@ -36,7 +46,7 @@ def handle_find(
         yield response(NOT_AUTHORIZED, f"{caller} may not query here"), None
         return
     try:
-        identifier, root = event.identifier, ROOTS[event.context.abstract_syntax]
+        identifier, root = identifier_of(event), ROOTS[event.context.abstract_syntax]
         unsupported = has_unsupported_keys(identifier, root)
         for answer in search(identifier, root, caller, agreed(event)):
             if has_ended(event.assoc):

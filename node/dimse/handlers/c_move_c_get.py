@@ -42,6 +42,7 @@ from node.dimse.dimse_status import (
     is_warning,
     reason_text,
 )
+from node.dimse.handlers.c_find import identifier_of
 from node.dimse.pynetdicom_patches.ended_peer import has_ended, wants_release
 from node.dimse.pynetdicom_patches.retrieve_responses import RetrieveResponse
 from node.dimse.sop_classes import ROOTS
@@ -161,10 +162,7 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
 
 def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
     """The files to send for the request's identifier. Raises IdentifierError."""
-    try:
-        identifier = event.identifier
-    except Exception as error:  # pydicom raises many kinds on hostile bytes
-        raise IdentifierError(f"identifier cannot be parsed: {error}") from error
+    identifier = identifier_of(event)
     root = _root(event, identifier)
     keys = list(select(services.index, identifier, root, relational=agreed(event).relational))
     requested: frozenset[str] = frozenset()
