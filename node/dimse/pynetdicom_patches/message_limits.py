@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import zlib
-from contextlib import suppress
 from typing import Any
 
 from pynetdicom.dimse_messages import DIMSEMessage
@@ -25,6 +24,10 @@ _MOST_COMMAND = 2**16
 """Bytes of a command set."""
 _MOST_IDENTIFIER = 2**24
 """Bytes of a data set that is collected in memory, also after it is inflated: 65535 references take 10 MB."""
+_MOST_ITEMS = 70_000
+"""Items of such a data set: 65535 references, and a few more."""
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""The item tag (FFFE,E000) in both byte orders."""
 
 
 def install() -> None:
@@ -39,8 +42,8 @@ def install() -> None:
             _check_size(self, primitive)
             _check_contexts(primitive, assoc)
             is_whole = bool(original(self, primitive, assoc))
-            if is_whole:
-                _check_inflated(self, assoc)
+            if is_whole and not self._data_set_file:
+                _check_items(_inflated(self, assoc))
             return is_whole
         except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
             reason = error if isinstance(error, InvalidCommand) else type(error).__name__  # others may quote a value
@@ -62,16 +65,24 @@ def _check_size(message: Any, primitive: Any) -> None:
         raise InvalidCommand("its command set or identifier is too large")
 
 
-def _check_inflated(message: Any, assoc: Any) -> None:
-    """Raise InvalidCommand if a deflated data set in memory inflates to more than the most bytes that it may have."""
-    syntax = assoc._accepted_cx[message.context_id].transfer_syntax[0]
-    if not syntax.is_deflated or message._data_set_file:
-        return
-    with suppress(zlib.error):  # its handler says that it cannot be read
-        engine = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = engine.decompress(message.data_set.getvalue(), _MOST_IDENTIFIER)
-        if len(inflated) == _MOST_IDENTIFIER:
-            raise InvalidCommand("its deflated identifier becomes too large")
+def _inflated(message: Any, assoc: Any) -> bytes:
+    """The data set of a message in memory. Raises InvalidCommand if a deflated one becomes larger than any may be."""
+    received: bytes = message.data_set.getvalue()
+    if not assoc._accepted_cx[message.context_id].transfer_syntax[0].is_deflated:
+        return received
+    try:
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(received, _MOST_IDENTIFIER)
+    except zlib.error:
+        return b""  # its handler says that it cannot be read
+    if len(inflated) == _MOST_IDENTIFIER:
+        raise InvalidCommand("its deflated identifier becomes too large")
+    return inflated
+
+
+def _check_items(data: bytes) -> None:
+    """Raise InvalidCommand if a data set has more items than any may have. Each takes a kilobyte when it is parsed."""
+    if max(data.count(tag) for tag in _ITEM_TAGS) > _MOST_ITEMS:
+        raise InvalidCommand("its identifier has too many items")
 
 
 def _check_contexts(primitive: Any, assoc: Any) -> None:
