@@ -12,7 +12,7 @@ Services and messages (``install``):   retrieve_responses, after_action, associa
                                        command_ae_titles, command_uids, early_cancel, invalid_commands,
                                        meta_length, kept_release
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
-                                       event_report, association_shutdown
+                                       event_report, association_shutdown, matched_responses
 Called on an entity:                   alike_contexts
 """
 
