@@ -32,7 +32,7 @@ def identifier_of(event: Any) -> Dataset:
     try:
         found: Dataset = event.identifier
     except Exception as error:  # pydicom and zlib raise many kinds on hostile bytes
-        raise IdentifierError(f"identifier cannot be parsed: {error}") from error
+        raise IdentifierError(f"identifier cannot be parsed: {type(error).__name__}") from error
     return found
 
 
