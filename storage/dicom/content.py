@@ -25,8 +25,9 @@ from storage.dicom.unused_bits import decoder_options, sign_extended
 from storage.dicom.writing import swapped
 from storage.errors import PixelError, Unparseable
 
-_OF_ENCODING = {0xFFFCFFFC, 0x7FE00001, 0x7FE00002}
-"""Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its lengths."""
+_OF_ENCODING = {0x00080001, 0xFFFCFFFC, 0x7FE00001, 0x7FE00002}
+"""Length to End (retired), Data Set Trailing Padding, and the Extended Offset Table of encapsulated pixels with its
+lengths."""
 
 
 def content_digest(path: Path) -> str:

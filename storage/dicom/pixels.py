@@ -95,7 +95,10 @@ class PixelShape:
 
 
 def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
-    """The fault of the pixels that can be found without a decoder; empty if there is none."""
+    """The fault of the pixels that can be found without a decoder; empty if there is none.
+
+    Bits beyond High Bit are no fault: old devices have overlays there (PS3.5-2004 8.1.2). They make an image exact.
+    """
     layout = file.layout
     if not layout.has_pixels:
         return "an image with no pixel data" if _promises_pixels(file, shape) else ""
@@ -115,12 +118,6 @@ def native_pixel_warning(file: DataSetFile, shape: PixelShape) -> str:
         return f"pixel data is short: {actual} bytes for {expected}"
     if actual > expected + 1:
         return f"pixel data is too long: {actual} bytes for {expected}"
-    if shape.bits_allocated == 16 and not shape.signed and shape.high_bit < 15:
-        order = "<u2" if file.transfer_syntax.is_little_endian else ">u2"
-        values = np.frombuffer(file.native_value()[: expected // 2 * 2], dtype=order)
-        used = int(np.bitwise_or.reduce(values)) if values.size else 0
-        if used >> (shape.high_bit + 1):
-            return f"pixels have bits set above High Bit {shape.high_bit}"
     return ""
 
 

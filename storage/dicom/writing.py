@@ -34,12 +34,16 @@ _NUMBER_BYTES = {"AT": 4, "US": 2, "SS": 2, "UL": 4, "SL": 4, "FL": 4, "FD": 8, 
 """Bytes of one value of a binary VR (PS3.5 6.2)."""
 _WORD_BYTES = _NUMBER_BYTES | {"AT": 2, "OW": 2, "OL": 4, "OF": 4, "OD": 8, "OV": 8}
 """Bytes of the word whose byte order is reversed (PS3.5 7.3)."""
+_LENGTH_TO_END = 0x00080001
+_LAST_OF_MESSAGES = 6
+"""The last group of command sets and file meta information, which need their lengths."""
 ALL = range(0x100000000)
 """All tags."""
 
 
 def written(dataset: Dataset, syntax: UID, *, verbatim: bool = False, within: range = ALL) -> bytes:
-    """Encode a data set in ascending order of tags, without group lengths (retired, and wrong after a change).
+    """Encode a data set in ascending order of tags, without group lengths and Length to End, which are retired, and
+    wrong after a change.
 
     ``verbatim``: elements that already have this encoding are copied, including odd lengths and unknown VRs.
     ``within``: the tags of the top level that are written. Raises pydicom's errors if an element that a program made
@@ -64,7 +68,7 @@ class _Writer:
         self._order = "<" if syntax.is_little_endian else ">"
 
     def data_set(self, dataset: Dataset, outer: _Context, within: range = ALL) -> bytes:
-        tags = [tag for tag in sorted(dataset.keys()) if int(tag) in within and (tag.element != 0 or tag.group <= 6)]
+        tags = [tag for tag in sorted(dataset.keys()) if int(tag) in within and not _is_length(tag)]
         # before pydicom converts any of them; without keep_deferred it would convert empty ones here
         elements = [dataset.get_item(tag, keep_deferred=True) for tag in tags]
         context = _context_of(dataset, outer)
@@ -153,6 +157,11 @@ class _Writer:
 
     def _delimiter(self, element: int) -> bytes:
         return struct.pack(self._order + "HHI", 0xFFFE, element, 0)
+
+
+def _is_length(tag: BaseTag) -> bool:
+    """Whether an element states the bytes of its group, or of all that follows."""
+    return tag == _LENGTH_TO_END or (tag.element == 0 and tag.group > _LAST_OF_MESSAGES)
 
 
 def _context_of(dataset: Dataset, outer: _Context) -> _Context:

@@ -333,6 +333,7 @@ _NOT_OF_THE_ORIGINAL = {
     "0008001C",  # Synthetic Data
     "00082111",  # Derivation Description
     "00089215",  # Derivation Code Sequence
+    "00204000",  # Image Comments
     "00282112",  # Lossy Image Compression Ratio
     "00282114",  # Lossy Image Compression Method
 }

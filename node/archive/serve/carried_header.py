@@ -18,8 +18,9 @@ from storage.dicom.elements import set_items
 
 _PIXELS = 0x7FE0
 """The group of offset tables and float pixels, which belong to the received object."""
-_NOT_OF_DATA_SETS = (0x0000, 0x0002, 0xFFFE)
-"""Groups of the command set, of file meta information and of delimiters, which no data set contains (PS3.5 7.1)."""
+_NOT_OF_DATA_SETS = (*range(8), 0xFFFE, 0xFFFF)
+"""Groups of command sets, of file meta information and of delimiters, and those that are never used (PS3.5 7.1, 7.8.1).
+A reader may take them for the end of the data set."""
 _LISTED = 8
 """Most tags that a note lists; further ones are counted."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydicom import Dataset
 from pynetdicom.events import Event
@@ -14,7 +15,7 @@ from node.dimse.associations.extended_negotiation import Agreed, agreed
 from node.dimse.associations.peers import Peers
 from node.dimse.associations.refusals import Refusals
 from node.dimse.dimse_status import CANCELLED, NOT_AUTHORIZED, PENDING, QUERY_ERRORS, of_error, reason_text, response
-from node.dimse.pynetdicom_patches.ended_peer import has_ended
+from node.dimse.pynetdicom_patches.ended_peer import has_ended, wants_release
 from node.dimse.sop_classes import ROOTS
 
 LOGGER = logging.getLogger(__name__)
@@ -24,6 +25,15 @@ PENDING_WITHOUT_SOME_KEYS = 0xFF01
 
 Search = Callable[[Dataset, Root, str, Agreed], Iterator[Dataset]]
 """Runs a query: identifier, information model, calling AE title, agreed options."""
+
+
+def identifier_of(event: Any) -> Dataset:
+    """The identifier of a request. Raises IdentifierError if it cannot be parsed."""
+    try:
+        found: Dataset = event.identifier
+    except Exception as error:  # pydicom and zlib raise many kinds on hostile bytes
+        raise IdentifierError(f"identifier cannot be parsed: {type(error).__name__}") from error
+    return found
 
 
 def handle_find(
@@ -36,12 +46,12 @@ def handle_find(
         yield response(NOT_AUTHORIZED, f"{caller} may not query here"), None
         return
     try:
-        identifier, root = event.identifier, ROOTS[event.context.abstract_syntax]
+        identifier, root = identifier_of(event), ROOTS[event.context.abstract_syntax]
         unsupported = has_unsupported_keys(identifier, root)
         for answer in search(identifier, root, caller, agreed(event)):
             if has_ended(event.assoc):
                 return
-            if event.is_cancelled:  # read it once per match, since reading clears it
+            if event.is_cancelled or wants_release(event.assoc):  # reading is_cancelled clears it: once per match
                 yield CANCELLED, None
                 return
             yield PENDING_WITHOUT_SOME_KEYS if unsupported else PENDING, answer

@@ -42,7 +42,8 @@ from node.dimse.dimse_status import (
     is_warning,
     reason_text,
 )
-from node.dimse.pynetdicom_patches.ended_peer import has_ended
+from node.dimse.handlers.c_find import identifier_of
+from node.dimse.pynetdicom_patches.ended_peer import has_ended, wants_release
 from node.dimse.pynetdicom_patches.retrieve_responses import RetrieveResponse
 from node.dimse.sop_classes import ROOTS
 from storage.dicom.query_keys import Level
@@ -161,10 +162,7 @@ def handle_move(event: Any, services: RetrieveServices, outgoing: Outgoing) -> I
 
 def _choices(event: Any, services: RetrieveServices, receiver: str) -> list[Choice]:
     """The files to send for the request's identifier. Raises IdentifierError."""
-    try:
-        identifier = event.identifier
-    except Exception as error:  # pydicom raises many kinds on hostile bytes
-        raise IdentifierError(f"identifier cannot be parsed: {error}") from error
+    identifier = identifier_of(event)
     root = _root(event, identifier)
     keys = list(select(services.index, identifier, root, relational=agreed(event).relational))
     requested: frozenset[str] = frozenset()
@@ -267,8 +265,12 @@ class _Request:
 
     @property
     def over(self) -> bool:
-        """True once the requester has cancelled, or its association has ended."""
-        self.cancelled = self.cancelled or bool(self._event.is_cancelled)  # reading clears it
+        """True once the requester has cancelled, or its association has ended.
+
+        A request for release cancels a C-GET, since no image would be answered any more.
+        """
+        released = self.destination is None and wants_release(self._event.assoc)
+        self.cancelled = self.cancelled or released or bool(self._event.is_cancelled)  # reading clears it
         return self.cancelled or self._has_left()
 
 

@@ -10,9 +10,9 @@ Threads (entity.py):                   association_threads, daemon_threads, unex
 Negotiation (entity.py):               association_request
 Services and messages (``install``):   retrieve_responses, after_action, association_spool, message_limits,
                                        command_ae_titles, command_uids, early_cancel, invalid_commands,
-                                       meta_length
+                                       meta_length, kept_release
 Called on an association:              file_sending, response_timeout, requestor_responses, idle_timer, ended_peer,
-                                       event_report, association_shutdown
+                                       event_report, association_shutdown, matched_responses
 Called on an entity:                   alike_contexts
 """
 
@@ -28,6 +28,7 @@ from node.dimse.pynetdicom_patches import (
     after_action,
     association_spool,
     invalid_commands,
+    kept_release,
     message_limits,
     meta_length,
     retrieve_responses,
@@ -55,6 +56,7 @@ def _patch() -> None:
     invalid_commands.install()
     _repair_commands()
     meta_length.install()
+    kept_release.install()
     message_limits.install()  # last: it guards the decoder with the patches before it
 
 

@@ -22,7 +22,8 @@ from pynetdicom.dsutils import encode
 def report_event(assoc: Any, event_type: int, sop_class: str, sop_instance: str, information: Dataset) -> int | None:
     """Send the report from the association's own thread and return the peer's status.
 
-    None if the peer did not respond, or wants to release. Requests that arrive meanwhile stay in the queue.
+    None if the peer did not respond, responded without a status, or wants to release. Requests that arrive meanwhile
+    stay in the queue.
     """
     context = next(one for one in assoc.accepted_contexts if one.abstract_syntax == sop_class)
     syntax = context.transfer_syntax[0]
@@ -51,6 +52,7 @@ def _response(assoc: Any, others: list[Any]) -> int | None:
                 return None
             continue
         if isinstance(entry[1], N_EVENT_REPORT) and entry[1].MessageIDBeingRespondedTo is not None:
-            return int(entry[1].Status or 0)
+            status = entry[1].Status
+            return None if status is None else int(status)
         others.append(entry)
     return None

@@ -61,7 +61,7 @@ def send_files_directly(assoc: Any) -> None:
         return  # an earlier C-GET on this association
     send_msg, send = dimse.send_msg, dul._send
     files: deque[tuple[Path, int, int]] = deque()
-    sent = threading.Event()
+    sent, awaited = threading.Event(), [None]
     sent.set()
 
     def send_msg_or_file(primitive: Any, context_id: int) -> None:
@@ -72,6 +72,7 @@ def send_files_directly(assoc: Any) -> None:
         message.primitive_to_message(primitive)
         message._data_set_path = None  # leaves the command set, which announces a data set
         sent.clear()
+        awaited[0] = primitive.MessageID
         for command in message.encode_msg(context_id, dimse.maximum_pdu_size):
             dul.send_pdu(command)
         files.append((*primitive._dataset_path, context_id))
@@ -87,7 +88,7 @@ def send_files_directly(assoc: Any) -> None:
             send(pdu)
 
     dimse.send_msg, dul._send = send_msg_or_file, send_pdu_or_file
-    time_responses(assoc, sent)
+    time_responses(assoc, sent, lambda: awaited[0])
 
 
 def _send_both(connection: Any, header: bytes, part: memoryview) -> None:

@@ -1,7 +1,8 @@
 """Limit what is collected in memory of a message, and abort the association if the message cannot be decoded.
 
-pynetdicom 3.0: ``DIMSEMessage.decode_msg`` collects a command set or an identifier of any length in memory. An
-exception in it ends the thread of the connection, with a traceback, and leaves the connection open.
+pynetdicom 3.0: ``DIMSEMessage.decode_msg`` collects a command set or an identifier of any length in memory, and
+``Event.identifier`` inflates a deflated one to any length. An exception in ``decode_msg`` ends the thread of the
+connection, with a traceback, and leaves the connection open.
 Upstream: pynetdicom#629 (closed) is a MemoryError of this kind.
 Remove when ``decode_msg`` has limits and its errors abort.
 """
@@ -9,6 +10,7 @@ Remove when ``decode_msg`` has limits and its errors abort.
 from __future__ import annotations
 
 import logging
+import zlib
 from typing import Any
 
 from pynetdicom.dimse_messages import DIMSEMessage
@@ -21,7 +23,11 @@ LOGGER = logging.getLogger(__name__)
 _MOST_COMMAND = 2**16
 """Bytes of a command set."""
 _MOST_IDENTIFIER = 2**24
-"""Bytes of a data set that is collected in memory: 65535 references take 10 MB."""
+"""Bytes of a data set that is collected in memory, also after it is inflated: 65535 references take 10 MB."""
+_MOST_ITEMS = 70_000
+"""Items of such a data set: 65535 references, and a few more."""
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+"""The item tag (FFFE,E000) in both byte orders."""
 
 
 def install() -> None:
@@ -35,7 +41,10 @@ def install() -> None:
         try:
             _check_size(self, primitive)
             _check_contexts(primitive, assoc)
-            return bool(original(self, primitive, assoc))
+            is_whole = bool(original(self, primitive, assoc))
+            if is_whole and not self._data_set_file:
+                _check_items(_inflated(self, assoc))
+            return is_whole
         except Exception as error:  # noqa: BLE001 - a peer's message may be broken in any way
             reason = error if isinstance(error, InvalidCommand) else type(error).__name__  # others may quote a value
             LOGGER.error("message of %s cannot be decoded: %s", str(assoc.requestor.ae_title).strip(), reason)
@@ -54,6 +63,26 @@ def _check_size(message: Any, primitive: Any) -> None:
         identifier += sum(map(len, fragments))  # beside a command it may belong to a file that is not open yet
     if command > _MOST_COMMAND or identifier > _MOST_IDENTIFIER:
         raise InvalidCommand("its command set or identifier is too large")
+
+
+def _inflated(message: Any, assoc: Any) -> bytes:
+    """The data set of a message in memory. Raises InvalidCommand if a deflated one becomes larger than any may be."""
+    received: bytes = message.data_set.getvalue()
+    if not assoc._accepted_cx[message.context_id].transfer_syntax[0].is_deflated:
+        return received
+    try:
+        inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(received, _MOST_IDENTIFIER)
+    except zlib.error:
+        return b""  # its handler says that it cannot be read
+    if len(inflated) == _MOST_IDENTIFIER:
+        raise InvalidCommand("its deflated identifier becomes too large")
+    return inflated
+
+
+def _check_items(data: bytes) -> None:
+    """Raise InvalidCommand if a data set has more items than any may have. Each takes a kilobyte when it is parsed."""
+    if max(data.count(tag) for tag in _ITEM_TAGS) > _MOST_ITEMS:
+        raise InvalidCommand("its identifier has too many items")
 
 
 def _check_contexts(primitive: Any, assoc: Any) -> None:

@@ -29,7 +29,7 @@ from node.app import Node
 from node.dimse import client
 from node.dimse.client import Receiver
 from storage.dicom.dicomfile import encode, file_meta, opened
-from storage.records import InstanceState
+from storage.records import InstanceState, ReasonCode
 from tests.conftest import Archive, settings_for, size_of, spooled, wait_for
 from tests.support.raw_sender import RawSender
 from tests.support.samples import MAMMOGRAPHY, breast, mammogram, write
@@ -178,15 +178,10 @@ def kept_with_warning(archive: Archive, body: bytes, uid: str, status: Dataset, 
 
 
 def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: RawSender, tmp_path: Path) -> None:
-    pixels = breast(300, 280)
     short = sample()
     short.PixelData = short.PixelData[:-1000]
-    stray = sample()
-    high = pixels.copy()
-    high[7, 7] |= 0x4000
-    stray.PixelData = high.tobytes()
     no_rows = sample(Rows=None)
-    for ds in (short, stray, no_rows):
+    for ds in (short, no_rows):
         body = encode(ds, ExplicitVRLittleEndian)
         status = sender.send(body, sop_instance=ds.SOPInstanceUID)
         kept_with_warning(quiet_archive, body, ds.SOPInstanceUID, status, tmp_path)
@@ -194,6 +189,19 @@ def test_short_and_odd_pixels_are_kept(quiet_archive: Archive, sender: RawSender
     body = encode(cut, ExplicitVRLittleEndian)[:-5001]  # the element announces more than there is
     status = sender.send(body, sop_instance=cut.SOPInstanceUID)
     kept_with_warning(quiet_archive, body, cut.SOPInstanceUID, status, tmp_path)
+
+
+def test_overlays_in_the_bits_of_native_pixels_are_accepted(archive: Archive, tmp_path: Path) -> None:
+    """Overlay Bit Position (60xx,0102) other than 0 is retired, and valid in old images (PS3.5-2004 8.1.2)."""
+    ds = sample()
+    ds.PixelData = (breast(300, 280) | np.uint16(0x1000)).astype("<u2").tobytes()
+    for element, value in ((0x0010, 300), (0x0011, 280), (0x0100, 16), (0x0102, 12)):
+        ds.add_new(0x60000000 | element, "US", value)
+    path, statuses = write(ds, tmp_path / "x.dcm"), []
+    client.store([path], archive.address, calling="MODALITY", each=lambda _, status, __: statuses.append(status))
+    held = archive.settled(ds.SOPInstanceUID)
+    assert (statuses, held.state, held.reason) == ([0], InstanceState.EXACT, ReasonCode.STRAY_BITS.sentence)
+    assert archive.node.store.read(held.original_digest).endswith(encode(ds, ExplicitVRLittleEndian))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 from pynetdicom import AE, build_role, evt
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
@@ -136,6 +137,34 @@ def test_one_that_sleeps_beyond_the_dimse_timeout(tmp_path: Path, fault: str, ta
         ran = moved(archive, identifier)
     assert (ran.status, ran.counts) == (0xB000 if taken else 0xA702, (taken, 4 - taken, 0)), ran.said
     assert len(ran.failed_uids) == 4 - taken
+
+
+def test_an_answer_to_another_message_is_none_to_this(four: Four, port: int, caplog: pytest.LogCaptureFixture) -> None:
+    """The destination answers the first image twice, and takes no other."""
+    archive, identifier = four
+    taken: list[str] = []
+
+    def store(event: Any) -> int:
+        taken.append(event.request.AffectedSOPInstanceUID)
+        if len(taken) > 1:
+            return 0xA700
+        again: Any = C_STORE()
+        again.MessageIDBeingRespondedTo, again.Status = event.request.MessageID, 0x0000
+        again.AffectedSOPClassUID, again.AffectedSOPInstanceUID = MG, taken[0]
+        event.assoc.dimse.send_msg(again, event.context.context_id)
+        return 0x0000
+
+    entity = AE("VIEWER")
+    entity.add_supported_context(MG)
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)])
+    assert server is not None
+    try:
+        ran = moved(archive, identifier)
+    finally:
+        server.shutdown()
+    assert (ran.status, ran.counts) == (0xB000, (1, 3, 0)), ran.said
+    assert ran.failed_uids == set(taken[1:])
+    assert "answers message 1 with C-STORE, while message 2 waits for its answer" in caplog.text
 
 
 def assert_all_failed(ran: Ran, identifier: Dataset) -> None:

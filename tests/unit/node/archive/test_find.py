@@ -351,6 +351,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
                     KVP="29.5",
                     LossyImageCompression="00",
                     SyntheticData="NO",
+                    ImageComments="repeated",
                 ),
                 derived=f"2.25.{number}" if number <= 2 else "",
                 earlier="2.25.99" if number == 1 else "",
@@ -793,11 +794,12 @@ def test_reconstructed_peers_see_one_encoding_per_image(archive: Archive) -> Non
     def seen(**keys: Any) -> list[Dataset]:
         return ask(archive, "IMAGE", policy=RenditionPolicy.RECONSTRUCTED, **IMAGE, **keys)
 
-    found = seen(SOPInstanceUID="", ImageType="", LossyImageCompression="", SyntheticData="", KVP="")
+    found = seen(SOPInstanceUID="", ImageType="", LossyImageCompression="", SyntheticData="", ImageComments="", KVP="")
     assert uids(found, "SOPInstanceUID") == ["2.25.1", "2.25.2", "1.1.1.3", "1.1.1.4"]
     assert [answer.ImageType[0] for answer in found] == ["DERIVED", "DERIVED", "ORIGINAL", "ORIGINAL"]
     assert [answer.LossyImageCompression for answer in found] == ["01", "01", "00", "00"]
     assert [answer.SyntheticData for answer in found] == ["", "", "NO", "NO"]
+    assert [answer.ImageComments for answer in found] == ["", "", "repeated", "repeated"], "they have a note of ours"
     assert [answer.KVP for answer in found] == [29.5] * 4
     for uid in ("2.25.1", "1.1.1.1"):
         assert uids(seen(SOPInstanceUID=uid), "SOPInstanceUID") == ["2.25.1"]
@@ -991,7 +993,7 @@ class FakeEvent:
             requestor=requestor,
             is_established=True,
             acse=SimpleNamespace(is_aborted=lambda: False),
-            dul=SimpleNamespace(is_alive=lambda: True),
+            dul=SimpleNamespace(is_alive=lambda: True, peek_next_pdu=lambda: None),
         )
 
     @property
@@ -1056,8 +1058,20 @@ def test_the_handler_reports_an_invalid_identifier(archive: Archive) -> None:
     assert re.search("StudyInstanceUID", status.ErrorComment)
 
 
-def test_the_handler_hides_internal_errors(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
-    [(status, dataset)] = handled(FakeEvent(RuntimeError("secret path")), archive)
+def test_the_handler_reports_an_identifier_that_cannot_be_parsed(archive: Archive) -> None:
+    [(status, dataset)] = handled(FakeEvent(RuntimeError("a value of it")), archive)
+    assert (status.Status, dataset) == (0xA900, None)
+    assert status.ErrorComment == "identifier cannot be parsed: RuntimeError"
+
+
+def test_the_handler_hides_internal_errors(
+    archive: Archive, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_kinds: Any) -> None:
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(f"{__name__}.find", fail)
+    [(status, dataset)] = handled(FakeEvent(header(QueryRetrieveLevel="STUDY", StudyInstanceUID="")), archive)
     assert (status.Status & 0xF000, dataset) == (0xC000, None)
     assert "secret" not in status.ErrorComment
     assert "secret path" in caplog.text

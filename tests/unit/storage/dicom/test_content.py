@@ -138,6 +138,7 @@ def test_group_lengths_and_trailing_padding_do_not_matter(one: Path, tmp_path: P
     ds = rich()
     body = encode(ds, ExplicitVRLittleEndian)
     group_length = struct.pack("<HH2sHI", 0x0008, 0x0000, b"UL", 4, 1234)
+    group_length += struct.pack("<HH2sHI", 0x0008, 0x0001, b"UL", 4, 4321)  # Length to End
     padding = struct.pack("<HH2sHI", 0xFFFC, 0xFFFC, b"OB", 0, 6) + bytes(6)
     other = write_body(
         group_length + body + padding,

@@ -173,6 +173,13 @@ def test_text_after_the_pixels_keeps_its_bytes() -> None:
     assert written == element(0x7FE10010, "LO", name + b" ", EXPLICIT)
 
 
+@pytest.mark.parametrize("verbatim", [False, True])
+def test_length_to_end_is_not_written_again(verbatim: bool) -> None:
+    """It is retired, and counts the bytes that follow. Some readers stop there (dicom3tools)."""
+    data, rest = element(0x00080001, "UL", b"\x0a\0\0\0", IMPLICIT), element(0x00080016, "UI", b"1.2\0", IMPLICIT)
+    assert encode(parse(data + rest, IMPLICIT), IMPLICIT, verbatim=verbatim) == rest
+
+
 def test_big_endian_is_reversed_word_by_word() -> None:
     data = element(0x00280010, "US", b"\1\2", ExplicitVRBigEndian)
     data += element(0x00283010, "UN", b"\1\2\3\4", ExplicitVRBigEndian)

@@ -31,7 +31,11 @@ def raw(tag: int, vr: str | None, value: bytes) -> RawDataElement:
 # --- elements that are not carried ---
 
 
-@pytest.mark.parametrize("tag", [0x00000002, 0x00020010, 0xFFFE0001], ids=["command", "file meta", "delimiter"])
+@pytest.mark.parametrize(
+    "tag",
+    [0x00000002, 0x00020010, 0x00010010, 0x00071000, 0xFFFE0001, 0xFFFF0010],
+    ids=["command", "file meta", "group 1", "group 7", "delimiter", "last group"],
+)
 def test_elements_of_no_data_set_are_left_out_and_listed(tag: int) -> None:
     header = Dataset()
     header._dict[BaseTag(tag)] = raw(tag, "UI", b"1.2\0")

@@ -17,8 +17,9 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, association, dimse_messages, dsutils, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_MOVE, C_STORE
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import A_RELEASE, P_DATA
 from pynetdicom.presentation import build_context
+from pynetdicom.service_class import ServiceClass
 
 from benchmarks.upper_layer import (
     ACCEPTED,
@@ -240,6 +241,31 @@ def test_response_timeout_is_still_needed() -> None:
     thread.start()
     thread.join(LONG_ENOUGH)
     assert got == [(None, None)]
+
+
+def test_matched_responses_is_still_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response to message 6 is taken for that to message 7."""
+    assoc: Any = Association(AE("PLAIN"), "requestor")
+    agreed = build_context(SECONDARY_CAPTURE, ImplicitVRLittleEndian)
+    agreed.context_id, agreed._as_scu = 1, True
+    assoc._accepted_cx, assoc.is_established, assoc._is_paused = {1: agreed}, True, True
+    monkeypatch.setattr(assoc.dimse, "send_msg", lambda primitive, context_id: None)
+    response = C_STORE()
+    response.MessageIDBeingRespondedTo, response.Status = 6, 0x0000
+    assoc.dimse.msg_queue.put((1, response))
+    image = Dataset()
+    image.SOPClassUID, image.SOPInstanceUID = SECONDARY_CAPTURE, "1.2.3"
+    image.file_meta = file_meta(SECONDARY_CAPTURE, "1.2.3", ImplicitVRLittleEndian)
+    assert assoc.send_c_store(image, msg_id=7).Status == 0x0000
+
+
+def test_kept_release_is_still_needed() -> None:
+    """A request for release is taken from the queue, and what is left of the answers is not sent."""
+    assoc: Any = Association(AE("PLAIN"), "acceptor")
+    assoc.dul.to_user_queue.put(A_RELEASE())
+    service: Any = ServiceClass(assoc)
+    assert list(service._wrap_handler(iter([1, 2]))) == []
+    assert assoc.dul.to_user_queue.empty()
 
 
 def test_requestor_responses_is_still_needed() -> None:
