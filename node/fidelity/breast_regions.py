@@ -19,9 +19,9 @@ _MIN_BREAST = 0.02
 _UNEVEN = 0.25
 """Greatest spread of air, from its 10th to its 90th percentile, over how far the breast's median is above its own. Air
 of 11 images has at most 0.04; the dark fat of a breast that fills the image has 0.65."""
-_ALONG = 0.5
+_ALONG = 0.6
 """Share of the image's border beyond which what is bright is air. Breasts of 30 images lie along at most 0.48 of it,
-bright air along at least 0.52."""
+bright air of a raw image along 0.67."""
 _NARROW = 0.15
 """Half the width of a narrow part, over the square root of the breast's area: 15 mm for a breast of 10 cm x 10 cm."""
 _STRIP = 0.005
@@ -74,8 +74,8 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     So do those of an even background.
 
     The largest connected regions brighter than air, grown by one block so that the skin line is in them. Where that
-    finds next to nothing, or air that is brighter than the breast, or dark blocks too uneven for air, every block
-    counts as breast: measuring too much is the safe mistake.
+    finds next to nothing, or noisy air that is brighter than the breast, or dark blocks too uneven for air, every
+    block counts as breast: measuring too much is the safe mistake.
     """
     from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
@@ -93,7 +93,7 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
     if count == 0 or _is_uneven(blocks[~above], blocks[above]):
         return np.ones(blocks.shape, dtype=bool)
     breast = np.asarray(binary_fill_holes(_large_parts(labels, count)))
-    if breast.mean() < _MIN_BREAST or _is_air(breast):
+    if breast.mean() < _MIN_BREAST or (not outside.any() and _is_air(breast)):
         return np.ones(blocks.shape, dtype=bool)
     return np.asarray(binary_dilation(breast), dtype=bool)
 

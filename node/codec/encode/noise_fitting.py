@@ -41,20 +41,24 @@ _MATCHING = 6
 _MAD = 0.6745
 
 
-def measure_deviation(original: Float, structure: Float, breast: Mask, counted: Mask) -> NoiseModel:
+def measure_deviation(
+    original: Float, structure: Float, breast: Mask, counted: Mask, held: Mask | None = None
+) -> NoiseModel:
     """Fits curve and map of the noise that ``structure`` lacks of ``original`` (float32, rows x columns, grey levels).
 
-    ``breast``: where the curve is measured. ``counted``: everything but padding. The spectrum is left empty.
+    ``breast``: where the curve is measured. ``counted``: everything but padding. ``held``: pixels of coded residuals
+    and patches, which get no noise and are not measured. The spectrum is left empty.
 
     The residual also holds errors of edges, as of the letters of a marker. They have less energy in the finest octave
     than noise has. The curve is therefore that of the finest octave, and the map has the smaller ratio of both.
     """
     rows, columns = original.shape
+    low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
+    counted = counted if held is None else counted & ~held
     residual = np.where(counted, original - structure, np.float32(0))
     energy, fine = (np.square(_without_structure(part, counted)) for part in (residual, finest_octave(residual)))
     measured = counted & breast
     fine *= np.float32(_mean(energy, measured) / max(_mean(fine, measured), 1e-12))
-    low, high = np.float32(original[counted].min()), np.float32(original[counted].max())
     curve = _curve(structure, fine, measured, float(low), float(high))
     empty = np.zeros(SPECTRUM, dtype=np.uint8)
     model = NoiseModel(rows, columns, float(low), float(high), curve, np.zeros((0, 0), np.uint8), empty)

@@ -258,16 +258,16 @@ class Encoder:
     def _measured_attempt(self, base: Base, data: bytes, decoded: Decoded, upscaler: Upscaler) -> Attempt:
         """The structure that an upscaler makes of a base, measured without specks. ``data``: the base as bytes."""
         seed = seed_of(hashlib.sha256(data).hexdigest())
-        noise = self._deviation(decoded) if upscaler.needs_deviation else None
+        noise = self._deviation(decoded.upsampled) if upscaler.needs_deviation else None
         task = decoded.task(noise, seed, upscaler.steps)
         structure = decoded.structure(upscaler, task, SideInformation())
         plain = decoded.rounded_structure(structure, SideInformation())
         found = measure_structure(self.reference, plain, specks=False, limits=self.limits)
         return Attempt(base, data, decoded, upscaler, noise, task, structure, plain, found)
 
-    def _deviation(self, decoded: Decoded) -> NoiseModel:
+    def _deviation(self, structure: Float, held: NDArray[np.bool_] | None = None) -> NoiseModel:
         reference = self.reference
-        found = measure_deviation(reference.image, decoded.upsampled, reference.core, reference.counted)
+        found = measure_deviation(reference.image, structure, reference.core, reference.counted, held)
         return decode_noise(encode_noise(found))
 
     @cached_property
@@ -282,9 +282,10 @@ class Encoder:
         began = time.monotonic()
         reference, limits, decoded = self.reference, self.limits, attempt.decoded
         side, structure, plain, found = repaired.side, repaired.structure, repaired.plain, repaired.figures
-        inside = reference.core & ~side.held_pixels(structure.shape)
+        held = side.held_pixels(structure.shape)
+        inside = reference.core & ~held
         lacking = _missing_band_energies(reference, structure, inside)
-        noise = attempt.noise or self._deviation(decoded)
+        noise = attempt.noise or self._deviation(structure, held)
         deviation = noise.deviation(structure)
         spectral = with_spectrum(noise, reference.image, structure, inside, deviation)
         energy = missing_energy(deviation, inside)

@@ -399,6 +399,20 @@ def test_blurred_letters_of_a_marker_are_hardly_noise() -> None:
     assert float(np.square(found[192 - 20 : 192 + 20, 128:256]).mean()) ** 0.5 < 0.55 * lost
 
 
+def test_what_residuals_hold_is_not_measured() -> None:
+    """A line as wide as that at the border of a film: its cells got twice the noise that they lack beside it."""
+    original, structure, _ = known()
+    everywhere = np.ones(original.shape, dtype=bool)
+    plain = measure_deviation(original, structure, everywhere, everywhere).deviation(structure)
+    original[192:208] += 1000
+    held = np.zeros(original.shape, dtype=bool)
+    held[192:208] = True
+    found = measure_deviation(original, structure, everywhere, everywhere, held).deviation(structure)
+    np.testing.assert_allclose(blocks(found), blocks(plain), rtol=0.15)
+    nothing = measure_deviation(original, structure, everywhere, everywhere, everywhere)
+    assert nothing.high == original.max() and not nothing.deviation(structure).any()
+
+
 def test_a_lost_line_is_not_drawn_as_streaks() -> None:
     """A dead line of the detector, whose power in its tiles is many times that of the noise."""
     original, structure, _ = known()

@@ -70,8 +70,8 @@ def test_dark_fat_of_a_breast_that_fills_the_image_is_breast() -> None:
     row, column = np.mgrid[:640, :512]
     tissue = (1700 + 250 * np.sin(row / 60) * np.cos(column / 45)).astype(np.uint16)
     assert breast_mask(tissue, "MONOCHROME2").all()
-    with_air = np.where(column < 240, tissue, 40 + column % 20).astype(np.uint16)
-    assert np.array_equal(breast_mask(with_air, "MONOCHROME2")[0], np.arange(32) < 16)
+    with_air = np.where(column < 320, tissue, 40 + column % 20).astype(np.uint16)
+    assert np.array_equal(breast_mask(with_air, "MONOCHROME2")[0], np.arange(32) < 21)
 
 
 def test_bright_air_counts_as_breast_with_all_the_rest() -> None:
