@@ -83,6 +83,9 @@ class SpoolFile:
         except OSError as error:
             self.refused = self.refused or _no_room(error)
 
+    def __del__(self) -> None:
+        self.close()  # an association that was ended while its message was decoded has dropped it
+
     def _check(self) -> None:
         if self._size > self._allowance.most + _META:
             raise InstanceTooLarge(f"larger than the {self._allowance.most} bytes that are accepted here")

@@ -180,6 +180,16 @@ def test_a_spool_file_counts_what_the_peer_sends(tmp_path: Path) -> None:
     arriving.close()
 
 
+def test_a_spool_file_that_is_dropped_is_closed(tmp_path: Path) -> None:
+    """An association that is ended while its message is decoded drops its file. The warning would fail this test."""
+    arriving = SpoolFile(tmp_path, Allowance(10_000, lambda: None))
+    arriving.write(b"half of a data set")
+    name = Path(arriving.name)
+    del arriving
+    gc.collect()
+    assert name.read_bytes() == b"half of a data set"
+
+
 # --- bytes that no AE would send ---
 
 

@@ -59,7 +59,8 @@ def plain_server(
                 if thread.socket is not None and thread.socket.socket is not None:
                     with suppress(OSError):
                         thread.socket.socket.shutdown(socket.SHUT_RDWR)
-                thread.join(10)
+                if thread.ident is not None:  # the server was stopped before it has started
+                    thread.join(10)
 
 
 def plain_connection(connection: socket.socket, timeout: float = 0.2) -> AssociationSocket:
