@@ -101,8 +101,8 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
 def _is_air(bright: Mask) -> bool:
     """Whether the bright part is air, as in images for processing whose values rise with the exposure. Air lies along
     most of the image's border, a breast does not; borders of films do not count."""
-    wide, _ = without_strips(bright)
-    border = np.concatenate([wide[0], wide[-1], wide[1:-1, 0], wide[1:-1, -1]])
+    bare, _ = without_strips(bright)
+    border = np.concatenate([bare[0], bare[-1], bare[1:-1, 0], bare[1:-1, -1]])
     return bool(border.mean() > _ALONG)
 
 
