@@ -99,8 +99,8 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
 
 
 def _is_air(bright: Mask) -> bool:
-    """Whether the bright part is air, as in images for processing whose values rise with the exposure. Air lies along
-    most of the image's border, a breast does not; borders of films do not count."""
+    """Whether the bright part is air, as in raw images whose values rise with the exposure, where they are not marked as
+    for processing. Air lies along most of the image's border, a breast does not; borders of films do not count."""
     bare, _ = without_strips(bright)
     border = np.concatenate([bare[0], bare[-1], bare[1:-1, 0], bare[1:-1, -1]])
     return bool(border.mean() > _ALONG)

@@ -75,7 +75,7 @@ def test_dark_fat_of_a_breast_that_fills_the_image_is_breast() -> None:
 
 
 def test_bright_air_counts_as_breast_with_all_the_rest() -> None:
-    """An image for processing: its values rise with the exposure. Its breast was taken for air."""
+    """A raw image: its values rise with the exposure. Its breast was taken for air."""
     rng = np.random.default_rng(1)
     shown = breast(1024, 768).astype(np.float64)
     exposure = 9000 * np.exp(-3 * shown / shown.max())
