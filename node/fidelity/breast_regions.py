@@ -99,7 +99,7 @@ def breast_mask(pixels: Pixels, photometric: str, padding: Mask | None = None) -
 
 
 def _is_air(bright: Mask) -> bool:
-    """Whether the bright part is air, as in raw images whose values rise with the exposure, where they are not marked as
+    """Whether the bright part is air, as in a raw image whose values rise with the exposure, and which is not marked as
     for processing. Air lies along most of the image's border, a breast does not; borders of films do not count."""
     bare, _ = without_strips(bright)
     border = np.concatenate([bare[0], bare[-1], bare[1:-1, 0], bare[1:-1, -1]])
